@@ -1,0 +1,80 @@
+# A virtual environment from the pinned versions, and what one does with it. No conda, no GPU.
+
+PYTHON ?= python3
+CORES ?= all
+WORKERS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+REPORT := results/report/report.html
+
+# Rules call `python -m her2`, which has to be the environment's python.
+ON_PATH := PATH="$(CURDIR)/$(BIN):$$PATH"
+VERSIONS := $(BIN)/python -c 'import sys; from importlib.metadata import version; \
+	print("Python", sys.version.split()[0], \
+	*(f"| {name} {version(name)}" for name in ("her2", "snakemake", "torch", "torchvision", "timm", \
+	"openslide-bin", "zarr")))'
+COMPILE = $(BIN)/uv --no-config pip compile --quiet pyproject.toml --universal --python-version 3.11 \
+	--fork-strategy fewest --no-annotate --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
+
+.PHONY: help demo test env lock clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    install the pinned environment into $(VENV), run the demo cohort, name the report"
+	@echo "make test    the same environment plus the test tools; lint, types and all tests"
+	@echo "make env     the environment alone"
+	@echo "make lock    renew the pins in envs/ after a change of dependencies (UPGRADE=1: newest versions)"
+	@echo "make clean   remove $(VENV) and the tools' caches; results/, resources/ and cache/ stay"
+	@echo
+	@echo "PYTHON=python3.12       interpreter (3.11 or newer) for a new $(VENV); after 'make clean'"
+	@echo "CORES=4                 cores that the demo may use (all)"
+	@echo "SNAKEMAKE_ARGS=-n       more arguments for snakemake"
+	@echo "PYTEST_ARGS='-k folds'  more arguments for pytest; WORKERS=4 runs four tests at a time (2)"
+
+demo: env
+	$(ON_PATH) $(BIN)/snakemake --cores $(CORES) $(SNAKEMAKE_ARGS)
+	@echo
+	@echo "The report: $(CURDIR)/$(REPORT)"
+
+test: $(VENV)/installed-lock-test.txt
+	@$(VERSIONS)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/mypy
+	$(ON_PATH) $(BIN)/pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+
+env: $(VENV)/installed-lock.txt
+	@$(VERSIONS)
+
+lock: | $(BIN)/pip
+	$(PIP) install --quiet "uv>=0.9,<1"
+	$(COMPILE) --extra slurm --output-file envs/lock.txt
+	$(COMPILE) --extra slurm --extra test --constraint envs/lock.txt --output-file envs/lock-test.txt
+	$(BIN)/python envs/make_conda_env.py
+	@echo "Renewed envs/lock.txt, envs/lock-test.txt and envs/her2.yaml; 'make test' installs and tests them."
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find her2 tests envs -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "results/, resources/ and cache/ hold work: remove them by hand."
+
+# ensurepip writes bin/pip last, so that an interrupted venv is made anew.
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; $(PYTHON) is " + sys.version.split()[0] + ". Choose another: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+
+# The stamps are written last: each is a copy of the lock that was installed.
+$(VENV)/installed-lock.txt: envs/lock.txt pyproject.toml | $(BIN)/pip
+	@echo "Installing the pinned packages into $(VENV) (about 6 GB; minutes, the first time)"
+	$(PIP) install --requirement envs/lock.txt
+	$(PIP) install --no-deps --editable .
+	@cp envs/lock.txt $@
+
+$(VENV)/installed-lock-test.txt: envs/lock-test.txt $(VENV)/installed-lock.txt
+	$(PIP) install --requirement envs/lock-test.txt
+	$(PIP) check
+	@cp envs/lock-test.txt $@

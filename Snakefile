@@ -1,0 +1,54 @@
+"""HER2 scores from H&E slides: tile, embed once, train, evaluate, report.
+
+snakemake --cores 8                           the demo (config.yaml)
+snakemake --cores 8 --configfile mine.yaml    your slides
+Targets: features, train, report (the default makes everything).
+"""
+
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+# A config file of one's own replaces the demo's instead of lying on top of it; single values
+# given by --config do lie on top.
+if not workflow.overwrite_configfiles and "cohort" not in config:
+
+    configfile: "config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/synthetic.smk"
+include: "workflow/rules/tile.smk"
+include: "workflow/rules/embed.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        rules.build_report.output,
+
+
+rule report:
+    """Everything, as the default."""
+    input:
+        rules.build_report.output,
+
+
+rule features:
+    """Stage 1 alone: tiles and embeddings of every slide."""
+    input:
+        expand(
+            f"{RESULTS}/features/{{encoder}}/{{bucket}}.json",
+            encoder=CONFIG.encoders,
+            bucket=PLAN.buckets,
+        ),
+        f"{RESULTS}/cohort/slides.parquet",
+
+
+rule train:
+    """Stage 2 up to the trained folds."""
+    input:
+        each_model(f"{RESULTS}/models/{{task}}/{{encoder}}/{{head}}/{{chunk}}.json"),

@@ -1,0 +1,38 @@
+"""Write envs/her2.yaml, the conda environment, from envs/lock.txt: one set of pins for both.
+
+conda-forge gives Python and pip; everything else is the lock, line for line, in the `pip:` section
+(inline, because Snakemake copies the file elsewhere, where a relative path points to nothing).
+"""
+
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+PYTHON_VERSION = "3.11"  # the oldest that pyproject.toml allows and the one CI tests with
+
+HEAD = f"""\
+# Made by `make lock` from envs/lock.txt; change pyproject.toml, not this file.
+name: her2
+channels:
+  - conda-forge
+  - nodefaults
+dependencies:
+  - python={PYTHON_VERSION}
+  - pip
+  - pip:
+"""
+
+
+def requirements(lock: str) -> list[str]:
+    """Return the requirement lines of a lock file, without comments and blank lines."""
+    lines = (line.strip() for line in lock.splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def conda_environment(lock: str) -> str:
+    """Return the text of the conda environment file that installs the versions in `lock`."""
+    return HEAD + "".join(f'      - "{line}"\n' for line in requirements(lock))
+
+
+if __name__ == "__main__":
+    lock = (HERE / "lock.txt").read_text(encoding="utf-8")
+    (HERE / "her2.yaml").write_text(conda_environment(lock), encoding="utf-8")

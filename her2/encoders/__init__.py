@@ -1,0 +1,1 @@
+"""Stage 1, encoder: whatever the source, one folder of weights and a card."""

@@ -1,0 +1,80 @@
+"""Stage 1, encoder: the card that says what an encoder is, and the digest that identifies it.
+
+Reading a card needs no torch, so a rule or a report can ask about an encoder cheaply.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from her2.errors import UserError
+from her2.files import digest, write_json
+
+CARD_NAME = "card.json"
+WEIGHTS_NAME = "weights.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderCard:
+    """All that is known of an encoder.
+
+    `size` is px a side, `mpp` um/px, `mean` and `std` are of RGB in [0, 1];
+    `weights_sha256` is over names, types, shapes and values, not over the file.
+    """
+
+    source: str
+    library: str
+    architecture: str
+    arguments: dict[str, Any]
+    feature: str
+    dimension: int
+    size: int
+    mpp: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    precision: str
+    storage: str
+    licence: str
+    weights_sha256: str
+    provenance: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """Identity of what the encoder computes: not its name, source, licence or um/px."""
+        return digest(
+            {
+                "library": self.library,
+                "architecture": self.architecture,
+                "arguments": self.arguments,
+                "feature": self.feature,
+                "size": self.size,
+                "normalisation": [list(self.mean), list(self.std)],
+                "weights": self.weights_sha256,
+            }
+        )
+
+
+def write_card(folder: Path, card: EncoderCard) -> None:
+    """Write `card.json`; equal encoders give equal bytes."""
+    write_json(folder / CARD_NAME, {**asdict(card), "digest": card.digest})
+
+
+def read_card(folder: Path) -> EncoderCard:
+    """Read the card of an encoder folder.
+
+    Raises:
+        UserError: there is none, or it was edited by hand.
+    """
+    path = folder / CARD_NAME
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        stated = values.pop("digest")
+        for name in ("mean", "std"):
+            values[name] = tuple(values[name])
+        card = EncoderCard(**values)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: is not an encoder's card ({error}); make it again.") from None
+    if stated != card.digest:
+        raise UserError(f"{path}: does not agree with its own digest; make the encoder again.")
+    return card

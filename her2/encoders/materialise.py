@@ -1,0 +1,211 @@
+"""Stage 1, encoder: published, random or local weights -> `weights.safetensors` + `card.json`.
+
+The only stage that may need a network. Everything downstream sees the folder alone.
+"""
+
+import hashlib
+import logging
+import pickle
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from her2.config import EncoderSection, Feature
+from her2.encoders.build import (
+    Encoder,
+    build_backbone,
+    default_arguments,
+    normalisation,
+    timm_licence,
+)
+from her2.encoders.card import WEIGHTS_NAME, EncoderCard, read_card, write_card
+from her2.errors import UserError, problem_list
+from her2.files import atomic_path, file_digest
+
+log = logging.getLogger(__name__)
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "student", "encoder")
+_PREFIXES = ("module.", "backbone.", "model.", "encoder.", "_orig_mod.")
+
+
+def materialise(encoder: EncoderSection, seed: int, folder: Path) -> EncoderCard:
+    """Write an encoder's folder.
+
+    Args:
+        encoder: what to make.
+        seed: of random weights.
+        folder: gets `weights.safetensors`, then `card.json`.
+
+    Raises:
+        UserError: unknown architecture, weights that do not fit, no network, unsafe file.
+    """
+    library, architecture = encoder.library, encoder.architecture
+    arguments = default_arguments(
+        library, architecture, feature=encoder.feature, size=encoder.size
+    )
+    torch.manual_seed(seed)
+    published = encoder.source in ("timm", "torchvision")
+    try:
+        backbone = build_backbone(
+            library,
+            architecture,
+            feature=encoder.feature,
+            arguments=arguments,
+            pretrained=published,
+        )
+    except (OSError, RuntimeError) as error:
+        if not published:
+            raise
+        raise UserError(
+            f"encoders: the weights of {library}/{architecture} could not be fetched "
+            f"({_first_line(error)}). This step needs a network; on a machine without one use "
+            "`source: checkpoint` with a downloaded file."
+        ) from None
+    provenance: dict[str, Any] = {}
+    if encoder.checkpoint is not None:
+        load_weights(backbone, encoder.checkpoint)
+        provenance = {"file": encoder.checkpoint.name, "sha256": file_digest(encoder.checkpoint)}
+    elif encoder.source == "random":
+        provenance = {"seed": seed}
+    mean, std = normalisation(library, architecture)
+    state = {name: tensor.contiguous() for name, tensor in backbone.state_dict().items()}
+    card = EncoderCard(
+        source=encoder.source,
+        library=library,
+        architecture=architecture,
+        arguments=arguments,
+        feature=encoder.feature,
+        dimension=_dimension(backbone, encoder, mean, std),
+        size=encoder.size,
+        mpp=encoder.mpp,
+        mean=(mean[0], mean[1], mean[2]),
+        std=(std[0], std[1], std[2]),
+        precision=encoder.precision,
+        storage=encoder.storage,
+        licence=timm_licence(architecture) if published and library == "timm" else "",
+        weights_sha256=weights_digest(state),
+        provenance=provenance,
+    )
+    with atomic_path(folder / WEIGHTS_NAME) as temporary:
+        safetensors.torch.save_file({k: v.clone() for k, v in state.items()}, temporary)
+    write_card(folder, card)
+    log.info("encoder %s/%s: %d features", library, architecture, card.dimension)
+    return card
+
+
+def load_encoder(folder: Path) -> tuple[Encoder, EncoderCard]:
+    """Read an encoder's folder: the module in evaluation mode, on the CPU, and its card.
+
+    Raises:
+        UserError: the weights are not those of the card.
+    """
+    card = read_card(folder)
+    path = folder / WEIGHTS_NAME
+    try:
+        state = safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); make the encoder again.") from None
+    if weights_digest(state) != card.weights_sha256:
+        raise UserError(f"{path}: holds other weights than its card says; make it again.")
+    feature: Feature = card.feature  # type: ignore[assignment]
+    backbone = build_backbone(
+        card.library, card.architecture, feature=feature, arguments=card.arguments
+    )
+    backbone.load_state_dict(state)
+    encoder = Encoder(backbone, feature=feature, mean=card.mean, std=card.std)
+    return encoder.eval().requires_grad_(False), card
+
+
+def weights_digest(state: dict[str, Tensor]) -> str:
+    """SHA-256 (hex) over names, types, shapes and values, in the order of the names."""
+    result = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        result.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        result.update(tensor.view(-1).view(torch.uint8).numpy() if tensor.numel() else b"")
+    return result.hexdigest()
+
+
+def load_weights(backbone: nn.Module, path: Path) -> None:
+    """Fill a backbone from a local file; a classifier's weights in it are left out.
+
+    Raises:
+        UserError: unreadable, not tensors only, or not of this architecture (the first
+            mismatches are named).
+    """
+    state = _strip_prefixes(_read_tensors(path), backbone)
+    expected = backbone.state_dict()
+    problems = [f"{name}: missing" for name in expected if name not in state]
+    problems += [
+        f"{name}: shape {tuple(state[name].shape)}, the architecture has {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if problems:
+        raise problem_list(
+            f"{path}: does not fit the architecture ({len(problems)} of {len(expected)} tensors)",
+            problems,
+            limit=8,
+        )
+    unused = sorted(set(state) - set(expected))
+    if unused:
+        log.warning("%s: %d tensors not used: %s", path, len(unused), ", ".join(unused[:8]))
+    backbone.load_state_dict({name: state[name] for name in expected})
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"encoders: checkpoint {str(path)!r} does not exist.")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: holds more than tensors ({_first_line(error)}); code in a weights file is "
+            "never run here. Save its state_dict as .safetensors."
+        ) from None
+    except (OSError, RuntimeError, EOFError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path}: is not a weights file ({_first_line(error)}).") from None
+    while isinstance(values, dict) and not any(isinstance(v, Tensor) for v in values.values()):
+        inner = next((values[name] for name in _WRAPPERS if name in values), None)
+        if inner is None:
+            break
+        values = inner
+    if not isinstance(values, dict) or not any(isinstance(v, Tensor) for v in values.values()):
+        raise UserError(f"{path}: holds no named tensors (looked for a state_dict).")
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def _strip_prefixes(state: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
+    """Training wrappers put `module.` and the like before every name."""
+    expected = set(backbone.state_dict())
+    while not expected & set(state):
+        prefix = next((p for p in _PREFIXES if any(name.startswith(p) for name in state)), None)
+        if prefix is None:
+            break
+        state = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+    return state
+
+
+def _dimension(
+    backbone: nn.Module, encoder: EncoderSection, mean: tuple[float, ...], std: tuple[float, ...]
+) -> int:
+    module = Encoder(backbone, feature=encoder.feature, mean=mean, std=std).eval()
+    blank = torch.zeros(1, encoder.size, encoder.size, 3, dtype=torch.uint8)
+    try:
+        with torch.inference_mode():
+            return int(module(blank).shape[1])
+    except RuntimeError as error:
+        raise UserError(
+            f"encoders: {encoder.model} cannot take patches of {encoder.size} px "
+            f"({_first_line(error)}); set `size` to one it was made for."
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,19 @@
+"""Every stage: the one exception that means the user can mend it."""
+
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in a config, a manifest or a file: shown as its message, without a traceback.
+
+    The message names the slide or the config key, the value, and the mend.
+    """
+
+
+def problem_list(headline: str, problems: Iterable[str], *, limit: int = 50) -> UserError:
+    """One error out of many problems, so that a person can mend a manifest in one pass."""
+    found = list(problems)
+    lines = [headline, *(f"  - {problem}" for problem in found[:limit])]
+    if len(found) > limit:
+        lines.append(f"  ... and {len(found) - limit} more")
+    return UserError("\n".join(lines))

@@ -1,0 +1,1 @@
+"""Stage 2, evaluate: figures from the predictions table alone."""

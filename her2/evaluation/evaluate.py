@@ -1,0 +1,229 @@
+"""Stage 2, evaluate: out-of-fold predictions of an encoder and head -> tables of figures."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from her2.cache import Cache
+from her2.config import EvaluationSection, Task
+from her2.errors import UserError
+from her2.evaluation.metrics import (
+    Floats,
+    auc,
+    balanced_accuracy,
+    confusion,
+    interval,
+    patient_weights,
+    quadratic_kappa,
+)
+from her2.files import atomic_path
+from her2.folds import check_disjoint
+from her2.manifest import FoldEntry, read_manifests
+from her2.specs import EvaluateSpec
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(
+    spec: EvaluateSpec, cache: Cache, *, folds: Path, models: Path, output: Path
+) -> pl.DataFrame:
+    """Write `predictions`, `slides`, `patients`, `metrics` and `confusion`, as Parquet and CSV.
+
+    Args:
+        spec: the job.
+        cache: holds the trained folds.
+        folds: the task's folds table.
+        models: the folder of the chunks' manifests.
+        output: folder of the tables.
+
+    Raises:
+        UserError: a prediction is missing or not finite.
+    """
+    predictions = gather_predictions(spec, cache, folds=folds, models=models)
+    slides = out_of_fold(predictions, spec.task.class_names, by="slide_id")
+    patients = out_of_fold(predictions, spec.task.class_names, by="patient_id")
+    seed, section = spec.seed, spec.evaluation
+    metrics = pl.concat(
+        [
+            figures(table, spec.task, section, level=level, seed=seed)
+            for level, table in (("patient", patients), ("slide", slides))
+        ]
+    )
+    confusions = pl.concat(
+        [
+            confusion_table(table, spec.task, level=level)
+            for level, table in (("patient", patients), ("slide", slides))
+        ]
+    )
+    for name, table in {
+        "slides": slides,
+        "patients": patients,
+        "metrics": metrics,
+        "confusion": confusions,
+        "predictions": predictions,  # last: the rule's output
+    }.items():
+        write_table(table, output / name)
+    return metrics
+
+
+def gather_predictions(
+    spec: EvaluateSpec, cache: Cache, *, folds: Path, models: Path
+) -> pl.DataFrame:
+    """One row a held-out slide, repeat and fold.
+
+    Returns:
+        `slide_id, patient_id, repeat, fold, role` (test, or predict for unlabelled slides),
+        `target` (class index or null), `prob_<class>`.
+    """
+    table = pl.read_parquet(folds)
+    check_disjoint(table)
+    parts = []
+    for name, entry in read_manifests(models, spec.chunks, FoldEntry).items():
+        path = cache.find("models", entry.key)
+        if path is None:
+            raise UserError(
+                f"{name}: its model ({entry.key[:12]}) is no longer in the cache {cache.root}; "
+                f"delete {models} and run snakemake again."
+            )
+        repeat, fold = (int(part) for part in name.removeprefix("r").split("f"))
+        parts.append(
+            pl.read_parquet(path / "predictions.parquet").with_columns(
+                pl.lit(repeat, pl.Int32).alias("repeat"), pl.lit(fold, pl.Int32).alias("fold")
+            )
+        )
+    joined = pl.concat(parts).join(
+        table.select("slide_id", "repeat", "fold", "role", target="label"),
+        on=["slide_id", "repeat", "fold"],
+        how="left",
+    )
+    columns = [f"prob_{name}" for name in spec.task.class_names]
+    _check_predictions(joined, columns)
+    return joined.select(
+        "slide_id", "patient_id", "repeat", "fold", "role", "target", *columns
+    ).sort("repeat", "fold", "slide_id")
+
+
+def out_of_fold(predictions: pl.DataFrame, classes: Sequence[str], *, by: str) -> pl.DataFrame:
+    """Test rows averaged over repeats (and, for `by="patient_id"`, over a patient's slides).
+
+    Returns:
+        `patient_id` (and `slide_id`), `target`, `predicted` (most probable class), `prob_<class>`.
+    """
+    columns = [f"prob_{name}" for name in classes]
+    keys = ["patient_id"] if by == "patient_id" else ["slide_id", "patient_id"]
+    table = (
+        predictions.filter(pl.col("role") == "test")
+        .group_by(keys)
+        .agg(pl.col("target").first(), *(pl.col(name).mean() for name in columns))
+        .sort(keys)
+    )
+    predicted = table.select(columns).to_numpy().argmax(axis=1) if len(table) else []
+    return table.select(
+        *keys, "target", pl.Series("predicted", predicted, pl.Int32), *columns
+    )
+
+
+def figures(
+    table: pl.DataFrame, task: Task, section: EvaluationSection, *, level: str, seed: int
+) -> pl.DataFrame:
+    """Figures of a table of slides or patients, with patient-bootstrap intervals.
+
+    Returns:
+        `level, metric, class, value, low, high, n, n_positive, note`; a figure that is not
+        defined is null with the reason in `note`.
+    """
+    target = table["target"].to_numpy().astype(np.int64)
+    predicted = table["predicted"].to_numpy().astype(np.int64)
+    scores = table.select([f"prob_{name}" for name in task.class_names]).to_numpy()
+    patients = np.unique(table["patient_id"].to_numpy(), return_inverse=True)[1]
+    ones = np.ones((1, len(table)))
+    draws = patient_weights(patients, target, resamples=section.bootstrap, seed=seed)
+
+    def one_vs_rest(index: int) -> Callable[[Floats], Floats]:
+        return lambda weights: auc(target == index, scores[:, index], weights)
+
+    def over_confusion(figure: Callable[[Floats], Floats]) -> Callable[[Floats], Floats]:
+        return lambda weights: figure(
+            confusion(target, predicted, len(task.class_names), weights)
+        )
+
+    per_class = {name: one_vs_rest(index) for index, name in enumerate(task.class_names)}
+    wanted: list[tuple[str, str, Callable[[Floats], Floats]]] = [
+        *(("auc", name, figure) for name, figure in per_class.items()),
+        ("auc", "macro", lambda w: np.mean([figure(w) for figure in per_class.values()], axis=0)),
+        ("balanced_accuracy", "", over_confusion(balanced_accuracy)),
+    ]
+    if task.ordinal:
+        wanted.append(("quadratic_kappa", "", over_confusion(quadratic_kappa)))
+    records = []
+    for metric, name, figure in wanted:
+        value = float(figure(ones)[0])
+        low, high = interval(figure(draws), section.confidence)
+        positive = int((target == task.class_names.index(name)).sum()) if name in per_class else None
+        records.append(
+            {
+                "level": level,
+                "metric": metric,
+                "class": name,
+                "value": _null(value),
+                "low": _null(low),
+                "high": _null(high),
+                "n": len(table),
+                "n_positive": positive,
+                "note": "" if value == value else "not defined: a class is absent",
+            }
+        )
+    return pl.DataFrame(records, infer_schema_length=None, schema_overrides=_FIGURE_TYPES)
+
+
+_FIGURE_TYPES = {
+    "value": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "n": pl.Int64,
+    "n_positive": pl.Int64,
+}
+
+
+def confusion_table(table: pl.DataFrame, task: Task, *, level: str) -> pl.DataFrame:
+    """`level, true, predicted, count`, one row a pair of classes."""
+    names = task.class_names
+    target = table["target"].to_numpy().astype(np.int64)
+    predicted = table["predicted"].to_numpy().astype(np.int64)
+    matrix = confusion(target, predicted, len(names), np.ones((1, len(table))))[0]
+    return pl.DataFrame(
+        [
+            {"level": level, "true": true, "predicted": guess, "count": int(matrix[i, j])}
+            for i, true in enumerate(names)
+            for j, guess in enumerate(names)
+        ]
+    )
+
+
+def write_table(table: pl.DataFrame, stem: Path) -> None:
+    """`{stem}.csv` and `{stem}.parquet`, the latter last."""
+    with atomic_path(stem.with_name(f"{stem.name}.csv")) as path:
+        table.write_csv(path)
+    with atomic_path(stem.with_name(f"{stem.name}.parquet")) as path:
+        table.write_parquet(path)
+
+
+def _check_predictions(table: pl.DataFrame, columns: list[str]) -> None:
+    bad = table.filter(
+        pl.any_horizontal(pl.col(name).is_null() | ~pl.col(name).is_finite() for name in columns)
+        | pl.col("role").is_null()
+        | ((pl.col("role") == "test") & pl.col("target").is_null())
+    )
+    if len(bad):
+        names = ", ".join(bad["slide_id"].unique().sort().head(8).to_list())
+        raise UserError(
+            f"{len(bad)} predictions cannot be evaluated (not finite, or not in the folds table): "
+            f"{names}; delete the model manifests and run snakemake again."
+        )
+
+
+def _null(value: float) -> float | None:
+    return None if np.isnan(value) else value

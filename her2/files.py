@@ -1,0 +1,119 @@
+"""Every stage: canonical JSON, digests, and files that are either whole or absent."""
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from her2.errors import UserError
+
+
+def canonical_json(value: Any) -> str:
+    """The one spelling of a JSON value: keys sorted, no spaces, NaN refused."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hex) of the canonical JSON of `value`."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 (hex) of all the bytes of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def atomic_path(target: Path) -> Iterator[Path]:
+    """A temporary path beside `target`, moved onto it when the block ends well.
+
+    The file is synced before the move, so that after a power cut the name shows either the old
+    bytes or all of the new ones. On an error the temporary file is removed.
+
+    Raises:
+        UserError: the folder cannot be written, or the disk is full.
+    """
+    # The suffix stays last, because writers (OpenCV, matplotlib) choose the format by it.
+    temporary = target.with_name(f".{secrets.token_hex(6)}.tmp.{target.name}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, target)
+        _sync(target.parent)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(temporary), str(target.parent)):
+            raise
+        raise UserError(
+            f"{target}: cannot be written ({error.strerror}). Check the folder's permissions and "
+            "the free space (df -h), or name another folder in the config."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target`, renamed to it when the block ends well.
+
+    When `target` exists by then (another job was first), the new folder is dropped: both hold
+    the product of the same key.
+    """
+    temporary = target.with_name(f".{secrets.token_hex(6)}.tmp.{target.name}")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for path in temporary.iterdir():
+            _sync(path)
+        _sync(temporary)
+        try:
+            temporary.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(target: Path, text: str) -> None:
+    """Write a text file atomically (UTF-8)."""
+    with atomic_path(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(target: Path, value: Any) -> None:
+    """Write indented, key-sorted JSON atomically: equal content gives equal bytes."""
+    text = json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(target, text + "\n")
+
+
+def link(source: Path, name: Path) -> None:
+    """Give a cache product a name for people: a hard link, or a copy across filesystems."""
+    name.parent.mkdir(parents=True, exist_ok=True)
+    if name.exists() and name.samefile(source):
+        return
+    temporary = name.with_name(f".{secrets.token_hex(6)}.tmp.{name.name}")
+    try:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+        os.replace(temporary, name)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,95 @@
+"""Between the stages: what one job made, as a small JSON file that Snakemake can compare.
+
+A manifest is sorted, holds no times and no host names, and is written last: equal work gives
+equal bytes, so nothing downstream runs again. The products themselves are in the cache.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from her2.errors import UserError
+from her2.files import write_json
+
+Status = Literal["ok", "excluded", "failed"]
+"""ok: usable. excluded: read well, but not usable (the reason says why). failed: not readable."""
+
+
+@dataclass(frozen=True, slots=True)
+class TileEntry:
+    """What tiling found out about a slide. Sizes are level-0 px, scales um/px."""
+
+    status: Status
+    reason: str | None = None
+    key: str | None = None
+    tiles: int = 0
+    fingerprint: str | None = None
+    vendor: str | None = None
+    width_px: int | None = None
+    height_px: int | None = None
+    mpp_x: float | None = None
+    mpp_y: float | None = None
+    mpp_source: str | None = None
+    tissue_mm2: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureEntry:
+    """What embedding made of a slide."""
+
+    status: Status
+    reason: str | None = None
+    key: str | None = None
+    tiles: int = 0
+    failed_tiles: int = 0
+    dimension: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FoldEntry:
+    """A trained fold: where its model, predictions and attention are."""
+
+    key: str
+    train_slides: int
+    tune_slides: int
+    test_slides: int
+    best_epoch: int
+    epochs: int
+    tune_loss: float
+
+
+Entry = TypeVar("Entry", TileEntry, FeatureEntry, FoldEntry)
+
+
+def write_manifest(
+    path: Path, entries: Mapping[str, TileEntry | FeatureEntry | FoldEntry]
+) -> None:
+    """Write what a job made, one entry a slide (or fold)."""
+    write_json(path, {name: asdict(entry) for name, entry in entries.items()})
+
+
+def read_manifest(path: Path, entry: type[Entry]) -> dict[str, Entry]:
+    """Read a job's manifest.
+
+    Raises:
+        UserError: it is absent or not a manifest.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return {name: entry(**fields) for name, fields in values.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path}: is not a readable manifest ({error}); delete it and run snakemake again."
+        ) from None
+
+
+def read_manifests(
+    folder: Path, names: Iterable[str], entry: type[Entry]
+) -> dict[str, Entry]:
+    """The entries of several manifests of a folder (`{name}.json`), as one mapping."""
+    found: dict[str, Entry] = {}
+    for name in names:
+        found |= read_manifest(folder / f"{name}.json", entry)
+    return found

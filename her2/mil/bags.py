@@ -1,0 +1,90 @@
+"""Stage 2, train: slides as bags of features, gathered from the stores without reading them whole.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from her2.errors import UserError
+from her2.store import FeatureStore
+
+
+@dataclass(frozen=True, slots=True)
+class Bag:
+    """A slide of a fold. `label` is its class index, None where there is none."""
+
+    slide_id: str
+    patient_id: str
+    key: str
+    store: FeatureStore
+    label: int | None
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+
+def check_dimensions(bags: Sequence[Bag]) -> int:
+    """The features' dimension, the same for all bags.
+
+    Raises:
+        UserError: no bag, or stores of different encoders.
+    """
+    if not bags:
+        raise UserError("there is no slide with features to train on; see the feature manifests.")
+    digests = {bag.store.attributes["encoder"]["digest"]: bag.slide_id for bag in bags}
+    dimensions = {bag.store.dimension for bag in bags}
+    if len(digests) > 1 or len(dimensions) > 1:
+        raise UserError(
+            "the stores come from different encoders, e.g. those of "
+            + " and ".join(sorted(digests.values()))
+            + "; embed the cohort again with one."
+        )
+    return dimensions.pop()
+
+
+def statistics(bags: Sequence[Bag], *, per_bag: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (d,) of the train part's features, each slide counted alike."""
+    generator = np.random.default_rng(seed)
+    sample = np.concatenate(
+        [bag.store.gather(_draw(generator, len(bag), per_bag)).astype(np.float32) for bag in bags]
+    )
+    mean, std = sample.mean(axis=0), sample.std(axis=0)
+    # A feature that never varies carries nothing; dividing by its zero would.
+    std[std < 1e-6 * max(1.0, float(np.abs(mean).max()))] = 1.0
+    return torch.from_numpy(mean), torch.from_numpy(std)
+
+
+def sample_batch(
+    bags: Sequence[Bag], *, bag_size: int, generator: np.random.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Random sub-bags without replacement: features (b, n, d), mask (b, n), labels (b,).
+
+    n is `bag_size`; a smaller slide gives all its tiles, and the rest of its row is masked.
+    """
+    dimension = bags[0].store.dimension
+    features = np.zeros((len(bags), bag_size, dimension), np.float32)
+    mask = np.zeros((len(bags), bag_size), bool)
+    for index, bag in enumerate(bags):
+        rows = _draw(generator, len(bag), bag_size)
+        features[index, : len(rows)] = bag.store.gather(rows)
+        mask[index, : len(rows)] = True
+    labels = torch.tensor([bag.label for bag in bags])
+    return torch.from_numpy(features), torch.from_numpy(mask), labels
+
+
+def whole_bag(bag: Bag) -> tuple[Tensor, Tensor]:
+    """All tiles of a slide: features (1, n, d), mask (1, n)."""
+    values: NDArray[Any] = bag.store.all().astype(np.float32)
+    return torch.from_numpy(values)[None], torch.ones(1, len(bag), dtype=torch.bool)
+
+
+def _draw(generator: np.random.Generator, n: int, count: int) -> NDArray[np.int64]:
+    """Sorted row numbers: rows in file order are gathered faster, and order means nothing."""
+    if n <= count:
+        return np.arange(n)
+    return np.sort(generator.choice(n, size=count, replace=False, shuffle=False))

@@ -1,0 +1,171 @@
+"""Stage 2, train: one fold. The tune part picks the epoch; the test part is not seen here."""
+
+import copy
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from her2.config import HeadSection, TrainingSection
+from her2.errors import UserError
+from her2.mil.bags import Bag, check_dimensions, sample_batch, statistics, whole_bag
+from her2.mil.heads import build_head
+from her2.mil.heads.output import Output
+
+log = logging.getLogger(__name__)
+
+
+class Model(nn.Module):
+    """Standardisation by the train part's statistics, then a head."""
+
+    def __init__(self, head: nn.Module, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.head = head
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, bag: Tensor, mask: Tensor) -> Output:
+        """Features (b, n, d) and mask (b, n) -> logits (b, c) and attention (b, n)."""
+        return self.head((bag - self.mean) / self.std, mask)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """One line of a fold's history; losses are mean cross-entropies a slide."""
+
+    epoch: int
+    train_loss: float
+    tune_loss: float
+    tune_accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A fold's model (of its best epoch) and how it got there."""
+
+    model: Model
+    history: tuple[Epoch, ...]
+    best_epoch: int
+
+    @property
+    def best(self) -> Epoch:
+        """The epoch that was kept."""
+        return self.history[self.best_epoch]
+
+
+def train_fold(
+    train: Sequence[Bag],
+    tune: Sequence[Bag],
+    *,
+    head: HeadSection,
+    training: TrainingSection,
+    class_names: Sequence[str],
+    seed: int,
+    device: torch.device,
+) -> Trained:
+    """Train on the train part until the tune part's loss stops falling.
+
+    Raises:
+        UserError: a class is absent from the train part, the tune part is empty, or the loss
+            is not finite.
+    """
+    _check_parts(train, tune, class_names)
+    torch.manual_seed(seed)
+    generator = np.random.default_rng(seed)
+    dimension = check_dimensions([*train, *tune])
+    mean, std = statistics(train, per_bag=256, seed=seed)
+    model = Model(build_head(head, dimension, len(class_names)), mean, std).to(device)
+    optimiser = torch.optim.AdamW(
+        model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
+    )
+    history: list[Epoch] = []
+    best, best_state = 0, copy.deepcopy(model.state_dict())
+    for epoch in range(training.epochs):
+        loss = _train_epoch(model, optimiser, train, training, generator, epoch, device)
+        tune_loss, accuracy = _tune(model, tune, device)
+        history.append(Epoch(epoch, loss, tune_loss, accuracy))
+        if tune_loss < history[best].tune_loss or epoch == 0:
+            best, best_state = epoch, copy.deepcopy(model.state_dict())
+        elif epoch - best >= training.patience:
+            break
+    model.load_state_dict(best_state)
+    return Trained(model.eval(), tuple(history), best)
+
+
+@torch.inference_mode()
+def predict(model: Model, bag: Bag, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
+    """Class probabilities (c,) and attention (n,) of a slide, from all of its tiles; float32."""
+    features, mask = whole_bag(bag)
+    output = model.eval()(features.to(device), mask.to(device))
+    probabilities = output.logits.double().softmax(dim=1)[0]
+    return probabilities.float().cpu().numpy(), output.attention[0].cpu().numpy()
+
+
+def _train_epoch(
+    model: Model,
+    optimiser: torch.optim.Optimizer,
+    bags: Sequence[Bag],
+    training: TrainingSection,
+    generator: np.random.Generator,
+    epoch: int,
+    device: torch.device,
+) -> float:
+    model.train()
+    order = _epoch_order(bags, training, generator)
+    total = 0.0
+    for start in range(0, len(order), training.bags_per_batch):
+        batch = [bags[i] for i in order[start : start + training.bags_per_batch]]
+        features, mask, labels = (
+            tensor.to(device)
+            for tensor in sample_batch(batch, bag_size=training.bag_size, generator=generator)
+        )
+        loss = functional.cross_entropy(model(features, mask).logits, labels)
+        if not math.isfinite(value := loss.item()):
+            names = ", ".join(bag.slide_id for bag in batch)
+            raise UserError(
+                f"the loss is {value} in epoch {epoch}, in a batch of the slides {names}; lower "
+                "training.learning_rate."
+            )
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        total += value * len(batch)
+    return total / len(order)
+
+
+def _epoch_order(
+    bags: Sequence[Bag], training: TrainingSection, generator: np.random.Generator
+) -> np.ndarray:
+    """Which bags an epoch takes: each once, or as many draws with every class as likely."""
+    if training.balance == "none":
+        return generator.permutation(len(bags))
+    labels = np.array([bag.label for bag in bags])
+    weights = 1 / np.bincount(labels)[labels]
+    return generator.choice(len(bags), size=len(bags), p=weights / weights.sum())
+
+
+@torch.inference_mode()
+def _tune(model: Model, bags: Sequence[Bag], device: torch.device) -> tuple[float, float]:
+    losses, hits = [], []
+    for bag in bags:
+        probabilities, _ = predict(model, bag, device)
+        losses.append(-math.log(max(1e-12, float(probabilities[bag.label]))))
+        hits.append(int(probabilities.argmax()) == bag.label)
+    return float(np.mean(losses)), float(np.mean(hits))
+
+
+def _check_parts(train: Sequence[Bag], tune: Sequence[Bag], class_names: Sequence[str]) -> None:
+    present = {bag.label for bag in train}
+    absent = [name for index, name in enumerate(class_names) if index not in present]
+    if absent:
+        raise UserError(
+            f"no usable slide of class {', '.join(absent)} in the train part; lower folds.number, "
+            "merge classes in `tasks`, or see the audit for slides that were left out."
+        )
+    if not tune:
+        raise UserError("no usable slide in the tune part; raise folds.tune or add slides.")

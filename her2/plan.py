@@ -1,0 +1,167 @@
+"""Before every stage: which jobs a config and a cohort make, and the spec of each.
+
+The Snakefile asks a `Plan` for names and specs and does no more itself. Reads nothing, writes
+nothing, and imports nothing heavy: it runs at parse time in every job.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from her2 import specs
+from her2.cohort import Cohort, SlideRow
+from her2.config import Config
+
+SLIDE_COLUMNS = ("slide_id", "path", "mpp")
+"""What tiling and embedding know of a row of the manifest."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A config and the cohort it names."""
+
+    config: Config
+    cohort: Cohort
+
+    @cached_property
+    def by_bucket(self) -> dict[str, tuple[SlideRow, ...]]:
+        """Bucket name -> its slides."""
+        return self.cohort.buckets(self.config.cohort.slides_per_bucket)
+
+    @property
+    def buckets(self) -> tuple[str, ...]:
+        """Bucket names, sorted."""
+        return tuple(self.by_bucket)
+
+    @cached_property
+    def slides(self) -> dict[str, SlideRow]:
+        """Slide id -> row."""
+        return {row.slide_id: row for row in self.cohort.rows}
+
+    @cached_property
+    def chunks(self) -> dict[str, tuple[tuple[int, int], ...]]:
+        """Chunk name -> the (repeat, fold) pairs that one training job takes."""
+        folds = self.config.folds
+        runs = [(repeat, fold) for repeat in range(folds.repeats) for fold in range(folds.number)]
+        parts = [runs[i : i + folds.per_job] for i in range(0, len(runs), folds.per_job)]
+        return {f"{run_name(*part[0])}-{run_name(*part[-1])}": tuple(part) for part in parts}
+
+    def synthetic_spec(self, slide_id: str) -> str:
+        """Spec of drawing one demo slide."""
+        row = self.slides[slide_id]
+        return specs.dump(
+            specs.SyntheticSpec(
+                slide_id=slide_id,
+                patient_id=row.patient_id,
+                her2=row.labels["her2"],
+                site=row.site or "",
+                seed=self.config.seed,
+            )
+        )
+
+    def tile_spec(self, grid: str, bucket: str) -> str:
+        """Spec of tiling one bucket on one grid."""
+        mpp, size = self.config.grids[grid]
+        return specs.dump(
+            specs.TileSpec(
+                bucket=bucket,
+                rows=self._rows(bucket),
+                mpp=mpp,
+                size=size,
+                tiling=self.config.tiling,
+            )
+        )
+
+    def audit_spec(self) -> str:
+        """Spec of the audit of the whole cohort."""
+        labels = {task.label for task in self.config.tasks.values()}
+        columns = (*SLIDE_COLUMNS, "patient_id", "site", "scanner", *labels)
+        return specs.dump(
+            specs.AuditSpec(
+                rows=self.cohort.digest(self.cohort.rows, columns),
+                buckets=self.buckets,
+                grids=tuple(sorted(self.config.grids)),
+                labels=tuple(sorted(labels)),
+                max_excluded=self.config.cohort.max_excluded,
+            )
+        )
+
+    def encoder_spec(self, name: str) -> str:
+        """Spec of materialising one encoder."""
+        encoder = self.config.encoders[name]
+        return specs.dump(specs.EncoderSpec(encoder=encoder, seed=self.config.seed))
+
+    def embed_spec(self, bucket: str) -> str:
+        """Spec of embedding one bucket; the encoder itself comes as a file."""
+        return specs.dump(
+            specs.EmbedSpec(
+                bucket=bucket,
+                rows=self._rows(bucket),
+                max_failed_tiles=self.config.embedding.max_failed_tiles,
+            )
+        )
+
+    def folds_spec(self, task: str) -> str:
+        """Spec of the folds of one task."""
+        columns = ("slide_id", "patient_id", "split", self.config.tasks[task].label)
+        return specs.dump(
+            specs.FoldsSpec(
+                rows=self.cohort.digest(self.cohort.rows, columns),
+                task=self.config.tasks[task],
+                folds=self.config.folds.number,
+                repeats=self.config.folds.repeats,
+                tune=self.config.folds.tune,
+                seed=self.config.seed,
+            )
+        )
+
+    def train_spec(self, task: str, head: str, chunk: str) -> str:
+        """Spec of training one chunk of folds."""
+        return specs.dump(
+            specs.TrainSpec(
+                task=self.config.tasks[task],
+                head=self.config.heads[head],
+                training=self.config.training,
+                runs=self.chunks[chunk],
+                buckets=self.buckets,
+                max_excluded=self.config.cohort.max_excluded,
+                seed=self.config.seed,
+            )
+        )
+
+    def evaluate_spec(self, task: str) -> str:
+        """Spec of evaluating one encoder and head on a task."""
+        return specs.dump(
+            specs.EvaluateSpec(
+                task=self.config.tasks[task],
+                chunks=tuple(self.chunks),
+                evaluation=self.config.evaluation,
+                seed=self.config.seed,
+            )
+        )
+
+    def heatmap_spec(self, task: str) -> str:
+        """Spec of the attention pictures of one encoder and head on a task."""
+        return specs.dump(
+            specs.HeatmapSpec(
+                task=self.config.tasks[task],
+                chunks=tuple(self.chunks),
+                buckets=self.buckets,
+                slides=self.config.heatmaps.slides,
+                seed=self.config.seed,
+                synthetic=self.config.cohort.synthetic,
+            )
+        )
+
+    def report_spec(self, software: str) -> str:
+        """Spec of the report; `software` names the versions it ran with."""
+        return specs.dump(
+            specs.ReportSpec(config=self.config, buckets=self.buckets, software=software)
+        )
+
+    def _rows(self, bucket: str) -> str:
+        return self.cohort.digest(self.by_bucket[bucket], SLIDE_COLUMNS)
+
+
+def run_name(repeat: int, fold: int) -> str:
+    """`r0f3`: the fourth fold of the first repeat."""
+    return f"r{repeat}f{fold}"

@@ -1,0 +1,279 @@
+"""Stage 1, tile and embed: a slide file as exact um/px, a fingerprint and RGB regions.
+
+OpenSlide opens the scanners' formats, and through Pillow flat images (PNG, JPEG), whose um/px the
+manifest must give.
+"""
+
+import hashlib
+import io
+import math
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import openslide
+from numpy.typing import NDArray
+from PIL import Image
+
+from her2.cohort import MPP_RANGE
+
+RGB = NDArray[np.uint8]
+"""An image (height, width, 3)."""
+
+RESAMPLING = Image.Resampling.BICUBIC
+"""Pillow widens every filter by the reduction, so this is antialiased."""
+
+_HEAD_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 16
+_BLOCKS = 64
+_STRIP_PX = 4096
+"""Thumbnails of slides without a pyramid are read in pieces of this many px a side."""
+
+
+class SlideError(Exception):
+    """A slide that cannot be read; the message is the reason that the report shows."""
+
+
+class SlideUnfit(SlideError):
+    """A slide that reads well and still cannot be used."""
+
+
+class TileError(Exception):
+    """One region that cannot be read; the slide itself stays usable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Micrometres per level-0 px on each axis, and who says so."""
+
+    mpp_x: float
+    mpp_y: float
+    source: str
+
+
+class Slide:
+    """An open slide. All coordinates are px in the level 0 reference frame.
+
+    Reads are thread-safe. After one unreadable region an OpenSlide handle answers every later
+    read with the same error, so the handle is opened anew each time that happens.
+
+    Raises:
+        SlideError: the file cannot be opened, or is too damaged to tell its size.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._handle = self._open()
+        self.width_px, self.height_px = self._handle.dimensions
+        self.downsamples: tuple[float, ...] = tuple(self._handle.level_downsamples)
+        self._level_sizes = tuple(self._handle.level_dimensions)
+        properties = self._handle.properties
+        self.vendor: str = properties.get(openslide.PROPERTY_NAME_VENDOR, "flat image")
+        self._mpp = (
+            properties.get(openslide.PROPERTY_NAME_MPP_X),
+            properties.get(openslide.PROPERTY_NAME_MPP_Y),
+        )
+
+    def __enter__(self) -> "Slide":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._handle.close()
+
+    def scale(self, manifest_mpp: float | None = None) -> Scale:
+        """The slide's um/px: the manifest's when it gives one, else the file's metadata.
+
+        An objective's nominal power is never turned into um/px: 20x means anything from 0.4 to
+        0.55.
+
+        Raises:
+            SlideUnfit: neither gives a scale, or the metadata's is absurd.
+        """
+        if manifest_mpp is not None:
+            return Scale(manifest_mpp, manifest_mpp, "manifest")
+        if None in self._mpp:
+            raise SlideUnfit(
+                "no um/px in its metadata; give it in the manifest's column 'mpp' (um/px at full "
+                "resolution)"
+            )
+        values = tuple(_number(str(text)) for text in self._mpp)
+        if not all(MPP_RANGE[0] <= value <= MPP_RANGE[1] for value in values):
+            shown = " x ".join(str(text) for text in self._mpp)
+            raise SlideUnfit(
+                f"um/px {shown} in its metadata is outside {MPP_RANGE[0]}-{MPP_RANGE[1]}; give the "
+                "right one in the manifest's column 'mpp'"
+            )
+        return Scale(*values, "metadata")
+
+    def region(self, x: float, y: float, width: float, height: float, out: tuple[int, int]) -> RGB:
+        """A rectangle of the slide, resampled to exactly `out` px.
+
+        Args:
+            x, y: top left, level-0 px; fractions are honoured.
+            width, height: level-0 px; fractions are honoured.
+            out: (width, height) of the result, px.
+
+        Returns:
+            uint8 (out height, out width, 3); what lies outside the scanned area is white.
+
+        Raises:
+            TileError: the file is damaged there.
+        """
+        level = self._level(min(width / out[0], height / out[1]))
+        factor = self.downsamples[level]
+        # Whole level px around the rectangle; OpenSlide takes their corner in level-0 px.
+        left, top = (max(0, math.floor(v / factor)) for v in (x, y))
+        corner = round(left * factor), round(top * factor)
+        box_left, box_top = (x - corner[0]) / factor, (y - corner[1]) / factor
+        box_right, box_bottom = box_left + width / factor, box_top + height / factor
+        size = (
+            max(1, min(math.ceil(box_right - 1e-6), self._level_sizes[level][0] - left)),
+            max(1, min(math.ceil(box_bottom - 1e-6), self._level_sizes[level][1] - top)),
+        )
+        image = self._read(corner, level, size)
+        box = (
+            max(0.0, box_left),
+            max(0.0, box_top),
+            min(box_right, size[0]),
+            min(box_bottom, size[1]),
+        )
+        if box != (0, 0, *out) or size != out:
+            image = image.resize(out, RESAMPLING, box=box)
+        return np.asarray(image)
+
+    def thumbnail(self, mpp: float, scale: Scale) -> RGB:
+        """The whole slide at `mpp` um/px: uint8 (h, w, 3), each side at least one px.
+
+        Raises:
+            TileError: some part of the level it is read from is damaged.
+        """
+        step_x, step_y = mpp / scale.mpp_x, mpp / scale.mpp_y
+        width = max(1, round(self.width_px / step_x))
+        height = max(1, round(self.height_px / step_y))
+        step_x, step_y = self.width_px / width, self.height_px / height
+        reduction = min(step_x, step_y) / self.downsamples[self._level(min(step_x, step_y))]
+        side = max(16, int(_STRIP_PX / max(1.0, reduction)))
+        result = np.empty((height, width, 3), np.uint8)
+        for top in range(0, height, side):
+            for left in range(0, width, side):
+                w, h = min(side, width - left), min(side, height - top)
+                result[top : top + h, left : left + w] = self.region(
+                    left * step_x, top * step_y, w * step_x, h * step_y, (w, h)
+                )
+        return result
+
+    def read_level(self, target_mpp: float, scale: Scale) -> int:
+        """The pyramid level that tiles at `target_mpp` um/px are read from."""
+        return self._level(min(target_mpp / scale.mpp_x, target_mpp / scale.mpp_y))
+
+    def _level(self, downsample: float) -> int:
+        """The coarsest level that still only needs to be reduced (1 % of slack)."""
+        fitting = [i for i, d in enumerate(self.downsamples) if d <= downsample * 1.01]
+        return max(fitting, default=0)
+
+    def _read(self, corner: tuple[int, int], level: int, size: tuple[int, int]) -> Image.Image:
+        handle = self._handle
+        try:
+            return _on_white(handle.read_region(corner, level, size))
+        except (openslide.OpenSlideError, OSError):
+            with self._lock:
+                # Not closed here: another thread may be inside it. It goes when they let go.
+                if self._handle is handle:
+                    self._handle = self._open()
+        # The error may have been another region's, latched. On a fresh handle it is this one's.
+        fresh = self._open()
+        try:
+            return _on_white(fresh.read_region(corner, level, size))
+        except (openslide.OpenSlideError, OSError) as error:
+            raise TileError(f"level {level} at {corner}: {error}") from error
+        finally:
+            fresh.close()
+
+    def _open(self) -> openslide.AbstractSlide:
+        try:
+            return openslide.open_slide(self.path)
+        except FileNotFoundError:
+            raise SlideError("the file does not exist") from None
+        except (openslide.OpenSlideError, OSError, ValueError) as error:
+            detail = "" if isinstance(error, openslide.OpenSlideUnsupportedFormatError) else error
+            raise SlideError(
+                "not a slide that OpenSlide or Pillow can open, or cut off"
+                + (f" ({detail})" if detail else "")
+            ) from error
+
+
+def fingerprint(path: Path) -> str:
+    """What identifies a slide's content, read in milliseconds: SHA-256 (hex).
+
+    Taken over the size, the first and last MiB and 64 evenly spaced blocks of 64 KiB of the file;
+    for formats of many files (MIRAX: a folder of the file's name beside it; DICOM: the files of
+    its folder) over all of them. Names and times do not count. Two scans differ everywhere, so a
+    sample tells them apart; a change of a few bytes inside a gigabyte can go unseen.
+
+    Raises:
+        SlideError: a file cannot be read, or is empty.
+    """
+    result = hashlib.sha256()
+    try:
+        for part in _parts(path):
+            size = part.stat().st_size
+            if size == 0 and part == path:
+                raise SlideError("the file is empty (0 bytes); copy it again")
+            result.update(size.to_bytes(8, "big"))
+            with part.open("rb") as stream:
+                _update(result, stream, size)
+    except OSError as error:
+        raise SlideError(f"the file cannot be read ({error.strerror})") from None
+    return result.hexdigest()
+
+
+def _parts(path: Path) -> list[Path]:
+    companion = path.with_suffix("")
+    if path.suffix.lower() == ".mrxs" and companion.is_dir():
+        return [path, *sorted(item for item in companion.iterdir() if item.is_file())]
+    if path.suffix.lower() == ".dcm":
+        return [path, *sorted(item for item in path.parent.glob("*.dcm") if item != path)]
+    return [path]
+
+
+def _update(result: "hashlib._Hash", stream: io.BufferedReader, size: int) -> None:
+    if size <= 2 * _HEAD_BYTES + _BLOCKS * _BLOCK_BYTES:
+        result.update(stream.read())
+        return
+    result.update(stream.read(_HEAD_BYTES))
+    span = size - 2 * _HEAD_BYTES - _BLOCK_BYTES
+    for index in range(_BLOCKS):
+        stream.seek(_HEAD_BYTES + span * index // (_BLOCKS - 1))
+        result.update(stream.read(_BLOCK_BYTES))
+    stream.seek(-_HEAD_BYTES, io.SEEK_END)
+    result.update(stream.read(_HEAD_BYTES))
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """RGBA (transparent where nothing was scanned) -> RGB on white."""
+    if image.mode != "RGBA":
+        return image.convert("RGB")
+    if image.getextrema()[3][0] == 255:
+        return image.convert("RGB")
+    white = Image.new("RGB", image.size, (255, 255, 255))
+    white.paste(image, mask=image.getchannel("A"))
+    return white
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -1,0 +1,170 @@
+"""Before every stage: what each job depends on, as one canonical JSON string.
+
+A rule's single parameter is the spec of its job; Snakemake compares it as text, so a job runs
+again when its spec changes and whatever else changed in the config. The job parses the same
+string: what re-runs a stage and what the stage reads cannot drift apart. Paths are not in a spec
+(a moved folder changes no result), and neither are batch sizes or thread counts.
+"""
+
+from typing import TypeVar
+
+from her2.config import (
+    Config,
+    EncoderSection,
+    EvaluationSection,
+    HeadSection,
+    Section,
+    Task,
+    TilingSection,
+    TrainingSection,
+)
+from her2.errors import UserError
+from her2.files import canonical_json
+
+VERSIONS = {
+    "synthetic": 1,
+    "tile": 1,
+    "audit": 1,
+    "encoder": 1,
+    "embed": 1,
+    "folds": 1,
+    "train": 1,
+    "evaluate": 1,
+    "heatmap": 1,
+    "report": 1,
+}
+"""Raise a stage's number when its output changes for the same input: that, and only that, makes
+its products anew. A golden test fails when an output changes and its number does not."""
+
+
+class SyntheticSpec(Section):
+    """One demo slide."""
+
+    version: int = VERSIONS["synthetic"]
+    slide_id: str
+    patient_id: str
+    her2: str
+    site: str
+    seed: int
+
+
+class TileSpec(Section):
+    """A bucket of slides on a grid; `rows` digests the ids, paths and um/px of its slides."""
+
+    version: int = VERSIONS["tile"]
+    bucket: str
+    rows: str
+    mpp: float
+    size: int
+    tiling: TilingSection
+
+
+class AuditSpec(Section):
+    """All slides on all grids."""
+
+    version: int = VERSIONS["audit"]
+    rows: str
+    buckets: tuple[str, ...]
+    grids: tuple[str, ...]
+    labels: tuple[str, ...]
+    max_excluded: float
+
+
+class EncoderSpec(Section):
+    """One encoder's weights and transforms."""
+
+    version: int = VERSIONS["encoder"]
+    encoder: EncoderSection
+    seed: int
+
+
+class EmbedSpec(Section):
+    """A bucket of slides through an encoder."""
+
+    version: int = VERSIONS["embed"]
+    bucket: str
+    rows: str
+    max_failed_tiles: float
+
+
+class FoldsSpec(Section):
+    """Folds of one task; `rows` digests ids, patients, labels and splits."""
+
+    version: int = VERSIONS["folds"]
+    rows: str
+    task: Task
+    folds: int
+    repeats: int
+    tune: float
+    seed: int
+
+
+class TrainSpec(Section):
+    """Some folds of one encoder, head and task; `runs` lists (repeat, fold)."""
+
+    version: int = VERSIONS["train"]
+    task: Task
+    head: HeadSection
+    training: TrainingSection
+    runs: tuple[tuple[int, int], ...]
+    buckets: tuple[str, ...]
+    max_excluded: float
+    seed: int
+
+
+class EvaluateSpec(Section):
+    """Figures of one encoder, head and task."""
+
+    version: int = VERSIONS["evaluate"]
+    task: Task
+    chunks: tuple[str, ...]
+    evaluation: EvaluationSection
+    seed: int
+
+
+class HeatmapSpec(Section):
+    """Attention pictures of one encoder, head and task."""
+
+    version: int = VERSIONS["heatmap"]
+    task: Task
+    chunks: tuple[str, ...]
+    buckets: tuple[str, ...]
+    slides: int
+    seed: int
+    synthetic: bool
+
+
+class ReportSpec(Section):
+    """The report; `config` is shown in it."""
+
+    version: int = VERSIONS["report"]
+    config: Config
+    software: str
+    buckets: tuple[str, ...]
+
+
+Spec = TypeVar("Spec", bound=Section)
+
+
+def dump(spec: Section) -> str:
+    """The canonical string of a spec."""
+    return canonical_json(spec.model_dump(mode="json"))
+
+
+def load(kind: type[Spec], text: str) -> Spec:
+    """Parse a spec.
+
+    Raises:
+        UserError: it is not of this kind, or of another version of the code.
+    """
+    try:
+        spec = kind.model_validate_json(text)
+    except ValueError as error:
+        raise UserError(f"--spec: is not a {kind.__name__}: {error}") from None
+    version, current = getattr(spec, "version", None), kind.model_fields.get("version")
+    if current is not None and version != current.default:
+        raise UserError(
+            f"--spec: is of version {version} of this stage, the code is of {current.default}; "
+            "run snakemake again."
+        )
+    return spec

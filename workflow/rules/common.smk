@@ -1,0 +1,83 @@
+"""The config and the cohort, read and checked once; names and specs come from `her2.plan`.
+
+Parse time reads `config.yaml` and the manifest, and writes nothing.
+"""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+sys.path.insert(0, str(Path(workflow.basedir)))
+
+from her2 import __version__
+from her2.cohort import missing_files, read_cohort
+from her2.config import parse_config
+from her2.errors import UserError
+from her2.plan import Plan
+
+# Jobs find the package in every kind of environment (conda unsets PYTHONPATH before this).
+shell.prefix(f"set -euo pipefail; export PYTHONPATH={shlex.quote(str(Path(workflow.basedir)))}; ")
+
+
+def read_plan():
+    """The plan of this run; a mistake of the user ends it in one message."""
+    try:
+        settings = parse_config(config)
+        section = settings.cohort
+        cohort = read_cohort(section.slides, root=section.root, tasks=settings.tasks)
+        # The demo's slides are made by rules, and only the first process asks the file system.
+        absent = None
+        if not section.synthetic and workflow.is_main_process:
+            absent = missing_files(cohort)
+        if absent:
+            raise absent
+        for folder in (settings.results, Path(os.environ.get("HER2_CACHE", settings.cache))):
+            writable(folder)
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+    return Plan(settings, cohort)
+
+
+def writable(folder):
+    """Raise unless the folder, or the nearest one above it that exists, can be written."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK) or not nearest.is_dir():
+        raise UserError(
+            f"{folder}: cannot be written (look at {nearest}); name another folder in the config "
+            "(`results`, `cache`) or mend its permissions."
+        )
+
+
+PLAN = read_plan()
+CONFIG = PLAN.config
+RESULTS = str(CONFIG.results)
+CACHE = os.environ.get("HER2_CACHE", str(CONFIG.cache))
+SLIDES = str(CONFIG.cohort.slides)
+ROOT = str(PLAN.cohort.root)
+MASKS = f"--masks {shlex.quote(str(CONFIG.cohort.masks))}" if CONFIG.cohort.masks else ""
+
+
+wildcard_constraints:
+    slide=r"[A-Za-z0-9][A-Za-z0-9._-]*",
+    grid=r"[0-9]+px-[0-9.e+-]+mpp",
+    bucket=r"[0-9]+-of-[0-9]+",
+    task=r"[A-Za-z0-9][A-Za-z0-9._-]*",
+    encoder=r"[A-Za-z0-9][A-Za-z0-9._-]*",
+    head=r"[A-Za-z0-9][A-Za-z0-9._-]*",
+    chunk=r"r[0-9]+f[0-9]+-r[0-9]+f[0-9]+",
+
+
+def slide_files(bucket):
+    """The slides of a bucket; judged by mtime, and cheaply found unchanged by their content."""
+    return [str(PLAN.cohort.file(row)) for row in PLAN.by_bucket[bucket]]
+
+
+def each_model(pattern):
+    """The pattern for every task, encoder, head and (where it has one) chunk of folds."""
+    values = {"task": CONFIG.tasks, "encoder": CONFIG.encoders, "head": CONFIG.heads}
+    if "{chunk}" in pattern:
+        values["chunk"] = PLAN.chunks
+    return expand(pattern, **values)

@@ -1,0 +1,63 @@
+"""Stage 1, encode and embed: weights into one folder, then every tile through them, once.
+
+in:  the slides of a bucket, its tile manifest, the encoder's card
+out: encoders/{encoder}/card.json, weights.safetensors
+     features/{encoder}/{bucket}.json   slide -> key, tiles, failed tiles, status, reason
+"""
+
+
+# The only rule that may need a network; it runs where Snakemake does.
+localrules:
+    materialise_encoder,
+
+
+rule materialise_encoder:
+    output:
+        card=f"{RESULTS}/encoders/{{encoder}}/card.json",
+        weights=f"{RESULTS}/encoders/{{encoder}}/weights.safetensors",
+    params:
+        spec=lambda wildcards: PLAN.encoder_spec(wildcards.encoder),
+        folder=lambda wildcards: f"{RESULTS}/encoders/{wildcards.encoder}",
+    log:
+        f"{RESULTS}/logs/materialise_encoder/{{encoder}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/materialise_encoder/{{encoder}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=8000,
+        runtime=60,
+    conda:
+        "../../envs/her2.yaml"
+    shell:
+        "python -m her2 encoder --spec {params.spec:q} --out {params.folder:q} 2> {log:q}"
+
+
+rule embed_bucket:
+    input:
+        slides=lambda wildcards: slide_files(wildcards.bucket),
+        tiles=lambda wildcards: (
+            f"{RESULTS}/tiles/{CONFIG.encoders[wildcards.encoder].grid}"
+            f"/{wildcards.bucket}.json"
+        ),
+        card=f"{RESULTS}/encoders/{{encoder}}/card.json",
+        # The card holds the weights' digest: it decides, not the time of a large file.
+        weights=ancient(f"{RESULTS}/encoders/{{encoder}}/weights.safetensors"),
+    output:
+        f"{RESULTS}/features/{{encoder}}/{{bucket}}.json",
+    params:
+        spec=lambda wildcards: PLAN.embed_spec(wildcards.bucket),
+    log:
+        f"{RESULTS}/logs/embed_bucket/{{encoder}}/{{bucket}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/embed_bucket/{{encoder}}/{{bucket}}.tsv"
+    threads: 8
+    resources:
+        mem_mb=lambda wildcards, attempt: 8000 * attempt,
+        runtime=lambda wildcards, attempt: 120 * attempt,
+    conda:
+        "../../envs/her2.yaml"
+    shell:
+        "python -m her2 embed --spec {params.spec:q} --slides {SLIDES:q} --root {ROOT:q}"
+        " --cache {CACHE:q} --tiles {input.tiles:q} --encoder $(dirname {input.card:q})"
+        " --batch-size {CONFIG.embedding.batch_size} --threads {threads}"
+        " --out {output:q} 2> {log:q}"

@@ -1,0 +1,70 @@
+"""Stage 2, evaluation and attention pictures of each task, encoder and head.
+
+in:  the folds and the manifests of the trained folds
+out: evaluation/{task}/{encoder}/{head}/predictions.parquet (and slides, patients, metrics,
+     confusion; each also as CSV)
+     heatmaps/{task}/{encoder}/{head}/heatmaps.json, and the pictures it lists
+"""
+
+
+rule evaluate:
+    input:
+        folds=f"{RESULTS}/folds/{{task}}.parquet",
+        models=expand(
+            f"{RESULTS}/models/{{{{task}}}}/{{{{encoder}}}}/{{{{head}}}}/{{chunk}}.json",
+            chunk=PLAN.chunks,
+        ),
+    output:
+        predictions=f"{RESULTS}/evaluation/{{task}}/{{encoder}}/{{head}}/predictions.parquet",
+        metrics=report(
+            f"{RESULTS}/evaluation/{{task}}/{{encoder}}/{{head}}/metrics.csv",
+            category="Figures",
+            labels={"task": "{task}", "encoder": "{encoder}", "head": "{head}"},
+        ),
+    params:
+        spec=lambda wildcards: PLAN.evaluate_spec(wildcards.task),
+    log:
+        f"{RESULTS}/logs/evaluate/{{task}}/{{encoder}}/{{head}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/evaluate/{{task}}/{{encoder}}/{{head}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    conda:
+        "../../envs/her2.yaml"
+    shell:
+        "python -m her2 evaluate --spec {params.spec:q} --folds {input.folds:q}"
+        " --models $(dirname {input.models[0]:q}) --cache {CACHE:q}"
+        " --out $(dirname {output.predictions:q}) 2> {log:q}"
+
+
+rule draw_heatmaps:
+    input:
+        folds=f"{RESULTS}/folds/{{task}}.parquet",
+        models=expand(
+            f"{RESULTS}/models/{{{{task}}}}/{{{{encoder}}}}/{{{{head}}}}/{{chunk}}.json",
+            chunk=PLAN.chunks,
+        ),
+        features=expand(
+            f"{RESULTS}/features/{{{{encoder}}}}/{{bucket}}.json", bucket=PLAN.buckets
+        ),
+    output:
+        f"{RESULTS}/heatmaps/{{task}}/{{encoder}}/{{head}}/heatmaps.json",
+    params:
+        spec=lambda wildcards: PLAN.heatmap_spec(wildcards.task),
+    log:
+        f"{RESULTS}/logs/draw_heatmaps/{{task}}/{{encoder}}/{{head}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/draw_heatmaps/{{task}}/{{encoder}}/{{head}}.tsv"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    conda:
+        "../../envs/her2.yaml"
+    shell:
+        "python -m her2 heatmap --spec {params.spec:q} --slides {SLIDES:q} --root {ROOT:q}"
+        " --folds {input.folds:q} --models $(dirname {input.models[0]:q})"
+        " --features $(dirname {input.features[0]:q}) --cache {CACHE:q} {MASKS}"
+        " --out {output:q} 2> {log:q}"

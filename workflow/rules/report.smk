@@ -1,0 +1,37 @@
+"""The report: one self-contained HTML page, and every table beside it.
+
+in:  the tables of all stages
+out: report/report.html, report/tables/*.csv
+"""
+
+
+rule build_report:
+    input:
+        cohort=f"{RESULTS}/cohort/slides.parquet",
+        evaluation=each_model(
+            f"{RESULTS}/evaluation/{{task}}/{{encoder}}/{{head}}/predictions.parquet"
+        ),
+        heatmaps=each_model(
+            f"{RESULTS}/heatmaps/{{task}}/{{encoder}}/{{head}}/heatmaps.json"
+        ),
+    output:
+        report(
+            f"{RESULTS}/report/report.html",
+            category="Report",
+            labels={"page": "report"},
+        ),
+    params:
+        spec=lambda wildcards: PLAN.report_spec(__version__),
+    log:
+        f"{RESULTS}/logs/build_report.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/build_report.tsv"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    conda:
+        "../../envs/her2.yaml"
+    shell:
+        "python -m her2 report --spec {params.spec:q} --results {RESULTS:q}"
+        " --out {output:q} 2> {log:q}"

@@ -1,0 +1,59 @@
+"""Stage 1, tile: where the tissue is, on each grid that an encoder asks for.
+
+in:  the slides of a bucket
+out: tiles/{grid}/{bucket}.json   slide -> key, tiles, um/px, status, reason
+     cohort/slides.parquet, .csv  one row a slide and grid; stops on duplicates and mass failure
+"""
+
+
+rule tile_bucket:
+    input:
+        slides=lambda wildcards: slide_files(wildcards.bucket),
+    output:
+        f"{RESULTS}/tiles/{{grid}}/{{bucket}}.json",
+    params:
+        spec=lambda wildcards: PLAN.tile_spec(wildcards.grid, wildcards.bucket),
+    log:
+        f"{RESULTS}/logs/tile_bucket/{{grid}}/{{bucket}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/tile_bucket/{{grid}}/{{bucket}}.tsv"
+    threads: 2
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
+    conda:
+        "../../envs/her2.yaml"
+    shell:
+        "python -m her2 tile --spec {params.spec:q} --slides {SLIDES:q} --root {ROOT:q}"
+        " --cache {CACHE:q} --threads {threads} --out {output:q} 2> {log:q}"
+
+
+rule audit_cohort:
+    input:
+        expand(
+            f"{RESULTS}/tiles/{{grid}}/{{bucket}}.json",
+            grid=CONFIG.grids,
+            bucket=PLAN.buckets,
+        ),
+    output:
+        table=f"{RESULTS}/cohort/slides.parquet",
+        csv=report(
+            f"{RESULTS}/cohort/slides.csv",
+            category="Cohort",
+            labels={"table": "slides"},
+        ),
+    params:
+        spec=lambda wildcards: PLAN.audit_spec(),
+    log:
+        f"{RESULTS}/logs/audit_cohort.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/audit_cohort.tsv"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    conda:
+        "../../envs/her2.yaml"
+    shell:
+        "python -m her2 audit --spec {params.spec:q} --slides {SLIDES:q} --root {ROOT:q}"
+        f" --tiles {RESULTS}/tiles --out {RESULTS}/cohort 2> {{log:q}}"

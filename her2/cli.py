@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from her2.cohort import Cohort
 
 app = typer.Typer(
-    help="HER2 scores from H&E slides: tile, embed once, train, evaluate, report.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -62,6 +61,7 @@ def main() -> None:
 def version(
     show: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False,
 ) -> None:
+    """HER2 scores from H&E slides: tile, embed once, train, evaluate, report."""
     if show:
         print(__version__)
         raise typer.Exit

@@ -169,9 +169,7 @@ def _read_rows(slides: Path, labels: Collection[str]) -> tuple[list[SlideRow], l
     return rows, problems
 
 
-def _cohort(
-    slides: Path, root: Path | None, rows: list[SlideRow], problems: list[str]
-) -> Cohort:
+def _cohort(slides: Path, root: Path | None, rows: list[SlideRow], problems: list[str]) -> Cohort:
     if problems:
         raise problem_list(f"{slides}: {len(problems)} problem(s)", problems)
     ordered = tuple(sorted(rows, key=lambda row: row.slide_id))

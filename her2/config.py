@@ -148,9 +148,8 @@ class EncoderSection(Section):
             raise ValueError("`checkpoint: PATH` belongs to `source: checkpoint`, and only there")
         if "/" not in self.model and self.source in ("random", "checkpoint"):
             raise ValueError(f"say which library: timm/{self.model} or torchvision/{self.model}")
-        if "/" in self.model and self.source in ("timm", "torchvision"):
-            if self.model.split("/")[0] != self.source:
-                raise ValueError(f"source {self.source} cannot load {self.model}")
+        if self.source in ("timm", "torchvision") and self.library != self.source:
+            raise ValueError(f"source {self.source} cannot load {self.model}")
         return self
 
     @property
@@ -341,9 +340,9 @@ def _problem(item: dict[str, Any]) -> str:
 
 def _legal_keys(parents: list[str]) -> list[str]:
     """The keys that the section at `parents` knows (names of a dict section are skipped)."""
-    model: Any = Config
+    model: type[BaseModel] = Config
     for part in parents:
-        field = model.model_fields.get(part) if isinstance(model, type) else None
+        field = model.model_fields.get(part)
         if field is None:
             continue
         found = re.findall(r"(\w+(?:Section)|Task)\b", str(field.annotation))

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from pathlib import Path
 
 import torch
 
@@ -46,7 +47,7 @@ def resolve_precision(wanted: Precision, device: torch.device) -> str:
 def _cpu_has_bfloat16() -> bool:
     """From the kernel's list of CPU features; torch has no public question for it."""
     try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="ignore") as stream:
+        with Path("/proc/cpuinfo").open(encoding="ascii", errors="ignore") as stream:
             flags = next((line.split() for line in stream if line.startswith("flags")), [])
     except OSError:
         return False

@@ -8,9 +8,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,42 +25,15 @@ from her2.encoders.materialise import load_encoder
 from her2.errors import UserError
 from her2.files import digest, link
 from her2.manifest import FeatureEntry, TileEntry, read_manifest, write_manifest
-from her2.slide import Slide, SlideError, TileError
+from her2.reading import READ_GROUP, Passage, TileGroup, read_groups
 from her2.specs import EmbedSpec
 from her2.store import read_attributes, write_store
 from her2.tiling import TileTable, read_table
 
 log = logging.getLogger(__name__)
 
-_READ_GROUP = 16
-"""Tiles a reader takes at a time: neighbours share OpenSlide's cache of decoded JPEG tiles."""
-
-
-@dataclass
-class _Slide:
-    """A slide on its way: rows are filled as batches come back from the device."""
-
-    slide_id: str
-    path: Path
-    table: TileTable
-    key: str
-    features: NDArray[Any]
-    readable: NDArray[np.bool_]
-    waiting: int
-    """Tiles that are neither encoded nor given up yet."""
-    error: str | None = None
-    handle: Slide | None = None
-    seconds: dict[str, float] = field(default_factory=lambda: {"reading": 0.0, "encoding": 0.0})
-
-
-@dataclass(frozen=True, slots=True)
-class _Group:
-    """Tiles a reader has cut: uint8 (k, size, size, 3), and which of the rows they are."""
-
-    slide: _Slide
-    rows: NDArray[np.int64]
-    images: NDArray[np.uint8]
-    failed: NDArray[np.int64]
+Owners = list[tuple[Passage, NDArray[np.int64]]]
+"""Whose rows a batch holds, in the batch's order."""
 
 
 def feature_key(spec: EmbedSpec, table: TileTable, card: EncoderCard, precision: str) -> str:
@@ -134,29 +105,6 @@ def embed_bucket(
     return entries
 
 
-def read_groups(slides: list[_Slide], threads: int, *, ahead: int) -> Iterator[_Group]:
-    """Cut tiles in threads; groups come in order of slides and rows, `ahead` of the consumer."""
-    tasks = (
-        (slide, np.arange(start, min(start + _READ_GROUP, len(slide.table))))
-        for slide in slides
-        for start in range(0, len(slide.table), _READ_GROUP)
-    )
-    with ThreadPoolExecutor(threads, thread_name_prefix="reader") as pool:
-        pending: deque[Future[_Group]] = deque()
-        try:
-            for slide, rows in tasks:
-                # Opened here, in order: at most a few slides are open at a time.
-                _open(slide)
-                pending.append(pool.submit(_read_group, slide, rows))
-                if len(pending) > ahead:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
-
-
 class _Run:
     """One pass of the device over many slides."""
 
@@ -176,18 +124,16 @@ class _Run:
         self.batch_size, self.threads = batch_size, threads
         encoder, _ = load_encoder(folder)
         self.encoder = encoder.to(device)
-        if device.type == "cuda" or precision != "float32":
-            self.encoder = self.encoder.to(memory_format=torch.channels_last)
-        self.flying: deque[tuple[torch.Tensor, list[tuple[_Slide, NDArray[np.int64]]], float]]
-        self.flying = deque()
+        self.encoder.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.flying: deque[tuple[torch.Tensor, Owners, float]] = deque()
         self.entries: dict[str, FeatureEntry] = {}
         self.publishing: list[tuple[str, Future[FeatureEntry]]] = []
 
-    def __call__(self, slides: list[_Slide]) -> dict[str, FeatureEntry]:
+    def __call__(self, slides: list[Passage]) -> dict[str, FeatureEntry]:
         size = self.card.size
-        ahead = 2 * self.threads + 2 * self.batch_size // _READ_GROUP
+        ahead = 2 * self.threads + 2 * self.batch_size // READ_GROUP
         batch = self._buffer(size)
-        owners: list[tuple[_Slide, NDArray[np.int64]]] = []
+        owners: Owners = []
         filled = 0
         with ThreadPoolExecutor(1, thread_name_prefix="writer") as self.writer:
             for group in read_groups(slides, self.threads, ahead=ahead):
@@ -211,13 +157,9 @@ class _Run:
     def _buffer(self, size: int) -> torch.Tensor:
         """A new one each time: the copy to the device may still be reading the last."""
         pinned = self.device.type == "cuda"
-        return torch.empty(
-            (self.batch_size, size, size, 3), dtype=torch.uint8, pin_memory=pinned
-        )
+        return torch.empty((self.batch_size, size, size, 3), dtype=torch.uint8, pin_memory=pinned)
 
-    def _encode(
-        self, batch: torch.Tensor, owners: list[tuple[_Slide, NDArray[np.int64]]]
-    ) -> None:
+    def _encode(self, batch: torch.Tensor, owners: Owners) -> None:
         """Start a batch; on CUDA the call returns while it still computes."""
         begin = time.perf_counter()
         dtype = DTYPES[self.precision]
@@ -250,13 +192,14 @@ class _Run:
             slide.seconds["encoding"] += seconds * len(rows) / len(values)
             self._advance(slide, len(rows))
 
-    def _give_up(self, group: _Group) -> None:
+    def _give_up(self, group: TileGroup) -> None:
         slide = group.slide
+        slide.seconds["reading"] += group.seconds
         if len(group.failed):
             slide.readable[group.failed] = False
             self._advance(slide, len(group.failed))
 
-    def _advance(self, slide: _Slide, rows: int) -> None:
+    def _advance(self, slide: Passage, rows: int) -> None:
         slide.waiting -= rows
         if slide.waiting == 0:
             if slide.handle is not None:
@@ -266,7 +209,7 @@ class _Run:
                     future.result()  # a writer's error stops the job here
             self.publishing.append((slide.slide_id, self.writer.submit(self._publish, slide)))
 
-    def _publish(self, slide: _Slide) -> FeatureEntry:
+    def _publish(self, slide: Passage) -> FeatureEntry:
         kept = slide.readable
         failed = int(np.count_nonzero(~kept))
         if slide.error is not None:
@@ -290,7 +233,7 @@ class _Run:
         log.info("%s: %d patches embedded, %d failed", slide.slide_id, len(features), failed)
         return _entry(self.spec, slide.key, attributes)
 
-    def _attributes(self, slide: _Slide, failed: int) -> dict[str, Any]:
+    def _attributes(self, slide: Passage, failed: int) -> dict[str, Any]:
         card, meta = self.card, slide.table.meta
         return {
             "key": slide.key,
@@ -323,11 +266,9 @@ class _Run:
         }
 
 
-def _new_slide(
-    slide_id: str, path: Path, table: TileTable, key: str, card: EncoderCard
-) -> _Slide:
+def _new_slide(slide_id: str, path: Path, table: TileTable, key: str, card: EncoderCard) -> Passage:
     shape = (len(table), card.dimension)
-    return _Slide(
+    return Passage(
         slide_id=slide_id,
         path=path,
         table=table,
@@ -336,38 +277,6 @@ def _new_slide(
         readable=np.ones(len(table), bool),
         waiting=len(table),
     )
-
-
-def _open(slide: _Slide) -> None:
-    if slide.handle is None and slide.error is None:
-        try:
-            slide.handle = Slide(slide.path)
-        except SlideError as error:
-            log.warning("%s: failed: %s", slide.slide_id, error)
-            slide.error = str(error)
-
-
-def _read_group(slide: _Slide, rows: NDArray[np.int64]) -> _Group:
-    meta = slide.table.meta
-    size = meta.tile_px
-    images = np.empty((len(rows), size, size, 3), np.uint8)
-    read = np.zeros(len(rows), bool)
-    begin = time.perf_counter()
-    for index, row in enumerate(rows):
-        if slide.handle is None:
-            break
-        x, y = slide.table.coords[row]
-        try:
-            images[index] = slide.handle.region(
-                float(x), float(y), meta.level0_width, meta.level0_height, (size, size)
-            )
-            read[index] = True
-        except TileError as error:
-            log.warning("%s: tile at %d, %d cannot be read: %s", slide.slide_id, x, y, error)
-        except SlideError as error:  # the file went away while it was read
-            slide.error = str(error)
-    slide.seconds["reading"] += time.perf_counter() - begin
-    return _Group(slide, rows[read], images[read], rows[~read])
 
 
 def _entry(spec: EmbedSpec, key: str, attributes: dict[str, Any]) -> FeatureEntry:

@@ -47,7 +47,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         _sync(temporary)
-        os.replace(temporary, target)
+        temporary.replace(target)
         _sync(target.parent)
     except OSError as error:
         if error.errno is None or error.filename not in (None, str(temporary), str(target.parent)):
@@ -106,7 +106,7 @@ def link(source: Path, name: Path) -> None:
             os.link(source, temporary)
         except OSError:
             shutil.copyfile(source, temporary)
-        os.replace(temporary, name)
+        temporary.replace(name)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -139,7 +139,7 @@ def _draw(
     """Thumbnail, overlay and (where there is one) the mask, side by side."""
     attributes, coords = read_attributes(store), read_coords(store)
     facts = attributes["slide"]
-    scale = Scale(*facts["mpp"], facts["mpp_source"])
+    scale = Scale(facts["mpp"][0], facts["mpp"][1], facts["mpp_source"])
     width, height = facts["size_px"]
     with Slide(path) as slide:
         mpp = max(width * scale.mpp_x, height * scale.mpp_y) / _SIDE_PX
@@ -152,7 +152,7 @@ def _draw(
         if truth is None:
             log.warning("%s: the mask %s cannot be read", path.stem, mask)
         else:
-            panels.append(_outline(thumbnail, truth))
+            panels.append(_outline(thumbnail, truth.astype(np.uint8)))
     gap = np.full((thumbnail.shape[0], _GAP_PX, 3), 255, np.uint8)
     joined = [part for panel in panels for part in (panel, gap)][:-1]
     return np.concatenate(joined, axis=1), {

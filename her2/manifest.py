@@ -63,9 +63,7 @@ class FoldEntry:
 Entry = TypeVar("Entry", TileEntry, FeatureEntry, FoldEntry)
 
 
-def write_manifest(
-    path: Path, entries: Mapping[str, TileEntry | FeatureEntry | FoldEntry]
-) -> None:
+def write_manifest(path: Path, entries: Mapping[str, TileEntry | FeatureEntry | FoldEntry]) -> None:
     """Write what a job made, one entry a slide (or fold)."""
     write_json(path, {name: asdict(entry) for name, entry in entries.items()})
 
@@ -85,9 +83,7 @@ def read_manifest(path: Path, entry: type[Entry]) -> dict[str, Entry]:
         ) from None
 
 
-def read_manifests(
-    folder: Path, names: Iterable[str], entry: type[Entry]
-) -> dict[str, Entry]:
+def read_manifests(folder: Path, names: Iterable[str], entry: type[Entry]) -> dict[str, Entry]:
     """The entries of several manifests of a folder (`{name}.json`), as one mapping."""
     found: dict[str, Entry] = {}
     for name in names:

@@ -108,14 +108,14 @@ class Slide:
                 "no um/px in its metadata; give it in the manifest's column 'mpp' (um/px at full "
                 "resolution)"
             )
-        values = tuple(_number(str(text)) for text in self._mpp)
-        if not all(MPP_RANGE[0] <= value <= MPP_RANGE[1] for value in values):
+        x, y = (_number(str(text)) for text in self._mpp)
+        if not all(MPP_RANGE[0] <= value <= MPP_RANGE[1] for value in (x, y)):
             shown = " x ".join(str(text) for text in self._mpp)
             raise SlideUnfit(
                 f"um/px {shown} in its metadata is outside {MPP_RANGE[0]}-{MPP_RANGE[1]}; give the "
                 "right one in the manifest's column 'mpp'"
             )
-        return Scale(*values, "metadata")
+        return Scale(x, y, "metadata")
 
     def region(self, x: float, y: float, width: float, height: float, out: tuple[int, int]) -> RGB:
         """A rectangle of the slide, resampled to exactly `out` px.
@@ -149,7 +149,7 @@ class Slide:
             min(box_right, size[0]),
             min(box_bottom, size[1]),
         )
-        if box != (0, 0, *out) or size != out:
+        if size != out or box != (0, 0, *out):
             image = image.resize(out, RESAMPLING, box=box)
         return np.asarray(image)
 
@@ -265,10 +265,11 @@ def _on_white(image: Image.Image) -> Image.Image:
     """RGBA (transparent where nothing was scanned) -> RGB on white."""
     if image.mode != "RGBA":
         return image.convert("RGB")
-    if image.getextrema()[3][0] == 255:
+    alpha = image.getchannel("A")
+    if alpha.getextrema()[0] == 255:
         return image.convert("RGB")
     white = Image.new("RGB", image.size, (255, 255, 255))
-    white.paste(image, mask=image.getchannel("A"))
+    white.paste(image, mask=alpha)
     return white
 
 

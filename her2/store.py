@@ -173,5 +173,3 @@ def _broken(path: Path, error: Exception) -> UserError:
         f"{path}: is not a feature store ({error}); remove it (her2 cache verify finds all such) "
         "and run snakemake again."
     )
-
-

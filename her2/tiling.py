@@ -114,7 +114,8 @@ def tile_slide(
     ys = grid_axis(slide.height_px, height, tiling.overlap)
     coords = np.stack([np.tile(xs, len(ys)), np.repeat(ys, len(xs))], axis=1)
     to_mask = np.array([mask.shape[1] / slide.width_px, mask.shape[0] / slide.height_px])
-    corners = np.concatenate([coords * to_mask, (coords + [width, height]) * to_mask], axis=1)
+    opposite = coords + np.array([width, height])
+    corners = np.concatenate([coords * to_mask, opposite * to_mask], axis=1)
     tissue = tissue_share(mask, corners)
     kept = tissue >= tiling.min_tissue
     meta = TileMeta(
@@ -262,7 +263,7 @@ def _qc_picture(thumbnail: RGB, mask: Mask, boxes: Iterable[NDArray[np.float64]]
     large = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
     contours, _ = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(picture, contours, -1, (0, 150, 90), 2)
-    return picture
+    return picture.astype(np.uint8)
 
 
 def _area_mm2(slide: Slide, scale: Scale) -> float:

@@ -69,7 +69,7 @@ def _threshold(saturation: NDArray[np.float32]) -> float:
 def _clean(mask: Mask, *, min_px: float) -> Mask:
     """Opening removes specks; then small holes are filled and small pieces dropped."""
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3))
-    image = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, kernel)
+    image = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, kernel).astype(np.uint8)
     image = 1 - _drop_small(1 - image, min_px**2)
     return _drop_small(image, min_px**2).astype(bool)
 

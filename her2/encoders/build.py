@@ -31,6 +31,8 @@ class Encoder(nn.Module):
         self.backbone = backbone
         self.feature = feature
         # (value / 255 - mean) / std as one multiplication and one addition.
+        self.gain: Tensor
+        self.bias: Tensor
         self.register_buffer("gain", 1 / (255 * torch.tensor(std)), persistent=False)
         self.register_buffer("bias", -torch.tensor(mean) / torch.tensor(std), persistent=False)
 
@@ -46,10 +48,10 @@ class Encoder(nn.Module):
         x = patches * self.gain + self.bias  # (b, h, w, 3)
         x = x.permute(0, 3, 1, 2)  # (b, 3, h, w), channels-last in memory
         if self.feature in ("pooled", "flattened"):
-            return self.backbone(x).flatten(1)  # type: ignore[no-any-return]
+            return self.backbone(x).flatten(1)
         tokens = self.backbone.forward_features(x)  # type: ignore[operator]  # (b, t, d)
         if self.feature == "class_token":
-            return tokens[:, 0]  # type: ignore[no-any-return]
+            return tokens[:, 0]
         patch_tokens = tokens[:, self.backbone.num_prefix_tokens :]  # (b, t - prefix, d)
         return torch.cat([tokens[:, 0], patch_tokens.mean(1)], dim=1)
 
@@ -78,7 +80,9 @@ def build_backbone(
     return model
 
 
-def default_arguments(library: str, architecture: str, *, feature: Feature, size: int) -> dict[str, Any]:
+def default_arguments(
+    library: str, architecture: str, *, feature: Feature, size: int
+) -> dict[str, Any]:
     """What the architecture must be told to take patches of `size` px a side."""
     if library != "timm":
         return {}
@@ -127,11 +131,11 @@ def _torchvision(
                 f"encoders: torchvision/{architecture} has no `features` part to flatten; use "
                 "`feature: pooled`."
             )
-        return model.features  # type: ignore[no-any-return]
+        return model.features
     for name in ("fc", "classifier", "head", "heads"):
         if hasattr(model, name):
             setattr(model, name, nn.Identity())
-            return model  # type: ignore[no-any-return]
+            return model
     raise UserError(f"encoders: torchvision/{architecture} has no classifier to take off.")
 
 

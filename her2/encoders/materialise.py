@@ -44,9 +44,7 @@ def materialise(encoder: EncoderSection, seed: int, folder: Path) -> EncoderCard
         UserError: unknown architecture, weights that do not fit, no network, unsafe file.
     """
     library, architecture = encoder.library, encoder.architecture
-    arguments = default_arguments(
-        library, architecture, feature=encoder.feature, size=encoder.size
-    )
+    arguments = default_arguments(library, architecture, feature=encoder.feature, size=encoder.size)
     torch.manual_seed(seed)
     published = encoder.source in ("timm", "torchvision")
     try:
@@ -126,7 +124,8 @@ def weights_digest(state: dict[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         result.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        result.update(tensor.view(-1).view(torch.uint8).numpy() if tensor.numel() else b"")
+        if tensor.numel():
+            result.update(tensor.view(-1).view(torch.uint8).numpy().data)
     return result.hexdigest()
 
 

@@ -121,9 +121,7 @@ def out_of_fold(predictions: pl.DataFrame, classes: Sequence[str], *, by: str) -
         .sort(keys)
     )
     predicted = table.select(columns).to_numpy().argmax(axis=1) if len(table) else []
-    return table.select(
-        *keys, "target", pl.Series("predicted", predicted, pl.Int32), *columns
-    )
+    return table.select(*keys, "target", pl.Series("predicted", predicted, pl.Int32), *columns)
 
 
 def figures(
@@ -146,9 +144,7 @@ def figures(
         return lambda weights: auc(target == index, scores[:, index], weights)
 
     def over_confusion(figure: Callable[[Floats], Floats]) -> Callable[[Floats], Floats]:
-        return lambda weights: figure(
-            confusion(target, predicted, len(task.class_names), weights)
-        )
+        return lambda weights: figure(confusion(target, predicted, len(task.class_names), weights))
 
     per_class = {name: one_vs_rest(index) for index, name in enumerate(task.class_names)}
     wanted: list[tuple[str, str, Callable[[Floats], Floats]]] = [
@@ -162,7 +158,7 @@ def figures(
     for metric, name, figure in wanted:
         value = float(figure(ones)[0])
         low, high = interval(figure(draws), section.confidence)
-        positive = int((target == task.class_names.index(name)).sum()) if name in per_class else None
+        index = task.class_names.index(name) if name in per_class else None
         records.append(
             {
                 "level": level,
@@ -172,7 +168,7 @@ def figures(
                 "low": _null(low),
                 "high": _null(high),
                 "n": len(table),
-                "n_positive": positive,
+                "n_positive": None if index is None else int((target == index).sum()),
                 "note": "" if value == value else "not defined: a class is absent",
             }
         )

@@ -1,5 +1,4 @@
-"""Stage 2, train: slides as bags of features, gathered from the stores without reading them whole.
-"""
+"""Stage 2, train: slides as bags of features; rows are gathered, stores not read whole."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -165,10 +165,10 @@ def _write_fold(
     columns = ["slide_id", "patient_id", *(f"prob_{name}" for name in classes)]
     frame = pl.DataFrame(predictions, schema=columns, orient="row")
     frame.write_parquet(folder / "predictions.parquet")
-    schema = {"slide_id": pl.String, "attention": pl.List(pl.Float32)}
-    pl.DataFrame(attention, schema=schema, orient="row").write_parquet(
-        folder / "attention.parquet"
-    )
+    weights_type = pl.List(pl.Float32)
+    pl.DataFrame(
+        attention, schema={"slide_id": pl.String, "attention": weights_type}, orient="row"
+    ).write_parquet(folder / "attention.parquet")
     pl.DataFrame([asdict(epoch) for epoch in trained.history]).write_parquet(
         folder / "history.parquet"
     )
@@ -201,5 +201,3 @@ def _entry(folder: Path) -> FoldEntry:
         epochs=card["epochs"],
         tune_loss=round(card["tune_loss"], 6),
     )
-
-

@@ -26,12 +26,14 @@ class Model(nn.Module):
     def __init__(self, head: nn.Module, mean: Tensor, std: Tensor) -> None:
         super().__init__()
         self.head = head
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
 
     def forward(self, bag: Tensor, mask: Tensor) -> Output:
         """Features (b, n, d) and mask (b, n) -> logits (b, c) and attention (b, n)."""
-        return self.head((bag - self.mean) / self.std, mask)  # type: ignore[no-any-return]
+        return self.head((bag - self.mean) / self.std, mask)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,19 +15,19 @@ rule materialise_encoder:
     output:
         card=f"{RESULTS}/encoders/{{encoder}}/card.json",
         weights=f"{RESULTS}/encoders/{{encoder}}/weights.safetensors",
-    params:
-        spec=lambda wildcards: PLAN.encoder_spec(wildcards.encoder),
-        folder=lambda wildcards: f"{RESULTS}/encoders/{wildcards.encoder}",
     log:
         f"{RESULTS}/logs/materialise_encoder/{{encoder}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/materialise_encoder/{{encoder}}.tsv"
+    conda:
+        "../../envs/her2.yaml"
     threads: 1
     resources:
         mem_mb=8000,
         runtime=60,
-    conda:
-        "../../envs/her2.yaml"
+    params:
+        spec=lambda wildcards: PLAN.encoder_spec(wildcards.encoder),
+        folder=lambda wildcards: f"{RESULTS}/encoders/{wildcards.encoder}",
     shell:
         "python -m her2 encoder --spec {params.spec:q} --out {params.folder:q} 2> {log:q}"
 
@@ -44,18 +44,18 @@ rule embed_bucket:
         weights=ancient(f"{RESULTS}/encoders/{{encoder}}/weights.safetensors"),
     output:
         f"{RESULTS}/features/{{encoder}}/{{bucket}}.json",
-    params:
-        spec=lambda wildcards: PLAN.embed_spec(wildcards.bucket),
     log:
         f"{RESULTS}/logs/embed_bucket/{{encoder}}/{{bucket}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/embed_bucket/{{encoder}}/{{bucket}}.tsv"
+    conda:
+        "../../envs/her2.yaml"
     threads: 8
     resources:
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
         runtime=lambda wildcards, attempt: 120 * attempt,
-    conda:
-        "../../envs/her2.yaml"
+    params:
+        spec=lambda wildcards: PLAN.embed_spec(wildcards.bucket),
     shell:
         "python -m her2 embed --spec {params.spec:q} --slides {SLIDES:q} --root {ROOT:q}"
         " --cache {CACHE:q} --tiles {input.tiles:q} --encoder $(dirname {input.card:q})"

@@ -21,18 +21,18 @@ rule evaluate:
             category="Figures",
             labels={"task": "{task}", "encoder": "{encoder}", "head": "{head}"},
         ),
-    params:
-        spec=lambda wildcards: PLAN.evaluate_spec(wildcards.task),
     log:
         f"{RESULTS}/logs/evaluate/{{task}}/{{encoder}}/{{head}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/evaluate/{{task}}/{{encoder}}/{{head}}.tsv"
+    conda:
+        "../../envs/her2.yaml"
     threads: 1
     resources:
         mem_mb=4000,
         runtime=30,
-    conda:
-        "../../envs/her2.yaml"
+    params:
+        spec=lambda wildcards: PLAN.evaluate_spec(wildcards.task),
     shell:
         "python -m her2 evaluate --spec {params.spec:q} --folds {input.folds:q}"
         " --models $(dirname {input.models[0]:q}) --cache {CACHE:q}"
@@ -46,23 +46,21 @@ rule draw_heatmaps:
             f"{RESULTS}/models/{{{{task}}}}/{{{{encoder}}}}/{{{{head}}}}/{{chunk}}.json",
             chunk=PLAN.chunks,
         ),
-        features=expand(
-            f"{RESULTS}/features/{{{{encoder}}}}/{{bucket}}.json", bucket=PLAN.buckets
-        ),
+        features=expand(f"{RESULTS}/features/{{{{encoder}}}}/{{bucket}}.json", bucket=PLAN.buckets),
     output:
         f"{RESULTS}/heatmaps/{{task}}/{{encoder}}/{{head}}/heatmaps.json",
-    params:
-        spec=lambda wildcards: PLAN.heatmap_spec(wildcards.task),
     log:
         f"{RESULTS}/logs/draw_heatmaps/{{task}}/{{encoder}}/{{head}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/draw_heatmaps/{{task}}/{{encoder}}/{{head}}.tsv"
+    conda:
+        "../../envs/her2.yaml"
     threads: 1
     resources:
         mem_mb=4000,
         runtime=30,
-    conda:
-        "../../envs/her2.yaml"
+    params:
+        spec=lambda wildcards: PLAN.heatmap_spec(wildcards.task),
     shell:
         "python -m her2 heatmap --spec {params.spec:q} --slides {SLIDES:q} --root {ROOT:q}"
         " --folds {input.folds:q} --models $(dirname {input.models[0]:q})"

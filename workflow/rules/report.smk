@@ -11,27 +11,25 @@ rule build_report:
         evaluation=each_model(
             f"{RESULTS}/evaluation/{{task}}/{{encoder}}/{{head}}/predictions.parquet"
         ),
-        heatmaps=each_model(
-            f"{RESULTS}/heatmaps/{{task}}/{{encoder}}/{{head}}/heatmaps.json"
-        ),
+        heatmaps=each_model(f"{RESULTS}/heatmaps/{{task}}/{{encoder}}/{{head}}/heatmaps.json"),
     output:
         report(
             f"{RESULTS}/report/report.html",
             category="Report",
             labels={"page": "report"},
         ),
-    params:
-        spec=lambda wildcards: PLAN.report_spec(__version__),
     log:
         f"{RESULTS}/logs/build_report.log",
     benchmark:
         f"{RESULTS}/benchmarks/build_report.tsv"
+    conda:
+        "../../envs/her2.yaml"
     threads: 1
     resources:
         mem_mb=4000,
         runtime=30,
-    conda:
-        "../../envs/her2.yaml"
+    params:
+        spec=lambda wildcards: PLAN.report_spec(__version__),
     shell:
         "python -m her2 report --spec {params.spec:q} --results {RESULTS:q}"
         " --out {output:q} 2> {log:q}"

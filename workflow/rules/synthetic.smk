@@ -10,18 +10,18 @@ if CONFIG.cohort.synthetic:
         output:
             slide=f"{ROOT}/slides/{{slide}}.svs",
             mask=f"{ROOT}/masks/{{slide}}.png",
-        params:
-            spec=lambda wildcards: PLAN.synthetic_spec(wildcards.slide),
         log:
             f"{RESULTS}/logs/draw_slide/{{slide}}.log",
         benchmark:
             f"{RESULTS}/benchmarks/draw_slide/{{slide}}.tsv"
+        conda:
+            "../../envs/her2.yaml"
         threads: 1
         resources:
             mem_mb=1500,
             runtime=5,
-        conda:
-            "../../envs/her2.yaml"
+        params:
+            spec=lambda wildcards: PLAN.synthetic_spec(wildcards.slide),
         shell:
             "python -m her2 synthetic slide --spec {params.spec:q}"
             " --slide {output.slide:q} --mask {output.mask:q} 2> {log:q}"

@@ -11,18 +11,18 @@ rule tile_bucket:
         slides=lambda wildcards: slide_files(wildcards.bucket),
     output:
         f"{RESULTS}/tiles/{{grid}}/{{bucket}}.json",
-    params:
-        spec=lambda wildcards: PLAN.tile_spec(wildcards.grid, wildcards.bucket),
     log:
         f"{RESULTS}/logs/tile_bucket/{{grid}}/{{bucket}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/tile_bucket/{{grid}}/{{bucket}}.tsv"
+    conda:
+        "../../envs/her2.yaml"
     threads: 2
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,
-    conda:
-        "../../envs/her2.yaml"
+    params:
+        spec=lambda wildcards: PLAN.tile_spec(wildcards.grid, wildcards.bucket),
     shell:
         "python -m her2 tile --spec {params.spec:q} --slides {SLIDES:q} --root {ROOT:q}"
         " --cache {CACHE:q} --threads {threads} --out {output:q} 2> {log:q}"
@@ -42,18 +42,18 @@ rule audit_cohort:
             category="Cohort",
             labels={"table": "slides"},
         ),
-    params:
-        spec=lambda wildcards: PLAN.audit_spec(),
     log:
         f"{RESULTS}/logs/audit_cohort.log",
     benchmark:
         f"{RESULTS}/benchmarks/audit_cohort.tsv"
+    conda:
+        "../../envs/her2.yaml"
     threads: 1
     resources:
         mem_mb=2000,
         runtime=10,
-    conda:
-        "../../envs/her2.yaml"
+    params:
+        spec=lambda wildcards: PLAN.audit_spec(),
     shell:
         "python -m her2 audit --spec {params.spec:q} --slides {SLIDES:q} --root {ROOT:q}"
         f" --tiles {RESULTS}/tiles --out {RESULTS}/cohort 2> {{log:q}}"

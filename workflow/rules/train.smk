@@ -12,18 +12,18 @@ rule make_folds:
         audit=f"{RESULTS}/cohort/slides.parquet",
     output:
         f"{RESULTS}/folds/{{task}}.parquet",
-    params:
-        spec=lambda wildcards: PLAN.folds_spec(wildcards.task),
     log:
         f"{RESULTS}/logs/make_folds/{{task}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/make_folds/{{task}}.tsv"
+    conda:
+        "../../envs/her2.yaml"
     threads: 1
     resources:
         mem_mb=2000,
         runtime=10,
-    conda:
-        "../../envs/her2.yaml"
+    params:
+        spec=lambda wildcards: PLAN.folds_spec(wildcards.task),
     shell:
         "python -m her2 folds --spec {params.spec:q} --slides {SLIDES:q} --root {ROOT:q}"
         " --out {output:q} 2> {log:q}"
@@ -32,25 +32,21 @@ rule make_folds:
 rule train_folds:
     input:
         folds=f"{RESULTS}/folds/{{task}}.parquet",
-        features=expand(
-            f"{RESULTS}/features/{{{{encoder}}}}/{{bucket}}.json", bucket=PLAN.buckets
-        ),
+        features=expand(f"{RESULTS}/features/{{{{encoder}}}}/{{bucket}}.json", bucket=PLAN.buckets),
     output:
         f"{RESULTS}/models/{{task}}/{{encoder}}/{{head}}/{{chunk}}.json",
-    params:
-        spec=lambda wildcards: PLAN.train_spec(
-            wildcards.task, wildcards.head, wildcards.chunk
-        ),
     log:
         f"{RESULTS}/logs/train_folds/{{task}}/{{encoder}}/{{head}}/{{chunk}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/train_folds/{{task}}/{{encoder}}/{{head}}/{{chunk}}.tsv"
+    conda:
+        "../../envs/her2.yaml"
     threads: 1
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
         runtime=lambda wildcards, attempt: 120 * attempt,
-    conda:
-        "../../envs/her2.yaml"
+    params:
+        spec=lambda wildcards: PLAN.train_spec(wildcards.task, wildcards.head, wildcards.chunk),
     shell:
         "python -m her2 train --spec {params.spec:q} --folds {input.folds:q}"
         f" --features {RESULTS}/features/{{wildcards.encoder}} --cache {{CACHE:q}}"

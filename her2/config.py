@@ -184,7 +184,7 @@ class HeadSection(Section):
     attention: Count = Field(128, description="width of the attention's hidden layer")
     gated: bool = Field(True, description="gated attention, equation 9 of the paper; else 8")
     hidden: Annotated[int, Field(ge=0)] = Field(
-        0, description="width of a projection (linear + ReLU) before the attention; 0: none"
+        64, description="width of a projection (linear + ReLU) before the attention; 0: none"
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.25, description="on the input features")
 
@@ -196,7 +196,7 @@ class TrainingSection(Section):
     bags_per_batch: Count = Field(8, description="slides a step")
     epochs: Count = Field(60, description="at most; an epoch passes every train slide once")
     patience: Count = Field(15, description="epochs without a better tune loss before stopping")
-    learning_rate: Positive = Field(3e-4, description="of AdamW")
+    learning_rate: Positive = Field(1e-3, description="of AdamW")
     weight_decay: Annotated[float, Field(ge=0)] = Field(1e-3, description="of AdamW")
     balance: Literal["sampling", "none"] = Field(
         "sampling", description="sampling: train slides are drawn so that classes are even"

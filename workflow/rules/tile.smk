@@ -56,4 +56,4 @@ rule audit_cohort:
         spec=lambda wildcards: PLAN.audit_spec(),
     shell:
         "python -m her2 audit --spec {params.spec:q} --slides {SLIDES:q} --root {ROOT:q}"
-        f" --tiles {RESULTS}/tiles --out {RESULTS}/cohort 2> {{log:q}}"
+        " --tiles {RESULTS:q}/tiles --out {RESULTS:q}/cohort 2> {log:q}"

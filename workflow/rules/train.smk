@@ -49,5 +49,5 @@ rule train_folds:
         spec=lambda wildcards: PLAN.train_spec(wildcards.task, wildcards.head, wildcards.chunk),
     shell:
         "python -m her2 train --spec {params.spec:q} --folds {input.folds:q}"
-        f" --features {RESULTS}/features/{{wildcards.encoder}} --cache {{CACHE:q}}"
+        " --features {RESULTS:q}/features/{wildcards.encoder} --cache {CACHE:q}"
         " --threads {threads} --out {output:q} 2> {log:q}"

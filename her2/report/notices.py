@@ -1,0 +1,131 @@
+"""Stage 2, report: everything that was not as asked, in sentences near the top of the page."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import polars as pl
+
+from her2.report.pictures import Attention
+from her2.report.read import Model, Results
+from her2.report.slides import Excluded
+from her2.report.text import plural
+
+FEW_PATIENTS = 10
+"""Of a class: below this a bootstrap interval is a rough guess."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A sentence, and the section (an id of the page) that has more."""
+
+    text: str
+    anchor: str
+
+
+def notices(
+    results: Results, excluded: list[Excluded], pictures: list[Attention]
+) -> list[Notice]:
+    """Slides, encoders, figures, folds, pictures: in the order of the pipeline."""
+    found = [*_slides(results, excluded), *_encoders(results)]
+    for model in results.models:
+        found += [*_figures(model), *_folds(results, model), *_predictions(results, model)]
+    found += [
+        Notice(f"{item.name}: {plural(len(item.not_drawn), 'slide')} without picture.", item.anchor)
+        for item in pictures
+        if item.not_drawn
+    ]
+    return found
+
+
+def _slides(results: Results, excluded: list[Excluded]) -> list[Notice]:
+    groups = Counter((row.stage, row.encoder or row.grid, row.status) for row in excluded)
+    return [
+        Notice(f"{plural(number, 'slide')} {status} at the {stage} stage ({where}).", "excluded")
+        for (stage, where, status), number in groups.items()
+    ]
+
+
+def _encoders(results: Results) -> list[Notice]:
+    found = []
+    for name, card in results.cards.items():
+        used = results.precisions[name]
+        failed = sum(entry.failed_tiles for entry in results.features[name].values())
+        if failed:
+            found.append(
+                Notice(f"{name}: {plural(failed, 'tile')} could not be read.", "embedding")
+            )
+        if len(used) > 1:
+            found.append(
+                Notice(
+                    f"{name}: its features were computed in more than one precision "
+                    f"({', '.join(used)}); they differ slightly between slides.",
+                    "provenance",
+                )
+            )
+        elif used and card.precision not in ("auto", used[0]):
+            found.append(
+                Notice(f"{name}: asked for {card.precision}, computed in {used[0]}.", "provenance")
+            )
+    return found
+
+
+def _figures(model: Model) -> list[Notice]:
+    found = []
+    for row in model.metrics.to_dicts():
+        what = f"{model.name}: {row['metric']} {row['class']}".rstrip() + f" ({row['level']} level)"
+        if row["value"] is None:
+            found.append(Notice(f"{what} is NA: {row['note'] or 'not defined'}.", "headline"))
+        elif row["low"] is None:
+            found.append(
+                Notice(f"{what} has no interval: a resample lacks a class.", "headline")
+            )
+    few = [
+        f"{row['class']} ({row['n_positive']})"
+        for row in model.level("patient").filter(pl.col("n_positive") < FEW_PATIENTS).to_dicts()
+        if row["value"] is not None
+    ]
+    if few:
+        text = f"{model.name}: fewer than {FEW_PATIENTS} patients of class {', '.join(few)}; "
+        found.append(Notice(f"{text}the interval is a rough guess.", "headline"))
+    return found
+
+
+def _folds(results: Results, model: Model) -> list[Notice]:
+    found = []
+    limit, total = results.config.training.epochs, len(model.folds)
+    first = sum(entry.best_epoch == 0 and entry.epochs > 1 for entry in model.folds.values())
+    last = sum(entry.best_epoch + 1 == limit for entry in model.folds.values())
+    if first:
+        found.append(
+            Notice(
+                f"{model.name}: in {first} of {plural(total, 'fold')} no epoch was better than the "
+                "first; those models have learned next to nothing.",
+                model.anchor,
+            )
+        )
+    if last:
+        found.append(
+            Notice(
+                f"{model.name}: {last} of {plural(total, 'fold')} kept the last of {limit} epochs "
+                "allowed; the loss was still falling (training.epochs).",
+                model.anchor,
+            )
+        )
+    return found
+
+
+def _predictions(results: Results, model: Model) -> list[Notice]:
+    """Labelled slides with features must be in the evaluation."""
+    label = f"label_{model.task.label}"
+    rows = results.cohort.select("slide_id", label).unique().iter_rows()
+    labelled = {
+        slide for slide, value in rows if value is not None and model.task.class_index(value) is not None
+    }
+    entries = results.features[model.encoder]
+    usable = {name for name in labelled if name in entries and entries[name].status == "ok"}
+    absent = sorted(usable - set(model.slides["slide_id"]))
+    if not absent:
+        return []
+    names = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
+    text = f"{model.name}: {plural(len(absent), 'labelled slide')} with features but no prediction"
+    return [Notice(f"{text}: {names}.", model.anchor)]

@@ -1,0 +1,147 @@
+"""Stage 2, report: attention and quality-control pictures, small enough for one page."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from her2.plan import run_name
+from her2.report.figures import Figure, jpeg
+from her2.report.read import Model, Results
+from her2.report.text import number, without_folders
+
+ATTENTION_SHOWN = 48
+"""Attention pictures on the page, over all models; the others stay files."""
+GALLERY_SHOWN = 60
+_ATTENTION_PX = (1200, 1200)
+_GALLERY_PX = (160, 160)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionPicture:
+    """One slide: thumbnail, ranks of attention and, where there is one, the truth."""
+
+    slide_id: str
+    label: str
+    predicted: str
+    probabilities: tuple[tuple[str, str], ...]
+    run: str
+    tiles: int
+    figure: Figure
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """The pictures of one encoder and head; `not_drawn` are (slide, reason)."""
+
+    name: str
+    anchor: str
+    pictures: tuple[AttentionPicture, ...]
+    not_drawn: tuple[tuple[str, str], ...]
+    left_out: int
+    has_truth: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Thumbnail:
+    """A slide of the gallery; `reason` is empty for a usable one."""
+
+    slide_id: str
+    status: str
+    tiles: int
+    reason: str
+    figure: Figure
+
+
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    """Quality-control pictures of one grid; `left_out` slides have one that is not shown."""
+
+    grid: str
+    thumbnails: tuple[Thumbnail, ...]
+    left_out: int
+
+
+def attention(results: Results, model: Model) -> Attention:
+    """The pictures that `heatmaps.json` lists."""
+    drawn = [item for item in model.heatmaps if "picture" in item]
+    not_drawn = [
+        (str(item["slide_id"]), without_folders(str(item.get("reason", "no reason recorded"))))
+        for item in model.heatmaps
+        if "picture" not in item
+    ]
+    share = max(1, ATTENTION_SHOWN // len(results.models))
+    shown = _spread(drawn, share)
+    pictures = []
+    for item in shown:
+        try:
+            pictures.append(_picture(results, model, item))
+        except OSError:
+            not_drawn.append((str(item["slide_id"]), "its picture cannot be read"))
+    return Attention(
+        name=model.name,
+        anchor=model.anchor.replace("model-", "attention-", 1),
+        pictures=tuple(pictures),
+        not_drawn=tuple(sorted(not_drawn)),
+        left_out=len(drawn) - len(shown),
+        has_truth=any(item.get("panels") == 3 for item in shown),
+    )
+
+
+def gallery(results: Results) -> Gallery:
+    """Tissue and tiles as they were found on the first grid; slides that fell out come first."""
+    grid = min(results.config.grids)
+    table = results.cohort.filter((pl.col("grid") == grid) & pl.col("key").is_not_null())
+    rows = sorted(table.to_dicts(), key=lambda row: (row["status"] == "ok", row["slide_id"]))
+    found, left_out = [], 0
+    for row in rows:
+        path = results.folder / "tiles" / grid / f"{row['slide_id']}.qc.jpg"
+        if not path.exists():
+            continue
+        if len(found) == GALLERY_SHOWN:
+            left_out += 1
+            continue
+        alt = f"{row['slide_id']}: tissue outline and {row['tiles']} tiles"
+        try:
+            figure = jpeg(path, side_px=_GALLERY_PX, quality=75, alt=alt)
+        except OSError:
+            continue
+        reason = without_folders(row["reason"] or "")
+        found.append(Thumbnail(row["slide_id"], row["status"], row["tiles"], reason, figure))
+    return Gallery(grid, tuple(found), left_out)
+
+
+def _spread(items: list[dict[str, object]], number_: int) -> list[dict[str, object]]:
+    """Some of the items, evenly: they are sorted by class, and each class keeps its share."""
+    if len(items) <= number_:
+        return items
+    return [items[i * len(items) // number_] for i in range(number_)]
+
+
+def _picture(results: Results, model: Model, item: dict[str, Any]) -> AttentionPicture:
+    slide_id, panels = item["slide_id"], item.get("panels", 2)
+    rows = model.slides.filter(pl.col("slide_id") == slide_id).to_dicts()
+    names = model.task.class_names
+    probabilities = [(name, number(rows[0][f"prob_{name}"], 2)) for name in names] if rows else []
+    third = f", {truth_words(results)}" if panels == 3 else ""
+    return AttentionPicture(
+        slide_id=slide_id,
+        label=item["label"],
+        predicted=names[rows[0]["predicted"]] if rows else "",
+        probabilities=tuple(probabilities),
+        run=run_name(0, item["fold"]),
+        tiles=item["tiles"],
+        figure=jpeg(
+            model.pictures / str(item["picture"]),
+            side_px=_ATTENTION_PX,
+            quality=80,
+            alt=f"{slide_id}: thumbnail, rank of attention{third}",
+        ),
+    )
+
+
+def truth_words(results: Results) -> str:
+    """What the yellow of the third panel is."""
+    if results.synthetic:
+        return "planted HER2-positive morphology"
+    return "annotated positive area (cohort.masks)"

@@ -1,0 +1,116 @@
+"""Stage 2, report: what made these figures, and how to make them again."""
+
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+
+import yaml
+
+from her2.files import canonical_json, digest
+from her2.report.read import Results
+from her2.report.text import portable, without_folders
+
+PACKAGES = (
+    "torch",
+    "timm",
+    "snakemake",
+    "zarr",
+    "numcodecs",
+    "scikit-learn",
+    "pyarrow",
+    "polars",
+    "openslide-python",
+    "openslide-bin",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderFacts:
+    """An encoder's card, and the precision its features were really computed in."""
+
+    name: str
+    architecture: str
+    source: str
+    provenance: str
+    feature: str
+    dimension: int
+    mpp: float
+    size: int
+    precision_asked: str
+    precision_used: str
+    storage: str
+    licence: str
+    weights_sha256: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Versions, encoders, seeds and the config; nothing of where or when it ran."""
+
+    versions: tuple[tuple[str, str], ...]
+    encoders: tuple[EncoderFacts, ...]
+    seed: int
+    config_yaml: str
+    config_digest: str
+    shortened: bool
+
+
+def provenance(results: Results) -> Provenance:
+    """Gather it. Absolute paths of the config are shown, and digested, as `.../NAME`."""
+    shown = portable(results.config.model_dump(mode="python"))
+    text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=96)
+    return Provenance(
+        versions=versions(results.software),
+        encoders=tuple(encoder_facts(results)),
+        seed=results.config.seed,
+        config_yaml=text,
+        config_digest=digest(shown),
+        shortened=shown != results.config.model_dump(mode="json"),
+    )
+
+
+def versions(software: str) -> tuple[tuple[str, str], ...]:
+    """(name, version) of this package, Python, and the packages that figures depend on."""
+    return (
+        ("her2", software),
+        ("Python", platform.python_version()),
+        *((name, _version(name)) for name in PACKAGES),
+    )
+
+
+def encoder_facts(results: Results) -> list[EncoderFacts]:
+    """One entry an encoder, in the config's order."""
+    found = []
+    for name, card in results.cards.items():
+        found.append(
+            EncoderFacts(
+                name=name,
+                architecture=f"{card.library}/{card.architecture}",
+                source=card.source,
+                provenance=without_folders(
+                    ", ".join(
+                        f"{key} {value if isinstance(value, str | int) else canonical_json(value)}"
+                        for key, value in sorted(card.provenance.items())
+                    )
+                ),
+                feature=card.feature,
+                dimension=card.dimension,
+                mpp=card.mpp,
+                size=card.size,
+                precision_asked=card.precision,
+                precision_used=", ".join(results.precisions[name]) or "no features",
+                storage=card.storage,
+                licence=card.licence or "-",
+                weights_sha256=card.weights_sha256,
+                digest=card.digest,
+            )
+        )
+    return found
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"

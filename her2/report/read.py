@@ -1,0 +1,168 @@
+"""Stage 2, report: everything that the page is made of, read once and checked for being there."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from her2.audit import read_cohort_table
+from her2.cohort import Cohort
+from her2.config import Config, Task
+from her2.encoders.card import EncoderCard, read_card
+from her2.errors import UserError
+from her2.heatmap import read_heatmaps
+from her2.manifest import FeatureEntry, FoldEntry, read_manifests
+from her2.plan import Plan
+from her2.specs import ReportSpec
+from her2.store import read_attributes
+
+TABLES = ("predictions", "slides", "patients", "metrics", "confusion")
+"""Of one evaluation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One encoder and head on a task: the tables of its evaluation, and how it was trained.
+
+    `folds` and `histories` are by run (`r0f3`); a history that has no link is absent.
+    `heatmaps` is the list of `heatmaps.json`, `pictures` its folder.
+    """
+
+    task_name: str
+    encoder: str
+    head: str
+    task: Task
+    predictions: pl.DataFrame
+    slides: pl.DataFrame
+    patients: pl.DataFrame
+    metrics: pl.DataFrame
+    confusion: pl.DataFrame
+    folds: Mapping[str, FoldEntry]
+    histories: Mapping[str, pl.DataFrame]
+    heatmaps: list[dict[str, object]]
+    pictures: Path
+
+    @property
+    def name(self) -> str:
+        """`task / encoder / head`."""
+        return f"{self.task_name} / {self.encoder} / {self.head}"
+
+    @property
+    def anchor(self) -> str:
+        """Of its section on the page."""
+        return f"model-{self.task_name}-{self.encoder}-{self.head}"
+
+    def level(self, name: str) -> pl.DataFrame:
+        """Figures at `patient` or `slide` level."""
+        return self.metrics.filter(pl.col("level") == name)
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """A finished run.
+
+    `cohort` has one row a slide and grid; `features` and `precisions` are by encoder.
+    """
+
+    config: Config
+    software: str
+    folder: Path
+    cohort: pl.DataFrame
+    features: Mapping[str, Mapping[str, FeatureEntry]]
+    cards: Mapping[str, EncoderCard]
+    precisions: Mapping[str, tuple[str, ...]]
+    models: tuple[Model, ...]
+
+    @property
+    def synthetic(self) -> bool:
+        """The slides are drawn."""
+        return self.config.cohort.synthetic
+
+    def task_models(self, task_name: str) -> tuple[Model, ...]:
+        """The models of one task, in the config's order."""
+        return tuple(model for model in self.models if model.task_name == task_name)
+
+
+def read_results(spec: ReportSpec, folder: Path) -> Results:
+    """Read the results folder of a run.
+
+    Raises:
+        UserError: a table, card or manifest is missing or broken.
+    """
+    config = spec.config
+    features = {
+        name: read_manifests(folder / "features" / name, spec.buckets, FeatureEntry)
+        for name in config.encoders
+    }
+    # The names of the chunks depend on the config alone.
+    chunks = tuple(Plan(config, Cohort((), Path())).chunks)
+    return Results(
+        config=config,
+        software=spec.software,
+        folder=folder,
+        cohort=read_cohort_table(folder / "cohort"),
+        features=features,
+        cards={name: read_card(folder / "encoders" / name) for name in config.encoders},
+        precisions={name: _precisions(spec, folder / "features" / name) for name in features},
+        models=tuple(
+            _model(config, folder, (task, encoder, head), chunks)
+            for task in config.tasks
+            for encoder in config.encoders
+            for head in config.heads
+        ),
+    )
+
+
+def _model(
+    config: Config, folder: Path, names: tuple[str, str, str], chunks: tuple[str, ...]
+) -> Model:
+    task, encoder, head = names
+    evaluation, models, heatmaps = (
+        folder / stage / task / encoder / head for stage in ("evaluation", "models", "heatmaps")
+    )
+    folds = read_manifests(models, chunks, FoldEntry)
+    histories = {run: models / run / "history.parquet" for run in folds}
+    tables = {name: _table(evaluation / f"{name}.parquet") for name in TABLES}
+    return Model(
+        task_name=task,
+        encoder=encoder,
+        head=head,
+        task=config.tasks[task],
+        **tables,
+        folds=folds,
+        histories={run: _table(path) for run, path in histories.items() if path.exists()},
+        heatmaps=_heatmaps(heatmaps / "heatmaps.json"),
+        pictures=heatmaps,
+    )
+
+
+def _precisions(spec: ReportSpec, folder: Path) -> tuple[str, ...]:
+    """What the features were computed in: one store a bucket answers for the job that made it."""
+    found = set()
+    for bucket in spec.buckets:
+        entries = read_manifests(folder, [bucket], FeatureEntry)
+        for slide_id, entry in entries.items():
+            store = folder / f"{slide_id}.zarr.zip"
+            if entry.status == "ok" and store.exists():
+                found.add(str(read_attributes(store).get("precision", "not recorded")))
+                break
+    return tuple(sorted(found))
+
+
+def _table(path: Path) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise _broken(path, error) from None
+
+
+def _heatmaps(path: Path) -> list[dict[str, object]]:
+    try:
+        return read_heatmaps(path)
+    except (OSError, ValueError) as error:
+        raise _broken(path, error) from None
+
+
+def _broken(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path}: cannot be read ({error}); delete it and run snakemake again.")

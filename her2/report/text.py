@@ -1,0 +1,70 @@
+"""Stage 2, report: how numbers, paths and cells of tables are written."""
+
+import re
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import Any
+
+import polars as pl
+
+NA = "NA"
+
+_ABSOLUTE = re.compile(r"""(?<![\w.<])(?:/[^\s/'"():,;<>]+)+/([^\s/'"():,;<>]+)""")
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """`0.617`; NA for a figure that is not defined."""
+    return NA if value is None else f"{value:.{digits}f}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """`[0.529, 0.704]`; empty where there is none."""
+    return "" if low is None or high is None else f"[{low:.3f}, {high:.3f}]"
+
+
+def count(value: int) -> str:
+    """`12,345`."""
+    return f"{value:,}"
+
+
+def plural(value: int, noun: str) -> str:
+    """`1 slide`, `2 slides`."""
+    return f"{value:,} {noun}{'' if value == 1 else 's'}"
+
+
+def span(values: list[float]) -> str:
+    """`0.25` or `0.25-0.5`: the range of some um/px; a dash for none."""
+    if not values:
+        return "-"
+    low, high = f"{min(values):.4g}", f"{max(values):.4g}"
+    return low if low == high else f"{low}\N{EN DASH}{high}"
+
+
+def without_folders(text: str) -> str:
+    """Absolute paths cut down to their names: where a machine keeps its files is not a result."""
+    return _ABSOLUTE.sub(".../\\1", text)
+
+
+def portable(value: Any) -> Any:
+    """A config's values for YAML: paths as text, absolute ones as `.../NAME`."""
+    match value:
+        case PurePath():
+            return f".../{value.name}" if value.is_absolute() else value.as_posix()
+        case Mapping():
+            return {key: portable(item) for key, item in value.items()}
+        case list() | tuple():
+            return [portable(item) for item in value]
+        case _:
+            return value
+
+
+def guard_cells(table: pl.DataFrame) -> pl.DataFrame:
+    """Text that a spreadsheet would run as a formula gets a single quote before it."""
+    texts = [name for name, kind in table.schema.items() if kind == pl.String]
+    return table.with_columns(
+        pl.when(pl.col(name).str.contains(r"^[=+\-@\t\r]"))
+        .then(pl.concat_str(pl.lit("'"), pl.col(name)))
+        .otherwise(pl.col(name))
+        .alias(name)
+        for name in texts
+    )

@@ -1,0 +1,48 @@
+"""One tiny cohort, drawn and run once a session; each test works on its own copy."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from her2.synthetic import demo_manifest, draw_slide
+from tests.workflow.project import CONFIG, Project
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """12 patients in the manifest, a 13th drawn beside it, and everything run once."""
+    project = Project(tmp_path_factory.mktemp("finished"))
+    rows = demo_manifest(12, seed=7)
+    rows.append({**rows[0], "slide_id": "spare-a", "patient_id": "spare", "her2": "0"})
+    rows[-1]["path"] = "slides/spare-a.svs"
+    for row in rows:
+        draw_slide(
+            **{name: row[name] for name in ("slide_id", "patient_id", "her2", "site")},
+            seed=7,
+            slide_path=project.folder / row["path"],
+            mask_path=project.folder / "masks" / f"{row['slide_id']}.png",
+            side_px=768,
+        )
+    project.write_rows([",".join(row.values()) for row in rows[:-1]])
+    (project.folder / "config.yaml").write_text(yaml.safe_dump(CONFIG, sort_keys=False))
+    run = project.snakemake()
+    assert run.code == 0, run.output
+    return project
+
+
+@pytest.fixture
+def project(finished: Project, tmp_path: Path) -> Project:
+    """A copy of the finished project, times and all."""
+    return copy(finished, tmp_path / "project")
+
+
+def copy(finished: Project, folder: Path) -> Project:
+    """`cp -a`: what a user gets who moves a project."""
+    shutil.copytree(finished.folder, folder, copy_function=shutil.copy2, symlinks=True)
+    return Project(folder)
+
+
+Copy = Callable[[Project, Path], Project]

@@ -1,0 +1,114 @@
+"""A project folder as a user has one, and what a run of snakemake in it really did."""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+CONFIG: dict[str, Any] = {
+    "results": "results",
+    "cache": "cache",
+    "seed": 1,
+    "cohort": {"slides": "slides.csv", "slides_per_bucket": 8, "max_excluded": 0.5},
+    "tasks": {"score": {"label": "her2", "classes": {"low": ["0", "1+"], "high": ["2+", "3+"]}}},
+    "tiling": {"min_tissue": 0.3, "min_tiles": 2},
+    "encoders": {"tiny": {"source": "random", "model": "timm/resnet10t", "mpp": 1.0, "size": 64}},
+    "heads": {"abmil": {"attention": 16}},
+    "training": {"bag_size": 16, "epochs": 3, "patience": 2},
+    "folds": {"number": 2},
+    "evaluation": {"bootstrap": 200},
+    "heatmaps": {"slides": 2},
+    "report": {"title": "A small cohort"},
+}
+
+WORK = {
+    "tiled": r"(\S+): \d+ tiles cut",
+    "embedded": r"(\S+): \d+ patches embedded",
+    "trained": r"(\S+): trained \d+ epochs",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call of snakemake: its exit code, all it printed, the rules that ran, their work."""
+
+    code: int
+    output: str
+    rules: Counter[str]
+    work: dict[str, list[str]]
+
+    @property
+    def idle(self) -> bool:
+        """Snakemake itself said that nothing is to be done."""
+        return "Nothing to be done" in self.output
+
+
+@dataclass(frozen=True)
+class Project:
+    """A folder with `config.yaml`, `slides.csv` and `slides/`."""
+
+    folder: Path
+
+    def snakemake(self, *arguments: str, prefix: tuple[str, ...] = ()) -> Run:
+        """Run the workflow here, as the README says, and see what it did."""
+        logs = self.folder / "results" / "logs"
+        if logs.is_dir() and not prefix:
+            shutil.rmtree(logs)  # so that the logs found afterwards are of this run
+        command = [
+            *prefix,
+            str(Path(sys.executable).with_name("snakemake")),
+            "--snakefile", str(REPOSITORY / "Snakefile"),
+            "--cores", "2",
+            "--configfile", "config.yaml",
+            *arguments,
+        ]  # fmt: skip
+        environment = {
+            "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
+            "HOME": str(self.folder),
+            "OMP_NUM_THREADS": "1",
+        }
+        done = subprocess.run(
+            command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=600
+        )
+        output = done.stdout + done.stderr
+        return Run(done.returncode, output, _rules(output), self._work())
+
+    def edit(self, **sections: Any) -> None:
+        """Change keys of the config: a dict goes into its section, None removes a key."""
+        path = self.folder / "config.yaml"
+        config = yaml.safe_load(path.read_text())
+        for name, value in sections.items():
+            if isinstance(value, dict):
+                config.setdefault(name, {}).update(value)
+            else:
+                config[name] = value
+        path.write_text(yaml.safe_dump(config, sort_keys=False))
+
+    def rows(self) -> list[str]:
+        """The manifest's lines below its header."""
+        return (self.folder / "slides.csv").read_text().splitlines()[1:]
+
+    def write_rows(self, rows: list[str]) -> None:
+        """Write the manifest."""
+        text = "\n".join(["slide_id,path,patient_id,her2,site", *rows])
+        (self.folder / "slides.csv").write_text(text + "\n")
+
+    def _work(self) -> dict[str, list[str]]:
+        text = "\n".join(
+            path.read_text() for path in sorted(self.folder.glob("results/logs/**/*.log"))
+        )
+        return {name: sorted(re.findall(pattern, text)) for name, pattern in WORK.items()}
+
+
+def _rules(output: str) -> Counter[str]:
+    """Rules whose jobs finished, from Snakemake's own lines."""
+    finished = re.findall(r"Finished jobid: \d+ \(Rule: (\w+)\)", output)
+    return Counter(name for name in finished if name != "all")

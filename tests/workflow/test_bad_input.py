@@ -1,0 +1,116 @@
+"""A user's mistake ends in one message and no traceback; a bad slide stops nothing else."""
+
+import os
+import shutil
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from tests.workflow.project import Project
+
+pytestmark = pytest.mark.xdist_group("workflow")
+
+
+def refused(project: Project, *arguments: str, prefix: tuple[str, ...] = ()) -> str:
+    """What a run prints that must not begin any job."""
+    run = project.snakemake(*arguments, prefix=prefix)
+    assert run.code != 0
+    assert "Traceback" not in run.output
+    assert not run.rules
+    return run.output
+
+
+def test_a_misspelt_key_is_named_with_the_right_one(project: Project) -> None:
+    project.edit(folds={"nunber": 5})
+    message = refused(project)
+    assert "folds.nunber: unknown key" in message
+    assert "did you mean 'number'" in message
+
+
+def test_all_problems_of_a_manifest_come_at_once(project: Project) -> None:
+    rows = project.rows()
+    project.write_rows(
+        [
+            *rows,
+            "../escape,slides/a.svs,p1,0,north",
+            "<script>,slides/a.svs,p2,0,north",
+            f"{rows[0].split(',')[0]},slides/a.svs,p3,0,north",
+            "fine,slides/a.svs,p4,5+,north",
+        ]
+    )
+    message = refused(project)
+    for part in ("'../escape' is not a legal id", "'<script>' is not", "is used 2 times", "'5+'"):
+        assert part in message
+
+
+def test_missing_files_are_all_named(project: Project) -> None:
+    project.write_rows([*project.rows(), "gone-a,slides/gone-a.svs,g,0,north",
+                        "gone-b,slides/gone-b.svs,g,0,north"])  # fmt: skip
+    message = refused(project)
+    assert "slides/gone-a.svs" in message
+    assert "slides/gone-b.svs" in message
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv is not installed")
+def test_a_read_only_results_folder_is_named(project: Project) -> None:
+    results = project.folder / "results"
+    shutil.rmtree(results)
+    results.mkdir(mode=0o555)
+    # Root may write anywhere; without its capabilities it is a user like any other.
+    drop = ("setpriv", "--inh-caps=-all", "--bounding-set=-all") if os.geteuid() == 0 else ()
+    try:
+        message = refused(project, prefix=drop)
+    finally:
+        results.chmod(0o755)
+    assert "results: cannot be written" in message
+
+
+def test_one_class_with_fewer_patients_than_folds_says_what_would_work(project: Project) -> None:
+    project.edit(folds={"number": 9})
+    run = project.snakemake()
+    assert run.code != 0
+    assert "folds.number 9 needs 9 patients in each class" in run.output
+    assert "set folds.number to 6 or less" in run.output
+    assert "Traceback" not in run.output
+    assert set(run.work["trained"]) == set()
+
+
+def test_bad_slides_are_reported_and_the_good_ones_go_on(project: Project) -> None:
+    folder = project.folder / "slides"
+    whole = next(folder.glob("demo-*.svs")).read_bytes()
+    (folder / "text.svs").write_text("this is not a slide\n" * 50)
+    (folder / "empty.svs").write_bytes(b"")
+    (folder / "cut.svs").write_bytes(whole[: len(whole) // 3])
+    bad = {"text", "empty", "cut"}
+    project.write_rows([*project.rows(), *(f"{n},slides/{n}.svs,p-{n},0,north" for n in bad)])
+    run = project.snakemake()
+    assert run.code == 0, run.output
+    table = pl.read_parquet(project.folder / "results/cohort/slides.parquet")
+    unusable = table.filter(pl.col("status") != "ok")
+    assert set(unusable["slide_id"]) == bad
+    assert unusable["reason"].str.len_chars().min() > 10
+    page = (project.folder / "results/report/report.html").read_text()
+    for name in bad:
+        assert name in page
+    assert run.work["embedded"] == []
+
+
+def test_too_many_bad_slides_stop_the_run_and_are_named(project: Project) -> None:
+    project.edit(cohort={"max_excluded": 0.0})
+    (project.folder / "slides/text.svs").write_text("this is not a slide\n" * 50)
+    project.write_rows([*project.rows(), "text,slides/text.svs,p-text,0,north"])
+    run = project.snakemake()
+    assert run.code != 0
+    assert "1 of 16 slides cannot be used" in run.output
+    assert "text: not a slide" in run.output
+
+
+def test_paths_with_spaces_and_quotes_are_quoted(project: Project, tmp_path: Path) -> None:
+    odd = tmp_path / "a b'c; touch hacked"
+    shutil.copytree(project.folder / "slides", odd / "slides")
+    project.edit(cohort={"root": str(odd)}, results="my results", cache="my cache")
+    run = project.snakemake("features")
+    assert run.code == 0, run.output
+    assert not (project.folder / "hacked").exists()
+    assert (project.folder / "my results/cohort/slides.csv").exists()

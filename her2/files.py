@@ -1,8 +1,10 @@
 """Every stage: canonical JSON, digests, and files that are either whole or absent."""
 
+import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -11,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from her2.errors import UserError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def canonical_json(value: Any) -> str:
@@ -43,21 +47,15 @@ def atomic_path(target: Path) -> Iterator[Path]:
     """
     # The suffix stays last, because writers (OpenCV, matplotlib) choose the format by it.
     temporary = target.with_name(f".{secrets.token_hex(6)}.tmp.{target.name}")
-    try:
+    with _refused_writes(target, temporary):
         target.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        _sync(temporary)
-        temporary.replace(target)
-        _sync(target.parent)
-    except OSError as error:
-        if error.errno is None or error.filename not in (None, str(temporary), str(target.parent)):
-            raise
-        raise UserError(
-            f"{target}: cannot be written ({error.strerror}). Check the folder's permissions and "
-            "the free space (df -h), or name another folder in the config."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        try:
+            yield temporary
+            _sync(temporary)
+            temporary.replace(target)
+            _sync(target.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -66,21 +64,26 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
     When `target` exists by then (another job was first), the new folder is dropped: both hold
     the product of the same key.
+
+    Raises:
+        UserError: the folder cannot be written, or the disk is full.
     """
     temporary = target.with_name(f".{secrets.token_hex(6)}.tmp.{target.name}")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        for path in temporary.iterdir():
-            _sync(path)
-        _sync(temporary)
+    with _refused_writes(target, temporary):
+        temporary.mkdir(parents=True)
         try:
-            temporary.rename(target)
-        except OSError:
-            if not target.is_dir():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            yield temporary
+            for path in temporary.iterdir():
+                _sync(path)
+            _sync(temporary)
+            try:
+                temporary.rename(target)
+            except OSError:
+                if not target.is_dir():
+                    raise
+            _sync(target.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(target: Path, text: str) -> None:
@@ -109,6 +112,35 @@ def link(source: Path, name: Path) -> None:
         temporary.replace(name)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _refused_writes(target: Path, temporary: Path) -> Iterator[None]:
+    """A refused write of `temporary`, or of a folder above it, as a UserError naming `target`."""
+    try:
+        yield
+    except Exception as error:
+        reason = _refusal(error, temporary)
+        if reason is None:
+            raise
+        raise UserError(
+            f"{target}: cannot be written ({reason}). Check the folder's permissions and "
+            "the free space (df -h), or name another folder in the config."
+        ) from error
+
+
+def _refusal(error: Exception, temporary: Path) -> str | None:
+    """Why the system refused to write, None when that is not what the error says."""
+    if isinstance(error, OSError) and error.errno is not None:
+        name = error.filename  # none when the disk is full
+        if name is None:
+            return error.strerror
+        above = isinstance(name, str) and temporary.is_relative_to(name)
+        below = isinstance(name, str) and Path(name).is_relative_to(temporary)
+        return error.strerror if above or below else None
+    # Polars and safetensors are written in Rust, and have errors of their own.
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return os.strerror(int(number[1])) if number and int(number[1]) in _FULL else None
 
 
 def _sync(path: Path) -> None:

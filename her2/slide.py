@@ -15,7 +15,7 @@ from types import TracebackType
 import numpy as np
 import openslide
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from her2.cohort import MPP_RANGE
 
@@ -25,6 +25,14 @@ RGB = NDArray[np.uint8]
 RESAMPLING = Image.Resampling.BICUBIC
 """Pillow widens every filter by the reduction, so this is antialiased."""
 
+_UNREADABLE = (
+    openslide.OpenSlideError,
+    OSError,
+    ValueError,
+    SyntaxError,  # Pillow's for a broken PNG
+    Image.DecompressionBombError,
+)
+_TILE_WIDTH_TAG = 322
 _HEAD_BYTES = 1 << 20
 _BLOCK_BYTES = 1 << 16
 _BLOCKS = 64
@@ -134,13 +142,13 @@ class Slide:
         level = self._level(min(width / out[0], height / out[1]))
         factor = self.downsamples[level]
         # Whole level px around the rectangle; OpenSlide takes their corner in level-0 px.
-        left, top = (max(0, math.floor(v / factor)) for v in (x, y))
+        left, top = (math.floor(v / factor) for v in (x, y))
         corner = round(left * factor), round(top * factor)
         box_left, box_top = (x - corner[0]) / factor, (y - corner[1]) / factor
         box_right, box_bottom = box_left + width / factor, box_top + height / factor
         size = (
-            max(1, min(math.ceil(box_right - 1e-6), self._level_sizes[level][0] - left)),
-            max(1, min(math.ceil(box_bottom - 1e-6), self._level_sizes[level][1] - top)),
+            _extent(box_right, self._level_sizes[level][0] - left),
+            _extent(box_bottom, self._level_sizes[level][1] - top),
         )
         image = self._read(corner, level, size)
         box = (
@@ -203,15 +211,29 @@ class Slide:
 
     def _open(self) -> openslide.AbstractSlide:
         try:
-            return openslide.open_slide(self.path)
+            try:
+                return openslide.OpenSlide(self.path)
+            except openslide.OpenSlideUnsupportedFormatError:
+                return _open_flat(self.path)
         except FileNotFoundError:
             raise SlideError("the file does not exist") from None
-        except (openslide.OpenSlideError, OSError, ValueError) as error:
-            detail = "" if isinstance(error, openslide.OpenSlideUnsupportedFormatError) else error
+        except _UNREADABLE as error:
+            # Pillow's own words would name the path, which differs from one machine to the next.
+            detail = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
             raise SlideError(
-                "not a slide that OpenSlide or Pillow can open, or cut off"
-                + (f" ({detail})" if detail else "")
+                "not a slide that OpenSlide or Pillow can open, or cut off; compare it with the "
+                f"original and copy it again{detail}"
             ) from error
+
+
+def _open_flat(path: Path) -> openslide.ImageSlide:
+    """A flat image, decoded at once: Pillow decodes at the first read, and not thread-safely."""
+    image = Image.open(path)
+    if _TILE_WIDTH_TAG in getattr(image, "tag_v2", ()):
+        # OpenSlide reads every whole tiled TIFF; the first page of half a one is no slide.
+        raise ValueError("a tiled TIFF that OpenSlide refuses")
+    image.load()
+    return openslide.ImageSlide(image)
 
 
 def fingerprint(path: Path) -> str:
@@ -259,6 +281,12 @@ def _update(result: "hashlib._Hash", stream: io.BufferedReader, size: int) -> No
         result.update(stream.read(_BLOCK_BYTES))
     stream.seek(-_HEAD_BYTES, io.SEEK_END)
     result.update(stream.read(_HEAD_BYTES))
+
+
+def _extent(end: float, available: int) -> int:
+    """How many px reach `end`. Of a px cut by the slide's border, what there is."""
+    wanted = max(1, math.ceil(end - 1e-6))
+    return max(1, available) if wanted == available + 1 else wanted
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -200,9 +200,12 @@ def _tile_row(spec: TileSpec, cohort: Cohort, row: SlideRow, cache: Cache) -> Ti
     except SlideUnfit as error:
         log.warning("%s: excluded: %s", row.slide_id, error)
         return TileEntry(status="excluded", reason=str(error))
-    except (SlideError, TileError) as error:
+    except SlideError as error:
         log.warning("%s: failed: %s", row.slide_id, error)
         return TileEntry(status="failed", reason=str(error))
+    except TileError as error:
+        log.warning("%s: failed: %s", row.slide_id, error)
+        return TileEntry(status="failed", reason=f"damaged, copy it again ({error})")
     return _entry(key, table, spec.tiling.min_tiles)
 
 
@@ -235,9 +238,9 @@ def _cached(cache: Cache, key: str) -> TileTable | None:
 
 def _publish(cache: Cache, key: str, table: TileTable, picture: RGB) -> None:
     with cache.publish("qc", key) as path:
-        cv2.imwrite(
-            str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 85]
-        )
+        # Not cv2.imwrite: it says nothing when the disk is full.
+        bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+        path.write_bytes(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes())
     with cache.publish("tiles", key) as path:
         write_table(path, table)
 

@@ -99,7 +99,7 @@ def _folds(results: Results, model: Model) -> list[Notice]:
         found.append(
             Notice(
                 f"{model.name}: in {first} of {plural(total, 'fold')} no epoch was better than the "
-                "first; those models have learned next to nothing.",
+                "first; those models had one epoch of training.",
                 model.anchor,
             )
         )

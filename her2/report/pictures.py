@@ -80,7 +80,7 @@ def attention(results: Results, model: Model) -> Attention:
             not_drawn.append((str(item["slide_id"]), "its picture cannot be read"))
     return Attention(
         name=model.name,
-        anchor=model.anchor.replace("model-", "attention-", 1),
+        anchor=model.anchor.replace("model/", "attention/", 1),
         pictures=tuple(pictures),
         not_drawn=tuple(sorted(not_drawn)),
         left_out=len(drawn) - len(shown),

@@ -101,7 +101,7 @@ def encoder_facts(results: Results) -> list[EncoderFacts]:
                 precision_asked=card.precision,
                 precision_used=", ".join(results.precisions[name]) or "no features",
                 storage=card.storage,
-                licence=card.licence or "-",
+                licence=card.licence,
                 weights_sha256=card.weights_sha256,
                 digest=card.digest,
             )

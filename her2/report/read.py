@@ -50,8 +50,8 @@ class Model:
 
     @property
     def anchor(self) -> str:
-        """Of its section on the page."""
-        return f"model-{self.task_name}-{self.encoder}-{self.head}"
+        """Of its section on the page; names hold no slash, so no two are equal."""
+        return f"model/{self.task_name}/{self.encoder}/{self.head}"
 
     def level(self, name: str) -> pl.DataFrame:
         """Figures at `patient` or `slide` level."""

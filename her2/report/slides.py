@@ -119,9 +119,7 @@ def grid_rows(results: Results) -> list[GridRow]:
         table = results.cohort.filter(pl.col("grid") == grid)
         usable = table.filter(pl.col("status") == "ok")
         by_status = dict(table.group_by("status").len().iter_rows())
-        scales = table.select(
-            pl.concat([pl.col("mpp_x"), pl.col("mpp_y")]).cast(pl.Float64).drop_nulls()
-        )
+        scales = [scale for axis in ("mpp_x", "mpp_y") for scale in table[axis].drop_nulls()]
         sources = sorted(
             table.filter(pl.col("mpp_source").is_not_null()).group_by("mpp_source").len().rows()
         )
@@ -132,7 +130,7 @@ def grid_rows(results: Results) -> list[GridRow]:
                 usable=len(usable),
                 excluded=by_status.get("excluded", 0),
                 failed=by_status.get("failed", 0),
-                mpp=span(scales.to_series().to_list()),
+                mpp=span(scales),
                 sources=", ".join(f"{source} {number}" for source, number in sources) or "-",
                 tiles=count(int(usable["tiles"].sum())),
                 tiles_median=_median(usable["tiles"], 0),

@@ -57,7 +57,15 @@ class Project:
 
     folder: Path
 
-    def snakemake(self, *arguments: str, prefix: tuple[str, ...] = ()) -> Run:
+    @property
+    def snakefile(self) -> Path:
+        """The folder's own, where it is a clone; else this repository's."""
+        own = self.folder / "Snakefile"
+        return own if own.exists() else REPOSITORY / "Snakefile"
+
+    def snakemake(
+        self, *arguments: str, config: str | None = "config.yaml", prefix: tuple[str, ...] = ()
+    ) -> Run:
         """Run the workflow here, as the README says, and see what it did."""
         logs = self.folder / "results" / "logs"
         if logs.is_dir() and not prefix:
@@ -65,10 +73,10 @@ class Project:
         command = [
             *prefix,
             str(Path(sys.executable).with_name("snakemake")),
-            "--snakefile", str(REPOSITORY / "Snakefile"),
+            "--snakefile", str(self.snakefile),
             "--cores", "2",
-            "--configfile", "config.yaml",
             *arguments,
+            *(("--configfile", config) if config else ()),  # last: it takes all that follows
         ]  # fmt: skip
         environment = {
             "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",

@@ -102,7 +102,7 @@ def test_too_many_bad_slides_stop_the_run_and_are_named(project: Project) -> Non
     project.write_rows([*project.rows(), "text,slides/text.svs,p-text,0,north"])
     run = project.snakemake()
     assert run.code != 0
-    assert "1 of 16 slides cannot be used" in run.output
+    assert "1 of 13 slides cannot be used" in run.output
     assert "text: not a slide" in run.output
 
 

@@ -1,0 +1,127 @@
+"""Stage 2, report: read a finished run, lay out the page, write it and the tables beside it.
+
+Each section of the page is one function that returns plain data; `page.html.j2` only lays them
+out. Equal results give equal bytes: no times, no hosts, no folders of the machine.
+"""
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import polars as pl
+from markupsafe import Markup
+
+from her2.files import atomic_path, write_text
+from her2.report import notices, performance, pictures, provenance, slides, text
+from her2.report.read import Results, read_results
+from her2.specs import ReportSpec
+
+log = logging.getLogger(__name__)
+
+_FOLDER = Path(__file__).parent
+
+
+def build_report(spec: ReportSpec, results: Path, output: Path) -> None:
+    """Write `tables/*.csv` beside the page, and the page last.
+
+    Args:
+        spec: the job.
+        results: the results folder of the run.
+        output: the HTML file: self-contained, without scripts.
+
+    Raises:
+        UserError: a table of the run is missing or broken, or the page cannot be written.
+    """
+    run = read_results(spec, results)
+    for name, table in tables(run).items():
+        with atomic_path(output.parent / "tables" / f"{name}.csv") as path:
+            text.guard_cells(table).write_csv(path)
+    page = render(run)
+    write_text(output, page)
+    log.info("report: %d models, %.1f MB", len(run.models), len(page) / 1e6)
+
+
+def render(run: Results) -> str:
+    """The page."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"count": text.count, "plural": text.plural}
+    return environment.get_template("page.html.j2").render(
+        style=Markup((_FOLDER / "style.css").read_text(encoding="utf-8")),
+        **sections(run),
+    )
+
+
+def sections(run: Results) -> dict[str, Any]:
+    """What the template is given, in the order of the page."""
+    excluded = slides.excluded_slides(run)
+    attention = [pictures.attention(run, model) for model in run.models]
+    levels = {
+        level: [performance.headline(run, task, level) for task in run.config.tasks]
+        for level in ("patient", "slide")
+    }
+    return {
+        "config": run.config,
+        "synthetic": run.synthetic,
+        "notices": notices.notices(run, excluded, attention),
+        "headlines": levels,
+        "compositions": [slides.composition(run, task) for task in run.config.tasks],
+        "grids": slides.grid_rows(run),
+        "encoders": slides.encoder_rows(run),
+        "excluded": excluded,
+        "models": [performance.model_section(run, model) for model in run.models],
+        "attention": attention,
+        "truth": pictures.truth_words(run),
+        "gallery": pictures.gallery(run),
+        "provenance": provenance.provenance(run),
+    }
+
+
+def tables(run: Results) -> dict[str, pl.DataFrame]:
+    """The figures of the page for other programs: one table a file."""
+    names = ("task_name", "encoder", "head")
+    metrics = _stack(run, [model.metrics for model in run.models])
+    headline = metrics.filter((pl.col("metric") == "auc") & (pl.col("level") == "patient"))
+    excluded = [asdict(row) for row in slides.excluded_slides(run)]
+    folds = [
+        {
+            **{name.removesuffix("_name"): getattr(model, name) for name in names},
+            **{key: value for key, value in asdict(row).items() if key != "tune_loss"},
+            "tune_loss": model.folds[row.run].tune_loss,
+        }
+        for model in run.models
+        for row in performance.fold_rows(model)
+    ]
+    return {
+        "headline": headline.select(
+            "task", "encoder", "head", "class", "n_positive", "n", "value", "low", "high", "note"
+        ).rename({"value": "auc"}),
+        "metrics": metrics,
+        "folds": pl.DataFrame(folds, infer_schema_length=None),
+        "excluded": pl.DataFrame(
+            excluded, schema={name: pl.String for name in slides.Excluded.__dataclass_fields__}
+        ),
+        "unlabelled": _stack(run, [performance.unlabelled_table(model) for model in run.models]),
+        "encoders": pl.DataFrame([asdict(row) for row in provenance.encoder_facts(run)]),
+    }
+
+
+def _stack(run: Results, found: list[pl.DataFrame]) -> pl.DataFrame:
+    """The models' tables under each other, with their names in front; columns may differ."""
+    parts = [
+        table.select(
+            pl.lit(model.task_name).alias("task"),
+            pl.lit(model.encoder).alias("encoder"),
+            pl.lit(model.head).alias("head"),
+            pl.all(),
+        )
+        for model, table in zip(run.models, found, strict=True)
+    ]
+    return pl.concat(parts, how="diagonal")

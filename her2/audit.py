@@ -8,9 +8,9 @@ import polars as pl
 
 from her2.cohort import Cohort
 from her2.errors import UserError, problem_list
-from her2.files import atomic_path
 from her2.manifest import TileEntry, read_manifests
 from her2.specs import AuditSpec
+from her2.tables import write_table
 
 TABLE_NAME = "slides.parquet"
 
@@ -38,10 +38,7 @@ def audit_cohort(spec: AuditSpec, cohort: Cohort, tiles: Path, folder: Path) -> 
         )
     table = cohort_table(spec, cohort, entries)
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(folder / "slides.csv") as path:
-        table.write_csv(path)
-    with atomic_path(folder / TABLE_NAME) as path:
-        table.write_parquet(path)
+    write_table(table, folder / "slides")
     return table
 
 
@@ -71,7 +68,8 @@ def check_excluded(reasons: dict[str, str], *, total: int, limit: float, where: 
     Raises:
         UserError: naming them and their reasons.
     """
-    if len(reasons) <= limit * total and len(reasons) < total:
+    # 29 of 100 is not more than 0.29, whatever 0.29 * 100 is in floating point.
+    if len(reasons) <= limit * total + 1e-9 and len(reasons) < total:
         return
     raise problem_list(
         f"{len(reasons)} of {total} slides cannot be used ({where}), more than "

@@ -181,7 +181,8 @@ def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         if path.suffix == ".parquet":
             import pyarrow.parquet
 
-            table = pyarrow.parquet.read_table(path)
+            with path.open("rb") as content:
+                table = pyarrow.parquet.read_table(content)
             records = [
                 {key: "" if value is None else str(value) for key, value in record.items()}
                 for record in table.to_pylist()

@@ -17,8 +17,11 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
     StringConstraints,
     ValidationError,
+    WrapSerializer,
     model_validator,
 )
 
@@ -28,11 +31,32 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Ids and names become parts of paths: no separator, no space, no leading dot."""
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=128)]
+ClassName = Name | Annotated[str, StringConstraints(pattern=r"^[0-9]\+$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Mpp = Annotated[float, Field(ge=0.05, le=20)]
 """Micrometres per pixel; from beyond the finest scanners to a thumbnail."""
+
+
+def _from_pairs(value: Any) -> Any:
+    pairs = isinstance(value, list | tuple) and all(
+        isinstance(item, list | tuple) and len(item) == 2 for item in value
+    )
+    return dict(value) if pairs else value
+
+
+def _to_pairs(value: Any, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> Any:
+    plain = handler(value)
+    return list(plain.items()) if info.context == KEEP_ORDER else plain
+
+
+KEEP_ORDER = "keep order"
+"""Context of a JSON dump in which mappings whose order means something become lists of pairs:
+canonical JSON sorts keys, and would make of low, mid, high another scale."""
+
+Ordered = (BeforeValidator(_from_pairs), WrapSerializer(_to_pairs, when_used="json"))
+"""Marks such a mapping: `Annotated[dict[...], *Ordered]`."""
 
 
 class Section(BaseModel):
@@ -66,8 +90,8 @@ class Task(Section):
     """A label column mapped to ordered classes."""
 
     label: Name = Field(description="column of the manifest")
-    classes: dict[Name | Annotated[str, StringConstraints(pattern=r"^[0-9]\+$")], list[str]] = (
-        Field(min_length=2, description="class name -> values of the label column, in order")
+    classes: Annotated[dict[ClassName, list[str]], *Ordered] = Field(
+        min_length=2, description="class name -> values of the label column, in order"
     )
     ordinal: bool = Field(False, description="the classes are ordered (kappa is then meaningful)")
 
@@ -232,7 +256,9 @@ class HeatmapSection(Section):
 class ReportSection(Section):
     """The report."""
 
-    title: str = Field("HER2 score from H&E slides", min_length=1, max_length=200)
+    title: str = Field(
+        "HER2 score from H&E slides", min_length=1, max_length=200, description="its heading"
+    )
 
 
 def _head_named_by_key(heads: Any) -> Any:
@@ -257,12 +283,12 @@ class Config(Section):
     )
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(2411, description="of all that is random")
     cohort: CohortSection
-    tasks: dict[Name, Task] = Field(min_length=1)
+    tasks: Annotated[dict[Name, Task], *Ordered] = Field(min_length=1)
     tiling: TilingSection = TilingSection()
-    encoders: dict[Name, EncoderSection] = Field(min_length=1)
+    encoders: Annotated[dict[Name, EncoderSection], *Ordered] = Field(min_length=1)
     embedding: EmbeddingSection = EmbeddingSection()
-    heads: Annotated[dict[Name, HeadSection], BeforeValidator(_head_named_by_key)] = Field(
-        min_length=1
+    heads: Annotated[dict[Name, HeadSection], BeforeValidator(_head_named_by_key), *Ordered] = (
+        Field(min_length=1)
     )
     training: TrainingSection = TrainingSection()
     folds: FoldsSection = FoldsSection()
@@ -289,7 +315,8 @@ def parse_config(values: Mapping[str, Any], *, source: str = "config") -> Config
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        problems = [_problem(dict(item)) for item in error.errors()]
+        # The branches of a union say the same thing twice.
+        problems = list(dict.fromkeys(_problem(dict(item)) for item in error.errors()))
         raise problem_list(f"{source}: {len(problems)} problem(s)", problems) from None
 
 
@@ -312,7 +339,7 @@ def load_config(path: Path) -> Config:
 
 def _problem(item: dict[str, Any]) -> str:
     """One pydantic error as `key: what is wrong; what would be legal`."""
-    location = [part for part in item["loc"] if part != "[key]"]
+    location = [part for part in item["loc"] if part not in ("[key]", "constrained-str")]
     key = ".".join(str(part) for part in location)
     value = item["input"]
     match item["type"]:
@@ -331,6 +358,8 @@ def _problem(item: dict[str, Any]) -> str:
                     "first a letter or digit)"
                 )
             return f"{key}: {value!r} does not match {pattern}"
+        case "string_type" if isinstance(value, str | int | float | bool):
+            return f"{key}: {value!r} is not text to YAML; put it in quotes"
         case "value_error":
             return f"{key}: {item['ctx']['error']}"
         case _:

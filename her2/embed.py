@@ -88,7 +88,12 @@ def embed_bucket(
         if entry.status != "ok" or entry.key is None:
             entries[row.slide_id] = FeatureEntry(status=entry.status, reason=entry.reason)
             continue
-        table = read_table(cache.path("tiles", entry.key))
+        if (path := cache.find("tiles", entry.key)) is None:
+            raise UserError(
+                f"{row.slide_id}: its tile table ({entry.key[:12]}) is no longer in the cache "
+                f"{cache.root}; delete {tiles} and run snakemake again."
+            )
+        table = read_table(path)
         key = feature_key(spec, table, card, precision)
         if (path := cache.find("features", key)) is not None:
             entries[row.slide_id] = _entry(spec, key, read_attributes(path))
@@ -215,12 +220,9 @@ class _Run:
         if slide.error is not None:
             return FeatureEntry(status="failed", reason=slide.error)
         if failed > self.spec.max_failed_tiles * len(kept) or not kept.any():
-            reason = (
-                f"{failed} of {len(kept)} tiles cannot be read "
-                f"(embedding.max_failed_tiles {self.spec.max_failed_tiles:g})"
-            )
-            log.warning("%s: excluded: %s", slide.slide_id, reason)
-            return FeatureEntry(status="excluded", reason=reason, failed_tiles=failed)
+            entry = _excluded(self.spec, failed, len(kept))
+            log.warning("%s: excluded: %s", slide.slide_id, entry.reason)
+            return entry
         features = slide.features[kept]
         if not np.isfinite(features).all():
             raise UserError(
@@ -282,9 +284,16 @@ def _new_slide(slide_id: str, path: Path, table: TileTable, key: str, card: Enco
 def _entry(spec: EmbedSpec, key: str, attributes: dict[str, Any]) -> FeatureEntry:
     tiles, failed = attributes["tiles"], attributes["failed_tiles"]
     if failed > spec.max_failed_tiles * (tiles + failed):
-        reason = f"{failed} of {tiles + failed} tiles cannot be read"
-        return FeatureEntry(status="excluded", reason=reason, failed_tiles=failed)
+        return _excluded(spec, failed, tiles + failed)
     return FeatureEntry("ok", None, key, tiles, failed, attributes["dimension"])
+
+
+def _excluded(spec: EmbedSpec, failed: int, tiles: int) -> FeatureEntry:
+    reason = (
+        f"{failed} of {tiles} tiles cannot be read "
+        f"(embedding.max_failed_tiles {spec.max_failed_tiles:g})"
+    )
+    return FeatureEntry(status="excluded", reason=reason, failed_tiles=failed)
 
 
 def _device_name(device: torch.device) -> str:

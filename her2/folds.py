@@ -137,14 +137,14 @@ def _check_counts(labels: np.ndarray, task: Task, folds: int) -> None:
     counts = {
         name: int(np.count_nonzero(labels == index)) for index, name in enumerate(task.class_names)
     }
-    # One patient a fold for the test part, and beside it two for train and tune.
-    least = max(folds, 3)
+    # One patient a fold for the test part, and beside the fullest one two for train and tune.
+    least = max(folds, 4 if folds == 2 else 3)
     scarce = {name: count for name, count in counts.items() if count < least}
     if not scarce:
         return
     smallest = min(counts.values())
     mend = (
-        f"set folds.number to {smallest} or less, or merge classes in `tasks`"
+        f"set folds.number to {smallest}, or merge classes in `tasks`"
         if smallest >= 3
         else "merge classes in `tasks`, or add patients (three a class are the least)"
     )

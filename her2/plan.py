@@ -9,7 +9,7 @@ from functools import cached_property
 
 from her2 import specs
 from her2.cohort import Cohort, SlideRow
-from her2.config import Config
+from her2.config import Config, FoldsSection
 
 SLIDE_COLUMNS = ("slide_id", "path", "mpp")
 """What tiling and embedding know of a row of the manifest."""
@@ -40,10 +40,7 @@ class Plan:
     @cached_property
     def chunks(self) -> dict[str, tuple[tuple[int, int], ...]]:
         """Chunk name -> the (repeat, fold) pairs that one training job takes."""
-        folds = self.config.folds
-        runs = [(repeat, fold) for repeat in range(folds.repeats) for fold in range(folds.number)]
-        parts = [runs[i : i + folds.per_job] for i in range(0, len(runs), folds.per_job)]
-        return {f"{run_name(*part[0])}-{run_name(*part[-1])}": tuple(part) for part in parts}
+        return chunks(self.config.folds)
 
     def synthetic_spec(self, slide_id: str) -> str:
         """Spec of drawing one demo slide."""
@@ -160,6 +157,13 @@ class Plan:
 
     def _rows(self, bucket: str) -> str:
         return self.cohort.digest(self.by_bucket[bucket], SLIDE_COLUMNS)
+
+
+def chunks(folds: FoldsSection) -> dict[str, tuple[tuple[int, int], ...]]:
+    """Chunk name -> the (repeat, fold) pairs that one training job takes."""
+    runs = [(repeat, fold) for repeat in range(folds.repeats) for fold in range(folds.number)]
+    parts = [runs[i : i + folds.per_job] for i in range(0, len(runs), folds.per_job)]
+    return {f"{run_name(*part[0])}-{run_name(*part[-1])}": tuple(part) for part in parts}
 
 
 def run_name(repeat: int, fold: int) -> str:

@@ -141,9 +141,10 @@ class Slide:
         """
         level = self._level(min(width / out[0], height / out[1]))
         factor = self.downsamples[level]
-        # Whole level px around the rectangle; OpenSlide takes their corner in level-0 px.
+        # Whole level px around the rectangle; OpenSlide takes their corner in level-0 px. Rounded
+        # down, so that neither the rectangle begins before it nor the read ends beyond the slide.
         left, top = (math.floor(v / factor) for v in (x, y))
-        corner = round(left * factor), round(top * factor)
+        corner = math.floor(left * factor), math.floor(top * factor)
         box_left, box_top = (x - corner[0]) / factor, (y - corner[1]) / factor
         box_right, box_bottom = box_left + width / factor, box_top + height / factor
         size = (
@@ -284,9 +285,12 @@ def _update(result: "hashlib._Hash", stream: io.BufferedReader, size: int) -> No
 
 
 def _extent(end: float, available: int) -> int:
-    """How many px reach `end`. Of a px cut by the slide's border, what there is."""
+    """How many px of a level reach `end`; of those that the slide's border cuts, the whole ones.
+
+    A level's size is rounded, so it may lack a little of what level 0 has.
+    """
     wanted = max(1, math.ceil(end - 1e-6))
-    return max(1, available) if wanted == available + 1 else wanted
+    return max(1, available) if available < wanted <= available + 2 else wanted
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -9,6 +9,7 @@ string: what re-runs a stage and what the stage reads cannot drift apart. Paths 
 from typing import TypeVar
 
 from her2.config import (
+    KEEP_ORDER,
     Config,
     EncoderSection,
     EvaluationSection,
@@ -148,7 +149,7 @@ Spec = TypeVar("Spec", bound=Section)
 
 def dump(spec: Section) -> str:
     """The canonical string of a spec."""
-    return canonical_json(spec.model_dump(mode="json"))
+    return canonical_json(spec.model_dump(mode="json", context=KEEP_ORDER))
 
 
 def load(kind: type[Spec], text: str) -> Spec:

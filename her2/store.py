@@ -23,6 +23,10 @@ from her2.errors import UserError
 CHUNK_BYTES = 1 << 30
 """Below this the features of a slide are one chunk."""
 
+_DAMAGE = (OSError, KeyError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile)
+"""What reading a damaged file raises: a wrong bit may also read as encryption, or as a format of
+the future, which zipfile answers with a RuntimeError."""
+
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 
 
@@ -85,7 +89,12 @@ def write_store(
         group = zarr.create_group(store, zarr_format=3, attributes=dict(attributes))
         for name, values, size in (("features", features, rows), ("coords", coords, len(coords))):
             group.create_array(
-                name, data=values, chunks=(size, values.shape[1]), compressors=None, filters=None
+                name,
+                data=values,
+                chunks=(size, values.shape[1]),
+                compressors=None,
+                filters=None,
+                config={"write_empty_chunks": True},  # or there is nothing to map
             )
 
 
@@ -108,7 +117,7 @@ def open_store(path: Path) -> FeatureStore:
             ]
         # Zarr pads the last chunk to full size.
         chunks[-1] = chunks[-1][: rows - size * (len(chunks) - 1)]
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise _broken(path, error) from None
     return FeatureStore(path, tuple(chunks), attributes)
 
@@ -123,7 +132,7 @@ def read_attributes(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             found: dict[str, Any] = json.loads(archive.read("zarr.json"))["attributes"]
             return found
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise _broken(path, error) from None
 
 
@@ -141,7 +150,7 @@ def store_problems(path: Path) -> list[str]:
         if bad is not None:
             return [f"checksum of {bad} is wrong"]
         features, coords = open_store(path), read_coords(path)
-    except (OSError, UserError, zipfile.BadZipFile, KeyError, ValueError) as error:
+    except (UserError, *_DAMAGE) as error:
         return [f"cannot be read: {error}"]
     problems = []
     if len(features) != len(coords):

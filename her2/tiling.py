@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from her2.cache import Cache
 from her2.cohort import Cohort, SlideRow
 from her2.config import TilingSection
+from her2.errors import UserError
 from her2.files import digest, link
 from her2.manifest import TileEntry, write_manifest
 from her2.slide import RGB, Scale, Slide, SlideError, SlideUnfit, TileError, fingerprint
@@ -145,15 +146,26 @@ def write_table(path: Path, table: TileTable) -> None:
         "tissue": pa.array(table.tissue),
     }
     metadata = {_METADATA_KEY: json.dumps(asdict(table.meta), sort_keys=True)}
-    pa.parquet.write_table(pa.table(columns).replace_schema_metadata(metadata), path)
+    described = pa.table(columns).replace_schema_metadata(metadata)
+    pa.parquet.write_table(described, path, write_page_checksum=True)
 
 
 def read_table(path: Path) -> TileTable:
-    """Read what `write_table` wrote."""
-    table = pa.parquet.read_table(path)
-    coords = np.stack([table["x"].to_numpy(), table["y"].to_numpy()], axis=1)
-    meta = TileMeta(**json.loads(table.schema.metadata[_METADATA_KEY]))
-    return TileTable(coords.astype(np.int32), table["tissue"].to_numpy(), meta)
+    """Read what `write_table` wrote.
+
+    Raises:
+        UserError: it is not a tile table.
+    """
+    try:
+        table = pa.parquet.read_table(path, page_checksum_verification=True)
+        coords = np.stack([table["x"].to_numpy(), table["y"].to_numpy()], axis=1)
+        meta = TileMeta(**json.loads(table.schema.metadata[_METADATA_KEY]))
+        return TileTable(coords.astype(np.int32), table["tissue"].to_numpy(), meta)
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise UserError(
+            f"{path}: is not a tile table ({error}); remove it (her2 cache verify finds all such) "
+            "and run snakemake again."
+        ) from None
 
 
 def tile_bucket(

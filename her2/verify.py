@@ -4,9 +4,6 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet
-
 from her2.cache import Cache, Product
 from her2.errors import UserError
 from her2.files import file_digest
@@ -30,8 +27,8 @@ def product_problem(product: Product) -> str | None:
         case "tiles":
             try:
                 read_table(product.path)
-            except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-                return f"is not a tile table ({error})"
+            except UserError as error:
+                return str(error).removeprefix(f"{product.path}: ")
         case "qc":
             content = product.path.read_bytes()
             if content[:2] != b"\xff\xd8" or content[-2:] != b"\xff\xd9":
@@ -65,11 +62,15 @@ def _keys(folder: Path) -> set[str]:
     found = set()
     for stage in ("tiles", "features", "models"):
         for path in (folder / stage).rglob("*.json"):
-            values = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                entries = json.loads(path.read_text(encoding="utf-8")).values()
+            except (OSError, ValueError, AttributeError) as error:
+                raise UserError(
+                    f"{path}: is not a readable manifest ({error}), so what it names is unknown; "
+                    "delete it, run snakemake again, then prune."
+                ) from None
             found |= {
-                entry["key"]
-                for entry in values.values()
-                if isinstance(entry, dict) and entry.get("key")
+                entry["key"] for entry in entries if isinstance(entry, dict) and entry.get("key")
             }
     return found
 
@@ -82,6 +83,6 @@ def _model_problem(product: Product) -> str | None:
         for name, wanted in card["files"].items():
             if file_digest(product.path / name) != wanted:
                 return f"{name} was changed"
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"is not a trained fold ({error})"
     return None

@@ -103,7 +103,10 @@ def normalisation(library: str, architecture: str) -> tuple[tuple[float, ...], t
 
 
 def _timm_config(architecture: str) -> Any:
-    config = timm.models.get_pretrained_cfg(architecture)
+    try:
+        config = timm.models.get_pretrained_cfg(architecture)
+    except RuntimeError:  # a known architecture with a tag that timm does not know
+        raise _unknown("timm", architecture, timm.list_pretrained()) from None
     if config is None:
         if not timm.is_model(architecture):
             raise _unknown("timm", architecture, timm.list_models())

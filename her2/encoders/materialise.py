@@ -168,10 +168,10 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             f"{path}: holds more than tensors ({_first_line(error)}); code in a weights file is "
             "never run here. Save its state_dict as .safetensors."
         ) from None
-    except (OSError, RuntimeError, EOFError, safetensors.SafetensorError) as error:
+    except Exception as error:  # torch's reader meets bytes of any kind, and fails in any way
         raise UserError(f"{path}: is not a weights file ({_first_line(error)}).") from None
-    while isinstance(values, dict) and not any(isinstance(v, Tensor) for v in values.values()):
-        inner = next((values[name] for name in _WRAPPERS if name in values), None)
+    while isinstance(values, dict):
+        inner = next((values[n] for n in _WRAPPERS if isinstance(values.get(n), dict)), None)
         if inner is None:
             break
         values = inner
@@ -199,7 +199,7 @@ def _dimension(
     try:
         with torch.inference_mode():
             return int(module(blank).shape[1])
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(
             f"encoders: {encoder.model} cannot take patches of {encoder.size} px "
             f"({_first_line(error)}); set `size` to one it was made for."

@@ -19,10 +19,10 @@ from her2.evaluation.metrics import (
     patient_weights,
     quadratic_kappa,
 )
-from her2.files import atomic_path
 from her2.folds import check_disjoint
 from her2.manifest import FoldEntry, read_manifests
 from her2.specs import EvaluateSpec
+from her2.tables import write_table
 
 log = logging.getLogger(__name__)
 
@@ -199,25 +199,17 @@ def confusion_table(table: pl.DataFrame, task: Task, *, level: str) -> pl.DataFr
     )
 
 
-def write_table(table: pl.DataFrame, stem: Path) -> None:
-    """`{stem}.csv` and `{stem}.parquet`, the latter last."""
-    with atomic_path(stem.with_name(f"{stem.name}.csv")) as path:
-        table.write_csv(path)
-    with atomic_path(stem.with_name(f"{stem.name}.parquet")) as path:
-        table.write_parquet(path)
-
-
 def _check_predictions(table: pl.DataFrame, columns: list[str]) -> None:
     bad = table.filter(
         pl.any_horizontal(pl.col(name).is_null() | ~pl.col(name).is_finite() for name in columns)
-        | pl.col("role").is_null()
+        | ~pl.col("role").is_in(["test", "predict"]).fill_null(False)
         | ((pl.col("role") == "test") & pl.col("target").is_null())
     )
     if len(bad):
         names = ", ".join(bad["slide_id"].unique().sort().head(8).to_list())
         raise UserError(
-            f"{len(bad)} predictions cannot be evaluated (not finite, or not in the folds table): "
-            f"{names}; delete the model manifests and run snakemake again."
+            f"{len(bad)} predictions cannot be evaluated (not finite, or not held out in the folds "
+            f"table): {names}; delete the model manifests and run snakemake again."
         )
 
 

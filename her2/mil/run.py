@@ -6,6 +6,7 @@ A trained fold is a folder: `model.safetensors`, `card.json`, `history.parquet`,
 
 import json
 import logging
+import resource
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ import safetensors.torch
 
 from her2.audit import check_excluded
 from her2.cache import Cache
+from her2.config import KEEP_ORDER
 from her2.device import pick_device
 from her2.errors import UserError
 from her2.files import canonical_json, digest, file_digest, link
 from her2.folds import check_disjoint
 from her2.manifest import FeatureEntry, FoldEntry, read_manifests, write_manifest
-from her2.mil.bags import Bag
+from her2.mil.bags import Bag, check_dimensions
 from her2.mil.train import Trained, predict, train_fold
 from her2.plan import run_name
 from her2.specs import TrainSpec
@@ -57,6 +59,7 @@ def train_folds(
         where=f"features in {features}",
     )
     bags = _open_bags(table, entries, cache)
+    check_dimensions(list(bags.values()))  # the held-out slides too: their shape may agree
     device = pick_device(threads)
     found: dict[str, FoldEntry] = {}
     for repeat, fold in spec.runs:
@@ -115,6 +118,7 @@ def _open_bags(
     """Slide -> bag, for the slides that have features."""
     bags = {}
     slides = table.select("slide_id", "patient_id", "label").unique().sort("slide_id")
+    _allow_open_files(2 * len(slides))
     for slide_id, patient_id, label in slides.iter_rows():
         entry = entries.get(slide_id)
         if entry is None:
@@ -132,6 +136,15 @@ def _open_bags(
             )
         bags[slide_id] = Bag(slide_id, patient_id, entry.key, open_store(path), label)
     return bags
+
+
+def _allow_open_files(count: int) -> None:
+    """A mapped store keeps its file open, and many systems allow 1,024 unless asked for more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 256
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _parts(rows: pl.DataFrame, bags: dict[str, Bag]) -> dict[str, list[Bag]]:
@@ -162,7 +175,9 @@ def _write_fold(
         probabilities, weights = predict(trained.model, bag, device)
         predictions.append((bag.slide_id, bag.patient_id, *map(float, probabilities)))
         attention.append((bag.slide_id, weights.tolist()))
-    columns = ["slide_id", "patient_id", *(f"prob_{name}" for name in classes)]
+    # Types are stated, because a test part can be left without a usable slide.
+    columns: dict[str, Any] = {"slide_id": pl.String, "patient_id": pl.String}
+    columns |= {f"prob_{name}": pl.Float64 for name in classes}
     frame = pl.DataFrame(predictions, schema=columns, orient="row")
     frame.write_parquet(folder / "predictions.parquet")
     weights_type = pl.List(pl.Float32)
@@ -177,7 +192,7 @@ def _write_fold(
     card = {
         "key": key,
         "head": spec.head.model_dump(),
-        "task": spec.task.model_dump(),
+        "task": spec.task.model_dump(mode="json", context=KEEP_ORDER),
         "dimension": parts["train"][0].store.dimension,
         "encoder_digest": parts["train"][0].store.attributes["encoder"]["digest"],
         "seed": seed,

@@ -89,7 +89,7 @@ def train_fold(
     best, best_state = 0, copy.deepcopy(model.state_dict())
     for epoch in range(training.epochs):
         loss = _train_epoch(model, optimiser, train, training, generator, epoch, device)
-        tune_loss, accuracy = _tune(model, tune, device)
+        tune_loss, accuracy = _tune(model, tune, epoch, device)
         history.append(Epoch(epoch, loss, tune_loss, accuracy))
         if tune_loss < history[best].tune_loss or epoch == 0:
             best, best_state = epoch, copy.deepcopy(model.state_dict())
@@ -152,10 +152,17 @@ def _epoch_order(
 
 
 @torch.inference_mode()
-def _tune(model: Model, bags: Sequence[Bag], device: torch.device) -> tuple[float, float]:
+def _tune(
+    model: Model, bags: Sequence[Bag], epoch: int, device: torch.device
+) -> tuple[float, float]:
     losses, hits = [], []
     for bag in bags:
         probabilities, _ = predict(model, bag, device)
+        if not np.isfinite(probabilities).all():
+            raise UserError(
+                f"the predictions of the tune slide {bag.slide_id} are not finite in epoch "
+                f"{epoch}; lower training.learning_rate."
+            )
         losses.append(-math.log(max(1e-12, float(probabilities[bag.label]))))
         hits.append(int(probabilities.argmax()) == bag.label)
     return float(np.mean(losses)), float(np.mean(hits))

@@ -11,12 +11,12 @@ from typing import Any
 
 import jinja2
 import polars as pl
-from markupsafe import Markup
 
-from her2.files import atomic_path, write_text
+from her2.files import write_text
 from her2.report import notices, performance, pictures, provenance, slides, text
 from her2.report.read import Results, read_results
 from her2.specs import ReportSpec
+from her2.tables import write_csv
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +36,7 @@ def build_report(spec: ReportSpec, results: Path, output: Path) -> None:
     """
     run = read_results(spec, results)
     for name, table in tables(run).items():
-        with atomic_path(output.parent / "tables" / f"{name}.csv") as path:
-            text.guard_cells(table).write_csv(path)
+        write_csv(table, output.parent / "tables" / f"{name}.csv")
     page = render(run)
     write_text(output, page)
     log.info("report: %d models, %.1f MB", len(run.models), len(page) / 1e6)
@@ -54,7 +53,7 @@ def render(run: Results) -> str:
     )
     environment.filters |= {"count": text.count, "plural": text.plural}
     return environment.get_template("page.html.j2").render(
-        style=Markup((_FOLDER / "style.css").read_text(encoding="utf-8")),
+        style=(_FOLDER / "style.css").read_text(encoding="utf-8"),
         **sections(run),
     )
 
@@ -106,7 +105,7 @@ def tables(run: Results) -> dict[str, pl.DataFrame]:
         "metrics": metrics,
         "folds": pl.DataFrame(folds, infer_schema_length=None),
         "excluded": pl.DataFrame(
-            excluded, schema={name: pl.String for name in slides.Excluded.__dataclass_fields__}
+            excluded, schema=dict.fromkeys(slides.Excluded.__dataclass_fields__, pl.String)
         ),
         "unlabelled": _stack(run, [performance.unlabelled_table(model) for model in run.models]),
         "encoders": pl.DataFrame([asdict(row) for row in provenance.encoder_facts(run)]),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from her2.report.performance import METRICS
 from her2.report.pictures import Attention
 from her2.report.read import Model, Results
 from her2.report.slides import Excluded
@@ -22,9 +23,7 @@ class Notice:
     anchor: str
 
 
-def notices(
-    results: Results, excluded: list[Excluded], pictures: list[Attention]
-) -> list[Notice]:
+def notices(results: Results, excluded: list[Excluded], pictures: list[Attention]) -> list[Notice]:
     """Slides, encoders, figures, folds, pictures: in the order of the pipeline."""
     found = [*_slides(results, excluded), *_encoders(results)]
     for model in results.models:
@@ -70,15 +69,20 @@ def _encoders(results: Results) -> list[Notice]:
 
 
 def _figures(model: Model) -> list[Notice]:
-    found = []
+    levels: dict[tuple[str, str], list[str]] = {}
     for row in model.metrics.to_dicts():
-        what = f"{model.name}: {row['metric']} {row['class']}".rstrip() + f" ({row['level']} level)"
         if row["value"] is None:
-            found.append(Notice(f"{what} is NA: {row['note'] or 'not defined'}.", "headline"))
+            problem = f"is NA: {row['note'] or 'not defined'}"
         elif row["low"] is None:
-            found.append(
-                Notice(f"{what} has no interval: a resample lacks a class.", "headline")
-            )
+            problem = "has no interval: a resample lacks a class"
+        else:
+            continue
+        what = f"{METRICS.get(row['metric'], row['metric'])} {row['class']}".rstrip()
+        levels.setdefault((what, problem), []).append(row["level"])
+    found = [
+        Notice(f"{model.name}: {what} ({' and '.join(at)} level) {problem}.", "headline")
+        for (what, problem), at in levels.items()
+    ]
     few = [
         f"{row['class']} ({row['n_positive']})"
         for row in model.level("patient").filter(pl.col("n_positive") < FEW_PATIENTS).to_dicts()
@@ -119,7 +123,9 @@ def _predictions(results: Results, model: Model) -> list[Notice]:
     label = f"label_{model.task.label}"
     rows = results.cohort.select("slide_id", label).unique().iter_rows()
     labelled = {
-        slide for slide, value in rows if value is not None and model.task.class_index(value) is not None
+        slide
+        for slide, value in rows
+        if value is not None and model.task.class_index(value) is not None
     }
     entries = results.features[model.encoder]
     usable = {name for name in labelled if name in entries and entries[name].status == "ok"}

@@ -103,7 +103,12 @@ SOURCES = {
     "torchvision": "published weights (torchvision)",
     "checkpoint": "weights of a local file",
 }
-METRICS = {"quadratic_kappa": "Quadratic weighted kappa", "balanced_accuracy": "Balanced accuracy"}
+METRICS = {
+    "auc": "AUC",
+    "quadratic_kappa": "Quadratic weighted kappa",
+    "balanced_accuracy": "Balanced accuracy",
+}
+"""What the figures are called on the page, in its order."""
 
 
 def headline(results: Results, task_name: str, level: str) -> Headline:
@@ -119,7 +124,7 @@ def headline(results: Results, task_name: str, level: str) -> Headline:
     common = all(len(texts) == 1 for texts in counts.values())
     columns = [
         Column(
-            f"AUC {name}" if metric == "auc" else METRICS[metric],
+            f"{METRICS[metric]} {name}".rstrip(),
             min(counts[name]) if common and name in counts else "",
         )
         for metric, name in wanted
@@ -272,6 +277,4 @@ def _cell(record: dict[str, Any] | None, *, with_count: bool) -> Cell:
         notes.append(words)
     if with_count and record["n_positive"] is not None:
         notes.append(_positive(record))
-    return Cell(
-        number(record["value"]), interval(record["low"], record["high"]), "; ".join(notes)
-    )
+    return Cell(number(record["value"]), interval(record["low"], record["high"]), "; ".join(notes))

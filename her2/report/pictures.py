@@ -93,7 +93,8 @@ def gallery(results: Results) -> Gallery:
     grid = min(results.config.grids)
     table = results.cohort.filter((pl.col("grid") == grid) & pl.col("key").is_not_null())
     rows = sorted(table.to_dicts(), key=lambda row: (row["status"] == "ok", row["slide_id"]))
-    found, left_out = [], 0
+    found: list[Thumbnail] = []
+    left_out = 0
     for row in rows:
         path = results.folder / "tiles" / grid / f"{row['slide_id']}.qc.jpg"
         if not path.exists():

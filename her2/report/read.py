@@ -7,13 +7,12 @@ from pathlib import Path
 import polars as pl
 
 from her2.audit import read_cohort_table
-from her2.cohort import Cohort
 from her2.config import Config, Task
 from her2.encoders.card import EncoderCard, read_card
 from her2.errors import UserError
 from her2.heatmap import read_heatmaps
 from her2.manifest import FeatureEntry, FoldEntry, read_manifests
-from her2.plan import Plan
+from her2.plan import chunks as chunk_names
 from her2.specs import ReportSpec
 from her2.store import read_attributes
 
@@ -95,8 +94,7 @@ def read_results(spec: ReportSpec, folder: Path) -> Results:
         name: read_manifests(folder / "features" / name, spec.buckets, FeatureEntry)
         for name in config.encoders
     }
-    # The names of the chunks depend on the config alone.
-    chunks = tuple(Plan(config, Cohort((), Path())).chunks)
+    chunks = tuple(chunk_names(config.folds))
     return Results(
         config=config,
         software=spec.software,

@@ -1,6 +1,8 @@
 """Stage 2, report: what the cohort is, and which of its slides could not be used."""
 
+from collections import Counter
 from dataclasses import dataclass
+from statistics import median
 
 import polars as pl
 
@@ -10,7 +12,7 @@ from her2.report.text import count, span, without_folders
 
 @dataclass(frozen=True, slots=True)
 class CompositionRow:
-    """Patients and slides of a site (or of all): one pair a class, then the unlabelled, then all."""
+    """(patients, slides) of a site or of all: each class, then those of no class, then all."""
 
     site: str
     cells: tuple[tuple[int, int], ...]
@@ -94,8 +96,7 @@ def composition(results: Results, task_name: str) -> Composition:
         return CompositionRow("", tuple(pairs))
 
     table = [
-        CompositionRow(site, cells([row for row in rows if row[2] == site]).cells)
-        for site in sites
+        CompositionRow(site, cells([row for row in rows if row[2] == site]).cells) for site in sites
     ]
     unknown = [row for row in rows if row[2] is None]
     if sites and unknown:
@@ -120,9 +121,7 @@ def grid_rows(results: Results) -> list[GridRow]:
         usable = table.filter(pl.col("status") == "ok")
         by_status = dict(table.group_by("status").len().iter_rows())
         scales = [scale for axis in ("mpp_x", "mpp_y") for scale in table[axis].drop_nulls()]
-        sources = sorted(
-            table.filter(pl.col("mpp_source").is_not_null()).group_by("mpp_source").len().rows()
-        )
+        sources = Counter(table["mpp_source"].drop_nulls().to_list())
         found.append(
             GridRow(
                 grid=grid,
@@ -131,7 +130,8 @@ def grid_rows(results: Results) -> list[GridRow]:
                 excluded=by_status.get("excluded", 0),
                 failed=by_status.get("failed", 0),
                 mpp=span(scales),
-                sources=", ".join(f"{source} {number}" for source, number in sources) or "-",
+                sources=", ".join(f"{name} {number}" for name, number in sorted(sources.items()))
+                or "-",
                 tiles=count(int(usable["tiles"].sum())),
                 tiles_median=_median(usable["tiles"], 0),
                 tissue_median_mm2=_median(usable["tissue_mm2"], 2),
@@ -198,5 +198,5 @@ def excluded_slides(results: Results) -> list[Excluded]:
 
 
 def _median(values: pl.Series, digits: int) -> str:
-    middle = values.cast(pl.Float64).median()
-    return "-" if middle is None else f"{middle:,.{digits}f}"
+    numbers = values.drop_nulls().to_list()
+    return f"{median(numbers):,.{digits}f}" if numbers else "-"

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-import polars as pl
-
 NA = "NA"
 
 _ABSOLUTE = re.compile(r"""(?<![\w.<])(?:/[^\s/'"():,;<>]+)+/([^\s/'"():,;<>]+)""")
@@ -56,15 +54,3 @@ def portable(value: Any) -> Any:
             return [portable(item) for item in value]
         case _:
             return value
-
-
-def guard_cells(table: pl.DataFrame) -> pl.DataFrame:
-    """Text that a spreadsheet would run as a formula gets a single quote before it."""
-    texts = [name for name, kind in table.schema.items() if kind == pl.String]
-    return table.with_columns(
-        pl.when(pl.col(name).str.contains(r"^[=+\-@\t\r]"))
-        .then(pl.concat_str(pl.lit("'"), pl.col(name)))
-        .otherwise(pl.col(name))
-        .alias(name)
-        for name in texts
-    )

@@ -58,6 +58,6 @@ rule embed_bucket:
         spec=lambda wildcards: PLAN.embed_spec(wildcards.bucket),
     shell:
         "python -m her2 embed --spec {params.spec:q} --slides {SLIDES:q} --root {ROOT:q}"
-        " --cache {CACHE:q} --tiles {input.tiles:q} --encoder $(dirname {input.card:q})"
+        " --cache {CACHE:q} --tiles {input.tiles:q} --encoder {RESULTS:q}/encoders/{wildcards.encoder}"
         " --batch-size {CONFIG.embedding.batch_size} --threads {threads}"
         " --out {output:q} 2> {log:q}"

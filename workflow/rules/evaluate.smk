@@ -35,8 +35,8 @@ rule evaluate:
         spec=lambda wildcards: PLAN.evaluate_spec(wildcards.task),
     shell:
         "python -m her2 evaluate --spec {params.spec:q} --folds {input.folds:q}"
-        " --models $(dirname {input.models[0]:q}) --cache {CACHE:q}"
-        " --out $(dirname {output.predictions:q}) 2> {log:q}"
+        " --models {RESULTS:q}/models/{wildcards.task}/{wildcards.encoder}/{wildcards.head} --cache {CACHE:q}"
+        " --out {RESULTS:q}/evaluation/{wildcards.task}/{wildcards.encoder}/{wildcards.head} 2> {log:q}"
 
 
 rule draw_heatmaps:
@@ -63,6 +63,6 @@ rule draw_heatmaps:
         spec=lambda wildcards: PLAN.heatmap_spec(wildcards.task),
     shell:
         "python -m her2 heatmap --spec {params.spec:q} --slides {SLIDES:q} --root {ROOT:q}"
-        " --folds {input.folds:q} --models $(dirname {input.models[0]:q})"
-        " --features $(dirname {input.features[0]:q}) --cache {CACHE:q} {MASKS}"
+        " --folds {input.folds:q} --models {RESULTS:q}/models/{wildcards.task}/{wildcards.encoder}/{wildcards.head}"
+        " --features {RESULTS:q}/features/{wildcards.encoder} --cache {CACHE:q} {MASKS}"
         " --out {output:q} 2> {log:q}"

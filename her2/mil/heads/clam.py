@@ -1,0 +1,108 @@
+r"""Stage 2, train: CLAM with one map (SB) or one map per output (MB), and its instance loss.
+
+    bag       as `abmil` (SB) or `multibranch` (MB)
+    instance  u_kc = W_c h_k + b_c in R^2, for each output c: "is this tile evidence for c?"
+              in the class: the B tiles that c's map ranks first are labelled 1, the last B are 0
+              out of the class (`subtyping`): the first B are labelled 0
+    total     (1 - w) * bag loss + w * mean instance loss,    w = 0.3, B = 8 in the paper
+
+The instance loss is the smooth top-1 SVM of the paper, with margin and temperature 1:
+
+    L(u, y) = log sum_j exp(u_j + 1[j != y]) - u_y = softplus(1 + u_{1-y} - u_y)
+
+Departures: features, not hidden layers, are dropped out (as in the other heads here); a bag of
+fewer than 2B tiles labels half of them at each end, so that no tile is its own opposite; with
+ordered outputs a bag is in the class of every threshold that it passes.
+
+Sources: Lu et al., Data-efficient and weakly supervised computational pathology on whole-slide
+images, Nature Biomedical Engineering 5, 2021 (arXiv 2004.09666); Berrada, Zisserman, Kumar,
+Smooth loss functions for deep top-k classification, ICLR 2018 (arXiv 1802.07595).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from her2.mil.heads.head import Output
+from her2.mil.heads.multibranch import MultiBranch
+
+
+class Clam(MultiBranch):
+    """Multi-branch (or, `shared`, single-branch) attention with an instance classifier an output.
+
+    `Output.instances` holds the instance classifiers' scores, (b, n, o, 2).
+    """
+
+    def __init__(
+        self,
+        dimension: int,
+        outputs: int,
+        *,
+        attention: int,
+        gated: bool,
+        hidden: int,
+        dropout: float,
+        shared: bool,
+        instances: int,
+        instance_weight: float,
+        subtyping: bool,
+    ) -> None:
+        super().__init__(
+            dimension,
+            outputs,
+            attention=attention,
+            gated=gated,
+            hidden=hidden,
+            dropout=dropout,
+            shared=shared,
+        )
+        self.instance_classifier = nn.Linear(self.attention.width, 2 * outputs)
+        self.instances = instances
+        self.instance_weight = instance_weight
+        self.subtyping = subtyping
+
+    def forward(self, bag: Tensor, mask: Tensor) -> Output:
+        """Features (b, n, d), mask (b, n) -> logits (b, o), attention (b, n) or (b, n, o)."""
+        h, weights = self.attention(bag, mask)  # (b, n, width), (b, n, 1 or o)
+        scores = self.instance_classifier(h).unflatten(2, (-1, 2))  # (b, n, o, 2)
+        maps = weights.squeeze(2) if self.shared else weights
+        return Output(self.classify(h, weights), maps, instances=scores)
+
+    def instance_loss(self, output: Output, mask: Tensor, members: Tensor) -> Tensor:
+        """The instance term.
+
+        Args:
+            output: of `forward`.
+            mask: bool (b, n).
+            members: bool (b, o), the outputs that a bag's label is in the class of.
+        """
+        assert output.instances is not None
+        scores = output.instances.float()  # (b, n, o, 2)
+        maps = output.attention.detach()
+        maps = maps[:, :, None] if self.shared else maps  # (b, n, 1 or o)
+        k = min(self.instances, scores.shape[1])
+        each = (mask.sum(dim=1) // 2).clamp(max=k)  # (b,)
+        used = (torch.arange(k, device=mask.device) < each[:, None])[:, :, None]  # (b, k, 1)
+        first = self._pick(scores, maps.masked_fill(~mask[:, :, None], -1.0), k)  # (b, k, o, 2)
+        last = self._pick(scores, -maps.masked_fill(~mask[:, :, None], 2.0), k)
+        count = each.clamp(min=1)[:, None]  # (b, 1)
+
+        def mean(picked: Tensor, label: int) -> Tensor:
+            """Mean loss of the picked instances, (b, o)."""
+            return (smooth_top1_svm(picked, label) * used).sum(dim=1) / count
+
+        inside = (mean(first, 1) + mean(last, 0)) / 2  # (b, o)
+        if not self.subtyping:
+            return (inside * members).sum(dim=1).mean()
+        return torch.where(members, inside, mean(first, 0)).mean()
+
+    @staticmethod
+    def _pick(scores: Tensor, maps: Tensor, k: int) -> Tensor:
+        """The k instances of each map that it ranks first, best first: (b, k, o, 2)."""
+        index = maps.topk(k, dim=1).indices[..., None]  # (b, k, 1 or o, 1)
+        return scores.gather(1, index.expand(-1, -1, *scores.shape[2:]))
+
+
+def smooth_top1_svm(scores: Tensor, label: int) -> Tensor:
+    """The smooth top-1 SVM loss of scores (..., 2) for one label; margin and temperature 1."""
+    return functional.softplus(1 + scores[..., 1 - label] - scores[..., label])

@@ -1,0 +1,78 @@
+"""Stage 2, train: what a head is, and the parts that heads share.
+
+A head is a module called with features (b, n, d) and a mask (b, n), True on instances that exist
+(at least one a bag). b bags, n instances, d features, o outputs (`losses.output_count`: one a
+class, or one a threshold between ordered classes).
+"""
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+
+class Output(NamedTuple):
+    """What a head returns.
+
+    Attributes:
+        logits: (b, o).
+        attention: (b, n), or (b, n, o) where each output has its own map; zero on masked
+            instances, and each map of a bag sums to one.
+        contribution: (b, n, o) of an additive head: what each instance adds to each logit.
+        instances: what the head's own `instance_loss` needs, in a shape of its own.
+    """
+
+    logits: Tensor
+    attention: Tensor
+    contribution: Tensor | None = None
+    instances: Tensor | None = None
+
+
+@runtime_checkable
+class InstanceSupervised(Protocol):
+    """A head with a loss on instances: `(1 - instance_weight) * bag + instance_weight * it`."""
+
+    instance_weight: float
+
+    def instance_loss(self, output: Output, mask: Tensor, members: Tensor) -> Tensor:
+        """A scalar, from the head's own output and `losses.members` (b, o) of the labels."""
+
+
+def projection(dimension: int, hidden: int) -> nn.Module:
+    """Linear + ReLU to `hidden` features; nothing for 0."""
+    return nn.Sequential(nn.Linear(dimension, hidden), nn.ReLU()) if hidden else nn.Identity()
+
+
+def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """Softmax over the instances that exist: (b, n, m) and mask (b, n) -> (b, n, m)."""
+    return scores.masked_fill(~mask[:, :, None], -torch.inf).softmax(dim=1)
+
+
+class Attention(nn.Module):
+    """Dropout, projection, and m attention maps over the projected instances (Ilse 2018)."""
+
+    def __init__(
+        self,
+        dimension: int,
+        maps: int,
+        *,
+        attention: int,
+        gated: bool,
+        hidden: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.width = hidden or dimension
+        self.dropout = nn.Dropout(dropout)
+        self.project = projection(dimension, hidden)
+        self.value = nn.Linear(self.width, attention)
+        self.gate = nn.Linear(self.width, attention) if gated else None
+        self.score = nn.Linear(attention, maps)
+
+    def forward(self, bag: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (b, n, d), mask (b, n) -> instances (b, n, width), weights (b, n, m)."""
+        h = self.project(self.dropout(bag))  # (b, n, width)
+        a = torch.tanh(self.value(h))  # (b, n, attention)
+        if self.gate is not None:
+            a = a * torch.sigmoid(self.gate(h))  # (b, n, attention)
+        return h, masked_softmax(self.score(a), mask)

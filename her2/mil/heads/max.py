@@ -1,0 +1,34 @@
+r"""Stage 2, train: max pooling of instance logits.
+
+    logits_c = max_k (W h_k + b)_c,    h_k = x_k, or ReLU(P x_k + p)
+
+The instance-level maximum (mi-Net): a slide is as positive as its most positive tile. Each output
+has its own map, one on the instance that decides and zero elsewhere.
+
+Source: Wang, Yan, Tang, Bai, Liu, Revisiting multiple instance neural networks, Pattern
+Recognition 74, 2018 (arXiv 1610.02501); on slides, Campanella et al., Nature Medicine 25, 2019.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from her2.mil.heads.head import Output, projection
+
+
+class MaxPooling(nn.Module):
+    """Every instance is classified; each output takes its largest logit."""
+
+    def __init__(self, dimension: int, outputs: int, *, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.project = projection(dimension, hidden)
+        self.classifier = nn.Linear(hidden or dimension, outputs)
+
+    def forward(self, bag: Tensor, mask: Tensor) -> Output:
+        """Features (b, n, d), mask (b, n) -> logits (b, o), attention (b, n, o)."""
+        scores = self.classifier(self.project(self.dropout(bag)))  # (b, n, o)
+        scores = scores.masked_fill(~mask[:, :, None], -torch.inf)
+        logits, deciding = scores.max(dim=1)  # (b, o), (b, o)
+        weights = torch.zeros_like(scores, dtype=torch.float32)  # (b, n, o)
+        weights.scatter_(1, deciding[:, None], 1.0)
+        return Output(logits, weights)

@@ -1,0 +1,33 @@
+r"""Stage 2, train: mean pooling, the baseline of every attention.
+
+    logits = W (1/n) sum_k h_k + b,    h_k = x_k, or ReLU(P x_k + p)
+
+With `hidden: 0` a linear model of the slide's mean embedding; `baseline` fits that one by
+logistic regression instead of by gradient steps. With a projection it is the embedding-level mean
+of MI-Net.
+
+Source: Wang, Yan, Tang, Bai, Liu, Revisiting multiple instance neural networks, Pattern
+Recognition 74, 2018 (arXiv 1610.02501).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from her2.mil.heads.head import Output, projection
+
+
+class MeanPooling(nn.Module):
+    """A linear classifier on the mean instance; every instance has the same attention."""
+
+    def __init__(self, dimension: int, outputs: int, *, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.project = projection(dimension, hidden)
+        self.classifier = nn.Linear(hidden or dimension, outputs)
+
+    def forward(self, bag: Tensor, mask: Tensor) -> Output:
+        """Features (b, n, d), mask (b, n) -> logits (b, o), attention (b, n)."""
+        h = self.project(self.dropout(bag))  # (b, n, width)
+        weights = mask / mask.sum(dim=1, keepdim=True)  # (b, n)
+        z = torch.einsum("bn,bnw->bw", weights, h)  # (b, width)
+        return Output(self.classifier(z), weights)

@@ -1,0 +1,139 @@
+import re
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from her2.audit import audit_cohort, check_excluded, read_cohort_table
+from her2.cohort import Cohort, SlideRow
+from her2.errors import UserError
+from her2.manifest import TileEntry, write_manifest
+from her2.specs import AuditSpec
+
+GRIDS = ("224px-0.5mpp", "96px-1mpp")
+
+
+def entry(number: int, status="ok", **changed: object) -> TileEntry:
+    fields = {
+        "reason": None if status == "ok" else f"reason {number}",
+        "key": f"{number:064x}",
+        "tiles": 10 + number,
+        "fingerprint": f"print-{number}",
+        "mpp_x": 0.5,
+        "mpp_y": 0.5,
+        "mpp_source": "metadata",
+    }
+    return TileEntry(status=status, **(fields | changed))
+
+
+def audit(folder: Path, entries: dict[str, TileEntry], **changed: object) -> pl.DataFrame:
+    """Two buckets on two grids of the same entries."""
+    names = sorted(entries)
+    rows = tuple(
+        SlideRow(name, f"{name}.svs", f"p-{name}", {"her2": "0"} if name != names[-1] else {})
+        for name in names
+    )
+    buckets = ("0000-of-0002", "0001-of-0002")
+    for grid in GRIDS:
+        for part, bucket in enumerate(buckets):
+            chosen = {name: entries[name] for name in names[part::2]}
+            write_manifest(folder / "tiles" / grid / f"{bucket}.json", chosen)
+    fields = {"rows": "", "labels": ("her2",), "max_excluded": 0.2} | changed
+    spec = AuditSpec(buckets=buckets, grids=GRIDS, **fields)
+    return audit_cohort(spec, Cohort(rows, folder), folder / "tiles", folder / "cohort")
+
+
+def refusal(folder: Path, entries: dict[str, TileEntry], **changed: object) -> str:
+    with pytest.raises(UserError) as error:
+        audit(folder, entries, **changed)
+    assert not (folder / "cohort" / "slides.parquet").exists()
+    return str(error.value)
+
+
+def good(count: int) -> dict[str, TileEntry]:
+    return {f"s{number}": entry(number) for number in range(count)}
+
+
+def test_the_table_has_a_row_for_each_slide_and_grid(tmp_path):
+    table = audit(tmp_path, good(5))
+    assert table.select("slide_id", "grid").rows() == [
+        (f"s{number}", grid) for number in range(5) for grid in GRIDS
+    ]
+    first = table.row(0, named=True)
+    assert (first["patient_id"], first["label_her2"], first["tiles"]) == ("p-s0", "0", 10)
+    assert table["label_her2"].to_list()[-1] is None
+
+
+def test_the_table_is_read_as_it_was_written_and_people_have_a_csv(tmp_path):
+    table = audit(tmp_path, good(3))
+    assert read_cohort_table(tmp_path / "cohort").equals(table)
+    csv = (tmp_path / "cohort" / "slides.csv").read_text().splitlines()
+    assert len(csv) == 1 + 3 * 2
+    assert csv[0].startswith("slide_id,patient_id,label_her2,")
+
+
+def test_a_slide_that_cannot_be_used_stays_in_the_table_with_its_reason(tmp_path):
+    entries = good(9) | {"bad": TileEntry(status="failed", reason="cut off")}
+    row = audit(tmp_path, entries).filter(slide_id="bad").row(0, named=True)
+    assert (row["status"], row["reason"], row["tiles"]) == ("failed", "cut off", 0)
+
+
+def test_one_content_under_two_ids_stops_the_run(tmp_path):
+    entries = good(4) | {"twin": entry(9, fingerprint="print-2"), "other": entry(8)}
+    message = refusal(tmp_path, entries)
+    assert "keep one row of each" in message
+    assert re.findall(r"^  - (.*)$", message, re.MULTILINE) == ["s2 = twin"]
+
+
+def test_slides_that_were_never_read_are_no_twins(tmp_path):
+    bad = {name: TileEntry(status="failed", reason="x") for name in ("a", "b")}
+    assert len(audit(tmp_path, good(8) | bad)) == 20
+
+
+def test_more_unusable_slides_than_allowed_stop_the_run_by_name(tmp_path):
+    entries = good(7) | {f"bad{n}": entry(n, "excluded") for n in (20, 21, 22)}
+    message = refusal(tmp_path, entries, max_excluded=0.2)
+    assert message.startswith(f"3 of 10 slides cannot be used (grid {GRIDS[0]}), more than")
+    assert "cohort.max_excluded 0.2; mend them, or raise the limit" in message
+    for number in (20, 21, 22):
+        assert f"  - bad{number}: reason {number}" in message
+    assert "s1" not in message
+    assert len(audit(tmp_path, entries, max_excluded=0.3)) == 20
+
+
+@pytest.mark.parametrize(
+    ("bad", "total", "limit", "stops"),
+    [
+        (0, 10, 0.0, False),
+        (1, 10, 0.0, True),
+        (2, 10, 0.2, False),
+        (3, 10, 0.2, True),
+        (29, 100, 0.29, False),  # 0.29 * 100 is 28.999... in floating point
+        (30, 100, 0.29, True),
+        (9, 10, 1.0, False),
+        (10, 10, 1.0, True),  # nothing is left to work on
+    ],
+)
+def test_the_limit_is_the_largest_share_that_may_be_left_out(bad, total, limit, stops):
+    reasons = {f"s{number}": "x" for number in range(bad)}
+    if stops:
+        with pytest.raises(UserError, match=f"{bad} of {total} slides"):
+            check_excluded(reasons, total=total, limit=limit, where="here")
+    else:
+        check_excluded(reasons, total=total, limit=limit, where="here")
+
+
+def test_an_absent_or_broken_manifest_is_named(tmp_path):
+    audit(tmp_path, good(4))
+    manifest = tmp_path / "tiles" / GRIDS[1] / "0001-of-0002.json"
+    spec = AuditSpec(rows="", buckets=("0001-of-0002",), grids=GRIDS, labels=(), max_excluded=1.0)
+    for damage in (lambda: manifest.write_text("{"), manifest.unlink):
+        damage()
+        with pytest.raises(UserError, match="run snakemake again") as error:
+            audit_cohort(spec, Cohort((), tmp_path), tmp_path / "tiles", tmp_path / "cohort")
+        assert str(manifest) in str(error.value)
+
+
+def test_an_absent_table_says_what_to_run(tmp_path):
+    with pytest.raises(UserError, match="run `snakemake` up to the audit"):
+        read_cohort_table(tmp_path)

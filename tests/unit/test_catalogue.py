@@ -1,0 +1,451 @@
+"""The catalogue: every row is loadable, and says of itself what the libraries say."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import timm
+import torch
+import torchvision
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torch.nn import functional
+
+from her2 import config
+from her2.encoders import build
+from her2.encoders.catalogue import (
+    CatalogueRow,
+    catalogue,
+    row,
+    scale_warning,
+    table,
+    timm_arguments,
+    weights_for,
+    with_layers,
+)
+from her2.errors import UserError
+
+ROWS = catalogue()
+NAMES = list(ROWS)
+FROM_TIMM = [n for n, r in ROWS.items() if r.library == "timm" and r.hub is None]
+WITH_SCALE = [n for n, r in ROWS.items() if r.mpp is not None]
+
+
+def _backbone(item: CatalogueRow) -> nn.Module:
+    arguments = timm_arguments(item) if item.library == "timm" else {}
+    return build.build_backbone(
+        item.library, item.architecture, feature=item.feature, arguments=arguments
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_builds_and_gives_the_dimension_it_states(name: str) -> None:
+    item = ROWS[name]
+    with torch.device("meta"):
+        backbone = _backbone(item)
+        encoder = build.Encoder(backbone, feature=item.feature, mean=item.mean, std=item.std).eval()
+        patches = torch.empty(2, item.size, item.size, 3, dtype=torch.uint8)
+        with torch.inference_mode():
+            assert encoder(patches).shape == (2, item.dimension)
+
+
+@pytest.mark.parametrize(
+    ("name", "patch_px", "prefix"),
+    [
+        ("vit-small", 16, 1), ("vit-base", 16, 1),
+        ("dinov2-small", 14, 1), ("dinov2-base", 14, 1), ("dinov2-large", 14, 1),
+        ("lunit-vits16", 16, 1), ("lunit-vits8", 8, 1),
+        ("kaiko-vits16", 16, 1), ("kaiko-vits8", 8, 1), ("kaiko-vitb16", 16, 1),
+        ("kaiko-vitb8", 8, 1), ("kaiko-vitl14", 14, 5),
+        ("phikon", 16, 1), ("phikon-v2", 16, 1),
+        ("uni", 16, 1), ("uni2-h", 14, 9), ("virchow", 14, 1), ("virchow2", 14, 5),
+        ("gigapath", 16, 1), ("gigapath-flash", 16, 1), ("h-optimus-0", 14, 5),
+        ("h-optimus-1", 14, 5),
+    ],
+)  # fmt: skip
+def test_a_transformer_cuts_its_patch_into_whole_tokens(
+    name: str, patch_px: int, prefix: int
+) -> None:
+    item = ROWS[name]
+    with torch.device("meta"):
+        backbone = _backbone(item)
+    side = item.size // patch_px
+    assert side * patch_px == item.size
+    assert backbone.patch_embed.grid_size == (side, side)
+    assert backbone.num_prefix_tokens == prefix
+
+
+# Parameters in millions, as the model cards and papers state them.
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        ("lunit-vits16", 21.7), ("kaiko-vitb8", 85.8), ("phikon", 85.8), ("phikon-v2", 303.4),
+        ("uni", 303.4), ("uni2-h", 681.4), ("virchow", 631.2), ("virchow2", 631.2),
+        ("gigapath", 1134.9), ("h-optimus-0", 1134.8),
+    ],
+)  # fmt: skip
+def test_an_architecture_has_the_published_number_of_parameters(name: str, millions: float) -> None:
+    with torch.device("meta"):
+        backbone = _backbone(ROWS[name])
+    count = sum(parameter.numel() for parameter in backbone.parameters())
+    assert count / 1e6 == pytest.approx(millions, rel=0.005)
+
+
+@pytest.mark.parametrize("name", FROM_TIMM)
+def test_what_timm_publishes_is_normalised_as_timm_says(name: str) -> None:
+    item = ROWS[name]
+    published = timm.models.get_pretrained_cfg(item.architecture)
+    assert item.mean == tuple(published.mean)
+    assert item.std == tuple(published.std)
+    assert published.hf_hub_id == f"timm/{item.architecture}"
+    assert item.card.endswith(published.hf_hub_id)
+    assert item.licence.lower() == published.license
+    own = published.input_size[-1]
+    if name.startswith("dinov2"):
+        assert own == 518  # and the row resamples it
+        assert item.arguments["img_size"] == item.size == 224
+    else:
+        assert item.size == own
+
+
+def test_alexnet_is_normalised_as_torchvision_says() -> None:
+    published = torchvision.models.AlexNet_Weights.IMAGENET1K_V1.transforms()
+    assert ROWS["alexnet"].mean == tuple(published.mean)
+    assert ROWS["alexnet"].std == tuple(published.std)
+
+
+def test_the_encoders_people_ask_for_are_there() -> None:
+    assert {
+        "alexnet", "resnet18", "resnet50", "vit-small", "vit-base", "dinov2-small", "dinov2-base",
+        "dinov2-large", "uni", "uni2-h", "virchow", "virchow2", "gigapath", "h-optimus-0",
+        "h-optimus-1", "phikon", "phikon-v2", "kaiko-vits16", "lunit-vits16",
+    } <= set(NAMES)  # fmt: skip
+
+
+def test_names_are_legal_and_lower_case() -> None:
+    for name in NAMES:
+        assert re.fullmatch(config.NAME_PATTERN, name)
+        assert name == name.lower()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_is_complete(name: str) -> None:
+    item = ROWS[name]
+    assert item.name == name
+    assert item.title
+    assert item.checked
+    assert (item.ask_at is not None) == item.gated
+    for vector in (item.mean, item.std):
+        assert len(vector) == 3
+        assert all(0 < value < 1 for value in vector)
+    assert (item.domain == "natural") == (item.mpp is None)
+    if item.library == "timm" and "vit" in item.architecture:
+        assert item.arguments["img_size"] == item.size
+    if item.hub:
+        assert item.file
+        assert "." not in item.architecture  # a tag would fetch other weights
+        assert Path(item.file).suffix in (".bin", ".safetensors")
+
+
+def test_every_field_says_what_it_is() -> None:
+    assert all(field.description for field in CatalogueRow.model_fields.values())
+
+
+def test_the_catalogue_and_the_config_know_the_same_features() -> None:
+    field = CatalogueRow.model_fields["feature"]
+    assert get_args(field.annotation) == get_args(config.Feature)
+    precisions = get_args(CatalogueRow.model_fields["precision"].annotation)
+    assert set(precisions) < set(get_args(config.Precision))
+
+
+def test_known_departures_from_imagenet_are_kept() -> None:
+    imagenet = (0.485, 0.456, 0.406)
+    departing = {name for name, item in ROWS.items() if item.mean != imagenet}
+    assert departing == {
+        "vit-small", "vit-base", "lunit-vits16", "lunit-vits8", "kaiko-vits16", "kaiko-vits8",
+        "kaiko-vitb16", "kaiko-vitb8", "kaiko-vitl14", "h-optimus-0", "h-optimus-1",
+    }  # fmt: skip
+
+
+def test_the_table_prints_every_row() -> None:
+    lines = table().splitlines()
+    assert lines[0].split()[0] == "name"
+    assert [line.split()[0] for line in lines[1:]] == NAMES
+    for line in lines[1:]:
+        item = ROWS[line.split()[0]]
+        assert f" {item.dimension} " in line
+        assert item.licence in line
+        assert item.ask_at is None or line.endswith(item.ask_at)
+
+
+def test_reading_the_catalogue_imports_no_torch() -> None:
+    code = (
+        "import sys; from her2.encoders import catalogue; catalogue.table(); "
+        "assert not {'torch', 'timm', 'torchvision'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", WITH_SCALE)
+def test_no_warning_within_twenty_per_cent_of_a_trained_scale(name: str) -> None:
+    item = ROWS[name]
+    for trained in (item.mpp, *item.also_mpp):
+        assert trained is not None
+        for share in (0.8, 0.9, 1.0, 1.1, 1.2):
+            assert scale_warning(item, trained * share) is None
+    finest, coarsest = min(item.mpp, *item.also_mpp, 99), max(item.mpp, *item.also_mpp, 0)
+    assert scale_warning(item, finest * 0.79) is not None
+    assert scale_warning(item, coarsest * 1.21) is not None
+
+
+def test_a_scale_warning_names_both_scales() -> None:
+    assert scale_warning(row("uni"), 1.0) == (
+        "uni was trained at 0.5 um/px and gets 1 um/px: nuclei look 0.5 times their size to it."
+    )
+    # Virchow2 saw 0.25, 0.5, 1 and 2 um/px, and nothing between.
+    assert scale_warning(row("virchow2"), 1.0) is None
+    assert scale_warning(row("virchow2"), 0.7) is not None
+
+
+def test_photographs_have_no_scale_to_warn_about() -> None:
+    assert scale_warning(row("resnet50"), 7.0) is None
+    assert "mpp" not in row("resnet50").defaults()
+    assert row("virchow2").defaults() == {
+        "size": 224,
+        "mpp": 0.5,
+        "feature": "class_and_mean",
+        "precision": "float16",
+        "storage": "float16",
+    }
+
+
+@pytest.mark.parametrize(
+    ("wanted", "near"),
+    [
+        ("UNI2", "uni2-h"),
+        ("MahmoodLab/UNI2-h", "uni2-h"),
+        ("hoptimus0", "h-optimus-0"),
+        ("prov-gigapath", "gigapath"),
+        ("phikonv2", "phikon-v2"),
+    ],
+)
+def test_an_unknown_name_gets_near_ones(wanted: str, near: str) -> None:
+    with pytest.raises(UserError, match=f"near: {near}"):
+        row(wanted)
+
+
+def test_a_name_like_none_gets_no_suggestion() -> None:
+    with pytest.raises(UserError, match=r"no 'zzzz'\. `her2 encoders`"):
+        row("zzzz")
+
+
+def test_layers_are_named_and_only_named() -> None:
+    resolved = with_layers({"act_layer": "silu", "depth": 3})
+    assert resolved == {"act_layer": nn.SiLU, "depth": 3}
+    assert with_layers(resolved) == resolved
+    for bad in (
+        {"act_layer": "torch.nn.SiLU"},
+        {"mlp_layer": "__import__('os').system"},
+        {"mlp_layer": "silu"},
+        {"norm_layer": "LayerNorm"},
+    ):
+        with pytest.raises(UserError, match="not a layer known here"):
+            with_layers(bad)
+
+
+def test_another_size_reaches_the_architecture() -> None:
+    assert timm_arguments(row("uni"), 448)["img_size"] == 448
+    assert timm_arguments(row("resnet18"), 96) == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"gated": True, "ask_at": None}, "without `ask_at`"),
+        ({"file": None}, "belong together"),
+        ({"hub": None, "file": None, "layout": "transformers_vit"}, "file of a hub"),
+        ({"mpp": None}, "has a `mpp`"),
+        ({"size": 256}, "not `size`"),
+        ({"arguments": {"num_classes": 0}}, "set by the code"),
+        ({"mean": (123.7, 116.3, 103.5)}, "less than 1"),
+        ({"normalisation": "imagenet"}, "not permitted"),
+    ],
+)
+def test_a_row_that_contradicts_itself_is_refused(
+    change: dict[str, object], complaint: str
+) -> None:
+    values = row("uni").model_dump()
+    with pytest.raises(ValidationError, match=complaint):
+        CatalogueRow(**(values | change))
+
+
+# ------------------------------------------------------- weights in the layout of transformers
+
+
+def _transformers_state(layout: str, *, width: int, depth: int, tokens: int) -> dict[str, Tensor]:
+    """Random weights under the names that transformers' ViTModel and Dinov2Model save."""
+    torch.manual_seed(0)
+    state: dict[str, Tensor] = {
+        "embeddings.cls_token": torch.randn(1, 1, width),
+        "embeddings.position_embeddings": torch.randn(1, tokens, width),
+        "embeddings.patch_embeddings.projection.weight": torch.randn(width, 3, 8, 8) / 14,
+        "embeddings.patch_embeddings.projection.bias": torch.randn(width),
+    }
+
+    def linear(name: str, out: int, into: int) -> None:
+        state[f"{name}.weight"] = torch.randn(out, into) / into**0.5
+        state[f"{name}.bias"] = torch.randn(out) / 10
+
+    def norm(name: str) -> None:
+        state[f"{name}.weight"] = torch.rand(width) + 0.5
+        state[f"{name}.bias"] = torch.randn(width) / 10
+
+    vit = layout == "transformers_vit"
+    for index in range(depth):
+        block = f"encoder.layer.{index}"
+        for part in ("query", "key", "value"):
+            linear(f"{block}.attention.attention.{part}", width, width)
+        linear(f"{block}.attention.output.dense", width, width)
+        linear(f"{block}.intermediate.dense" if vit else f"{block}.mlp.fc1", 4 * width, width)
+        linear(f"{block}.output.dense" if vit else f"{block}.mlp.fc2", width, 4 * width)
+        norm(f"{block}.layernorm_before" if vit else f"{block}.norm1")
+        norm(f"{block}.layernorm_after" if vit else f"{block}.norm2")
+        if not vit:
+            state[f"{block}.layer_scale1.lambda1"] = torch.rand(width)
+            state[f"{block}.layer_scale2.lambda1"] = torch.rand(width)
+    norm("layernorm")
+    if vit:
+        linear("pooler.dense", width, width)
+    else:
+        state["embeddings.mask_token"] = torch.randn(1, width)
+    return state
+
+
+def _transformers_forward(state: dict[str, Tensor], images: Tensor, *, heads: int) -> Tensor:
+    """What transformers computes from them: (b, t, d), written from its model description."""
+
+    def linear(x: Tensor, name: str) -> Tensor:
+        return functional.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
+        return functional.layer_norm(x, weight.shape, weight, bias, eps=1e-6)
+
+    def split(x: Tensor) -> Tensor:
+        return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+    projection = "embeddings.patch_embeddings.projection"
+    x = functional.conv2d(
+        images, state[f"{projection}.weight"], state[f"{projection}.bias"], stride=8
+    )
+    x = x.flatten(2).transpose(1, 2)
+    x = torch.cat([state["embeddings.cls_token"].expand(len(x), -1, -1), x], 1)
+    x = x + state["embeddings.position_embeddings"]
+    index = 0
+    while f"encoder.layer.{index}.attention.output.dense.weight" in state:
+        block = f"encoder.layer.{index}"
+        vit = f"{block}.layernorm_before.weight" in state
+        y = norm(x, f"{block}.layernorm_before" if vit else f"{block}.norm1")
+        q, k, v = (
+            split(linear(y, f"{block}.attention.attention.{part}"))
+            for part in ("query", "key", "value")
+        )
+        y = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        y = linear(y, f"{block}.attention.output.dense")
+        x = x + y * (1 if vit else state[f"{block}.layer_scale1.lambda1"])
+        y = norm(x, f"{block}.layernorm_after" if vit else f"{block}.norm2")
+        y = linear(y, f"{block}.intermediate.dense" if vit else f"{block}.mlp.fc1")
+        y = linear(functional.gelu(y), f"{block}.output.dense" if vit else f"{block}.mlp.fc2")
+        x = x + y * (1 if vit else state[f"{block}.layer_scale2.lambda1"])
+        index += 1
+    return norm(x, "layernorm")
+
+
+def _small_vit(img_size: int, **more: object) -> nn.Module:
+    return timm.create_model(
+        "vit_tiny_patch16_224", num_classes=0, img_size=img_size, patch_size=8, embed_dim=48,
+        depth=3, num_heads=4, **more,
+    ).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "prefix"),
+    [
+        ("phikon", {}, ""),
+        ("phikon", {}, "vit."),
+        ("phikon-v2", {"init_values": 1.0}, ""),
+        ("phikon-v2", {"init_values": 1.0}, "dinov2."),
+    ],
+)
+def test_weights_laid_out_by_transformers_compute_the_same_in_timm(
+    name: str, more: dict[str, object], prefix: str
+) -> None:
+    item = row(name)
+    state = _transformers_state(item.layout, width=48, depth=3, tokens=17)
+    backbone = _small_vit(32, **more)
+    named = {prefix + key: value for key, value in state.items()}
+    backbone.load_state_dict(weights_for(item, named, backbone), strict=True)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        ours = backbone.forward_features(images)
+    expected = _transformers_forward(state, images, heads=4)
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+    assert expected.std() > 0.1  # not equal because all is nought
+
+
+@pytest.mark.parametrize("name", ["phikon", "phikon-v2"])
+def test_the_mapping_gives_the_whole_architecture(name: str) -> None:
+    """Names and shapes only: the layout at full size, against the row's own architecture."""
+    item = row(name)
+    width, depth = item.dimension, 12 if name == "phikon" else 24
+    with torch.device("meta"):
+        backbone = _backbone(item)
+        state = _transformers_state(item.layout, width=width, depth=depth, tokens=197)
+        state["embeddings.patch_embeddings.projection.weight"] = torch.empty(width, 3, 16, 16)
+        result = weights_for(item, state, backbone)
+    expected = {key: value.shape for key, value in backbone.state_dict().items()}
+    assert {key: value.shape for key, value in result.items()} == expected
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"blocks.0.attn.qkv.weight": torch.zeros(3, 1)},
+        {"encoder.layer.0.attention.attention.query.weight": torch.zeros(1, 1)},
+        {},
+    ],
+)
+def test_another_layout_is_refused_by_name(state: dict[str, Tensor]) -> None:
+    with pytest.raises(UserError, match="not laid out as transformers_dinov2"):
+        weights_for(row("phikon-v2"), state, nn.Identity())
+
+
+def test_positions_for_another_size_are_resampled_as_timm_does_at_run_time() -> None:
+    """The authors of kaiko-vitl14 let timm interpolate in every forward; we do it once."""
+    more = {"reg_tokens": 4, "no_embed_class": True}
+    torch.manual_seed(0)
+    authors = _small_vit(74 * 8, dynamic_img_size=True, **more)
+    backbone = _small_vit(32, **more)
+    state = weights_for(row("kaiko-vitl14"), authors.state_dict(), backbone)
+    backbone.load_state_dict(state, strict=True)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(backbone(images), authors(images))
+
+
+def test_weights_that_fit_are_passed_through_untouched() -> None:
+    backbone = _small_vit(32)
+    state = backbone.state_dict()
+    result = weights_for(row("uni"), state, backbone)
+    assert result.keys() == state.keys()
+    assert all(result[key] is state[key] for key in state)
+
+
+@pytest.mark.parametrize("shape", [(1, 201, 48), (1, 1, 48), (17, 48)])
+def test_positions_that_are_no_grid_are_left_for_the_loader_to_refuse(shape: tuple[int]) -> None:
+    backbone = _small_vit(32)
+    result = weights_for(row("uni"), {"pos_embed": torch.zeros(shape)}, backbone)
+    assert result["pos_embed"].shape == shape

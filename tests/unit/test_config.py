@@ -1,0 +1,209 @@
+import jsonschema
+import pytest
+import yaml
+
+from her2.config import Config, TilingSection, load_config, parse_config
+from her2.errors import UserError
+
+
+def put(values: dict, path: str, value: object) -> dict:
+    """Set a nested value; `path` is separated by slashes."""
+    *parents, last = path.split("/")
+    section = values
+    for name in parents:
+        section = section.setdefault(name, {})
+    section[last] = value
+    return values
+
+
+def refusal(values: dict) -> str:
+    with pytest.raises(UserError) as error:
+        parse_config(values, source="config.yaml")
+    return str(error.value)
+
+
+def test_the_least_config_is_complete(config_values):
+    config = parse_config(config_values)
+    assert config.tiling == TilingSection()
+    assert config.heads["abmil"].head == "abmil"
+    assert config.grids == {"224px-0.5mpp": (0.5, 224)}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right", "another"),
+    [
+        ("tilling", "tiling", "encoders"),
+        ("tiling/min_tisue", "min_tissue", "overlap"),
+        ("cohort/slide", "slides", "max_excluded"),
+        ("encoders/tiny/modle", "model", "checkpoint"),
+        ("tasks/score/lable", "label", "classes"),
+        ("heads/abmil/atention", "attention", "gated"),
+        ("training/learningrate", "learning_rate", "bag_size"),
+        ("folds/nummber", "number", "repeats"),
+        ("evaluation/boostrap", "bootstrap", "confidence"),
+    ],
+)
+def test_a_misspelt_key_is_answered_with_the_right_one_and_all_legal_ones(
+    config_values, wrong, right, another
+):
+    message = refusal(put(config_values, wrong, 1))
+    assert wrong.replace("/", ".") in message
+    assert f"did you mean {right!r}" in message
+    legal = message.split("legal here: ")[1].splitlines()[0].split(", ")
+    assert {right, another} <= set(legal)
+    assert wrong.split("/")[-1] not in legal
+
+
+def test_a_key_like_no_other_is_answered_with_the_legal_ones(config_values):
+    message = refusal(put(config_values, "tiling/zzzzzz", 1))
+    assert "did you mean" not in message
+    assert ", ".join(sorted(TilingSection.model_fields)) in message
+
+
+def test_all_problems_of_a_config_are_in_one_message(config_values):
+    put(config_values, "tiling/min_tisue", 1)
+    put(config_values, "encoders/tiny/mpp", 0)
+    put(config_values, "seed", -1)
+    del config_values["tasks"]
+    message = refusal(config_values)
+    assert message.startswith("config.yaml: 4 problem(s)")
+    for key in ("tiling.min_tisue", "encoders.tiny.mpp", "seed", "tasks: missing"):
+        assert f"  - {key}" in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "limit"),
+    [
+        ("tiling/min_tissue", 1.5, "less than or equal to 1"),
+        ("tiling/overlap", 0.9, "less than 0.9"),
+        ("tiling/thumbnail_mpp", float("inf"), "finite"),
+        ("tiling/min_tissue", float("nan"), "finite"),
+        ("encoders/tiny/mpp", 0.01, "greater than or equal to 0.05"),
+        ("encoders/tiny/size", 0, "greater than or equal to 16"),
+        ("cohort/slides_per_bucket", 0, "greater than or equal to 1"),
+        ("folds/number", 1, "greater than or equal to 2"),
+        ("encoders/tiny/source", "hub", "'checkpoint'"),
+    ],
+)
+def test_an_illegal_value_is_named_with_its_limit(config_values, key, value, limit):
+    message = refusal(put(config_values, key, value))
+    assert f"{key.replace('/', '.')}: {value!r}" in message
+    assert limit in message
+
+
+@pytest.mark.parametrize("name", ["../up", "a b", "<script>", ".hidden", "a/b", "", "a\n"])
+@pytest.mark.parametrize("section", ["tasks", "encoders", "heads"])
+def test_a_name_that_cannot_be_part_of_a_path_is_refused(config_values, section, name):
+    first = next(iter(config_values[section].values()))
+    message = refusal(put(config_values, section, {name: first}))
+    assert f"{name!r} is not a legal name" in message
+
+
+def test_a_class_without_quotes_is_answered_with_how_to_write_it(config_values):
+    """YAML reads `0: [0]` as numbers."""
+    read = yaml.safe_load("{0: [0], 1+: [1+]}")
+    message = refusal(put(config_values, "tasks/score/classes", read))
+    assert "tasks.score.classes.0: 0 is not text to YAML; put it in quotes" in message
+    assert "constrained-str" not in message
+
+
+@pytest.mark.parametrize(
+    ("classes", "complaint"),
+    [
+        ({"low": ["0", "1+"], "high": ["1+", "3+"]}, "'1+' is in 'low' and 'high'"),
+        ({"low": ["0"], "high": []}, "'high' lists no label value"),
+        ({"low": ["0"]}, "at least 2"),
+    ],
+)
+def test_classes_part_the_label_values(config_values, classes, complaint):
+    assert complaint in refusal(put(config_values, "tasks/score/classes", classes))
+
+
+def test_a_task_maps_label_values_to_classes(config_values):
+    classes = {"negative": ["0", "1+"], "positive": ["2+", "3+"]}
+    task = parse_config(put(config_values, "tasks/score/classes", classes)).tasks["score"]
+    assert task.class_names == ("negative", "positive")
+    assert [task.class_index(v) for v in ("0", "1+", "2+", "3+", "4")] == [0, 0, 1, 1, None]
+
+
+def test_encoders_that_agree_share_a_grid(config_values):
+    first = config_values["encoders"]["tiny"]
+    config_values["encoders"] |= {
+        "other": first | {"model": "timm/resnet34"},
+        "coarse": first | {"mpp": 1.0, "size": 96},
+    }
+    grids = parse_config(config_values).grids
+    assert grids == {"224px-0.5mpp": (0.5, 224), "96px-1mpp": (1.0, 96)}
+
+
+@pytest.mark.parametrize(
+    ("changed", "complaint"),
+    [
+        ({"model": "resnet18"}, "timm/resnet18 or torchvision/resnet18"),
+        ({"source": "checkpoint"}, "`checkpoint: PATH` belongs to"),
+        ({"checkpoint": "x.safetensors"}, "`checkpoint: PATH` belongs to"),
+        ({"source": "torchvision"}, "torchvision cannot load timm/resnet18"),
+        ({"model": "timm/../x"}, "does not match"),
+    ],
+)
+def test_an_encoder_says_where_its_weights_come_from(config_values, changed, complaint):
+    config_values["encoders"]["tiny"] |= changed
+    assert complaint in refusal(config_values)
+
+
+def test_a_head_is_named_by_its_key_or_by_itself(config_values):
+    config_values["heads"] = {"abmil": None, "wide": {"head": "abmil", "attention": 512}}
+    heads = parse_config(config_values).heads
+    assert heads["abmil"].head == heads["wide"].head == "abmil"
+    assert heads["wide"].attention == 512
+
+
+def test_a_config_does_not_change_once_read(config_values):
+    with pytest.raises(ValueError, match="frozen"):
+        parse_config(config_values).tiling.overlap = 0.5
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "holds no settings"),
+        (b"- a\n- b\n", "holds no settings"),
+        (b"cohort: {slides: [", "is not YAML"),
+        (b"title: \xff\xfe", "is not YAML"),
+    ],
+)
+def test_a_file_that_is_no_config_is_named(tmp_path, content, complaint):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=complaint) as error:
+        load_config(path)
+    assert str(error.value).startswith(str(path))
+
+
+def test_a_config_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.yaml: cannot be read \(No such file"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_a_file_says_what_its_values_say(tmp_path, config_values):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config_values))
+    assert load_config(path) == parse_config(config_values)
+
+
+def test_the_json_schema_agrees_on_the_least_config_and_on_a_misspelt_key(config_values):
+    schema = Config.model_json_schema()
+    jsonschema.validate(config_values, schema)
+    with pytest.raises(jsonschema.ValidationError, match="min_tisue"):
+        jsonschema.validate(put(config_values, "tiling/min_tisue", 0.5), schema)
+
+
+def test_every_key_of_a_section_is_described():
+    schema = Config.model_json_schema()
+    bare = [
+        f"{name}.{key}"
+        for name, section in schema["$defs"].items()
+        for key, field in section["properties"].items()
+        if "description" not in field
+    ]
+    assert bare == []

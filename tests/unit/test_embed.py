@@ -1,0 +1,479 @@
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+from her2 import embed as embed_module
+from her2.cache import Cache
+from her2.cohort import Cohort, SlideRow, bucket_of
+from her2.config import EncoderSection, TilingSection
+from her2.embed import embed_bucket
+from her2.encoders.build import Encoder
+from her2.encoders.materialise import load_encoder, materialise
+from her2.errors import UserError
+from her2.manifest import FeatureEntry, TileEntry, read_manifest, write_manifest
+from her2.slide import Slide
+from her2.specs import EmbedSpec, TileSpec
+from her2.store import open_store, read_attributes, read_coords, store_problems
+from her2.synthetic import draw_slide
+from her2.tiling import read_table, tile_bucket
+
+BUCKET = "0000-of-0001"
+MPP, SIZE, SVS_TILE = 1.0, 64, 240
+IDS = ("demo-001-a", "demo-002-a", "demo-003-a")
+
+
+@pytest.fixture(autouse=True)
+def _keep_threads() -> None:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of drawn slides of 768 px at 0.5 um/px: 6 x 6 tiles of 64 px at 1 um/px."""
+    folder = tmp_path_factory.mktemp("slides")
+    for slide_id, her2 in zip(IDS, ("0", "2+", "3+"), strict=True):
+        draw_slide(
+            slide_id=slide_id,
+            patient_id=slide_id[:-2],
+            her2=her2,
+            site="north",
+            seed=7,
+            slide_path=folder / f"{slide_id}.svs",
+            mask_path=folder / f"{slide_id}.png",
+            side_px=768,
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The folder of a random encoder with these options, made once."""
+    root = tmp_path_factory.mktemp("encoders")
+
+    def make(model: str = "resnet10t", seed: int = 1, **options: object) -> Path:
+        values = {"precision": "float32", "storage": "float32"} | options
+        folder = root / "-".join([model, str(seed), *map(str, values.values())])
+        if not folder.exists():
+            section = EncoderSection(
+                source="random", model=f"timm/{model}", mpp=MPP, size=SIZE, **values
+            )
+            materialise(section, seed, folder)
+        return folder
+
+    return make
+
+
+@dataclass
+class Job:
+    """A bucket of tiled slides, ready to be embedded."""
+
+    root: Path
+    cohort: Cohort
+    encoder: Path
+    bucket: str = BUCKET
+
+    @property
+    def cache(self) -> Cache:
+        return Cache(self.root / "cache")
+
+    @property
+    def tiles(self) -> Path:
+        return self.root / "tiles" / f"{self.bucket}.json"
+
+    @property
+    def output(self) -> Path:
+        return self.root / "features" / f"{self.bucket}.json"
+
+    def tile(self) -> "Job":
+        tiling = TilingSection(min_tiles=1)
+        spec = TileSpec(bucket=self.bucket, rows="", mpp=MPP, size=SIZE, tiling=tiling)
+        tile_bucket(spec, self.cohort, self.cache, self.tiles)
+        return self
+
+    def embed(self, *, batch_size: int = 16, threads: int = 1, max_failed_tiles: float = 0.05):
+        return embed_bucket(
+            EmbedSpec(bucket=self.bucket, rows="", max_failed_tiles=max_failed_tiles),
+            self.cohort,
+            self.cache,
+            tiles=self.tiles,
+            encoder=self.encoder,
+            output=self.output,
+            batch_size=batch_size,
+            threads=threads,
+        )
+
+    def table(self, slide_id: str):
+        entry = read_manifest(self.tiles, TileEntry)[slide_id]
+        return read_table(self.cache.path("tiles", entry.key))
+
+    def features(self, entry: FeatureEntry) -> np.ndarray:
+        return np.array(open_store(self.cache.path("features", entry.key)).all())
+
+    def coords(self, entry: FeatureEntry) -> np.ndarray:
+        return read_coords(self.cache.path("features", entry.key))
+
+    def one_by_one(self, slide_id: str, rows: np.ndarray | None = None) -> np.ndarray:
+        """What each tile gives when it is read and encoded alone."""
+        table = self.table(slide_id)
+        coords = table.coords if rows is None else table.coords[rows]
+        encoder, _ = load_encoder(self.encoder)
+        found = []
+        with Slide(self.cohort.root / f"{slide_id}.svs") as slide, torch.inference_mode():
+            for x, y in coords:
+                side = table.meta.level0_width
+                patch = slide.region(float(x), float(y), side, side, (SIZE, SIZE))
+                found.append(encoder(torch.from_numpy(patch.copy())[None])[0].numpy())
+        return np.stack(found)
+
+
+def rows(ids: tuple[str, ...] = IDS) -> tuple[SlideRow, ...]:
+    return tuple(SlideRow(name, f"{name}.svs", name[:-2], {}) for name in sorted(ids))
+
+
+@pytest.fixture(scope="module")
+def tiled(
+    slides: Path, encoders: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Job:
+    """Tiled once; tests work on copies."""
+    return Job(tmp_path_factory.mktemp("tiled"), Cohort(rows(), slides), encoders()).tile()
+
+
+@pytest.fixture(scope="module")
+def embedded(tiled: Job, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """Embedded once; for tests that only look."""
+    job = copy_of(tiled, tmp_path_factory.mktemp("embedded"))
+    job.embed()
+    return job
+
+
+@pytest.fixture
+def job(tiled: Job, tmp_path: Path) -> Job:
+    return copy_of(tiled, tmp_path / "job")
+
+
+@pytest.fixture
+def own_slides(tiled: Job, tmp_path: Path) -> Job:
+    """As `job`, with copies of the slides that a test may damage; not tiled yet."""
+    shutil.copytree(tiled.cohort.root, tmp_path / "slides")
+    return replace(tiled, root=tmp_path / "job", cohort=Cohort(rows(), tmp_path / "slides"))
+
+
+def copy_of(job: Job, root: Path) -> Job:
+    shutil.copytree(job.root, root, dirs_exist_ok=True)
+    return replace(job, root=root)
+
+
+def entries(job: Job) -> dict[str, FeatureEntry]:
+    return read_manifest(job.output, FeatureEntry)
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise AssertionError("the encoder was loaded")
+
+
+def spoil_output(monkeypatch: pytest.MonkeyPatch, change: Callable) -> None:
+    """An encoder whose output is changed."""
+    forward = Encoder.forward
+    monkeypatch.setattr(Encoder, "forward", lambda self, patches: change(forward(self, patches)))
+
+
+def damage(path: Path, column: int, row: int) -> None:
+    """Overwrite one 240 px JPEG tile of level 0."""
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[0]
+        index = row * math.ceil(page.imagewidth / SVS_TILE) + column
+        offset, count = page.dataoffsets[index], page.databytecounts[index]
+    with path.open("r+b") as stream:
+        stream.seek(offset)
+        stream.write(bytes(count))
+
+
+def touching(job: Job, slide_id: str, column: int, row: int) -> np.ndarray:
+    """Which tiles of a slide overlap a 240 px JPEG tile."""
+    table = job.table(slide_id)
+    side = table.meta.level0_width
+    low = np.array([column, row]) * SVS_TILE
+    return ((table.coords < low + SVS_TILE) & (table.coords + side > low)).all(axis=1)
+
+
+def test_rows_are_in_tile_table_order_and_each_is_its_tile_encoded_alone(embedded: Job) -> None:
+    for slide_id, entry in entries(embedded).items():
+        table = embedded.table(slide_id)
+        assert len(table) > 4
+        assert entry == FeatureEntry("ok", None, entry.key, len(table), 0, 512)
+        np.testing.assert_array_equal(embedded.coords(entry), table.coords)
+        expected = embedded.one_by_one(slide_id)
+        # Float noise, well below what tells two tiles of a slide apart.
+        noise = 1e-4 * np.abs(expected).max()
+        np.testing.assert_allclose(embedded.features(entry), expected, atol=noise, rtol=0)
+        assert np.abs(expected[0] - expected[1]).max() > 10 * noise
+
+
+@pytest.mark.parametrize(("batch_size", "threads"), [(7, 1), (16, 3), (500, 2)])
+def test_batch_size_and_threads_change_nothing_but_float_noise(
+    job: Job, embedded: Job, batch_size: int, threads: int
+) -> None:
+    job.embed(batch_size=batch_size, threads=threads)
+    assert job.output.read_bytes() == embedded.output.read_bytes()
+    for entry in entries(job).values():
+        expected = embedded.features(entry)
+        np.testing.assert_allclose(
+            job.features(entry), expected, atol=1e-4 * np.abs(expected).max(), rtol=0
+        )
+        np.testing.assert_array_equal(job.coords(entry), embedded.coords(entry))
+
+
+@pytest.mark.parametrize("batch_size", [5, 16, 1000])
+def test_batches_cross_slide_borders(
+    job: Job, monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
+    sizes = []
+    spoil_output(monkeypatch, lambda result: sizes.append(len(result)) or result)
+    total = sum(entry.tiles for entry in job.embed(batch_size=batch_size).values())
+    assert len(sizes) == math.ceil(total / batch_size)
+    assert set(sizes[:-1]) <= {batch_size}
+    assert sum(sizes) == total
+
+
+def test_the_second_call_embeds_nothing_and_writes_the_same_bytes(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job.embed()
+    before = job.output.read_bytes()
+    job.output.unlink()
+    monkeypatch.setattr(embed_module, "load_encoder", refuse)
+    job.embed()
+    assert job.output.read_bytes() == before
+
+
+def test_only_the_slide_that_the_cache_lacks_is_embedded(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = job.embed()
+    job.cache.path("features", first[IDS[1]].key).unlink()
+    rows_seen = []
+    spoil_output(monkeypatch, lambda result: rows_seen.append(len(result)) or result)
+    assert job.embed() == first
+    assert sum(rows_seen) == first[IDS[1]].tiles
+
+
+def test_a_file_under_another_id_in_another_bucket_reuses_the_store(
+    tiled: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [next(f"x{i}" for i in range(99) if bucket_of(f"x{i}", 2) == f"000{b}-of-0002")
+             for b in (0, 1)]  # fmt: skip
+    same = tuple(SlideRow(name, f"{IDS[0]}.svs", name, {}) for name in sorted(names))
+    first, second = (
+        replace(
+            tiled,
+            root=tmp_path,
+            cohort=Cohort(same, tiled.cohort.root),
+            bucket=f"000{bucket}-of-0002",
+        ).tile()
+        for bucket in (0, 1)
+    )
+    made = first.embed()
+    monkeypatch.setattr(embed_module, "load_encoder", refuse)
+    again = second.embed()
+    assert (list(made), list(again)) == ([names[0]], [names[1]])
+    assert made[names[0]] == again[names[1]]
+    links = [first.output.parent / f"{name}.zarr.zip" for name in names]
+    assert links[0].samefile(links[1])
+
+
+def test_other_weights_and_another_precision_are_other_keys(
+    job: Job, encoders: Callable[..., Path]
+) -> None:
+    folders = [
+        encoders(),
+        encoders(seed=2),
+        encoders(precision="bfloat16"),
+        encoders(storage="float16"),
+    ]
+    keys = [replace(job, encoder=folder).embed()[IDS[0]].key for folder in folders]
+    assert len(set(keys)) == 4
+
+
+def test_a_renamed_encoder_is_the_same_encoder(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = job.embed()
+    shutil.copytree(job.encoder, tmp_path / "another-name")
+    monkeypatch.setattr(embed_module, "load_encoder", refuse)
+    assert replace(job, encoder=tmp_path / "another-name").embed() == before
+
+
+def test_stores_are_sound_and_say_what_they_are(embedded: Job) -> None:
+    for slide_id, entry in entries(embedded).items():
+        path = embedded.cache.path("features", entry.key)
+        assert store_problems(path) == []
+        table, found = embedded.table(slide_id), read_attributes(path)
+        assert found["key"] == entry.key
+        assert found["slide"]["fingerprint"] == table.meta.fingerprint
+        assert found["slide"]["level0_tile"] == [128.0, 128.0]
+        assert found["slide"]["size_px"] == [768, 768]
+        assert found["slide"]["mpp"] == pytest.approx([0.5, 0.5])
+        assert found["target"] == {"mpp": MPP, "px": SIZE}
+        assert found["precision"] == "float32"
+        link = embedded.output.parent / f"{slide_id}.zarr.zip"
+        assert link.samefile(path)
+
+
+def test_features_are_stored_in_the_type_that_the_encoder_asks_for(
+    job: Job, embedded: Job, encoders: Callable[..., Path]
+) -> None:
+    half = replace(job, encoder=encoders(storage="float16"))
+    for slide_id, entry in half.embed().items():
+        expected = embedded.features(entries(embedded)[slide_id])
+        found = half.features(entry)
+        assert (found.dtype, expected.dtype) == (np.float16, np.float32)
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_an_unreadable_tile_is_left_out_and_counted(own_slides: Job) -> None:
+    damage(own_slides.cohort.root / f"{IDS[1]}.svs", 1, 1)
+    job = own_slides.tile()
+    lost = touching(job, IDS[1], 1, 1)
+    assert 0 < lost.sum() < len(lost)
+    entry = job.embed(max_failed_tiles=0.9)[IDS[1]]
+    assert (entry.status, entry.tiles, entry.failed_tiles) == ("ok", (~lost).sum(), lost.sum())
+    np.testing.assert_array_equal(job.coords(entry), job.table(IDS[1]).coords[~lost])
+    expected = job.one_by_one(IDS[1], np.flatnonzero(~lost))
+    np.testing.assert_allclose(
+        job.features(entry), expected, atol=1e-4 * np.abs(expected).max(), rtol=0
+    )
+
+
+def test_a_slide_with_too_many_unreadable_tiles_is_excluded_and_the_others_are_not(
+    own_slides: Job, embedded: Job
+) -> None:
+    damage(own_slides.cohort.root / f"{IDS[1]}.svs", 1, 1)
+    job = own_slides.tile()
+    found = job.embed()
+    lost, total = touching(job, IDS[1], 1, 1).sum(), len(job.table(IDS[1]))
+    reason = f"{lost} of {total} tiles cannot be read (embedding.max_failed_tiles 0.05)"
+    assert found[IDS[1]] == FeatureEntry("excluded", reason, failed_tiles=int(lost))
+    assert not (job.output.parent / f"{IDS[1]}.zarr.zip").exists()
+    for slide_id in (IDS[0], IDS[2]):
+        known = entries(embedded)[slide_id]
+        assert found[slide_id] == known
+        np.testing.assert_allclose(
+            job.features(known), embedded.features(known), rtol=1e-3, atol=1e-3
+        )
+
+
+def test_a_stricter_limit_excludes_the_same_from_the_cache_as_from_the_slide(
+    own_slides: Job, tmp_path: Path
+) -> None:
+    damage(own_slides.cohort.root / f"{IDS[1]}.svs", 1, 1)
+    fresh = own_slides.tile()
+    cached = copy_of(fresh, tmp_path / "cached")
+    cached.embed(max_failed_tiles=0.9)
+    cached.embed()
+    fresh.embed()
+    assert cached.output.read_bytes() == fresh.output.read_bytes()
+
+
+def test_a_slide_deleted_after_tiling_fails_and_the_others_do_not(
+    own_slides: Job, embedded: Job
+) -> None:
+    job = own_slides.tile()
+    (job.cohort.root / f"{IDS[1]}.svs").unlink()
+    found = job.embed()
+    assert found[IDS[1]] == FeatureEntry("failed", "the file does not exist")
+    for slide_id in (IDS[0], IDS[2]):
+        assert found[slide_id] == entries(embedded)[slide_id]
+
+
+def test_a_bucket_of_nothing_but_lost_slides_still_has_its_manifest(own_slides: Job) -> None:
+    job = own_slides.tile()
+    for slide_id in IDS:
+        (job.cohort.root / f"{slide_id}.svs").unlink()
+    assert {entry.status for entry in job.embed().values()} == {"failed"}
+    assert sorted(entries(job)) == sorted(IDS)
+
+
+def test_a_slide_that_tiling_left_out_passes_through_with_its_reason(job: Job) -> None:
+    tiles = read_manifest(job.tiles, TileEntry)
+    tiles[IDS[0]] = TileEntry("excluded", "no tissue found", "00" * 32)
+    tiles[IDS[2]] = TileEntry("failed", "the file is empty")
+    write_manifest(job.tiles, tiles)
+    found = job.embed()
+    assert found[IDS[0]] == FeatureEntry("excluded", "no tissue found")
+    assert found[IDS[2]] == FeatureEntry("failed", "the file is empty")
+    assert found[IDS[1]].status == "ok"
+
+
+def test_a_tile_table_that_left_the_cache_is_an_error_with_its_mend(job: Job) -> None:
+    job.cache.path("tiles", read_manifest(job.tiles, TileEntry)[IDS[1]].key).unlink()
+    with pytest.raises(UserError, match=f"{IDS[1]}: its tile table .*run snakemake again"):
+        job.embed()
+
+
+def test_a_cache_that_cannot_be_written_stops_the_job(job: Job) -> None:
+    (job.cache.root / "features").write_text("a file where a folder should be")
+    with pytest.raises(UserError, match="cannot be written"):
+        job.embed()
+    assert not job.output.exists()
+
+
+def test_an_encoder_whose_weights_changed_stops_the_job(job: Job, tmp_path: Path) -> None:
+    folder = tmp_path / "encoder"
+    shutil.copytree(job.encoder, folder)
+    weights = folder / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    with pytest.raises(UserError, match="other weights than its card says"):
+        replace(job, encoder=folder).embed()
+    assert not job.output.exists()
+
+
+def test_values_beyond_float16_stop_the_job_naming_slide_and_mend(
+    job: Job, encoders: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil_output(monkeypatch, lambda result: result + 70_000)
+    with pytest.raises(UserError, match=rf"{IDS[0]}: .*range of float16.*`storage: float32`"):
+        replace(job, encoder=encoders(storage="float16")).embed()
+    assert list(job.cache.products())  # tiles
+    assert not [p for p in job.cache.products() if p.kind == "features"]
+    assert {entry.status for entry in job.embed().values()} == {"ok"}  # the mend works
+
+
+def test_values_that_are_not_finite_stop_the_job_naming_slide_and_mend(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil_output(monkeypatch, lambda result: result * torch.nan)
+    with pytest.raises(UserError, match=f"{IDS[0]}: .*not finite.*`precision: float32`"):
+        job.embed()
+    assert not job.output.exists()
+
+
+def test_bfloat16_features_point_where_float32_ones_do(
+    job: Job, encoders: Callable[..., Path]
+) -> None:
+    exact, rough = (
+        replace(job, encoder=encoders("resnet18", precision=precision))
+        for precision in ("float32", "bfloat16")
+    )
+    slide_id = IDS[0]
+    a, b = (each.features(each.embed()[slide_id]) for each in (exact, rough))
+    assert not np.array_equal(a, b)
+    assert cosine(a, b).min() >= 0.999
+    # The features of a random network share a large mean, which alone would pass: without it,
+    # two tiles point elsewhere, and the two precisions still do not.
+    a, b = a - a.mean(0), b - a.mean(0)
+    assert np.median(cosine(a[1:], a[:-1])) < 0.9
+    assert np.median(cosine(a, b)) >= 0.999
+    assert cosine(a, b).min() >= 0.99
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)

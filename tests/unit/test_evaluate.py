@@ -1,0 +1,386 @@
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, roc_auc_score
+
+from her2.cache import Cache
+from her2.config import EvaluationSection, Task
+from her2.errors import UserError
+from her2.evaluation.evaluate import (
+    confusion_table,
+    evaluate,
+    figures,
+    gather_predictions,
+    out_of_fold,
+    write_table,
+)
+from her2.files import digest
+from her2.manifest import FoldEntry, write_manifest
+from her2.specs import EvaluateSpec
+
+SCORE = Task(
+    label="her2",
+    classes={"0": ["0"], "1+": ["1+"], "2+": ["2+"], "3+": ["3+"]},
+    ordinal=True,
+)
+BINARY = Task(label="her2", classes={"negative": ["0", "1+"], "positive": ["2+", "3+"]})
+PROBS = [f"prob_{name}" for name in SCORE.class_names]
+SECTION = EvaluationSection(bootstrap=400)
+
+
+def probabilities(labels: np.ndarray, signal: float, seed: int, classes: int = 4) -> np.ndarray:
+    """Rows that sum to one; `signal` is how far the true class stands out of normal noise."""
+    logits = np.random.default_rng(seed).normal(size=(len(labels), classes))
+    logits[np.arange(len(labels)), labels] += signal
+    return np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+
+
+def slides_table(
+    labels: np.ndarray, probs: np.ndarray, patients: Sequence[str] | None = None
+) -> pl.DataFrame:
+    """What `out_of_fold` gives."""
+    names = [f"s{i:03d}" for i in range(len(labels))]
+    return pl.DataFrame(
+        {
+            "slide_id": names,
+            "patient_id": patients or [f"p-{name}" for name in names],
+            "target": pl.Series(labels, dtype=pl.Int32),
+            "predicted": pl.Series(probs.argmax(axis=1), dtype=pl.Int32),
+            **{f"prob_{SCORE.class_names[i]}": probs[:, i] for i in range(probs.shape[1])},
+        }
+    )
+
+
+def cohort_labels(n: int = 80) -> np.ndarray:
+    return np.arange(n) % 4
+
+
+def measured(table: pl.DataFrame, task: Task = SCORE, **changed: object) -> dict:
+    options = {"level": "slide", "seed": 1} | changed
+    rows = figures(table, task, options.pop("section", SECTION), **options).to_dicts()
+    return {(row["metric"], row["class"]): row for row in rows}
+
+
+def predictions(rows: list[tuple], classes: Sequence[str] = ("a", "b")) -> pl.DataFrame:
+    """(slide, patient, repeat, role, target, probabilities...)."""
+    return pl.DataFrame(
+        rows,
+        schema=["slide_id", "patient_id", "repeat", "role", "target"]
+        + [f"prob_{name}" for name in classes],
+        orient="row",
+    )
+
+
+def test_point_figures_are_scikit_learns() -> None:
+    labels = cohort_labels()
+    probs = probabilities(labels, 1.0, seed=0)
+    found = measured(slides_table(labels, probs))
+    predicted = probs.argmax(axis=1)
+    expected = {
+        ("auc", "macro"): roc_auc_score(labels, probs, multi_class="ovr", average="macro"),
+        ("balanced_accuracy", ""): balanced_accuracy_score(labels, predicted),
+        ("quadratic_kappa", ""): cohen_kappa_score(labels, predicted, weights="quadratic"),
+    } | {("auc", n): roc_auc_score(labels == i, probs[:, i]) for i, n in enumerate(SCORE.classes)}
+    assert {name: row["value"] for name, row in found.items()} == pytest.approx(expected)
+
+
+def test_kappa_is_reported_for_ordered_classes_only() -> None:
+    labels = cohort_labels()
+    table = slides_table(labels, probabilities(labels, 1.0, seed=0))
+    unordered = SCORE.model_copy(update={"ordinal": False})
+    assert ("quadratic_kappa", "") in measured(table)
+    assert ("quadratic_kappa", "") not in measured(table, unordered)
+
+
+def test_each_figure_says_how_many_it_was_taken_over() -> None:
+    labels = np.array([0] * 5 + [1] * 7 + [2] * 3 + [3] * 6)
+    found = measured(slides_table(labels, probabilities(labels, 1.0, seed=0)))
+    assert {row["n"] for row in found.values()} == {21}
+    positives = [found["auc", name]["n_positive"] for name in SCORE.class_names]
+    assert positives == [5, 7, 3, 6]
+    assert found["auc", "macro"]["n_positive"] is None
+
+
+def test_shuffled_labels_leave_one_half_inside_the_interval_of_the_macro_auc() -> None:
+    labels = cohort_labels()
+    probs = probabilities(labels, 1.5, seed=0)
+    generator = np.random.default_rng(0)
+    section = EvaluationSection(bootstrap=200)
+    inside = 0
+    for _ in range(60):
+        row = measured(slides_table(generator.permutation(labels), probs), section=section)[
+            "auc", "macro"
+        ]
+        inside += row["low"] <= 0.5 <= row["high"]
+    # Of 60 intervals at 95 %, 57 on average; below 51 has a chance of about 1 in 200.
+    assert inside >= 51
+
+
+def test_a_true_signal_clears_one_half() -> None:
+    labels = cohort_labels()
+    found = measured(slides_table(labels, probabilities(labels, 1.5, seed=0)))
+    for name in ("macro", *SCORE.class_names):
+        assert found["auc", name]["low"] > 0.5
+        row = found["auc", name]
+        assert row["low"] < row["value"] < row["high"]
+
+
+def test_copies_of_a_patients_slides_narrow_no_interval() -> None:
+    # Three equal slides a patient: as much evidence as one. A bootstrap over slides would see
+    # three times as much.
+    labels = cohort_labels(40)
+    probs = probabilities(labels, 1.0, seed=0)
+    patients = [f"p{i}" for i in range(40)]
+    once = measured(slides_table(labels, probs, patients))
+    thrice = measured(
+        slides_table(np.repeat(labels, 3), np.repeat(probs, 3, 0), np.repeat(patients, 3).tolist())
+    )
+    for name, row in once.items():
+        for side in ("value", "low", "high"):
+            assert thrice[name][side] == pytest.approx(row[side]), (name, side)
+
+
+def test_the_bootstrap_keeps_the_classes_so_a_rare_one_still_has_an_interval() -> None:
+    # An unstratified resample of 40 would miss the two rare patients in every seventh draw.
+    labels = np.array([0] * 20 + [1] * 16 + [2] * 2 + [3] * 2)
+    found = measured(slides_table(labels, probabilities(labels, 1.0, seed=0)))
+    assert all(row["low"] is not None and row["note"] == "" for row in found.values())
+
+
+def test_the_seed_and_the_confidence_decide_the_interval() -> None:
+    labels = cohort_labels()
+    table = slides_table(labels, probabilities(labels, 1.0, seed=0))
+    first, again, other = (measured(table, seed=s)["auc", "macro"] for s in (1, 1, 2))
+    assert first == again
+    assert (first["low"], first["high"]) != (other["low"], other["high"])
+    wide = EvaluationSection(bootstrap=400, confidence=0.99)
+    wider = measured(table, section=wide)["auc", "macro"]
+    assert wider["low"] < first["low"]
+    assert wider["high"] > first["high"]
+
+
+def test_figures_of_an_absent_class_are_null_with_the_reason() -> None:
+    labels = np.arange(40) % 3  # no 3+
+    found = measured(slides_table(labels, probabilities(labels, 1.0, seed=0)))
+    for name in (("auc", "3+"), ("auc", "macro"), ("balanced_accuracy", "")):
+        row = found[name]
+        assert (row["value"], row["low"], row["high"]) == (None, None, None)
+        assert row["note"] == "not defined: a class is absent"
+    assert found["auc", "3+"]["n_positive"] == 0
+    assert found["auc", "0"]["value"] is not None
+    assert found["auc", "0"]["low"] is not None
+    assert found["auc", "0"]["note"] == ""
+
+
+def test_a_slide_is_averaged_over_repeats() -> None:
+    table = predictions(
+        [
+            ("s1", "p1", 0, "test", 0, 0.9, 0.1),
+            ("s1", "p1", 1, "test", 0, 0.4, 0.6),
+            ("s2", "p2", 0, "test", 1, 0.2, 0.8),
+            ("s2", "p2", 1, "test", 1, 0.4, 0.6),
+        ]
+    )
+    found = out_of_fold(table, ("a", "b"), by="slide_id")
+    assert found["slide_id"].to_list() == ["s1", "s2"]
+    assert found["prob_a"].to_list() == pytest.approx([0.65, 0.3])
+    assert found["target"].to_list() == [0, 1]
+    assert found["predicted"].to_list() == [0, 1]
+
+
+def test_a_patient_is_the_mean_of_its_slides() -> None:
+    table = predictions(
+        [
+            ("s1", "p1", 0, "test", 1, 0.9, 0.1),
+            ("s2", "p1", 0, "test", 1, 0.3, 0.7),
+            ("s3", "p1", 0, "test", 1, 0.0, 1.0),
+            ("s4", "p2", 0, "test", 0, 0.6, 0.4),
+        ]
+    )
+    found = out_of_fold(table, ("a", "b"), by="patient_id")
+    assert found.columns == ["patient_id", "target", "predicted", "prob_a", "prob_b"]
+    assert found["patient_id"].to_list() == ["p1", "p2"]
+    assert found["prob_b"].to_list() == pytest.approx([0.6, 0.4])
+    assert found["predicted"].to_list() == [1, 0]
+
+
+def test_unlabelled_slides_are_in_no_figure() -> None:
+    rows = [("s1", "p1", 0, "test", 0, 0.9, 0.1), ("s2", "p1", 0, "predict", None, 0.0, 1.0)]
+    for by in ("slide_id", "patient_id"):
+        found = out_of_fold(predictions(rows), ("a", "b"), by=by)
+        assert found["prob_a"].to_list() == [0.9]
+
+
+def test_the_confusion_table_counts_every_pair() -> None:
+    labels = np.array([0, 0, 1, 3])
+    probs = np.eye(4)[[0, 2, 1, 3]]
+    rows = confusion_table(slides_table(labels, probs), SCORE, level="slide").to_dicts()
+    assert len(rows) == 16
+    counted = {(row["true"], row["predicted"]): row["count"] for row in rows if row["count"]}
+    assert counted == {("0", "0"): 1, ("0", "2+"): 1, ("1+", "1+"): 1, ("3+", "3+"): 1}
+
+
+class Models:
+    """A folds table and trained folds, as `make_folds` and `train_folds` leave them."""
+
+    def __init__(self, root: Path, *, repeats: int = 2, patients: int = 24) -> None:
+        self.cache, self.models = Cache(root / "cache"), root / "models"
+        self.folds, self.output = root / "folds.parquet", root / "evaluation"
+        generator = np.random.default_rng(0)
+        records, manifests = [], {}
+        for repeat in range(repeats):
+            entries = {}
+            for fold in range(2):
+                held = []
+                for i in range(patients):
+                    label = i % 2 if i < patients - 2 else None  # the last two: unlabelled
+                    tested = (i // 2 + repeat) % 2 == fold
+                    role = "predict" if label is None else ("test" if tested else "train")
+                    for letter in "ab" if i % 3 == 0 else "a":
+                        slide = f"s{i:02d}-{letter}"
+                        records.append((slide, f"p{i:02d}", label, repeat, fold, role))
+                        if role != "train":
+                            p = float(generator.uniform(0.05, 0.95))
+                            held.append((slide, f"p{i:02d}", 1 - p, p))
+                entries[f"r{repeat}f{fold}"] = self.publish(held)
+            manifests[f"r{repeat}f0-r{repeat}f1"] = entries
+        for name, entries in manifests.items():
+            write_manifest(self.models / f"{name}.json", entries)
+        self.manifests = manifests
+        schema = {
+            "slide_id": pl.String, "patient_id": pl.String, "label": pl.Int32,
+            "repeat": pl.Int32, "fold": pl.Int32, "role": pl.String,
+        }  # fmt: skip
+        pl.DataFrame(records, schema=schema, orient="row").write_parquet(self.folds)
+        self.spec = EvaluateSpec(task=BINARY, chunks=tuple(manifests), evaluation=SECTION, seed=3)
+
+    def publish(self, held: list[tuple]) -> FoldEntry:
+        key = digest(held)
+        columns = ["slide_id", "patient_id", "prob_negative", "prob_positive"]
+        with self.cache.publish("models", key) as folder:
+            pl.DataFrame(held, schema=columns, orient="row").write_parquet(
+                folder / "predictions.parquet"
+            )
+        return FoldEntry(key, 1, 1, 1, 0, 1, 0.5)
+
+    def change(self, slide_id: str, value: float | None) -> None:
+        """Another probability for a slide of the first fold."""
+        path = self.cache.path("models", self.manifests["r0f0-r0f1"]["r0f0"].key)
+        table = pl.read_parquet(path / "predictions.parquet")
+        assert slide_id in table["slide_id"].to_list()
+        chosen = pl.col("slide_id") == slide_id
+        other = pl.when(chosen).then(pl.lit(value, pl.Float64)).otherwise("prob_positive")
+        table.with_columns(prob_positive=other).write_parquet(path / "predictions.parquet")
+
+    def gather(self) -> pl.DataFrame:
+        return gather_predictions(self.spec, self.cache, folds=self.folds, models=self.models)
+
+    def evaluate(self) -> pl.DataFrame:
+        return evaluate(
+            self.spec, self.cache, folds=self.folds, models=self.models, output=self.output
+        )
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Models:
+    return Models(tmp_path)
+
+
+def test_predictions_are_one_row_a_held_out_slide_repeat_and_fold(models: Models) -> None:
+    table = models.gather()
+    assert table.columns == [
+        "slide_id", "patient_id", "repeat", "fold", "role", "target",
+        "prob_negative", "prob_positive",
+    ]  # fmt: skip
+    assert not table.select("slide_id", "repeat", "fold").is_duplicated().any()
+    expected = pl.read_parquet(models.folds).filter(pl.col("role") != "train")
+    keys = ["slide_id", "patient_id", "repeat", "fold", "role"]
+    assert set(table.select(keys).iter_rows()) == set(expected.select(keys).iter_rows())
+
+
+def test_every_reported_figure_follows_from_the_predictions_table_alone(models: Models) -> None:
+    metrics = models.evaluate()
+    table = pl.read_parquet(models.output / "predictions.parquet")
+    tested = table.filter(pl.col("role") == "test")
+    for level, key in (("slide", "slide_id"), ("patient", "patient_id")):
+        means = tested.group_by(key).agg(pl.col("target").first(), pl.col("prob_positive").mean())
+        found = metrics.filter((pl.col("level") == level) & (pl.col("class") == "positive"))
+        assert found["value"].item() == pytest.approx(
+            roc_auc_score(means["target"], means["prob_positive"])
+        )
+        assert found["n"].item() == len(means)
+
+
+def test_tables_are_written_as_parquet_and_csv_with_equal_content(models: Models) -> None:
+    metrics = models.evaluate()
+    names = ("predictions", "slides", "patients", "metrics", "confusion")
+    assert {path.name for path in models.output.iterdir()} == {
+        f"{name}.{kind}" for name in names for kind in ("csv", "parquet")
+    }
+    assert pl.read_parquet(models.output / "metrics.parquet").equals(metrics)
+    patients = pl.read_parquet(models.output / "patients.parquet")
+    text = pl.read_csv(models.output / "patients.csv", schema=patients.schema)
+    assert text.equals(patients)
+
+
+def test_evaluating_again_writes_the_same_bytes(models: Models) -> None:
+    models.evaluate()
+    before = {path.name: path.read_bytes() for path in models.output.iterdir()}
+    models.evaluate()
+    assert {path.name: path.read_bytes() for path in models.output.iterdir()} == before
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
+def test_a_probability_that_is_not_finite_is_refused_naming_the_slide(
+    models: Models, value: float | None
+) -> None:
+    models.change("s00-b", value)
+    with pytest.raises(UserError, match=r"1 predictions cannot be evaluated .*: s00-b;"):
+        models.evaluate()
+    assert not models.output.exists()
+
+
+def test_a_predicted_slide_that_the_folds_do_not_hold_out_is_refused(models: Models) -> None:
+    table = pl.read_parquet(models.folds).filter(pl.col("slide_id") != "s04-a")
+    table.write_parquet(models.folds)
+    with pytest.raises(UserError, match="not held out in the folds table.*: s04-a;"):
+        models.gather()
+
+
+def test_a_prediction_of_a_train_slide_is_refused(models: Models) -> None:
+    # A model's own train slide among its predictions would be a leak.
+    trained = pl.when(
+        (pl.col("slide_id") == "s04-a") & (pl.col("role") == "test") & (pl.col("repeat") == 0)
+    )
+    table = pl.read_parquet(models.folds)
+    table.with_columns(role=trained.then(pl.lit("train")).otherwise("role")).write_parquet(
+        models.folds
+    )
+    with pytest.raises(UserError, match="not held out .*: s04-a;"):
+        models.gather()
+
+
+def test_a_patient_in_two_parts_is_refused(models: Models) -> None:
+    table = pl.read_parquet(models.folds)
+    moved = pl.when(pl.col("slide_id") == "s00-b").then(pl.lit("tune")).otherwise("role")
+    table.with_columns(role=moved).write_parquet(models.folds)
+    with pytest.raises(UserError, match="p00 in test and tune"):
+        models.gather()
+
+
+def test_a_fold_that_left_the_cache_is_named_with_the_mend(models: Models) -> None:
+    folder = models.cache.path("models", models.manifests["r1f0-r1f1"]["r1f1"].key)
+    (folder / "predictions.parquet").unlink()
+    folder.rmdir()
+    with pytest.raises(UserError, match="r1f1: its model .*run snakemake again"):
+        models.gather()
+
+
+def test_a_table_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    nested = pl.DataFrame({"a": [[1, 2]]})  # CSV has no lists
+    with pytest.raises(pl.exceptions.ComputeError):
+        write_table(nested, tmp_path / "out" / "t")
+    assert list((tmp_path / "out").iterdir()) == []

@@ -1,0 +1,525 @@
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+from torch.nn import functional
+
+from her2.mil.heads.abmil import AttentionMIL
+from her2.mil.heads.additive import AdditiveMIL
+from her2.mil.heads.clam import Clam, smooth_top1_svm
+from her2.mil.heads.dsmil import DualStream
+from her2.mil.heads.head import InstanceSupervised, Output
+from her2.mil.heads.max import MaxPooling
+from her2.mil.heads.mean import MeanPooling
+from her2.mil.heads.multibranch import MultiBranch
+from her2.mil.heads.transmil import (
+    NystromAttention,
+    TransMIL,
+    nystrom,
+    pseudo_inverse,
+    segment_means,
+)
+from her2.mil.losses import members
+
+D, C = 6, 3
+ATTENTION = {"attention": 5, "gated": True, "hidden": 8, "dropout": 0.0}
+CLAM = {**ATTENTION, "instances": 3, "instance_weight": 0.3, "subtyping": True}
+HEADS: dict[str, Callable[[int, int], nn.Module]] = {
+    "mean": lambda d, o: MeanPooling(d, o, hidden=0, dropout=0.0),
+    "mean_projected": lambda d, o: MeanPooling(d, o, hidden=8, dropout=0.0),
+    "max": lambda d, o: MaxPooling(d, o, hidden=0, dropout=0.0),
+    "max_projected": lambda d, o: MaxPooling(d, o, hidden=8, dropout=0.0),
+    "abmil": lambda d, o: AttentionMIL(d, o, **ATTENTION),
+    "multibranch": lambda d, o: MultiBranch(d, o, **ATTENTION),
+    "multibranch_tanh": lambda d, o: MultiBranch(d, o, **{**ATTENTION, "gated": False}),
+    "clam_sb": lambda d, o: Clam(d, o, shared=True, **CLAM),
+    "clam_mb": lambda d, o: Clam(d, o, shared=False, **CLAM),
+    "dsmil": lambda d, o: DualStream(d, o, query=4, hidden=0, dropout=0.0),
+    "dsmil_projected": lambda d, o: DualStream(d, o, query=4, hidden=8, dropout=0.0),
+    "additive": lambda d, o: AdditiveMIL(d, o, classifier=7, **ATTENTION),
+    "transmil": lambda d, o: TransMIL(d, o, hidden=16, landmarks=256, dropout=0.0),
+    "transmil_nystrom": lambda d, o: TransMIL(d, o, hidden=16, landmarks=4, dropout=0.0),
+}
+ORDER_FREE = [name for name in HEADS if not name.startswith("transmil")]
+
+every_head = pytest.mark.parametrize("name", HEADS)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def build(name: str, d: int = D, o: int = C, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return HEADS[name](d, o).eval()
+
+
+def bags(*counts: int, seed: int = 0, width: int = 0) -> tuple[Tensor, Tensor]:
+    """Bags of these sizes, filled up with a value that would be noticed."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.arange(max(*counts, width))[None] < torch.tensor(counts)[:, None]
+    features = torch.randn(*mask.shape, D, generator=generator)
+    return features.masked_fill(~mask[:, :, None], 1e4), mask
+
+
+def maps(output: Output) -> Tensor:
+    """Attention as (b, n, m)."""
+    return output.attention if output.attention.ndim == 3 else output.attention[:, :, None]
+
+
+# What every head promises
+
+
+@every_head
+def test_shapes_are_those_of_the_contract(name: str) -> None:
+    output = build(name)(*bags(5, 9))
+    assert output.logits.shape == (2, C)
+    assert output.attention.shape in {(2, 9), (2, 9, C)}
+
+
+@pytest.mark.parametrize("name", ORDER_FREE)
+@settings(max_examples=10, deadline=None)
+@given(order=st.permutations(range(7)))
+def test_the_order_of_instances_changes_no_logit(name: str, order: list[int]) -> None:
+    model, (features, mask) = build(name), bags(7, 7)
+    straight, shuffled = model(features, mask), model(features[:, order], mask)
+    torch.testing.assert_close(shuffled.logits, straight.logits, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        shuffled.attention, straight.attention[:, order], rtol=1e-5, atol=1e-6
+    )
+
+
+@every_head
+def test_padding_with_masked_instances_changes_nothing(name: str) -> None:
+    model = build(name)
+    features, mask = bags(5, 8)
+    plain = model(features, mask)
+    for width, filling in [(9, 0.0), (17, -3e4), (30, 1e6)]:
+        wide, wide_mask = bags(5, 8, width=width)
+        wide[:, :8], wide[:, 8:] = features, filling
+        padded = model(wide, wide_mask)
+        torch.testing.assert_close(padded.logits, plain.logits, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(padded.attention[:, :8], plain.attention, rtol=1e-5, atol=1e-6)
+
+
+@every_head
+def test_where_the_masked_instances_stand_does_not_matter(name: str) -> None:
+    model, (features, mask) = build(name), bags(6, 6)
+    plain = model(features, mask)
+    places = [0, 3, 4, 7, 8, 10]
+    sparse, sparse_mask = torch.full((2, 11, D), 50.0), torch.zeros(2, 11, dtype=torch.bool)
+    sparse[:, places], sparse_mask[:, places] = features, True
+    torch.testing.assert_close(
+        model(sparse, sparse_mask).logits, plain.logits, rtol=1e-5, atol=1e-6
+    )
+
+
+@every_head
+def test_attention_sums_to_one_and_is_zero_where_masked(name: str) -> None:
+    features, mask = bags(1, 2, 5, 12)
+    for scale in (1.0, 100.0):
+        weights = maps(build(name)(scale * features, mask))
+        torch.testing.assert_close(weights.sum(dim=1), torch.ones(4, weights.shape[2]))
+        assert (weights[~mask] == 0).all()
+        assert (weights >= 0).all()
+
+
+@every_head
+def test_bags_of_a_batch_do_not_see_each_other(name: str) -> None:
+    model, (features, mask) = build(name), bags(4, 7, 3)
+    together = model(features, mask)
+    for index in range(3):
+        alone = model(features[index : index + 1], mask[index : index + 1])
+        torch.testing.assert_close(alone.logits[0], together.logits[index], rtol=1e-5, atol=1e-6)
+
+
+@every_head
+def test_a_bag_of_one_tile_is_classified_and_trains(name: str) -> None:
+    model, (features, mask) = build(name).train(), bags(1)
+    output = model(features, mask)
+    torch.testing.assert_close(maps(output)[0, 0], torch.ones(maps(output).shape[2]))
+    loss(model, output, mask, torch.tensor([1])).backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+@every_head
+def test_gradients_reach_all_parameters(name: str) -> None:
+    model, (features, mask) = build(name).train(), bags(9, 12, 10, 7)
+    loss(model, model(features, mask), mask, torch.tensor([0, 1, 2, 1])).backward()
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert torch.isfinite(parameter.grad).all(), parameter_name
+        if not shifts_all_scores_alike(parameter_name):
+            assert parameter.grad.abs().sum() > 0, parameter_name
+
+
+def shifts_all_scores_alike(parameter: str) -> bool:
+    """A softmax over instances does not see the bias of its scores."""
+    return parameter.endswith("score.bias")
+
+
+@every_head
+def test_mixed_precision_gives_no_nan_and_about_the_same_logits(name: str) -> None:
+    model, (features, mask) = build(name), bags(9, 12, 1, seed=3)
+    exact = model(features.masked_fill(~mask[:, :, None], 0), mask)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = model(features, mask)
+        total = loss(model, output, mask, torch.tensor([0, 1, 2]))
+    total.backward()
+    assert torch.isfinite(output.logits).all()
+    assert torch.isfinite(output.attention).all()
+    assert output.attention.dtype == torch.float32
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    torch.testing.assert_close(output.logits.float(), exact.logits, rtol=0.1, atol=0.1)
+
+
+def loss(model: nn.Module, output: Output, mask: Tensor, labels: Tensor) -> Tensor:
+    """What the training loop minimises."""
+    value = functional.cross_entropy(output.logits.float(), labels)
+    if isinstance(model, InstanceSupervised):
+        belongs = members(labels, "cross_entropy", output.logits.shape[1])
+        w = model.instance_weight
+        value = (1 - w) * value + w * model.instance_loss(output, mask, belongs)
+    return value
+
+
+# A problem that needs instances
+
+
+def planted(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Bags (count, 12, d) with one key instance, in a direction of the class; the mean is zero."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % C
+    features = 0.5 * torch.randn(count, 12, D, generator=generator)
+    places = torch.randint(12, (count,), generator=generator)
+    features[range(count), places] += 4 * functional.one_hot(labels, D)
+    return features - features.mean(dim=1, keepdim=True), places, labels
+
+
+def accuracy_after_training(name: str, steps: int = 80) -> tuple[float, nn.Module]:
+    model = build(name, seed=1).train()
+    features, _, labels = planted(120, seed=0)
+    mask = torch.ones(features.shape[:2], dtype=torch.bool)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        batch = torch.randint(len(labels), (16,), generator=generator)
+        output = model(features[batch], mask[batch])
+        optimiser.zero_grad()
+        loss(model, output, mask[batch], labels[batch]).backward()
+        optimiser.step()
+    features, _, labels = planted(90, seed=1)
+    with torch.inference_mode():
+        logits = model.eval()(features, mask[:90]).logits
+    return (logits.argmax(1) == labels).float().mean().item(), model
+
+
+@pytest.mark.parametrize("name", [name for name in HEADS if not name.startswith("mean")])
+def test_a_key_instance_is_found_where_the_mean_tells_nothing(name: str) -> None:
+    accuracy, _ = accuracy_after_training(name)
+    assert accuracy > 0.9
+
+
+def test_mean_pooling_cannot_solve_the_planted_problem() -> None:
+    """All bags have the mean zero, so a linear model of the mean says the same of each."""
+    accuracy, model = accuracy_after_training("mean")
+    assert accuracy == pytest.approx(1 / C)
+    features, _, labels = planted(90, seed=1)
+    logits = model(features, torch.ones(90, 12, dtype=torch.bool)).logits
+    torch.testing.assert_close(logits, logits[:1].expand(90, C), rtol=0, atol=1e-5)
+    regression = LogisticRegression().fit(features.mean(1).numpy().round(5), labels)
+    assert regression.score(features.mean(1).numpy().round(5), labels) == pytest.approx(1 / C)
+
+
+@pytest.mark.parametrize("name", ["max", "multibranch", "clam_sb", "clam_mb", "dsmil", "additive"])
+def test_attention_points_at_the_key_instance(name: str) -> None:
+    _, model = accuracy_after_training(name)
+    features, places, labels = planted(90, seed=1)
+    weights = maps(model(features, torch.ones(90, 12, dtype=torch.bool)))
+    own = weights[range(90), :, labels if weights.shape[2] == C else 0]  # the class's map
+    assert (own.argmax(1) == places).float().mean() > 0.9
+
+
+def test_additive_contributions_point_at_the_key_instance_of_the_class() -> None:
+    _, model = accuracy_after_training("additive")
+    features, places, labels = planted(90, seed=1)
+    contribution = model(features, torch.ones(90, 12, dtype=torch.bool)).contribution
+    assert (contribution[range(90), :, labels].argmax(1) == places).float().mean() > 0.9
+
+
+# The equations, by hand in numpy
+
+
+def numbers(model: nn.Module) -> dict[str, np.ndarray]:
+    return {name: tensor.double().numpy() for name, tensor in model.state_dict().items()}
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    return np.exp(scores) / np.exp(scores).sum(axis=0)
+
+
+def by_hand_attention(p: dict[str, np.ndarray], x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Instances (n, width) and weights (n, m) of gated attention."""
+
+    def linear(name: str, values: np.ndarray) -> np.ndarray:
+        return values @ p[f"attention.{name}.weight"].T + p[f"attention.{name}.bias"]
+
+    h = np.maximum(0, linear("project.0", x))
+    return h, softmax(
+        linear("score", np.tanh(linear("value", h)) / (1 + np.exp(-linear("gate", h))))
+    )
+
+
+def check(output: Output, logits: np.ndarray, attention: np.ndarray) -> None:
+    np.testing.assert_allclose(output.logits[0].detach(), logits, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(output.attention[0].detach(), attention, rtol=1e-4, atol=1e-6)
+
+
+def one_bag(n: int = 5) -> tuple[Tensor, Tensor, np.ndarray]:
+    features, mask = bags(n)
+    return features, mask, features[0].double().numpy()
+
+
+def test_mean_pooling_is_the_equation() -> None:
+    model, (features, mask, x) = build("mean"), one_bag()
+    p = numbers(model)
+    logits = p["classifier.weight"] @ x.mean(axis=0) + p["classifier.bias"]
+    check(model(features, mask), logits, np.full(5, 0.2))
+
+
+def test_max_pooling_is_the_equation() -> None:
+    model, (features, mask, x) = build("max"), one_bag()
+    p = numbers(model)
+    scores = x @ p["classifier.weight"].T + p["classifier.bias"]
+    check(model(features, mask), scores.max(axis=0), scores == scores.max(axis=0))
+
+
+@pytest.mark.parametrize("name", ["multibranch", "clam_mb"])
+def test_multibranch_is_the_equation(name: str) -> None:
+    model, (features, mask, x) = build(name), one_bag()
+    p = numbers(model)
+    h, weights = by_hand_attention(p, x)
+    logits = [
+        p["classifier.weight"][c] @ (weights[:, c] @ h) + p["classifier.bias"][c] for c in range(C)
+    ]
+    check(model(features, mask), np.array(logits), weights)
+
+
+def test_single_branch_clam_is_abmil() -> None:
+    model, (features, mask, x) = build("clam_sb"), one_bag()
+    p = numbers(model)
+    h, weights = by_hand_attention(p, x)
+    logits = p["classifier.weight"] @ (weights[:, 0] @ h) + p["classifier.bias"]
+    check(model(features, mask), logits, weights[:, 0])
+
+
+def test_dsmil_is_the_equation() -> None:
+    model, (features, mask, x) = build("dsmil"), one_bag()
+    p = numbers(model)
+    scores = x @ p["instance.weight"].T + p["instance.bias"]
+    q = x @ p["query.weight"].T + p["query.bias"]
+    v = x @ p["value.weight"].T + p["value.bias"]
+    weights = softmax(q @ q[scores.argmax(axis=0)].T / np.sqrt(4))
+    bag_embedding = weights.T @ v  # (o, d)
+    second = p["classifier.weight"] @ bag_embedding.ravel() + p["classifier.bias"]
+    check(model(features, mask), (scores.max(axis=0) + second) / 2, weights)
+
+
+def test_additive_is_the_equation_and_its_contributions_are_the_logits() -> None:
+    model, (features, mask, x) = build("additive"), one_bag()
+    p = numbers(model)
+    h, weights = by_hand_attention(p, x)
+    # As in the paper, psi(a h), where psi has no bias; the bias enters once a bag.
+    psi = np.maximum(0, weights * h @ p["classifier.0.weight"].T) @ p["classifier.2.weight"].T
+    output = model(features, mask)
+    check(output, psi.sum(axis=0) + p["classifier.2.bias"], weights[:, 0])
+    torch.testing.assert_close(output.contribution.sum(dim=1), output.logits)
+
+
+def test_masked_instances_contribute_nothing() -> None:
+    features, mask = bags(3, 6)
+    assert (build("additive")(features, mask).contribution[~mask] == 0).all()
+
+
+@pytest.mark.parametrize("repeats", [2, 10])
+def test_additive_logits_do_not_grow_with_the_number_of_tiles(repeats: int) -> None:
+    model, (features, mask) = build("additive"), bags(5)
+    many = model(features.repeat(1, repeats, 1), mask.repeat(1, repeats))
+    torch.testing.assert_close(many.logits, model(features, mask).logits)
+
+
+# CLAM's instance loss
+
+
+def test_the_smooth_svm_is_the_formula_of_its_paper() -> None:
+    scores = torch.randn(20, 2, generator=torch.Generator().manual_seed(0)) * 5
+    for label in (0, 1):
+        margin = torch.tensor([float(label != 0), float(label != 1)])
+        expected = (scores + margin).exp().sum(1).log() - scores[:, label]
+        torch.testing.assert_close(smooth_top1_svm(scores, label), expected)
+
+
+@pytest.mark.parametrize("name", ["clam_sb", "clam_mb"])
+@pytest.mark.parametrize("subtyping", [False, True])
+def test_the_instance_loss_is_the_one_by_hand(name: str, subtyping: bool) -> None:
+    """B = 3: two bags of 9 and 5 tiles label 3 and 2 at each end."""
+    model = build(name)
+    model.subtyping = subtyping
+    features, mask = bags(9, 5)
+    output = model(features, mask)
+    labels = torch.tensor([2, 0])
+
+    def hinge(scores: np.ndarray, label: int) -> float:
+        return np.log1p(np.exp(1 + scores[1 - label] - scores[label]))
+
+    total = 0.0
+    for index, (n, k) in enumerate([(9, 3), (5, 2)]):
+        weights = maps(output)[index, :n].detach().double().numpy()
+        scores = output.instances[index, :n].detach().double().numpy()  # (n, o, 2)
+        terms = []
+        for c in range(C):
+            order = np.argsort(-weights[:, c if weights.shape[1] == C else 0])
+            first, last = scores[order[:k], c], scores[order[-k:], c]
+            if c == labels[index]:
+                terms.append(np.mean([hinge(s, 1) for s in first] + [hinge(s, 0) for s in last]))
+            elif subtyping:
+                terms.append(np.mean([hinge(s, 0) for s in first]))
+        total += (sum(terms) / C if subtyping else sum(terms)) / 2
+    belongs = members(labels, "cross_entropy", C)
+    assert model.instance_loss(output, mask, belongs).item() == pytest.approx(total, rel=1e-5)
+
+
+def test_the_instance_loss_moves_no_attention_score_but_the_tiles_themselves() -> None:
+    model, (features, mask) = build("clam_mb"), bags(9, 8)
+    belongs = members(torch.tensor([1, 2]), "cross_entropy", C)
+    model.instance_loss(model(features, mask), mask, belongs).backward()
+    assert model.attention.score.weight.grad is None
+    assert model.attention.project[0].weight.grad.abs().sum() > 0
+
+
+def test_a_bag_below_all_thresholds_has_no_tile_in_a_class() -> None:
+    model, (features, mask) = build("clam_mb", o=C - 1), bags(8)
+    model.subtyping = False
+    output = model(features, mask)
+    losses = [
+        model.instance_loss(output, mask, members(torch.tensor([label]), "ordinal", C)).item()
+        for label in range(C)
+    ]
+    assert losses[0] == 0 < losses[1] < losses[2]
+
+
+# TransMIL's parts
+
+
+def test_transmil_reads_the_order_of_tiles() -> None:
+    """PPEG convolves over tiles in the order given; this is the paper's design."""
+    model, (features, mask) = build("transmil"), bags(9)
+    straight, turned = model(features, mask), model(features.flip(1), mask)
+    assert (straight.logits - turned.logits).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 7, 10, 16, 17])
+def test_transmil_fills_the_square_with_the_first_tiles(n: int) -> None:
+    model, (features, mask) = build("transmil"), bags(n)
+    side = int(np.ceil(np.sqrt(n)))
+    full = torch.cat([features, features[:, : side**2 - n]], dim=1)
+    output, filled = model(features, mask), model(full, torch.ones(1, side**2, dtype=torch.bool))
+    torch.testing.assert_close(output.logits, filled.logits)
+    folded = filled.attention[:, :n].clone()
+    folded[:, : side**2 - n] += filled.attention[:, n:]
+    torch.testing.assert_close(output.attention, folded)
+
+
+def test_short_sequences_have_exact_attention() -> None:
+    q, k, v = torch.randn(3, 8, 20, 4, generator=torch.Generator().manual_seed(0))
+    expected = functional.scaled_dot_product_attention(q, k, v, scale=1.0)
+    torch.testing.assert_close(nystrom(q, k, v, landmarks=20), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_is_multi_head_attention_beside_its_convolution() -> None:
+    torch.manual_seed(0)
+    layer, x = NystromAttention(16, landmarks=99).eval(), torch.randn(10, 16)
+    nn.init.zeros_(layer.skip.weight)
+    out, row = layer(x)
+    expected, weights = functional.multi_head_attention_forward(
+        *[x[:, None]] * 3,
+        embed_dim_to_check=16,
+        num_heads=8,
+        in_proj_weight=layer.qkv.weight,
+        in_proj_bias=None,
+        bias_k=None,
+        bias_v=None,
+        add_zero_attn=False,
+        dropout_p=0.0,
+        out_proj_weight=layer.out[0].weight,
+        out_proj_bias=layer.out[0].bias,
+        training=False,
+    )
+    torch.testing.assert_close(out, expected[:, 0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(row, weights[0, 0], rtol=1e-4, atol=1e-6)
+
+
+def test_the_nystrom_form_is_exact_where_segments_are_constant() -> None:
+    """Tokens that repeat within a landmark's segment make the attention matrix of that rank."""
+    few = 3 * torch.randn(3, 2, 6, 8, generator=torch.Generator().manual_seed(0))
+    q, k, v = few.repeat_interleave(5, dim=2)
+    k = q  # a well conditioned middle matrix
+    expected = functional.scaled_dot_product_attention(q, k, v, scale=1.0)
+    torch.testing.assert_close(nystrom(q, k, v, landmarks=6), expected, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize(("n", "count"), [(10, 3), (12, 4), (7, 7), (11, 10)])
+def test_segments_are_those_of_array_split(n: int, count: int) -> None:
+    x = torch.randn(2, n, 3, generator=torch.Generator().manual_seed(0))
+    expected = np.stack([p.mean(axis=1) for p in np.array_split(x.numpy(), count, axis=1)], axis=1)
+    np.testing.assert_allclose(segment_means(x, count), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_iteration_finds_the_pseudo_inverse() -> None:
+    scores = torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(0))
+    matrix = (scores + 4 * torch.eye(16)).softmax(dim=2)
+    torch.testing.assert_close(
+        pseudo_inverse(matrix), torch.linalg.pinv(matrix), rtol=1e-3, atol=1e-3
+    )
+
+
+# Sizes of the published configurations, counted from their layers
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        # Ilse 2018, MNIST bags: 500 features, 128 hidden, one logit.
+        (
+            lambda: MultiBranch(
+                500, 1, attention=128, gated=False, hidden=0, dropout=0, shared=True
+            ),
+            (500 * 128 + 128) + (128 + 1) + (500 + 1),
+        ),
+        # CLAM "small": 1024 - 512, gated attention 256, two classes with two instance scores.
+        (
+            lambda: Clam(1024, 2, shared=True, **{**CLAM, "hidden": 512, "attention": 256}),
+            790_791,
+        ),
+        (
+            lambda: Clam(1024, 2, shared=False, **{**CLAM, "hidden": 512, "attention": 256}),
+            791_048,
+        ),
+        # DSMIL: instance 1024 - 2, query 128, value 1024, and a convolution 2 x 2 x 1024.
+        (lambda: DualStream(1024, 2, query=128, hidden=0, dropout=0), 1_186_948),
+        # TransMIL: 512 wide, 8 heads, 2 layers, kernels 7, 5, 3.
+        (lambda: TransMIL(1024, 2, hidden=512, landmarks=256, dropout=0), 2_672_146),
+    ],
+    ids=["abmil", "clam_sb", "clam_mb", "dsmil", "transmil"],
+)
+def test_parameters_are_as_many_as_published(model: Callable[[], nn.Module], expected: int) -> None:
+    assert sum(parameter.numel() for parameter in model().parameters()) == expected

@@ -1,0 +1,249 @@
+import copy
+import json
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from her2 import specs
+from her2.cohort import Cohort, SlideRow
+from her2.config import parse_config
+from her2.errors import UserError
+from her2.files import canonical_json
+from her2.plan import Plan
+
+VALUES = {
+    "cohort": {"slides": "slides.csv", "slides_per_bucket": 4},
+    "tasks": {
+        "score": {"label": "her2", "classes": {"0": ["0"], "3+": ["3+"]}},
+        "er": {"label": "er", "classes": {"no": ["0"], "yes": ["1"]}},
+    },
+    "encoders": {
+        "fine": {"source": "random", "model": "timm/resnet18", "mpp": 0.5, "size": 224},
+        "coarse": {"source": "random", "model": "timm/resnet18", "mpp": 1.0, "size": 96},
+    },
+    "heads": {"abmil": {}, "wide": {"attention": 512}},
+    "folds": {"number": 5, "repeats": 2, "per_job": 4},
+}
+ROWS = tuple(
+    SlideRow(f"s{n:02d}", f"s{n:02d}.svs", f"p{n}", {"her2": "0", "er": "1"}, site="north")
+    for n in range(16)
+)
+
+
+def plan(changed: dict[str, object] | None = None, rows: tuple[SlideRow, ...] = ROWS) -> Plan:
+    """A plan; `changed` maps slash/separated keys to values."""
+    values = copy.deepcopy(VALUES)
+    for path, value in (changed or {}).items():
+        *parents, last = path.split("/")
+        section = values
+        for name in parents:
+            section = section.setdefault(name, {})
+        section[last] = value
+    return Plan(parse_config(values), Cohort(rows, Path("root")))
+
+
+def all_specs(of: Plan) -> dict[str, str]:
+    """Every spec of every job, by the name of the stage and its wildcards."""
+    config, found = of.config, {"audit": of.audit_spec(), "report": of.report_spec("her2 0.1.0")}
+    for grid in config.grids:
+        found |= {f"tile {grid} {bucket}": of.tile_spec(grid, bucket) for bucket in of.buckets}
+    found |= {f"embed {bucket}": of.embed_spec(bucket) for bucket in of.buckets}
+    found |= {f"encoder {name}": of.encoder_spec(name) for name in config.encoders}
+    for task in config.tasks:
+        found[f"folds {task}"] = of.folds_spec(task)
+        found[f"evaluate {task}"] = of.evaluate_spec(task)
+        found[f"heatmap {task}"] = of.heatmap_spec(task)
+        for head in config.heads:
+            for chunk in of.chunks:
+                found[f"train {task} {head} {chunk}"] = of.train_spec(task, head, chunk)
+    return found
+
+
+def stages_that_change(other: Plan, first: Plan | None = None) -> set[str]:
+    before, after = all_specs(first or plan()), all_specs(other)
+    assert before.keys() == after.keys()
+    return {name.split()[0] for name in before if before[name] != after[name]}
+
+
+def with_row(index: int, **changed: object) -> tuple[SlideRow, ...]:
+    return tuple(replace(row, **changed) if n == index else row for n, row in enumerate(ROWS))
+
+
+def test_every_spec_is_canonical_json_of_its_stage_s_version():
+    for name, text in all_specs(plan()).items():
+        assert canonical_json(json.loads(text)) == text
+        assert json.loads(text)["version"] == specs.VERSIONS[name.split()[0]]
+
+
+KINDS: dict[str, type] = {
+    "audit": specs.AuditSpec,
+    "report": specs.ReportSpec,
+    "tile": specs.TileSpec,
+    "embed": specs.EmbedSpec,
+    "encoder": specs.EncoderSpec,
+    "folds": specs.FoldsSpec,
+    "evaluate": specs.EvaluateSpec,
+    "heatmap": specs.HeatmapSpec,
+    "train": specs.TrainSpec,
+}
+
+
+def test_a_job_reads_its_spec_as_it_was_written():
+    for name, text in all_specs(plan()).items():
+        assert specs.dump(specs.load(KINDS[name.split()[0]], text)) == text
+
+
+@given(st.randoms(use_true_random=False))
+def test_the_order_of_the_manifest_and_of_the_config_changes_nothing(generator):
+    def shuffled(value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        items = list(value.items())
+        generator.shuffle(items)
+        return {key: item if key == "classes" else shuffled(item) for key, item in items}
+
+    rows = list(ROWS)
+    generator.shuffle(rows)
+    cohort = Cohort(tuple(sorted(rows, key=lambda row: row.slide_id)), Path("root"))
+    other = Plan(parse_config(shuffled(VALUES)), cohort)
+    assert all_specs(other) == all_specs(plan())
+
+
+@pytest.mark.parametrize(
+    ("changed", "stages"),
+    [
+        ({"embedding/batch_size": 7}, {"report"}),
+        ({"results": "elsewhere", "cache": "/scratch"}, {"report"}),
+        ({"cohort/slides": "other.csv", "cohort/root": "/data"}, {"report"}),
+        ({"report/title": "Another"}, {"report"}),
+        ({"heads/wide/attention": 256}, {"train", "report"}),
+        ({"training/epochs": 3}, {"train", "report"}),
+        ({"evaluation/bootstrap": 100}, {"evaluate", "report"}),
+        ({"heatmaps/slides": 1}, {"heatmap", "report"}),
+        ({"tiling/min_tissue": 0.6}, {"tile", "report"}),
+        ({"embedding/max_failed_tiles": 0.5}, {"embed", "report"}),
+        ({"encoders/fine/storage": "float32"}, {"encoder", "report"}),
+        ({"folds/tune": 0.3}, {"folds", "report"}),
+        ({"cohort/max_excluded": 0.5}, {"audit", "train", "report"}),
+        ({"seed": 1}, {"encoder", "folds", "train", "evaluate", "heatmap", "report"}),
+    ],
+)
+def test_a_changed_key_changes_the_specs_of_those_stages_only(changed, stages):
+    assert stages_that_change(plan(changed)) == stages
+
+
+def test_a_head_s_option_leaves_the_other_heads_alone():
+    before, after = all_specs(plan()), all_specs(plan({"heads/wide/attention": 256}))
+    changed = {name for name in before if before[name] != after[name]} - {"report"}
+    assert changed
+    assert all(" wide " in name for name in changed)
+
+
+def test_a_new_encoder_leaves_the_others_alone():
+    added = {"source": "random", "model": "timm/vit_tiny_patch16_224", "mpp": 0.5, "size": 224}
+    before, after = all_specs(plan()), all_specs(plan({"encoders/new": added}))
+    assert {name for name in after if before.get(name) != after[name]} == {"encoder new", "report"}
+
+
+@pytest.mark.parametrize(
+    ("row", "stages"),
+    [
+        ({"labels": {"her2": "3+", "er": "1"}}, {"audit", "folds"}),
+        ({"labels": {"er": "1"}}, {"audit", "folds"}),
+        ({"patient_id": "another"}, {"audit", "folds"}),
+        ({"site": "south"}, {"audit"}),
+        ({"scanner": "x"}, {"audit"}),
+        ({"split": "test"}, {"folds"}),
+        ({"mpp": 0.5}, {"tile", "embed", "audit"}),
+        ({"path": "moved.svs"}, {"tile", "embed", "audit"}),
+    ],
+)
+def test_a_changed_cell_changes_the_specs_of_those_stages_only(row, stages):
+    assert stages_that_change(plan(rows=with_row(3, **row))) == stages
+
+
+def test_a_label_of_one_task_leaves_the_folds_of_the_other_alone():
+    before = plan()
+    after = plan(rows=with_row(3, labels={"her2": "3+", "er": "1"}))
+    assert before.folds_spec("score") != after.folds_spec("score")
+    assert before.folds_spec("er") == after.folds_spec("er")
+
+
+def test_a_changed_slide_concerns_its_bucket_only():
+    before, after = plan(), plan(rows=with_row(3, mpp=0.25))
+    changed = [
+        bucket
+        for bucket in before.buckets
+        if before.tile_spec("224px-0.5mpp", bucket) != after.tile_spec("224px-0.5mpp", bucket)
+    ]
+    assert len(before.buckets) > 1
+    assert [row.slide_id for row in before.by_bucket[changed[0]]].count("s03") == 1
+    assert len(changed) == 1
+
+
+def test_a_moved_root_changes_no_spec():
+    moved = Plan(plan().config, Cohort(ROWS, Path("/another/disk")))
+    assert all_specs(moved) == all_specs(plan())
+
+
+@given(st.integers(2, 10), st.integers(1, 5), st.integers(1, 12))
+def test_chunks_hold_every_fold_once_and_in_order(number, repeats, per_job):
+    folds = {"folds/number": number, "folds/repeats": repeats, "folds/per_job": per_job}
+    chunks = plan(folds).chunks
+    runs = [run for part in chunks.values() for run in part]
+    assert runs == [(repeat, fold) for repeat in range(repeats) for fold in range(number)]
+    assert all(1 <= len(part) <= per_job for part in chunks.values())
+    for name, part in chunks.items():
+        (r, f), (r2, f2) = part[0], part[-1]
+        assert name == f"r{r}f{f}-r{r2}f{f2}"
+
+
+def tile_text(change: Callable[[dict], None]) -> str:
+    spec = plan()
+    values = json.loads(spec.tile_spec("224px-0.5mpp", spec.buckets[0]))
+    change(values)
+    return json.dumps(values)
+
+
+def test_a_spec_of_another_version_of_the_code_is_refused():
+    text = tile_text(lambda values: values.update(version=values["version"] + 1))
+    with pytest.raises(UserError, match=r"of version \d+ of this stage.*run snakemake again"):
+        specs.load(specs.TileSpec, text)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: values.pop("bucket"),
+        lambda values: values.update(unknown=1),
+        lambda values: values["tiling"].update(min_tissue=2),
+        lambda values: values.update(mpp="half"),
+    ],
+)
+def test_a_spec_that_is_none_of_the_stage_is_refused(change):
+    with pytest.raises(UserError, match="is not a TileSpec"):
+        specs.load(specs.TileSpec, tile_text(change))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null"])
+def test_text_that_is_no_spec_is_refused(text):
+    with pytest.raises(UserError, match="--spec: is not a TileSpec"):
+        specs.load(specs.TileSpec, text)
+
+
+def test_a_demo_slide_is_drawn_from_its_row():
+    spec = specs.load(specs.SyntheticSpec, plan().synthetic_spec("s03"))
+    assert (spec.slide_id, spec.patient_id, spec.her2, spec.site) == ("s03", "p3", "0", "north")
+
+
+def test_buckets_are_named_in_order_and_hold_all_slides():
+    found = plan()
+    assert list(found.buckets) == sorted(found.buckets)
+    assert random.Random(0).choice(found.buckets).endswith("-of-0004")
+    slides = [row.slide_id for rows in found.by_bucket.values() for row in rows]
+    assert sorted(slides) == sorted(row.slide_id for row in ROWS)

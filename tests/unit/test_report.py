@@ -1,0 +1,546 @@
+"""The report: one safe, self-contained, reproducible page that says what the tables say."""
+
+import json
+import re
+from dataclasses import asdict, dataclass, field, replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import yaml
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from her2.config import Config, parse_config
+from her2.encoders.card import EncoderCard, write_card
+from her2.errors import UserError
+from her2.evaluation.evaluate import confusion_table, figures, out_of_fold
+from her2.manifest import FeatureEntry, FoldEntry, TileEntry, write_manifest
+from her2.report import notices, performance, text
+from her2.report.build import build_report
+from her2.report.read import read_results
+from her2.specs import ReportSpec
+from her2.store import write_store
+from her2.tables import guard_cells
+
+HOSTILE = "<script>alert(1)</script>"
+HOSTILE_SITE = '<img src=x onerror="alert(2)">'
+BUCKET = "0000-of-0001"
+
+
+@dataclass
+class Cohort:
+    """What a made-up run is like."""
+
+    title: str = "A report"
+    synthetic: bool = False
+    sites: tuple[str | None, ...] = ("north", "south")
+    encoders: tuple[str, ...] = ("plain",)
+    labels: tuple[str | None, ...] = ("0", "1", "2") * 6
+    values: dict[str, object] = field(default_factory=dict)
+    tile_reasons: dict[int, tuple[str, str]] = field(default_factory=dict)
+    embed_reasons: dict[int, tuple[str, str]] = field(default_factory=dict)
+    failed_tiles: int = 0
+    pictures: bool = True
+    precision: str = "float32"
+    signal: float = 1.0
+
+    def config(self) -> Config:
+        return parse_config(
+            {
+                "cohort": {"slides": "slides.csv", "synthetic": self.synthetic},
+                "tasks": {
+                    "score": {
+                        "label": "her2",
+                        "classes": {"0": ["0"], "1+": ["1"], "2+": ["2"]},
+                        "ordinal": True,
+                    }
+                },
+                "encoders": {
+                    name: {"source": "random", "model": "timm/resnet18", "mpp": 0.5, "size": 224}
+                    for name in self.encoders
+                },
+                "heads": {"abmil": {}},
+                "folds": {"number": 3},
+                "evaluation": {"bootstrap": 100},
+                "report": {"title": self.title},
+                **self.values,
+            }
+        )
+
+    def spec(self) -> ReportSpec:
+        return ReportSpec(config=self.config(), software="1.2.3", buckets=(BUCKET,))
+
+    def write(self, folder: Path) -> ReportSpec:
+        """The results folder of a finished run."""
+        config = self.config()
+        entries = {}
+        for index, name in enumerate(self.names):
+            status, reason = self.tile_reasons.get(index, ("ok", None))
+            entries[name] = TileEntry(
+                status, reason, f"{index:064x}", 20, f"f{index}", "aperio", 4000, 3000,
+                0.25, 0.25, "metadata", 1.5,
+            )  # fmt: skip
+        records = [
+            {
+                "slide_id": name,
+                "patient_id": f"p{index}",
+                "label_her2": self.labels[index],
+                "site": self.sites[index % len(self.sites)],
+                "scanner": None,
+                "grid": "224px-0.5mpp",
+                **asdict(entries[name]),
+            }
+            for index, name in enumerate(self.names)
+        ]
+        (folder / "cohort").mkdir(parents=True)
+        pl.DataFrame(records, infer_schema_length=None).write_parquet(
+            folder / "cohort" / "slides.parquet"
+        )
+        tiles = folder / "tiles" / "224px-0.5mpp"
+        tiles.mkdir(parents=True)
+        for name in self.names:
+            Image.fromarray(np.full((300, 400, 3), 200, np.uint8)).save(tiles / f"{name}.qc.jpg")
+        for encoder in self.encoders:
+            self._write_encoder(folder, encoder, entries)
+            self._write_model(folder, config, encoder)
+        return self.spec()
+
+    @property
+    def names(self) -> list[str]:
+        return [f"slide-{index:02d}" for index in range(len(self.labels))]
+
+    def usable(self) -> list[int]:
+        lost = {*self.tile_reasons, *self.embed_reasons}
+        return [index for index in range(len(self.labels)) if index not in lost]
+
+    def _write_encoder(self, folder: Path, encoder: str, tiles: dict[str, TileEntry]) -> None:
+        card = EncoderCard(
+            "random", "timm", "resnet18", {}, "pooled", 4, 224, 0.5, (0.5, 0.5, 0.5),
+            (0.2, 0.2, 0.2), "auto", "float16", "", "ab" * 32, {"seed": 1},
+        )  # fmt: skip
+        write_card(folder / "encoders" / encoder, card)
+        entries = {}
+        for index, (name, tile) in enumerate(tiles.items()):
+            status, reason = self.embed_reasons.get(index, (tile.status, tile.reason))
+            entries[name] = FeatureEntry(status, reason, "k", 20, self.failed_tiles, 4)
+        features = folder / "features" / encoder
+        features.mkdir(parents=True)
+        first = next(name for name, entry in entries.items() if entry.status == "ok")
+        write_store(
+            features / f"{first}.zarr.zip",
+            np.zeros((2, 4), np.float16),
+            np.zeros((2, 2), np.int32),
+            {"precision": self.precision},
+        )
+        write_manifest(features / f"{BUCKET}.json", entries)
+
+    def _write_model(self, folder: Path, config: Config, encoder: str) -> None:
+        task = config.tasks["score"]
+        generator = np.random.default_rng(7)
+        records = []
+        for index in self.usable():
+            label = self.labels[index]
+            target = None if label is None else task.class_index(label)
+            raw = generator.random(3)
+            if target is not None:
+                raw[target] += self.signal
+            for fold in range(3) if target is None else [index % 3]:
+                records.append(
+                    {
+                        "slide_id": self.names[index],
+                        "patient_id": f"p{index}",
+                        "repeat": 0,
+                        "fold": fold,
+                        "role": "predict" if target is None else "test",
+                        "target": target,
+                        **dict(zip(("prob_0", "prob_1+", "prob_2+"), raw / raw.sum(), strict=True)),
+                    }
+                )
+        predictions = pl.DataFrame(records, infer_schema_length=None)
+        slides, patients = (
+            out_of_fold(predictions, task.class_names, by=by) for by in ("slide_id", "patient_id")
+        )
+        levels = (("patient", patients), ("slide", slides))
+        evaluation = folder / "evaluation" / "score" / encoder / "abmil"
+        evaluation.mkdir(parents=True)
+        for name, table in {
+            "predictions": predictions,
+            "slides": slides,
+            "patients": patients,
+            "metrics": pl.concat(
+                figures(table, task, config.evaluation, level=level, seed=config.seed)
+                for level, table in levels
+            ),
+            "confusion": pl.concat(
+                confusion_table(table, task, level=level) for level, table in levels
+            ),
+        }.items():
+            table.write_parquet(evaluation / f"{name}.parquet")
+        models = folder / "models" / "score" / encoder / "abmil"
+        folds = {f"r0f{fold}": FoldEntry("k", 10, 3, 6, 1, 3, 0.75) for fold in range(3)}
+        for run in folds:
+            (models / run).mkdir(parents=True)
+            pl.DataFrame(
+                {"epoch": [0, 1, 2], "train_loss": [1.0, 0.8, 0.6], "tune_loss": [1.0, 0.75, 0.8]}
+            ).write_parquet(models / run / "history.parquet")
+        write_manifest(models / "r0f0-r0f2.json", folds)
+        heatmaps = folder / "heatmaps" / "score" / encoder / "abmil"
+        heatmaps.mkdir(parents=True)
+        drawn: list[dict[str, object]] = []
+        if self.pictures:
+            first = self.names[self.usable()[0]]
+            Image.fromarray(np.full((64, 216, 3), 128, np.uint8)).save(heatmaps / f"{first}.png")
+            drawn = [
+                {"slide_id": first, "label": "0", "fold": 0, "picture": f"{first}.png",
+                 "panels": 3, "tiles": 20, "um_per_px": 2.4},
+                {"slide_id": "slide-99", "reason": f"{HOSTILE} in /data/secret/slide-99.svs"},
+            ]  # fmt: skip
+        (heatmaps / "heatmaps.json").write_text(json.dumps(drawn), encoding="utf-8")
+
+
+class Page(HTMLParser):
+    """The elements of a page: (tag, attributes), its text, and the rows of its tables."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(convert_charrefs=True)
+        self.source = path.read_text(encoding="utf-8")
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.rows: list[list[str]] = []
+        self.in_cell = False
+        self.feed(self.source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+            self.in_cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        self.in_cell &= tag not in ("td", "th")
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+        if self.in_cell:
+            self.rows[-1][-1] += f"{data} "
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def config(self) -> dict:
+        """The config as a reader would copy it."""
+        return yaml.safe_load(next(words for words in self.words if words.startswith("results:")))
+
+    def row(self, start: str) -> list[str]:
+        """The first row whose first cell begins like that."""
+        return [
+            " ".join(cell.split())
+            for cell in next(row for row in self.rows if row and row[0].strip().startswith(start))
+        ]
+
+
+def report(tmp_path: Path, cohort: Cohort) -> Page:
+    spec = cohort.write(tmp_path / "results")
+    output = tmp_path / "report" / "report.html"
+    build_report(spec, tmp_path / "results", output)
+    return Page(output)
+
+
+def table(tmp_path: Path, name: str) -> pl.DataFrame:
+    return pl.read_csv(tmp_path / "report" / "tables" / f"{name}.csv")
+
+
+def test_hostile_text_stays_text(tmp_path):
+    page = report(
+        tmp_path,
+        Cohort(
+            title=HOSTILE,
+            sites=(HOSTILE_SITE, "south"),
+            tile_reasons={0: ("failed", f"broken {HOSTILE}")},
+        ),
+    )
+    tags = {tag for tag, _ in page.elements}
+    assert not tags & {"script", "iframe", "object", "embed", "form", "link", "base"}
+    assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
+    assert all(a["src"].startswith("data:image/") for tag, a in page.elements if tag == "img")
+    assert HOSTILE in page.text
+    assert HOSTILE_SITE in page.text
+    assert HOSTILE not in page.source
+
+
+def test_the_page_asks_nothing_of_any_network(tmp_path):
+    page = report(tmp_path, Cohort(synthetic=True))
+    links = [
+        value
+        for _, attributes in page.elements
+        for name, value in attributes.items()
+        if name in ("src", "href", "srcset", "poster", "action", "data", "xlink:href")
+    ]
+    assert links
+    assert all(value.startswith(("#", "data:image/")) for value in links)
+    assert not re.search(r"url\(|@import|http:|https:", page.source)
+    policy = next(a["content"] for t, a in page.elements if t == "meta" and "http-equiv" in a)
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def test_every_link_of_the_page_has_its_target(tmp_path):
+    page = report(tmp_path, Cohort(tile_reasons={1: ("excluded", "no tissue found")}))
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {a["href"].removeprefix("#") for tag, a in page.elements if tag == "a"}
+    assert targets <= set(ids)
+
+
+def test_equal_results_give_equal_bytes(tmp_path):
+    cohort = Cohort(synthetic=True, encoders=("one", "two"))
+    spec = cohort.write(tmp_path / "results")
+    cohort.write(tmp_path / "elsewhere" / "results")
+    for where in ("results", "elsewhere/results"):
+        build_report(spec, tmp_path / where, tmp_path / where / "report" / "report.html")
+    first, second = (
+        {path.name: path.read_bytes() for path in (tmp_path / where / "report").rglob("*.*")}
+        for where in ("results", "elsewhere/results")
+    )
+    assert set(first) == {
+        "report.html", "headline.csv", "metrics.csv", "folds.csv", "excluded.csv",
+        "unlabelled.csv", "encoders.csv",
+    }  # fmt: skip
+    assert first == second
+
+
+@pytest.mark.parametrize("synthetic", [True, False])
+def test_the_synthetic_banner_is_shown_if_and_only_if_the_slides_are_drawn(tmp_path, synthetic):
+    page = report(tmp_path, Cohort(synthetic=synthetic))
+    sentence = "every figure on this page comes from drawn slides, not from patients"
+    assert (f"Synthetic data: {sentence}" in page.text) is synthetic
+    figures_and_tables = page.source.split("<h2")[2:4]
+    for part in figures_and_tables:
+        assert ("Synthetic data" in part) is synthetic
+    alts = [attributes["alt"] for tag, attributes in page.elements if tag == "img"]
+    assert any("synthetic data" in alt for alt in alts) is synthetic
+
+
+def test_headline_figures_are_those_of_the_metrics_table(tmp_path):
+    page = report(tmp_path, Cohort(encoders=("one", "two")))
+    folder = tmp_path / "results" / "evaluation" / "score"
+    for encoder in ("one", "two"):
+        metrics = pl.read_parquet(folder / encoder / "abmil" / "metrics.parquet")
+        rows = metrics.filter((pl.col("level") == "patient") & (pl.col("metric") == "auc"))
+        for cell, figure in zip(page.row(f"{encoder} / abmil")[1:5], rows.to_dicts(), strict=True):
+            wanted = f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+            assert cell.startswith(wanted)
+
+
+def test_auc_of_the_page_agrees_with_scikit_learn(tmp_path):
+    cohort = Cohort(signal=0.3)
+    page = report(tmp_path, cohort)
+    model = read_results(cohort.spec(), tmp_path / "results").models[0]
+    areas = [
+        roc_auc_score(model.patients["target"].to_numpy() == index, model.patients[f"prob_{name}"])
+        for index, name in enumerate(model.task.class_names)
+    ]
+    cells = page.row("plain / abmil")[1:5]
+    assert [cell[:5] for cell in cells] == [f"{a:.3f}" for a in [*areas, np.mean(areas)]]
+    for curve, area in zip(performance.roc_curves(model), areas, strict=True):
+        assert np.trapezoid(curve.true_rate, curve.false_rate) == pytest.approx(area)
+
+
+def test_confusion_shares_are_of_the_true_class(tmp_path):
+    cohort = Cohort(signal=0.3)
+    cohort.write(tmp_path)
+    model = read_results(cohort.spec(), tmp_path).models[0]
+    for row in performance.confusion_rows(model):
+        assert row.total == 6
+        assert sum(count for count, _, _ in row.cells) == 6
+        assert sum(share for _, share, _ in row.cells) == pytest.approx(1)
+
+
+def test_an_absent_class_is_na_with_its_reason_and_never_a_half(tmp_path):
+    page = report(tmp_path, Cohort(labels=("0", "1") * 8))
+    absent, macro = page.row("plain / abmil")[3:5]
+    assert absent == "NA not defined: a class is absent"
+    assert macro == "NA not defined: a class is absent"
+    assert "AUC 2+ (patient and slide level) is NA: not defined: a class is absent" in page.text
+    assert table(tmp_path, "headline").filter(pl.col("class") == "2+")["auc"].to_list() == [None]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (0.41, 0.63, "not distinguishable from chance"),
+        (0.5, 0.7, "not distinguishable from chance"),
+        (0.3, 0.5, "not distinguishable from chance"),
+        (0.3, 0.49, "worse than chance"),
+        (0.51, 0.7, ""),
+        (None, None, ""),
+    ],
+)
+def test_an_interval_that_holds_one_half_is_called_chance(low, high, words):
+    assert performance.chance(low, high) == words
+
+
+def test_every_slide_that_is_not_used_is_listed_with_stage_and_reason(tmp_path):
+    page = report(
+        tmp_path,
+        Cohort(
+            encoders=("one", "two"),
+            tile_reasons={2: ("failed", "cut off: /home/someone/slides/slide-02.svs")},
+            embed_reasons={5: ("excluded", "7 of 20 tiles cannot be read")},
+            failed_tiles=3,
+        ),
+    )
+    assert page.row("slide-02")[2:] == [
+        "tile", "224px-0.5mpp", "", "failed", "cut off: .../slide-02.svs",
+    ]  # fmt: skip
+    assert page.row("slide-05")[2:] == [
+        "embed", "224px-0.5mpp", "one", "excluded", "7 of 20 tiles cannot be read",
+    ]  # fmt: skip
+    rows = table(tmp_path, "excluded")
+    assert rows["slide_id"].to_list() == ["slide-02", "slide-05", "slide-05"]
+    assert "1 slide failed at the tile stage (224px-0.5mpp)." in page.text
+    assert "1 slide excluded at the embed stage (two)." in page.text
+    assert "one: 54 tiles could not be read." in page.text
+
+
+def test_a_run_without_trouble_has_no_warnings(tmp_path):
+    cohort = Cohort(labels=("0", "1", "2") * 10, pictures=False)
+    page = report(tmp_path, cohort)
+    assert "None: no slide was left out, and every figure is defined." in page.text
+    assert "Warnings (0)" in page.text
+    assert "No pictures." in page.text
+
+
+def test_classes_of_few_patients_are_warned_of(tmp_path):
+    page = report(tmp_path, Cohort())
+    assert "fewer than 10 patients of class 0 (6), 1+ (6), 2+ (6)" in page.text
+
+
+def test_encoders_that_lost_different_slides_show_their_own_counts(tmp_path):
+    cohort = Cohort(encoders=("one", "two"))
+    spec = cohort.write(tmp_path / "results")
+    replace(cohort, encoders=("two",), embed_reasons={0: ("excluded", "x")}).write(tmp_path / "b")
+    old = tmp_path / "results" / "evaluation" / "score" / "two" / "abmil" / "metrics.parquet"
+    new = tmp_path / "b" / "evaluation" / "score" / "two" / "abmil" / "metrics.parquet"
+    old.write_bytes(new.read_bytes())
+    build_report(spec, tmp_path / "results", tmp_path / "report" / "report.html")
+    page = Page(tmp_path / "report" / "report.html")
+    assert page.row("one / abmil")[1].endswith("6 of 18")
+    assert page.row("two / abmil")[1].endswith("5 of 17")
+
+
+def test_unlabelled_slides_are_counted_and_their_predictions_averaged(tmp_path):
+    cohort = Cohort(labels=("0", "1", "2") * 6 + (None,) * 60)
+    page = report(tmp_path, cohort)
+    assert "60 slides without a label; predicted, not trained on." in page.text
+    assert "the first 50 of 60" in page.text
+    rows = table(tmp_path, "unlabelled")
+    assert len(rows) == 60
+    assert set(rows["models"]) == {3}
+    assert page.row("slide-18")[1] == "p18"
+    shown = [float(cell) for cell in page.row("slide-18")[3:6]]
+    assert shown == pytest.approx(rows.row(0)[6:9], abs=6e-4)
+
+
+def test_a_cohort_without_sites_has_one_row(tmp_path):
+    page = report(tmp_path, Cohort(sites=(None,)))
+    assert page.row("all") == ["all", "6 (6)", "6 (6)", "6 (6)", "0 (0)", "18 (18)"]
+    assert "Site" not in [cell.strip() for row in page.rows for cell in row][:20]
+
+
+def test_sites_add_up_to_all(tmp_path):
+    page = report(tmp_path, Cohort(sites=("north", "south", None)))
+    found = [page.row(site)[5] for site in ("north", "south", "(no site)", "all")]
+    assert found == ["6 (6)", "6 (6)", "6 (6)", "18 (18)"]
+
+
+def test_attention_pictures_say_what_they_are_and_missing_ones_why(tmp_path):
+    page = report(tmp_path, Cohort(synthetic=True))
+    assert "Painted by the model of the fold that never saw the patient." in page.text
+    assert "Attention is not HER2 staining." in page.text
+    assert "planted HER2-positive morphology" in page.text
+    assert page.row("slide-99") == ["slide-99", f"{HOSTILE} in .../slide-99.svs"]
+    assert "1 slide without picture." in page.text
+
+
+def test_a_broken_picture_is_listed_and_stops_nothing(tmp_path):
+    cohort = Cohort()
+    spec = cohort.write(tmp_path / "results")
+    next((tmp_path / "results" / "heatmaps").rglob("*.png")).write_bytes(b"not a picture")
+    build_report(spec, tmp_path / "results", tmp_path / "report.html")
+    assert "its picture cannot be read" in Page(tmp_path / "report.html").text
+
+
+def test_the_config_on_the_page_makes_the_same_run(tmp_path):
+    cohort = Cohort(title="Scores: 'a' & \"b\"")
+    page = report(tmp_path, cohort)
+    assert parse_config(page.config()) == cohort.config()
+
+
+def test_no_folder_of_the_machine_is_on_the_page(tmp_path):
+    values = {"cohort": {"slides": str(tmp_path / "private" / "slides.csv")}, "results": "/data/r"}
+    page = report(tmp_path, Cohort(values=values))
+    assert page.config()["cohort"]["slides"] == ".../slides.csv"
+    assert page.config()["results"] == ".../r"
+    assert str(tmp_path) not in page.source
+    assert "/data/" not in page.source
+
+
+def test_precision_is_what_the_features_were_computed_in(tmp_path):
+    page = report(tmp_path, Cohort(precision="bfloat16"))
+    assert "bfloat16 asked: auto" in page.text
+
+
+@pytest.mark.parametrize(
+    ("asked", "used", "words"),
+    [
+        ("auto", ("bfloat16", "float32"), "in more than one precision (bfloat16, float32)"),
+        ("float16", ("float32",), "asked for float16, computed in float32"),
+        ("auto", ("float32",), None),
+        ("float32", ("float32",), None),
+    ],
+)
+def test_a_precision_that_was_not_asked_for_is_warned_of(tmp_path, asked, used, words):
+    cohort = Cohort()
+    cohort.write(tmp_path)
+    results = read_results(cohort.spec(), tmp_path)
+    card = replace(results.cards["plain"], precision=asked)
+    results = replace(results, cards={"plain": card}, precisions={"plain": used})
+    found = [n.text for n in notices.notices(results, [], []) if n.anchor == "provenance"]
+    assert (words is None and not found) or words in found[0]
+
+
+def test_cells_that_a_spreadsheet_would_run_are_quoted():
+    frame = pl.DataFrame(
+        {"a": ["=1+1", "+1", "-1", "@x", "1+", None], "b": [-1.0, 2.0, 0.0, 1.0, 1.0, 1.0]}
+    )
+    guarded = guard_cells(frame)
+    assert guarded["a"].to_list() == ["'=1+1", "'+1", "'-1", "'@x", "1+", None]
+    assert guarded["b"].to_list() == frame["b"].to_list()
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("cannot open /home/me/a b.svs", "cannot open .../a b.svs"),
+        ("('/mnt/x/y.svs')", "('.../y.svs')"),
+        ("label 0/1+ of timm/resnet18", "label 0/1+ of timm/resnet18"),
+        ("12 um/px, 3/4 tiles", "12 um/px, 3/4 tiles"),
+    ],
+)
+def test_reasons_keep_names_and_lose_folders(said, shown):
+    assert text.without_folders(said) == shown
+
+
+def test_a_missing_table_is_named(tmp_path):
+    cohort = Cohort()
+    spec = cohort.write(tmp_path / "results")
+    next((tmp_path / "results" / "evaluation").rglob("metrics.parquet")).unlink()
+    with pytest.raises(UserError, match=r"metrics\.parquet.*run snakemake again"):
+        build_report(spec, tmp_path / "results", tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()

@@ -1,0 +1,29 @@
+"""What a job depends on keeps its meaning on the way through the shell."""
+
+import pytest
+
+from her2 import specs
+from her2.config import EvaluationSection, Task
+from her2.errors import UserError
+
+
+def evaluate_spec(*names: str) -> str:
+    task = Task(label="x", classes={name: [name] for name in names}, ordinal=True)
+    section = EvaluationSection()
+    return specs.dump(specs.EvaluateSpec(task=task, chunks=("a",), evaluation=section, seed=1))
+
+
+def test_the_order_of_classes_survives() -> None:
+    """An ordinal scale is an order; canonical JSON alone would sort it by the alphabet."""
+    text = evaluate_spec("low", "mid", "high")
+    assert specs.load(specs.EvaluateSpec, text).task.class_names == ("low", "mid", "high")
+
+
+def test_another_order_of_classes_is_another_job() -> None:
+    assert evaluate_spec("low", "mid", "high") != evaluate_spec("high", "mid", "low")
+
+
+def test_a_spec_of_another_version_of_the_code_is_refused() -> None:
+    text = evaluate_spec("low", "high").replace('"version":1', '"version":0')
+    with pytest.raises(UserError, match="run snakemake again"):
+        specs.load(specs.EvaluateSpec, text)

@@ -1,0 +1,394 @@
+import json
+import os
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from her2.cache import Cache
+from her2.cohort import Cohort, SlideRow
+from her2.config import HeadSection, Task, TrainingSection
+from her2.errors import UserError
+from her2.files import digest, file_digest
+from her2.folds import make_folds
+from her2.manifest import FeatureEntry, FoldEntry, read_manifest, write_manifest
+from her2.mil import run
+from her2.mil.run import train_folds
+from her2.specs import FoldsSpec, TrainSpec
+from her2.store import write_store
+
+TASK = Task(label="her2", classes={"negative": ["0"], "positive": ["3+"]})
+BUCKET = "0000-of-0001"
+D, TILES = 5, 6
+RUNS = ((0, 0), (0, 1), (0, 2))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@dataclass
+class World:
+    """A folder with folds, feature manifests and a cache of stores."""
+
+    root: Path
+    spec: TrainSpec
+
+    @property
+    def cache(self) -> Cache:
+        return Cache(self.root / "cache")
+
+    @property
+    def folds(self) -> Path:
+        return self.root / "folds.parquet"
+
+    @property
+    def features(self) -> Path:
+        return self.root / "features"
+
+    @property
+    def output(self) -> Path:
+        return self.root / "models" / "chunk.json"
+
+    def train(self, spec: TrainSpec | None = None, cache: Cache | None = None, threads: int = 1):
+        return train_folds(
+            spec or self.spec,
+            cache or self.cache,
+            folds=self.folds,
+            features=self.features,
+            output=self.output,
+            threads=threads,
+        )
+
+    def entries(self) -> dict[str, FeatureEntry]:
+        return read_manifest(self.features / f"{BUCKET}.json", FeatureEntry)
+
+    def set_entries(self, entries: dict[str, FeatureEntry]) -> None:
+        write_manifest(self.features / f"{BUCKET}.json", entries)
+
+    def table(self) -> pl.DataFrame:
+        return pl.read_parquet(self.folds)
+
+    def part(self, role: str, fold: int = 0) -> list[str]:
+        rows = self.table().filter((pl.col("fold") == fold) & (pl.col("role") == role))
+        return sorted(rows["slide_id"])
+
+    def products(self, key: str) -> Path:
+        return self.cache.path("models", key)
+
+    def add_store(self, slide_id: str, *, d: int = D, encoder: str = "e", tiles: int = TILES):
+        key = digest([slide_id, d, encoder, tiles])
+        generator = np.random.default_rng(int(key[:8], 16))
+        with self.cache.publish("features", key) as path:
+            write_store(
+                path,
+                generator.normal(size=(tiles, d)).astype(np.float16),
+                np.zeros((tiles, 2), np.int32),
+                {"encoder": {"digest": encoder}},
+            )
+        return FeatureEntry("ok", None, key, tiles, 0, d)
+
+
+def cohort(patients: int = 6, unlabelled: int = 2) -> Cohort:
+    rows = [
+        SlideRow(f"{c}{i}-{letter}", "x.svs", f"{c}{i}", {"her2": value})
+        for c, value in (("n", "0"), ("p", "3+"))
+        for i in range(patients)
+        for letter in ("ab" if i == 0 else "a")
+    ]
+    rows += [SlideRow(f"u{i}-a", "x.svs", f"u{i}", {}) for i in range(unlabelled)]
+    return Cohort(tuple(sorted(rows, key=lambda row: row.slide_id)), Path("/nowhere"))
+
+
+def build(root: Path, slides: Cohort | None = None, **changed: object) -> World:
+    values = {
+        "task": TASK,
+        "head": HeadSection(head="abmil", attention=4),
+        "training": TrainingSection(bag_size=4, bags_per_batch=4, epochs=2, learning_rate=1e-2),
+        "runs": RUNS,
+        "buckets": (BUCKET,),
+        "max_excluded": 0.2,
+        "seed": 7,
+    }
+    world = World(root, TrainSpec(**(values | changed)))
+    slides = slides or cohort()
+    make_folds(
+        FoldsSpec(rows="", task=TASK, folds=3, repeats=1, tune=0.25, seed=1), slides, world.folds
+    )
+    # Sizes differ, so that attention of one slide cannot be taken for another's.
+    world.set_entries(
+        {
+            row.slide_id: world.add_store(row.slide_id, tiles=TILES + index)
+            for index, row in enumerate(slides.rows)
+        }
+    )
+    return world
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return build(tmp_path)
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise AssertionError("a fold was trained")
+
+
+def with_labels(world: World, slides: list[str], change) -> None:
+    """Rewrite the folds table (one fold of it) with other labels for some slides."""
+    table = world.table().filter(pl.col("fold") == 0)
+    labels = [
+        change(label) if slide in slides else label
+        for slide, label in table.select("slide_id", "label").iter_rows()
+    ]
+    table.with_columns(label=pl.Series(labels, dtype=pl.Int32)).write_parquet(world.folds)
+
+
+def test_a_fold_is_a_model_a_card_a_history_predictions_and_attention(world: World) -> None:
+    entries = world.train()
+    assert sorted(entries) == ["r0f0", "r0f1", "r0f2"]
+    assert read_manifest(world.output, FoldEntry) == entries
+    for name, entry in entries.items():
+        fold = int(name[-1])
+        folder = world.products(entry.key)
+        card = json.loads((folder / "card.json").read_text())
+        assert set(card["files"]) | {"card.json"} == {item.name for item in folder.iterdir()}
+        for item, sha256 in card["files"].items():
+            assert file_digest(folder / item) == sha256
+        assert entry.test_slides == len(world.part("test", fold))
+        assert entry.train_slides == len(world.part("train", fold))
+        assert entry.tune_slides == len(world.part("tune", fold))
+        history = pl.read_parquet(folder / "history.parquet")
+        assert entry.epochs == len(history) == 2
+        assert entry.best_epoch == history["tune_loss"].arg_min()
+        assert entry.tune_loss == pytest.approx(history["tune_loss"].min(), abs=1e-6)
+
+
+def test_exactly_the_held_out_and_the_unlabelled_slides_are_predicted(world: World) -> None:
+    for name, entry in world.train().items():
+        table = pl.read_parquet(world.products(entry.key) / "predictions.parquet")
+        expected = world.part("test", int(name[-1])) + ["u0-a", "u1-a"]
+        assert table["slide_id"].to_list() == sorted(expected)
+        patients = [slide.split("-")[0] for slide in table["slide_id"]]
+        assert table["patient_id"].to_list() == patients
+        sums = table.select(pl.col("prob_negative") + pl.col("prob_positive")).to_series()
+        assert sums.to_numpy() == pytest.approx(np.ones(len(table)))
+
+
+def test_attention_has_one_value_a_tile_and_sums_to_one(world: World) -> None:
+    entries = world.entries()
+    for entry in world.train().values():
+        table = pl.read_parquet(world.products(entry.key) / "attention.parquet")
+        for slide, attention in table.iter_rows():
+            assert len(attention) == entries[slide].tiles
+            assert sum(attention) == pytest.approx(1, abs=1e-5)
+
+
+def test_each_fold_is_found_under_its_own_name(world: World) -> None:
+    entries = world.train()
+    for name, entry in entries.items():
+        for item in world.products(entry.key).iterdir():
+            assert (world.output.parent / name / item.name).samefile(item)
+
+
+def test_the_second_call_trains_nothing_and_writes_the_same_bytes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.train()
+    before = world.output.read_bytes()
+    world.output.unlink()
+    monkeypatch.setattr(run, "train_fold", refuse)
+    world.train()
+    assert world.output.read_bytes() == before
+
+
+def test_folds_regrouped_into_other_jobs_are_not_trained_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    all_at_once = world.train()
+    monkeypatch.setattr(run, "train_fold", refuse)
+    for index in range(3):
+        alone = world.train(world.spec.model_copy(update={"runs": (RUNS[index],)}))
+        assert alone == {f"r0f{index}": all_at_once[f"r0f{index}"]}
+
+
+def test_the_same_seed_gives_identical_predictions_in_another_place(tmp_path: Path) -> None:
+    first, second = build(tmp_path / "a"), build(tmp_path / "b")
+    one, two = first.train(), second.train()
+    assert one == two
+    for name, entry in one.items():
+        for item in ("predictions.parquet", "attention.parquet", "history.parquet"):
+            tables = [pl.read_parquet(w.products(entry.key) / item) for w in (first, second)]
+            assert tables[0].equals(tables[1]), (name, item)
+
+
+def test_folds_do_not_depend_on_which_folds_a_job_trains(tmp_path: Path) -> None:
+    together = build(tmp_path / "a")
+    alone = build(tmp_path / "b", runs=((0, 2),))
+    key = together.train()["r0f2"].key
+    assert alone.train()["r0f2"].key == key
+    tables = [pl.read_parquet(w.products(key) / "predictions.parquet") for w in (together, alone)]
+    assert tables[0].equals(tables[1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 8},
+        {"head": HeadSection(head="abmil", attention=4, gated=False)},
+        {"training": TrainingSection(bag_size=4, bags_per_batch=4, epochs=3, learning_rate=1e-2)},
+    ],
+    ids=["seed", "head", "training"],
+)
+def test_what_determines_a_model_is_in_its_key(world: World, change: dict[str, object]) -> None:
+    keys = {entry.key for entry in world.train().values()}
+    others = world.train(world.spec.model_copy(update=change))
+    assert len(keys) == 3
+    assert keys.isdisjoint(entry.key for entry in others.values())
+
+
+def test_what_does_not_determine_a_model_is_not_in_its_key(world: World) -> None:
+    keys = {name: entry.key for name, entry in world.train().items()}
+    same = world.spec.model_copy(update={"max_excluded": 0.9})
+    assert {name: entry.key for name, entry in world.train(same, threads=2).items()} == keys
+
+
+def test_labels_of_the_test_part_are_no_input_of_a_model(tmp_path: Path) -> None:
+    straight, altered = build(tmp_path / "a", runs=RUNS[:1]), build(tmp_path / "b", runs=RUNS[:1])
+    with_labels(straight, [], lambda label: label)
+    with_labels(altered, altered.part("test"), lambda label: 1 - label)
+    assert not straight.table().equals(altered.table())
+    key = straight.train()["r0f0"].key
+    assert altered.train()["r0f0"].key == key
+    for item in ("model.safetensors", "history.parquet", "predictions.parquet"):
+        assert file_digest(straight.products(key) / item) == file_digest(
+            altered.products(key) / item
+        )
+
+
+@pytest.mark.parametrize("role", ["train", "tune"])
+def test_a_label_that_was_learnt_from_is_in_the_key(tmp_path: Path, role: str) -> None:
+    straight, altered = build(tmp_path / "a", runs=RUNS[:1]), build(tmp_path / "b", runs=RUNS[:1])
+    with_labels(straight, [], lambda label: label)
+    with_labels(altered, altered.part(role)[:1], lambda label: 1 - label)
+    assert straight.train()["r0f0"].key != altered.train()["r0f0"].key
+
+
+def test_other_features_of_any_slide_are_another_key(world: World) -> None:
+    spec = world.spec.model_copy(update={"runs": RUNS[:1]})
+    keys = {world.train(spec)["r0f0"].key}
+    entries = world.entries()
+    for role in ("train", "tune", "test", "predict"):
+        slide = world.part(role)[0]
+        world.set_entries(entries | {slide: world.add_store(slide, tiles=40)})
+        keys.add(world.train(spec)["r0f0"].key)
+    assert len(keys) == 5
+
+
+def test_an_excluded_slide_is_absent_from_its_part(world: World) -> None:
+    slide = world.part("test")[0]
+    world.set_entries(world.entries() | {slide: FeatureEntry("excluded", "no tissue found")})
+    entry = world.train()["r0f0"]
+    assert entry.test_slides == len(world.part("test")) - 1
+    table = pl.read_parquet(world.products(entry.key) / "predictions.parquet")
+    assert slide not in table["slide_id"].to_list()
+
+
+def test_more_excluded_slides_than_allowed_stop_the_job_by_name(world: World) -> None:
+    lost = {name: FeatureEntry("failed", "cut off") for name in world.part("test")}
+    world.set_entries(world.entries() | lost)
+    with pytest.raises(UserError, match=r"cohort\.max_excluded 0\.2") as caught:
+        world.train()
+    assert all(f"{name}: cut off" in str(caught.value) for name in lost)
+
+
+def test_a_test_part_without_a_usable_slide_leaves_an_empty_typed_table(tmp_path: Path) -> None:
+    world = build(tmp_path, cohort(unlabelled=0), runs=RUNS[:1], max_excluded=0.9)
+    lost = {name: FeatureEntry("failed", "cut off") for name in world.part("test")}
+    world.set_entries(world.entries() | lost)
+    entry = world.train()["r0f0"]
+    assert entry.test_slides == 0
+    table = pl.read_parquet(world.products(entry.key) / "predictions.parquet")
+    assert len(table) == 0
+    assert table.schema == {
+        "slide_id": pl.String,
+        "patient_id": pl.String,
+        "prob_negative": pl.Float64,
+        "prob_positive": pl.Float64,
+    }
+
+
+def test_a_store_that_left_the_cache_is_an_error_with_its_mend(world: World) -> None:
+    key = world.entries()["n1-a"].key
+    world.cache.path("features", key).unlink()
+    with pytest.raises(UserError, match="n1-a: its features .* delete the feature manifests"):
+        world.train()
+
+
+def test_a_broken_store_is_an_error_with_its_mend(world: World) -> None:
+    path = world.cache.path("features", world.entries()["n1-a"].key)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match="is not a feature store .*run snakemake again"):
+        world.train()
+
+
+@pytest.mark.parametrize("other", [{"encoder": "f"}, {"d": D + 1}], ids=["encoder", "dimension"])
+def test_a_store_of_another_encoder_stops_the_job(world: World, other: dict[str, object]) -> None:
+    slide = world.part("train")[0]
+    world.set_entries(world.entries() | {slide: world.add_store(slide, **other)})
+    with pytest.raises(UserError, match=f"different encoders.*{slide}"):
+        world.train()
+
+
+def test_a_test_slide_of_another_encoder_stops_the_job(world: World) -> None:
+    slide = world.part("test")[0]
+    world.set_entries(world.entries() | {slide: world.add_store(slide, encoder="f")})
+    with pytest.raises(UserError, match=f"different encoders.*{slide}"):
+        world.train(world.spec.model_copy(update={"runs": RUNS[:1]}))
+
+
+def test_a_slide_without_a_feature_manifest_is_named(world: World) -> None:
+    entries = world.entries()
+    del entries["p3-a"]
+    world.set_entries(entries)
+    with pytest.raises(UserError, match="p3-a: is in the folds table and in no feature manifest"):
+        world.train()
+
+
+def test_a_patient_in_two_parts_stops_the_job_before_training(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "train_fold", refuse)
+    crossing = pl.when(pl.col("slide_id") == "n0-b").then(pl.lit("train"))
+    crossing = crossing.when(pl.col("slide_id") == "n0-a").then(pl.lit("test"))
+    world.table().with_columns(role=crossing.otherwise("role")).write_parquet(world.folds)
+    with pytest.raises(UserError, match="n0 in test and train"):
+        world.train()
+
+
+def test_a_fold_that_cannot_be_trained_leaves_nothing_in_the_cache(world: World) -> None:
+    exploding = world.spec.training.model_copy(update={"learning_rate": 1e30, "epochs": 9})
+    with pytest.raises(UserError, match="lower training"):
+        world.train(world.spec.model_copy(update={"training": exploding}))
+    assert [p for p in world.cache.products() if p.kind == "models"] == []
+    assert not world.output.exists()
+
+
+def test_a_cohort_of_more_slides_than_the_system_lets_files_be_open(tmp_path: Path) -> None:
+    # Each mapped store holds its file open; 1,024 is the usual limit, a cohort has more slides.
+    world = build(tmp_path, cohort(patients=45, unlabelled=0), runs=RUNS[:1])
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    now = len(os.listdir("/proc/self/fd"))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (now + 40, limits[1]))
+        assert world.train()["r0f0"].test_slides >= 30
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

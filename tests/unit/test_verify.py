@@ -1,0 +1,221 @@
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from her2.cache import Cache
+from her2.errors import UserError
+from her2.files import digest, file_digest
+from her2.manifest import FeatureEntry, FoldEntry, TileEntry, write_manifest
+from her2.store import open_store, write_store
+from her2.tiling import TileMeta, TileTable, write_table
+from her2.verify import broken_products, unused_products
+
+
+@pytest.fixture
+def cache(tmp_path) -> Cache:
+    """A sound cache with a product of each kind, under the key digest(kind)."""
+    cache = Cache(tmp_path / "cache")
+    coords = np.arange(40, dtype=np.int32).reshape(20, 2)
+    meta = TileMeta(
+        fingerprint="f",
+        width_px=100,
+        height_px=100,
+        vendor="aperio",
+        mpp_x=0.5,
+        mpp_y=0.5,
+        mpp_source="metadata",
+        target_mpp=0.5,
+        tile_px=16,
+        level0_width=16.0,
+        level0_height=16.0,
+        read_level=0,
+        tissue_mm2=0.1,
+    )
+    with cache.publish("tiles", digest("tiles")) as path:
+        write_table(path, TileTable(coords, np.ones(20, np.float32), meta))
+    with cache.publish("qc", digest("qc")) as path:
+        path.write_bytes(cv2.imencode(".jpg", np.zeros((9, 9, 3), np.uint8))[1].tobytes())
+    features = np.random.default_rng(0).random((20, 8)).astype(np.float16)
+    with cache.publish("features", digest("features")) as path:
+        write_store(path, features, coords, {"key": digest("features")})
+    with cache.publish("models", digest("models")) as folder:
+        (folder / "model.safetensors").write_bytes(b"weights")
+        card = {
+            "key": digest("models"),
+            "files": {"model.safetensors": file_digest(folder / "model.safetensors")},
+        }
+        (folder / "card.json").write_text(json.dumps(card))
+    return cache
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def the_broken(cache: Cache, kind) -> str:
+    count, broken = broken_products(cache)
+    assert count == 4
+    assert [(product.kind, product.key) for product, _ in broken] == [(kind, digest(kind))]
+    return broken[0][1]
+
+
+def test_sound_products_are_sound(cache):
+    assert broken_products(cache) == (4, [])
+
+
+def test_a_flipped_bit_in_a_feature_is_found(cache):
+    path = cache.path("features", digest("features"))
+    flip(path, open_store(path).chunks[0].offset + 31)
+    assert "checksum of features/c/0/0 is wrong" in the_broken(cache, "features")
+
+
+def test_a_truncated_store_is_found(cache):
+    path = cache.path("features", digest("features"))
+    path.write_bytes(path.read_bytes()[:-30])
+    assert "cannot be read" in the_broken(cache, "features")
+
+
+def test_a_store_of_another_key_is_found(cache):
+    path = cache.path("features", digest("features"))
+    path.unlink()
+    write_store(path, np.ones((2, 3), np.float16), np.zeros((2, 2), np.int32), {"key": "other"})
+    assert "another key" in the_broken(cache, "features")
+
+
+def test_no_flipped_bit_stops_the_search(cache):
+    """A wrong bit in a header reads as encryption or another version, not as a checksum."""
+    path = cache.path("features", digest("features"))
+    whole = path.read_bytes()
+    data = open_store(path).chunks[0].offset
+    found = 0
+    for place in range(0, len(whole), 7):
+        changed = bytearray(whole)
+        changed[place] ^= 0xFF
+        path.write_bytes(changed)
+        count, broken = broken_products(cache)
+        assert count == 4
+        found += bool(broken)
+        if data <= place < data + 20 * 8 * 2:
+            assert broken, f"byte {place} of the features"
+    assert found > len(range(0, len(whole), 7)) * 0.8
+
+
+def test_changed_weights_are_found(cache):
+    flip(cache.path("models", digest("models")) / "model.safetensors", 3)
+    assert the_broken(cache, "models") == "model.safetensors was changed"
+
+
+def test_a_lost_file_of_a_model_is_found(cache):
+    (cache.path("models", digest("models")) / "model.safetensors").unlink()
+    assert "is not a trained fold" in the_broken(cache, "models")
+
+
+@pytest.mark.parametrize(
+    ("card", "problem"),
+    [
+        ("", "not a trained fold"),
+        ("[]", "not a trained fold"),
+        ('{"key": 1}', "another key"),
+        (json.dumps({"key": digest("models"), "files": []}), "not a trained fold"),
+    ],
+)
+def test_a_card_that_is_none_is_found(cache, card, problem):
+    (cache.path("models", digest("models")) / "card.json").write_text(card)
+    assert problem in the_broken(cache, "models")
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, -1])
+def test_a_truncated_tile_table_is_found(cache, kept):
+    path = cache.path("tiles", digest("tiles"))
+    path.write_bytes(path.read_bytes()[:kept])
+    assert "is not a tile table" in the_broken(cache, "tiles")
+
+
+@pytest.mark.parametrize("column", [0, 1, 2])
+def test_a_flipped_bit_in_a_tile_table_is_found(cache, column):
+    path = cache.path("tiles", digest("tiles"))
+    chunk = pa.parquet.read_metadata(path).row_group(0).column(column)
+    flip(path, chunk.data_page_offset + 60)
+    assert "is not a tile table" in the_broken(cache, "tiles")
+
+
+def test_a_parquet_file_of_something_else_is_found(cache):
+    pa.parquet.write_table(pa.table({"x": [1]}), cache.path("tiles", digest("tiles")))
+    assert "is not a tile table" in the_broken(cache, "tiles")
+
+
+def test_a_truncated_picture_is_found(cache):
+    path = cache.path("qc", digest("qc"))
+    path.write_bytes(path.read_bytes()[:-5])
+    assert the_broken(cache, "qc") == "is not a whole JPEG"
+
+
+def test_several_broken_products_are_all_named(cache):
+    for product in list(cache.products()):
+        (product.path / "card.json" if product.path.is_dir() else product.path).write_bytes(b"?")
+    count, broken = broken_products(cache)
+    assert (count, len(broken)) == (4, 4)
+
+
+# Prune
+
+
+def results(folder: Path, stage: str, key: str | None) -> Path:
+    entry = {
+        "tiles": TileEntry(status="ok", key=key),
+        "features": FeatureEntry(status="ok" if key else "failed", key=key),
+        "models": FoldEntry(key or "", 1, 1, 1, 1, 1, 0.0),
+    }[stage]
+    write_manifest(folder / stage / "name" / "0000-of-0001.json", {"s": entry})
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["tiles", "features", "models"])
+def test_what_a_manifest_names_is_used(cache, tmp_path, kind):
+    unused = unused_products(cache, [results(tmp_path / "results", kind, digest(kind))])
+    kinds = {"tiles", "qc", "features", "models"}
+    assert {product.kind for product in unused} == kinds - {kind}
+
+
+def test_a_picture_is_used_with_its_tiles(cache, tmp_path):
+    folder = results(tmp_path / "results", "tiles", digest("qc"))
+    assert "qc" not in {product.kind for product in unused_products(cache, [folder])}
+
+
+def test_what_any_of_several_results_names_is_used(cache, tmp_path):
+    folders = [
+        results(tmp_path / kind, kind, digest(kind)) for kind in ("tiles", "features", "models")
+    ]
+    assert [product.kind for product in unused_products(cache, folders)] == ["qc"]
+
+
+def test_a_model_s_card_beside_the_manifest_does_not_confuse(cache, tmp_path):
+    folder = results(tmp_path / "results", "models", digest("models"))
+    card = cache.path("models", digest("models")) / "card.json"
+    (folder / "models" / "name" / "r0f0").mkdir()
+    (folder / "models" / "name" / "r0f0" / "card.json").write_bytes(card.read_bytes())
+    assert "models" not in {product.kind for product in unused_products(cache, [folder])}
+
+
+def test_a_folder_without_manifests_is_refused(cache, tmp_path):
+    """Else one wrong path would delete the whole cache."""
+    keep = results(tmp_path / "results", "tiles", digest("tiles"))
+    (tmp_path / "wrong").mkdir()
+    with pytest.raises(UserError, match="holds no manifests; name a results folder"):
+        unused_products(cache, [keep, tmp_path / "wrong"])
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"s": '])
+def test_a_manifest_that_cannot_be_read_is_refused(cache, tmp_path, content):
+    keep = results(tmp_path / "results", "tiles", digest("tiles"))
+    (keep / "features").mkdir()
+    (keep / "features" / "broken.json").write_text(content)
+    with pytest.raises(UserError, match=r"broken\.json: is not a readable manifest"):
+        unused_products(cache, [keep])

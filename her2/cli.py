@@ -109,6 +109,14 @@ def encoder(spec: SpecOption, out: OutOption) -> None:
 
 
 @app.command()
+def encoders() -> None:
+    """List the published encoders that `source: catalogue` knows."""
+    from her2.encoders.catalogue import table
+
+    typer.echo(table())
+
+
+@app.command()
 def embed(
     spec: SpecOption,
     slides: SlidesOption,

@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from her2.encoders import catalogue
 from her2.errors import UserError, problem_list
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -137,7 +138,7 @@ class TilingSection(Section):
     )
 
 
-Source = Literal["timm", "torchvision", "random", "checkpoint"]
+Source = Literal["timm", "torchvision", "catalogue", "random", "checkpoint"]
 Feature = Literal["pooled", "class_token", "class_and_mean", "flattened"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -146,17 +147,19 @@ class EncoderSection(Section):
     """One frozen patch encoder: where its weights come from and what patch it is given."""
 
     source: Source = Field(
-        description="timm or torchvision: published weights; random: seeded initialisation; "
-        "checkpoint: a local file"
+        description="timm or torchvision: published weights; catalogue: a row of `her2 encoders`; "
+        "random: seeded initialisation; checkpoint: a local file"
     )
     model: str = Field(
         pattern=r"^((timm|torchvision)/)?[A-Za-z0-9][A-Za-z0-9._-]*$",
-        description="architecture: timm/NAME or torchvision/NAME",
+        description="architecture: timm/NAME or torchvision/NAME; catalogue: the row's name",
     )
     mpp: Mpp = Field(description="um/px of the patches")
     size: Annotated[int, Field(ge=16, le=2048)] = Field(description="px a side of the patches")
     checkpoint: Path | None = Field(
-        None, description="source checkpoint: .safetensors, or .pt/.pth holding tensors only"
+        None,
+        description="source checkpoint: .safetensors, or .pt/.pth/.bin of tensors only; source "
+        "catalogue: the row's weights file, downloaded before",
     )
     feature: Feature = Field("pooled", description="what is kept of the model's output")
     precision: Precision = Field(
@@ -166,10 +169,28 @@ class EncoderSection(Section):
         "float16", description="type of the stored features; float32 for values beyond 65,504"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _catalogue_row(cls, values: Any) -> Any:
+        """A row gives size, um/px, feature, precision and storage where the config does not."""
+        if not isinstance(values, Mapping) or values.get("source") != "catalogue":
+            return values
+        try:
+            row = catalogue.row(str(values.get("model")))
+        except UserError as error:
+            raise ValueError(str(error)) from None
+        return {**row.defaults(), **values}
+
     @model_validator(mode="after")
     def _library_and_checkpoint(self) -> "EncoderSection":
+        if self.source == "catalogue":
+            if self.checkpoint is not None and catalogue.row(self.model).hub is None:
+                raise ValueError(f"{self.model} comes from its library and takes no `checkpoint`")
+            return self
         if (self.source == "checkpoint") != (self.checkpoint is not None):
-            raise ValueError("`checkpoint: PATH` belongs to `source: checkpoint`, and only there")
+            raise ValueError(
+                "`checkpoint: PATH` belongs to `source: checkpoint` or `source: catalogue`"
+            )
         if "/" not in self.model and self.source in ("random", "checkpoint"):
             raise ValueError(f"say which library: timm/{self.model} or torchvision/{self.model}")
         if self.source in ("timm", "torchvision") and self.library != self.source:
@@ -179,11 +200,15 @@ class EncoderSection(Section):
     @property
     def library(self) -> str:
         """`timm` or `torchvision`."""
+        if self.source == "catalogue":
+            return catalogue.row(self.model).library
         return self.model.split("/")[0] if "/" in self.model else self.source
 
     @property
     def architecture(self) -> str:
         """The model's name within its library."""
+        if self.source == "catalogue":
+            return catalogue.row(self.model).architecture
         return self.model.split("/")[-1]
 
     @property

@@ -10,6 +10,7 @@ import torchvision
 from torch import Tensor, nn
 
 from her2.config import Feature
+from her2.encoders.catalogue import with_layers
 from her2.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -117,7 +118,9 @@ def _timm_config(architecture: str) -> Any:
 def _timm(architecture: str, arguments: dict[str, Any], pretrained: bool) -> nn.Module:
     if not timm.is_model(architecture):
         raise _unknown("timm", architecture, timm.list_models())
-    return timm.create_model(architecture, pretrained=pretrained, num_classes=0, **arguments)
+    return timm.create_model(
+        architecture, pretrained=pretrained, num_classes=0, **with_layers(arguments)
+    )
 
 
 def _torchvision(

@@ -9,6 +9,8 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
+import huggingface_hub.errors
 import safetensors
 import safetensors.torch
 import torch
@@ -23,6 +25,7 @@ from her2.encoders.build import (
     timm_licence,
 )
 from her2.encoders.card import WEIGHTS_NAME, EncoderCard, read_card, write_card
+from her2.encoders.catalogue import CatalogueRow, row, weights_for
 from her2.errors import UserError, problem_list
 from her2.files import atomic_path, file_digest
 
@@ -44,9 +47,17 @@ def materialise(encoder: EncoderSection, seed: int, folder: Path) -> EncoderCard
         UserError: unknown architecture, weights that do not fit, no network, unsafe file.
     """
     library, architecture = encoder.library, encoder.architecture
-    arguments = default_arguments(library, architecture, feature=encoder.feature, size=encoder.size)
+    known = row(encoder.model) if encoder.source == "catalogue" else None
+    if known is not None:
+        # Layers stay names here: the card is JSON, and build_backbone resolves them.
+        size = {"img_size": encoder.size} if "img_size" in known.arguments else {}
+        arguments = {**known.arguments, **size}
+    else:
+        arguments = default_arguments(
+            library, architecture, feature=encoder.feature, size=encoder.size
+        )
     torch.manual_seed(seed)
-    published = encoder.source in ("timm", "torchvision")
+    published = known.hub is None if known else encoder.source in ("timm", "torchvision")
     try:
         backbone = build_backbone(
             library,
@@ -64,12 +75,18 @@ def materialise(encoder: EncoderSection, seed: int, folder: Path) -> EncoderCard
             "`source: checkpoint` with a downloaded file."
         ) from None
     provenance: dict[str, Any] = {}
-    if encoder.checkpoint is not None:
-        load_weights(backbone, encoder.checkpoint)
-        provenance = {"file": encoder.checkpoint.name, "sha256": file_digest(encoder.checkpoint)}
+    path = encoder.checkpoint
+    if known is not None and known.hub is not None:
+        provenance = {"catalogue": known.name, "hub": known.hub}
+        if path is None:
+            path = fetch(known)
+            provenance["revision"] = path.parent.name
+    if path is not None:
+        load_weights(backbone, path, known)
+        provenance |= {"file": path.name, "sha256": file_digest(path)}
     elif encoder.source == "random":
         provenance = {"seed": seed}
-    mean, std = normalisation(library, architecture)
+    mean, std = (known.mean, known.std) if known else normalisation(library, architecture)
     state = {name: tensor.contiguous() for name, tensor in backbone.state_dict().items()}
     card = EncoderCard(
         source=encoder.source,
@@ -84,7 +101,7 @@ def materialise(encoder: EncoderSection, seed: int, folder: Path) -> EncoderCard
         std=(std[0], std[1], std[2]),
         precision=encoder.precision,
         storage=encoder.storage,
-        licence=timm_licence(architecture) if published and library == "timm" else "",
+        licence=_licence(encoder, known),
         weights_sha256=weights_digest(state),
         provenance=provenance,
     )
@@ -129,14 +146,46 @@ def weights_digest(state: dict[str, Tensor]) -> str:
     return result.hexdigest()
 
 
-def load_weights(backbone: nn.Module, path: Path) -> None:
+def fetch(row: CatalogueRow) -> Path:
+    """The weights file of a row, from the Hugging Face hub or its cache on this machine.
+
+    Raises:
+        UserError: access was not granted, or no network.
+    """
+    assert row.hub is not None
+    assert row.file is not None
+    try:
+        return Path(huggingface_hub.hf_hub_download(row.hub, row.file))
+    except huggingface_hub.errors.GatedRepoError:
+        raise UserError(
+            f"encoders: {row.name}: the weights are given on request. Ask at "
+            f"{row.ask_at or row.card}, then run `hf auth login` (or set HF_TOKEN) and start again."
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"encoders: {row.name}: {row.hub}/{row.file} could not be fetched "
+            f"({_first_line(error)}). This step needs a network; on a machine without one set "
+            f"`checkpoint: PATH` to a downloaded {row.file}."
+        ) from None
+
+
+def load_weights(backbone: nn.Module, path: Path, row: CatalogueRow | None = None) -> None:
     """Fill a backbone from a local file; a classifier's weights in it are left out.
+
+    Args:
+        backbone: to fill.
+        path: .safetensors, or a torch file holding tensors only.
+        row: whose weights these are: says how the file names its tensors.
 
     Raises:
         UserError: unreadable, not tensors only, or not of this architecture (the first
             mismatches are named).
     """
-    state = _strip_prefixes(_read_tensors(path), backbone)
+    state = _read_tensors(path)
+    if row is None or row.layout == "timm":
+        state = _strip_prefixes(state, backbone)
+    if row is not None:
+        state = weights_for(row, state, backbone)
     expected = backbone.state_dict()
     problems = [f"{name}: missing" for name in expected if name not in state]
     problems += [
@@ -189,6 +238,12 @@ def _strip_prefixes(state: dict[str, Tensor], backbone: nn.Module) -> dict[str, 
             break
         state = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
     return state
+
+
+def _licence(encoder: EncoderSection, row: CatalogueRow | None) -> str:
+    if row is not None:
+        return row.licence
+    return timm_licence(encoder.architecture) if encoder.source == "timm" else ""
 
 
 def _dimension(

@@ -4,12 +4,12 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import polars as pl
 from pydantic import Field, model_validator
 
-from her2.config import Mpp, Section
+from her2.config import ClassName, Mpp, Ordered, Section
 
 PatchFormat = Literal["folders", "csv", "bci", "pcam", "ihc4bc"]
 Part = Literal["train", "valid", "test"]
@@ -27,7 +27,7 @@ class PatchesSection(Section):
         "ihc4bc: those sets as published"
     )
     path: Path = Field(description="the folder, or the .csv; relative paths in it start there")
-    classes: dict[str, list[str]] | None = Field(
+    classes: Annotated[dict[ClassName, list[str]], *Ordered] | None = Field(
         None,
         min_length=2,
         description="class name -> labels of the set, in order; labels not named are left out. "

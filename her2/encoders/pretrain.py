@@ -313,7 +313,7 @@ def _dimension(encoder: Encoder, size_px: int) -> int:
     blank = torch.zeros(1, size_px, size_px, 3, dtype=torch.uint8)
     try:
         return int(encoder.eval()(blank).shape[1])
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(
             f"pretraining: the backbone cannot take patches of {size_px} px "
             f"({str(error).splitlines()[0]}); set `size` to one it was made for."

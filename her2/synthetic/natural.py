@@ -50,8 +50,8 @@ def _wood(rng: np.random.Generator, side: int) -> Picture:
     period = rng.uniform(7, 24)
     rings = (v + bend + 0.004 * rng.uniform(-1, 1) * u**2) / period
     saw = rings - np.floor(rings)  # early wood darkens slowly, and ends sharply
-    fibres = blur(rng.standard_normal((side, side)), 9, 0.6)
-    fibres = _looked_up(fibres / fibres.std(), u, v + bend)
+    streaks = blur(rng.standard_normal((side, side)), 9, 0.6)
+    fibres = _looked_up(streaks / streaks.std(), u, v + bend)
     shade = np.clip(0.25 + 0.55 * saw**2 + 0.12 * fibres, 0, 1)
     light = _colour(rng, [(0.04, 0.13)], (0.15, 0.6), (0.6, 0.95))
     dark = light * _colour(rng, [(0.0, 0.1)], (0.1, 0.4), (0.3, 0.65))

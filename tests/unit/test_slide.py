@@ -366,6 +366,18 @@ def test_a_bad_tile_does_not_spoil_those_after_it(damaged):
                 np.testing.assert_array_equal(read_tile(slide, number), read_tile(good, number))
 
 
+def test_a_bad_tile_costs_two_openings_and_later_reads_none(damaged, monkeypatch):
+    opened = []
+    plain = Slide._open
+    monkeypatch.setattr(Slide, "_open", lambda self: opened.append(1) or plain(self))
+    with Slide(damaged[1]) as slide:
+        with pytest.raises(TileError):
+            read_tile(slide, 4)
+        for number in (0, 1, 2, 3, 5, 6, 7, 8):
+            read_tile(slide, number)
+    assert len(opened) == 1 + 2
+
+
 def test_a_bad_tile_does_not_spoil_those_of_other_threads(damaged):
     whole, broken = damaged
     with Slide(whole) as good:

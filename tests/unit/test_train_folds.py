@@ -1,5 +1,4 @@
 import json
-import os
 import resource
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,7 +174,7 @@ def test_a_fold_is_a_model_a_card_a_history_predictions_and_attention(world: Wor
 def test_exactly_the_held_out_and_the_unlabelled_slides_are_predicted(world: World) -> None:
     for name, entry in world.train().items():
         table = pl.read_parquet(world.products(entry.key) / "predictions.parquet")
-        expected = world.part("test", int(name[-1])) + ["u0-a", "u1-a"]
+        expected = [*world.part("test", int(name[-1])), "u0-a", "u1-a"]
         assert table["slide_id"].to_list() == sorted(expected)
         patients = [slide.split("-")[0] for slide in table["slide_id"]]
         assert table["patient_id"].to_list() == patients
@@ -386,7 +385,7 @@ def test_a_cohort_of_more_slides_than_the_system_lets_files_be_open(tmp_path: Pa
     # Each mapped store holds its file open; 1,024 is the usual limit, a cohort has more slides.
     world = build(tmp_path, cohort(patients=45, unlabelled=0), runs=RUNS[:1])
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    now = len(os.listdir("/proc/self/fd"))
+    now = len(list(Path("/proc/self/fd").iterdir()))
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (now + 40, limits[1]))
         assert world.train()["r0f0"].test_slides >= 30

@@ -27,9 +27,8 @@ rule materialise_encoder:
         runtime=60,
     params:
         spec=lambda wildcards: PLAN.encoder_spec(wildcards.encoder),
-        folder=lambda wildcards: f"{RESULTS}/encoders/{wildcards.encoder}",
     shell:
-        "python -m her2 encoder --spec {params.spec:q} --out {params.folder:q} 2> {log:q}"
+        "python -m her2 encoder --spec {params.spec:q} --out {RESULTS:q}/encoders/{wildcards.encoder} 2> {log:q}"
 
 
 rule embed_bucket:

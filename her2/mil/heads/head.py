@@ -44,8 +44,8 @@ def projection(dimension: int, hidden: int) -> nn.Module:
 
 
 def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
-    """Softmax over the instances that exist: (b, n, m) and mask (b, n) -> (b, n, m)."""
-    return scores.masked_fill(~mask[:, :, None], -torch.inf).softmax(dim=1)
+    """Softmax over the instances that exist: (b, n, m), mask (b, n) -> (b, n, m) float32."""
+    return scores.float().masked_fill(~mask[:, :, None], -torch.inf).softmax(dim=1)
 
 
 class Attention(nn.Module):

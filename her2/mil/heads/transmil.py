@@ -64,7 +64,7 @@ class TransMIL(nn.Module):
         for index in range(len(h)):
             tokens, weights = self._encode(h[index][mask[index]])  # (hidden,), (present,)
             logits.append(self.classifier(tokens))
-            attention[index, mask[index]] = weights.float()
+            attention[index, mask[index]] = weights
         return Output(torch.stack(logits), attention)
 
     def _encode(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,7 +99,7 @@ class NystromAttention(nn.Module):
         q, k, v = parts  # each (heads, n, width / heads)
         q = q * q.shape[2] ** -0.5
         mixed = nystrom(q, k, v, self.landmarks) + self.skip(v[None])[0]  # (heads, n, ...)
-        row = (q[:, :1] @ k.mT).softmax(dim=2)[:, 0].mean(dim=0)  # (n,)
+        row = (q[:, :1] @ k.mT).float().softmax(dim=2)[:, 0].mean(dim=0)  # (n,)
         return self.out(mixed.transpose(0, 1).flatten(1)), row
 
 

@@ -1,0 +1,311 @@
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+import her2
+from her2 import specs
+from her2.cache import Cache
+from her2.cli import app, main
+from her2.config import parse_config
+from her2.files import digest
+from her2.manifest import FeatureEntry, TileEntry, read_manifest, write_manifest
+from her2.store import write_store
+
+ROOT = Path(__file__).parents[2]
+STAGES = ["tile", "audit", "encoder", "embed", "folds", "train", "evaluate", "heatmap", "report"]
+QUESTIONS = ["cohort", "config", "cache", "synthetic"]
+HEAVY = {"torch", "torchvision", "timm", "polars", "zarr", "sklearn", "matplotlib", "pyarrow"}
+
+
+def command(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def failing(monkeypatch, capsys, *arguments: object) -> str:
+    """What a user sees of a mistake, through the real entry point."""
+    monkeypatch.setattr(sys, "argv", ["her2", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 1
+    return capsys.readouterr().err
+
+
+# Imports
+
+
+@pytest.mark.parametrize("module", ["her2", "her2.cli", "her2.plan", "her2.config", "her2.cohort"])
+def test_importing_is_light(module):
+    """Snakemake reads these in every job."""
+    code = f"import sys, {module}; print(*sorted({HEAVY!r} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.split() == []
+
+
+def test_help_lists_the_stages_and_is_light():
+    code = (
+        "import sys; sys.argv = ['her2', '--help']\n"
+        "from her2.cli import main\n"
+        "try:\n    main()\nfinally:\n"
+        f"    print(*sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    listed = {line.strip(" │").split(" ")[0] for line in done.stdout.splitlines()}
+    assert set(STAGES) | set(QUESTIONS) <= listed
+    assert done.stderr.split() == []
+
+
+def test_the_module_runs_as_the_command_does():
+    done = subprocess.run(
+        [sys.executable, "-m", "her2", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    assert done.stdout.strip() == her2.__version__
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_says_what_it_does(stage):
+    result = command(stage, "--help")
+    assert result.exit_code == 0
+    assert "--spec" in result.output
+    assert "Stage" in result.output or "After tile" in result.output
+
+
+# Stages
+
+
+def tile_spec(**changed: object) -> str:
+    fields = {"bucket": "0000-of-0001", "rows": "", "mpp": 0.5, "size": 96, "tiling": {}}
+    return specs.dump(specs.TileSpec(**(fields | changed)))
+
+
+def test_tile_writes_a_manifest_from_a_spec_and_a_csv(tmp_path, write_csv, drawn_slide):
+    shutil.copyfile(drawn_slide, tmp_path / "s1.svs")
+    slides = write_csv([{"slide_id": "s1", "path": "s1.svs", "patient_id": "p1"}])
+    out = tmp_path / "results" / "0000-of-0001.json"
+    result = command(
+        "tile", "--spec", tile_spec(), "--slides", slides, "--cache", tmp_path / "c", "--out", out
+    )
+    assert result.exit_code == 0, result.output
+    entry = read_manifest(out, TileEntry)["s1"]
+    assert entry.status == "ok"
+    assert Cache(tmp_path / "c").find("tiles", entry.key)
+
+
+def test_the_cache_may_come_from_the_environment(tmp_path, write_csv, drawn_slide, monkeypatch):
+    monkeypatch.setenv("HER2_CACHE", str(tmp_path / "shared"))
+    slides = write_csv([{"slide_id": "s1", "path": str(drawn_slide), "patient_id": "p1"}])
+    out = tmp_path / "m.json"
+    assert command("tile", "--spec", tile_spec(), "--slides", slides, "--out", out).exit_code == 0
+    assert [product.kind for product in Cache(tmp_path / "shared").products()] == ["tiles", "qc"]
+
+
+def test_a_user_s_mistake_is_its_message_without_a_traceback(tmp_path, monkeypatch, capsys):
+    shown = failing(
+        monkeypatch, capsys, "tile", "--spec", tile_spec(), "--slides", tmp_path / "no.csv",
+        "--cache", tmp_path, "--out", tmp_path / "m.json",
+    )  # fmt: skip
+    assert shown.startswith(f"her2: {tmp_path}/no.csv: cannot be read")
+    assert "Traceback" not in shown
+
+
+def test_a_spec_of_another_version_is_refused(tmp_path, monkeypatch, capsys):
+    values = json.loads(tile_spec()) | {"version": 999}
+    shown = failing(
+        monkeypatch, capsys, "tile", "--spec", json.dumps(values), "--slides", "x.csv",
+        "--cache", tmp_path, "--out", tmp_path / "m.json",
+    )  # fmt: skip
+    assert "version 999" in shown
+    assert "run snakemake again" in shown
+
+
+# Questions
+
+
+@pytest.fixture
+def config(tmp_path, config_values) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config_values))
+    return path
+
+
+def test_a_sound_config_is_said_to_be_sound(config):
+    result = command("config", "check", config)
+    assert result.exit_code == 0
+    assert "no problem found" in result.output
+
+
+def test_a_misspelt_key_is_shown(config, config_values, monkeypatch, capsys):
+    config.write_text(yaml.safe_dump(config_values | {"tilling": {}}))
+    shown = failing(monkeypatch, capsys, "config", "check", config)
+    assert f"her2: {config}: 1 problem(s)" in shown
+    assert "did you mean 'tiling'" in shown
+
+
+def test_the_printed_schema_accepts_the_default_config():
+    schema = json.loads(command("config", "schema").stdout)
+    values = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+    parse_config(values)
+    jsonschema.validate(values, schema)
+
+
+def rows_of(number: int, **changed: object) -> dict[str, object]:
+    cells = {"slide_id": f"s{number}", "path": f"s{number}.svs", "patient_id": f"p{number}"}
+    return cells | {"her2": "0"} | changed
+
+
+def test_a_sound_manifest_is_counted(tmp_path, config, write_csv, drawn_slide):
+    shutil.copyfile(drawn_slide, tmp_path / "s1.svs")
+    slides = write_csv([rows_of(1)])
+    result = command("cohort", "check", slides, "--config", config)
+    assert result.exit_code == 0, result.output
+    assert "1 slides of 1 patients, no problem found" in result.output
+
+
+def test_files_that_are_one_or_none_are_named(
+    tmp_path, config, write_csv, drawn_slide, monkeypatch, capsys
+):
+    for name in ("s1", "s2"):
+        shutil.copyfile(drawn_slide, tmp_path / f"{name}.svs")
+    slides = write_csv([rows_of(1), rows_of(2), rows_of(3)])
+    shown = failing(monkeypatch, capsys, "cohort", "check", slides, "--config", config)
+    assert "slides s1, s2 are the same file" in shown
+    assert "slide 's3'" in shown
+
+
+def test_labels_that_no_task_knows_are_named(config, write_csv, monkeypatch, capsys):
+    slides = write_csv([rows_of(1, her2="high")])
+    shown = failing(monkeypatch, capsys, "cohort", "check", slides, "--config", config)
+    assert "row 2, column 'her2': 'high' is in no task's classes" in shown
+
+
+def test_the_demo_manifest_is_legal(tmp_path, config_values):
+    from her2.cohort import read_cohort
+
+    result = command("synthetic", "manifest", "--patients", 8)
+    (tmp_path / "demo.csv").write_text(result.stdout)
+    cohort = read_cohort(tmp_path / "demo.csv", tasks=parse_config(config_values).tasks)
+    assert len({row.patient_id for row in cohort.rows}) == 8
+    assert len(list(csv.DictReader(io.StringIO(result.stdout)))) == len(cohort.rows)
+
+
+def test_a_demo_slide_is_drawn_from_its_spec(tmp_path):
+    from her2.slide import Slide
+
+    spec = specs.SyntheticSpec(slide_id="a", patient_id="p", her2="3+", site="south", seed=1)
+    slide = tmp_path / "a.svs"
+    result = command(
+        "synthetic", "slide", "--spec", specs.dump(spec), "--slide", slide,
+        "--mask", tmp_path / "a.png", "--side-px", 256,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    with Slide(slide) as opened:
+        assert (opened.width_px, opened.vendor) == (256, "aperio")
+    assert (tmp_path / "a.png").read_bytes()[1:4] == b"PNG"
+
+
+# The cache
+
+
+@pytest.fixture
+def cache(tmp_path) -> Cache:
+    """Two feature stores: `kept`, which a manifest names, and `unused`; and an old leftover."""
+    cache = Cache(tmp_path / "cache")
+    for name in ("kept", "unused"):
+        with cache.publish("features", digest(name)) as path:
+            write_store(
+                path,
+                np.zeros((3, 4), np.float16),
+                np.zeros((3, 2), np.int32),
+                {"key": digest(name)},
+            )
+    entries = {"s1": FeatureEntry(status="ok", key=digest("kept"), tiles=3)}
+    write_manifest(tmp_path / "results" / "features" / "e" / "0000-of-0001.json", entries)
+    for name, days in (("old", 8), ("young", 1)):
+        path = cache.path("features", digest("kept")).with_name(f".{name}.tmp.x")
+        path.touch()
+        os.utime(path, (time.time() - days * 86400,) * 2)
+    return cache
+
+
+def stored(cache: Cache) -> set[str]:
+    return {product.key for product in cache.products()}
+
+
+def test_products_are_listed(cache):
+    result = command("cache", "ls", "--cache", cache.root)
+    assert {line.split()[1] for line in result.stdout.splitlines()} == stored(cache)
+    assert "features: 2 products" in result.stderr
+
+
+def test_a_sound_cache_verifies(cache):
+    result = command("cache", "verify", "--cache", cache.root)
+    assert result.exit_code == 0
+    assert "2 products read, 0 broken" in result.stderr
+
+
+def test_a_broken_product_is_named_and_fails_the_command(cache):
+    path = cache.path("features", digest("unused"))
+    path.write_bytes(path.read_bytes()[:100])
+    result = command("cache", "verify", "--cache", cache.root)
+    assert result.exit_code == 1
+    assert result.stdout.startswith(f"{path}: cannot be read")
+    assert len(result.stdout.splitlines()) == 1
+    assert "2 products read, 1 broken" in result.stderr
+
+
+def test_prune_says_what_it_would_free_and_deletes_nothing(cache, tmp_path):
+    before = sorted(cache.root.rglob("*"))
+    result = command("cache", "prune", "--cache", cache.root, "--keep", tmp_path / "results")
+    assert result.exit_code == 0
+    assert digest("unused") in result.stdout
+    assert digest("kept") not in result.stdout
+    size = cache.path("features", digest("unused")).stat().st_size
+    assert f"1 products ({size / 1e6:.1f} MB) and 1 leftovers would be deleted" in result.stderr
+    assert "--yes" in result.stderr
+    assert sorted(cache.root.rglob("*")) == before
+
+
+def test_prune_deletes_what_nobody_names_when_told_to(cache, tmp_path):
+    result = command(
+        "cache", "prune", "--cache", cache.root, "--keep", tmp_path / "results", "--yes"
+    )
+    assert result.exit_code == 0
+    assert "deleted" in result.stderr
+    assert stored(cache) == {digest("kept")}
+    left = {path.name for path in cache.root.rglob(".*")}
+    assert left == {".young.tmp.x"}
+
+
+def test_prune_refuses_a_folder_that_names_nothing(cache, tmp_path, monkeypatch, capsys):
+    (tmp_path / "wrong").mkdir()
+    shown = failing(
+        monkeypatch, capsys, "cache", "prune", "--cache", cache.root,
+        "--keep", tmp_path / "wrong", "--yes",
+    )  # fmt: skip
+    assert "holds no manifests" in shown
+    assert len(stored(cache)) == 2
+
+
+def test_prune_wants_to_know_what_to_keep(cache):
+    result = command("cache", "prune", "--cache", cache.root, "--yes")
+    assert result.exit_code == 2
+    assert len(stored(cache)) == 2

@@ -19,6 +19,7 @@ if not workflow.overwrite_configfiles and "cohort" not in config:
 include: "workflow/rules/common.smk"
 include: "workflow/rules/synthetic.smk"
 include: "workflow/rules/tile.smk"
+include: "workflow/rules/encoder.smk"
 include: "workflow/rules/embed.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"

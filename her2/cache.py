@@ -17,10 +17,11 @@ from typing import Literal
 
 from her2.files import atomic_folder, atomic_path
 
-Kind = Literal["tiles", "qc", "features", "models"]
+Kind = Literal["tiles", "qc", "encoders", "features", "models"]
 SUFFIXES: dict[Kind, str] = {
     "tiles": ".parquet",
     "qc": ".jpg",
+    "encoders": "",
     "features": ".zarr.zip",
     "models": "",
 }
@@ -55,7 +56,10 @@ class Cache:
 
     @contextmanager
     def publish(self, kind: Kind, key: str) -> Iterator[Path]:
-        """A temporary path (a folder for models) that becomes the product when all went well."""
+        """A temporary path that becomes the product when all went well.
+
+        Encoders and models are folders.
+        """
         target = self.path(kind, key)
         write = atomic_path if SUFFIXES[kind] else atomic_folder
         with write(target) as temporary:

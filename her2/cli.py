@@ -117,6 +117,37 @@ def encoders() -> None:
 
 
 @app.command()
+def pretrain(
+    spec: SpecOption,
+    cache: CacheOption,
+    out: OutOption,
+    init: Annotated[Path | None, typer.Option(help="folder of the encoder to begin from")] = None,
+    threads: ThreadsOption = 1,
+) -> None:
+    """Stage 1: train an encoder on labelled patches."""
+    from her2.cache import Cache
+    from her2.encoders.pretrained import pretrain_encoder
+
+    job = specs.load(specs.EncoderSpec, spec)
+    pretrain_encoder(job, Cache(cache), out, init=init, threads=threads)
+
+
+@app.command()
+def overlap(
+    spec: SpecOption,
+    encoder: Annotated[Path, typer.Option(help="the encoder's folder")],
+    cohort: Annotated[Path, typer.Option(help="folder of the audit's table")],
+    out: OutOption,
+) -> None:
+    """Stage 1: stop when an encoder was pre-trained on patients of the cohort."""
+    from her2.audit import read_cohort_table
+    from her2.encoders.overlap import audit_overlap
+
+    job = specs.load(specs.OverlapSpec, spec)
+    audit_overlap(job, encoder, read_cohort_table(cohort), out)
+
+
+@app.command()
 def embed(
     spec: SpecOption,
     slides: SlidesOption,
@@ -181,6 +212,18 @@ def evaluate(
 
     job = specs.load(specs.EvaluateSpec, spec)
     run(job, Cache(cache), folds=folds, models=models, output=out)
+
+
+@app.command()
+def compare(
+    spec: SpecOption,
+    evaluation: Annotated[Path, typer.Option(help="the task's folder of evaluated models")],
+    out: OutOption,
+) -> None:
+    """Stage 2: differences between encoders on identical patients."""
+    from her2.evaluation.compare import compare as run
+
+    run(specs.load(specs.CompareSpec, spec), evaluation, out)
 
 
 @app.command()
@@ -324,6 +367,22 @@ def synthetic_slide(
     job = specs.load(specs.SyntheticSpec, spec)
     fields = job.model_dump(exclude={"version"})
     draw_slide(**fields, slide_path=slide, mask_path=mask, side_px=side_px)
+
+
+@synthetic_app.command("patches")
+def synthetic_patches(spec: SpecOption, out: OutOption) -> None:
+    """Draw one labelled patch set: H&E, IHC or photographs."""
+    from her2.synthetic.patches import draw_patch_set
+
+    job = specs.load(specs.PatchesSpec, spec)
+    draw_patch_set(
+        job.kind,
+        out.parent,
+        n_per_class=job.n_per_class,
+        size_px=job.size_px,
+        mpp=job.mpp,
+        seed=job.seed,
+    )
 
 
 @synthetic_app.command("manifest")

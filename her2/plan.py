@@ -11,6 +11,9 @@ from her2 import specs
 from her2.cohort import Cohort, SlideRow
 from her2.config import Config, FoldsSection
 
+DEMO_PATCHES = {"he": 300, "ihc": 225, "natural": 150}
+"""Patches a class of the demo's sets: 900 each, small enough to learn from in a minute."""
+
 SLIDE_COLUMNS = ("slide_id", "path", "mpp")
 """What tiling and embedding know of a row of the manifest."""
 
@@ -85,7 +88,44 @@ class Plan:
     def encoder_spec(self, name: str) -> str:
         """Spec of materialising one encoder."""
         encoder = self.config.encoders[name]
-        return specs.dump(specs.EncoderSpec(encoder=encoder, seed=self.config.seed))
+        trained = encoder.source == "pretrain"
+        return specs.dump(
+            specs.EncoderSpec(
+                # What is only said about an encoder does not make it another one.
+                encoder=encoder.model_copy(update={"domain": "none", "allow_overlap": False}),
+                patches=self.config.patches[encoder.data] if trained and encoder.data else None,
+                pretraining=self.config.pretraining if trained else None,
+                seed=self.config.seed,
+            )
+        )
+
+    def patch_source(self, name: str) -> str:
+        """The table or folder of the patch set that an encoder is pre-trained on."""
+        return str(self.config.patches[self.config.encoders[name].data or ""].path)
+
+    def begins_from(self, name: str) -> list[str]:
+        """The encoder whose weights another one begins from, if it is one of the config's."""
+        init = self.config.encoders[name].init
+        return [init] if init not in (None, "random", "published") else []
+
+    def overlap_spec(self, name: str) -> str:
+        """Spec of the overlap audit of one encoder."""
+        allowed = self.config.encoders[name].allow_overlap
+        return specs.dump(specs.OverlapSpec(allow_overlap=allowed))
+
+    def patches_spec(self, kind: str) -> str:
+        """Spec of drawing one patch set of the demo."""
+        return specs.dump(
+            specs.PatchesSpec.model_validate(
+                {
+                    "kind": kind,
+                    "n_per_class": DEMO_PATCHES[kind],
+                    "size_px": 96,
+                    "mpp": 1.0,
+                    "seed": self.config.seed,
+                }
+            )
+        )
 
     def embed_spec(self, bucket: str) -> str:
         """Spec of embedding one bucket; the encoder itself comes as a file."""
@@ -131,6 +171,18 @@ class Plan:
             specs.EvaluateSpec(
                 task=self.config.tasks[task],
                 chunks=tuple(self.chunks),
+                evaluation=self.config.evaluation,
+                seed=self.config.seed,
+            )
+        )
+
+    def compare_spec(self, task: str) -> str:
+        """Spec of comparing all encoders on a task."""
+        return specs.dump(
+            specs.CompareSpec(
+                task=self.config.tasks[task],
+                encoders=tuple(self.config.encoders),
+                heads=tuple(self.config.heads),
                 evaluation=self.config.evaluation,
                 seed=self.config.seed,
             )

@@ -6,7 +6,7 @@ string: what re-runs a stage and what the stage reads cannot drift apart. Paths 
 (a moved folder changes no result), and neither are batch sizes or thread counts.
 """
 
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from her2.config import (
     KEEP_ORDER,
@@ -14,6 +14,8 @@ from her2.config import (
     EncoderSection,
     EvaluationSection,
     HeadSection,
+    PatchesSection,
+    PretrainingSection,
     Section,
     Task,
     TilingSection,
@@ -27,10 +29,12 @@ VERSIONS = {
     "tile": 1,
     "audit": 1,
     "encoder": 1,
+    "overlap": 1,
     "embed": 1,
     "folds": 1,
     "train": 1,
     "evaluate": 1,
+    "compare": 1,
     "heatmap": 1,
     "report": 1,
 }
@@ -46,6 +50,17 @@ class SyntheticSpec(Section):
     patient_id: str
     her2: str
     site: str
+    seed: int
+
+
+class PatchesSpec(Section):
+    """One patch set of the demo."""
+
+    version: int = VERSIONS["synthetic"]
+    kind: Literal["he", "ihc", "natural"]
+    n_per_class: int
+    size_px: int
+    mpp: float
     seed: int
 
 
@@ -76,7 +91,16 @@ class EncoderSpec(Section):
 
     version: int = VERSIONS["encoder"]
     encoder: EncoderSection
+    patches: PatchesSection | None = None
+    pretraining: PretrainingSection | None = None
     seed: int
+
+
+class OverlapSpec(Section):
+    """An encoder's pre-training data against the cohort; the table comes as a file."""
+
+    version: int = VERSIONS["overlap"]
+    allow_overlap: bool
 
 
 class EmbedSpec(Section):
@@ -119,6 +143,17 @@ class EvaluateSpec(Section):
     version: int = VERSIONS["evaluate"]
     task: Task
     chunks: tuple[str, ...]
+    evaluation: EvaluationSection
+    seed: int
+
+
+class CompareSpec(Section):
+    """Encoders against each other on a task."""
+
+    version: int = VERSIONS["compare"]
+    task: Task
+    encoders: tuple[str, ...]
+    heads: tuple[str, ...]
     evaluation: EvaluationSection
     seed: int
 

@@ -38,6 +38,8 @@ def product_problem(product: Product) -> str | None:
             if not problems and read_attributes(product.path).get("key") != product.key:
                 problems = ["holds the features of another key"]
             return "; ".join(problems) or None
+        case "encoders":
+            return _encoder_problem(product)
         case "models":
             return _model_problem(product)
     return None
@@ -60,7 +62,7 @@ def unused_products(cache: Cache, results: Iterable[Path]) -> list[Product]:
 
 def _keys(folder: Path) -> set[str]:
     found = set()
-    for stage in ("tiles", "features", "models"):
+    for stage in ("tiles", "encoders", "features", "models"):
         for path in (folder / stage).rglob("*.json"):
             try:
                 entries = json.loads(path.read_text(encoding="utf-8")).values()
@@ -73,6 +75,18 @@ def _keys(folder: Path) -> set[str]:
                 entry["key"] for entry in entries if isinstance(entry, dict) and entry.get("key")
             }
     return found
+
+
+def _encoder_problem(product: Product) -> str | None:
+    from her2.encoders.materialise import load_encoder  # torch, only when there is one to read
+
+    try:
+        _, card = load_encoder(product.path)
+    except UserError as error:
+        return str(error).removeprefix(f"{product.path}: ")
+    if card.provenance.get("key") != product.key:
+        return "holds the encoder of another key"
+    return None
 
 
 def _model_problem(product: Product) -> str | None:

@@ -104,7 +104,7 @@ class CatalogueRow(BaseModel):
 
     def defaults(self) -> dict[str, Any]:
         """What a config section takes from the row for the keys it leaves out."""
-        names = ("size", "mpp", "feature", "precision", "storage")
+        names = ("size", "mpp", "feature", "precision", "storage", "domain")
         values = {name: getattr(self, name) for name in names}
         return {name: value for name, value in values.items() if value is not None}
 

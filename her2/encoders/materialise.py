@@ -25,7 +25,7 @@ from her2.encoders.build import (
     timm_licence,
 )
 from her2.encoders.card import WEIGHTS_NAME, EncoderCard, read_card, write_card
-from her2.encoders.catalogue import CatalogueRow, row, weights_for
+from her2.encoders.catalogue import CatalogueRow, row, scale_warning, weights_for
 from her2.errors import UserError, problem_list
 from her2.files import atomic_path, file_digest
 
@@ -94,7 +94,7 @@ def materialise(encoder: EncoderSection, seed: int, folder: Path) -> EncoderCard
         architecture=architecture,
         arguments=arguments,
         feature=encoder.feature,
-        dimension=_dimension(backbone, encoder, mean, std),
+        dimension=feature_dimension(backbone, encoder, mean, std),
         size=encoder.size,
         mpp=encoder.mpp,
         mean=(mean[0], mean[1], mean[2]),
@@ -109,6 +109,8 @@ def materialise(encoder: EncoderSection, seed: int, folder: Path) -> EncoderCard
         safetensors.torch.save_file({k: v.clone() for k, v in state.items()}, temporary)
     write_card(folder, card)
     log.info("encoder %s/%s: %d features", library, architecture, card.dimension)
+    if known is not None and (warning := scale_warning(known, encoder.mpp)):
+        log.warning("%s", warning)
     return card
 
 
@@ -246,9 +248,14 @@ def _licence(encoder: EncoderSection, row: CatalogueRow | None) -> str:
     return timm_licence(encoder.architecture) if encoder.source == "timm" else ""
 
 
-def _dimension(
+def feature_dimension(
     backbone: nn.Module, encoder: EncoderSection, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> int:
+    """Features a patch, by giving it a blank one.
+
+    Raises:
+        UserError: the architecture does not take patches of this size.
+    """
     module = Encoder(backbone, feature=encoder.feature, mean=mean, std=std).eval()
     blank = torch.zeros(1, encoder.size, encoder.size, 3, dtype=torch.uint8)
     try:

@@ -45,9 +45,9 @@ def audit_overlap(spec: OverlapSpec, encoder: Path, cohort: pl.DataFrame, output
     found = find_overlap(card, cohort)
     if found and not spec.allow_overlap:
         raise problem_list(
-            f"{encoder.name}: its pre-training data hold patients that this cohort tests on, so its "
-            "figures would be too good; pre-train without them, or set `allow_overlap: true` for "
-            "the encoder to have every one of its figures marked",
+            f"{encoder.name}: its pre-training data hold patients that this cohort tests on: "
+            "its figures would be too good; pre-train without them, or give the encoder "
+            "`allow_overlap: true` to have every one of its figures marked",
             [f"patient {patient}: {reason}" for patient, reason in sorted(found.items())],
         )
     if found:

@@ -4,57 +4,17 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import polars as pl
-from pydantic import Field, model_validator
 
-from her2.config import ClassName, Mpp, Ordered, Section
+from her2.config import PatchesSection
 
-PatchFormat = Literal["folders", "csv", "bci", "pcam", "ihc4bc"]
 Part = Literal["train", "valid", "test"]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 
 _BCI_STEM = re.compile(r"_([0-3])\+?$")
 _BCI_PART: dict[str, Part] = {"train": "train", "val": "valid", "valid": "valid", "test": "test"}
-
-
-class PatchesSection(Section):
-    """A labelled patch data set, for `source: pretrain`."""
-
-    format: PatchFormat = Field(
-        description="folders: a folder of class folders; csv: path,label[,case_id]; bci, pcam, "
-        "ihc4bc: those sets as published"
-    )
-    path: Path = Field(description="the folder, or the .csv; relative paths in it start there")
-    classes: Annotated[dict[ClassName, list[str]], *Ordered] | None = Field(
-        None,
-        min_length=2,
-        description="class name -> labels of the set, in order; labels not named are left out. "
-        "Default: every label is a class",
-    )
-    labels: Path | None = Field(
-        None, description="ihc4bc: a csv `path,label`, for images that lie in no class folders"
-    )
-    mpp: Mpp | None = Field(
-        None,
-        description="um/px of the patches: the encoder then sees windows at its own um/px; "
-        "without it a whole patch is scaled to the encoder's size",
-    )
-
-    @model_validator(mode="after")
-    def _labels_and_classes(self) -> "PatchesSection":
-        if self.labels is not None and self.format != "ihc4bc":
-            raise ValueError("`labels` belongs to `format: ihc4bc`, and only there")
-        seen: dict[str, str] = {}
-        for name, labels in (self.classes or {}).items():
-            if not labels:
-                raise ValueError(f"class {name!r} lists no label")
-            for label in labels:
-                if label in seen:
-                    raise ValueError(f"label {label!r} is in {seen[label]!r} and {name!r}")
-                seen[label] = name
-        return self
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
+from her2.config import PatchesSection
 from her2.encoders.patch_formats import (
     LISTERS,
     SUFFIXES,
     Listed,
     Part,
-    PatchesSection,
-    PatchFormat,
 )
 from her2.errors import UserError, problem_list
 from her2.files import digest
@@ -46,7 +45,7 @@ class PatchSet:
     """
 
     name: str
-    format: PatchFormat
+    format: str
     class_names: tuple[str, ...]
     ids: Sequence[str]
     labels: NDArray[np.int64]

@@ -13,7 +13,8 @@ import h5py  # type: ignore[import-untyped]  # it ships no types
 import numpy as np
 from numpy.typing import NDArray
 
-from her2.encoders.patch_formats import Part, PatchesSection, read_csv
+from her2.config import PatchesSection
+from her2.encoders.patch_formats import Part, read_csv
 from her2.encoders.patches import PatchSet, RgbPatch, class_table
 from her2.errors import problem_list
 from her2.files import atomic_path, digest, file_digest

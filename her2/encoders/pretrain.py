@@ -5,20 +5,20 @@ patches; downstream it is an encoder like any other.
 """
 
 import logging
+import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from her2.config import Count, Feature, Positive, Precision, Section, Share
+from her2.config import Feature, PretrainingSection
 from her2.device import DTYPES, resolve_precision
 from her2.encoders.build import Encoder
 from her2.encoders.materialise import weights_digest
@@ -42,36 +42,6 @@ log = logging.getLogger(__name__)
 
 COVERAGE = 0.9
 """A patch must cover this much of the side of what the encoder sees."""
-
-
-class PretrainingSection(Section):
-    """How `source: pretrain` trains a backbone on labelled patches."""
-
-    epochs: Count = Field(
-        20, description="at most; an epoch draws as many patches as the train part has"
-    )
-    batch_size: Count = Field(64, description="patches a step")
-    learning_rate: Positive = Field(1e-3, description="of AdamW, at its peak")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(
-        0.05, description="of AdamW; biases and normalisation layers are not decayed"
-    )
-    warmup: Share = Field(
-        0.1, description="share of the steps over which the learning rate rises; then a cosine"
-    )
-    validation: Annotated[float, Field(gt=0, lt=0.5)] = Field(
-        0.2,
-        description="share of the cases (patches, where cases are unknown) that picks the epoch, "
-        "unless the set brings a validation part",
-    )
-    patience: Count = Field(8, description="epochs without a better one before stopping")
-    augmentation: Annotated[float, Field(ge=0, le=2)] = Field(
-        1.0,
-        description="strength of the changes of stain, light and scale (1: stain within 15 %, "
-        "scale within 10 %); flips and turns are always on",
-    )
-    precision: Precision = Field(
-        "auto", description="auto: bfloat16 where the hardware has it, else float32"
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +137,8 @@ def pretrain(
         test = None
         if len(split.test):
             figures = validate(model, feed.validation(split.test), device=device, dtype=dtype)
-            test = dict(zip(("loss", "balanced_accuracy", "mean_auc"), figures, strict=True))
+            known = [value if math.isfinite(value) else None for value in figures]
+            test = dict(zip(("loss", "balanced_accuracy", "mean_auc"), known, strict=True))
     facts = _facts(patches, split, progress) | {
         "settings": settings.model_dump(mode="json"),
         "precision": precision,

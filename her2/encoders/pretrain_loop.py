@@ -199,7 +199,13 @@ def train_epoch(
 def validate(
     model: Classifier, batches: Iterator[Batch], *, device: torch.device, dtype: torch.dtype
 ) -> tuple[float, float, float]:
-    """Cross-entropy and balanced accuracy (each class counted alike), mean one-vs-rest AUC."""
+    """Cross-entropy and balanced accuracy (each class counted alike), mean one-vs-rest AUC.
+
+    The AUC is NaN where only one class is present.
+
+    Raises:
+        UserError: the outputs are not finite.
+    """
     model.eval()
     all_labels, all_probabilities = [], []
     for patches, labels, _ in batches:
@@ -209,10 +215,14 @@ def validate(
         all_labels.append(labels)
     target = torch.cat(all_labels).numpy()
     probabilities = torch.cat(all_probabilities).numpy()
+    if not np.isfinite(probabilities).all():
+        raise UserError("the model's outputs are not finite; lower pretraining.learning_rate.")
     losses = -np.log(np.maximum(probabilities[np.arange(len(target)), target], 1e-12))
     hits = probabilities.argmax(axis=1) == target
     present = np.unique(target)
-    aucs = [roc_auc_score(target == c, probabilities[:, c]) for c in present]
+    aucs = [math.nan]
+    if len(present) > 1:
+        aucs = [roc_auc_score(target == c, probabilities[:, c]) for c in present]
     return (
         float(np.mean([losses[target == c].mean() for c in present])),
         float(np.mean([hits[target == c].mean() for c in present])),

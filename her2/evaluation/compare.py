@@ -68,9 +68,7 @@ def paired_differences(
     weights = np.concatenate(
         [
             np.ones((1, len(common))),
-            patient_weights(
-                np.arange(len(common)), target, resamples=section.bootstrap, seed=seed
-            ),
+            patient_weights(np.arange(len(common)), target, resamples=section.bootstrap, seed=seed),
         ]
     )
     values = {name: _aucs(table, target, task, weights) for name, table in aligned.items()}

@@ -50,10 +50,10 @@ def class_logits(scores: Tensor, loss: Loss) -> Tensor:
     return functional.pad(passed, (1, 0)) + functional.pad(stopped, (0, 1))
 
 
-def members(labels: Tensor, loss: Loss, classes: int) -> Tensor:
+def members(labels: Tensor, loss: Loss, outputs: int) -> Tensor:
     """Class indices (b,) -> bool (b, o): the class of a bag, or the thresholds that it passes."""
-    outputs = torch.arange(output_count(loss, classes), device=labels.device)
-    return labels[:, None] == outputs if loss == "cross_entropy" else labels[:, None] > outputs
+    index = torch.arange(outputs, device=labels.device)  # (o,)
+    return labels[:, None] == index if loss == "cross_entropy" else labels[:, None] > index
 
 
 def bag_loss(

@@ -427,7 +427,7 @@ def test_a_bag_below_all_thresholds_has_no_tile_in_a_class() -> None:
     model.subtyping = False
     output = model(features, mask)
     losses = [
-        model.instance_loss(output, mask, members(torch.tensor([label]), "ordinal", C)).item()
+        model.instance_loss(output, mask, members(torch.tensor([label]), "ordinal", C - 1)).item()
         for label in range(C)
     ]
     assert losses[0] == 0 < losses[1] < losses[2]
@@ -453,6 +453,25 @@ def test_transmil_fills_the_square_with_the_first_tiles(n: int) -> None:
     folded = filled.attention[:, :n].clone()
     folded[:, : side**2 - n] += filled.attention[:, n:]
     torch.testing.assert_close(output.attention, folded)
+
+
+def test_transmil_is_its_layers_in_the_order_of_the_paper() -> None:
+    model, (features, mask) = build("transmil"), bags(3)
+    first, second = model.layers
+    tiles = model.project(features[0])  # (3, hidden)
+    x = torch.cat([model.token, tiles, tiles[:1]])  # 1 + 2 x 2 tokens
+    x = x + first(functional.layer_norm(x, [16]))[0]
+    grid = x[1:].T.reshape(1, 16, 2, 2)  # row by row
+    mixed = grid.clone()
+    for convolution, size in zip(model.convolutions, (7, 5, 3), strict=True):
+        assert convolution.weight.shape == (16, 1, size, size)
+        mixed += functional.conv2d(
+            grid, convolution.weight, convolution.bias, padding=size // 2, groups=16
+        )
+    x = torch.cat([x[:1], mixed.reshape(16, 4).T])
+    x = x + second(functional.layer_norm(x, [16]))[0]
+    expected = model.classifier(functional.layer_norm(x[0], [16]))
+    torch.testing.assert_close(model(features, mask).logits[0], expected)
 
 
 def test_short_sequences_have_exact_attention() -> None:

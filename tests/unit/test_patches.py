@@ -13,8 +13,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from her2 import specs
+from her2.config import PatchesSection
 from her2.encoders import patches as patches_module
-from her2.encoders.patch_formats import PatchesSection
 from her2.encoders.patch_split import split_patches
 from her2.encoders.patches import PatchSet, read_patch_set, read_rgb
 from her2.errors import UserError

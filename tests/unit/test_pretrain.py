@@ -13,18 +13,15 @@ import numpy as np
 import pytest
 import torch
 
+from her2.config import PretrainingSection
 from her2.encoders import pretrain_loop
 from her2.encoders.augment import moved, plain, restain, stain_changes
 from her2.encoders.build import build_backbone
 from her2.encoders.materialise import weights_digest
+from her2.encoders.patch_split import split_patches
 from her2.encoders.patches import PatchSet
-from her2.encoders.pretrain import (
-    Pretrained,
-    PretrainingSection,
-    channel_statistics,
-    pretrain,
-)
-from her2.encoders.pretrain_loop import CHECKPOINT, balanced_order, learning_rate
+from her2.encoders.pretrain import Pretrained, channel_statistics, pretrain
+from her2.encoders.pretrain_loop import CHECKPOINT, Feed, balanced_order, learning_rate
 from her2.errors import UserError
 from her2.files import canonical_json
 
@@ -70,9 +67,9 @@ def run(folder: Path, patches: PatchSet | None = None, seed: int = 5, **changed)
     torch.manual_seed(1)
     feature = changed.pop("feature", "pooled")
     model = changed.pop("model", "test_resnet")
-    backbone = build_backbone(
-        "timm", model, feature=feature, arguments=changed.pop("arguments", {})
-    )
+    library = changed.pop("library", "timm")
+    arguments = changed.pop("arguments", {})
+    backbone = build_backbone(library, model, feature=feature, arguments=arguments)
     values = {
         "backbone": backbone,
         "feature": feature,
@@ -96,9 +93,15 @@ def unkilled(tmp_path_factory) -> Pretrained:
     return found
 
 
-def slowly(patches: PatchSet, seconds: float) -> PatchSet:
+def stuck_after(reads: int, patches: PatchSet) -> PatchSet:
+    """The same patches, but a reader that hangs at some point, so that a kill falls there."""
+    lock, seen = threading.Lock(), []
+
     def read(index: int) -> np.ndarray:
-        time.sleep(seconds)
+        with lock:
+            seen.append(index)
+            if len(seen) > reads:
+                time.sleep(600)
         return patches.read(index)
 
     return dataclasses.replace(patches, read=read)
@@ -109,26 +112,26 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from tests.unit.test_pretrain import patch_set, run, slowly
-run(Path(sys.argv[1]), slowly(patch_set(), 0.02))
+from tests.unit.test_pretrain import patch_set, run, stuck_after
+# Statistics read the train part once, an epoch reads everything: the third epoch is cut short.
+run(Path(sys.argv[1]), stuck_after(36 + 2 * 48 + 20, patch_set()))
 """
 
 
 def test_a_killed_run_resumes_to_the_weights_of_one_that_was_not(tmp_path, unkilled, caplog):
     child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)])
-    deadline = time.monotonic() + 60
-    # Two epochs are written; the kill falls into the third.
+    deadline = time.monotonic() + 120
     while _epochs_written(tmp_path) < 2:
         assert child.poll() is None, "the child ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    time.sleep(0.3)
+    time.sleep(0.2)
     os.kill(child.pid, signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
-    assert 2 <= _epochs_written(tmp_path) < EPOCHS
+    assert _epochs_written(tmp_path) == 2
     with caplog.at_level("INFO"):
         resumed = run(tmp_path)
-    assert "resuming after epoch" in caplog.text
+    assert "resuming after epoch 2" in caplog.text
     assert weights_digest(resumed.state) == weights_digest(unkilled.state)
     assert resumed.history == unkilled.history
     assert resumed.facts == unkilled.facts
@@ -205,29 +208,25 @@ def test_a_backbone_learns_the_classes_and_says_so(tmp_path):
     assert found.facts["best"] == dataclasses.asdict(best)
 
 
-def test_the_weights_are_those_of_the_best_epoch_and_without_a_classifier(tmp_path, unkilled):
+def test_training_stops_after_patience_and_keeps_the_best_epoch(tmp_path):
+    settings = SETTINGS.model_copy(update={"epochs": 30, "patience": 2, "learning_rate": 1e-12})
+    found = run(tmp_path, settings=settings)
+    assert len(found.history) - 1 - found.best_epoch == 2
+    checkpoint = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    best, last = (_backbone_of(checkpoint[name]) for name in ("best_state", "model"))
+    assert weights_digest(found.state) == weights_digest(best)
+    assert weights_digest(found.state) != weights_digest(last)
+
+
+def _backbone_of(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    prefix = "encoder.backbone."
+    return {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+
+
+def test_the_weights_are_those_of_a_backbone_without_classifier(unkilled):
     backbone = build_backbone("timm", "test_resnet", feature="pooled", arguments={})
     assert set(unkilled.state) == set(backbone.state_dict())
     assert all(tensor.is_contiguous() for tensor in unkilled.state.values())
-    values = torch.load(run_folder(tmp_path) / CHECKPOINT, weights_only=True)
-    best = {
-        name.removeprefix("encoder.backbone."): tensor
-        for name, tensor in values["best_state"].items()
-        if not name.startswith("head.")
-    }
-    assert weights_digest(best) == weights_digest(unkilled.state)
-
-
-def run_folder(folder: Path) -> Path:
-    run(folder)
-    return folder
-
-
-def test_training_stops_after_patience(tmp_path):
-    settings = SETTINGS.model_copy(update={"epochs": 30, "patience": 2, "learning_rate": 1e-12})
-    found = run(tmp_path, settings=settings)
-    assert len(found.history) < 30
-    assert len(found.history) - 1 - found.best_epoch == 2
 
 
 def test_the_facts_are_json_and_tell_where_the_weights_come_from(unkilled):
@@ -256,6 +255,13 @@ def test_a_sets_own_test_part_is_measured_and_its_cases_are_not_training_cases(t
     assert not [case for case in found.facts["cases"] if case.endswith("-3")]
 
 
+def test_a_test_part_of_one_class_has_no_auc(tmp_path):
+    patches = patch_set(parts=["test" if i < 4 else None for i in range(48)], cases=[None] * 48)
+    test = run(tmp_path, patches, settings=PretrainingSection(epochs=1)).facts["test"]
+    assert test["mean_auc"] is None
+    assert math.isfinite(test["loss"])
+
+
 def test_statistics_equal_those_of_numpy():
     patches = patch_set()
     indices = np.array([0, 5, 40])
@@ -274,16 +280,10 @@ def test_a_blank_channel_does_not_divide_by_zero():
 
 
 def test_statistics_are_of_the_training_patches_alone(tmp_path, unkilled):
-    split = pretrain_split()
+    split = split_patches(patch_set(), share=SETTINGS.validation, seed=5)
     mean, _ = channel_statistics(patch_set(), split.train)
     assert unkilled.mean == mean
     assert unkilled.mean != channel_statistics(patch_set(), np.arange(48))[0]
-
-
-def pretrain_split():
-    from her2.encoders.patch_split import split_patches
-
-    return split_patches(patch_set(), share=SETTINGS.validation, seed=5)
 
 
 def test_classes_are_drawn_evenly_and_patches_of_a_class_too():
@@ -297,16 +297,43 @@ def test_classes_are_drawn_evenly_and_patches_of_a_class_too():
     assert len(set(common.tolist())) == len(common)
 
 
+def test_an_epoch_of_a_lopsided_set_shows_the_model_even_classes():
+    feed = Feed(patch_set((40, 8)), SIDE, None, 8, 1.0, 1)
+    labels = torch.cat([labels for _, labels, _ in feed.training(np.arange(48), 1, 0)])
+    assert torch.bincount(labels).tolist() == [24, 24]
+
+
 def test_balanced_classes_show_every_patch_once_an_epoch():
     order = balanced_order(np.repeat([0, 1], 20), np.random.default_rng(1))
     assert sorted(order.tolist()) == list(range(40))
 
 
-def test_epochs_differ_in_order():
-    first, second = (
-        balanced_order(np.repeat([0, 1], 20), np.random.default_rng([1, e])) for e in (0, 1)
-    )
-    assert not np.array_equal(first, second)
+def batches(epoch: int, threads: int = 1) -> list[bytes]:
+    feed = Feed(patch_set(), SIDE, None, 8, 1.0, threads)
+    return [
+        patches.numpy().tobytes() + labels.numpy().tobytes() + changes[0].numpy().tobytes()
+        for patches, labels, changes in feed.training(np.arange(48), 1, epoch)
+    ]
+
+
+def test_every_epoch_has_an_order_and_pictures_of_its_own():
+    first, second = batches(0), batches(1)
+    assert len(first) == 6
+    assert not set(first) & set(second)
+    labels = [
+        torch.cat(
+            [
+                b[1]
+                for b in Feed(patch_set(), SIDE, None, 8, 0.0, 1).training(np.arange(48), 1, epoch)
+            ]
+        ).tolist()
+        for epoch in (0, 1)
+    ]
+    assert labels[0] != labels[1]
+
+
+def test_an_epoch_is_the_same_whatever_came_before_and_however_many_readers():
+    assert batches(3) == batches(3, threads=4)
 
 
 def test_the_learning_rate_rises_then_falls_to_nothing():
@@ -360,16 +387,11 @@ def test_validation_sees_the_centre_at_the_encoders_scale():
 
 
 def test_patches_at_another_um_px_are_cut_to_what_the_encoder_sees(tmp_path):
-    seen = []
     patches = patch_set(side=64, mpp=0.5)
-    patches = dataclasses.replace(
-        patches, read=lambda i, read=patches.read: seen.append(threading.get_ident()) or read(i)
-    )
     settings = PretrainingSection(epochs=1, batch_size=8)
     run(tmp_path, patches, mpp=1.0, settings=settings)
     with pytest.raises(UserError, match="covers 32 um, the encoder sees 32 px at 2 um/px = 64 um"):
         run(tmp_path, patches, mpp=2.0, settings=settings)
-    assert seen
 
 
 def test_other_features_and_libraries_train_too(tmp_path):
@@ -392,4 +414,4 @@ def test_a_loss_that_is_not_finite_names_the_setting(tmp_path):
 
 def test_a_backbone_that_does_not_take_the_size_is_named(tmp_path):
     with pytest.raises(UserError, match="cannot take patches of 32 px"):
-        run(tmp_path, model="test_vit", arguments={"img_size": 64})
+        run(tmp_path, library="torchvision", model="alexnet", feature="flattened")

@@ -4,6 +4,7 @@ Parse time reads `config.yaml` and the manifest, and writes nothing.
 """
 
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -68,6 +69,11 @@ wildcard_constraints:
     encoder=r"[A-Za-z0-9][A-Za-z0-9._-]*",
     head=r"[A-Za-z0-9][A-Za-z0-9._-]*",
     chunk=r"r[0-9]+f[0-9]+-r[0-9]+f[0-9]+",
+
+
+def one_of(names):
+    """A wildcard's pattern that matches these names alone (nothing, when there are none)."""
+    return "|".join(re.escape(name) for name in names) or "(?!)"
 
 
 def slide_files(bucket):

@@ -1,34 +1,8 @@
-"""Stage 1, encode and embed: weights into one folder, then every tile through them, once.
+"""Stage 1, embed: every tile through a frozen encoder, once.
 
 in:  the slides of a bucket, its tile manifest, the encoder's card
-out: encoders/{encoder}/card.json, weights.safetensors
-     features/{encoder}/{bucket}.json   slide -> key, tiles, failed tiles, status, reason
+out: features/{encoder}/{bucket}.json   slide -> key, tiles, failed tiles, status, reason
 """
-
-
-# The only rule that may need a network; it runs where Snakemake does.
-localrules:
-    materialise_encoder,
-
-
-rule materialise_encoder:
-    output:
-        card=f"{RESULTS}/encoders/{{encoder}}/card.json",
-        weights=f"{RESULTS}/encoders/{{encoder}}/weights.safetensors",
-    log:
-        f"{RESULTS}/logs/materialise_encoder/{{encoder}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/materialise_encoder/{{encoder}}.tsv"
-    conda:
-        "../../envs/her2.yaml"
-    threads: 1
-    resources:
-        mem_mb=8000,
-        runtime=60,
-    params:
-        spec=lambda wildcards: PLAN.encoder_spec(wildcards.encoder),
-    shell:
-        "python -m her2 encoder --spec {params.spec:q} --out {RESULTS:q}/encoders/{wildcards.encoder} 2> {log:q}"
 
 
 rule embed_bucket:

@@ -3,6 +3,7 @@
 in:  the folds and the manifests of the trained folds
 out: evaluation/{task}/{encoder}/{head}/predictions.parquet (and slides, patients, metrics,
      confusion; each also as CSV)
+     evaluation/{task}/comparison.parquet   encoders against each other, paired
      heatmaps/{task}/{encoder}/{head}/heatmaps.json, and the pictures it lists
 """
 
@@ -37,6 +38,33 @@ rule evaluate:
         "python -m her2 evaluate --spec {params.spec:q} --folds {input.folds:q}"
         " --models {RESULTS:q}/models/{wildcards.task}/{wildcards.encoder}/{wildcards.head} --cache {CACHE:q}"
         " --out {RESULTS:q}/evaluation/{wildcards.task}/{wildcards.encoder}/{wildcards.head} 2> {log:q}"
+
+
+rule compare_encoders:
+    input:
+        lambda wildcards: expand(
+            f"{RESULTS}/evaluation/{wildcards.task}/{{encoder}}/{{head}}/predictions.parquet",
+            encoder=CONFIG.encoders,
+            head=CONFIG.heads,
+        ),
+    output:
+        f"{RESULTS}/evaluation/{{task}}/comparison.parquet",
+    log:
+        f"{RESULTS}/logs/compare_encoders/{{task}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/compare_encoders/{{task}}.tsv"
+    conda:
+        "../../envs/her2.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    params:
+        spec=lambda wildcards: PLAN.compare_spec(wildcards.task),
+    shell:
+        "python -m her2 compare --spec {params.spec:q}"
+        " --evaluation {RESULTS:q}/evaluation/{wildcards.task}"
+        " --out {RESULTS:q}/evaluation/{wildcards.task} 2> {log:q}"
 
 
 rule draw_heatmaps:

@@ -1,7 +1,9 @@
 """The demo cohort: one drawn slide a rule, from the committed manifest.
 
 in:  nothing but the row of the manifest
-out: {root}/slides/{slide}.svs   pyramidal SVS, and {root}/masks/{slide}.png, its planted signal
+out: {root}/slides/{slide}.svs          pyramidal SVS
+     {root}/masks/{slide}.png           its planted signal
+     {root}/patches/{kind}/labels.csv   labelled patches to pre-train on: he, ihc, natural
 """
 
 if CONFIG.cohort.synthetic:
@@ -25,3 +27,23 @@ if CONFIG.cohort.synthetic:
         shell:
             "python -m her2 synthetic slide --spec {params.spec:q}"
             " --slide {output.slide:q} --mask {output.mask:q} 2> {log:q}"
+
+    rule draw_patches:
+        output:
+            f"{ROOT}/patches/{{kind}}/labels.csv",
+        log:
+            f"{RESULTS}/logs/draw_patches/{{kind}}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/draw_patches/{{kind}}.tsv"
+        wildcard_constraints:
+            kind="he|ihc|natural",
+        conda:
+            "../../envs/her2.yaml"
+        threads: 1
+        resources:
+            mem_mb=1500,
+            runtime=10,
+        params:
+            spec=lambda wildcards: PLAN.patches_spec(wildcards.kind),
+        shell:
+            "python -m her2 synthetic patches --spec {params.spec:q} --out {output:q} 2> {log:q}"

@@ -32,6 +32,8 @@ rule make_folds:
 rule train_folds:
     input:
         folds=f"{RESULTS}/folds/{{task}}.parquet",
+        # Not read: an encoder that saw the cohort's patients stops the run here.
+        overlap=f"{RESULTS}/encoders/{{encoder}}/overlap.json",
         features=expand(f"{RESULTS}/features/{{{{encoder}}}}/{{bucket}}.json", bucket=PLAN.buckets),
     output:
         f"{RESULTS}/models/{{task}}/{{encoder}}/{{head}}/{{chunk}}.json",

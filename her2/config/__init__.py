@@ -1,0 +1,76 @@
+"""Before every stage: the whole of `config.yaml` as typed, described, checked values.
+
+The Snakefile and the command line read a config through `load_config` or `parse_config`, so that
+a wrong key is refused in the same words everywhere. `her2 config schema` prints the JSON schema
+of these models for editors.
+"""
+
+from her2.config.base import (
+    KEEP_ORDER,
+    NAME_PATTERN,
+    ClassName,
+    Count,
+    Mpp,
+    Name,
+    Ordered,
+    Positive,
+    Section,
+    Share,
+)
+from her2.config.check import Config, load_config, parse_config
+from her2.config.data import (
+    CohortSection,
+    PatchesSection,
+    PatchFormat,
+    Task,
+    TilingSection,
+)
+from her2.config.encoders import (
+    Domain,
+    EmbeddingSection,
+    EncoderSection,
+    Feature,
+    Precision,
+    PretrainingSection,
+)
+from her2.config.learning import (
+    EvaluationSection,
+    FoldsSection,
+    HeadSection,
+    HeatmapSection,
+    ReportSection,
+    TrainingSection,
+)
+
+__all__ = [
+    "KEEP_ORDER",
+    "NAME_PATTERN",
+    "ClassName",
+    "CohortSection",
+    "Config",
+    "Count",
+    "Domain",
+    "EmbeddingSection",
+    "EncoderSection",
+    "EvaluationSection",
+    "Feature",
+    "FoldsSection",
+    "HeadSection",
+    "HeatmapSection",
+    "Mpp",
+    "Name",
+    "Ordered",
+    "PatchFormat",
+    "PatchesSection",
+    "Positive",
+    "Precision",
+    "PretrainingSection",
+    "ReportSection",
+    "Section",
+    "Share",
+    "Task",
+    "TilingSection",
+    "TrainingSection",
+    "load_config",
+    "parse_config",
+]

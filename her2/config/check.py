@@ -1,0 +1,180 @@
+"""Config: the whole file, read and checked, with errors a person can act on."""
+
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+
+from her2.config.base import NAME_PATTERN, Name, Ordered, Section
+from her2.config.data import CohortSection, PatchesSection, Task, TilingSection
+from her2.config.encoders import EmbeddingSection, EncoderSection, PretrainingSection
+from her2.config.learning import (
+    EvaluationSection,
+    FoldsSection,
+    HeadSection,
+    HeatmapSection,
+    ReportSection,
+    TrainingSection,
+)
+from her2.errors import UserError, problem_list
+
+
+def _head_named_by_key(heads: Any) -> Any:
+    """`abmil: {gated: true}` means `abmil: {head: abmil, gated: true}`."""
+    if not isinstance(heads, Mapping):
+        return heads
+    known = HeadSection.model_fields["head"].annotation.__args__  # type: ignore[union-attr]
+    return {
+        name: {"head": name, **(options or {})}
+        if name in known and isinstance(options, Mapping | None)
+        else options
+        for name, options in heads.items()
+    }
+
+
+class Config(Section):
+    """Everything a run depends on, beside the slides themselves."""
+
+    results: Path = Field(Path("results"), description="folder of everything that is made")
+    cache: Path = Field(
+        Path("cache"), description="content-addressed cache; HER2_CACHE in the environment wins"
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(2411, description="of all that is random")
+    cohort: CohortSection
+    tasks: Annotated[dict[Name, Task], *Ordered] = Field(min_length=1)
+    tiling: TilingSection = TilingSection()
+    patches: Annotated[dict[Name, PatchesSection], *Ordered] = Field(
+        default_factory=dict, description="labelled patch sets, for encoders of `source: pretrain`"
+    )
+    pretraining: PretrainingSection = PretrainingSection()
+    encoders: Annotated[dict[Name, EncoderSection], *Ordered] = Field(min_length=1)
+    embedding: EmbeddingSection = EmbeddingSection()
+    heads: Annotated[dict[Name, HeadSection], BeforeValidator(_head_named_by_key), *Ordered] = (
+        Field(min_length=1)
+    )
+    training: TrainingSection = TrainingSection()
+    folds: FoldsSection = FoldsSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    heatmaps: HeatmapSection = HeatmapSection()
+    report: ReportSection = ReportSection()
+
+    @model_validator(mode="after")
+    def _names_that_exist(self) -> "Config":
+        for name, encoder in self.encoders.items():
+            if encoder.data is not None and encoder.data not in self.patches:
+                known = ", ".join(self.patches) or "(none)"
+                raise ValueError(
+                    f"encoders.{name}.data: there is no patch set {encoder.data!r}; `patches` has "
+                    f"{known}"
+                )
+            self._check_init(name, encoder)
+        return self
+
+    def _check_init(self, name: str, encoder: EncoderSection) -> None:
+        """`init` leads to published, random or loaded weights, of the same architecture."""
+        seen = [name]
+        while encoder.init not in (None, "random", "published"):
+            other = self.encoders.get(encoder.init or "")
+            if other is None or encoder.init in seen:
+                raise ValueError(
+                    f"encoders.{seen[-1]}.init: {encoder.init!r} is not random, published or an "
+                    "encoder that does not begin from this one"
+                )
+            if (other.library, other.architecture) != (encoder.library, encoder.architecture):
+                raise ValueError(
+                    f"encoders.{seen[-1]}.init: {encoder.init!r} is a {other.model}, not a "
+                    f"{encoder.model}"
+                )
+            seen.append(encoder.init or "")
+            encoder = other
+
+    @property
+    def grids(self) -> dict[str, tuple[float, int]]:
+        """Grid name -> (um/px, px a side), one for each that an encoder asks for."""
+        return {e.grid: (e.mpp, e.size) for e in self.encoders.values()}
+
+
+def parse_config(values: Mapping[str, Any], *, source: str = "config") -> Config:
+    """Check a config.
+
+    Args:
+        values: what YAML gave.
+        source: the name that errors begin with.
+
+    Raises:
+        UserError: with every problem: the key, its value and what would be legal.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        # The branches of a union say the same thing twice.
+        problems = list(dict.fromkeys(_problem(dict(item)) for item in error.errors()))
+        raise problem_list(f"{source}: {len(problems)} problem(s)", problems) from None
+
+
+def load_config(path: Path) -> Config:
+    """Read and check a YAML file.
+
+    Raises:
+        UserError: it cannot be read, is not YAML, or does not check.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds no settings; begin from the config.yaml of the project.")
+    return parse_config(values, source=str(path))
+
+
+def _problem(item: dict[str, Any]) -> str:
+    """One pydantic error as `key: what is wrong; what would be legal`."""
+    location = [part for part in item["loc"] if part not in ("[key]", "constrained-str")]
+    key = ".".join(str(part) for part in location)
+    value = item["input"]
+    match item["type"]:
+        case "extra_forbidden":
+            legal = _legal_keys([str(part) for part in location[:-1]])
+            near = difflib.get_close_matches(str(location[-1]), legal, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            return f"{key}: unknown key; {hint}legal here: {', '.join(legal)}"
+        case "missing":
+            return f"{key}: missing; it has no default"
+        case "string_pattern_mismatch":
+            pattern = item["ctx"]["pattern"]
+            if pattern == NAME_PATTERN:
+                return (
+                    f"{key}: {value!r} is not a legal name (letters, digits, '.', '_', '-'; the "
+                    "first a letter or digit)"
+                )
+            return f"{key}: {value!r} does not match {pattern}"
+        case "string_type" if isinstance(value, str | int | float | bool):
+            return f"{key}: {value!r} is not text to YAML; put it in quotes"
+        case "value_error":
+            return f"{key}: {item['ctx']['error']}" if key else str(item["ctx"]["error"])
+        case _:
+            shown = value if isinstance(value, str | int | float | bool) else type(value).__name__
+            return f"{key}: {shown!r}: {_lower_first(item['msg'])}"
+
+
+def _legal_keys(parents: list[str]) -> list[str]:
+    """The keys that the section at `parents` knows (names of a dict section are skipped)."""
+    sections = {section.__name__: section for section in Section.__subclasses__()}
+    model: type[Section] = Config
+    for part in parents:
+        field = model.model_fields.get(part)
+        if field is None:
+            continue
+        found = re.findall(r"(\w+(?:Section)|Task)\b", str(field.annotation))
+        model = sections[found[-1]] if found else model
+    return sorted(model.model_fields)
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]

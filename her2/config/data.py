@@ -1,0 +1,121 @@
+"""Config: slides, labels, tiles and labelled patches."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from her2.config.base import ClassName, Count, Mpp, Name, Ordered, Positive, Section, Share
+
+
+class CohortSection(Section):
+    """Which slides, and where."""
+
+    slides: Path = Field(description="the manifest: .csv or .parquet, one row a slide")
+    root: Path | None = Field(
+        None, description="where relative slide paths start; default: the manifest's folder"
+    )
+    masks: Path | None = Field(
+        None,
+        description="folder of {slide_id}.png: ground truth drawn beside the attention (white = "
+        "positive); never used for training",
+    )
+    synthetic: bool = Field(
+        False, description="draw the demo slides of the manifest; every figure says synthetic"
+    )
+    slides_per_bucket: Count = Field(64, description="slides of one job (about)")
+    max_excluded: Share = Field(
+        0.2, description="the run stops when a larger share of the slides cannot be used"
+    )
+
+
+class Task(Section):
+    """A label column mapped to ordered classes."""
+
+    label: Name = Field(description="column of the manifest")
+    classes: Annotated[dict[ClassName, list[str]], *Ordered] = Field(
+        min_length=2, description="class name -> values of the label column, in order"
+    )
+    ordinal: bool = Field(False, description="the classes are ordered (kappa is then meaningful)")
+
+    @model_validator(mode="after")
+    def _each_value_has_one_class(self) -> "Task":
+        seen: dict[str, str] = {}
+        for name, values in self.classes.items():
+            if not values:
+                raise ValueError(f"class {name!r} lists no label value")
+            for value in values:
+                if value in seen:
+                    raise ValueError(f"label value {value!r} is in {seen[value]!r} and {name!r}")
+                seen[value] = name
+        return self
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Class names in the config's order."""
+        return tuple(self.classes)
+
+    def class_index(self, value: str) -> int | None:
+        """The class (0-based) of a label value, None for a value the task does not name."""
+        for index, values in enumerate(self.classes.values()):
+            if value in values:
+                return index
+        return None
+
+
+class TilingSection(Section):
+    """What becomes a tile."""
+
+    min_tissue: Share = Field(0.5, description="smallest share of tissue in a tile")
+    overlap: Annotated[float, Field(ge=0, lt=0.9)] = Field(
+        0.0, description="share of a tile's side that its neighbour repeats"
+    )
+    min_tiles: Count = Field(4, description="a slide with fewer tiles is excluded")
+    max_enlargement: Annotated[float, Field(ge=1)] = Field(
+        1.1, description="a slide coarser than the target um/px by more than this is excluded"
+    )
+    thumbnail_mpp: Mpp = Field(8.0, description="um/px of the image the tissue mask is made on")
+    min_tissue_um: Positive = Field(
+        100.0, description="tissue pieces and holes narrower than this (um) are ignored"
+    )
+
+
+PatchFormat = Literal["folders", "csv", "bci", "pcam", "ihc4bc"]
+
+
+class PatchesSection(Section):
+    """A labelled patch data set, for `source: pretrain`."""
+
+    format: PatchFormat = Field(
+        description="folders: a folder of class folders; csv: path,label[,case_id]; bci, pcam, "
+        "ihc4bc: those sets as published"
+    )
+    path: Path = Field(description="the folder, or the .csv; relative paths in it start there")
+    classes: Annotated[dict[ClassName, list[str]], *Ordered] | None = Field(
+        None,
+        min_length=2,
+        description="class name -> labels of the set, in order; labels not named are left out. "
+        "Default: every label is a class",
+    )
+    labels: Path | None = Field(
+        None, description="ihc4bc: a csv `path,label`, for images that lie in no class folders"
+    )
+    mpp: Mpp | None = Field(
+        None,
+        description="um/px of the patches: the encoder then sees windows at its own um/px; "
+        "without it a whole patch is scaled to the encoder's size",
+    )
+
+    @model_validator(mode="after")
+    def _labels_and_classes(self) -> "PatchesSection":
+        if self.labels is not None and self.format != "ihc4bc":
+            raise ValueError("`labels` belongs to `format: ihc4bc`, and only there")
+        seen: dict[str, str] = {}
+        for name, labels in (self.classes or {}).items():
+            if not labels:
+                raise ValueError(f"class {name!r} lists no label")
+            for label in labels:
+                if label in seen:
+                    raise ValueError(f"label {label!r} is in {seen[label]!r} and {name!r}")
+                seen[label] = name
+        return self

@@ -1,0 +1,67 @@
+"""Config: heads, training, folds, figures, pictures and the page."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from her2.config.base import Count, Positive, Section
+
+
+class HeadSection(Section):
+    """A multiple-instance head and its options."""
+
+    head: Literal["abmil"] = Field("abmil", description="attention-based MIL (Ilse 2018)")
+    attention: Count = Field(128, description="width of the attention's hidden layer")
+    gated: bool = Field(True, description="gated attention, equation 9 of the paper; else 8")
+    hidden: Annotated[int, Field(ge=0)] = Field(
+        64, description="width of a projection (linear + ReLU) before the attention; 0: none"
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.25, description="on the input features")
+
+
+class TrainingSection(Section):
+    """How a fold is trained."""
+
+    bag_size: Count = Field(128, description="tiles drawn from a slide at a training step")
+    bags_per_batch: Count = Field(8, description="slides a step")
+    epochs: Count = Field(60, description="at most; an epoch passes every train slide once")
+    patience: Count = Field(15, description="epochs without a better tune loss before stopping")
+    learning_rate: Positive = Field(1e-3, description="of AdamW")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(1e-3, description="of AdamW")
+    balance: Literal["sampling", "none"] = Field(
+        "sampling", description="sampling: train slides are drawn so that classes are even"
+    )
+
+
+class FoldsSection(Section):
+    """Cross-validation."""
+
+    number: Annotated[int, Field(ge=2)] = Field(5, description="test parts a repeat")
+    repeats: Count = Field(1, description="whole cross-validations, each with its own seed")
+    tune: Annotated[float, Field(gt=0, lt=0.5)] = Field(
+        0.2, description="share of the non-test patients that picks the epoch"
+    )
+    per_job: Count = Field(5, description="folds one job trains")
+
+
+class EvaluationSection(Section):
+    """Intervals."""
+
+    bootstrap: Annotated[int, Field(ge=100)] = Field(2000, description="resamples of patients")
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(0.95, description="of the intervals")
+
+
+class HeatmapSection(Section):
+    """Attention pictures."""
+
+    slides: Annotated[int, Field(ge=0)] = Field(
+        8, description="held-out slides drawn for each task, encoder and head, spread over classes"
+    )
+
+
+class ReportSection(Section):
+    """The report."""
+
+    title: str = Field(
+        "HER2 score from H&E slides", min_length=1, max_length=200, description="its heading"
+    )

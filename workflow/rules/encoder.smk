@@ -1,0 +1,87 @@
+"""Stage 1, encoder: whatever the source, one folder of weights and a card.
+
+in:  published or local weights; for `source: pretrain` a labelled patch set
+out: encoders/{encoder}/card.json, weights.safetensors
+     encoders/{encoder}/overlap.json   what its pre-training shares with the cohort; else it stops
+"""
+
+
+# The only rule that may need a network; it runs where Snakemake does.
+localrules:
+    materialise_encoder,
+
+
+rule materialise_encoder:
+    output:
+        card=f"{RESULTS}/encoders/{{encoder}}/card.json",
+        weights=f"{RESULTS}/encoders/{{encoder}}/weights.safetensors",
+    log:
+        f"{RESULTS}/logs/materialise_encoder/{{encoder}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/materialise_encoder/{{encoder}}.tsv"
+    wildcard_constraints:
+        encoder=one_of(n for n, e in CONFIG.encoders.items() if e.source != "pretrain"),
+    conda:
+        "../../envs/her2.yaml"
+    threads: 1
+    resources:
+        mem_mb=8000,
+        runtime=60,
+    params:
+        spec=lambda wildcards: PLAN.encoder_spec(wildcards.encoder),
+    shell:
+        "python -m her2 encoder --spec {params.spec:q} --out {RESULTS:q}/encoders/{wildcards.encoder} 2> {log:q}"
+
+
+rule pretrain_encoder:
+    input:
+        patches=lambda wildcards: PLAN.patch_source(wildcards.encoder),
+        init=lambda wildcards: [
+            f"{RESULTS}/encoders/{name}/card.json" for name in PLAN.begins_from(wildcards.encoder)
+        ],
+    output:
+        card=f"{RESULTS}/encoders/{{encoder}}/card.json",
+        weights=f"{RESULTS}/encoders/{{encoder}}/weights.safetensors",
+        history=f"{RESULTS}/encoders/{{encoder}}/history.parquet",
+    log:
+        f"{RESULTS}/logs/pretrain_encoder/{{encoder}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/pretrain_encoder/{{encoder}}.tsv"
+    wildcard_constraints:
+        encoder=one_of(n for n, e in CONFIG.encoders.items() if e.source == "pretrain"),
+    conda:
+        "../../envs/her2.yaml"
+    threads: 8
+    resources:
+        mem_mb=lambda wildcards, attempt: 16000 * attempt,
+        runtime=lambda wildcards, attempt: 480 * attempt,
+    params:
+        spec=lambda wildcards: PLAN.encoder_spec(wildcards.encoder),
+    shell:
+        "init=({input.init:q});"
+        " python -m her2 pretrain --spec {params.spec:q} --cache {CACHE:q} --threads {threads}"
+        ' ${{init:+--init "${{init%/*}}"}}'
+        " --out {RESULTS:q}/encoders/{wildcards.encoder} 2> {log:q}"
+
+
+rule audit_overlap:
+    input:
+        card=f"{RESULTS}/encoders/{{encoder}}/card.json",
+        cohort=f"{RESULTS}/cohort/slides.parquet",
+    output:
+        f"{RESULTS}/encoders/{{encoder}}/overlap.json",
+    log:
+        f"{RESULTS}/logs/audit_overlap/{{encoder}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/audit_overlap/{{encoder}}.tsv"
+    conda:
+        "../../envs/her2.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        spec=lambda wildcards: PLAN.overlap_spec(wildcards.encoder),
+    shell:
+        "python -m her2 overlap --spec {params.spec:q} --cohort {RESULTS:q}/cohort"
+        " --encoder {RESULTS:q}/encoders/{wildcards.encoder} --out {output:q} 2> {log:q}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import KFold, StratifiedKFold
 
 from her2.cohort import Cohort
 from her2.config import Task
@@ -17,6 +17,14 @@ from her2.errors import UserError, problem_list
 from her2.files import atomic_path
 from her2.specs import FoldsSpec
 
+SCHEMA = {
+    "slide_id": pl.String,
+    "patient_id": pl.String,
+    "label": pl.Int32,
+    "repeat": pl.Int32,
+    "fold": pl.Int32,
+    "role": pl.String,
+}
 ROLES = ("train", "tune", "test", "predict")
 """predict: a slide without a label, which every fold's model predicts and no figure counts."""
 
@@ -36,6 +44,8 @@ def make_folds(spec: FoldsSpec, cohort: Cohort, output: Path) -> pl.DataFrame:
         for row in cohort.rows
         if (index := class_of(spec.task, row.labels)) is not None
     }
+    if spec.protocol == "published":
+        return _published_folds(spec, cohort, output)
     roles = assign_roles(
         patients, spec.task, folds=spec.folds, repeats=spec.repeats, tune=spec.tune, seed=spec.seed
     )
@@ -46,11 +56,7 @@ def make_folds(spec: FoldsSpec, cohort: Cohort, output: Path) -> pl.DataFrame:
         for row in cohort.rows
         for index in [class_of(spec.task, row.labels)]
     ]  # fmt: skip
-    schema = {
-        "slide_id": pl.String, "patient_id": pl.String, "label": pl.Int32,
-        "repeat": pl.Int32, "fold": pl.Int32, "role": pl.String,
-    }  # fmt: skip
-    table = pl.DataFrame(records, schema=schema, orient="row")
+    table = pl.DataFrame(records, schema=SCHEMA, orient="row")
     check_disjoint(table)
     with atomic_path(output) as path:
         table.write_parquet(path)
@@ -120,6 +126,37 @@ def check_disjoint(table: pl.DataFrame) -> None:
                 for r in crossing.to_dicts()
             ],
         )
+
+
+def _published_folds(spec: FoldsSpec, cohort: Cohort, output: Path) -> pl.DataFrame:
+    """Folds over labelled slides, neither stratified nor grouped, without a tune part.
+
+    This is how arXiv 2411.05028 split. Slides of a patient fall on both sides; it exists to show
+    what that does to the figures.
+    """
+    rows = [(row, class_of(spec.task, row.labels)) for row in cohort.rows]
+    labelled = [(row, index) for row, index in rows if index is not None]
+    if len(labelled) < spec.folds:
+        raise UserError(
+            f"folds.number {spec.folds} is more than the {len(labelled)} slides with a label of "
+            f"{spec.task.label!r}; set it to {len(labelled)} or less."
+        )
+    records = []
+    for repeat in range(spec.repeats):
+        state = int(np.random.SeedSequence([spec.seed, repeat]).generate_state(1)[0])
+        for fold, (_, test) in enumerate(
+            KFold(spec.folds, shuffle=True, random_state=state).split(labelled)
+        ):
+            held_out = set(test.tolist())
+            records += [
+                (row.slide_id, row.patient_id, index, repeat, fold,
+                 "test" if number in held_out else "train")
+                for number, (row, index) in enumerate(labelled)
+            ]  # fmt: skip
+    table = pl.DataFrame(records, schema=SCHEMA, orient="row")
+    with atomic_path(output) as path:
+        table.write_parquet(path)
+    return table
 
 
 def _tune_part(labels: np.ndarray, tune: float, seed: int) -> np.ndarray:

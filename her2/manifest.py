@@ -57,7 +57,7 @@ class FoldEntry:
     test_slides: int
     best_epoch: int
     epochs: int
-    tune_loss: float
+    tune_loss: float | None
 
 
 Entry = TypeVar("Entry", TileEntry, FeatureEntry, FoldEntry)

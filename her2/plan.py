@@ -14,6 +14,9 @@ from her2.config import Config, FoldsSection
 DEMO_PATCHES = {"he": 300, "ihc": 225, "natural": 150}
 """Patches a class of the demo's sets: 900 each, small enough to learn from in a minute."""
 
+PUBLISHED = ".as-published"
+"""Ends the names of what belongs to the published protocol."""
+
 SLIDE_COLUMNS = ("slide_id", "path", "mpp")
 """What tiling and embedding know of a row of the manifest."""
 
@@ -137,13 +140,23 @@ class Plan:
             )
         )
 
-    def folds_spec(self, task: str) -> str:
-        """Spec of the folds of one task."""
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The heads, and where the config asks for it each once more under the published
+        protocol, which shows in its name."""
+        heads = tuple(self.config.heads)
+        twins = tuple(f"{head}{PUBLISHED}" for head in heads)
+        return heads + twins if self.config.published_protocol else heads
+
+    def folds_spec(self, name: str) -> str:
+        """Spec of the folds of one task (with the suffix: under the published protocol)."""
+        task, protocol = split_protocol(name)
         columns = ("slide_id", "patient_id", "split", self.config.tasks[task].label)
         return specs.dump(
             specs.FoldsSpec(
                 rows=self.cohort.digest(self.cohort.rows, columns),
                 task=self.config.tasks[task],
+                protocol=protocol,
                 folds=self.config.folds.number,
                 repeats=self.config.folds.repeats,
                 tune=self.config.folds.tune,
@@ -151,13 +164,15 @@ class Plan:
             )
         )
 
-    def train_spec(self, task: str, head: str, chunk: str) -> str:
+    def train_spec(self, task: str, model: str, chunk: str) -> str:
         """Spec of training one chunk of folds."""
+        head, protocol = split_protocol(model)
         return specs.dump(
             specs.TrainSpec(
                 task=self.config.tasks[task],
                 head=self.config.heads[head],
                 training=self.config.training,
+                protocol=protocol,
                 runs=self.chunks[chunk],
                 buckets=self.buckets,
                 max_excluded=self.config.cohort.max_excluded,
@@ -165,11 +180,12 @@ class Plan:
             )
         )
 
-    def evaluate_spec(self, task: str) -> str:
+    def evaluate_spec(self, task: str, model: str) -> str:
         """Spec of evaluating one encoder and head on a task."""
         return specs.dump(
             specs.EvaluateSpec(
                 task=self.config.tasks[task],
+                protocol=split_protocol(model)[1],
                 chunks=tuple(self.chunks),
                 evaluation=self.config.evaluation,
                 seed=self.config.seed,
@@ -209,6 +225,18 @@ class Plan:
 
     def _rows(self, bucket: str) -> str:
         return self.cohort.digest(self.by_bucket[bucket], SLIDE_COLUMNS)
+
+
+def split_protocol(name: str) -> tuple[str, specs.Protocol]:
+    """A task's or head's name -> the name in the config, and the protocol its suffix means."""
+    if name.endswith(PUBLISHED):
+        return name.removesuffix(PUBLISHED), "published"
+    return name, "sound"
+
+
+def folds_name(task: str, model: str) -> str:
+    """The folds table that a model is trained on."""
+    return task + (PUBLISHED if model.endswith(PUBLISHED) else "")
 
 
 def chunks(folds: FoldsSection) -> dict[str, tuple[tuple[int, int], ...]]:

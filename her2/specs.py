@@ -112,12 +112,18 @@ class EmbedSpec(Section):
     max_failed_tiles: float
 
 
+Protocol = Literal["sound", "published"]
+"""sound: patients grouped, best epoch of the tune part, slides and patients counted. published: as
+arXiv 2411.05028 did it, for comparison: folds over slides, last epoch, random bags counted."""
+
+
 class FoldsSpec(Section):
     """Folds of one task; `rows` digests ids, patients, labels and splits."""
 
     version: int = VERSIONS["folds"]
     rows: str
     task: Task
+    protocol: Protocol = "sound"
     folds: int
     repeats: int
     tune: float
@@ -131,6 +137,7 @@ class TrainSpec(Section):
     task: Task
     head: HeadSection
     training: TrainingSection
+    protocol: Protocol = "sound"
     runs: tuple[tuple[int, int], ...]
     buckets: tuple[str, ...]
     max_excluded: float
@@ -142,6 +149,7 @@ class EvaluateSpec(Section):
 
     version: int = VERSIONS["evaluate"]
     task: Task
+    protocol: Protocol = "sound"
     chunks: tuple[str, ...]
     evaluation: EvaluationSection
     seed: int

@@ -58,12 +58,21 @@ class Config(Section):
     )
     training: TrainingSection = TrainingSection()
     folds: FoldsSection = FoldsSection()
+    published_protocol: bool = Field(
+        False,
+        description="beside the sound protocol, train and evaluate as arXiv 2411.05028 did: folds "
+        "over slides, last epoch, AUC over random bags; reported beside, labelled, never mixed",
+    )
     evaluation: EvaluationSection = EvaluationSection()
     heatmaps: HeatmapSection = HeatmapSection()
     report: ReportSection = ReportSection()
 
     @model_validator(mode="after")
     def _names_that_exist(self) -> "Config":
+        for section in ("tasks", "heads"):
+            for name in getattr(self, section):
+                if name.endswith(".as-published"):
+                    raise ValueError(f"{section}.{name}: the ending is taken; choose another name")
         for name, encoder in self.encoders.items():
             if encoder.data is not None and encoder.data not in self.patches:
                 known = ", ".join(self.patches) or "(none)"

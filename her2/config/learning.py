@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from her2.config.base import Count, Positive, Section
 
@@ -26,11 +26,29 @@ class TrainingSection(Section):
     bags_per_batch: Count = Field(8, description="slides a step")
     epochs: Count = Field(60, description="at most; an epoch passes every train slide once")
     patience: Count = Field(15, description="epochs without a better tune loss before stopping")
-    learning_rate: Positive = Field(1e-3, description="of AdamW")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(1e-3, description="of AdamW")
-    balance: Literal["sampling", "none"] = Field(
-        "sampling", description="sampling: train slides are drawn so that classes are even"
+    optimiser: Literal["adamw", "adam"] = Field(
+        "adamw",
+        description="adam adds weight decay to the gradient, adamw takes it off the weights",
     )
+    learning_rate: Positive = Field(1e-3, description="of the optimiser")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(1e-3, description="of the optimiser")
+    steps_per_epoch: Count | None = Field(
+        None, description="batches an epoch; default: as many slides as the train part has"
+    )
+    balance: Literal["sampling", "slides", "none"] = Field(
+        "sampling",
+        description="sampling: train slides are drawn so that classes are even; slides: drawn "
+        "uniformly, with replacement; none: each once an epoch",
+    )
+    standardise: bool = Field(
+        True, description="features are scaled by the train part's mean and standard deviation"
+    )
+
+    @model_validator(mode="after")
+    def _draws_fill_the_steps(self) -> "TrainingSection":
+        if self.steps_per_epoch is not None and self.balance == "none":
+            raise ValueError("`steps_per_epoch` needs drawn slides: `balance: sampling` or slides")
+        return self
 
 
 class FoldsSection(Section):

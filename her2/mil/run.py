@@ -23,7 +23,7 @@ from her2.files import canonical_json, digest, file_digest, link
 from her2.folds import check_disjoint
 from her2.manifest import FeatureEntry, FoldEntry, read_manifests, write_manifest
 from her2.mil.bags import Bag, check_dimensions
-from her2.mil.train import Trained, predict, train_fold
+from her2.mil.train import Trained, predict, predict_bags, train_fold
 from her2.plan import run_name
 from her2.specs import TrainSpec
 from her2.store import open_store
@@ -31,6 +31,8 @@ from her2.store import open_store
 log = logging.getLogger(__name__)
 
 CARD_NAME = "card.json"
+PUBLISHED_BAGS = 1600
+"""Random test bags of a fold under the published protocol."""
 
 
 def train_folds(
@@ -50,7 +52,8 @@ def train_folds(
         UserError: too many slides without features, or a fold that cannot be trained.
     """
     table = pl.read_parquet(folds)
-    check_disjoint(table)
+    if spec.protocol == "sound":
+        check_disjoint(table)
     entries = read_manifests(features, spec.buckets, FeatureEntry)
     check_excluded(
         {name: entry.reason or "" for name, entry in entries.items() if entry.status != "ok"},
@@ -64,7 +67,7 @@ def train_folds(
     found: dict[str, FoldEntry] = {}
     for repeat, fold in spec.runs:
         rows = table.filter((pl.col("repeat") == repeat) & (pl.col("fold") == fold))
-        parts = _parts(rows, bags)
+        parts = _parts(rows, bags, grouped=spec.protocol == "sound")
         key = fold_key(spec, parts, repeat, fold)
         name = run_name(repeat, fold)
         if cache.find("models", key) is None:
@@ -77,6 +80,7 @@ def train_folds(
                 class_names=spec.task.class_names,
                 seed=seed,
                 device=device,
+                keep_last=spec.protocol == "published",
             )
             with cache.publish("models", key) as folder:
                 _write_fold(folder, key, spec, parts, trained, seed, device)
@@ -101,6 +105,7 @@ def fold_key(spec: TrainSpec, parts: dict[str, list[Bag]], repeat: int, fold: in
             "version": spec.version,
             "head": spec.head.model_dump(),
             "training": spec.training.model_dump(),
+            "protocol": spec.protocol,
             "classes": spec.task.class_names,
             "seed": [spec.seed, repeat, fold],
             "learn": {
@@ -147,14 +152,14 @@ def _allow_open_files(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
-def _parts(rows: pl.DataFrame, bags: dict[str, Bag]) -> dict[str, list[Bag]]:
+def _parts(rows: pl.DataFrame, bags: dict[str, Bag], *, grouped: bool) -> dict[str, list[Bag]]:
     """Role -> bags in the order of their ids; slides without features are absent."""
     parts: dict[str, list[Bag]] = {role: [] for role in ("train", "tune", "test", "predict")}
     for slide_id, role in rows.sort("slide_id").select("slide_id", "role").iter_rows():
         if slide_id in bags:
             parts[role].append(bags[slide_id])
     patients = [{bag.patient_id for bag in parts[role]} for role in ("train", "tune", "test")]
-    if any(patients[i] & patients[j] for i, j in ((0, 1), (0, 2), (1, 2))):
+    if grouped and any(patients[i] & patients[j] for i, j in ((0, 1), (0, 2), (1, 2))):
         raise UserError("a patient is in two parts of a fold; make the folds again.")
     return parts
 
@@ -180,6 +185,8 @@ def _write_fold(
     columns |= {f"prob_{name}": pl.Float64 for name in classes}
     frame = pl.DataFrame(predictions, schema=columns, orient="row")
     frame.write_parquet(folder / "predictions.parquet")
+    if spec.protocol == "published":
+        _write_random_bags(folder, spec, parts["test"], trained, seed, device)
     weights_type = pl.List(pl.Float32)
     pl.DataFrame(
         attention, schema={"slide_id": pl.String, "attention": weights_type}, orient="row"
@@ -199,10 +206,30 @@ def _write_fold(
         "slides": {role: len(bags) for role, bags in parts.items()},
         "best_epoch": trained.best_epoch,
         "epochs": len(trained.history),
-        "tune_loss": trained.best.tune_loss,
+        "tune_loss": trained.best.tune_loss if parts["tune"] else None,
         "files": {item.name: file_digest(item) for item in sorted(folder.iterdir())},
     }
     (folder / CARD_NAME).write_text(canonical_json(card) + "\n", encoding="utf-8")
+
+
+def _write_random_bags(
+    folder: Path, spec: TrainSpec, test: list[Bag], trained: Trained, seed: int, device: Any
+) -> None:
+    """`bags.parquet`: the random bags whose AUC arXiv 2411.05028 reports."""
+    if not test:
+        return
+    drawn, probabilities = predict_bags(
+        trained.model,
+        test,
+        count=PUBLISHED_BAGS,
+        bag_size=spec.training.bag_size,
+        seed=seed,
+        device=device,
+    )
+    columns = {f"prob_{name}": probabilities[:, i] for i, name in enumerate(spec.task.class_names)}
+    pl.DataFrame({"slide_id": [test[i].slide_id for i in drawn], **columns}).write_parquet(
+        folder / "bags.parquet"
+    )
 
 
 def _entry(folder: Path) -> FoldEntry:
@@ -214,5 +241,5 @@ def _entry(folder: Path) -> FoldEntry:
         test_slides=card["slides"]["test"],
         best_epoch=card["best_epoch"],
         epochs=card["epochs"],
-        tune_loss=round(card["tune_loss"], 6),
+        tune_loss=None if card["tune_loss"] is None else round(card["tune_loss"], 6),
     )

@@ -69,20 +69,25 @@ def train_fold(
     class_names: Sequence[str],
     seed: int,
     device: torch.device,
+    keep_last: bool = False,
 ) -> Trained:
     """Train on the train part until the tune part's loss stops falling.
+
+    With `keep_last` all epochs are trained and the last is kept; the tune part may then be empty.
 
     Raises:
         UserError: a class is absent from the train part, the tune part is empty, or the loss
             is not finite.
     """
-    _check_parts(train, tune, class_names)
+    _check_parts(train, tune, class_names, keep_last=keep_last)
     torch.manual_seed(seed)
     generator = np.random.default_rng(seed)
     dimension = check_dimensions([*train, *tune])
-    mean, std = statistics(train, per_bag=256, seed=seed)
+    mean, std = torch.zeros(dimension), torch.ones(dimension)
+    if training.standardise:
+        mean, std = statistics(train, per_bag=256, seed=seed)
     model = Model(build_head(head, dimension, len(class_names)), mean, std).to(device)
-    optimiser = torch.optim.AdamW(
+    optimiser = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[training.optimiser](
         model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
     )
     history: list[Epoch] = []
@@ -91,7 +96,7 @@ def train_fold(
         loss = _train_epoch(model, optimiser, train, training, generator, epoch, device)
         tune_loss, accuracy = _tune(model, tune, epoch, device)
         history.append(Epoch(epoch, loss, tune_loss, accuracy))
-        if tune_loss < history[best].tune_loss or epoch == 0:
+        if keep_last or epoch == 0 or tune_loss < history[best].tune_loss:
             best, best_state = epoch, copy.deepcopy(model.state_dict())
         elif epoch - best >= training.patience:
             break
@@ -106,6 +111,27 @@ def predict(model: Model, bag: Bag, device: torch.device) -> tuple[np.ndarray, n
     output = model.eval()(features.to(device), mask.to(device))
     probabilities = output.logits.double().softmax(dim=1)[0]
     return probabilities.float().cpu().numpy(), output.attention[0].cpu().numpy()
+
+
+@torch.inference_mode()
+def predict_bags(
+    model: Model, bags: Sequence[Bag], *, count: int, bag_size: int, seed: int, device: torch.device
+) -> tuple[np.ndarray, np.ndarray]:
+    """Random bags of random slides, both drawn anew each time.
+
+    Returns:
+        Which slide each bag is of (count,), and class probabilities (count, c).
+    """
+    generator = np.random.default_rng(seed)
+    drawn = generator.integers(len(bags), size=count)
+    parts = []
+    for start in range(0, count, 64):
+        features, mask, _ = sample_batch(
+            [bags[i] for i in drawn[start : start + 64]], bag_size=bag_size, generator=generator
+        )
+        logits = model.eval()(features.to(device), mask.to(device)).logits
+        parts.append(logits.double().softmax(dim=1).float().cpu().numpy())
+    return drawn, np.concatenate(parts)
 
 
 def _train_epoch(
@@ -146,9 +172,14 @@ def _epoch_order(
     """Which bags an epoch takes: each once, or as many draws with every class as likely."""
     if training.balance == "none":
         return generator.permutation(len(bags))
+    count = len(bags)
+    if training.steps_per_epoch is not None:
+        count = training.steps_per_epoch * training.bags_per_batch
+    if training.balance == "slides":
+        return generator.choice(len(bags), size=count)
     labels = np.array([bag.label for bag in bags])
     weights = 1 / np.bincount(labels)[labels]
-    return generator.choice(len(bags), size=len(bags), p=weights / weights.sum())
+    return generator.choice(len(bags), size=count, p=weights / weights.sum())
 
 
 @torch.inference_mode()
@@ -156,6 +187,8 @@ def _tune(
     model: Model, bags: Sequence[Bag], epoch: int, device: torch.device
 ) -> tuple[float, float]:
     losses, hits = [], []
+    if not bags:
+        return math.nan, math.nan
     for bag in bags:
         probabilities, _ = predict(model, bag, device)
         if not np.isfinite(probabilities).all():
@@ -168,7 +201,9 @@ def _tune(
     return float(np.mean(losses)), float(np.mean(hits))
 
 
-def _check_parts(train: Sequence[Bag], tune: Sequence[Bag], class_names: Sequence[str]) -> None:
+def _check_parts(
+    train: Sequence[Bag], tune: Sequence[Bag], class_names: Sequence[str], *, keep_last: bool
+) -> None:
     present = {bag.label for bag in train}
     absent = [name for index, name in enumerate(class_names) if index not in present]
     if absent:
@@ -176,5 +211,5 @@ def _check_parts(train: Sequence[Bag], tune: Sequence[Bag], class_names: Sequenc
             f"no usable slide of class {', '.join(absent)} in the train part; lower folds.number, "
             "merge classes in `tasks`, or see the audit for slides that were left out."
         )
-    if not tune:
+    if not tune and not keep_last:
         raise UserError("no usable slide in the tune part; raise folds.tune or add slides.")

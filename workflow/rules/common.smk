@@ -17,7 +17,7 @@ from her2 import __version__
 from her2.cohort import missing_files, read_cohort
 from her2.config import parse_config
 from her2.errors import UserError
-from her2.plan import Plan
+from her2.plan import Plan, folds_name
 
 # Jobs find the package in every kind of environment (conda unsets PYTHONPATH before this).
 shell.prefix(f"set -euo pipefail; export PYTHONPATH={shlex.quote(str(Path(workflow.basedir)))}; ")
@@ -81,9 +81,10 @@ def slide_files(bucket):
     return [str(PLAN.cohort.file(row)) for row in PLAN.by_bucket[bucket]]
 
 
-def each_model(pattern):
+def each_model(pattern, heads=None):
     """The pattern for every task, encoder, head and (where it has one) chunk of folds."""
-    values = {"task": CONFIG.tasks, "encoder": CONFIG.encoders, "head": CONFIG.heads}
+    heads = PLAN.models if heads is None else heads
+    values = {"task": CONFIG.tasks, "encoder": CONFIG.encoders, "head": heads}
     if "{chunk}" in pattern:
         values["chunk"] = PLAN.chunks
     return expand(pattern, **values)

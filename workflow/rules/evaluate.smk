@@ -10,7 +10,9 @@ out: evaluation/{task}/{encoder}/{head}/predictions.parquet (and slides, patient
 
 rule evaluate:
     input:
-        folds=f"{RESULTS}/folds/{{task}}.parquet",
+        folds=lambda wildcards: (
+            f"{RESULTS}/folds/{folds_name(wildcards.task, wildcards.head)}.parquet"
+        ),
         models=expand(
             f"{RESULTS}/models/{{{{task}}}}/{{{{encoder}}}}/{{{{head}}}}/{{chunk}}.json",
             chunk=PLAN.chunks,
@@ -33,7 +35,7 @@ rule evaluate:
         mem_mb=4000,
         runtime=30,
     params:
-        spec=lambda wildcards: PLAN.evaluate_spec(wildcards.task),
+        spec=lambda wildcards: PLAN.evaluate_spec(wildcards.task, wildcards.head),
     shell:
         "python -m her2 evaluate --spec {params.spec:q} --folds {input.folds:q}"
         " --models {RESULTS:q}/models/{wildcards.task}/{wildcards.encoder}/{wildcards.head} --cache {CACHE:q}"

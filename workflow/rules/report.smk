@@ -12,7 +12,9 @@ rule build_report:
             f"{RESULTS}/evaluation/{{task}}/{{encoder}}/{{head}}/predictions.parquet"
         ),
         comparison=expand(f"{RESULTS}/evaluation/{{task}}/comparison.parquet", task=CONFIG.tasks),
-        heatmaps=each_model(f"{RESULTS}/heatmaps/{{task}}/{{encoder}}/{{head}}/heatmaps.json"),
+        heatmaps=each_model(
+            f"{RESULTS}/heatmaps/{{task}}/{{encoder}}/{{head}}/heatmaps.json", heads=CONFIG.heads
+        ),
     output:
         report(
             f"{RESULTS}/report/report.html",

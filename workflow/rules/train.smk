@@ -31,7 +31,9 @@ rule make_folds:
 
 rule train_folds:
     input:
-        folds=f"{RESULTS}/folds/{{task}}.parquet",
+        folds=lambda wildcards: (
+            f"{RESULTS}/folds/{folds_name(wildcards.task, wildcards.head)}.parquet"
+        ),
         # Not read: an encoder that saw the cohort's patients stops the run here.
         overlap=f"{RESULTS}/encoders/{{encoder}}/overlap.json",
         features=expand(f"{RESULTS}/features/{{{{encoder}}}}/{{bucket}}.json", bucket=PLAN.buckets),

@@ -145,7 +145,9 @@ class Plan:
         """The heads, and where the config asks for it each once more under the published
         protocol, which shows in its name."""
         heads = tuple(self.config.heads)
-        twins = tuple(f"{head}{PUBLISHED}" for head in heads)
+        # The baseline picks its strength on the tune part, which that protocol has not.
+        trained = (name for name, head in self.config.heads.items() if head.head != "logistic")
+        twins = tuple(f"{name}{PUBLISHED}" for name in trained)
         return heads + twins if self.config.published_protocol else heads
 
     def folds_spec(self, name: str) -> str:

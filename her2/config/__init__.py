@@ -33,10 +33,10 @@ from her2.config.encoders import (
     Precision,
     PretrainingSection,
 )
+from her2.config.heads import AttentionSection, HeadSection, LogisticSection
 from her2.config.learning import (
     EvaluationSection,
     FoldsSection,
-    HeadSection,
     HeatmapSection,
     ReportSection,
     TrainingSection,
@@ -45,6 +45,7 @@ from her2.config.learning import (
 __all__ = [
     "KEEP_ORDER",
     "NAME_PATTERN",
+    "AttentionSection",
     "ClassName",
     "CohortSection",
     "Config",
@@ -57,6 +58,7 @@ __all__ = [
     "FoldsSection",
     "HeadSection",
     "HeatmapSection",
+    "LogisticSection",
     "Mpp",
     "Name",
     "Ordered",

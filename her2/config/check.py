@@ -12,10 +12,10 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from her2.config.base import NAME_PATTERN, Name, Ordered, Section
 from her2.config.data import CohortSection, PatchesSection, Task, TilingSection
 from her2.config.encoders import EmbeddingSection, EncoderSection, PretrainingSection
+from her2.config.heads import HEADS, HeadSection
 from her2.config.learning import (
     EvaluationSection,
     FoldsSection,
-    HeadSection,
     HeatmapSection,
     ReportSection,
     TrainingSection,
@@ -27,10 +27,9 @@ def _head_named_by_key(heads: Any) -> Any:
     """`abmil: {gated: true}` means `abmil: {head: abmil, gated: true}`."""
     if not isinstance(heads, Mapping):
         return heads
-    known = HeadSection.model_fields["head"].annotation.__args__  # type: ignore[union-attr]
     return {
         name: {"head": name, **(options or {})}
-        if name in known and isinstance(options, Mapping | None)
+        if name in HEADS and isinstance(options, Mapping | None)
         else options
         for name, options in heads.items()
     }
@@ -101,6 +100,16 @@ class Config(Section):
             seen.append(encoder.init or "")
             encoder = other
 
+    @model_validator(mode="after")
+    def _ordinal_loss_has_ordered_classes(self) -> "Config":
+        plain = [name for name, task in self.tasks.items() if not task.ordinal]
+        if self.training.loss == "ordinal" and plain:
+            raise ValueError(
+                f"training.loss ordinal needs ordered classes; say `ordinal: true` in the task "
+                f"{plain[0]!r} or use cross_entropy"
+            )
+        return self
+
     @property
     def grids(self) -> dict[str, tuple[float, int]]:
         """Grid name -> (um/px, px a side), one for each that an encoder asks for."""
@@ -145,14 +154,24 @@ def load_config(path: Path) -> Config:
 def _problem(item: dict[str, Any]) -> str:
     """One pydantic error as `key: what is wrong; what would be legal`."""
     location = [part for part in item["loc"] if part not in ("[key]", "constrained-str")]
+    head = location.pop(2) if location[:1] == ["heads"] and len(location) > 2 else None
     key = ".".join(str(part) for part in location)
     value = item["input"]
     match item["type"]:
         case "extra_forbidden":
-            legal = _legal_keys([str(part) for part in location[:-1]])
+            legal = (
+                sorted(HEADS[str(head)].model_fields)
+                if head
+                else _legal_keys([str(part) for part in location[:-1]])
+            )
             near = difflib.get_close_matches(str(location[-1]), legal, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             return f"{key}: unknown key; {hint}legal here: {', '.join(legal)}"
+        case "union_tag_invalid" | "union_tag_not_found":
+            named = value.get("head") if isinstance(value, Mapping) else value
+            near = difflib.get_close_matches(str(named or location[-1]), HEADS, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            return f"{key}: which head? {hint}`head:` is one of {', '.join(HEADS)}"
         case "missing":
             return f"{key}: missing; it has no default"
         case "string_pattern_mismatch":

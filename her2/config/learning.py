@@ -7,18 +7,6 @@ from pydantic import Field, model_validator
 from her2.config.base import Count, Positive, Section
 
 
-class HeadSection(Section):
-    """A multiple-instance head and its options."""
-
-    head: Literal["abmil"] = Field("abmil", description="attention-based MIL (Ilse 2018)")
-    attention: Count = Field(128, description="width of the attention's hidden layer")
-    gated: bool = Field(True, description="gated attention, equation 9 of the paper; else 8")
-    hidden: Annotated[int, Field(ge=0)] = Field(
-        64, description="width of a projection (linear + ReLU) before the attention; 0: none"
-    )
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.25, description="on the input features")
-
-
 class TrainingSection(Section):
     """How a fold is trained."""
 
@@ -29,6 +17,12 @@ class TrainingSection(Section):
     optimiser: Literal["adamw", "adam"] = Field(
         "adamw",
         description="adam adds weight decay to the gradient, adamw takes it off the weights",
+    )
+    loss: Literal["cross_entropy", "ordinal"] = Field(
+        "cross_entropy", description="ordinal: CORN (Shi 2023), for tasks with `ordinal: true`"
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of each label that is spread over all classes"
     )
     learning_rate: Positive = Field(1e-3, description="of the optimiser")
     weight_decay: Annotated[float, Field(ge=0)] = Field(1e-3, description="of the optimiser")

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from her2.config import HeadSection, TrainingSection
+from her2.config import HeadSection, LogisticSection, TrainingSection
 from her2.errors import UserError
 from her2.mil.bags import Bag, check_dimensions, sample_batch, statistics, whole_bag
+from her2.mil.baseline import fit_baseline
 from her2.mil.heads import build_head
-from her2.mil.heads.output import Output
+from her2.mil.heads.head import InstanceSupervised, Output
+from her2.mil.losses import Loss, bag_loss, class_logits, members, output_count
 
 log = logging.getLogger(__name__)
 
@@ -23,16 +24,19 @@ log = logging.getLogger(__name__)
 class Model(nn.Module):
     """Standardisation by the train part's statistics, then a head."""
 
-    def __init__(self, head: nn.Module, mean: Tensor, std: Tensor) -> None:
+    def __init__(
+        self, head: nn.Module, mean: Tensor, std: Tensor, loss: Loss = "cross_entropy"
+    ) -> None:
         super().__init__()
         self.head = head
+        self.loss: Loss = loss
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
 
     def forward(self, bag: Tensor, mask: Tensor) -> Output:
-        """Features (b, n, d) and mask (b, n) -> logits (b, c) and attention (b, n)."""
+        """Features (b, n, d) and mask (b, n) -> logits (b, o) and attention (b, n) or (b, n, o)."""
         return self.head((bag - self.mean) / self.std, mask)
 
 
@@ -83,10 +87,13 @@ def train_fold(
     torch.manual_seed(seed)
     generator = np.random.default_rng(seed)
     dimension = check_dimensions([*train, *tune])
+    if isinstance(head, LogisticSection):
+        return _fit_baseline(train, tune, head, training, len(class_names), device)
     mean, std = torch.zeros(dimension), torch.ones(dimension)
     if training.standardise:
         mean, std = statistics(train, per_bag=256, seed=seed)
-    model = Model(build_head(head, dimension, len(class_names)), mean, std).to(device)
+    outputs = output_count(training.loss, len(class_names))
+    model = Model(build_head(head, dimension, outputs), mean, std, training.loss).to(device)
     optimiser = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[training.optimiser](
         model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
     )
@@ -104,13 +111,49 @@ def train_fold(
     return Trained(model.eval(), tuple(history), best)
 
 
+def _fit_baseline(
+    train: Sequence[Bag],
+    tune: Sequence[Bag],
+    head: LogisticSection,
+    training: TrainingSection,
+    classes: int,
+    device: torch.device,
+) -> Trained:
+    """Logistic regression of mean embeddings; an "epoch" is a strength."""
+
+    def part(bags: Sequence[Bag]) -> tuple[np.ndarray, np.ndarray]:
+        means = [bag.store.all().mean(axis=0, dtype=np.float64) for bag in bags]
+        return np.stack(means), np.array([bag.label for bag in bags])
+
+    fit = fit_baseline(
+        part(train),
+        part(tune),
+        classes=classes,
+        strengths=head.strengths,
+        balanced=training.balance != "none",
+    )
+    history = tuple(
+        Epoch(index, c.train_loss, c.tune_loss, c.tune_accuracy)
+        for index, c in enumerate(fit.candidates)
+    )
+    return Trained(Model(fit.head, fit.mean, fit.std).to(device).eval(), history, fit.best)
+
+
 @torch.inference_mode()
 def predict(model: Model, bag: Bag, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
-    """Class probabilities (c,) and attention (n,) of a slide, from all of its tiles; float32."""
+    """Class probabilities (c,) and attention (n,) of a slide, from all of its tiles; float32.
+
+    Of a head with one map an output, it is the map of the predicted class (or, ordered, of the
+    highest threshold that it passes; of the lowest if none).
+    """
     features, mask = whole_bag(bag)
     output = model.eval()(features.to(device), mask.to(device))
-    probabilities = output.logits.double().softmax(dim=1)[0]
-    return probabilities.float().cpu().numpy(), output.attention[0].cpu().numpy()
+    probabilities = class_logits(output.logits.double(), model.loss).softmax(dim=1)[0]
+    attention = output.attention[0]  # (n,) or (n, o)
+    if attention.ndim == 2:
+        predicted = int(probabilities.argmax())
+        attention = attention[:, max(0, predicted - (model.loss == "ordinal"))]
+    return probabilities.float().cpu().numpy(), attention.float().cpu().numpy()
 
 
 @torch.inference_mode()
@@ -130,7 +173,8 @@ def predict_bags(
             [bags[i] for i in drawn[start : start + 64]], bag_size=bag_size, generator=generator
         )
         logits = model.eval()(features.to(device), mask.to(device)).logits
-        parts.append(logits.double().softmax(dim=1).float().cpu().numpy())
+        found = class_logits(logits.double(), model.loss).softmax(dim=1)
+        parts.append(found.float().cpu().numpy())
     return drawn, np.concatenate(parts)
 
 
@@ -152,7 +196,12 @@ def _train_epoch(
             tensor.to(device)
             for tensor in sample_batch(batch, bag_size=training.bag_size, generator=generator)
         )
-        loss = functional.cross_entropy(model(features, mask).logits, labels)
+        output = model(features, mask)
+        loss = bag_loss(output.logits, labels, loss=model.loss, smoothing=training.label_smoothing)
+        if isinstance(head := model.head, InstanceSupervised):
+            belongs = members(labels, model.loss, output.logits.shape[1])
+            extra = head.instance_loss(output, mask, belongs)
+            loss = (1 - head.instance_weight) * loss + head.instance_weight * extra
         if not math.isfinite(value := loss.item()):
             names = ", ".join(bag.slide_id for bag in batch)
             raise UserError(

@@ -39,7 +39,7 @@ def section(model: str = CNN, **changed: object) -> EncoderSection:
 
 
 def checkpoint(path: Path, model: str = CNN, **changed: object) -> EncoderSection:
-    return section(model, source="checkpoint", checkpoint=path, **changed)
+    return section(model, source="checkpoint", checkpoint=path, domain="natural", **changed)
 
 
 def patches(count: int = 3, size: int = 32, seed: int = 0) -> torch.Tensor:

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from her2.config import HeadSection
+from her2.config import AttentionSection
 from her2.mil.heads import build_head
 
 D, C = 6, 3
@@ -21,7 +21,9 @@ def _one_thread() -> None:
 
 def head(*, gated: bool, hidden: int = 0, dropout: float = 0.25, seed: int = 0) -> torch.nn.Module:
     torch.manual_seed(seed)
-    options = HeadSection(head="abmil", attention=5, gated=gated, hidden=hidden, dropout=dropout)
+    options = AttentionSection(
+        head="abmil", attention=5, gated=gated, hidden=hidden, dropout=dropout
+    )
     return build_head(options, D, C).eval().requires_grad_(False)
 
 

@@ -26,7 +26,7 @@ VALUES = {
         "fine": {"source": "random", "model": "timm/resnet18", "mpp": 0.5, "size": 224},
         "coarse": {"source": "random", "model": "timm/resnet18", "mpp": 1.0, "size": 96},
     },
-    "heads": {"abmil": {}, "wide": {"attention": 512}},
+    "heads": {"abmil": {}, "wide": {"head": "abmil", "attention": 512}},
     "folds": {"number": 5, "repeats": 2, "per_job": 4},
 }
 ROWS = tuple(

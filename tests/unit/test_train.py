@@ -6,14 +6,14 @@ import pytest
 import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
-from her2.config import HeadSection, TrainingSection
+from her2.config import AttentionSection, HeadSection, TrainingSection
 from her2.errors import UserError
 from her2.mil.bags import Bag
 from her2.mil.train import Trained, _epoch_order, predict, train_fold
 from her2.store import FeatureStore
 
 CPU = torch.device("cpu")
-HEAD = HeadSection(head="abmil", attention=8, gated=True, dropout=0.1)
+HEAD = AttentionSection(head="abmil", attention=8, gated=True, dropout=0.1)
 D = 6
 BINARY = ("negative", "positive")
 

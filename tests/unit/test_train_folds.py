@@ -10,7 +10,7 @@ import torch
 
 from her2.cache import Cache
 from her2.cohort import Cohort, SlideRow
-from her2.config import HeadSection, Task, TrainingSection
+from her2.config import AttentionSection, Task, TrainingSection
 from her2.errors import UserError
 from her2.files import digest, file_digest
 from her2.folds import make_folds
@@ -110,7 +110,7 @@ def cohort(patients: int = 6, unlabelled: int = 2) -> Cohort:
 def build(root: Path, slides: Cohort | None = None, **changed: object) -> World:
     values = {
         "task": TASK,
-        "head": HeadSection(head="abmil", attention=4),
+        "head": AttentionSection(head="abmil", attention=4),
         "training": TrainingSection(bag_size=4, bags_per_batch=4, epochs=2, learning_rate=1e-2),
         "runs": RUNS,
         "buckets": (BUCKET,),
@@ -242,7 +242,7 @@ def test_folds_do_not_depend_on_which_folds_a_job_trains(tmp_path: Path) -> None
     "change",
     [
         {"seed": 8},
-        {"head": HeadSection(head="abmil", attention=4, gated=False)},
+        {"head": AttentionSection(head="abmil", attention=4, gated=False)},
         {"training": TrainingSection(bag_size=4, bags_per_batch=4, epochs=3, learning_rate=1e-2)},
     ],
     ids=["seed", "head", "training"],

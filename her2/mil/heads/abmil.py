@@ -10,8 +10,7 @@ Source: Ilse, Tomczak, Welling, Attention-based Deep Multiple Instance Learning,
 import torch
 from torch import Tensor, nn
 
-from her2.config import HeadSection
-from her2.mil.heads.output import Output
+from her2.mil.heads.head import Output, masked_softmax, projection
 
 
 class AttentionMIL(nn.Module):
@@ -20,7 +19,7 @@ class AttentionMIL(nn.Module):
     def __init__(
         self,
         dimension: int,
-        classes: int,
+        outputs: int,
         *,
         attention: int,
         gated: bool,
@@ -29,14 +28,12 @@ class AttentionMIL(nn.Module):
     ) -> None:
         super().__init__()
         self.dropout = nn.Dropout(dropout)
-        self.project = (
-            nn.Sequential(nn.Linear(dimension, hidden), nn.ReLU()) if hidden else nn.Identity()
-        )
+        self.project = projection(dimension, hidden)
         width = hidden or dimension
         self.value = nn.Linear(width, attention)
         self.gate = nn.Linear(width, attention) if gated else None
         self.score = nn.Linear(attention, 1)
-        self.classifier = nn.Linear(width, classes)
+        self.classifier = nn.Linear(width, outputs)
 
     def forward(self, bag: Tensor, mask: Tensor) -> Output:
         """Classify bags.
@@ -49,19 +46,6 @@ class AttentionMIL(nn.Module):
         a = torch.tanh(self.value(h))  # (b, n, attention)
         if self.gate is not None:
             a = a * torch.sigmoid(self.gate(h))  # (b, n, attention)
-        scores = self.score(a).squeeze(-1)  # (b, n)
-        weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=1)  # (b, n)
+        weights = masked_softmax(self.score(a), mask).squeeze(2)  # (b, n)
         z = torch.einsum("bn,bnd->bd", weights, h)  # (b, width)
         return Output(self.classifier(z), weights)
-
-
-def abmil(options: HeadSection, dimension: int, classes: int) -> nn.Module:
-    """The head that `head: abmil` names."""
-    return AttentionMIL(
-        dimension,
-        classes,
-        attention=options.attention,
-        gated=options.gated,
-        hidden=options.hidden,
-        dropout=options.dropout,
-    )

@@ -141,6 +141,50 @@ def learning_figure(
         return _svg(canvas, f"{alt}{_data(synthetic)}; the kept epochs are in the table of folds.")
 
 
+def pretraining_figure(
+    history: Mapping[str, Sequence[float]], best: int, *, name: str, synthetic: bool
+) -> Figure:
+    """Losses and balanced accuracy of one encoder's pre-training, the best epoch marked.
+
+    Args:
+        history: `epoch` (from 0), `train_loss`, `validation_loss`, `balanced_accuracy`.
+        best: the epoch (from 0) that was kept.
+        name: of the encoder.
+        synthetic: the slides are drawn.
+    """
+    with mpl.rc_context(_STYLE):
+        canvas = Canvas(figsize=(7.2, 3.2), layout="constrained")
+        left, right = canvas.subplots(1, 2)
+        epochs = [epoch + 1 for epoch in history["epoch"]]
+        losses = history["validation_loss"]
+        left.plot(epochs, history["train_loss"], color="#9a9a9a", linewidth=1.2, label="train")
+        left.plot(epochs, losses, color=PALETTE[0], linewidth=1.5, label="validation")
+        left.set(ylabel="Cross-entropy a patch", title=_title("Loss", synthetic))
+        accuracy = history["balanced_accuracy"]
+        right.plot(epochs, accuracy, color=PALETTE[0], linewidth=1.5, label="validation")
+        right.set(ylim=(0, 1.03), ylabel="Balanced accuracy", title="Validation patches")
+        for axes, values in ((left, losses), (right, accuracy)):
+            axes.plot(
+                [best + 1],
+                [values[history["epoch"].index(best)]],
+                marker="o",
+                markersize=5.5,
+                linestyle="",
+                color=PALETTE[1],
+                label="best epoch",
+                zorder=3,
+            )
+            axes.set_xlabel("Epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.grid(True)
+            axes.legend(loc="best")
+        alt = (
+            f"Train loss, validation loss and balanced accuracy over {len(epochs)} epochs of "
+            f"pre-training {name}{_data(synthetic)}; best: epoch {best + 1}."
+        )
+        return _svg(canvas, alt)
+
+
 def jpeg(path: Path, *, side_px: tuple[int, int], quality: int, alt: str) -> Figure:
     """A picture shrunk to fit into `side_px` (width, height).
 

@@ -7,7 +7,9 @@ import numpy as np
 import polars as pl
 from sklearn.metrics import roc_curve
 
+from her2.config import EncoderSection
 from her2.report.figures import Curve, Figure, learning_figure, roc_figure
+from her2.report.overlap import mark
 from her2.report.read import Model, Results
 from her2.report.text import NA, interval, number
 
@@ -33,10 +35,12 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class HeadlineRow:
-    """One encoder and head."""
+    """One encoder and head; `domain` is what its encoder was trained on."""
 
     encoder: str
+    mark: str
     head: str
+    domain: str
     source: str
     anchor: str
     cells: tuple[Cell, ...]
@@ -88,6 +92,7 @@ class ModelSection:
     """All that is shown of one encoder and head on a task."""
 
     name: str
+    mark: str
     anchor: str
     classes: tuple[str, ...]
     roc: Figure
@@ -102,7 +107,17 @@ SOURCES = {
     "timm": "published weights (timm)",
     "torchvision": "published weights (torchvision)",
     "checkpoint": "weights of a local file",
+    "catalogue": "published weights (catalogue)",
+    "pretrain": "pre-trained here",
 }
+DOMAINS = {
+    "he": "H&E",
+    "ihc": "IHC",
+    "he_ihc": "H&E + IHC",
+    "natural": "non-medical",
+    "none": "none (random)",
+}
+"""What the page calls the images an encoder was trained on."""
 METRICS = {
     "auc": "AUC",
     "quadratic_kappa": "Quadratic weighted kappa",
@@ -132,17 +147,35 @@ def headline(results: Results, task_name: str, level: str) -> Headline:
     rows = [
         HeadlineRow(
             encoder=model.encoder,
+            mark=mark(results, model.encoder),
             head=model.head,
-            source=SOURCES[results.config.encoders[model.encoder].source],
+            domain=domain(results, model.encoder),
+            source=source(results.config.encoders[model.encoder]),
             anchor=model.anchor,
             cells=tuple(
-                _cell(_find(model, level, metric, name), with_count=not common)
+                _cell(
+                    _find(model, level, metric, name),
+                    with_count=not common,
+                    mark=mark(results, model.encoder),
+                )
                 for metric, name in wanted
             ),
         )
         for model in models
     ]
     return Headline(task_name, level, tuple(columns), tuple(rows))
+
+
+def domain(results: Results, encoder: str) -> str:
+    """The images that an encoder was trained on, as its config declares them."""
+    return DOMAINS[results.config.encoders[encoder].domain or "none"]
+
+
+def source(encoder: EncoderSection) -> str:
+    """Where an encoder's weights come from, in words."""
+    if encoder.source == "pretrain":
+        return f"{SOURCES['pretrain']} on {encoder.data}, from {encoder.init}"
+    return SOURCES[encoder.source]
 
 
 def chance(low: float | None, high: float | None) -> str:
@@ -154,11 +187,13 @@ def chance(low: float | None, high: float | None) -> str:
 
 def model_section(results: Results, model: Model) -> ModelSection:
     """One encoder and head on a task, at patient level."""
+    marked = mark(results, model.encoder)
     return ModelSection(
         name=model.name,
+        mark=marked,
         anchor=model.anchor,
         classes=model.task.class_names,
-        roc=roc_figure(roc_curves(model), name=model.name, synthetic=results.synthetic),
+        roc=roc_figure(roc_curves(model, marked), name=model.name, synthetic=results.synthetic),
         confusion=confusion_rows(model),
         folds=fold_rows(model),
         curves=learning_figure(
@@ -171,14 +206,17 @@ def model_section(results: Results, model: Model) -> ModelSection:
     )
 
 
-def roc_curves(model: Model) -> list[Curve]:
-    """One-vs-rest curves of the patients; a class that is absent has no points."""
+def roc_curves(model: Model, mark: str = "") -> list[Curve]:
+    """One-vs-rest curves of the patients; a class that is absent has no points.
+
+    `mark` is set behind every area.
+    """
     target = model.patients["target"].to_numpy()
     curves = []
     for index, name in enumerate(model.task.class_names):
         positive = target == index
         record = _find(model, "patient", "auc", name)
-        area = number(record["value"] if record else None)
+        area = number(record["value"] if record else None) + mark
         if positive.any() and not positive.all():
             scores = model.patients[f"prob_{name}"].to_numpy()
             false_rate, true_rate, _ = roc_curve(positive, scores)
@@ -267,7 +305,7 @@ def _positive(record: dict[str, Any] | None) -> str:
     return f"{record['n_positive']} of {record['n']}" if record else ""
 
 
-def _cell(record: dict[str, Any] | None, *, with_count: bool) -> Cell:
+def _cell(record: dict[str, Any] | None, *, with_count: bool, mark: str) -> Cell:
     if record is None:
         return Cell(NA, note="not evaluated")
     notes = [record["note"]] if record["note"] else []
@@ -277,4 +315,5 @@ def _cell(record: dict[str, Any] | None, *, with_count: bool) -> Cell:
         notes.append(words)
     if with_count and record["n_positive"] is not None:
         notes.append(_positive(record))
-    return Cell(number(record["value"]), interval(record["low"], record["high"]), "; ".join(notes))
+    value = number(record["value"]) + (mark if record["value"] is not None else "")
+    return Cell(value, interval(record["low"], record["high"]), "; ".join(notes))

@@ -9,6 +9,7 @@ import polars as pl
 from her2.audit import read_cohort_table
 from her2.config import Config, Task
 from her2.encoders.card import EncoderCard, read_card
+from her2.encoders.overlap import Overlap, read_overlap
 from her2.errors import UserError
 from her2.heatmap import read_heatmaps
 from her2.manifest import FeatureEntry, FoldEntry, read_manifests
@@ -61,7 +62,9 @@ class Model:
 class Results:
     """A finished run.
 
-    `cohort` has one row a slide and grid; `features` and `precisions` are by encoder.
+    `cohort` has one row a slide and grid; `features` and `precisions` are by encoder, and so are
+    `overlaps` and `pretraining` (epochs), for those that have them. `comparisons` are by task; a
+    task whose encoders were not compared is absent.
     """
 
     config: Config
@@ -72,6 +75,9 @@ class Results:
     cards: Mapping[str, EncoderCard]
     precisions: Mapping[str, tuple[str, ...]]
     models: tuple[Model, ...]
+    overlaps: Mapping[str, Overlap]
+    pretraining: Mapping[str, pl.DataFrame]
+    comparisons: Mapping[str, pl.DataFrame]
 
     @property
     def synthetic(self) -> bool:
@@ -95,13 +101,14 @@ def read_results(spec: ReportSpec, folder: Path) -> Results:
         for name in config.encoders
     }
     chunks = tuple(chunk_names(config.folds))
+    cards = {name: read_card(folder / "encoders" / name) for name in config.encoders}
     return Results(
         config=config,
         software=spec.software,
         folder=folder,
         cohort=read_cohort_table(folder / "cohort"),
         features=features,
-        cards={name: read_card(folder / "encoders" / name) for name in config.encoders},
+        cards=cards,
         precisions={name: _precisions(spec, folder / "features" / name) for name in features},
         models=tuple(
             _model(config, folder, (task, encoder, head), chunks)
@@ -109,7 +116,34 @@ def read_results(spec: ReportSpec, folder: Path) -> Results:
             for encoder in config.encoders
             for head in config.heads
         ),
+        overlaps=_overlaps(config, folder),
+        pretraining={
+            name: _table(path)
+            for name, card in cards.items()
+            if card.source == "pretrain"
+            and (path := folder / "encoders" / name / "history.parquet").exists()
+        },
+        comparisons=_comparisons(config, folder),
     )
+
+
+def _overlaps(config: Config, folder: Path) -> dict[str, Overlap]:
+    found = {}
+    for name in config.encoders:
+        path = folder / "encoders" / name / "overlap.json"
+        if path.exists():
+            try:
+                found[name] = read_overlap(path)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise _broken(path, error) from None
+    return found
+
+
+def _comparisons(config: Config, folder: Path) -> dict[str, pl.DataFrame]:
+    """Results of before there was a comparison have none, and one encoder has no pair."""
+    paths = {task: folder / "evaluation" / task / "comparison.parquet" for task in config.tasks}
+    tables = {task: _table(path) for task, path in paths.items() if path.exists()}
+    return {task: table for task, table in tables.items() if len(table)}
 
 
 def _model(

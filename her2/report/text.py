@@ -15,6 +15,21 @@ def number(value: float | None, digits: int = 3) -> str:
     return NA if value is None else f"{value:.{digits}f}"
 
 
+def signed(value: float | None, digits: int = 3) -> str:
+    """`+0.052`, `-0.013`, `0.000`: a difference; NA for one that is not defined."""
+    if value is None:
+        return NA
+    shown = f"{value:+.{digits}f}"
+    return shown if float(shown) else shown.lstrip("+-")
+
+
+def p_value(value: float | None) -> str:
+    """`0.031`, `< 0.001`; NA for one that is not defined."""
+    if value is None:
+        return NA
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def interval(low: float | None, high: float | None) -> str:
     """`[0.529, 0.704]`; empty where there is none."""
     return "" if low is None or high is None else f"[{low:.3f}, {high:.3f}]"

@@ -56,9 +56,10 @@ def all_specs(of: Plan) -> dict[str, str]:
     found |= {f"encoder {name}": of.encoder_spec(name) for name in config.encoders}
     for task in config.tasks:
         found[f"folds {task}"] = of.folds_spec(task)
-        found[f"evaluate {task}"] = of.evaluate_spec(task)
+        found[f"compare {task}"] = of.compare_spec(task)
         found[f"heatmap {task}"] = of.heatmap_spec(task)
-        for head in config.heads:
+        for head in of.models:
+            found[f"evaluate {task} {head}"] = of.evaluate_spec(task, head)
             for chunk in of.chunks:
                 found[f"train {task} {head} {chunk}"] = of.train_spec(task, head, chunk)
     return found
@@ -88,6 +89,7 @@ KINDS: dict[str, type] = {
     "encoder": specs.EncoderSpec,
     "folds": specs.FoldsSpec,
     "evaluate": specs.EvaluateSpec,
+    "compare": specs.CompareSpec,
     "heatmap": specs.HeatmapSpec,
     "train": specs.TrainSpec,
 }
@@ -105,7 +107,7 @@ def test_the_order_of_the_manifest_changes_nothing(rows):
 
 
 @given(st.randoms(use_true_random=False))
-def test_the_order_of_keys_in_the_config_is_seen_in_the_report_at_most(generator):
+def test_the_order_of_keys_in_the_config_is_seen_where_tables_are_ordered_at_most(generator):
     def shuffled(value: object) -> object:
         if not isinstance(value, dict):
             return value
@@ -114,16 +116,18 @@ def test_the_order_of_keys_in_the_config_is_seen_in_the_report_at_most(generator
         return {key: item if key == "classes" else shuffled(item) for key, item in items}
 
     other = Plan(parse_config(shuffled(VALUES)), plan().cohort)
-    assert stages_that_change(other) <= {"report"}
+    assert stages_that_change(other) <= {"compare", "report"}
 
 
 def test_the_order_of_classes_survives_the_spec_and_is_part_of_it():
     """An ordinal scale; canonical JSON sorts keys."""
     key, names = "tasks/score/classes", ("low", "mid", "high")
     one, two = (plan({key: {name: [name] for name in order}}) for order in (names, sorted(names)))
-    assert stages_that_change(one, two) == {"folds", "train", "evaluate", "heatmap", "report"}
+    assert stages_that_change(one, two) == {
+        "folds", "train", "evaluate", "compare", "heatmap", "report",
+    }  # fmt: skip
     for kind, text in ((specs.FoldsSpec, one.folds_spec("score")),
-                       (specs.EvaluateSpec, one.evaluate_spec("score"))):  # fmt: skip
+                       (specs.EvaluateSpec, one.evaluate_spec("score", "abmil"))):  # fmt: skip
         assert specs.load(kind, text).task.class_names == names
 
 
@@ -136,14 +140,14 @@ def test_the_order_of_classes_survives_the_spec_and_is_part_of_it():
         ({"report/title": "Another"}, {"report"}),
         ({"heads/wide/attention": 256}, {"train", "report"}),
         ({"training/epochs": 3}, {"train", "report"}),
-        ({"evaluation/bootstrap": 100}, {"evaluate", "report"}),
+        ({"evaluation/bootstrap": 100}, {"evaluate", "compare", "report"}),
         ({"heatmaps/slides": 1}, {"heatmap", "report"}),
         ({"tiling/min_tissue": 0.6}, {"tile", "report"}),
         ({"embedding/max_failed_tiles": 0.5}, {"embed", "report"}),
         ({"encoders/fine/storage": "float32"}, {"encoder", "report"}),
         ({"folds/tune": 0.3}, {"folds", "report"}),
         ({"cohort/max_excluded": 0.5}, {"audit", "train", "report"}),
-        ({"seed": 1}, {"encoder", "folds", "train", "evaluate", "heatmap", "report"}),
+        ({"seed": 1}, {"encoder", "folds", "train", "evaluate", "compare", "heatmap", "report"}),
     ],
 )
 def test_a_changed_key_changes_the_specs_of_those_stages_only(changed, stages):
@@ -160,7 +164,9 @@ def test_a_head_s_option_leaves_the_other_heads_alone():
 def test_a_new_encoder_leaves_the_others_alone():
     added = {"source": "random", "model": "timm/vit_tiny_patch16_224", "mpp": 0.5, "size": 224}
     before, after = all_specs(plan()), all_specs(plan({"encoders/new": added}))
-    assert {name for name in after if before.get(name) != after[name]} == {"encoder new", "report"}
+    changed = {name for name in after if before.get(name) != after[name]}
+    assert {name.split()[0] for name in changed} == {"encoder", "compare", "report"}
+    assert [name for name in changed if name.startswith("encoder")] == ["encoder new"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,68 @@
+"""A shared case stops the run by name, unless the config takes the blame."""
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from her2.encoders.card import EncoderCard, write_card
+from her2.encoders.overlap import audit_overlap, read_overlap
+from her2.errors import UserError
+from her2.specs import OverlapSpec
+
+
+def encoder(folder: Path, source: str = "pretrain", **provenance: object) -> Path:
+    card = EncoderCard(
+        source=source, library="timm", architecture="resnet18", arguments={}, feature="pooled",
+        dimension=512, size=96, mpp=1.0, mean=(0.5,) * 3, std=(0.2,) * 3, precision="auto",
+        storage="float16", licence="", weights_sha256="0" * 64, provenance=dict(provenance),
+    )  # fmt: skip
+    write_card(folder / "he", card)
+    return folder / "he"
+
+
+COHORT = pl.DataFrame(
+    {
+        "slide_id": ["S1-a", "S1-b", "S2", "S3"],
+        "patient_id": ["P1", "P1", "P2", "P3"],
+        "fingerprint": ["f1", "f2", "f3", "f4"],
+        "label_her2": ["0", "0", "3+", None],
+    }
+)
+
+
+def audit(folder: Path, where: Path, *, allow: bool = False):
+    return audit_overlap(OverlapSpec(allow_overlap=allow), folder, COHORT, where / "overlap.json")
+
+
+@pytest.mark.parametrize(
+    "provenance",
+    [{"cases": ["x", "P1"]}, {"cases": ["p1"]}, {"cases": ["s1-b"]},
+     {"slide_fingerprints": ["f2"]}],
+)  # fmt: skip
+def test_a_shared_case_stops_the_run_and_names_the_patient(tmp_path: Path, provenance) -> None:
+    with pytest.raises(UserError, match="patient P1: .*") as caught:
+        audit(encoder(tmp_path, **provenance), tmp_path)
+    assert "allow_overlap: true" in str(caught.value)
+    assert "P2" not in str(caught.value)
+    assert not (tmp_path / "overlap.json").exists()
+
+
+def test_an_allowed_overlap_is_recorded(tmp_path: Path) -> None:
+    audit(encoder(tmp_path, cases=["P1", "P2"]), tmp_path, allow=True)
+    found = read_overlap(tmp_path / "overlap.json")
+    assert (found.known, found.patients, found.allowed) == (True, ("P1", "P2"), True)
+
+
+def test_other_patients_pass(tmp_path: Path) -> None:
+    found = audit(encoder(tmp_path, cases=["pre-001"]), tmp_path)
+    assert (found.known, found.patients) == (True, ())
+
+
+def test_a_patient_nobody_tests_on_does_not_count(tmp_path: Path) -> None:
+    assert audit(encoder(tmp_path, cases=["P3"]), tmp_path).patients == ()
+
+
+def test_data_without_cases_are_said_to_be_unknown(tmp_path: Path) -> None:
+    assert not audit(encoder(tmp_path, cases=[]), tmp_path).known
+    assert audit(encoder(tmp_path, source="random"), tmp_path).known

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import jsonschema
 import pytest
 import yaml
@@ -207,3 +209,25 @@ def test_every_key_of_a_section_is_described():
         if "description" not in field
     ]
     assert bare == []
+
+
+PRESETS = Path(__file__).parents[2] / "workflow" / "presets"
+
+
+@pytest.mark.parametrize("path", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_preset_is_legal(path):
+    load_config(path)
+
+
+def test_the_paper_preset_has_the_paper_s_settings():
+    """DOMAIN facts of arXiv 2411.05028: AlexNet features, 96 px, Ilse not gated, 64 x 100."""
+    config = load_config(PRESETS / "paper.yaml")
+    for encoder in config.encoders.values():
+        assert (encoder.library, encoder.architecture) == ("torchvision", "alexnet")
+        assert (encoder.size, encoder.mpp, encoder.feature) == (96, 1.0, "flattened")
+    head, training = config.heads["abmil"], config.training
+    assert (head.attention, head.gated, head.hidden) == (256, False, 0)
+    assert (training.bag_size, training.bags_per_batch) == (100, 64)
+    assert (training.epochs, training.steps_per_epoch) == (50, 100)
+    assert (training.learning_rate, training.weight_decay) == (1e-3, 1e-7)
+    assert config.published_protocol

@@ -15,19 +15,41 @@ from sklearn.metrics import roc_auc_score
 
 from her2.config import Config, parse_config
 from her2.encoders.card import EncoderCard, write_card
+from her2.encoders.overlap import Overlap
 from her2.errors import UserError
+from her2.evaluation.compare import paired_differences
 from her2.evaluation.evaluate import confusion_table, figures, out_of_fold
+from her2.files import write_json
 from her2.manifest import FeatureEntry, FoldEntry, TileEntry, write_manifest
-from her2.report import notices, performance, text
+from her2.report import comparison, notices, overlap, performance, pretraining, text
 from her2.report.build import build_report
 from her2.report.read import read_results
-from her2.specs import ReportSpec
+from her2.specs import ReportSpec, dump, load
 from her2.store import write_store
 from her2.tables import guard_cells
 
 HOSTILE = "<script>alert(1)</script>"
 HOSTILE_SITE = '<img src=x onerror="alert(2)">'
 BUCKET = "0000-of-0001"
+HISTORY = {
+    "epoch": [0, 1, 2],
+    "train_loss": [0.7, 0.5, 0.3],
+    "validation_loss": [0.7, 0.6, 0.65],
+    "balanced_accuracy": [0.5, 0.8125, 0.75],
+    "mean_auc": [0.5, 0.875, 0.8],
+}
+PRETRAINED: dict[str, object] = {
+    "data": "pcam",
+    "format": "pcam",
+    "classes": {"normal": 1200, "tumour": 800},
+    "split_by": "case",
+    "patches": {"train": 1600, "validation": 400, "test": 0},
+    "cases": [f"case-{index:03d}" for index in range(40)],
+    "unusable": {"count": 3, "first": []},
+    "epochs": 3,
+    "best": {name: values[1] for name, values in HISTORY.items()},
+    "init": {"from": "random", "weights_sha256": "cd" * 32},
+}
 
 
 @dataclass
@@ -46,6 +68,9 @@ class Cohort:
     pictures: bool = True
     precision: str = "float32"
     signal: float = 1.0
+    compared: bool = True
+    pretrained: dict[str, dict[str, object]] = field(default_factory=dict)
+    overlaps: dict[str, Overlap] = field(default_factory=dict)
 
     def config(self) -> Config:
         return parse_config(
@@ -59,9 +84,15 @@ class Cohort:
                     }
                 },
                 "encoders": {
-                    name: {"source": "random", "model": "timm/resnet18", "mpp": 0.5, "size": 224}
+                    name: {"model": "timm/resnet18", "mpp": 0.5, "size": 224}
+                    | (
+                        {"source": "pretrain", "data": "pcam", "init": "random", "domain": "he"}
+                        if name in self.pretrained
+                        else {"source": "random"}
+                    )
                     for name in self.encoders
                 },
+                "patches": {"pcam": {"format": "pcam", "path": "pcam"}},
                 "heads": {"abmil": {}},
                 "folds": {"number": 3},
                 "evaluation": {"bootstrap": 100},
@@ -106,7 +137,21 @@ class Cohort:
         for encoder in self.encoders:
             self._write_encoder(folder, encoder, entries)
             self._write_model(folder, config, encoder)
+        for encoder, found in self.overlaps.items():
+            write_json(folder / "encoders" / encoder / "overlap.json", asdict(found))
+        if self.compared:
+            self._write_comparison(folder, config)
         return self.spec()
+
+    def _write_comparison(self, folder: Path, config: Config) -> None:
+        evaluation = folder / "evaluation" / "score"
+        tables = {
+            encoder: pl.read_parquet(evaluation / encoder / "abmil" / "patients.parquet")
+            for encoder in self.encoders
+        }
+        paired_differences(tables, config.tasks["score"], config.evaluation, seed=1).select(
+            pl.lit("abmil").alias("head"), pl.all()
+        ).write_parquet(evaluation / "comparison.parquet")
 
     @property
     def names(self) -> list[str]:
@@ -121,6 +166,12 @@ class Cohort:
             "random", "timm", "resnet18", {}, "pooled", 4, 224, 0.5, (0.5, 0.5, 0.5),
             (0.2, 0.2, 0.2), "auto", "float16", "", "ab" * 32, {"seed": 1},
         )  # fmt: skip
+        if encoder in self.pretrained:
+            card = replace(
+                card, source="pretrain", provenance=PRETRAINED | self.pretrained[encoder]
+            )
+            (folder / "encoders" / encoder).mkdir(parents=True)
+            pl.DataFrame(HISTORY).write_parquet(folder / "encoders" / encoder / "history.parquet")
         write_card(folder / "encoders" / encoder, card)
         entries = {}
         for index, (name, tile) in enumerate(tiles.items()):
@@ -139,7 +190,7 @@ class Cohort:
 
     def _write_model(self, folder: Path, config: Config, encoder: str) -> None:
         task = config.tasks["score"]
-        generator = np.random.default_rng(7)
+        generator = np.random.default_rng([7, self.encoders.index(encoder)])
         records = []
         for index in self.usable():
             label = self.labels[index]
@@ -298,7 +349,10 @@ def test_every_link_of_the_page_has_its_target(tmp_path):
 
 
 def test_equal_results_give_equal_bytes(tmp_path):
-    cohort = Cohort(synthetic=True, encoders=("one", "two"))
+    saw = Overlap(known=True, patients=("p1",), allowed=True)
+    cohort = Cohort(
+        synthetic=True, encoders=("one", "two"), pretrained={"two": {}}, overlaps={"two": saw}
+    )
     spec = cohort.write(tmp_path / "results")
     cohort.write(tmp_path / "elsewhere" / "results")
     for where in ("results", "elsewhere/results"):
@@ -309,7 +363,7 @@ def test_equal_results_give_equal_bytes(tmp_path):
     )
     assert set(first) == {
         "report.html", "headline.csv", "metrics.csv", "folds.csv", "excluded.csv",
-        "unlabelled.csv", "encoders.csv",
+        "unlabelled.csv", "encoders.csv", "comparison.csv", "pretraining.csv",
     }  # fmt: skip
     assert first == second
 
@@ -332,9 +386,175 @@ def test_headline_figures_are_those_of_the_metrics_table(tmp_path):
     for encoder in ("one", "two"):
         metrics = pl.read_parquet(folder / encoder / "abmil" / "metrics.parquet")
         rows = metrics.filter((pl.col("level") == "patient") & (pl.col("metric") == "auc"))
-        for cell, figure in zip(page.row(f"{encoder} / abmil")[1:5], rows.to_dicts(), strict=True):
+        for cell, figure in zip(page.row(f"{encoder} / abmil")[2:6], rows.to_dicts(), strict=True):
             wanted = f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
             assert cell.startswith(wanted)
+
+
+def test_rows_keep_the_order_of_the_config_and_say_what_encoders_were_trained_on(tmp_path):
+    cohort = Cohort(encoders=("zebra", "mid", "ant"), pretrained={"mid": {}})
+    cohort.write(tmp_path / "results")
+    spec = load(ReportSpec, dump(cohort.spec()))
+    build_report(spec, tmp_path / "results", tmp_path / "report" / "report.html")
+    page = Page(tmp_path / "report" / "report.html")
+    first = next(index for index, row in enumerate(page.rows) if row[0].startswith("Encoder"))
+    rows = [row[:2] for row in page.rows[first + 1 : first + 4]]
+    assert [name.split()[0] for name, _ in rows] == ["zebra", "mid", "ant"]
+    assert [domain.strip() for _, domain in rows] == ["none (random)", "H&E", "none (random)"]
+    assert "pre-trained here on pcam, from random" in rows[1][0]
+    assert table(tmp_path, "headline")["domain"].to_list()[4] == "H&E"
+
+
+def test_each_pair_of_encoders_is_compared_as_in_the_table(tmp_path):
+    page = report(tmp_path, Cohort(encoders=("one", "two", "six"), signal=0.3))
+    path = tmp_path / "results" / "evaluation" / "score" / "comparison.parquet"
+    rows = pl.read_parquet(path).to_dicts()
+    shown = [[" ".join(cell.split()) for cell in row] for row in page.rows]
+    for row in rows:
+        names = [row["encoder"], row["other"]] + [row["class"]] * (row["class"] != "macro")
+        cells = next(cells for cells in shown if cells[: len(names)] == names)[len(names) :]
+        held = row["low"] <= 0 <= row["high"]
+        difference = text.signed(row["difference"])
+        words = f"{difference} [{row['low']:.3f}, {row['high']:.3f}]"
+        assert cells == [
+            f"{row['auc']:.3f}",
+            f"{row['other_auc']:.3f}",
+            words + " no difference shown" * held,
+            text.p_value(row["p"]),
+            "18",
+        ]
+    assert "not corrected for the number of pairs (3 pairs under each head" in page.text
+    assert "paired tests between encoders" not in page.text
+    found = table(tmp_path, "comparison")
+    assert found["difference"].to_list() == pytest.approx([row["difference"] for row in rows])
+    assert set(found["overlap"]) == {None}
+
+
+@pytest.mark.parametrize("cohort", [Cohort(), Cohort(encoders=("one", "two"), compared=False)])
+def test_without_a_comparison_the_page_has_no_such_section(tmp_path, cohort):
+    page = report(tmp_path, cohort)
+    assert "Comparison" not in page.text
+    assert not (tmp_path / "report" / "tables" / "comparison.csv").exists()
+
+
+def test_a_difference_that_is_not_defined_is_na_with_its_reason(tmp_path):
+    page = report(tmp_path, Cohort(encoders=("one", "two"), labels=("0", "1") * 8))
+    row = next(row for row in page.rows if [cell.strip() for cell in row[:2]] == ["one", "two"])
+    assert " ".join(row[4].split()) == "NA not defined: a class is absent"
+
+
+def test_pairs_say_whether_they_read_the_same_tiles(tmp_path):
+    cohort = Cohort(encoders=("one", "two", "six"))
+    cohort.write(tmp_path)
+    results = read_results(cohort.spec(), tmp_path)
+    six = results.config.encoders["six"].model_copy(update={"mpp": 1.0})
+    config = results.config.model_copy(update={"encoders": results.config.encoders | {"six": six}})
+    found = comparison.shared_tiles(replace(results, config=config))
+    assert [(row.encoder, row.other, row.same) for row in found] == [
+        ("one", "two", True), ("one", "six", False), ("two", "six", False),
+    ]  # fmt: skip
+    assert found[0].tiles == "224 px at 0.5 um/px"
+    assert found[1].tiles == "224 px at 0.5 um/px; 224 px at 1 um/px"
+
+
+def test_pretraining_shows_its_data_its_split_and_its_best_epoch(tmp_path):
+    unknown = {"split_by": "patch (cases unknown)", "cases": []}
+    page = report(
+        tmp_path,
+        Cohort(encoders=("known", "blind", "plain"), pretrained={"known": {}, "blind": unknown}),
+    )
+    rows = {
+        row[0].strip(): [" ".join(cell.split()) for cell in row]
+        for row in page.rows
+        if len(row) == 10 and row[0].strip() in ("known", "blind", "plain")
+    }
+    assert set(rows) == {"known", "blind"}
+    assert rows["known"][1:] == [
+        "H&E", "pcam normal 1,200, tumour 800 (train 1,600, validation 400)",
+        "by case: no patient is on both sides", "random", "3", "2", "0.812", "0.875", "3",
+    ]  # fmt: skip
+    assert "cases unknown: patches of one patient may be on both sides" in rows["blind"][3]
+    assert sum("best: epoch 2" in (a.get("alt") or "") for _, a in page.elements) == 2
+    assert "cases (40)" in page.text
+    assert len(table(tmp_path, "pretraining")) == 6
+
+
+def test_pretraining_figures_that_are_not_finite_are_na(tmp_path):
+    best = {"epoch": 0, "balanced_accuracy": float("nan"), "mean_auc": None}
+    cohort = Cohort(pretrained={"plain": {}})
+    cohort.write(tmp_path)
+    results = read_results(cohort.spec(), tmp_path)
+    card = replace(results.cards["plain"], provenance=PRETRAINED | {"best": best})
+    row = pretraining.pretraining(replace(results, cards={"plain": card}))[0]
+    assert (row.balanced_accuracy, row.mean_auc, row.best_epoch) == ("NA", "NA", 1)
+
+
+def test_every_figure_of_an_encoder_that_saw_the_patients_is_marked(tmp_path):
+    saw = Overlap(known=True, patients=tuple(f"p{index}" for index in range(12)), allowed=True)
+    clean = Overlap(known=True, patients=(), allowed=False)
+    page = report(
+        tmp_path,
+        Cohort(
+            encoders=("clean", "leaky"),
+            pretrained={"leaky": {}},
+            overlaps={"clean": clean, "leaky": saw},
+        ),
+    )
+    words = "† leaky: pre-trained on 12 patients of this cohort: p0, p1, p2, p3, p4, p5, "
+    assert page.text.count(f"{words}p6, p7, p8, p9, ...; these figures are too good") == 4
+    marked = page.row("leaky† / abmil")
+    assert all("†" in cell for cell in marked[2:])
+    assert not any("†" in cell for cell in page.row("clean / abmil"))
+    pair = next(row for row in page.rows if row[:2] == ["clean ", "leaky† "])
+    assert ["†" in cell for cell in pair[2:5]] == [False, True, True]
+    alts = [a["alt"] for tag, a in page.elements if tag == "img" and "ROC" in (a["alt"] or "")]
+    assert ["†" in (alt or "") for alt in alts] == [False, True]
+    assert page.row("clean / abmil")[0].startswith("clean")
+    for name in ("headline", "metrics", "folds"):
+        found = table(tmp_path, name).select("encoder", "overlap").unique().sort("encoder")
+        assert found.rows() == [("clean", 0), ("leaky", 12)]
+    assert set(table(tmp_path, "comparison")["other_overlap"]) == {12}
+
+
+def test_the_mark_passes_to_encoders_that_begin_from_a_marked_one(tmp_path):
+    saw = Overlap(known=True, patients=("p1",), allowed=True)
+    clean = Overlap(known=True, patients=(), allowed=False)
+    cohort = Cohort(
+        encoders=("first", "second"),
+        pretrained={"first": {}, "second": {}},
+        overlaps={"first": saw, "second": clean},
+    )
+    cohort.write(tmp_path)
+    results = read_results(cohort.spec(), tmp_path)
+    encoders = dict(results.config.encoders)
+    assert overlap.mark(results, "second") == ""
+    encoders["second"] = encoders["second"].model_copy(update={"init": "first"})
+    config = results.config.model_copy(update={"encoders": encoders})
+    assert overlap.mark(replace(results, config=config), "second") == overlap.MARK
+
+
+def test_an_overlap_that_nobody_can_know_is_said(tmp_path):
+    cohort = Cohort(
+        pretrained={"plain": {"cases": []}}, overlaps={"plain": Overlap(False, (), False)}
+    )
+    page = report(tmp_path, cohort)
+    assert (
+        "plain: nobody can tell whether its pre-training saw patients of this cohort" in page.text
+    )
+    assert "†" not in page.source
+    assert table(tmp_path, "headline")["overlap"].to_list() == [None] * 4
+
+
+@pytest.mark.parametrize(("mpp", "warned"), [(0.5, False), (0.6, False), (0.65, True), (1.0, True)])
+def test_published_encoders_at_another_scale_are_warned_of(tmp_path, mpp, warned):
+    values = {"encoders": {"plain": {"source": "catalogue", "model": "uni", "mpp": mpp}}}
+    cohort = Cohort()
+    cohort.write(tmp_path)
+    results = read_results(cohort.spec(), tmp_path)
+    results = replace(results, config=Cohort(values=values).config())
+    found = [n.text for n in notices.notices(results, [], []) if "trained at" in n.text]
+    assert bool(found) is warned
+    assert all(words.startswith("plain: uni was trained at 0.5 um/px") for words in found)
 
 
 def test_auc_of_the_page_agrees_with_scikit_learn(tmp_path):
@@ -345,7 +565,7 @@ def test_auc_of_the_page_agrees_with_scikit_learn(tmp_path):
         roc_auc_score(model.patients["target"].to_numpy() == index, model.patients[f"prob_{name}"])
         for index, name in enumerate(model.task.class_names)
     ]
-    cells = page.row("plain / abmil")[1:5]
+    cells = page.row("plain / abmil")[2:6]
     assert [cell[:5] for cell in cells] == [f"{a:.3f}" for a in [*areas, np.mean(areas)]]
     for curve, area in zip(performance.roc_curves(model), areas, strict=True):
         assert np.trapezoid(curve.true_rate, curve.false_rate) == pytest.approx(area)
@@ -363,7 +583,7 @@ def test_confusion_shares_are_of_the_true_class(tmp_path):
 
 def test_an_absent_class_is_na_with_its_reason_and_never_a_half(tmp_path):
     page = report(tmp_path, Cohort(labels=("0", "1") * 8))
-    absent, macro = page.row("plain / abmil")[3:5]
+    absent, macro = page.row("plain / abmil")[4:6]
     assert absent == "NA not defined: a class is absent"
     assert macro == "NA not defined: a class is absent"
     assert "AUC 2+ (patient and slide level) is NA: not defined: a class is absent" in page.text
@@ -430,8 +650,8 @@ def test_encoders_that_lost_different_slides_show_their_own_counts(tmp_path):
     old.write_bytes(new.read_bytes())
     build_report(spec, tmp_path / "results", tmp_path / "report" / "report.html")
     page = Page(tmp_path / "report" / "report.html")
-    assert page.row("one / abmil")[1].endswith("6 of 18")
-    assert page.row("two / abmil")[1].endswith("5 of 17")
+    assert page.row("one / abmil")[2].endswith("6 of 18")
+    assert page.row("two / abmil")[2].endswith("5 of 17")
 
 
 def test_unlabelled_slides_are_counted_and_their_predictions_averaged(tmp_path):

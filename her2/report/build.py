@@ -13,7 +13,17 @@ import jinja2
 import polars as pl
 
 from her2.files import write_text
-from her2.report import notices, performance, pictures, provenance, slides, text
+from her2.report import (
+    comparison,
+    notices,
+    overlap,
+    performance,
+    pictures,
+    pretraining,
+    provenance,
+    slides,
+    text,
+)
 from her2.report.read import Results, read_results
 from her2.specs import ReportSpec
 from her2.tables import write_csv
@@ -71,6 +81,11 @@ def sections(run: Results) -> dict[str, Any]:
         "synthetic": run.synthetic,
         "notices": notices.notices(run, excluded, attention),
         "headlines": levels,
+        "footnotes": overlap.footnotes(run),
+        "comparisons": comparison.comparisons(run),
+        "shared_tiles": comparison.shared_tiles(run),
+        "pretraining": pretraining.pretraining(run),
+        "published": performance.published(run),
         "compositions": [slides.composition(run, task) for task in run.config.tasks],
         "grids": slides.grid_rows(run),
         "encoders": slides.encoder_rows(run),
@@ -88,20 +103,37 @@ def tables(run: Results) -> dict[str, pl.DataFrame]:
     names = ("task_name", "encoder", "head")
     metrics = _stack(run, [model.metrics for model in run.models])
     headline = metrics.filter((pl.col("metric") == "auc") & (pl.col("level") == "patient"))
+    domains = {name: performance.domain(run, name) for name in run.config.encoders}
     excluded = [asdict(row) for row in slides.excluded_slides(run)]
     folds = [
         {
             **{name.removesuffix("_name"): getattr(model, name) for name in names},
             **{key: value for key, value in asdict(row).items() if key != "tune_loss"},
             "tune_loss": model.folds[row.run].tune_loss,
+            "overlap": overlap.seen(run, model.encoder),
         }
         for model in run.models
         for row in performance.fold_rows(model)
     ]
+    optional = {
+        "comparison": comparison.comparison_table(run),
+        "pretraining": pretraining.pretraining_table(run),
+    }
     return {
         "headline": headline.select(
-            "task", "encoder", "head", "class", "n_positive", "n", "value", "low", "high", "note"
-        ).rename({"value": "auc"}),
+            "task",
+            "encoder",
+            pl.col("encoder").replace_strict(domains).alias("domain"),
+            "head",
+            "class",
+            "n_positive",
+            "n",
+            pl.col("value").alias("auc"),
+            "low",
+            "high",
+            "note",
+            "overlap",
+        ),
         "metrics": metrics,
         "folds": pl.DataFrame(folds, infer_schema_length=None),
         "excluded": pl.DataFrame(
@@ -109,17 +141,22 @@ def tables(run: Results) -> dict[str, pl.DataFrame]:
         ),
         "unlabelled": _stack(run, [performance.unlabelled_table(model) for model in run.models]),
         "encoders": pl.DataFrame([asdict(row) for row in provenance.encoder_facts(run)]),
+        **{name: table for name, table in optional.items() if table is not None},
     }
 
 
 def _stack(run: Results, found: list[pl.DataFrame]) -> pl.DataFrame:
-    """The models' tables under each other, with their names in front; columns may differ."""
+    """The models' tables under each other, with their names in front; columns may differ.
+
+    `overlap` is how many patients of the cohort the encoder was pre-trained on.
+    """
     parts = [
         table.select(
             pl.lit(model.task_name).alias("task"),
             pl.lit(model.encoder).alias("encoder"),
             pl.lit(model.head).alias("head"),
             pl.all(),
+            pl.lit(overlap.seen(run, model.encoder), pl.Int64).alias("overlap"),
         )
         for model, table in zip(run.models, found, strict=True)
     ]

@@ -111,9 +111,9 @@ def _pair(results: Results, row: dict[str, Any]) -> Pair:
         encoder=row["encoder"] + marks["encoder"],
         other=row["other"] + marks["other"],
         class_name=row["class"],
-        auc=number(row["auc"]) + marks["encoder"],
-        other_auc=number(row["other_auc"]) + marks["other"],
-        difference=Cell(signed(row["difference"]) + either, interval(low, high), note),
+        auc=number(row["auc"], sign=marks["encoder"]),
+        other_auc=number(row["other_auc"], sign=marks["other"]),
+        difference=Cell(signed(row["difference"], sign=either), interval(low, high), note),
         p=p_value(row["p"]),
         n=row["n"],
     )

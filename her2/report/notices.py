@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from her2.encoders.catalogue import row as catalogue_row
+from her2.encoders.catalogue import scale_warning
+from her2.report import overlap
 from her2.report.performance import METRICS
 from her2.report.pictures import Attention
 from her2.report.read import Model, Results
@@ -24,8 +27,9 @@ class Notice:
 
 
 def notices(results: Results, excluded: list[Excluded], pictures: list[Attention]) -> list[Notice]:
-    """Slides, encoders, figures, folds, pictures: in the order of the pipeline."""
-    found = [*_slides(results, excluded), *_encoders(results)]
+    """What makes figures too good first; then in the order of the pipeline."""
+    found = [*_overlaps(results), *_scales(results)]
+    found += [*_slides(results, excluded), *_encoders(results)]
     for model in results.models:
         found += [*_figures(model), *_folds(results, model), *_predictions(results, model)]
     found += [
@@ -33,6 +37,30 @@ def notices(results: Results, excluded: list[Excluded], pictures: list[Attention
         for item in pictures
         if item.not_drawn
     ]
+    return found
+
+
+def _overlaps(results: Results) -> list[Notice]:
+    found = [Notice(f"{text}.", "overlap") for text in overlap.footnotes(results)]
+    found += [
+        Notice(
+            f"{name}: nobody can tell whether its pre-training saw patients of this cohort (its "
+            "data name no cases).",
+            "pretraining",
+        )
+        for name in overlap.unknown(results)
+    ]
+    return found
+
+
+def _scales(results: Results) -> list[Notice]:
+    """Published encoders that get another um/px than they were trained at."""
+    found = []
+    for name, encoder in results.config.encoders.items():
+        if encoder.source == "catalogue":
+            text = scale_warning(catalogue_row(encoder.model), encoder.mpp)
+            if text is not None:
+                found.append(Notice(f"{name}: {text}", "provenance"))
     return found
 
 

@@ -156,7 +156,7 @@ def headline(results: Results, task_name: str, level: str) -> Headline:
                 _cell(
                     _find(model, level, metric, name),
                     with_count=not common,
-                    mark=mark(results, model.encoder),
+                    sign=mark(results, model.encoder),
                 )
                 for metric, name in wanted
             ),
@@ -178,6 +178,12 @@ def source(encoder: EncoderSection) -> str:
     return SOURCES[encoder.source]
 
 
+def published(results: Results) -> bool:
+    """An encoder has weights of others, whose training data nobody compared with the cohort."""
+    sections = results.config.encoders.values()
+    return any(section.source not in ("random", "pretrain") for section in sections)
+
+
 def chance(low: float | None, high: float | None) -> str:
     """What an AUC's interval says about chance (0.5), in words; empty when it is above."""
     if low is None or high is None or low > 0.5:
@@ -193,7 +199,9 @@ def model_section(results: Results, model: Model) -> ModelSection:
         mark=marked,
         anchor=model.anchor,
         classes=model.task.class_names,
-        roc=roc_figure(roc_curves(model, marked), name=model.name, synthetic=results.synthetic),
+        roc=roc_figure(
+            roc_curves(model, sign=marked), name=model.name, synthetic=results.synthetic
+        ),
         confusion=confusion_rows(model),
         folds=fold_rows(model),
         curves=learning_figure(
@@ -206,17 +214,17 @@ def model_section(results: Results, model: Model) -> ModelSection:
     )
 
 
-def roc_curves(model: Model, mark: str = "") -> list[Curve]:
+def roc_curves(model: Model, *, sign: str = "") -> list[Curve]:
     """One-vs-rest curves of the patients; a class that is absent has no points.
 
-    `mark` is set behind every area.
+    `sign` marks every area.
     """
     target = model.patients["target"].to_numpy()
     curves = []
     for index, name in enumerate(model.task.class_names):
         positive = target == index
         record = _find(model, "patient", "auc", name)
-        area = number(record["value"] if record else None) + mark
+        area = number(record["value"] if record else None, sign=sign)
         if positive.any() and not positive.all():
             scores = model.patients[f"prob_{name}"].to_numpy()
             false_rate, true_rate, _ = roc_curve(positive, scores)
@@ -305,7 +313,7 @@ def _positive(record: dict[str, Any] | None) -> str:
     return f"{record['n_positive']} of {record['n']}" if record else ""
 
 
-def _cell(record: dict[str, Any] | None, *, with_count: bool, mark: str) -> Cell:
+def _cell(record: dict[str, Any] | None, *, with_count: bool, sign: str) -> Cell:
     if record is None:
         return Cell(NA, note="not evaluated")
     notes = [record["note"]] if record["note"] else []
@@ -315,5 +323,5 @@ def _cell(record: dict[str, Any] | None, *, with_count: bool, mark: str) -> Cell
         notes.append(words)
     if with_count and record["n_positive"] is not None:
         notes.append(_positive(record))
-    value = number(record["value"]) + (mark if record["value"] is not None else "")
+    value = number(record["value"], sign=sign)
     return Cell(value, interval(record["low"], record["high"]), "; ".join(notes))

@@ -7,6 +7,7 @@ import polars as pl
 
 from her2.plan import run_name
 from her2.report.figures import Figure, jpeg
+from her2.report.overlap import mark
 from her2.report.read import Model, Results
 from her2.report.text import number, without_folders
 
@@ -35,6 +36,7 @@ class Attention:
     """The pictures of one encoder and head; `not_drawn` are (slide, reason)."""
 
     name: str
+    mark: str
     anchor: str
     pictures: tuple[AttentionPicture, ...]
     not_drawn: tuple[tuple[str, str], ...]
@@ -80,6 +82,7 @@ def attention(results: Results, model: Model) -> Attention:
             not_drawn.append((str(item["slide_id"]), "its picture cannot be read"))
     return Attention(
         name=model.name,
+        mark=mark(results, model.encoder),
         anchor=model.anchor.replace("model/", "attention/", 1),
         pictures=tuple(pictures),
         not_drawn=tuple(sorted(not_drawn)),

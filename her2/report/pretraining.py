@@ -15,10 +15,12 @@ from her2.report.text import count, number
 
 @dataclass(frozen=True, slots=True)
 class PretrainingRow:
-    """One pre-trained encoder; figures are of its best epoch on the validation patches."""
+    """One pre-trained encoder; figures are of its best epoch on the validation patches.
+
+    `test` has those on the set's own test part, empty where it has none.
+    """
 
     name: str
-    anchor: str
     domain: str
     data: str
     classes: str
@@ -29,6 +31,7 @@ class PretrainingRow:
     best_epoch: int
     balanced_accuracy: str
     mean_auc: str
+    test: str
     unusable: int
     curves: Figure | None
 
@@ -69,9 +72,9 @@ def _row(results: Results, name: str, facts: dict[str, Any]) -> PretrainingRow:
     history = results.pretraining.get(name)
     epoch = int(best.get("epoch", 0))
     parts = facts.get("patches", {})
+    test: dict[str, Any] = facts.get("test", {})
     return PretrainingRow(
         name=name + mark(results, name),
-        anchor=f"pretraining/{name}",
         domain=domain(results, name),
         data=str(facts.get("data", "not recorded")),
         classes=", ".join(f"{key} {count(n)}" for key, n in facts.get("classes", {}).items()),
@@ -82,6 +85,9 @@ def _row(results: Results, name: str, facts: dict[str, Any]) -> PretrainingRow:
         best_epoch=epoch + 1,
         balanced_accuracy=_figure(best.get("balanced_accuracy")),
         mean_auc=_figure(best.get("mean_auc")),
+        test=f"test part: {_figure(test.get('balanced_accuracy'))}, {_figure(test.get('mean_auc'))}"
+        if test
+        else "",
         unusable=int(facts.get("unusable", {}).get("count", 0)),
         curves=None
         if history is None

@@ -3,6 +3,7 @@
 import platform
 from dataclasses import dataclass
 from importlib import metadata
+from typing import Any
 
 import yaml
 
@@ -10,6 +11,7 @@ from her2.files import canonical_json, digest
 from her2.report.read import Results
 from her2.report.text import portable, without_folders
 
+LIST_SHOWN = 10
 PACKAGES = (
     "torch",
     "timm",
@@ -90,8 +92,7 @@ def encoder_facts(results: Results) -> list[EncoderFacts]:
                 source=card.source,
                 provenance=without_folders(
                     ", ".join(
-                        f"{key} {value if isinstance(value, str | int) else canonical_json(value)}"
-                        for key, value in sorted(card.provenance.items())
+                        f"{key} {_shown(value)}" for key, value in sorted(card.provenance.items())
                     )
                 ),
                 feature=card.feature,
@@ -107,6 +108,13 @@ def encoder_facts(results: Results) -> list[EncoderFacts]:
             )
         )
     return found
+
+
+def _shown(value: Any) -> str:
+    """Long lists (the cases of a patch set) are counted: the card has them."""
+    if isinstance(value, list) and len(value) > LIST_SHOWN:
+        return f"({len(value):,})"
+    return str(value) if isinstance(value, str | int) else canonical_json(value)
 
 
 def _version(name: str) -> str:

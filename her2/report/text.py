@@ -10,17 +10,17 @@ NA = "NA"
 _ABSOLUTE = re.compile(r"""(?<![\w.<])(?:/[^\s/'"():,;<>]+)+/([^\s/'"():,;<>]+)""")
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    """`0.617`; NA for a figure that is not defined."""
-    return NA if value is None else f"{value:.{digits}f}"
+def number(value: float | None, digits: int = 3, *, sign: str = "") -> str:
+    """`0.617`, and the sign that marks it; NA for a figure that is not defined."""
+    return NA if value is None else f"{value:.{digits}f}{sign}"
 
 
-def signed(value: float | None, digits: int = 3) -> str:
+def signed(value: float | None, digits: int = 3, *, sign: str = "") -> str:
     """`+0.052`, `-0.013`, `0.000`: a difference; NA for one that is not defined."""
     if value is None:
         return NA
     shown = f"{value:+.{digits}f}"
-    return shown if float(shown) else shown.lstrip("+-")
+    return f"{shown if float(shown) else shown.lstrip('+-')}{sign}"
 
 
 def p_value(value: float | None) -> str:

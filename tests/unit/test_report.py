@@ -484,13 +484,15 @@ def test_pretraining_figures_that_are_not_finite_are_na(tmp_path):
     cohort = Cohort(pretrained={"plain": {}})
     cohort.write(tmp_path)
     results = read_results(cohort.spec(), tmp_path)
-    card = replace(results.cards["plain"], provenance=PRETRAINED | {"best": best})
+    facts = PRETRAINED | {"best": best, "test": {"balanced_accuracy": 0.75, "mean_auc": None}}
+    card = replace(results.cards["plain"], provenance=facts)
     row = pretraining.pretraining(replace(results, cards={"plain": card}))[0]
     assert (row.balanced_accuracy, row.mean_auc, row.best_epoch) == ("NA", "NA", 1)
+    assert row.test == "test part: 0.750, NA"
 
 
 def test_every_figure_of_an_encoder_that_saw_the_patients_is_marked(tmp_path):
-    saw = Overlap(known=True, patients=tuple(f"p{index}" for index in range(12)), allowed=True)
+    saw = Overlap(known=True, patients=tuple(f"p{index:02d}" for index in range(12)), allowed=True)
     clean = Overlap(known=True, patients=(), allowed=False)
     page = report(
         tmp_path,
@@ -500,8 +502,8 @@ def test_every_figure_of_an_encoder_that_saw_the_patients_is_marked(tmp_path):
             overlaps={"clean": clean, "leaky": saw},
         ),
     )
-    words = "† leaky: pre-trained on 12 patients of this cohort: p0, p1, p2, p3, p4, p5, "
-    assert page.text.count(f"{words}p6, p7, p8, p9, ...; these figures are too good") == 4
+    words = "† leaky: pre-trained on 12 patients of this cohort: p00, p01, p02, p03, p04, "
+    assert page.text.count(f"{words}p05, p06, p07, p08, p09, ...; these figures are too good") == 4
     marked = page.row("leaky† / abmil")
     assert all("†" in cell for cell in marked[2:])
     assert not any("†" in cell for cell in page.row("clean / abmil"))

@@ -113,8 +113,10 @@ class Plan:
 
     def overlap_spec(self, name: str) -> str:
         """Spec of the overlap audit of one encoder."""
-        allowed = self.config.encoders[name].allow_overlap
-        return specs.dump(specs.OverlapSpec(allow_overlap=allowed))
+        encoder = self.config.encoders[name]
+        return specs.dump(
+            specs.OverlapSpec(domain=encoder.domain or "none", allow_overlap=encoder.allow_overlap)
+        )
 
     def patches_spec(self, kind: str) -> str:
         """Spec of drawing one patch set of the demo."""

@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 from her2.config import (
     KEEP_ORDER,
     Config,
+    Domain,
     EncoderSection,
     EvaluationSection,
     HeadSection,
@@ -100,6 +101,7 @@ class OverlapSpec(Section):
     """An encoder's pre-training data against the cohort; the table comes as a file."""
 
     version: int = VERSIONS["overlap"]
+    domain: Domain
     allow_overlap: bool
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from her2.encoders.card import EncoderCard, read_card
+from her2.encoders.card import CARD_NAME, EncoderCard, read_card
 from her2.errors import problem_list
 from her2.files import write_json
 from her2.specs import OverlapSpec
@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 class Overlap:
     """What an encoder's pre-training shares with the labelled patients of the cohort.
 
-    `known` is false when the pre-training data name no cases and no slides, so that nobody can
-    tell; `patients` are those of the cohort that it saw.
+    `known` is false when it saw tissue and names no case and no slide, so that nobody can tell
+    (photographs hold no patients); `patients` are those of the cohort that it saw.
     """
 
     known: bool
@@ -41,8 +41,10 @@ def audit_overlap(spec: OverlapSpec, encoder: Path, cohort: pl.DataFrame, output
         UserError: there is one, and the encoder does not say `allow_overlap: true`. Every labelled
             patient is in the test part of some fold, so any overlap leaks.
     """
-    card = read_card(encoder)
-    found = find_overlap(card, cohort)
+    cards = lineage(encoder)
+    found: dict[str, str] = {}
+    for card in cards:
+        found = find_overlap(card, cohort) | found
     if found and not spec.allow_overlap:
         raise problem_list(
             f"{encoder.name}: its pre-training data hold patients that this cohort tests on: "
@@ -53,12 +55,24 @@ def audit_overlap(spec: OverlapSpec, encoder: Path, cohort: pl.DataFrame, output
     if found:
         log.warning("%s: %d patients overlap, allowed by the config", encoder.name, len(found))
     result = Overlap(
-        known=card.source != "pretrain" or bool(_cases(card) or _fingerprints(card)),
+        known=spec.domain in ("natural", "none")
+        or all(_cases(card) or _fingerprints(card) for card in cards if card.source != "random"),
         patients=tuple(sorted(found)),
         allowed=spec.allow_overlap,
     )
     write_json(output, asdict(result))
     return result
+
+
+def lineage(encoder: Path) -> list[EncoderCard]:
+    """The card of an encoder, and of each encoder beside it that its weights began from."""
+    cards = [read_card(encoder)]
+    while True:
+        start = cards[-1].provenance.get("init", {}).get("from", "")
+        folder = encoder.parent / start
+        if start in ("", "random", "published") or not (folder / CARD_NAME).exists():
+            return cards
+        cards.append(read_card(folder))
 
 
 def find_overlap(card: EncoderCard, cohort: pl.DataFrame) -> dict[str, str]:

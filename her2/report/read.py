@@ -182,6 +182,15 @@ def _precisions(spec: ReportSpec, folder: Path) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
+def read_metrics(path: Path) -> pl.DataFrame:
+    """Read the figures of one model.
+
+    Raises:
+        UserError: they are missing or broken.
+    """
+    return _table(path)
+
+
 def _table(path: Path) -> pl.DataFrame:
     try:
         return pl.read_parquet(path)

@@ -31,8 +31,9 @@ COHORT = pl.DataFrame(
 )
 
 
-def audit(folder: Path, where: Path, *, allow: bool = False):
-    return audit_overlap(OverlapSpec(allow_overlap=allow), folder, COHORT, where / "overlap.json")
+def audit(folder: Path, where: Path, *, allow: bool = False, domain: str = "he"):
+    spec = OverlapSpec.model_validate({"domain": domain, "allow_overlap": allow})
+    return audit_overlap(spec, folder, COHORT, where / "overlap.json")
 
 
 @pytest.mark.parametrize(
@@ -65,4 +66,17 @@ def test_a_patient_nobody_tests_on_does_not_count(tmp_path: Path) -> None:
 
 def test_data_without_cases_are_said_to_be_unknown(tmp_path: Path) -> None:
     assert not audit(encoder(tmp_path, cases=[]), tmp_path).known
-    assert audit(encoder(tmp_path, source="random"), tmp_path).known
+    assert not audit(encoder(tmp_path, source="catalogue"), tmp_path).known
+
+
+@pytest.mark.parametrize("domain", ["natural", "none"])
+def test_photographs_hold_no_patients(tmp_path: Path, domain: str) -> None:
+    assert audit(encoder(tmp_path, source="timm"), tmp_path, domain=domain).known
+
+
+def test_an_encoder_inherits_the_overlap_of_the_one_it_began_from(tmp_path: Path) -> None:
+    first = encoder(tmp_path, cases=["P2"])
+    second = encoder(tmp_path / "second", cases=["pre-1"], init={"from": "he"})
+    second.rename(first.with_name("child"))
+    with pytest.raises(UserError, match="patient P2"):
+        audit(first.with_name("child"), tmp_path)

@@ -314,6 +314,8 @@ def test_hostile_text_stays_text(tmp_path):
             title=HOSTILE,
             sites=(HOSTILE_SITE, "south"),
             tile_reasons={0: ("failed", f"broken {HOSTILE}")},
+            pretrained={"plain": {"classes": {HOSTILE_SITE: 5}}},
+            overlaps={"plain": Overlap(True, (HOSTILE,), True)},
         ),
     )
     tags = {tag for tag, _ in page.elements}

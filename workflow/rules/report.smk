@@ -11,6 +11,7 @@ rule build_report:
         evaluation=each_model(
             f"{RESULTS}/evaluation/{{task}}/{{encoder}}/{{head}}/predictions.parquet"
         ),
+        overlap=expand(f"{RESULTS}/encoders/{{encoder}}/overlap.json", encoder=CONFIG.encoders),
         comparison=expand(f"{RESULTS}/evaluation/{{task}}/comparison.parquet", task=CONFIG.tasks),
         heatmaps=each_model(
             f"{RESULTS}/heatmaps/{{task}}/{{encoder}}/{{head}}/heatmaps.json", heads=CONFIG.heads

@@ -88,7 +88,8 @@ def encoder_key(spec: EncoderSpec, patches: PatchSet, start: dict[str, Any]) -> 
             "patches_mpp": patches.mpp,
             "model": [encoder.library, encoder.architecture, encoder.feature],
             "target": [encoder.mpp, encoder.size],
-            "start": start["weights_sha256"],
+            # The name too: the audit follows it to what the weights began from.
+            "start": [start["from"], start["weights_sha256"]],
             "settings": (spec.pretraining or PretrainingSection()).model_dump(mode="json"),
             "card": [encoder.precision, encoder.storage],
             "seed": spec.seed,
@@ -166,6 +167,7 @@ def _write(
         storage=encoder.storage,
         licence="",
         weights_sha256=weights_digest(state),
-        provenance={**trained.facts, "key": key},
+        # The set's name is the config's affair: the same patches under another are this encoder.
+        provenance={k: v for k, v in trained.facts.items() if k != "data"} | {"key": key},
     )
     write_card(product, card)

@@ -76,7 +76,7 @@ def _row(results: Results, name: str, facts: dict[str, Any]) -> PretrainingRow:
     return PretrainingRow(
         name=name + mark(results, name),
         domain=domain(results, name),
-        data=str(facts.get("data", "not recorded")),
+        data=results.config.encoders[name].data or "not recorded",
         classes=", ".join(f"{key} {count(n)}" for key, n in facts.get("classes", {}).items()),
         patches=", ".join(f"{key} {count(n)}" for key, n in parts.items() if n),
         split=split_words(str(facts.get("split_by", "not recorded"))),

@@ -53,6 +53,8 @@ def cohort_table(
             **{f"label_{name}": row.labels.get(name) for name in spec.labels},
             "site": row.site,
             "scanner": row.scanner,
+            "split": row.split,
+            "annotation": row.annotation,
             "grid": grid,
             **asdict(entries[grid][row.slide_id]),
         }

@@ -21,6 +21,8 @@ REQUIRED = ("slide_id", "path", "patient_id")
 OPTIONAL = ("mpp", "site", "scanner", "split", "annotation")
 MISSING = frozenset({"", "na", "n/a", "nan", "none", "null"})
 """Cells (in any case) that mean: no value."""
+MAX_ID_LENGTH = 128
+"""Ids become file names, which most file systems end at 255 bytes."""
 MPP_RANGE = (0.05, 20.0)
 """um/px that a scan or a flat image of tissue can have."""
 
@@ -212,10 +214,10 @@ def _row(record: Mapping[str, str], labels: Collection[str]) -> tuple[SlideRow, 
     cells = {key: (value or "").strip() for key, value in record.items()}
     wrong = []
     for column in ("slide_id", "patient_id"):
-        if not re.fullmatch(NAME_PATTERN, cells[column]):
+        if not re.fullmatch(NAME_PATTERN, cells[column]) or len(cells[column]) > MAX_ID_LENGTH:
             wrong.append(
                 f"column {column!r}: {cells[column]!r} is not a legal id; use letters, digits, "
-                "'.', '_' and '-', the first a letter or digit"
+                "'.', '_' and '-', the first a letter or digit, 128 at most"
             )
     if not cells["path"]:
         wrong.append("column 'path': is empty; name the slide's file")

@@ -104,8 +104,11 @@ def embed_bucket(
         run = _Run(spec, cache, card, encoder, device, precision, batch_size, threads)
         entries |= run(todo)
     for slide_id, made in entries.items():
+        name = output.parent / f"{slide_id}.zarr.zip"
         if made.key and made.status == "ok":
-            link(cache.path("features", made.key), output.parent / f"{slide_id}.zarr.zip")
+            link(cache.path("features", made.key), name)
+        else:
+            name.unlink(missing_ok=True)
     write_manifest(output, entries)
     return entries
 
@@ -232,6 +235,7 @@ class _Run:
         attributes = self._attributes(slide, failed)
         with self.cache.publish("features", slide.key) as path:
             write_store(path, features, slide.table.coords[kept], attributes)
+        slide.features = np.empty((0, 0), np.float16)  # or a bucket's features pile up in memory
         log.info("%s: %d patches embedded, %d failed", slide.slide_id, len(features), failed)
         return _entry(self.spec, slide.key, attributes)
 

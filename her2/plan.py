@@ -10,6 +10,7 @@ from functools import cached_property
 from her2 import specs
 from her2.cohort import Cohort, SlideRow
 from her2.config import Config, FoldsSection
+from her2.errors import UserError
 
 DEMO_PATCHES = {"he": 300, "ihc": 225, "natural": 150}
 """Patches a class of the demo's sets: 900 each, small enough to learn from in a minute."""
@@ -51,6 +52,11 @@ class Plan:
     def synthetic_spec(self, slide_id: str) -> str:
         """Spec of drawing one demo slide."""
         row = self.slides[slide_id]
+        if "her2" not in row.labels:
+            raise UserError(
+                f"{slide_id}: a synthetic slide is drawn from its score; fill its column 'her2', "
+                "or set `cohort.synthetic: false`."
+            )
         return specs.dump(
             specs.SyntheticSpec(
                 slide_id=slide_id,
@@ -77,7 +83,7 @@ class Plan:
     def audit_spec(self) -> str:
         """Spec of the audit of the whole cohort."""
         labels = {task.label for task in self.config.tasks.values()}
-        columns = (*SLIDE_COLUMNS, "patient_id", "site", "scanner", *labels)
+        columns = (*SLIDE_COLUMNS, "patient_id", "site", "scanner", "split", "annotation", *labels)
         return specs.dump(
             specs.AuditSpec(
                 rows=self.cohort.digest(self.cohort.rows, columns),
@@ -155,7 +161,7 @@ class Plan:
     def folds_spec(self, name: str) -> str:
         """Spec of the folds of one task (with the suffix: under the published protocol)."""
         task, protocol = split_protocol(name)
-        columns = ("slide_id", "patient_id", "split", self.config.tasks[task].label)
+        columns = ("slide_id", "patient_id", self.config.tasks[task].label)
         return specs.dump(
             specs.FoldsSpec(
                 rows=self.cohort.digest(self.cohort.rows, columns),

@@ -259,9 +259,13 @@ def _publish(cache: Cache, key: str, table: TileTable, picture: RGB) -> None:
 
 def _name_products(entries: dict[str, TileEntry], cache: Cache, folder: Path) -> None:
     for slide_id, entry in entries.items():
+        table, picture = folder / f"{slide_id}.parquet", folder / f"{slide_id}.qc.jpg"
         if entry.key:
-            link(cache.path("tiles", entry.key), folder / f"{slide_id}.parquet")
-            link(cache.path("qc", entry.key), folder / f"{slide_id}.qc.jpg")
+            link(cache.path("tiles", entry.key), table)
+            link(cache.path("qc", entry.key), picture)
+        else:  # a file that read well once must not stand for one that no longer does
+            table.unlink(missing_ok=True)
+            picture.unlink(missing_ok=True)
 
 
 def _qc_picture(thumbnail: RGB, mask: Mask, boxes: Iterable[NDArray[np.float64]]) -> RGB:

@@ -6,8 +6,11 @@ The only stage that may need a network. Everything downstream sees the folder al
 import hashlib
 import logging
 import pickle
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import huggingface_hub
 import huggingface_hub.errors
@@ -32,6 +35,10 @@ from her2.files import atomic_path, file_digest
 log = logging.getLogger(__name__)
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "student", "encoder")
+T = TypeVar("T")
+_FILES = (WEIGHTS_NAME, "model.safetensors", "pytorch_model.bin")
+"""Weights in a folder: ours, or a downloaded copy of a hub's."""
+_ATTEMPTS = 3
 _PREFIXES = ("module.", "backbone.", "model.", "encoder.", "_orig_mod.")
 
 
@@ -59,13 +66,15 @@ def materialise(encoder: EncoderSection, seed: int, folder: Path) -> EncoderCard
     torch.manual_seed(seed)
     published = known.hub is None if known else encoder.source in ("timm", "torchvision")
     try:
-        backbone = build_backbone(
+        build = partial(
+            build_backbone,
             library,
             architecture,
             feature=encoder.feature,
             arguments=arguments,
             pretrained=published,
         )
+        backbone = _retried(build) if published else build()
     except (OSError, RuntimeError) as error:
         if not published:
             raise
@@ -75,7 +84,7 @@ def materialise(encoder: EncoderSection, seed: int, folder: Path) -> EncoderCard
             "`source: checkpoint` with a downloaded file."
         ) from None
     provenance: dict[str, Any] = {}
-    path = encoder.checkpoint
+    path = _weights_file(encoder.checkpoint)
     if known is not None and known.hub is not None:
         provenance = {"catalogue": known.name, "hub": known.hub}
         if path is None:
@@ -157,7 +166,8 @@ def fetch(row: CatalogueRow) -> Path:
     assert row.hub is not None
     assert row.file is not None
     try:
-        return Path(huggingface_hub.hf_hub_download(row.hub, row.file))
+        hub, file = row.hub, row.file
+        return Path(_retried(lambda: huggingface_hub.hf_hub_download(hub, file)))
     except huggingface_hub.errors.GatedRepoError:
         raise UserError(
             f"encoders: {row.name}: the weights are given on request. Ask at "
@@ -169,6 +179,32 @@ def fetch(row: CatalogueRow) -> Path:
             f"({_first_line(error)}). This step needs a network; on a machine without one set "
             f"`checkpoint: PATH` to a downloaded {row.file}."
         ) from None
+
+
+def _weights_file(path: Path | None) -> Path | None:
+    """The weights in a folder, whose names are those of this project and of the hub's."""
+    if path is None or not path.is_dir():
+        return path
+    found = [path / name for name in _FILES if (path / name).is_file()]
+    if not found:
+        raise UserError(
+            f"encoders: checkpoint {str(path)!r} is a folder without {' or '.join(_FILES)}; name "
+            "the file itself."
+        )
+    return found[0]
+
+
+def _retried(call: Callable[[], T]) -> T:
+    """Networks fail for moments: three tries, a few seconds apart."""
+    for attempt in range(1, _ATTEMPTS):
+        try:
+            return call()
+        except huggingface_hub.errors.GatedRepoError:
+            raise
+        except OSError as error:
+            log.warning("try %d of %d: %s", attempt, _ATTEMPTS, _first_line(error))
+            time.sleep(2**attempt)
+    return call()
 
 
 def load_weights(backbone: nn.Module, path: Path, row: CatalogueRow | None = None) -> None:

@@ -29,7 +29,7 @@ class Notice:
 def notices(results: Results, excluded: list[Excluded], pictures: list[Attention]) -> list[Notice]:
     """What makes figures too good first; then in the order of the pipeline."""
     found = [*_overlaps(results), *_scales(results)]
-    found += [*_slides(results, excluded), *_encoders(results)]
+    found += [*_columns(results), *_slides(results, excluded), *_encoders(results)]
     for model in results.models:
         found += [*_figures(model), *_folds(results, model), *_predictions(results, model)]
     found += [
@@ -51,6 +51,20 @@ def _overlaps(results: Results) -> list[Notice]:
         for name in overlap.unknown(results)
     ]
     return found
+
+
+def _columns(results: Results) -> list[Notice]:
+    """Columns of the manifest that a user may expect to act, and that do not."""
+    words = {
+        "split": "folds are made from patients and labels",
+        "annotation": "tiles are cut from all of the tissue",
+    }
+    return [
+        Notice(f"The manifest's column {name!r} is not used: {text}.", "cohort")
+        for name, text in words.items()
+        if name in results.cohort.columns
+        and results.cohort[name].null_count() < len(results.cohort)
+    ]
 
 
 def _scales(results: Results) -> list[Notice]:

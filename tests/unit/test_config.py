@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import jsonschema
@@ -231,3 +232,9 @@ def test_the_paper_preset_has_the_paper_s_settings():
     assert (training.epochs, training.steps_per_epoch) == (50, 100)
     assert (training.learning_rate, training.weight_decay) == (1e-3, 1e-7)
     assert config.published_protocol
+
+
+def test_the_committed_schema_is_that_of_the_models():
+    """`her2 config schema > workflow/schemas/config.schema.json` renews it."""
+    committed = PRESETS.parent / "schemas" / "config.schema.json"
+    assert json.loads(committed.read_text()) == Config.model_json_schema()

@@ -177,7 +177,7 @@ def test_a_new_encoder_leaves_the_others_alone():
         ({"patient_id": "another"}, {"audit", "folds"}),
         ({"site": "south"}, {"audit"}),
         ({"scanner": "x"}, {"audit"}),
-        ({"split": "test"}, {"folds"}),
+        ({"split": "test"}, {"audit"}),
         ({"mpp": 0.5}, {"tile", "embed", "audit"}),
         ({"path": "moved.svs"}, {"tile", "embed", "audit"}),
     ],

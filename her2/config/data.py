@@ -100,6 +100,11 @@ class PatchesSection(Section):
     labels: Path | None = Field(
         None, description="ihc4bc: a csv `path,label`, for images that lie in no class folders"
     )
+    slides: Path | None = Field(
+        None,
+        description="a csv with a column `path`: the slides the patches were cut from, where you "
+        "have them; the overlap audit then also compares contents",
+    )
     mpp: Mpp | None = Field(
         None,
         description="um/px of the patches: the encoder then sees windows at its own um/px; "

@@ -11,15 +11,17 @@ import torch
 from torch import nn
 
 from her2.cache import Cache
-from her2.config import EncoderSection, PretrainingSection
+from her2.config import EncoderSection, PatchesSection, PretrainingSection
 from her2.device import pick_device
 from her2.encoders.build import build_backbone, default_arguments
 from her2.encoders.card import CARD_NAME, WEIGHTS_NAME, EncoderCard, read_card, write_card
 from her2.encoders.materialise import feature_dimension, load_encoder, weights_digest
+from her2.encoders.patch_formats import read_csv
 from her2.encoders.patches import PatchSet, read_patch_set
 from her2.encoders.pretrain import Pretrained, pretrain
-from her2.errors import UserError
+from her2.errors import UserError, problem_list
 from her2.files import digest, link
+from her2.slide import SlideError, fingerprint
 from her2.specs import EncoderSpec
 
 log = logging.getLogger(__name__)
@@ -48,7 +50,8 @@ def pretrain_encoder(
     device = pick_device(threads)
     patches = read_patch_set(name, spec.patches, scratch=cache.root / "scratch", threads=threads)
     backbone, arguments, start = _starting_weights(encoder, spec.seed, init)
-    key = encoder_key(spec, patches, start)
+    slides = slide_fingerprints(spec.patches)
+    key = encoder_key(spec, patches, start, slides)
     if cache.find("encoders", key) is None:
         checkpoints = cache.root / "unfinished" / key
         trained = pretrain(
@@ -65,7 +68,8 @@ def pretrain_encoder(
             threads=threads,
         )
         with cache.publish("encoders", key) as product:
-            _write(product, key, encoder, arguments, trained)
+            facts = {"key": key, **({"slide_fingerprints": slides} if slides else {})}
+            _write(product, facts, encoder, arguments, trained)
         shutil.rmtree(checkpoints, ignore_errors=True)
         log.info("encoder pre-trained on %s: %d epochs", name, len(trained.history))
     else:
@@ -76,7 +80,29 @@ def pretrain_encoder(
     return read_card(folder)
 
 
-def encoder_key(spec: EncoderSpec, patches: PatchSet, start: dict[str, Any]) -> str:
+def slide_fingerprints(section: PatchesSection) -> list[str]:
+    """Of the slides that the patches were cut from, where the config names them.
+
+    Raises:
+        UserError: the table or a slide cannot be read; all of them are named.
+    """
+    if section.slides is None:
+        return []
+    table, problems = read_csv(section.slides, ("path",))
+    found = []
+    for name in table["path"].to_list() if not problems else []:
+        try:
+            found.append(fingerprint(section.slides.parent / name))
+        except SlideError as error:
+            problems.append(f"{name}: {error}")
+    if problems:
+        raise problem_list(f"{section.slides}: {len(problems)} problem(s)", problems)
+    return sorted(found)
+
+
+def encoder_key(
+    spec: EncoderSpec, patches: PatchSet, start: dict[str, Any], slides: list[str]
+) -> str:
     """Identity of a pre-trained encoder."""
     encoder = spec.encoder
     return digest(
@@ -86,6 +112,7 @@ def encoder_key(spec: EncoderSpec, patches: PatchSet, start: dict[str, Any]) -> 
             "data": patches.digest,
             "classes": list(patches.class_names),
             "patches_mpp": patches.mpp,
+            "slides": slides,
             "model": [encoder.library, encoder.architecture, encoder.feature],
             "target": [encoder.mpp, encoder.size],
             # The name too: the audit follows it to what the weights began from.
@@ -133,7 +160,11 @@ def _starting_weights(
 
 
 def _write(
-    product: Path, key: str, encoder: EncoderSection, arguments: dict[str, Any], trained: Pretrained
+    product: Path,
+    facts: dict[str, Any],
+    encoder: EncoderSection,
+    arguments: dict[str, Any],
+    trained: Pretrained,
 ) -> None:
     state = {name: value.clone() for name, value in trained.state.items()}
     backbone = build_backbone(
@@ -168,6 +199,6 @@ def _write(
         licence="",
         weights_sha256=weights_digest(state),
         # The set's name is the config's affair: the same patches under another are this encoder.
-        provenance={k: v for k, v in trained.facts.items() if k != "data"} | {"key": key},
+        provenance={k: v for k, v in trained.facts.items() if k != "data"} | facts,
     )
     write_card(product, card)

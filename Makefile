@@ -44,7 +44,9 @@ test: $(VENV)/installed-lock-test.txt
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/mypy
-	$(ON_PATH) $(BIN)/pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+	$(ON_PATH) $(BIN)/pytest -m 'not slow' -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+	@echo "The slow ones, which fill every core by themselves:"
+	$(ON_PATH) $(BIN)/pytest -m slow $(PYTEST_ARGS) || [ $$? = 5 ]
 
 env: $(VENV)/installed-lock.txt
 	@$(VERSIONS)

@@ -219,6 +219,7 @@ def test_photographs_have_no_scale_to_warn_about() -> None:
         "feature": "class_and_mean",
         "precision": "float16",
         "storage": "float16",
+        "domain": "he_ihc",
     }
 
 

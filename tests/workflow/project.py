@@ -84,7 +84,7 @@ class Project:
             "OMP_NUM_THREADS": "1",
         }
         done = subprocess.run(
-            command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=600
+            command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=1500
         )
         output = done.stdout + done.stderr
         return Run(done.returncode, output, _rules(output), self._work())

@@ -8,7 +8,7 @@ from tests.workflow.project import Project
 
 pytestmark = pytest.mark.xdist_group("workflow")
 
-EVALUATION = {"evaluate", "draw_heatmaps", "build_report"}
+EVALUATION = {"evaluate", "compare_encoders", "draw_heatmaps", "build_report"}
 
 
 def test_the_first_run_does_each_thing_once(finished: Project) -> None:

@@ -16,8 +16,8 @@ def pretrained(project: Project) -> Project:
     table = draw_patch_set(
         "natural", project.folder / "patches", n_per_class=8, size_px=64, mpp=1.0, seed=1
     )
-    text = table.read_text()
-    table.write_text(text.replace("photo-0001", project.rows()[0].split(",")[2]))
+    patient = project.rows()[0].split(",")[2]
+    table.write_text(table.read_text().replace(",photo-0001\n", f",{patient}\n"))
     trained = {"source": "pretrain", "model": "timm/resnet10t", "data": "set", "init": "random",
                "domain": "natural", "mpp": 1.0, "size": 64}  # fmt: skip
     project.edit(

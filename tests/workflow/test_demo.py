@@ -14,8 +14,6 @@ from tests.workflow.project import REPOSITORY, Project, Run
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
 
-HEADLINE = "evaluation/score/random/abmil/metrics.parquet"
-
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Run]:
@@ -32,9 +30,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Run]:
     return project, project.snakemake(config=None)
 
 
-def macro_auc(project: Project, results: str) -> dict[str, float]:
-    table = pl.read_parquet(project.folder / results / HEADLINE)
-    return table.row(
+def macro_auc(project: Project, results: str, task: str = "score") -> dict[str, float]:
+    path = project.folder / results / f"evaluation/{task}/random/abmil/metrics.parquet"
+    return pl.read_parquet(path).row(
         by_predicate=(pl.col("level") == "patient")
         & (pl.col("metric") == "auc")
         & (pl.col("class") == "macro"),
@@ -61,26 +59,36 @@ def test_the_true_labels_clear_chance(demo: tuple[Project, Run]) -> None:
 
 
 def test_shuffled_labels_do_not(demo: tuple[Project, Run]) -> None:
-    """The same features, the scores permuted over patients: only the labels' meaning is gone."""
+    """The same features, the scores permuted over patients: only the labels' meaning is gone.
+
+    One permutation in twenty is outside its own 95 % interval by chance, so there are five.
+    """
     project, _ = demo
     with (project.folder / "workflow/demo/slides.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     scores = {row["patient_id"]: row["her2"] for row in rows}
     patients = sorted(scores)
-    permuted = dict(zip(patients, random.Random(5).sample([scores[p] for p in patients], 48),
-                        strict=True))  # fmt: skip
+    names = [f"shuffled{seed}" for seed in range(5)]
+    for seed, name in enumerate(names):
+        permuted = random.Random(seed).sample([scores[p] for p in patients], len(patients))
+        by_patient = dict(zip(patients, permuted, strict=True))
+        for row in rows:
+            row[name] = by_patient[row["patient_id"]]
     with (project.folder / "shuffled.csv").open("w", newline="") as stream:
         writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
         writer.writeheader()
-        writer.writerows({**row, "her2": permuted[row["patient_id"]]} for row in rows)
+        writer.writerows(rows)
     config = yaml.safe_load((project.folder / "config.yaml").read_text())
     config["cohort"] |= {"slides": "shuffled.csv", "synthetic": False}
+    config["tasks"] = {name: {**config["tasks"]["score"], "label": name} for name in names}
     config["encoders"] = {"random": config["encoders"]["random"]}
+    config["heatmaps"] = {"slides": 0}
     config["results"] = "shuffled"
     (project.folder / "shuffled.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     run = project.snakemake(config="shuffled.yaml")
     assert run.code == 0, run.output
     logs = "".join(p.read_text() for p in Path(project.folder / "shuffled/logs").rglob("*.log"))
     assert "patches embedded" not in logs
-    figure = macro_auc(project, "shuffled")
-    assert figure["low"] < 0.5 < figure["high"]
+    figures = [macro_auc(project, "shuffled", name) for name in names]
+    assert sum(figure["low"] < 0.5 < figure["high"] for figure in figures) >= 4, figures
+    assert abs(sum(figure["value"] for figure in figures) / 5 - 0.5) < 0.08, figures

@@ -1,13 +1,13 @@
 """Stage 1, embed: every tile through a frozen encoder, once.
 
-in:  the slides of a bucket, its tile manifest, the encoder's card
+in:  the tile manifest of a bucket (and the slides it names), the encoder's card
 out: features/{encoder}/{bucket}.json   slide -> key, tiles, failed tiles, status, reason
 """
 
 
 rule embed_bucket:
     input:
-        slides=lambda wildcards: slide_files(wildcards.bucket),
+        # Not the slides: another file of a slide has another key in the tile manifest.
         tiles=lambda wildcards: (
             f"{RESULTS}/tiles/{CONFIG.encoders[wildcards.encoder].grid}"
             f"/{wildcards.bucket}.json"

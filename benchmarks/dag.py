@@ -1,0 +1,188 @@
+"""What planning costs: dry runs of large cohorts, and the no-op of a finished one.
+
+    python benchmarks/dag.py            every size (two minutes)
+    python benchmarks/dag.py --quick    100 and 1,000 slides
+
+A manifest and as many small files are generated in a temporary folder; Snakemake reads them as it
+would read slides, and plans every job without running it. Seconds and peak memory are those of the
+whole `snakemake` process (and its children). The last column is the seconds a job costs beyond
+starting Snakemake, taken from the smallest project of one encoder.
+"""
+
+import argparse
+import csv
+import os
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SNAKEMAKE = str(Path(sys.executable).with_name("snakemake"))
+HEADS = ("mean", "abmil", "multibranch", "dsmil", "transmil")
+CLASSES = ("0", "1+", "2+", "3+")
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A project to plan; `limit_seconds` and `limit_mb` are what it may cost (None: no limit)."""
+
+    slides: int
+    encoders: int
+    heads: int
+    folds: int
+    limit_seconds: float | None = None
+    limit_mb: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """One call of Snakemake: wall seconds, peak resident MB of one process, jobs planned."""
+
+    seconds: float
+    peak_mb: float
+    jobs: int
+
+
+SIZES = (
+    Size(100, 1, 1, 5),
+    Size(1_000, 1, 1, 5, limit_seconds=5),
+    Size(100, 10, 5, 25),
+    Size(1_000, 10, 5, 25),
+    Size(20_000, 10, 5, 25, limit_seconds=60, limit_mb=2_000),
+)
+FINISHED = Size(1_000, 10, 5, 25, limit_seconds=10)
+
+
+def make_project(folder: Path, size: Size) -> None:
+    """A manifest, a small file a slide and a config."""
+    slides = folder / "slides"
+    slides.mkdir(parents=True)
+    with (folder / "slides.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["slide_id", "path", "patient_id", "her2", "site"])
+        for index in range(size.slides):
+            name = f"s{index:06d}"
+            (slides / f"{name}.svs").write_bytes(b"x")
+            row = [name, f"slides/{name}.svs", f"p{index:06d}", CLASSES[index % 4], "north"]
+            writer.writerow(row)
+    encoder = {"source": "random", "model": "timm/resnet18", "mpp": 0.5, "size": 224}
+    config = {
+        "cohort": {"slides": "slides.csv"},
+        "tasks": {
+            "score": {"label": "her2", "classes": {c: [c] for c in CLASSES}, "ordinal": True}
+        },
+        "encoders": {f"encoder{i}": encoder for i in range(size.encoders)},
+        "heads": {name: {} for name in HEADS[: size.heads]},
+        "folds": {"number": 5, "repeats": size.folds // 5},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def snakemake(folder: Path, *arguments: str) -> tuple[Cost, str]:
+    """Run Snakemake in a project.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    command = [SNAKEMAKE, "--snakefile", str(REPOSITORY / "Snakefile"), "--cores", "2"]
+    command += [*arguments, "--configfile", "config.yaml"]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    begin = time.perf_counter()
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        output = process.stdout.read() if process.stdout else ""
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    seconds = time.perf_counter() - begin
+    if process.returncode:
+        raise RuntimeError(f"snakemake {' '.join(arguments)}\n{output[-3000:]}")
+    total = re.search(r"^total\s+(\d+)\s*$", output, re.MULTILINE)
+    return Cost(seconds, usage.ru_maxrss / 1024, int(total[1]) if total else 0), output
+
+
+def dry_run(folder: Path) -> Cost:
+    """Plan every job."""
+    return snakemake(folder, "--dry-run", "--quiet", "rules")[0]
+
+
+def finish(folder: Path) -> None:
+    """Make the project look finished to Snakemake: every output exists and is recorded."""
+    summary = snakemake(folder, "--summary")[1]
+    for line in summary.splitlines():
+        name = line.split("\t")[0]
+        if name.startswith("results/"):
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("{}\n")
+    snakemake(folder, "--touch", "--quiet", "all")
+
+
+def row(what: str, size: Size, cost: Cost, a_job_ms: str) -> str:
+    """A line of the table."""
+    held = []
+    if size.limit_seconds is not None:
+        held.append(f"{size.limit_seconds:g} s")
+    if size.limit_mb is not None:
+        held.append(f"{size.limit_mb:,.0f} MB")
+    return (
+        f"| {what} | {size.slides:,} x {size.encoders} x {size.heads} x {size.folds} "
+        f"| {cost.jobs:,} | {cost.seconds:.1f} | {cost.peak_mb:,.0f} | {a_job_ms} "
+        f"| {' and '.join(held) or '-'} |"
+    )
+
+
+def exceeded(size: Size, cost: Cost) -> bool:
+    """Whether a cost is beyond what its project may cost."""
+    slow = size.limit_seconds is not None and cost.seconds > size.limit_seconds
+    return slow or (size.limit_mb is not None and cost.peak_mb > size.limit_mb)
+
+
+def main() -> int:
+    """Print the table; 1 when a limit is exceeded."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="up to 1,000 slides")
+    quick = parser.parse_args().quick
+    print("| what | slides x encoders x heads x folds | jobs | seconds | peak MB | ms a job | limit |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    beyond, base = [], None
+    with tempfile.TemporaryDirectory(prefix="her2-dag-") as temporary:
+        for number, size in enumerate(s for s in SIZES if not (quick and s.slides > 1_000)):
+            folder = Path(temporary) / str(number)
+            make_project(folder, size)
+            cost = dry_run(folder)
+            base = base or cost
+            jobs = cost.jobs - base.jobs
+            a_job = f"{(cost.seconds - base.seconds) / jobs * 1e3:.2f}" if jobs > 50 else "-"
+            print(row("dry run", size, cost, a_job), flush=True)
+            if exceeded(size, cost):
+                beyond.append(size)
+        folder = Path(temporary) / "finished"
+        make_project(folder, FINISHED)
+        finish(folder)
+        cost, output = snakemake(folder)
+        if "Nothing to be done" not in output:
+            raise RuntimeError(f"the finished project was not finished:\n{output[-2000:]}")
+        print(row("no-op", FINISHED, cost, "-"), flush=True)
+        if exceeded(FINISHED, cost):
+            beyond.append(FINISHED)
+    for size in beyond:
+        print(f"beyond its limit: {size}", file=sys.stderr)
+    return int(bool(beyond))
+
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    sys.exit(main())

@@ -26,6 +26,18 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 
 
+onstart:
+    WATCH.begin(workflow)
+
+
+onsuccess:
+    WATCH.end(succeeded=True)
+
+
+onerror:
+    WATCH.end(succeeded=False)
+
+
 rule all:
     default_target: True
     input:
@@ -46,6 +58,7 @@ rule features:
             encoder=CONFIG.encoders,
             bucket=PLAN.buckets,
         ),
+        f"{RESULTS}/cohort/audited.parquet",
         f"{RESULTS}/cohort/slides.parquet",
 
 

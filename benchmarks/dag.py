@@ -155,7 +155,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="up to 1,000 slides")
     quick = parser.parse_args().quick
-    print("| what | slides x encoders x heads x folds | jobs | seconds | peak MB | ms a job | limit |")
+    print(
+        "| what | slides x encoders x heads x folds | jobs | seconds | peak MB | ms a job | limit |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- |")
     beyond, base = [], None
     with tempfile.TemporaryDirectory(prefix="her2-dag-") as temporary:

@@ -1,6 +1,11 @@
-"""After tile: one table of the whole cohort, and the checks that need every slide at once."""
+"""After tile: the checks that need every slide at once, and one table of the whole cohort.
+
+Two jobs, because a site or a scanner that changes in the manifest must change the table and
+nothing else, while everything in stage 2 waits for the checks.
+"""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,26 +13,31 @@ import polars as pl
 
 from her2.cohort import Cohort
 from her2.errors import UserError, problem_list
+from her2.files import atomic_path
 from her2.manifest import TileEntry, read_manifests
-from her2.specs import AuditSpec
+from her2.specs import AuditSpec, CohortSpec
 from her2.tables import write_table
 
 TABLE_NAME = "slides.parquet"
 
+Entries = Mapping[str, Mapping[str, TileEntry]]
+"""Grid -> slide -> what tiling found."""
 
-def audit_cohort(spec: AuditSpec, cohort: Cohort, tiles: Path, folder: Path) -> pl.DataFrame:
-    """Gather what tiling found, check it, and write `slides.parquet` and `slides.csv`.
+
+def audit_cohort(spec: AuditSpec, cohort: Cohort, tiles: Path, output: Path) -> pl.DataFrame:
+    """Check the slides against each other, and write who they are.
 
     Args:
         spec: the job.
         cohort: the manifest.
         tiles: the folder of the grids' folders of manifests.
-        folder: gets the tables: one row a slide and grid.
+        output: `slide_id, patient_id, fingerprint` and the labels, one row a slide (Parquet): what
+            later checks ask for, and nothing that could change without need.
 
     Raises:
         UserError: two slides are one file, or more are unusable than `cohort.max_excluded`.
     """
-    entries = {grid: read_manifests(tiles / grid, spec.buckets, TileEntry) for grid in spec.grids}
+    entries = _entries(tiles, spec.grids, spec.buckets)
     for grid, found in entries.items():
         _check_duplicates(found)
         check_excluded(
@@ -36,16 +46,29 @@ def audit_cohort(spec: AuditSpec, cohort: Cohort, tiles: Path, folder: Path) -> 
             limit=spec.max_excluded,
             where=f"grid {grid}",
         )
-    table = cohort_table(spec, cohort, entries)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_table(table, folder / "slides")
+    prints = {name: e.fingerprint for found in entries.values() for name, e in found.items()}
+    table = pl.DataFrame(
+        [
+            (row.slide_id, row.patient_id, prints[row.slide_id], *map(row.labels.get, spec.labels))
+            for row in cohort.rows
+        ],
+        schema=dict.fromkeys(
+            ["slide_id", "patient_id", "fingerprint", *(f"label_{name}" for name in spec.labels)],
+            pl.String,
+        ),
+        orient="row",
+    )
+    with atomic_path(output) as temporary:
+        table.write_parquet(temporary)
     return table
 
 
-def cohort_table(
-    spec: AuditSpec, cohort: Cohort, entries: dict[str, dict[str, TileEntry]]
-) -> pl.DataFrame:
-    """One row a slide and grid: the manifest's columns, then what tiling found."""
+def tabulate_cohort(spec: CohortSpec, cohort: Cohort, tiles: Path, folder: Path) -> pl.DataFrame:
+    """Write `slides.parquet` and `slides.csv`, one row a slide and grid.
+
+    Its columns are the manifest's, then what tiling found.
+    """
+    entries = _entries(tiles, spec.grids, spec.buckets)
     records = [
         {
             "slide_id": row.slide_id,
@@ -61,7 +84,10 @@ def cohort_table(
         for row in cohort.rows
         for grid in spec.grids
     ]
-    return pl.DataFrame(records, infer_schema_length=None)
+    table = pl.DataFrame(records, infer_schema_length=None)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_table(table, folder / "slides")
+    return table
 
 
 def check_excluded(reasons: dict[str, str], *, total: int, limit: float, where: str) -> None:
@@ -80,7 +106,11 @@ def check_excluded(reasons: dict[str, str], *, total: int, limit: float, where: 
     )
 
 
-def _check_duplicates(found: dict[str, TileEntry]) -> None:
+def _entries(tiles: Path, grids: tuple[str, ...], buckets: tuple[str, ...]) -> Entries:
+    return {grid: read_manifests(tiles / grid, buckets, TileEntry) for grid in grids}
+
+
+def _check_duplicates(found: Mapping[str, TileEntry]) -> None:
     owners: dict[str, list[str]] = defaultdict(list)
     for name, entry in sorted(found.items()):
         if entry.fingerprint:
@@ -95,12 +125,12 @@ def _check_duplicates(found: dict[str, TileEntry]) -> None:
 
 
 def read_cohort_table(folder: Path) -> pl.DataFrame:
-    """Read what `audit_cohort` wrote.
+    """Read what `tabulate_cohort` wrote.
 
     Raises:
         UserError: it is not there.
     """
     path = folder / TABLE_NAME
     if not path.exists():
-        raise UserError(f"{path}: is missing; run `snakemake` up to the audit.")
+        raise UserError(f"{path}: is missing; run `snakemake` up to the cohort's table.")
     return pl.read_parquet(path)

@@ -22,7 +22,9 @@ from her2.options import (
     SlidesOption,
     SpecOption,
     ThreadsOption,
+    TilesOption,
 )
+from her2.terminal import show_status
 from her2.upkeep import cache_app, cohort_app, config_app, synthetic_app
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ app.add_typer(cohort_app, name="cohort")
 app.add_typer(config_app, name="config")
 app.add_typer(cache_app, name="cache")
 app.add_typer(synthetic_app, name="synthetic")
+app.command("status")(show_status)
 
 
 def main() -> None:
@@ -49,6 +52,9 @@ def main() -> None:
     except UserError as error:
         print(f"her2: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("her2: interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 @app.callback(invoke_without_command=True)
@@ -82,15 +88,30 @@ def tile(
 def audit(
     spec: SpecOption,
     slides: SlidesOption,
-    tiles: Annotated[Path, typer.Option(help="folder of the grids' folders")],
+    tiles: TilesOption,
     out: OutOption,
     root: RootOption = None,
 ) -> None:
-    """After tile: the table of the whole cohort, duplicates, exclusions."""
+    """After tile: stop on duplicates and on too many slides that cannot be used."""
     from her2.audit import audit_cohort
 
     job = specs.load(specs.AuditSpec, spec)
     audit_cohort(job, _cohort(slides, root, job.labels), tiles, out)
+
+
+@app.command()
+def tabulate(
+    spec: SpecOption,
+    slides: SlidesOption,
+    tiles: TilesOption,
+    out: OutOption,
+    root: RootOption = None,
+) -> None:
+    """After tile: the table of the whole cohort."""
+    from her2.audit import tabulate_cohort
+
+    job = specs.load(specs.CohortSpec, spec)
+    tabulate_cohort(job, _cohort(slides, root, job.labels), tiles, out)
 
 
 @app.command()
@@ -130,15 +151,16 @@ def pretrain(
 def overlap(
     spec: SpecOption,
     encoder: Annotated[Path, typer.Option(help="the encoder's folder")],
-    cohort: Annotated[Path, typer.Option(help="folder of the audit's table")],
+    cohort: Annotated[Path, typer.Option(help="the audit's table")],
     out: OutOption,
 ) -> None:
     """Stage 1: stop when an encoder was pre-trained on patients of the cohort."""
-    from her2.audit import read_cohort_table
+    import polars as pl
+
     from her2.encoders.overlap import audit_overlap
 
     job = specs.load(specs.OverlapSpec, spec)
-    audit_overlap(job, encoder, read_cohort_table(cohort), out)
+    audit_overlap(job, encoder, pl.read_parquet(cohort), out)
 
 
 @app.command()

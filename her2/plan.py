@@ -21,6 +21,9 @@ PUBLISHED = ".as-published"
 SLIDE_COLUMNS = ("slide_id", "path", "mpp")
 """What tiling and embedding know of a row of the manifest."""
 
+DESCRIBING_COLUMNS = ("site", "scanner", "split", "annotation")
+"""What the cohort's table says of a slide beside that, its patient and its labels."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -48,6 +51,11 @@ class Plan:
     def chunks(self) -> dict[str, tuple[tuple[int, int], ...]]:
         """Chunk name -> the (repeat, fold) pairs that one training job takes."""
         return chunks(self.config.folds)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The manifest's columns that some task reads, sorted."""
+        return tuple(sorted({task.label for task in self.config.tasks.values()}))
 
     def synthetic_spec(self, slide_id: str) -> str:
         """Spec of drawing one demo slide."""
@@ -81,16 +89,27 @@ class Plan:
         )
 
     def audit_spec(self) -> str:
-        """Spec of the audit of the whole cohort."""
-        labels = {task.label for task in self.config.tasks.values()}
-        columns = (*SLIDE_COLUMNS, "patient_id", "site", "scanner", "split", "annotation", *labels)
+        """Spec of the checks of the whole cohort."""
+        columns = ("slide_id", "patient_id", *self.labels)
         return specs.dump(
             specs.AuditSpec(
                 rows=self.cohort.digest(self.cohort.rows, columns),
                 buckets=self.buckets,
                 grids=tuple(sorted(self.config.grids)),
-                labels=tuple(sorted(labels)),
+                labels=self.labels,
                 max_excluded=self.config.cohort.max_excluded,
+            )
+        )
+
+    def cohort_spec(self) -> str:
+        """Spec of the table of the whole cohort."""
+        columns = (*SLIDE_COLUMNS, "patient_id", *DESCRIBING_COLUMNS, *self.labels)
+        return specs.dump(
+            specs.CohortSpec(
+                rows=self.cohort.digest(self.cohort.rows, columns),
+                buckets=self.buckets,
+                grids=tuple(sorted(self.config.grids)),
+                labels=self.labels,
             )
         )
 
@@ -107,6 +126,16 @@ class Plan:
                 seed=self.config.seed,
             )
         )
+
+    @cached_property
+    def local_weights(self) -> dict[str, list[str]]:
+        """Encoder -> the local file that its weights are read from, if they are.
+
+        Raises:
+            UserError: there is no such file.
+        """
+        found = {name: e.local_weights() for name, e in self.config.encoders.items()}
+        return {name: [str(path)] if path else [] for name, path in found.items()}
 
     def patch_source(self, name: str) -> str:
         """The table or folder of the patch set that an encoder is pre-trained on."""
@@ -162,6 +191,7 @@ class Plan:
         """Spec of the folds of one task (with the suffix: under the published protocol)."""
         task, protocol = split_protocol(name)
         columns = ("slide_id", "patient_id", self.config.tasks[task].label)
+        folds_seed = self.config.folds.seed
         return specs.dump(
             specs.FoldsSpec(
                 rows=self.cohort.digest(self.cohort.rows, columns),
@@ -170,7 +200,7 @@ class Plan:
                 folds=self.config.folds.number,
                 repeats=self.config.folds.repeats,
                 tune=self.config.folds.tune,
-                seed=self.config.seed,
+                seed=self.config.seed if folds_seed is None else folds_seed,
             )
         )
 

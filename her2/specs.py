@@ -28,7 +28,8 @@ from her2.files import canonical_json
 VERSIONS = {
     "synthetic": 1,
     "tile": 1,
-    "audit": 1,
+    "audit": 2,
+    "cohort": 1,
     "encoder": 1,
     "overlap": 1,
     "embed": 1,
@@ -77,7 +78,7 @@ class TileSpec(Section):
 
 
 class AuditSpec(Section):
-    """All slides on all grids."""
+    """The checks of all slides on all grids; `rows` digests ids, patients and labels."""
 
     version: int = VERSIONS["audit"]
     rows: str
@@ -85,6 +86,16 @@ class AuditSpec(Section):
     grids: tuple[str, ...]
     labels: tuple[str, ...]
     max_excluded: float
+
+
+class CohortSpec(Section):
+    """The table of all slides on all grids; `rows` digests all that the manifest says of them."""
+
+    version: int = VERSIONS["cohort"]
+    rows: str
+    buckets: tuple[str, ...]
+    grids: tuple[str, ...]
+    labels: tuple[str, ...]
 
 
 class EncoderSpec(Section):

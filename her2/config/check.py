@@ -1,6 +1,7 @@
 """Config: the whole file, read and checked, with errors a person can act on."""
 
 import difflib
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -109,6 +110,11 @@ class Config(Section):
                 f"{plain[0]!r} or use cross_entropy"
             )
         return self
+
+    @property
+    def cache_folder(self) -> Path:
+        """The cache: HER2_CACHE in the environment wins, so that a lab can share one."""
+        return Path(os.environ.get("HER2_CACHE", self.cache))
 
     @property
     def grids(self) -> dict[str, tuple[float, int]]:

@@ -12,6 +12,8 @@ from her2.errors import UserError
 
 Source = Literal["timm", "torchvision", "catalogue", "random", "checkpoint", "pretrain"]
 Feature = Literal["pooled", "class_token", "class_and_mean", "flattened"]
+WEIGHTS_FILES = ("weights.safetensors", "model.safetensors", "pytorch_model.bin")
+"""Weights in a folder: this project's, or a downloaded copy of a hub's."""
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Domain = Literal["he", "ihc", "he_ihc", "natural", "none"]
 """Training images: H&E, IHC, H&E with some IHC, photographs, none."""
@@ -111,6 +113,25 @@ class EncoderSection(Section):
         if self.source == "catalogue":
             return catalogue.row(self.model).architecture
         return self.model.split("/")[-1]
+
+    def local_weights(self) -> Path | None:
+        """The file that `checkpoint` means: itself, or the weights in the folder it names.
+
+        Raises:
+            UserError: there is none.
+        """
+        path = self.checkpoint
+        if path is None or path.is_file():
+            return path
+        if not path.is_dir():
+            raise UserError(f"encoders: checkpoint {str(path)!r} does not exist.")
+        found = [path / name for name in WEIGHTS_FILES if (path / name).is_file()]
+        if not found:
+            raise UserError(
+                f"encoders: checkpoint {str(path)!r} is a folder without "
+                f"{' or '.join(WEIGHTS_FILES)}; name the file itself."
+            )
+        return found[0]
 
     @property
     def grid(self) -> str:

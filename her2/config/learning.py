@@ -53,6 +53,9 @@ class FoldsSection(Section):
     tune: Annotated[float, Field(gt=0, lt=0.5)] = Field(
         0.2, description="share of the non-test patients that picks the epoch"
     )
+    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(
+        None, description="other folds of the same cohort; default: the `seed` of the whole run"
+    )
     per_job: Count = Field(5, description="folds one job trains")
 
 

@@ -36,8 +36,6 @@ log = logging.getLogger(__name__)
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "student", "encoder")
 T = TypeVar("T")
-_FILES = (WEIGHTS_NAME, "model.safetensors", "pytorch_model.bin")
-"""Weights in a folder: ours, or a downloaded copy of a hub's."""
 _ATTEMPTS = 3
 _PREFIXES = ("module.", "backbone.", "model.", "encoder.", "_orig_mod.")
 
@@ -84,7 +82,7 @@ def materialise(encoder: EncoderSection, seed: int, folder: Path) -> EncoderCard
             "`source: checkpoint` with a downloaded file."
         ) from None
     provenance: dict[str, Any] = {}
-    path = _weights_file(encoder.checkpoint)
+    path = encoder.local_weights()
     if known is not None and known.hub is not None:
         provenance = {"catalogue": known.name, "hub": known.hub}
         if path is None:
@@ -181,19 +179,6 @@ def fetch(row: CatalogueRow) -> Path:
         ) from None
 
 
-def _weights_file(path: Path | None) -> Path | None:
-    """The weights in a folder, whose names are those of this project and of the hub's."""
-    if path is None or not path.is_dir():
-        return path
-    found = [path / name for name in _FILES if (path / name).is_file()]
-    if not found:
-        raise UserError(
-            f"encoders: checkpoint {str(path)!r} is a folder without {' or '.join(_FILES)}; name "
-            "the file itself."
-        )
-    return found[0]
-
-
 def _retried(call: Callable[[], T]) -> T:
     """Networks fail for moments: three tries, a few seconds apart."""
     for attempt in range(1, _ATTEMPTS):
@@ -244,8 +229,6 @@ def load_weights(backbone: nn.Module, path: Path, row: CatalogueRow | None = Non
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UserError(f"encoders: checkpoint {str(path)!r} does not exist.")
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)

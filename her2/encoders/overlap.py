@@ -34,7 +34,7 @@ def audit_overlap(spec: OverlapSpec, encoder: Path, cohort: pl.DataFrame, output
     Args:
         spec: the job.
         encoder: the encoder's folder.
-        cohort: the audit's table, one row a slide and grid.
+        cohort: the audit's table, one row a slide.
         output: the JSON file.
 
     Raises:
@@ -86,7 +86,7 @@ def find_overlap(card: EncoderCard, cohort: pl.DataFrame) -> dict[str, str]:
     labels = [name for name in cohort.columns if name.startswith("label_")]
     labelled = cohort.filter(pl.any_horizontal(pl.col(name).is_not_null() for name in labels))
     found: dict[str, str] = {}
-    rows = labelled.select("patient_id", "slide_id", "fingerprint").unique().sort("slide_id")
+    rows = labelled.select("patient_id", "slide_id", "fingerprint").sort("slide_id")
     for patient, slide, fingerprint in rows.iter_rows():
         for name in (patient, slide):
             if name.lower() in cases:

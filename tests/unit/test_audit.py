@@ -4,11 +4,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from her2.audit import audit_cohort, check_excluded, read_cohort_table
+from her2.audit import audit_cohort, check_excluded, read_cohort_table, tabulate_cohort
 from her2.cohort import Cohort, SlideRow
 from her2.errors import UserError
 from her2.manifest import TileEntry, write_manifest
-from her2.specs import AuditSpec
+from her2.specs import AuditSpec, CohortSpec
 
 GRIDS = ("224px-0.5mpp", "96px-1mpp")
 
@@ -38,15 +38,17 @@ def audit(folder: Path, entries: dict[str, TileEntry], **changed: object) -> pl.
         for part, bucket in enumerate(buckets):
             chosen = {name: entries[name] for name in names[part::2]}
             write_manifest(folder / "tiles" / grid / f"{bucket}.json", chosen)
-    fields = {"rows": "", "labels": ("her2",), "max_excluded": 0.2} | changed
-    spec = AuditSpec(buckets=buckets, grids=GRIDS, **fields)
-    return audit_cohort(spec, Cohort(rows, folder), folder / "tiles", folder / "cohort")
+    cohort = Cohort(rows, folder)
+    of = {"rows": "", "buckets": buckets, "grids": GRIDS, "labels": ("her2",)}
+    spec = AuditSpec(**of | {"max_excluded": 0.2} | changed)
+    audit_cohort(spec, cohort, folder / "tiles", folder / "cohort" / "audited.parquet")
+    return tabulate_cohort(CohortSpec(**of), cohort, folder / "tiles", folder / "cohort")
 
 
 def refusal(folder: Path, entries: dict[str, TileEntry], **changed: object) -> str:
     with pytest.raises(UserError) as error:
         audit(folder, entries, **changed)
-    assert not (folder / "cohort" / "slides.parquet").exists()
+    assert not (folder / "cohort" / "audited.parquet").exists()
     return str(error.value)
 
 
@@ -62,6 +64,15 @@ def test_the_table_has_a_row_for_each_slide_and_grid(tmp_path):
     first = table.row(0, named=True)
     assert (first["patient_id"], first["label_her2"], first["tiles"]) == ("p-s0", "0", 10)
     assert table["label_her2"].to_list()[-1] is None
+
+
+def test_what_later_checks_read_is_one_row_a_slide_without_site_or_scale(tmp_path):
+    audit(tmp_path, good(3) | {"bad": TileEntry(status="failed", reason="x")}, max_excluded=0.5)
+    table = pl.read_parquet(tmp_path / "cohort" / "audited.parquet")
+    assert table.columns == ["slide_id", "patient_id", "fingerprint", "label_her2"]
+    assert table.rows()[0] == ("bad", "p-bad", None, "0")
+    assert table["fingerprint"].to_list()[1:] == ["print-0", "print-1", "print-2"]
+    assert table["label_her2"].to_list() == ["0", "0", "0", None]
 
 
 def test_the_table_is_read_as_it_was_written_and_people_have_a_csv(tmp_path):
@@ -130,10 +141,10 @@ def test_an_absent_or_broken_manifest_is_named(tmp_path):
     for damage in (lambda: manifest.write_text("{"), manifest.unlink):
         damage()
         with pytest.raises(UserError, match="run snakemake again") as error:
-            audit_cohort(spec, Cohort((), tmp_path), tmp_path / "tiles", tmp_path / "cohort")
+            audit_cohort(spec, Cohort((), tmp_path), tmp_path / "tiles", tmp_path / "out")
         assert str(manifest) in str(error.value)
 
 
 def test_an_absent_table_says_what_to_run(tmp_path):
-    with pytest.raises(UserError, match="run `snakemake` up to the audit"):
+    with pytest.raises(UserError, match="run `snakemake` up to the cohort's table"):
         read_cohort_table(tmp_path)

@@ -49,7 +49,8 @@ def plan(changed: dict[str, object] | None = None, rows: tuple[SlideRow, ...] = 
 
 def all_specs(of: Plan) -> dict[str, str]:
     """Every spec of every job, by the name of the stage and its wildcards."""
-    config, found = of.config, {"audit": of.audit_spec(), "report": of.report_spec("her2 0.1.0")}
+    config, found = of.config, {"audit": of.audit_spec(), "cohort": of.cohort_spec()}
+    found["report"] = of.report_spec("her2 0.1.0")
     for grid in config.grids:
         found |= {f"tile {grid} {bucket}": of.tile_spec(grid, bucket) for bucket in of.buckets}
     found |= {f"embed {bucket}": of.embed_spec(bucket) for bucket in of.buckets}
@@ -83,6 +84,7 @@ def test_every_spec_is_canonical_json_of_its_stage_s_version():
 
 KINDS: dict[str, type] = {
     "audit": specs.AuditSpec,
+    "cohort": specs.CohortSpec,
     "report": specs.ReportSpec,
     "tile": specs.TileSpec,
     "embed": specs.EmbedSpec,
@@ -172,14 +174,14 @@ def test_a_new_encoder_leaves_the_others_alone():
 @pytest.mark.parametrize(
     ("row", "stages"),
     [
-        ({"labels": {"her2": "3+", "er": "1"}}, {"audit", "folds"}),
-        ({"labels": {"er": "1"}}, {"audit", "folds"}),
-        ({"patient_id": "another"}, {"audit", "folds"}),
-        ({"site": "south"}, {"audit"}),
-        ({"scanner": "x"}, {"audit"}),
-        ({"split": "test"}, {"audit"}),
-        ({"mpp": 0.5}, {"tile", "embed", "audit"}),
-        ({"path": "moved.svs"}, {"tile", "embed", "audit"}),
+        ({"labels": {"her2": "3+", "er": "1"}}, {"audit", "cohort", "folds"}),
+        ({"labels": {"er": "1"}}, {"audit", "cohort", "folds"}),
+        ({"patient_id": "another"}, {"audit", "cohort", "folds"}),
+        ({"site": "south"}, {"cohort"}),
+        ({"scanner": "x"}, {"cohort"}),
+        ({"split": "test"}, {"cohort"}),
+        ({"mpp": 0.5}, {"tile", "embed", "cohort"}),
+        ({"path": "moved.svs"}, {"tile", "embed", "cohort"}),
     ],
 )
 def test_a_changed_cell_changes_the_specs_of_those_stages_only(row, stages):

@@ -18,6 +18,7 @@ from her2.cohort import missing_files, read_cohort
 from her2.config import parse_config
 from her2.errors import UserError
 from her2.plan import Plan, folds_name
+from her2.progress import Watch
 
 # Jobs find the package in every kind of environment (conda unsets PYTHONPATH before this).
 shell.prefix(f"set -euo pipefail; export PYTHONPATH={shlex.quote(str(Path(workflow.basedir)))}; ")
@@ -35,11 +36,13 @@ def read_plan():
             absent = missing_files(cohort)
         if absent:
             raise absent
-        for folder in (settings.results, Path(os.environ.get("HER2_CACHE", settings.cache))):
+        for folder in (settings.results, settings.cache_folder):
             writable(folder)
+        plan = Plan(settings, cohort)
+        plan.local_weights  # asked here, where a file that is missing is named without a traceback
     except UserError as error:
         raise WorkflowError(str(error)) from None
-    return Plan(settings, cohort)
+    return plan
 
 
 def writable(folder):
@@ -53,9 +56,10 @@ def writable(folder):
 
 
 PLAN = read_plan()
+WATCH = Watch(PLAN)
 CONFIG = PLAN.config
 RESULTS = str(CONFIG.results)
-CACHE = os.environ.get("HER2_CACHE", str(CONFIG.cache))
+CACHE = str(CONFIG.cache_folder)
 SLIDES = str(CONFIG.cohort.slides)
 ROOT = str(PLAN.cohort.root)
 MASKS = f"--masks {shlex.quote(str(CONFIG.cohort.masks))}" if CONFIG.cohort.masks else ""

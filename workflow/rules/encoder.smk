@@ -1,6 +1,6 @@
 """Stage 1, encoder: whatever the source, one folder of weights and a card.
 
-in:  published or local weights; for `source: pretrain` a labelled patch set
+in:  published weights, or a local file of them; for `source: pretrain` a labelled patch set
 out: encoders/{encoder}/card.json, weights.safetensors
      encoders/{encoder}/overlap.json   what its pre-training shares with the cohort; else it stops
 """
@@ -12,6 +12,8 @@ localrules:
 
 
 rule materialise_encoder:
+    input:
+        lambda wildcards: PLAN.local_weights[wildcards.encoder],
     output:
         card=f"{RESULTS}/encoders/{{encoder}}/card.json",
         weights=f"{RESULTS}/encoders/{{encoder}}/weights.safetensors",
@@ -67,7 +69,7 @@ rule pretrain_encoder:
 rule audit_overlap:
     input:
         card=f"{RESULTS}/encoders/{{encoder}}/card.json",
-        cohort=f"{RESULTS}/cohort/slides.parquet",
+        cohort=f"{RESULTS}/cohort/audited.parquet",
     output:
         f"{RESULTS}/encoders/{{encoder}}/overlap.json",
     log:
@@ -83,5 +85,5 @@ rule audit_overlap:
     params:
         spec=lambda wildcards: PLAN.overlap_spec(wildcards.encoder),
     shell:
-        "python -m her2 overlap --spec {params.spec:q} --cohort {RESULTS:q}/cohort"
+        "python -m her2 overlap --spec {params.spec:q} --cohort {input.cohort:q}"
         " --encoder {RESULTS:q}/encoders/{wildcards.encoder} --out {output:q} 2> {log:q}"

@@ -2,7 +2,8 @@
 
 in:  the slides of a bucket
 out: tiles/{grid}/{bucket}.json   slide -> key, tiles, um/px, status, reason
-     cohort/slides.parquet, .csv  one row a slide and grid; stops on duplicates and mass failure
+     cohort/audited.parquet    who the slides are; stops on duplicates and mass failure
+     cohort/slides.parquet, .csv  one row a slide and grid, for people and the report
 """
 
 
@@ -36,12 +37,7 @@ rule audit_cohort:
             bucket=PLAN.buckets,
         ),
     output:
-        table=f"{RESULTS}/cohort/slides.parquet",
-        csv=report(
-            f"{RESULTS}/cohort/slides.csv",
-            category="Cohort",
-            labels={"table": "slides"},
-        ),
+        f"{RESULTS}/cohort/audited.parquet",
     log:
         f"{RESULTS}/logs/audit_cohort.log",
     benchmark:
@@ -56,4 +52,35 @@ rule audit_cohort:
         spec=lambda wildcards: PLAN.audit_spec(),
     shell:
         "python -m her2 audit --spec {params.spec:q} --slides {SLIDES:q} --root {ROOT:q}"
+        " --tiles {RESULTS:q}/tiles --out {output:q} 2> {log:q}"
+
+
+rule tabulate_cohort:
+    input:
+        expand(
+            f"{RESULTS}/tiles/{{grid}}/{{bucket}}.json",
+            grid=CONFIG.grids,
+            bucket=PLAN.buckets,
+        ),
+    output:
+        table=f"{RESULTS}/cohort/slides.parquet",
+        csv=report(
+            f"{RESULTS}/cohort/slides.csv",
+            category="Cohort",
+            labels={"table": "slides"},
+        ),
+    log:
+        f"{RESULTS}/logs/tabulate_cohort.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/tabulate_cohort.tsv"
+    conda:
+        "../../envs/her2.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        spec=lambda wildcards: PLAN.cohort_spec(),
+    shell:
+        "python -m her2 tabulate --spec {params.spec:q} --slides {SLIDES:q} --root {ROOT:q}"
         " --tiles {RESULTS:q}/tiles --out {RESULTS:q}/cohort 2> {log:q}"

@@ -8,8 +8,9 @@ out: folds/{task}.parquet                          slide, repeat, fold -> role
 
 rule make_folds:
     input:
-        # Not read: duplicates and mass failure must stop the run before anything is trained.
-        audit=f"{RESULTS}/cohort/slides.parquet",
+        # Not read: duplicates and mass failure must stop the run before anything is trained. Not
+        # ancient(): Snakemake then overlooks a changed spec whenever the audit itself runs.
+        audit=f"{RESULTS}/cohort/audited.parquet",
     output:
         f"{RESULTS}/folds/{{task}}.parquet",
     log:

@@ -1,14 +1,13 @@
 """One tiny cohort, drawn and run once a session; each test works on its own copy."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
 from her2.synthetic import demo_manifest, draw_slide
-from tests.workflow.project import CONFIG, Project
+from tests.workflow.project import CONFIG, WEIGHTS, Project
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +26,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
             side_px=768,
         )
     project.write_rows([",".join(row.values()) for row in rows[:-1]])
-    (project.folder / "config.yaml").write_text(yaml.safe_dump(CONFIG, sort_keys=False))
+    pad(project.folder / rows[0]["path"])
+    write_weights(project.folder / "weights.safetensors", seed=1)
+    config = {**CONFIG, "encoders": {"tiny": WEIGHTS}}
+    (project.folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     run = project.snakemake()
     assert run.code == 0, run.output
     return project
@@ -45,4 +47,17 @@ def copy(finished: Project, folder: Path) -> Project:
     return Project(folder)
 
 
-Copy = Callable[[Project, Path], Project]
+def pad(slide: Path) -> None:
+    """Make a slide larger than the 1 MB up to which Snakemake compares files by content."""
+    with slide.open("ab") as stream:
+        stream.write(bytes(1_100_000))  # nothing in a TIFF points there
+
+
+def write_weights(path: Path, seed: int) -> None:
+    """Random weights of the tests' encoder."""
+    import safetensors.torch
+    import timm
+    import torch
+
+    torch.manual_seed(seed)
+    safetensors.torch.save_file(timm.create_model("resnet10t").state_dict(), path)

@@ -29,11 +29,22 @@ CONFIG: dict[str, Any] = {
     "report": {"title": "A small cohort"},
 }
 
+WEIGHTS: dict[str, Any] = {
+    "source": "checkpoint",
+    "model": "timm/resnet10t",
+    "checkpoint": "weights.safetensors",
+    "domain": "none",
+    "mpp": 1.0,
+    "size": 64,
+}
+"""The encoder of the finished project: a local file, so that a test can change its weights."""
+
 WORK = {
     "tiled": r"(\S+): \d+ tiles cut",
     "embedded": r"(\S+): \d+ patches embedded",
     "trained": r"(\S+): trained \d+ epochs",
 }
+"""What the jobs say in their logs when they did something, and not when the cache had it."""
 
 
 @dataclass(frozen=True)
@@ -70,24 +81,19 @@ class Project:
         logs = self.folder / "results" / "logs"
         if logs.is_dir() and not prefix:
             shutil.rmtree(logs)  # so that the logs found afterwards are of this run
-        command = [
-            *prefix,
-            str(Path(sys.executable).with_name("snakemake")),
-            "--snakefile", str(self.snakefile),
-            "--cores", "2",
-            *arguments,
-            *(("--configfile", config) if config else ()),  # last: it takes all that follows
-        ]  # fmt: skip
-        environment = {
-            "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
-            "HOME": str(self.folder),
-            "OMP_NUM_THREADS": "1",
-        }
         done = subprocess.run(
-            command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=1500
-        )
+            [*prefix, *self._command(*arguments, config=config)],
+            cwd=self.folder, env=self._environment(), capture_output=True, text=True, timeout=1500,
+        )  # fmt: skip
         output = done.stdout + done.stderr
-        return Run(done.returncode, output, _rules(output), self._work())
+        return Run(done.returncode, output, _rules(output), self.work())
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Begin to run the workflow, as the leader of a process group of its own."""
+        return subprocess.Popen(
+            self._command(*arguments), cwd=self.folder, env=self._environment(), text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
 
     def edit(self, **sections: Any) -> None:
         """Change keys of the config: a dict goes into its section, None removes a key."""
@@ -109,11 +115,28 @@ class Project:
         text = "\n".join(["slide_id,path,patient_id,her2,site", *rows])
         (self.folder / "slides.csv").write_text(text + "\n")
 
-    def _work(self) -> dict[str, list[str]]:
+    def work(self) -> dict[str, list[str]]:
+        """What the jobs whose logs are here did: slides tiled and embedded, folds trained."""
         text = "\n".join(
             path.read_text() for path in sorted(self.folder.glob("results/logs/**/*.log"))
         )
         return {name: sorted(re.findall(pattern, text)) for name, pattern in WORK.items()}
+
+    def _command(self, *arguments: str, config: str | None = "config.yaml") -> list[str]:
+        return [
+            str(Path(sys.executable).with_name("snakemake")),
+            "--snakefile", str(self.snakefile),
+            "--cores", "2",
+            *arguments,
+            *(("--configfile", config) if config else ()),  # last: it takes all that follows
+        ]  # fmt: skip
+
+    def _environment(self) -> dict[str, str]:
+        return {
+            "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
+            "HOME": str(self.folder),
+            "OMP_NUM_THREADS": "1",
+        }
 
 
 def _rules(output: str) -> Counter[str]:

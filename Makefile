@@ -15,6 +15,8 @@ VERSIONS := $(BIN)/python -c 'import sys; from importlib.metadata import version
 	print("Python", sys.version.split()[0], \
 	*(f"| {name} {version(name)}" for name in ("her2", "snakemake", "torch", "torchvision", "timm", \
 	"openslide-bin", "zarr")))'
+# Without a GPU the CUDA libraries of the lock are dead weight (5 GB): see docs/install.md.
+LOCK := $(if $(CPU),grep -vE '^(nvidia-|cuda-|triton=)',cat) envs/lock.txt
 COMPILE = $(BIN)/uv --no-config pip compile --quiet pyproject.toml --universal --python-version 3.11 \
 	--fork-strategy fewest --no-annotate --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
 
@@ -29,6 +31,7 @@ help:
 	@echo "make clean   remove $(VENV) and the tools' caches; results/, resources/ and cache/ stay"
 	@echo
 	@echo "PYTHON=python3.12       interpreter (3.11 or newer) for a new $(VENV); after 'make clean'"
+	@echo "CPU=1                   without the CUDA libraries; needs PyTorch's CPU index (docs/install.md)"
 	@echo "CORES=4                 cores that the demo may use (all)"
 	@echo "SNAKEMAKE_ARGS=-n       more arguments for snakemake"
 	@echo "PYTEST_ARGS='-k folds'  more arguments for pytest; WORKERS=4 runs four tests at a time (2)"
@@ -72,7 +75,7 @@ $(BIN)/pip:
 # The stamps are written last: each is a copy of the lock that was installed.
 $(VENV)/installed-lock.txt: envs/lock.txt pyproject.toml | $(BIN)/pip
 	@echo "Installing the pinned packages into $(VENV) (about 6 GB; minutes, the first time)"
-	$(PIP) install --requirement envs/lock.txt
+	$(LOCK) | $(PIP) install --requirement /dev/stdin
 	$(PIP) install --no-deps --editable .
 	@cp envs/lock.txt $@
 

@@ -55,6 +55,14 @@ def config_schema() -> None:
     print(json.dumps(Config.model_json_schema(), indent=2))
 
 
+@config_app.command("page")
+def config_page() -> None:
+    """Print docs/config.md: every key with its meaning, limits and default."""
+    from her2.config.page import page
+
+    print(page(), end="")
+
+
 @cache_app.command("ls")
 def cache_ls(cache: CacheOption = Path("cache")) -> None:
     """List the products: kind, key, megabytes."""

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from her2.config import Config, TilingSection, load_config, parse_config
+from her2.config.page import page
 from her2.errors import UserError
 
 
@@ -238,3 +239,15 @@ def test_the_committed_schema_is_that_of_the_models():
     """`her2 config schema > workflow/schemas/config.schema.json` renews it."""
     committed = PRESETS.parent / "schemas" / "config.schema.json"
     assert json.loads(committed.read_text()) == Config.model_json_schema()
+
+
+def test_the_committed_page_is_that_of_the_models():
+    """`her2 config page > docs/config.md` renews it."""
+    assert (PRESETS.parents[1] / "docs" / "config.md").read_text() == page()
+
+
+def test_the_page_has_every_key_of_every_section():
+    schema = Config.model_json_schema()
+    for section in (schema, *schema["$defs"].values()):
+        for key, value in section.get("properties", {}).items():
+            assert f"| `{key}` |" in page() or "const" in value

@@ -1,5 +1,6 @@
 """A project folder as a user has one, and what a run of snakemake in it really did."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -49,12 +50,16 @@ WORK = {
 
 @dataclass(frozen=True)
 class Run:
-    """One call of snakemake: its exit code, all it printed, the rules that ran, their work."""
+    """One call of snakemake: its exit code, all it printed, the rules that ran, their work.
+
+    `patches` is how many of them were embedded.
+    """
 
     code: int
     output: str
     rules: Counter[str]
     work: dict[str, list[str]]
+    patches: int
 
     @property
     def idle(self) -> bool:
@@ -86,7 +91,9 @@ class Project:
             cwd=self.folder, env=self._environment(), capture_output=True, text=True, timeout=1500,
         )  # fmt: skip
         output = done.stdout + done.stderr
-        return Run(done.returncode, output, _rules(output), self.work())
+        text = self.log_text()
+        patches = sum(map(int, re.findall(r": (\d+) patches embedded", text)))
+        return Run(done.returncode, output, _rules(output), self.work(), patches)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Begin to run the workflow, as the leader of a process group of its own."""
@@ -102,6 +109,8 @@ class Project:
         for name, value in sections.items():
             if isinstance(value, dict):
                 config.setdefault(name, {}).update(value)
+            elif value is None:
+                config.pop(name)
             else:
                 config[name] = value
         path.write_text(yaml.safe_dump(config, sort_keys=False))
@@ -117,10 +126,20 @@ class Project:
 
     def work(self) -> dict[str, list[str]]:
         """What the jobs whose logs are here did: slides tiled and embedded, folds trained."""
-        text = "\n".join(
-            path.read_text() for path in sorted(self.folder.glob("results/logs/**/*.log"))
-        )
+        text = self.log_text()
         return {name: sorted(re.findall(pattern, text)) for name, pattern in WORK.items()}
+
+    def log_text(self) -> str:
+        """All logs of all jobs."""
+        logs = sorted(self.folder.glob("results/logs/**/*.log"))
+        return "\n".join(path.read_text() for path in logs)
+
+    def features(self) -> Counter[str]:
+        """Slide -> its tiles that have features of the config's last encoder."""
+        encoder = list(yaml.safe_load((self.folder / "config.yaml").read_text())["encoders"])[-1]
+        folder = self.folder / "results/features" / encoder
+        entries = (json.loads(path.read_text()) for path in folder.glob("*.json"))
+        return Counter({slide: e["tiles"] for part in entries for slide, e in part.items()})
 
     def _command(self, *arguments: str, config: str | None = "config.yaml") -> list[str]:
         return [

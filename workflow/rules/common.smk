@@ -11,7 +11,13 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-sys.path.insert(0, str(Path(workflow.basedir)))
+# Of this workflow, also where another one uses it as a module. From a repository on the web no
+# package comes along: then it has to be installed.
+HERE = Path(str(workflow.current_basedir)).parent.parent
+if (HERE / "her2").is_dir():
+    sys.path.insert(0, str(HERE))
+    # Jobs find it in every kind of environment (conda unsets PYTHONPATH before this).
+    shell.prefix(f"set -euo pipefail; export PYTHONPATH={shlex.quote(str(HERE))}; ")
 
 from her2 import __version__
 from her2.cohort import missing_files, read_cohort
@@ -19,9 +25,6 @@ from her2.config import parse_config
 from her2.errors import UserError
 from her2.plan import Plan, folds_name
 from her2.progress import Watch
-
-# Jobs find the package in every kind of environment (conda unsets PYTHONPATH before this).
-shell.prefix(f"set -euo pipefail; export PYTHONPATH={shlex.quote(str(Path(workflow.basedir)))}; ")
 
 
 def read_plan():

@@ -1,0 +1,53 @@
+"""The workflow as a part of another one, and as Snakemake's own tools see it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.workflow.project import REPOSITORY, Project
+
+pytestmark = pytest.mark.xdist_group("workflow")
+
+OUTER = f"""
+module scoring:
+    snakefile:
+        {str(REPOSITORY / "Snakefile")!r}
+    config:
+        config["scoring"]
+
+
+use rule * from scoring as her2_*
+
+
+rule summary:
+    default_target: True
+    input:
+        rules.her2_build_report.output,
+    output:
+        "summary.txt",
+    shell:
+        "wc -c {{input}} > {{output}}"
+"""
+
+
+def test_another_snakefile_uses_the_workflow_as_a_module(project: Project) -> None:
+    (project.folder / "Snakefile").write_text(OUTER)
+    config = (project.folder / "config.yaml").read_text()
+    nested = "".join(f"  {line}\n" for line in config.splitlines())
+    (project.folder / "config.yaml").write_text(f"scoring:\n{nested}")
+    (project.folder / "results/report/report.html").unlink()
+    run = project.snakemake("--rerun-triggers", "mtime", "params", "input", "code")
+    assert run.code == 0, run.output
+    assert run.rules == {"her2_build_report": 1, "summary": 1}
+    assert "report.html" in (project.folder / "summary.txt").read_text()
+
+
+def test_the_linter_finds_nothing() -> None:
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("snakemake")), "--lint"],
+        cwd=REPOSITORY, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Congratulations" in done.stdout + done.stderr

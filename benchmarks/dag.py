@@ -5,8 +5,9 @@
 
 A manifest and as many small files are generated in a temporary folder; Snakemake reads them as it
 would read slides, and plans every job without running it. Seconds and peak memory are those of the
-whole `snakemake` process (and its children). The last column is the seconds a job costs beyond
-starting Snakemake, taken from the smallest project of one encoder.
+whole `snakemake` process. "ms a job" is what a job costs beyond starting Snakemake, taken from the
+smallest project of one encoder. Below the table: what a job costs when it runs on this machine,
+beside its work.
 """
 
 import argparse
@@ -130,6 +131,31 @@ def finish(folder: Path) -> None:
     snakemake(folder, "--touch", "--quiet", "all")
 
 
+def overhead_ms(folder: Path, jobs: int = 100) -> float:
+    """Milliseconds that Snakemake needs to run a job that does nothing, beyond its own start."""
+    folder.mkdir()
+    outputs = [f"out/{number}" for number in range(jobs)]
+    text = f"rule all:\n    input: {outputs!r}\nrule one:\n    output: 'out/{{n}}'\n"
+    (folder / "Snakefile").write_text(text + "    shell: ': > {output}'\n")
+    command = [SNAKEMAKE, "--cores", "1", "--quiet", "all"]
+    seconds = []
+    for targets in (["out/0"], ["all"]):
+        begin = time.perf_counter()
+        subprocess.run([*command, "--", *targets], cwd=folder, check=True, capture_output=True)
+        seconds.append(time.perf_counter() - begin)
+    return (seconds[1] - seconds[0]) / (jobs - 1) * 1e3
+
+
+def start_seconds(module: str) -> float:
+    """Seconds until a stage's module is imported, the better of two."""
+    seconds = []
+    for _ in range(2):
+        begin = time.perf_counter()
+        subprocess.run([sys.executable, "-c", f"import {module}"], cwd=REPOSITORY, check=True)
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds)
+
+
 def row(what: str, size: Size, cost: Cost, a_job_ms: str) -> str:
     """A line of the table."""
     held = []
@@ -180,6 +206,10 @@ def main() -> int:
         print(row("no-op", FINISHED, cost, "-"), flush=True)
         if exceeded(FINISHED, cost):
             beyond.append(FINISHED)
+        overhead = overhead_ms(Path(temporary) / "overhead")
+    stages = {"tile": "her2.tiling", "train": "her2.mil.run", "report": "her2.report.build"}
+    starts = ", ".join(f"{name} {start_seconds(module):.1f}" for name, module in stages.items())
+    print(f"\nSnakemake runs an empty job in {overhead:.0f} ms; a stage starts in (s): {starts}")
     for size in beyond:
         print(f"beyond its limit: {size}", file=sys.stderr)
     return int(bool(beyond))

@@ -83,9 +83,8 @@ class Project:
         self, *arguments: str, config: str | None = "config.yaml", prefix: tuple[str, ...] = ()
     ) -> Run:
         """Run the workflow here, as the README says, and see what it did."""
-        logs = self.folder / "results" / "logs"
-        if logs.is_dir() and not prefix:
-            shutil.rmtree(logs)  # so that the logs found afterwards are of this run
+        if not prefix:
+            self.remove_logs()
         done = subprocess.run(
             [*prefix, *self._command(*arguments, config=config)],
             cwd=self.folder, env=self._environment(), capture_output=True, text=True, timeout=1500,
@@ -97,6 +96,7 @@ class Project:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Begin to run the workflow, as the leader of a process group of its own."""
+        self.remove_logs()
         return subprocess.Popen(
             self._command(*arguments), cwd=self.folder, env=self._environment(), text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
@@ -123,6 +123,10 @@ class Project:
         """Write the manifest."""
         text = "\n".join(["slide_id,path,patient_id,her2,site", *rows])
         (self.folder / "slides.csv").write_text(text + "\n")
+
+    def remove_logs(self) -> None:
+        """So that the logs found afterwards are of the next run."""
+        shutil.rmtree(self.folder / "results" / "logs", ignore_errors=True)
 
     def work(self) -> dict[str, list[str]]:
         """What the jobs whose logs are here did: slides tiled and embedded, folds trained."""

@@ -174,6 +174,9 @@ def embed(
     root: RootOption = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     threads: ThreadsOption = 1,
+    scratch: Annotated[
+        str | None, typer.Option(help="folder of this machine to copy slides to first")
+    ] = None,
 ) -> None:
     """Stage 1: embed the tiles of a bucket of slides."""
     from her2.cache import Cache
@@ -189,6 +192,7 @@ def embed(
         output=out,
         batch_size=batch_size,
         threads=threads,
+        scratch=scratch,
     )
 
 

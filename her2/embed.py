@@ -61,6 +61,7 @@ def embed_bucket(
     output: Path,
     batch_size: int,
     threads: int,
+    scratch: str | None = None,
 ) -> dict[str, FeatureEntry]:
     """Embed the slides of a bucket that the cache does not hold yet.
 
@@ -73,6 +74,7 @@ def embed_bucket(
         output: the manifest to write; links with the slides' names go beside it.
         batch_size: patches a batch.
         threads: of the readers, and of the CPU as a device.
+        scratch: a folder of this machine to copy slides to before they are read.
 
     Raises:
         UserError: a store cannot be written, or values do not fit the storage type.
@@ -102,7 +104,7 @@ def embed_bucket(
             todo.append(_new_slide(row.slide_id, cohort.file(row), table, key, card))
     if todo:
         run = _Run(spec, cache, card, encoder, device, precision, batch_size, threads)
-        entries |= run(todo)
+        entries |= run(todo, scratch)
     for slide_id, made in entries.items():
         name = output.parent / f"{slide_id}.zarr.zip"
         if made.key and made.status == "ok":
@@ -137,14 +139,14 @@ class _Run:
         self.entries: dict[str, FeatureEntry] = {}
         self.publishing: list[tuple[str, Future[FeatureEntry]]] = []
 
-    def __call__(self, slides: list[Passage]) -> dict[str, FeatureEntry]:
+    def __call__(self, slides: list[Passage], scratch: str | None) -> dict[str, FeatureEntry]:
         size = self.card.size
         ahead = 2 * self.threads + 2 * self.batch_size // READ_GROUP
         batch = self._buffer(size)
         owners: Owners = []
         filled = 0
         with ThreadPoolExecutor(1, thread_name_prefix="writer") as self.writer:
-            for group in read_groups(slides, self.threads, ahead=ahead):
+            for group in read_groups(slides, self.threads, ahead=ahead, scratch=scratch):
                 self._give_up(group)
                 start = 0
                 while start < len(group.rows):

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2.slide import Slide, SlideError, TileError
+from her2.staging import Stage, staged
 from her2.tiling import TileTable
 
 log = logging.getLogger(__name__)
@@ -49,19 +50,27 @@ class TileGroup:
     seconds: float
 
 
-def read_groups(slides: list[Passage], threads: int, *, ahead: int) -> Iterator[TileGroup]:
-    """Cut tiles in threads; groups come in order of slides and rows, `ahead` of the consumer."""
+def read_groups(
+    slides: list[Passage], threads: int, *, ahead: int, scratch: str | None = None
+) -> Iterator[TileGroup]:
+    """Cut tiles in threads; groups come in order of slides and rows, `ahead` of the consumer.
+
+    With `scratch`, slides are copied to that folder before they are read.
+    """
     tasks = (
         (slide, np.arange(start, min(start + READ_GROUP, len(slide.table))))
         for slide in slides
         for start in range(0, len(slide.table), READ_GROUP)
     )
-    with ThreadPoolExecutor(threads, thread_name_prefix="reader") as pool:
+    with (
+        staged(scratch, [slide.path for slide in slides]) as stage,
+        ThreadPoolExecutor(threads, thread_name_prefix="reader") as pool,
+    ):
         pending: deque[Future[TileGroup]] = deque()
         try:
             for slide, rows in tasks:
                 # Opened here, in order: at most a few slides are open at a time.
-                _open(slide)
+                _open(slide, stage)
                 pending.append(pool.submit(_read_group, slide, rows))
                 if len(pending) > ahead:
                     yield pending.popleft().result()
@@ -72,10 +81,10 @@ def read_groups(slides: list[Passage], threads: int, *, ahead: int) -> Iterator[
                 future.cancel()
 
 
-def _open(slide: Passage) -> None:
+def _open(slide: Passage, stage: Stage | None) -> None:
     if slide.handle is None and slide.error is None:
         try:
-            slide.handle = Slide(slide.path)
+            slide.handle = stage.open(slide.path) if stage else Slide(slide.path)
         except SlideError as error:
             log.warning("%s: failed: %s", slide.slide_id, error)
             slide.error = str(error)

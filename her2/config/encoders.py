@@ -146,6 +146,13 @@ class EmbeddingSection(Section):
     max_failed_tiles: Share = Field(
         0.05, description="a slide with a larger share of unreadable tiles is excluded"
     )
+    scratch: str | None = Field(
+        None,
+        min_length=1,
+        description="a folder on a disk of the machine that reads, such as $TMPDIR on a cluster: "
+        "each slide is copied there before it is read, and deleted after. For slides on a slow "
+        "network disk; changes no feature",
+    )
 
 
 class PretrainingSection(Section):

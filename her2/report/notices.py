@@ -107,6 +107,14 @@ def _encoders(results: Results) -> list[Notice]:
             found.append(
                 Notice(f"{name}: asked for {card.precision}, computed in {used[0]}.", "provenance")
             )
+        if len(on := results.devices[name]) > 1:
+            found.append(
+                Notice(
+                    f"{name}: its features were computed on more than one kind of device "
+                    f"({', '.join(on)}); they differ slightly between slides.",
+                    "provenance",
+                )
+            )
     return found
 
 

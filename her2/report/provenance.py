@@ -28,7 +28,7 @@ PACKAGES = (
 
 @dataclass(frozen=True, slots=True)
 class EncoderFacts:
-    """An encoder's card, and the precision its features were really computed in."""
+    """An encoder's card, and what its features were really computed in and on."""
 
     name: str
     architecture: str
@@ -40,6 +40,7 @@ class EncoderFacts:
     size: int
     precision_asked: str
     precision_used: str
+    devices: str
     storage: str
     licence: str
     weights_sha256: str
@@ -48,7 +49,7 @@ class EncoderFacts:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Versions, encoders, seeds and the config; nothing of where or when it ran."""
+    """Versions, encoders and devices, seeds and the config; no machine's name, and no times."""
 
     versions: tuple[tuple[str, str], ...]
     encoders: tuple[EncoderFacts, ...]
@@ -101,6 +102,7 @@ def encoder_facts(results: Results) -> list[EncoderFacts]:
                 size=card.size,
                 precision_asked=card.precision,
                 precision_used=", ".join(results.precisions[name]) or "no features",
+                devices=", ".join(results.devices[name]),
                 storage=card.storage,
                 licence=card.licence,
                 weights_sha256=card.weights_sha256,

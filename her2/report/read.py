@@ -62,9 +62,10 @@ class Model:
 class Results:
     """A finished run.
 
-    `cohort` has one row a slide and grid; `features` and `precisions` are by encoder, and so are
-    `overlaps` and `pretraining` (epochs), for those that have them. `comparisons` are by task; a
-    task whose encoders were not compared is absent.
+    `cohort` has one row a slide and grid; `features`, and the `precisions` and `devices` that they
+    were computed in and on, are by encoder, and so are `overlaps` and `pretraining` (epochs), for
+    those that have them. `comparisons` are by task; a task whose encoders were not compared is
+    absent.
     """
 
     config: Config
@@ -74,6 +75,7 @@ class Results:
     features: Mapping[str, Mapping[str, FeatureEntry]]
     cards: Mapping[str, EncoderCard]
     precisions: Mapping[str, tuple[str, ...]]
+    devices: Mapping[str, tuple[str, ...]]
     models: tuple[Model, ...]
     overlaps: Mapping[str, Overlap]
     pretraining: Mapping[str, pl.DataFrame]
@@ -100,6 +102,7 @@ def read_results(spec: ReportSpec, folder: Path) -> Results:
         name: read_manifests(folder / "features" / name, spec.buckets, FeatureEntry)
         for name in config.encoders
     }
+    receipts = {name: _receipts(spec, folder / "features" / name) for name in features}
     chunks = tuple(chunk_names(config.folds))
     cards = {name: read_card(folder / "encoders" / name) for name in config.encoders}
     return Results(
@@ -109,7 +112,8 @@ def read_results(spec: ReportSpec, folder: Path) -> Results:
         cohort=read_cohort_table(folder / "cohort"),
         features=features,
         cards=cards,
-        precisions={name: _precisions(spec, folder / "features" / name) for name in features},
+        precisions={name: precisions for name, (precisions, _) in receipts.items()},
+        devices={name: devices for name, (_, devices) in receipts.items()},
         models=tuple(
             _model(config, folder, (task, encoder, head), chunks)
             for task in config.tasks
@@ -169,17 +173,19 @@ def _model(
     )
 
 
-def _precisions(spec: ReportSpec, folder: Path) -> tuple[str, ...]:
-    """What the features were computed in: one store a bucket answers for the job that made it."""
-    found = set()
+def _receipts(spec: ReportSpec, folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The precisions and devices of the features: one store a bucket answers for its job."""
+    precisions, devices = set(), set()
     for bucket in spec.buckets:
         entries = read_manifests(folder, [bucket], FeatureEntry)
         for slide_id, entry in entries.items():
             store = folder / f"{slide_id}.zarr.zip"
             if entry.status == "ok" and store.exists():
-                found.add(str(read_attributes(store).get("precision", "not recorded")))
+                attributes = read_attributes(store)
+                precisions.add(str(attributes.get("precision", "not recorded")))
+                devices.add(str(attributes.get("receipt", {}).get("device", "not recorded")))
                 break
-    return tuple(sorted(found))
+    return tuple(sorted(precisions)), tuple(sorted(devices))
 
 
 def read_metrics(path: Path) -> pl.DataFrame:

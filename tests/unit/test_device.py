@@ -1,7 +1,12 @@
 import io
 import logging
 import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +20,12 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 @pytest.fixture
 def _no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture(autouse=True)
+def _no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "CUDA_VISIBLE"))]:
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture(autouse=True)
@@ -48,19 +59,120 @@ def test_threads_are_those_asked_for_within_the_affinity(
 
 
 @pytest.mark.usefixtures("_no_cuda")
-def test_a_job_on_the_cpu_says_so_and_says_what_hid_the_device(
+@pytest.mark.parametrize(
+    ("visible", "driver", "level"),
+    [
+        (None, False, "INFO"),
+        ("", True, "INFO"),  # hidden on purpose
+        ("-1", True, "INFO"),
+        ("0", False, "WARNING"),  # given by SLURM
+        ("GPU-8932f937", False, "WARNING"),
+        (None, True, "WARNING"),
+    ],
+)
+def test_a_job_on_the_cpu_says_so_and_warns_where_a_gpu_was_expected(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    visible: str | None,
+    driver: bool,
+    level: str,
+) -> None:
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(
+        device_module, "NVIDIA_DRIVER", tmp_path if driver else tmp_path / "version"
+    )
+    with caplog.at_level(logging.INFO):
+        assert pick_device(1) == CPU
+    (record,) = caplog.records
+    assert record.levelname == level
+    assert "no usable CUDA device" in record.message
+    if visible is not None:
+        assert f"CUDA_VISIBLE_DEVICES={visible!r}" in record.message
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Two devices that torch pretends to see; their ids, so that a test can take one."""
+    ids = [f"test-{uuid.uuid4()}" for _ in range(2)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(ids))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=ids[index])
+    )
+    device_module._own_gpu.cache_clear()
+    yield ids
+    device_module._own_gpu.cache_clear()
+    while device_module._claims:
+        device_module._claims.pop().close()
+
+
+def held_elsewhere(gpu: str) -> subprocess.Popen[str]:
+    """Another process that has taken a GPU as pick_device takes it."""
+    code = f"""if True:
+        from types import SimpleNamespace
+        import torch
+        torch.cuda.is_available = lambda: True
+        torch.cuda.device_count = lambda: 1
+        torch.cuda.get_device_name = lambda device: "a GPU"
+        torch.cuda.set_device = lambda device: None
+        torch.cuda.get_device_properties = lambda index: SimpleNamespace(uuid={gpu!r})
+        from her2.device import pick_device
+        print(pick_device(1), flush=True)
+        input()
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "cuda:0\n"
+    return process
+
+
+def test_a_slurm_job_uses_a_gpu_only_when_it_was_given_one(
+    gpus: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert pick_device(1) == CPU
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "SLURM gave this job no GPU, though the node has one" in record.message
+    monkeypatch.setenv("SLURM_JOB_GPUS", "1")
+    assert pick_device(1) == CUDA
+
+
+@pytest.mark.usefixtures("_no_cuda")
+def test_a_slurm_job_on_a_node_without_gpus_is_no_surprise(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
     with caplog.at_level(logging.INFO):
-        pick_device(1)
-    assert "no usable CUDA device" in caplog.text
-    assert "CUDA_VISIBLE_DEVICES=''" in caplog.text
+        assert pick_device(1) == CPU
+    assert [record.levelname for record in caplog.records] == ["INFO"]
 
 
-def test_the_first_visible_cuda_device_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+def test_one_job_keeps_one_device(gpus: list[str]) -> None:
+    assert pick_device(1) == CUDA
+    assert pick_device(1) == CUDA
+
+
+def test_a_second_job_takes_the_next_device_until_the_first_ends(
+    gpus: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    other = held_elsewhere(gpus[0])
+    try:
+        assert pick_device(1) == torch.device("cuda", 1)
+        device_module._own_gpu.cache_clear()  # a third job
+        with caplog.at_level(logging.WARNING):
+            assert pick_device(1).type == "cuda"
+        assert "every visible GPU (2) is in use" in caplog.text
+    finally:
+        other.kill()  # even so nothing is left behind
+        other.communicate()
+    device_module._own_gpu.cache_clear()
     assert pick_device(1) == CUDA
 
 

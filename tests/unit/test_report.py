@@ -184,7 +184,7 @@ class Cohort:
             features / f"{first}.zarr.zip",
             np.zeros((2, 4), np.float16),
             np.zeros((2, 2), np.int32),
-            {"precision": self.precision},
+            {"precision": self.precision, "receipt": {"device": "CPU (x86_64)"}},
         )
         write_manifest(features / f"{BUCKET}.json", entries)
 
@@ -717,7 +717,7 @@ def test_no_folder_of_the_machine_is_on_the_page(tmp_path):
 
 def test_precision_is_what_the_features_were_computed_in(tmp_path):
     page = report(tmp_path, Cohort(precision="bfloat16"))
-    assert "bfloat16 asked: auto" in page.text
+    assert "bfloat16 asked: auto on CPU (x86_64)" in page.text
 
 
 @pytest.mark.parametrize(
@@ -737,6 +737,18 @@ def test_a_precision_that_was_not_asked_for_is_warned_of(tmp_path, asked, used, 
     results = replace(results, cards={"plain": card}, precisions={"plain": used})
     found = [n.text for n in notices.notices(results, [], []) if n.anchor == "provenance"]
     assert (words is None and not found) or words in found[0]
+
+
+def test_features_of_more_than_one_kind_of_device_are_warned_of(tmp_path):
+    cohort = Cohort()
+    cohort.write(tmp_path)
+    results = read_results(cohort.spec(), tmp_path)
+    assert results.devices == {"plain": ("CPU (x86_64)",)}
+    results = replace(results, devices={"plain": ("CPU (x86_64)", "NVIDIA A100")})
+    (found,) = (n.text for n in notices.notices(results, [], []) if n.anchor == "provenance")
+    assert (
+        "plain: its features were computed on more than one kind of device (CPU (x86_64)," in found
+    )
 
 
 def test_cells_that_a_spreadsheet_would_run_are_quoted():

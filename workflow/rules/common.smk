@@ -65,6 +65,7 @@ RESULTS = str(CONFIG.results)
 CACHE = str(CONFIG.cache_folder)
 SLIDES = str(CONFIG.cohort.slides)
 ROOT = str(PLAN.cohort.root)
+SCRATCH = f"--scratch {shlex.quote(CONFIG.embedding.scratch)}" if CONFIG.embedding.scratch else ""
 MASKS = f"--masks {shlex.quote(str(CONFIG.cohort.masks))}" if CONFIG.cohort.masks else ""
 
 
@@ -81,6 +82,11 @@ wildcard_constraints:
 def one_of(names):
     """A wildcard's pattern that matches these names alone (nothing, when there are none)."""
     return "|".join(re.escape(name) for name in names) or "(?!)"
+
+
+def growing(first):
+    """A resource that a job's every further attempt gets once more: MB or minutes."""
+    return lambda wildcards, attempt: first * attempt
 
 
 def slide_files(bucket):

@@ -25,12 +25,14 @@ rule embed_bucket:
         "../../envs/her2.yaml"
     threads: 8
     resources:
-        mem_mb=lambda wildcards, attempt: 8000 * attempt,
-        runtime=lambda wildcards, attempt: 120 * attempt,
+        mem_mb=growing(8000),
+        runtime=growing(120),
+        # Asked of a cluster; on one machine it counts when capped: `--resources gpu=1`.
+        gpu=1,
     params:
         spec=lambda wildcards: PLAN.embed_spec(wildcards.bucket),
     shell:
         "python -m her2 embed --spec {params.spec:q} --slides {SLIDES:q} --root {ROOT:q}"
         " --cache {CACHE:q} --tiles {input.tiles:q} --encoder {RESULTS:q}/encoders/{wildcards.encoder}"
-        " --batch-size {CONFIG.embedding.batch_size} --threads {threads}"
+        " --batch-size {CONFIG.embedding.batch_size} --threads {threads} {SCRATCH}"
         " --out {output:q} 2> {log:q}"

@@ -27,8 +27,8 @@ rule materialise_encoder:
         "../../envs/her2.yaml"
     threads: 1
     resources:
-        mem_mb=8000,
-        runtime=60,
+        mem_mb=growing(8000),
+        runtime=growing(60),
     params:
         spec=lambda wildcards: PLAN.encoder_spec(wildcards.encoder),
     shell:
@@ -51,12 +51,15 @@ rule pretrain_encoder:
         f"{RESULTS}/benchmarks/pretrain_encoder/{{encoder}}.tsv"
     wildcard_constraints:
         encoder=one_of(n for n, e in CONFIG.encoders.items() if e.source == "pretrain"),
+    # Hours, and all of its encoder's jobs wait for it: before whatever else is ready.
+    priority: 10
     conda:
         "../../envs/her2.yaml"
     threads: 8
     resources:
-        mem_mb=lambda wildcards, attempt: 16000 * attempt,
-        runtime=lambda wildcards, attempt: 480 * attempt,
+        mem_mb=growing(16000),
+        runtime=growing(480),
+        gpu=1,
     params:
         spec=lambda wildcards: PLAN.encoder_spec(wildcards.encoder),
     shell:
@@ -80,8 +83,8 @@ rule audit_overlap:
         "../../envs/her2.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=growing(2000),
+        runtime=growing(10),
     params:
         spec=lambda wildcards: PLAN.overlap_spec(wildcards.encoder),
     shell:

@@ -32,8 +32,8 @@ rule evaluate:
         "../../envs/her2.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=growing(4000),
+        runtime=growing(30),
     params:
         spec=lambda wildcards: PLAN.evaluate_spec(wildcards.task, wildcards.head),
     shell:
@@ -59,8 +59,8 @@ rule compare_encoders:
         "../../envs/her2.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=growing(4000),
+        runtime=growing(30),
     params:
         spec=lambda wildcards: PLAN.compare_spec(wildcards.task),
     shell:
@@ -87,8 +87,8 @@ rule draw_heatmaps:
         "../../envs/her2.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=growing(4000),
+        runtime=growing(30),
     params:
         spec=lambda wildcards: PLAN.heatmap_spec(wildcards.task),
     shell:

@@ -30,8 +30,8 @@ rule build_report:
         "../../envs/her2.yaml"
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=growing(4000),
+        runtime=growing(30),
     params:
         spec=lambda wildcards: PLAN.report_spec(__version__),
     shell:

@@ -20,8 +20,8 @@ if CONFIG.cohort.synthetic:
             "../../envs/her2.yaml"
         threads: 1
         resources:
-            mem_mb=1500,
-            runtime=5,
+            mem_mb=growing(1500),
+            runtime=growing(5),
         params:
             spec=lambda wildcards: PLAN.synthetic_spec(wildcards.slide),
         shell:
@@ -41,8 +41,8 @@ if CONFIG.cohort.synthetic:
             "../../envs/her2.yaml"
         threads: 1
         resources:
-            mem_mb=1500,
-            runtime=10,
+            mem_mb=growing(1500),
+            runtime=growing(10),
         params:
             spec=lambda wildcards: PLAN.patches_spec(wildcards.kind),
         shell:

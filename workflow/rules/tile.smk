@@ -20,8 +20,8 @@ rule tile_bucket:
         "../../envs/her2.yaml"
     threads: 2
     resources:
-        mem_mb=lambda wildcards, attempt: 4000 * attempt,
-        runtime=lambda wildcards, attempt: 60 * attempt,
+        mem_mb=growing(4000),
+        runtime=growing(60),
     params:
         spec=lambda wildcards: PLAN.tile_spec(wildcards.grid, wildcards.bucket),
     shell:
@@ -46,8 +46,8 @@ rule audit_cohort:
         "../../envs/her2.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=growing(2000),
+        runtime=growing(10),
     params:
         spec=lambda wildcards: PLAN.audit_spec(),
     shell:

@@ -21,8 +21,8 @@ rule make_folds:
         "../../envs/her2.yaml"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=growing(2000),
+        runtime=growing(10),
     params:
         spec=lambda wildcards: PLAN.folds_spec(wildcards.task),
     shell:
@@ -48,8 +48,8 @@ rule train_folds:
         "../../envs/her2.yaml"
     threads: 1
     resources:
-        mem_mb=lambda wildcards, attempt: 4000 * attempt,
-        runtime=lambda wildcards, attempt: 120 * attempt,
+        mem_mb=growing(4000),
+        runtime=growing(120),
     params:
         spec=lambda wildcards: PLAN.train_spec(wildcards.task, wildcards.head, wildcards.chunk),
     shell:

@@ -1,0 +1,218 @@
+import errno
+import logging
+import shutil
+import signal
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from her2 import staging
+from her2.errors import UserError
+from her2.reading import Passage, read_groups
+from her2.slide import Slide, SlideError
+from her2.staging import PREFIX, scratch_folder, staged
+from her2.tiling import TileMeta, TileTable
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that stands for another disk than the slides'."""
+    monkeypatch.setattr(staging, "_same_disk", lambda *_: False)
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def slides(drawn_slide: Path, tmp_path: Path) -> list[Path]:
+    folder = tmp_path / "network"
+    folder.mkdir()
+    return [Path(shutil.copy(drawn_slide, folder / f"{name}.svs")) for name in "abc"]
+
+
+def copies(scratch: Path) -> set[str]:
+    return {path.name for path in scratch.rglob("*.svs")}
+
+
+def settle(stage: staging.Stage) -> None:
+    """Wait for what is being copied."""
+    for future in stage._copies.values():
+        future.result()
+
+
+def test_a_slide_is_read_from_its_copy_and_the_copy_goes_when_it_is_closed(
+    slides: list[Path], scratch: Path
+) -> None:
+    with staged(str(scratch), slides[:1]) as stage:
+        slide = stage.open(slides[0])
+        assert slide.path.is_relative_to(scratch)
+        assert slide.path.name == slides[0].name
+        with Slide(slides[0]) as original:
+            region = (100.0, 100.0, 200.0, 200.0, (64, 64))
+            np.testing.assert_array_equal(slide.region(*region), original.region(*region))
+        slide.close()
+        assert copies(scratch) == set()
+    assert list(scratch.iterdir()) == []
+    assert all(path.exists() for path in slides)
+
+
+def test_the_next_slide_is_copied_while_one_is_read_and_no_more(
+    slides: list[Path], scratch: Path
+) -> None:
+    with staged(str(scratch), slides) as stage:
+        first = stage.open(slides[0])
+        settle(stage)
+        assert copies(scratch) == {"a.svs", "b.svs"}
+        first.close()
+        stage.open(slides[1])
+        settle(stage)
+        assert copies(scratch) == {"b.svs", "c.svs"}
+    assert list(scratch.iterdir()) == []  # also of those that were not closed
+
+
+def test_a_full_scratch_disk_is_named_and_the_slide_read_where_it_lies(
+    slides: list[Path], scratch: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(staging.shutil, "disk_usage", lambda _: Usage(1, 1, staging.RESERVE_BYTES))
+    with staged(str(scratch), slides) as stage, caplog.at_level(logging.WARNING):
+        assert stage.open(slides[0]).path == slides[0]
+    (record,) = caplog.records
+    assert "a.svs: read where it lies" in record.message
+    assert str(scratch) in record.message
+    assert "0.0 GB free" in record.message
+
+
+def test_room_that_comes_back_is_used(
+    slides: list[Path], scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = [10**12, 0, 10**12, 0]  # of a; ahead of b; again, when a is closed; ahead of c
+    monkeypatch.setattr(staging.shutil, "disk_usage", lambda _: Usage(1, 1, free.pop(0)))
+    with staged(str(scratch), slides) as stage:
+        first = stage.open(slides[0])
+        settle(stage)
+        assert copies(scratch) == {"a.svs"}
+        first.close()
+        assert stage.open(slides[1]).path.is_relative_to(scratch)
+
+
+def test_a_copy_that_breaks_off_leaves_nothing_and_says_why(
+    slides: list[Path], scratch: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    def half(source: Path, target: Path) -> None:
+        target.write_bytes(source.read_bytes()[:100])
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(staging.shutil, "copyfile", half)
+    with staged(str(scratch), slides[:1]) as stage, caplog.at_level(logging.WARNING):
+        assert stage.open(slides[0]).path == slides[0]
+        assert copies(scratch) == set()
+    assert "Disk quota exceeded" in caplog.text
+
+
+def test_a_slide_on_the_scratch_disk_itself_is_not_copied(
+    slides: list[Path], tmp_path: Path
+) -> None:
+    with staged(str(tmp_path), slides) as stage:
+        assert stage.open(slides[0]).path == slides[0]
+
+
+def test_a_missing_slide_fails_as_it_does_without_a_stage(
+    slides: list[Path], scratch: Path
+) -> None:
+    slides[0].unlink()
+    with (
+        staged(str(scratch), slides) as stage,
+        pytest.raises(SlideError, match="the file does not exist"),
+    ):
+        stage.open(slides[0])
+
+
+def test_formats_of_many_files_go_whole_or_stay(tmp_path: Path) -> None:
+    mirax = tmp_path / "a.mrxs"
+    (tmp_path / "a").mkdir()
+    data = [tmp_path / "a" / name for name in ("Data0000.dat", "Slidedat.ini")]
+    dicom = [tmp_path / name for name in ("1.dcm", "2.dcm")]
+    for path in (mirax, *data, *dicom, tmp_path / "b.mrxs", tmp_path / "c.vms"):
+        path.touch()
+    assert staging._files(mirax) == [mirax, *data]
+    assert staging._files(dicom[0]) == dicom
+    assert staging._files(tmp_path / "c.vms") == []
+
+
+def test_a_mirax_slides_folder_is_copied_beside_it(scratch: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "Data0000.dat").write_text("data")
+    (tmp_path / "a.mrxs").write_text("index")
+    with staged(str(scratch), []) as stage:
+        copy = stage._copy(tmp_path / "a.mrxs", last=True)
+        assert copy.read_text() == "index"
+        assert (copy.with_suffix("") / "Data0000.dat").read_text() == "data"
+
+
+def test_what_a_killed_job_left_is_removed_and_a_running_jobs_copies_are_not(
+    slides: list[Path], scratch: Path
+) -> None:
+    code = f"""if True:
+        from pathlib import Path
+        from her2 import staging
+        staging._same_disk = lambda *_: False
+        slides = [Path({str(slides[0])!r})]
+        with staging.staged({str(scratch)!r}, slides) as stage:
+            stage.open(slides[0])
+            print("open", flush=True)
+            input()
+    """
+    job = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert job.stdout.readline() == "open\n"
+    with staged(str(scratch), []):
+        assert copies(scratch) == {"a.svs"}  # it still runs
+    job.send_signal(signal.SIGKILL)
+    job.communicate()
+    assert copies(scratch) == {"a.svs"}
+    with staged(str(scratch), []):
+        assert copies(scratch) == set()
+
+
+def test_variables_are_those_of_the_machine_that_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NODE_DISK", str(tmp_path))
+    assert scratch_folder("$NODE_DISK") == tmp_path
+    monkeypatch.delenv("NODE_DISK")
+    with pytest.raises(UserError, match=r"embedding.scratch: '\$NODE_DISK'"):
+        scratch_folder("$NODE_DISK")
+    with pytest.raises(UserError, match="no folder that can be written"):
+        scratch_folder(str(tmp_path / "nowhere"))
+
+
+def test_tiles_cut_from_copies_are_the_same_tiles(slides: list[Path], scratch: Path) -> None:
+    meta = TileMeta("f", 768, 768, "aperio", 0.5, 0.5, "metadata", 1.0, 64, 128.0, 128.0, 0, 0.1)
+    corners = np.array([(0, 0), (128, 128), (256, 256)], np.int32)
+    table = TileTable(corners, np.ones(3, np.float32), meta)
+    cut = [
+        [
+            (group.slide.slide_id, group.rows.tolist(), group.images.tobytes())
+            for group in read_groups(passages(slides, table), 2, ahead=1, scratch=folder)
+        ]
+        for folder in (None, str(scratch))
+    ]
+    assert [name for name, *_ in cut[0]] == ["a", "b", "c"]
+    assert cut[0] == cut[1]
+    assert list(scratch.glob(f"{PREFIX}*")) == []
+
+
+def passages(slides: list[Path], table: TileTable) -> list[Passage]:
+    return [
+        Passage(path.stem, path, table, "key", np.zeros((3, 2)), np.ones(3, bool), 3)
+        for path in slides
+    ]

@@ -62,11 +62,7 @@ PLAN = read_plan()
 WATCH = Watch(PLAN)
 CONFIG = PLAN.config
 RESULTS = str(CONFIG.results)
-CACHE = str(CONFIG.cache_folder)
-SLIDES = str(CONFIG.cohort.slides)
 ROOT = str(PLAN.cohort.root)
-SCRATCH = f"--scratch {shlex.quote(CONFIG.embedding.scratch)}" if CONFIG.embedding.scratch else ""
-MASKS = f"--masks {shlex.quote(str(CONFIG.cohort.masks))}" if CONFIG.cohort.masks else ""
 
 
 wildcard_constraints:
@@ -84,6 +80,28 @@ def one_of(names):
     return "|".join(re.escape(name) for name in names) or "(?!)"
 
 
+def untracked(value):
+    """A parameter that re-runs nothing when it changes, for folders and speed.
+
+    Snakemake leaves what is a function of `input` out of the comparison with earlier runs.
+    """
+    return lambda wildcards, input: value
+
+
+def folder(pattern):
+    """A folder of the results, with the job's wildcards filled in."""
+    return lambda wildcards, input: f"{RESULTS}/{pattern.format(**wildcards)}"
+
+
+def option(flag, value):
+    """A flag and its value, or nothing when there is no value."""
+    return untracked([flag, str(value)] if value else [])
+
+
+CACHE = untracked(str(CONFIG.cache_folder))
+SLIDES = untracked(["--slides", str(CONFIG.cohort.slides), "--root", ROOT])
+
+
 def growing(first):
     """A resource that a job's every further attempt gets once more: MB or minutes."""
     return lambda wildcards, attempt: first * attempt
@@ -92,6 +110,11 @@ def growing(first):
 def slide_files(bucket):
     """The slides of a bucket; judged by mtime, and cheaply found unchanged by their content."""
     return [str(PLAN.cohort.file(row)) for row in PLAN.by_bucket[bucket]]
+
+
+def tile_manifest(encoder, bucket):
+    """What an encoder's tiles of a bucket are."""
+    return f"{RESULTS}/tiles/{CONFIG.encoders[encoder].grid}/{bucket}.json"
 
 
 def each_model(pattern, heads=None):

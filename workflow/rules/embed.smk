@@ -8,10 +8,7 @@ out: features/{encoder}/{bucket}.json   slide -> key, tiles, failed tiles, statu
 rule embed_bucket:
     input:
         # Not the slides: another file of a slide has another key in the tile manifest.
-        tiles=lambda wildcards: (
-            f"{RESULTS}/tiles/{CONFIG.encoders[wildcards.encoder].grid}"
-            f"/{wildcards.bucket}.json"
-        ),
+        tiles=lambda wildcards: tile_manifest(wildcards.encoder, wildcards.bucket),
         card=f"{RESULTS}/encoders/{{encoder}}/card.json",
         # The card holds the weights' digest: it decides, not the time of a large file.
         weights=ancient(f"{RESULTS}/encoders/{{encoder}}/weights.safetensors"),
@@ -31,8 +28,13 @@ rule embed_bucket:
         gpu=1,
     params:
         spec=lambda wildcards: PLAN.embed_spec(wildcards.bucket),
+        slides=SLIDES,
+        cache=CACHE,
+        encoder=folder("encoders/{encoder}"),
+        batch_size=untracked(CONFIG.embedding.batch_size),
+        scratch=option("--scratch", CONFIG.embedding.scratch),
     shell:
-        "python -m her2 embed --spec {params.spec:q} --slides {SLIDES:q} --root {ROOT:q}"
-        " --cache {CACHE:q} --tiles {input.tiles:q} --encoder {RESULTS:q}/encoders/{wildcards.encoder}"
-        " --batch-size {CONFIG.embedding.batch_size} --threads {threads} {SCRATCH}"
+        "python -m her2 embed --spec {params.spec:q} {params.slides:q}"
+        " --cache {params.cache:q} --tiles {input.tiles:q} --encoder {params.encoder:q}"
+        " --batch-size {params.batch_size} --threads {threads} {params.scratch:q}"
         " --out {output:q} 2> {log:q}"

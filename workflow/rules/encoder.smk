@@ -31,8 +31,9 @@ rule materialise_encoder:
         runtime=growing(60),
     params:
         spec=lambda wildcards: PLAN.encoder_spec(wildcards.encoder),
+        out=folder("encoders/{encoder}"),
     shell:
-        "python -m her2 encoder --spec {params.spec:q} --out {RESULTS:q}/encoders/{wildcards.encoder} 2> {log:q}"
+        "python -m her2 encoder --spec {params.spec:q} --out {params.out:q} 2> {log:q}"
 
 
 rule pretrain_encoder:
@@ -62,11 +63,13 @@ rule pretrain_encoder:
         gpu=1,
     params:
         spec=lambda wildcards: PLAN.encoder_spec(wildcards.encoder),
+        cache=CACHE,
+        out=folder("encoders/{encoder}"),
     shell:
         "init=({input.init:q});"
-        " python -m her2 pretrain --spec {params.spec:q} --cache {CACHE:q} --threads {threads}"
+        " python -m her2 pretrain --spec {params.spec:q} --cache {params.cache:q} --threads {threads}"
         ' ${{init:+--init "${{init%/*}}"}}'
-        " --out {RESULTS:q}/encoders/{wildcards.encoder} 2> {log:q}"
+        " --out {params.out:q} 2> {log:q}"
 
 
 rule audit_overlap:
@@ -87,6 +90,7 @@ rule audit_overlap:
         runtime=growing(10),
     params:
         spec=lambda wildcards: PLAN.overlap_spec(wildcards.encoder),
+        encoder=folder("encoders/{encoder}"),
     shell:
         "python -m her2 overlap --spec {params.spec:q} --cohort {input.cohort:q}"
-        " --encoder {RESULTS:q}/encoders/{wildcards.encoder} --out {output:q} 2> {log:q}"
+        " --encoder {params.encoder:q} --out {output:q} 2> {log:q}"

@@ -36,10 +36,13 @@ rule evaluate:
         runtime=growing(30),
     params:
         spec=lambda wildcards: PLAN.evaluate_spec(wildcards.task, wildcards.head),
+        models=folder("models/{task}/{encoder}/{head}"),
+        cache=CACHE,
+        out=folder("evaluation/{task}/{encoder}/{head}"),
     shell:
         "python -m her2 evaluate --spec {params.spec:q} --folds {input.folds:q}"
-        " --models {RESULTS:q}/models/{wildcards.task}/{wildcards.encoder}/{wildcards.head} --cache {CACHE:q}"
-        " --out {RESULTS:q}/evaluation/{wildcards.task}/{wildcards.encoder}/{wildcards.head} 2> {log:q}"
+        " --models {params.models:q} --cache {params.cache:q}"
+        " --out {params.out:q} 2> {log:q}"
 
 
 rule compare_encoders:
@@ -63,10 +66,10 @@ rule compare_encoders:
         runtime=growing(30),
     params:
         spec=lambda wildcards: PLAN.compare_spec(wildcards.task),
+        evaluation=folder("evaluation/{task}"),
     shell:
         "python -m her2 compare --spec {params.spec:q}"
-        " --evaluation {RESULTS:q}/evaluation/{wildcards.task}"
-        " --out {RESULTS:q}/evaluation/{wildcards.task} 2> {log:q}"
+        " --evaluation {params.evaluation:q} --out {params.evaluation:q} 2> {log:q}"
 
 
 rule draw_heatmaps:
@@ -91,8 +94,13 @@ rule draw_heatmaps:
         runtime=growing(30),
     params:
         spec=lambda wildcards: PLAN.heatmap_spec(wildcards.task),
+        slides=SLIDES,
+        models=folder("models/{task}/{encoder}/{head}"),
+        features=folder("features/{encoder}"),
+        cache=CACHE,
+        masks=option("--masks", CONFIG.cohort.masks),
     shell:
-        "python -m her2 heatmap --spec {params.spec:q} --slides {SLIDES:q} --root {ROOT:q}"
-        " --folds {input.folds:q} --models {RESULTS:q}/models/{wildcards.task}/{wildcards.encoder}/{wildcards.head}"
-        " --features {RESULTS:q}/features/{wildcards.encoder} --cache {CACHE:q} {MASKS}"
+        "python -m her2 heatmap --spec {params.spec:q} {params.slides:q}"
+        " --folds {input.folds:q} --models {params.models:q}"
+        " --features {params.features:q} --cache {params.cache:q} {params.masks:q}"
         " --out {output:q} 2> {log:q}"

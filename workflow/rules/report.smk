@@ -34,6 +34,7 @@ rule build_report:
         runtime=growing(30),
     params:
         spec=lambda wildcards: PLAN.report_spec(__version__),
+        results=untracked(RESULTS),
     shell:
-        "python -m her2 report --spec {params.spec:q} --results {RESULTS:q}"
+        "python -m her2 report --spec {params.spec:q} --results {params.results:q}"
         " --out {output:q} 2> {log:q}"

@@ -24,9 +24,11 @@ rule tile_bucket:
         runtime=growing(60),
     params:
         spec=lambda wildcards: PLAN.tile_spec(wildcards.grid, wildcards.bucket),
+        slides=SLIDES,
+        cache=CACHE,
     shell:
-        "python -m her2 tile --spec {params.spec:q} --slides {SLIDES:q} --root {ROOT:q}"
-        " --cache {CACHE:q} --threads {threads} --out {output:q} 2> {log:q}"
+        "python -m her2 tile --spec {params.spec:q} {params.slides:q}"
+        " --cache {params.cache:q} --threads {threads} --out {output:q} 2> {log:q}"
 
 
 rule audit_cohort:
@@ -50,9 +52,11 @@ rule audit_cohort:
         runtime=growing(10),
     params:
         spec=lambda wildcards: PLAN.audit_spec(),
+        slides=SLIDES,
+        tiles=folder("tiles"),
     shell:
-        "python -m her2 audit --spec {params.spec:q} --slides {SLIDES:q} --root {ROOT:q}"
-        " --tiles {RESULTS:q}/tiles --out {output:q} 2> {log:q}"
+        "python -m her2 audit --spec {params.spec:q} {params.slides:q}"
+        " --tiles {params.tiles:q} --out {output:q} 2> {log:q}"
 
 
 rule tabulate_cohort:
@@ -81,6 +85,9 @@ rule tabulate_cohort:
         runtime=10,
     params:
         spec=lambda wildcards: PLAN.cohort_spec(),
+        slides=SLIDES,
+        tiles=folder("tiles"),
+        out=folder("cohort"),
     shell:
-        "python -m her2 tabulate --spec {params.spec:q} --slides {SLIDES:q} --root {ROOT:q}"
-        " --tiles {RESULTS:q}/tiles --out {RESULTS:q}/cohort 2> {log:q}"
+        "python -m her2 tabulate --spec {params.spec:q} {params.slides:q}"
+        " --tiles {params.tiles:q} --out {params.out:q} 2> {log:q}"

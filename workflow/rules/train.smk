@@ -25,8 +25,9 @@ rule make_folds:
         runtime=growing(10),
     params:
         spec=lambda wildcards: PLAN.folds_spec(wildcards.task),
+        slides=SLIDES,
     shell:
-        "python -m her2 folds --spec {params.spec:q} --slides {SLIDES:q} --root {ROOT:q}"
+        "python -m her2 folds --spec {params.spec:q} {params.slides:q}"
         " --out {output:q} 2> {log:q}"
 
 
@@ -52,7 +53,9 @@ rule train_folds:
         runtime=growing(120),
     params:
         spec=lambda wildcards: PLAN.train_spec(wildcards.task, wildcards.head, wildcards.chunk),
+        features=folder("features/{encoder}"),
+        cache=CACHE,
     shell:
         "python -m her2 train --spec {params.spec:q} --folds {input.folds:q}"
-        " --features {RESULTS:q}/features/{wildcards.encoder} --cache {CACHE:q}"
+        " --features {params.features:q} --cache {params.cache:q}"
         " --threads {threads} --out {output:q} 2> {log:q}"

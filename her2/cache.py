@@ -25,6 +25,8 @@ SUFFIXES: dict[Kind, str] = {
     "features": ".zarr.zip",
     "models": "",
 }
+QUARANTINE = "quarantine"
+"""Folder of broken products: no key leads there."""
 STALE_SECONDS = 7 * 24 * 3600
 """A temporary file older than this belongs to no living job."""
 
@@ -55,14 +57,14 @@ class Cache:
         return path if path.exists() else None
 
     @contextmanager
-    def publish(self, kind: Kind, key: str) -> Iterator[Path]:
+    def publish(self, kind: Kind, key: str, *, megabytes: float | None = None) -> Iterator[Path]:
         """A temporary path that becomes the product when all went well.
 
-        Encoders and models are folders.
+        Encoders and models are folders. `megabytes` is what it takes, for the error of a full disk.
         """
         target = self.path(kind, key)
         write = atomic_path if SUFFIXES[kind] else atomic_folder
-        with write(target) as temporary:
+        with write(target, megabytes=megabytes) as temporary:
             yield temporary
 
     def products(self) -> Iterator[Product]:
@@ -71,7 +73,20 @@ class Cache:
             for path in sorted((self.root / kind).glob(f"[0-9a-f][0-9a-f]/*{suffix}")):
                 key = path.name.removesuffix(suffix)
                 if re.fullmatch(r"[0-9a-f]{64}", key):
-                    yield Product(kind, key, path, _size_bytes(path))
+                    yield Product(kind, key, path, size_bytes(path))
+
+    def quarantine(self, product: Product) -> Path:
+        """Move a product aside, so that its key is free to be made anew; where it is then."""
+        target = self.root / QUARANTINE / product.kind / product.path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            remove(target)
+        product.path.rename(target)
+        return target
+
+    def quarantined(self) -> list[Path]:
+        """What was moved aside."""
+        return sorted((self.root / QUARANTINE).glob("*/*"))
 
     def leftovers(self, *, older_than_seconds: float = STALE_SECONDS) -> list[Path]:
         """Temporary files and folders that a killed job left behind."""
@@ -94,7 +109,8 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _size_bytes(path: Path) -> int:
+def size_bytes(path: Path) -> int:
+    """Of a file, or of all files of a folder."""
     if path.is_dir():
         return sum(item.stat().st_size for item in path.rglob("*") if item.is_file())
     return path.stat().st_size

@@ -6,7 +6,7 @@ Each command imports what it needs when it runs: `her2 --help` loads neither tor
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -173,6 +173,9 @@ def embed(
     out: OutOption,
     root: RootOption = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    compiling: Annotated[
+        Literal["auto", "never", "always"], typer.Option("--compile", help="torch.compile")
+    ] = "auto",
     threads: ThreadsOption = 1,
     scratch: Annotated[
         str | None, typer.Option(help="folder of this machine to copy slides to first")
@@ -192,6 +195,7 @@ def embed(
         output=out,
         batch_size=batch_size,
         threads=threads,
+        compiling=compiling,
         scratch=scratch,
     )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from her2.config import Precision
+from her2.hardware import allowed_cpus, cpu_has_bfloat16, gpu_withheld
 
 log = logging.getLogger(__name__)
 
@@ -24,11 +25,6 @@ NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 _claims: list[socket.socket] = []
 
 
-def allowed_cpus() -> int:
-    """CPUs this process may use: its affinity, which SLURM and cgroup sets narrow."""
-    return len(os.sched_getaffinity(0))
-
-
 def pick_device(threads: int) -> torch.device:
     """One CUDA device for this process, else the CPU with `threads` threads (said out loud).
 
@@ -40,7 +36,7 @@ def pick_device(threads: int) -> torch.device:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     note = f"; CUDA_VISIBLE_DEVICES={visible!r}" if visible is not None else ""
     usable = torch.cuda.is_available()
-    if usable and not _withheld(visible):
+    if usable and not gpu_withheld():
         device = torch.device("cuda", _own_gpu())
         torch.cuda.set_device(device)  # or pinned memory opens a context on the first one
         count = torch.cuda.device_count()
@@ -58,18 +54,11 @@ def pick_device(threads: int) -> torch.device:
     return torch.device("cpu")
 
 
-def _withheld(visible: str | None) -> bool:
-    """Whether this is a SLURM job that was given no GPU."""
-    given = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE")
-    job = "SLURM_JOB_ID" in os.environ
-    return job and visible is None and not any(os.environ.get(name) for name in given)
-
-
 def _expected(visible: str | None) -> bool:
     """Whether running on the CPU is a surprise: a GPU was given, or the machine has one."""
     if visible is not None:
         return visible.strip() not in ("", "-1", "NoDevFiles")  # the last is old SLURM's for none
-    return NVIDIA_DRIVER.exists() and not _withheld(visible)
+    return NVIDIA_DRIVER.exists() and not gpu_withheld()
 
 
 @cache
@@ -97,14 +86,4 @@ def resolve_precision(wanted: Precision, device: torch.device) -> str:
         return wanted
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    return "bfloat16" if _cpu_has_bfloat16() else "float32"
-
-
-def _cpu_has_bfloat16() -> bool:
-    """From the kernel's list of CPU features; torch has no public question for it."""
-    try:
-        with Path("/proc/cpuinfo").open(encoding="ascii", errors="ignore") as stream:
-            flags = next((line.split() for line in stream if line.startswith("flags")), [])
-    except OSError:
-        return False
-    return bool({"avx512_bf16", "amx_bf16"} & set(flags))
+    return "bfloat16" if cpu_has_bfloat16() else "float32"

@@ -36,18 +36,19 @@ def file_digest(path: Path) -> str:
 
 
 @contextmanager
-def atomic_path(target: Path) -> Iterator[Path]:
+def atomic_path(target: Path, *, megabytes: float | None = None) -> Iterator[Path]:
     """A temporary path beside `target`, moved onto it when the block ends well.
 
     The file is synced before the move, so that after a power cut the name shows either the old
-    bytes or all of the new ones. On an error the temporary file is removed.
+    bytes or all of the new ones. On an error the temporary file is removed; when the disk is full
+    the error says that `megabytes` are needed.
 
     Raises:
         UserError: the folder cannot be written, or the disk is full.
     """
     # The suffix stays last, because writers (OpenCV, matplotlib) choose the format by it.
     temporary = target.with_name(f".{secrets.token_hex(6)}.tmp.{target.name}")
-    with _refused_writes(target, temporary):
+    with _refused_writes(target, temporary, megabytes):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
@@ -59,7 +60,7 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
+def atomic_folder(target: Path, *, megabytes: float | None = None) -> Iterator[Path]:
     """A temporary folder beside `target`, renamed to it when the block ends well.
 
     When `target` exists by then (another job was first), the new folder is dropped: both hold
@@ -69,7 +70,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         UserError: the folder cannot be written, or the disk is full.
     """
     temporary = target.with_name(f".{secrets.token_hex(6)}.tmp.{target.name}")
-    with _refused_writes(target, temporary):
+    with _refused_writes(target, temporary, megabytes):
         temporary.mkdir(parents=True)
         try:
             yield temporary
@@ -115,7 +116,7 @@ def link(source: Path, name: Path) -> None:
 
 
 @contextmanager
-def _refused_writes(target: Path, temporary: Path) -> Iterator[None]:
+def _refused_writes(target: Path, temporary: Path, megabytes: float | None) -> Iterator[None]:
     """A refused write of `temporary`, or of a folder above it, as a UserError naming `target`."""
     try:
         yield
@@ -124,9 +125,19 @@ def _refused_writes(target: Path, temporary: Path) -> Iterator[None]:
         if reason is None:
             raise
         raise UserError(
-            f"{target}: cannot be written ({reason}). Check the folder's permissions and "
-            "the free space (df -h), or name another folder in the config."
+            f"{target}: cannot be written ({reason}).{_space(reason, target, megabytes)} Check the "
+            "folder's permissions and the free space (df -h), or name another folder in the config."
         ) from error
+
+
+def _space(reason: str, target: Path, megabytes: float | None) -> str:
+    """When the disk is full: what is free below `target`, and what is needed if that is known."""
+    if reason not in {os.strerror(number) for number in _FULL}:
+        return ""
+    needed = "" if megabytes is None else f" About {megabytes:,.1f} MB are needed there."
+    folder = next((path for path in target.parents if path.is_dir()), None)
+    free = "" if folder is None else f" {shutil.disk_usage(folder).free / 1e6:,.1f} MB are free."
+    return needed + free
 
 
 def _refusal(error: Exception, temporary: Path) -> str | None:

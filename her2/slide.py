@@ -6,6 +6,7 @@ manifest must give.
 
 import hashlib
 import io
+import logging
 import math
 import threading
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from her2.cohort import MPP_RANGE
+from her2.jpeg_tiles import JpegTiles, open_jpeg_tiles
+
+log = logging.getLogger(__name__)
 
 RGB = NDArray[np.uint8]
 """An image (height, width, 3)."""
@@ -75,6 +79,7 @@ class Slide:
         self.path = path
         self._lock = threading.Lock()
         self._handle = self._open()
+        self._decoded: JpegTiles | None = None
         self.width_px, self.height_px = self._handle.dimensions
         self.downsamples: tuple[float, ...] = tuple(self._handle.level_downsamples)
         self._level_sizes = tuple(self._handle.level_dimensions)
@@ -99,6 +104,9 @@ class Slide:
     def close(self) -> None:
         """Close the file."""
         self._handle.close()
+        if self._decoded is not None:
+            self._decoded.close()
+            self._decoded = None
 
     def scale(self, manifest_mpp: float | None = None) -> Scale:
         """The slide's um/px: the manifest's when it gives one, else the file's metadata.
@@ -151,16 +159,42 @@ class Slide:
             _extent(box_right, self._level_sizes[level][0] - left),
             _extent(box_bottom, self._level_sizes[level][1] - top),
         )
-        image = self._read(corner, level, size)
+        pixels = self._decoded.read(level, left, top, size) if self._decoded else None
         box = (
             max(0.0, box_left),
             max(0.0, box_top),
             min(box_right, size[0]),
             min(box_bottom, size[1]),
         )
-        if size != out or box != (0, 0, *out):
-            image = image.resize(out, RESAMPLING, box=box)
-        return np.asarray(image)
+        as_it_is = size == out and box == (0, 0, *out)
+        if pixels is not None and as_it_is:
+            return pixels
+        image = self._read(corner, level, size) if pixels is None else Image.fromarray(pixels)
+        return np.asarray(image if as_it_is else image.resize(out, RESAMPLING, box=box))
+
+    def decode_directly(self, x: float, y: float, width: float, height: float) -> bool:
+        """From now on read plain JPEG tiles without OpenSlide, which takes several times as long.
+
+        One region is read both ways first, and unless the two are equal nothing changes.
+
+        Args:
+            x, y, width, height: the region to compare, level-0 px.
+
+        Raises:
+            TileError: the region cannot be read.
+        """
+        out = round(width), round(height)
+        expected = self.region(x, y, width, height, out)
+        found = open_jpeg_tiles(self.path, self.vendor, self._level_sizes, self.downsamples)
+        if found is None:
+            return False
+        self._decoded = found
+        if np.array_equal(self.region(x, y, width, height, out), expected):
+            return True
+        self._decoded = None
+        found.close()
+        log.warning("%s: JPEG tiles decode differently; OpenSlide reads it alone", self.path.name)
+        return False
 
     def thumbnail(self, mpp: float, scale: Scale) -> RGB:
         """The whole slide at `mpp` um/px: uint8 (h, w, 3), each side at least one px.

@@ -32,7 +32,7 @@ VERSIONS = {
     "cohort": 1,
     "encoder": 1,
     "overlap": 1,
-    "embed": 1,
+    "embed": 2,
     "folds": 1,
     "train": 1,
     "evaluate": 1,

@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ class Stage:
         self._copier = ThreadPoolExecutor(1, thread_name_prefix="stager")
         self._copies: dict[Path, Future[Path | None]] = {}
         self._number = self._opened = self._copied = 0
+        self._lock = threading.Lock()
 
     def open(self, path: Path) -> Slide:
         """Open a slide, and let the copying of the next begin.
@@ -44,6 +46,10 @@ class Stage:
         Raises:
             SlideError: it cannot be opened.
         """
+        with self._lock:
+            return self._open(path)
+
+    def _open(self, path: Path) -> Slide:
         ahead = self._copies.pop(path, None)
         copy = ahead.result() if ahead is not None else None
         if copy is None:  # the first; or there was no room while the one before was open

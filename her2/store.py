@@ -5,24 +5,32 @@ and an uncompressed chunk can be mapped into memory where it lies, so training g
 without reading or copying a store.
 """
 
+import hashlib
 import json
+import os
 import struct
+import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
-import zarr
-import zarr.storage
 from numpy.typing import NDArray
 
 from her2.errors import UserError
+from her2.files import digest
 
 CHUNK_BYTES = 1 << 30
 """Below this the features of a slide are one chunk."""
 
+SPOOL_BYTES = 64 << 20
+"""Above this the rows of a slide wait on disk for the rest."""
+BLOCK_BYTES = 8 << 20
+"""Rows are written and read in blocks of about this size."""
+
+_NO_ROWS: NDArray[Any] = np.empty((0, 0))
 _DAMAGE = (OSError, KeyError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile)
 """What reading a damaged file raises: a wrong bit may also read as encryption, or as a format of
 the future, which zipfile answers with a RuntimeError."""
@@ -62,6 +70,72 @@ class FeatureStore:
         return np.stack([self.chunks[row // size][row % size] for row in rows])
 
 
+class RowSpool:
+    """The features of a slide while they are computed: rows come in any order, in parts.
+
+    Small slides stay in memory; larger ones go to a file without a name beside the cache, so
+    memory does not grow with the slide and a killed job leaves nothing. Calls for different rows
+    may come from several threads at once.
+
+    Args:
+        rows, dimension, dtype: of the features.
+        folder: where the file goes; made when it is not there.
+    """
+
+    def __init__(self, rows: int, dimension: int, dtype: str, folder: Path) -> None:
+        self.shape, self.dtype, self.folder = (rows, dimension), np.dtype(dtype), folder
+        self._row_bytes = dimension * self.dtype.itemsize
+        self._memory: NDArray[Any] | None = None
+        self._file: IO[bytes] | None = None
+        if rows * self._row_bytes <= SPOOL_BYTES:
+            self._memory = np.zeros(self.shape, self.dtype)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 closed below
+
+    def put(self, rows: NDArray[np.int64], values: NDArray[Any]) -> None:
+        """Keep `values` (len(rows), d) as these rows.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        if self._memory is not None:
+            self._memory[rows] = values
+            return
+        assert self._file is not None
+        values = np.ascontiguousarray(values, self.dtype)
+        ends = np.flatnonzero(np.diff(rows) != 1) + 1
+        for first, part in zip(
+            rows[np.concatenate([[0], ends])], np.split(values, ends), strict=True
+        ):
+            view = memoryview(part.tobytes())
+            place = int(first) * self._row_bytes
+            while view:  # a write may stop short of the end at a limit, and the next one says why
+                written = os.pwrite(self._file.fileno(), view, place)
+                view, place = view[written:], place + written
+
+    def blocks(self, kept: NDArray[np.bool_]) -> Iterator[NDArray[Any]]:
+        """The rows `kept` (n,), in order, in parts of a few MiB."""
+        step = max(1, BLOCK_BYTES // self._row_bytes)
+        for start in range(0, self.shape[0], step):
+            stop = min(start + step, self.shape[0])
+            if self._memory is not None:
+                block = self._memory[start:stop]
+            else:
+                assert self._file is not None
+                size, place = (stop - start) * self._row_bytes, start * self._row_bytes
+                # Rows that were never put lie beyond the end, and are not among the kept.
+                content = os.pread(self._file.fileno(), size, place).ljust(size, b"\0")
+                block = np.frombuffer(content, self.dtype).reshape(-1, self.shape[1])
+            yield block[kept[start:stop]]
+
+    def close(self) -> None:
+        """Give memory and disk back."""
+        self._memory = None
+        if self._file is not None:
+            self._file.close()
+
+
 def write_store(
     path: Path,
     features: NDArray[Any],
@@ -79,23 +153,111 @@ def write_store(
     Raises:
         ValueError: shapes do not agree, or a value is not finite.
     """
-    if features.ndim != 2 or coords.shape != (len(features), 2) or len(features) == 0:
+    if features.ndim != 2:
         raise ValueError(f"features {features.shape} do not go with coords {coords.shape}")
-    if not np.isfinite(features).all():
-        raise ValueError(f"{np.count_nonzero(~np.isfinite(features))} values are not finite")
-    row_bytes = features.itemsize * features.shape[1]
-    rows = min(len(features), max(1, CHUNK_BYTES // row_bytes))
-    with zarr.storage.ZipStore(path, mode="w", compression=zipfile.ZIP_STORED) as store:
-        group = zarr.create_group(store, zarr_format=3, attributes=dict(attributes))
-        for name, values, size in (("features", features, rows), ("coords", coords, len(coords))):
-            group.create_array(
-                name,
-                data=values,
-                chunks=(size, values.shape[1]),
-                compressors=None,
-                filters=None,
-                config={"write_empty_chunks": True},  # or there is nothing to map
-            )
+    step = max(1, BLOCK_BYTES // max(1, features.itemsize * features.shape[1]))
+    blocks = (features[start : start + step] for start in range(0, len(features), step))
+    write_rows(path, blocks, features.shape, features.dtype, coords, lambda: attributes)
+
+
+def write_rows(
+    path: Path,
+    blocks: Iterable[NDArray[Any]],
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    coords: NDArray[np.int32],
+    attributes: Callable[[], Mapping[str, Any]],
+) -> None:
+    """As `write_store`, with features that come in blocks of rows and are never all in memory.
+
+    Args:
+        path: of the new file.
+        blocks: (k, d) each, one after the other `shape` (n, d) in all.
+        shape, dtype: of the features.
+        coords: (n, 2) int32, level-0 px.
+        attributes: asked for last, so that they can say how long the rest took.
+
+    Raises:
+        ValueError: shapes do not agree, or a value is not finite.
+    """
+    if coords.shape != (shape[0], 2) or shape[0] == 0:
+        raise ValueError(f"features {shape} do not go with coords {coords.shape}")
+    size = min(shape[0], max(1, CHUNK_BYTES // (dtype.itemsize * shape[1])))
+    try:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+            _write_chunks(archive, blocks, shape, dtype, size)
+            with _member(archive, "coords/c/0/0") as stream:
+                stream.write(np.ascontiguousarray(coords, "<i4").tobytes())
+            for name, content in _metadata(shape, dtype, size, attributes()).items():
+                with _member(archive, name) as stream:
+                    stream.write(content)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _write_chunks(
+    archive: zipfile.ZipFile,
+    blocks: Iterable[NDArray[Any]],
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    size: int,
+) -> None:
+    """Chunks of `size` rows; the last is padded, as zarr does it."""
+    rows = (_finite(block) for block in blocks)
+    rest = np.empty((0, shape[1]), dtype)
+    for number in range(-(-shape[0] // size)):
+        with _member(archive, f"features/c/{number}/0") as stream:
+            missing = size
+            while missing:
+                if not len(rest) and (rest := next(rows, _NO_ROWS)) is _NO_ROWS:
+                    if number * size + (size - missing) != shape[0]:
+                        raise ValueError(f"fewer rows than {shape[0]}")
+                    stream.write(bytes(missing * shape[1] * dtype.itemsize))
+                    break
+                part, rest = rest[:missing], rest[missing:]
+                stream.write(np.ascontiguousarray(part, dtype.newbyteorder("<")).tobytes())
+                missing -= len(part)
+    if len(rest) or any(len(block) for block in rows):
+        raise ValueError(f"more rows than {shape[0]}")
+
+
+def _finite(block: NDArray[Any]) -> NDArray[Any]:
+    if not np.isfinite(block).all():
+        raise ValueError(f"{np.count_nonzero(~np.isfinite(block))} values are not finite")
+    return block
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
+    """A member to write: no time of its own, so equal content gives equal bytes."""
+    info = zipfile.ZipInfo(name)
+    info.external_attr = 0o644 << 16
+    return archive.open(info, "w")
+
+
+def _metadata(
+    shape: tuple[int, ...], dtype: np.dtype[Any], size: int, attributes: Mapping[str, Any]
+) -> dict[str, bytes]:
+    """The `zarr.json` files, as zarr itself writes them."""
+    import zarr
+    import zarr.storage
+
+    files: dict[str, Any] = {}
+    store = zarr.storage.MemoryStore(files)
+    group = zarr.create_group(store, zarr_format=3, attributes=dict(attributes))
+    for name, extent, kind, rows in (
+        ("features", shape, dtype, size),
+        ("coords", (shape[0], 2), np.dtype(np.int32), shape[0]),
+    ):
+        group.create_array(
+            name,
+            shape=extent,
+            dtype=kind,
+            chunks=(rows, extent[1]),
+            compressors=None,
+            filters=None,
+        )
+    return {name: content.to_bytes() for name, content in files.items()}
 
 
 def open_store(path: Path) -> FeatureStore:
@@ -137,9 +299,26 @@ def read_attributes(path: Path) -> dict[str, Any]:
 
 
 def read_coords(path: Path) -> NDArray[np.int32]:
-    """Where the rows lie: int32 (n, 2), level-0 px, top left."""
-    with zarr.storage.ZipStore(path, mode="r") as store:
-        return np.asarray(zarr.open_group(store, mode="r")["coords"][:])  # type: ignore[index]
+    """Where the rows lie: int32 (n, 2), level-0 px, top left.
+
+    Raises:
+        UserError: it is not a feature store.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            array = json.loads(archive.read("coords/zarr.json"))
+            content = np.frombuffer(archive.read("coords/c/0/0"), "<i4")
+            if array["chunk_grid"]["configuration"]["chunk_shape"] != array["shape"]:
+                raise ValueError("its coordinates are in several chunks")
+            return content.reshape(array["shape"]).astype(np.int32)
+    except _DAMAGE as error:
+        raise _broken(path, error) from None
+
+
+def coords_digest(coords: NDArray[np.int32], level0_tile: Sequence[float]) -> str:
+    """Digest of where tiles are and how large: that of the tile table they came from."""
+    content = hashlib.sha256(coords.astype("<i4").tobytes()).hexdigest()
+    return digest([content, list(level0_tile)])
 
 
 def store_problems(path: Path) -> list[str]:

@@ -77,40 +77,74 @@ def cache_ls(cache: CacheOption = Path("cache")) -> None:
 
 
 @cache_app.command("verify")
-def cache_verify(cache: CacheOption = Path("cache")) -> None:
+def cache_verify(
+    cache: CacheOption = Path("cache"),
+    threads: Annotated[int, typer.Option(min=0, help="readers; 0: as many as allowed")] = 0,
+    quarantine: Annotated[
+        bool, typer.Option("--quarantine", help="move the broken ones aside, to be made anew")
+    ] = False,
+    results: Annotated[
+        list[Path] | None,
+        typer.Option(help="with --quarantine: results folders whose jobs then run again"),
+    ] = None,
+) -> None:
     """Read every product again and name the broken ones; exits with 1 when there are any."""
     from her2.cache import Cache
-    from her2.verify import broken_products
+    from her2.hardware import allowed_cpus
+    from her2.verify import broken_products, forget
 
-    count, broken = broken_products(Cache(cache))
+    store = Cache(cache)
+    count, broken = broken_products(store, threads=threads or allowed_cpus())
     for product, problem in broken:
         print(f"{product.path}: {problem}")
     print(f"{count} products read, {len(broken)} broken", file=sys.stderr)
-    if broken:
-        raise typer.Exit(1)
+    if not broken:
+        return
+    if quarantine:
+        for product, _ in broken:
+            print(f"moved to {store.quarantine(product)}", file=sys.stderr)
+        for path in forget([product.key for product, _ in broken], results or [Path("results")]):
+            print(f"{path} named one of them and is deleted: its job runs again", file=sys.stderr)
+    raise typer.Exit(1)
 
 
 @cache_app.command("prune")
 def cache_prune(
-    keep: Annotated[list[Path], typer.Option(help="results folders whose products stay")],
+    keep: Annotated[
+        list[Path] | None, typer.Option(help="results folders whose products stay")
+    ] = None,
+    config: Annotated[
+        list[Path] | None, typer.Option(help="configs whose results' products stay")
+    ] = None,
     cache: CacheOption = Path("cache"),
     yes: Annotated[bool, typer.Option("--yes", help="delete, do not only say what")] = False,
 ) -> None:
-    """Delete products that no manifest of the kept results folders names."""
-    from her2.cache import Cache, remove
+    """Delete products that no manifest of the kept results folders names; says what, first."""
+    from her2.cache import Cache, remove, size_bytes
+    from her2.config import load_config
     from her2.verify import unused_products
 
+    folders = [*(keep or []), *(load_config(path).results for path in config or [])]
+    if not folders:
+        raise typer.BadParameter("say what stays, by --keep RESULTS or --config CONFIG")
     store = Cache(cache)
-    unused = unused_products(store, keep)
-    leftovers = store.leftovers()
-    size = sum(product.size_bytes for product in unused)
+    unused = unused_products(store, folders)
+    aside = [*store.quarantined(), *store.leftovers()]
+    totals: dict[str, list[int]] = {}
     for product in unused:
+        totals.setdefault(product.kind, []).append(product.size_bytes)
         print(f"{product.kind:9} {product.key} {product.size_bytes / 1e6:10.2f}")
-    what = f"{len(unused)} products ({size / 1e6:.1f} MB) and {len(leftovers)} leftovers"
+    for path in aside:
+        totals.setdefault("leftovers and broken", []).append(size_bytes(path))
+        print(path)
+    for kind, sizes in totals.items():
+        print(f"{kind}: {len(sizes)}, {sum(sizes) / 1e6:.1f} MB", file=sys.stderr)
+    size = sum(product.size_bytes for product in unused)
+    what = f"{len(unused)} products ({size / 1e6:.1f} MB) and {len(aside)} leftovers"
     if not yes:
         print(f"{what} would be deleted; say --yes to do it", file=sys.stderr)
         return
-    for path in [*(product.path for product in unused), *leftovers]:
+    for path in [*(product.path for product in unused), *aside]:
         remove(path)
     print(f"{what} deleted", file=sys.stderr)
 

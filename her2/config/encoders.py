@@ -142,7 +142,16 @@ class EncoderSection(Section):
 class EmbeddingSection(Section):
     """How stage 1 runs; the features depend on `max_failed_tiles` alone."""
 
-    batch_size: Count = Field(64, description="patches a batch; changes no feature")
+    batch_size: Count = Field(
+        64,
+        description="patches a batch, at most (a CPU core takes what its caches hold); changes no "
+        "feature",
+    )
+    compile: Literal["auto", "never", "always"] = Field(
+        "auto",
+        description="torch.compile; auto: where it saves several times what it costs; changes no "
+        "feature",
+    )
     max_failed_tiles: Share = Field(
         0.05, description="a slide with a larger share of unreadable tiles is excluded"
     )

@@ -1,7 +1,8 @@
 """Stage 2, report: read a finished run, lay out the page, write it and the tables beside it.
 
 Each section of the page is one function that returns plain data; `page.html.j2` only lays them
-out. Equal results give equal bytes: no times, no hosts, no folders of the machine.
+out. Equal results give equal bytes: no hosts, no folders of the machine, and no times but those
+that the feature stores record of their own making.
 """
 
 import logging
@@ -24,6 +25,7 @@ from her2.report import (
     provenance,
     slides,
     text,
+    throughput,
 )
 from her2.report.read import Results, read_results
 from her2.specs import ReportSpec
@@ -91,6 +93,7 @@ def sections(run: Results) -> dict[str, Any]:
         "compositions": [slides.composition(run, task) for task in run.config.tasks],
         "grids": slides.grid_rows(run),
         "encoders": slides.encoder_rows(run),
+        "throughput": throughput.throughput(run),
         "excluded": excluded,
         "models": [performance.model_section(run, model) for model in run.models],
         "attention": attention,
@@ -120,6 +123,7 @@ def tables(run: Results) -> dict[str, pl.DataFrame]:
     optional = {
         "comparison": comparison.comparison_table(run),
         "pretraining": pretraining.pretraining_table(run),
+        "throughput": throughput.throughput_table(run),
     }
     return {
         "headline": headline.select(

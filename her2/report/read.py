@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -19,6 +20,8 @@ from her2.store import read_attributes
 
 TABLES = ("predictions", "slides", "patients", "metrics", "confusion")
 """Of one evaluation."""
+RECEIPTS = 200
+"""Stores of an encoder, about, whose receipts are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,8 @@ class Results:
     `cohort` has one row a slide and grid; `features`, and the `precisions` and `devices` that they
     were computed in and on, are by encoder, and so are `overlaps` and `pretraining` (epochs), for
     those that have them. `comparisons` are by task; a task whose encoders were not compared is
-    absent.
+    absent. `receipts` are by encoder: how the features of some slides came about, see
+    `her2.embed.receipt`.
     """
 
     config: Config
@@ -80,6 +84,7 @@ class Results:
     overlaps: Mapping[str, Overlap]
     pretraining: Mapping[str, pl.DataFrame]
     comparisons: Mapping[str, pl.DataFrame]
+    receipts: Mapping[str, tuple[Mapping[str, Any], ...]]
 
     @property
     def synthetic(self) -> bool:
@@ -114,6 +119,10 @@ def read_results(spec: ReportSpec, folder: Path) -> Results:
         cards=cards,
         precisions={name: precisions for name, (precisions, _) in receipts.items()},
         devices={name: devices for name, (_, devices) in receipts.items()},
+        receipts={
+            name: _slide_receipts(entries, folder / "features" / name)
+            for name, entries in features.items()
+        },
         models=tuple(
             _model(config, folder, (task, encoder, head), chunks)
             for task in config.tasks
@@ -186,6 +195,24 @@ def _receipts(spec: ReportSpec, folder: Path) -> tuple[tuple[str, ...], tuple[st
                 devices.add(str(attributes.get("receipt", {}).get("device", "not recorded")))
                 break
     return tuple(sorted(precisions)), tuple(sorted(devices))
+
+
+def _slide_receipts(
+    entries: Mapping[str, FeatureEntry], folder: Path
+) -> tuple[Mapping[str, Any], ...]:
+    """Of as many slides as tell how a cohort went; the oldest stores have none."""
+    paths = [
+        path
+        for slide_id, entry in sorted(entries.items())
+        if entry.status == "ok" and (path := folder / f"{slide_id}.zarr.zip").exists()
+    ]
+    step = max(1, len(paths) // RECEIPTS)
+    attributes = [read_attributes(path) for path in paths[::step]]
+    return tuple(
+        {**found["receipt"], "tiles": found["tiles"]}
+        for found in attributes
+        if "on_cpu" in found.get("receipt", {})
+    )
 
 
 def read_metrics(path: Path) -> pl.DataFrame:

@@ -272,6 +272,32 @@ def test_a_broken_product_is_named_and_fails_the_command(cache):
     assert "2 products read, 1 broken" in result.stderr
 
 
+def test_quarantine_moves_the_broken_aside_and_their_jobs_run_again(cache, tmp_path):
+    path = cache.path("features", digest("kept"))
+    path.write_bytes(path.read_bytes()[:100])
+    manifest = tmp_path / "results" / "features" / "e" / "0000-of-0001.json"
+    result = command(
+        "cache", "verify", "--cache", cache.root, "--quarantine", "--results", tmp_path / "results"
+    )
+    assert result.exit_code == 1
+    assert f"{manifest} named one of them" in result.stderr
+    assert not manifest.exists()
+    assert stored(cache) == {digest("unused")}
+    assert [item.name for item in cache.quarantined()] == [path.name]
+    again = command("cache", "verify", "--cache", cache.root)
+    assert again.exit_code == 0
+
+
+def test_prune_keeps_what_a_config_s_results_name(cache, tmp_path, config_values):
+    config = tmp_path / "mine.yaml"
+    config.write_text(yaml.safe_dump({**config_values, "results": str(tmp_path / "results")}))
+    result = command("cache", "prune", "--cache", cache.root, "--config", config)
+    assert result.exit_code == 0
+    assert digest("unused") in result.stdout
+    assert digest("kept") not in result.stdout
+    assert "features: 1, " in result.stderr
+
+
 def test_prune_says_what_it_would_free_and_deletes_nothing(cache, tmp_path):
     before = sorted(cache.root.rglob("*"))
     result = command("cache", "prune", "--cache", cache.root, "--keep", tmp_path / "results")

@@ -1,5 +1,10 @@
+import ast
+import errno
 import math
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,17 +14,18 @@ import pytest
 import tifffile
 import torch
 
-from her2 import embed as embed_module
+from her2 import embedder as embedder_module
 from her2.cache import Cache
 from her2.cohort import Cohort, SlideRow, bucket_of
 from her2.config import EncoderSection, TilingSection
-from her2.embed import embed_bucket
+from her2.embed import embed_bucket, feature_key
 from her2.encoders.build import Encoder
+from her2.encoders.card import read_card
 from her2.encoders.materialise import load_encoder, materialise
 from her2.errors import UserError
 from her2.manifest import FeatureEntry, TileEntry, read_manifest, write_manifest
 from her2.slide import Slide
-from her2.specs import EmbedSpec, TileSpec
+from her2.specs import EmbedSpec, TileSpec, dump
 from her2.store import open_store, read_attributes, read_coords, store_problems
 from her2.synthetic import draw_slide
 from her2.tiling import read_table, tile_bucket
@@ -250,7 +256,7 @@ def test_the_second_call_embeds_nothing_and_writes_the_same_bytes(
     job.embed()
     before = job.output.read_bytes()
     job.output.unlink()
-    monkeypatch.setattr(embed_module, "load_encoder", refuse)
+    monkeypatch.setattr(embedder_module, "load_encoder", refuse)
     job.embed()
     assert job.output.read_bytes() == before
 
@@ -282,7 +288,7 @@ def test_a_file_under_another_id_in_another_bucket_reuses_the_store(
         for bucket in (0, 1)
     )
     made = first.embed()
-    monkeypatch.setattr(embed_module, "load_encoder", refuse)
+    monkeypatch.setattr(embedder_module, "load_encoder", refuse)
     again = second.embed()
     assert (list(made), list(again)) == ([names[0]], [names[1]])
     assert made[names[0]] == again[names[1]]
@@ -308,7 +314,7 @@ def test_a_renamed_encoder_is_the_same_encoder(
 ) -> None:
     before = job.embed()
     shutil.copytree(job.encoder, tmp_path / "another-name")
-    monkeypatch.setattr(embed_module, "load_encoder", refuse)
+    monkeypatch.setattr(embedder_module, "load_encoder", refuse)
     assert replace(job, encoder=tmp_path / "another-name").embed() == before
 
 
@@ -440,7 +446,7 @@ def test_values_beyond_float16_stop_the_job_naming_slide_and_mend(
     job: Job, encoders: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil_output(monkeypatch, lambda result: result + 70_000)
-    with pytest.raises(UserError, match=rf"{IDS[0]}: .*range of float16.*`storage: float32`"):
+    with pytest.raises(UserError, match=r"demo-00\d-a: .*range of float16.*`storage: float32`"):
         replace(job, encoder=encoders(storage="float16")).embed()
     assert list(job.cache.products())  # tiles
     assert not [p for p in job.cache.products() if p.kind == "features"]
@@ -451,7 +457,7 @@ def test_values_that_are_not_finite_stop_the_job_naming_slide_and_mend(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil_output(monkeypatch, lambda result: result * torch.nan)
-    with pytest.raises(UserError, match=f"{IDS[0]}: .*not finite.*`precision: float32`"):
+    with pytest.raises(UserError, match=r"demo-00\d-a: .*not finite.*`precision: float32`"):
         job.embed()
     assert not job.output.exists()
 
@@ -477,3 +483,163 @@ def test_bfloat16_features_point_where_float32_ones_do(
 
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+
+
+# What the cache holds is looked up without torch.
+
+
+def test_a_job_whose_stores_are_all_in_the_cache_does_not_load_torch(embedded: Job) -> None:
+    """It takes seconds, a bucket."""
+    manifest = embedded.root / "slides.csv"
+    lines = [f"{row.slide_id},{row.path},{row.patient_id}" for row in embedded.cohort.rows]
+    manifest.write_text("\n".join(["slide_id,path,patient_id", *lines]) + "\n")
+    spec = EmbedSpec(bucket=BUCKET, rows="", max_failed_tiles=0.05)
+    before = embedded.output.read_bytes()
+    code = (
+        "import sys; from her2.cli import app; app(sys.argv[1:], standalone_mode=False); "
+        "print(sorted({name.split('.')[0] for name in sys.modules}))"
+    )
+    done = subprocess.run(
+        [
+            sys.executable, "-c", code, "embed", "--spec", dump(spec), "--slides", manifest,
+            "--root", embedded.cohort.root, "--cache", embedded.cache.root,
+            "--tiles", embedded.tiles, "--encoder", embedded.encoder, "--out", embedded.output,
+        ],
+        capture_output=True, text=True, check=False, cwd=Path(__file__).resolve().parents[2],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    loaded = set(ast.literal_eval(done.stdout.splitlines()[-1]))
+    assert "her2" in loaded
+    assert not loaded & {"torch", "torchvision", "timm", "polars", "zarr"}
+    assert embedded.output.read_bytes() == before
+
+
+# Identity: what changes a feature's bits changes the key, and nothing else does.
+
+
+def keys(found: dict[str, FeatureEntry]) -> list[str | None]:
+    return [found[slide_id].key for slide_id in sorted(found)]
+
+
+@pytest.mark.parametrize("change", ["renamed", "moved", "touched", "reordered", "batch", "threads"])
+def test_names_places_times_orders_and_sizes_of_a_job_are_not_identity(
+    own_slides: Job, embedded: Job, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """The stores of `embedded` serve: the encoder is not even loaded."""
+    monkeypatch.setattr(embedder_module, "load_encoder", refuse)
+    folder, options = own_slides.cohort.root, {}
+    ordered = rows()
+    if change == "renamed":
+        ordered = tuple(replace(row, path=f"new-{row.path}") for row in ordered)
+        for row in ordered:
+            (folder / row.path.removeprefix("new-")).rename(folder / row.path)
+    elif change == "moved":
+        folder = folder.rename(folder.with_name("elsewhere"))
+    elif change == "touched":
+        for row in ordered:
+            os.utime(folder / row.path, (0, 0))
+    elif change == "reordered":
+        ordered = ordered[::-1]
+    else:
+        options = {"batch_size": 3} if change == "batch" else {"threads": 2}
+    shutil.copytree(embedded.cache.root / "features", own_slides.cache.root / "features")
+    job = replace(own_slides, cohort=Cohort(ordered, folder)).tile()
+    assert keys(job.embed(**options)) == keys(entries(embedded))
+
+
+def test_all_that_changes_features_is_identity(embedded: Job) -> None:
+    """One change at a time, of the tile table, the encoder's card, or how it is run."""
+    spec = EmbedSpec(bucket=BUCKET, rows="", max_failed_tiles=0.05)
+    table, card = embedded.table(IDS[0]), read_card(embedded.encoder)
+    assert feature_key(spec, table, card, "float32") == entries(embedded)[IDS[0]].key
+
+    def of_table(**fields: object) -> str:
+        changed = replace(table, meta=replace(table.meta, **fields))
+        return feature_key(spec, changed, card, "float32")
+
+    def of_card(**fields: object) -> str:
+        return feature_key(spec, table, replace(card, **fields), "float32")
+
+    found = {
+        "as it is": feature_key(spec, table, card, "float32"),
+        "slide": of_table(fingerprint="ff" * 32),
+        "um/px": of_table(level0_width=256.0, level0_height=256.0),
+        "tiles": feature_key(spec, replace(table, coords=table.coords[1:]), card, "float32"),
+        "order": feature_key(spec, replace(table, coords=table.coords[::-1]), card, "float32"),
+        "weights": of_card(weights_sha256="ee" * 32),
+        "normalisation": of_card(std=(0.5, 0.5, 0.5)),
+        "architecture": of_card(architecture="resnet18"),
+        "feature": of_card(feature="flattened"),
+        "size": of_card(size=96),
+        "storage": of_card(storage="float16"),
+        "precision": feature_key(spec, table, card, "bfloat16"),
+        "version": feature_key(spec.model_copy(update={"version": 99}), table, card, "float32"),
+    }
+    assert len(set(found.values())) == len(found)
+    same = {
+        of_card(source="timm"), of_card(licence="MIT"), of_card(provenance={"seed": 2}),
+        of_table(vendor="other"), of_table(mpp_source="manifest"), of_table(read_level=1),
+        feature_key(spec.model_copy(update={"bucket": "0001-of-0002"}), table, card, "float32"),
+    }  # fmt: skip
+    assert same == {found["as it is"]}
+
+
+# Speed and receipts.
+
+
+def test_the_longest_slide_is_published_before_the_others_begin(
+    job: Job, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        found = job.embed(batch_size=1)
+    lines = [record.getMessage() for record in caplog.records]
+    done = [line.split(":")[0] for line in lines if "patches embedded" in line]
+    assert done == sorted(done, key=lambda slide_id: (-found[slide_id].tiles, slide_id))
+
+
+def test_a_store_has_a_receipt_of_its_making(embedded: Job) -> None:
+    for entry in entries(embedded).values():
+        found = read_attributes(embedded.cache.path("features", entry.key))["receipt"]
+        assert found["precision"] == "float32"
+        assert (found["threads"], found["workers"], found["batch_size"]) == (1, 1, 16)
+        assert found["reader"] == "jpeg"
+        assert found["compiled"] is False
+        assert found["cold"] in (None, True, False)
+        spent = [found[f"seconds_{name}"] for name in ("reading", "encoding", "writing", "waiting")]
+        assert all(seconds > 0 for seconds in spent[:2])
+        assert found["patches_per_second"] == pytest.approx(entry.tiles / sum(spent), rel=0.1)
+
+
+def test_what_is_finished_is_published_although_another_slide_stops_the_job(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longest = max(len(job.table(slide_id)) for slide_id in IDS)
+    seen = []
+
+    def stop_late(result: torch.Tensor) -> torch.Tensor:
+        seen.append(len(result))
+        return result * torch.nan if sum(seen) > longest else result
+
+    spoil_output(monkeypatch, stop_late)
+    with pytest.raises(UserError, match="not finite"):
+        job.embed(batch_size=1)
+    assert [product.kind for product in job.cache.products()].count("features") == 1
+    assert not job.output.exists()
+
+
+# Other filesystems.
+
+
+def test_a_cache_on_another_filesystem_gives_copies_instead_of_links(
+    job: Job, embedded: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def across(*_: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    shutil.copytree(embedded.cache.root / "features", job.cache.root / "features")
+    monkeypatch.setattr(os, "link", across)
+    for slide_id, entry in job.embed().items():
+        name = job.output.parent / f"{slide_id}.zarr.zip"
+        product = job.cache.path("features", entry.key)
+        assert not name.samefile(product)
+        assert name.read_bytes() == product.read_bytes()

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections import namedtuple
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ import pytest
 
 from her2 import staging
 from her2.errors import UserError
-from her2.reading import Passage, read_groups
+from her2.reading import Feed, Passage, TileGroup, new_passage, read_part
 from her2.slide import Slide, SlideError
 from her2.staging import PREFIX, scratch_folder, staged
+from her2.store import RowSpool
 from her2.tiling import TileMeta, TileTable
 
 Usage = namedtuple("Usage", "total used free")
@@ -202,7 +204,7 @@ def test_tiles_cut_from_copies_are_the_same_tiles(slides: list[Path], scratch: P
     cut = [
         [
             (group.slide.slide_id, group.rows.tolist(), group.images.tobytes())
-            for group in read_groups(passages(slides, table), 2, ahead=1, scratch=folder)
+            for group in cut_all(passages(slides, table), folder)
         ]
         for folder in (None, str(scratch))
     ]
@@ -211,8 +213,17 @@ def test_tiles_cut_from_copies_are_the_same_tiles(slides: list[Path], scratch: P
     assert list(scratch.glob(f"{PREFIX}*")) == []
 
 
+def cut_all(slides: list[Passage], folder: str | None) -> Iterator[TileGroup]:
+    feed = Feed(slides)
+    with staged(folder, feed.paths) as stage:
+        for slide in slides:
+            slide.stage = stage
+        while parts := feed.take(3, across=False):
+            yield read_part(*parts[0], np.empty((3, 64, 64, 3), np.uint8))
+
+
 def passages(slides: list[Path], table: TileTable) -> list[Passage]:
     return [
-        Passage(path.stem, path, table, "key", np.zeros((3, 2)), np.ones(3, bool), 3)
+        new_passage(path.stem, path, table, "key", RowSpool(3, 2, "float16", path.parent))
         for path in slides
     ]

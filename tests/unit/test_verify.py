@@ -7,13 +7,13 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from her2.cache import Cache
+from her2.cache import Cache, Product
 from her2.errors import UserError
 from her2.files import digest, file_digest
 from her2.manifest import FeatureEntry, FoldEntry, TileEntry, write_manifest
-from her2.store import open_store, write_store
+from her2.store import coords_digest, open_store, write_store
 from her2.tiling import TileMeta, TileTable, read_table, write_table
-from her2.verify import broken_products, product_problem, unused_products
+from her2.verify import broken_products, forget, product_problem, unused_products
 
 
 @pytest.fixture
@@ -173,6 +173,89 @@ def test_several_broken_products_are_all_named(cache):
         (product.path / "card.json" if product.path.is_dir() else product.path).write_bytes(b"?")
     count, broken = broken_products(cache)
     assert (count, len(broken)) == (4, 4)
+
+
+def test_many_readers_find_what_one_finds(cache):
+    path = cache.path("features", digest("features"))
+    flip(path, open_store(path).chunks[0].offset + 31)
+    assert broken_products(cache, threads=4) == broken_products(cache)
+
+
+# The identity of a store against its content
+
+
+def identified(cache: Cache, **changes: object) -> Product:
+    """A store whose identity says what it holds, but for some changes of its attributes."""
+    coords = np.arange(40, dtype=np.int32).reshape(20, 2)
+    identity = {
+        "version": 2, "fingerprint": "f", "tiles": coords_digest(coords, (16, 16)), "encoder": "e",
+        "precision": "bfloat16", "storage": "float16",
+    }  # fmt: skip
+    identity |= changes.pop("identity", {})
+    attributes = {
+        "key": digest(identity), "identity": identity, "tiles": 20, "failed_tiles": 0,
+        "slide": {"fingerprint": "f", "level0_tile": [16, 16]}, "encoder": {"digest": "e"},
+        "precision": "bfloat16", **changes,
+    }  # fmt: skip
+    if attributes.pop("backwards", False):
+        coords = coords[::-1]
+    with cache.publish("features", digest(identity)) as path:
+        write_store(path, np.ones((len(coords), 8), np.float16), coords, attributes)
+    return next(p for p in cache.products() if p.key == digest(identity))
+
+
+def test_a_store_that_is_what_its_key_says_is_sound(cache):
+    assert product_problem(identified(cache)) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"slide": {"fingerprint": "g", "level0_tile": [16, 16]}}, "fingerprint"),
+        ({"slide": {"fingerprint": "f", "level0_tile": [32, 32]}}, "coordinates"),
+        ({"encoder": {"digest": "d"}}, "encoder"),
+        ({"precision": "float32"}, "precision"),
+        ({"tiles": 19}, "number of rows"),
+        ({"backwards": True}, "coordinates"),
+        ({"identity": {"storage": "float32"}}, "type"),
+        ({"identity": {"tiles": "00"}}, "coordinates"),
+        ({"encoder": None}, "no complete identity"),
+    ],
+)
+def test_a_store_of_other_content_than_its_key_says_is_found(cache, changes, problem):
+    assert problem in product_problem(identified(cache, **changes))
+
+
+def test_an_identity_of_another_key_is_found(cache):
+    product = identified(cache)
+    other = {"key": product.key, "identity": {"fingerprint": "g"}}
+    product.path.unlink()
+    write_store(product.path, np.ones((2, 3), np.float16), np.zeros((2, 2), np.int32), other)
+    assert product_problem(product) is not None
+
+
+# Quarantine
+
+
+def test_a_product_in_quarantine_is_no_product_and_its_key_is_free(cache):
+    product = next(p for p in cache.products() if p.kind == "features")
+    target = cache.quarantine(product)
+    assert target.read_bytes()
+    assert cache.find("features", product.key) is None
+    assert "features" not in {p.kind for p in cache.products()}
+    assert cache.quarantined() == [target]
+    write_store(product.path, np.ones((2, 3), np.float16), np.zeros((2, 2), np.int32), {})
+    cache.quarantine(product)  # broken once more: the newer one stays
+    assert cache.quarantined() == [target]
+
+
+def test_only_the_jobs_that_a_broken_product_came_from_run_again(cache, tmp_path):
+    folder = results(tmp_path / "results", "tiles", digest("tiles"))
+    results(folder, "features", digest("features"))
+    gone = forget([digest("features")], [folder, tmp_path / "absent"])
+    assert gone == [folder / "features" / "name" / "0000-of-0001.json"]
+    assert not gone[0].exists()
+    assert (folder / "tiles" / "name" / "0000-of-0001.json").exists()
 
 
 # Prune

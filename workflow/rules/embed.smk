@@ -32,9 +32,10 @@ rule embed_bucket:
         cache=CACHE,
         encoder=folder("encoders/{encoder}"),
         batch_size=untracked(CONFIG.embedding.batch_size),
+        compiling=untracked(CONFIG.embedding.compile),
         scratch=option("--scratch", CONFIG.embedding.scratch),
     shell:
         "python -m her2 embed --spec {params.spec:q} {params.slides:q}"
         " --cache {params.cache:q} --tiles {input.tiles:q} --encoder {params.encoder:q}"
-        " --batch-size {params.batch_size} --threads {threads} {params.scratch:q}"
+        " --batch-size {params.batch_size} --compile {params.compiling} --threads {threads} {params.scratch:q}"
         " --out {output:q} 2> {log:q}"

@@ -1,0 +1,138 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from her2 import hardware
+from her2.device import pick_device, resolve_precision
+from her2.hardware import accelerator, allowed_cpus, auto_precision, cgroup_quota
+
+
+@pytest.fixture(autouse=True)
+def _keep_threads() -> None:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("affinity", "slurm", "quota", "allowed"),
+    [
+        (8, None, None, 8),
+        (8, "4", None, 4),
+        (8, "4", 2, 2),
+        (2, "64", 16, 2),
+        (8, "", None, 8),
+        (8, "4(x2)", None, 8),  # of several nodes: says nothing of this one
+    ],
+)
+def test_the_least_of_affinity_slurm_and_cgroup_counts(
+    monkeypatch: pytest.MonkeyPatch, affinity: int, slurm: str, quota: int, allowed: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(affinity)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    monkeypatch.setattr(hardware, "cgroup_quota", lambda: quota)
+    monkeypatch.delenv("SLURM_CPUS_ON_NODE", raising=False)
+    if slurm is not None:
+        monkeypatch.setenv("SLURM_CPUS_ON_NODE", slurm)
+    assert allowed_cpus() == allowed
+
+
+@pytest.mark.parametrize(
+    ("text", "cpus"),
+    [
+        ("max 100000", None),
+        ("200000 100000", 2),
+        ("150000 100000", 2),
+        ("5000 100000", 1),
+        ("", None),
+    ],
+)
+def test_a_cgroup_s_quota_is_whole_cpus(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, cpus: int | None
+) -> None:
+    (tmp_path / "cpu.max").write_text(text)
+    monkeypatch.setattr(hardware, "_CGROUP_QUOTA", tmp_path / "cpu.max")
+    assert cgroup_quota() == cpus
+    (tmp_path / "cpu.max").unlink()
+    assert cgroup_quota() is None
+
+
+def test_the_precision_guessed_without_torch_is_the_one_that_torch_takes() -> None:
+    assert auto_precision() in (None, resolve_precision("auto", pick_device(1)))
+
+
+@pytest.mark.parametrize(
+    ("version", "cuda"),
+    [
+        ("cuda: Optional[str] = '13.0'\nhip: Optional[str] = None\n", 13),
+        ("cuda = '12.8'\n", 12),
+        ("cuda: Optional[str] = None\nhip: Optional[str] = None\n", 0),
+        ("cuda: Optional[str] = None\nhip: Optional[str] = '6.4'\n", None),
+        ("__version__ = '9'\n", None),
+    ],
+    ids=["CUDA 13", "CUDA 12", "CPU", "ROCm", "another layout"],
+)
+def test_what_torch_was_built_for_is_read_from_its_version_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, version: str, cuda: int | None
+) -> None:
+    (tmp_path / "version.py").write_text(version)
+    spec = type("Spec", (), {"origin": str(tmp_path / "__init__.py")})
+    monkeypatch.setattr(hardware.importlib.util, "find_spec", lambda _: spec)
+    assert hardware._torch_cuda() == cuda
+
+
+class Driver:
+    """A CUDA driver that answers as told."""
+
+    def __init__(self, *, devices: int = 1, version: int = 13000, major: int = 9) -> None:
+        self.answers = {"devices": devices, "version": version, "major": major}
+
+    def cuInit(self, _: int) -> int:
+        return 0
+
+    def cuDeviceGetCount(self, result) -> int:
+        result._obj.value = self.answers["devices"]
+        return 0
+
+    def cuDriverGetVersion(self, result) -> int:
+        result._obj.value = self.answers["version"]
+        return 0
+
+    def cuDeviceGet(self, result, _: int) -> int:
+        return 0
+
+    def cuDeviceGetAttribute(self, result, attribute: int, _) -> int:
+        assert attribute == 75  # compute capability, major
+        result._obj.value = self.answers["major"]
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("driver", "built_for", "expected"),
+    [
+        (Driver(), 13, "bfloat16"),
+        (Driver(major=7), 13, "float16"),
+        (Driver(devices=0), 13, "none"),
+        (Driver(), 0, "none"),
+        (Driver(version=12040), 13, None),
+        (Driver(), None, None),
+    ],
+    ids=["Hopper", "Volta", "hidden", "torch for CPUs", "old driver", "unknown torch"],
+)
+def test_the_driver_says_which_half_precision_is_native(
+    monkeypatch: pytest.MonkeyPatch, driver: Driver, built_for: int | None, expected: str | None
+) -> None:
+    monkeypatch.setattr(hardware, "_torch_cuda", lambda: built_for)
+    monkeypatch.setattr(hardware.ctypes, "CDLL", lambda _: driver)
+    assert accelerator() == expected
+
+
+def test_a_machine_without_a_driver_has_no_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(_: str) -> None:
+        raise OSError("libcuda.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(hardware, "_torch_cuda", lambda: 13)
+    monkeypatch.setattr(hardware.ctypes, "CDLL", absent)
+    assert accelerator() == "none"

@@ -1,0 +1,144 @@
+"""Decoding a slide's own JPEG tiles gives OpenSlide's bytes, or leaves the tile to OpenSlide."""
+
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from her2 import slide as slide_module
+from her2.jpeg_tiles import JpegTiles
+from her2.slide import Slide, TileError
+
+SVS_TILE = 240
+REAL = Path(__file__).resolve().parents[3] / "shared" / "slides" / "cmu-1-small-region.svs"
+
+
+def both(path: Path) -> tuple[Slide, Slide]:
+    """The slide through OpenSlide alone, and decoded directly."""
+    plain, direct = Slide(path), Slide(path)
+    assert direct.decode_directly(0, 0, 96, 96)
+    return plain, direct
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    x=st.floats(0, 700), y=st.floats(0, 700),
+    side=st.floats(20, 400), out=st.integers(16, 200),
+)  # fmt: skip
+def test_any_region_is_the_same_both_ways(
+    drawn_slide: Path, x: float, y: float, side: float, out: int
+) -> None:
+    """Also beyond the border, resampled, and from a coarser level."""
+    plain, direct = both(drawn_slide)
+    with plain, direct:
+        region = (x, y, side, side, (out, out))
+        np.testing.assert_array_equal(direct.region(*region), plain.region(*region))
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="no ../shared/slides beside this checkout")
+@pytest.mark.parametrize("side", [224, 224.449, 240, 512])
+def test_a_real_slide_is_the_same_both_ways(side: float) -> None:
+    plain, direct = both(REAL)
+    with plain, direct:
+        for x in range(0, 2220, 555):
+            for y in range(0, 2967, 600):
+                region = (x, y, side, side, (224, 224))
+                np.testing.assert_array_equal(direct.region(*region), plain.region(*region))
+
+
+def test_openslide_is_not_asked_where_tiles_are_plain(
+    drawn_slide: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, direct = both(drawn_slide)
+    monkeypatch.setattr(direct, "_read", lambda *_: pytest.fail("OpenSlide was asked"))
+    assert direct.region(100, 100, 224, 224, (224, 224)).shape == (224, 224, 3)
+
+
+@pytest.mark.parametrize("compression", ["zlib", "jpeg"])
+def test_only_jpeg_tiles_are_decoded_directly(write_slide, tmp_path: Path, compression) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (256, 256, 3), np.uint8)
+    path = write_slide(tmp_path / "slide.tif", image, compression=compression)
+    with Slide(path) as slide:
+        assert slide.decode_directly(0, 0, 64, 64) == (compression == "jpeg")
+
+
+def test_a_level_that_is_not_a_whole_number_of_times_smaller_is_left_to_openslide(
+    write_slide, tmp_path: Path
+) -> None:
+    """There OpenSlide interpolates between px."""
+    levels = [np.zeros((side, side, 3), np.uint8) for side in (513, 128)]
+    path = write_slide(tmp_path / "slide.tif", *levels, compression="jpeg")
+    with Slide(path) as slide:
+        tiles = JpegTiles(path, slide._level_sizes, slide.downsamples)
+        assert tiles.read(0, 0, 0, (64, 64)) is not None
+        assert tiles.read(1, 0, 0, (64, 64)) is None
+
+
+def test_a_reader_that_decodes_otherwise_is_not_used(
+    drawn_slide: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Wrong(JpegTiles):
+        def read(self, level, left, top, size):
+            return super().read(level, left, top, size) ^ 1
+
+    monkeypatch.setattr(
+        slide_module, "open_jpeg_tiles", lambda path, _, sizes, steps: Wrong(path, sizes, steps)
+    )
+    with Slide(drawn_slide) as slide:
+        assert not slide.decode_directly(0, 0, 96, 96)
+        assert slide._decoded is None
+    assert "decode differently" in caplog.text
+
+
+def half_lost(content: bytearray) -> None:
+    content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
+
+
+def end_lost(content: bytearray) -> None:
+    content[-2:] = b"\0\0"
+
+
+def another_marker(content: bytearray) -> None:
+    content[len(content) // 2 : len(content) // 2 + 2] = b"\xff\xc4"
+
+
+def restart_that_nobody_announced(content: bytearray) -> None:
+    content[len(content) // 2 : len(content) // 2 + 2] = b"\xff\xd3"
+
+
+def all_lost(content: bytearray) -> None:
+    content[:] = bytes(len(content))
+
+
+@pytest.mark.parametrize(
+    "change", [half_lost, end_lost, another_marker, restart_that_nobody_announced, all_lost]
+)
+def test_damage_that_openslide_sees_is_seen_here(drawn_slide: Path, tmp_path: Path, change) -> None:
+    """imagecodecs passes over what libjpeg only warns of: half a tile would be grey, not failed."""
+    path = tmp_path / "damaged.svs"
+    shutil.copy(drawn_slide, path)
+    column, row = 1, 1
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[0]
+        index = row * math.ceil(page.imagewidth / SVS_TILE) + column
+        offset, count = page.dataoffsets[index], page.databytecounts[index]
+    with path.open("r+b") as stream:
+        stream.seek(offset)
+        content = bytearray(stream.read(count))
+        change(content)
+        stream.seek(offset)
+        stream.write(content)
+    plain, direct = both(path)
+    with plain, direct:
+        for slide in (plain, direct):
+            with pytest.raises(TileError):
+                slide.region(column * SVS_TILE, row * SVS_TILE, 96, 96, (96, 96))
+        far = (2 * SVS_TILE, 2 * SVS_TILE, 96, 96, (96, 96))
+        np.testing.assert_array_equal(direct.region(*far), plain.region(*far))

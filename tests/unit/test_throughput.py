@@ -1,0 +1,87 @@
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from her2.report.throughput import ThroughputRow, throughput, throughput_table
+
+
+def receipt(**changes: Any) -> dict[str, Any]:
+    """Of a slide that two cores spent ten seconds on, nine of them in the encoder."""
+    return {
+        "device": "CPU (x86_64)", "on_cpu": True, "precision": "bfloat16", "threads": 2,
+        "workers": 2, "batch_size": 8, "compiled": False, "reader": "jpeg", "cold": False,
+        "seconds_reading": 1.5, "seconds_waiting": 0.0, "seconds_encoding": 18.0,
+        "seconds_writing": 0.5, "tiles": 400, **changes,
+    }  # fmt: skip
+
+
+def cuda(**changes: Any) -> dict[str, Any]:
+    """Of a slide that a GPU spent ten seconds on, and eight readers twenty each."""
+    return receipt(
+        **{
+            "device": "a GPU", "on_cpu": False, "threads": 8, "workers": 1, "batch_size": 64,
+            "seconds_reading": 160.0, "seconds_waiting": 1.0, "seconds_encoding": 9.0,
+            "tiles": 10_000, **changes,
+        }
+    )  # fmt: skip
+
+
+def rows(*receipts: dict[str, Any]) -> list[ThroughputRow]:
+    return throughput(SimpleNamespace(receipts={"uni": receipts}))
+
+
+def test_the_pace_of_a_cpu_is_that_of_all_its_cores() -> None:
+    (row,) = rows(receipt(), receipt())
+    assert row.patches_per_second == pytest.approx(800 / 20)
+    assert (row.slides, row.patches, row.threads) == (2, 800, "2")
+    assert (row.encoding, row.reading, row.writing) == pytest.approx((0.9, 0.075, 0.025))
+    assert row.share_text == "encoding 90%, reading 8%, writing 2%"
+
+
+def test_reading_beside_a_gpu_is_not_counted_against_it() -> None:
+    (row,) = rows(cuda())
+    assert row.patches_per_second == pytest.approx(10_000 / 10)
+    assert (row.encoding, row.waiting, row.reading) == pytest.approx((0.9, 0.1, 0))
+
+
+def test_what_ran_on_two_devices_or_in_two_precisions_is_two_rows() -> None:
+    found = rows(receipt(), cuda(), receipt(precision="float32"))
+    assert [(row.device, row.precision) for row in found] == [
+        ("CPU (x86_64)", "bfloat16"),
+        ("CPU (x86_64)", "float32"),
+        ("a GPU", "bfloat16"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("found", "bottleneck", "advice"),
+    [
+        (receipt(), "encoder", "A GPU, or more cores"),
+        (receipt(precision="float32"), "encoder", "CPU with bfloat16"),
+        (receipt(seconds_reading=30.0, cold=True), "storage", "copy them to a faster disk"),
+        (receipt(seconds_reading=30.0, reader="openslide"), "reading", "converted to JPEG TIFF"),
+        (receipt(seconds_reading=30.0), "reading", "um/px that the slides' pyramid has"),
+        (receipt(seconds_writing=30.0), "writing", "put `cache` on a faster one"),
+        (cuda(), "encoder", "compile: always"),
+        (cuda(compiled=True), "encoder", "more devices"),
+        (cuda(precision="float32"), "encoder", "precision: auto"),
+        (cuda(seconds_waiting=9.0), "reading", "more threads."),
+        (cuda(seconds_waiting=9.0, cold=True), "reading", "came from storage"),
+    ],
+)
+def test_the_bottleneck_comes_with_what_to_change(
+    found: dict[str, Any], bottleneck: str, advice: str
+) -> None:
+    (row,) = rows(found)
+    assert row.bottleneck == bottleneck
+    assert advice in row.advice
+
+
+def test_threads_that_differ_are_a_range() -> None:
+    (row,) = rows(receipt(threads=8, workers=8), receipt(threads=2), receipt(threads=4, workers=4))
+    assert row.threads == "2-8"
+
+
+def test_without_receipts_there_is_no_section() -> None:
+    assert throughput_table(SimpleNamespace(receipts={"uni": ()})) is None

@@ -40,6 +40,7 @@ class Stream:
         self.groups: queue.Queue[TileGroup | None] = queue.Queue(ahead)
         self.flying: deque[_Flight] = deque()
         self.copies = torch.cuda.Stream(owner.device)
+        self.pinned = owner.device.type == "cuda"
         self.last: torch.cuda.Event | None = None
         """When the batch before was done."""
 
@@ -106,7 +107,7 @@ class Stream:
         """A new one each time; torch hands the memory out again once its copy is over."""
         size = self.owner.card.size
         shape = (self.owner.batch_size, size, size, 3)
-        return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=self.pinned)
 
     def _start(self, batch: Tensor, parts: list[Part]) -> None:
         """Start copies and kernels of a batch; returns while they run."""
@@ -119,7 +120,7 @@ class Stream:
         started, done = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         started.record(computing)
         result = owner.encode(patches)
-        landed = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
+        landed = torch.empty(result.shape, dtype=result.dtype, pin_memory=self.pinned)
         landed.copy_(result, non_blocking=True)
         done.record(computing)
         self.flying.append(_Flight(landed, started, done, parts))

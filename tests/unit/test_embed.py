@@ -643,3 +643,15 @@ def test_a_cache_on_another_filesystem_gives_copies_instead_of_links(
         product = job.cache.path("features", entry.key)
         assert not name.samefile(product)
         assert name.read_bytes() == product.read_bytes()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_gives_the_features_of_the_cpu(
+    job: Job, embedded: Job, encoders: Callable[..., Path]
+) -> None:
+    for folder in (job.encoder, encoders(precision="auto")):
+        for slide_id, entry in replace(job, encoder=folder).embed().items():
+            expected = embedded.features(entries(embedded)[slide_id])
+            assert cosine(job.features(entry), expected).min() >= 0.999
+            found = read_attributes(job.cache.path("features", entry.key))["receipt"]
+            assert found["device"] == torch.cuda.get_device_name(0)

@@ -1,0 +1,167 @@
+"""The pass of a CUDA device: its order and its errors, here on a stand-in without a device.
+
+Where there is a GPU, `test_a_gpu_gives_the_features_of_the_cpu` of test_embed.py runs it.
+"""
+
+import contextlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from her2 import embedder, reading
+from her2.embedder import Embedder
+from her2.embedder_cuda import READ_GROUP, Stream
+from her2.errors import UserError
+from her2.reading import Feed, Passage, new_passage
+from her2.slide import SlideError, TileError
+from her2.store import RowSpool
+from her2.tiling import TileMeta, TileTable
+
+SIZE, DIMENSION = 16, 3
+
+
+class Event:
+    """A moment on a device that does everything at once."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self.recorded = False
+
+    def record(self, stream: object) -> None:
+        self.recorded = True
+
+    def synchronize(self) -> None:
+        assert self.recorded
+
+    def elapsed_time(self, other: "Event") -> float:
+        return 250.0  # ms
+
+
+class FakeSlide:
+    """Tiles whose px are column, row and slide; one that is damaged at (0, 0)."""
+
+    def __init__(self, path: Path) -> None:
+        if path.name == "absent":
+            raise SlideError("the file does not exist")
+        self.number = int(path.name)
+
+    def region(self, x: float, y: float, *_: object) -> np.ndarray:
+        if self.number == 2 and x == y == 0:
+            raise TileError("damaged")
+        return np.full((SIZE, SIZE, 3), (x / SIZE, y / SIZE, self.number), np.uint8)
+
+    def decode_directly(self, *_: object) -> bool:
+        return False
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "Slide", FakeSlide)
+    for name, value in {
+        "Stream": lambda _: SimpleNamespace(),
+        "Event": Event,
+        "current_stream": lambda _: SimpleNamespace(wait_stream=lambda _: None),
+        "stream": lambda _: contextlib.nullcontext(),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
+    monkeypatch.setattr(Embedder, "_crew", lambda self, feed: Stream(self, feed).run())
+    monkeypatch.setattr(
+        embedder,
+        "load_encoder",
+        lambda _: (encoder(), SimpleNamespace(size=SIZE, storage="float32")),
+    )
+    monkeypatch.setattr(embedder, "prepare", lambda made, *_: made)
+
+
+def encoder() -> torch.nn.Module:
+    class Corner(torch.nn.Module):
+        def forward(self, patches: torch.Tensor) -> torch.Tensor:
+            assert patches.dtype == torch.uint8
+            return patches[:, 0, 0, :].float()
+
+    return Corner()
+
+
+def passage(name: str, columns: int, rows: int) -> Passage:
+    y, x = np.mgrid[:rows, :columns].reshape(2, -1)
+    meta = TileMeta("f", 9, 9, "", 0.5, 0.5, "", 0.5, SIZE, float(SIZE), float(SIZE), 0, 1.0)
+    table = TileTable(np.stack([x, y], 1).astype(np.int32) * SIZE, np.ones(x.size), meta)
+    return new_passage(
+        name, Path(name), table, name, RowSpool(x.size, DIMENSION, "float32", Path())
+    )
+
+
+def run(slides: list[Passage], batch_size: int, threads: int = 3) -> dict[str, np.ndarray]:
+    """Rows by slide, as they were published."""
+    found: dict[str, np.ndarray] = {}
+
+    def publish(slide: Passage, pace: object) -> None:
+        found[slide.slide_id] = np.concatenate([*slide.spool.blocks(slide.readable)])
+
+    device = torch.device("cpu")
+    made = Embedder(
+        Path(), device, "float32", batch_size=batch_size, threads=threads, compiling="never",
+        publish=publish,
+    )  # fmt: skip
+    made.run(slides)
+    return found
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("batch_size", [1, 7, READ_GROUP, 64, 1000])
+def test_every_tile_of_every_slide_lands_in_its_row(batch_size: int) -> None:
+    slides = [passage("1", 9, 5), passage("3", 4, 4), passage("7", 1, 1), passage("9", 20, 11)]
+    found = run(slides, batch_size)
+    assert set(found) == {"1", "3", "7", "9"}
+    for slide in slides:
+        expected = np.column_stack(
+            [slide.table.coords / SIZE, np.full(len(slide.table), int(slide.slide_id))]
+        )
+        np.testing.assert_array_equal(found[slide.slide_id], expected)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_what_cannot_be_read_is_left_out_and_the_rest_lands() -> None:
+    slides = [passage("2", 5, 5), passage("absent", 3, 3), passage("4", 3, 3)]
+    found = run(slides, 8)
+    assert len(found["2"]) == 24
+    assert (slides[0].readable == [False] + [True] * 24).all()
+    assert slides[1].error == "the file does not exist"
+    assert len(found["absent"]) == 0
+    assert len(found["4"]) == 9
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_the_device_s_time_is_shared_out_to_the_slides() -> None:
+    slides = [passage("1", 8, 8), passage("3", 4, 4)]
+    run(slides, 16)
+    # 80 tiles in 5 batches of 0.25 s, and as much between them.
+    assert sum(slide.seconds["encoding"] for slide in slides) == pytest.approx(5 * 0.25)
+    assert sum(slide.seconds["waiting"] for slide in slides) == pytest.approx(4 * 0.25)
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("where", ["reader", "device", "writer"])
+def test_an_error_anywhere_ends_the_job(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise UserError(f"the {where} failed")
+
+    target = {
+        "reader": (FakeSlide, "region"),
+        "device": (Embedder, "encode"),
+        "writer": (RowSpool, "blocks"),
+    }[where]
+    monkeypatch.setattr(*target, fail)
+    with pytest.raises(UserError, match=f"the {where} failed"):
+        run([passage("1", 40, 40), passage("3", 4, 4)], 8)
+
+
+def test_the_feed_is_what_readers_share() -> None:
+    feed = Feed([passage("1", 3, 3)])
+    assert feed.paths == [Path("1")]

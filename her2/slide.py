@@ -7,6 +7,7 @@ manifest must give.
 import hashlib
 import io
 import math
+import re
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,10 @@ _BLOCK_BYTES = 1 << 16
 _BLOCKS = 64
 _STRIP_PX = 4096
 """Thumbnails of slides without a pyramid are read in pieces of this many px a side."""
+
+
+_UM_IN = {"nm": 1e-3, "\u00b5m": 1.0, "\u03bcm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4}
+"""Two characters look like the sign for micro."""
 
 
 class SlideError(Exception):
@@ -84,6 +89,12 @@ class Slide:
             properties.get(openslide.PROPERTY_NAME_MPP_X),
             properties.get(openslide.PROPERTY_NAME_MPP_Y),
         )
+        if None in self._mpp:
+            self._mpp = _ome_mpp(properties.get("tiff.ImageDescription", ""))
+        self.bounds_corner_px: tuple[int, int] = (
+            int(properties.get(openslide.PROPERTY_NAME_BOUNDS_X, 0)),
+            int(properties.get(openslide.PROPERTY_NAME_BOUNDS_Y, 0)),
+        )
 
     def __enter__(self) -> "Slide":
         return self
@@ -125,19 +136,30 @@ class Slide:
             )
         return Scale(x, y, "metadata")
 
-    def region(self, x: float, y: float, width: float, height: float, out: tuple[int, int]) -> RGB:
+    def region(
+        self,
+        x: float,
+        y: float,
+        width: float,
+        height: float,
+        out: tuple[int, int],
+        *,
+        scanned: bool = False,
+    ) -> RGB:
         """A rectangle of the slide, resampled to exactly `out` px.
 
         Args:
             x, y: top left, level-0 px; fractions are honoured.
             width, height: level-0 px; fractions are honoured.
             out: (width, height) of the result, px.
+            scanned: expect an image there: a rectangle that the file holds nothing of (a tile
+                lost in copying reads as transparent) is an error instead of white.
 
         Returns:
             uint8 (out height, out width, 3); what lies outside the scanned area is white.
 
         Raises:
-            TileError: the file is damaged there.
+            TileError: the file is damaged there, or (with `scanned`) empty.
         """
         level = self._level(min(width / out[0], height / out[1]))
         factor = self.downsamples[level]
@@ -151,7 +173,7 @@ class Slide:
             _extent(box_right, self._level_sizes[level][0] - left),
             _extent(box_bottom, self._level_sizes[level][1] - top),
         )
-        image = self._read(corner, level, size)
+        image = self._read(corner, level, size, scanned)
         box = (
             max(0.0, box_left),
             max(0.0, box_top),
@@ -192,10 +214,12 @@ class Slide:
         fitting = [i for i, d in enumerate(self.downsamples) if d <= downsample * 1.01]
         return max(fitting, default=0)
 
-    def _read(self, corner: tuple[int, int], level: int, size: tuple[int, int]) -> Image.Image:
+    def _read(
+        self, corner: tuple[int, int], level: int, size: tuple[int, int], scanned: bool
+    ) -> Image.Image:
         handle = self._handle
         try:
-            return _on_white(handle.read_region(corner, level, size))
+            return _on_white(handle.read_region(corner, level, size), scanned)
         except (openslide.OpenSlideError, OSError):
             with self._lock:
                 # Not closed here: another thread may be inside it. It goes when they let go.
@@ -204,7 +228,7 @@ class Slide:
         # The error may have been another region's, latched. On a fresh handle it is this one's.
         fresh = self._open()
         try:
-            return _on_white(fresh.read_region(corner, level, size))
+            return _on_white(fresh.read_region(corner, level, size), scanned)
         except (openslide.OpenSlideError, OSError) as error:
             raise TileError(f"level {level} at {corner}: {error}") from error
         finally:
@@ -293,16 +317,41 @@ def _extent(end: float, available: int) -> int:
     return max(1, available) if available < wanted <= available + 2 else wanted
 
 
-def _on_white(image: Image.Image) -> Image.Image:
-    """RGBA (transparent where nothing was scanned) -> RGB on white."""
+def _on_white(image: Image.Image, scanned: bool) -> Image.Image:
+    """RGBA (transparent where nothing was scanned) -> RGB on white.
+
+    Raises:
+        TileError: all of it is transparent, where something `scanned` is expected.
+    """
     if image.mode != "RGBA":
         return image.convert("RGB")
     alpha = image.getchannel("A")
-    if alpha.getextrema()[0] == 255:
+    least, most = alpha.getextrema()
+    if least == 255:
         return image.convert("RGB")
+    if scanned and most == 0:
+        raise TileError("the file holds no image there")
     white = Image.new("RGB", image.size, (255, 255, 255))
     white.paste(image, mask=alpha)
     return white
+
+
+def _ome_mpp(description: str) -> tuple[str | None, str | None]:
+    """um/px of OME-TIFF, whose writers need not fill the TIFF's own resolution tags.
+
+    Source: OME-XML, Pixels@PhysicalSizeX and @PhysicalSizeXUnit (um where it is absent).
+    """
+    pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", description) if "<OME" in description else None
+    if pixels is None:
+        return None, None
+    found = dict(re.findall(r"\b(PhysicalSize[XY](?:Unit)?)=[\"']([^\"']*)[\"']", pixels[0]))
+    sizes = [
+        _number(found.get(name, "")) * _UM_IN.get(found.get(f"{name}Unit", "\u00b5m"), math.nan)
+        for name in ("PhysicalSizeX", "PhysicalSizeY")
+    ]
+    if not all(map(math.isfinite, sizes)):
+        return None, None
+    return f"{sizes[0]:.9g}", f"{sizes[1]:.9g}"
 
 
 def _number(text: str) -> float:

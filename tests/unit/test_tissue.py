@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from her2.tissue import tissue_mask, tissue_share
+from her2.tissue import optical_density, share_inside, tissue_mask
 
 PINK, PALE, GLASS = (200, 120, 170), (228, 176, 210), (243, 242, 243)
 
@@ -22,7 +22,7 @@ def noisy(image: np.ndarray, generator: np.random.Generator, noise: float) -> np
 
 
 def mask_of(image: np.ndarray, mpp: float = 8.0, min_tissue_um: float = 100.0) -> np.ndarray:
-    return tissue_mask(image, mpp=mpp, min_tissue_um=min_tissue_um)
+    return tissue_mask(optical_density(image, mpp=mpp), mpp=mpp, min_tissue_um=min_tissue_um)
 
 
 @pytest.mark.parametrize("noise", [0, 2, 5, 8])
@@ -136,7 +136,7 @@ def test_the_share_is_that_of_the_area(mask, data):
         right = data.draw(st.floats(left + 0.25, width))
         bottom = data.draw(st.floats(top + 0.25, height))
         boxes.append((left, top, right, bottom))
-    found = tissue_share(mask, np.array(boxes))
+    found = share_inside(mask, np.array(boxes))
     expected = [brute_force_share(mask, box) for box in np.array(boxes)]
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -145,15 +145,15 @@ def test_the_share_is_that_of_the_area(mask, data):
 def test_whole_px_are_counted_exactly(mask):
     y, x = np.indices(mask.shape).reshape(2, -1)
     boxes = np.stack([x, y, x + 1, y + 1], axis=1).astype(float)
-    np.testing.assert_array_equal(tissue_share(mask, boxes), mask.ravel())
+    np.testing.assert_array_equal(share_inside(mask, boxes), mask.ravel())
 
 
 def test_what_reaches_beyond_the_mask_is_judged_by_what_is_inside():
     mask = np.ones((4, 4), bool)
     mask[:, :2] = False
     boxes = np.array([[-2, -2, 4, 6], [2, 2, 4.001, 4.001]], float)
-    np.testing.assert_allclose(tissue_share(mask, boxes), [0.5, 1.0], atol=1e-6)
+    np.testing.assert_allclose(share_inside(mask, boxes), [0.5, 1.0], atol=1e-6)
 
 
 def test_no_boxes_have_no_shares():
-    assert tissue_share(np.ones((4, 4), bool), np.empty((0, 4))).shape == (0,)
+    assert share_inside(np.ones((4, 4), bool), np.empty((0, 4))).shape == (0,)

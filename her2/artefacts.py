@@ -19,9 +19,10 @@ PEN_MARGIN_UM = 16.0
 """A stroke has a soft edge of about this width."""
 BORDER_LEVEL = 40
 """Grey level (of 255) below which what touches the image's edge is the scanner's border."""
-FOLD_WIDTH_UM = 200.0
+FOLD_WIDTH_UM = 160.0
 """A fold is narrower than this; tumour nests, vessels and muscle are mostly wider."""
 FOLD_LENGTH_UM = 200.0
+FOLD_MARGIN_UM = 32.0
 _TRIES = 4
 """Tiles of a square that are tried when the first cannot be read."""
 HAEMATOXYLIN_EOSIN = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11))
@@ -56,7 +57,7 @@ def pen_mask(density: Density, *, mpp: float) -> Mask:
     weak = ((red >= 0.85 * green) & (red - blue >= 0.45)) | ((red >= 0.95 * green) & (red >= 0.6))
     least, most = density.min(axis=2), density.max(axis=2)
     black = (least > 1.0) & (most - least < 0.4 * density.mean(axis=2))
-    ink = _with_share_of(clear, clear | weak, 0.25) | black
+    ink = _with_share_of(clear, clear | weak, 0.1) | black
     opened = cv2.morphologyEx(ink.astype(np.uint8), cv2.MORPH_OPEN, np.ones((2, 2), np.uint8))
     return _grown(drop_small(opened.astype(bool), (PEN_UM / mpp) ** 2), PEN_MARGIN_UM / mpp)
 
@@ -86,9 +87,9 @@ def fold_mask(density: Density, tissue: Mask, *, mpp: float) -> Mask:
     total /= max(1e-3, float(np.median(total[inside])))
     stained /= max(1e-3, float(np.median(stained[inside])))
     ridge, eosin_ridge = (_above_both_sides(values, inside, mpp) for values in (total, stained))
-    weak = (ridge > 0.4) & (total > 1.3) & (eosin_ridge > 0.4)
+    weak = (ridge > 0.3) & (total > 1.2) & (eosin_ridge > 0.4)
     clear = (ridge > 0.6) & (total > 1.5) & (eosin_ridge > 0.7)
-    return _long(weak & _grown(clear, PEN_MARGIN_UM / mpp), FOLD_LENGTH_UM / mpp)
+    return _long(weak & _grown(clear, FOLD_MARGIN_UM / mpp), FOLD_LENGTH_UM / mpp)
 
 
 def blur_effect(tile: RGB) -> float:

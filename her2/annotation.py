@@ -23,8 +23,10 @@ from her2.tissue import Mask
 Ring = NDArray[np.float64]
 """(n, 2) x, y in level-0 px; closed, whether or not the last point repeats the first."""
 
-_FINE = 4
-"""Polygons are filled on px this many times finer than the mask, so that half-covered px count."""
+_FINEST = 8
+"""Polygons are filled on px this many times finer than the mask: OpenCV fills every px that an
+outline touches, which makes areas larger by half a px all around."""
+_LARGEST_FILL = 1 << 26
 _SHIFT = 4
 _FAR_PX = 1e6
 _OUTLINES = frozenset({"0", "1", "2"})
@@ -119,13 +121,15 @@ def _fill(mask: Mask, rings: Sequence[Ring]) -> None:
     right, bottom = np.ceil(np.minimum(outline.max(axis=0), mask.shape[::-1])).astype(int)
     if right <= left or bottom <= top:
         return
-    fine = np.zeros(((bottom - top) * _FINE, (right - left) * _FINE), np.uint8)
+    size = (int(right - left), int(bottom - top))
+    factor = int(np.clip((_LARGEST_FILL / (size[0] * size[1])) ** 0.5, 2, _FINEST))
+    fine = np.zeros((size[1] * factor, size[0] * factor), np.uint8)
     # OpenCV counts from the centre of the first px, and in 1/16 px.
     points = [
-        np.clip((ring - (left, top)) * _FINE - 0.5, -_FAR_PX, _FAR_PX) * 2**_SHIFT for ring in rings
+        np.clip((ring - (left, top)) * factor - 0.5, -_FAR_PX, _FAR_PX) * 2**_SHIFT
+        for ring in rings
     ]
     cv2.fillPoly(fine, [np.round(p).astype(np.int32) for p in points], 255, shift=_SHIFT)
-    size = (int(right - left), int(bottom - top))
     mask[top:bottom, left:right] |= cv2.resize(fine, size, interpolation=cv2.INTER_AREA) >= 128
 
 

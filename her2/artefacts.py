@@ -41,7 +41,7 @@ def border_mask(thumbnail: RGB) -> Mask:
     return found
 
 
-def pen_mask(density: Density, *, mpp: float) -> Mask:
+def pen_mask(density: Density, *, mpp: float, border: Mask | None = None) -> Mask:
     """Felt pen and tissue ink: blue, green and teal by their colour, black by having none.
 
     Blue and green inks absorb red more than green, which no haematoxylin or eosin does. Over
@@ -51,12 +51,15 @@ def pen_mask(density: Density, *, mpp: float) -> Mask:
     Args:
         density: of the thumbnail, see `her2.tissue.optical_density`.
         mpp: um/px of the thumbnail.
+        border: what is black without being ink; its smoothed edge is none either.
     """
     red, green, blue = (density[..., i] for i in range(3))
     clear = ((red >= 1.1 * green) & (red - blue >= 0.35)) | ((red >= 1.25 * green) & (red >= 0.3))
     weak = ((red >= 0.85 * green) & (red - blue >= 0.45)) | ((red >= 0.95 * green) & (red >= 0.6))
     least, most = density.min(axis=2), density.max(axis=2)
     black = (least > 1.0) & (most - least < 0.4 * density.mean(axis=2))
+    if border is not None:
+        black &= ~_grown(border, 2 * PEN_MARGIN_UM / mpp)
     ink = _with_share_of(clear, clear | weak, 0.1) | black
     opened = cv2.morphologyEx(ink.astype(np.uint8), cv2.MORPH_OPEN, np.ones((2, 2), np.uint8))
     return _grown(drop_small(opened.astype(bool), (PEN_UM / mpp) ** 2), PEN_MARGIN_UM / mpp)

@@ -146,7 +146,7 @@ def _layers(
     """Tissue and artefacts on the thumbnail; tissue is without pen and border, and in regions."""
     density = optical_density(thumbnail, mpp=mpp)
     border = artefacts.border_mask(thumbnail)
-    pen = artefacts.pen_mask(density, mpp=mpp) & ~border
+    pen = artefacts.pen_mask(density, mpp=mpp, border=border) & ~border
     size_px = (slide.width_px, slide.height_px)
     shape = (thumbnail.shape[0], thumbnail.shape[1])
     if sources.mask is None:

@@ -5,6 +5,7 @@ Pen, folds and the scanner's border are found on the thumbnail. Focus is not: a 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,7 +32,10 @@ HAEMATOXYLIN_EOSIN = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11))
 
 def border_mask(thumbnail: RGB) -> Mask:
     """Black, and connected to the image's edge: glass that was not scanned."""
-    dark = (thumbnail.max(axis=2) < BORDER_LEVEL).astype(np.uint8)
+    red, green, blue = cv2.split(thumbnail)
+    dark = (cv2.max(cv2.max(red, green), blue) < BORDER_LEVEL).astype(np.uint8)
+    if not dark.any():
+        return dark.astype(bool)
     _, labels = cv2.connectedComponents(dark, connectivity=8)
     edge = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
     touching = np.zeros(int(labels.max()) + 1, bool)
@@ -53,14 +57,16 @@ def pen_mask(density: Density, *, mpp: float, border: Mask | None = None) -> Mas
         mpp: um/px of the thumbnail.
         border: what is black without being ink; its smoothed edge is none either.
     """
-    red, green, blue = (density[..., i] for i in range(3))
+    red, green, blue = cv2.split(density)
     clear = ((red >= 1.1 * green) & (red - blue >= 0.35)) | ((red >= 1.25 * green) & (red >= 0.3))
     weak = ((red >= 0.85 * green) & (red - blue >= 0.45)) | ((red >= 0.95 * green) & (red >= 0.6))
-    least, most = density.min(axis=2), density.max(axis=2)
-    black = (least > 1.0) & (most - least < 0.4 * density.mean(axis=2))
+    least, most = cv2.min(cv2.min(red, green), blue), cv2.max(cv2.max(red, green), blue)
+    black = (least > 1.0) & (most - least < (0.4 / 3) * (red + green + blue))
     if border is not None:
         black &= ~_grown(border, 2 * PEN_MARGIN_UM / mpp)
     ink = _with_share_of(clear, clear | weak, 0.1) | black
+    if not ink.any():
+        return ink
     opened = cv2.morphologyEx(ink.astype(np.uint8), cv2.MORPH_OPEN, np.ones((2, 2), np.uint8))
     return _grown(drop_small(opened.astype(bool), (PEN_UM / mpp) ** 2), PEN_MARGIN_UM / mpp)
 
@@ -82,16 +88,15 @@ def fold_mask(density: Density, tissue: Mask, *, mpp: float) -> Mask:
     if not inside.any():
         return np.zeros_like(tissue)
     eosin = np.linalg.pinv(np.array(HAEMATOXYLIN_EOSIN))[:, 1].astype(np.float32)
-    sigma = 12.0 / mpp
     total, stained = (
-        cv2.GaussianBlur(np.maximum(values, 0), (0, 0), sigmaX=sigma)
-        for values in (density.mean(axis=2), density @ eosin)
+        _relative(cv2.GaussianBlur(np.maximum(values, 0), (0, 0), sigmaX=12.0 / mpp), inside)
+        for values in (cv2.transform(density, np.full((1, 3), 1 / 3)), density @ eosin)
     )
-    total /= max(1e-3, float(np.median(total[inside])))
-    stained /= max(1e-3, float(np.median(stained[inside])))
     ridge, eosin_ridge = (_above_both_sides(values, inside, mpp) for values in (total, stained))
     weak = (ridge > 0.3) & (total > 1.2) & (eosin_ridge > 0.4)
     clear = (ridge > 0.6) & (total > 1.5) & (eosin_ridge > 0.7)
+    if not clear.any():
+        return clear
     return _long(weak & _grown(clear, FOLD_MARGIN_UM / mpp), FOLD_LENGTH_UM / mpp)
 
 
@@ -173,10 +178,12 @@ def measure_blur(
 
 def _with_share_of(clear: Mask, candidates: Mask, share: float) -> Mask:
     """The pieces of `candidates` of which at least `share` is `clear`."""
-    count, labels = cv2.connectedComponents(candidates.astype(np.uint8), connectivity=8)
-    flat = labels.ravel()
-    size = np.bincount(flat, minlength=count)
-    keep = np.bincount(flat, clear.ravel(), minlength=count) >= share * size
+    if not clear.any():
+        return np.zeros_like(candidates)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(
+        candidates.astype(np.uint8), connectivity=8
+    )
+    keep = np.bincount(labels[clear], minlength=count) >= share * stats[:, cv2.CC_STAT_AREA]
     keep[0] = False
     kept: Mask = keep[labels]
     return kept
@@ -186,6 +193,11 @@ def _grown(mask: Mask, radius_px: float) -> Mask:
     side = 2 * round(radius_px) + 1
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
     return cv2.dilate(mask.astype(np.uint8), kernel).astype(bool)
+
+
+def _relative(values: NDArray[Any], inside: Mask) -> NDArray[np.float32]:
+    """Values as multiples of the tissue's median."""
+    return np.asarray(values / max(1e-3, float(np.median(values[inside]))), np.float32)
 
 
 def _above_both_sides(values: NDArray[np.float32], inside: Mask, mpp: float) -> NDArray[np.float32]:

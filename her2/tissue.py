@@ -63,8 +63,8 @@ def glass_colour(image: NDArray[np.generic]) -> tuple[float, float, float]:
 
 def stain(density: Density) -> NDArray[np.float32]:
     """By how much green is absorbed more than red or blue: (h, w), 0 on what is grey."""
-    result: NDArray[np.float32] = density[..., 1] - np.minimum(density[..., 0], density[..., 2])
-    return result
+    red, green, blue = cv2.split(density)
+    return np.asarray(green - cv2.min(red, blue), np.float32)
 
 
 def tissue_mask(
@@ -79,7 +79,7 @@ def tissue_mask(
         exclude: what is no tissue whatever its colour (pen, the scanner's border).
     """
     amount = stain(density)
-    mask = (amount > _threshold(density, amount)) & (density.min(axis=2) < DARKEST)
+    mask = (amount > _threshold(density, amount)) & (_least(density) < DARKEST)
     reach = 2 * round(EDGE_UM / mpp) + 1
     nearby = cv2.dilate(amount, np.ones((reach, reach), np.uint8))
     mask &= (amount > STAIN_RANGE[1]) | (amount > EDGE_SHARE * nearby)
@@ -123,12 +123,18 @@ def drop_small(mask: Mask, min_area_px: float) -> Mask:
 
 def _threshold(density: Density, amount: NDArray[np.float32]) -> float:
     """Above the glass's own scatter: median + 6 robust standard deviations, within bounds."""
-    glass = amount[np.abs(density).max(axis=2) < 0.04]
+    red, green, blue = cv2.split(np.abs(density))
+    glass = amount[cv2.max(cv2.max(red, green), blue) < 0.04]
     if len(glass) < 100:
         return STAIN_RANGE[0]
     middle = float(np.median(glass))
     spread = 1.4826 * float(np.median(np.abs(glass - middle)))
     return float(np.clip(middle + 6 * spread, *STAIN_RANGE))
+
+
+def _least(density: Density) -> NDArray[np.float32]:
+    red, green, blue = cv2.split(density)
+    return np.asarray(cv2.min(cv2.min(red, green), blue), np.float32)
 
 
 def _clean(mask: Mask, *, min_px: float) -> Mask:

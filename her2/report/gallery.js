@@ -50,8 +50,6 @@
       large.alt = picture.alt;
       large.width = picture.width;
       large.height = picture.height;
-    } else {
-      large.removeAttribute("src");
     }
     const order = shown();
     viewer.querySelector("[data-view=name]").textContent = card.dataset.id;

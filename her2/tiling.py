@@ -51,29 +51,45 @@ def tile_bucket(
     return found
 
 
+def tile_key(
+    spec: TileSpec, cohort: Cohort, row: SlideRow, tissue_masks: Path | None, *, content: str
+) -> str:
+    """Identity of a slide's tile table: everything that determines it, and nothing else.
+
+    Args:
+        spec: the job.
+        cohort: where the slide's annotation and mask are.
+        row: of the slide.
+        tissue_masks: folder of masks that replace our tissue detection.
+        content: the slide's fingerprint.
+
+    Raises:
+        SlideError: its annotation or its mask cannot be read.
+    """
+    return digest(
+        {
+            "stage": "tile",
+            "version": spec.version,
+            "fingerprint": content,
+            "manifest_mpp": row.mpp,
+            "target": [spec.mpp, spec.size],
+            "tiling": spec.tiling.model_dump(exclude={"min_tiles"}),
+            "seed": spec.seed,
+            "annotation": _content(cohort.annotation_file(row), "annotation"),
+            "mask": _content(cohort.mask_file(row, tissue_masks), "tissue mask"),
+        }
+    )
+
+
 def _tile_row(
     spec: TileSpec, cohort: Cohort, row: SlideRow, cache: Cache, tissue_masks: Path | None
 ) -> TileEntry:
     try:
-        print_ = fingerprint(cohort.file(row))
-        annotation = cohort.annotation_file(row)
-        mask = cohort.mask_file(row, tissue_masks)
-        key = digest(
-            {
-                "stage": "tile",
-                "version": spec.version,
-                "fingerprint": print_,
-                "manifest_mpp": row.mpp,
-                "target": [spec.mpp, spec.size],
-                "tiling": spec.tiling.model_dump(exclude={"min_tiles"}),
-                "seed": spec.seed,
-                "annotation": _content(annotation, "annotation"),
-                "mask": _content(mask, "tissue mask"),
-            }
-        )
+        content = fingerprint(cohort.file(row))
+        key = tile_key(spec, cohort, row, tissue_masks, content=content)
         table = _cached(cache, key)
         if table is None:
-            regions = None
+            annotation, regions = cohort.annotation_file(row), None
             if annotation is not None:
                 regions = chosen_regions(
                     read_regions(annotation),
@@ -87,14 +103,14 @@ def _tile_row(
                     mpp=spec.mpp,
                     size=spec.size,
                     tiling=spec.tiling,
-                    fingerprint=print_,
-                    sources=Sources(regions, mask, spec.seed),
+                    fingerprint=content,
+                    sources=Sources(regions, cohort.mask_file(row, tissue_masks), spec.seed),
                 )
             _publish(cache, key, table, picture)
             words = _words(table.meta.rejected)
-            log.info(
-                "%s: %d tiles cut%s", row.slide_id, len(table), words and f", rejected: {words}"
-            )
+            if words:
+                log.info("%s: tiles rejected: %s", row.slide_id, words)
+            log.info("%s: %d tiles cut", row.slide_id, len(table))
         else:
             log.info("%s: %d tiles from the cache", row.slide_id, len(table))
     except SlideUnfit as error:

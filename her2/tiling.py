@@ -40,6 +40,7 @@ def tile_bucket(
         tissue_masks: folder of masks that replace our tissue detection.
         threads: slides at a time.
     """
+    cv2.setNumThreads(1)  # the pool's threads are what the job was given
     rows = cohort.bucket(spec.bucket)
     with ThreadPoolExecutor(threads) as pool:
         entries = list(
@@ -97,6 +98,8 @@ def _tile_row(
                     file=annotation.name,
                 )
             with Slide(cohort.file(row)) as slide:
+                if annotation is not None:
+                    _warn_of_origin(spec, row, annotation, slide)
                 table, picture = tile_slide(
                     slide,
                     slide.scale(row.mpp),
@@ -123,6 +126,20 @@ def _tile_row(
         log.warning("%s: failed: %s", row.slide_id, error)
         return TileEntry(status="failed", reason=f"damaged, copy it again ({error})")
     return _entry(key, table, spec.tiling.min_tiles)
+
+
+def _warn_of_origin(spec: TileSpec, row: SlideRow, annotation: Path, slide: Slide) -> None:
+    """QuPath counts from the scanned part of some formats, and its files do not say so."""
+    from_level0 = spec.tiling.annotation_origin == "level0"
+    if from_level0 and slide.bounds_corner_px != (0, 0) and annotation.suffix.lower() != ".xml":
+        x, y = slide.bounds_corner_px
+        log.warning(
+            "%s: its scanned part begins at %d, %d; QuPath's annotations count from there, unless it "
+            "opened the slide with --no-crop: set tiling.annotation_origin to bounds",
+            row.slide_id,
+            x,
+            y,
+        )
 
 
 def _content(path: Path | None, what: str) -> str | None:

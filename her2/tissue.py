@@ -37,9 +37,10 @@ def optical_density(thumbnail: RGB, *, mpp: float) -> Density:
     Source: Beer-Lambert, as in Ruifrok and Johnston, Anal. Quant. Cytol. Histol. 23, 2001.
     """
     sigma = max(0.6, SMOOTHING_UM / mpp)
-    smooth = cv2.GaussianBlur(thumbnail, (0, 0), sigmaX=sigma).astype(np.float32)
-    light = np.log(smooth + 1)
-    return np.log(np.array(glass_colour(smooth), np.float32) + 1) - light
+    smooth = cv2.GaussianBlur(thumbnail, (0, 0), sigmaX=sigma)
+    glass = np.log(np.array(glass_colour(smooth), np.float32) + 1)
+    levels = glass - np.log(np.arange(256, dtype=np.float32) + 1)[:, None]
+    return np.asarray(cv2.LUT(smooth, levels[:, None, :]), np.float32)
 
 
 def glass_colour(image: NDArray[np.generic]) -> tuple[float, float, float]:

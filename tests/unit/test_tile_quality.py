@@ -275,6 +275,27 @@ def test_of_the_regions_some_classes_can_be_chosen(folder):
     assert "no region of the class DCIS" in entry.reason
 
 
+def test_regions_of_a_cropped_slide_count_from_its_scanned_part_when_told_so(
+    folder, monkeypatch, caplog
+):
+    """As in MIRAX: the scanned part begins at 288, 192."""
+    plain = Slide.__init__
+
+    def cropped(self: Slide, path: Path) -> None:
+        plain(self, path)
+        self.bounds_corner_px = (288, 192)
+
+    monkeypatch.setattr(Slide, "__init__", cropped)
+    name = annotate(folder, square(0, 0, 288, 192))
+    bounds = SPEC.model_copy(update={"tiling": TilingSection(annotation_origin="bounds")})
+    assert places(tiles_of(folder, run(folder, bounds, annotation=name))) == {
+        (x, y) for x in (288, 384, 480) for y in (192, 288)
+    }
+    assert "begins at 288, 192" not in caplog.text
+    assert min(places(tiles_of(folder, run(folder, annotation=name)))) < (288, 192)
+    assert "a: its scanned part begins at 288, 192" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("write", "status", "reason"),
     [

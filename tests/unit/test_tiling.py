@@ -211,6 +211,21 @@ def test_a_real_slide_is_cut_on_the_exact_grid():
     assert {place for place, inside in clear.items() if inside} == kept & set(clear)
 
 
+@pytest.mark.skipif(not REAL_SLIDE.exists(), reason=f"{REAL_SLIDE} is not on this machine")
+def test_tissue_of_a_real_slide_is_where_one_sees_it():
+    """Places picked by eye on the thumbnail, in um; ink flecks and a lumen among the glass."""
+    with Slide(REAL_SLIDE) as slide:
+        density = optical_density(slide.thumbnail(8.0, slide.scale()), mpp=8.0)
+    mask = tissue_mask(density, mpp=8.0, min_tissue_um=100)
+    tissue = [(500, 240), (480, 700), (400, 1000), (600, 1120), (700, 1300), (860, 700),
+              (240, 530), (800, 1200), (300, 1400)]  # fmt: skip
+    glass = [(120, 200), (200, 1000), (960, 500), (660, 260), (1000, 1200), (900, 120),
+             (300, 700), (1000, 1400), (1040, 304)]  # fmt: skip
+    assert [place for place in tissue if not mask[place[1] // 8, place[0] // 8]] == []
+    assert [place for place in glass if mask[place[1] // 8, place[0] // 8]] == []
+    assert 0.55 < mask.sum() * 64e-6 < 0.68
+
+
 # A bucket
 
 

@@ -134,8 +134,8 @@ def _warn_of_origin(spec: TileSpec, row: SlideRow, annotation: Path, slide: Slid
     if from_level0 and slide.bounds_corner_px != (0, 0) and annotation.suffix.lower() != ".xml":
         x, y = slide.bounds_corner_px
         log.warning(
-            "%s: its scanned part begins at %d, %d; QuPath's annotations count from there, unless it "
-            "opened the slide with --no-crop: set tiling.annotation_origin to bounds",
+            "%s: its scanned part begins at %d, %d; QuPath's annotations count from there, unless "
+            "it opened the slide with --no-crop: set tiling.annotation_origin to bounds",
             row.slide_id,
             x,
             y,

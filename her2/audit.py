@@ -78,6 +78,7 @@ def tabulate_cohort(spec: CohortSpec, cohort: Cohort, tiles: Path, folder: Path)
             "scanner": row.scanner,
             "split": row.split,
             "annotation": row.annotation,
+            "mask": row.mask,
             "grid": grid,
             **asdict(entries[grid][row.slide_id]),
         }

@@ -74,6 +74,9 @@ def tile(
     cache: CacheOption,
     out: OutOption,
     root: RootOption = None,
+    tissue_masks: Annotated[
+        Path | None, typer.Option(help="folder of {slide_id}.png or .tif: tissue, not detected")
+    ] = None,
     threads: ThreadsOption = 1,
 ) -> None:
     """Stage 1: find the tiles of a bucket of slides."""
@@ -81,7 +84,14 @@ def tile(
     from her2.tiling import tile_bucket
 
     job = specs.load(specs.TileSpec, spec)
-    tile_bucket(job, _cohort(slides, root), Cache(cache), out, threads=threads)
+    tile_bucket(
+        job,
+        _cohort(slides, root),
+        Cache(cache),
+        out,
+        tissue_masks=tissue_masks,
+        threads=threads,
+    )
 
 
 @app.command()

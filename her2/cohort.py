@@ -18,11 +18,12 @@ from her2.errors import UserError, problem_list
 from her2.files import digest
 
 REQUIRED = ("slide_id", "path", "patient_id")
-OPTIONAL = ("mpp", "site", "scanner", "split", "annotation")
+OPTIONAL = ("mpp", "site", "scanner", "split", "annotation", "mask")
 MISSING = frozenset({"", "na", "n/a", "nan", "none", "null"})
 """Cells (in any case) that mean: no value."""
 MAX_ID_LENGTH = 128
 """Ids become file names, which most file systems end at 255 bytes."""
+MASK_SUFFIXES = (".png", ".tif", ".tiff")
 MPP_RANGE = (0.05, 20.0)
 """um/px that a scan or a flat image of tissue can have."""
 
@@ -40,6 +41,7 @@ class SlideRow:
     scanner: str | None = None
     split: str | None = None
     annotation: str | None = None
+    mask: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,16 @@ class Cohort:
     def file(self, row: SlideRow) -> Path:
         """The slide's path: relative ones start at the cohort's root."""
         return self.root / row.path
+
+    def annotation_file(self, row: SlideRow) -> Path | None:
+        """The file of regions that the slide's tiles are restricted to."""
+        return None if row.annotation is None else self.root / row.annotation
+
+    def mask_file(self, row: SlideRow, tissue_masks: Path | None = None) -> Path | None:
+        """The tissue mask from another program: the row's own, else that of `tissue_masks`."""
+        if row.mask is not None:
+            return self.root / row.mask
+        return None if tissue_masks is None else find_mask(tissue_masks, row.slide_id)
 
     def digest(self, rows: Iterable[SlideRow], columns: Iterable[str]) -> str:
         """Digest of some columns (fields, or label columns) of some rows."""
@@ -113,27 +125,46 @@ def read_labels(slides: Path, *, root: Path | None = None, labels: Collection[st
     return _cohort(slides, root, rows, problems + _duplicates(rows))
 
 
-def missing_files(cohort: Cohort) -> UserError | None:
-    """An error that names every slide whose file is not there, or None."""
-    problems = [
-        f"slide {row.slide_id!r}, column 'path': {str(cohort.file(row))!r} does not exist"
-        for row in cohort.rows
-        if not cohort.file(row).exists()
-    ]
+def find_mask(folder: Path, slide_id: str) -> Path:
+    """`{slide_id}.png`, `.tif` or `.tiff` in a folder; the first where there is none."""
+    names = [folder / f"{slide_id}{suffix}" for suffix in MASK_SUFFIXES]
+    return next((path for path in names if path.exists()), names[0])
+
+
+def missing_files(cohort: Cohort, tissue_masks: Path | None = None) -> UserError | None:
+    """An error that names every slide whose file, annotation or mask is not there, or None."""
+    problems, lacking = [], set()
+    for row in cohort.rows:
+        own = "column 'mask'" if row.mask is not None else "`cohort.tissue_masks`"
+        for what, path in (
+            ("column 'path'", cohort.file(row)),
+            ("column 'annotation'", cohort.annotation_file(row)),
+            (own, cohort.mask_file(row, tissue_masks)),
+        ):
+            if path is not None and not path.exists():
+                problems.append(f"slide {row.slide_id!r}, {what}: {str(path)!r} does not exist")
+                lacking.add(row.slide_id)
     if not problems:
         return None
     return problem_list(
-        f"{len(problems)} of {len(cohort.rows)} slides are missing; correct the paths, or "
+        f"{len(lacking)} of {len(cohort.rows)} slides are missing a file; correct the paths, or "
         f"`cohort.root` (now {str(cohort.root)!r})",
         problems,
     )
 
 
-def check_files(cohort: Cohort) -> None:
-    """Open every file far enough to identify it.
+def check_files(
+    cohort: Cohort, *, tissue_masks: Path | None = None, classes: Collection[str] = ()
+) -> None:
+    """Open every file far enough to identify it, and read annotations and masks.
+
+    Args:
+        cohort: the manifest.
+        tissue_masks: the config's `cohort.tissue_masks`.
+        classes: the config's `tiling.annotation_classes`.
 
     Raises:
-        UserError: naming the slides that are missing, unreadable, or the same file twice.
+        UserError: naming the slides whose files are missing, unreadable, or the same file twice.
     """
     from her2.slide import SlideError, fingerprint
 
@@ -141,6 +172,7 @@ def check_files(cohort: Cohort) -> None:
     for row in cohort.rows:
         try:
             owners[fingerprint(cohort.file(row))].append(row.slide_id)
+            _check_sources(cohort, row, tissue_masks, classes)
         except SlideError as error:
             problems.append(f"slide {row.slide_id!r}: {str(cohort.file(row))!r}: {error}")
     problems += [
@@ -150,6 +182,23 @@ def check_files(cohort: Cohort) -> None:
     ]
     if problems:
         raise problem_list(f"{len(problems)} problem(s) with the slides' files", problems)
+
+
+def _check_sources(
+    cohort: Cohort, row: SlideRow, tissue_masks: Path | None, classes: Collection[str]
+) -> None:
+    """Raise a SlideError for an annotation or mask that tiling could not use."""
+    annotation, mask = cohort.annotation_file(row), cohort.mask_file(row, tissue_masks)
+    if annotation is not None:
+        from her2.annotation import chosen_regions, read_regions
+
+        chosen_regions(read_regions(annotation), classes, file=annotation.name)
+    if mask is not None:
+        from her2.maskfile import read_mask
+        from her2.slide import Slide
+
+        with Slide(cohort.file(row)) as slide:
+            read_mask(mask, (1, 1), size_px=(slide.width_px, slide.height_px))
 
 
 def _read_rows(slides: Path, labels: Collection[str]) -> tuple[list[SlideRow], list[str]]:

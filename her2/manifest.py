@@ -19,7 +19,11 @@ Status = Literal["ok", "excluded", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class TileEntry:
-    """What tiling found out about a slide. Sizes are level-0 px, scales um/px."""
+    """What tiling found out about a slide. Sizes are level-0 px, scales um/px.
+
+    `pen` and `fold` are shares of the area of tissue and pen, `border` of the slide's; `rejected_*`
+    count tiles with enough tissue, `not_drawn` those that `tiling.max_tiles` left out.
+    """
 
     status: Status
     reason: str | None = None
@@ -33,6 +37,16 @@ class TileEntry:
     mpp_y: float | None = None
     mpp_source: str | None = None
     tissue_mm2: float | None = None
+    tissue_source: str | None = None
+    regions: int | None = None
+    pen: float | None = None
+    fold: float | None = None
+    border: float | None = None
+    rejected_border: int = 0
+    rejected_pen: int = 0
+    rejected_fold: int = 0
+    rejected_blur: int = 0
+    not_drawn: int = 0
 
 
 @dataclass(frozen=True, slots=True)

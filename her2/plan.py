@@ -19,9 +19,11 @@ PUBLISHED = ".as-published"
 """Ends the names of what belongs to the published protocol."""
 
 SLIDE_COLUMNS = ("slide_id", "path", "mpp")
-"""What tiling and embedding know of a row of the manifest."""
+"""What embedding knows of a row of the manifest."""
+TILE_COLUMNS = (*SLIDE_COLUMNS, "annotation", "mask")
+"""What tiling knows of it."""
 
-DESCRIBING_COLUMNS = ("site", "scanner", "split", "annotation")
+DESCRIBING_COLUMNS = ("site", "scanner", "split", "annotation", "mask")
 """What the cohort's table says of a slide beside that, its patient and its labels."""
 
 
@@ -81,12 +83,25 @@ class Plan:
         return specs.dump(
             specs.TileSpec(
                 bucket=bucket,
-                rows=self._rows(bucket),
+                rows=self.cohort.digest(self.by_bucket[bucket], TILE_COLUMNS),
                 mpp=mpp,
                 size=size,
                 tiling=self.config.tiling,
+                seed=None if self.config.tiling.max_tiles is None else self.config.seed,
             )
         )
+
+    def tile_files(self, bucket: str) -> list[str]:
+        """What tiling a bucket reads: its slides, their annotations and masks."""
+        masks = self.config.cohort.tissue_masks
+        found = []
+        for row in self.by_bucket[bucket]:
+            found += [
+                self.cohort.file(row),
+                self.cohort.annotation_file(row),
+                self.cohort.mask_file(row, masks),
+            ]
+        return list(dict.fromkeys(str(path) for path in found if path is not None))
 
     def audit_spec(self) -> str:
         """Spec of the checks of the whole cohort."""

@@ -8,6 +8,7 @@ import hashlib
 import io
 import logging
 import math
+import re
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +41,14 @@ _TILE_WIDTH_TAG = 322
 _HEAD_BYTES = 1 << 20
 _BLOCK_BYTES = 1 << 16
 _BLOCKS = 64
+_SERIES_UID, _INSTANCE_UID = b"\x20\x00\x0e\x00UI", b"\x08\x00\x18\x00UI"
+"""DICOM's tags (0020,000E) and (0008,0018), as they stand in a file."""
 _STRIP_PX = 4096
 """Thumbnails of slides without a pyramid are read in pieces of this many px a side."""
+
+
+_UM_IN = {"nm": 1e-3, "\u00b5m": 1.0, "\u03bcm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4}
+"""Two characters look like the sign for micro."""
 
 
 class SlideError(Exception):
@@ -89,6 +96,12 @@ class Slide:
             properties.get(openslide.PROPERTY_NAME_MPP_X),
             properties.get(openslide.PROPERTY_NAME_MPP_Y),
         )
+        if None in self._mpp:
+            self._mpp = _ome_mpp(properties.get("tiff.ImageDescription", ""))
+        self.bounds_corner_px: tuple[int, int] = (
+            int(properties.get(openslide.PROPERTY_NAME_BOUNDS_X, 0)),
+            int(properties.get(openslide.PROPERTY_NAME_BOUNDS_Y, 0)),
+        )
 
     def __enter__(self) -> "Slide":
         return self
@@ -133,19 +146,30 @@ class Slide:
             )
         return Scale(x, y, "metadata")
 
-    def region(self, x: float, y: float, width: float, height: float, out: tuple[int, int]) -> RGB:
+    def region(
+        self,
+        x: float,
+        y: float,
+        width: float,
+        height: float,
+        out: tuple[int, int],
+        *,
+        scanned: bool = False,
+    ) -> RGB:
         """A rectangle of the slide, resampled to exactly `out` px.
 
         Args:
             x, y: top left, level-0 px; fractions are honoured.
             width, height: level-0 px; fractions are honoured.
             out: (width, height) of the result, px.
+            scanned: expect an image there: a rectangle that the file holds nothing of (a tile
+                lost in copying reads as transparent) is an error instead of white.
 
         Returns:
             uint8 (out height, out width, 3); what lies outside the scanned area is white.
 
         Raises:
-            TileError: the file is damaged there.
+            TileError: the file is damaged there, or (with `scanned`) empty.
         """
         level = self._level(min(width / out[0], height / out[1]))
         factor = self.downsamples[level]
@@ -169,7 +193,10 @@ class Slide:
         as_it_is = size == out and box == (0, 0, *out)
         if pixels is not None and as_it_is:
             return pixels
-        image = self._read(corner, level, size) if pixels is None else Image.fromarray(pixels)
+        if pixels is not None:
+            image = Image.fromarray(pixels)
+        else:
+            image = self._read(corner, level, size, scanned)
         return np.asarray(image if as_it_is else image.resize(out, RESAMPLING, box=box))
 
     def decode_directly(self, x: float, y: float, width: float, height: float) -> bool:
@@ -226,10 +253,12 @@ class Slide:
         fitting = [i for i, d in enumerate(self.downsamples) if d <= downsample * 1.01]
         return max(fitting, default=0)
 
-    def _read(self, corner: tuple[int, int], level: int, size: tuple[int, int]) -> Image.Image:
+    def _read(
+        self, corner: tuple[int, int], level: int, size: tuple[int, int], scanned: bool
+    ) -> Image.Image:
         handle = self._handle
         try:
-            return _on_white(handle.read_region(corner, level, size))
+            return _on_white(handle.read_region(corner, level, size), scanned)
         except (openslide.OpenSlideError, OSError):
             with self._lock:
                 # Not closed here: another thread may be inside it. It goes when they let go.
@@ -238,7 +267,7 @@ class Slide:
         # The error may have been another region's, latched. On a fresh handle it is this one's.
         fresh = self._open()
         try:
-            return _on_white(fresh.read_region(corner, level, size))
+            return _on_white(fresh.read_region(corner, level, size), scanned)
         except (openslide.OpenSlideError, OSError) as error:
             raise TileError(f"level {level} at {corner}: {error}") from error
         finally:
@@ -276,8 +305,9 @@ def fingerprint(path: Path) -> str:
 
     Taken over the size, the first and last MiB and 64 evenly spaced blocks of 64 KiB of the file;
     for formats of many files (MIRAX: a folder of the file's name beside it; DICOM: the files of
-    its folder) over all of them. Names and times do not count. Two scans differ everywhere, so a
-    sample tells them apart; a change of a few bytes inside a gigabyte can go unseen.
+    its series in its folder) over all of them. Names and times do not count. Two scans differ
+    everywhere, so a sample tells them apart; a change of a few bytes inside a gigabyte can go
+    unseen.
 
     Raises:
         SlideError: a file cannot be read, or is empty.
@@ -301,8 +331,20 @@ def _parts(path: Path) -> list[Path]:
     if path.suffix.lower() == ".mrxs" and companion.is_dir():
         return [path, *sorted(item for item in companion.iterdir() if item.is_file())]
     if path.suffix.lower() == ".dcm":
-        return [path, *sorted(item for item in path.parent.glob("*.dcm") if item != path)]
+        series = _dicom_uid(path, _SERIES_UID)
+        others = [item for item in path.parent.glob("*.dcm") if item != path]
+        found = [path, *(item for item in others if _dicom_uid(item, _SERIES_UID) == series)]
+        return sorted(found, key=lambda item: (_dicom_uid(item, _INSTANCE_UID), item.name))
     return [path]
+
+
+def _dicom_uid(path: Path, tag: bytes) -> bytes:
+    """A UID near the start of a DICOM file (explicit little endian); empty where there is none."""
+    with path.open("rb") as stream:
+        head = stream.read(_BLOCK_BYTES)
+    place = head.find(tag)
+    size = int.from_bytes(head[place + 6 : place + 8], "little")
+    return head[place + 8 : place + 8 + size] if place >= 0 else b""
 
 
 def _update(result: "hashlib._Hash", stream: io.BufferedReader, size: int) -> None:
@@ -327,16 +369,41 @@ def _extent(end: float, available: int) -> int:
     return max(1, available) if available < wanted <= available + 2 else wanted
 
 
-def _on_white(image: Image.Image) -> Image.Image:
-    """RGBA (transparent where nothing was scanned) -> RGB on white."""
+def _on_white(image: Image.Image, scanned: bool) -> Image.Image:
+    """RGBA (transparent where nothing was scanned) -> RGB on white.
+
+    Raises:
+        TileError: all of it is transparent, where something `scanned` is expected.
+    """
     if image.mode != "RGBA":
         return image.convert("RGB")
     alpha = image.getchannel("A")
-    if alpha.getextrema()[0] == 255:
+    least, most = alpha.getextrema()
+    if least == 255:
         return image.convert("RGB")
+    if scanned and most == 0:
+        raise TileError("the file holds no image there")
     white = Image.new("RGB", image.size, (255, 255, 255))
     white.paste(image, mask=alpha)
     return white
+
+
+def _ome_mpp(description: str) -> tuple[str | None, str | None]:
+    """um/px of OME-TIFF, whose writers need not fill the TIFF's own resolution tags.
+
+    Source: OME-XML, Pixels@PhysicalSizeX and @PhysicalSizeXUnit (um where it is absent).
+    """
+    pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", description) if "<OME" in description else None
+    if pixels is None:
+        return None, None
+    found = dict(re.findall(r"\b(PhysicalSize[XY](?:Unit)?)=[\"']([^\"']*)[\"']", pixels[0]))
+    sizes = [
+        _number(found.get(name, "")) * _UM_IN.get(found.get(f"{name}Unit", "\u00b5m"), math.nan)
+        for name in ("PhysicalSizeX", "PhysicalSizeY")
+    ]
+    if not all(map(math.isfinite, sizes)):
+        return None, None
+    return f"{sizes[0]:.9g}", f"{sizes[1]:.9g}"
 
 
 def _number(text: str) -> float:

@@ -27,9 +27,9 @@ from her2.files import canonical_json
 
 VERSIONS = {
     "synthetic": 1,
-    "tile": 1,
+    "tile": 2,
     "audit": 2,
-    "cohort": 1,
+    "cohort": 2,
     "encoder": 1,
     "overlap": 1,
     "embed": 2,
@@ -67,7 +67,11 @@ class PatchesSpec(Section):
 
 
 class TileSpec(Section):
-    """A bucket of slides on a grid; `rows` digests the ids, paths and um/px of its slides."""
+    """A bucket of slides on a grid.
+
+    `rows` digests ids, paths and um/px of its slides, and where their annotations and masks are;
+    `seed` is that of the draw of `max_tiles`, None where all tiles are kept.
+    """
 
     version: int = VERSIONS["tile"]
     bucket: str
@@ -75,6 +79,7 @@ class TileSpec(Section):
     mpp: float
     size: int
     tiling: TilingSection
+    seed: int | None = None
 
 
 class AuditSpec(Section):

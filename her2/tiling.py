@@ -1,211 +1,118 @@
-"""Stage 1, tile: slides -> tile tables on a grid at an exact um/px, and a QC picture each."""
+"""Stage 1, tile: a bucket of slides -> tile tables in the cache, and the bucket's manifest."""
 
-import hashlib
-import json
 import logging
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import cv2
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet
-from numpy.typing import NDArray
 
+from her2.annotation import chosen_regions, read_regions
 from her2.cache import Cache
 from her2.cohort import Cohort, SlideRow
-from her2.config import TilingSection
-from her2.errors import UserError
-from her2.files import digest, link
+from her2.files import digest, file_digest, link
+from her2.grid import Sources, tile_slide
 from her2.manifest import TileEntry, write_manifest
-from her2.slide import RGB, Scale, Slide, SlideError, SlideUnfit, TileError, fingerprint
+from her2.slide import RGB, Slide, SlideError, SlideUnfit, TileError, fingerprint
 from her2.specs import TileSpec
-from her2.tissue import Mask, tissue_mask, tissue_share
+from her2.tiletable import TileMeta, TileTable, read_table, write_table
+
+__all__ = ["TileMeta", "TileTable", "read_table", "tile_bucket", "write_table"]
 
 log = logging.getLogger(__name__)
 
-_QC_SIDE_PX = 1024
-_METADATA_KEY = b"her2"
-
-
-@dataclass(frozen=True, slots=True)
-class TileMeta:
-    """What is true of all tiles of a slide; lengths in level-0 px, scales in um/px."""
-
-    fingerprint: str
-    width_px: int
-    height_px: int
-    vendor: str
-    mpp_x: float
-    mpp_y: float
-    mpp_source: str
-    target_mpp: float
-    tile_px: int
-    level0_width: float
-    level0_height: float
-    read_level: int
-    tissue_mm2: float
-
-
-@dataclass(frozen=True, slots=True)
-class TileTable:
-    """The tiles of a slide: `coords` int32 (n, 2), top left x and y in level-0 px."""
-
-    coords: NDArray[np.int32]
-    tissue: NDArray[np.float32]
-    meta: TileMeta
-
-    def __len__(self) -> int:
-        return len(self.coords)
-
-    @property
-    def coords_digest(self) -> str:
-        """Digest of where the tiles are and how large."""
-        sizes = [self.meta.level0_width, self.meta.level0_height]
-        return digest([hashlib.sha256(self.coords.astype("<i4").tobytes()).hexdigest(), sizes])
-
-
-def grid_axis(length_px: int, tile: float, overlap: float) -> NDArray[np.int32]:
-    """Where tiles begin along one axis, level-0 px.
-
-    Tile i begins at floor(i * tile * (1 - overlap)): rounded once, so that a fractional tile side
-    does not drift across a slide; every tile lies inside `length_px`.
-    """
-    stride = tile * (1 - overlap)
-    if length_px < tile:
-        return np.empty(0, np.int32)
-    count = int((length_px - tile) / stride + 1e-9) + 1
-    return np.floor(np.arange(count) * stride + 1e-9).astype(np.int32)
-
-
-def tile_slide(
-    slide: Slide, scale: Scale, *, mpp: float, size: int, tiling: TilingSection, fingerprint: str
-) -> tuple[TileTable, RGB]:
-    """Find the tiles of a slide.
-
-    Args:
-        slide: an open slide.
-        scale: its um/px.
-        mpp: target um/px.
-        size: target px a side.
-        tiling: what becomes a tile.
-        fingerprint: of the slide's content.
-
-    Returns:
-        The tiles in rows from the top, and the QC picture (h, w, 3).
-
-    Raises:
-        SlideUnfit: too coarse for the target.
-        TileError: the thumbnail cannot be read.
-    """
-    enlargement = max(scale.mpp_x, scale.mpp_y) / mpp
-    if enlargement > tiling.max_enlargement:
-        raise SlideUnfit(
-            f"its {max(scale.mpp_x, scale.mpp_y):.3g} um/px is {enlargement:.2f} times coarser "
-            f"than the {mpp:g} um/px asked for (tiling.max_enlargement {tiling.max_enlargement:g})"
-        )
-    width, height = size * mpp / scale.mpp_x, size * mpp / scale.mpp_y
-    # A mask with fewer than 8 px a tile would measure the share of tissue coarsely.
-    thumbnail_mpp = min(tiling.thumbnail_mpp, mpp * size / 8)
-    thumbnail = slide.thumbnail(thumbnail_mpp, scale)
-    mask = tissue_mask(thumbnail, mpp=thumbnail_mpp, min_tissue_um=tiling.min_tissue_um)
-    xs = grid_axis(slide.width_px, width, tiling.overlap)
-    ys = grid_axis(slide.height_px, height, tiling.overlap)
-    coords = np.stack([np.tile(xs, len(ys)), np.repeat(ys, len(xs))], axis=1)
-    to_mask = np.array([mask.shape[1] / slide.width_px, mask.shape[0] / slide.height_px])
-    opposite = coords + np.array([width, height])
-    corners = np.concatenate([coords * to_mask, opposite * to_mask], axis=1)
-    tissue = tissue_share(mask, corners)
-    kept = tissue >= tiling.min_tissue
-    meta = TileMeta(
-        fingerprint=fingerprint,
-        width_px=slide.width_px,
-        height_px=slide.height_px,
-        vendor=slide.vendor,
-        mpp_x=scale.mpp_x,
-        mpp_y=scale.mpp_y,
-        mpp_source=scale.source,
-        target_mpp=mpp,
-        tile_px=size,
-        level0_width=width,
-        level0_height=height,
-        read_level=slide.read_level(mpp, scale),
-        tissue_mm2=round(float(mask.mean()) * _area_mm2(slide, scale), 4),
-    )
-    table = TileTable(coords[kept].astype(np.int32), tissue[kept], meta)
-    return table, _qc_picture(thumbnail, mask, corners[kept])
-
-
-def write_table(path: Path, table: TileTable) -> None:
-    """One row a tile (x, y, tissue), the slide's facts in the file's metadata."""
-    columns = {
-        "x": pa.array(table.coords[:, 0]),
-        "y": pa.array(table.coords[:, 1]),
-        "tissue": pa.array(table.tissue),
-    }
-    metadata = {_METADATA_KEY: json.dumps(asdict(table.meta), sort_keys=True)}
-    described = pa.table(columns).replace_schema_metadata(metadata)
-    pa.parquet.write_table(described, path, write_page_checksum=True)
-
-
-def read_table(path: Path) -> TileTable:
-    """Read what `write_table` wrote.
-
-    Raises:
-        UserError: it is not a tile table.
-    """
-    try:
-        table = pa.parquet.read_table(path, page_checksum_verification=True)
-        coords = np.stack([table["x"].to_numpy(), table["y"].to_numpy()], axis=1)
-        meta = TileMeta(**json.loads(table.schema.metadata[_METADATA_KEY]))
-        return TileTable(coords.astype(np.int32), table["tissue"].to_numpy(), meta)
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        raise UserError(
-            f"{path}: is not a tile table ({error}); remove it (her2 cache verify finds all such) "
-            "and run snakemake again."
-        ) from None
-
 
 def tile_bucket(
-    spec: TileSpec, cohort: Cohort, cache: Cache, output: Path, *, threads: int = 1
+    spec: TileSpec,
+    cohort: Cohort,
+    cache: Cache,
+    output: Path,
+    *,
+    tissue_masks: Path | None = None,
+    threads: int = 1,
 ) -> dict[str, TileEntry]:
-    """Tile the slides of a bucket; a slide that fails becomes an entry with its reason."""
+    """Tile the slides of a bucket; a slide that fails becomes an entry with its reason.
+
+    Args:
+        spec: the job.
+        cohort: where the slides, their annotations and masks are.
+        cache: gets tile tables and QC pictures.
+        output: the manifest to write; links with the slides' names go beside it.
+        tissue_masks: folder of masks that replace our tissue detection.
+        threads: slides at a time.
+    """
+    cv2.setNumThreads(1)  # the pool's threads are what the job was given
     rows = cohort.bucket(spec.bucket)
     with ThreadPoolExecutor(threads) as pool:
-        entries = list(pool.map(lambda row: _tile_row(spec, cohort, row, cache), rows))
+        entries = list(
+            pool.map(lambda row: _tile_row(spec, cohort, row, cache, tissue_masks), rows)
+        )
     found = {row.slide_id: entry for row, entry in zip(rows, entries, strict=True)}
     _name_products(found, cache, output.parent)
     write_manifest(output, found)
     return found
 
 
-def _tile_row(spec: TileSpec, cohort: Cohort, row: SlideRow, cache: Cache) -> TileEntry:
+def tile_key(
+    spec: TileSpec, cohort: Cohort, row: SlideRow, tissue_masks: Path | None, *, content: str
+) -> str:
+    """Identity of a slide's tile table: everything that determines it, and nothing else.
+
+    Args:
+        spec: the job.
+        cohort: where the slide's annotation and mask are.
+        row: of the slide.
+        tissue_masks: folder of masks that replace our tissue detection.
+        content: the slide's fingerprint.
+
+    Raises:
+        SlideError: its annotation or its mask cannot be read.
+    """
+    return digest(
+        {
+            "stage": "tile",
+            "version": spec.version,
+            "fingerprint": content,
+            "manifest_mpp": row.mpp,
+            "target": [spec.mpp, spec.size],
+            "tiling": spec.tiling.model_dump(exclude={"min_tiles"}),
+            "seed": spec.seed,
+            "annotation": _content(cohort.annotation_file(row), "annotation"),
+            "mask": _content(cohort.mask_file(row, tissue_masks), "tissue mask"),
+        }
+    )
+
+
+def _tile_row(
+    spec: TileSpec, cohort: Cohort, row: SlideRow, cache: Cache, tissue_masks: Path | None
+) -> TileEntry:
     try:
-        print_ = fingerprint(cohort.file(row))
-        key = digest(
-            {
-                "stage": "tile",
-                "version": spec.version,
-                "fingerprint": print_,
-                "manifest_mpp": row.mpp,
-                "target": [spec.mpp, spec.size],
-                "tiling": spec.tiling.model_dump(exclude={"min_tiles"}),
-            }
-        )
+        content = fingerprint(cohort.file(row))
+        key = tile_key(spec, cohort, row, tissue_masks, content=content)
         table = _cached(cache, key)
         if table is None:
+            annotation, regions = cohort.annotation_file(row), None
+            if annotation is not None:
+                regions = chosen_regions(
+                    read_regions(annotation),
+                    spec.tiling.annotation_classes,
+                    file=annotation.name,
+                )
             with Slide(cohort.file(row)) as slide:
+                if annotation is not None:
+                    _warn_of_origin(spec, row, annotation, slide)
                 table, picture = tile_slide(
                     slide,
                     slide.scale(row.mpp),
                     mpp=spec.mpp,
                     size=spec.size,
                     tiling=spec.tiling,
-                    fingerprint=print_,
+                    fingerprint=content,
+                    sources=Sources(regions, cohort.mask_file(row, tissue_masks), spec.seed),
                 )
             _publish(cache, key, table, picture)
+            words = _words(table.meta.rejected)
+            if words:
+                log.info("%s: tiles rejected: %s", row.slide_id, words)
             log.info("%s: %d tiles cut", row.slide_id, len(table))
         else:
             log.info("%s: %d tiles from the cache", row.slide_id, len(table))
@@ -221,12 +128,40 @@ def _tile_row(spec: TileSpec, cohort: Cohort, row: SlideRow, cache: Cache) -> Ti
     return _entry(key, table, spec.tiling.min_tiles)
 
 
+def _warn_of_origin(spec: TileSpec, row: SlideRow, annotation: Path, slide: Slide) -> None:
+    """QuPath counts from the scanned part of some formats, and its files do not say so."""
+    from_level0 = spec.tiling.annotation_origin == "level0"
+    if from_level0 and slide.bounds_corner_px != (0, 0) and annotation.suffix.lower() != ".xml":
+        x, y = slide.bounds_corner_px
+        log.warning(
+            "%s: its scanned part begins at %d, %d; QuPath's annotations count from there, unless "
+            "it opened the slide with --no-crop: set tiling.annotation_origin to bounds",
+            row.slide_id,
+            x,
+            y,
+        )
+
+
+def _content(path: Path | None, what: str) -> str | None:
+    """What identifies an annotation or mask: its bytes, not its name."""
+    if path is None:
+        return None
+    try:
+        return file_digest(path)
+    except FileNotFoundError:
+        raise SlideError(f"its {what} {path.name} does not exist") from None
+    except OSError as error:
+        raise SlideError(f"its {what} {path.name} cannot be read ({error.strerror})") from None
+
+
 def _entry(key: str, table: TileTable, min_tiles: int) -> TileEntry:
     meta, reason = table.meta, None
+    words = _words(meta.rejected)
     if meta.tissue_mm2 == 0:
-        reason = "no tissue found"
+        reason = "no tissue found" if meta.regions is None else "no tissue in its annotated regions"
     elif len(table) < min_tiles:
         reason = f"{len(table)} tile(s) with tissue, fewer than tiling.min_tiles {min_tiles}"
+        reason += f" (rejected: {words})" if words else ""
     return TileEntry(
         status="excluded" if reason else "ok",
         reason=reason,
@@ -240,7 +175,22 @@ def _entry(key: str, table: TileTable, min_tiles: int) -> TileEntry:
         mpp_y=meta.mpp_y,
         mpp_source=meta.mpp_source,
         tissue_mm2=meta.tissue_mm2,
+        tissue_source=meta.tissue_source,
+        regions=meta.regions,
+        pen=meta.pen,
+        fold=meta.fold,
+        border=meta.border,
+        rejected_border=meta.rejected.get("border", 0),
+        rejected_pen=meta.rejected.get("pen", 0),
+        rejected_fold=meta.rejected.get("fold", 0),
+        rejected_blur=meta.rejected.get("blur", 0),
+        not_drawn=meta.not_drawn,
     )
+
+
+def _words(rejected: dict[str, int]) -> str:
+    """`12 for pen, 3 for blur`; empty when no tile was rejected."""
+    return ", ".join(f"{number} for {name}" for name, number in rejected.items() if number)
 
 
 def _cached(cache: Cache, key: str) -> TileTable | None:
@@ -266,24 +216,3 @@ def _name_products(entries: dict[str, TileEntry], cache: Cache, folder: Path) ->
         else:  # a file that read well once must not stand for one that no longer does
             table.unlink(missing_ok=True)
             picture.unlink(missing_ok=True)
-
-
-def _qc_picture(thumbnail: RGB, mask: Mask, boxes: Iterable[NDArray[np.float64]]) -> RGB:
-    """Thumbnail, mask outline (green) and kept tiles (blue)."""
-    height, width = mask.shape
-    factor = min(4.0, _QC_SIDE_PX / max(height, width))
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
-    picture = cv2.resize(thumbnail, size, interpolation=interpolation)
-    for left, top, right, bottom in boxes:
-        corner = (round(left * factor), round(top * factor))
-        opposite = (round(right * factor) - 1, round(bottom * factor) - 1)
-        cv2.rectangle(picture, corner, opposite, (40, 90, 200), 1)
-    large = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
-    contours, _ = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(picture, contours, -1, (0, 150, 90), 2)
-    return picture.astype(np.uint8)
-
-
-def _area_mm2(slide: Slide, scale: Scale) -> float:
-    return slide.width_px * scale.mpp_x * slide.height_px * scale.mpp_y / 1e6

@@ -25,7 +25,7 @@ def cohort_check(
     ] = None,
     root: RootOption = None,
 ) -> None:
-    """Check a manifest: ids, labels, files, and that no two slides are one file."""
+    """Check a manifest: ids, labels, files, annotations, masks; no two slides are one file."""
     from her2.cohort import check_files, read_cohort
     from her2.config import load_config
 
@@ -33,7 +33,8 @@ def cohort_check(
     if root is None and config is not None:
         root = settings.cohort.root  # the default config's is the demo's, and of no use here
     cohort = read_cohort(slides, root=root, tasks=settings.tasks)
-    check_files(cohort)
+    masks = settings.cohort.tissue_masks if config is not None else None
+    check_files(cohort, tissue_masks=masks, classes=settings.tiling.annotation_classes)
     patients = len({row.patient_id for row in cohort.rows})
     print(f"{slides}: {len(cohort.rows)} slides of {patients} patients, no problem found")
 

@@ -20,6 +20,12 @@ class CohortSection(Section):
         description="folder of {slide_id}.png: ground truth drawn beside the attention (white = "
         "positive); never used for training",
     )
+    tissue_masks: Path | None = Field(
+        None,
+        description="folder of {slide_id}.png, .tif or .tiff: tissue from another program (not "
+        "zero = tissue; covers the whole slide, at any size) in place of our own detection. One "
+        "for every slide; or, for some, the manifest's column `mask`",
+    )
     synthetic: bool = Field(
         False, description="draw the demo slides of the manifest; every figure says synthetic"
     )
@@ -71,12 +77,47 @@ class TilingSection(Section):
         0.0, description="share of a tile's side that its neighbour repeats"
     )
     min_tiles: Count = Field(4, description="a slide with fewer tiles is excluded")
+    max_tiles: Count | None = Field(
+        None,
+        description="at most this many tiles of a slide, drawn at random by `seed` and the slide's "
+        "content; default: all",
+    )
     max_enlargement: Annotated[float, Field(ge=1)] = Field(
         1.1, description="a slide coarser than the target um/px by more than this is excluded"
     )
     thumbnail_mpp: Mpp = Field(8.0, description="um/px of the image the tissue mask is made on")
     min_tissue_um: Positive = Field(
         100.0, description="tissue pieces and holes narrower than this (um) are ignored"
+    )
+    max_pen: Share = Field(
+        0.05, description="largest share of a tile under pen marks or ink; 1: pen rejects no tile"
+    )
+    max_fold: Share = Field(
+        0.2, description="largest share of a tile in a tissue fold; 1: folds reject no tile"
+    )
+    max_border: Share = Field(
+        0.05,
+        description="largest share of a tile in the scanner's black border; 1: rejects no tile",
+    )
+    max_blur: Share = Field(
+        0.65,
+        description="largest perceived blur of a tile (Crete 2007; sharp tiles have 0.2 to 0.5, "
+        "out of focus 0.7 and more); 1: blur is not measured, which saves reading tiles twice",
+    )
+    blur_step_um: Annotated[float, Field(ge=0)] = Field(
+        500.0,
+        description="blur is measured on one tile in a square of this side (um), and on every tile "
+        "in and around squares that are blurred; 0: on every tile",
+    )
+    annotation_classes: tuple[str, ...] = Field(
+        (),
+        description="of the regions in the manifest's `annotation` only these classes (QuPath) or "
+        "layers (ImageScope); default: all",
+    )
+    annotation_origin: Literal["level0", "bounds"] = Field(
+        "level0",
+        description="what annotations count from: the slide's corner, or the corner of its scanned "
+        "part (as QuPath does for MIRAX and Leica SCN, unless opened with --no-crop)",
     )
 
 

@@ -16,6 +16,7 @@ import polars as pl
 from her2.files import write_text
 from her2.report import (
     comparison,
+    gallery,
     notices,
     overlap,
     performance,
@@ -42,7 +43,7 @@ def build_report(spec: ReportSpec, results: Path, output: Path) -> None:
     Args:
         spec: the job.
         results: the results folder of the run.
-        output: the HTML file: self-contained, without scripts.
+        output: the HTML file: self-contained, with one script (the gallery's), pinned by its hash.
 
     Raises:
         UserError: a table of the run is missing or broken, or the page cannot be written.
@@ -98,7 +99,10 @@ def sections(run: Results) -> dict[str, Any]:
         "models": [performance.model_section(run, model) for model in run.models],
         "attention": attention,
         "truth": pictures.truth_words(run),
-        "gallery": pictures.gallery(run),
+        "gallery": gallery.gallery(run),
+        "much": gallery.MUCH,
+        "script": gallery.script(),
+        "script_hash": gallery.script_hash(),
         "provenance": provenance.provenance(run),
     }
 

@@ -11,7 +11,7 @@ from her2.report import overlap
 from her2.report.performance import METRICS
 from her2.report.pictures import Attention
 from her2.report.read import Model, Results
-from her2.report.slides import Excluded
+from her2.report.slides import Excluded, one_row_a_slide
 from her2.report.text import plural
 
 FEW_PATIENTS = 10
@@ -55,16 +55,28 @@ def _overlaps(results: Results) -> list[Notice]:
 
 def _columns(results: Results) -> list[Notice]:
     """Columns of the manifest that a user may expect to act, and that do not."""
-    words = {
-        "split": "folds are made from patients and labels",
-        "annotation": "tiles are cut from all of the tissue",
-    }
-    return [
+    words = {"split": "folds are made from patients and labels"}
+    found = [
         Notice(f"The manifest's column {name!r} is not used: {text}.", "cohort")
         for name, text in words.items()
         if name in results.cohort.columns
         and results.cohort[name].null_count() < len(results.cohort)
     ]
+    slides = one_row_a_slide(results)
+    for name, text in (
+        ("annotation", "tiled in their annotated regions only"),
+        ("mask", "tiled in the tissue of a mask from another program"),
+    ):
+        number = len(slides) - slides[name].null_count() if name in slides.columns else 0
+        if 0 < number < len(slides):
+            found.append(
+                Notice(
+                    f"{number} of {plural(len(slides), 'slide')} were {text}, the others were not: "
+                    "where that goes with a score, it can be learnt instead of the tissue.",
+                    "quality",
+                )
+            )
+    return found
 
 
 def _scales(results: Results) -> list[Notice]:

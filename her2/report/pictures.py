@@ -1,4 +1,4 @@
-"""Stage 2, report: attention and quality-control pictures, small enough for one page."""
+"""Stage 2, report: attention pictures, small enough for one page."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +13,7 @@ from her2.report.text import number, without_folders
 
 ATTENTION_SHOWN = 48
 """Attention pictures on the page, over all models; the others stay files."""
-GALLERY_SHOWN = 60
 _ATTENTION_PX = (1200, 1200)
-_GALLERY_PX = (160, 160)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,26 +42,6 @@ class Attention:
     has_truth: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Thumbnail:
-    """A slide of the gallery; `reason` is empty for a usable one."""
-
-    slide_id: str
-    status: str
-    tiles: int
-    reason: str
-    figure: Figure
-
-
-@dataclass(frozen=True, slots=True)
-class Gallery:
-    """Quality-control pictures of one grid; `left_out` slides have one that is not shown."""
-
-    grid: str
-    thumbnails: tuple[Thumbnail, ...]
-    left_out: int
-
-
 def attention(results: Results, model: Model) -> Attention:
     """The pictures that `heatmaps.json` lists."""
     drawn = [item for item in model.heatmaps if "picture" in item]
@@ -89,30 +67,6 @@ def attention(results: Results, model: Model) -> Attention:
         left_out=len(drawn) - len(shown),
         has_truth=any(item.get("panels") == 3 for item in shown),
     )
-
-
-def gallery(results: Results) -> Gallery:
-    """Tissue and tiles as they were found on the first grid; slides that fell out come first."""
-    grid = min(results.config.grids)
-    table = results.cohort.filter((pl.col("grid") == grid) & pl.col("key").is_not_null())
-    rows = sorted(table.to_dicts(), key=lambda row: (row["status"] == "ok", row["slide_id"]))
-    found: list[Thumbnail] = []
-    left_out = 0
-    for row in rows:
-        path = results.folder / "tiles" / grid / f"{row['slide_id']}.qc.jpg"
-        if not path.exists():
-            continue
-        if len(found) == GALLERY_SHOWN:
-            left_out += 1
-            continue
-        alt = f"{row['slide_id']}: tissue outline and {row['tiles']} tiles"
-        try:
-            figure = jpeg(path, side_px=_GALLERY_PX, quality=75, alt=alt)
-        except OSError:
-            continue
-        reason = without_folders(row["reason"] or "")
-        found.append(Thumbnail(row["slide_id"], row["status"], row["tiles"], reason, figure))
-    return Gallery(grid, tuple(found), left_out)
 
 
 def _spread(items: list[dict[str, object]], number_: int) -> list[dict[str, object]]:

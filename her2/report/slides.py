@@ -6,6 +6,7 @@ from statistics import median
 
 import polars as pl
 
+from her2.report.gallery import CAUSES, percent
 from her2.report.read import Results
 from her2.report.text import count, span, without_folders
 
@@ -33,7 +34,7 @@ class Composition:
 
 @dataclass(frozen=True, slots=True)
 class GridRow:
-    """A tile grid over the cohort."""
+    """A tile grid over the cohort; `rejected` is a share of the tiles with enough tissue."""
 
     grid: str
     encoders: str
@@ -43,6 +44,8 @@ class GridRow:
     mpp: str
     sources: str
     tiles: str
+    rejected: str
+    causes: str
     tiles_median: str
     tissue_median_mm2: str
 
@@ -121,6 +124,7 @@ def grid_rows(results: Results) -> list[GridRow]:
         usable = table.filter(pl.col("status") == "ok")
         by_status = dict(table.group_by("status").len().iter_rows())
         scales = [scale for axis in ("mpp_x", "mpp_y") for scale in table[axis].drop_nulls()]
+        rejected, causes = _rejected(table)
         sources = Counter(table["mpp_source"].drop_nulls().to_list())
         found.append(
             GridRow(
@@ -133,6 +137,8 @@ def grid_rows(results: Results) -> list[GridRow]:
                 sources=", ".join(f"{name} {number}" for name, number in sorted(sources.items()))
                 or "-",
                 tiles=count(int(usable["tiles"].sum())),
+                rejected=rejected,
+                causes=causes,
                 tiles_median=_median(usable["tiles"], 0),
                 tissue_median_mm2=_median(usable["tissue_mm2"], 2),
             )
@@ -195,6 +201,22 @@ def excluded_slides(results: Results) -> list[Excluded]:
             if entry.status != "ok" and slide_id in tiled
         ]
     return found
+
+
+def _rejected(table: pl.DataFrame) -> tuple[str, str]:
+    """The share of tiles with enough tissue that artefacts cost, and that of each cause."""
+    columns = [f"rejected_{name}" for name in CAUSES]
+    numbers = {name: int(table[name].sum()) for name in columns if name in table.columns}
+    kept = int(table["tiles"].sum()) + (int(table["not_drawn"].sum()) if numbers else 0)
+    total = sum(numbers.values())
+    if not total:
+        return "none", ""
+    causes = [
+        f"{name.removeprefix('rejected_')} {percent(number / (kept + total))}"
+        for name, number in numbers.items()
+        if number
+    ]
+    return percent(total / (kept + total)), ", ".join(causes)
 
 
 def _median(values: pl.Series, digits: int) -> str:

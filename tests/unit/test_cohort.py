@@ -236,7 +236,9 @@ def test_every_missing_file_is_named(write_csv, tmp_path):
     (tmp_path / "s1.svs").touch()
     cohort = read_cohort(write_csv([row(1), row(2), row(3)]), tasks=TASKS)
     message = str(missing_files(cohort))
-    assert message.startswith("2 of 3 slides are missing; correct the paths, or `cohort.root`")
+    assert message.startswith(
+        "2 of 3 slides are missing a file; correct the paths, or `cohort.root`"
+    )
     assert re.findall(r"slide '(s\d)'", message) == ["s2", "s3"]
     assert str(tmp_path / "s2.svs") in message
 

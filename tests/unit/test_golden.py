@@ -18,12 +18,12 @@ import torch
 from her2.config import EvaluationSection, Task, TilingSection, TrainingSection, parse_config
 from her2.evaluation.evaluate import figures
 from her2.folds import assign_roles
+from her2.grid import tile_slide
 from her2.mil.bags import Bag
 from her2.mil.train import predict, train_fold
 from her2.slide import Scale
 from her2.specs import VERSIONS
 from her2.store import FeatureStore
-from her2.tiling import tile_slide
 
 GOLDEN = Path(__file__).with_name("golden.json")
 TASK = Task(label="x", classes={"a": ["0"], "b": ["1"], "c": ["2"]}, ordinal=True)
@@ -41,6 +41,9 @@ class _Painted:
         for cx, cy, radius in ((700, 600, 450), (1500, 1000, 300), (400, 1300, 30)):
             image[(x - cx) ** 2 + (y - cy) ** 2 < radius**2] = (200, 120, 170)
         return image
+
+    def region(self, *_: object, **__: object) -> np.ndarray:
+        return np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
 
     def read_level(self, target_mpp: float, scale: Scale) -> int:
         return 0

@@ -1,5 +1,7 @@
 """The report: one safe, self-contained, reproducible page that says what the tables say."""
 
+import base64
+import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, field, replace
@@ -23,6 +25,7 @@ from her2.files import write_json
 from her2.manifest import FeatureEntry, FoldEntry, TileEntry, write_manifest
 from her2.report import comparison, notices, overlap, performance, pretraining, text
 from her2.report.build import build_report
+from her2.report.gallery import script, script_hash
 from her2.report.read import read_results
 from her2.specs import ReportSpec, dump, load
 from her2.store import write_store
@@ -319,7 +322,7 @@ def test_hostile_text_stays_text(tmp_path):
         ),
     )
     tags = {tag for tag, _ in page.elements}
-    assert not tags & {"script", "iframe", "object", "embed", "form", "link", "base"}
+    assert not tags & {"iframe", "object", "embed", "form", "link", "base"}
     assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
     assert all(a["src"].startswith("data:image/") for tag, a in page.elements if tag == "img")
     assert HOSTILE in page.text
@@ -339,7 +342,23 @@ def test_the_page_asks_nothing_of_any_network(tmp_path):
     assert all(value.startswith(("#", "data:image/")) for value in links)
     assert not re.search(r"url\(|@import|http:|https:", page.source)
     policy = next(a["content"] for t, a in page.elements if t == "meta" and "http-equiv" in a)
-    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert policy == (
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src '{script_hash()}'"
+    )
+
+
+def test_the_only_script_is_our_own_and_the_policy_names_its_hash(tmp_path):
+    """What hostile text could smuggle in would not run, even if it were not escaped."""
+    page = report(tmp_path, Cohort(title=HOSTILE))
+    scripts = re.findall(r"<script([^>]*)>(.*?)</script>", page.source, flags=re.DOTALL)
+    assert [attributes for attributes, _ in scripts] == [""]
+    digest = hashlib.sha256(scripts[0][1].encode()).digest()
+    assert f"script-src 'sha256-{base64.b64encode(digest).decode()}'" in page.source
+    assert "</" not in script()
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacent|document\.write|eval|Function", script()
+    )
 
 
 def test_every_link_of_the_page_has_its_target(tmp_path):

@@ -396,6 +396,44 @@ def test_a_bad_tile_does_not_spoil_those_of_other_threads(damaged):
     assert outcomes == ["damaged" if number == 4 else "right" for number in numbers]
 
 
+def test_many_bad_tiles_under_many_threads_spoil_no_good_one(tmp_path, damaged):
+    """Handles are opened anew again and again while others read from them."""
+    whole, broken = damaged
+    content = bytearray(broken.read_bytes())
+    with tifffile.TiffFile(whole) as tiff:
+        page = tiff.pages[0]
+        for number in (0, 7):
+            offset, length = page.dataoffsets[number], page.databytecounts[number]
+            content[offset : offset + length] = bytes(length)
+    worse = tmp_path / "worse.tif"
+    worse.write_bytes(content)
+    with Slide(whole) as good:
+        expected = [read_tile(good, number) for number in range(9)]
+
+    def outcome(number: int) -> str:
+        try:
+            right = np.array_equal(read_tile(slide, number), expected[number])
+        except TileError:
+            return "damaged"
+        return "right" if right else "wrong"
+
+    numbers = np.random.default_rng(3).permutation(np.repeat(np.arange(9), 30)).tolist()
+    with Slide(worse) as slide, ThreadPoolExecutor(8) as pool:
+        outcomes = list(pool.map(outcome, numbers))
+    assert outcomes == ["damaged" if n in (0, 4, 7) else "right" for n in numbers]
+
+
+def test_a_slide_that_goes_away_while_it_is_read_says_so(tmp_path, damaged):
+    gone = Path(shutil.copy(damaged[1], tmp_path / "gone.tif"))
+    with Slide(gone) as slide:
+        expected = read_tile(slide, 0)
+        gone.unlink()
+        with pytest.raises(SlideError, match="does not exist"):
+            read_tile(slide, 4)
+    with Slide(damaged[1]) as slide:
+        np.testing.assert_array_equal(read_tile(slide, 0), expected)
+
+
 def test_a_text_file_named_svs_is_not_a_slide(tmp_path):
     (tmp_path / "a.svs").write_text("slide_id,path\n" * 100)
     with pytest.raises(SlideError, match="not a slide that OpenSlide or Pillow can open") as error:

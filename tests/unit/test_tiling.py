@@ -17,16 +17,18 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from her2 import tiling
+from her2.artefacts import pen_mask
 from her2.cache import Cache
 from her2.cohort import Cohort, SlideRow
 from her2.config import TilingSection
 from her2.errors import UserError
+from her2.grid import grid_axis, tile_slide
 from her2.manifest import TileEntry, read_manifest
 from her2.slide import Slide, SlideUnfit, fingerprint
 from her2.specs import TileSpec
 from her2.synthetic.svs import svs_bytes
-from her2.tiling import TileTable, grid_axis, read_table, tile_bucket, tile_slide, write_table
-from her2.tissue import tissue_mask
+from her2.tiling import TileTable, read_table, tile_bucket, write_table
+from her2.tissue import optical_density, tissue_mask
 
 PINK = (200, 120, 170)
 REAL_SLIDE = Path(__file__).parents[3] / "shared" / "slides" / "cmu-1-small-region.svs"
@@ -181,7 +183,7 @@ def test_the_digest_of_coordinates_sees_place_order_and_tile_size(full_slide):
 @pytest.mark.skipif(not REAL_SLIDE.exists(), reason=f"{REAL_SLIDE} is not on this machine")
 def test_a_real_slide_is_cut_on_the_exact_grid():
     """CMU-1-Small-Region (Aperio, 0.499 um/px, 2220 x 2967 px), OpenSlide's test data."""
-    options = {"min_tissue": 0.5}
+    options = {"min_tissue": 0.5, "max_pen": 1, "max_fold": 1, "max_blur": 1}
     table, _ = cut(REAL_SLIDE, mpp=0.5, size=224, **options)
     meta = table.meta
     assert (meta.mpp_x, meta.mpp_y, meta.mpp_source) == (0.499, 0.499, "metadata")
@@ -196,7 +198,9 @@ def test_a_real_slide_is_cut_on_the_exact_grid():
     assert len(grid) == 13 * 9
 
     with Slide(REAL_SLIDE) as slide:
-        mask = tissue_mask(slide.thumbnail(8.0, slide.scale()), mpp=8.0, min_tissue_um=100)
+        density = optical_density(slide.thumbnail(8.0, slide.scale()), mpp=8.0)
+    ink = pen_mask(density, mpp=8.0)
+    mask = tissue_mask(density, mpp=8.0, min_tissue_um=100, exclude=ink)
     # Every level-0 px of the mask, counted one by one.
     whole = cv2.resize(mask.astype(np.uint8), (2220, 2967), interpolation=cv2.INTER_NEAREST)
     share = [whole[y : y + 224, x : x + 224].mean() for x, y in grid]
@@ -205,6 +209,21 @@ def test_a_real_slide_is_cut_on_the_exact_grid():
     assert kept <= set(grid)
     assert len(clear) > 100
     assert {place for place, inside in clear.items() if inside} == kept & set(clear)
+
+
+@pytest.mark.skipif(not REAL_SLIDE.exists(), reason=f"{REAL_SLIDE} is not on this machine")
+def test_tissue_of_a_real_slide_is_where_one_sees_it():
+    """Places picked by eye on the thumbnail, in um; ink flecks and a lumen among the glass."""
+    with Slide(REAL_SLIDE) as slide:
+        density = optical_density(slide.thumbnail(8.0, slide.scale()), mpp=8.0)
+    mask = tissue_mask(density, mpp=8.0, min_tissue_um=100)
+    tissue = [(500, 240), (480, 700), (400, 1000), (600, 1120), (700, 1300), (860, 700),
+              (240, 530), (800, 1200), (300, 1400)]  # fmt: skip
+    glass = [(120, 200), (200, 1000), (960, 500), (660, 260), (1000, 1200), (900, 120),
+             (300, 700), (1000, 1400), (1040, 304)]  # fmt: skip
+    assert [place for place in tissue if not mask[place[1] // 8, place[0] // 8]] == []
+    assert [place for place in glass if mask[place[1] // 8, place[0] // 8]] == []
+    assert 0.55 < mask.sum() * 64e-6 < 0.68
 
 
 # A bucket

@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from her2.tissue import tissue_mask, tissue_share
+from her2.tissue import (
+    DEFAULT_GLASS,
+    glass_colour,
+    optical_density,
+    share_inside,
+    tissue_mask,
+)
 
 PINK, PALE, GLASS = (200, 120, 170), (228, 176, 210), (243, 242, 243)
 
@@ -22,7 +28,7 @@ def noisy(image: np.ndarray, generator: np.random.Generator, noise: float) -> np
 
 
 def mask_of(image: np.ndarray, mpp: float = 8.0, min_tissue_um: float = 100.0) -> np.ndarray:
-    return tissue_mask(image, mpp=mpp, min_tissue_um=min_tissue_um)
+    return tissue_mask(optical_density(image, mpp=mpp), mpp=mpp, min_tissue_um=min_tissue_um)
 
 
 @pytest.mark.parametrize("noise", [0, 2, 5, 8])
@@ -46,6 +52,64 @@ def test_pale_tissue_beside_dark_is_tissue_too():
     image = np.full((200, 300, 3), PALE, float)
     image[:, 150:] = (120, 60, 130)
     assert mask_of(noisy(image, np.random.default_rng(1), 3)).mean() > 0.99
+
+
+# Slides of each kind, with the truth beside: (image, mask)
+
+
+def section(colour: tuple[int, int, int], *, dark: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """A lobed piece of one colour on glass; with `dark`, half of it is dark tumour."""
+    y, x = np.mgrid[:200, :300]
+    angle = np.arctan2(y - 100, x - 150)
+    truth = np.hypot((y - 100) / 75, (x - 150) / 115) < 1 + 0.12 * np.sin(5 * angle)
+    image = np.full((200, 300, 3), GLASS, float)
+    image[truth] = colour
+    if dark:
+        image[truth & (x > 150)] = (96, 48, 120)
+    return image, truth
+
+
+def with_bubbles(image: np.ndarray) -> np.ndarray:
+    """Air under the cover slip: dark, slightly coloured rims, a bright one inside, grey between."""
+    for x, y, radius in ((60, 50, 28), (150, 90, 40), (250, 160, 30), (40, 165, 22)):
+        inside = np.zeros(image.shape[:2], np.uint8)
+        cv2.circle(inside, (x, y), radius, 1, -1)
+        image[inside > 0] = image[inside > 0] * 0.95
+        cv2.circle(image, (x, y), radius - 3, (252, 252, 252), 1)
+        cv2.circle(image, (x, y), radius, (88, 84, 86), 2)
+    return image
+
+
+def kinds() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Each slide that a threshold on one channel fails on."""
+    found = {
+        "ordinary": section((205, 135, 180)),
+        "pale, saturation 0.07": section((238, 222, 232)),
+        "pale beside dark": section((240, 222, 234), dark=True),
+        "dark": section((70, 32, 92)),
+    }
+    image, truth = section((220, 165, 200), dark=True)
+    found["bubbly"] = with_bubbles(image), truth
+    image, truth = section((220, 165, 200))
+    yellowed = image * np.array([1.0, 0.985, 0.93])
+    found["yellowed glass"] = yellowed, truth
+    shaded = image * np.linspace(0.86, 1.0, 300)[None, :, None]
+    found["uneven light"] = shaded, truth
+    return found
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_the_mask_holds_on_every_kind_of_slide(kind):
+    """Intersection over union with what was drawn: at least 0.97."""
+    image, truth = kinds()[kind]
+    found = mask_of(noisy(image, np.random.default_rng(2), 2.5))
+    assert (found & truth).sum() / (found | truth).sum() >= 0.97
+
+
+def test_bubbles_on_glass_are_not_tissue():
+    assert not mask_of(
+        noisy(with_bubbles(glass(noise=0).astype(float)), np.random.default_rng(1), 2)
+    ).any()
 
 
 @pytest.mark.parametrize("mpp", [4.0, 8.0, 16.0])
@@ -136,7 +200,7 @@ def test_the_share_is_that_of_the_area(mask, data):
         right = data.draw(st.floats(left + 0.25, width))
         bottom = data.draw(st.floats(top + 0.25, height))
         boxes.append((left, top, right, bottom))
-    found = tissue_share(mask, np.array(boxes))
+    found = share_inside(mask, np.array(boxes))
     expected = [brute_force_share(mask, box) for box in np.array(boxes)]
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -145,15 +209,30 @@ def test_the_share_is_that_of_the_area(mask, data):
 def test_whole_px_are_counted_exactly(mask):
     y, x = np.indices(mask.shape).reshape(2, -1)
     boxes = np.stack([x, y, x + 1, y + 1], axis=1).astype(float)
-    np.testing.assert_array_equal(tissue_share(mask, boxes), mask.ravel())
+    np.testing.assert_array_equal(share_inside(mask, boxes), mask.ravel())
 
 
 def test_what_reaches_beyond_the_mask_is_judged_by_what_is_inside():
     mask = np.ones((4, 4), bool)
     mask[:, :2] = False
     boxes = np.array([[-2, -2, 4, 6], [2, 2, 4.001, 4.001]], float)
-    np.testing.assert_allclose(tissue_share(mask, boxes), [0.5, 1.0], atol=1e-6)
+    np.testing.assert_allclose(share_inside(mask, boxes), [0.5, 1.0], atol=1e-6)
 
 
 def test_no_boxes_have_no_shares():
-    assert tissue_share(np.ones((4, 4), bool), np.empty((0, 4))).shape == (0,)
+    assert share_inside(np.ones((4, 4), bool), np.empty((0, 4))).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    "colour", [(243, 242, 243), (250, 249, 246), (238, 236, 226), (225, 226, 224)]
+)
+def test_glass_has_its_own_colour_however_much_tissue_there_is(colour):
+    for share in (0.05, 0.5, 0.95):
+        image = np.full((100, 200, 3), PALE, np.uint8)
+        image[:, int(200 * share) :] = colour
+        assert glass_colour(image) == pytest.approx(colour, abs=1)
+
+
+def test_pale_tissue_is_never_taken_for_glass():
+    image = np.full((50, 50, 3), (240, 222, 234), np.uint8)
+    assert glass_colour(image) == DEFAULT_GLASS

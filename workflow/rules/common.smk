@@ -36,7 +36,7 @@ def read_plan():
         # The demo's slides are made by rules, and only the first process asks the file system.
         absent = None
         if not section.synthetic and workflow.is_main_process:
-            absent = missing_files(cohort)
+            absent = missing_files(cohort, section.tissue_masks)
         if absent:
             raise absent
         for folder in (settings.results, settings.cache_folder):

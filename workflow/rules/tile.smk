@@ -1,6 +1,6 @@
 """Stage 1, tile: where the tissue is, on each grid that an encoder asks for.
 
-in:  the slides of a bucket
+in:  the slides of a bucket, their annotations and tissue masks where they have any
 out: tiles/{grid}/{bucket}.json   slide -> key, tiles, um/px, status, reason
      cohort/audited.parquet    who the slides are; stops on duplicates and mass failure
      cohort/slides.parquet, .csv  one row a slide and grid, for people and the report
@@ -9,7 +9,8 @@ out: tiles/{grid}/{bucket}.json   slide -> key, tiles, um/px, status, reason
 
 rule tile_bucket:
     input:
-        slides=lambda wildcards: slide_files(wildcards.bucket),
+        # Judged by mtime, and cheaply found unchanged by their content.
+        files=lambda wildcards: PLAN.tile_files(wildcards.bucket),
     output:
         f"{RESULTS}/tiles/{{grid}}/{{bucket}}.json",
     log:
@@ -26,8 +27,9 @@ rule tile_bucket:
         spec=lambda wildcards: PLAN.tile_spec(wildcards.grid, wildcards.bucket),
         slides=SLIDES,
         cache=CACHE,
+        masks=option("--tissue-masks", CONFIG.cohort.tissue_masks),
     shell:
-        "python -m her2 tile --spec {params.spec:q} {params.slides:q}"
+        "python -m her2 tile --spec {params.spec:q} {params.slides:q} {params.masks:q}"
         " --cache {params.cache:q} --threads {threads} --out {output:q} 2> {log:q}"
 
 

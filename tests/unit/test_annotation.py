@@ -1,0 +1,262 @@
+"""Regions that a person drew: read from QuPath and ImageScope, filled px by px."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from her2.annotation import Region, chosen_regions, read_regions, region_mask
+from her2.slide import SlideError, SlideUnfit
+
+SQUARE = [[100, 100], [300, 100], [300, 300], [100, 300], [100, 100]]
+HOLE = [[150, 150], [250, 150], [250, 250], [150, 250], [150, 150]]
+
+
+def feature(kind: str, coordinates: object, **properties: object) -> dict[str, object]:
+    return {
+        "type": "Feature",
+        "geometry": {"type": kind, "coordinates": coordinates},
+        "properties": {"objectType": "annotation", **properties},
+    }
+
+
+def tumour(ring: object) -> dict[str, object]:
+    return feature("Polygon", [ring], classification={"name": "Tumor", "color": [200, 0, 0]})
+
+
+def write(tmp_path: Path, value: object, name: str = "roi.geojson") -> Path:
+    path = tmp_path / name
+    path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
+    return path
+
+
+def filled(regions: tuple[Region, ...], side: int = 400, **options: object) -> np.ndarray:
+    return region_mask(regions, (side, side), size_px=(400, 400), **options)
+
+
+# QuPath
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        lambda found: {"type": "FeatureCollection", "features": found},
+        lambda found: found,
+        lambda found: found[0],
+        lambda found: found[0]["geometry"],
+        lambda found: {
+            "type": "GeometryCollection",
+            "geometries": [item["geometry"] for item in found],
+        },
+    ],
+)
+def test_every_form_of_geojson_is_read(tmp_path, whole):
+    path = write(tmp_path, whole([feature("Polygon", [SQUARE, HOLE])]))
+    (region,) = read_regions(path)
+    mask = filled((region,))
+    assert mask.sum() == pytest.approx(200**2 - 100**2, rel=0.01)
+    assert mask[120, 120]
+    assert not mask[200, 200]
+
+
+def test_a_multipolygon_is_its_polygons_each_with_its_holes(tmp_path):
+    other = [[320, 320], [380, 320], [380, 380], [320, 380]]
+    path = write(tmp_path, [feature("MultiPolygon", [[SQUARE, HOLE], [other]])])
+    mask = filled(read_regions(path))
+    assert mask.sum() == pytest.approx(200**2 - 100**2 + 60**2, rel=0.01)
+    assert mask[350, 350]
+
+
+def test_a_hole_is_no_hole_in_another_region(tmp_path):
+    path = write(tmp_path, [feature("Polygon", [SQUARE, HOLE]), feature("Polygon", [HOLE])])
+    assert filled(read_regions(path)).sum() == pytest.approx(200**2, rel=0.01)
+
+
+def test_points_lines_and_cells_are_left_out(tmp_path):
+    cell = feature("Polygon", [SQUARE])
+    cell["properties"] = {"objectType": "cell"}
+    path = write(
+        tmp_path,
+        [feature("Point", [1, 1]), feature("LineString", [[1, 1], [2, 2]]), cell, tumour(HOLE)],
+    )
+    assert [region.name for region in read_regions(path)] == ["Tumor"]
+
+
+@pytest.mark.parametrize(
+    ("properties", "name"),
+    [
+        ({"classification": {"name": "Tumor"}}, "Tumor"),
+        ({"classification": {"names": ["Tumor", "Positive"]}}, "Tumor: Positive"),
+        ({"classification": "Stroma"}, "Stroma"),
+        ({"name": "ROI 1"}, "ROI 1"),
+        ({}, ""),
+    ],
+)
+def test_a_class_is_where_qupath_s_versions_write_it(tmp_path, properties, name):
+    (region,) = read_regions(write(tmp_path, [feature("Polygon", [SQUARE], **properties)]))
+    assert region.name == name
+
+
+# ImageScope
+
+
+def imagescope(*regions: str, layer: str = "Layer 1") -> str:
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?>\n<Annotations MicronsPerPixel="0.25">'
+        f'<Annotation Id="1" Name="{layer}" LineColor="65280"><Regions>{"".join(regions)}</Regions>'
+        "</Annotation></Annotations>"
+    )
+
+
+def xml_region(points: list[list[int]], **attributes: object) -> str:
+    words = "".join(f' {name}="{value}"' for name, value in attributes.items())
+    vertices = "".join(f'<Vertex X="{x}.0" Y="{y}.0" Z="0"/>' for x, y in points)
+    return f"<Region{words}><Vertices>{vertices}</Vertices></Region>"
+
+
+def test_a_negative_region_is_taken_away_from_all_others(tmp_path):
+    text = imagescope(
+        xml_region(SQUARE, Type=0, NegativeROA=0), xml_region(HOLE, Type=0, NegativeROA=1)
+    )
+    regions = read_regions(write(tmp_path, text, "roi.xml"))
+    assert [region.negative for region in regions] == [False, True]
+    assert filled(regions).sum() == pytest.approx(200**2 - 100**2, rel=0.01)
+    assert chosen_regions(regions, ["Layer 1"], file="roi.xml") == regions
+
+
+def test_ellipses_and_rectangles_are_given_by_two_corners(tmp_path):
+    text = imagescope(
+        xml_region([[100, 100], [200, 160]], Type=2),
+        xml_region([[300, 300], [250, 380]], Type=1),
+        xml_region([[0, 0], [400, 400]], Type=3),
+        xml_region([[0, 0], [400, 400]], Type=4),
+    )
+    ellipse, rectangle = read_regions(write(tmp_path, text, "roi.xml"))
+    assert filled((ellipse,)).sum() == pytest.approx(math.pi * 50 * 30, rel=0.02)
+    assert filled((rectangle,)).sum() == pytest.approx(50 * 80, rel=0.02)
+
+
+def test_a_region_s_own_text_is_its_class_before_its_layer_s(tmp_path):
+    text = imagescope(xml_region(SQUARE, Text="Invasive"), xml_region(HOLE), layer="ROI")
+    regions = read_regions(write(tmp_path, text, "roi.XML"))
+    assert [region.name for region in regions] == ["Invasive", "ROI"]
+
+
+BILLION = (
+    '<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]>'
+    "<Annotations>&b;</Annotations>"
+)
+OUTSIDE = '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><Annotations>&a;</Annotations>'
+
+
+@pytest.mark.parametrize("text", [BILLION, OUTSIDE, "<!DOCTYPE Annotations><Annotations/>"])
+def test_xml_with_a_document_type_is_refused(tmp_path, text):
+    with pytest.raises(SlideError, match=r"roi\.xml has a document type"):
+        read_regions(write(tmp_path, text, "roi.xml"))
+
+
+# Malformed
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("", "is not JSON"),
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ('"text"', "is not GeoJSON"),
+        ({"positive": []}, "is not GeoJSON"),
+        ([1, 2], "is not GeoJSON"),
+        ({"type": "FeatureCollection"}, "is not GeoJSON"),
+        ([{"type": "Feature"}], "feature 1 has no geometry"),
+        ([feature("Circle", [1])], "'Circle' is no geometry of GeoJSON"),
+        ([feature("Polygon", [])], "feature 1: a polygon without rings"),
+        ([feature("Polygon", [SQUARE]), feature("Polygon", [[[1, 2], [3, 4]]])],
+         "feature 2: an outline of 2 points"),
+        ([feature("Polygon", [[[1, 2], [3], [4, 5]]])], "a point is not two numbers"),
+        ([feature("Polygon", [[["a", 2], [3, 1], [4, 5]]])], "a point is not two numbers"),
+        ([feature("Polygon", [[[math.nan, 2], [3, 1], [4, 5]]])], "a coordinate is not finite"),
+        ([feature("Polygon", [[[math.inf, 2], [3, 1], [4, 5]]])], "a coordinate is not finite"),
+        ([feature("MultiPolygon", 3)], "its coordinates are no list"),
+    ],
+)  # fmt: skip
+def test_a_malformed_file_is_named_with_its_problem(tmp_path, value, problem):
+    with pytest.raises(SlideError) as error:
+        read_regions(write(tmp_path, value))
+    assert str(error.value).startswith("its annotation roi.geojson ")
+    assert problem in str(error.value)
+    assert str(tmp_path) not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("<Annotations>", "is not XML"),
+        ("<ASAP_Annotations/>", "begins with <ASAP_Annotations>"),
+        (imagescope(xml_region([[1, 2]])), "region 1: an outline of 1 points"),
+        (imagescope('<Region><Vertices><Vertex X="1"/></Vertices></Region>'), "not two numbers"),
+    ],
+)
+def test_malformed_xml_is_named_with_its_problem(tmp_path, text, problem):
+    with pytest.raises(SlideError, match=r"its annotation roi\.xml ") as error:
+        read_regions(write(tmp_path, text, "roi.xml"))
+    assert problem in str(error.value)
+
+
+def test_a_missing_file_and_a_folder_are_said_to_be_so(tmp_path):
+    with pytest.raises(SlideError, match="roi.geojson does not exist"):
+        read_regions(tmp_path / "roi.geojson")
+    with pytest.raises(SlideError, match="Is a directory"):
+        read_regions(tmp_path)
+
+
+def test_a_class_that_nobody_drew_excludes_the_slide_and_names_those_there_are(tmp_path):
+    regions = read_regions(write(tmp_path, [tumour(SQUARE), feature("Polygon", [HOLE])]))
+    assert len(chosen_regions(regions, [], file="f")) == 2
+    assert len(chosen_regions(regions, ["Tumor"], file="f")) == 1
+    with pytest.raises(SlideUnfit, match=r"no region of the class Stroma .*\(no class\), Tumor"):
+        chosen_regions(regions, ["Stroma"], file="f")
+    with pytest.raises(SlideUnfit, match="holds no region"):
+        chosen_regions((), [], file="f")
+
+
+# Filling
+
+
+POLYGONS = st.tuples(
+    st.floats(50, 350), st.floats(50, 350), st.floats(25, 120), st.integers(3, 40), st.floats(0, 6)
+)
+
+
+@given(POLYGONS, st.sampled_from([50, 131, 400]))
+def test_the_area_filled_is_that_of_the_polygon(polygon, side):
+    """A regular polygon's area by its formula, clipped by none here."""
+    x, y, radius, corners, turn = polygon
+    angle = turn + np.arange(corners) * 2 * np.pi / corners
+    ring = np.stack([x + radius * np.cos(angle), y + radius * np.sin(angle)], axis=1)
+    if ring.min() < 0 or ring.max() > 400:
+        return
+    area = corners / 2 * radius**2 * math.sin(2 * math.pi / corners)
+    px = (400 / side) ** 2
+    found = filled((Region((ring,), ""),), side).sum() * px
+    # An error of a tenth of a px along the outline, and what rounding makes of small ones.
+    outline = 2 * corners * radius * math.sin(math.pi / corners) * (400 / side)
+    assert abs(found - area) <= 0.25 * outline + 2 * px
+
+
+def test_regions_beyond_the_slide_are_cut_off():
+    far = np.array([(-1e9, -1e9), (1e9, -1e9), (1e9, 200), (-1e9, 200)])
+    assert filled((Region((far,), ""),))[:198].all()
+    assert not filled((Region((far,), ""),))[202:].any()
+    outside = np.array([(500.0, 500), (600, 500), (600, 600)])
+    assert not filled((Region((outside,), ""),)).any()
+
+
+def test_regions_may_count_from_the_scanned_part():
+    ring = np.array(SQUARE, float) - 100
+    moved = filled((Region((ring,), ""),), origin_px=(100, 100))
+    np.testing.assert_array_equal(moved, filled((Region((np.array(SQUARE, float),), ""),)))

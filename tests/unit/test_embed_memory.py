@@ -61,7 +61,8 @@ spec = EmbedSpec(bucket="0000-of-0001", rows="", max_failed_tiles=0.0)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 spool = RowSpool(tiles, dimension, "float16", cache.path("features", key).parent)
 slide = reading.new_passage("large", folder, table, key, spool)
-embed._embed(spec, cache, card, folder, [slide], torch.device("cpu"), "float32", 256, 2, "never")
+options = embed._Options(folder, 256, 2, "never", None)
+embed._embed(spec, cache, card, [slide], torch.device("cpu"), "float32", options)
 grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 store = open_store(cache.path("features", key))
 assert len(store) == tiles

@@ -63,7 +63,10 @@ class FeatureEntry:
 
 @dataclass(frozen=True, slots=True)
 class FoldEntry:
-    """A trained fold: where its model, predictions and attention are."""
+    """A trained fold: where its model, predictions and attention are.
+
+    `trials` combinations of options were tried, and the tune part chose `options` (JSON).
+    """
 
     key: str
     train_slides: int
@@ -72,6 +75,8 @@ class FoldEntry:
     best_epoch: int
     epochs: int
     tune_loss: float | None
+    trials: int = 1
+    options: str = ""
 
 
 Entry = TypeVar("Entry", TileEntry, FeatureEntry, FoldEntry)

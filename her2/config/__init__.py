@@ -33,12 +33,19 @@ from her2.config.encoders import (
     Precision,
     PretrainingSection,
 )
-from her2.config.heads import AttentionSection, HeadSection, LogisticSection
+from her2.config.heads import (
+    AttentionSection,
+    HeadSection,
+    LogisticSection,
+    Projected,
+    SearchSection,
+)
 from her2.config.learning import (
     EvaluationSection,
     FoldsSection,
     HeatmapSection,
     ReportSection,
+    Select,
     TrainingSection,
 )
 
@@ -67,8 +74,11 @@ __all__ = [
     "Positive",
     "Precision",
     "PretrainingSection",
+    "Projected",
     "ReportSection",
+    "SearchSection",
     "Section",
+    "Select",
     "Share",
     "Task",
     "TilingSection",

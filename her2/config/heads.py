@@ -1,8 +1,12 @@
-"""Config: heads, one section each; its `head` names the module, its other keys are arguments."""
+"""Config: heads, one section each; its `head` names the module, its other keys are arguments.
 
-from typing import Annotated, Literal, get_args
+A head whose options a section here already has is one more name in that section's `head`.
+"""
 
-from pydantic import Field, GetJsonSchemaHandler
+import math
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field, GetJsonSchemaHandler, ValidationError, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -11,11 +15,54 @@ from her2.config.base import Count, Positive, Section, Share
 Width = Annotated[int, Field(ge=0)]
 
 
+class SearchSection(Section):
+    """Random search of a head's options, in every fold anew: the tune part chooses."""
+
+    trials: Annotated[int, Field(ge=2)] = Field(description="combinations that each fold trains")
+    options: dict[str, Annotated[list[bool | int | float], Field(min_length=1)]] = Field(
+        min_length=1, description="option of the head -> values to draw from"
+    )
+
+
 class Projected(Section):
     """What every head has that reads tiles."""
 
     hidden: Width = Field(0, description="width of a projection (linear + ReLU) first; 0: none")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.25, description="on the input features")
+    search: SearchSection | None = Field(
+        None, description="random search of the options above; costs `trials` trainings a fold"
+    )
+
+    @model_validator(mode="after")
+    def _searched_values_are_legal(self) -> "Projected":
+        if self.search is None:
+            return self
+        legal = sorted(set(type(self).model_fields) - {"head", "search"})
+        for name, values in self.search.options.items():
+            if name not in legal:
+                raise ValueError(f"search.options: {name!r} is none of {', '.join(legal)}")
+            for value in values:
+                self.with_options({name: value})
+        count = math.prod(len(values) for values in self.search.options.values())
+        if self.search.trials > count:
+            raise ValueError(
+                f"search.trials {self.search.trials} is more than the {count} combinations of "
+                "search.options; lower it, or list more values"
+            )
+        return self
+
+    def with_options(self, options: dict[str, Any]) -> "Projected":
+        """This section with some options changed, and no search.
+
+        Raises:
+            ValueError: naming the option whose value is not legal.
+        """
+        try:
+            return type(self).model_validate(self.model_dump(exclude={"search"}) | options)
+        except ValidationError as error:
+            found = error.errors()[0]
+            name = found["loc"][0] if found["loc"] else "options"
+            raise ValueError(f"search.options.{name}: {found['input']!r}: {found['msg']}") from None
 
 
 class Attending(Projected):

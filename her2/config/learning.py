@@ -4,7 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from her2.config.base import Count, Positive, Section
+from her2.config.base import Count, Positive, Section, Share
+
+Select = Literal["loss", "macro_auc", "balanced_accuracy", "quadratic_kappa"]
 
 
 class TrainingSection(Section):
@@ -13,7 +15,12 @@ class TrainingSection(Section):
     bag_size: Count = Field(128, description="tiles drawn from a slide at a training step")
     bags_per_batch: Count = Field(8, description="slides a step")
     epochs: Count = Field(60, description="at most; an epoch passes every train slide once")
-    patience: Count = Field(15, description="epochs without a better tune loss before stopping")
+    patience: Count = Field(15, description="epochs without a better one before stopping")
+    select: Select = Field(
+        "loss",
+        description="what the best epoch (and the best trial of a search) has on the tune part: "
+        "the least loss, or the most of a figure; of equals the lower loss wins",
+    )
     optimiser: Literal["adamw", "adam"] = Field(
         "adamw",
         description="adam adds weight decay to the gradient, adamw takes it off the weights",
@@ -24,15 +31,30 @@ class TrainingSection(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="share of each label that is spread over all classes"
     )
-    learning_rate: Positive = Field(1e-3, description="of the optimiser")
+    learning_rate: Positive = Field(1e-3, description="of the optimiser, at its highest")
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="cosine: falls to zero at the last of `epochs`"
+    )
+    warmup_epochs: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="the learning rate rises from zero over as many epochs first"
+    )
+    clip_norm: Positive | None = Field(
+        1.0, description="longer gradients are shortened to this norm; null: they are not"
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="of the matrix products, in training and prediction; weights and sums stay "
+        "float32",
+    )
     weight_decay: Annotated[float, Field(ge=0)] = Field(1e-3, description="of the optimiser")
     steps_per_epoch: Count | None = Field(
         None, description="batches an epoch; default: as many slides as the train part has"
     )
-    balance: Literal["sampling", "slides", "none"] = Field(
+    balance: Literal["sampling", "loss", "slides", "none"] = Field(
         "sampling",
-        description="sampling: train slides are drawn so that classes are even; slides: drawn "
-        "uniformly, with replacement; none: each once an epoch",
+        description="sampling: train slides are drawn so that classes are even; loss: each once "
+        "an epoch, and the classes weigh the same in the loss; slides: drawn uniformly, with "
+        "replacement; none: each once an epoch",
     )
     standardise: bool = Field(
         True, description="features are scaled by the train part's mean and standard deviation"
@@ -40,15 +62,25 @@ class TrainingSection(Section):
 
     @model_validator(mode="after")
     def _draws_fill_the_steps(self) -> "TrainingSection":
-        if self.steps_per_epoch is not None and self.balance == "none":
+        if self.steps_per_epoch is not None and self.balance in ("none", "loss"):
             raise ValueError("`steps_per_epoch` needs drawn slides: `balance: sampling` or slides")
+        return self
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> "TrainingSection":
+        if self.warmup_epochs >= self.epochs and self.warmup_epochs > 1:
+            raise ValueError(
+                f"`warmup_epochs` {self.warmup_epochs:g} leaves nothing of {self.epochs} `epochs`"
+            )
         return self
 
 
 class FoldsSection(Section):
     """Cross-validation."""
 
-    number: Annotated[int, Field(ge=2)] = Field(5, description="test parts a repeat")
+    number: Annotated[int, Field(ge=2)] = Field(
+        5, description="test parts a repeat; with `sites: leave_one_out` there are as many as sites"
+    )
     repeats: Count = Field(1, description="whole cross-validations, each with its own seed")
     tune: Annotated[float, Field(gt=0, lt=0.5)] = Field(
         0.2, description="share of the non-test patients that picks the epoch"
@@ -57,6 +89,21 @@ class FoldsSection(Section):
         None, description="other folds of the same cohort; default: the `seed` of the whole run"
     )
     per_job: Count = Field(5, description="folds one job trains")
+    sites: Literal["ignored", "stratified", "preserved", "leave_one_out"] = Field(
+        "ignored",
+        description="stratified: test parts are alike in sites too; preserved: a site is in one "
+        "test part as a whole; leave_one_out: each test part is a site",
+    )
+    split: Literal["use", "ignore"] = Field(
+        "use",
+        description="of a manifest that has a column `split` (train, tune, test): use that one "
+        "fixed split instead of cross-validation, or ignore the column",
+    )
+    max_shared_tiles: Share = Field(
+        0.5,
+        description="the run stops when slides of two patients share more than this share of "
+        "their tiles (near-identical features); 1: it never does",
+    )
 
 
 class EvaluationSection(Section):

@@ -1,8 +1,7 @@
 """Stage 2, train: slides as bags of features; rows are gathered, stores not read whole."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -49,12 +48,21 @@ def check_dimensions(bags: Sequence[Bag]) -> int:
 
 
 def statistics(bags: Sequence[Bag], *, per_bag: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (d,) of the train part's features, each slide counted alike."""
+    """Mean and standard deviation (d,) of the train part's features, each slide counted alike.
+
+    Raises:
+        UserError: naming a slide whose features are not finite.
+    """
     generator = np.random.default_rng(seed)
     # Sums in float64: over 100,000 rows, float32 is off in the third digit.
     mean, square = np.zeros((2, bags[0].store.dimension))
     for bag in bags:
         rows = bag.store.gather(_draw(generator, len(bag), per_bag)).astype(np.float64)
+        if not np.isfinite(rows).all():
+            raise UserError(
+                f"{bag.slide_id}: its features hold values that are not finite; `her2 cache "
+                "verify` finds damaged stores: remove it and run snakemake again."
+            )
         mean += rows.mean(axis=0) / len(bags)
         square += (rows**2).mean(axis=0) / len(bags)
     std = np.sqrt(np.maximum(square - mean**2, 0))
@@ -69,22 +77,24 @@ def sample_batch(
     """Random sub-bags without replacement: features (b, n, d), mask (b, n), labels (b,).
 
     n is `bag_size`; a smaller slide gives all its tiles, and the rest of its row is masked.
+    Features keep the stores' type: half of the bytes, and converting is cheap where they are used.
     """
-    dimension = bags[0].store.dimension
-    features = np.zeros((len(bags), bag_size, dimension), np.float32)
+    kind = np.result_type(*(bag.store.chunks[0].dtype for bag in bags))
+    features = np.zeros((len(bags), bag_size, bags[0].store.dimension), kind)
     mask = np.zeros((len(bags), bag_size), bool)
     for index, bag in enumerate(bags):
         rows = _draw(generator, len(bag), bag_size)
         features[index, : len(rows)] = bag.store.gather(rows)
         mask[index, : len(rows)] = True
-    labels = torch.tensor([bag.label for bag in bags])
+    labels = torch.tensor([-1 if bag.label is None else bag.label for bag in bags])
     return torch.from_numpy(features), torch.from_numpy(mask), labels
 
 
-def whole_bag(bag: Bag) -> tuple[Tensor, Tensor]:
-    """All tiles of a slide: features (1, n, d), mask (1, n)."""
-    values: NDArray[Any] = bag.store.all().astype(np.float32)
-    return torch.from_numpy(values)[None], torch.ones(1, len(bag), dtype=torch.bool)
+def pieces(bag: Bag, rows: int) -> Iterator[Tensor]:
+    """All tiles of a slide in order, in copies (at most `rows`, d) of the store's type."""
+    for chunk in bag.store.chunks:
+        for start in range(0, len(chunk), rows):
+            yield torch.from_numpy(np.array(chunk[start : start + rows]))
 
 
 def _draw(generator: np.random.Generator, n: int, count: int) -> NDArray[np.int64]:

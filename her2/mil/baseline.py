@@ -4,7 +4,7 @@ r"""Stage 2, train: mean embedding and logistic regression, the baseline nobody 
 
 m and s are the mean and standard deviation of the train slides' mean embeddings; W minimises the
 multinomial cross-entropy + ||W||^2 / (2 C), solved to convergence by scikit-learn. C is the one of
-`strengths` with the least tune loss. Because standardising and averaging commute, the fit is a
+`strengths` that is best on the tune part. Because standardising and averaging commute, the fit is a
 `MeanPooling` head without projection behind the standardisation (m, s): it is stored, loaded and
 asked for predictions like any other.
 
@@ -22,7 +22,9 @@ from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from her2.config import Select
 from her2.mil.heads.mean import MeanPooling
+from her2.mil.selection import TuneFigures, tune_figures
 
 Floats = NDArray[np.floating]
 Labels = NDArray[np.integer]
@@ -34,8 +36,7 @@ class Candidate:
 
     strength: float
     train_loss: float
-    tune_loss: float
-    tune_accuracy: float
+    tune: TuneFigures
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ def fit_baseline(
     classes: int,
     strengths: Sequence[float],
     balanced: bool,
+    select: Select = "loss",
 ) -> Baseline:
     """Fit one model a strength and keep the best on the tune part.
 
@@ -65,6 +67,7 @@ def fit_baseline(
         classes: number of classes.
         strengths: values of C, the inverse of the penalty.
         balanced: each class weighs the same in the fit, else each slide.
+        select: what the best model has on the tune part.
 
     Raises:
         ValueError: a class is absent from the train part.
@@ -81,17 +84,15 @@ def fit_baseline(
         model = LogisticRegression(
             C=strength, class_weight="balanced" if balanced else None, max_iter=1000
         ).fit(x, y)
-        guess = model.predict_proba(x_tune)
         candidates.append(
             Candidate(
                 strength=float(strength),
                 train_loss=float(log_loss(y, model.predict_proba(x), labels=range(classes))),
-                tune_loss=float(log_loss(y_tune, guess, labels=range(classes))),
-                tune_accuracy=float(np.mean(guess.argmax(axis=1) == y_tune)),
+                tune=tune_figures(model.predict_proba(x_tune), y_tune.tolist()),
             )
         )
         models.append(model)
-    best = min(range(len(models)), key=lambda index: candidates[index].tune_loss)
+    best = max(range(len(models)), key=lambda index: candidates[index].tune.rank(select))
     return Baseline(
         head=_as_head(models[best], classes),
         mean=torch.tensor(scaler.mean_, dtype=torch.float32),

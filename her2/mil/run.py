@@ -1,38 +1,30 @@
-"""Stage 2, train: some folds of one encoder, head and task, through the cache.
+"""Stage 2, train: some folds of one encoder, head and task, through the cache."""
 
-A trained fold is a folder: `model.safetensors`, `card.json`, `history.parquet`,
-`predictions.parquet` and `attention.parquet` of the slides that the fold held out.
-"""
-
-import json
 import logging
+import os
 import resource
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import polars as pl
-import safetensors.torch
+import torch
 
 from her2.audit import check_excluded
 from her2.cache import Cache
-from her2.config import KEEP_ORDER
+from her2.config import HeadSection
 from her2.device import pick_device
 from her2.errors import UserError
-from her2.files import canonical_json, digest, file_digest, link
+from her2.files import digest, link
 from her2.folds import check_disjoint
 from her2.manifest import FeatureEntry, FoldEntry, read_manifests, write_manifest
 from her2.mil.bags import Bag, check_dimensions
-from her2.mil.train import Trained, predict, predict_bags, train_fold
+from her2.mil.product import Fold, read_entry, write_fold
+from her2.mil.search import search
+from her2.mil.train import Trained, train_fold
 from her2.plan import run_name
 from her2.specs import TrainSpec
 from her2.store import open_store
 
 log = logging.getLogger(__name__)
-
-CARD_NAME = "card.json"
-PUBLISHED_BAGS = 1600
-"""Random test bags of a fold under the published protocol."""
 
 
 def train_folds(
@@ -64,6 +56,7 @@ def train_folds(
     bags = _open_bags(table, entries, cache)
     check_dimensions(list(bags.values()))  # the held-out slides too: their shape may agree
     device = pick_device(threads)
+    _repeatable(device)
     found: dict[str, FoldEntry] = {}
     for repeat, fold in spec.runs:
         rows = table.filter((pl.col("repeat") == repeat) & (pl.col("fold") == fold))
@@ -71,27 +64,64 @@ def train_folds(
         key = fold_key(spec, parts, repeat, fold)
         name = run_name(repeat, fold)
         if cache.find("models", key) is None:
-            seed = int(digest([spec.seed, repeat, fold])[:8], 16)
-            trained = train_fold(
-                parts["train"],
-                parts["tune"],
-                head=spec.head,
-                training=spec.training,
-                class_names=spec.task.class_names,
-                seed=seed,
-                device=device,
-                keep_last=spec.protocol == "published",
+            trained = _train(spec, cache, key, parts, (repeat, fold), device)
+            share = trained.waited_seconds / trained.seconds if trained.seconds else 0.0
+            log.info(
+                "%s: trained %d epochs, %.1f s, %.1f %% of it waiting for data",
+                *(name, len(trained.history), trained.seconds, 100 * share),
             )
-            with cache.publish("models", key) as folder:
-                _write_fold(folder, key, spec, parts, trained, seed, device)
-            log.info("%s: trained %d epochs", name, len(trained.history))
         else:
             log.info("%s: from the cache", name)
-        found[name] = _entry(cache.path("models", key))
+        found[name] = read_entry(cache.path("models", key))
         for item in sorted(cache.path("models", key).iterdir()):
             link(item, output.parent / name / item.name)
     write_manifest(output, found)
     return found
+
+
+def _train(
+    spec: TrainSpec,
+    cache: Cache,
+    key: str,
+    parts: dict[str, list[Bag]],
+    run: tuple[int, int],
+    device: torch.device,
+) -> Trained:
+    """Train a fold (each trial of its search) and publish it; then its checkpoints are dropped."""
+    seed = int(digest([spec.seed, *run])[:8], 16)
+
+    def train(head: HeadSection, trial: int) -> Trained:
+        return train_fold(
+            parts["train"],
+            parts["tune"],
+            head=head,
+            training=spec.training,
+            class_names=spec.task.class_names,
+            seed=seed,
+            device=device,
+            keep_last=spec.protocol == "published",
+            checkpoint=checkpoint_path(cache, key, trial),
+        )
+
+    trained, trials = search(spec.head, seed=seed, select=spec.training.select, train=train)
+    with cache.publish("models", key) as folder:
+        write_fold(folder, spec, Fold(key, parts, trained, trials, seed))
+    for trial in trials:
+        checkpoint_path(cache, key, trial.trial).unlink(missing_ok=True)
+    return trained
+
+
+def checkpoint_path(cache: Cache, key: str, trial: int = 0) -> Path:
+    """Where a fold in training is kept; by its name `her2 cache prune` knows it as a leftover."""
+    product = cache.path("models", key)
+    return product.with_name(f".checkpoint.tmp.{key}-{trial}.safetensors")
+
+
+def _repeatable(device: torch.device) -> None:
+    """On a GPU some sums run in no fixed order unless asked for; on a CPU they always do."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def fold_key(spec: TrainSpec, parts: dict[str, list[Bag]], repeat: int, fold: int) -> str:
@@ -162,84 +192,3 @@ def _parts(rows: pl.DataFrame, bags: dict[str, Bag], *, grouped: bool) -> dict[s
     if grouped and any(patients[i] & patients[j] for i, j in ((0, 1), (0, 2), (1, 2))):
         raise UserError("a patient is in two parts of a fold; make the folds again.")
     return parts
-
-
-def _write_fold(
-    folder: Path,
-    key: str,
-    spec: TrainSpec,
-    parts: dict[str, list[Bag]],
-    trained: Trained,
-    seed: int,
-    device: Any,
-) -> None:
-    held_out = sorted(parts["test"] + parts["predict"], key=lambda bag: bag.slide_id)
-    classes = spec.task.class_names
-    predictions, attention = [], []
-    for bag in held_out:
-        probabilities, weights = predict(trained.model, bag, device)
-        predictions.append((bag.slide_id, bag.patient_id, *map(float, probabilities)))
-        attention.append((bag.slide_id, weights.tolist()))
-    # Types are stated, because a test part can be left without a usable slide.
-    columns: dict[str, Any] = {"slide_id": pl.String, "patient_id": pl.String}
-    columns |= {f"prob_{name}": pl.Float64 for name in classes}
-    frame = pl.DataFrame(predictions, schema=columns, orient="row")
-    frame.write_parquet(folder / "predictions.parquet")
-    if spec.protocol == "published":
-        _write_random_bags(folder, spec, parts["test"], trained, seed, device)
-    weights_type = pl.List(pl.Float32)
-    pl.DataFrame(
-        attention, schema={"slide_id": pl.String, "attention": weights_type}, orient="row"
-    ).write_parquet(folder / "attention.parquet")
-    pl.DataFrame([asdict(epoch) for epoch in trained.history]).write_parquet(
-        folder / "history.parquet"
-    )
-    state = {n: t.cpu().contiguous() for n, t in trained.model.state_dict().items()}
-    safetensors.torch.save_file(state, folder / "model.safetensors")
-    card = {
-        "key": key,
-        "head": spec.head.model_dump(),
-        "task": spec.task.model_dump(mode="json", context=KEEP_ORDER),
-        "dimension": parts["train"][0].store.dimension,
-        "encoder_digest": parts["train"][0].store.attributes["encoder"]["digest"],
-        "seed": seed,
-        "slides": {role: len(bags) for role, bags in parts.items()},
-        "best_epoch": trained.best_epoch,
-        "epochs": len(trained.history),
-        "tune_loss": trained.best.tune_loss if parts["tune"] else None,
-        "files": {item.name: file_digest(item) for item in sorted(folder.iterdir())},
-    }
-    (folder / CARD_NAME).write_text(canonical_json(card) + "\n", encoding="utf-8")
-
-
-def _write_random_bags(
-    folder: Path, spec: TrainSpec, test: list[Bag], trained: Trained, seed: int, device: Any
-) -> None:
-    """`bags.parquet`: the random bags whose AUC arXiv 2411.05028 reports."""
-    if not test:
-        return
-    drawn, probabilities = predict_bags(
-        trained.model,
-        test,
-        count=PUBLISHED_BAGS,
-        bag_size=spec.training.bag_size,
-        seed=seed,
-        device=device,
-    )
-    columns = {f"prob_{name}": probabilities[:, i] for i, name in enumerate(spec.task.class_names)}
-    pl.DataFrame({"slide_id": [test[i].slide_id for i in drawn], **columns}).write_parquet(
-        folder / "bags.parquet"
-    )
-
-
-def _entry(folder: Path) -> FoldEntry:
-    card = json.loads((folder / CARD_NAME).read_text(encoding="utf-8"))
-    return FoldEntry(
-        key=card["key"],
-        train_slides=card["slides"]["train"],
-        tune_slides=card["slides"]["tune"],
-        test_slides=card["slides"]["test"],
-        best_epoch=card["best_epoch"],
-        epochs=card["epochs"],
-        tune_loss=None if card["tune_loss"] is None else round(card["tune_loss"], 6),
-    )

@@ -1,10 +1,11 @@
 """Stage 2, train: one fold. The tune part picks the epoch; the test part is not seen here."""
 
-import copy
 import logging
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,51 +13,34 @@ from torch import Tensor, nn
 
 from her2.config import HeadSection, LogisticSection, TrainingSection
 from her2.errors import UserError
-from her2.mil.bags import Bag, check_dimensions, sample_batch, statistics, whole_bag
+from her2.mil.bags import Bag, check_dimensions, statistics
 from her2.mil.baseline import fit_baseline
+from her2.mil.checkpoint import Epoch, Progress, load_checkpoint, save_checkpoint
+from her2.mil.feed import Batch, Feed
 from her2.mil.heads import build_head
 from her2.mil.heads.head import InstanceSupervised, Output
-from her2.mil.losses import Loss, bag_loss, class_logits, members, output_count
+from her2.mil.losses import bag_loss, members, output_count
+from her2.mil.model import Model, predict
+from her2.mil.schedule import factor
+from her2.mil.selection import UNDEFINED, TuneFigures, tune_figures
 
 log = logging.getLogger(__name__)
 
 
-class Model(nn.Module):
-    """Standardisation by the train part's statistics, then a head."""
-
-    def __init__(
-        self, head: nn.Module, mean: Tensor, std: Tensor, loss: Loss = "cross_entropy"
-    ) -> None:
-        super().__init__()
-        self.head = head
-        self.loss: Loss = loss
-        self.mean: Tensor
-        self.std: Tensor
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
-
-    def forward(self, bag: Tensor, mask: Tensor) -> Output:
-        """Features (b, n, d) and mask (b, n) -> logits (b, o) and attention (b, n) or (b, n, o)."""
-        return self.head((bag - self.mean) / self.std, mask)
-
-
-@dataclass(frozen=True, slots=True)
-class Epoch:
-    """One line of a fold's history; losses are mean cross-entropies a slide."""
-
-    epoch: int
-    train_loss: float
-    tune_loss: float
-    tune_accuracy: float
-
-
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A fold's model (of its best epoch) and how it got there."""
+    """A fold's model (of its best epoch) and how it got there.
+
+    `head` are the options that it was built with. `seconds` and `waited_seconds` (for data) are of
+    the training steps of this process, which may have gone on from a checkpoint.
+    """
 
     model: Model
+    head: HeadSection
     history: tuple[Epoch, ...]
     best_epoch: int
+    seconds: float = 0.0
+    waited_seconds: float = 0.0
 
     @property
     def best(self) -> Epoch:
@@ -74,41 +58,76 @@ def train_fold(
     seed: int,
     device: torch.device,
     keep_last: bool = False,
+    checkpoint: Path | None = None,
 ) -> Trained:
-    """Train on the train part until the tune part's loss stops falling.
+    """Train on the train part until the tune part is no longer predicted better.
 
-    With `keep_last` all epochs are trained and the last is kept; the tune part may then be empty.
+    Args:
+        train: bags to learn from.
+        tune: bags that pick the epoch, by `training.select`.
+        head: a section without search.
+        training: how.
+        class_names: of the task, in order.
+        seed: of weights, draws and dropout.
+        device: where.
+        keep_last: all epochs are trained and the last is kept; the tune part may then be empty.
+        checkpoint: a file to go on from if it is there, and to write after every epoch. It stays
+            when training fails: it holds the last good epoch.
 
     Raises:
-        UserError: a class is absent from the train part, the tune part is empty, or the loss
-            is not finite.
+        UserError: a class is absent from the train part, the tune part is empty or lacks a class
+            that `training.select` needs, or the loss is not finite.
     """
-    _check_parts(train, tune, class_names, keep_last=keep_last)
-    torch.manual_seed(seed)
-    generator = np.random.default_rng(seed)
+    _check_parts(train, tune, class_names, training, keep_last=keep_last)
     dimension = check_dimensions([*train, *tune])
     if isinstance(head, LogisticSection):
         return _fit_baseline(train, tune, head, training, len(class_names), device)
+    torch.manual_seed(seed)
     mean, std = torch.zeros(dimension), torch.ones(dimension)
     if training.standardise:
         mean, std = statistics(train, per_bag=256, seed=seed)
     outputs = output_count(training.loss, len(class_names))
-    model = Model(build_head(head, dimension, outputs), mean, std, training.loss).to(device)
+    model = Model(
+        build_head(head, dimension, outputs), mean, std, training.loss, training.precision
+    ).to(device)
     optimiser = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[training.optimiser](
         model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
     )
-    history: list[Epoch] = []
-    best, best_state = 0, copy.deepcopy(model.state_dict())
-    for epoch in range(training.epochs):
-        loss = _train_epoch(model, optimiser, train, training, generator, epoch, device)
-        tune_loss, accuracy = _tune(model, tune, epoch, device)
-        history.append(Epoch(epoch, loss, tune_loss, accuracy))
-        if keep_last or epoch == 0 or tune_loss < history[best].tune_loss:
-            best, best_state = epoch, copy.deepcopy(model.state_dict())
-        elif epoch - best >= training.patience:
-            break
-    model.load_state_dict(best_state)
-    return Trained(model.eval(), tuple(history), best)
+    weights = _class_weights(train, training, len(class_names), device)
+    progress = (load_checkpoint(checkpoint, model, optimiser) if checkpoint else None) or Progress()
+    if progress.history:
+        log.info("going on after epoch %d, from %s", len(progress.history) - 1, checkpoint)
+    seconds = waited = 0.0
+    patience = None if keep_last else training.patience
+    while not progress.finished(training.epochs, patience):
+        epoch = len(progress.history)
+        feed = Feed(train, training, seed=seed, epoch=epoch)
+        torch.manual_seed(int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]))
+        try:
+            start = time.perf_counter()
+            loss, rate = _train_epoch(model, optimiser, feed, training, weights, epoch)
+            seconds, waited = seconds + time.perf_counter() - start, waited + feed.waited_seconds
+            figures = _tune(model, tune, epoch)
+        except _NotFiniteError as error:
+            raise UserError(f"{error}{_kept(checkpoint, epoch)}") from None
+        progress.add(
+            Epoch(epoch, rate, loss, figures), model, select=training.select, keep_last=keep_last
+        )
+        if checkpoint is not None:
+            save_checkpoint(checkpoint, model, optimiser, progress)
+    model.load_state_dict(progress.best_state)
+    history = tuple(progress.history)
+    return Trained(model.eval(), head, history, progress.best_epoch, seconds, waited)
+
+
+class _NotFiniteError(Exception):
+    """A loss or a prediction that is not finite, in words."""
+
+
+def _kept(checkpoint: Path | None, epoch: int) -> str:
+    if checkpoint is None or epoch == 0:
+        return ""
+    return f" The last good epoch ({epoch - 1}) is kept in {checkpoint}."
 
 
 def _fit_baseline(
@@ -130,135 +149,146 @@ def _fit_baseline(
         part(tune),
         classes=classes,
         strengths=head.strengths,
-        balanced=training.balance != "none",
+        balanced=training.balance in ("sampling", "loss"),
+        select=training.select,
     )
-    history = tuple(
-        Epoch(index, c.train_loss, c.tune_loss, c.tune_accuracy)
-        for index, c in enumerate(fit.candidates)
-    )
-    return Trained(Model(fit.head, fit.mean, fit.std).to(device).eval(), history, fit.best)
-
-
-@torch.inference_mode()
-def predict(model: Model, bag: Bag, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
-    """Class probabilities (c,) and attention (n,) of a slide, from all of its tiles; float32.
-
-    Of a head with one map an output, it is the map of the predicted class (or, ordered, of the
-    highest threshold that it passes; of the lowest if none).
-    """
-    features, mask = whole_bag(bag)
-    output = model.eval()(features.to(device), mask.to(device))
-    probabilities = class_logits(output.logits.double(), model.loss).softmax(dim=1)[0]
-    attention = output.attention[0]  # (n,) or (n, o)
-    if attention.ndim == 2:
-        predicted = int(probabilities.argmax())
-        attention = attention[:, max(0, predicted - (model.loss == "ordinal"))]
-    return probabilities.float().cpu().numpy(), attention.float().cpu().numpy()
-
-
-@torch.inference_mode()
-def predict_bags(
-    model: Model, bags: Sequence[Bag], *, count: int, bag_size: int, seed: int, device: torch.device
-) -> tuple[np.ndarray, np.ndarray]:
-    """Random bags of random slides, both drawn anew each time.
-
-    Returns:
-        Which slide each bag is of (count,), and class probabilities (count, c).
-    """
-    generator = np.random.default_rng(seed)
-    drawn = generator.integers(len(bags), size=count)
-    parts = []
-    for start in range(0, count, 64):
-        features, mask, _ = sample_batch(
-            [bags[i] for i in drawn[start : start + 64]], bag_size=bag_size, generator=generator
-        )
-        logits = model.eval()(features.to(device), mask.to(device)).logits
-        found = class_logits(logits.double(), model.loss).softmax(dim=1)
-        parts.append(found.float().cpu().numpy())
-    return drawn, np.concatenate(parts)
+    history = tuple(Epoch(i, 0.0, c.train_loss, c.tune) for i, c in enumerate(fit.candidates))
+    model = Model(fit.head, fit.mean, fit.std).to(device).eval()
+    return Trained(model, head, history, fit.best)
 
 
 def _train_epoch(
     model: Model,
     optimiser: torch.optim.Optimizer,
-    bags: Sequence[Bag],
+    feed: Feed,
     training: TrainingSection,
-    generator: np.random.Generator,
+    weights: Tensor | None,
     epoch: int,
-    device: torch.device,
-) -> float:
+) -> tuple[float, float]:
+    """One pass; returns the mean loss a slide and the last step's learning rate."""
     model.train()
-    order = _epoch_order(bags, training, generator)
-    total = 0.0
-    for start in range(0, len(order), training.bags_per_batch):
-        batch = [bags[i] for i in order[start : start + training.bags_per_batch]]
+    device = model.mean.device
+    steps, total, count, rate = len(feed), 0.0, 0, 0.0
+    for step, batch in enumerate(feed):
+        rate = training.learning_rate * factor(epoch * steps + step, steps, training)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
         features, mask, labels = (
-            tensor.to(device)
-            for tensor in sample_batch(batch, bag_size=training.bag_size, generator=generator)
+            tensor.to(device, non_blocking=True)
+            for tensor in (batch.features, batch.mask, batch.labels)
         )
         output = model(features, mask)
-        loss = bag_loss(output.logits, labels, loss=model.loss, smoothing=training.label_smoothing)
-        if isinstance(head := model.head, InstanceSupervised):
-            belongs = members(labels, model.loss, output.logits.shape[1])
-            extra = head.instance_loss(output, mask, belongs)
-            loss = (1 - head.instance_weight) * loss + head.instance_weight * extra
+        loss = _loss(model, output, mask, labels, training, weights)
         if not math.isfinite(value := loss.item()):
-            names = ", ".join(bag.slide_id for bag in batch)
-            raise UserError(
-                f"the loss is {value} in epoch {epoch}, in a batch of the slides {names}; lower "
-                "training.learning_rate."
-            )
+            raise _NotFiniteError(_blame(model, output, batch, epoch, value))
         optimiser.zero_grad()
         loss.backward()
+        if training.clip_norm is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm)
         optimiser.step()
-        total += value * len(batch)
-    return total / len(order)
+        total += value * len(batch.bags)
+        count += len(batch.bags)
+    return total / count, rate
 
 
-def _epoch_order(
-    bags: Sequence[Bag], training: TrainingSection, generator: np.random.Generator
-) -> np.ndarray:
-    """Which bags an epoch takes: each once, or as many draws with every class as likely."""
-    if training.balance == "none":
-        return generator.permutation(len(bags))
-    count = len(bags)
-    if training.steps_per_epoch is not None:
-        count = training.steps_per_epoch * training.bags_per_batch
-    if training.balance == "slides":
-        return generator.choice(len(bags), size=count)
-    labels = np.array([bag.label for bag in bags])
-    weights = 1 / np.bincount(labels)[labels]
-    return generator.choice(len(bags), size=count, p=weights / weights.sum())
+def _loss(
+    model: Model,
+    output: Output,
+    mask: Tensor,
+    labels: Tensor,
+    training: TrainingSection,
+    weights: Tensor | None,
+) -> Tensor:
+    loss = bag_loss(
+        output.logits,
+        labels,
+        loss=model.loss,
+        smoothing=training.label_smoothing,
+        weights=weights,
+    )
+    if isinstance(head := model.head, InstanceSupervised):
+        belongs = members(labels, model.loss, output.logits.shape[1])
+        extra = head.instance_loss(output, mask, belongs)
+        loss = (1 - head.instance_weight) * loss + head.instance_weight * extra
+    return loss
 
 
-@torch.inference_mode()
-def _tune(
-    model: Model, bags: Sequence[Bag], epoch: int, device: torch.device
-) -> tuple[float, float]:
-    losses, hits = [], []
+def _blame(model: Model, output: Output, batch: Batch, epoch: int, value: float) -> str:
+    """Which slides' losses are not finite: one with damaged features, or all."""
+    losses = [
+        bag_loss(output.logits[i : i + 1].cpu(), batch.labels[i : i + 1], loss=model.loss)
+        for i in range(len(batch.bags))
+    ]
+    named = [
+        bag.slide_id
+        for bag, loss in zip(batch.bags, losses, strict=True)
+        if not math.isfinite(loss.item())
+    ]
+    names = ", ".join(dict.fromkeys(named or [bag.slide_id for bag in batch.bags]))
+    return (
+        f"the loss is {value} in epoch {epoch}, of the slides {names}; lower "
+        "training.learning_rate, or look for damaged stores (her2 cache verify)."
+    )
+
+
+def _class_weights(
+    bags: Sequence[Bag], training: TrainingSection, classes: int, device: torch.device
+) -> Tensor | None:
+    """(c,) for `balance: loss`: inverse to the classes' slides, 1 on average over the slides."""
+    if training.balance != "loss":
+        return None
+    counts = np.bincount([bag.label or 0 for bag in bags], minlength=classes)
+    return torch.tensor(len(bags) / (classes * counts), dtype=torch.float32, device=device)
+
+
+def _tune(model: Model, bags: Sequence[Bag], epoch: int) -> TuneFigures:
     if not bags:
-        return math.nan, math.nan
+        return UNDEFINED
+    found = []
     for bag in bags:
-        probabilities, _ = predict(model, bag, device)
+        probabilities = predict(model, bag).probabilities
         if not np.isfinite(probabilities).all():
-            raise UserError(
+            raise _NotFiniteError(
                 f"the predictions of the tune slide {bag.slide_id} are not finite in epoch "
                 f"{epoch}; lower training.learning_rate."
             )
-        losses.append(-math.log(max(1e-12, float(probabilities[bag.label]))))
-        hits.append(int(probabilities.argmax()) == bag.label)
-    return float(np.mean(losses)), float(np.mean(hits))
+        found.append(probabilities)
+    return tune_figures(np.stack(found), [bag.label or 0 for bag in bags])
 
 
 def _check_parts(
-    train: Sequence[Bag], tune: Sequence[Bag], class_names: Sequence[str], *, keep_last: bool
+    train: Sequence[Bag],
+    tune: Sequence[Bag],
+    class_names: Sequence[str],
+    training: TrainingSection,
+    *,
+    keep_last: bool,
 ) -> None:
-    present = {bag.label for bag in train}
-    absent = [name for index, name in enumerate(class_names) if index not in present]
-    if absent:
+    empty = [bag.slide_id for bag in (*train, *tune) if len(bag) == 0]
+    if empty:
+        raise UserError(f"{', '.join(empty)}: the feature store holds no tile; embed it again.")
+    if absent := _absent(train, class_names):
         raise UserError(
             f"no usable slide of class {', '.join(absent)} in the train part; lower folds.number, "
             "merge classes in `tasks`, or see the audit for slides that were left out."
         )
-    if not tune and not keep_last:
+    if keep_last:
+        return
+    if not tune:
         raise UserError("no usable slide in the tune part; raise folds.tune or add slides.")
+    absent = _absent(tune, class_names)
+    if training.select == "macro_auc" and absent:
+        raise UserError(
+            f"training.select {training.select} is not defined: no usable slide of class "
+            f"{', '.join(absent)} in the tune part; raise folds.tune, or select by loss."
+        )
+    if training.select == "quadratic_kappa" and len(class_names) - len(absent) < 2:
+        raise UserError(
+            "training.select quadratic_kappa is not defined: the tune part has one class; raise "
+            "folds.tune, or select by loss."
+        )
+
+
+def _absent(bags: Sequence[Bag], class_names: Sequence[str]) -> list[str]:
+    present = {bag.label for bag in bags}
+    return [name for index, name in enumerate(class_names) if index not in present]

@@ -2,11 +2,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from her2.errors import UserError
-from her2.mil.bags import Bag, check_dimensions, sample_batch, statistics, whole_bag
+from her2.mil.bags import Bag, check_dimensions, pieces, sample_batch, statistics
 from her2.store import FeatureStore, open_store, write_store
 
 
@@ -71,15 +72,21 @@ def test_the_draws_are_those_of_the_generator() -> None:
     assert (once != other).any()
 
 
-def test_a_whole_bag_is_every_tile_as_float32(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows", [1, 4, 6, 100])
+def test_the_pieces_of_a_slide_are_all_of_its_tiles_in_order(tmp_path: Path, rows: int) -> None:
     values = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float16)
     path = tmp_path / "s.zarr.zip"
     write_store(path, values, np.zeros((6, 2), np.int32), {"encoder": {"digest": "e"}})
-    features, mask = whole_bag(Bag("s", "p", "k", open_store(path), None))
-    assert features.shape == (1, 6, 3)
-    np.testing.assert_array_equal(features[0].numpy(), values.astype(np.float32))
-    assert mask.shape == (1, 6)
-    assert mask.all()
+    found = list(pieces(Bag("s", "p", "k", open_store(path), None), rows))
+    assert max(len(piece) for piece in found) == min(rows, 6)
+    np.testing.assert_array_equal(np.concatenate([piece.numpy() for piece in found]), values)
+
+
+def test_a_batch_keeps_the_type_of_the_stores() -> None:
+    half = bag(numbered(4).astype(np.float16))
+    for bags, kind in (([half], torch.float16), ([half, bag(numbered(4))], torch.float32)):
+        features, _, _ = sample_batch(bags, bag_size=2, generator=np.random.default_rng(0))
+        assert features.dtype == kind
 
 
 def test_statistics_are_numpys_when_slides_are_of_one_size() -> None:

@@ -32,9 +32,9 @@ def test_the_head_predicts_from_tiles_what_scikit_learn_predicts_from_means(clas
     standardised = (torch.from_numpy(bags) - fit.mean) / fit.std
     logits = fit.head(standardised, torch.ones(60, 7, dtype=torch.bool)).logits.detach().double()
     losses = -logits.log_softmax(1)[range(60), labels]
-    assert losses.mean().item() == pytest.approx(fit.candidates[0].tune_loss, rel=1e-4)
+    assert losses.mean().item() == pytest.approx(fit.candidates[0].tune.loss, rel=1e-4)
     accuracy = (logits.argmax(1).numpy() == labels).mean()
-    assert accuracy == fit.candidates[0].tune_accuracy > 1.5 / classes
+    assert accuracy == fit.candidates[0].tune.accuracy > 1.5 / classes
 
 
 def test_the_fit_minimises_the_penalised_likelihood_of_the_formula() -> None:
@@ -59,7 +59,7 @@ def test_the_fit_minimises_the_penalised_likelihood_of_the_formula() -> None:
 def test_the_strength_with_the_least_tune_loss_is_kept() -> None:
     train, tune = parts(3)
     fit = fit_baseline(train, tune, classes=3, strengths=[1e-4, 1e-2, 1.0, 100.0], balanced=True)
-    losses = [candidate.tune_loss for candidate in fit.candidates]
+    losses = [candidate.tune.loss for candidate in fit.candidates]
     assert fit.best == int(np.argmin(losses))
     assert [candidate.strength for candidate in fit.candidates] == [1e-4, 1e-2, 1.0, 100.0]
     train_losses = [candidate.train_loss for candidate in fit.candidates]
@@ -94,7 +94,7 @@ def test_the_same_data_give_the_same_bits() -> None:
 def test_labels_shuffled_among_slides_are_not_learned() -> None:
     train, tune = parts(2, shift=0.0)
     fit = fit_baseline(train, tune, classes=2, strengths=[1e-3, 1.0], balanced=True)
-    assert fit.candidates[fit.best].tune_accuracy < 0.75
+    assert fit.candidates[fit.best].tune.accuracy < 0.75
 
 
 def test_a_feature_that_never_varies_does_no_harm() -> None:

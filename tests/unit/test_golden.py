@@ -20,7 +20,8 @@ from her2.evaluation.evaluate import figures
 from her2.folds import assign_roles
 from her2.grid import tile_slide
 from her2.mil.bags import Bag
-from her2.mil.train import predict, train_fold
+from her2.mil.model import predict
+from her2.mil.train import train_fold
 from her2.slide import Scale
 from her2.specs import VERSIONS
 from her2.store import FeatureStore
@@ -111,7 +112,7 @@ def train() -> Any:
         bags[:12], bags[12:15], head=head, training=TrainingSection(epochs=5, bag_size=16),
         class_names=TASK.class_names, seed=4, device=torch.device("cpu"),
     )  # fmt: skip
-    probabilities, _ = predict(trained.model, bags[15], torch.device("cpu"))
+    probabilities = predict(trained.model, bags[15]).probabilities
     return [round(float(value), 3) for value in probabilities]
 
 

@@ -286,7 +286,7 @@ def by_hand_attention(p: dict[str, np.ndarray], x: np.ndarray) -> tuple[np.ndarr
     """Instances (n, width) and weights (n, m) of gated attention."""
 
     def linear(name: str, values: np.ndarray) -> np.ndarray:
-        return values @ p[f"attention.{name}.weight"].T + p[f"attention.{name}.bias"]
+        return values @ p[f"{name}.weight"].T + p[f"{name}.bias"]
 
     h = np.maximum(0, linear("project.0", x))
     return h, softmax(
@@ -417,8 +417,8 @@ def test_the_instance_loss_moves_no_attention_score_but_the_tiles_themselves() -
     model, (features, mask) = build("clam_mb"), bags(9, 8)
     belongs = members(torch.tensor([1, 2]), "cross_entropy", C)
     model.instance_loss(model(features, mask), mask, belongs).backward()
-    assert model.attention.score.weight.grad is None
-    assert model.attention.project[0].weight.grad.abs().sum() > 0
+    assert model.score.weight.grad is None
+    assert model.project[0].weight.grad.abs().sum() > 0
 
 
 def test_a_bag_below_all_thresholds_has_no_tile_in_a_class() -> None:

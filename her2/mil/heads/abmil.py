@@ -10,10 +10,10 @@ Source: Ilse, Tomczak, Welling, Attention-based Deep Multiple Instance Learning,
 import torch
 from torch import Tensor, nn
 
-from her2.mil.heads.head import Output, masked_softmax, projection
+from her2.mil.heads.head import Attention, Output, masked_softmax
 
 
-class AttentionMIL(nn.Module):
+class AttentionMIL(Attention):
     """One attention map for all classes, then a linear classifier on the weighted mean."""
 
     def __init__(
@@ -26,26 +26,17 @@ class AttentionMIL(nn.Module):
         hidden: int,
         dropout: float,
     ) -> None:
-        super().__init__()
-        self.dropout = nn.Dropout(dropout)
-        self.project = projection(dimension, hidden)
-        width = hidden or dimension
-        self.value = nn.Linear(width, attention)
-        self.gate = nn.Linear(width, attention) if gated else None
-        self.score = nn.Linear(attention, 1)
-        self.classifier = nn.Linear(width, outputs)
+        super().__init__(
+            dimension, 1, attention=attention, gated=gated, hidden=hidden, dropout=dropout
+        )
+        self.classifier = nn.Linear(self.width, outputs)
 
-    def forward(self, bag: Tensor, mask: Tensor) -> Output:
-        """Classify bags.
-
-        Args:
-            bag: (b, n, d) features.
-            mask: bool (b, n), True on instances that exist; at least one a bag.
-        """
-        h = self.project(self.dropout(bag))  # (b, n, width)
-        a = torch.tanh(self.value(h))  # (b, n, attention)
-        if self.gate is not None:
-            a = a * torch.sigmoid(self.gate(h))  # (b, n, attention)
-        weights = masked_softmax(self.score(a), mask).squeeze(2)  # (b, n)
-        z = torch.einsum("bn,bnd->bd", weights, h)  # (b, width)
+    def pool(self, parts: tuple[Tensor, ...], mask: Tensor) -> Output:
+        """Instances (b, n, width), scores (b, n, 1) -> logits (b, o), attention (b, n)."""
+        h, scores = parts
+        weights = masked_softmax(scores, mask).squeeze(2)  # (b, n)
+        z = torch.einsum("bn,bnd->bd", weights, h.to(weights.dtype))  # (b, width)
         return Output(self.classifier(z), weights)
+
+
+HEAD = AttentionMIL

@@ -15,10 +15,10 @@ interpretable multiple instance learning for pathology, NeurIPS 2022 (arXiv 2206
 
 from torch import Tensor, nn
 
-from her2.mil.heads.head import Attention, Output
+from her2.mil.heads.head import Attention, Output, masked_softmax
 
 
-class AdditiveMIL(nn.Module):
+class AdditiveMIL(Attention):
     """Instances are classified, and their logits are added up under attention."""
 
     def __init__(
@@ -32,18 +32,26 @@ class AdditiveMIL(nn.Module):
         dropout: float,
         classifier: int,
     ) -> None:
-        super().__init__()
-        self.attention = Attention(
+        super().__init__(
             dimension, 1, attention=attention, gated=gated, hidden=hidden, dropout=dropout
         )
         self.classifier = nn.Sequential(
-            nn.Linear(self.attention.width, classifier, bias=False),
+            nn.Linear(self.width, classifier, bias=False),
             nn.ReLU(),
             nn.Linear(classifier, outputs),
         )
 
-    def forward(self, bag: Tensor, mask: Tensor) -> Output:
-        """Features (b, n, d), mask (b, n) -> logits (b, o), attention (b, n), contribution."""
-        h, weights = self.attention(bag, mask)  # (b, n, width), (b, n, 1)
-        contribution = weights * self.classifier(h)  # (b, n, o)
+    def encode(self, bag: Tensor) -> tuple[Tensor, ...]:
+        """Features (b, n, d) -> instance logits (b, n, o), scores (b, n, 1)."""
+        h, scores = super().encode(bag)  # (b, n, width), (b, n, 1)
+        return self.classifier(h), scores
+
+    def pool(self, parts: tuple[Tensor, ...], mask: Tensor) -> Output:
+        """Instance logits (b, n, o), scores -> logits (b, o), attention (b, n), contribution."""
+        logits, scores = parts
+        weights = masked_softmax(scores, mask)  # (b, n, 1)
+        contribution = weights * logits  # (b, n, o)
         return Output(contribution.sum(dim=1), weights.squeeze(2), contribution)
+
+
+HEAD = AdditiveMIL

@@ -56,17 +56,19 @@ class Clam(MultiBranch):
             dropout=dropout,
             shared=shared,
         )
-        self.instance_classifier = nn.Linear(self.attention.width, 2 * outputs)
+        self.instance_classifier = nn.Linear(self.width, 2 * outputs)
         self.instances = instances
         self.instance_weight = instance_weight
         self.subtyping = subtyping
 
-    def forward(self, bag: Tensor, mask: Tensor) -> Output:
-        """Features (b, n, d), mask (b, n) -> logits (b, o), attention (b, n) or (b, n, o)."""
-        h, weights = self.attention(bag, mask)  # (b, n, width), (b, n, 1 or o)
-        scores = self.instance_classifier(h).unflatten(2, (-1, 2))  # (b, n, o, 2)
-        maps = weights.squeeze(2) if self.shared else weights
-        return Output(self.classify(h, weights), maps, instances=scores)
+    def encode(self, bag: Tensor) -> tuple[Tensor, ...]:
+        """Features (b, n, d) -> instances, scores, instance classes (b, n, 2 o)."""
+        h, scores = super().encode(bag)  # (b, n, width), (b, n, o or 1)
+        return h, scores, self.instance_classifier(h)
+
+    def pool(self, parts: tuple[Tensor, ...], mask: Tensor) -> Output:
+        """As `multibranch`, and the instances' scores (b, n, o, 2)."""
+        return super().pool(parts, mask)._replace(instances=parts[2].unflatten(2, (-1, 2)))
 
     def instance_loss(self, output: Output, mask: Tensor, members: Tensor) -> Tensor:
         """The instance term.

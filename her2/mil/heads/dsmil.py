@@ -18,33 +18,37 @@ classification with self-supervised contrastive learning, CVPR 2021 (arXiv 2011.
 import torch
 from torch import Tensor, nn
 
-from her2.mil.heads.head import Output, masked_softmax, projection
+from her2.mil.heads.head import Head, Output, masked_softmax
 
 
-class DualStream(nn.Module):
+class DualStream(Head):
     """Max pooling and attention around its choice, averaged."""
 
     def __init__(
         self, dimension: int, outputs: int, *, query: int, hidden: int, dropout: float
     ) -> None:
-        super().__init__()
-        width = hidden or dimension
-        self.dropout = nn.Dropout(dropout)
-        self.project = projection(dimension, hidden)
-        self.instance = nn.Linear(width, outputs)
-        self.query = nn.Linear(width, query)
-        self.value = nn.Linear(width, width)
-        self.classifier = nn.Linear(outputs * width, outputs)
+        super().__init__(dimension, hidden, dropout)
+        self.instance = nn.Linear(self.width, outputs)
+        self.query = nn.Linear(self.width, query)
+        self.value = nn.Linear(self.width, self.width)
+        self.classifier = nn.Linear(outputs * self.width, outputs)
 
-    def forward(self, bag: Tensor, mask: Tensor) -> Output:
-        """Features (b, n, d), mask (b, n) -> logits (b, o), attention (b, n, o)."""
+    def encode(self, bag: Tensor) -> tuple[Tensor, ...]:
+        """Features (b, n, d) -> instances (b, n, width), logits (b, n, o), (b, n, query)."""
         h = self.project(self.dropout(bag))  # (b, n, width)
-        scores = self.instance(h).masked_fill(~mask[:, :, None], -torch.inf)  # (b, n, o)
+        return h, self.instance(h), self.query(h)
+
+    def pool(self, parts: tuple[Tensor, ...], mask: Tensor) -> Output:
+        """What `encode` gave -> logits (b, o), attention (b, n, o)."""
+        h, scores, q = parts
+        scores = scores.masked_fill(~mask[:, :, None], -torch.inf)  # (b, n, o)
         best, critical = scores.max(dim=1)  # (b, o), (b, o)
-        q = self.query(h)  # (b, n, query)
         q_critical = q.gather(1, critical[:, :, None].expand(-1, -1, q.shape[2]))  # (b, o, query)
         alike = torch.einsum("bnq,boq->bno", q, q_critical) / q.shape[2] ** 0.5  # (b, n, o)
         weights = masked_softmax(alike, mask)  # (b, n, o)
         # The map v is linear and a map's weights sum to one: v of the mean is the mean of v.
-        z = self.value(torch.einsum("bno,bnw->bow", weights, h))  # (b, o, width)
+        z = self.value(torch.einsum("bno,bnw->bow", weights, h.to(weights.dtype)))  # (b, o, width)
         return Output((best + self.classifier(z.flatten(1))) / 2, weights)
+
+
+HEAD = DualStream

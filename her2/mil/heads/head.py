@@ -48,8 +48,37 @@ def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
     return scores.float().masked_fill(~mask[:, :, None], -torch.inf).softmax(dim=1)
 
 
-class Attention(nn.Module):
-    """Dropout, projection, and m attention maps over the projected instances (Ilse 2018)."""
+class Head(nn.Module):
+    """Features are dropped out, projected, described tile by tile; then a bag is pooled.
+
+    `forward` is `pool(encode(bag), mask)`. Because `encode` treats every tile alone, a whole slide
+    is encoded in pieces, and only what `pool` reads of a tile is ever held for all of them.
+    """
+
+    pools_in_products = False
+    """Whether `pool` holds matrix products that mixed precision is worth while for."""
+
+    def __init__(self, dimension: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.width = hidden or dimension
+        self.dropout = nn.Dropout(dropout)
+        self.project = projection(dimension, hidden)
+
+    def encode(self, bag: Tensor) -> tuple[Tensor, ...]:
+        """Features (b, n, d) -> what `pool` reads of each instance, each (b, n, ...)."""
+        return (self.project(self.dropout(bag)),)  # (b, n, width)
+
+    def pool(self, parts: tuple[Tensor, ...], mask: Tensor) -> Output:
+        """What `encode` gave, and mask (b, n) -> logits (b, o), attention (b, n) or (b, n, o)."""
+        raise NotImplementedError
+
+    def forward(self, bag: Tensor, mask: Tensor) -> Output:
+        """Classify bags: features (b, n, d), mask bool (b, n), True on instances that exist."""
+        return self.pool(self.encode(bag), mask)
+
+
+class Attention(Head):
+    """m attention maps over the projected instances (Ilse 2018)."""
 
     def __init__(
         self,
@@ -61,18 +90,15 @@ class Attention(nn.Module):
         hidden: int,
         dropout: float,
     ) -> None:
-        super().__init__()
-        self.width = hidden or dimension
-        self.dropout = nn.Dropout(dropout)
-        self.project = projection(dimension, hidden)
+        super().__init__(dimension, hidden, dropout)
         self.value = nn.Linear(self.width, attention)
         self.gate = nn.Linear(self.width, attention) if gated else None
         self.score = nn.Linear(attention, maps)
 
-    def forward(self, bag: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (b, n, d), mask (b, n) -> instances (b, n, width), weights (b, n, m)."""
+    def encode(self, bag: Tensor) -> tuple[Tensor, ...]:
+        """Features (b, n, d) -> instances (b, n, width), their scores (b, n, m)."""
         h = self.project(self.dropout(bag))  # (b, n, width)
         a = torch.tanh(self.value(h))  # (b, n, attention)
         if self.gate is not None:
             a = a * torch.sigmoid(self.gate(h))  # (b, n, attention)
-        return h, masked_softmax(self.score(a), mask)
+        return h, self.score(a)

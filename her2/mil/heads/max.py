@@ -12,23 +12,27 @@ Recognition 74, 2018 (arXiv 1610.02501); on slides, Campanella et al., Nature Me
 import torch
 from torch import Tensor, nn
 
-from her2.mil.heads.head import Output, projection
+from her2.mil.heads.head import Head, Output
 
 
-class MaxPooling(nn.Module):
+class MaxPooling(Head):
     """Every instance is classified; each output takes its largest logit."""
 
     def __init__(self, dimension: int, outputs: int, *, hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.dropout = nn.Dropout(dropout)
-        self.project = projection(dimension, hidden)
-        self.classifier = nn.Linear(hidden or dimension, outputs)
+        super().__init__(dimension, hidden, dropout)
+        self.classifier = nn.Linear(self.width, outputs)
 
-    def forward(self, bag: Tensor, mask: Tensor) -> Output:
-        """Features (b, n, d), mask (b, n) -> logits (b, o), attention (b, n, o)."""
-        scores = self.classifier(self.project(self.dropout(bag)))  # (b, n, o)
-        scores = scores.masked_fill(~mask[:, :, None], -torch.inf)
+    def encode(self, bag: Tensor) -> tuple[Tensor, ...]:
+        """Features (b, n, d) -> instance logits (b, n, o)."""
+        return (self.classifier(self.project(self.dropout(bag))),)
+
+    def pool(self, parts: tuple[Tensor, ...], mask: Tensor) -> Output:
+        """Instance logits (b, n, o) -> logits (b, o), attention (b, n, o)."""
+        scores = parts[0].masked_fill(~mask[:, :, None], -torch.inf)
         logits, deciding = scores.max(dim=1)  # (b, o), (b, o)
         weights = torch.zeros_like(scores, dtype=torch.float32)  # (b, n, o)
         weights.scatter_(1, deciding[:, None], 1.0)
         return Output(logits, weights)
+
+
+HEAD = MaxPooling

@@ -13,21 +13,21 @@ Recognition 74, 2018 (arXiv 1610.02501).
 import torch
 from torch import Tensor, nn
 
-from her2.mil.heads.head import Output, projection
+from her2.mil.heads.head import Head, Output
 
 
-class MeanPooling(nn.Module):
+class MeanPooling(Head):
     """A linear classifier on the mean instance; every instance has the same attention."""
 
     def __init__(self, dimension: int, outputs: int, *, hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.dropout = nn.Dropout(dropout)
-        self.project = projection(dimension, hidden)
-        self.classifier = nn.Linear(hidden or dimension, outputs)
+        super().__init__(dimension, hidden, dropout)
+        self.classifier = nn.Linear(self.width, outputs)
 
-    def forward(self, bag: Tensor, mask: Tensor) -> Output:
-        """Features (b, n, d), mask (b, n) -> logits (b, o), attention (b, n)."""
-        h = self.project(self.dropout(bag))  # (b, n, width)
+    def pool(self, parts: tuple[Tensor, ...], mask: Tensor) -> Output:
+        """Instances (b, n, width) -> logits (b, o), attention (b, n)."""
         weights = mask / mask.sum(dim=1, keepdim=True)  # (b, n)
-        z = torch.einsum("bn,bnw->bw", weights, h)  # (b, width)
+        z = torch.einsum("bn,bnw->bw", weights, parts[0].to(weights.dtype))  # (b, width)
         return Output(self.classifier(z), weights)
+
+
+HEAD = MeanPooling

@@ -15,10 +15,10 @@ images, Nature Biomedical Engineering 5, 2021 (arXiv 2004.09666); the attention 
 import torch
 from torch import Tensor, nn
 
-from her2.mil.heads.head import Attention, Output
+from her2.mil.heads.head import Attention, Output, masked_softmax
 
 
-class MultiBranch(nn.Module):
+class MultiBranch(Attention):
     """`maps` attention maps (one, or one an output), then a linear classifier for each output."""
 
     def __init__(
@@ -32,9 +32,7 @@ class MultiBranch(nn.Module):
         dropout: float,
         shared: bool = False,
     ) -> None:
-        super().__init__()
-        self.shared = shared
-        self.attention = Attention(
+        super().__init__(
             dimension,
             1 if shared else outputs,
             attention=attention,
@@ -42,14 +40,19 @@ class MultiBranch(nn.Module):
             hidden=hidden,
             dropout=dropout,
         )
-        self.classifier = nn.Linear(self.attention.width, outputs)
+        self.shared = shared
+        self.classifier = nn.Linear(self.width, outputs)
 
-    def forward(self, bag: Tensor, mask: Tensor) -> Output:
-        """Features (b, n, d), mask (b, n) -> logits (b, o), attention (b, n, o)."""
-        h, weights = self.attention(bag, mask)  # (b, n, width), (b, n, o)
-        return Output(self.classify(h, weights), weights)
+    def pool(self, parts: tuple[Tensor, ...], mask: Tensor) -> Output:
+        """Instances (b, n, width), scores (b, n, o or 1) -> logits (b, o), attention.
 
-    def classify(self, h: Tensor, weights: Tensor) -> Tensor:
-        """Instances (b, n, width), weights (b, n, o or 1) -> logits (b, o)."""
-        z = torch.einsum("bnm,bnw->bmw", weights, h)  # (b, o or 1, width)
-        return (z * self.classifier.weight).sum(dim=2) + self.classifier.bias
+        Attention is (b, n, o), or (b, n) where the map is shared.
+        """
+        h, scores = parts[:2]
+        weights = masked_softmax(scores, mask)  # (b, n, o or 1)
+        z = torch.einsum("bnm,bnw->bmw", weights, h.to(weights.dtype))  # (b, o or 1, width)
+        logits = (z * self.classifier.weight).sum(dim=2) + self.classifier.bias  # (b, o)
+        return Output(logits, weights.squeeze(2) if self.shared else weights)
+
+
+HEAD = MultiBranch

@@ -31,24 +31,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from her2.mil.heads.head import Output, projection
+from her2.mil.heads.head import Head, Output
 
-HEADS = 8
-"""Of the self-attention."""
+ATTENTION_HEADS = 8
 
 ATTENTION_DROPOUT = 0.1
 """On what the self-attention adds."""
 
 
-class TransMIL(nn.Module):
+class TransMIL(Head):
     """Two self-attention layers with a convolution over the tiles in between."""
+
+    pools_in_products = True
 
     def __init__(
         self, dimension: int, outputs: int, *, hidden: int, landmarks: int, dropout: float
     ) -> None:
-        super().__init__()
-        self.dropout = nn.Dropout(dropout)
-        self.project = projection(dimension, hidden)
+        super().__init__(dimension, hidden, dropout)
         self.token = nn.Parameter(torch.randn(1, hidden))
         self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in range(3))
         self.layers = nn.ModuleList(NystromAttention(hidden, landmarks) for _ in range(2))
@@ -57,13 +56,14 @@ class TransMIL(nn.Module):
         )
         self.classifier = nn.Linear(hidden, outputs)
 
-    def forward(self, bag: Tensor, mask: Tensor) -> Output:
-        """Features (b, n, d), mask (b, n) -> logits (b, o), attention (b, n)."""
-        h = self.project(self.dropout(bag))  # (b, n, hidden)
+    def pool(self, parts: tuple[Tensor, ...], mask: Tensor) -> Output:
+        """Instances (b, n, hidden) -> logits (b, o), attention (b, n)."""
+        h = parts[0]
         logits, attention = [], torch.zeros(mask.shape, device=mask.device)
         for index in range(len(h)):
             tokens, weights = self._encode(h[index][mask[index]])  # (hidden,), (present,)
-            logits.append(self.classifier(tokens))
+            with torch.autocast(mask.device.type, enabled=False):
+                logits.append(self.classifier(tokens.float()))
             attention[index, mask[index]] = weights
         return Output(torch.stack(logits), attention)
 
@@ -90,12 +90,13 @@ class NystromAttention(nn.Module):
         super().__init__()
         self.landmarks = landmarks
         self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.skip = nn.Conv2d(HEADS, HEADS, (33, 1), padding=(16, 0), groups=HEADS, bias=False)
+        m = ATTENTION_HEADS
+        self.skip = nn.Conv2d(m, m, (33, 1), padding=(16, 0), groups=m, bias=False)
         self.out = nn.Sequential(nn.Linear(width, width), nn.Dropout(ATTENTION_DROPOUT))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (n, width) -> what they gain (n, width), the first one's attention (n,)."""
-        parts = self.qkv(x).unflatten(1, (3, HEADS, -1)).permute(1, 2, 0, 3)
+        parts = self.qkv(x).unflatten(1, (3, ATTENTION_HEADS, -1)).permute(1, 2, 0, 3)
         q, k, v = parts  # each (heads, n, width / heads)
         q = q * q.shape[2] ** -0.5
         mixed = nystrom(q, k, v, self.landmarks) + self.skip(v[None])[0]  # (heads, n, ...)
@@ -136,3 +137,6 @@ def pseudo_inverse(matrix: Tensor, iterations: int = 6) -> Tensor:
             az = a @ z
             z = z @ (13 * one - az @ (15 * one - az @ (7 * one - az))) / 4
         return z
+
+
+HEAD = TransMIL

@@ -1,0 +1,89 @@
+"""Stage 2, train: random search of a head's options inside a fold, chosen by its tune part.
+
+Nested: every fold searches anew, in its own train and tune parts, so no option was ever chosen on
+a slide that it is tested on. Draws are those of scikit-learn's ParameterSampler (without
+replacement). Source: Bergstra, Bengio, Random search for hyper-parameter optimization, JMLR 13,
+2012.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sklearn.model_selection import ParameterSampler
+
+from her2.config import HeadSection, Projected, Select
+from her2.errors import UserError
+from her2.files import canonical_json
+from her2.mil.train import Trained
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One combination of options that a fold trained; `problem` says why it has no figures."""
+
+    trial: int
+    options: str
+    best_epoch: int | None
+    tune_loss: float | None
+    selected: float | None
+    problem: str | None = None
+
+
+def searches(head: HeadSection) -> bool:
+    """Whether a head's options are to be searched."""
+    return isinstance(head, Projected) and head.search is not None
+
+
+def draws(head: HeadSection, seed: int) -> list[dict[str, Any]]:
+    """The combinations that a fold tries; one that is empty where nothing is searched."""
+    if not isinstance(head, Projected) or head.search is None:
+        return [{}]
+    sampler = ParameterSampler(head.search.options, head.search.trials, random_state=seed % 2**32)
+    return [dict(draw) for draw in sampler]
+
+
+def search(
+    head: HeadSection, *, seed: int, select: Select, train: Callable[[HeadSection, int], Trained]
+) -> tuple[Trained, list[Trial]]:
+    """Train each combination and keep the one that is best on the tune part.
+
+    Args:
+        head: a section, with or without a search.
+        seed: of the draws.
+        select: what the best has on the tune part.
+        train: (section, number of the trial) -> a trained fold.
+
+    Raises:
+        UserError: no trial could be trained.
+    """
+    best: Trained | None = None
+    trials: list[Trial] = []
+    combinations = draws(head, seed)
+    for number, options in enumerate(combinations):
+        text = canonical_json(options)
+        section: Any = head.with_options(options) if isinstance(head, Projected) else head
+        try:
+            trained = train(section, number)
+        except UserError as error:
+            if len(combinations) == 1:
+                raise
+            log.warning("trial %d %s: %s", number, text, error)
+            trials.append(Trial(number, text, None, None, None, str(error)))
+            continue
+        figures = trained.best.tune
+        value = figures.rank(select)[0]
+        value = -value if select == "loss" else value
+        trials.append(Trial(number, text, trained.best_epoch, figures.loss, value))
+        if len(combinations) > 1:
+            log.info("trial %d %s: tune %s %.4f", number, text, select, value)
+        if best is None or figures.rank(select) > best.best.tune.rank(select):
+            best = trained
+    if best is None:
+        raise UserError(
+            f"none of {len(trials)} trials could be trained; the last: {trials[-1].problem}"
+        )
+    return best, trials

@@ -112,7 +112,12 @@ def load_checkpoint(
             best_state=_under("best/", tensors),
         )
         weights, states = _under("model/", tensors), _optimiser_states(tensors)
-        if weights.keys() != model.state_dict().keys() or not progress.history:
+        # Before anything is copied: half a model would be worse than none.
+        shapes = [
+            {name: (t.shape, t.dtype) for name, t in found.items()}
+            for found in (model.state_dict(), weights, progress.best_state)
+        ]
+        if shapes[0] != shapes[1] or shapes[0] != shapes[2] or not progress.history:
             raise ValueError("it is of another model")
         model.load_state_dict(weights)
         groups = optimiser.state_dict()["param_groups"]

@@ -220,6 +220,24 @@ def folds(spec: SpecOption, slides: SlidesOption, out: OutOption, root: RootOpti
 
 
 @app.command()
+def similar(
+    spec: SpecOption,
+    cohort: Annotated[Path, typer.Option(help="folder of the audit's table")],
+    features: FeaturesOption,
+    cache: CacheOption,
+    out: OutOption,
+) -> None:
+    """Stage 2: stop when slides of two patients show the same tissue, by their features."""
+    from her2.audit import read_cohort_table
+    from her2.cache import Cache
+    from her2.mil.similar import find_similar
+
+    job = specs.load(specs.SimilarSpec, spec)
+    table = read_cohort_table(cohort)
+    find_similar(job, table, Cache(cache), features=features, output=out)
+
+
+@app.command()
 def train(
     spec: SpecOption,
     folds: FoldsOption,
@@ -234,6 +252,23 @@ def train(
 
     job = specs.load(specs.TrainSpec, spec)
     train_folds(job, Cache(cache), folds=folds, features=features, output=out, threads=threads)
+
+
+@app.command()
+def predict(
+    models: Annotated[
+        list[Path], typer.Argument(help="folders of trained folds (of one task), to be averaged")
+    ],
+    features: Annotated[
+        Path, typer.Option("--features", help="folder of feature stores {slide_id}.zarr.zip")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="the table, .csv or .parquet")],
+    threads: ThreadsOption = 1,
+) -> None:
+    """Predict slides of another cohort; features of another encoder are refused."""
+    from her2.mil.apply import predict_slides
+
+    predict_slides(models, features, out, threads=threads)
 
 
 @app.command()

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from sklearn.model_selection import KFold, StratifiedKFold
+from sklearn.model_selection import KFold
 
 from her2.cohort import Cohort
 from her2.config import Task
 from her2.errors import UserError, problem_list
 from her2.files import atomic_path
+from her2.roles import assign_roles, fixed_roles, patient_sites
 from her2.specs import FoldsSpec
 
 SCHEMA = {
@@ -37,7 +38,7 @@ def make_folds(spec: FoldsSpec, cohort: Cohort, output: Path) -> pl.DataFrame:
         one row a slide, repeat and fold.
 
     Raises:
-        UserError: a class has too few patients.
+        UserError: the patients do not suffice, or the column `split` or `site` does not fit.
     """
     patients = {
         row.patient_id: index
@@ -46,9 +47,20 @@ def make_folds(spec: FoldsSpec, cohort: Cohort, output: Path) -> pl.DataFrame:
     }
     if spec.protocol == "published":
         return _published_folds(spec, cohort, output)
-    roles = assign_roles(
-        patients, spec.task, folds=spec.folds, repeats=spec.repeats, tune=spec.tune, seed=spec.seed
-    )
+    labelled = [row for row in cohort.rows if class_of(spec.task, row.labels) is not None]
+    if spec.split:
+        roles = fixed_roles(labelled, patients, spec.task, tune=spec.tune, seed=spec.seed)
+    else:
+        roles = assign_roles(
+            patients,
+            spec.task,
+            folds=spec.folds,
+            repeats=spec.repeats,
+            tune=spec.tune,
+            seed=spec.seed,
+            sites=patient_sites(labelled, spec.sites),
+            scheme=spec.sites,
+        )
     records = [
         (row.slide_id, row.patient_id, index, repeat, fold,
          "predict" if index is None else by_patient[row.patient_id])
@@ -67,41 +79,6 @@ def class_of(task: Task, labels: Mapping[str, str]) -> int | None:
     """The class index of a row for a task; None where the label is missing or not of the task."""
     value = labels.get(task.label)
     return None if value is None else task.class_index(value)
-
-
-def assign_roles(
-    patients: Mapping[str, int], task: Task, *, folds: int, repeats: int, tune: float, seed: int
-) -> dict[tuple[int, int], dict[str, str]]:
-    """(repeat, fold) -> patient -> train, tune or test.
-
-    Each patient is in the test part of exactly one fold of a repeat. The tune part is a
-    stratified share of the others.
-
-    Args:
-        patients: patient -> class index.
-        task: names the classes in errors.
-        folds: test parts a repeat.
-        repeats: whole cross-validations.
-        tune: share of the non-test patients.
-        seed: of repeat 0; repeat r uses its own stream.
-
-    Raises:
-        UserError: a class has fewer patients than folds.
-    """
-    names = np.array(sorted(patients))
-    labels = np.array([patients[name] for name in names], int)
-    _check_counts(labels, task, folds)
-    result = {}
-    for repeat in range(repeats):
-        state = np.random.SeedSequence([seed, repeat]).generate_state(2)
-        outer = StratifiedKFold(folds, shuffle=True, random_state=int(state[0]))
-        for fold, (rest, test) in enumerate(outer.split(names, labels)):
-            inner = _tune_part(labels[rest], tune, int(state[1]) ^ fold)
-            roles = dict.fromkeys(names[test].tolist(), "test")
-            roles |= dict.fromkeys(names[rest[~inner]].tolist(), "train")
-            roles |= dict.fromkeys(names[rest[inner]].tolist(), "tune")
-            result[repeat, fold] = roles
-    return result
 
 
 def check_disjoint(table: pl.DataFrame) -> None:
@@ -157,36 +134,3 @@ def _published_folds(spec: FoldsSpec, cohort: Cohort, output: Path) -> pl.DataFr
     with atomic_path(output) as path:
         table.write_parquet(path)
     return table
-
-
-def _tune_part(labels: np.ndarray, tune: float, seed: int) -> np.ndarray:
-    """Bool (n,): each class gives its share, at least one patient, and keeps at least one."""
-    generator = np.random.default_rng(seed)
-    chosen = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        members = generator.permutation(np.flatnonzero(labels == label))
-        count = min(max(1, round(tune * len(members))), len(members) - 1)
-        chosen[members[:count]] = True
-    return chosen
-
-
-def _check_counts(labels: np.ndarray, task: Task, folds: int) -> None:
-    counts = {
-        name: int(np.count_nonzero(labels == index)) for index, name in enumerate(task.class_names)
-    }
-    # One patient a fold for the test part, and beside the fullest one two for train and tune.
-    least = max(folds, 4 if folds == 2 else 3)
-    scarce = {name: count for name, count in counts.items() if count < least}
-    if not scarce:
-        return
-    smallest = min(counts.values())
-    mend = (
-        f"set folds.number to {smallest}, or merge classes in `tasks`"
-        if smallest >= 3
-        else "merge classes in `tasks`, or add patients (three a class are the least)"
-    )
-    raise UserError(
-        f"folds.number {folds} needs {least} patients in each class of {task.label!r}; too few in "
-        + ", ".join(f"{name!r} ({count})" for name, count in scarce.items())
-        + f": {mend}."
-    )

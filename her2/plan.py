@@ -50,9 +50,43 @@ class Plan:
         return {row.slide_id: row for row in self.cohort.rows}
 
     @cached_property
+    def split(self) -> bool:
+        """Whether the manifest's column `split` stands in the place of cross-validation."""
+        if self.config.folds.split == "ignore" or not any(row.split for row in self.cohort.rows):
+            return False
+        if self.config.published_protocol:
+            raise UserError(
+                "published_protocol: true splits slides at random, and the manifest has a column "
+                "'split'; set folds.split: ignore, or published_protocol: false."
+            )
+        return True
+
+    @cached_property
+    def folds(self) -> FoldsSection:
+        """What `folds` of the config comes to on this cohort.
+
+        Raises:
+            UserError: `leave_one_out` with another number of folds than there are sites.
+        """
+        section = self.config.folds
+        if self.split:
+            # One fold, of one repeat; only parsing refuses such a number.
+            return section.model_copy(update={"number": 1, "repeats": 1})
+        labels = {task.label for task in self.config.tasks.values()}
+        sites = {row.site for row in self.cohort.rows if row.site and labels & row.labels.keys()}
+        if section.sites == "leave_one_out" and section.number != len(sites):
+            raise UserError(
+                f"folds.number {section.number} with `sites: leave_one_out`: each fold tests one "
+                f"site, and the labelled slides are of {len(sites)} "
+                f"({', '.join(sorted(sites)) or 'the column site is empty'}); "
+                + (f"set folds.number to {len(sites)}." if len(sites) > 1 else "set folds.sites.")
+            )
+        return section
+
+    @cached_property
     def chunks(self) -> dict[str, tuple[tuple[int, int], ...]]:
         """Chunk name -> the (repeat, fold) pairs that one training job takes."""
-        return chunks(self.config.folds)
+        return chunks(self.folds)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -205,17 +239,29 @@ class Plan:
     def folds_spec(self, name: str) -> str:
         """Spec of the folds of one task (with the suffix: under the published protocol)."""
         task, protocol = split_protocol(name)
-        columns = ("slide_id", "patient_id", self.config.tasks[task].label)
+        columns = ["slide_id", "patient_id", self.config.tasks[task].label]
+        sites = "ignored" if self.split or protocol == "published" else self.folds.sites
+        columns += ["split"] if self.split else ["site"] if sites != "ignored" else []
         folds_seed = self.config.folds.seed
         return specs.dump(
             specs.FoldsSpec(
                 rows=self.cohort.digest(self.cohort.rows, columns),
                 task=self.config.tasks[task],
                 protocol=protocol,
-                folds=self.config.folds.number,
-                repeats=self.config.folds.repeats,
-                tune=self.config.folds.tune,
+                folds=self.folds.number,
+                repeats=self.folds.repeats,
+                tune=self.folds.tune,
+                sites=sites,
+                split=self.split,
                 seed=self.config.seed if folds_seed is None else folds_seed,
+            )
+        )
+
+    def similar_spec(self) -> str:
+        """Spec of the search for near-identical slides; the encoder's features come as files."""
+        return specs.dump(
+            specs.SimilarSpec(
+                buckets=self.buckets, max_shared_tiles=self.config.folds.max_shared_tiles
             )
         )
 
@@ -275,7 +321,13 @@ class Plan:
     def report_spec(self, software: str) -> str:
         """Spec of the report; `software` names the versions it ran with."""
         return specs.dump(
-            specs.ReportSpec(config=self.config, buckets=self.buckets, software=software)
+            specs.ReportSpec(
+                config=self.config,
+                buckets=self.buckets,
+                software=software,
+                chunks=tuple(self.chunks),
+                split=self.split,
+            )
         )
 
     def _rows(self, bucket: str) -> str:

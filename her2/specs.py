@@ -33,6 +33,7 @@ VERSIONS = {
     "encoder": 1,
     "overlap": 1,
     "embed": 2,
+    "similar": 1,
     "folds": 2,
     "train": 2,
     "evaluate": 1,
@@ -135,8 +136,12 @@ Protocol = Literal["sound", "published"]
 arXiv 2411.05028 did it, for comparison: folds over slides, last epoch, random bags counted."""
 
 
+Sites = Literal["ignored", "stratified", "preserved", "leave_one_out"]
+
+
 class FoldsSpec(Section):
-    """Folds of one task; `rows` digests ids, patients, labels and splits."""
+    """Folds of one task; `rows` digests ids, patients, labels, and what else of the manifest
+    decides: sites, the fixed split."""
 
     version: int = VERSIONS["folds"]
     rows: str
@@ -145,7 +150,17 @@ class FoldsSpec(Section):
     folds: int
     repeats: int
     tune: float
+    sites: Sites = "ignored"
+    split: bool = False
     seed: int
+
+
+class SimilarSpec(Section):
+    """Near-identical slides of an encoder's features; the cohort's table comes as a file."""
+
+    version: int = VERSIONS["similar"]
+    buckets: tuple[str, ...]
+    max_shared_tiles: float
 
 
 class TrainSpec(Section):
@@ -197,12 +212,15 @@ class HeatmapSpec(Section):
 
 
 class ReportSpec(Section):
-    """The report; `config` is shown in it."""
+    """The report; `config` is shown in it. `chunks` are of each head; with `split` the manifest's
+    fixed split was used."""
 
     version: int = VERSIONS["report"]
     config: Config
     software: str
     buckets: tuple[str, ...]
+    chunks: tuple[str, ...]
+    split: bool = False
 
 
 Spec = TypeVar("Spec", bound=Section)

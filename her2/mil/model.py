@@ -12,7 +12,7 @@ from her2.mil.bags import Bag, pieces, sample_batch
 from her2.mil.heads.head import Head, Output
 from her2.mil.losses import Loss, class_logits
 
-PIECE_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
+PIECE_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
 """Of the float32 features that are encoded at a time: on a CPU such a piece stays in its cache."""
 
 
@@ -55,7 +55,7 @@ class Model(nn.Module):
     def forward(self, bag: Tensor, mask: Tensor) -> Output:
         """Features (b, n, d) and mask (b, n) -> logits (b, o) and attention (b, n) or (b, n, o)."""
         # A padded row is zero before, and no number that matters after: it is masked.
-        return self._pool(self._encode((bag.float() - self.mean) / self.std), mask)
+        return self._pool(self._encode((bag.float() - self.mean).div_(self.std)), mask)
 
     def whole(self, bag: Bag) -> Output:
         """All tiles of a slide as one bag, encoded in pieces: logits (1, o), attention (1, n, ...).
@@ -63,7 +63,7 @@ class Model(nn.Module):
         Beyond one piece only what the head pools is held, not the features.
         """
         device = self.mean.device
-        rows = max(1, PIECE_BYTES.get(device.type, 4 << 20) // (4 * bag.store.dimension))
+        rows = max(1, PIECE_BYTES.get(device.type, PIECE_BYTES["cpu"]) // (4 * bag.store.dimension))
         found = []
         for piece in pieces(bag, rows):
             features = piece.to(device).float()  # (rows, d), nobody else's

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import resource
 from pathlib import Path
 
 import polars as pl
@@ -16,7 +15,7 @@ from her2.errors import UserError
 from her2.files import digest, link
 from her2.folds import check_disjoint
 from her2.manifest import FeatureEntry, FoldEntry, read_manifests, write_manifest
-from her2.mil.bags import Bag, check_dimensions
+from her2.mil.bags import Bag, allow_open_files, check_dimensions
 from her2.mil.product import Fold, read_entry, write_fold
 from her2.mil.search import search
 from her2.mil.train import Trained, train_fold
@@ -153,7 +152,7 @@ def _open_bags(
     """Slide -> bag, for the slides that have features."""
     bags = {}
     slides = table.select("slide_id", "patient_id", "label").unique().sort("slide_id")
-    _allow_open_files(2 * len(slides))
+    allow_open_files(2 * len(slides))
     for slide_id, patient_id, label in slides.iter_rows():
         entry = entries.get(slide_id)
         if entry is None:
@@ -171,15 +170,6 @@ def _open_bags(
             )
         bags[slide_id] = Bag(slide_id, patient_id, entry.key, open_store(path), label)
     return bags
-
-
-def _allow_open_files(count: int) -> None:
-    """A mapped store keeps its file open, and many systems allow 1,024 unless asked for more."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + 256
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _parts(rows: pl.DataFrame, bags: dict[str, Bag], *, grouped: bool) -> dict[str, list[Bag]]:

@@ -105,7 +105,7 @@ def train_fold(
         torch.manual_seed(int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]))
         try:
             start = time.perf_counter()
-            loss, rate = _train_epoch(model, optimiser, feed, training, weights, epoch)
+            loss, rate = train_epoch(model, optimiser, feed, training, weights, epoch)
             seconds, waited = seconds + time.perf_counter() - start, waited + feed.waited_seconds
             figures = _tune(model, tune, epoch)
         except _NotFiniteError as error:
@@ -157,7 +157,7 @@ def _fit_baseline(
     return Trained(model, head, history, fit.best)
 
 
-def _train_epoch(
+def train_epoch(
     model: Model,
     optimiser: torch.optim.Optimizer,
     feed: Feed,

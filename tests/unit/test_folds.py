@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -274,3 +275,188 @@ def test_a_patient_may_have_labelled_and_unlabelled_slides(tmp_path: Path) -> No
     table = folds_of([*rows, row(rows[0].patient_id, "b", None)], tmp_path)
     check_disjoint(table)
     assert np.unique(table.filter(pl.col("slide_id") == "p00-b")["role"]).tolist() == ["predict"]
+
+
+# Sites
+
+
+def sited(counts: dict[str, dict[str, int]]) -> list[SlideRow]:
+    """Patients by site and score."""
+    return [
+        replace(row(f"{site}{her2[0]}{i}", "a", her2), site=site)
+        for site, scores in counts.items()
+        for her2, count in scores.items()
+        for i in range(count)
+    ]
+
+
+EVEN = {site: {"0": 4, "1+": 4, "2+": 4, "3+": 4} for site in ("east", "north", "south", "west")}
+
+
+def sites_of(table: pl.DataFrame, rows: list[SlideRow], role: str) -> dict[int, set[str]]:
+    places = {r.slide_id: r.site for r in rows}
+    found: dict[int, set[str]] = {}
+    for slide, fold in table.filter(pl.col("role") == role).select("slide_id", "fold").iter_rows():
+        found.setdefault(fold, set()).add(places[slide])
+    return found
+
+
+@QUICK
+@given(
+    counts=st.dictionaries(
+        st.sampled_from(["a", "b", "c", "d", "e"]),
+        st.fixed_dictionaries({s: st.integers(1, 6) for s in ("0", "1+", "2+", "3+")}),
+        min_size=4,
+    ),
+    folds=st.integers(3, 4),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_stratified_sites_spread_each_score_and_each_score_of_a_site_evenly(
+    tmp_path: Path, counts: dict[str, dict[str, int]], folds: int, seed: int
+) -> None:
+    rows = sited(counts)
+    table = folds_of(rows, tmp_path, folds=folds, seed=seed, sites="stratified")
+    check_disjoint(table)
+    place = {r.slide_id: r.site for r in rows}
+    test = table.filter(pl.col("role") == "test").with_columns(
+        site=pl.col("slide_id").replace_strict(place)
+    )
+    assert sorted(test["slide_id"]) == sorted(place)
+    for keys in ([], ["label"], ["label", "site"]):
+        pairs = test.select(*keys, "fold").rows()
+        tally = Counter(pairs)
+        for key in {pair[:-1] for pair in pairs}:
+            sizes = [tally[(*key, fold)] for fold in range(folds)]
+            assert max(sizes) - min(sizes) <= 1, key
+
+
+@QUICK
+@given(seed=st.integers(0, 2**31 - 1), folds=st.integers(2, 4), repeats=st.integers(1, 2))
+def test_a_preserved_site_is_never_on_both_sides(
+    tmp_path: Path, seed: int, folds: int, repeats: int
+) -> None:
+    rows = sited(EVEN)
+    table = folds_of(rows, tmp_path, seed=seed, folds=folds, repeats=repeats, sites="preserved")
+    check_disjoint(table)
+    for repeat in range(repeats):
+        part = table.filter(pl.col("repeat") == repeat)
+        tested = sites_of(part, rows, "test")
+        assert sorted(site for sites in tested.values() for site in sites) == sorted(EVEN)
+        for role in ("train", "tune"):
+            learnt = sites_of(part, rows, role)
+            assert all(not tested[fold] & learnt[fold] for fold in range(folds))
+
+
+def test_leaving_one_site_out_tests_each_site_once(tmp_path: Path) -> None:
+    rows = sited(EVEN)
+    table = folds_of(rows, tmp_path, folds=4, sites="leave_one_out")
+    assert sites_of(table, rows, "test") == {i: {s} for i, s in enumerate(sorted(EVEN))}
+    assert all(
+        labels == [0, 1, 2, 3]
+        for labels in table.filter(pl.col("role") != "predict")
+        .group_by("fold", "role")
+        .agg(pl.col("label").unique().sort())["label"]
+        .to_list()
+    )
+
+
+def test_folds_that_ignore_sites_are_those_without_sites(tmp_path: Path) -> None:
+    rows = sited(EVEN)
+    bare = [replace(r, site=None) for r in rows]
+    assert folds_of(rows, tmp_path).equals(folds_of(bare, tmp_path))
+
+
+def refused(rows: list[SlideRow], folder: Path, **changed: object) -> str:
+    with pytest.raises(UserError) as caught:
+        folds_of(rows, folder, **changed)
+    assert not (folder / "folds.parquet").exists()
+    return str(caught.value)
+
+
+def test_fewer_sites_than_folds_say_how_many_and_what_would_work(tmp_path: Path) -> None:
+    text = refused(sited(EVEN), tmp_path, folds=5, sites="preserved")
+    assert "are of 4 sites (east, north, south, west); set folds.number to 4, or use" in text
+    one = refused(sited({"east": EVEN["east"]}), tmp_path, folds=2, sites="leave_one_out")
+    assert "are of 1 site (east); use `sites: stratified`" in one
+
+
+def test_a_score_that_one_site_holds_alone_is_named_with_the_site(tmp_path: Path) -> None:
+    counts = {**EVEN, "west": {**EVEN["west"], "3+": 9}}
+    for site in ("east", "north", "south"):
+        counts[site] = {**EVEN[site], "3+": 0}
+    text = refused(sited(counts), tmp_path, folds=4, sites="leave_one_out")
+    assert "with west held out, class '3+' of 'her2' has 0 patients left" in text
+    assert len(folds_of(sited(counts), tmp_path, folds=4, sites="stratified"))  # the mend works
+
+
+def test_a_patient_without_a_site_or_of_two_is_named(tmp_path: Path) -> None:
+    rows = sited(EVEN)
+    rows[0] = replace(rows[0], site=None)
+    rows.append(replace(rows[1], slide_id="again", site="west"))
+    text = refused(rows, tmp_path, sites="preserved")
+    assert f"patient {rows[0].patient_id}: has no site" in text
+    assert f"patient {rows[1].patient_id}: is of east and west" in text
+    assert len(folds_of(rows, tmp_path, sites="stratified"))
+
+
+# A fixed split
+
+
+def split(rows: list[SlideRow], test: int = 2, tune: int = 0) -> list[SlideRow]:
+    """The first patients of each score are tested, the next tuned on."""
+    seen: Counter[str] = Counter()
+    found = []
+    for r in rows:
+        her2 = r.labels["her2"]
+        seen[her2] += 1
+        role = "test" if seen[her2] <= test else "tune" if seen[her2] <= test + tune else "train"
+        found.append(replace(r, split=role))
+    return found
+
+
+def test_a_fixed_split_is_honoured_as_it_stands(tmp_path: Path) -> None:
+    rows = split(balanced(), tune=1)
+    table = folds_of(rows, tmp_path, split=True)
+    assert dict(table.select("slide_id", "role").iter_rows()) == {r.slide_id: r.split for r in rows}
+    assert table.select("repeat", "fold").unique().rows() == [(0, 0)]
+
+
+def test_a_split_without_a_tune_part_gets_one_from_its_train_patients(tmp_path: Path) -> None:
+    rows = split(balanced(12))
+    table = folds_of(rows, tmp_path, split=True, tune=0.2)
+    assert table.equals(folds_of(rows, tmp_path, split=True, tune=0.2))
+    tested = table.filter(pl.col("role") == "test")["slide_id"].to_list()
+    assert sorted(tested) == sorted(r.slide_id for r in rows if r.split == "test")
+    counts = table.filter(pl.col("role") == "tune").group_by("label").len()["len"].to_list()
+    assert counts == [2, 2, 2, 2]  # a fifth of ten
+
+
+@pytest.mark.parametrize("word", ["val", "Validation", "TUNE"])
+def test_other_words_for_tune_are_understood(tmp_path: Path, word: str) -> None:
+    rows = [replace(r, split=word) if r.split == "tune" else r for r in split(balanced(), tune=1)]
+    assert folds_of(rows, tmp_path, split=True).filter(pl.col("role") == "tune").height == 4
+
+
+def test_a_split_that_does_not_fit_is_refused_with_every_problem(tmp_path: Path) -> None:
+    rows = split(balanced())
+    rows[0] = replace(rows[0], split="holdout")
+    rows[1] = replace(rows[1], split=None)
+    rows.append(replace(rows[2], slide_id="again", split="test"))
+    text = refused(rows, tmp_path, split=True)
+    assert f"slide {rows[0].slide_id}, column 'split': 'holdout'" in text
+    assert f"slide {rows[1].slide_id}, column 'split': is empty" in text
+    assert f"patient {rows[2].patient_id}: has slides in test and train" in text
+    assert "set `folds.split: ignore`" in text
+
+
+def test_a_split_whose_train_part_lacks_a_class_names_it(tmp_path: Path) -> None:
+    rows = [replace(r, split="test") if r.labels["her2"] == "3+" else r for r in split(balanced())]
+    assert "leaves 0 train patients of class '3+'" in refused(rows, tmp_path, split=True)
+    trained = [replace(r, split="train") for r in rows]
+    assert "names no test patient" in refused(trained, tmp_path, split=True)
+
+
+def test_an_unlabelled_slide_needs_no_split(tmp_path: Path) -> None:
+    rows = [*split(balanced()), row("u", "a", None)]
+    table = folds_of(rows, tmp_path, split=True)
+    assert table.filter(pl.col("slide_id") == "u-a")["role"].to_list() == ["predict"]

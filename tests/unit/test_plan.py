@@ -51,6 +51,7 @@ def all_specs(of: Plan) -> dict[str, str]:
     """Every spec of every job, by the name of the stage and its wildcards."""
     config, found = of.config, {"audit": of.audit_spec(), "cohort": of.cohort_spec()}
     found["report"] = of.report_spec("her2 0.1.0")
+    found["similar"] = of.similar_spec()
     for grid in config.grids:
         found |= {f"tile {grid} {bucket}": of.tile_spec(grid, bucket) for bucket in of.buckets}
     found |= {f"embed {bucket}": of.embed_spec(bucket) for bucket in of.buckets}
@@ -85,6 +86,7 @@ def test_every_spec_is_canonical_json_of_its_stage_s_version():
 KINDS: dict[str, type] = {
     "audit": specs.AuditSpec,
     "cohort": specs.CohortSpec,
+    "similar": specs.SimilarSpec,
     "report": specs.ReportSpec,
     "tile": specs.TileSpec,
     "embed": specs.EmbedSpec,
@@ -148,6 +150,7 @@ def test_the_order_of_classes_survives_the_spec_and_is_part_of_it():
         ({"embedding/max_failed_tiles": 0.5}, {"embed", "report"}),
         ({"encoders/fine/storage": "float32"}, {"encoder", "report"}),
         ({"folds/tune": 0.3}, {"folds", "report"}),
+        ({"folds/max_shared_tiles": 0.9}, {"similar", "report"}),
         ({"cohort/max_excluded": 0.5}, {"audit", "train", "report"}),
         ({"seed": 1}, {"encoder", "folds", "train", "evaluate", "compare", "heatmap", "report"}),
     ],
@@ -179,13 +182,58 @@ def test_a_new_encoder_leaves_the_others_alone():
         ({"patient_id": "another"}, {"audit", "cohort", "folds"}),
         ({"site": "south"}, {"cohort"}),
         ({"scanner": "x"}, {"cohort"}),
-        ({"split": "test"}, {"cohort"}),
         ({"mpp": 0.5}, {"tile", "embed", "cohort"}),
         ({"path": "moved.svs"}, {"tile", "embed", "cohort"}),
     ],
 )
 def test_a_changed_cell_changes_the_specs_of_those_stages_only(row, stages):
     assert stages_that_change(plan(rows=with_row(3, **row))) == stages
+
+
+def test_sites_concern_the_folds_only_where_the_config_says_so():
+    ask = {"folds/sites": "stratified"}
+    changed = stages_that_change(plan(ask, with_row(3, site="south")), plan(ask))
+    assert changed == {"cohort", "folds"}
+
+
+def test_a_split_column_stands_in_the_place_of_cross_validation():
+    rows = tuple(replace(row, split="test" if n < 4 else "train") for n, row in enumerate(ROWS))
+    found = plan(rows=rows)
+    assert found.chunks == {"r0f0-r0f0": ((0, 0),)}
+    spec = specs.load(specs.FoldsSpec, found.folds_spec("score"))
+    assert (spec.split, spec.folds, spec.repeats) == (True, 1, 1)
+    report = specs.load(specs.ReportSpec, found.report_spec("x"))
+    assert report.split
+    assert report.chunks == ("r0f0-r0f0",)
+    assert report.config.folds.number == 5  # as the user wrote it
+    moved = (*rows[:5], replace(rows[5], split="test"), *rows[6:])
+    assert stages_that_change(plan(rows=moved), found) == {"cohort", "folds"}
+
+
+def test_a_split_column_can_be_ignored():
+    rows = tuple(replace(row, split="train") for row in ROWS)
+    ignored = plan({"folds/split": "ignore"}, rows)
+    assert ignored.chunks == plan().chunks
+    assert not ignored.split
+
+
+def test_the_published_protocol_does_not_go_with_a_split_column():
+    found = plan({"published_protocol": True}, with_row(0, split="test"))
+    with pytest.raises(UserError, match="set folds.split: ignore, or published_protocol: false"):
+        _ = found.chunks
+
+
+def test_leaving_one_site_out_needs_as_many_folds_as_there_are_labelled_sites():
+    rows = tuple(replace(row, site="abc"[n % 3]) for n, row in enumerate(ROWS))
+    rows = (*rows, replace(rows[0], slide_id="x", patient_id="x", site="d", labels={}))
+    with pytest.raises(UserError, match=r"are of 3 \(a, b, c\); set folds.number to 3\."):
+        _ = plan({"folds/sites": "leave_one_out"}, rows).chunks
+    found = plan({"folds/sites": "leave_one_out", "folds/number": 3, "folds/repeats": 1}, rows)
+    assert list(found.chunks.values()) == [((0, 0), (0, 1), (0, 2))]
+    with pytest.raises(UserError, match="the column site is empty.*set folds.sites"):
+        _ = plan(
+            {"folds/sites": "leave_one_out"}, tuple(replace(r, site=None) for r in ROWS)
+        ).chunks
 
 
 def test_a_label_of_one_task_leaves_the_folds_of_the_other_alone():

@@ -43,6 +43,7 @@ def read_plan():
             writable(folder)
         plan = Plan(settings, cohort)
         plan.local_weights  # asked here, where a file that is missing is named without a traceback
+        _ = plan.chunks  # folds that this cohort cannot have are refused before anything runs
     except UserError as error:
         raise WorkflowError(str(error)) from None
     return plan

@@ -2,6 +2,7 @@
 
 in:  the manifest's labels; the feature manifests of an encoder
 out: folds/{task}.parquet                          slide, repeat, fold -> role
+     features/{encoder}/similar.parquet            slides of two patients that look the same
      models/{task}/{encoder}/{head}/{chunk}.json   fold -> key, epochs, tune loss
 """
 
@@ -31,8 +32,34 @@ rule make_folds:
         " --out {output:q} 2> {log:q}"
 
 
+rule find_similar_slides:
+    input:
+        cohort=f"{RESULTS}/cohort/slides.parquet",
+        features=expand(f"{RESULTS}/features/{{{{encoder}}}}/{{bucket}}.json", bucket=PLAN.buckets),
+    output:
+        f"{RESULTS}/features/{{encoder}}/similar.parquet",
+    log:
+        f"{RESULTS}/logs/find_similar_slides/{{encoder}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/find_similar_slides/{{encoder}}.tsv"
+    conda:
+        "../../envs/her2.yaml"
+    threads: 1
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
+    params:
+        spec=PLAN.similar_spec(),
+    shell:
+        "python -m her2 similar --spec {params.spec:q} --cohort {RESULTS:q}/cohort"
+        " --features {RESULTS:q}/features/{wildcards.encoder} --cache {CACHE:q}"
+        " --out {output:q} 2> {log:q}"
+
+
 rule train_folds:
     input:
+        # Not read: copies under the names of two patients stop the run here.
+        similar=f"{RESULTS}/features/{{encoder}}/similar.parquet",
         folds=lambda wildcards: (
             f"{RESULTS}/folds/{folds_name(wildcards.task, wildcards.head)}.parquet"
         ),

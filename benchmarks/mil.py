@@ -1,0 +1,359 @@
+"""Stage 2 on generated features: waiting for data, epochs beside h5, four jobs, inference.
+
+    python benchmarks/mil.py            200 slides x 5,000 tiles x 1,024 (6 GB of disk, minutes)
+    python benchmarks/mil.py --small    24 x 60 x 32: everything runs, the figures mean nothing
+
+Features are made in a temporary folder, as feature stores and as h5 files of two layouts: what
+TRIDENT writes (float32, a chunk a row) and one contiguous float16 array. The h5 epochs train the
+same model on sub-bags of the same size, but read whole bags through a plain DataLoader with one
+worker process, as our feed has one worker thread. All is warm: every figure is of data that was
+read before. A model computes in one thread, as a training job of the workflow does.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from her2.config import AttentionSection, TrainingSection
+from her2.mil.bags import Bag
+from her2.mil.feed import Feed
+from her2.mil.heads import build_head
+from her2.mil.model import Model, predict
+from her2.mil.train import train_epoch, train_fold
+from her2.store import open_store, write_store
+
+CLASSES = ("0", "1+", "2+", "3+")
+JOBS = 4
+"""Fold jobs at once."""
+USS = ("Private_Clean:", "Private_Dirty:")
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Generated features."""
+
+    slides: int
+    tiles: int
+    dimension: int
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A figure, and the limit that it is held against ('' for none)."""
+
+    what: str
+    value: str
+    limit: str = ""
+    held: bool = True
+
+
+def make_stores(folder: Path, size: Size) -> None:
+    """One feature store a slide; rows of one random matrix, each slide in an order of its own."""
+    generator = np.random.default_rng(0)
+    base = generator.normal(size=(size.tiles, size.dimension)).astype(np.float16)
+    coords = np.zeros((size.tiles, 2), np.int32)
+    for index in range(size.slides):
+        rows = np.roll(base, generator.integers(size.tiles), axis=0)
+        write_store(folder / f"{index:04d}.zarr.zip", rows, coords, {"encoder": {"digest": "x"}})
+
+
+def open_bags(folder: Path) -> list[Bag]:
+    """The stores as bags of four classes."""
+    return [
+        Bag(path.name, path.name, path.name, open_store(path), index % len(CLASSES))
+        for index, path in enumerate(sorted(folder.glob("*.zarr.zip")))
+    ]
+
+
+def make_h5(folder: Path, bags: list[Bag], kind: str) -> list[Path]:
+    """The same features as h5: `rows` (float32, a chunk a row) or `contiguous` (float16)."""
+    paths = []
+    for bag in bags:
+        values = bag.store.all()
+        paths.append(folder / f"{bag.slide_id}.{kind}.h5")
+        with h5py.File(paths[-1], "w") as file:
+            if kind == "rows":
+                file.create_dataset(
+                    "features", data=values.astype(np.float32), chunks=(1, values.shape[1])
+                )
+            else:
+                file.create_dataset("features", data=values)
+    return paths
+
+
+class WholeBags(Dataset):
+    """What many MIL codes do: open the file, read the whole bag, keep some rows."""
+
+    def __init__(self, paths: list[Path], bag_size: int) -> None:
+        self.paths, self.bag_size = paths, bag_size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
+        with h5py.File(self.paths[index], "r") as file:
+            features = torch.from_numpy(file["features"][:])
+        rows = torch.randperm(len(features))[: self.bag_size]
+        return features[rows], torch.ones(len(rows), dtype=torch.bool), index % len(CLASSES)
+
+
+class LoaderFeed:
+    """A DataLoader in the place of our feed."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[object]:
+        for features, mask, labels in self.loader:
+            yield argparse.Namespace(
+                bags=tuple(range(len(labels))), features=features, mask=mask, labels=labels
+            )
+
+
+def new_model(head: AttentionSection, dimension: int, precision: str = "float32") -> Model:
+    """A model of four classes."""
+    torch.manual_seed(0)
+    mean, std = torch.zeros(dimension), torch.ones(dimension)
+    return Model(build_head(head, dimension, len(CLASSES)), mean, std, precision=precision)
+
+
+def best_seconds(run: Callable[[], object], times: int) -> float:
+    """The least of some runs, after one that is not counted: other load only ever adds."""
+    run()
+    found = []
+    for _ in range(times):
+        start = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+def epochs(folder: Path, bags: list[Bag], training: TrainingSection, times: int) -> list[Line]:
+    """Time per epoch of our feed and of both h5 layouts, and the share of it spent waiting."""
+    head = AttentionSection(head="abmil")
+    model = new_model(head, bags[0].store.dimension)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    waited: list[float] = []
+
+    def ours() -> None:
+        feed = Feed(bags, training, seed=0, epoch=len(waited))
+        start = time.perf_counter()
+        train_epoch(model, optimiser, feed, training, None, 0)
+        waited.append(feed.waited_seconds / (time.perf_counter() - start))
+
+    own = best_seconds(ours, times)
+    share = statistics.median(waited[1:])
+    name = f"bag_size {training.bag_size}"
+    lines = [
+        Line(f"epoch, our feed ({name})", f"{own:.2f} s"),
+        Line(f"share of it waiting for data ({name})", f"{share:.1%}", "<= 5 %", share <= 0.05),
+    ]
+    layouts = (("rows", "float32, a chunk a row", 5.0), ("contiguous", "float16, contiguous", 2.0))
+    for kind, words, target in layouts:
+        paths = make_h5(folder, bags, kind)
+        loader = DataLoader(
+            WholeBags(paths, training.bag_size),
+            batch_size=training.bags_per_batch,
+            shuffle=True,
+            num_workers=1,
+            persistent_workers=True,
+        )
+        feed = LoaderFeed(loader)
+        seconds = best_seconds(
+            lambda: train_epoch(model, optimiser, feed, training, None, 0),  # noqa: B023
+            max(1, times // 2),
+        )
+        for path in paths:
+            path.unlink()
+        lines.append(
+            Line(
+                f"epoch, whole bags from h5, {words} ({name})",
+                f"{seconds:.2f} s = {seconds / own:.1f} x ours",
+                f">= {target:g} x",
+                seconds / own >= target,
+            )
+        )
+    return lines
+
+
+def inference(bags: list[Bag], head: AttentionSection, precision: str, times: int) -> list[Line]:
+    """All slides predicted whole, beside the matrix products of the same model alone."""
+    model = new_model(head, bags[0].store.dimension, precision)
+    module, kind = model.head, torch.bfloat16 if precision == "bfloat16" else torch.float32
+    x = torch.randn(len(bags[0]), bags[0].store.dimension, dtype=kind)
+    first, value, gate, score = (
+        layer.weight.detach().to(kind).T.contiguous()
+        for layer in (module.project[0], module.value, module.gate, module.score)
+    )
+
+    def products(rows: int) -> None:
+        for _ in bags:
+            for start in range(0, len(x), rows):
+                h = x[start : start + rows] @ first
+                (h @ value) @ score
+                h @ gate
+
+    with torch.inference_mode():  # whole bags or pieces of them, whichever is faster
+        alone = min(best_seconds(lambda r=rows: products(r), times) for rows in (512, len(x)))
+    whole = best_seconds(lambda: [predict(model, bag) for bag in bags], times)
+    name = f"hidden {head.hidden}, attention {head.attention}, {precision}"
+    held = precision != "float32" or whole <= 1.3 * alone
+    return [
+        Line(f"matrix products alone, all slides ({name})", f"{alone:.2f} s"),
+        Line(
+            f"full-bag inference, all slides ({name})",
+            f"{whole:.2f} s = {whole / alone:.2f} x",
+            "<= 1.3 x" if precision == "float32" else "",
+            held,
+        ),
+    ]
+
+
+def own_memory_mb() -> dict[str, float]:
+    """Private pages of this process in MB (USS), and those of them that are dirty."""
+    lines = [line.split() for line in Path("/proc/self/smaps_rollup").read_text().splitlines()]
+    found = {line[0]: int(line[1]) / 1024 for line in lines if len(line) > 2 and line[2] == "kB"}
+    return {"uss": sum(found[name] for name in USS), "dirty": found["Private_Dirty:"]}
+
+
+def job(folder: Path, fold: int, epochs: int) -> None:
+    """One fold job, as a process: says its memory before, waits to be told, says its peak."""
+    torch.set_num_threads(1)
+    bags = open_bags(folder)
+    print(json.dumps(own_memory_mb()), flush=True)
+    sys.stdin.readline()
+    peaks, done = {"uss": 0.0, "dirty": 0.0}, threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.05):
+            for name, value in own_memory_mb().items():
+                peaks[name] = max(peaks[name], value)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    test = [bag for i, bag in enumerate(bags) if i // len(CLASSES) % JOBS == fold]
+    rest = [bag for bag in bags if bag not in test]
+    trained = train_fold(
+        rest[len(rest) // 5 :],
+        rest[: len(rest) // 5],
+        head=AttentionSection(head="abmil"),
+        training=TrainingSection(epochs=epochs),
+        class_names=CLASSES,
+        seed=fold,
+        device=CPU,
+    )
+    for bag in test:
+        predict(trained.model, bag)
+    done.set()
+    watcher.join()
+    print(json.dumps(peaks), flush=True)
+    sys.stdin.readline()  # pages stay shared until all have spoken
+
+
+def four_jobs(folder: Path) -> list[Line]:
+    """Four fold jobs at once: what is private to them beyond what they began with."""
+    command = [sys.executable, __file__, "--job"]
+    processes = [
+        subprocess.Popen(
+            [*command, str(fold), "--folder", str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        for fold in range(JOBS)
+    ]
+
+    def ask() -> list[dict[str, float]]:
+        return [json.loads(process.stdout.readline()) for process in processes if process.stdout]
+
+    def tell() -> None:
+        for process in processes:
+            if process.stdin:
+                process.stdin.write("\n")
+                process.stdin.flush()
+
+    try:
+        before = ask()
+        tell()
+        after = ask()
+        tell()
+        if any(process.wait() for process in processes):
+            raise RuntimeError("a job failed")
+    finally:
+        for process in processes:
+            process.kill()
+    start, peak, dirty = (
+        sum(memory[name] for memory in found)
+        for found, name in ((before, "uss"), (after, "uss"), (after, "dirty"))
+    )
+    return [
+        Line(f"{JOBS} jobs at once: USS with torch alone, summed", f"{start:,.0f} MB"),
+        Line(
+            f"{JOBS} jobs at once: USS at the peak beyond that",
+            f"{peak - start:,.0f} MB",
+            "< 1,500 MB",
+            peak - start < 1500,
+        ),
+        Line("    of which dirty (not the page cache's)", f"{dirty - start:,.0f} MB"),
+    ]
+
+
+def main() -> int:
+    """Print the table; 1 when a limit is missed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--small", action="store_true", help="everything runs, nothing is measured")
+    parser.add_argument("--job", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.job is not None:
+        job(arguments.folder, arguments.job, epochs=2)
+        return 0
+    torch.set_num_threads(1)
+    size = Size(24, 60, 32) if arguments.small else Size(200, 5000, 1024)
+    times = 1 if arguments.small else 4
+    print(f"{size.slides} slides x {size.tiles:,} tiles x {size.dimension:,} features (float16)")
+    print("\n| figure | value | limit | |\n| --- | --- | --- | --- |")
+    missed = False
+    with tempfile.TemporaryDirectory(prefix="her2-mil-") as temporary:
+        folder = Path(temporary)
+        make_stores(folder, size)
+        bags = open_bags(folder)
+        wide = AttentionSection(head="abmil", hidden=512, attention=256)
+        parts: list[Callable[[], list[Line]]] = [
+            lambda: epochs(folder, bags, TrainingSection(), times),
+            lambda: epochs(folder, bags, TrainingSection(bag_size=512), times),
+            lambda: inference(bags, AttentionSection(head="abmil"), "float32", times),
+            lambda: inference(bags, wide, "float32", 1),
+            lambda: inference(bags, wide, "bfloat16", 1),
+            lambda: four_jobs(folder),
+        ]
+        for part in parts:
+            for line in part():
+                verdict = ("held" if line.held else "MISSED") if line.limit else ""
+                print(f"| {line.what} | {line.value} | {line.limit} | {verdict} |", flush=True)
+                missed = missed or not line.held
+    return int(missed and not arguments.small)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

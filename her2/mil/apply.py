@@ -1,0 +1,143 @@
+"""After stage 2: trained folds on the feature stores of another cohort (`her2 predict`)."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from her2.device import pick_device
+from her2.errors import UserError, problem_list
+from her2.files import atomic_path
+from her2.manifest import FeatureEntry, read_manifest
+from her2.mil.bags import Bag
+from her2.mil.model import predict
+from her2.mil.product import SavedModel, load_model
+from her2.store import FeatureStore, open_store
+from her2.tables import write_csv
+
+log = logging.getLogger(__name__)
+
+SUFFIX = ".zarr.zip"
+
+
+def predict_slides(
+    models: Sequence[Path], features: Path, output: Path, *, threads: int
+) -> pl.DataFrame:
+    """Predict every slide of a folder by one or more models of a task.
+
+    Args:
+        models: folders of trained folds, e.g. `results/models/score/uni2/abmil/r0f0`.
+        features: folder of `{slide_id}.zarr.zip`; feature manifests beside them tell which slides
+            have no features, and why.
+        output: `.csv` or `.parquet`.
+        threads: of the CPU as a device.
+
+    Returns:
+        One row a slide: `slide_id, status, reason, predicted, prob_<class>` (the mean of the
+        models), `tiles, models`. A slide without features has its reason and no probabilities.
+
+    Raises:
+        UserError: a store is of another encoder, dimension or um/px than the models, the models
+            do not go together, or there is nothing to predict.
+    """
+    if output.suffix not in (".csv", ".parquet"):
+        raise UserError(f"--out {output}: write a .csv or .parquet.")
+    device = pick_device(threads)
+    saved = [load_model(folder, device) for folder in models]
+    classes = _check_models(saved)
+    paths = {path.name.removesuffix(SUFFIX): path for path in sorted(features.glob(f"*{SUFFIX}"))}
+    lost = _without_features(features, paths)
+    if not paths and not lost:
+        raise UserError(f"{features}: holds no feature store (*{SUFFIX}); see `her2 embed`.")
+    problems = []
+    for name, path in paths.items():
+        problems += [f"{name}: {p}" for p in mismatches(open_store(path), saved[0])]
+    if problems:
+        raise problem_list(
+            f"{features}: features that the model {saved[0].folder} was not trained on; embed the "
+            "slides with its encoder",
+            problems,
+        )
+    records: list[dict[str, Any]] = []
+    for name, path in paths.items():
+        bag = Bag(name, "", "", open_store(path), None)
+        mean = np.mean([predict(item.model, bag).probabilities for item in saved], axis=0)
+        records.append(
+            {
+                "slide_id": name,
+                "status": "ok",
+                "predicted": classes[int(mean.argmax())],
+                **{f"prob_{c}": float(p) for c, p in zip(classes, mean, strict=True)},
+                "tiles": len(bag),
+                "models": len(saved),
+            }
+        )
+        log.info("%s: predicted %s", name, records[-1]["predicted"])
+    records += [{"slide_id": n, "status": e.status, "reason": e.reason} for n, e in lost.items()]
+    schema = {"slide_id": pl.String, "status": pl.String, "reason": pl.String,
+              "predicted": pl.String, **{f"prob_{c}": pl.Float64 for c in classes},
+              "tiles": pl.Int64, "models": pl.Int64}  # fmt: skip
+    table = pl.DataFrame(records, schema=schema).sort("slide_id")
+    if output.suffix == ".csv":
+        write_csv(table, output)
+    else:
+        with atomic_path(output) as temporary:
+            table.write_parquet(temporary)
+    return table
+
+
+def mismatches(store: FeatureStore, saved: SavedModel) -> list[str]:
+    """Why a model must not predict a store; empty when it may."""
+    card, found = saved.card, store.attributes
+    problems = []
+    digest = found["encoder"]["digest"]
+    if digest != card["encoder_digest"]:
+        problems.append(
+            f"is of the encoder {digest[:12]}, the model of {card['encoder_digest'][:12]}"
+        )
+    if store.dimension != card["dimension"]:
+        problems.append(f"has {store.dimension} features a tile, the model {card['dimension']}")
+    tiles, wanted = found.get("target"), card["tiles"]
+    if tiles is not None and wanted is not None and tiles != wanted:
+        problems.append(
+            f"has tiles of {tiles['px']} px at {tiles['mpp']:g} um/px, the model of "
+            f"{wanted['px']} px at {wanted['mpp']:g}"
+        )
+    if len(store) == 0:
+        problems.append("holds no tile")
+    return problems
+
+
+def _check_models(saved: Sequence[SavedModel]) -> tuple[str, ...]:
+    """The classes, the same for all models."""
+    first = saved[0]
+    for other in saved[1:]:
+        differ = [
+            key
+            for key in ("task", "encoder_digest", "dimension", "tiles")
+            if other.card[key] != first.card[key]
+        ]
+        if differ:
+            raise UserError(
+                f"{other.folder} and {first.folder} cannot be averaged: they differ in "
+                f"{', '.join(differ)}."
+            )
+    return first.task.class_names
+
+
+def _without_features(features: Path, paths: dict[str, Path]) -> dict[str, FeatureEntry]:
+    """Slides that the folder's manifests name and that have no store."""
+    found: dict[str, FeatureEntry] = {}
+    for manifest in sorted(features.glob("*-of-*.json")):
+        found |= read_manifest(manifest, FeatureEntry)
+    missing = {name: entry for name, entry in found.items() if name not in paths}
+    ready = [name for name, entry in missing.items() if entry.status == "ok"]
+    if ready:
+        raise UserError(
+            f"{features}: the manifests name slides whose stores are not there "
+            f"({', '.join(ready[:5])}); run snakemake again."
+        )
+    return missing

@@ -222,19 +222,19 @@ def folds(spec: SpecOption, slides: SlidesOption, out: OutOption, root: RootOpti
 @app.command()
 def similar(
     spec: SpecOption,
-    cohort: Annotated[Path, typer.Option(help="folder of the audit's table")],
+    cohort: Annotated[Path, typer.Option(help="the audit's table")],
     features: FeaturesOption,
     cache: CacheOption,
     out: OutOption,
 ) -> None:
     """Stage 2: stop when slides of two patients show the same tissue, by their features."""
-    from her2.audit import read_cohort_table
+    import polars as pl
+
     from her2.cache import Cache
     from her2.mil.similar import find_similar
 
     job = specs.load(specs.SimilarSpec, spec)
-    table = read_cohort_table(cohort)
-    find_similar(job, table, Cache(cache), features=features, output=out)
+    find_similar(job, pl.read_parquet(cohort), Cache(cache), features=features, output=out)
 
 
 @app.command()

@@ -87,13 +87,7 @@ def check_disjoint(table: pl.DataFrame) -> None:
     Raises:
         UserError: naming the patients.
     """
-    crossing = (
-        table.filter(pl.col("role") != "predict")
-        .group_by("repeat", "fold", "patient_id")
-        .agg(pl.col("role").unique().sort())
-        .filter(pl.col("role").list.len() > 1)
-        .sort("repeat", "fold", "patient_id")
-    )
+    crossing = crossing_patients(table)
     if len(crossing):
         raise problem_list(
             "patients in more than one part of a fold",
@@ -103,6 +97,17 @@ def check_disjoint(table: pl.DataFrame) -> None:
                 for r in crossing.to_dicts()
             ],
         )
+
+
+def crossing_patients(table: pl.DataFrame) -> pl.DataFrame:
+    """`repeat, fold, patient_id, role` (a list) of patients in more than one part of a fold."""
+    return (
+        table.filter(pl.col("role") != "predict")
+        .group_by("repeat", "fold", "patient_id")
+        .agg(pl.col("role").unique().sort())
+        .filter(pl.col("role").list.len() > 1)
+        .sort("repeat", "fold", "patient_id")
+    )
 
 
 def _published_folds(spec: FoldsSpec, cohort: Cohort, output: Path) -> pl.DataFrame:

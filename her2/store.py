@@ -8,6 +8,7 @@ without reading or copying a store.
 import hashlib
 import json
 import os
+import resource
 import struct
 import tempfile
 import zipfile
@@ -282,6 +283,15 @@ def open_store(path: Path) -> FeatureStore:
     except _DAMAGE as error:
         raise _broken(path, error) from None
     return FeatureStore(path, tuple(chunks), attributes)
+
+
+def allow_open_files(count: int) -> None:
+    """A mapped store keeps its file open, and many systems allow 1,024 unless asked for more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 256
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def read_attributes(path: Path) -> dict[str, Any]:

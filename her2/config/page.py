@@ -21,6 +21,7 @@ def page() -> str:
     parts = [_HEAD, _section("The top level", schema)]
     for name, value in schema["properties"].items():
         titles = _sections_of(value)
+        inner: dict[str, str] = {}
         for title in titles:
             section = sections[title]
             heading = f"`{name}`"
@@ -29,6 +30,11 @@ def page() -> str:
                 kinds = kind.get("enum", [kind.get("const")])
                 heading += ": " + ", ".join(f"`{item}`" for item in kinds)
             parts.append(_section(heading, section, section.get("description", "")))
+            for key, item in section["properties"].items():
+                inner |= dict.fromkeys(_sections_of(item), key)
+        for title, key in inner.items():
+            section = sections[title]
+            parts.append(_section(f"`{key}` of `{name}`", section, section.get("description", "")))
     return "\n".join(parts)
 
 

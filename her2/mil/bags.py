@@ -1,6 +1,5 @@
 """Stage 2, train: slides as bags of features; rows are gathered, stores not read whole."""
 
-import resource
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -25,15 +24,6 @@ class Bag:
 
     def __len__(self) -> int:
         return len(self.store)
-
-
-def allow_open_files(count: int) -> None:
-    """A mapped store keeps its file open, and many systems allow 1,024 unless asked for more."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + 256
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def check_dimensions(bags: Sequence[Bag]) -> int:

@@ -15,13 +15,13 @@ from her2.errors import UserError
 from her2.files import digest, link
 from her2.folds import check_disjoint
 from her2.manifest import FeatureEntry, FoldEntry, read_manifests, write_manifest
-from her2.mil.bags import Bag, allow_open_files, check_dimensions
+from her2.mil.bags import Bag, check_dimensions
 from her2.mil.product import Fold, read_entry, write_fold
 from her2.mil.search import search
 from her2.mil.train import Trained, train_fold
 from her2.plan import run_name
 from her2.specs import TrainSpec
-from her2.store import open_store
+from her2.store import allow_open_files, open_store
 
 log = logging.getLogger(__name__)
 

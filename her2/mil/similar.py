@@ -36,9 +36,8 @@ from her2.cache import Cache
 from her2.errors import UserError, problem_list
 from her2.files import atomic_path
 from her2.manifest import FeatureEntry, read_manifests
-from her2.mil.bags import allow_open_files
 from her2.specs import SimilarSpec
-from her2.store import FeatureStore, open_store, read_coords
+from her2.store import FeatureStore, allow_open_files, open_store, read_coords
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +47,8 @@ NEIGHBOURS = 5
 PROBES = 64
 LEAST_PROBES = 16
 """Slides of fewer tiles are too small for their shifts to say anything."""
+SUSPICIOUS = 0.5
+"""`shared` above which the report says a pair aloud, whatever the config allows."""
 SHOWN = 20
 """Pairs in the table, the most similar first."""
 
@@ -86,7 +87,7 @@ def find_similar(
 
     Args:
         spec: the job.
-        cohort: the audit's table, for the patients.
+        cohort: the audit's table, one row a slide, for the patients.
         cache: holds the stores.
         features: the encoder's folder of feature manifests.
         output: the table.
@@ -94,7 +95,7 @@ def find_similar(
     Raises:
         UserError: naming the pairs that share more tiles than `folds.max_shared_tiles`.
     """
-    patients = dict(cohort.select("slide_id", "patient_id").unique().iter_rows())
+    patients = dict(cohort.select("slide_id", "patient_id").iter_rows())
     entries = read_manifests(features, spec.buckets, FeatureEntry)
     allow_open_files(len(entries))
     pairs = similar_pairs(list(_slides(entries, patients, cache, features)))
@@ -121,6 +122,11 @@ def find_similar(
     with atomic_path(output) as path:
         pl.DataFrame([asdict(pair) for pair in pairs[:SHOWN]], schema=columns).write_parquet(path)
     return pairs
+
+
+def read_similar(path: Path) -> pl.DataFrame:
+    """Read what `find_similar` wrote: `slide_a, slide_b, patient_a, patient_b, cosine, shared`."""
+    return pl.read_parquet(path)
 
 
 def similar_pairs(slides: Sequence[Tissue]) -> list[Pair]:

@@ -17,6 +17,7 @@ from her2.files import write_text
 from her2.report import (
     comparison,
     gallery,
+    leakage,
     notices,
     overlap,
     performance,
@@ -96,6 +97,9 @@ def sections(run: Results) -> dict[str, Any]:
         "encoders": slides.encoder_rows(run),
         "throughput": throughput.throughput(run),
         "excluded": excluded,
+        "checks": leakage.checks(run),
+        "pairs": leakage.pairs(run),
+        "protocol": performance.protocol(run),
         "models": [performance.model_section(run, model) for model in run.models],
         "attention": attention,
         "truth": pictures.truth_words(run),
@@ -119,6 +123,7 @@ def tables(run: Results) -> dict[str, pl.DataFrame]:
             **{name.removesuffix("_name"): getattr(model, name) for name in names},
             **{key: value for key, value in asdict(row).items() if key != "tune_loss"},
             "tune_loss": model.folds[row.run].tune_loss,
+            "options": model.folds[row.run].options,
             "overlap": overlap.seen(run, model.encoder),
         }
         for model in run.models
@@ -128,6 +133,7 @@ def tables(run: Results) -> dict[str, pl.DataFrame]:
         "comparison": comparison.comparison_table(run),
         "pretraining": pretraining.pretraining_table(run),
         "throughput": throughput.throughput_table(run),
+        "similar": leakage.pairs_table(run),
     }
     return {
         "headline": headline.select(

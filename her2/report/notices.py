@@ -7,12 +7,14 @@ import polars as pl
 
 from her2.encoders.catalogue import row as catalogue_row
 from her2.encoders.catalogue import scale_warning
+from her2.mil.similar import SUSPICIOUS
 from her2.report import overlap
 from her2.report.performance import METRICS
 from her2.report.pictures import Attention
 from her2.report.read import Model, Results
 from her2.report.slides import Excluded, one_row_a_slide
 from her2.report.text import plural
+from her2.roles import SPLITS
 
 FEW_PATIENTS = 10
 """Of a class: below this a bootstrap interval is a rough guess."""
@@ -28,7 +30,7 @@ class Notice:
 
 def notices(results: Results, excluded: list[Excluded], pictures: list[Attention]) -> list[Notice]:
     """What makes figures too good first; then in the order of the pipeline."""
-    found = [*_overlaps(results), *_scales(results)]
+    found = [*_overlaps(results), *_similar(results), *_scales(results)]
     found += [*_columns(results), *_slides(results, excluded), *_encoders(results)]
     for model in results.models:
         found += [*_figures(model), *_folds(results, model), *_predictions(results, model)]
@@ -53,10 +55,29 @@ def _overlaps(results: Results) -> list[Notice]:
     return found
 
 
+def _similar(results: Results) -> list[Notice]:
+    """Pairs that the default limit would have stopped at."""
+    return [
+        Notice(
+            f"{encoder}: {row['slide_a']} and {row['slide_b']} are of two patients and share "
+            f"{row['shared']:.0%} of their tiles by their features; allowed by "
+            f"folds.max_shared_tiles {results.config.folds.max_shared_tiles:g}.",
+            "audit",
+        )
+        for encoder, table in results.similar.items()
+        for row in table.filter(pl.col("shared") > SUSPICIOUS).to_dicts()
+    ]
+
+
 def _columns(results: Results) -> list[Notice]:
     """Columns of the manifest that a user may expect to act, and that do not."""
-    words = {"split": "folds are made from patients and labels"}
-    found = [
+    words, found = {}, []
+    if results.split:
+        text = "The manifest's fixed split is used (column 'split'): folds.number, folds.repeats "
+        found = [Notice(f"{text}and folds.sites do not apply.", "cohort")]
+    else:
+        words = {"split": "folds.split is ignore"}
+    found += [
         Notice(f"The manifest's column {name!r} is not used: {text}.", "cohort")
         for name, text in words.items()
         if name in results.cohort.columns
@@ -173,7 +194,7 @@ def _folds(results: Results, model: Model) -> list[Notice]:
         found.append(
             Notice(
                 f"{model.name}: {last} of {plural(total, 'fold')} kept the last of {limit} epochs "
-                "allowed; the loss was still falling (training.epochs).",
+                "allowed; it was still getting better (training.epochs).",
                 model.anchor,
             )
         )
@@ -181,13 +202,15 @@ def _folds(results: Results, model: Model) -> list[Notice]:
 
 
 def _predictions(results: Results, model: Model) -> list[Notice]:
-    """Labelled slides with features must be in the evaluation."""
+    """Labelled slides with features must be in the evaluation (of a fixed split: the tested)."""
     label = f"label_{model.task.label}"
-    rows = results.cohort.select("slide_id", label).unique().iter_rows()
+    rows = results.cohort.select("slide_id", label, "split").unique().iter_rows()
     labelled = {
         slide
-        for slide, value in rows
-        if value is not None and model.task.class_index(value) is not None
+        for slide, value, split in rows
+        if value is not None
+        and model.task.class_index(value) is not None
+        and (not results.split or SPLITS.get((split or "").lower()) == "test")
     }
     entries = results.features[model.encoder]
     usable = {name for name in labelled if name in entries and entries[name].status == "ok"}

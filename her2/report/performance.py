@@ -1,5 +1,6 @@
 """Stage 2, report: the figures of each encoder and head, as they stand on the page."""
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,8 @@ import polars as pl
 from sklearn.metrics import roc_curve
 
 from her2.config import EncoderSection
+from her2.manifest import FoldEntry
+from her2.mil.selection import SELECT_WORDS
 from her2.report.figures import Curve, Figure, learning_figure, roc_figure
 from her2.report.overlap import mark
 from her2.report.read import Model, Results
@@ -76,6 +79,8 @@ class FoldRow:
     epochs: int
     kept_epoch: int
     tune_loss: str
+    trials: int
+    options: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +104,8 @@ class ModelSection:
     confusion: tuple[ConfusionRow, ...]
     folds: tuple[FoldRow, ...]
     curves: Figure | None
+    selected: str
+    trials: int
     unlabelled: Unlabelled
 
 
@@ -210,6 +217,8 @@ def model_section(results: Results, model: Model) -> ModelSection:
             name=model.name,
             synthetic=results.synthetic,
         ),
+        selected=SELECT_WORDS[results.config.training.select],
+        trials=max((entry.trials for entry in model.folds.values()), default=1),
         unlabelled=unlabelled(model),
     )
 
@@ -263,9 +272,33 @@ def fold_rows(model: Model) -> tuple[FoldRow, ...]:
             epochs=entry.epochs,
             kept_epoch=entry.best_epoch + 1,
             tune_loss=number(entry.tune_loss),
+            trials=entry.trials,
+            options=", ".join(f"{key} {value}" for key, value in chosen(entry).items()),
         )
         for run, entry in model.folds.items()
     )
+
+
+def chosen(entry: FoldEntry) -> dict[str, Any]:
+    """The options that a fold's search chose; empty without one."""
+    found: dict[str, Any] = json.loads(entry.options) if entry.options else {}
+    return found
+
+
+def protocol(results: Results) -> str:
+    """How patients were divided, in words."""
+    section = results.config.folds
+    if results.split:
+        return "the manifest's fixed split (column 'split')"
+    sites = {
+        "ignored": "",
+        "stratified": ", test parts alike in sites",
+        "preserved": ", each site in one test part",
+        "leave_one_out": ", each test part a site",
+    }
+    repeats = f" and {section.repeats} repeats" if section.repeats > 1 else ""
+    grouped = f"cross-validation with {section.number} folds{repeats}, grouped by patient"
+    return grouped + sites[section.sites]
 
 
 def unlabelled_table(model: Model) -> pl.DataFrame:

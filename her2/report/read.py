@@ -14,7 +14,6 @@ from her2.encoders.overlap import Overlap, read_overlap
 from her2.errors import UserError
 from her2.heatmap import read_heatmaps
 from her2.manifest import FeatureEntry, FoldEntry, read_manifests
-from her2.plan import chunks as chunk_names
 from her2.specs import ReportSpec
 from her2.store import read_attributes
 
@@ -69,7 +68,8 @@ class Results:
     were computed in and on, are by encoder, and so are `overlaps` and `pretraining` (epochs), for
     those that have them. `comparisons` are by task; a task whose encoders were not compared is
     absent. `receipts` are by encoder: how the features of some slides came about, see
-    `her2.embed.receipt`.
+    `her2.embed.receipt`. `similar` are pairs of slides by encoder, `folds` are by task. `split`: the
+    manifest's fixed split was used.
     """
 
     config: Config
@@ -85,6 +85,9 @@ class Results:
     pretraining: Mapping[str, pl.DataFrame]
     comparisons: Mapping[str, pl.DataFrame]
     receipts: Mapping[str, tuple[Mapping[str, Any], ...]]
+    similar: Mapping[str, pl.DataFrame]
+    folds: Mapping[str, pl.DataFrame]
+    split: bool
 
     @property
     def synthetic(self) -> bool:
@@ -108,7 +111,6 @@ def read_results(spec: ReportSpec, folder: Path) -> Results:
         for name in config.encoders
     }
     receipts = {name: _receipts(spec, folder / "features" / name) for name in features}
-    chunks = tuple(chunk_names(config.folds))
     cards = {name: read_card(folder / "encoders" / name) for name in config.encoders}
     return Results(
         config=config,
@@ -124,7 +126,7 @@ def read_results(spec: ReportSpec, folder: Path) -> Results:
             for name, entries in features.items()
         },
         models=tuple(
-            _model(config, folder, (task, encoder, head), chunks)
+            _model(config, folder, (task, encoder, head), spec.chunks)
             for task in config.tasks
             for encoder in config.encoders
             for head in config.heads
@@ -137,7 +139,14 @@ def read_results(spec: ReportSpec, folder: Path) -> Results:
             and (path := folder / "encoders" / name / "history.parquet").exists()
         },
         comparisons=_comparisons(config, folder),
+        similar=_present({n: folder / "features" / n / "similar.parquet" for n in config.encoders}),
+        folds=_present({task: folder / "folds" / f"{task}.parquet" for task in config.tasks}),
+        split=spec.split,
     )
+
+
+def _present(paths: Mapping[str, Path]) -> dict[str, pl.DataFrame]:
+    return {name: _table(path) for name, path in paths.items() if path.exists()}
 
 
 def _overlaps(config: Config, folder: Path) -> dict[str, Overlap]:

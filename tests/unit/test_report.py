@@ -74,6 +74,9 @@ class Cohort:
     compared: bool = True
     pretrained: dict[str, dict[str, object]] = field(default_factory=dict)
     overlaps: dict[str, Overlap] = field(default_factory=dict)
+    split: str | None = None
+    similar: dict[str, list[tuple[object, ...]]] = field(default_factory=dict)
+    trials: int = 1
 
     def config(self) -> Config:
         return parse_config(
@@ -105,7 +108,13 @@ class Cohort:
         )
 
     def spec(self) -> ReportSpec:
-        return ReportSpec(config=self.config(), software="1.2.3", buckets=(BUCKET,))
+        return ReportSpec(
+            config=self.config(),
+            software="1.2.3",
+            buckets=(BUCKET,),
+            chunks=("r0f0-r0f2",),
+            split=self.split is not None,
+        )
 
     def write(self, folder: Path) -> ReportSpec:
         """The results folder of a finished run."""
@@ -124,6 +133,7 @@ class Cohort:
                 "label_her2": self.labels[index],
                 "site": self.sites[index % len(self.sites)],
                 "scanner": None,
+                "split": self.split,
                 "grid": "224px-0.5mpp",
                 **asdict(entries[name]),
             }
@@ -144,6 +154,21 @@ class Cohort:
             write_json(folder / "encoders" / encoder / "overlap.json", asdict(found))
         if self.compared:
             self._write_comparison(folder, config)
+        (folder / "folds").mkdir()
+        pl.DataFrame(
+            [
+                (name, f"p{index}", 0, fold, "test" if index % 3 == fold else "train")
+                for index, name in enumerate(self.names)
+                for fold in range(3)
+            ],
+            schema=["slide_id", "patient_id", "repeat", "fold", "role"],
+            orient="row",
+        ).write_parquet(folder / "folds" / "score.parquet")
+        columns = ["slide_a", "slide_b", "patient_a", "patient_b", "cosine", "shared"]
+        for encoder, rows in self.similar.items():
+            pl.DataFrame(rows, schema=columns, orient="row").write_parquet(
+                folder / "features" / encoder / "similar.parquet"
+            )
         return self.spec()
 
     def _write_comparison(self, folder: Path, config: Config) -> None:
@@ -234,7 +259,11 @@ class Cohort:
         }.items():
             table.write_parquet(evaluation / f"{name}.parquet")
         models = folder / "models" / "score" / encoder / "abmil"
-        folds = {f"r0f{fold}": FoldEntry("k", 10, 3, 6, 1, 3, 0.75) for fold in range(3)}
+        chosen = '{"attention":64,"gated":true}' if self.trials > 1 else ""
+        folds = {
+            f"r0f{fold}": FoldEntry("k", 10, 3, 6, 1, 3, 0.75, self.trials, chosen)
+            for fold in range(3)
+        }
         for run in folds:
             (models / run).mkdir(parents=True)
             pl.DataFrame(
@@ -799,3 +828,64 @@ def test_a_missing_table_is_named(tmp_path):
     with pytest.raises(UserError, match=r"metrics\.parquet.*run snakemake again"):
         build_report(spec, tmp_path / "results", tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
+
+
+def test_the_audit_says_what_was_looked_for_and_found(tmp_path):
+    similar = {"plain": [("slide-00", "slide-05", "p0", "p5", 0.9312, 0.1734)]}
+    page = report(tmp_path, Cohort(similar=similar))
+    assert page.row("Patients in two parts of a fold")[1:] == [
+        "task score: 18 patients, 3 folds", "0", "always",
+    ]  # fmt: skip
+    assert page.row("Slides with the content of another")[1:] == ["18 slides", "0", "always"]
+    assert page.row("Slides of two patients")[1:] == [
+        "features of plain", "0 (most tiles shared: 0.17)", "above 0.5 of the tiles",
+    ]  # fmt: skip
+    assert ["plain", "slide-00, slide-05", "p0, p5", "0.93", "0.17"] in [
+        [" ".join(cell.split()) for cell in row] for row in page.rows
+    ]
+    table = pl.read_csv(tmp_path / "report" / "tables" / "similar.csv")
+    assert table.row(0) == ("plain", *similar["plain"][0])
+
+
+def test_an_allowed_copy_is_said_aloud(tmp_path):
+    similar = {"plain": [("slide-00", "slide-05", "p0", "p5", 0.99, 0.83)]}
+    values = {"folds": {"number": 3, "max_shared_tiles": 0.9}}
+    page = report(tmp_path, Cohort(similar=similar, values=values))
+    assert (
+        "plain: slide-00 and slide-05 are of two patients and share 83% of their tiles by their "
+        "features; allowed by folds.max_shared_tiles 0.9." in page.text
+    )
+
+
+def test_a_fixed_split_is_said_and_its_train_slides_are_not_missed(tmp_path):
+    page = report(tmp_path, Cohort(split="train"))
+    assert "never saw the patient: the manifest's fixed split (column 'split')." in page.text
+    assert "folds.number, folds.repeats and folds.sites do not apply" in page.text
+    assert "but no prediction" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("sites", "words"),
+    [
+        ("ignored", "cross-validation with 3 folds, grouped by patient."),
+        ("preserved", "grouped by patient, each site in one test part."),
+        ("stratified", "grouped by patient, test parts alike in sites."),
+    ],
+)
+def test_the_page_says_how_patients_were_divided(tmp_path, sites, words):
+    page = report(tmp_path, Cohort(values={"folds": {"number": 3, "sites": sites}}))
+    assert words in page.text
+
+
+def test_the_metric_that_kept_the_epoch_is_stated(tmp_path):
+    page = report(tmp_path, Cohort(values={"training": {"select": "macro_auc"}}))
+    assert "The kept epoch had the highest macro AUC on the tune part" in page.text
+    assert "trials" not in page.text
+
+
+def test_the_number_of_trials_of_a_search_is_stated_with_what_each_fold_chose(tmp_path):
+    page = report(tmp_path, Cohort(trials=12))
+    assert (
+        "Options of the head were searched: 12 trials in each fold, chosen inside it." in page.text
+    )
+    assert page.row("r0f0")[-2:] == ["12", "attention 64, gated True"]

@@ -1,5 +1,6 @@
 import json
 import resource
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,14 +12,19 @@ import torch
 from her2.cache import Cache
 from her2.cohort import Cohort, SlideRow
 from her2.config import AttentionSection, Task, TrainingSection
+from her2.config.heads import HEADS as SECTIONS
 from her2.errors import UserError
-from her2.files import digest, file_digest
+from her2.files import digest, file_digest, link
 from her2.folds import make_folds
 from her2.manifest import FeatureEntry, FoldEntry, read_manifest, write_manifest
 from her2.mil import run
+from her2.mil import train as train_module
+from her2.mil.apply import mismatches, predict_slides
+from her2.mil.bags import Bag
+from her2.mil.product import load_model, read_maps
 from her2.mil.run import train_folds
 from her2.specs import FoldsSpec, TrainSpec
-from her2.store import write_store
+from her2.store import FeatureStore, open_store, write_store
 
 TASK = Task(label="her2", classes={"negative": ["0"], "positive": ["3+"]})
 BUCKET = "0000-of-0001"
@@ -391,3 +397,248 @@ def test_a_cohort_of_more_slides_than_the_system_lets_files_be_open(tmp_path: Pa
         assert world.train()["r0f0"].test_slides >= 30
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+# What a fold leaves, and what it leaves behind
+
+
+def test_the_card_says_all_that_a_prediction_has_to_agree_with(world: World) -> None:
+    entry = world.train(world.spec.model_copy(update={"runs": RUNS[:1]}))["r0f0"]
+    card = json.loads((world.products(entry.key) / "card.json").read_text())
+    assert card["head"]["head"] == "abmil"
+    assert card["head"]["attention"] == 4
+    assert card["training"]["epochs"] == 2
+    assert card["task"]["classes"] == [["negative", ["0"]], ["positive", ["3+"]]]
+    assert card["outputs"] == ["negative", "positive"]
+    assert (card["dimension"], card["encoder_digest"]) == (D, "e")
+    parts = {
+        role: [(slide, slide.split("-")[0]) for slide in world.part(role)]
+        for role in ("train", "tune", "test", "predict")
+    }
+    assert card["folds_digest"] == digest(parts)
+
+
+def test_no_checkpoint_is_left_when_a_fold_is_published(world: World) -> None:
+    world.train()
+    assert not list(world.cache.root.rglob("*checkpoint*"))
+
+
+def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = TrainingSection(
+        bag_size=4, bags_per_batch=4, epochs=6, patience=6, learning_rate=1e-2
+    )
+    whole, killed = (
+        build(tmp_path / name, training=training, runs=RUNS[:1]) for name in ("a", "b")
+    )
+    key = whole.train()["r0f0"].key
+    real, calls = train_module.save_checkpoint, 0
+
+    def dying(*arguments: object) -> None:
+        nonlocal calls
+        real(*arguments)
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_module, "save_checkpoint", dying)
+    with pytest.raises(KeyboardInterrupt):
+        killed.train()
+    path = run.checkpoint_path(killed.cache, key)
+    assert path.exists()
+    assert path in killed.cache.leftovers(older_than_seconds=-1)  # what `cache prune` removes
+    assert [p for p in killed.cache.products() if p.kind == "models"] == []
+    assert killed.train()["r0f0"].key == key
+    assert calls == 6  # three epochs before, three after
+    for item in ("model.safetensors", "history.parquet", "predictions.parquet", "card.json"):
+        assert file_digest(killed.products(key) / item) == file_digest(whole.products(key) / item)
+    assert not path.exists()
+
+
+def test_a_fold_that_explodes_keeps_its_last_good_checkpoint(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = train_module.bag_loss
+    calls = 0
+
+    def exploding(*arguments: object, **options: object) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return real(*arguments, **options) * (float("nan") if calls > 2 else 1)
+
+    monkeypatch.setattr(train_module, "bag_loss", exploding)
+    with pytest.raises(UserError, match="the loss is nan in epoch 1.*The last good epoch .0. is"):
+        world.train(world.spec.model_copy(update={"runs": RUNS[:1]}))
+    assert len(list(world.cache.root.rglob("*checkpoint*"))) == 1
+
+
+def test_a_search_writes_its_trials_and_is_part_of_the_key(world: World) -> None:
+    plain = world.spec.model_copy(update={"runs": RUNS[:1]})
+    searched = AttentionSection(
+        head="abmil",
+        attention=4,
+        search={"trials": 2, "options": {"attention": [2, 3], "gated": [True, False]}},
+    )
+    entry = world.train(plain.model_copy(update={"head": searched}))["r0f0"]
+    assert entry.key != world.train(plain)["r0f0"].key
+    assert entry.trials == 2
+    folder = world.products(entry.key)
+    trials = pl.read_parquet(folder / "trials.parquet")
+    assert entry.tune_loss == pytest.approx(trials["tune_loss"].min(), abs=1e-6)
+    best = trials.row(trials["tune_loss"].arg_min(), named=True)
+    assert entry.options == best["options"]
+    head = json.loads((folder / "card.json").read_text())["head"]
+    assert {key: head[key] for key in ("attention", "gated")} == json.loads(best["options"])
+    assert not list(world.cache.root.rglob("*checkpoint*"))
+
+
+@pytest.mark.parametrize(
+    ("head", "names"),
+    [
+        ("multibranch", {"attention"}),
+        ("additive", {"contribution"}),
+        ("dsmil", {"attention"}),
+        ("abmil", set()),
+    ],
+)
+def test_maps_of_each_class_and_contributions_are_stored_where_a_head_has_them(
+    world: World, head: str, names: set[str]
+) -> None:
+    section = SECTIONS[head].model_validate({"head": head, "hidden": 8})
+    spec = world.spec.model_copy(update={"runs": RUNS[:1], "head": section})
+    folder = world.products(world.train(spec)["r0f0"].key)
+    attention = dict(pl.read_parquet(folder / "attention.parquet").iter_rows())
+    saved = load_model(folder, torch.device("cpu"))
+    for slide, weights in attention.items():
+        maps = read_maps(folder, slide)
+        assert set(maps) == names
+        tiles = world.entries()[slide].tiles
+        assert all(values.shape == (tiles, 2) for values in maps.values())
+        if "attention" in maps:
+            np.testing.assert_allclose(maps["attention"].sum(axis=0), 1, rtol=1e-5)
+            assert any(np.allclose(column, weights) for column in maps["attention"].T)
+        if "contribution" in maps:
+            path = world.cache.path("features", world.entries()[slide].key)
+            logits = saved.model.whole(Bag(slide, "", "", open_store(path), None)).logits[0]
+            np.testing.assert_allclose(
+                maps["contribution"].sum(axis=0), logits.detach(), rtol=1e-4, atol=1e-5
+            )
+
+
+# Prediction of another cohort
+
+
+def trained_model(world: World, **changed: object) -> Path:
+    spec = world.spec.model_copy(update={"runs": RUNS[:1], **changed})
+    return world.products(world.train(spec)["r0f0"].key)
+
+
+def elsewhere(world: World, names: list[str], **store: object) -> Path:
+    """A folder of stores with the slides' names, as embedding leaves it."""
+    folder = world.root / "elsewhere"
+    for name in names:
+        key = world.add_store(name, **store).key
+        link(world.cache.path("features", key), folder / f"{name}.zarr.zip")
+    return folder
+
+
+@pytest.mark.parametrize("head", ["abmil", "clam_mb", "logistic"])
+def test_a_saved_model_predicts_what_its_fold_predicted(world: World, head: str) -> None:
+    model = trained_model(world, head=SECTIONS[head].model_validate({"head": head}))
+    expected = pl.read_parquet(model / "predictions.parquet")
+    tiles = {name: entry.tiles for name, entry in world.entries().items()}
+    folder = world.root / "elsewhere"
+    for name in expected["slide_id"]:
+        elsewhere(world, [name], tiles=tiles[name])
+    table = predict_slides([model], folder, world.root / "out.csv", threads=1)
+    assert table["slide_id"].to_list() == expected["slide_id"].to_list()
+    for column in ("prob_negative", "prob_positive"):
+        np.testing.assert_allclose(table[column], expected[column], rtol=1e-6)
+    written = pl.read_csv(world.root / "out.csv")
+    assert written["predicted"].to_list() == table["predicted"].to_list()
+
+
+def test_several_models_are_averaged(world: World) -> None:
+    entries = world.train()
+    models = [world.products(entry.key) for entry in entries.values()]
+    folder = elsewhere(world, ["new-a", "new-b"])
+    out = world.root / "out.parquet"
+    tables = [predict_slides([model], folder, out, threads=1) for model in models]
+    mean = np.mean([table["prob_positive"].to_numpy() for table in tables], axis=0)
+    together = predict_slides(models, folder, out, threads=1)
+    np.testing.assert_allclose(together["prob_positive"], mean, rtol=1e-6)
+    assert pl.read_parquet(out).equals(together)
+
+
+@pytest.mark.parametrize(
+    ("store", "words"),
+    [
+        ({"encoder": "f"}, "new-a: is of the encoder f, the model of e"),
+        ({"d": D + 1}, f"new-a: has {D + 1} features a tile, the model {D}"),
+    ],
+)
+def test_features_of_another_encoder_are_refused_by_name(
+    world: World, store: dict[str, object], words: str
+) -> None:
+    model, folder = trained_model(world), elsewhere(world, ["new-a"], **store)
+    out = world.root / "out.csv"
+    with pytest.raises(UserError) as caught:
+        predict_slides([model], folder, out, threads=1)
+    assert words in str(caught.value)
+    assert not out.exists()
+
+
+def test_tiles_of_another_scale_are_refused(world: World) -> None:
+    model = load_model(trained_model(world), torch.device("cpu"))
+    model.card["tiles"] = {"mpp": 0.5, "px": 224}
+    store = FeatureStore(
+        Path("x"),
+        (np.zeros((3, D), np.float16),),
+        {"encoder": {"digest": "e"}, "target": {"mpp": 1.0, "px": 224}},
+    )
+    assert mismatches(store, model) == [
+        "has tiles of 224 px at 1 um/px, the model of 224 px at 0.5"
+    ]
+
+
+def test_a_slide_without_features_is_in_the_table_with_its_reason(world: World) -> None:
+    model, folder = trained_model(world), elsewhere(world, ["new-a"])
+    lost = {"new-b": FeatureEntry("excluded", "no tissue found")}
+    write_manifest(folder / f"{BUCKET}.json", lost)
+    table = predict_slides([model], folder, world.root / "out.csv", threads=1)
+    assert table.filter(slide_id="new-b").select("status", "reason", "predicted").row(0) == (
+        "excluded", "no tissue found", None,
+    )  # fmt: skip
+
+
+def test_models_that_do_not_go_together_are_refused(world: World) -> None:
+    other = Task(label="her2", classes={"low": ["0"], "high": ["3+"]})
+    models = [trained_model(world), trained_model(world, task=other)]
+    with pytest.raises(UserError, match="cannot be averaged: they differ in task"):
+        predict_slides(models, elsewhere(world, ["a"]), world.root / "out.csv", threads=1)
+
+
+@pytest.mark.parametrize("damage", ["card", "weights", "absent"])
+def test_a_damaged_model_is_refused(world: World, damage: str) -> None:
+    model = trained_model(world)
+    copy = world.root / "copy"
+    shutil.copytree(model, copy)
+    if damage == "card":
+        (copy / "card.json").write_text("{")
+    elif damage == "weights":
+        data = bytearray((copy / "model.safetensors").read_bytes())
+        data[-1] ^= 1
+        (copy / "model.safetensors").write_bytes(data)
+    else:
+        copy = world.root / "nothing"
+    with pytest.raises(UserError, match="is not a trained model"):
+        predict_slides([copy], elsewhere(world, ["a"]), world.root / "out.csv", threads=1)
+
+
+def test_an_empty_folder_and_a_strange_table_are_refused(world: World) -> None:
+    model = trained_model(world)
+    with pytest.raises(UserError, match="holds no feature store"):
+        predict_slides([model], world.root, world.root / "out.csv", threads=1)
+    with pytest.raises(UserError, match=r"write a .csv or .parquet"):
+        predict_slides([model], world.root, world.root / "out.xlsx", threads=1)

@@ -34,7 +34,7 @@ rule make_folds:
 
 rule find_similar_slides:
     input:
-        cohort=f"{RESULTS}/cohort/slides.parquet",
+        cohort=f"{RESULTS}/cohort/audited.parquet",
         features=expand(f"{RESULTS}/features/{{{{encoder}}}}/{{bucket}}.json", bucket=PLAN.buckets),
     output:
         f"{RESULTS}/features/{{encoder}}/similar.parquet",
@@ -51,7 +51,7 @@ rule find_similar_slides:
     params:
         spec=PLAN.similar_spec(),
     shell:
-        "python -m her2 similar --spec {params.spec:q} --cohort {RESULTS:q}/cohort"
+        "python -m her2 similar --spec {params.spec:q} --cohort {input.cohort:q}"
         " --features {RESULTS:q}/features/{wildcards.encoder} --cache {CACHE:q}"
         " --out {output:q} 2> {log:q}"
 

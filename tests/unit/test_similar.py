@@ -1,0 +1,153 @@
+"""Slides of two patients that show the same tissue are found by their features."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from her2.cache import Cache
+from her2.errors import UserError
+from her2.files import digest
+from her2.manifest import FeatureEntry, write_manifest
+from her2.mil.similar import PROBES, Tissue, find_similar, shared_tiles, similar_pairs
+from her2.specs import SimilarSpec
+from her2.store import FeatureStore, write_store
+
+D, SIDE = 12, 12
+SPEC = SimilarSpec(buckets=("b",), max_shared_tiles=0.5)
+
+
+def grid(side: int = SIDE) -> np.ndarray:
+    """Places of a square of tiles, row by row, in sides of a tile."""
+    return np.stack(np.divmod(np.arange(side**2), side), axis=1).astype(np.float32)
+
+
+def tissue(name: str, seed: int, *, kinds: int = 6, noise: float = 0.3, side: int = SIDE) -> Tissue:
+    """Tiles of a few kinds that are the same in all slides, each with a face of its own."""
+    kind = np.random.default_rng(99).normal(size=(kinds, D))
+    generator = np.random.default_rng(seed)
+    features = kind[generator.integers(kinds, size=side**2)]
+    features = features + noise * generator.normal(size=features.shape)
+    return Tissue(name, f"p-{name}", store(features), grid(side))
+
+
+def store(features: np.ndarray) -> FeatureStore:
+    return FeatureStore(Path("x"), (features.astype(np.float16),), {})
+
+
+def copied(of: Tissue, name: str, *, change: float = 0.0, drop: slice = slice(None)) -> Tissue:
+    """The same tiles, with features as of another compression, or fewer of them."""
+    features = of.store.all().astype(np.float32)
+    other = features + change * np.random.default_rng(5).normal(size=features.shape)
+    return Tissue(name, f"p-{name}", store(other[drop]), of.places[drop])
+
+
+def scale(slides: list[Tissue]) -> tuple[np.ndarray, np.ndarray]:
+    rows = np.concatenate([s.store.all().astype(np.float32) for s in slides])
+    return rows.mean(axis=0), rows.std(axis=0)
+
+
+def shared(a: Tissue, b: Tissue) -> float | None:
+    return shared_tiles(a, b, *scale([tissue(str(i), i) for i in range(6)]))
+
+
+def test_a_slide_and_itself_share_all_tiles() -> None:
+    slide = tissue("a", 0)
+    assert shared(slide, copied(slide, "b")) == 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_slides_of_the_same_kinds_of_tissue_share_what_chance_gives(seed: int) -> None:
+    assert shared(tissue("a", seed), tissue("b", 100 + seed)) < 0.25
+
+
+def test_a_copy_of_another_compression_is_found() -> None:
+    slide = tissue("a", 0)
+    assert shared(slide, copied(slide, "b", change=0.1)) > 0.8
+    assert shared(copied(slide, "b", change=0.1), slide) > 0.8
+
+
+def test_a_piece_of_a_slide_is_found() -> None:
+    slide = tissue("a", 0)
+    assert shared(slide, copied(slide, "b", change=0.05, drop=slice(40, 90))) > 0.8
+
+
+def test_a_copy_whose_coordinates_are_shifted_is_found() -> None:
+    slide = tissue("a", 0)
+    moved = Tissue("b", "p-b", slide.store, slide.places + np.float32([20.5, -3]))
+    assert shared(slide, moved) == 1
+
+
+def test_slides_too_small_to_tell_are_not_judged() -> None:
+    small = tissue("a", 0, side=3)
+    assert shared(small, copied(small, "b")) is None
+
+
+def test_a_copy_is_the_first_of_the_pairs_and_slides_of_one_patient_are_none() -> None:
+    slides = [tissue(str(i), i) for i in range(8)]
+    twin = copied(slides[3], "twin", change=0.05)
+    sister = Tissue("sister", slides[5].patient_id, slides[5].store, slides[5].places)
+    pairs = similar_pairs([*slides, twin, sister])
+    assert (pairs[0].slide_a, pairs[0].slide_b) == ("3", "twin")
+    assert pairs[0].shared > 0.8
+    assert all(pair.shared < 0.5 for pair in pairs[1:])
+    assert all(pair.patient_a != pair.patient_b for pair in pairs)
+    assert similar_pairs(slides[:1]) == []
+
+
+def test_every_probe_is_another_tile() -> None:
+    large = tissue("a", 0, side=20)
+    assert shared(large, copied(large, "b")) == 1
+    assert len(large.store) > PROBES
+
+
+def run(folder: Path, slides: list[Tissue], spec: SimilarSpec = SPEC) -> pl.DataFrame:
+    cache, entries = Cache(folder / "cache"), {}
+    for slide in slides:
+        key = digest(slide.slide_id)
+        with cache.publish("features", key) as path:
+            write_store(
+                path,
+                slide.store.all(),
+                (slide.places * 224).astype(np.int32),
+                {"slide": {"level0_tile": [224.0, 224.0]}},
+            )
+        entries[slide.slide_id] = FeatureEntry("ok", None, key, len(slide.store), 0, D)
+    entries["lost"] = FeatureEntry("excluded", "no tissue")
+    write_manifest(folder / "tiny" / "b.json", entries)
+    cohort = pl.DataFrame(
+        [(s.slide_id, s.patient_id) for s in slides] + [("lost", "p")],
+        schema=["slide_id", "patient_id"],
+        orient="row",
+    )
+    output = folder / "similar.parquet"
+    find_similar(spec, cohort, cache, features=folder / "tiny", output=output)
+    return pl.read_parquet(output)
+
+
+def test_an_overlap_stops_the_run_naming_slides_patients_and_values(tmp_path: Path) -> None:
+    slides = [tissue(str(i), i) for i in range(5)]
+    with pytest.raises(UserError) as caught:
+        run(tmp_path, [*slides, copied(slides[2], "twin", change=0.05)])
+    text = str(caught.value)
+    assert "tiny: slides of different patients show the same tissue" in text
+    assert "2 (p-2) and twin (p-twin): " in text
+    assert text.count("  - ") == 1
+    assert "folds.max_shared_tiles 0.5" in text
+    assert not (tmp_path / "similar.parquet").exists()
+
+
+def test_an_overlap_that_the_config_allows_is_in_the_table(tmp_path: Path) -> None:
+    slides = [tissue(str(i), i) for i in range(5)]
+    allowed = SPEC.model_copy(update={"max_shared_tiles": 1.0})
+    table = run(tmp_path, [*slides, copied(slides[2], "twin", change=0.05)], allowed)
+    assert table.row(0)[:4] == ("2", "twin", "p-2", "p-twin")
+    assert table["shared"][0] > 0.8
+
+
+def test_a_clean_cohort_has_a_table_of_its_most_similar_pairs(tmp_path: Path) -> None:
+    table = run(tmp_path, [tissue(str(i), i) for i in range(6)])
+    assert 0 < len(table) <= 20
+    assert table["shared"].max() < 0.5
+    assert table["shared"].to_list() == sorted(table["shared"], reverse=True)

@@ -272,6 +272,8 @@ def open_store(path: Path) -> FeatureStore:
             attributes = json.loads(archive.read("zarr.json"))["attributes"]
             array = json.loads(archive.read("features/zarr.json"))
             rows, dimension = array["shape"]
+            if rows < 1:
+                raise ValueError("it holds no tile")
             size = array["chunk_grid"]["configuration"]["chunk_shape"][0]
             dtype = np.dtype(array["data_type"]).newbyteorder("<")
             chunks = [

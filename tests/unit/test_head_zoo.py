@@ -9,11 +9,12 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional
 
+from her2.config.heads import HEADS as SECTIONS
 from her2.mil.heads.abmil import AttentionMIL
 from her2.mil.heads.additive import AdditiveMIL
 from her2.mil.heads.clam import Clam, smooth_top1_svm
 from her2.mil.heads.dsmil import DualStream
-from her2.mil.heads.head import InstanceSupervised, Output
+from her2.mil.heads.head import FeatureDropout, InstanceSupervised, Output, tanh
 from her2.mil.heads.max import MaxPooling
 from her2.mil.heads.mean import MeanPooling
 from her2.mil.heads.multibranch import MultiBranch
@@ -77,6 +78,10 @@ def maps(output: Output) -> Tensor:
 
 
 # What every head promises
+
+
+def test_no_head_of_the_config_is_left_out_of_these_tests() -> None:
+    assert {name for name in SECTIONS if name != "logistic"} <= set(HEADS)
 
 
 @every_head
@@ -558,3 +563,39 @@ def test_the_iteration_finds_the_pseudo_inverse(diagonal: int, iterations: int) 
 )
 def test_parameters_are_as_many_as_published(model: Callable[[], nn.Module], expected: int) -> None:
     assert sum(parameter.numel() for parameter in model().parameters()) == expected
+
+
+# Dropout of features
+
+
+@pytest.mark.parametrize("probability", [0.05, 0.25, 0.5])
+def test_features_are_dropped_as_often_as_asked_and_keep_their_mean(probability: float) -> None:
+    torch.manual_seed(0)
+    dropout = FeatureDropout(probability)
+    dropped = dropout(torch.ones(100, 999))  # not a multiple of eight
+    share = (dropped == 0).float().mean().item()
+    assert share == pytest.approx(probability, abs=1 / 512 + 0.005)
+    assert dropped.mean().item() == pytest.approx(1, abs=0.01)
+    assert dropped.unique().numel() == 2
+    rows, columns = (dropped == 0).float().mean(1), (dropped == 0).float().mean(0)
+    assert max(rows.std(), columns.std()) < 0.08
+
+
+def test_dropout_repeats_with_torchs_seed_and_rests_outside_of_training() -> None:
+    dropout, x = FeatureDropout(0.5), torch.ones(4, 8)
+    draws = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        draws.append(dropout(x))
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    assert not torch.equal(dropout(x), dropout(x))
+    assert dropout.eval()(x) is x
+    assert FeatureDropout(0.0)(x) is x
+
+
+def test_the_fast_tanh_is_tanh() -> None:
+    x = torch.linspace(-30, 30, 10001, requires_grad=True)
+    torch.testing.assert_close(tanh(x), torch.tanh(x), rtol=0, atol=2e-7)
+    (gradient,) = torch.autograd.grad(tanh(x).sum(), x)
+    torch.testing.assert_close(gradient, 1 - torch.tanh(x.detach()) ** 2, rtol=0, atol=1e-6)

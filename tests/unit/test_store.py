@@ -223,3 +223,12 @@ def test_a_compressed_store_is_refused_and_not_misread(tmp_path: Path) -> None:
             new.writestr(name, old.read(name))
     with pytest.raises(UserError, match=r"features/c/0/0 is compressed"):
         open_store(packed)
+
+
+def test_a_store_without_a_tile_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "s.zarr.zip"
+    with zarr.storage.ZipStore(path, mode="w") as store:
+        group = zarr.create_group(store, zarr_format=3, attributes={})
+        group.create_array("features", shape=(0, 4), dtype="float16", chunks=(1, 4))
+    with pytest.raises(UserError, match="holds no tile"):
+        open_store(path)

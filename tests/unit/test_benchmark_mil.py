@@ -1,0 +1,25 @@
+"""The benchmark of stage 2 runs through, so that its figures can be asked for at any time."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def test_the_benchmark_runs_in_small_and_says_every_figure(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "benchmarks" / "mil.py"), "--small"],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1",
+             "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for figure in (
+        "waiting for data", "a chunk a row", "contiguous", "USS at the peak", "full-bag inference",
+    ):  # fmt: skip
+        assert any(figure in line and "| " in line for line in done.stdout.splitlines()), figure
+    assert not list(tmp_path.iterdir())  # 2 GB in the real run

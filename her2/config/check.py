@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from her2.config.base import NAME_PATTERN, Name, Ordered, Section
 from her2.config.data import CohortSection, PatchesSection, Task, TilingSection
 from her2.config.encoders import EmbeddingSection, EncoderSection, PretrainingSection
-from her2.config.heads import HEADS, HeadSection
+from her2.config.heads import HEADS, HeadSection, SearchSection
 from her2.config.learning import (
     EvaluationSection,
     FoldsSection,
@@ -109,6 +109,11 @@ class Config(Section):
                 f"training.loss ordinal needs ordered classes; say `ordinal: true` in the task "
                 f"{plain[0]!r} or use cross_entropy"
             )
+        if self.training.select == "quadratic_kappa" and plain:
+            raise ValueError(
+                "training.select quadratic_kappa needs ordered classes; say `ordinal: true` in the "
+                f"task {plain[0]!r} or select by loss, macro_auc or balanced_accuracy"
+            )
         return self
 
     @property
@@ -166,7 +171,9 @@ def _problem(item: dict[str, Any]) -> str:
     match item["type"]:
         case "extra_forbidden":
             legal = (
-                sorted(HEADS[str(head)].model_fields)
+                sorted(SearchSection.model_fields)
+                if head and "search" in location[:-1]
+                else sorted(HEADS[str(head)].model_fields)
                 if head
                 else _legal_keys([str(part) for part in location[:-1]])
             )

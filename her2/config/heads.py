@@ -130,7 +130,7 @@ class TransMILSection(Projected):
 
 
 class LogisticSection(Section):
-    """Logistic regression of the mean embedding; of `training` it reads `balance` only."""
+    """Logistic regression of the mean embedding; of `training` it reads `balance` and `select`."""
 
     head: Literal["logistic"] = Field(
         "logistic", description="which; the section's name may say it"

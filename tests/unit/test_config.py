@@ -251,3 +251,24 @@ def test_the_page_has_every_key_of_every_section():
     for section in (schema, *schema["$defs"].values()):
         for key, value in section.get("properties", {}).items():
             assert f"| `{key}` |" in page() or "const" in value
+
+
+def test_an_unknown_key_of_a_search_is_answered_with_those_of_a_search(config_values):
+    config_values["heads"] = {"abmil": {"search": {"trial": 3, "options": {"attention": [1]}}}}
+    with pytest.raises(
+        UserError, match=r"unknown key; did you mean 'trials'\? legal here: options"
+    ):
+        parse_config(config_values)
+
+
+def test_an_illegal_value_of_a_search_names_the_head(config_values):
+    options = {"trials": 2, "options": {"dropout": [0.1, 2.0]}}
+    config_values["heads"] = {"abmil": {"search": options}}
+    with pytest.raises(UserError, match=r"heads.abmil: search.options.dropout: 2.0: .* than 1"):
+        parse_config(config_values)
+
+
+def test_kappa_picks_no_epoch_where_classes_have_no_order(config_values):
+    config_values["training"] = {"select": "quadratic_kappa"}
+    with pytest.raises(UserError, match="needs ordered classes; say `ordinal: true` in the task"):
+        parse_config(config_values)

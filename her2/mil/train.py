@@ -91,7 +91,10 @@ def train_fold(
         build_head(head, dimension, outputs), mean, std, training.loss, training.precision
     ).to(device)
     optimiser = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[training.optimiser](
-        model.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
+        model.parameters(),
+        lr=training.learning_rate,
+        weight_decay=training.weight_decay,
+        fused=True,
     )
     weights = _class_weights(train, training, len(class_names), device)
     progress = (load_checkpoint(checkpoint, model, optimiser) if checkpoint else None) or Progress()

@@ -36,12 +36,15 @@ def file_digest(path: Path) -> str:
 
 
 @contextmanager
-def atomic_path(target: Path, *, megabytes: float | None = None) -> Iterator[Path]:
+def atomic_path(
+    target: Path, *, megabytes: float | None = None, sync: bool = True
+) -> Iterator[Path]:
     """A temporary path beside `target`, moved onto it when the block ends well.
 
     The file is synced before the move, so that after a power cut the name shows either the old
     bytes or all of the new ones. On an error the temporary file is removed; when the disk is full
-    the error says that `megabytes` are needed.
+    the error says that `megabytes` are needed. Without `sync` that holds for a killed process alone:
+    for files that are written often and know when they are torn.
 
     Raises:
         UserError: the folder cannot be written, or the disk is full.
@@ -52,9 +55,11 @@ def atomic_path(target: Path, *, megabytes: float | None = None) -> Iterator[Pat
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            _sync(temporary)
+            if sync:
+                _sync(temporary)
             temporary.replace(target)
-            _sync(target.parent)
+            if sync:
+                _sync(target.parent)
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -24,8 +24,11 @@ from her2.manifest import FeatureEntry, TileEntry, read_manifest, write_manifest
 from her2.store import write_store
 
 ROOT = Path(__file__).parents[2]
-STAGES = ["tile", "audit", "encoder", "embed", "folds", "train", "evaluate", "heatmap", "report"]
-QUESTIONS = ["cohort", "config", "cache", "synthetic"]
+STAGES = [
+    "tile", "audit", "encoder", "embed", "folds", "similar", "train", "evaluate",
+    "heatmap", "report",
+]  # fmt: skip
+QUESTIONS = ["predict", "cohort", "config", "cache", "synthetic"]
 HEAVY = {"torch", "torchvision", "timm", "polars", "zarr", "sklearn", "matplotlib", "pyarrow"}
 
 

@@ -8,8 +8,10 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from her2.cache import Cache
+from her2.cli import app
 from her2.cohort import Cohort, SlideRow
 from her2.config import AttentionSection, Task, TrainingSection
 from her2.config.heads import HEADS as SECTIONS
@@ -557,6 +559,15 @@ def test_a_saved_model_predicts_what_its_fold_predicted(world: World, head: str)
         np.testing.assert_allclose(table[column], expected[column], rtol=1e-6)
     written = pl.read_csv(world.root / "out.csv")
     assert written["predicted"].to_list() == table["predicted"].to_list()
+
+
+def test_the_command_predicts_with_all_folds_that_it_is_given(world: World) -> None:
+    world.train()
+    models = [str(world.output.parent / f"r0f{fold}") for fold in range(3)]
+    folder, out = elsewhere(world, ["new-a"]), world.root / "out.csv"
+    arguments = ["predict", *models, "--features", str(folder), "--out", str(out)]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert pl.read_csv(out).select("slide_id", "status", "models").row(0) == ("new-a", "ok", 3)
 
 
 def test_several_models_are_averaged(world: World) -> None:

@@ -43,8 +43,8 @@ def atomic_path(
 
     The file is synced before the move, so that after a power cut the name shows either the old
     bytes or all of the new ones. On an error the temporary file is removed; when the disk is full
-    the error says that `megabytes` are needed. Without `sync` that holds for a killed process alone:
-    for files that are written often and know when they are torn.
+    the error says that `megabytes` are needed. Without `sync` that holds for a killed process
+    alone: for files that are written often and know when they are torn.
 
     Raises:
         UserError: the folder cannot be written, or the disk is full.

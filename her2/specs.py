@@ -34,7 +34,7 @@ VERSIONS = {
     "overlap": 1,
     "embed": 2,
     "similar": 1,
-    "folds": 2,
+    "folds": 1,
     "train": 2,
     "evaluate": 1,
     "compare": 1,

@@ -68,8 +68,8 @@ class Results:
     were computed in and on, are by encoder, and so are `overlaps` and `pretraining` (epochs), for
     those that have them. `comparisons` are by task; a task whose encoders were not compared is
     absent. `receipts` are by encoder: how the features of some slides came about, see
-    `her2.embed.receipt`. `similar` are pairs of slides by encoder, `folds` are by task. `split`: the
-    manifest's fixed split was used.
+    `her2.embed.receipt`. `similar` are pairs of slides by encoder, `folds` are by task. `split`:
+    the manifest's fixed split was used.
     """
 
     config: Config

@@ -80,7 +80,7 @@ def test_a_copy_whose_coordinates_are_shifted_is_found() -> None:
 
 
 def test_slides_too_small_to_tell_are_not_judged() -> None:
-    small = tissue("a", 0, side=3)
+    small = tissue("a", 0, side=5)
     assert shared(small, copied(small, "b")) is None
 
 

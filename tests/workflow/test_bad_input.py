@@ -1,6 +1,7 @@
 """A user's mistake ends in one message and no traceback; a bad slide stops nothing else."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -26,6 +27,14 @@ def test_a_misspelt_key_is_named_with_the_right_one(project: Project) -> None:
     message = refused(project)
     assert "folds.nunber: unknown key" in message
     assert "did you mean 'number'" in message
+
+
+def test_folds_that_the_cohort_cannot_have_are_refused_with_what_would_work(
+    project: Project,
+) -> None:
+    project.edit(folds={"sites": "leave_one_out", "number": 5})
+    message = refused(project)
+    assert re.search(r"are of (\d) \(.*\); set folds.number to \1\.", message)
 
 
 def test_all_problems_of_a_manifest_come_at_once(project: Project) -> None:

@@ -46,8 +46,8 @@ SAMPLE = 256
 NEIGHBOURS = 5
 PROBES = 64
 LEAST_PROBES = 36
-"""Slides of fewer tiles are too small for their shifts to say anything: of random slides of 16 tiles
-one pair in a hundred shares half of them by chance, of 36 none in 435 shares more than 0.3."""
+"""Slides of fewer tiles are too small for their shifts to say anything: of random slides of 16
+tiles one pair in a hundred shares half of them by chance, of 36 none in 435 more than 0.3."""
 SUSPICIOUS = 0.5
 """`shared` above which the report says a pair aloud, whatever the config allows."""
 SHOWN = 20

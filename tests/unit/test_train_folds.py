@@ -175,6 +175,10 @@ def test_a_fold_is_a_model_a_card_a_history_predictions_and_attention(world: Wor
         assert entry.tune_slides == len(world.part("tune", fold))
         history = pl.read_parquet(folder / "history.parquet")
         assert entry.epochs == len(history) == 2
+        assert history.columns == [
+            "epoch", "learning_rate", "train_loss", "tune_loss", "tune_accuracy",
+            "tune_balanced_accuracy", "tune_macro_auc", "tune_quadratic_kappa",
+        ]  # fmt: skip
         assert entry.best_epoch == history["tune_loss"].arg_min()
         assert entry.tune_loss == pytest.approx(history["tune_loss"].min(), abs=1e-6)
 

@@ -124,10 +124,10 @@ def ran(running: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Ran:
         baseline = start(local, folder / "local.txt", None)
         try:
             accidents(running, notes, run)
-            code = run.wait(300)
+            code = run.wait(480)
             jobs = tuple(running.jobs())
             assert running.ask("squeue", "--noheader").strip() == ""
-            assert baseline.wait(300) == 0, (folder / "local.txt").read_text()
+            assert baseline.wait(480) == 0, (folder / "local.txt").read_text()
         finally:
             baseline.kill()
     finally:
@@ -197,7 +197,7 @@ def start(project: Project, output: Path, hooks: Path | None) -> subprocess.Pope
 def accidents(made: Cluster, notes: Path, run: subprocess.Popen[bytes]) -> None:
     """Once both buckets are stuck halfway: one is cancelled, of the other the time is up."""
     waiting = {LATE, CANCELLED}
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while waiting and run.poll() is None and time.monotonic() < deadline:
         for bucket in sorted(waiting):
             stuck = notes / f"{bucket}.json.stuck"
@@ -325,6 +325,8 @@ def test_manifests_and_tables_are_those_of_a_local_run(ran: Ran) -> None:
         assert paths, pattern
         for path in paths:
             other = ran.slurm.folder / path.relative_to(ran.local.folder)
+            if path.name == "throughput.csv":
+                continue  # of seconds, not of slides
             if pattern in bytewise:
                 assert other.read_bytes() == path.read_bytes(), path
             else:

@@ -11,6 +11,7 @@ For each encoder (random weights) and material it prints
   publication included, and inside: the same from the first tile to the last store;
 - CPU: the encoder's own CPU seconds as a share of those of the whole command. On a CPU this is what
   end to end reaches of the encoder alone when nothing else runs, and other programs move it little;
+- cores: that the command had, on average (a busy machine gives it less than --threads);
 - idle: share of the time in which the device had nothing to do (CPU: cores that did not encode);
 - RSS: peak memory of the command.
 
@@ -241,7 +242,7 @@ def read_ways(path: Path, table: TileTable, limit: int = 400) -> dict[str, float
 
 
 def encode_alone(
-    folder: Path, threads: int, batch_size: int, seconds: float
+    folder: Path, threads: int, batch_size: int, seconds: float, *, all_ways: bool
 ) -> tuple[dict[str, float], str, str, float]:
     """Patches/s of the encoder alone by arrangement, patches resident; device and precision; CPU
     seconds a patch of the first arrangement, the embedder's."""
@@ -274,11 +275,12 @@ def encode_alone(
         return found, torch.cuda.get_device_name(device), precision, math.nan
     cost = math.nan
     small = batch_limit(card.size, batch_size, device)
-    for name, crew, batch in (
+    ways = (
         (f"{threads} x 1 thread, {small}", threads, patches(small)),
         (f"1 x {threads} threads, {small}", 1, patches(small)),
         (f"1 x {threads} threads, {batch_size}", 1, patches(batch_size)),
-    ):
+    )
+    for name, crew, batch in ways if all_ways else ways[:1]:
         torch.set_num_threads(threads // crew)
         forward(batch)
         counts: list[int] = []
@@ -380,44 +382,39 @@ def main() -> None:
                 source="random", model=f"timm/{name}", mpp=MPP, size=options.size
             )
             materialise(section, 1, encoder)
-            rates: list[float] = []
-            rows = []
+            runs: dict[str, Run] = {}
             for material in made:
+                options_ = (encoder, options.threads, options.batch_size)
                 read = read_alone(material, options.threads, 4000)
-                alone, device, precision, cost = encode_alone(
-                    encoder, options.threads, options.batch_size, seconds
-                )
-                run = whole_command(
-                    material, encoder, options.threads, options.batch_size, options.compile
-                )
+                alone, device, precision, cost = encode_alone(*options_, seconds, all_ways=not runs)
+                if not runs:
+                    print(f"\n{name}, {options.size} px, {precision}, {device}; encoder alone:")
+                    print("  " + "; ".join(f"{key}: {value:.1f}" for key, value in alone.items()))
+                    print(
+                        "material        patches  read/s encode/s combined/s end-to-end  /limit"
+                        "   inside  /limit   CPU cores  idle  RSS MB"
+                    )
+                run = runs[material.name] = whole_command(material, *options_, options.compile)
                 # Again afterwards: on a shared machine the limit moves while the command runs.
-                after, _, _, cost_after = encode_alone(
-                    encoder, options.threads, options.batch_size, seconds
-                )
+                after, _, _, cost_after = encode_alone(*options_, seconds, all_ways=False)
                 encode = statistics.mean([max(alone.values()), max(after.values())])
                 busy = (cost + cost_after) / 2 * run.patches / run.cpu_seconds
-                shared = 1 / (1 / read + 1 / encode)
                 end, inside = run.patches / run.seconds, run.patches / run.inside_seconds
-                rates.append(inside)
-                rows.append(
-                    f"{material.name:15} {run.patches:7} {read:7.0f} {encode:8.1f} {shared:9.1f} "
-                    f"{end:10.1f} {end / min(read, encode):7.2f} {inside:8.1f} "
-                    f"{inside / min(read, encode):7.2f} {inside / shared:7.2f} {busy:5.2f} "
-                    f"{run.idle:5.1%} {run.peak_mb:6.0f}"
+                print(
+                    f"{material.name:15} {run.patches:7} {read:7.0f} {encode:8.1f} "
+                    f"{1 / (1 / read + 1 / encode):9.1f} {end:10.1f} "
+                    f"{end / min(read, encode):7.2f} {inside:8.1f} "
+                    f"{inside / min(read, encode):7.2f} {busy:5.2f} "
+                    f"{run.cpu_seconds / run.seconds:5.2f} {run.idle:5.1%} {run.peak_mb:6.0f}",
+                    flush=True,
                 )
-            print(
-                f"\n{name}, {options.size} px, {precision}, {device}; alone: "
-                + "; ".join(f"{key}: {value:.1f}" for key, value in alone.items())
-            )
-            print(
-                "material        patches  read/s encode/s combined/s end-to-end  /limit   inside "
-                " /limit /comb.   CPU  idle  RSS MB"
-            )
-            print("\n".join(rows), flush=True)
-            named = dict(zip([m.name for m in made], rates, strict=True))
-            if {"20 x 100 tiles", "1 x 2000 tiles"} <= set(named):
-                ratio = named["20 x 100 tiles"] / named["1 x 2000 tiles"]
-                print(f"20 slides of 100 tiles against one of 2,000: {ratio:.2f}")
+            if {"20 x 100 tiles", "1 x 2000 tiles"} <= set(runs):
+                many, one = runs["20 x 100 tiles"], runs["1 x 2000 tiles"]
+                print(
+                    "20 slides of 100 tiles against one of 2,000: "
+                    f"{one.inside_seconds / many.inside_seconds:.2f} of its pace, "
+                    f"{one.cpu_seconds / many.cpu_seconds:.2f} by CPU seconds"
+                )
         print(json.dumps({"torch": torch.__version__, "load": os.getloadavg()[0]}))
 
 

@@ -142,3 +142,20 @@ def test_damage_that_openslide_sees_is_seen_here(drawn_slide: Path, tmp_path: Pa
                 slide.region(column * SVS_TILE, row * SVS_TILE, 96, 96, (96, 96))
         far = (2 * SVS_TILE, 2 * SVS_TILE, 96, 96, (96, 96))
         np.testing.assert_array_equal(direct.region(*far), plain.region(*far))
+
+
+def test_a_tile_that_the_file_lacks_is_no_white_tile(drawn_slide: Path, tmp_path: Path) -> None:
+    """A TIFF may say that a tile has no bytes: nothing was scanned there, or it was lost."""
+    path = tmp_path / "sparse.svs"
+    shutil.copy(drawn_slide, path)
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        page = tiff.pages[0]
+        counts = list(page.databytecounts)
+        counts[0] = 0
+        page.tags["TileByteCounts"].overwrite(counts)
+    with Slide(path) as slide:
+        assert slide.decode_directly(2 * SVS_TILE, 0, 96, 96)
+        white = slide.region(0, 0, 96, 96, (96, 96))
+        assert (white == 255).all()
+        with pytest.raises(TileError, match="holds no image"):
+            slide.region(0, 0, 96, 96, (96, 96), scanned=True)

@@ -160,8 +160,11 @@ def _entry(key: str, table: TileTable, min_tiles: int) -> TileEntry:
     if meta.tissue_mm2 == 0:
         reason = "no tissue found" if meta.regions is None else "no tissue in its annotated regions"
     elif len(table) < min_tiles:
-        reason = f"{len(table)} tile(s) with tissue, fewer than tiling.min_tiles {min_tiles}"
-        reason += f" (rejected: {words})" if words else ""
+        found = f"{len(table)} tile(s) with tissue"
+        if words:
+            total = len(table) + sum(meta.rejected.values())
+            found = f"{len(table)} of {total} tiles with tissue left (rejected: {words})"
+        reason = f"{found}, fewer than tiling.min_tiles {min_tiles}"
     return TileEntry(
         status="excluded" if reason else "ok",
         reason=reason,

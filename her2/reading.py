@@ -168,6 +168,7 @@ def read_part(slide: Passage, rows: NDArray[np.int64], images: NDArray[np.uint8]
                 meta.level0_width,
                 meta.level0_height,
                 (meta.tile_px, meta.tile_px),
+                scanned=True,
             )
             read[index] = True
             count += 1

@@ -10,9 +10,10 @@ from her2.annotation import chosen_regions, read_regions
 from her2.cache import Cache
 from her2.cohort import Cohort, SlideRow
 from her2.files import digest, file_digest, link
+from her2.fingerprint import fingerprint
 from her2.grid import Sources, tile_slide
 from her2.manifest import TileEntry, write_manifest
-from her2.slide import RGB, Slide, SlideError, SlideUnfit, TileError, fingerprint
+from her2.slide import RGB, Slide, SlideError, SlideUnfit, TileError
 from her2.specs import TileSpec
 from her2.tiletable import TileMeta, TileTable, read_table, write_table
 

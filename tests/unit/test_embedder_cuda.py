@@ -47,7 +47,7 @@ class FakeSlide:
             raise SlideError("the file does not exist")
         self.number = int(path.name)
 
-    def region(self, x: float, y: float, *_: object) -> np.ndarray:
+    def region(self, x: float, y: float, *_: object, scanned: bool) -> np.ndarray:
         if self.number == 2 and x == y == 0:
             raise TileError("damaged")
         return np.full((SIZE, SIZE, 3), (x / SIZE, y / SIZE, self.number), np.uint8)

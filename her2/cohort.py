@@ -166,7 +166,8 @@ def check_files(
     Raises:
         UserError: naming the slides whose files are missing, unreadable, or the same file twice.
     """
-    from her2.slide import SlideError, fingerprint
+    from her2.fingerprint import fingerprint
+    from her2.slide import SlideError
 
     problems, owners = [], defaultdict(list)
     for row in cohort.rows:

@@ -10,9 +10,10 @@ from her2.annotation import chosen_regions, read_regions
 from her2.cache import Cache
 from her2.cohort import Cohort, SlideRow
 from her2.files import digest, file_digest, link
+from her2.fingerprint import fingerprint
 from her2.grid import Sources, tile_slide
 from her2.manifest import TileEntry, write_manifest
-from her2.slide import RGB, Slide, SlideError, SlideUnfit, TileError, fingerprint
+from her2.slide import RGB, Slide, SlideError, SlideUnfit, TileError
 from her2.specs import TileSpec
 from her2.tiletable import TileMeta, TileTable, read_table, write_table
 
@@ -160,8 +161,11 @@ def _entry(key: str, table: TileTable, min_tiles: int) -> TileEntry:
     if meta.tissue_mm2 == 0:
         reason = "no tissue found" if meta.regions is None else "no tissue in its annotated regions"
     elif len(table) < min_tiles:
-        reason = f"{len(table)} tile(s) with tissue, fewer than tiling.min_tiles {min_tiles}"
-        reason += f" (rejected: {words})" if words else ""
+        found = f"{len(table)} tile(s) with tissue"
+        if words:
+            total = len(table) + sum(meta.rejected.values())
+            found = f"{len(table)} of {total} tiles with tissue left (rejected: {words})"
+        reason = f"{found}, fewer than tiling.min_tiles {min_tiles}"
     return TileEntry(
         status="excluded" if reason else "ok",
         reason=reason,

@@ -21,7 +21,8 @@ from her2.encoders.patches import PatchSet, read_patch_set
 from her2.encoders.pretrain import Pretrained, pretrain
 from her2.errors import UserError, problem_list
 from her2.files import digest, link
-from her2.slide import SlideError, fingerprint
+from her2.fingerprint import fingerprint
+from her2.slide import SlideError
 from her2.specs import EncoderSpec
 
 log = logging.getLogger(__name__)

@@ -96,8 +96,9 @@ def script_hash() -> str:
 
 
 def percent(share: float) -> str:
-    """`0 %`, `< 1 %`, `12 %`."""
-    return "< 1 %" if 0 < share < 0.005 else f"{100 * share:.0f} %"
+    """`0 %`, `< 1 %`, `12 %`; never broken across lines."""
+    text = "< 1 %" if 0 < share < 0.005 else f"{100 * share:.0f} %"
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _candidates(row: dict[str, Any]) -> int:

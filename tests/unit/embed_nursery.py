@@ -35,8 +35,8 @@ from her2.embed import embed_bucket
 from her2.encoders.materialise import materialise
 from her2.errors import UserError
 from her2.files import digest
+from her2.fingerprint import fingerprint
 from her2.manifest import TileEntry, write_manifest
-from her2.slide import fingerprint
 from her2.specs import EmbedSpec
 from her2.tiling import TileMeta, TileTable, write_table
 from her2.verify import product_problem

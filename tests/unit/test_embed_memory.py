@@ -37,7 +37,7 @@ card = EncoderCard(
 class Slide:
     def __init__(self, path):
         pass
-    def region(self, x, y, width, height, out, scanned):
+    def region(self, x, y, width, height, out, *, scanned):
         return np.full((16, 16, 3), (x // 16 % 200, y // 16 % 200, 7), np.uint8)
     def decode_directly(self, *_):
         return False

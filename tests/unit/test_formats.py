@@ -9,8 +9,11 @@ import tifffile
 from PIL import Image
 
 from her2.config import TilingSection
+from her2.fingerprint import fingerprint
 from her2.grid import tile_slide
-from her2.slide import Slide, SlideUnfit, TileError, fingerprint
+from her2.reading import new_passage, read_part
+from her2.slide import Slide, SlideUnfit, TileError
+from her2.store import RowSpool
 from her2.synthetic.svs import svs_bytes
 from tests.dicom import write_dicom
 
@@ -192,16 +195,22 @@ def test_a_dicom_slide_is_its_series_whatever_else_lies_beside_it(tmp_path):
 # Lost tiles
 
 
-def test_a_tile_that_was_lost_is_an_error_where_tissue_is_expected(tmp_path):
-    """A tile of no bytes reads as transparent: white would be embedded in its place."""
+@pytest.fixture
+def with_a_hole(tmp_path) -> Path:
+    """An SVS of one colour; its tile of 240 px at (240, 240) has no bytes."""
     path = write_svs(tmp_path, np.full((HEIGHT, WIDTH, 3), (200, 120, 170), np.uint8))
     with tifffile.TiffFile(path) as tiff:
         counts = tiff.pages[0].tags["TileByteCounts"]
         place, size = counts.valueoffset, {3: 2, 4: 4}[counts.dtype]
     with path.open("r+b") as stream:
-        stream.seek(place + size * 4)  # 3 tiles of 240 px a row: the middle of the second row
+        stream.seek(place + size * 4)  # 3 tiles a row: the middle of the second row
         stream.write(bytes(size))
-    with Slide(path) as slide:
+    return path
+
+
+def test_a_tile_that_was_lost_is_an_error_where_tissue_is_expected(with_a_hole):
+    """A tile of no bytes reads as transparent: white would be embedded in its place."""
+    with Slide(with_a_hole) as slide:
         assert (slide.region(240, 240, 96, 96, (96, 96)) == 255).all()
         with pytest.raises(TileError, match="holds no image there"):
             slide.region(240, 240, 96, 96, (96, 96), scanned=True)
@@ -209,3 +218,19 @@ def test_a_tile_that_was_lost_is_an_error_where_tissue_is_expected(tmp_path):
         assert half[:, :40].mean() < 180
         good = slide.region(0, 0, 96, 96, (96, 96), scanned=True)
         assert np.abs(good.astype(int) - (200, 120, 170)).max() <= 4
+
+
+def test_a_lost_tile_is_never_embedded_as_white(with_a_hole):
+    """Nor when JPEG tiles are decoded without OpenSlide."""
+    with Slide(with_a_hole) as slide:
+        table, _ = tile_slide(
+            slide, slide.scale(), mpp=MPP, size=80, fingerprint="f" * 64,
+            tiling=TilingSection(min_tissue=0, min_tissue_um=20, max_blur=1),
+        )  # fmt: skip
+    passage = new_passage("s", with_a_hole, table, "k", RowSpool(len(table), 2, "float16", Path()))
+    images = np.empty((len(table), 80, 80, 3), np.uint8)
+    group = read_part(passage, np.arange(len(table)), images)
+    lost = {(x, y) for x, y in table.coords[group.failed].tolist()}
+    assert lost == {(x, y) for x in (240, 320, 400) for y in (240, 320, 400)}
+    assert len(group.images) == len(table) - 9
+    assert group.images.mean(axis=(1, 2, 3)).max() < 200

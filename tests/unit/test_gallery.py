@@ -12,7 +12,7 @@ from PIL import Image
 
 from her2.report import gallery as module
 from her2.report.build import build_report
-from her2.report.gallery import gallery
+from her2.report.gallery import gallery, percent
 from her2.report.read import Results, read_results
 from her2.report.slides import grid_rows
 from tests.unit.test_report import HOSTILE, Cohort, Page
@@ -45,9 +45,9 @@ def test_slides_that_are_not_used_come_first_then_those_that_lost_most(tmp_path)
     assert (found.unusable, found.marked) == (1, 2)
     worst = found.cards[1]
     assert worst.lost == 0.5
-    assert worst.words == "pen 30 %, blur 20 %"
+    assert worst.words == f"pen {percent(0.3)}, blur {percent(0.2)}"
     assert ("Tiles rejected", "12 for pen, 8 for blur") in worst.facts
-    assert found.cards[2].words == "pen 20 %"
+    assert found.cards[2].words == f"pen {percent(0.2)}"
 
 
 def test_a_slide_that_could_not_be_opened_is_there_without_a_picture(tmp_path):
@@ -63,8 +63,15 @@ def test_the_share_of_each_cause_is_in_the_table_of_grids(tmp_path):
     """18 slides with 20 tiles are 360; 40 more were rejected."""
     run = run_with(tmp_path, {"rejected_pen": {2: 10}, "rejected_fold": {2: 10, 3: 20}}, Cohort())
     (row,) = grid_rows(run)
-    assert row.rejected == "10 %"
-    assert row.causes == "pen 2 %, fold 8 %"
+    assert row.rejected == percent(0.1)
+    assert row.causes == f"pen {percent(0.025)}, fold {percent(0.075)}"
+
+
+@pytest.mark.parametrize(
+    ("share", "words"), [(0, "0 %"), (0.001, "< 1 %"), (0.123, "12 %"), (1, "100 %")]
+)
+def test_shares_are_whole_percents_that_no_line_breaks(share, words):
+    assert percent(share) == words.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def test_a_run_without_artefacts_says_none(tmp_path):

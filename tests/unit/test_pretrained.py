@@ -14,7 +14,7 @@ from her2.encoders.build import build_backbone
 from her2.encoders.catalogue import row
 from her2.encoders.pretrained import slide_fingerprints
 from her2.errors import UserError
-from her2.slide import fingerprint
+from her2.fingerprint import fingerprint
 
 
 def section(slides: Path) -> PatchesSection:

@@ -9,7 +9,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from her2.slide import Scale, Slide, SlideError, SlideUnfit, TileError, fingerprint
+from her2.fingerprint import fingerprint
+from her2.slide import Scale, Slide, SlideError, SlideUnfit, TileError
 from her2.synthetic.svs import svs_bytes
 
 SIDE = 240

@@ -162,6 +162,18 @@ def test_blur_costs_few_reads_on_a_sharp_slide_and_none_when_it_is_off(
     assert np.isnan(off.quality["blur"]).all()
 
 
+def test_a_slide_out_of_focus_is_excluded_and_says_so(tmp_path, write_slide, plain):
+    write_slide(tmp_path / "a.tif", cv2.GaussianBlur(plain, (0, 0), 4), mpp=(MPP, MPP))
+    entry = run(tmp_path)
+    assert (entry.status, entry.tiles) == ("excluded", 0)
+    number = entry.rejected_blur
+    assert number > 100
+    assert entry.reason == (
+        f"0 of {number} tiles with tissue left (rejected: {number} for blur), "
+        "fewer than tiling.min_tiles 4"
+    )
+
+
 def test_the_quality_of_tiles_is_read_as_it_was_written(tmp_path, marked):
     table, _ = cut(marked[0])
     write_table(tmp_path / "t.parquet", table)

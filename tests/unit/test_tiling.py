@@ -22,9 +22,10 @@ from her2.cache import Cache
 from her2.cohort import Cohort, SlideRow
 from her2.config import TilingSection
 from her2.errors import UserError
+from her2.fingerprint import fingerprint
 from her2.grid import grid_axis, tile_slide
 from her2.manifest import TileEntry, read_manifest
-from her2.slide import Slide, SlideUnfit, fingerprint
+from her2.slide import Slide, SlideUnfit
 from her2.specs import TileSpec
 from her2.synthetic.svs import svs_bytes
 from her2.tiling import TileTable, read_table, tile_bucket, write_table

@@ -16,10 +16,10 @@ import her2
 from her2.cache import Cache
 from her2.cohort import Cohort
 from her2.encoders.card import EncoderCard, read_card
-from her2.errors import UserError
 from her2.files import digest, link
 from her2.hardware import allowed_cpus, auto_precision
 from her2.manifest import FeatureEntry, TileEntry, read_manifest, write_manifest
+from her2.products import find_product
 from her2.reading import Passage, new_passage
 from her2.specs import EmbedSpec
 from her2.store import RowSpool, read_attributes, write_rows
@@ -96,11 +96,7 @@ def embed_bucket(
         if entry.status != "ok" or entry.key is None:
             entries[row.slide_id] = FeatureEntry(status=entry.status, reason=entry.reason)
             continue
-        if (path := cache.find("tiles", entry.key)) is None:
-            raise UserError(
-                f"{row.slide_id}: its tile table ({entry.key[:12]}) is no longer in the cache "
-                f"{cache.root}; delete {tiles} and run snakemake again."
-            )
+        path = find_product(cache, "tiles", entry.key, tiles.parent / f"{row.slide_id}.parquet")
         tables[row.slide_id] = cohort.file(row), read_table(path)
     threads = min(threads, allowed_cpus())
     device = None

@@ -17,6 +17,7 @@ from her2.cohort import Cohort
 from her2.errors import UserError
 from her2.files import atomic_path, write_json
 from her2.manifest import FeatureEntry, FoldEntry, read_manifests
+from her2.products import find_product
 from her2.slide import RGB, Scale, Slide, SlideError, TileError
 from her2.specs import HeatmapSpec
 from her2.store import read_attributes, read_coords
@@ -56,11 +57,12 @@ def draw_heatmaps(
     rows = {row.slide_id: row for row in cohort.rows}
     drawn: list[dict[str, object]] = []
     for slide_id, label, fold in held_out:
-        model = cache.path("models", fold_entries[f"r0f{fold}"].key)
+        run = f"r0f{fold}"
+        model = find_product(cache, "models", fold_entries[run].key, models / run)
         entry = entries[slide_id]
         if entry.key is None:
             continue
-        store = cache.path("features", entry.key)
+        store = find_product(cache, "features", entry.key, features / f"{slide_id}.zarr.zip")
         mask = masks / f"{slide_id}.png" if masks is not None else None
         try:
             picture, facts = _draw(

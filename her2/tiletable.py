@@ -14,6 +14,7 @@ from her2.errors import UserError
 from her2.files import digest
 
 _METADATA_KEY = b"her2"
+_IDENTITY_KEY = b"her2.key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +73,30 @@ class TileTable:
         return digest([hashlib.sha256(self.coords.astype("<i4").tobytes()).hexdigest(), sizes])
 
 
-def write_table(path: Path, table: TileTable) -> None:
-    """One row a tile (x, y, tissue and its quality), the slide's facts in the file's metadata."""
+def write_table(path: Path, table: TileTable, key: str) -> None:
+    """One row a tile (x, y, tissue and its quality); the slide's facts and the table's key are in
+    the file's metadata."""
     columns = {
         "x": pa.array(table.coords[:, 0]),
         "y": pa.array(table.coords[:, 1]),
         "tissue": pa.array(table.tissue),
         **{name: pa.array(values) for name, values in table.quality.items()},
     }
-    metadata = {_METADATA_KEY: json.dumps(asdict(table.meta), sort_keys=True)}
+    metadata = {
+        _METADATA_KEY: json.dumps(asdict(table.meta), sort_keys=True),
+        _IDENTITY_KEY: key,
+    }
     described = pa.table(columns).replace_schema_metadata(metadata)
     pa.parquet.write_table(described, path, write_page_checksum=True)
+
+
+def read_key(path: Path) -> str | None:
+    """The key of the table in a file; None where it does not say."""
+    try:
+        found = (pa.parquet.read_schema(path).metadata or {}).get(_IDENTITY_KEY)
+    except (OSError, ValueError, pa.ArrowException):
+        return None
+    return found.decode("ascii") if found else None
 
 
 def read_table(path: Path) -> TileTable:

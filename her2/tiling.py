@@ -208,7 +208,7 @@ def _publish(cache: Cache, key: str, table: TileTable, picture: RGB) -> None:
         bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
         path.write_bytes(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes())
     with cache.publish("tiles", key) as path:
-        write_table(path, table)
+        write_table(path, table, key)
 
 
 def _name_products(entries: dict[str, TileEntry], cache: Cache, folder: Path) -> None:

@@ -15,7 +15,7 @@ from her2.store import (
     read_coords,
     store_problems,
 )
-from her2.tiling import read_table
+from her2.tiletable import read_key, read_table
 
 
 def broken_products(cache: Cache, *, threads: int = 1) -> tuple[int, list[tuple[Product, str]]]:
@@ -44,6 +44,8 @@ def product_problem(product: Product) -> str | None:
         case "tiles":
             try:
                 read_table(product.path)
+                if read_key(product.path) != product.key:
+                    return "holds the tiles of another key"
             except UserError as error:
                 return str(error).removeprefix(f"{product.path}: ")
         case "qc":

@@ -21,6 +21,7 @@ from her2.evaluation.metrics import (
 )
 from her2.folds import check_disjoint
 from her2.manifest import FoldEntry, read_manifests
+from her2.products import find_product
 from her2.specs import EvaluateSpec
 from her2.tables import write_table
 
@@ -135,12 +136,7 @@ def gather_predictions(
         check_disjoint(table)
     parts = []
     for name, entry in read_manifests(models, spec.chunks, FoldEntry).items():
-        path = cache.find("models", entry.key)
-        if path is None:
-            raise UserError(
-                f"{name}: its model ({entry.key[:12]}) is no longer in the cache {cache.root}; "
-                f"delete {models} and run snakemake again."
-            )
+        path = find_product(cache, "models", entry.key, models / name)
         repeat, fold = (int(part) for part in name.removeprefix("r").split("f"))
         parts.append(
             pl.read_parquet(path / "predictions.parquet").with_columns(

@@ -20,6 +20,7 @@ from her2.mil.product import Fold, read_entry, write_fold
 from her2.mil.search import search
 from her2.mil.train import Trained, train_fold
 from her2.plan import run_name
+from her2.products import find_product
 from her2.specs import TrainSpec
 from her2.store import allow_open_files, open_store
 
@@ -52,7 +53,7 @@ def train_folds(
         limit=spec.max_excluded,
         where=f"features in {features}",
     )
-    bags = _open_bags(table, entries, cache)
+    bags = _open_bags(table, entries, cache, features)
     check_dimensions(list(bags.values()))  # the held-out slides too: their shape may agree
     device = pick_device(threads)
     _repeatable(device)
@@ -147,7 +148,7 @@ def fold_key(spec: TrainSpec, parts: dict[str, list[Bag]], repeat: int, fold: in
 
 
 def _open_bags(
-    table: pl.DataFrame, entries: dict[str, FeatureEntry], cache: Cache
+    table: pl.DataFrame, entries: dict[str, FeatureEntry], cache: Cache, features: Path
 ) -> dict[str, Bag]:
     """Slide -> bag, for the slides that have features."""
     bags = {}
@@ -162,12 +163,7 @@ def _open_bags(
             )
         if entry.status != "ok" or entry.key is None:
             continue
-        path = cache.find("features", entry.key)
-        if path is None:
-            raise UserError(
-                f"{slide_id}: its features ({entry.key[:12]}) are no longer in the cache "
-                f"{cache.root}; delete the feature manifests and run snakemake again."
-            )
+        path = find_product(cache, "features", entry.key, features / f"{slide_id}.zarr.zip")
         bags[slide_id] = Bag(slide_id, patient_id, entry.key, open_store(path), label)
     return bags
 

@@ -33,9 +33,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from her2.cache import Cache
-from her2.errors import UserError, problem_list
+from her2.errors import problem_list
 from her2.files import atomic_path
 from her2.manifest import FeatureEntry, read_manifests
+from her2.products import find_product
 from her2.specs import SimilarSpec
 from her2.store import FeatureStore, allow_open_files, open_store, read_coords
 
@@ -212,12 +213,7 @@ def _slides(
     for name, entry in sorted(entries.items()):
         if entry.status != "ok" or entry.key is None:
             continue
-        path = cache.find("features", entry.key)
-        if path is None:
-            raise UserError(
-                f"{name}: its features ({entry.key[:12]}) are no longer in the cache {cache.root}; "
-                f"delete the manifests in {features} and run snakemake again."
-            )
+        path = find_product(cache, "features", entry.key, features / f"{name}.zarr.zip")
         store = open_store(path)
         side = np.array(store.attributes["slide"]["level0_tile"], np.float32)
         yield Tissue(name, patients[name], store, (read_coords(path) / side).astype(np.float32))

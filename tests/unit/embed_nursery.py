@@ -96,7 +96,8 @@ def make(folder: Path) -> Material:
         )  # fmt: skip
         key = digest(name)
         with cache.publish("tiles", key) as temporary:
-            write_table(temporary, TileTable(coords, np.ones(len(coords), np.float32), meta))
+            table = TileTable(coords, np.ones(len(coords), np.float32), meta)
+            write_table(temporary, table, key)
         entries[name] = TileEntry(status="ok", key=key, tiles=len(coords))
     write_manifest(folder / "tiles.json", entries)
     section = EncoderSection(source="random", model="timm/resnet10t", mpp=0.5, size=TILE)

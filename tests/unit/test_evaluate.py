@@ -375,7 +375,7 @@ def test_a_fold_that_left_the_cache_is_named_with_the_mend(models: Models) -> No
     folder = models.cache.path("models", models.manifests["r1f0-r1f1"]["r1f1"].key)
     (folder / "predictions.parquet").unlink()
     folder.rmdir()
-    with pytest.raises(UserError, match="r1f1: its model .*run snakemake again"):
+    with pytest.raises(UserError, match="r1f1: .*is not in the cache.*run snakemake again"):
         models.gather()
 
 

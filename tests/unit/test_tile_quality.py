@@ -176,7 +176,7 @@ def test_a_slide_out_of_focus_is_excluded_and_says_so(tmp_path, write_slide, pla
 
 def test_the_quality_of_tiles_is_read_as_it_was_written(tmp_path, marked):
     table, _ = cut(marked[0])
-    write_table(tmp_path / "t.parquet", table)
+    write_table(tmp_path / "t.parquet", table, "ab" * 32)
     again = read_table(tmp_path / "t.parquet")
     assert again.meta == table.meta
     assert list(again.quality) == ["border", "pen", "fold", "blur", "annotated", "blur_read"]

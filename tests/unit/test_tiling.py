@@ -156,7 +156,7 @@ def test_a_slide_smaller_than_a_tile_has_none(full_slide):
 
 def test_a_table_is_read_as_it_was_written(tmp_path, full_slide):
     table, _ = cut(full_slide, mpp=0.5, size=32, min_tissue_um=10)
-    write_table(tmp_path / "t.parquet", table)
+    write_table(tmp_path / "t.parquet", table, "ab" * 32)
     again = read_table(tmp_path / "t.parquet")
     np.testing.assert_array_equal(again.coords, table.coords)
     np.testing.assert_array_equal(again.tissue, table.tissue)

@@ -7,10 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from her2.cache import Cache, Product
+from her2.cache import Cache, Kind, Product
 from her2.errors import UserError
 from her2.files import digest, file_digest
 from her2.manifest import FeatureEntry, FoldEntry, TileEntry, write_manifest
+from her2.products import find_product
 from her2.store import coords_digest, open_store, write_store
 from her2.tiling import TileMeta, TileTable, read_table, write_table
 from her2.verify import broken_products, forget, product_problem, unused_products
@@ -37,7 +38,7 @@ def cache(tmp_path) -> Cache:
         tissue_mm2=0.1,
     )
     with cache.publish("tiles", digest("tiles")) as path:
-        write_table(path, TileTable(coords, np.ones(20, np.float32), meta))
+        write_table(path, TileTable(coords, np.ones(20, np.float32), meta), digest("tiles"))
     with cache.publish("qc", digest("qc")) as path:
         path.write_bytes(cv2.imencode(".jpg", np.zeros((9, 9, 3), np.uint8))[1].tobytes())
     features = np.random.default_rng(0).random((20, 8)).astype(np.float16)
@@ -313,3 +314,41 @@ def test_a_manifest_that_cannot_be_read_is_refused(cache, tmp_path, content):
     (keep / "features" / "broken.json").write_text(content)
     with pytest.raises(UserError, match=r"broken\.json: is not a readable manifest"):
         unused_products(cache, [keep])
+
+
+NAMES = {"tiles": "s1.parquet", "features": "s1.zarr.zip", "models": "r0f0"}
+
+
+def lose(cache: Cache, kind: Kind, results: Path) -> Path:
+    """Leave a product under its name in the results alone; where it stands."""
+    product, name = cache.path(kind, digest(kind)), results / NAMES[kind]
+    results.mkdir()
+    product.rename(name)
+    return name
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_what_the_cache_lost_is_taken_back_from_its_name(cache, kind, tmp_path):
+    name = lose(cache, kind, tmp_path / "results")
+    path = find_product(cache, kind, digest(kind), name)
+    assert path == cache.path(kind, digest(kind))
+    assert product_problem(next(p for p in cache.products() if p.kind == kind)) is None
+    assert name.exists()
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_what_is_broken_or_of_another_key_is_not_taken_back(cache, kind, tmp_path):
+    name = lose(cache, kind, tmp_path / "results")
+    with pytest.raises(UserError, match=r"another key.*delete the manifests"):
+        find_product(cache, kind, digest("another"), name)
+    content = next(iter(sorted(name.glob("model*")))) if name.is_dir() else name
+    content.write_bytes(content.read_bytes()[:-20])
+    with pytest.raises(UserError, match="delete the manifests"):
+        find_product(cache, kind, digest(kind), name)
+    assert cache.find(kind, digest(kind)) is None
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_what_is_nowhere_says_what_to_delete(cache, kind, tmp_path):
+    with pytest.raises(UserError, match=r"is not there; delete the manifests \(.json\) in"):
+        find_product(cache, kind, digest("another"), tmp_path / NAMES[kind])

@@ -46,13 +46,15 @@ rule find_similar_slides:
         "../../envs/her2.yaml"
     threads: 1
     resources:
-        mem_mb=lambda wildcards, attempt: 4000 * attempt,
-        runtime=lambda wildcards, attempt: 60 * attempt,
+        mem_mb=growing(4000),
+        runtime=growing(60),
     params:
         spec=PLAN.similar_spec(),
+        features=folder("features/{encoder}"),
+        cache=CACHE,
     shell:
         "python -m her2 similar --spec {params.spec:q} --cohort {input.cohort:q}"
-        " --features {RESULTS:q}/features/{wildcards.encoder} --cache {CACHE:q}"
+        " --features {params.features:q} --cache {params.cache:q}"
         " --out {output:q} 2> {log:q}"
 
 

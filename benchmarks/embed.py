@@ -138,11 +138,11 @@ def write_pyramid(path: Path, patch: np.ndarray, width: int, height: int) -> Non
             patch = cv2.resize(patch, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
 
 
-def materials(folder: Path, size: int, *, quick: bool) -> Iterator[Material]:
+def materials(folder: Path, size: int, height: int) -> Iterator[Material]:
     """The slides to embed, written and tiled."""
     patch = drawn(2048)
     side = 25_000
-    write_pyramid(folder / "pyramid.tif", patch, side, side if not quick else 3_000)
+    write_pyramid(folder / "pyramid.tif", patch, side, height)
     yield tiled(folder, "pyramid", {"pyramid": folder / "pyramid.tif"}, size)
     if REAL.exists():
         yield tiled(folder, "real SVS", {"real": REAL}, size)
@@ -356,6 +356,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a pyramid of fewer rows, less time")
+    parser.add_argument("--height", type=int, help="of the pyramid, px; its width is 25,000")
     parser.add_argument("--threads", type=int, default=allowed_cpus())
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--compile", default="auto", choices=("auto", "never", "always"))
@@ -369,7 +370,9 @@ def main() -> None:
         folder = Path(temporary)
         made = [
             material
-            for material in materials(folder, options.size, quick=options.quick)
+            for material in materials(
+                folder, options.size, options.height or (3_000 if options.quick else 25_000)
+            )
             if options.only is None or material.name in options.only
         ]
         print(f"load of the machine at the start: {os.getloadavg()[0]:.1f}")

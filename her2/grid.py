@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from her2.tissue import Mask, optical_density, share_inside, tissue_mask
 
 REASONS = ("border", "pen", "fold", "blur")
 """Why a tile with enough tissue is not kept; the first that holds is counted."""
+_MANY = 100
+"""From so many tiles on it pays to ask whether they can be decoded without OpenSlide."""
 _FINEST_BLUR_MPP = 0.5
 """At finer um/px the optics limit what a sharp image can show, and all tiles would look soft."""
 
@@ -206,6 +209,10 @@ def _blur(
             return math.nan  # embedding will meet it again, and count it
         return artefacts.blur_effect(tile)
 
+    if len(rows) >= _MANY:
+        x, y = coords[rows[0]]
+        with suppress(TileError):  # the tile itself is met again below
+            slide.decode_directly(float(x), float(y), *extent)
     um = np.array([scale.mpp_x, scale.mpp_y])
     centres = (coords[rows] + np.array(extent) / 2) * um
     step = max(tiling.blur_step_um, mpp * size * (1 - tiling.overlap) / 2)

@@ -24,7 +24,7 @@ from her2.options import (
     ThreadsOption,
     TilesOption,
 )
-from her2.terminal import show_status
+from her2.terminal import explain_slide, show_status
 from her2.upkeep import cache_app, cohort_app, config_app, synthetic_app
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(cache_app, name="cache")
 app.add_typer(synthetic_app, name="synthetic")
 app.command("status")(show_status)
+app.command("explain")(explain_slide)
 
 
 def main() -> None:

@@ -48,6 +48,26 @@ def show_status(
     print("\n".join([*_slide_lines(settings), *_disk_lines(settings)]))
 
 
+def explain_slide(
+    slide: Annotated[str, typer.Argument(help="slide_id of the manifest")],
+    config: ConfigOption = Path("config.yaml"),
+    snakefile: Annotated[
+        Path | None, typer.Option(help="default: the one here, or beside the package")
+    ] = None,
+) -> None:
+    """Say for one slide what exists, under which identity, what would run again and why."""
+    from her2.explain import explain, planned_jobs
+
+    settings = load_config(config)
+    section = settings.cohort
+    plan = Plan(settings, read_cohort(section.slides, root=section.root, tasks=settings.tasks))
+    if snakefile is None:
+        here = Path("Snakefile")
+        snakefile = here if here.exists() else Path(__file__).parents[1] / "Snakefile"
+    for line in explain(plan, slide, planned_jobs(snakefile, config)):
+        print(line)
+
+
 def _run_lines(record: run_record.RunRecord, life: run_record.Life) -> list[str]:
     over = life not in ("running", "elsewhere")
     began = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.began))

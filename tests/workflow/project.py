@@ -102,6 +102,13 @@ class Project:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 
+    def her2(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run the command line here."""
+        return subprocess.run(
+            [sys.executable, "-m", "her2", *arguments], cwd=self.folder, text=True,
+            env={**self._environment(), "PYTHONPATH": str(REPOSITORY)}, capture_output=True,
+        )  # fmt: skip
+
     def edit(self, **sections: Any) -> None:
         """Change keys of the config: a dict goes into its section, None removes a key."""
         path = self.folder / "config.yaml"

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -11,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.workflow.project import REPOSITORY, WEIGHTS, Project, Run
+from tests.workflow.project import WEIGHTS, Project, Run
 
 pytestmark = pytest.mark.xdist_group("changes")
 
@@ -54,16 +52,9 @@ def stop_in_embedding(project: Project, stop: str) -> tuple[int, str, list[str]]
     return process.returncode, output, project.work()["embedded"] or embedded
 
 
-def her2(project: Project, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "her2", *arguments], cwd=project.folder, text=True,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True,
-    )  # fmt: skip
-
-
 def her2_status(project: Project) -> str:
     """What `her2 status` says of a project."""
-    done = her2(project, "status")
+    done = project.her2("status")
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -81,7 +72,7 @@ def assert_finishes(project: Project, before: list[str]) -> Run:
     assert max(Counter([*before, *run.work["embedded"]]).values()) == 1
     slides = {row.split(",")[0] for row in project.rows()}
     assert set(project.features()) == slides
-    verify = her2(project, "cache", "verify")
+    verify = project.her2("cache", "verify")
     assert verify.returncode == 0, verify.stdout
     return run
 

@@ -5,6 +5,7 @@ Each command imports what it needs when it runs: `her2 --help` loads neither tor
 
 import logging
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -53,9 +54,11 @@ def main() -> None:
     except UserError as error:
         print(f"her2: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("her2: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except Exception as error:
+        traceback.print_exc()
+        notes = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
+        print(f"her2: {notes}{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,6 +1,7 @@
-"""Every stage: the one exception that means the user can mend it."""
+"""Every stage: the one exception that means the user can mend it, and whose turn any other was."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -8,6 +9,18 @@ class UserError(Exception):
 
     The message names the slide or the config key, the value, and the mend.
     """
+
+
+@contextmanager
+def blamed_on(name: str) -> Iterator[None]:
+    """Add the slide (or fold) at work to an exception that nobody expected; see `her2.cli.main`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        error.add_note(name)
+        raise
 
 
 def problem_list(headline: str, problems: Iterable[str], *, limit: int = 50) -> UserError:

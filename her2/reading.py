@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from her2.errors import blamed_on
 from her2.slide import Slide, SlideError, TileError
 from her2.staging import Stage
 from her2.store import RowSpool
@@ -152,6 +153,11 @@ def read_part(slide: Passage, rows: NDArray[np.int64], images: NDArray[np.uint8]
     A tile that cannot be read is left out and listed; a slide that cannot be opened fails all of
     its tiles and says why in `error`.
     """
+    with blamed_on(slide.slide_id):
+        return _read_part(slide, rows, images)
+
+
+def _read_part(slide: Passage, rows: NDArray[np.int64], images: NDArray[np.uint8]) -> TileGroup:
     begin = time.perf_counter()
     _open(slide)
     meta = slide.table.meta

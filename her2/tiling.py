@@ -9,6 +9,7 @@ import cv2
 from her2.annotation import chosen_regions, read_regions
 from her2.cache import Cache
 from her2.cohort import Cohort, SlideRow
+from her2.errors import blamed_on
 from her2.files import digest, file_digest, link
 from her2.fingerprint import fingerprint
 from her2.grid import Sources, tile_slide
@@ -42,11 +43,14 @@ def tile_bucket(
         threads: slides at a time.
     """
     cv2.setNumThreads(1)  # the pool's threads are what the job was given
+
+    def tile(row: SlideRow) -> TileEntry:
+        with blamed_on(row.slide_id):
+            return _tile_row(spec, cohort, row, cache, tissue_masks)
+
     rows = cohort.bucket(spec.bucket)
     with ThreadPoolExecutor(threads) as pool:
-        entries = list(
-            pool.map(lambda row: _tile_row(spec, cohort, row, cache, tissue_masks), rows)
-        )
+        entries = list(pool.map(tile, rows))
     found = {row.slide_id: entry for row, entry in zip(rows, entries, strict=True)}
     _name_products(found, cache, output.parent)
     write_manifest(output, found)

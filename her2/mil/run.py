@@ -11,7 +11,7 @@ from her2.audit import check_excluded
 from her2.cache import Cache
 from her2.config import HeadSection
 from her2.device import pick_device
-from her2.errors import UserError
+from her2.errors import UserError, blamed_on
 from her2.files import digest, link
 from her2.folds import check_disjoint
 from her2.manifest import FeatureEntry, FoldEntry, read_manifests, write_manifest
@@ -64,7 +64,8 @@ def train_folds(
         key = fold_key(spec, parts, repeat, fold)
         name = run_name(repeat, fold)
         if cache.find("models", key) is None:
-            trained = _train(spec, cache, key, parts, (repeat, fold), device)
+            with blamed_on(name):
+                trained = _train(spec, cache, key, parts, (repeat, fold), device)
             share = trained.waited_seconds / trained.seconds if trained.seconds else 0.0
             log.info(
                 "%s: trained %d epochs, %.1f s, %.1f %% of it waiting for data",

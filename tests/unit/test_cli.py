@@ -25,10 +25,10 @@ from her2.store import write_store
 
 ROOT = Path(__file__).parents[2]
 STAGES = [
-    "tile", "audit", "encoder", "embed", "folds", "similar", "train", "evaluate",
+    "tile", "audit", "tabulate", "encoder", "embed", "folds", "similar", "train", "evaluate",
     "heatmap", "report",
 ]  # fmt: skip
-QUESTIONS = ["predict", "cohort", "config", "cache", "synthetic"]
+QUESTIONS = ["status", "explain", "predict", "cohort", "config", "cache", "synthetic"]
 HEAVY = {"torch", "torchvision", "timm", "polars", "zarr", "sklearn", "matplotlib", "pyarrow"}
 
 
@@ -138,6 +138,22 @@ def test_a_spec_of_another_version_is_refused(tmp_path, monkeypatch, capsys):
     )  # fmt: skip
     assert "version 999" in shown
     assert "run snakemake again" in shown
+
+
+def test_an_unexpected_error_ends_with_the_slide_that_was_at_work(tmp_path, monkeypatch, capsys):
+    def broken(path: Path) -> str:
+        raise ZeroDivisionError("nobody thought of it")
+
+    monkeypatch.setattr("her2.tiling.fingerprint", broken)
+    values = json.loads(tile_spec()) | {"bucket": "0000-of-0001"}
+    slides = tmp_path / "slides.csv"
+    slides.write_text("slide_id,path,patient_id\nslide-7,7.svs,p\n")
+    shown = failing(
+        monkeypatch, capsys, "tile", "--spec", json.dumps(values), "--slides", slides,
+        "--cache", tmp_path, "--out", tmp_path / "m.json",
+    )  # fmt: skip
+    assert "Traceback" in shown
+    assert shown.splitlines()[-1] == "her2: slide-7: ZeroDivisionError: nobody thought of it"
 
 
 # Questions

@@ -66,6 +66,16 @@ RESULTS = str(CONFIG.results)
 ROOT = str(PLAN.cohort.root)
 
 
+# On a cluster these run where Snakemake does: the first may need a network, and the others take
+# seconds, less than a place in the queue.
+localrules:
+    materialise_encoder,
+    audit_cohort,
+    tabulate_cohort,
+    audit_overlap,
+    compare_encoders,
+
+
 wildcard_constraints:
     slide=r"[A-Za-z0-9][A-Za-z0-9._-]*",
     grid=r"[0-9]+px-[0-9.e+-]+mpp",

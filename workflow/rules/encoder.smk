@@ -6,11 +6,6 @@ out: encoders/{encoder}/card.json, weights.safetensors
 """
 
 
-# The only rule that may need a network; it runs where Snakemake does.
-localrules:
-    materialise_encoder,
-
-
 rule materialise_encoder:
     input:
         lambda wildcards: PLAN.local_weights[wildcards.encoder],

@@ -44,7 +44,10 @@ def variants(folder):
         image.save(folder / f"{name}.png")
         yield folder / f"{name}.png"
     writers = {
-        "planes": {"data": np.stack([plain, plain * 0, plain]).astype(np.uint8)},
+        "planes": {
+            "data": np.stack([plain, plain * 0, plain]).astype(np.uint8),
+            "photometric": "rgb", "planarconfig": "separate",
+        },
         "rgba": {
             "data": np.dstack([plain * 9, plain, plain, np.full((60, 80), 255)]).astype(np.uint8),
             "photometric": "rgb", "extrasamples": ["unassalpha"],

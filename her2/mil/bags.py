@@ -12,8 +12,10 @@ from torch import Tensor
 from her2.errors import UserError
 from her2.store import FeatureStore
 
-# Stores are mapped read-only; torch, which has no such tensors, would say so once a process.
-warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+# Stores are mapped read-only. Torch has no such tensors and says so, once a process: here.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch.from_numpy(np.frombuffer(b"read", np.uint8))
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,8 +39,7 @@ from her2.mil.train import train_epoch, train_fold
 from her2.store import open_store, write_store
 
 CLASSES = ("0", "1+", "2+", "3+")
-JOBS = 4
-"""Fold jobs at once."""
+FOLDS = 4
 USS = ("Private_Clean:", "Private_Dirty:")
 CPU = torch.device("cpu")
 
@@ -151,8 +150,11 @@ def thread_seconds(runs: list[Callable[[], object]], times: int) -> list[float]:
 def epochs(folder: Path, bags: list[Bag], training: TrainingSection, times: int) -> list[Line]:
     """Time per epoch of our feed and of both h5 layouts, and the share of it spent waiting.
 
-    The three take turns, so that other load on the machine meets all of them.
+    The three take turns, so that other load on the machine meets all of them. The ratios are held
+    against their targets for bags of the config's default size: with larger ones the model, which
+    is the same for all, takes most of the time.
     """
+    held = training.bag_size == TrainingSection().bag_size
     model = new_model(AttentionSection(head="abmil"), bags[0].store.dimension)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     waited: list[float] = []
@@ -201,8 +203,8 @@ def epochs(folder: Path, bags: list[Bag], training: TrainingSection, times: int)
             Line(
                 f"epoch, whole bags from h5, {words} {of}",
                 f"{best[name]:.2f} s = {ratio:.1f} x ours",
-                f">= {target:g} x",
-                ratio >= target,
+                f">= {target:g} x" if held else "",
+                ratio >= target or not held,
             )
         )
     return lines
@@ -271,7 +273,7 @@ def job(folder: Path, fold: int, epochs: int) -> None:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    test = [bag for i, bag in enumerate(bags) if i // len(CLASSES) % JOBS == fold]
+    test = [bag for i, bag in enumerate(bags) if i // len(CLASSES) % FOLDS == fold]
     rest = [bag for bag in bags if bag not in test]
     trained = train_fold(
         rest[len(rest) // 5 :],
@@ -290,8 +292,8 @@ def job(folder: Path, fold: int, epochs: int) -> None:
     sys.stdin.readline()  # pages stay shared until all have spoken
 
 
-def four_jobs(folder: Path) -> list[Line]:
-    """Four fold jobs at once: what is private to them beyond what they began with."""
+def jobs_at_once(folder: Path, jobs: int) -> list[Line]:
+    """Some fold jobs at once: what is private to them beyond what they began with."""
     command = [sys.executable, __file__, "--job"]
     processes = [
         subprocess.Popen(
@@ -301,7 +303,7 @@ def four_jobs(folder: Path) -> list[Line]:
             text=True,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
-        for fold in range(JOBS)
+        for fold in range(jobs)
     ]
 
     def ask() -> list[dict[str, float]]:
@@ -328,9 +330,9 @@ def four_jobs(folder: Path) -> list[Line]:
         for found, name in ((before, "uss"), (after, "uss"), (after, "dirty"))
     )
     return [
-        Line(f"{JOBS} jobs at once: USS with torch alone, summed", f"{start:,.0f} MB"),
+        Line(f"{jobs} jobs at once: USS with torch alone, summed", f"{start:,.0f} MB"),
         Line(
-            f"{JOBS} jobs at once: USS at the peak beyond that",
+            f"{jobs} jobs at once: USS at the peak beyond that",
             f"{peak - start:,.0f} MB",
             "< 1,500 MB",
             peak - start < 1500,
@@ -366,7 +368,7 @@ def main() -> int:
             lambda: inference(bags, AttentionSection(head="abmil"), "float32", times),
             lambda: inference(bags, wide, "float32", 1),
             lambda: inference(bags, wide, "bfloat16", 1),
-            lambda: four_jobs(folder),
+            lambda: jobs_at_once(folder, 2 if arguments.small else FOLDS),
         ]
         for part in parts:
             for line in part():

@@ -1,5 +1,6 @@
 """Stage 2, train: slides as bags of features; rows are gathered, stores not read whole."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,11 @@ from torch import Tensor
 
 from her2.errors import UserError
 from her2.store import FeatureStore
+
+# Stores are mapped read-only. Torch has no such tensors and says so, once a process: here.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch.from_numpy(np.frombuffer(b"read", np.uint8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +97,10 @@ def sample_batch(
 
 
 def pieces(bag: Bag, rows: int) -> Iterator[Tensor]:
-    """All tiles of a slide in order, in copies (at most `rows`, d) of the store's type."""
+    """All tiles of a slide in order, (at most `rows`, d) of the store's type; not to be written."""
     for chunk in bag.store.chunks:
         for start in range(0, len(chunk), rows):
-            yield torch.from_numpy(np.array(chunk[start : start + rows]))
+            yield torch.from_numpy(chunk[start : start + rows])
 
 
 def _draw(generator: np.random.Generator, n: int, count: int) -> NDArray[np.int64]:

@@ -66,7 +66,7 @@ class Model(nn.Module):
         rows = max(1, PIECE_BYTES.get(device.type, PIECE_BYTES["cpu"]) // (4 * bag.store.dimension))
         found = []
         for piece in pieces(bag, rows):
-            features = piece.to(device).float()  # (rows, d), nobody else's
+            features = piece.to(device, torch.float32, copy=True)  # (rows, d)
             found.append(self._encode(features.sub_(self.mean).div_(self.std)[None]))
         parts = tuple(torch.cat(part, dim=1) for part in zip(*found, strict=True))
         return self._pool(parts, torch.ones(1, len(bag), dtype=torch.bool, device=device))

@@ -74,8 +74,7 @@ def train_folds(
         else:
             log.info("%s: from the cache", name)
         found[name] = read_entry(cache.path("models", key))
-        for item in sorted(cache.path("models", key).iterdir()):
-            link(item, output.parent / name / item.name)
+        _link_all(cache.path("models", key), output.parent / name)
     write_manifest(output, found)
     return found
 
@@ -110,6 +109,16 @@ def _train(
     for trial in trials:
         checkpoint_path(cache, key, trial.trial).unlink(missing_ok=True)
     return trained
+
+
+def _link_all(product: Path, folder: Path) -> None:
+    """The fold's files under its name, and none of a fold that had the name before."""
+    items = {item.name: item for item in product.iterdir()}
+    for old in folder.iterdir() if folder.is_dir() else ():
+        if old.name not in items:
+            old.unlink()
+    for name, item in sorted(items.items()):
+        link(item, folder / name)
 
 
 def checkpoint_path(cache: Cache, key: str, trial: int = 0) -> Path:

@@ -532,6 +532,18 @@ def test_maps_of_each_class_and_contributions_are_stored_where_a_head_has_them(
             )
 
 
+def test_no_file_of_another_fold_stays_under_a_fold_s_name(world: World) -> None:
+    spec = world.spec.model_copy(update={"runs": RUNS[:1]})
+    maps = SECTIONS["multibranch"].model_validate({"head": "multibranch"})
+    folder = world.output.parent / "r0f0"
+    world.train(spec.model_copy(update={"head": maps}))
+    assert (folder / "maps.safetensors").exists()
+    entry = world.train(spec)["r0f0"]
+    assert {item.name for item in folder.iterdir()} == {
+        item.name for item in world.products(entry.key).iterdir()
+    }
+
+
 # Prediction of another cohort
 
 

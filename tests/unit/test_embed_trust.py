@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+# Moments are what this is about: beside other tests a job is done before the kill reaches it.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -105,21 +105,30 @@ class Embedder:
             UserError: a value is not finite, or a slide could not be published.
         """
         feed = Feed(slides)
-        with (
-            staged(scratch, feed.paths) as stage,
-            ThreadPoolExecutor(1, thread_name_prefix="writer") as self._writer,
-        ):
-            for slide in slides:
-                slide.stage = stage
-            self._room = threading.Semaphore(_PUBLISHING)
-            if self.device.type == "cpu":
-                self._crew(feed)
-            else:
-                from her2.embedder_cuda import Stream
-
-                Stream(self, feed).run()
+        self._room = threading.Semaphore(_PUBLISHING)
+        try:
+            with (
+                staged(scratch, feed.paths) as stage,
+                ThreadPoolExecutor(1, thread_name_prefix="writer") as self._writer,
+            ):
+                for slide in slides:
+                    slide.stage = stage
+                self._pass(feed)
+        finally:
+            # A thread whose join Ctrl-C interrupts is taken for ended by Python 3.11, which then
+            # exits in the middle of a store. So what is being published is waited for here.
+            for _ in range(_PUBLISHING):
+                self._room.acquire()
         if self._errors:
             raise self._errors[0]
+
+    def _pass(self, feed: Feed) -> None:
+        if self.device.type == "cpu":
+            self._crew(feed)
+        else:
+            from her2.embedder_cuda import Stream
+
+            Stream(self, feed).run()
 
     def forward(self, patches: Tensor) -> Tensor:
         """Features (b, d) float32 of uint8 patches (b, h, w, 3), both on the device."""
@@ -190,7 +199,12 @@ class Embedder:
             done = slide.waiting == 0
         if done:
             self._room.acquire()
-            self._writer.submit(self._publish, slide).add_done_callback(self._published)
+            try:
+                future = self._writer.submit(self._publish, slide)
+            except RuntimeError:  # the job is being stopped
+                self._room.release()
+                raise
+            future.add_done_callback(self._published)
 
     def _publish(self, slide: Passage) -> None:
         """Also after a failure elsewhere: what is finished need not be done again."""

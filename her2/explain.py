@@ -21,7 +21,7 @@ from her2.encoders.card import CARD_NAME, read_card
 from her2.errors import UserError
 from her2.fingerprint import fingerprint
 from her2.hardware import auto_precision
-from her2.manifest import FeatureEntry, TileEntry, read_manifest
+from her2.manifest import Entry, FeatureEntry, TileEntry, read_manifest
 from her2.plan import Plan
 from her2.slide import SlideError
 from her2.specs import EmbedSpec, TileSpec, load
@@ -143,17 +143,11 @@ def _short(value: Any) -> str:
 
 def _tiles(plan: Plan, row: SlideRow, bucket: str, grid: str) -> Generator[str, None, str | None]:
     """What was cut and what would be; returns the key of the tiles as they are to be."""
-    path = plan.config.results / "tiles" / grid / f"{bucket}.json"
-    entry = read_manifest(path, TileEntry).get(row.slide_id) if path.exists() else None
-    if entry is None:
-        yield "    made  nothing"
-    elif entry.key is None:
-        yield f"    made  {entry.status}: {entry.reason}"
-    else:
-        yield f"    made  {entry.tiles} tiles at {entry.mpp_x:g} um/px ({entry.mpp_source})" + (
-            f", {entry.status}: {entry.reason}" if entry.reason else ""
-        )
-        yield f"          key {entry.key[:_SHOWN]}, content {(entry.fingerprint or '')[:_SHOWN]}"
+    entry = _recorded(plan, "tiles", grid, bucket, row, TileEntry)
+    yield from _made(entry)
+    if entry is not None and entry.key is not None:
+        content = (entry.fingerprint or "")[:_SHOWN]
+        yield f"          of {entry.mpp_x:g} um/px ({entry.mpp_source}), content {content}"
     spec, masks = load(TileSpec, plan.tile_spec(grid, bucket)), plan.config.cohort.tissue_masks
     try:
         content = fingerprint(plan.cohort.file(row))
@@ -169,15 +163,8 @@ def _tiles(plan: Plan, row: SlideRow, bucket: str, grid: str) -> Generator[str, 
 def _features(
     plan: Plan, row: SlideRow, bucket: str, encoder: str, tiles: str | None
 ) -> Iterator[str]:
-    path = plan.config.results / "features" / encoder / f"{bucket}.json"
-    entry = read_manifest(path, FeatureEntry).get(row.slide_id) if path.exists() else None
-    if entry is None:
-        yield "    made  nothing"
-    elif entry.key is None:
-        yield f"    made  {entry.status}: {entry.reason}"
-    else:
-        yield f"    made  {entry.tiles} tiles x {entry.dimension}, {entry.failed_tiles} failed"
-        yield f"          key {entry.key[:_SHOWN]}"
+    entry = _recorded(plan, "features", encoder, bucket, row, FeatureEntry)
+    yield from _made(entry)
     cache = Cache(plan.config.cache_folder)
     folder = plan.config.results / "encoders" / encoder
     table = cache.find("tiles", tiles) if tiles else None
@@ -194,6 +181,23 @@ def _features(
     spec = load(EmbedSpec, plan.embed_spec(bucket))
     key = feature_key(spec, read_table(table), card, precision)
     yield f"    now   {_now(key, made, cache.find('features', key), 'embedded')}"
+
+
+def _recorded(
+    plan: Plan, stage: str, name: str, bucket: str, row: SlideRow, kind: type[Entry]
+) -> Entry | None:
+    path = plan.config.results / stage / name / f"{bucket}.json"
+    return read_manifest(path, kind).get(row.slide_id) if path.exists() else None
+
+
+def _made(entry: TileEntry | FeatureEntry | None) -> Iterator[str]:
+    if entry is None:
+        yield "    made  nothing"
+    elif entry.key is None:
+        yield f"    made  {entry.status}: {entry.reason}"
+    else:
+        left_out = f", {entry.status}: {entry.reason}" if entry.reason else ""
+        yield f"    made  {entry.tiles} tiles, key {entry.key[:_SHOWN]}{left_out}"
 
 
 def _now(key: str, made: str | None, product: Path | None, verb: str) -> str:

@@ -5,6 +5,7 @@ A head is a module called with features (b, n, d) and a mask (b, n), True on ins
 class, or one a threshold between ordered classes).
 """
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -83,7 +84,7 @@ class FeatureDropout(nn.Module):
         return (x * kept).mul_(256 / (256 - self.dropped))
 
 
-class Head(nn.Module):
+class Head(nn.Module, ABC):
     """Features are dropped out, projected, described tile by tile; then a bag is pooled.
 
     `forward` is `pool(encode(bag), mask)`. Because `encode` treats every tile alone, a whole slide
@@ -103,9 +104,9 @@ class Head(nn.Module):
         """Features (b, n, d) -> what `pool` reads of each instance, each (b, n, ...)."""
         return (self.project(self.dropout(bag)),)  # (b, n, width)
 
+    @abstractmethod
     def pool(self, parts: tuple[Tensor, ...], mask: Tensor) -> Output:
         """What `encode` gave, and mask (b, n) -> logits (b, o), attention (b, n) or (b, n, o)."""
-        raise NotImplementedError
 
     def forward(self, bag: Tensor, mask: Tensor) -> Output:
         """Classify bags: features (b, n, d), mask bool (b, n), True on instances that exist."""

@@ -156,7 +156,8 @@ def epochs(folder: Path, bags: list[Bag], training: TrainingSection, times: int)
     is the same for all, takes most of the time.
     """
     held = training.bag_size == TrainingSection().bag_size
-    model = new_model(AttentionSection(head="abmil"), bags[0].store.dimension)
+    head = AttentionSection(head="abmil")
+    model = new_model(head, bags[0].store.dimension, training.precision)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     waited: list[float] = []
 
@@ -198,7 +199,7 @@ def epochs(folder: Path, bags: list[Bag], training: TrainingSection, times: int)
     for path in folder.glob("*.h5"):
         path.unlink()
     share = statistics.median(waited[1:])
-    of = f"(bag_size {training.bag_size})"
+    of = f"(bag_size {training.bag_size}, {training.precision})"
     lines = [
         Line(f"epoch, our feed {of}", f"{best['ours']:.2f} s"),
         Line(f"share of it waiting for data {of}", f"{share:.1%}", "<= 5 %", share <= 0.05),
@@ -371,6 +372,7 @@ def main() -> int:
         wide = AttentionSection(head="abmil", hidden=512, attention=256)
         parts: list[Callable[[], list[Line]]] = [
             lambda: epochs(folder, bags, TrainingSection(), times),
+            lambda: epochs(folder, bags, TrainingSection(precision="bfloat16"), times),
             lambda: epochs(folder, bags, TrainingSection(bag_size=512), times),
             lambda: inference(bags, AttentionSection(head="abmil"), "float32", times),
             lambda: inference(bags, wide, "float32", 1),

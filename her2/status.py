@@ -100,7 +100,7 @@ def progress(job: Job, record: RunRecord, *, over: bool) -> Progress:
         slides=job.slides if done else slides,
         tiles=tiles,
         tiles_of=max(tiles, _tiles_of(Path(record.folder, job.tiles) if job.tiles else None)),
-        began=_began(text),
+        began=_began(text, Path(record.folder, job.log)),
         reason=(reason or "it ended without a word: killed, or out of memory or time")
         if state == "failed"
         else "",
@@ -182,8 +182,9 @@ def _tiles_of(manifest: Path | None) -> int:
     return sum(entry["tiles"] for entry in entries if entry["status"] == "ok")
 
 
-def _began(text: str) -> float | None:
+def _began(text: str, log: Path) -> float:
+    """When a job said its first word; one that says nothing opened its log when it began."""
     found = _STAMP.search(text)
     if found is None:
-        return None
+        return log.stat().st_mtime
     return time.mktime(datetime.datetime.strptime(found[1], "%Y-%m-%d %H:%M:%S").timetuple())

@@ -82,6 +82,19 @@ def test_time_left_is_what_remains_at_the_pace_so_far(run: RunRecord) -> None:
     assert line == "embed_bucket: 0 of 2 jobs, 1 of 5 slides, 50 of 200 tiles, 3 min left"
 
 
+def test_jobs_that_say_nothing_are_timed_from_when_their_logs_were_opened(run: RunRecord) -> None:
+    silent = replace(
+        run, jobs=tuple(Job("draw", str(i), f"out/{i}", f"logs/{i}.log") for i in range(4)),
+        rules=("draw",), up_to_date={},
+    )  # fmt: skip
+    write(silent, "logs/0.log", "")
+    os.utime(Path(run.folder, "logs/0.log"), (run.began - 30, run.began - 30))
+    write(silent, "out/0", "made")
+    (draw,) = stages(silent, over=False)
+    # One of four took 30 s, so three take 90.
+    assert stage_line(draw, run.began) == "draw: 1 of 4 jobs, 2 min left"
+
+
 def test_a_job_is_done_when_its_output_is_of_this_run(run: RunRecord) -> None:
     write(run, "logs/a.log", log("a0: 100 patches embedded, 0 failed"))
     write(run, "out/a.json", "{}")

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -60,10 +61,11 @@ class Stage:
     def seconds_left(self, now: float) -> float | None:
         """At the pace since the stage's first job began; None before anything is done."""
         began = min((job.began for job in self.jobs if job.began is not None), default=None)
-        done, total = next(
-            (pair for pair in (self.tiles, self.slides) if pair[1]),
-            (self.count("done"), len(self.jobs)),
-        )
+        done, total = self.count("done"), len(self.jobs)
+        if all(job.tiles_of for job in self.jobs):
+            done, total = self.tiles
+        elif self.slides[1]:  # of some jobs the tiles are not cut yet
+            done, total = self.slides
         if began is None or not done:
             return None
         return (now - began) * (total - done) / done
@@ -86,8 +88,9 @@ def progress(job: Job, record: RunRecord, *, over: bool) -> Progress:
     """How far a job is: its output says done, its log the rest."""
     text = _new_text(Path(record.folder, job.log), record.began_on_disk) if job.log else None
     done = _newer(Path(record.folder, job.output), record.began_on_disk)
+    tiles_of = _tiles_of(Path(record.folder, job.tiles) if job.tiles else None)
     if text is None:
-        return Progress(job, "done" if done else "waiting")
+        return Progress(job, "done" if done else "waiting", tiles_of=tiles_of)
     slides, tiles = _counts(job, text)
     reason = "" if done else failure(text)
     if done:
@@ -99,7 +102,7 @@ def progress(job: Job, record: RunRecord, *, over: bool) -> Progress:
         state,
         slides=job.slides if done else slides,
         tiles=tiles,
-        tiles_of=max(tiles, _tiles_of(Path(record.folder, job.tiles) if job.tiles else None)),
+        tiles_of=max(tiles, tiles_of),
         began=_began(text, Path(record.folder, job.log)),
         reason=(reason or "it ended without a word: killed, or out of memory or time")
         if state == "failed"
@@ -176,9 +179,14 @@ def _tiles_of(manifest: Path | None) -> int:
     if manifest is None:
         return 0
     try:
-        entries = json.loads(manifest.read_text(encoding="utf-8")).values()
+        return _tiles_in(manifest, manifest.stat().st_mtime_ns)
     except (OSError, ValueError):
         return 0
+
+
+@cache  # thousands of jobs are looked at every few seconds
+def _tiles_in(manifest: Path, mtime_ns: int) -> int:
+    entries = json.loads(manifest.read_text(encoding="utf-8")).values()
     return sum(entry["tiles"] for entry in entries if entry["status"] == "ok")
 
 

@@ -64,7 +64,7 @@ def test_slides_and_tiles_are_counted_from_the_log_of_a_running_job(run: RunReco
     embed = stages(run, over=False)[1]
     assert embed.count("running") == 1
     assert embed.slides == (2, 5)
-    assert embed.tiles == (150, 200)  # of the second job nothing is known before it begins
+    assert embed.tiles == (150, 300)  # those of the job that waits count, once they are cut
 
 
 def test_a_slide_that_is_left_out_counts_as_handled(run: RunRecord) -> None:
@@ -76,10 +76,18 @@ def test_time_left_is_what_remains_at_the_pace_so_far(run: RunRecord) -> None:
     write(run, "logs/a.log", log("a0: 50 patches embedded, 0 failed"))
     embed = stages(run, over=False)[1]
     began = time.mktime(time.strptime("2026-11-25 07:14:55", "%Y-%m-%d %H:%M:%S"))
-    # 50 of the 200 tiles took 60 s, so 150 take 180 s.
-    assert embed.seconds_left(began + 60) == pytest.approx(180)
+    # 50 of the 300 tiles took 60 s, so 250 take 300 s.
+    assert embed.seconds_left(began + 60) == pytest.approx(300)
     line = stage_line(embed, began + 60)
-    assert line == "embed_bucket: 0 of 2 jobs, 1 of 5 slides, 50 of 200 tiles, 3 min left"
+    assert line == "embed_bucket: 0 of 2 jobs, 1 of 5 slides, 50 of 300 tiles, 5 min left"
+
+
+def test_time_left_goes_by_slides_while_tiles_are_still_being_cut(run: RunRecord) -> None:
+    Path(run.folder, "tiles/b.json").unlink()
+    write(run, "logs/a.log", log("a0: 50 patches embedded, 0 failed"))
+    embed = stages(run, over=False)[1]
+    began = time.mktime(time.strptime("2026-11-25 07:14:55", "%Y-%m-%d %H:%M:%S"))
+    assert embed.seconds_left(began + 60) == pytest.approx(240)  # one of five slides took 60 s
 
 
 def test_jobs_that_say_nothing_are_timed_from_when_their_logs_were_opened(run: RunRecord) -> None:
@@ -191,7 +199,7 @@ def test_progress_is_printed_on_a_terminal_and_not_into_a_file(
     write(run, "out/a.json", "{}")
     watch.end(succeeded=True)
     expected = 1 if stream.isatty() else 0  # a line that has not changed is not repeated
-    assert stream.getvalue().count("1 of 5 slides, 100 of 200 tiles") == expected
+    assert stream.getvalue().count("1 of 5 slides, 100 of 300 tiles") == expected
 
 
 class _PlanOfResults:

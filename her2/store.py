@@ -5,14 +5,13 @@ and an uncompressed chunk can be mapped into memory where it lies, so training g
 without reading or copying a store.
 """
 
-import hashlib
 import json
 import os
 import resource
 import struct
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -21,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2.errors import UserError
-from her2.files import digest
 
 CHUNK_BYTES = 1 << 30
 """Below this the features of a slide are one chunk."""
@@ -325,12 +323,6 @@ def read_coords(path: Path) -> NDArray[np.int32]:
             return content.reshape(array["shape"]).astype(np.int32)
     except _DAMAGE as error:
         raise _broken(path, error) from None
-
-
-def coords_digest(coords: NDArray[np.int32], level0_tile: Sequence[float]) -> str:
-    """Digest of where tiles are and how large: that of the tile table they came from."""
-    content = hashlib.sha256(coords.astype("<i4").tobytes()).hexdigest()
-    return digest([content, list(level0_tile)])
 
 
 def store_problems(path: Path) -> list[str]:

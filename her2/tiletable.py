@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -69,8 +70,13 @@ class TileTable:
     @property
     def coords_digest(self) -> str:
         """Digest of where the tiles are and how large."""
-        sizes = [self.meta.level0_width, self.meta.level0_height]
-        return digest([hashlib.sha256(self.coords.astype("<i4").tobytes()).hexdigest(), sizes])
+        return coords_digest(self.coords, (self.meta.level0_width, self.meta.level0_height))
+
+
+def coords_digest(coords: NDArray[np.int32], level0_tile: Sequence[float]) -> str:
+    """Digest of where tiles are (n, 2) and how large (width, height), in level-0 px."""
+    content = hashlib.sha256(coords.astype("<i4").tobytes()).hexdigest()
+    return digest([content, list(level0_tile)])
 
 
 def write_table(path: Path, table: TileTable, key: str) -> None:

@@ -9,13 +9,12 @@ from her2.cache import Cache, Product
 from her2.errors import UserError
 from her2.files import digest, file_digest
 from her2.store import (
-    coords_digest,
     open_store,
     read_attributes,
     read_coords,
     store_problems,
 )
-from her2.tiletable import read_key, read_table
+from her2.tiletable import coords_digest, read_key, read_table
 
 
 def broken_products(cache: Cache, *, threads: int = 1) -> tuple[int, list[tuple[Product, str]]]:

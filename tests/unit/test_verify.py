@@ -12,7 +12,8 @@ from her2.errors import UserError
 from her2.files import digest, file_digest
 from her2.manifest import FeatureEntry, FoldEntry, TileEntry, write_manifest
 from her2.products import find_product
-from her2.store import coords_digest, open_store, write_store
+from her2.store import open_store, write_store
+from her2.tiletable import coords_digest
 from her2.tiling import TileMeta, TileTable, read_table, write_table
 from her2.verify import broken_products, forget, product_problem, unused_products
 

@@ -1,0 +1,95 @@
+"""Stage 2, evaluate: AUC, its variance and covariance without resampling (DeLong).
+
+Sources: DeLong, DeLong and Clarke-Pearson, Biometrics 44(3), 1988; the computation by ranks after
+Sun and Xu, IEEE Signal Processing Letters 21(11), 2014. Rows are taken as independent: one a
+patient.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm, rankdata
+
+from her2.evaluation.metrics import Floats
+
+
+@dataclass(frozen=True, slots=True)
+class AreaTest:
+    """AUC `first` minus `second` on the same patients, its interval and two-sided p."""
+
+    first: float
+    second: float
+    low: float
+    high: float
+    p: float
+
+    @property
+    def difference(self) -> float:
+        """First minus second."""
+        return self.first - self.second
+
+
+def covariance(positive: NDArray[np.bool_], scores: Floats) -> tuple[Floats, Floats]:
+    """AUCs of some scores of the same rows, and the covariance of these AUCs.
+
+    Args:
+        positive: (n,).
+        scores: (m, n), a row a model.
+
+    Returns:
+        (m,) and (m, m). NaN without positives or negatives; the covariance also with one of either.
+    """
+    count = len(scores)
+    ups, downs = int(positive.sum()), int((~positive).sum())
+    if ups == 0 or downs == 0:
+        return np.full(count, np.nan), np.full((count, count), np.nan)
+    overall = rankdata(scores, axis=1)
+    # How far up each positive stands among the negatives, and each negative among the positives.
+    above = (overall[:, positive] - rankdata(scores[:, positive], axis=1)) / downs
+    below = 1 - (overall[:, ~positive] - rankdata(scores[:, ~positive], axis=1)) / ups
+    areas: Floats = above.mean(axis=1)
+    if ups == 1 or downs == 1:
+        return areas, np.full((count, count), np.nan)
+    spread = np.atleast_2d(np.cov(above)) / ups + np.atleast_2d(np.cov(below)) / downs
+    return areas, spread
+
+
+def area_interval(
+    positive: NDArray[np.bool_], scores: Floats, confidence: float
+) -> tuple[float, float, float]:
+    """AUC of scores (n,) and its interval, made on the logit scale so that it stays within 0 to 1.
+
+    Returns:
+        area, low, high; NaN limits where the variance is not defined or 0 (an AUC of 0 or 1).
+    """
+    areas, spread = covariance(positive, scores[None])
+    area, variance = float(areas[0]), float(spread[0, 0])
+    if not variance > 0 or not 0 < area < 1:
+        return area, math.nan, math.nan
+    centre = math.log(area / (1 - area))
+    reach = norm.ppf((1 + confidence) / 2) * math.sqrt(variance) / (area * (1 - area))
+    low, high = (1 / (1 + math.exp(-end)) for end in (centre - reach, centre + reach))
+    return area, low, high
+
+
+def compare_areas(
+    positive: NDArray[np.bool_], first: Floats, second: Floats, confidence: float
+) -> AreaTest:
+    """Paired test of two scores (n,) of the same rows.
+
+    `p` and limits are NaN where the variance of the difference is not defined. Where it is 0 (the
+    same order twice) the interval is the difference and p is 1.
+    """
+    areas, spread = covariance(positive, np.stack([first, second]))
+    variance = float(spread[0, 0] + spread[1, 1] - 2 * spread[0, 1])
+    difference = float(areas[0] - areas[1])
+    if variance <= 1e-15 and difference == 0:
+        return AreaTest(float(areas[0]), float(areas[1]), 0.0, 0.0, 1.0)
+    if not variance > 1e-15:
+        return AreaTest(float(areas[0]), float(areas[1]), math.nan, math.nan, math.nan)
+    error = math.sqrt(variance)
+    reach = float(norm.ppf((1 + confidence) / 2)) * error
+    p = 2 * float(norm.sf(abs(difference) / error))
+    return AreaTest(float(areas[0]), float(areas[1]), difference - reach, difference + reach, p)

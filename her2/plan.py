@@ -294,11 +294,12 @@ class Plan:
         )
 
     def compare_spec(self, task: str) -> str:
-        """Spec of comparing all encoders on a task."""
+        """Spec of comparing all encoders, and all heads, on a task."""
         return specs.dump(
             specs.CompareSpec(
                 task=self.config.tasks[task],
                 encoders=tuple(self.config.encoders),
+                domains={name: e.domain or "none" for name, e in self.config.encoders.items()},
                 heads=tuple(self.config.heads),
                 evaluation=self.config.evaluation,
                 seed=self.config.seed,

@@ -35,9 +35,9 @@ VERSIONS = {
     "embed": 2,
     "similar": 1,
     "folds": 1,
-    "train": 2,
-    "evaluate": 1,
-    "compare": 1,
+    "train": 3,
+    "evaluate": 2,
+    "compare": 2,
     "heatmap": 1,
     "report": 2,
 }
@@ -189,11 +189,13 @@ class EvaluateSpec(Section):
 
 
 class CompareSpec(Section):
-    """Encoders against each other on a task."""
+    """Encoders, and heads, against each other on a task; `domains` is what the images are that
+    each encoder was trained on."""
 
     version: int = VERSIONS["compare"]
     task: Task
     encoders: tuple[str, ...]
+    domains: dict[str, Domain]
     heads: tuple[str, ...]
     evaluation: EvaluationSection
     seed: int

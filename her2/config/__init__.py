@@ -43,6 +43,7 @@ from her2.config.heads import (
 from her2.config.learning import (
     EvaluationSection,
     FoldsSection,
+    GroupingSection,
     HeatmapSection,
     ReportSection,
     Select,
@@ -63,6 +64,7 @@ __all__ = [
     "EvaluationSection",
     "Feature",
     "FoldsSection",
+    "GroupingSection",
     "HeadSection",
     "HeatmapSection",
     "LogisticSection",

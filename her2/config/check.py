@@ -20,6 +20,7 @@ from her2.config.learning import (
     HeatmapSection,
     ReportSection,
     TrainingSection,
+    her2_groupings,
 )
 from her2.errors import UserError, problem_list
 
@@ -114,6 +115,22 @@ class Config(Section):
                 "training.select quadratic_kappa needs ordered classes; say `ordinal: true` in the "
                 f"task {plain[0]!r} or select by loss, macro_auc or balanced_accuracy"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _groupings_have_a_task(self) -> "Config":
+        defaults = her2_groupings()
+        for name, sides in self.evaluation.groupings.items():
+            if sides == defaults.get(name):
+                continue  # other cohorts have other classes, and need not empty the defaults
+            if not any(set(sides.classes) <= set(t.class_names) for t in self.tasks.values()):
+                known = "; ".join(
+                    f"{task} has {', '.join(t.class_names)}" for task, t in self.tasks.items()
+                )
+                raise ValueError(
+                    f"evaluation.groupings.{name}: no task has all of the classes "
+                    f"{', '.join(sides.classes)} ({known})"
+                )
         return self
 
     @property

@@ -2,11 +2,12 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
-from her2.config.base import Count, Positive, Section, Share
+from her2.config.base import ClassName, Count, Ordered, Positive, Section, Share
 
 Select = Literal["loss", "macro_auc", "balanced_accuracy", "quadratic_kappa"]
+GroupingName = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=60)]
 
 
 class TrainingSection(Section):
@@ -106,11 +107,54 @@ class FoldsSection(Section):
     )
 
 
+class GroupingSection(Section):
+    """Classes regrouped into two sides; classes of neither are left out."""
+
+    negative: tuple[ClassName, ...] = Field(min_length=1, description="classes of the one side")
+    positive: tuple[ClassName, ...] = Field(min_length=1, description="classes of the other")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """All that it names."""
+        return (*self.negative, *self.positive)
+
+    @model_validator(mode="after")
+    def _a_class_is_on_one_side(self) -> "GroupingSection":
+        twice = sorted({name for name in self.classes if self.classes.count(name) > 1})
+        if twice:
+            raise ValueError(f"class {twice[0]!r} is named twice; a class is on one side, once")
+        return self
+
+
+def her2_groupings() -> dict[str, GroupingSection]:
+    """The questions that are asked of a HER2 score."""
+    sides = {
+        "0/1+ vs 2+/3+": (("0", "1+"), ("2+", "3+")),
+        "0 vs 1+": (("0",), ("1+",)),
+        "0/1+/2+ vs 3+": (("0", "1+", "2+"), ("3+",)),
+    }
+    return {
+        name: GroupingSection(negative=negative, positive=positive)
+        for name, (negative, positive) in sides.items()
+    }
+
+
 class EvaluationSection(Section):
-    """Intervals."""
+    """Intervals, regroupings and operating points."""
 
     bootstrap: Annotated[int, Field(ge=100)] = Field(2000, description="resamples of patients")
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(0.95, description="of the intervals")
+    groupings: Annotated[dict[GroupingName, GroupingSection], *Ordered] = Field(
+        default_factory=her2_groupings,
+        description="name -> classes of the `negative` and of the `positive` side; used in every "
+        "task that has all of them. Default: `0/1+ vs 2+/3+`, `0 vs 1+`, `0/1+/2+ vs 3+`",
+    )
+    specificity: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.9, description="at which the sensitivity of the groupings is given"
+    )
+    sensitivity: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.9, description="at which the specificity of the groupings is given"
+    )
 
 
 class HeatmapSection(Section):

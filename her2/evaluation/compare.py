@@ -1,130 +1,170 @@
-"""Stage 2, compare: differences between encoders on identical patients, with paired intervals."""
+"""Stage 2, compare: encoders, and heads, against each other on identical patients and folds."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
+from statsmodels.stats.multitest import multipletests
 
-from her2.config import EvaluationSection, Task
-from her2.errors import UserError
-from her2.evaluation.metrics import Floats, auc, interval, patient_weights
+from her2.evaluation.delong import compare_areas
+from her2.evaluation.figures import null
+from her2.evaluation.groupings import two_sides
+from her2.evaluation.paired import MACRO, Model, Paired, Question, difference, pair_models
+from her2.evaluation.statement import statement_table
 from her2.specs import CompareSpec
 from her2.tables import write_table
 
-
-def compare(spec: CompareSpec, evaluation: Path, output: Path) -> pl.DataFrame:
-    """Write `comparison.parquet` and `.csv`: each pair of encoders under each head.
-
-    Args:
-        spec: the job.
-        evaluation: the task's folder of evaluated models, `{encoder}/{head}/patients.parquet`.
-        output: folder of the table.
-
-    Returns:
-        `head, encoder, other, class, auc, other_auc, difference, low, high, p, n, note`.
-    """
-    parts = []
-    for head in spec.heads:
-        tables = {
-            encoder: pl.read_parquet(evaluation / encoder / head / "patients.parquet")
-            for encoder in spec.encoders
-        }
-        parts.append(
-            paired_differences(tables, spec.task, spec.evaluation, seed=spec.seed).select(
-                pl.lit(head).alias("head"), pl.all()
-            )
-        )
-    table = pl.concat(parts)
-    write_table(table, output / "comparison")
-    return table
-
-
-def paired_differences(
-    tables: Mapping[str, pl.DataFrame], task: Task, section: EvaluationSection, *, seed: int
-) -> pl.DataFrame:
-    """AUC differences of each pair, over the patients that all of them predicted.
-
-    Each bootstrap resample draws the same patients for both encoders, so what is hard for both
-    cancels. `p` is two-sided: twice the smaller share of resamples on one side of zero (counting
-    one more on each, so that it is never 0). No correction for the number of pairs is applied.
-
-    Raises:
-        UserError: the encoders disagree on a patient's class, or share no patient.
-    """
-    if len(tables) < 2:
-        return pl.DataFrame(schema=SCHEMA)
-    common = sorted(set.intersection(*(set(table["patient_id"]) for table in tables.values())))
-    if not common:
-        raise UserError("the encoders to compare have no patient in common; see what was excluded.")
-    aligned = {
-        name: table.filter(pl.col("patient_id").is_in(common)).sort("patient_id")
-        for name, table in tables.items()
-    }
-    target = next(iter(aligned.values()))["target"].to_numpy().astype(np.int64)
-    if any((table["target"].to_numpy() != target).any() for table in aligned.values()):
-        raise UserError("the encoders were evaluated on different labels; run snakemake again.")
-    weights = np.concatenate(
-        [
-            np.ones((1, len(common))),
-            patient_weights(np.arange(len(common)), target, resamples=section.bootstrap, seed=seed),
-        ]
-    )
-    values = {name: _aucs(table, target, task, weights) for name, table in aligned.items()}
-    records = [
-        {
-            "encoder": first,
-            "other": second,
-            "class": name,
-            "n": len(common),
-            **_difference(values[first][name], values[second][name], section.confidence),
-        }
-        for first, second in combinations(tables, 2)
-        for name in (*task.class_names, "macro")
-    ]
-    return pl.DataFrame(records, schema=SCHEMA)
-
-
-SCHEMA = {
-    "encoder": pl.String,
-    "other": pl.String,
+COMPARISON = {
+    "kind": pl.String,
+    "within": pl.String,
+    "first": pl.String,
+    "second": pl.String,
     "class": pl.String,
-    "auc": pl.Float64,
-    "other_auc": pl.Float64,
+    "grouping": pl.String,
+    "first_value": pl.Float64,
+    "second_value": pl.Float64,
     "difference": pl.Float64,
     "low": pl.Float64,
     "high": pl.Float64,
     "p": pl.Float64,
+    "p_holm": pl.Float64,
+    "family": pl.Int64,
+    "method": pl.String,
     "n": pl.Int64,
     "note": pl.String,
 }
 
 
-def _aucs(
-    table: pl.DataFrame, target: np.ndarray, task: Task, weights: Floats
-) -> dict[str, Floats]:
-    """Class (and macro) -> (1 + resamples,), the point figure first."""
-    found = {
-        name: auc(target == index, table[f"prob_{name}"].to_numpy(), weights)
-        for index, name in enumerate(task.class_names)
+def compare(spec: CompareSpec, evaluation: Path, output: Path) -> pl.DataFrame:
+    """Write `statement` and `comparison`, as Parquet and CSV.
+
+    Args:
+        spec: the job.
+        evaluation: the task's folder of evaluated models, `{encoder}/{head}/predictions.parquet`.
+        output: folder of the tables.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        UserError: the models disagree on a slide's class or fold, or share no patient.
+    """
+    predictions = {
+        (encoder, head): pl.read_parquet(evaluation / encoder / head / "predictions.parquet")
+        for head in spec.heads
+        for encoder in spec.encoders
     }
-    return found | {"macro": np.mean(list(found.values()), axis=0)}
+    paired = None
+    if len(predictions) > 1:
+        paired = pair_models(predictions, spec.task, spec.evaluation, seed=spec.seed)
+    write_table(statement_table(paired, spec.domains, spec.heads), output / "statement")
+    table = comparison_table(paired, spec)
+    write_table(table, output / "comparison")
+    return table
 
 
-def _difference(first: Floats, second: Floats, confidence: float) -> dict[str, object]:
-    difference = first - second
-    if np.isnan(difference).any():
-        return {"note": "not defined: a class is absent"}
-    low, high = interval(difference[1:], confidence)
-    draws = difference[1:]
-    tail = min(np.count_nonzero(draws <= 0), np.count_nonzero(draws >= 0))
-    return {
-        "auc": float(first[0]),
-        "other_auc": float(second[0]),
-        "difference": float(difference[0]),
-        "low": low,
-        "high": high,
-        "p": min(1.0, 2 * (tail + 1) / (len(draws) + 1)),
-        "note": "",
+def comparison_table(paired: Paired | None, spec: CompareSpec) -> pl.DataFrame:
+    """Every pair of encoders under each head, and every pair of heads under each encoder.
+
+    AUC per class, macro and per grouping on the patients that all models of the task tested, at
+    patient level; `difference` is first minus second. `paired.difference` says how the bootstrap's
+    p and interval are made; groupings have a second row with the paired test of DeLong.
+
+    `p_holm` corrects for the family (Holm, Scandinavian Journal of Statistics 6(2), 1979). A family
+    is all tests of the task of one kind (encoders or heads), of one sort (macro AUC, AUC of a
+    class, AUC of a grouping) and by one method; `family` is how many they are. Tests that are not
+    defined are not counted.
+
+    Returns:
+        `kind, within, first, second, class, grouping, first_value, second_value, difference, low,
+        high, p, p_holm, family, method, n, note`; no rows for one model alone.
+    """
+    if paired is None:
+        return pl.DataFrame(schema=COMPARISON)
+    records = [
+        {
+            "kind": kind,
+            "within": within,
+            "first": names[0],
+            "second": names[1],
+            "class": question[0],
+            "grouping": question[1],
+            "n": paired.counts[question],
+            **result,
+        }
+        for kind, within, names, models in _pairs(spec)
+        for question in paired.problems
+        for result in _results(paired, models, question)
+    ]
+    return _holm(pl.DataFrame(records, schema=COMPARISON))
+
+
+def _pairs(spec: CompareSpec) -> Iterator[tuple[str, str, tuple[str, str], tuple[Model, Model]]]:
+    """Kind, what both share, the names of the two, and the two models."""
+    for head in spec.heads:
+        for first, second in combinations(spec.encoders, 2):
+            yield "encoders", head, (first, second), ((first, head), (second, head))
+    for encoder in spec.encoders:
+        for first, second in combinations(spec.heads, 2):
+            yield "heads", encoder, (first, second), ((encoder, first), (encoder, second))
+
+
+def _results(
+    paired: Paired, models: tuple[Model, Model], question: Question
+) -> Iterator[dict[str, Any]]:
+    """What the columns from `first_value` on hold, by each method that the question has."""
+    first, second = (paired.areas[model][question] for model in models)
+    problem = paired.problems[question]
+    values = {"first_value": null(first[0]), "second_value": null(second[0])}
+    left_out = f"{paired.left_out} patients not tested by all left out" if paired.left_out else ""
+    record = values | {
+        "method": "bootstrap",
+        "difference": null(first[0] - second[0]),
+        "note": "; ".join(note for note in (problem, left_out) if note),
     }
+    yield record if problem else record | difference(first - second, paired.confidence)
+    if not question[1]:
+        return
+    grouping = paired.groupings[question[1]]
+    sides = [two_sides(paired.rows[model], grouping) for model in models]
+    test = compare_areas(sides[0].positive, sides[0].scores, sides[1].scores, paired.confidence)
+    if not problem and np.isnan(test.p):
+        problem = "not defined: the difference has no variance"
+    yield values | {
+        "method": "delong",
+        "difference": null(test.difference),
+        "low": null(test.low),
+        "high": null(test.high),
+        "p": null(test.p),
+        "note": "; ".join(note for note in (problem, left_out) if note),
+    }
+
+
+def _holm(table: pl.DataFrame) -> pl.DataFrame:
+    """Fill `p_holm` and `family`."""
+    sort = (
+        pl.when(pl.col("grouping") != "")
+        .then(pl.lit("grouping"))
+        .when(pl.col("class") == MACRO[0])
+        .then(pl.lit("macro"))
+        .otherwise(pl.lit("class"))
+    )
+    keys = table.select("kind", sort.alias("sort"), "method").rows()
+    p = table["p"].to_list()
+    corrected: list[float | None] = [None] * len(p)
+    family = [0] * len(p)
+    for key in dict.fromkeys(keys):
+        members = [i for i, own in enumerate(keys) if own == key]
+        tested = [i for i in members if p[i] is not None]
+        for i in members:
+            family[i] = len(tested)
+        if tested:
+            adjusted = multipletests([p[i] for i in tested], method="holm")[1]
+            for i, value in zip(tested, adjusted, strict=True):
+                corrected[i] = float(value)
+    return table.with_columns(
+        pl.Series("p_holm", corrected, pl.Float64), pl.Series("family", family, pl.Int64)
+    )

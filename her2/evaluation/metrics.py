@@ -4,13 +4,20 @@ Everything takes `weights` (b, n): how often each row counts in each of b resamp
 point figure, and both come from the same code. scikit-learn is the reference in the tests.
 """
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
+BLOCK_VALUES = 1_000_000
+"""Weights in memory at a time: 8 MB, and some such arrays beside it."""
 
 
-def auc(positive: NDArray[np.bool_], scores: Floats, weights: Floats) -> Floats:
+def auc(positive: Bools, scores: Floats, weights: Floats) -> Floats:
     """Area under the ROC curve as the share of concordant pairs, ties counting half.
 
     Args:
@@ -21,21 +28,45 @@ def auc(positive: NDArray[np.bool_], scores: Floats, weights: Floats) -> Floats:
     Returns:
         (b,); NaN where a resample lacks positives or negatives.
     """
-    order = np.argsort(scores, kind="stable")
-    # Equal scores form one group: within it, pairs count half.
-    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
-    sorted_weights, sorted_positive = weights[:, order], positive[order]
-    up = np.add.reduceat(sorted_weights * sorted_positive, starts, axis=1)  # (b, groups)
-    down = np.add.reduceat(sorted_weights * ~sorted_positive, starts, axis=1)
-    below = np.cumsum(down, axis=1) - down
-    with np.errstate(invalid="ignore"):
-        concordant: Floats = (up * (below + down / 2)).sum(axis=1)
-        pairs = up.sum(axis=1) * down.sum(axis=1)
-        return np.where(pairs > 0, concordant / np.where(pairs > 0, pairs, 1), np.nan)
+    return areas(positive, scores, weights)[0]
 
 
-def confusion(target: NDArray[np.int64], predicted: NDArray[np.int64], classes: int,
-              weights: Floats) -> Floats:  # fmt: skip
+def average_precision(positive: Bools, scores: Floats, weights: Floats) -> Floats:
+    """Area under the precision-recall curve, in steps: sum of (R_k - R_{k-1}) P_k.
+
+    The definition is scikit-learn's `average_precision_score`. Chance gives the prevalence.
+
+    Returns:
+        (b,); NaN where a resample lacks positives or negatives.
+    """
+    return areas(positive, scores, weights)[1]
+
+
+def areas(positive: Bools, scores: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """`auc` and `average_precision` at once: sorting the weights is most of the work of both."""
+    order = np.argsort(-scores, kind="stable")
+    # Equal scores form one group: within it, pairs count half, and no threshold lies in it.
+    starts = np.flatnonzero(np.diff(scores[order], prepend=np.inf))
+    by_score = weights[:, order]
+    up = by_score * positive[order]
+    if len(starts) < len(scores):
+        up = np.add.reduceat(up, starts, axis=1)  # (b, groups)
+        by_score = np.add.reduceat(by_score, starts, axis=1)
+    called, hit = np.cumsum(by_score, axis=1), np.cumsum(up, axis=1)
+    total, ups = called[:, -1], hit[:, -1]
+    pairs = ups * (total - ups)
+    defined = pairs > 0
+    # A negative of rank k has hit_k positives above it, less half of those with its own score.
+    concordant = ((by_score - up) * (hit - up / 2)).sum(axis=1)
+    precision = np.divide(hit, called, out=np.zeros_like(hit), where=called > 0)
+    stepped = (up * precision).sum(axis=1)
+    return (
+        np.where(defined, concordant / np.where(defined, pairs, 1), np.nan),
+        np.where(defined, stepped / np.where(defined, ups, 1), np.nan),
+    )
+
+
+def confusion(target: Ints, predicted: Ints, classes: int, weights: Floats) -> Floats:
     """Confusion matrices (b, c, c): rows are the true classes."""
     cells = np.zeros((len(target), classes * classes))
     cells[np.arange(len(target)), target * classes + predicted] = 1
@@ -45,14 +76,17 @@ def confusion(target: NDArray[np.int64], predicted: NDArray[np.int64], classes: 
 
 def balanced_accuracy(matrices: Floats) -> Floats:
     """Mean recall of the classes (b,); NaN where a class is absent."""
+    hits = np.diagonal(matrices, axis1=1, axis2=2)
+    result: Floats = _share(hits, matrices.sum(axis=2)).mean(axis=1)
+    return result
+
+
+def macro_f1(matrices: Floats) -> Floats:
+    """Mean F1 of the classes (b,): 0 for one never predicted; NaN where a class is absent."""
     support = matrices.sum(axis=2)
-    recall = np.divide(
-        np.diagonal(matrices, axis1=1, axis2=2),
-        support,
-        out=np.full(support.shape, np.nan),
-        where=support > 0,
-    )
-    result: Floats = recall.mean(axis=1)
+    hits = np.diagonal(matrices, axis1=1, axis2=2)
+    f1 = _share(2 * hits, support + matrices.sum(axis=1))
+    result: Floats = np.where(support > 0, f1, np.nan).mean(axis=1)
     return result
 
 
@@ -61,44 +95,100 @@ def quadratic_kappa(matrices: Floats) -> Floats:
 
     Source: Cohen, Psychological Bulletin 70(4), 1968.
     """
-    classes = matrices.shape[1]
-    distance = (np.arange(classes)[:, None] - np.arange(classes)[None, :]) ** 2
+    distance = _steps(matrices.shape[1]) ** 2
     total = matrices.sum(axis=(1, 2))
     expected = matrices.sum(axis=2)[:, :, None] * matrices.sum(axis=1)[:, None, :]
     observed_cost = (matrices * distance).sum(axis=(1, 2))
-    expected_cost = (expected * distance).sum(axis=(1, 2)) / total
+    expected_cost = _share((expected * distance).sum(axis=(1, 2)), total)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(expected_cost > 0, 1 - observed_cost / expected_cost, np.nan)
 
 
-def patient_weights(
-    patients: NDArray[np.int64], target: NDArray[np.int64], *, resamples: int, seed: int
-) -> Floats:
-    """Bootstrap over patients, stratified by class: how often each row counts.
+def ordinal_mae(matrices: Floats) -> Floats:
+    """Mean distance of predicted and true class (b,), in steps of the ordered classes."""
+    return _share(
+        (matrices * _steps(matrices.shape[1])).sum(axis=(1, 2)), matrices.sum(axis=(1, 2))
+    )
 
-    Patients are drawn with replacement within their class, and bring all of their rows.
+
+def squared_errors(target: Ints, probabilities: Floats) -> Floats:
+    """Each row's Brier score (n,): squared errors summed over the classes, 0 to 2.
+
+    Source: Brier, Monthly Weather Review 78(1), 1950.
+    """
+    truth = np.eye(probabilities.shape[1])[target]
+    result: Floats = ((probabilities - truth) ** 2).sum(axis=1)
+    return result
+
+
+def log_losses(target: Ints, probabilities: Floats) -> Floats:
+    """Each row's negative log of its class's probability (n,); 0 counts as the least float step."""
+    given = probabilities[np.arange(len(target)), target]
+    return -np.log(np.clip(given, np.finfo(np.float64).eps, 1))
+
+
+def mean(values: Floats, weights: Floats) -> Floats:
+    """Weighted means (b,) of values (n,); NaN where nothing counts."""
+    return _share(weights @ values, weights.sum(axis=1))
+
+
+def weight_blocks(patients: Ints, target: Ints, *, resamples: int, seed: int) -> Iterator[Floats]:
+    """Bootstrap over patients, stratified by class: how often each row counts, a block at a time.
+
+    Patients are drawn with replacement within their class, and bring all of their rows. The draws
+    do not depend on how large the blocks are.
 
     Args:
         patients: (n,) patient of each row, 0 to p - 1.
         target: (n,) class of each row; a patient has one class.
-        resamples: b.
+        resamples: in all.
         seed: of the draws.
 
-    Returns:
-        (b, n).
+    Yields:
+        (b, n), until they are `resamples` rows together.
     """
-    generator = np.random.default_rng(seed)
     count = int(patients.max()) + 1
     label = np.zeros(count, int)
     label[patients] = target
-    draws = np.zeros((resamples, count))
-    for value in np.unique(label):
-        members = np.flatnonzero(label == value)
-        draws[:, members] = generator.multinomial(
-            len(members), np.full(len(members), 1 / len(members)), size=resamples
-        )
-    result: Floats = draws[:, patients]
-    return result
+    members = {int(value): np.flatnonzero(label == value) for value in np.unique(label)}
+    streams = {value: np.random.default_rng([seed, value]) for value in members}
+    step = max(1, BLOCK_VALUES // max(len(patients), 1))
+    for first in range(0, resamples, step):
+        size = min(step, resamples - first)
+        draws = np.empty((size, count))
+        for value, group in members.items():
+            chosen = streams[value].integers(0, len(group), size=(size, len(group)))
+            chosen += np.arange(size)[:, None] * len(group)
+            draws[:, group] = np.bincount(chosen.ravel(), minlength=size * len(group)).reshape(
+                size, -1
+            )
+        yield draws[:, patients]
+
+
+def patient_weights(patients: Ints, target: Ints, *, resamples: int, seed: int) -> Floats:
+    """The blocks of `weight_blocks` together: (resamples, n)."""
+    return np.concatenate(list(weight_blocks(patients, target, resamples=resamples, seed=seed)))
+
+
+def bootstrapped(
+    measure: Callable[[Floats], Floats],
+    patients: Ints,
+    target: Ints,
+    *,
+    resamples: int,
+    seed: int,
+) -> Floats:
+    """What `measure`, (b, n) weights -> (b, k) figures, gives of all rows and of each resample.
+
+    Returns:
+        (1 + resamples, k), the point figures first. Without rows all are NaN.
+    """
+    ones = np.ones((1, len(target)))
+    point = measure(ones)
+    if not len(target):
+        return np.full((1 + resamples, point.shape[1]), np.nan)
+    blocks = weight_blocks(patients, target, resamples=resamples, seed=seed)
+    return np.concatenate([point, *(measure(weights) for weights in blocks)])
 
 
 def interval(values: Floats, confidence: float) -> tuple[float, float]:
@@ -107,3 +197,13 @@ def interval(values: Floats, confidence: float) -> tuple[float, float]:
         return float("nan"), float("nan")
     low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
+
+
+def _share(part: Floats, whole: Floats) -> Floats:
+    """Part of whole; NaN where the whole is 0."""
+    part, whole = np.broadcast_arrays(part, whole)
+    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+
+
+def _steps(classes: int) -> Ints:
+    return np.abs(np.arange(classes)[:, None] - np.arange(classes)[None, :])

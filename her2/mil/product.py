@@ -2,7 +2,8 @@
 
 `model.safetensors`, `card.json`, `history.parquet`, and of the slides that the fold held out
 `predictions.parquet`, `attention.parquet` and, where a head has more than one map or
-contributions of tiles, `maps.safetensors`. A search adds `trials.parquet`.
+contributions of tiles, `maps.safetensors`. `tune.parquet` has the predictions for the part that
+picked the epoch: temperatures and thresholds are fitted on it. A search adds `trials.parquet`.
 """
 
 import json
@@ -69,6 +70,8 @@ def write_fold(folder: Path, spec: TrainSpec, fold: Fold) -> None:
     """Predict what the fold held out, and write all of it, the card last."""
     held_out = sorted([*fold.parts["test"], *fold.parts["predict"]], key=lambda bag: bag.slide_id)
     _write_predictions(folder, spec, fold.trained.model, held_out)
+    tuned = [(bag, predict(fold.trained.model, bag).probabilities) for bag in fold.parts["tune"]]
+    _probability_table(spec, tuned).write_parquet(folder / "tune.parquet")
     if spec.protocol == "published":
         _write_random_bags(folder, spec, fold)
     pl.DataFrame([epoch.row() for epoch in fold.trained.history]).write_parquet(
@@ -186,20 +189,28 @@ def _write_predictions(
     rows, attention, maps = [], [], {}
     for bag in held_out:
         found = predict(model, bag)
-        rows.append((bag.slide_id, bag.patient_id, *map(float, found.probabilities)))
+        rows.append((bag, found.probabilities))
         attention.append((bag.slide_id, found.attention.tolist()))
         for name, values in (("attention", found.maps), ("contribution", found.contribution)):
             if values is not None:
                 maps[f"{name}/{bag.slide_id}"] = np.ascontiguousarray(values)
-    # Types are stated, because a test part can be left without a usable slide.
-    columns: dict[str, Any] = {"slide_id": pl.String, "patient_id": pl.String}
-    columns |= {f"prob_{name}": pl.Float64 for name in spec.task.class_names}
-    pl.DataFrame(rows, schema=columns, orient="row").write_parquet(folder / "predictions.parquet")
+    _probability_table(spec, rows).write_parquet(folder / "predictions.parquet")
     pl.DataFrame(
         attention, schema={"slide_id": pl.String, "attention": pl.List(pl.Float32)}, orient="row"
     ).write_parquet(folder / "attention.parquet")
     if maps:
         safetensors.numpy.save_file(maps, folder / MAPS_NAME)
+
+
+def _probability_table(
+    spec: TrainSpec, rows: Sequence[tuple[Bag, NDArray[np.floating[Any]]]]
+) -> pl.DataFrame:
+    """`slide_id, patient_id, prob_<class>`."""
+    # Types are stated, because a part can be left without a usable slide.
+    columns: dict[str, Any] = {"slide_id": pl.String, "patient_id": pl.String}
+    columns |= {f"prob_{name}": pl.Float64 for name in spec.task.class_names}
+    records = [(bag.slide_id, bag.patient_id, *map(float, given)) for bag, given in rows]
+    return pl.DataFrame(records, schema=columns, orient="row")
 
 
 def _write_random_bags(folder: Path, spec: TrainSpec, fold: Fold) -> None:

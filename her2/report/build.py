@@ -115,7 +115,11 @@ def tables(run: Results) -> dict[str, pl.DataFrame]:
     """The figures of the page for other programs: one table a file."""
     names = ("task_name", "encoder", "head")
     metrics = _stack(run, [model.metrics for model in run.models])
-    headline = metrics.filter((pl.col("metric") == "auc") & (pl.col("level") == "patient"))
+    headline = metrics.filter(
+        (pl.col("metric") == "auc")
+        & (pl.col("level") == "patient")
+        & (pl.col("class") != "weighted")
+    )
     domains = {name: performance.domain(run, name) for name in run.config.encoders}
     excluded = [asdict(row) for row in slides.excluded_slides(run)]
     folds = [

@@ -51,7 +51,7 @@ class Comparison:
 def comparisons(results: Results) -> list[Comparison]:
     """One a task and head; none where one encoder stands alone."""
     found = []
-    for task_name, table in results.comparisons.items():
+    for task_name, table in _encoder_pairs(results).items():
         for head in table["head"].unique(maintain_order=True):
             pairs = [_pair(results, row) for row in _rows(table, head)]
             found.append(
@@ -67,7 +67,7 @@ def comparisons(results: Results) -> list[Comparison]:
 
 def shared_tiles(results: Results) -> list[Shared]:
     """Which pairs read the same tile grid: um/px and size both agree."""
-    tables = [table.select("encoder", "other") for table in results.comparisons.values()]
+    tables = [table.select("encoder", "other") for table in _encoder_pairs(results).values()]
     if not tables:
         return []
     encoders = results.config.encoders
@@ -85,7 +85,7 @@ def comparison_table(results: Results) -> pl.DataFrame | None:
     """The tables of all tasks, with how many patients of the cohort either encoder saw."""
     parts = [
         table.select(pl.lit(task).alias("task"), pl.all())
-        for task, table in results.comparisons.items()
+        for task, table in _encoder_pairs(results).items()
     ]
     if not parts:
         return None
@@ -94,6 +94,23 @@ def comparison_table(results: Results) -> pl.DataFrame | None:
         pl.col(column).replace_strict(counts, return_dtype=pl.Int64).alias(name)
         for column, name in (("encoder", "overlap"), ("other", "other_overlap"))
     )
+
+
+def _encoder_pairs(results: Results) -> dict[str, pl.DataFrame]:
+    """The pairs of encoders by task, AUC per class and macro."""
+    names = {
+        "within": "head",
+        "first": "encoder",
+        "second": "other",
+        "first_value": "auc",
+        "second_value": "other_auc",
+    }
+    return {
+        task: table.filter((pl.col("kind") == "encoders") & (pl.col("grouping") == "")).rename(
+            names
+        )
+        for task, table in results.comparisons.items()
+    }
 
 
 def _rows(table: pl.DataFrame, head: str) -> list[dict[str, Any]]:

@@ -157,7 +157,7 @@ def _figures(model: Model) -> list[Notice]:
         if row["value"] is None:
             problem = f"is NA: {row['note'] or 'not defined'}"
         elif row["low"] is None:
-            problem = "has no interval: a resample lacks a class"
+            problem = f"has no interval: {row['note'] or 'not defined'}"
         else:
             continue
         what = f"{METRICS.get(row['metric'], row['metric'])} {row['class']}".rstrip()

@@ -248,7 +248,7 @@ def roc_curves(model: Model, *, sign: str = "") -> list[Curve]:
 def confusion_rows(model: Model) -> tuple[ConfusionRow, ...]:
     """Counts of patients and their share of the true class."""
     table = model.confusion.filter(pl.col("level") == "patient")
-    counts = {(true, guess): n for _, true, guess, n in table.iter_rows()}
+    counts = {(true, guess): n for _, true, guess, n, _ in table.iter_rows()}
     names = model.task.class_names
     rows = []
     for true in names:
@@ -350,8 +350,6 @@ def _cell(record: dict[str, Any] | None, *, with_count: bool, sign: str) -> Cell
     if record is None:
         return Cell(NA, note="not evaluated")
     notes = [record["note"]] if record["note"] else []
-    if record["value"] is not None and record["low"] is None:
-        notes.append("interval not defined: a resample lacks a class")
     if record["class"] == "macro" and (words := chance(record["low"], record["high"])):
         notes.append(words)
     if with_count and record["n_positive"] is not None:

@@ -1,25 +1,31 @@
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
-from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, roc_auc_score
+from polars.testing import assert_frame_equal
+from sklearn.metrics import (
+    average_precision_score,
+    balanced_accuracy_score,
+    cohen_kappa_score,
+    f1_score,
+    log_loss,
+    mean_absolute_error,
+    roc_auc_score,
+)
 
 from her2.cache import Cache
 from her2.config import EvaluationSection, Task
 from her2.errors import UserError
-from her2.evaluation.evaluate import (
-    confusion_table,
-    evaluate,
-    figures,
-    gather_predictions,
-    out_of_fold,
-    write_table,
-)
+from her2.evaluation.evaluate import evaluate, evaluation_tables
+from her2.evaluation.figures import confusion_table, figures, fold_figures
+from her2.evaluation.predictions import gather_predictions, out_of_fold
 from her2.files import digest
 from her2.manifest import FoldEntry, write_manifest
 from her2.specs import EvaluateSpec
+from her2.tables import write_table
 
 SCORE = Task(
     label="her2",
@@ -55,7 +61,8 @@ def slides_table(
 
 
 def cohort_labels(n: int = 80) -> np.ndarray:
-    return np.arange(n) % 4
+    """Some of each class, of some more than of others."""
+    return np.tile([0, 1, 2, 3, 1, 2, 2, 3, 0, 1], -(-n // 10))[:n]
 
 
 def measured(table: pl.DataFrame, task: Task = SCORE, **changed: object) -> dict:
@@ -81,9 +88,18 @@ def test_point_figures_are_scikit_learns() -> None:
     predicted = probs.argmax(axis=1)
     expected = {
         ("auc", "macro"): roc_auc_score(labels, probs, multi_class="ovr", average="macro"),
+        ("auc", "weighted"): roc_auc_score(labels, probs, multi_class="ovr", average="weighted"),
         ("balanced_accuracy", ""): balanced_accuracy_score(labels, predicted),
+        ("macro_f1", ""): f1_score(labels, predicted, average="macro"),
         ("quadratic_kappa", ""): cohen_kappa_score(labels, predicted, weights="quadratic"),
-    } | {("auc", n): roc_auc_score(labels == i, probs[:, i]) for i, n in enumerate(SCORE.classes)}
+        ("ordinal_mae", ""): mean_absolute_error(labels, predicted),
+        # The sum over classes: scikit-learn's Brier score of many classes may be its half.
+        ("brier", ""): np.mean(((probs - np.eye(4)[labels]) ** 2).sum(axis=1)),
+        ("log_loss", ""): log_loss(labels, probs),
+    }
+    for i, name in enumerate(SCORE.classes):
+        expected["auc", name] = roc_auc_score(labels == i, probs[:, i])
+        expected["auprc", name] = average_precision_score(labels == i, probs[:, i])
     assert {name: row["value"] for name, row in found.items()} == pytest.approx(expected)
 
 
@@ -91,8 +107,9 @@ def test_kappa_is_reported_for_ordered_classes_only() -> None:
     labels = cohort_labels()
     table = slides_table(labels, probabilities(labels, 1.0, seed=0))
     unordered = SCORE.model_copy(update={"ordinal": False})
-    assert ("quadratic_kappa", "") in measured(table)
-    assert ("quadratic_kappa", "") not in measured(table, unordered)
+    for metric in ("quadratic_kappa", "ordinal_mae"):
+        assert (metric, "") in measured(table)
+        assert (metric, "") not in measured(table, unordered)
 
 
 def test_each_figure_says_how_many_it_was_taken_over() -> None:
@@ -102,6 +119,9 @@ def test_each_figure_says_how_many_it_was_taken_over() -> None:
     positives = [found["auc", name]["n_positive"] for name in SCORE.class_names]
     assert positives == [5, 7, 3, 6]
     assert found["auc", "macro"]["n_positive"] is None
+    assert [found["auprc", name]["prevalence"] for name in SCORE.class_names] == pytest.approx(
+        [5 / 21, 7 / 21, 3 / 21, 6 / 21]
+    )
 
 
 def test_shuffled_labels_leave_one_half_inside_the_interval_of_the_macro_auc() -> None:
@@ -165,7 +185,10 @@ def test_the_seed_and_the_confidence_decide_the_interval() -> None:
 def test_figures_of_an_absent_class_are_null_with_the_reason() -> None:
     labels = np.arange(40) % 3  # no 3+
     found = measured(slides_table(labels, probabilities(labels, 1.0, seed=0)))
-    for name in (("auc", "3+"), ("auc", "macro"), ("balanced_accuracy", "")):
+    undefined = {("auc", "3+"), ("auc", "macro"), ("auc", "weighted"), ("auprc", "3+")}
+    undefined |= {("balanced_accuracy", ""), ("macro_f1", "")}
+    assert {name for name, row in found.items() if row["value"] is None} == undefined
+    for name in undefined:
         row = found[name]
         assert (row["value"], row["low"], row["high"]) == (None, None, None)
         assert row["note"] == "not defined: a class is absent"
@@ -221,6 +244,11 @@ def test_the_confusion_table_counts_every_pair() -> None:
     assert len(rows) == 16
     counted = {(row["true"], row["predicted"]): row["count"] for row in rows if row["count"]}
     assert counted == {("0", "0"): 1, ("0", "2+"): 1, ("1+", "1+"): 1, ("3+", "3+"): 1}
+    shares = {(row["true"], row["predicted"]): row["share"] for row in rows}
+    assert shares["0", "0"] == shares["0", "2+"] == 0.5
+    assert shares["1+", "1+"] == 1
+    assert shares["1+", "0"] == 0
+    assert shares["2+", "2+"] is None  # nobody is of this class
 
 
 class Models:
@@ -234,18 +262,21 @@ class Models:
         for repeat in range(repeats):
             entries = {}
             for fold in range(2):
-                held = []
+                held, tuned = [], []
                 for i in range(patients):
                     label = i % 2 if i < patients - 2 else None  # the last two: unlabelled
                     tested = (i // 2 + repeat) % 2 == fold
                     role = "predict" if label is None else ("test" if tested else "train")
+                    if role == "train" and i % 3 == 1:
+                        role = "tune"
                     for letter in "ab" if i % 3 == 0 else "a":
                         slide = f"s{i:02d}-{letter}"
                         records.append((slide, f"p{i:02d}", label, repeat, fold, role))
                         if role != "train":
                             p = float(generator.uniform(0.05, 0.95))
-                            held.append((slide, f"p{i:02d}", 1 - p, p))
-                entries[f"r{repeat}f{fold}"] = self.publish(held)
+                            part = tuned if role == "tune" else held
+                            part.append((slide, f"p{i:02d}", 1 - p, p))
+                entries[f"r{repeat}f{fold}"] = self.publish(held, tuned)
             manifests[f"r{repeat}f0-r{repeat}f1"] = entries
         for name, entries in manifests.items():
             write_manifest(self.models / f"{name}.json", entries)
@@ -257,13 +288,15 @@ class Models:
         pl.DataFrame(records, schema=schema, orient="row").write_parquet(self.folds)
         self.spec = EvaluateSpec(task=BINARY, chunks=tuple(manifests), evaluation=SECTION, seed=3)
 
-    def publish(self, held: list[tuple]) -> FoldEntry:
-        key = digest(held)
+    def publish(self, held: list[tuple], tuned: list[tuple]) -> FoldEntry:
+        key = digest([held, tuned])
         columns = ["slide_id", "patient_id", "prob_negative", "prob_positive"]
         with self.cache.publish("models", key) as folder:
-            pl.DataFrame(held, schema=columns, orient="row").write_parquet(
-                folder / "predictions.parquet"
-            )
+            for name, rows in (("predictions", held), ("tune", tuned)):
+                schema = dict(zip(columns, [pl.String] * 2 + [pl.Float64] * 2, strict=True))
+                pl.DataFrame(rows, schema=schema, orient="row").write_parquet(
+                    folder / f"{name}.parquet"
+                )
         return FoldEntry(key, 1, 1, 1, 0, 1, 0.5)
 
     def change(self, slide_id: str, value: float | None) -> None:
@@ -297,6 +330,7 @@ def test_predictions_are_one_row_a_held_out_slide_repeat_and_fold(models: Models
     ]  # fmt: skip
     assert not table.select("slide_id", "repeat", "fold").is_duplicated().any()
     expected = pl.read_parquet(models.folds).filter(pl.col("role") != "train")
+    assert set(expected["role"]) == {"test", "tune", "predict"}
     keys = ["slide_id", "patient_id", "repeat", "fold", "role"]
     assert set(table.select(keys).iter_rows()) == set(expected.select(keys).iter_rows())
 
@@ -307,7 +341,11 @@ def test_every_reported_figure_follows_from_the_predictions_table_alone(models: 
     tested = table.filter(pl.col("role") == "test")
     for level, key in (("slide", "slide_id"), ("patient", "patient_id")):
         means = tested.group_by(key).agg(pl.col("target").first(), pl.col("prob_positive").mean())
-        found = metrics.filter((pl.col("level") == level) & (pl.col("class") == "positive"))
+        found = metrics.filter(
+            (pl.col("level") == level)
+            & (pl.col("metric") == "auc")
+            & (pl.col("class") == "positive")
+        )
         assert found["value"].item() == pytest.approx(
             roc_auc_score(means["target"], means["prob_positive"])
         )
@@ -316,7 +354,10 @@ def test_every_reported_figure_follows_from_the_predictions_table_alone(models: 
 
 def test_tables_are_written_as_parquet_and_csv_with_equal_content(models: Models) -> None:
     metrics = models.evaluate()
-    names = ("predictions", "slides", "patients", "metrics", "confusion")
+    names = (
+        "predictions", "slides", "patients", "metrics", "fold_metrics", "confusion", "binary",
+        "temperatures", "calibration", "reliability", "operating", "decision",
+    )  # fmt: skip
     assert {path.name for path in models.output.iterdir()} == {
         f"{name}.{kind}" for name in names for kind in ("csv", "parquet")
     }
@@ -365,7 +406,8 @@ def test_a_prediction_of_a_train_slide_is_refused(models: Models) -> None:
 
 def test_a_patient_in_two_parts_is_refused(models: Models) -> None:
     table = pl.read_parquet(models.folds)
-    moved = pl.when(pl.col("slide_id") == "s00-b").then(pl.lit("tune")).otherwise("role")
+    moved = pl.when((pl.col("slide_id") == "s00-b") & (pl.col("role") == "test"))
+    moved = moved.then(pl.lit("tune")).otherwise("role")
     table.with_columns(role=moved).write_parquet(models.folds)
     with pytest.raises(UserError, match="p00 in test and tune"):
         models.gather()
@@ -373,10 +415,157 @@ def test_a_patient_in_two_parts_is_refused(models: Models) -> None:
 
 def test_a_fold_that_left_the_cache_is_named_with_the_mend(models: Models) -> None:
     folder = models.cache.path("models", models.manifests["r1f0-r1f1"]["r1f1"].key)
-    (folder / "predictions.parquet").unlink()
-    folder.rmdir()
+    shutil.rmtree(folder)
     with pytest.raises(UserError, match="r1f1: .*is not in the cache.*run snakemake again"):
         models.gather()
+
+
+def test_a_tune_prediction_of_a_test_slide_is_refused(models: Models) -> None:
+    """Whatever a model says of its test part must not fit a temperature or a threshold."""
+    table = pl.read_parquet(models.folds)
+    slide = table.filter(pl.col("role") == "tune")["slide_id"][0]
+    changed = pl.when((pl.col("slide_id") == slide) & (pl.col("role") == "tune"))
+    table.with_columns(role=changed.then(pl.lit("test")).otherwise("role")).filter(
+        pl.col("patient_id") != "p00"
+    ).write_parquet(models.folds)
+    with pytest.raises(UserError, match=f"not held out in the folds table.*{slide}"):
+        models.gather()
+
+
+def test_a_patient_of_two_classes_is_refused(models: Models) -> None:
+    table = pl.read_parquet(models.folds)
+    changed = pl.when((pl.col("slide_id") == "s00-b") & (pl.col("role") == "test"))
+    table.with_columns(label=changed.then(1).otherwise("label").cast(pl.Int32)).write_parquet(
+        models.folds
+    )
+    with pytest.raises(UserError, match=r"1 patients have slides of two classes.*p00 \(s00-a, s00"):
+        models.gather()
+
+
+def test_a_model_without_its_tune_part_is_named(models: Models) -> None:
+    folder = models.cache.path("models", models.manifests["r1f0-r1f1"]["r1f1"].key)
+    (folder / "tune.parquet").unlink()
+    with pytest.raises(UserError, match=r"r1f1: its model has no tune\.parquet"):
+        models.gather()
+
+
+def test_what_the_models_say_of_their_tune_parts_is_in_no_figure(models: Models) -> None:
+    """Only temperatures, thresholds and what they do follow from it."""
+    before = evaluation_tables(models.spec, models.gather())
+    reversed_tune = models.gather().with_columns(
+        pl.when(pl.col("role") == "tune")
+        .then(pl.col(f"prob_{other}"))
+        .otherwise(pl.col(f"prob_{name}"))
+        .alias(f"prob_{name}")
+        for name, other in (("negative", "positive"), ("positive", "negative"))
+    )
+    after = evaluation_tables(models.spec, reversed_tune)
+    changed = {name for name, table in before.items() if not table.equals(after[name])}
+    assert changed <= {
+        "predictions", "temperatures", "calibration", "reliability", "operating", "decision",
+    }  # fmt: skip
+    for name in ("calibration", "reliability", "decision"):
+        plain = pl.col("state") == "as predicted"
+        assert before[name].filter(plain).equals(after[name].filter(plain)), name
+
+
+def test_permuting_the_predictions_changes_no_table(models: Models) -> None:
+    table = models.gather()
+    before = evaluation_tables(models.spec, table)
+    after = evaluation_tables(models.spec, table.sample(fraction=1, shuffle=True, seed=1))
+    for name in before:
+        if name != "predictions":
+            assert_frame_equal(before[name], after[name], rel_tol=1e-9)
+
+
+def test_each_fold_is_measured_on_its_own_test_part(models: Models) -> None:
+    table = models.gather()
+    found = fold_figures(table, BINARY, level="slide")
+    for repeat, fold in ((0, 0), (1, 1)):
+        own = table.filter(
+            (pl.col("repeat") == repeat) & (pl.col("fold") == fold) & (pl.col("role") == "test")
+        )
+        row = found.row(
+            by_predicate=(pl.col("run") == f"r{repeat}f{fold}")
+            & (pl.col("metric") == "auc")
+            & (pl.col("class") == "positive"),
+            named=True,
+        )
+        assert row["value"] == pytest.approx(roc_auc_score(own["target"], own["prob_positive"]))
+        assert (row["n"], row["n_positive"]) == (len(own), own["target"].sum())
+
+
+def test_a_fold_that_lacks_a_class_is_na_and_the_others_are_not() -> None:
+    rows = [("s1", "p1", 0, 0, "test", 0, 0.9, 0.1), ("s2", "p2", 0, 0, "test", 1, 0.2, 0.8)]
+    rows += [("s3", "p3", 0, 1, "test", 0, 0.6, 0.4), ("s4", "p4", 0, 1, "test", 0, 0.7, 0.3)]
+    columns = ["slide_id", "patient_id", "repeat", "fold", "role", "target"]
+    table = pl.DataFrame(rows, schema=[*columns, "prob_negative", "prob_positive"], orient="row")
+    found = fold_figures(table, BINARY, level="patient").filter(pl.col("metric") == "auc")
+    by_run = {row["run"]: row for row in found.filter(pl.col("class") == "positive").to_dicts()}
+    assert by_run["r0f0"]["value"] == 1
+    assert by_run["r0f1"]["value"] is None
+    assert by_run["r0f1"]["note"] == "not defined: a class is absent"
+
+
+def few(targets: Sequence[int], probabilities: Sequence[Sequence[float]]) -> pl.DataFrame:
+    """Predictions of one fold for the task SCORE, a patient a row, without a tune part."""
+    records = [
+        {"slide_id": f"s{i}", "patient_id": f"p{i}", "repeat": 0, "fold": 0, "role": "test",
+         "target": target, **dict(zip(PROBS, row, strict=True))}
+        for i, (target, row) in enumerate(zip(targets, probabilities, strict=True))
+    ]  # fmt: skip
+    schema = {"slide_id": pl.String, "patient_id": pl.String, "target": pl.Int32}
+    schema |= {"repeat": pl.Int32, "fold": pl.Int32, "role": pl.String}
+    return pl.DataFrame(records, schema=schema | dict.fromkeys(PROBS, pl.Float64))
+
+
+def tables_of(predictions: pl.DataFrame) -> dict[str, pl.DataFrame]:
+    spec = EvaluateSpec(task=SCORE, chunks=(), evaluation=SECTION, seed=3)
+    return evaluation_tables(spec, predictions)
+
+
+def test_tables_of_one_patient_are_full_of_reasons() -> None:
+    found = tables_of(few([2], [[0.1, 0.2, 0.4, 0.3]]))
+    metrics = {(row["metric"], row["class"]): row for row in found["metrics"].to_dicts()}
+    assert metrics["auc", "2+"]["note"] == "not defined: every slide is of this class"
+    for table in ("metrics", "binary", "calibration", "operating"):
+        for row in found[table].to_dicts():
+            value = row.get("value", row.get("sensitivity"))
+            assert value is not None or row["note"], (table, row)
+            assert row.get("low") is None, (table, row)
+            assert row["note"], (table, row)
+    assert found["temperatures"]["note"].to_list() == ["no tune part"]
+    assert len(found["decision"]) == 0
+
+
+def test_tables_of_nobody_are_full_of_reasons() -> None:
+    found = tables_of(few([], []))
+    for table in ("metrics", "binary", "calibration", "operating"):
+        assert len(found[table])
+        assert found[table]["note"].str.len_chars().min() > 0, table
+
+
+def test_equal_probabilities_are_chance_by_ties_and_have_no_delong_interval() -> None:
+    found = tables_of(few([0, 1, 2, 3] * 5, [[0.25] * 4] * 20))
+    metrics = {(row["metric"], row["class"]): row for row in found["metrics"].to_dicts()}
+    row = metrics["auc", "macro"]
+    assert (row["value"], row["low"], row["high"]) == (0.5, 0.5, 0.5)
+    assert metrics["auprc", "3+"]["value"] == metrics["auprc", "3+"]["prevalence"]
+    delong = found["binary"].filter(pl.col("method") == "delong")
+    assert delong["low"].null_count() == len(delong)
+    assert all("variance is 0" in note for note in delong["note"])
+
+
+def test_a_class_of_one_patient_gives_no_interval_to_what_rests_on_it() -> None:
+    """Every resample of one patient is that patient: an interval would be too narrow."""
+    labels = np.array([0] * 9 + [1] * 9 + [2] * 9 + [3])
+    found = measured(slides_table(labels, probabilities(labels, 1.0, seed=0)))
+    for name in (("auc", "3+"), ("auc", "macro"), ("balanced_accuracy", "")):
+        assert found[name]["value"] is not None
+        assert found[name]["low"] is None
+        assert found[name]["note"] == "interval not defined: fewer than 2 patients of 3+"
+    for name in (("auc", "0"), ("brier", ""), ("quadratic_kappa", "")):
+        assert found[name]["low"] is not None, name
 
 
 def test_a_table_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

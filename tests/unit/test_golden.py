@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from her2.config import EvaluationSection, Task, TilingSection, TrainingSection, parse_config
-from her2.evaluation.evaluate import figures
+from her2.evaluation.figures import figures
 from her2.folds import assign_roles
 from her2.grid import tile_slide
 from her2.mil.bags import Bag

@@ -19,7 +19,7 @@ from her2.config import Config, parse_config
 from her2.encoders.card import EncoderCard, write_card
 from her2.encoders.overlap import Overlap
 from her2.errors import UserError
-from her2.evaluation.compare import paired_differences
+from her2.evaluation.compare import compare
 from her2.evaluation.evaluate import confusion_table, figures, out_of_fold
 from her2.files import write_json
 from her2.manifest import FeatureEntry, FoldEntry, TileEntry, write_manifest
@@ -27,7 +27,7 @@ from her2.report import comparison, notices, overlap, performance, pretraining, 
 from her2.report.build import build_report
 from her2.report.gallery import script, script_hash
 from her2.report.read import read_results
-from her2.specs import ReportSpec, dump, load
+from her2.specs import CompareSpec, ReportSpec, dump, load
 from her2.store import write_store
 from her2.tables import guard_cells
 
@@ -173,13 +173,15 @@ class Cohort:
 
     def _write_comparison(self, folder: Path, config: Config) -> None:
         evaluation = folder / "evaluation" / "score"
-        tables = {
-            encoder: pl.read_parquet(evaluation / encoder / "abmil" / "patients.parquet")
-            for encoder in self.encoders
-        }
-        paired_differences(tables, config.tasks["score"], config.evaluation, seed=1).select(
-            pl.lit("abmil").alias("head"), pl.all()
-        ).write_parquet(evaluation / "comparison.parquet")
+        spec = CompareSpec(
+            task=config.tasks["score"],
+            encoders=self.encoders,
+            domains=dict.fromkeys(self.encoders, "none"),
+            heads=("abmil",),
+            evaluation=config.evaluation,
+            seed=1,
+        )
+        compare(spec, evaluation, evaluation)
 
     @property
     def names(self) -> list[str]:
@@ -435,7 +437,11 @@ def test_headline_figures_are_those_of_the_metrics_table(tmp_path):
     folder = tmp_path / "results" / "evaluation" / "score"
     for encoder in ("one", "two"):
         metrics = pl.read_parquet(folder / encoder / "abmil" / "metrics.parquet")
-        rows = metrics.filter((pl.col("level") == "patient") & (pl.col("metric") == "auc"))
+        rows = metrics.filter(
+            (pl.col("level") == "patient")
+            & (pl.col("metric") == "auc")
+            & (pl.col("class") != "weighted")
+        )
         for cell, figure in zip(page.row(f"{encoder} / abmil")[2:6], rows.to_dicts(), strict=True):
             wanted = f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
             assert cell.startswith(wanted)
@@ -458,17 +464,17 @@ def test_rows_keep_the_order_of_the_config_and_say_what_encoders_were_trained_on
 def test_each_pair_of_encoders_is_compared_as_in_the_table(tmp_path):
     page = report(tmp_path, Cohort(encoders=("one", "two", "six"), signal=0.3))
     path = tmp_path / "results" / "evaluation" / "score" / "comparison.parquet"
-    rows = pl.read_parquet(path).to_dicts()
+    rows = pl.read_parquet(path).filter(pl.col("grouping") == "").to_dicts()
     shown = [[" ".join(cell.split()) for cell in row] for row in page.rows]
     for row in rows:
-        names = [row["encoder"], row["other"]] + [row["class"]] * (row["class"] != "macro")
+        names = [row["first"], row["second"]] + [row["class"]] * (row["class"] != "macro")
         cells = next(cells for cells in shown if cells[: len(names)] == names)[len(names) :]
         held = row["low"] <= 0 <= row["high"]
         difference = text.signed(row["difference"])
         words = f"{difference} [{row['low']:.3f}, {row['high']:.3f}]"
         assert cells == [
-            f"{row['auc']:.3f}",
-            f"{row['other_auc']:.3f}",
+            f"{row['first_value']:.3f}",
+            f"{row['second_value']:.3f}",
             words + " no difference shown" * held,
             text.p_value(row["p"]),
             "18",

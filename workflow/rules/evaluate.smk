@@ -1,11 +1,32 @@
 """Stage 2, evaluation and attention pictures of each task, encoder and head.
 
 in:  the folds and the manifests of the trained folds
-out: evaluation/{task}/{encoder}/{head}/predictions.parquet (and slides, patients, metrics,
-     confusion; each also as CSV)
-     evaluation/{task}/comparison.parquet   encoders against each other, paired
+out: evaluation/{task}/{encoder}/{head}/predictions.parquet, and the tables of figures that are made
+     of it (docs/statistics.md), each also as CSV
+     evaluation/{task}/comparison.parquet   encoders and heads against each other, paired
+     evaluation/{task}/statement.csv        H&E pre-training against the others, a line a head
      heatmaps/{task}/{encoder}/{head}/heatmaps.json, and the pictures it lists
 """
+
+
+def statistics(name):
+    """A table of one model, marked for Snakemake's own report."""
+    return report(
+        f"{RESULTS}/evaluation/{{task}}/{{encoder}}/{{head}}/{name}.csv",
+        caption=f"../report/{name}.rst",
+        category="Statistics",
+        labels={"task": "{task}", "encoder": "{encoder}", "head": "{head}", "table": name},
+    )
+
+
+def comparison(name):
+    """A table of one task, marked likewise."""
+    return report(
+        f"{RESULTS}/evaluation/{{task}}/{name}.csv",
+        caption=f"../report/{name}.rst",
+        category="Statistics",
+        labels={"task": "{task}", "encoder": "all", "head": "all", "table": name},
+    )
 
 
 rule evaluate:
@@ -19,11 +40,15 @@ rule evaluate:
         ),
     output:
         predictions=f"{RESULTS}/evaluation/{{task}}/{{encoder}}/{{head}}/predictions.parquet",
-        metrics=report(
-            f"{RESULTS}/evaluation/{{task}}/{{encoder}}/{{head}}/metrics.csv",
-            category="Figures",
-            labels={"task": "{task}", "encoder": "{encoder}", "head": "{head}"},
-        ),
+        metrics=statistics("metrics"),
+        fold_metrics=statistics("fold_metrics"),
+        confusion=statistics("confusion"),
+        binary=statistics("binary"),
+        temperatures=statistics("temperatures"),
+        calibration=statistics("calibration"),
+        reliability=statistics("reliability"),
+        operating=statistics("operating"),
+        decision=statistics("decision"),
     log:
         f"{RESULTS}/logs/evaluate/{{task}}/{{encoder}}/{{head}}.log",
     benchmark:
@@ -54,6 +79,8 @@ rule compare_encoders:
         ),
     output:
         f"{RESULTS}/evaluation/{{task}}/comparison.parquet",
+        table=comparison("comparison"),
+        statement=comparison("statement"),
     log:
         f"{RESULTS}/logs/compare_encoders/{{task}}.log",
     benchmark:

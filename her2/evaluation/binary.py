@@ -1,0 +1,125 @@
+"""Stage 2, evaluate: figures of the regrouped scores, by bootstrap and by DeLong."""
+
+import math
+
+import numpy as np
+import polars as pl
+
+from her2.config import EvaluationSection, Task
+from her2.evaluation.delong import area_interval
+from her2.evaluation.figures import null
+from her2.evaluation.groupings import Grouping, Sides, groupings_of, side_missing, two_sides
+from her2.evaluation.metrics import Floats, areas, bootstrapped, interval, mean
+from her2.evaluation.predictions import Rows, rows_of
+
+BINARY = {
+    "level": pl.String,
+    "grouping": pl.String,
+    "metric": pl.String,
+    "value": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "method": pl.String,
+    "n": pl.Int64,
+    "n_positive": pl.Int64,
+    "prevalence": pl.Float64,
+    "note": pl.String,
+}
+
+
+def binary_table(
+    table: pl.DataFrame, task: Task, section: EvaluationSection, *, level: str, seed: int
+) -> pl.DataFrame:
+    """AUC (a row each by bootstrap and DeLong), AUPRC and Brier score of each grouping.
+
+    Bootstrap resamples are those of `figures`: patients within their class. DeLong takes rows as
+    independent, so it has no interval where a patient has two slides.
+
+    Returns:
+        `level, grouping, metric, value, low, high, method, n, n_positive, prevalence, note`.
+    """
+    rows = rows_of(table, task)
+    groupings = groupings_of(task, section)
+    sides = [two_sides(rows, grouping) for grouping in groupings]
+    if not sides:
+        return pl.DataFrame(schema=BINARY)
+    values = bootstrapped(
+        lambda weights: np.concatenate([_measure(one, weights) for one in sides], axis=1),
+        rows.patients,
+        rows.target,
+        resamples=section.bootstrap,
+        seed=seed,
+    )
+    records = []
+    for index, (grouping, one) in enumerate(zip(groupings, sides, strict=True)):
+        missing, few = side_missing(one.positive), _too_few(rows, one)
+        for offset, metric in enumerate(("auc", "auprc", "brier")):
+            column = values[:, 3 * index + offset]
+            low, high = (math.nan, math.nan) if few else interval(column[1:], section.confidence)
+            notes = missing or few, one.note
+            records.append(
+                _record(level, grouping, one, metric, "bootstrap", (column[0], low, high), notes)
+            )
+        area, low, high, note = _delong(rows, one, section.confidence)
+        records.append(
+            _record(
+                level,
+                grouping,
+                one,
+                "auc",
+                "delong",
+                (area, low, high),
+                (missing or note, one.note),
+            )
+        )
+    return pl.DataFrame(records, schema=BINARY)
+
+
+def _measure(sides: Sides, weights: Floats) -> Floats:
+    """AUC, AUPRC and Brier score (b, 3); NaN without rows of both sides."""
+    if side_missing(sides.positive):
+        return np.full((len(weights), 3), np.nan)
+    own = weights[:, sides.kept]
+    errors = (sides.scores - sides.positive) ** 2
+    return np.stack([*areas(sides.positive, sides.scores, own), mean(errors, own)], axis=1)
+
+
+def _delong(rows: Rows, sides: Sides, confidence: float) -> tuple[float, float, float, str]:
+    area, low, high = area_interval(sides.positive, sides.scores, confidence)
+    if not rows.single:
+        return area, math.nan, math.nan, "no DeLong interval: slides of a patient are dependent"
+    note = "no DeLong interval: its variance is 0 or not defined" if math.isnan(low) else ""
+    return area, low, high, note
+
+
+def _too_few(rows: Rows, sides: Sides) -> str:
+    patients = rows.patients[sides.kept]
+    few = [
+        name
+        for name, side in (("positive", sides.positive), ("negative", ~sides.positive))
+        if len(np.unique(patients[side])) < 2
+    ]
+    return f"interval not defined: fewer than 2 patients of the {few[0]} side" if few else ""
+
+
+def _record(
+    level: str,
+    grouping: Grouping,
+    sides: Sides,
+    metric: str,
+    method: str,
+    values: tuple[float, float, float],
+    notes: tuple[str, str],
+) -> dict[str, object]:
+    positive = int(sides.positive.sum())
+    return {
+        "level": level,
+        "grouping": grouping.name,
+        "metric": metric,
+        **dict(zip(("value", "low", "high"), map(null, values), strict=True)),
+        "method": method,
+        "n": len(sides),
+        "n_positive": positive,
+        "prevalence": positive / len(sides) if len(sides) else None,
+        "note": "; ".join(note for note in notes if note),
+    }

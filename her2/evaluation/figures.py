@@ -1,0 +1,219 @@
+"""Stage 2, evaluate: the figures of slides and patients, pooled with intervals and of each fold."""
+
+import numpy as np
+import polars as pl
+
+from her2.config import EvaluationSection, Task
+from her2.evaluation.metrics import (
+    Floats,
+    areas,
+    balanced_accuracy,
+    bootstrapped,
+    confusion,
+    interval,
+    log_losses,
+    macro_f1,
+    mean,
+    ordinal_mae,
+    quadratic_kappa,
+    squared_errors,
+)
+from her2.evaluation.predictions import Rows, averaged, of_run, rows_of, runs
+
+FIGURES = {
+    "level": pl.String,
+    "metric": pl.String,
+    "class": pl.String,
+    "value": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "n": pl.Int64,
+    "n_positive": pl.Int64,
+    "prevalence": pl.Float64,
+    "note": pl.String,
+}
+FOLD_FIGURES = {
+    "level": pl.String,
+    "run": pl.String,
+    "metric": pl.String,
+    "class": pl.String,
+    "value": pl.Float64,
+    "n": pl.Int64,
+    "n_positive": pl.Int64,
+    "note": pl.String,
+}
+EACH_CLASS = ("auc", "auprc", "balanced_accuracy", "macro_f1")
+"""Figures that count every class alike, however rare: each needs patients."""
+
+
+def figure_names(task: Task) -> list[tuple[str, str]]:
+    """(metric, class) of each column of `measure`."""
+    classes = task.class_names
+    ordinal = ("quadratic_kappa", "ordinal_mae") if task.ordinal else ()
+    return [
+        *(("auc", name) for name in (*classes, "macro", "weighted")),
+        *(("auprc", name) for name in classes),
+        *((name, "") for name in ("balanced_accuracy", "macro_f1", *ordinal)),
+        *((name, "") for name in ("brier", "log_loss")),
+    ]
+
+
+def measure(rows: Rows, task: Task, weights: Floats) -> Floats:
+    """Every figure of `figure_names` (b, k) for weights (b, n)."""
+    if not len(rows):
+        return np.full((len(weights), len(figure_names(task))), np.nan)
+    count = len(task.class_names)
+    found = [
+        areas(rows.target == index, rows.probabilities[:, index], weights) for index in range(count)
+    ]
+    aucs = np.stack([area for area, _ in found], axis=1)
+    # By prevalence in the resample, as scikit-learn's `average="weighted"`.
+    prevalence = weights @ np.eye(count)[rows.target] / weights.sum(axis=1, keepdims=True)
+    matrices = confusion(rows.target, rows.predicted, count, weights)
+    ordinal = [quadratic_kappa(matrices), ordinal_mae(matrices)] if task.ordinal else []
+    return np.stack(
+        [
+            *aucs.T,
+            aucs.mean(axis=1),
+            (aucs * prevalence).sum(axis=1),
+            *(precision for _, precision in found),
+            balanced_accuracy(matrices),
+            macro_f1(matrices),
+            *ordinal,
+            mean(squared_errors(rows.target, rows.probabilities), weights),
+            mean(log_losses(rows.target, rows.probabilities), weights),
+        ],
+        axis=1,
+    )
+
+
+def figures(
+    table: pl.DataFrame, task: Task, section: EvaluationSection, *, level: str, seed: int
+) -> pl.DataFrame:
+    """Figures of a table of slides or patients, with patient-bootstrap intervals.
+
+    Returns:
+        `level, metric, class, value, low, high, n, n_positive, prevalence, note`; a figure that is
+        not defined is null with the reason in `note`.
+    """
+    rows = rows_of(table, task)
+    values = bootstrapped(
+        lambda weights: measure(rows, task, weights),
+        rows.patients,
+        rows.target,
+        resamples=section.bootstrap,
+        seed=seed,
+    )
+    records = []
+    for (metric, name), column in zip(figure_names(task), values.T, strict=True):
+        low, high = interval(column[1:], section.confidence)
+        few = _too_few(rows, task, metric, name)
+        note = _absent(rows, task, name, level) if np.isnan(column[0]) else few
+        if not np.isnan(column[0]) and few:
+            low = high = float("nan")
+        positive = _positive(rows, task, name)
+        records.append(
+            {
+                "level": level,
+                "metric": metric,
+                "class": name,
+                "value": null(column[0]),
+                "low": null(low),
+                "high": null(high),
+                "n": len(rows),
+                "n_positive": positive,
+                "prevalence": None if positive is None or not len(rows) else positive / len(rows),
+                "note": note,
+            }
+        )
+    return pl.DataFrame(records, schema=FIGURES)
+
+
+def fold_figures(predictions: pl.DataFrame, task: Task, *, level: str) -> pl.DataFrame:
+    """The figures of each model on its own test part; a fold is too small for an interval.
+
+    Returns:
+        `level, run, metric, class, value, n, n_positive, note`.
+    """
+    records = []
+    for run, repeat, fold in runs(predictions):
+        tested = of_run(predictions, repeat, fold, "test")
+        rows = rows_of(averaged(tested, task.class_names, by=f"{level}_id"), task)
+        values = measure(rows, task, np.ones((1, len(rows))))[0]
+        records += [
+            {
+                "level": level,
+                "run": run,
+                "metric": metric,
+                "class": name,
+                "value": null(value),
+                "n": len(rows),
+                "n_positive": _positive(rows, task, name),
+                "note": _absent(rows, task, name, level) if np.isnan(value) else "",
+            }
+            for (metric, name), value in zip(figure_names(task), values, strict=True)
+        ]
+    return pl.DataFrame(records, schema=FOLD_FIGURES)
+
+
+def confusion_table(table: pl.DataFrame, task: Task, *, level: str) -> pl.DataFrame:
+    """`level, true, predicted, count, share` (of the true class), one row a pair of classes."""
+    names = task.class_names
+    rows = rows_of(table, task)
+    matrix = confusion(rows.target, rows.predicted, len(names), np.ones((1, len(rows))))[0]
+    return pl.DataFrame(
+        [
+            {
+                "level": level,
+                "true": true,
+                "predicted": guess,
+                "count": int(matrix[i, j]),
+                "share": matrix[i, j] / matrix[i].sum() if matrix[i].any() else None,
+            }
+            for i, true in enumerate(names)
+            for j, guess in enumerate(names)
+        ],
+        schema={
+            "level": pl.String,
+            "true": pl.String,
+            "predicted": pl.String,
+            "count": pl.Int64,
+            "share": pl.Float64,
+        },
+    )
+
+
+def null(value: float) -> float | None:
+    """None for NaN."""
+    return None if np.isnan(value) else float(value)
+
+
+def _positive(rows: Rows, task: Task, name: str) -> int | None:
+    if name not in task.class_names:
+        return None
+    return int((rows.target == task.class_names.index(name)).sum())
+
+
+def _absent(rows: Rows, task: Task, name: str, level: str) -> str:
+    """Why a figure is not defined."""
+    if not len(rows):
+        return f"not defined: no {level} was tested"
+    present = {task.class_names[index] for index in np.unique(rows.target)}
+    if name in present:
+        return f"not defined: every {level} is of this class"
+    if name in task.class_names or len(present) < len(task.class_names):
+        return "not defined: a class is absent"
+    return "not defined: the predictions leave nothing to chance"
+
+
+def _too_few(rows: Rows, task: Task, metric: str, name: str) -> str:
+    """Why a figure has no interval: resampling one patient gives that patient again."""
+    counts = rows.class_patients()
+    if metric in EACH_CLASS:
+        if name in task.class_names:
+            own = counts[task.class_names.index(name)]
+            few = [name] if own < 2 else ["the others"] if counts.sum() - own < 2 else []
+        else:
+            few = [one for one, n in zip(task.class_names, counts, strict=True) if n < 2]
+        return f"interval not defined: fewer than 2 patients of {', '.join(few)}" if few else ""
+    return "" if (counts > 1).any() else "interval not defined: no class has 2 patients"

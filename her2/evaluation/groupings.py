@@ -1,0 +1,88 @@
+"""Stage 2, evaluate: scores regrouped into two sides, as a clinical question would.
+
+The score of a row is P(positive side) / (P(positive side) + P(negative side)); rows of neither
+side are left out. A task of two classes is its own grouping.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from her2.config import EvaluationSection, Task
+from her2.evaluation.metrics import Bools, Floats
+from her2.evaluation.predictions import Rows
+
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """Class indices of both sides."""
+
+    name: str
+    negative: tuple[int, ...]
+    positive: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """The rows (m of n) of a grouping.
+
+    `kept` (n,) which they are; of them `positive` (m,) and `scores` (m,). `undecided` of them have
+    probability 0 for both sides and are scored 0.5.
+    """
+
+    kept: Bools
+    positive: Bools
+    scores: Floats
+    undecided: int
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def note(self) -> str:
+        """What has to be said of the scores."""
+        if not self.undecided:
+            return ""
+        return f"{self.undecided} with probability 0 for both sides scored 0.5"
+
+
+def groupings_of(task: Task, section: EvaluationSection) -> tuple[Grouping, ...]:
+    """The groupings of the config that name only classes of the task, in its order."""
+    names = task.class_names
+    found = {
+        name: Grouping(
+            name,
+            tuple(names.index(one) for one in sides.negative),
+            tuple(names.index(one) for one in sides.positive),
+        )
+        for name, sides in section.groupings.items()
+        if set(sides.classes) <= set(names)
+    }
+    if len(names) == 2:
+        own = Grouping(f"{names[0]} vs {names[1]}", (0,), (1,))
+        found = {own.name: own} | found
+    return tuple(found.values())
+
+
+def two_sides(rows: Rows, grouping: Grouping) -> Sides:
+    """Rows of either side, and how much their probabilities lean to the positive one."""
+    kept = np.isin(rows.target, (*grouping.negative, *grouping.positive))
+    probabilities = rows.probabilities[kept]
+    up = probabilities[:, list(grouping.positive)].sum(axis=1)
+    both = up + probabilities[:, list(grouping.negative)].sum(axis=1)
+    scores = np.divide(up, both, out=np.full(len(up), 0.5), where=both > 0)
+    return Sides(
+        kept=kept,
+        positive=np.isin(rows.target[kept], grouping.positive),
+        scores=scores,
+        undecided=int((both <= 0).sum()),
+    )
+
+
+def side_missing(positive: Bools) -> str:
+    """Why two sides cannot be told apart; empty when they can."""
+    if not len(positive):
+        return "not defined: no patient of either side"
+    if not positive.any():
+        return "not defined: no patient of the positive side"
+    return "" if not positive.all() else "not defined: no patient of the negative side"

@@ -1,0 +1,176 @@
+"""Stage 2, evaluate: sensitivity at a fixed specificity, and back, of the regrouped scores.
+
+Each fold's threshold comes from its tune part alone, and is applied to that fold's test part.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import polars as pl
+from sklearn.metrics import roc_curve
+from statsmodels.stats.proportion import proportion_confint
+
+from her2.config import EvaluationSection, Task
+from her2.evaluation.groupings import Grouping, Sides, groupings_of, side_missing, two_sides
+from her2.evaluation.metrics import Bools, Floats
+from her2.evaluation.predictions import averaged, of_run, rows_of, runs
+
+OPERATING = {
+    "level": pl.String,
+    "grouping": pl.String,
+    "fixed": pl.String,
+    "asked": pl.Float64,
+    "sensitivity": pl.Float64,
+    "sensitivity_low": pl.Float64,
+    "sensitivity_high": pl.Float64,
+    "specificity": pl.Float64,
+    "specificity_low": pl.Float64,
+    "specificity_high": pl.Float64,
+    "ppv": pl.Float64,
+    "npv": pl.Float64,
+    "n_positive": pl.Int64,
+    "n_negative": pl.Int64,
+    "threshold_min": pl.Float64,
+    "threshold_max": pl.Float64,
+    "note": pl.String,
+}
+
+
+@dataclass(slots=True)
+class _Calls:
+    """Test rows of all folds: what they are, whether they were called positive, whose they are."""
+
+    positive: list[Bools] = field(default_factory=list)
+    called: list[Bools] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    patients: list[str] = field(default_factory=list)
+    thresholds: list[float] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def threshold(positive: Bools, scores: Floats, fixed: str, asked: float) -> float:
+    """The least threshold with the asked specificity, or the greatest with the asked sensitivity.
+
+    A row is called positive from the threshold up. Of the thresholds that hold what is asked on
+    these rows it is the best for the other side.
+
+    Args:
+        positive: (n,), with both sides.
+        scores: (n,).
+        fixed: `specificity` or `sensitivity`.
+        asked: its least value, 0 to 1.
+    """
+    false_rate, true_rate, thresholds = roc_curve(positive, scores, drop_intermediate=False)
+    # Above every score nothing is called; scikit-learn says infinity there.
+    thresholds[0] = np.nextafter(thresholds[1], np.inf)
+    tolerance = 1e-12  # 1 - 0.9 is not 0.1
+    if fixed == "specificity":
+        return float(thresholds[np.flatnonzero(false_rate <= 1 - asked + tolerance)[-1]])
+    return float(thresholds[np.flatnonzero(true_rate >= asked - tolerance)[0]])
+
+
+def operating_table(
+    predictions: pl.DataFrame, task: Task, section: EvaluationSection, *, level: str
+) -> pl.DataFrame:
+    """What each grouping's asked specificity and sensitivity come to on the test parts.
+
+    Counts are pooled over folds. A patient (or slide) that several repeats test counts as the
+    share of them that called it positive. Intervals are Wilson's, of as many trials as there are
+    patients.
+
+    Returns:
+        `level, grouping, fixed, asked, sensitivity, sensitivity_low, sensitivity_high,
+        specificity, specificity_low, specificity_high, ppv, npv, n_positive, n_negative,
+        threshold_min, threshold_max, note`.
+    """
+    asked = {"specificity": section.specificity, "sensitivity": section.sensitivity}
+    records = [
+        {"level": level, "grouping": grouping.name, "fixed": fixed, "asked": value}
+        | _record(_calls(predictions, task, grouping, level, fixed, value), section.confidence)
+        for grouping in groupings_of(task, section)
+        for fixed, value in asked.items()
+    ]
+    return pl.DataFrame(records, schema=OPERATING)
+
+
+def _calls(
+    predictions: pl.DataFrame, task: Task, grouping: Grouping, level: str, fixed: str, asked: float
+) -> _Calls:
+    calls, lacking = _Calls(), []
+    for run, repeat, fold in runs(predictions):
+        tuned, _ = _sides(predictions, (repeat, fold, "tune"), task, grouping, level)
+        tested, table = _sides(predictions, (repeat, fold, "test"), task, grouping, level)
+        if side_missing(tuned.positive):
+            lacking.append(run)
+            continue
+        at = threshold(tuned.positive, tuned.scores, fixed, asked)
+        calls.thresholds.append(at)
+        calls.positive.append(tested.positive)
+        calls.called.append(tested.scores >= at)
+        kept = table.filter(pl.Series(tested.kept))
+        calls.names += kept[f"{level}_id"].to_list()
+        calls.patients += kept["patient_id"].to_list()
+    if lacking:
+        calls.notes.append(
+            f"no threshold in {', '.join(lacking)}: the tune part lacks a side; its test part is "
+            "left out"
+        )
+    return calls
+
+
+def _sides(
+    predictions: pl.DataFrame,
+    part: tuple[int, int, str],
+    task: Task,
+    grouping: Grouping,
+    level: str,
+) -> tuple[Sides, pl.DataFrame]:
+    table = averaged(of_run(predictions, *part), task.class_names, by=f"{level}_id")
+    return two_sides(rows_of(table, task), grouping), table
+
+
+def _record(calls: _Calls, confidence: float) -> dict[str, object]:
+    if not calls.thresholds:
+        note = "; ".join(calls.notes) or "not defined: nobody was tested"
+        return {"n_positive": 0, "n_negative": 0, "note": note}
+    table = pl.DataFrame(
+        {
+            "name": pl.Series(calls.names, dtype=pl.String),
+            "patient": pl.Series(calls.patients, dtype=pl.String),
+            "positive": np.concatenate(calls.positive),
+            "called": np.concatenate(calls.called).astype(float),
+        }
+    )
+    # One row a patient (or slide): over repeats, the share of its models that called it.
+    table = table.group_by("name", "patient", "positive").agg(pl.col("called").mean())
+    ups, downs = table.filter(pl.col("positive")), table.filter(~pl.col("positive"))
+    true_positive, false_positive = float(ups["called"].sum()), float(downs["called"].sum())
+    record: dict[str, object] = {
+        "n_positive": len(ups),
+        "n_negative": len(downs),
+        "threshold_min": min(calls.thresholds),
+        "threshold_max": max(calls.thresholds),
+        "ppv": _ratio(true_positive, true_positive + false_positive),
+        "npv": _ratio(
+            len(downs) - false_positive, len(downs) - false_positive + len(ups) - true_positive
+        ),
+    }
+    for name, hits, rows in (
+        ("sensitivity", true_positive, ups),
+        ("specificity", len(downs) - false_positive, downs),
+    ):
+        share = _ratio(hits, len(rows))
+        if share is None:
+            side = "positive" if name == "sensitivity" else "negative"
+            calls.notes.append(f"{name} not defined: no patient of the {side} side")
+            continue
+        trials = rows["patient"].n_unique()
+        low, high = proportion_confint(
+            share * trials, trials, alpha=1 - confidence, method="wilson"
+        )
+        record |= {name: share, f"{name}_low": float(low), f"{name}_high": float(high)}
+    return record | {"note": "; ".join(calls.notes)}
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    return part / whole if whole > 0 else None

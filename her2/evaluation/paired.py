@@ -1,0 +1,165 @@
+"""Stage 2, compare: what several models say of the same patients, slides and folds.
+
+Each bootstrap resample draws the same patients for all models, so what is hard for all cancels in
+their differences.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from her2.config import EvaluationSection, Task
+from her2.errors import UserError
+from her2.evaluation.groupings import Grouping, groupings_of, side_missing, two_sides
+from her2.evaluation.metrics import Floats, auc, bootstrapped, interval
+from her2.evaluation.predictions import Rows, averaged, rows_of
+
+Model = tuple[str, str]
+"""Encoder, head."""
+Question = tuple[str, str]
+"""(class or `macro`, "") or ("", grouping): an AUC that a model has."""
+MACRO: Question = ("macro", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Models on common patients, in one order.
+
+    `rows` are each model's patients. `areas` are each model's AUC of each question: (1 + b,), of
+    all patients and of b resamples. `problems` say of a question why its AUC, or its interval, is
+    not defined; `counts` its patients. `left_out` patients were not tested by all models.
+    """
+
+    task: Task
+    groupings: Mapping[str, Grouping]
+    confidence: float
+    rows: Mapping[Model, Rows]
+    areas: Mapping[Model, Mapping[Question, Floats]]
+    problems: Mapping[Question, str]
+    counts: Mapping[Question, int]
+    left_out: int
+
+
+def pair_models(
+    predictions: Mapping[Model, pl.DataFrame], task: Task, section: EvaluationSection, *, seed: int
+) -> Paired:
+    """Bring models to the slides (of every repeat) that all of them tested.
+
+    Args:
+        predictions: the predictions table of each model.
+        task: what they predict.
+        section: groupings, resamples.
+        seed: of the resamples.
+
+    Raises:
+        UserError: they disagree on a slide's class or fold, or share no patient.
+    """
+    tested = {model: table.filter(pl.col("role") == "test") for model, table in predictions.items()}
+    common = _common(tested)
+    every = pl.concat([table.select("patient_id") for table in tested.values()])
+    rows = {}
+    for model, table in tested.items():
+        shared = table.join(common, on=["slide_id", "repeat"], how="semi")
+        rows[model] = rows_of(averaged(shared, task.class_names, by="patient_id"), task)
+    one = next(iter(rows.values()))
+    if not len(one):
+        raise UserError("the models to compare have no patient in common; see what was excluded.")
+    groupings = {grouping.name: grouping for grouping in groupings_of(task, section)}
+    questions: list[Question] = [(name, "") for name in task.class_names]
+    questions += [MACRO, *(("", name) for name in groupings)]
+
+    def measure(weights: Floats) -> Floats:
+        each = [_areas(own, task, tuple(groupings.values()), weights) for own in rows.values()]
+        return np.concatenate(each, axis=1)
+
+    values = bootstrapped(
+        measure, one.patients, one.target, resamples=section.bootstrap, seed=seed
+    ).reshape(-1, len(rows), len(questions))
+    found = {question: _problem(one, task, groupings, question) for question in questions}
+    return Paired(
+        task=task,
+        groupings=groupings,
+        confidence=section.confidence,
+        rows=rows,
+        areas={
+            model: dict(zip(questions, values[:, index].T, strict=True))
+            for index, model in enumerate(rows)
+        },
+        problems={question: problem for question, (problem, _) in found.items()},
+        counts={question: count for question, (_, count) in found.items()},
+        left_out=every["patient_id"].n_unique() - len(one),
+    )
+
+
+def difference(draws: Floats, confidence: float) -> dict[str, float]:
+    """`difference, low, high, p` of values (1 + b,), the point first.
+
+    p is two-sided: twice the smaller share of resamples on one side of zero, counting one more on
+    each, so that it is never 0.
+    """
+    low, high = interval(draws[1:], confidence)
+    tail = min(np.count_nonzero(draws[1:] <= 0), np.count_nonzero(draws[1:] >= 0))
+    p = min(1.0, 2 * (tail + 1) / len(draws))
+    return {"difference": float(draws[0]), "low": low, "high": high, "p": p}
+
+
+def _common(tested: Mapping[Model, pl.DataFrame]) -> pl.DataFrame:
+    """`slide_id, repeat` that all models tested, in the same fold."""
+    keys = ["slide_id", "repeat"]
+    merged = (
+        pl.concat([table.select(*keys, "fold", "target") for table in tested.values()])
+        .group_by(keys)
+        .agg(pl.len().alias("models"), pl.col("fold", "target").n_unique())
+        .sort(keys)
+    )
+    for column, words in (("target", "different labels"), ("fold", "different folds")):
+        torn = merged.filter(pl.col(column) > 1)
+        if len(torn):
+            raise UserError(
+                f"{torn['slide_id'][0]}: the models to compare were evaluated on {words}; run "
+                "snakemake again."
+            )
+    return merged.filter(pl.col("models") == len(tested)).select(keys)
+
+
+def _areas(rows: Rows, task: Task, groupings: tuple[Grouping, ...], weights: Floats) -> Floats:
+    """AUC of each class, macro and each grouping (b, k)."""
+    found = [
+        auc(rows.target == index, rows.probabilities[:, index], weights)
+        for index in range(len(task.class_names))
+    ]
+    found.append(np.mean(found, axis=0))
+    for grouping in groupings:
+        sides = two_sides(rows, grouping)
+        missing = side_missing(sides.positive)
+        own = np.full(len(weights), np.nan) if missing else auc(
+            sides.positive, sides.scores, weights[:, sides.kept]
+        )  # fmt: skip
+        found.append(own)
+    return np.stack(found, axis=1)
+
+
+def _problem(
+    rows: Rows, task: Task, groupings: Mapping[str, Grouping], question: Question
+) -> tuple[str, int]:
+    """Why an AUC or its interval is not defined (empty: they are), and over how many patients.
+
+    Resampling one patient gives that patient again, so that a side of one has no interval.
+    """
+    name, grouping = question
+    counts = rows.class_patients()
+    if grouping:
+        sides = two_sides(rows, groupings[grouping])
+        fewest = min(int(sides.positive.sum()), int((~sides.positive).sum()))
+        few = "interval not defined: a side has 1 patient" if fewest == 1 else ""
+        return side_missing(sides.positive) or few, len(sides)
+    of_class = (
+        counts if question == MACRO
+        else np.array([own := counts[task.class_names.index(name)], counts.sum() - own])
+    )  # fmt: skip
+    if not of_class.all():
+        return "not defined: a class is absent", len(rows)
+    few = "interval not defined: a class has 1 patient" if (of_class < 2).any() else ""
+    return few, len(rows)

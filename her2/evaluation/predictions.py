@@ -1,0 +1,183 @@
+"""Stage 2, evaluate: what the folds' models predicted, as one table, by slide and by patient.
+
+Figures are made of `test` rows alone. `tune` rows (of the part that picked the epoch) fit
+temperatures and thresholds, `predict` rows are slides without a label.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from her2.cache import Cache
+from her2.config import Task
+from her2.errors import UserError
+from her2.evaluation.metrics import Floats, Ints
+from her2.folds import check_disjoint
+from her2.manifest import FoldEntry, read_manifests
+from her2.plan import run_name
+from her2.products import find_product
+from her2.specs import EvaluateSpec
+
+KEYS = {"slide": ("slide_id", "patient_id"), "patient": ("patient_id",)}
+"""Level -> what makes a row of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Slides or patients of a known class.
+
+    `target` (n,) class index, `probabilities` (n, c), `patients` (n,) a number for each patient.
+    """
+
+    target: Ints
+    probabilities: Floats
+    patients: Ints
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    @property
+    def predicted(self) -> Ints:
+        """The most probable class (n,); of equals the first."""
+        return self.probabilities.argmax(axis=1).astype(np.int64)
+
+    @property
+    def single(self) -> bool:
+        """No patient has two rows: they may count as independent."""
+        return len(np.unique(self.patients)) == len(self.patients)
+
+    def class_patients(self) -> Ints:
+        """How many patients each class has (c,)."""
+        target = self.target[np.unique(self.patients, return_index=True)[1]]
+        return np.bincount(target, minlength=self.probabilities.shape[1])
+
+
+def gather_predictions(
+    spec: EvaluateSpec, cache: Cache, *, folds: Path, models: Path
+) -> pl.DataFrame:
+    """One row a slide that a fold's model did not learn from, repeat and fold.
+
+    Returns:
+        `slide_id, patient_id, repeat, fold, role` (test; predict for unlabelled slides; tune for
+        the part that picked the epoch), `target` (class index or null), `prob_<class>`.
+
+    Raises:
+        UserError: a prediction is not finite, or not of the role that the folds table says, or a
+            patient has two classes.
+    """
+    table = pl.read_parquet(folds)
+    if spec.protocol == "sound":
+        check_disjoint(table)
+    parts = []
+    for name, entry in read_manifests(models, spec.chunks, FoldEntry).items():
+        path = find_product(cache, "models", entry.key, models / name)
+        repeat, fold = (int(part) for part in name.removeprefix("r").split("f"))
+        for file, tuned in (("predictions.parquet", False), ("tune.parquet", True)):
+            parts.append(
+                _read(path / file, name).with_columns(
+                    pl.lit(repeat, pl.Int32).alias("repeat"),
+                    pl.lit(fold, pl.Int32).alias("fold"),
+                    pl.lit(tuned).alias("tuned"),
+                )
+            )
+    joined = pl.concat(parts).join(
+        table.select("slide_id", "repeat", "fold", "role", target="label"),
+        on=["slide_id", "repeat", "fold"],
+        how="left",
+    )
+    columns = [f"prob_{name}" for name in spec.task.class_names]
+    _check_predictions(joined, columns)
+    return joined.select(
+        "slide_id", "patient_id", "repeat", "fold", "role", "target", *columns
+    ).sort("repeat", "fold", "role", "slide_id")
+
+
+def out_of_fold(predictions: pl.DataFrame, classes: Sequence[str], *, by: str) -> pl.DataFrame:
+    """Test rows averaged over repeats (and, for `by="patient_id"`, over a patient's slides).
+
+    Returns:
+        `patient_id` (and `slide_id`), `target`, `predicted` (most probable class), `prob_<class>`.
+    """
+    return averaged(predictions.filter(pl.col("role") == "test"), classes, by=by)
+
+
+def averaged(rows: pl.DataFrame, classes: Sequence[str], *, by: str) -> pl.DataFrame:
+    """Mean probabilities of the rows of each slide or patient, as `out_of_fold` gives them."""
+    columns = [f"prob_{name}" for name in classes]
+    keys = list(KEYS[by.removesuffix("_id")])
+    table = (
+        rows.group_by(keys)
+        .agg(pl.col("target").first(), *(pl.col(name).mean() for name in columns))
+        .sort(keys)
+    )
+    predicted = table.select(columns).to_numpy().argmax(axis=1) if len(table) else []
+    return table.select(*keys, "target", pl.Series("predicted", predicted, pl.Int32), *columns)
+
+
+def rows_of(table: pl.DataFrame, task: Task) -> Rows:
+    """The arrays of a table of slides or patients."""
+    names = table["patient_id"].to_numpy()
+    return Rows(
+        target=table["target"].cast(pl.Int64).to_numpy(),
+        probabilities=table.select([f"prob_{name}" for name in task.class_names])
+        .cast(pl.Float64)
+        .to_numpy(),
+        patients=np.unique(names.astype(str), return_inverse=True)[1].astype(np.int64),
+    )
+
+
+def runs(predictions: pl.DataFrame) -> list[tuple[str, int, int]]:
+    """(`r0f3`, repeat, fold) of every model, in order."""
+    found = predictions.select("repeat", "fold").unique().sort("repeat", "fold").iter_rows()
+    return [(run_name(repeat, fold), repeat, fold) for repeat, fold in found]
+
+
+def of_run(predictions: pl.DataFrame, repeat: int, fold: int, role: str) -> pl.DataFrame:
+    """The rows of one model and role."""
+    return predictions.filter(
+        (pl.col("repeat") == repeat) & (pl.col("fold") == fold) & (pl.col("role") == role)
+    )
+
+
+def _read(path: Path, run: str) -> pl.DataFrame:
+    if not path.exists():
+        raise UserError(
+            f"{run}: its model has no {path.name} ({path.parent}); delete the model manifests and "
+            "run snakemake again."
+        )
+    return pl.read_parquet(path)
+
+
+def _check_predictions(table: pl.DataFrame, columns: list[str]) -> None:
+    role, target = pl.col("role"), pl.col("target")
+    expected = (
+        pl.when("tuned").then(role == "tune").otherwise(role.is_in(["test", "predict"]))
+    ).fill_null(False)
+    bad = table.filter(
+        pl.any_horizontal(pl.col(name).is_null() | ~pl.col(name).is_finite() for name in columns)
+        | ~expected
+        | ((role != "predict") & target.is_null())
+    )
+    if len(bad):
+        names = ", ".join(bad["slide_id"].unique().sort().head(8).to_list())
+        raise UserError(
+            f"{len(bad)} predictions cannot be evaluated (not finite, or not held out in the folds "
+            f"table): {names}; delete the model manifests and run snakemake again."
+        )
+    torn = (
+        table.drop_nulls("target")
+        .group_by("patient_id")
+        .agg(target.unique().sort(), pl.col("slide_id").unique().sort())
+        .filter(target.list.len() > 1)
+        .sort("patient_id")
+    )
+    if len(torn):
+        first = torn.row(0, named=True)
+        raise UserError(
+            f"{len(torn)} patients have slides of two classes, the first {first['patient_id']} "
+            f"({', '.join(first['slide_id'][:8])}); give each patient one label in the manifest "
+            "and run snakemake again."
+        )

@@ -1,0 +1,110 @@
+"""Stage 2, evaluate: a temperature for each fold's model, fitted on its tune part alone.
+
+Source: Guo, Pleiss, Sun and Weinberger, ICML 2017.
+"""
+
+import logging
+import math
+
+import numpy as np
+import polars as pl
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
+
+from her2.config import Task
+from her2.evaluation.metrics import Floats, Ints
+from her2.evaluation.predictions import of_run, rows_of, runs
+
+log = logging.getLogger(__name__)
+
+BOUNDS = (0.05, 20.0)
+"""Of a temperature; at a bound the tune part did not hold one (all of it right, or no signal)."""
+TEMPERATURES = {
+    "run": pl.String,
+    "temperature": pl.Float64,
+    "n_tune": pl.Int64,
+    "note": pl.String,
+}
+
+
+def fit_temperature(target: Ints, probabilities: Floats) -> tuple[float, str]:
+    """The temperature of least log loss on rows (n, c), and what has to be said of it.
+
+    The loss is convex in 1 / T, so that one search between the bounds finds its least.
+    """
+
+    logits = _logits(probabilities)
+
+    def loss(log_temperature: float) -> float:
+        given = log_softmax(logits / math.exp(log_temperature), axis=1)
+        return -float(given[np.arange(len(target)), target].mean())
+
+    low, high = math.log(BOUNDS[0]), math.log(BOUNDS[1])
+    if np.ptp([loss(low), loss(0.0), loss(high)]) < 1e-12:
+        return 1.0, "every temperature fits the tune part alike"
+    found = float(
+        minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x
+    )
+    near = 1e-3
+    if min(found - low, high - found) < near:
+        bound = BOUNDS[0] if found - low < near else BOUNDS[1]
+        return bound, f"at the bound {bound:g}: the tune part holds no temperature"
+    return math.exp(found), ""
+
+
+def scale(probabilities: Floats, temperature: float | Floats) -> Floats:
+    """Softmax of log-probabilities (n, c) over T, one for all or (n, 1) one for each row.
+
+    The most probable class stays the most probable.
+    """
+    scaled: Floats = softmax(_logits(probabilities) / temperature, axis=1)
+    return scaled
+
+
+def _logits(probabilities: Floats) -> Floats:
+    """Log-probabilities; 0 counts as the least float step."""
+    return np.log(np.clip(probabilities, np.finfo(np.float64).eps, None))
+
+
+def fit_temperatures(predictions: pl.DataFrame, task: Task) -> pl.DataFrame:
+    """A temperature for each fold's model, from the slides of its tune part.
+
+    Returns:
+        `run, temperature, n_tune, note`; the temperature is null without a tune part.
+    """
+    records = []
+    for run, repeat, fold in runs(predictions):
+        rows = rows_of(of_run(predictions, repeat, fold, "tune"), task)
+        temperature, note = (
+            fit_temperature(rows.target, rows.probabilities)
+            if len(rows)
+            else (None, "no tune part")
+        )
+        records.append({"run": run, "temperature": temperature, "n_tune": len(rows), "note": note})
+    return pl.DataFrame(records, schema=TEMPERATURES)
+
+
+def scaled_predictions(
+    predictions: pl.DataFrame, temperatures: pl.DataFrame, task: Task
+) -> tuple[pl.DataFrame | None, str]:
+    """Every row's probabilities at its model's temperature, and a note.
+
+    None where no model has a temperature. Where only some have none, their rows stay as predicted,
+    and the note counts them.
+    """
+    lacking = temperatures.filter(pl.col("temperature").is_null())["run"].to_list()
+    if len(lacking) == len(temperatures):
+        return None, "not defined: no fold has a tune part"
+    note = ""
+    if lacking:
+        note = f"no temperature in {', '.join(lacking)}: left as predicted"
+        log.warning("%s", note)
+    given = dict(temperatures.select("run", pl.col("temperature").fill_null(1.0)).iter_rows())
+    by_run = {(repeat, fold): given[run] for run, repeat, fold in runs(predictions)}
+    columns = [f"prob_{name}" for name in task.class_names]
+    each = np.array([by_run[key] for key in predictions.select("repeat", "fold").iter_rows()])
+    probabilities = predictions.select(columns).cast(pl.Float64).to_numpy()
+    scaled = scale(probabilities, each[:, None])
+    return predictions.with_columns(
+        pl.Series(name, scaled[:, index]) for index, name in enumerate(columns)
+    ), note

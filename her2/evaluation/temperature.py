@@ -45,10 +45,9 @@ def fit_temperature(target: Ints, probabilities: Floats) -> tuple[float, str]:
     found = float(
         minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x
     )
-    near = 1e-3
-    if min(found - low, high - found) < near:
-        bound = BOUNDS[0] if found - low < near else BOUNDS[1]
-        return bound, f"at the bound {bound:g}: the tune part holds no temperature"
+    for bound in BOUNDS:  # towards one the loss may be flat: then the search stops short of it
+        if loss(math.log(bound)) < loss(found) + 1e-9:
+            return bound, f"at the bound {bound:g}: the tune part holds no temperature"
     return math.exp(found), ""
 
 

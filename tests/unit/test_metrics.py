@@ -5,20 +5,35 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.stats import norm
 from sklearn.metrics import (
+    average_precision_score,
     balanced_accuracy_score,
     cohen_kappa_score,
     confusion_matrix,
+    f1_score,
+    log_loss,
+    mean_absolute_error,
     roc_auc_score,
 )
 
+from her2.evaluation import metrics
+from her2.evaluation.delong import area_interval
 from her2.evaluation.metrics import (
     auc,
+    average_precision,
     balanced_accuracy,
+    bootstrapped,
     confusion,
     interval,
+    log_losses,
+    macro_f1,
+    mean,
+    ordinal_mae,
     patient_weights,
     quadratic_kappa,
+    squared_errors,
+    weight_blocks,
 )
 
 QUICK = settings(max_examples=80, deadline=None)
@@ -82,6 +97,51 @@ def test_weighted_auc_is_scikit_learns(
     weights = data.draw(hnp.arrays(float, (3, len(scores)), elements=st.floats(0.25, 8, width=16)))
     expected = [roc_auc_score(positive, scores, sample_weight=row) for row in weights]
     np.testing.assert_allclose(auc(positive, scores, weights), expected)
+
+
+@QUICK
+@given(scored(), st.data())
+def test_weighted_average_precision_is_scikit_learns(
+    case: tuple[np.ndarray, np.ndarray], data: st.DataObject
+) -> None:
+    positive, scores = case
+    weights = data.draw(hnp.arrays(float, (3, len(scores)), elements=st.floats(0.25, 8, width=16)))
+    weights[0] = 1
+    expected = [average_precision_score(positive, scores, sample_weight=row) for row in weights]
+    np.testing.assert_allclose(average_precision(positive, scores, weights), expected)
+
+
+@QUICK
+@given(scored(ties=False))
+def test_average_precision_is_scikit_learns_on_any_scores(
+    case: tuple[np.ndarray, np.ndarray],
+) -> None:
+    positive, scores = case
+    assert average_precision(positive, scores, ones(len(scores)))[0] == pytest.approx(
+        average_precision_score(positive, scores)
+    )
+
+
+@QUICK
+@given(scored())
+def test_a_monotone_map_of_the_scores_changes_no_area(case: tuple[np.ndarray, np.ndarray]) -> None:
+    positive, scores = case
+    ranks = np.unique(scores, return_inverse=True)[1]
+    for mapped in (ranks * 3.0 - 7, np.exp(ranks / 4.0), np.cbrt(ranks)):
+        for figure in (auc, average_precision):
+            assert figure(positive, mapped, ones(len(scores)))[0] == pytest.approx(
+                figure(positive, scores, ones(len(scores)))[0]
+            )
+
+
+@QUICK
+@given(scored())
+def test_the_complement_of_the_classes_has_the_complement_of_the_auc(
+    case: tuple[np.ndarray, np.ndarray],
+) -> None:
+    positive, scores = case
+    there, back = (auc(side, scores, ones(len(scores)))[0] for side in (positive, ~positive))
+    assert there + back == pytest.approx(1)
 
 
 @QUICK
@@ -168,6 +228,46 @@ def test_quadratic_kappa_is_scikit_learns(
     )
 
 
+@QUICK
+@given(classified())
+def test_macro_f1_is_scikit_learns(case: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    target, predicted, weights = case
+    both = np.stack([np.ones(len(target)), weights])
+    expected = [f1_score(target, predicted, average="macro", sample_weight=row) for row in both]
+    np.testing.assert_allclose(macro_f1(confusion(target, predicted, CLASSES, both)), expected)
+
+
+@QUICK
+@given(classified())
+def test_ordinal_mae_is_scikit_learns(case: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+    target, predicted, weights = case
+    both = np.stack([np.ones(len(target)), weights])
+    expected = [mean_absolute_error(target, predicted, sample_weight=row) for row in both]
+    np.testing.assert_allclose(ordinal_mae(confusion(target, predicted, CLASSES, both)), expected)
+
+
+@QUICK
+@given(classified(), st.integers(0, 2**31))
+def test_brier_and_log_loss_are_the_formula_and_scikit_learns(
+    case: tuple[np.ndarray, np.ndarray, np.ndarray], seed: int
+) -> None:
+    target, predicted, weights = case
+    probabilities = np.random.default_rng(seed).dirichlet(np.ones(CLASSES), len(target))
+    probabilities[0] = np.eye(CLASSES)[predicted[0]]  # surely right, or surely wrong
+    both = np.stack([np.ones(len(target)), weights])
+    labels = list(range(CLASSES))
+    expected = [log_loss(target, probabilities, labels=labels, sample_weight=w) for w in both]
+    np.testing.assert_allclose(mean(log_losses(target, probabilities), both), expected)
+    terms = [
+        sum((row[c] - (c == true)) ** 2 for c in labels)
+        for row, true in zip(probabilities, target, strict=True)
+    ]
+    np.testing.assert_allclose(
+        mean(squared_errors(target, probabilities), both),
+        [np.average(terms, weights=w) for w in both],
+    )
+
+
 def test_kappa_counts_a_far_miss_more_than_a_near_one() -> None:
     target = np.array([0, 1, 2, 3])
     near, far = np.array([1, 1, 2, 3]), np.array([3, 1, 2, 3])
@@ -181,6 +281,9 @@ def test_figures_of_an_absent_class_are_nan_and_never_one_half() -> None:
     assert np.isnan(balanced_accuracy(confusion(target, predicted, 3, ones(3)))[0])
     only = np.zeros(3, np.int64)
     assert np.isnan(quadratic_kappa(confusion(only, only, 3, ones(3)))[0])
+    assert np.isnan(macro_f1(confusion(target, predicted, 3, ones(3)))[0])
+    for figure in (auc, average_precision):
+        assert np.isnan(figure(np.array([True] * 3), np.arange(3.0), ones(3))[0])
 
 
 @st.composite
@@ -239,3 +342,56 @@ def test_the_interval_is_numpys_percentiles() -> None:
 
 def test_one_undefined_resample_leaves_the_interval_undefined() -> None:
     assert np.isnan(interval(np.array([0.1, np.nan, 0.3]), 0.95)).all()
+
+
+def test_the_draws_do_not_depend_on_how_they_are_cut_into_blocks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    patients, target = np.repeat(np.arange(30), 2), np.repeat(np.arange(30) % 3, 2)
+    whole = patient_weights(patients, target, resamples=50, seed=5)
+    monkeypatch.setattr(metrics, "BLOCK_VALUES", 60 * 7)
+    blocks = list(weight_blocks(patients, target, resamples=50, seed=5))
+    assert [len(block) for block in blocks] == [7] * 7 + [1]
+    np.testing.assert_array_equal(np.concatenate(blocks), whole)
+
+
+def test_a_block_of_ten_thousand_slides_stays_small() -> None:
+    patients = np.arange(10_000)
+    blocks = weight_blocks(patients, patients % 4, resamples=2000, seed=1)
+    assert next(blocks).nbytes <= 8 * metrics.BLOCK_VALUES
+
+
+def test_the_first_of_the_bootstrapped_figures_is_that_of_all_rows() -> None:
+    values, patients = np.arange(8.0), np.arange(8)
+    found = bootstrapped(
+        lambda weights: mean(values, weights)[:, None], patients, patients % 2, resamples=9, seed=1
+    )
+    weights = patient_weights(patients, patients % 2, resamples=9, seed=1)
+    assert found.shape == (10, 1)
+    np.testing.assert_allclose(found[:, 0], [3.5, *(weights @ values / 8)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [60, 200])
+def test_both_intervals_cover_the_true_auc_in_about_95_of_100_studies(n: int) -> None:
+    """500 studies of two normal distributions a standard deviation apart: AUC Phi(1 / sqrt 2)."""
+    truth = norm.cdf(1 / np.sqrt(2))
+    generator = np.random.default_rng(11)
+    positive = np.arange(n) % 3 == 0
+    covered = {"bootstrap": 0, "delong": 0}
+    for study in range(500):
+        scores = generator.normal(size=n) + positive
+        draws = bootstrapped(
+            lambda weights, s=scores: auc(positive, s, weights)[:, None],
+            np.arange(n),
+            positive.astype(int),
+            resamples=1000,
+            seed=study,
+        )
+        low, high = interval(draws[1:, 0], 0.95)
+        covered["bootstrap"] += low <= truth <= high
+        _, low, high = area_interval(positive, scores, 0.95)
+        covered["delong"] += low <= truth <= high
+    print({name: count / 500 for name, count in covered.items()})
+    for name, count in covered.items():
+        assert 0.92 <= count / 500 <= 0.97, (name, count)

@@ -194,6 +194,20 @@ def test_exactly_the_held_out_and_the_unlabelled_slides_are_predicted(world: Wor
         assert sums.to_numpy() == pytest.approx(np.ones(len(table)))
 
 
+def test_the_kept_model_s_word_on_its_tune_part_is_stored_apart(world: World) -> None:
+    """Its log loss is the tune loss that picked the epoch, so it is that very model's."""
+    for name, entry in world.train().items():
+        folder = world.products(entry.key)
+        table = pl.read_parquet(folder / "tune.parquet")
+        assert table["slide_id"].to_list() == sorted(world.part("tune", int(name[-1])))
+        held_out = pl.read_parquet(folder / "predictions.parquet")
+        assert not set(table["slide_id"]) & set(held_out["slide_id"])
+        assert table.schema == held_out.schema
+        positive = np.array([slide.startswith("p") for slide in table["slide_id"]])
+        given = np.where(positive, table["prob_positive"], table["prob_negative"])
+        assert -np.log(given).mean() == pytest.approx(entry.tune_loss, abs=1e-5)
+
+
 def test_attention_has_one_value_a_tile_and_sums_to_one(world: World) -> None:
     entries = world.entries()
     for entry in world.train().values():

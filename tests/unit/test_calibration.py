@@ -1,0 +1,238 @@
+"""Temperatures come from tune parts alone; calibration is measured before and after."""
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import log_loss
+from statsmodels.stats.proportion import proportion_confint
+
+from her2.config import EvaluationSection
+from her2.evaluation.calibration import (
+    PREDICTED,
+    SCALED,
+    bins_of,
+    calibration_table,
+    reliability_table,
+)
+from her2.evaluation.predictions import out_of_fold
+from her2.evaluation.temperature import (
+    BOUNDS,
+    fit_temperature,
+    fit_temperatures,
+    scale,
+    scaled_predictions,
+)
+from tests.unit.prediction_makers import SCORE, predictions
+
+SECTION = EvaluationSection(bootstrap=200)
+PROBS = [f"prob_{name}" for name in SCORE.class_names]
+
+
+def states(table: pl.DataFrame) -> dict[str, tuple[pl.DataFrame | None, str]]:
+    temperatures = fit_temperatures(table, SCORE)
+    return {PREDICTED: (table, ""), SCALED: scaled_predictions(table, temperatures, SCORE)}
+
+
+def drawn(n: int, temperature: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Targets drawn from probabilities, and these probabilities raised to the temperature."""
+    generator = np.random.default_rng(seed)
+    true = generator.dirichlet(np.ones(4), n)
+    target = (true.cumsum(axis=1) < generator.random((n, 1))).sum(axis=1).clip(max=3)
+    powers = true**temperature
+    return target, powers / powers.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+def test_the_temperature_that_made_probabilities_too_sure_is_found(temperature: float) -> None:
+    found, note = fit_temperature(*drawn(20_000, temperature))
+    assert found == pytest.approx(temperature, rel=0.05)
+    assert note == ""
+
+
+def test_no_other_temperature_has_a_lower_log_loss() -> None:
+    target, probabilities = drawn(200, 1.7)
+    best, _ = fit_temperature(target, probabilities)
+    losses = {
+        t: log_loss(target, scale(probabilities, t), labels=range(4))
+        for t in (best, *np.geomspace(*BOUNDS, 400))
+    }
+    assert min(losses, key=losses.__getitem__) == best
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    hnp.arrays(float, (5, 4), elements=st.one_of(st.just(0.0), st.floats(1e-9, 1))),
+    st.floats(*BOUNDS),
+)
+def test_a_temperature_never_changes_the_most_probable_class(
+    raw: np.ndarray, temperature: float
+) -> None:
+    raw[:, 0] += 1e-6  # no row of zeros
+    probabilities = raw / raw.sum(axis=1, keepdims=True)
+    scaled = scale(probabilities, temperature)
+    np.testing.assert_allclose(scaled.sum(axis=1), 1)
+    best = probabilities.argmax(axis=1)
+    np.testing.assert_array_equal(scaled[np.arange(5), best], scaled.max(axis=1))
+
+
+@settings(max_examples=30, deadline=None)
+@given(hnp.arrays(float, (5, 4), elements=st.floats(1e-6, 1)))
+def test_a_temperature_of_one_changes_nothing(raw: np.ndarray) -> None:
+    probabilities = raw / raw.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(scale(probabilities, 1.0), probabilities)
+
+
+def test_a_tune_part_that_is_all_right_is_at_the_bound_and_says_so() -> None:
+    probabilities = np.array([[0.7, 0.1, 0.1, 0.1], [0.1, 0.7, 0.1, 0.1]])
+    found, note = fit_temperature(np.array([0, 1]), probabilities)
+    assert found == BOUNDS[0]
+    assert note == "at the bound 0.05: the tune part holds no temperature"
+    found, note = fit_temperature(np.array([1, 0]), probabilities)
+    assert found == BOUNDS[1]
+    assert "at the bound 20" in note
+
+
+def test_equal_probabilities_fit_every_temperature() -> None:
+    assert fit_temperature(np.array([0, 1, 2]), np.full((3, 4), 0.25)) == (
+        1.0,
+        "every temperature fits the tune part alike",
+    )
+
+
+def test_a_fold_s_temperature_is_that_of_its_own_tune_part() -> None:
+    table = predictions(sharpness=2)
+    found = fit_temperatures(table, SCORE)
+    own = table.filter((pl.col("fold") == 2) & (pl.col("role") == "tune"))
+    expected, _ = fit_temperature(own["target"].to_numpy(), own.select(PROBS).to_numpy())
+    row = found.row(by_predicate=pl.col("run") == "r0f2", named=True)
+    assert (row["temperature"], row["n_tune"]) == (expected, len(own))
+    assert (found["temperature"] > 1.2).all()  # twice too sure
+
+
+def test_other_test_predictions_leave_the_temperatures_alone() -> None:
+    table = predictions()
+    tested = pl.col("role") == "test"
+    other = table.with_columns(
+        pl.when(tested).then(pl.lit(0.25)).otherwise(name).alias(name) for name in PROBS
+    )
+    assert fit_temperatures(table, SCORE).equals(fit_temperatures(other, SCORE))
+
+
+def test_each_row_is_scaled_by_its_own_model() -> None:
+    table = predictions(repeats=2, sharpness=2)
+    temperatures = fit_temperatures(table, SCORE)
+    scaled, note = scaled_predictions(table, temperatures, SCORE)
+    assert note == ""
+    assert scaled is not None
+    for run, temperature in temperatures.select("run", "temperature").iter_rows():
+        own = (pl.col("repeat") == int(run[1])) & (pl.col("fold") == int(run[3]))
+        expected = scale(table.filter(own).select(PROBS).to_numpy(), temperature)
+        np.testing.assert_allclose(scaled.filter(own).select(PROBS).to_numpy(), expected)
+
+
+def test_temperatures_mend_what_is_too_sure() -> None:
+    found = calibration_table(
+        states(predictions(400, sharpness=3)), SCORE, SECTION, level="patient", seed=1
+    )
+    for metric in ("ece", "brier", "log_loss"):
+        before, after = (
+            found.row(
+                by_predicate=(pl.col("metric") == metric) & (pl.col("state") == state), named=True
+            )
+            for state in (PREDICTED, SCALED)
+        )
+        assert after["value"] < before["value"], metric
+        assert after["low"] <= after["value"] <= after["high"] or metric == "ece"
+        assert after["n"] == 400
+
+
+def test_folds_without_a_tune_part_stay_as_predicted_and_are_named() -> None:
+    table = predictions().filter((pl.col("fold") != 1) | (pl.col("role") == "test"))
+    temperatures = fit_temperatures(table, SCORE)
+    row = temperatures.row(by_predicate=pl.col("run") == "r0f1", named=True)
+    assert (row["temperature"], row["n_tune"], row["note"]) == (None, 0, "no tune part")
+    scaled, note = scaled_predictions(table, temperatures, SCORE)
+    assert note == "no temperature in r0f1: left as predicted"
+    assert scaled is not None
+    own = pl.col("fold") == 1
+    np.testing.assert_allclose(
+        scaled.filter(own).select(PROBS).to_numpy(), table.filter(own).select(PROBS).to_numpy()
+    )
+    found = calibration_table(states(table), SCORE, SECTION, level="patient", seed=1)
+    assert set(found.filter(pl.col("state") == SCALED)["note"]) == {note}
+
+
+def test_without_any_tune_part_the_second_state_is_na() -> None:
+    table = predictions(tuned=False)
+    found = calibration_table(states(table), SCORE, SECTION, level="slide", seed=1)
+    scaled = found.filter(pl.col("state") == SCALED)
+    assert scaled["value"].null_count() == 3
+    assert set(scaled["note"]) == {"not defined: no fold has a tune part"}
+    assert found.filter(pl.col("state") == PREDICTED)["value"].null_count() == 0
+    reliable = reliability_table(states(table), SCORE, SECTION, level="slide")
+    assert set(reliable["state"]) == {PREDICTED}
+
+
+def test_the_ece_is_the_published_sum_over_ten_bins() -> None:
+    """Guo 2017, equation 3, with the bins of calibration_curve."""
+    table = predictions(200, sharpness=2)
+    pooled = out_of_fold(table, SCORE.class_names, by="patient_id")
+    probabilities, target = pooled.select(PROBS).to_numpy(), pooled["target"].to_numpy()
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == target
+    expected = 0.0
+    for number in range(10):
+        inside = (confidence > number / 10) & (confidence <= (number + 1) / 10)
+        if inside.any():
+            gap = abs(right[inside].mean() - confidence[inside].mean())
+            expected += inside.mean() * gap
+    found = calibration_table(states(table), SCORE, SECTION, level="patient", seed=1)
+    row = found.row(
+        by_predicate=(pl.col("metric") == "ece") & (pl.col("state") == PREDICTED), named=True
+    )
+    assert row["value"] == pytest.approx(expected)
+    shares, means = calibration_curve(right, confidence, n_bins=10)
+    counts = np.histogram(confidence, np.linspace(0, 1, 11))[0]
+    assert row["value"] == pytest.approx(
+        np.average(np.abs(shares - means), weights=counts[counts > 0])
+    )
+
+
+def test_bins_are_open_below_and_zero_is_in_the_first() -> None:
+    probabilities = np.array([0.0, 1e-9, 0.1, 0.1 + 1e-9, 0.5, 0.9, 0.9 + 1e-9, 1.0])
+    assert bins_of(probabilities).tolist() == [0, 0, 0, 1, 4, 8, 9, 9]
+
+
+def test_reliability_counts_every_row_once_and_has_wilsons_interval() -> None:
+    table = predictions(120)
+    found = reliability_table(states(table), SCORE, SECTION, level="patient")
+    pooled = out_of_fold(table, SCORE.class_names, by="patient_id")
+    plain = found.filter(pl.col("state") == PREDICTED)
+    for index, name in enumerate(SCORE.class_names):
+        own = plain.filter(pl.col("class") == name)
+        assert own["bin"].to_list() == list(range(10))
+        assert own["n"].sum() == 120
+        shares, means = calibration_curve(
+            pooled["target"].to_numpy() == index, pooled[f"prob_{name}"].to_numpy(), n_bins=10
+        )
+        filled = own.filter(pl.col("n") > 0)
+        assert filled["observed_share"].to_list() == pytest.approx(shares)
+        assert filled["mean_probability"].to_list() == pytest.approx(means)
+        for row in filled.to_dicts():
+            count = round(row["observed_share"] * row["n"])
+            assert (row["low"], row["high"]) == pytest.approx(
+                proportion_confint(count, row["n"], method="wilson")
+            )
+        empty = own.filter(pl.col("n") == 0)
+        assert empty["observed_share"].null_count() == len(empty)
+
+
+def test_wilsons_interval_is_the_formula() -> None:
+    """Wilson 1927: (p + z^2/2n -+ z sqrt(p q / n + z^2/4n^2)) / (1 + z^2/n), 7 of 10."""
+    z, n, p = 1.959963984540054, 10, 0.7
+    middle, reach = p + z * z / 2 / n, z * np.sqrt(p * (1 - p) / n + z * z / 4 / n / n)
+    expected = (middle - reach) / (1 + z * z / n), (middle + reach) / (1 + z * z / n)
+    assert proportion_confint(7, 10, method="wilson") == pytest.approx(expected)

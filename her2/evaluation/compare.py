@@ -17,6 +17,7 @@ from her2.evaluation.statement import statement_table
 from her2.specs import CompareSpec
 from her2.tables import write_table
 
+FEW_RESAMPLES = "p_holm is as low as so few resamples allow (evaluation.bootstrap)"
 COMPARISON = {
     "kind": pl.String,
     "within": pl.String,
@@ -99,7 +100,11 @@ def comparison_table(paired: Paired | None, spec: CompareSpec) -> pl.DataFrame:
         for question in paired.problems
         for result in _results(paired, models, question)
     ]
-    return _holm(pl.DataFrame(records, schema=COMPARISON))
+    return _holm(
+        pl.DataFrame(records, schema=COMPARISON),
+        least_p=2 / (spec.evaluation.bootstrap + 1),
+        alpha=1 - spec.evaluation.confidence,
+    )
 
 
 def _pairs(spec: CompareSpec) -> Iterator[tuple[str, str, tuple[str, str], tuple[Model, Model]]]:
@@ -143,8 +148,8 @@ def _results(
     }
 
 
-def _holm(table: pl.DataFrame) -> pl.DataFrame:
-    """Fill `p_holm` and `family`."""
+def _holm(table: pl.DataFrame, *, least_p: float, alpha: float) -> pl.DataFrame:
+    """Fill `p_holm` and `family`; `least_p` is the least that a bootstrap can give."""
     sort = (
         pl.when(pl.col("grouping") != "")
         .then(pl.lit("grouping"))
@@ -156,6 +161,7 @@ def _holm(table: pl.DataFrame) -> pl.DataFrame:
     p = table["p"].to_list()
     corrected: list[float | None] = [None] * len(p)
     family = [0] * len(p)
+    notes = table["note"].to_list()
     for key in dict.fromkeys(keys):
         members = [i for i, own in enumerate(keys) if own == key]
         tested = [i for i in members if p[i] is not None]
@@ -165,6 +171,13 @@ def _holm(table: pl.DataFrame) -> pl.DataFrame:
             adjusted = multipletests([p[i] for i in tested], method="holm")[1]
             for i, value in zip(tested, adjusted, strict=True):
                 corrected[i] = float(value)
+            # Of b resamples no p is below 2 / (b + 1): a large family then cannot be told apart.
+            if key[2] == "bootstrap" and len(tested) * least_p > alpha:
+                for i in tested:
+                    if p[i] <= least_p:
+                        notes[i] = "; ".join(filter(None, (notes[i], FEW_RESAMPLES)))
     return table.with_columns(
-        pl.Series("p_holm", corrected, pl.Float64), pl.Series("family", family, pl.Int64)
+        pl.Series("p_holm", corrected, pl.Float64),
+        pl.Series("family", family, pl.Int64),
+        pl.Series("note", notes, pl.String),
     )

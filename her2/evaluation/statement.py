@@ -74,6 +74,8 @@ def _of_head(
     record = _record(paired, both, _lacking(groups, tuple(WORDS)))
     if record.get("p") is not None:
         record["p"] = max(one["p"] for one in records)
+        if record["difference"] <= 0:
+            record["note"] = "H&E is not above both, so that p does not speak for the statement"
     second = ", ".join([*groups["ihc"], *groups["natural"]])
     name = f"{WORDS['he']} - both"
     return [

@@ -222,6 +222,23 @@ def test_every_pair_of_encoders_and_of_heads_has_its_rows(target: np.ndarray) ->
             assert rows["p_holm"].to_numpy() == pytest.approx(expected)
 
 
+def test_a_family_too_large_for_the_resamples_is_told(target: np.ndarray) -> None:
+    """With 500 resamples no p is below 2 / 501; times a family of 28 it is never below 0.05."""
+    encoders = tuple("abcdefgh")
+    models = {
+        (name, "h"): table(noisy(target, 9.0 * (name == "a"), i), target)
+        for i, name in enumerate(encoders)
+    }
+    found = comparison_table(pair_models(models, TASK, SECTION, seed=1), spec_of(encoders))
+    row = only(found, **{"class": "macro", "first": "a", "second": "b"})
+    assert row["p"] == pytest.approx(2 / 501)
+    assert row["p_holm"] == pytest.approx(28 * 2 / 501)
+    assert "evaluation.bootstrap" in row["note"]
+    delong = found.filter((pl.col("first") == "a") & (pl.col("method") == "delong"))
+    assert delong["p_holm"].max() < 1e-6
+    assert set(delong["note"]) == {""}
+
+
 def test_one_model_alone_gives_tables_without_a_test(tmp_path: Path, target: np.ndarray) -> None:
     folder = tmp_path / "x" / "h"
     folder.mkdir(parents=True)
@@ -279,6 +296,14 @@ def test_the_statement_does_not_hold_where_one_of_both_is_as_good(target: np.nda
     assert found["H&E - IHC"]["holds"] is True
     assert found["H&E - non-medical"]["holds"] is False
     assert found["H&E - both"]["holds"] is False
+
+
+def test_a_significant_defeat_is_no_proof_of_the_statement(target: np.ndarray) -> None:
+    row = stated({"he1": 0.5, "ihc": 9.0, "net": 9.0}, target)["H&E - both"]
+    assert row["difference"] < 0
+    assert row["p"] < 0.05
+    assert row["holds"] is False
+    assert "does not speak for the statement" in row["note"]
 
 
 def test_a_domain_without_encoder_leaves_its_line_open(target: np.ndarray) -> None:

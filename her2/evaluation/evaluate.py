@@ -4,7 +4,6 @@ Each table is a function of the predictions table, the task and the config; what
 `docs/statistics.md`.
 """
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,8 +26,6 @@ from her2.evaluation.published import bag_figures
 from her2.evaluation.temperature import fit_temperatures, scaled_predictions
 from her2.specs import EvaluateSpec
 from her2.tables import write_table
-
-log = logging.getLogger(__name__)
 
 
 def evaluate(

@@ -313,3 +313,30 @@ def test_a_domain_without_encoder_leaves_its_line_open(target: np.ndarray) -> No
         row = found[name]
         assert (row["difference"], row["p"], row["holds"]) == (None, None, None)
         assert row["note"] == "no encoder whose domain is non-medical"
+
+
+@pytest.mark.slow
+def test_two_equal_models_differ_in_about_5_of_100_studies() -> None:
+    """400 studies of 90 patients, whose two scores share half of their noise."""
+    target = np.arange(90) % 3 == 0
+    generator = np.random.default_rng(5)
+    section = EvaluationSection(bootstrap=500)
+    rejected = {"bootstrap": 0, "delong": 0}
+    for study in range(400):
+        shared = generator.normal(size=90)
+        models = {
+            (name, "h"): table(target + shared + generator.normal(size=90), target)
+            for name in ("one", "two")
+        }
+        found = comparison_table(
+            pair_models(models, TASK, section, seed=study), spec_of(("one", "two"))
+        )
+        for method in rejected:
+            row = only(found, grouping="a vs b", method=method)
+            assert (row["p"] < 0.05) == (not row["low"] <= 0 <= row["high"]) or abs(
+                row["p"] - 0.05
+            ) < 0.01
+            rejected[method] += row["p"] < 0.05
+    print({name: count / 400 for name, count in rejected.items()})
+    for name, count in rejected.items():
+        assert 0.03 <= count / 400 <= 0.08, (name, count)

@@ -24,6 +24,7 @@ def test_another_order_of_classes_is_another_job() -> None:
 
 
 def test_a_spec_of_another_version_of_the_code_is_refused() -> None:
-    text = evaluate_spec("low", "high").replace('"version":1', '"version":0')
+    current = f'"version":{specs.VERSIONS["evaluate"]}'
+    text = evaluate_spec("low", "high").replace(current, '"version":0')
     with pytest.raises(UserError, match="run snakemake again"):
         specs.load(specs.EvaluateSpec, text)

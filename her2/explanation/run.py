@@ -1,31 +1,44 @@
-"""Stage 2, heatmap: attention over the thumbnails of some held-out slides.
+"""Stage 2, heatmaps: attention over some held-out slides, as pictures and as files of numbers.
 
-Each slide is painted by the one model of the first repeat that never saw its patient.
+Each slide is shown by the one model of the first repeat that never saw its patient.
 """
 
 import json
 import logging
+from collections.abc import Collection, Sequence
 from pathlib import Path
-
-import cv2
-import numpy as np
-import polars as pl
-from numpy.typing import NDArray
 
 from her2.cache import Cache
 from her2.cohort import Cohort
-from her2.errors import UserError
+from her2.config import HeatmapFormat
+from her2.explanation import exports, strips
+from her2.explanation.held_out import HeldOut, choose, find_held_out
+from her2.explanation.picture import (
+    SIDE_PX,
+    draw_picture,
+    overlay,
+    panels,
+    picture_scale,
+    read_truth,
+    thumbnail_boxes,
+)
+from her2.explanation.scores import FOLDER as SCORES
+from her2.explanation.scores import draw_scores
+from her2.explanation.tiles import UNIFORM, Held, SlideTiles
 from her2.files import atomic_path, write_json
-from her2.manifest import FeatureEntry, FoldEntry, read_manifests
-from her2.products import find_product
-from her2.slide import RGB, Scale, Slide, SlideError, TileError
+from her2.slide import RGB, Slide, SlideError, TileError
 from her2.specs import HeatmapSpec
-from her2.store import read_attributes, read_coords
 
 log = logging.getLogger(__name__)
 
-_SIDE_PX = 640
-_GAP_PX = 12
+SLIDES, STRIPS = "slides", "strips"
+"""Folders beside `heatmaps.json`, as `scores`: what a slide has, and its tiles in a picture."""
+SUFFIXES: dict[HeatmapFormat, str] = {
+    "parquet": ".parquet",
+    "geojson": ".geojson",
+    "ome_tiff": ".ome.tiff",
+}
+"""Of the formats that are written beside the picture."""
 
 
 def draw_heatmaps(
@@ -39,7 +52,7 @@ def draw_heatmaps(
     masks: Path | None,
     output: Path,
 ) -> list[dict[str, object]]:
-    """Draw the chosen slides and write `heatmaps.json` last.
+    """Draw the chosen slides and each score's tiles; write `tiles.json`, then `heatmaps.json`.
 
     Args:
         spec: the job.
@@ -49,130 +62,175 @@ def draw_heatmaps(
         models: the folder of the chunks' manifests.
         features: the encoder's folder of feature manifests.
         masks: folder of `{slide_id}.png` to draw beside, white = positive; None: none.
-        output: `heatmaps.json`; the pictures go beside it.
+        output: `heatmaps.json`; all else goes beside it, into `slides`, `strips` and `scores`.
+
+    Raises:
+        UserError: a fold has no attention of a slide that it held out, or a product is lost.
     """
-    entries = read_manifests(features, spec.buckets, FeatureEntry)
-    held_out = _held_out(spec, pl.read_parquet(folds), entries)
-    fold_entries = read_manifests(models, spec.chunks, FoldEntry)
-    rows = {row.slide_id: row for row in cohort.rows}
-    drawn: list[dict[str, object]] = []
-    for slide_id, label, fold in held_out:
-        run = f"r0f{fold}"
-        model = find_product(cache, "models", fold_entries[run].key, models / run)
-        entry = entries[slide_id]
-        if entry.key is None:
-            continue
-        store = find_product(cache, "features", entry.key, features / f"{slide_id}.zarr.zip")
-        mask = masks / f"{slide_id}.png" if masks is not None else None
-        try:
-            picture, facts = _draw(
-                cohort.file(rows[slide_id]), store, _attention(model, slide_id), mask
-            )
-        except (SlideError, TileError) as error:
-            log.warning("%s: no heatmap: %s", slide_id, error)
-            drawn.append({"slide_id": slide_id, "reason": str(error)})
-            continue
-        with atomic_path(output.parent / f"{slide_id}.png") as path:
-            cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-        drawn.append(
-            {
-                "slide_id": slide_id,
-                "label": spec.task.class_names[label],
-                "fold": fold,
-                "picture": f"{slide_id}.png",
-                **facts,
-            }
-        )
-        log.info("%s: heatmap drawn", slide_id)
+    held_out = find_held_out(
+        spec.task,
+        spec.chunks,
+        spec.buckets,
+        cache,
+        folds=folds,
+        models=models,
+        features=features,
+    )
+    chosen = choose(held_out.slides, spec.slides, spec.seed)
+    drawn = [_draw_slide(spec, cohort, held_out, held, masks, output.parent) for held in chosen]
+    scores: list[dict[str, object]] = []
+    if spec.slides:
+        scores = draw_scores(held_out, cohort, output.parent, synthetic=spec.synthetic)
+    _remove_others(output.parent, drawn, scores)
+    write_json(output.with_name("tiles.json"), scores)
     write_json(output, drawn)
     return drawn
 
 
-def overlay(thumbnail: RGB, boxes: NDArray[np.float64], values: NDArray[np.float32]) -> RGB:
-    """Colour tiles by the rank of their attention within the slide.
+def read_heatmaps(path: Path) -> list[dict[str, object]]:
+    """Read `heatmaps.json`: of each drawn slide a row.
 
-    Args:
-        thumbnail: (h, w, 3).
-        boxes: (n, 4) left, top, right, bottom in thumbnail px.
-        values: (n,).
+    `slide_id`, `patient_id`, `label`, `predicted`, `fold`, `picture`, `panels` (names), `tiles`
+    (how many), `um_per_px` (of the thumbnail), `files` and `tile_strip` (None where there is no
+    strip), and where something is to be said a `note`. Paths start where the list lies. Of a slide
+    that could not be read: `slide_id` and the `reason`.
     """
-    ranks = np.argsort(np.argsort(values)) / max(1, len(values) - 1)
-    heat = np.zeros(thumbnail.shape[:2], np.float32)
-    seen = np.zeros(thumbnail.shape[:2], bool)
-    for (left, top, right, bottom), rank in zip(np.round(boxes).astype(int), ranks, strict=True):
-        heat[top:bottom, left:right] = rank
-        seen[top:bottom, left:right] = True
-    colour = cv2.applyColorMap((heat * 255).astype(np.uint8), cv2.COLORMAP_VIRIDIS)[..., ::-1]
-    mixed = (0.45 * thumbnail + 0.55 * colour).astype(np.uint8)
-    return np.where(seen[..., None], mixed, thumbnail).astype(np.uint8)
+    found: list[dict[str, object]] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
-def _held_out(
-    spec: HeatmapSpec, folds: pl.DataFrame, entries: dict[str, FeatureEntry]
-) -> list[tuple[str, int, int]]:
-    """(slide, label, fold): a seeded choice, the classes in turn so that each gets its share."""
-    usable = [name for name, entry in entries.items() if entry.status == "ok"]
-    table = folds.filter(
-        (pl.col("repeat") == 0) & (pl.col("role") == "test") & pl.col("slide_id").is_in(usable)
-    ).sort("slide_id")
-    generator = np.random.default_rng(spec.seed)
-    order = generator.permutation(len(table))
-    by_class: dict[int, list[tuple[str, int, int]]] = {}
-    for slide_id, label, fold in table[order].select("slide_id", "label", "fold").iter_rows():
-        by_class.setdefault(label, []).append((slide_id, label, fold))
-    chosen: list[tuple[str, int, int]] = []
-    while len(chosen) < spec.slides and any(by_class.values()):
-        for label in sorted(by_class):
-            if by_class[label] and len(chosen) < spec.slides:
-                chosen.append(by_class[label].pop(0))
-    return sorted(chosen, key=lambda item: (item[1], item[0]))
-
-
-def _attention(model: Path, slide_id: str) -> NDArray[np.float32]:
-    table = pl.read_parquet(model / "attention.parquet").filter(pl.col("slide_id") == slide_id)
-    if len(table) != 1:
-        raise UserError(f"{slide_id}: has no attention in {model}; train the fold again.")
-    return np.asarray(table["attention"][0].to_numpy(), np.float32)
-
-
-def _draw(
-    path: Path, store: Path, attention: NDArray[np.float32], mask: Path | None
-) -> tuple[RGB, dict[str, object]]:
-    """Thumbnail, overlay and (where there is one) the mask, side by side."""
-    attributes, coords = read_attributes(store), read_coords(store)
-    facts = attributes["slide"]
-    scale = Scale(facts["mpp"][0], facts["mpp"][1], facts["mpp_source"])
-    width, height = facts["size_px"]
-    with Slide(path) as slide:
-        mpp = max(width * scale.mpp_x, height * scale.mpp_y) / _SIDE_PX
-        thumbnail = slide.thumbnail(mpp, scale)
-    to_px = np.array([thumbnail.shape[1] / width, thumbnail.shape[0] / height])
-    boxes = np.concatenate([coords * to_px, (coords + facts["level0_tile"]) * to_px], axis=1)
-    panels = [thumbnail, overlay(thumbnail, boxes, attention)]
-    if mask is not None:
-        truth = cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE)
-        if truth is None:
-            log.warning("%s: the mask %s cannot be read", path.stem, mask)
-        else:
-            panels.append(_outline(thumbnail, truth.astype(np.uint8)))
-    gap = np.full((thumbnail.shape[0], _GAP_PX, 3), 255, np.uint8)
-    joined = [part for panel in panels for part in (panel, gap)][:-1]
-    return np.concatenate(joined, axis=1), {
-        "panels": len(panels),
-        "tiles": len(coords),
-        "um_per_px": round(mpp, 3),
+def _draw_slide(
+    spec: HeatmapSpec,
+    cohort: Cohort,
+    held_out: HeldOut,
+    held: Held,
+    masks: Path | None,
+    folder: Path,
+) -> dict[str, object]:
+    """A row of `heatmaps.json`."""
+    tiles = held_out.tiles(held)
+    row = next(row for row in cohort.rows if row.slide_id == held.slide_id)
+    large: RGB | None = None
+    notes = [UNIFORM] if tiles.uniform else []
+    try:
+        with Slide(cohort.file(row)) as slide:
+            thumbnail = _thumbnail(slide, tiles, SIDE_PX)
+            if "ome_tiff" in spec.formats:
+                large = _thumbnail(slide, tiles, exports.OME_SIDE_PX)
+            shots = None if tiles.uniform else strips.slide_shots(slide, tiles)
+            origin_px = slide.bounds_corner_px
+    except (SlideError, TileError) as error:
+        log.warning("%s: no heatmap: %s", held.slide_id, error)
+        return {"slide_id": held.slide_id, "reason": str(error)}
+    truth = None
+    try:
+        truth = read_truth(masks, held.slide_id, thumbnail.shape[:2]) if masks else None
+    except SlideError as error:
+        log.warning("%s: no truth beside its heatmap: %s", held.slide_id, error)
+        notes.append(str(error))
+    parts = panels(tiles, thumbnail, truth, truth_words(synthetic=spec.synthetic))
+    scale = picture_scale(tiles, thumbnail)
+    picture = f"{SLIDES}/{held.slide_id}.png"
+    with atomic_path(folder / picture) as path:
+        draw_picture(parts, scale, headline=_headline(tiles), synthetic=spec.synthetic, path=path)
+    strip = None
+    if shots is not None:
+        strip = f"{STRIPS}/{held.slide_id}.png"
+        with atomic_path(folder / strip) as path:
+            strips.draw_strip(
+                shots,
+                headline=_headline(tiles),
+                tile_um=tiles.level0_tile[0] * tiles.scale.mpp_x,
+                synthetic=spec.synthetic,
+                path=path,
+            )
+    files = _export(spec, tiles, folder, large, origin_px)
+    log.info("%s: heatmap drawn", held.slide_id)
+    return {
+        "slide_id": held.slide_id,
+        "patient_id": held.patient_id,
+        "label": tiles.label,
+        "predicted": tiles.predicted,
+        "fold": held.fold,
+        "picture": picture,
+        "panels": [part.name for part in parts],
+        "tiles": len(tiles),
+        "um_per_px": round(scale.mpp_x, 3),
+        "files": files,
+        "tile_strip": strip,
+        **({"note": "; ".join(notes)} if notes else {}),
     }
 
 
-def _outline(thumbnail: RGB, truth: NDArray[np.uint8]) -> RGB:
-    size = (thumbnail.shape[1], thumbnail.shape[0])
-    inside = cv2.resize(truth, size, interpolation=cv2.INTER_AREA) > 127
-    tint = np.array([255, 196, 0])
-    mixed = np.where(inside[..., None], 0.5 * thumbnail + 0.5 * tint, 0.5 * thumbnail + 127)
-    return mixed.astype(np.uint8)
+def truth_words(*, synthetic: bool) -> str:
+    """What the yellow of the panel of the truth is."""
+    return "Planted HER2-positive morphology" if synthetic else "Annotated positive area"
 
 
-def read_heatmaps(path: Path) -> list[dict[str, object]]:
-    """Read `heatmaps.json`."""
-    found: list[dict[str, object]] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+def _thumbnail(slide: Slide, tiles: SlideTiles, side_px: int) -> RGB:
+    """The whole slide, its longer side of `side_px`; not finer than its level 0."""
+    width, height = tiles.size_px
+    longer_um = max(width * tiles.scale.mpp_x, height * tiles.scale.mpp_y)
+    return slide.thumbnail(
+        max(longer_um / side_px, tiles.scale.mpp_x, tiles.scale.mpp_y), tiles.scale
+    )
+
+
+def _export(
+    spec: HeatmapSpec,
+    tiles: SlideTiles,
+    folder: Path,
+    large: RGB | None,
+    origin_px: tuple[int, int],
+) -> list[str]:
+    """Write the asked formats; their paths below `folder`."""
+    names = []
+    for kind, suffix in SUFFIXES.items():
+        if kind not in spec.formats:
+            continue
+        names.append(f"{SLIDES}/{tiles.slide_id}{suffix}")
+        with atomic_path(folder / names[-1]) as path:
+            if kind == "parquet":
+                exports.write_parquet(tiles, path, synthetic=spec.synthetic)
+            elif kind == "geojson":
+                exports.write_geojson(tiles, path, origin_px=origin_px, synthetic=spec.synthetic)
+            elif large is not None:
+                words = "Rank of attention in the slide, dark blue lowest to yellow highest. "
+                words += f"{exports.WARNING}." + (" Synthetic slide." if spec.synthetic else "")
+                exports.write_ome_tiff(
+                    overlay(large, thumbnail_boxes(tiles, large), tiles.rank),
+                    path,
+                    scale=picture_scale(tiles, large),
+                    name=tiles.slide_id,
+                    about=words,
+                )
+    return names
+
+
+def _headline(tiles: SlideTiles) -> str:
+    chance = max(tiles.probabilities)
+    return (
+        f"{tiles.slide_id}: scored {tiles.label}, predicted {tiles.predicted} "
+        f"(P = {chance:.2f}) by fold {tiles.held.fold}, which never saw the patient"
+    )
+
+
+def _remove_others(
+    folder: Path, drawn: Sequence[dict[str, object]], scores: Sequence[dict[str, object]]
+) -> None:
+    """An earlier run may have drawn other slides; what is not of this one goes."""
+    kept: set[str] = set()
+    for row in (*drawn, *scores):
+        kept |= {str(row[name]) for name in ("picture", "tile_strip") if row.get(name)}
+        files = row.get("files", [])
+        assert isinstance(files, Collection)
+        kept |= {str(name) for name in files}
+    for name in (SLIDES, STRIPS, SCORES):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for path in (folder / name).iterdir():
+            if (
+                path.is_file()
+                and not path.name.startswith(".")
+                and f"{name}/{path.name}" not in kept
+            ):
+                path.unlink()

@@ -30,6 +30,8 @@ _SEQUENTIAL, _DIVERGING = "viridis", "PuOr_r"
 _STRENGTH = 0.55
 _TRUTH = (255, 196, 0)
 _PANEL_IN, _TALLEST_IN, _DPI = 3.3, 4.6, 150
+_TITLE = 38
+"""Characters that fit above a panel."""
 # None, so that no version is written.
 PNG_METADATA: Any = {"Software": None}
 
@@ -108,11 +110,15 @@ def panels(tiles: SlideTiles, thumbnail: RGB, truth: Mask | None, truth_title: s
     ranked = Bar(_SEQUENTIAL, "rank of attention in this slide", ("low", "", "high"))
     of_class = any(name.startswith("attention_") for name in tiles.maps)
     title = f"Attention, map of {tiles.predicted}" if of_class else "Attention"
-    if tiles.uniform:
-        title = "Attention: uniform, all tiles weigh the same"
+    title = "Attention: the same everywhere" if tiles.uniform else title
     found = [
         Panel(THUMBNAIL, "H&E", thumbnail),
-        Panel(ATTENTION, title, overlay(thumbnail, boxes, tiles.rank), ranked),
+        Panel(
+            ATTENTION,
+            shortened(title, _TITLE),
+            overlay(thumbnail, boxes, tiles.rank),
+            None if tiles.uniform else ranked,
+        ),
     ]
     if tiles.shown is not None:
         values = tiles.maps[tiles.shown]
@@ -122,12 +128,12 @@ def panels(tiles: SlideTiles, thumbnail: RGB, truth: Mask | None, truth_title: s
         found.append(
             Panel(
                 CONTRIBUTION,
-                f"Contribution to {tiles.shown.removeprefix('contribution_')}",
+                shortened(f"Contribution to {tiles.shown.removeprefix('contribution_')}", _TITLE),
                 overlay(thumbnail, boxes, shares, _DIVERGING),
                 Bar(
                     _DIVERGING,
                     "logits that a tile adds",
-                    (f"{-limit:.2g}", "0", f"{limit:.2g}"),
+                    (f"\u2264 \u2212{limit:.2g}", "0", f"\u2265 {limit:.2g}"),
                 ),
             )
         )
@@ -137,14 +143,19 @@ def panels(tiles: SlideTiles, thumbnail: RGB, truth: Mask | None, truth_title: s
 
 
 def draw_picture(
-    parts: Sequence[Panel], scale: Scale, *, headline: str, synthetic: bool, path: Path
+    parts: Sequence[Panel],
+    scale: Scale,
+    *,
+    headline: tuple[str, str],
+    synthetic: bool,
+    path: Path,
 ) -> None:
     """Write the panels side by side as PNG, with scale bar, colour bars and what to be wary of.
 
     Args:
         parts: panels of one size.
         scale: um/px of their images on each axis.
-        headline: above them all.
+        headline: two lines above them all.
         synthetic: the slide is drawn.
         path: of the PNG.
     """
@@ -152,8 +163,7 @@ def draw_picture(
     tall = min(_TALLEST_IN, _PANEL_IN * height * scale.mpp_y / (width * scale.mpp_x))
     tall = max(1.1, tall)
     with mpl.rc_context(STYLE):
-        canvas = Canvas(figsize=(_PANEL_IN * len(parts), tall + 1.55), dpi=_DPI)
-        # In inches from the top: headline, titles, images, bars, words.
+        canvas = Canvas(figsize=(_PANEL_IN * len(parts), tall + 1.72), dpi=_DPI)
         sides = canvas.get_size_inches()
         for index, part in enumerate(parts):
             left = (index + 0.02) * _PANEL_IN / sides[0]
@@ -162,16 +172,26 @@ def draw_picture(
             extent = (0, width * scale.mpp_x, height * scale.mpp_y, 0)  # um
             axes.imshow(part.image, extent=extent, aspect="equal", interpolation="antialiased")
             axes.set_axis_off()
+            axes.set_anchor("W")
             canvas.text(left, (tall + 1.02) / sides[1], part.title, fontsize=9.5, fontweight="bold")
             if index == 0:
                 _add_scale_bar(axes, width * scale.mpp_x)
             if part.bar is not None:
                 _add_colour_bar(canvas, part.bar, left + 0.1 * across, 0.8 * across)
-        canvas.text(0.02 / len(parts), (tall + 1.3) / sides[1], headline, fontsize=10)
+        for line, weight, inches in zip(headline, ("bold", "normal"), (1.5, 1.31), strict=True):
+            place = 0.02 / len(parts), (tall + inches) / sides[1]
+            canvas.text(*place, line, fontsize=9.5, fontweight=weight)
         words = f"{WARNING}: it says where the model looked, not what it saw there."
         words += "  SYNTHETIC slide." if synthetic else ""
         canvas.text(0.02 / len(parts), 0.1 / sides[1], words, fontsize=9, color="#9c2a00")
         canvas.savefig(path, format="png", metadata=PNG_METADATA)
+
+
+def shortened(text: str, most: int) -> str:
+    """`text`, its middle left out where it has more characters than `most`."""
+    if len(text) <= most:
+        return text
+    return f"{text[: most // 2]}\u2026{text[len(text) - (most - most // 2 - 1) :]}"
 
 
 def scale_bar_um(width_um: float) -> float:

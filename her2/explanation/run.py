@@ -20,6 +20,7 @@ from her2.explanation.picture import (
     panels,
     picture_scale,
     read_truth,
+    shortened,
     thumbnail_boxes,
 )
 from her2.explanation.scores import FOLDER as SCORES
@@ -207,11 +208,12 @@ def _export(
     return names
 
 
-def _headline(tiles: SlideTiles) -> str:
-    chance = max(tiles.probabilities)
+def _headline(tiles: SlideTiles) -> tuple[str, str]:
+    label, predicted = shortened(tiles.label, 20), shortened(tiles.predicted, 20)
     return (
-        f"{tiles.slide_id}: scored {tiles.label}, predicted {tiles.predicted} "
-        f"(P = {chance:.2f}) by fold {tiles.held.fold}, which never saw the patient"
+        shortened(tiles.slide_id, 70),
+        f"scored {label}, predicted {predicted} (P = {max(tiles.probabilities):.2f}) by the model "
+        f"of fold {tiles.held.fold}, which never saw the patient",
     )
 
 

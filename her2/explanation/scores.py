@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from her2.cohort import Cohort
 from her2.explanation.held_out import HeldOut
+from her2.explanation.picture import shortened
 from her2.explanation.strips import (
     A_PATIENT,
     LEAST,
@@ -91,7 +92,10 @@ def _draw_score(
     first = next(tiles for items in shown.values() for _, tiles, _ in items)
     tile_um = first.level0_tile[0] * first.scale.mpp_x
     people = len({one.patient_id for one in held})
-    headline = f"Score {label}: tiles of {len(held)} held-out slides of {people} patients"
+    headline = (
+        shortened(f"Score {label}", 70),
+        f"the extremes of all tiles of {len(held)} held-out slides of {people} patients",
+    )
     with atomic_path(path) as temporary:
         draw_strip(rows, headline=headline, tile_um=tile_um, synthetic=synthetic, path=temporary)
     return {
@@ -126,7 +130,7 @@ class _Shelf:
                 slide = self._stack.enter_context(Slide(self._files[name]))
                 self._open[name] = slide, self._held_out.tiles(one.held)
             slide, tiles = self._open[name]
-            caption = f"{times_words(one.times_tiles)}\n{_shortened(name)}"
+            caption = f"{times_words(one.times_tiles)}\n{shortened(name, 18)}"
             return tiles, read_shot(slide, tiles, one.row, caption)
         except (SlideError, TileError) as error:
             log.warning("%s: none of its tiles is shown: %s", name, error)
@@ -163,8 +167,3 @@ def _about(end: str, one: Candidate, tiles: SlideTiles) -> dict[str, Any]:
         "height_level0_px": height,
         "attention_times_tiles": round(one.times_tiles, 6),
     }
-
-
-def _shortened(name: str, most: int = 18) -> str:
-    """Fits below a tile."""
-    return name if len(name) <= most else f"{name[: most // 2]}\u2026{name[-(most // 2 - 1) :]}"

@@ -22,7 +22,7 @@ A_PATIENT = 2
 """Of them at most so many are of one patient, in the pictures of the cohort."""
 MOST, LEAST = "most", "least"
 
-_TILE_IN, _DPI = 1.25, 120
+_TILE_IN, _HEAD_IN, _DPI = 1.25, 0.58, 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def times_words(times_tiles: float) -> str:
 def draw_strip(
     rows: dict[str, list[Shot]],
     *,
-    headline: str,
+    headline: tuple[str, str],
     tile_um: float,
     synthetic: bool,
     path: Path,
@@ -107,7 +107,7 @@ def draw_strip(
 
     Args:
         rows: `most` and `least`.
-        headline: above them.
+        headline: two lines above them.
         tile_um: side of a tile.
         synthetic: the slides are drawn.
         path: of the PNG.
@@ -117,7 +117,7 @@ def draw_strip(
     below = 0.08 + 0.14 * lines  # inches of caption
     step = _TILE_IN + below + 0.1
     with mpl.rc_context(STYLE):
-        size = (1.05 + columns * (_TILE_IN + 0.08), 0.42 + step * len(rows) + 0.5)
+        size = (1.05 + columns * (_TILE_IN + 0.08), _HEAD_IN + step * len(rows) + 0.5)
         size = (max(size[0], 6.6), size[1])  # room for the words
         canvas = Canvas(figsize=size, dpi=_DPI)
 
@@ -131,9 +131,10 @@ def draw_strip(
         def write(x: float, y: float, text: str, **looks: Any) -> None:
             canvas.text(x / size[0], 1 - y / size[1], text, va="top", **looks)
 
-        write(0.08, 0.1, headline, fontsize=9.5, fontweight="bold")
+        write(0.08, 0.1, headline[0], fontsize=9.5, fontweight="bold")
+        write(0.08, 0.3, headline[1], fontsize=9)
         for line, (end, shots) in enumerate(rows.items()):
-            top = 0.42 + line * step
+            top = _HEAD_IN + line * step
             write(0.08, top + 0.4 * _TILE_IN, f"{end}\nattended", fontsize=9)
             for column, shot in enumerate(shots):
                 left = 1.0 + column * (_TILE_IN + 0.08)

@@ -11,7 +11,7 @@ from scipy.stats import rankdata
 
 from her2.config import Task
 from her2.errors import UserError
-from her2.mil.product import CARD_NAME, read_maps
+from her2.mil.maps import CARD_NAME, read_maps
 from her2.slide import Scale
 from her2.store import read_attributes, read_coords
 

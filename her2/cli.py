@@ -313,7 +313,7 @@ def heatmap(
 ) -> None:
     """Stage 2: attention pictures of some held-out slides."""
     from her2.cache import Cache
-    from her2.heatmap import draw_heatmaps
+    from her2.explanation.run import draw_heatmaps
 
     draw_heatmaps(
         specs.load(specs.HeatmapSpec, spec),

@@ -314,6 +314,7 @@ class Plan:
                 chunks=tuple(self.chunks),
                 buckets=self.buckets,
                 slides=self.config.heatmaps.slides,
+                formats=self.config.heatmaps.formats,
                 seed=self.config.seed,
                 synthetic=self.config.cohort.synthetic,
             )

@@ -15,6 +15,7 @@ from her2.config import (
     EncoderSection,
     EvaluationSection,
     HeadSection,
+    HeatmapFormat,
     PatchesSection,
     PretrainingSection,
     Section,
@@ -38,7 +39,7 @@ VERSIONS = {
     "train": 3,
     "evaluate": 2,
     "compare": 2,
-    "heatmap": 1,
+    "heatmap": 2,
     "report": 2,
 }
 """Raise a stage's number when its output changes for the same input: that, and only that, makes
@@ -209,6 +210,7 @@ class HeatmapSpec(Section):
     chunks: tuple[str, ...]
     buckets: tuple[str, ...]
     slides: int
+    formats: tuple[HeatmapFormat, ...]
     seed: int
     synthetic: bool
 

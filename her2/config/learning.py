@@ -1,12 +1,13 @@
 """Config: heads, training, folds, figures, pictures and the page."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from her2.config.base import ClassName, Count, Ordered, Positive, Section, Share
 
 Select = Literal["loss", "macro_auc", "balanced_accuracy", "quadratic_kappa"]
+HeatmapFormat = Literal["png", "parquet", "geojson", "ome_tiff"]
 GroupingName = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=60)]
 
 
@@ -163,6 +164,18 @@ class HeatmapSection(Section):
     slides: Annotated[int, Field(ge=0)] = Field(
         8, description="held-out slides drawn for each task, encoder and head, spread over classes"
     )
+    formats: tuple[HeatmapFormat, ...] = Field(
+        get_args(HeatmapFormat),
+        description="files of a drawn slide: the picture (always there, the report shows it), the "
+        "table of its tiles, the tiles for QuPath, the overlay as a pyramid for viewers",
+    )
+
+    @field_validator("formats")
+    @classmethod
+    def _in_one_order(cls, value: tuple[HeatmapFormat, ...]) -> tuple[HeatmapFormat, ...]:
+        """So that another order is not another job."""
+        asked: set[HeatmapFormat] = {"png", *value}
+        return tuple(name for name in get_args(HeatmapFormat) if name in asked)
 
 
 class ReportSection(Section):

@@ -29,14 +29,13 @@ from her2.mil.bags import Bag
 from her2.mil.heads import build_head
 from her2.mil.heads.mean import MeanPooling
 from her2.mil.losses import output_count, output_names
+from her2.mil.maps import CARD_NAME, MAPS_NAME
 from her2.mil.model import Model, predict, predict_bags
 from her2.mil.search import Trial
 from her2.mil.train import Trained
 from her2.specs import TrainSpec
 
-CARD_NAME = "card.json"
 MODEL_NAME = "model.safetensors"
-MAPS_NAME = "maps.safetensors"
 PUBLISHED_BAGS = 1600
 """Random test bags of a fold under the published protocol."""
 
@@ -165,22 +164,6 @@ def load_model(folder: Path, device: torch.device) -> SavedModel:
     except safetensors.SafetensorError as error:
         raise UserError(f"{folder / MODEL_NAME}: cannot be read ({error}).") from None
     return SavedModel(folder, model.to(device).eval(), card)
-
-
-def read_maps(folder: Path, slide_id: str) -> dict[str, NDArray[np.float32]]:
-    """All maps that a fold stored of a held-out slide.
-
-    Returns:
-        `attention` (n, o): a map an output, each sums to one; `contribution` (n, o): what each
-        tile adds to each output. The card's `outputs` name the columns. Empty for a head with one
-        map, which is in `attention.parquet`.
-    """
-    path = folder / MAPS_NAME
-    if not path.exists():
-        return {}
-    with safetensors.safe_open(path, framework="np") as stream:
-        names = {name for name in stream.keys() if name.endswith(f"/{slide_id}")}  # noqa: SIM118
-        return {name.partition("/")[0]: stream.get_tensor(name) for name in sorted(names)}
 
 
 def _write_predictions(

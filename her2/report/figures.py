@@ -5,37 +5,16 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito, Color Universal Design (2008): told apart by people who see few colours."""
+from her2.plot_style import PALETTE, STYLE
+
 _DASHES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1.5, 1)))
 
-_STYLE: Any = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same glyphs on every machine
-    "font.size": 9,
-    "axes.titlesize": 9.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#444444",
-    "axes.linewidth": 0.8,
-    "grid.color": "#e3e3e3",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "figure.facecolor": "white",
-    "text.parse_math": False,  # names of classes are text
-    "svg.fonttype": "path",
-    "svg.hashsalt": "her2",
-}
 # All of them, so that no date and no version is written.
 _METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
@@ -63,7 +42,7 @@ class Curve:
 
 def roc_figure(curves: Sequence[Curve], *, name: str, synthetic: bool) -> Figure:
     """ROC curves of all classes in one frame, with the diagonal of chance."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         canvas = Canvas(figsize=(4.8, 4.8), layout="constrained")
         axes = canvas.subplots()
         axes.plot([0, 1], [0, 1], color="#8a8a8a", linewidth=0.9, linestyle=(0, (2, 2)))
@@ -109,7 +88,7 @@ def learning_figure(
     """
     if not histories:
         return None
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         canvas = Canvas(figsize=(7.2, 3.4), layout="constrained")
         axes = canvas.subplots()
         for index, (run, history) in enumerate(histories.items()):
@@ -152,7 +131,7 @@ def pretraining_figure(
         name: of the encoder.
         synthetic: the slides are drawn.
     """
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         canvas = Canvas(figsize=(7.2, 3.2), layout="constrained")
         left, right = canvas.subplots(1, 2)
         epochs = [epoch + 1 for epoch in history["epoch"]]

@@ -1,10 +1,12 @@
 """Stage 2, report: attention pictures, small enough for one page."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
+from her2.explanation.picture import ATTENTION, TRUTH
 from her2.plan import run_name
 from her2.report.figures import Figure, jpeg
 from her2.report.overlap import mark
@@ -18,7 +20,7 @@ _ATTENTION_PX = (1200, 1200)
 
 @dataclass(frozen=True, slots=True)
 class AttentionPicture:
-    """One slide: thumbnail, ranks of attention and, where there is one, the truth."""
+    """One slide: the panels that `heatmaps.json` names, side by side."""
 
     slide_id: str
     label: str
@@ -65,7 +67,7 @@ def attention(results: Results, model: Model) -> Attention:
         pictures=tuple(pictures),
         not_drawn=tuple(sorted(not_drawn)),
         left_out=len(drawn) - len(shown),
-        has_truth=any(item.get("panels") == 3 for item in shown),
+        has_truth=any(TRUTH in _panels(item) for item in shown),
     )
 
 
@@ -77,11 +79,12 @@ def _spread(items: list[dict[str, object]], number_: int) -> list[dict[str, obje
 
 
 def _picture(results: Results, model: Model, item: dict[str, Any]) -> AttentionPicture:
-    slide_id, panels = item["slide_id"], item.get("panels", 2)
+    slide_id = item["slide_id"]
     rows = model.slides.filter(pl.col("slide_id") == slide_id).to_dicts()
     names = model.task.class_names
     probabilities = [(name, number(rows[0][f"prob_{name}"], 2)) for name in names] if rows else []
-    third = f", {truth_words(results)}" if panels == 3 else ""
+    said = {ATTENTION: "rank of attention", TRUTH: truth_words(results)}
+    shown = ", ".join(said.get(name, name) for name in _panels(item))
     return AttentionPicture(
         slide_id=slide_id,
         label=item["label"],
@@ -93,13 +96,18 @@ def _picture(results: Results, model: Model, item: dict[str, Any]) -> AttentionP
             model.pictures / str(item["picture"]),
             side_px=_ATTENTION_PX,
             quality=80,
-            alt=f"{slide_id}: thumbnail, rank of attention{third}",
+            alt=f"{slide_id}: {shown}",
         ),
     )
 
 
+def _panels(item: Mapping[str, Any]) -> Sequence[str]:
+    names: Sequence[str] = item["panels"]
+    return names
+
+
 def truth_words(results: Results) -> str:
-    """What the yellow of the third panel is."""
+    """What the yellow of the panel of the truth is."""
     if results.synthetic:
         return "planted HER2-positive morphology"
     return "annotated positive area (cohort.masks)"

@@ -12,7 +12,7 @@ from her2.config import Config, Task
 from her2.encoders.card import EncoderCard, read_card
 from her2.encoders.overlap import Overlap, read_overlap
 from her2.errors import UserError
-from her2.heatmap import read_heatmaps
+from her2.explanation.run import read_heatmaps
 from her2.manifest import FeatureEntry, FoldEntry, read_manifests
 from her2.specs import ReportSpec
 from her2.store import read_attributes

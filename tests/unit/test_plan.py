@@ -146,6 +146,7 @@ def test_the_order_of_classes_survives_the_spec_and_is_part_of_it():
         ({"training/epochs": 3}, {"train", "report"}),
         ({"evaluation/bootstrap": 100}, {"evaluate", "compare", "report"}),
         ({"heatmaps/slides": 1}, {"heatmap", "report"}),
+        ({"heatmaps/formats": ["png"]}, {"heatmap", "report"}),
         ({"tiling/min_tissue": 0.6}, {"tile", "report"}),
         ({"embedding/max_failed_tiles": 0.5}, {"embed", "report"}),
         ({"encoders/fine/storage": "float32"}, {"encoder", "report"}),

@@ -280,7 +280,7 @@ class Cohort:
             Image.fromarray(np.full((64, 216, 3), 128, np.uint8)).save(heatmaps / f"{first}.png")
             drawn = [
                 {"slide_id": first, "label": "0", "fold": 0, "picture": f"{first}.png",
-                 "panels": 3, "tiles": 20, "um_per_px": 2.4},
+                 "panels": ["thumbnail", "attention", "truth"], "tiles": 20, "um_per_px": 2.4},
                 {"slide_id": "slide-99", "reason": f"{HOSTILE} in /data/secret/slide-99.svs"},
             ]  # fmt: skip
         (heatmaps / "heatmaps.json").write_text(json.dumps(drawn), encoding="utf-8")

@@ -23,7 +23,8 @@ from her2.mil import run
 from her2.mil import train as train_module
 from her2.mil.apply import mismatches, predict_slides
 from her2.mil.bags import Bag
-from her2.mil.product import load_model, read_maps
+from her2.mil.maps import read_maps
+from her2.mil.product import load_model
 from her2.mil.run import train_folds
 from her2.specs import FoldsSpec, TrainSpec
 from her2.store import FeatureStore, open_store, write_store

@@ -1,11 +1,10 @@
-"""Stage 2, evaluation and attention pictures of each task, encoder and head.
+"""Stage 2, evaluation of each task, encoder and head.
 
 in:  the folds and the manifests of the trained folds
 out: evaluation/{task}/{encoder}/{head}/predictions.parquet, and the tables of figures that are made
      of it (docs/statistics.md), each also as CSV
      evaluation/{task}/comparison.parquet   encoders and heads against each other, paired
      evaluation/{task}/statement.csv        H&E pre-training against the others, a line a head
-     heatmaps/{task}/{encoder}/{head}/heatmaps.json, and the pictures it lists
 """
 
 
@@ -97,37 +96,3 @@ rule compare_encoders:
     shell:
         "python -m her2 compare --spec {params.spec:q}"
         " --evaluation {params.evaluation:q} --out {params.evaluation:q} 2> {log:q}"
-
-
-rule draw_heatmaps:
-    input:
-        folds=f"{RESULTS}/folds/{{task}}.parquet",
-        models=expand(
-            f"{RESULTS}/models/{{{{task}}}}/{{{{encoder}}}}/{{{{head}}}}/{{chunk}}.json",
-            chunk=PLAN.chunks,
-        ),
-        features=expand(f"{RESULTS}/features/{{{{encoder}}}}/{{bucket}}.json", bucket=PLAN.buckets),
-    output:
-        f"{RESULTS}/heatmaps/{{task}}/{{encoder}}/{{head}}/heatmaps.json",
-    log:
-        f"{RESULTS}/logs/draw_heatmaps/{{task}}/{{encoder}}/{{head}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/draw_heatmaps/{{task}}/{{encoder}}/{{head}}.tsv"
-    conda:
-        "../../envs/her2.yaml"
-    threads: 1
-    resources:
-        mem_mb=growing(4000),
-        runtime=growing(30),
-    params:
-        spec=lambda wildcards: PLAN.heatmap_spec(wildcards.task),
-        slides=SLIDES,
-        models=folder("models/{task}/{encoder}/{head}"),
-        features=folder("features/{encoder}"),
-        cache=CACHE,
-        masks=option("--masks", CONFIG.cohort.masks),
-    shell:
-        "python -m her2 heatmap --spec {params.spec:q} {params.slides:q}"
-        " --folds {input.folds:q} --models {params.models:q}"
-        " --features {params.features:q} --cache {params.cache:q} {params.masks:q}"
-        " --out {output:q} 2> {log:q}"

@@ -12,9 +12,9 @@ from her2.cache import Cache
 from her2.cohort import Cohort, SlideRow
 from her2.config import Task
 from her2.errors import UserError
+from her2.explanation.run import draw_heatmaps, overlay, read_heatmaps
 from her2.files import digest
 from her2.folds import make_folds
-from her2.heatmap import draw_heatmaps, overlay, read_heatmaps
 from her2.manifest import FeatureEntry, FoldEntry, write_manifest
 from her2.specs import FoldsSpec, HeatmapSpec
 from her2.store import write_store

@@ -1,0 +1,151 @@
+"""Stage 2, heatmaps: the most and least attended tiles of a slide, and of all slides of a score."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure as Canvas
+from numpy.typing import NDArray
+
+from her2.explanation.exports import WARNING
+from her2.explanation.picture import PNG_METADATA
+from her2.explanation.tiles import Held, SlideTiles
+from her2.plot_style import STYLE
+from her2.slide import RGB, Slide
+
+SHOWN = 6
+"""Tiles at each end, in both kinds of picture."""
+A_PATIENT = 2
+"""Of them at most so many are of one patient, in the pictures of the cohort."""
+MOST, LEAST = "most", "least"
+
+_TILE_IN, _HEAD_IN, _DPI = 1.25, 0.58, 120
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A tile of a held-out slide: its row, and its attention x the number of tiles."""
+
+    held: Held
+    row: int
+    times_tiles: float
+
+
+@dataclass(frozen=True, slots=True)
+class Shot:
+    """The image of a tile (px, px, 3) as the encoder saw it, with the words below it."""
+
+    image: RGB
+    caption: str
+
+
+def extreme_rows(attention: NDArray[np.float32], number: int, end: str) -> NDArray[np.int64]:
+    """Rows of the most (or least) attended tiles, the extreme one first; of equals the first."""
+    keys = -attention if end == MOST else attention
+    return np.asarray(np.argsort(keys, kind="stable")[:number], np.int64)
+
+
+def read_shot(slide: Slide, tiles: SlideTiles, row: int, caption: str) -> Shot:
+    """A tile at the encoder's own um/px.
+
+    Raises:
+        TileError: the slide is damaged there.
+    """
+    x, y = tiles.coords[row].tolist()
+    side = tiles.encoder_px
+    return Shot(slide.region(x, y, *tiles.level0_tile, (side, side)), caption)
+
+
+def slide_shots(slide: Slide, tiles: SlideTiles) -> dict[str, list[Shot]]:
+    """The most and the least attended tiles of one slide.
+
+    Raises:
+        TileError: the slide is damaged there.
+    """
+    return {
+        end: [
+            read_shot(slide, tiles, int(row), times_words(float(tiles.times_tiles[row])))
+            for row in extreme_rows(tiles.attention, SHOWN, end)
+        ]
+        for end in (MOST, LEAST)
+    }
+
+
+def candidates(
+    held: Sequence[Held], attention: Iterable[NDArray[np.float32]], end: str
+) -> list[Candidate]:
+    """The tiles of many slides that can be among the shown, the extreme one first.
+
+    A slide gives no more than a patient may; of equals, the first by name and row.
+    """
+    found = [
+        Candidate(slide, int(row), float(values[row] * np.float32(len(values))))
+        for slide, values in zip(held, attention, strict=True)
+        for row in extreme_rows(values, A_PATIENT, end)
+    ]
+    sign = -1 if end == MOST else 1
+    return sorted(found, key=lambda one: (sign * one.times_tiles, one.held.slide_id, one.row))
+
+
+def times_words(times_tiles: float) -> str:
+    """`12x`: how many times the attention that a tile would have if all weighed the same."""
+    return f"{times_tiles:.2g}\u00d7" if times_tiles < 99.5 else f"{times_tiles:.0f}\u00d7"
+
+
+def draw_strip(
+    rows: dict[str, list[Shot]],
+    *,
+    headline: tuple[str, str],
+    tile_um: float,
+    synthetic: bool,
+    path: Path,
+) -> None:
+    """Write tiles as PNG, the most attended in the first line and the least in the second.
+
+    Args:
+        rows: `most` and `least`.
+        headline: two lines above them.
+        tile_um: side of a tile.
+        synthetic: the slides are drawn.
+        path: of the PNG.
+    """
+    columns = max(1, *(len(shots) for shots in rows.values()))
+    lines = max(shot.caption.count("\n") + 1 for shots in rows.values() for shot in shots)
+    below = 0.08 + 0.14 * lines  # inches of caption
+    step = _TILE_IN + below + 0.1
+    with mpl.rc_context(STYLE):
+        size = (1.05 + columns * (_TILE_IN + 0.08), _HEAD_IN + step * len(rows) + 0.5)
+        size = (max(size[0], 6.6), size[1])  # room for the words
+        canvas = Canvas(figsize=size, dpi=_DPI)
+
+        def place(x: float, y: float, width: float, height: float) -> Any:
+            """Axes by inches from the top left corner."""
+            share = (x / size[0], 1 - (y + height) / size[1], width / size[0], height / size[1])
+            axes = canvas.add_axes(share)
+            axes.set_axis_off()
+            return axes
+
+        def write(x: float, y: float, text: str, **looks: Any) -> None:
+            canvas.text(x / size[0], 1 - y / size[1], text, va="top", **looks)
+
+        write(0.08, 0.1, headline[0], fontsize=9.5, fontweight="bold")
+        write(0.08, 0.3, headline[1], fontsize=9)
+        for line, (end, shots) in enumerate(rows.items()):
+            top = _HEAD_IN + line * step
+            write(0.08, top + 0.4 * _TILE_IN, f"{end}\nattended", fontsize=9)
+            for column, shot in enumerate(shots):
+                left = 1.0 + column * (_TILE_IN + 0.08)
+                place(left, top, _TILE_IN, _TILE_IN).imshow(
+                    shot.image, interpolation="antialiased", aspect="auto"
+                )
+                write(left, top + _TILE_IN + 0.04, shot.caption, fontsize=7.5, linespacing=1.1)
+        words = (
+            f"Each tile is {tile_um:.0f} \u00b5m wide. 1\u00d7: its attention if all tiles weighed "
+            f"the same.\n{WARNING}."
+        )
+        words += "  SYNTHETIC slides." if synthetic else ""
+        write(0.08, size[1] - 0.42, words, fontsize=8, color="#9c2a00")
+        canvas.savefig(path, format="png", metadata=PNG_METADATA)

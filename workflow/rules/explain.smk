@@ -1,0 +1,64 @@
+"""Stage 2, explanation of each task, encoder and head: what the models looked at.
+
+in:  the folds, the manifests of the trained folds and of the features, the slides themselves
+out: heatmaps/{task}/{encoder}/{head}/heatmaps.json   a row a drawn slide, and what it lists:
+       slides/   picture, and the tiles as Parquet, GeoJSON and OME-TIFF (docs/explanation.md)
+       strips/   most and least attended tiles of a drawn slide
+     heatmaps/{task}/{encoder}/{head}/tiles.json      the same of all held-out slides of a score:
+       scores/   a picture a score
+"""
+
+
+def pictures(name):
+    """A folder of pictures of one model, each of them marked for Snakemake's own report."""
+    return report(
+        directory(f"{RESULTS}/heatmaps/{{task}}/{{encoder}}/{{head}}/{name}"),
+        patterns=["{picture}.png"],
+        caption=f"../report/{name}.rst",
+        category="Explanation",
+        labels={
+            "task": "{task}",
+            "encoder": "{encoder}",
+            "head": "{head}",
+            "kind": name,
+            "picture": "{picture}",
+        },
+    )
+
+
+rule draw_heatmaps:
+    input:
+        folds=f"{RESULTS}/folds/{{task}}.parquet",
+        models=expand(
+            f"{RESULTS}/models/{{{{task}}}}/{{{{encoder}}}}/{{{{head}}}}/{{chunk}}.json",
+            chunk=PLAN.chunks,
+        ),
+        features=expand(f"{RESULTS}/features/{{{{encoder}}}}/{{bucket}}.json", bucket=PLAN.buckets),
+    output:
+        table=f"{RESULTS}/heatmaps/{{task}}/{{encoder}}/{{head}}/heatmaps.json",
+        tiles=f"{RESULTS}/heatmaps/{{task}}/{{encoder}}/{{head}}/tiles.json",
+        slides=pictures("slides"),
+        strips=pictures("strips"),
+        scores=pictures("scores"),
+    log:
+        f"{RESULTS}/logs/draw_heatmaps/{{task}}/{{encoder}}/{{head}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/draw_heatmaps/{{task}}/{{encoder}}/{{head}}.tsv"
+    conda:
+        "../../envs/her2.yaml"
+    threads: 1
+    resources:
+        mem_mb=growing(4000),
+        runtime=growing(30),
+    params:
+        spec=lambda wildcards: PLAN.heatmap_spec(wildcards.task),
+        slides=SLIDES,
+        models=folder("models/{task}/{encoder}/{head}"),
+        features=folder("features/{encoder}"),
+        cache=CACHE,
+        masks=option("--masks", CONFIG.cohort.masks),
+    shell:
+        "python -m her2 heatmap --spec {params.spec:q} {params.slides:q}"
+        " --folds {input.folds:q} --models {params.models:q}"
+        " --features {params.features:q} --cache {params.cache:q} {params.masks:q}"
+        " --out {output.table:q} 2> {log:q}"

@@ -1,0 +1,1 @@
+"""Stage 2, explanation: what the attention of a model looked at, and how far to believe it."""

@@ -67,7 +67,7 @@ def agreement_table(
     )
     note = mean.note
     if repeats < 2:
-        note = "not defined: folds.repeats is 1, so no slide has the attention of two models"
+        note = "not defined: one repeat (folds.repeats is 1, or the manifest's split is used)"
     elif not rows:
         note = UNIFORM if slides else "not defined: no slide was tested in two repeats"
     return pl.DataFrame(

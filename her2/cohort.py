@@ -24,6 +24,7 @@ MISSING = frozenset({"", "na", "n/a", "nan", "none", "null"})
 MAX_ID_LENGTH = 128
 """Ids become file names, which most file systems end at 255 bytes."""
 MASK_SUFFIXES = (".png", ".tif", ".tiff")
+TRUTH_SUFFIXES = (*MASK_SUFFIXES, ".geojson", ".xml")
 MPP_RANGE = (0.05, 20.0)
 """um/px that a scan or a flat image of tissue can have."""
 
@@ -123,6 +124,12 @@ def read_labels(slides: Path, *, root: Path | None = None, labels: Collection[st
     """
     rows, problems = _read_rows(slides, labels)
     return _cohort(slides, root, rows, problems + _duplicates(rows))
+
+
+def find_truths(folder: Path, slide_id: str) -> list[Path]:
+    """All ground truths of a slide in a folder (the config's `cohort.masks`)."""
+    paths = (folder / f"{slide_id}{suffix}" for suffix in TRUTH_SUFFIXES)
+    return [path for path in paths if path.is_file()]
 
 
 def find_mask(folder: Path, slide_id: str) -> Path:

@@ -12,7 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from her2.explanation.averages import over_patients
+from her2.explanation.averages import Bootstrap, over_patients
 from her2.explanation.held_out import HeldOut
 from her2.explanation.localisation import UNIFORM, is_uniform
 
@@ -40,19 +40,17 @@ def rank_correlation(maps: Sequence[NDArray[np.floating]]) -> float | None:
 def agreement_table(
     slides: Sequence[HeldOut],
     correlations: Sequence[float | None],
+    bootstrap: Bootstrap,
     *,
     repeats: int,
-    resamples: int,
-    confidence: float,
-    seed: int,
 ) -> pl.DataFrame:
     """One row: the mean over patients of the slides' correlations.
 
     Args:
         slides: one for each correlation.
         correlations: as `rank_correlation` gives them.
+        bootstrap: of the interval.
         repeats: of the cross-validation; `pairs` is how many pairs they make.
-        resamples, confidence, seed: of the bootstrap over patients.
     """
     rows = [
         {"patient_id": slide.patient_id, "label": slide.label, "spearman": value}
@@ -62,9 +60,7 @@ def agreement_table(
     table = pl.DataFrame(
         rows, schema={"patient_id": pl.String, "label": pl.String, "spearman": pl.Float64}
     )
-    (mean,) = over_patients(
-        table, ["spearman"], resamples=resamples, confidence=confidence, seed=seed
-    )
+    (mean,) = over_patients(table, ["spearman"], bootstrap)
     note = mean.note
     if repeats < 2:
         note = "not defined: one repeat (folds.repeats is 1, or the manifest's split is used)"

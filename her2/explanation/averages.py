@@ -10,6 +10,15 @@ from her2.evaluation.metrics import bootstrapped, interval
 
 
 @dataclass(frozen=True, slots=True)
+class Bootstrap:
+    """Resamples of patients, the confidence of the intervals, and the seed of the draws."""
+
+    resamples: int
+    confidence: float
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
 class Average:
     """A mean over `patients`; None where it is not defined, with the reason in `note`."""
 
@@ -21,7 +30,7 @@ class Average:
 
 
 def over_patients(
-    table: pl.DataFrame, columns: Sequence[str], *, resamples: int, confidence: float, seed: int
+    table: pl.DataFrame, columns: Sequence[str], bootstrap: Bootstrap
 ) -> list[Average]:
     """The mean of each column over patients, a patient's value being the mean of its slides.
 
@@ -30,7 +39,7 @@ def over_patients(
     Args:
         table: `patient_id`, `label` and the columns (finite), a row a slide.
         columns: what to average.
-        resamples, confidence, seed: of the bootstrap.
+        bootstrap: of the intervals.
     """
     if not len(table):
         return [Average(None, None, None, 0)] * len(columns)
@@ -45,13 +54,13 @@ def over_patients(
         lambda weights: weights @ values / weights.sum(axis=1, keepdims=True),
         np.arange(len(patients)),
         target,
-        resamples=resamples,
-        seed=seed,
+        resamples=bootstrap.resamples,
+        seed=bootstrap.seed,
     )
     if (np.bincount(target) < 2).all():
         note = "interval not defined: no class has 2 patients"
         return [Average(float(value), None, None, len(patients), note) for value in found[0]]
     return [
-        Average(float(column[0]), *interval(column[1:], confidence), len(patients))
+        Average(float(column[0]), *interval(column[1:], bootstrap.confidence), len(patients))
         for column in found.T
     ]

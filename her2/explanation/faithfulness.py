@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from her2.evaluation.metrics import Floats
-from her2.explanation.averages import over_patients
+from her2.explanation.averages import Bootstrap, over_patients
 from her2.explanation.held_out import HeldOut
 from her2.explanation.localisation import UNIFORM
 from her2.mil.bags import Bag
@@ -128,19 +128,14 @@ def area_between(curves: Curves, curve: str) -> float:
 
 
 def faithfulness_tables(
-    followed: Sequence[Followed],
-    *,
-    asked: int,
-    resamples: int,
-    confidence: float,
-    seed: int,
+    followed: Sequence[Followed], bootstrap: Bootstrap, *, asked: int
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """`FAITHFULNESS` and `FAITHFULNESS_SUMMARY`: means over patients of their slides' means.
 
     Args:
         followed: slides whose attention is not uniform.
+        bootstrap: of the intervals.
         asked: how many slides were to be followed.
-        resamples, confidence, seed: of the bootstrap over patients.
     """
     points = [
         (curve, order, index, share)
@@ -162,13 +157,7 @@ def faithfulness_tables(
     ]
     columns = [f"{curve} {order} {index}" for curve, order, index, _ in points] + list(SHARES)
     schema = {"patient_id": pl.String, "label": pl.String} | dict.fromkeys(columns, pl.Float64)
-    means = over_patients(
-        pl.DataFrame(rows, schema=schema),
-        columns,
-        resamples=resamples,
-        confidence=confidence,
-        seed=seed,
-    )
+    means = over_patients(pl.DataFrame(rows, schema=schema), columns, bootstrap)
     curves = [
         {
             "curve": curve,
@@ -180,7 +169,7 @@ def faithfulness_tables(
             "slides": len(rows),
             "patients": mean.patients,
         }
-        for (curve, order, _, share), mean in zip(points, means, strict=False)
+        for (curve, order, _, share), mean in zip(points, means[: len(points)], strict=True)
     ]
     reason = _why_none(asked) if not rows else ""
     summary = [

@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from her2.evaluation.metrics import Bools, auc
-from her2.explanation.averages import over_patients
+from her2.explanation.averages import Bootstrap, over_patients
 from her2.tissue import Mask, share_inside
 
 LOCALISATION = {
@@ -112,9 +112,7 @@ def locate(attention: NDArray[np.floating], inside: Bools) -> Located:
     )
 
 
-def summarise(
-    table: pl.DataFrame, classes: tuple[str, ...], *, resamples: int, confidence: float, seed: int
-) -> pl.DataFrame:
+def summarise(table: pl.DataFrame, classes: tuple[str, ...], bootstrap: Bootstrap) -> pl.DataFrame:
     """Means over patients (each the mean of its slides), over all and of each class.
 
     A slide counts in every measure or in none: where its AUC is defined. So `area_share` is the
@@ -130,9 +128,7 @@ def summarise(
     for name in ("all", *classes):
         rows = counted if name == "all" else counted.filter(pl.col("label") == name)
         reason = "" if len(rows) else _why_none(table, name)
-        found = over_patients(
-            rows, list(MEASURES), resamples=resamples, confidence=confidence, seed=seed
-        )
+        found = over_patients(rows, MEASURES, bootstrap)
         records += [
             {
                 "class": name,

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from her2.annotation import chosen_regions, read_regions, region_mask
+from her2.cohort import find_truths
 from her2.maskfile import fitted, read_values
 from her2.slide import SlideError
 from her2.tissue import Mask
 
-SUFFIXES = (".png", ".tif", ".tiff", ".geojson", ".xml")
+REGION_SUFFIXES = (".geojson", ".xml")
 KEY = "cohort.mask_classes"
 
 
@@ -25,18 +26,12 @@ def find_truth(folder: Path, slide_id: str) -> Path | None:
     Raises:
         SlideError: there are several.
     """
-    found = truth_files(folder, slide_id)
+    found = find_truths(folder, slide_id)
     if len(found) > 1:
         raise SlideError(
             f"has several ground truths ({', '.join(path.name for path in found)}); keep one"
         )
     return found[0] if found else None
-
-
-def truth_files(folder: Path, slide_id: str) -> list[Path]:
-    """All files of a slide in the folder of truths."""
-    paths = (folder / f"{slide_id}{suffix}" for suffix in SUFFIXES)
-    return [path for path in paths if path.is_file()]
 
 
 def truth_mask(
@@ -50,9 +45,9 @@ def truth_mask(
     """Where the positive tissue is, over the whole slide: px of which at least half is.
 
     Args:
-        path: of a form that `SUFFIXES` names. Pictures cover the whole slide, at any size; white
-            is more than half of what their type can hold, or 1 where they hold 0 and 1 alone; of a
-            palette the indices count. Regions are in level-0 px.
+        path: of a form that `her2.cohort.TRUTH_SUFFIXES` names. Pictures cover the whole slide, at
+            any size; white is more than half of what their type can hold, or 1 where they hold 0
+            and 1 alone; of a palette the indices count. Regions are in level-0 px.
         shape: (h, w) of the result.
         size_px: (width, height) of the slide at level 0.
         classes: of regions; all where none is named.
@@ -62,7 +57,7 @@ def truth_mask(
         SlideError: naming the file and what is wrong with it; also where it has no region, or none
             of the classes.
     """
-    if path.suffix.lower() in (".geojson", ".xml"):
+    if path.suffix.lower() in REGION_SUFFIXES:
         regions = chosen_regions(read_regions(path), classes, file=path.name, key=KEY)
         return region_mask(regions, shape, size_px=size_px, origin_px=origin_px)
     values = read_values(path, shape, size_px=size_px, what="ground truth")

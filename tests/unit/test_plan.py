@@ -60,6 +60,7 @@ def all_specs(of: Plan) -> dict[str, str]:
         found[f"folds {task}"] = of.folds_spec(task)
         found[f"compare {task}"] = of.compare_spec(task)
         found[f"heatmap {task}"] = of.heatmap_spec(task)
+        found[f"attention {task}"] = of.attention_spec(task)
         for head in of.models:
             found[f"evaluate {task} {head}"] = of.evaluate_spec(task, head)
             for chunk in of.chunks:
@@ -95,6 +96,7 @@ KINDS: dict[str, type] = {
     "evaluate": specs.EvaluateSpec,
     "compare": specs.CompareSpec,
     "heatmap": specs.HeatmapSpec,
+    "attention": specs.AttentionSpec,
     "train": specs.TrainSpec,
 }
 
@@ -128,7 +130,7 @@ def test_the_order_of_classes_survives_the_spec_and_is_part_of_it():
     key, names = "tasks/score/classes", ("low", "mid", "high")
     one, two = (plan({key: {name: [name] for name in order}}) for order in (names, sorted(names)))
     assert stages_that_change(one, two) == {
-        "folds", "train", "evaluate", "compare", "heatmap", "report",
+        "folds", "train", "evaluate", "compare", "heatmap", "attention", "report",
     }  # fmt: skip
     for kind, text in ((specs.FoldsSpec, one.folds_spec("score")),
                        (specs.EvaluateSpec, one.evaluate_spec("score", "abmil"))):  # fmt: skip
@@ -144,7 +146,9 @@ def test_the_order_of_classes_survives_the_spec_and_is_part_of_it():
         ({"report/title": "Another"}, {"report"}),
         ({"heads/wide/attention": 256}, {"train", "report"}),
         ({"training/epochs": 3}, {"train", "report"}),
-        ({"evaluation/bootstrap": 100}, {"evaluate", "compare", "report"}),
+        ({"evaluation/bootstrap": 100}, {"evaluate", "compare", "attention", "report"}),
+        ({"heatmaps/faithfulness_slides": 5}, {"attention", "report"}),
+        ({"cohort/mask_classes": ["Tumor"]}, {"attention", "report"}),
         ({"heatmaps/slides": 1}, {"heatmap", "report"}),
         ({"tiling/min_tissue": 0.6}, {"tile", "report"}),
         ({"embedding/max_failed_tiles": 0.5}, {"embed", "report"}),
@@ -152,7 +156,10 @@ def test_the_order_of_classes_survives_the_spec_and_is_part_of_it():
         ({"folds/tune": 0.3}, {"folds", "report"}),
         ({"folds/max_shared_tiles": 0.9}, {"similar", "report"}),
         ({"cohort/max_excluded": 0.5}, {"audit", "train", "report"}),
-        ({"seed": 1}, {"encoder", "folds", "train", "evaluate", "compare", "heatmap", "report"}),
+        (
+            {"seed": 1},
+            {"encoder", "folds", "train", "evaluate", "compare", "heatmap", "attention", "report"},
+        ),
     ],
 )
 def test_a_changed_key_changes_the_specs_of_those_stages_only(changed, stages):

@@ -126,12 +126,6 @@ def read_labels(slides: Path, *, root: Path | None = None, labels: Collection[st
     return _cohort(slides, root, rows, problems + _duplicates(rows))
 
 
-def find_truths(folder: Path, slide_id: str) -> list[Path]:
-    """All ground truths of a slide in a folder (the config's `cohort.masks`)."""
-    paths = (folder / f"{slide_id}{suffix}" for suffix in TRUTH_SUFFIXES)
-    return [path for path in paths if path.is_file()]
-
-
 def find_mask(folder: Path, slide_id: str) -> Path:
     """`{slide_id}.png`, `.tif` or `.tiff` in a folder; the first where there is none."""
     names = [folder / f"{slide_id}{suffix}" for suffix in MASK_SUFFIXES]

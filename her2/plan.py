@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from her2 import specs
-from her2.cohort import Cohort, SlideRow, find_truths
+from her2.cohort import TRUTH_SUFFIXES, Cohort, SlideRow
 from her2.config import Config, FoldsSection
 from her2.errors import UserError
 
@@ -345,7 +345,10 @@ class Plan:
         drawn = self.cohort.root / "masks"
         if self.config.cohort.synthetic and folder.absolute() == drawn.absolute():
             return [f"{drawn}/{row.slide_id}.png" for row in self.cohort.rows]
-        return [str(path) for row in self.cohort.rows for path in find_truths(folder, row.slide_id)]
+        # One listing: asking for every name of every slide takes long on a shared disk.
+        there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        names = [f"{row.slide_id}{suffix}" for row in self.cohort.rows for suffix in TRUTH_SUFFIXES]
+        return [str(folder / name) for name in names if name in there]
 
     def report_spec(self, software: str) -> str:
         """Spec of the report; `software` names the versions it ran with."""

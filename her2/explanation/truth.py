@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from her2.annotation import chosen_regions, read_regions, region_mask
-from her2.cohort import find_truths
+from her2.cohort import TRUTH_SUFFIXES
 from her2.maskfile import fitted, read_values
 from her2.slide import SlideError
 from her2.tissue import Mask
@@ -26,7 +26,8 @@ def find_truth(folder: Path, slide_id: str) -> Path | None:
     Raises:
         SlideError: there are several.
     """
-    found = find_truths(folder, slide_id)
+    paths = (folder / f"{slide_id}{suffix}" for suffix in TRUTH_SUFFIXES)
+    found = [path for path in paths if path.is_file()]
     if len(found) > 1:
         raise SlideError(
             f"has several ground truths ({', '.join(path.name for path in found)}); keep one"

@@ -24,7 +24,7 @@ rule measure_attention:
             chunk=PLAN.chunks,
         ),
         features=expand(f"{RESULTS}/features/{{{{encoder}}}}/{{bucket}}.json", bucket=PLAN.buckets),
-        truths=PLAN.truth_files,
+        truths=lambda wildcards: PLAN.truth_files,
     output:
         f"{RESULTS}/attention/{{task}}/{{encoder}}/{{head}}/agreement.parquet",
         localisation=explanation("localisation"),

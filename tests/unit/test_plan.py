@@ -323,3 +323,18 @@ def test_buckets_are_named_in_order_and_hold_all_slides():
     assert random.Random(0).choice(found.buckets).endswith("-of-0004")
     slides = [row.slide_id for rows in found.by_bucket.values() for row in rows]
     assert sorted(slides) == sorted(row.slide_id for row in ROWS)
+
+
+def test_truths_are_the_files_that_are_there(tmp_path):
+    for name in ("s03.geojson", "s01.png", "s02.xml", "s01.txt", "other.png"):
+        (tmp_path / name).touch()
+    found = plan({"cohort/masks": str(tmp_path)}).truth_files
+    assert [Path(path).name for path in found] == ["s01.png", "s02.xml", "s03.geojson"]
+    assert plan().truth_files == []
+    assert plan({"cohort/masks": str(tmp_path / "absent")}).truth_files == []
+
+
+def test_the_demo_s_truths_are_those_that_its_slides_bring():
+    """Before any is drawn: otherwise a second run would find new inputs, and run again."""
+    drawn = plan({"cohort/masks": "root/masks", "cohort/synthetic": True}).truth_files
+    assert drawn == [f"root/masks/{row.slide_id}.png" for row in ROWS]

@@ -70,9 +70,18 @@ def read_regions(path: Path) -> tuple[Region, ...]:
 
 
 def chosen_regions(
-    regions: Sequence[Region], classes: Collection[str], *, file: str
+    regions: Sequence[Region],
+    classes: Collection[str],
+    *,
+    file: str,
+    key: str = "tiling.annotation_classes",
 ) -> tuple[Region, ...]:
     """The regions of some classes (all of them where none is named), and every negative one.
+
+    Args:
+        regions: of a file.
+        classes: which, as the config's `key` names them.
+        file, key: their names in errors.
 
     Raises:
         SlideUnfit: there is no such region.
@@ -85,7 +94,7 @@ def chosen_regions(
         found = ", ".join(sorted({region.name or "(no class)" for region in positive}))
         raise SlideUnfit(
             f"its annotation {file} has no region of the class {', '.join(sorted(classes))} "
-            f"(tiling.annotation_classes); it has {found}"
+            f"({key}); it has {found}"
         )
     return tuple(chosen) + tuple(region for region in regions if region.negative)
 

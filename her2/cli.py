@@ -328,6 +328,33 @@ def heatmap(
 
 
 @app.command()
+def attention(
+    spec: SpecOption,
+    folds: FoldsOption,
+    models: ModelsOption,
+    features: FeaturesOption,
+    cache: CacheOption,
+    out: OutOption,
+    masks: Annotated[Path | None, typer.Option(help="folder of ground truths")] = None,
+    threads: ThreadsOption = 1,
+) -> None:
+    """Stage 2: localisation, faithfulness and agreement of attention."""
+    from her2.cache import Cache
+    from her2.explanation.measure import measure_attention
+
+    measure_attention(
+        specs.load(specs.AttentionSpec, spec),
+        Cache(cache),
+        folds=folds,
+        models=models,
+        features=features,
+        masks=masks,
+        output=out,
+        threads=threads,
+    )
+
+
+@app.command()
 def report(
     spec: SpecOption,
     results: Annotated[Path, typer.Option(help="the results folder")],

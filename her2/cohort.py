@@ -24,6 +24,7 @@ MISSING = frozenset({"", "na", "n/a", "nan", "none", "null"})
 MAX_ID_LENGTH = 128
 """Ids become file names, which most file systems end at 255 bytes."""
 MASK_SUFFIXES = (".png", ".tif", ".tiff")
+TRUTH_SUFFIXES = (*MASK_SUFFIXES, ".geojson", ".xml")
 MPP_RANGE = (0.05, 20.0)
 """um/px that a scan or a flat image of tissue can have."""
 

@@ -1,4 +1,4 @@
-"""Stage 1, tile: a tissue mask that another program made, as PNG or TIFF of any size."""
+"""Masks that another program or a person made, as PNG or TIFF of any size."""
 
 from pathlib import Path
 from typing import Any
@@ -27,28 +27,49 @@ def read_mask(path: Path, shape: tuple[int, int], *, size_px: tuple[int, int]) -
     Raises:
         SlideError: naming the file and what is wrong with it.
     """
+    return fitted(read_values(path, shape, size_px=size_px, what="tissue mask") != 0, shape)
+
+
+def read_values(
+    path: Path, shape: tuple[int, int], *, size_px: tuple[int, int], what: str
+) -> NDArray[Any]:
+    """The largest channel of a picture (h, w) that covers the whole slide, as it is stored.
+
+    Args:
+        path, shape, size_px: as in `read_mask`.
+        what: the file's name in errors.
+
+    Raises:
+        SlideError: naming the file and what is wrong with it.
+    """
     try:
         image = _tiff(path, shape) if path.suffix.lower() in (".tif", ".tiff") else _flat(path)
     except FileNotFoundError:
-        raise SlideError(f"its tissue mask {path.name} does not exist") from None
+        raise SlideError(f"its {what} {path.name} does not exist") from None
     # Decoders raise what they like on broken files.
     except Exception as error:
         detail = str(error).replace(str(path), path.name)
         raise SlideError(
-            f"its tissue mask {path.name} is not a readable PNG or TIFF ({detail})"
+            f"its {what} {path.name} is not a readable PNG or TIFF ({detail})"
         ) from None
     height, width = image.shape
     stretch = (width / height) / (size_px[0] / size_px[1])
     # A side of few px is rounded by much.
     if abs(np.log(stretch)) > _ASPECT_SLACK + 1 / min(height, width):
         raise SlideError(
-            f"its tissue mask {path.name} ({width} x {height} px) has not the shape of the slide "
+            f"its {what} {path.name} ({width} x {height} px) has not the shape of the slide "
             f"({size_px[0]} x {size_px[1]} px); a mask covers the whole slide"
         )
-    filled = (image != 0).astype(np.float32)
-    larger = shape[0] > height or shape[1] > width
+    return image
+
+
+def fitted(mask: Mask, shape: tuple[int, int]) -> Mask:
+    """A mask at another size (h, w): px of which at least half is set."""
+    larger = shape[0] > mask.shape[0] or shape[1] > mask.shape[1]
     interpolation = cv2.INTER_LINEAR if larger else cv2.INTER_AREA
-    found: Mask = cv2.resize(filled, shape[::-1], interpolation=interpolation) >= 0.5
+    found: Mask = cv2.resize(mask.astype(np.float32), shape[::-1], interpolation=interpolation) >= (
+        0.5
+    )
     return found
 
 
@@ -56,7 +77,7 @@ def _flat(path: Path) -> NDArray[Any]:
     with Image.open(path) as image:
         opaque = {"RGBA": "RGB", "LA": "L", "PA": "P"}.get(image.mode)
         values = np.asarray(image.convert(opaque) if opaque else image)
-    return np.asarray(values if values.ndim == 2 else values.any(axis=2))
+    return np.asarray(values if values.ndim == 2 else values.max(axis=2))
 
 
 def _tiff(path: Path, shape: tuple[int, int]) -> NDArray[Any]:
@@ -73,7 +94,7 @@ def _tiff(path: Path, shape: tuple[int, int]) -> NDArray[Any]:
         values = values[..., : values.shape[-1] - len(page.extrasamples)]
     # All other axes (channels, planes of one) join.
     others = tuple(i for i, name in enumerate(axes) if name not in "YX")
-    return np.asarray(values.any(axis=others) if others else values)
+    return np.asarray(values.max(axis=others) if others else values)
 
 
 def _size(level: Any) -> tuple[int, int]:

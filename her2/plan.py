@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from her2 import specs
-from her2.cohort import Cohort, SlideRow
+from her2.cohort import TRUTH_SUFFIXES, Cohort, SlideRow
 from her2.config import Config, FoldsSection
 from her2.errors import UserError
 
@@ -319,6 +319,37 @@ class Plan:
                 synthetic=self.config.cohort.synthetic,
             )
         )
+
+    def attention_spec(self, task: str) -> str:
+        """Spec of measuring the attention of one encoder and head on a task."""
+        section = self.config.evaluation
+        return specs.dump(
+            specs.AttentionSpec(
+                task=self.config.tasks[task],
+                chunks=tuple(self.chunks),
+                buckets=self.buckets,
+                mask_classes=self.config.cohort.mask_classes,
+                annotation_origin=self.config.tiling.annotation_origin,
+                faithfulness_slides=self.config.heatmaps.faithfulness_slides,
+                bootstrap=section.bootstrap,
+                confidence=section.confidence,
+                seed=self.config.seed,
+            )
+        )
+
+    @cached_property
+    def truth_files(self) -> list[str]:
+        """The ground truths in `cohort.masks`; the demo's are made by the rule of its slides."""
+        folder = self.config.cohort.masks
+        if folder is None:
+            return []
+        drawn = self.cohort.root / "masks"
+        if self.config.cohort.synthetic and folder.absolute() == drawn.absolute():
+            return [f"{drawn}/{row.slide_id}.png" for row in self.cohort.rows]
+        # One listing: asking for every name of every slide takes long on a shared disk.
+        there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        names = [f"{row.slide_id}{suffix}" for row in self.cohort.rows for suffix in TRUTH_SUFFIXES]
+        return [str(folder / name) for name in names if name in there]
 
     def report_spec(self, software: str) -> str:
         """Spec of the report; `software` names the versions it ran with."""

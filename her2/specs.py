@@ -40,6 +40,7 @@ VERSIONS = {
     "evaluate": 2,
     "compare": 2,
     "heatmap": 2,
+    "attention": 1,
     "report": 2,
 }
 """Raise a stage's number when its output changes for the same input: that, and only that, makes
@@ -213,6 +214,22 @@ class HeatmapSpec(Section):
     formats: tuple[HeatmapFormat, ...]
     seed: int
     synthetic: bool
+
+
+class AttentionSpec(Section):
+    """How far the attention of one encoder and head on a task can be believed; ground truths come
+    as files, `mask_classes` are the classes of their regions."""
+
+    version: int = VERSIONS["attention"]
+    task: Task
+    chunks: tuple[str, ...]
+    buckets: tuple[str, ...]
+    mask_classes: tuple[str, ...] = ()
+    annotation_origin: Literal["level0", "bounds"] = "level0"
+    faithfulness_slides: int
+    bootstrap: int
+    confidence: float
+    seed: int
 
 
 class ReportSpec(Section):

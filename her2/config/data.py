@@ -17,8 +17,13 @@ class CohortSection(Section):
     )
     masks: Path | None = Field(
         None,
-        description="folder of {slide_id}.png: ground truth drawn beside the attention (white = "
-        "positive); never used for training",
+        description="folder of ground truths, {slide_id}.png or .tif (white = positive; covers "
+        "the whole slide, at any size), .geojson (QuPath) or .xml (ImageScope): drawn beside the "
+        "attention and measured against it; never used for training",
+    )
+    mask_classes: tuple[str, ...] = Field(
+        (),
+        description="classes of the regions in `masks` that are positive; default: all regions",
     )
     tissue_masks: Path | None = Field(
         None,

@@ -159,10 +159,15 @@ class EvaluationSection(Section):
 
 
 class HeatmapSection(Section):
-    """Attention pictures."""
+    """Attention: pictures and measures."""
 
     slides: Annotated[int, Field(ge=0)] = Field(
         8, description="held-out slides drawn for each task, encoder and head, spread over classes"
+    )
+    faithfulness_slides: Annotated[int, Field(ge=0)] = Field(
+        40,
+        description="held-out slides, spread over classes, that are predicted again without their "
+        "most attended tiles (faithfulness); 0: none",
     )
     formats: tuple[HeatmapFormat, ...] = Field(
         get_args(HeatmapFormat),

@@ -62,14 +62,22 @@ class Model(nn.Module):
 
         Beyond one piece only what the head pools is held, not the features.
         """
+        return self.pooled(self.encoded(bag))
+
+    def encoded(self, bag: Bag) -> tuple[Tensor, ...]:
+        """What the head pools of all tiles of a slide: each (1, n, ...), rows as in the store."""
         device = self.mean.device
         rows = max(1, PIECE_BYTES.get(device.type, PIECE_BYTES["cpu"]) // (4 * bag.store.dimension))
         found = []
         for piece in pieces(bag, rows):
             features = piece.to(device, torch.float32, copy=True)  # (rows, d)
             found.append(self._encode(features.sub_(self.mean).div_(self.std)[None]))
-        parts = tuple(torch.cat(part, dim=1) for part in zip(*found, strict=True))
-        return self._pool(parts, torch.ones(1, len(bag), dtype=torch.bool, device=device))
+        return tuple(torch.cat(part, dim=1) for part in zip(*found, strict=True))
+
+    def pooled(self, parts: tuple[Tensor, ...]) -> Output:
+        """Pool all rows of what `encoded` gave, or of a choice of them: logits (1, o) and so on."""
+        shape = (1, parts[0].shape[1])
+        return self._pool(parts, torch.ones(shape, dtype=torch.bool, device=parts[0].device))
 
     def _encode(self, features: Tensor) -> tuple[Tensor, ...]:
         with torch.autocast(features.device.type, torch.bfloat16, enabled=self.mixed):

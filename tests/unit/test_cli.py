@@ -26,7 +26,7 @@ from her2.store import write_store
 ROOT = Path(__file__).parents[2]
 STAGES = [
     "tile", "audit", "tabulate", "encoder", "embed", "folds", "similar", "train", "evaluate",
-    "heatmap", "report",
+    "heatmap", "attention", "report",
 ]  # fmt: skip
 QUESTIONS = ["status", "explain", "predict", "cohort", "config", "cache", "synthetic"]
 HEAVY = {"torch", "torchvision", "timm", "polars", "zarr", "sklearn", "matplotlib", "pyarrow"}

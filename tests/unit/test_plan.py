@@ -60,6 +60,7 @@ def all_specs(of: Plan) -> dict[str, str]:
         found[f"folds {task}"] = of.folds_spec(task)
         found[f"compare {task}"] = of.compare_spec(task)
         found[f"heatmap {task}"] = of.heatmap_spec(task)
+        found[f"attention {task}"] = of.attention_spec(task)
         for head in of.models:
             found[f"evaluate {task} {head}"] = of.evaluate_spec(task, head)
             for chunk in of.chunks:
@@ -95,6 +96,7 @@ KINDS: dict[str, type] = {
     "evaluate": specs.EvaluateSpec,
     "compare": specs.CompareSpec,
     "heatmap": specs.HeatmapSpec,
+    "attention": specs.AttentionSpec,
     "train": specs.TrainSpec,
 }
 
@@ -128,7 +130,7 @@ def test_the_order_of_classes_survives_the_spec_and_is_part_of_it():
     key, names = "tasks/score/classes", ("low", "mid", "high")
     one, two = (plan({key: {name: [name] for name in order}}) for order in (names, sorted(names)))
     assert stages_that_change(one, two) == {
-        "folds", "train", "evaluate", "compare", "heatmap", "report",
+        "folds", "train", "evaluate", "compare", "heatmap", "attention", "report",
     }  # fmt: skip
     for kind, text in ((specs.FoldsSpec, one.folds_spec("score")),
                        (specs.EvaluateSpec, one.evaluate_spec("score", "abmil"))):  # fmt: skip
@@ -144,7 +146,9 @@ def test_the_order_of_classes_survives_the_spec_and_is_part_of_it():
         ({"report/title": "Another"}, {"report"}),
         ({"heads/wide/attention": 256}, {"train", "report"}),
         ({"training/epochs": 3}, {"train", "report"}),
-        ({"evaluation/bootstrap": 100}, {"evaluate", "compare", "report"}),
+        ({"evaluation/bootstrap": 100}, {"evaluate", "compare", "attention", "report"}),
+        ({"heatmaps/faithfulness_slides": 5}, {"attention", "report"}),
+        ({"cohort/mask_classes": ["Tumor"]}, {"attention", "report"}),
         ({"heatmaps/slides": 1}, {"heatmap", "report"}),
         ({"heatmaps/formats": ["png"]}, {"heatmap", "report"}),
         ({"tiling/min_tissue": 0.6}, {"tile", "report"}),
@@ -153,7 +157,10 @@ def test_the_order_of_classes_survives_the_spec_and_is_part_of_it():
         ({"folds/tune": 0.3}, {"folds", "report"}),
         ({"folds/max_shared_tiles": 0.9}, {"similar", "report"}),
         ({"cohort/max_excluded": 0.5}, {"audit", "train", "report"}),
-        ({"seed": 1}, {"encoder", "folds", "train", "evaluate", "compare", "heatmap", "report"}),
+        (
+            {"seed": 1},
+            {"encoder", "folds", "train", "evaluate", "compare", "heatmap", "attention", "report"},
+        ),
     ],
 )
 def test_a_changed_key_changes_the_specs_of_those_stages_only(changed, stages):
@@ -317,3 +324,18 @@ def test_buckets_are_named_in_order_and_hold_all_slides():
     assert random.Random(0).choice(found.buckets).endswith("-of-0004")
     slides = [row.slide_id for rows in found.by_bucket.values() for row in rows]
     assert sorted(slides) == sorted(row.slide_id for row in ROWS)
+
+
+def test_truths_are_the_files_that_are_there(tmp_path):
+    for name in ("s03.geojson", "s01.png", "s02.xml", "s01.txt", "other.png"):
+        (tmp_path / name).touch()
+    found = plan({"cohort/masks": str(tmp_path)}).truth_files
+    assert [Path(path).name for path in found] == ["s01.png", "s02.xml", "s03.geojson"]
+    assert plan().truth_files == []
+    assert plan({"cohort/masks": str(tmp_path / "absent")}).truth_files == []
+
+
+def test_the_demo_s_truths_are_those_that_its_slides_bring():
+    """Before any is drawn: otherwise a second run would find new inputs, and run again."""
+    drawn = plan({"cohort/masks": "root/masks", "cohort/synthetic": True}).truth_files
+    assert drawn == [f"root/masks/{row.slide_id}.png" for row in ROWS]

@@ -319,7 +319,12 @@ def test_a_gpu_that_cannot_be_used_is_said_out_loud(ran: Ran) -> None:
 
 def test_manifests_and_tables_are_those_of_a_local_run(ran: Ran) -> None:
     bytewise = ("tiles/*/*.json", "features/*/*.json", "models/*/*/*/*.json", "report/tables/*.csv")
-    tables = ("cohort/*.parquet", "folds/*.parquet", "evaluation/*/*/*/*.parquet")
+    tables = (
+        "cohort/*.parquet",
+        "folds/*.parquet",
+        "evaluation/*/*/*/*.parquet",
+        "attention/*/*/*/*.parquet",
+    )
     for pattern in (*bytewise, *tables):
         paths = sorted((ran.local.folder / "results").glob(pattern))
         assert paths, pattern
@@ -344,7 +349,8 @@ def test_feature_stores_hold_what_a_local_run_stores(ran: Ran) -> None:
 
 def test_what_the_cluster_began_one_machine_finishes(ran: Ran) -> None:
     assert set(ran.rest.rules) == {
-        "tabulate_cohort", "evaluate", "compare_encoders", "draw_heatmaps", "build_report",
+        "tabulate_cohort", "evaluate", "compare_encoders", "draw_heatmaps", "measure_attention",
+        "build_report",
     }  # fmt: skip
     assert (ran.slurm.folder / "results/report/report.html").stat().st_size > 10_000
 

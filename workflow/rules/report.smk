@@ -16,6 +16,10 @@ rule build_report:
         heatmaps=each_model(
             f"{RESULTS}/heatmaps/{{task}}/{{encoder}}/{{head}}/heatmaps.json", heads=CONFIG.heads
         ),
+        attention=each_model(
+            f"{RESULTS}/attention/{{task}}/{{encoder}}/{{head}}/agreement.parquet",
+            heads=CONFIG.heads,
+        ),
     output:
         report(
             f"{RESULTS}/report/report.html",

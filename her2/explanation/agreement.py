@@ -1,0 +1,82 @@
+"""Stage 2, explanation: do the models of two repeats attend to the same tiles of a slide?
+
+Spearman's rank correlation of a held-out slide's attention between the repeats that tested it,
+averaged over the pairs of repeats, then over a patient's slides, then over patients.
+"""
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from her2.explanation.averages import Bootstrap, over_patients
+from her2.explanation.tested import TestedSlide
+from her2.explanation.localisation import UNIFORM, is_uniform
+
+AGREEMENT = {
+    "measure": pl.String,
+    "value": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "slides": pl.Int64,
+    "pairs": pl.Int64,
+    "note": pl.String,
+}
+
+
+def rank_correlation(maps: Sequence[NDArray[np.floating]]) -> float | None:
+    """Mean over all pairs of maps (n,) of a slide of Spearman's rho.
+
+    None where fewer than two of the maps vary: the correlation with a constant is not defined.
+    """
+    ranks = [rankdata(values) for values in maps if not is_uniform(values)]
+    pairs = [np.corrcoef(first, second)[0, 1] for first, second in combinations(ranks, 2)]
+    return float(np.mean(pairs)) if pairs else None
+
+
+def agreement_table(
+    slides: Sequence[TestedSlide],
+    correlations: Sequence[float | None],
+    bootstrap: Bootstrap,
+    *,
+    repeats: int,
+) -> pl.DataFrame:
+    """One row: the mean over patients of the slides' correlations.
+
+    Args:
+        slides: one for each correlation.
+        correlations: as `rank_correlation` gives them.
+        bootstrap: of the interval.
+        repeats: of the cross-validation; `pairs` is how many pairs they make.
+    """
+    rows = [
+        {"patient_id": slide.patient_id, "label": slide.label, "spearman": value}
+        for slide, value in zip(slides, correlations, strict=True)
+        if value is not None
+    ]
+    table = pl.DataFrame(
+        rows, schema={"patient_id": pl.String, "label": pl.String, "spearman": pl.Float64}
+    )
+    (mean,) = over_patients(table, ["spearman"], bootstrap)
+    note = mean.note
+    if repeats < 2:
+        note = "not defined: one repeat (folds.repeats is 1, or the manifest's split is used)"
+    elif not rows:
+        note = UNIFORM if slides else "not defined: no slide was tested in two repeats"
+    return pl.DataFrame(
+        [
+            {
+                "measure": "spearman",
+                "value": mean.value,
+                "low": mean.low,
+                "high": mean.high,
+                "slides": len(rows),
+                "pairs": repeats * (repeats - 1) // 2,
+                "note": note,
+            }
+        ],
+        schema=AGREEMENT,
+    )

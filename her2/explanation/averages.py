@@ -1,0 +1,66 @@
+"""Stage 2, explanation: means over patients of what was measured on slides, with intervals."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from her2.evaluation.metrics import bootstrapped, interval
+
+
+@dataclass(frozen=True, slots=True)
+class Bootstrap:
+    """Resamples of patients, the confidence of the intervals, and the seed of the draws."""
+
+    resamples: int
+    confidence: float
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Average:
+    """A mean over `patients`; None where it is not defined, with the reason in `note`."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    patients: int
+    note: str = ""
+
+
+def over_patients(
+    table: pl.DataFrame, columns: Sequence[str], bootstrap: Bootstrap
+) -> list[Average]:
+    """The mean of each column over patients, a patient's value being the mean of its slides.
+
+    Intervals are percentiles of resamples of patients within their class.
+
+    Args:
+        table: `patient_id`, `label` and the columns (finite), a row a slide.
+        columns: what to average.
+        bootstrap: of the intervals.
+    """
+    if not len(table):
+        return [Average(None, None, None, 0)] * len(columns)
+    patients = (
+        table.group_by("patient_id")
+        .agg(pl.col("label").first(), *(pl.col(name).mean() for name in columns))
+        .sort("patient_id")
+    )
+    values = patients.select(columns).cast(pl.Float64).to_numpy()  # (p, k)
+    target = np.unique(patients["label"].to_numpy(), return_inverse=True)[1].astype(np.int64)
+    found = bootstrapped(
+        lambda weights: weights @ values / weights.sum(axis=1, keepdims=True),
+        np.arange(len(patients)),
+        target,
+        resamples=bootstrap.resamples,
+        seed=bootstrap.seed,
+    )
+    if (np.bincount(target) < 2).all():
+        note = "interval not defined: no class has 2 patients"
+        return [Average(float(value), None, None, len(patients), note) for value in found[0]]
+    return [
+        Average(float(column[0]), *interval(column[1:], bootstrap.confidence), len(patients))
+        for column in found.T
+    ]

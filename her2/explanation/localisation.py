@@ -1,0 +1,156 @@
+"""Stage 2, explanation: does attention lie where the positive tissue is?
+
+A tile is inside when at least half of it is. Per slide: AUC of attention inside against outside
+(chance 0.5), the share of attention inside against the share of tiles inside, and the pointing game
+(Zhang et al., Top-down neural attention by excitation backprop, ECCV 2016): is the most attended
+tile inside (chance: the share of tiles).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from her2.evaluation.metrics import Bools, auc
+from her2.explanation.averages import Bootstrap, over_patients
+from her2.tissue import Mask, share_inside
+
+LOCALISATION = {
+    "slide_id": pl.String,
+    "patient_id": pl.String,
+    "label": pl.String,
+    "tiles": pl.Int64,
+    "inside_tiles": pl.Int64,
+    "area_share": pl.Float64,
+    "mass_share": pl.Float64,
+    "auc": pl.Float64,
+    "pointing": pl.Float64,
+    "note": pl.String,
+}
+LOCALISATION_SUMMARY = {
+    "class": pl.String,
+    "measure": pl.String,
+    "value": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "patients": pl.Int64,
+    "slides": pl.Int64,
+    "note": pl.String,
+}
+MEASURES = ("auc", "mass_share", "area_share", "enrichment", "pointing")
+UNIFORM = "not defined: every tile has the same attention"
+
+_PX_A_TILE = 16
+_LARGEST_MASK = 1 << 26
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A slide's attention against its truth; figures that are not defined are None, with `note`."""
+
+    tiles: int
+    inside_tiles: int
+    area_share: float
+    mass_share: float | None = None
+    auc: float | None = None
+    pointing: float | None = None
+    note: str = ""
+
+
+def is_uniform(attention: NDArray[np.floating]) -> bool:
+    """Whether attention says nothing of one tile that it does not say of all (but rounding)."""
+    return bool(np.ptp(attention) <= 1e-5 * np.abs(attention).max())
+
+
+def mask_shape(size_px: tuple[int, int], level0_tile: tuple[float, float]) -> tuple[int, int]:
+    """(h, w) of a mask of the whole slide on which a tile has about 16 x 16 px."""
+    width, height = (max(1.0, _PX_A_TILE * size_px[i] / level0_tile[i]) for i in (0, 1))
+    shrink = min(1.0, (_LARGEST_MASK / (width * height)) ** 0.5)
+    return max(1, round(height * shrink)), max(1, round(width * shrink))
+
+
+def inside_tiles(
+    truth: Mask,
+    coords: NDArray[np.integer],
+    level0_tile: tuple[float, float],
+    size_px: tuple[int, int],
+) -> Bools:
+    """Which tiles lie inside, by at least half (n,).
+
+    Args:
+        truth: (h, w), covers the whole slide.
+        coords: (n, 2) top left x, y in level-0 px.
+        level0_tile: width and height of a tile in level-0 px.
+        size_px: (width, height) of the slide at level 0.
+    """
+    scale = np.array([truth.shape[1] / size_px[0], truth.shape[0] / size_px[1]])
+    boxes = np.concatenate([coords * scale, (coords + np.array(level0_tile)) * scale], axis=1)
+    # A rounded sum of areas may fall short of the half by as little.
+    found: Bools = share_inside(truth, boxes) >= 0.5 - 1e-6
+    return found
+
+
+def locate(attention: NDArray[np.floating], inside: Bools) -> Located:
+    """The figures of a slide: attention (n,), inside (n,)."""
+    values = np.asarray(attention, np.float64)
+    count, within = len(inside), int(inside.sum())
+    share = within / count
+    if within in (0, count):
+        which = "no tile" if within == 0 else "every tile"
+        return Located(count, within, share, note=f"not defined: {which} is inside the truth")
+    if is_uniform(values):
+        return Located(count, within, share, note=UNIFORM)
+    return Located(
+        count,
+        within,
+        share,
+        mass_share=float(values[inside].sum() / values.sum()),
+        auc=float(auc(inside, values, np.ones((1, count)))[0]),
+        # Of equally attended tiles any may be the first.
+        pointing=float(inside[values == values.max()].mean()),
+    )
+
+
+def summarise(table: pl.DataFrame, classes: tuple[str, ...], bootstrap: Bootstrap) -> pl.DataFrame:
+    """Means over patients (each the mean of its slides), over all and of each class.
+
+    A slide counts in every measure or in none: where its AUC is defined. So `area_share` is the
+    chance level of `mass_share` and `pointing` on the same slides.
+
+    Returns:
+        `LOCALISATION_SUMMARY`, intervals from resampling patients within their class.
+    """
+    counted = table.filter(pl.col("auc").is_not_null()).with_columns(
+        enrichment=pl.col("mass_share") / pl.col("area_share")
+    )
+    records = []
+    for name in ("all", *classes):
+        rows = counted if name == "all" else counted.filter(pl.col("label") == name)
+        reason = "" if len(rows) else _why_none(table, name)
+        found = over_patients(rows, MEASURES, bootstrap)
+        records += [
+            {
+                "class": name,
+                "measure": measure,
+                "value": mean.value,
+                "low": mean.low,
+                "high": mean.high,
+                "patients": mean.patients,
+                "slides": len(rows),
+                "note": reason or mean.note,
+            }
+            for measure, mean in zip(MEASURES, found, strict=True)
+        ]
+    return pl.DataFrame(records, schema=LOCALISATION_SUMMARY)
+
+
+def _why_none(table: pl.DataFrame, name: str) -> str:
+    """Why a class has no slide that counts."""
+    rows = table if name == "all" else table.filter(pl.col("label") == name)
+    if not len(rows):
+        return "not defined: no held-out slide has a ground truth"
+    notes = rows["note"].unique().sort().to_list()
+    if len(notes) == 1:
+        return str(notes[0])
+    return f"not defined on any of {len(rows)} slides; see localisation"

@@ -1,0 +1,55 @@
+"""Stage 2, explanation: how far the attention of each task, encoder and head can be believed.
+
+in:  the folds, the manifests of the trained folds and of the features, the ground truths there are
+out: attention/{task}/{encoder}/{head}/agreement.parquet, and the tables of localisation and
+     faithfulness (docs/explanation.md), each also as CSV
+"""
+
+
+def explanation(name):
+    """A table of one model's attention, marked for Snakemake's own report."""
+    return report(
+        f"{RESULTS}/attention/{{task}}/{{encoder}}/{{head}}/{name}.csv",
+        caption=f"../report/{name}.rst",
+        category="Explanation",
+        labels={"task": "{task}", "encoder": "{encoder}", "head": "{head}", "table": name},
+    )
+
+
+rule measure_attention:
+    input:
+        folds=f"{RESULTS}/folds/{{task}}.parquet",
+        models=expand(
+            f"{RESULTS}/models/{{{{task}}}}/{{{{encoder}}}}/{{{{head}}}}/{{chunk}}.json",
+            chunk=PLAN.chunks,
+        ),
+        features=expand(f"{RESULTS}/features/{{{{encoder}}}}/{{bucket}}.json", bucket=PLAN.buckets),
+        truths=lambda wildcards: PLAN.truth_files,
+    output:
+        f"{RESULTS}/attention/{{task}}/{{encoder}}/{{head}}/agreement.parquet",
+        localisation=explanation("localisation"),
+        localisation_summary=explanation("localisation_summary"),
+        faithfulness=explanation("faithfulness"),
+        faithfulness_summary=explanation("faithfulness_summary"),
+        agreement=explanation("agreement"),
+    log:
+        f"{RESULTS}/logs/measure_attention/{{task}}/{{encoder}}/{{head}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/measure_attention/{{task}}/{{encoder}}/{{head}}.tsv"
+    conda:
+        "../../envs/her2.yaml"
+    threads: 1
+    resources:
+        mem_mb=growing(4000),
+        runtime=growing(60),
+    params:
+        spec=lambda wildcards: PLAN.attention_spec(wildcards.task),
+        models=folder("models/{task}/{encoder}/{head}"),
+        features=folder("features/{encoder}"),
+        cache=CACHE,
+        masks=option("--masks", CONFIG.cohort.masks),
+        out=folder("attention/{task}/{encoder}/{head}"),
+    shell:
+        "python -m her2 attention --spec {params.spec:q} --folds {input.folds:q}"
+        " --models {params.models:q} --features {params.features:q} --cache {params.cache:q}"
+        " {params.masks:q} --threads {threads} --out {params.out:q} 2> {log:q}"

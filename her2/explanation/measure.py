@@ -20,7 +20,6 @@ from her2.errors import UserError, blamed_on
 from her2.explanation.agreement import agreement_table, rank_correlation
 from her2.explanation.averages import Bootstrap
 from her2.explanation.faithfulness import Followed, faithfulness_tables, follow
-from her2.explanation.tested import TestedSlide, tested_slides, spread
 from her2.explanation.localisation import (
     LOCALISATION,
     LOCALISATION_SUMMARY,
@@ -30,6 +29,7 @@ from her2.explanation.localisation import (
     mask_shape,
     summarise,
 )
+from her2.explanation.tested import TestedSlide, spread, tested_slides
 from her2.explanation.truth import REGION_SUFFIXES, find_truth, truth_mask
 from her2.files import digest
 from her2.folds import check_disjoint

@@ -92,7 +92,8 @@ def measure_attention(
         Name -> table, as they were written.
 
     Raises:
-        UserError: a product is missing, or a fold's model is not sound.
+        UserError: a product is missing, a fold's model is not sound, or a slide's attention is
+            absent, not finite or of other tiles.
     """
     table = pl.read_parquet(folds)
     check_disjoint(table)
@@ -103,7 +104,7 @@ def measure_attention(
     }
     sources = _Sources(cache, features, entries, trained)
     slides = tested_slides(table, entries, spec.task)
-    attention = _read_attention(slides, trained)
+    attention = _read_attention(slides, sources)
     first = [slide for slide in slides if slide.repeat == 0]
     bootstrap = Bootstrap(spec.bootstrap, spec.confidence, spec.seed)
     located = _localisation(spec, sources, first, attention, masks)
@@ -126,23 +127,37 @@ def measure_attention(
 
 
 def _read_attention(
-    slides: Sequence[TestedSlide], models: dict[str, Path]
+    slides: Sequence[TestedSlide], sources: _Sources
 ) -> dict[tuple[str, int], Attention]:
     """(slide, repeat) -> its attention (n,) by the fold that held it out."""
+    by_run: dict[str, list[TestedSlide]] = {}
+    for slide in slides:
+        by_run.setdefault(run_name(slide.repeat, slide.fold), []).append(slide)
     found = {}
-    for run in sorted({run_name(slide.repeat, slide.fold) for slide in slides}):
-        path = models[run] / "attention.parquet"
-        rows = dict(pl.read_parquet(path).select("slide_id", "attention").iter_rows())
-        for slide in slides:
-            if run_name(slide.repeat, slide.fold) != run:
-                continue
-            if slide.slide_id not in rows:
+    for run, tested in sorted(by_run.items()):
+        path = sources.models[run] / "attention.parquet"
+        table = pl.read_parquet(path)
+        rows = {name: index for index, name in enumerate(table["slide_id"])}
+        for slide in tested:
+            index = rows.get(slide.slide_id)
+            values = None if index is None else table["attention"][index].to_numpy()
+            problem = _problem(values, sources.entries[slide.slide_id].tiles)
+            if values is None or problem:
                 raise UserError(
-                    f"{slide.slide_id}: has no attention in {path.parent}; delete the model "
-                    "manifests and run snakemake again."
+                    f"{slide.slide_id}: {problem} in {path.parent}; delete the model manifests "
+                    "and run snakemake again."
                 )
-            found[slide.slide_id, slide.repeat] = np.asarray(rows[slide.slide_id], np.float32)
+            found[slide.slide_id, slide.repeat] = np.asarray(values, np.float32)
     return found
+
+
+def _problem(attention: Attention | None, tiles: int) -> str:
+    """Why stored attention cannot be measured; empty when it can."""
+    if attention is None:
+        return "has no attention"
+    if len(attention) != tiles:
+        return f"has attention of {len(attention)} tiles, and features of {tiles},"
+    return "" if np.isfinite(attention).all() else "has attention that is not finite"
 
 
 def _localisation(

@@ -275,9 +275,34 @@ def test_the_same_job_twice_gives_the_same_bytes(world, tmp_path, masks):
         assert (tmp_path / "two" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
-def test_a_slide_without_stored_attention_stops_the_job_and_is_named(world, tmp_path):
-    folder = tmp_path / "models"
-    folder.mkdir()
+def without(table: pl.DataFrame) -> pl.DataFrame:
+    return table.filter(pl.col("slide_id") != "n2-a")
+
+
+def changed(table: pl.DataFrame, make) -> pl.DataFrame:
+    rows = [
+        (name, make(values) if name == "n2-a" else values) for name, values in table.iter_rows()
+    ]
+    return pl.DataFrame(rows, schema=table.schema, orient="row")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (without, "has no attention"),
+        (
+            lambda table: changed(table, lambda v: v[:-1]),
+            r"has attention of \d+ tiles, and features",
+        ),
+        (
+            lambda table: changed(table, lambda v: [float("nan"), *v[1:]]),
+            "has attention that is not finite",
+        ),
+    ],
+)
+def test_attention_that_cannot_be_the_slide_s_stops_the_job_and_names_it(
+    world, tmp_path, spoil, problem
+):
     manifest = read_manifest(world.root / "models" / "abmil" / f"{CHUNK}.json", FoldEntry)
     cache = Cache(tmp_path / "cache")
     for entry in manifest.values():
@@ -286,11 +311,11 @@ def test_a_slide_without_stored_attention_stops_the_job_and_is_named(world, tmp_
             for item in source.iterdir():
                 (target / item.name).write_bytes(item.read_bytes())
             table = pl.read_parquet(target / "attention.parquet")
-            table.filter(pl.col("slide_id") != "n2-a").write_parquet(target / "attention.parquet")
-    write_manifest(folder / f"{CHUNK}.json", manifest)
-    with pytest.raises(UserError, match="n2-a: has no attention in"):
+            spoil(table).write_parquet(target / "attention.parquet")
+    write_manifest(tmp_path / "models" / f"{CHUNK}.json", manifest)
+    with pytest.raises(UserError, match=f"n2-a: {problem}"):
         measure_attention(
-            world.spec, cache, folds=world.root / "folds.parquet", models=folder,
+            world.spec, cache, folds=world.root / "folds.parquet", models=tmp_path / "models",
             features=world.root / "features", masks=None, output=tmp_path / "out",
         )  # fmt: skip
 

@@ -9,6 +9,10 @@ from snakemake.utils import min_version
 
 min_version("9.0")
 
+
+report: "workflow/report/workflow.rst"
+
+
 # A config file of one's own replaces the demo's instead of lying on top of it; single values
 # given by --config do lie on top.
 if not workflow.overwrite_configfiles and "cohort" not in config:
@@ -23,6 +27,7 @@ include: "workflow/rules/encoder.smk"
 include: "workflow/rules/embed.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/control.smk"
 include: "workflow/rules/explain.smk"
 include: "workflow/rules/attention.smk"
 include: "workflow/rules/report.smk"

@@ -300,6 +300,21 @@ def compare(
 
 
 @app.command()
+def control(
+    spec: SpecOption,
+    predictions: Annotated[Path, typer.Option(help="the model's predictions table")],
+    folds: FoldsOption,
+    cohort: Annotated[Path, typer.Option(help="the table of all slides on all grids")],
+    out: OutOption,
+) -> None:
+    """Stage 2: covariates alone, shuffled labels and parts of the cohort, beside one model."""
+    from her2.controls.run import control as run
+
+    job = specs.load(specs.ControlSpec, spec)
+    run(job, predictions=predictions, folds=folds, cohort=cohort, output=out)
+
+
+@app.command()
 def heatmap(
     spec: SpecOption,
     slides: SlidesOption,

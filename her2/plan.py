@@ -306,6 +306,17 @@ class Plan:
             )
         )
 
+    def control_spec(self, task: str, encoder: str) -> str:
+        """Spec of the controls of one encoder and head on a task."""
+        return specs.dump(
+            specs.ControlSpec(
+                task=self.config.tasks[task],
+                grid=self.config.encoders[encoder].grid,
+                evaluation=self.config.evaluation,
+                seed=self.config.seed,
+            )
+        )
+
     def heatmap_spec(self, task: str) -> str:
         """Spec of the attention pictures of one encoder and head on a task."""
         return specs.dump(

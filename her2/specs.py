@@ -39,6 +39,7 @@ VERSIONS = {
     "train": 3,
     "evaluate": 2,
     "compare": 2,
+    "control": 1,
     "heatmap": 2,
     "attention": 1,
     "report": 2,
@@ -199,6 +200,16 @@ class CompareSpec(Section):
     encoders: tuple[str, ...]
     domains: dict[str, Domain]
     heads: tuple[str, ...]
+    evaluation: EvaluationSection
+    seed: int
+
+
+class ControlSpec(Section):
+    """Controls of one encoder and head on a task; `grid` is the encoder's."""
+
+    version: int = VERSIONS["control"]
+    task: Task
+    grid: str
     evaluation: EvaluationSection
     seed: int
 

@@ -156,6 +156,9 @@ class EvaluationSection(Section):
     sensitivity: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.9, description="at which the specificity of the groupings is given"
     )
+    permutations: Annotated[int, Field(ge=100)] = Field(
+        1000, description="times that labels are shuffled within the folds (controls)"
+    )
 
 
 class HeatmapSection(Section):

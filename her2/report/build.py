@@ -6,6 +6,7 @@ that the feature stores record of their own making.
 """
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,15 @@ import polars as pl
 
 from her2.files import write_text
 from her2.report import (
+    checklist,
     comparison,
+    controls,
+    explained,
+    flow,
     gallery,
     leakage,
+    methods,
+    models,
     notices,
     overlap,
     performance,
@@ -25,10 +32,13 @@ from her2.report import (
     pretraining,
     protocols,
     provenance,
+    script,
     slides,
+    summary,
     text,
     throughput,
 )
+from her2.report.drawn import write_figures
 from her2.report.read import Results, read_results
 from her2.specs import ReportSpec
 from her2.tables import write_csv
@@ -39,12 +49,13 @@ _FOLDER = Path(__file__).parent
 
 
 def build_report(spec: ReportSpec, results: Path, output: Path) -> None:
-    """Write `tables/*.csv` beside the page, and the page last.
+    """Write `tables/*.csv`, `figures/*`, `methods.txt` and `checklist.csv` beside the page, and
+    the page last.
 
     Args:
         spec: the job.
         results: the results folder of the run.
-        output: the HTML file: self-contained, with one script (the gallery's), pinned by its hash.
+        output: the HTML file: self-contained, with one script, pinned by its hash.
 
     Raises:
         UserError: a table of the run is missing or broken, or the page cannot be written.
@@ -52,15 +63,21 @@ def build_report(spec: ReportSpec, results: Path, output: Path) -> None:
     run = read_results(spec, results)
     for name, table in tables(run).items():
         write_csv(table, output.parent / "tables" / f"{name}.csv")
-    page = render(run)
+    shown = sections(run)
+    files = write_figures(shown, output.parent / "figures")
+    write_text(output.with_name("methods.txt"), "\n\n".join(shown["methods"]) + "\n")
+    write_csv(checklist.checklist_table(run), output.with_name("checklist.csv"))
+    page = render(shown)
     write_text(output, page)
-    log.info("report: %d models, %.1f MB", len(run.models), len(page) / 1e6)
+    log.info(
+        "report: %d models, %d figure files, %.1f MB", len(run.models), len(files), len(page) / 1e6
+    )
 
 
-def render(run: Results) -> str:
-    """The page."""
+def render(shown: Mapping[str, Any]) -> str:
+    """The page of `sections`."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER),
+        loader=jinja2.FileSystemLoader(_FOLDER / "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -69,7 +86,9 @@ def render(run: Results) -> str:
     environment.filters |= {"count": text.count, "plural": text.plural}
     return environment.get_template("page.html.j2").render(
         style=(_FOLDER / "style.css").read_text(encoding="utf-8"),
-        **sections(run),
+        script=script.script(),
+        script_hash=script.script_hash(),
+        **shown,
     )
 
 
@@ -84,29 +103,45 @@ def sections(run: Results) -> dict[str, Any]:
     return {
         "config": run.config,
         "synthetic": run.synthetic,
-        "notices": notices.notices(run, excluded, attention),
+        "sentences": summary.sentences(run),
         "headlines": levels,
+        "reached": controls.reached(run),
+        "statements": comparison.statements(run),
         "footnotes": overlap.footnotes(run),
+        "notices": notices.notices(run, excluded, attention),
+        "flows": flow.flows(run),
+        "compositions": [slides.composition(run, task) for task in run.config.tasks],
+        "grids": slides.grid_rows(run),
+        "encoders": slides.encoder_rows(run),
+        "checks": leakage.checks(run),
+        "pairs": leakage.pairs(run),
+        "excluded": excluded,
         "comparisons": comparison.comparisons(run),
         "shared_tiles": comparison.shared_tiles(run),
         "protocols": protocols.protocols(run),
         "pretraining": pretraining.pretraining(run),
         "published": performance.published(run),
-        "compositions": [slides.composition(run, task) for task in run.config.tasks],
-        "grids": slides.grid_rows(run),
-        "encoders": slides.encoder_rows(run),
-        "throughput": throughput.throughput(run),
-        "excluded": excluded,
-        "checks": leakage.checks(run),
-        "pairs": leakage.pairs(run),
         "protocol": performance.protocol(run),
-        "models": [performance.model_section(run, model) for model in run.models],
+        "models": [
+            models.model_section(run, model, drawn=index < models.DRAWN)
+            for index, model in enumerate(run.models)
+        ],
+        "drawn": models.DRAWN,
+        "localised": explained.localised(run),
+        "localisation": explained.localisation(run),
+        "by_class": explained.localisation_by_class(run),
+        "faithfulness": explained.faithfulness(run),
+        "agreement": explained.agreement(run),
         "attention": attention,
         "truth": pictures.truth_words(run),
+        "covariates": controls.covariates_sheet(run),
+        "inputs": controls.inputs_sheet(run),
+        "shuffled": controls.shuffled_sheet(run),
         "gallery": gallery.gallery(run),
         "much": gallery.MUCH,
-        "script": gallery.script(),
-        "script_hash": gallery.script_hash(),
+        "throughput": throughput.throughput(run),
+        "methods": methods.methods(run),
+        "checklist": checklist.checklist(run),
         "provenance": provenance.provenance(run),
     }
 
@@ -131,10 +166,11 @@ def tables(run: Results) -> dict[str, pl.DataFrame]:
             "overlap": overlap.seen(run, model.encoder),
         }
         for model in run.models
-        for row in performance.fold_rows(model)
+        for row in models.fold_rows(model)
     ]
     optional = {
         "comparison": comparison.comparison_table(run),
+        "statement": comparison.statement_table(run),
         "pretraining": pretraining.pretraining_table(run),
         "throughput": throughput.throughput_table(run),
         "similar": leakage.pairs_table(run),
@@ -155,11 +191,23 @@ def tables(run: Results) -> dict[str, pl.DataFrame]:
             "overlap",
         ),
         "metrics": metrics,
+        **{
+            name: _stack(run, [getattr(model, name) for model in run.models])
+            for name in ("fold_metrics", "binary", "calibration", "operating", "temperatures")
+        },
+        **{
+            name: _stack(run, [model.controls[name] for model in run.models])
+            for name in ("covariates", "shuffled", "subgroups")
+        },
+        **{
+            name: _stack(run, [model.attention[name] for model in run.models])
+            for name in ("localisation_summary", "faithfulness_summary", "agreement")
+        },
         "folds": pl.DataFrame(folds, infer_schema_length=None),
         "excluded": pl.DataFrame(
             excluded, schema=dict.fromkeys(slides.Excluded.__dataclass_fields__, pl.String)
         ),
-        "unlabelled": _stack(run, [performance.unlabelled_table(model) for model in run.models]),
+        "unlabelled": _stack(run, [models.unlabelled_table(model) for model in run.models]),
         "encoders": pl.DataFrame([asdict(row) for row in provenance.encoder_facts(run)]),
         **{name: table for name, table in optional.items() if table is not None},
     }

@@ -1,4 +1,4 @@
-"""Stage 2, report: encoders against each other on identical patients, pair by pair."""
+"""Stage 2, report: encoders, and heads, against each other on identical patients, pair by pair."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,26 +6,9 @@ from typing import Any
 import polars as pl
 
 from her2.report.overlap import mark, seen
-from her2.report.performance import Cell
 from her2.report.read import Results
+from her2.report.sheet import Cell, Row, Sheet, sheet
 from her2.report.text import interval, number, p_value, signed
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """Two encoders and the AUC of one class or the macro; `difference` is first minus second.
-
-    Its note says when the interval holds 0, or why there is no difference.
-    """
-
-    encoder: str
-    other: str
-    class_name: str
-    auc: str
-    other_auc: str
-    difference: Cell
-    p: str
-    n: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,34 +23,73 @@ class Shared:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All pairs under one head of a task: macro, and each class of each pair."""
+    """All pairs that share a head (or an encoder) of a task: macro AUC, classes, groupings."""
+
+    task_name: str
+    kind: str
+    within: str
+    macro: Sheet
+    classes: Sheet
+    groupings: Sheet | None
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A difference between domains of pre-training, in one line."""
 
     task_name: str
     head: str
-    macro: tuple[Pair, ...]
-    classes: tuple[Pair, ...]
+    text: str
 
 
 def comparisons(results: Results) -> list[Comparison]:
-    """One a task and head; none where one encoder stands alone."""
+    """Encoders under each head, then heads under each encoder; none where one stands alone."""
     found = []
-    for task_name, table in _encoder_pairs(results).items():
-        for head in table["head"].unique(maintain_order=True):
-            pairs = [_pair(results, row) for row in _rows(table, head)]
+    for task_name, table in results.comparisons.items():
+        for kind, within in table.select("kind", "within").unique(maintain_order=True).iter_rows():
+            own = table.filter((pl.col("kind") == kind) & (pl.col("within") == within))
+            groups = {
+                "macro": own.filter(pl.col("class") == "macro"),
+                "classes": own.filter((pl.col("grouping") == "") & (pl.col("class") != "macro")),
+                "groupings": own.filter(pl.col("grouping") != ""),
+            }
+            shared = "head" if kind == "encoders" else "encoder"
+            about = f"task {task_name}, {shared} {within}"
             found.append(
                 Comparison(
                     task_name=task_name,
-                    head=head,
-                    macro=tuple(pair for pair in pairs if pair.class_name == "macro"),
-                    classes=tuple(pair for pair in pairs if pair.class_name != "macro"),
+                    kind=kind,
+                    within=within,
+                    macro=_pairs(results, kind, groups["macro"], f"Macro AUC, {about}"),
+                    classes=_pairs(
+                        results, kind, groups["classes"], f"AUC of each score, {about}", "class"
+                    ),
+                    groupings=_pairs(
+                        results, kind, groups["groupings"], f"Scores in two groups, {about}",
+                        "grouping",
+                    )
+                    if len(groups["groupings"])
+                    else None,
                 )
-            )
+            )  # fmt: skip
+    return found
+
+
+def statements(results: Results) -> list[Statement]:
+    """What arXiv 2411.05028 states of pre-training on H&E, measured here."""
+    found = []
+    for task_name, table in results.statements.items():
+        for row in table.to_dicts():
+            found.append(Statement(task_name, row["head"], _statement(row)))
     return found
 
 
 def shared_tiles(results: Results) -> list[Shared]:
-    """Which pairs read the same tile grid: um/px and size both agree."""
-    tables = [table.select("encoder", "other") for table in _encoder_pairs(results).values()]
+    """Which pairs of encoders read the same tile grid: um/px and size both agree."""
+    tables = [
+        table.filter(pl.col("kind") == "encoders").select("first", "second")
+        for table in results.comparisons.values()
+    ]
     if not tables:
         return []
     encoders = results.config.encoders
@@ -85,52 +107,83 @@ def comparison_table(results: Results) -> pl.DataFrame | None:
     """The tables of all tasks, with how many patients of the cohort either encoder saw."""
     parts = [
         table.select(pl.lit(task).alias("task"), pl.all())
-        for task, table in _encoder_pairs(results).items()
+        for task, table in results.comparisons.items()
     ]
     if not parts:
         return None
     counts = {name: seen(results, name) for name in results.config.encoders}
+    heads = pl.col("kind") == "heads"
     return pl.concat(parts).with_columns(
-        pl.col(column).replace_strict(counts, return_dtype=pl.Int64).alias(name)
-        for column, name in (("encoder", "overlap"), ("other", "other_overlap"))
+        pl.when(heads)
+        .then(pl.col("within"))
+        .otherwise(pl.col(column))
+        .replace_strict(counts, return_dtype=pl.Int64, default=None)
+        .alias(name)
+        for column, name in (("first", "overlap"), ("second", "other_overlap"))
     )
 
 
-def _encoder_pairs(results: Results) -> dict[str, pl.DataFrame]:
-    """The pairs of encoders by task, AUC per class and macro."""
-    names = {
-        "within": "head",
-        "first": "encoder",
-        "second": "other",
-        "first_value": "auc",
-        "second_value": "other_auc",
-    }
-    return {
-        task: table.filter((pl.col("kind") == "encoders") & (pl.col("grouping") == "")).rename(
-            names
+def statement_table(results: Results) -> pl.DataFrame | None:
+    """The statements of all tasks."""
+    parts = [
+        table.select(pl.lit(task).alias("task"), pl.all())
+        for task, table in results.statements.items()
+    ]
+    return pl.concat(parts) if parts else None
+
+
+def _pairs(
+    results: Results, kind: str, table: pl.DataFrame, caption: str, column: str | None = None
+) -> Sheet:
+    """A row a pair (and class or grouping); `difference` is first minus second."""
+    what = {"encoders": "Encoder", "heads": "Head"}[kind]
+    rows: list[Row] = []
+    for row in table.to_dicts():
+        marks = {name: _mark(results, kind, row, name) for name in ("first", "second")}
+        low, high = row["low"], row["high"]
+        note = row["note"] or ""
+        if low is not None and high is not None and low <= 0 <= high:
+            note = "; ".join(text for text in ("no difference shown", note) if text)
+        either = marks["first"] or marks["second"]
+        middle = [row[column]] if column else []
+        if column == "grouping":
+            middle.append({"delong": "DeLong"}.get(row["method"], row["method"]))
+        rows.append(
+            (
+                row["first"] + marks["first"],
+                row["second"] + marks["second"],
+                *middle,
+                number(row["first_value"], sign=marks["first"]),
+                number(row["second_value"], sign=marks["second"]),
+                Cell(signed(row["difference"], sign=either), interval(low, high), note),
+                p_value(row["p"]),
+                Cell(p_value(row["p_holm"]), note=f"of {row['family']}" if row["family"] else ""),
+                str(row["n"]),
+            )
         )
-        for task, table in results.comparisons.items()
-    }
+    titles = {"class": ["Score"], "grouping": ["Grouping", "Method"]}.get(column or "", [])
+    return sheet(
+        caption,
+        (what, "Other", *titles, "#Its AUC", "#The other's AUC", "#Difference", "#p",
+         "#p, Holm", "#Patients"),
+        rows,
+    )  # fmt: skip
 
 
-def _rows(table: pl.DataFrame, head: str) -> list[dict[str, Any]]:
-    return table.filter(pl.col("head") == head).to_dicts()
+def _mark(results: Results, kind: str, row: dict[str, Any], name: str) -> str:
+    return mark(results, row["within"] if kind == "heads" else row[name])
 
 
-def _pair(results: Results, row: dict[str, Any]) -> Pair:
-    marks = {column: mark(results, row[column]) for column in ("encoder", "other")}
-    low, high = row["low"], row["high"]
-    note = row["note"] or ""
-    if low is not None and high is not None and low <= 0 <= high:
-        note = "no difference shown"
-    either = marks["encoder"] or marks["other"]
-    return Pair(
-        encoder=row["encoder"] + marks["encoder"],
-        other=row["other"] + marks["other"],
-        class_name=row["class"],
-        auc=number(row["auc"], sign=marks["encoder"]),
-        other_auc=number(row["other_auc"], sign=marks["other"]),
-        difference=Cell(signed(row["difference"], sign=either), interval(low, high), note),
-        p=p_value(row["p"]),
-        n=row["n"],
-    )
+def _statement(row: dict[str, Any]) -> str:
+    words = {
+        "H&E - IHC": "H&E minus IHC pre-training",
+        "H&E - non-medical": "H&E minus non-medical pre-training",
+        "H&E - both": "H&E beats both: the smaller of the two differences",
+    }.get(row["statement"], row["statement"])
+    if row["difference"] is None:
+        return f"{words}: NA, {row['note'] or 'not defined'}."
+    holds = {True: "Shown here.", False: "Not shown here.", None: ""}[row["holds"]]
+    ends = interval(row["low"], row["high"])
+    text = f"{words}: {signed(row['difference'])} {ends}, p {p_value(row['p'])}, "
+    text += f"{row['n']} patients ({row['first']} against {row['second']}). {holds}"
+    return f"{text} {row['note'][:1].upper() + row['note'][1:]}." if row["note"] else text

@@ -1,74 +1,13 @@
-"""Stage 2, report: figures as data URIs, equal bytes for equal numbers."""
+"""Stage 2, report: figures of how models and encoders were trained."""
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
 
 from her2.plot_style import PALETTE, STYLE
-
-_DASHES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1.5, 1)))
-
-# All of them, so that no date and no version is written.
-_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """A picture on the page; `alt` says in words what it shows. Sizes are CSS px."""
-
-    uri: str
-    alt: str
-    width: int
-    height: int
-
-
-@dataclass(frozen=True, slots=True)
-class Curve:
-    """A ROC curve; no points when it is not defined. `area` is written as on the page."""
-
-    name: str
-    false_rate: Sequence[float]
-    true_rate: Sequence[float]
-    area: str
-    positive: int
-
-
-def roc_figure(curves: Sequence[Curve], *, name: str, synthetic: bool) -> Figure:
-    """ROC curves of all classes in one frame, with the diagonal of chance."""
-    with mpl.rc_context(STYLE):
-        canvas = Canvas(figsize=(4.8, 4.8), layout="constrained")
-        axes = canvas.subplots()
-        axes.plot([0, 1], [0, 1], color="#8a8a8a", linewidth=0.9, linestyle=(0, (2, 2)))
-        for index, curve in enumerate(curves):
-            note = f"{curve.name}: AUC {curve.area} (n={curve.positive})"
-            axes.plot(
-                curve.false_rate,
-                curve.true_rate,
-                color=PALETTE[index % len(PALETTE)],
-                linestyle=_DASHES[index % len(_DASHES)],
-                linewidth=1.7,
-                label=note if len(curve.false_rate) else f"{curve.name}: not defined",
-            )
-        axes.set(
-            xlim=(-0.01, 1.01),
-            ylim=(-0.01, 1.01),
-            aspect="equal",
-            xlabel="False positive rate",
-            ylabel="True positive rate",
-            title=_title("ROC, one score against the rest", synthetic),
-        )
-        axes.grid(True)
-        axes.legend(loc="lower right")
-        areas = ", ".join(f"{curve.name} {curve.area}" for curve in curves)
-        alt = f"ROC curves of {name}{_data(synthetic)}, patient level. AUC: {areas}."
-        return _svg(canvas, alt)
+from her2.report.drawn import Figure, data_words, file_name, title, vector
 
 
 def learning_figure(
@@ -111,13 +50,14 @@ def learning_figure(
         axes.set(
             xlabel="Epoch",
             ylabel="Cross-entropy a slide",
-            title=_title("Loss of every fold", synthetic),
+            title=title("Loss of every fold", synthetic),
         )
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(True)
         axes.legend(loc="best", ncols=3)
         alt = f"Train and tune loss over epochs of {len(histories)} folds of {name}"
-        return _svg(canvas, f"{alt}{_data(synthetic)}; the kept epochs are in the table of folds.")
+        alt += f"{data_words(synthetic)}; the kept epochs are in the table of folds."
+        return vector(canvas, alt, file_name(name, "learning"))
 
 
 def pretraining_figure(
@@ -138,7 +78,7 @@ def pretraining_figure(
         losses = history["validation_loss"]
         left.plot(epochs, history["train_loss"], color="#9a9a9a", linewidth=1.2, label="train")
         left.plot(epochs, losses, color=PALETTE[0], linewidth=1.5, label="validation")
-        left.set(ylabel="Cross-entropy a patch", title=_title("Loss", synthetic))
+        left.set(ylabel="Cross-entropy a patch", title=title("Loss", synthetic))
         accuracy = history["balanced_accuracy"]
         right.plot(epochs, accuracy, color=PALETTE[0], linewidth=1.5, label="validation")
         right.set(ylim=(0, 1.03), ylabel="Balanced accuracy", title="Validation patches")
@@ -159,39 +99,6 @@ def pretraining_figure(
             axes.legend(loc="best")
         alt = (
             f"Train loss, validation loss and balanced accuracy over {len(epochs)} epochs of "
-            f"pre-training {name}{_data(synthetic)}; best: epoch {best + 1}."
+            f"pre-training {name}{data_words(synthetic)}; best: epoch {best + 1}."
         )
-        return _svg(canvas, alt)
-
-
-def jpeg(path: Path, *, side_px: tuple[int, int], quality: int, alt: str) -> Figure:
-    """A picture shrunk to fit into `side_px` (width, height).
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    with Image.open(path) as image:
-        small = image.convert("RGB")
-        small.thumbnail(side_px, Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=quality, optimize=True)
-    return Figure(_uri("image/jpeg", buffer.getvalue()), alt, small.width, small.height)
-
-
-def _svg(canvas: Canvas, alt: str) -> Figure:
-    buffer = io.BytesIO()
-    canvas.savefig(buffer, format="svg", metadata=_METADATA)
-    width, height = (round(side * 96) for side in canvas.get_size_inches())
-    return Figure(_uri("image/svg+xml", buffer.getvalue()), alt, width, height)
-
-
-def _uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def _title(text: str, synthetic: bool) -> str:
-    return f"{text} (synthetic data)" if synthetic else text
-
-
-def _data(synthetic: bool) -> str:
-    return " on synthetic data" if synthetic else ""
+        return vector(canvas, alt, file_name(name, "pretraining"))

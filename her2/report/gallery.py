@@ -1,17 +1,15 @@
 """Stage 2, report: the quality-control gallery, a whole cohort to page through."""
 
-import base64
 import contextlib
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from her2.report.figures import Figure, jpeg
+from her2.report.drawn import Figure, jpeg
 from her2.report.read import Results
-from her2.report.text import plural, without_folders
+from her2.report.text import percent, plural, without_folders
 
 SHOWN = 500
 """Slides of one grid on the page, the worst first; the others stay files."""
@@ -20,7 +18,6 @@ MUCH = 0.1
 """From this share of rejected tiles on a slide is marked."""
 _SIZES = ((60, 480, 80), (150, 320, 75), (SHOWN, 208, 70))
 """Up to so many slides: px of the longer side, JPEG quality. 500 slides stay below 10 MB."""
-_SCRIPT = Path(__file__).with_name("gallery.js")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,23 +79,6 @@ def gallery(results: Results) -> Gallery:
         marked=sum(card.marked for card in cards),
         regions=any(row.get("regions") is not None for row in rows),
     )
-
-
-def script() -> str:
-    """The page's only script: sorting, filtering and the large view. Without it all is shown."""
-    return _SCRIPT.read_text(encoding="utf-8")
-
-
-def script_hash() -> str:
-    """What the page's security policy allows: this script, and no other."""
-    digest = hashlib.sha256(script().encode()).digest()
-    return f"sha256-{base64.b64encode(digest).decode('ascii')}"
-
-
-def percent(share: float) -> str:
-    """`0 %`, `< 1 %`, `12 %`; never broken across lines."""
-    text = "< 1 %" if 0 < share < 0.005 else f"{100 * share:.0f} %"
-    return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _candidates(row: dict[str, Any]) -> int:

@@ -153,7 +153,7 @@ def _encoders(results: Results) -> list[Notice]:
 
 def _figures(model: Model) -> list[Notice]:
     levels: dict[tuple[str, str], list[str]] = {}
-    for row in model.metrics.to_dicts():
+    for row in model.metrics.filter(pl.col("metric").is_in(list(METRICS))).to_dicts():
         if row["value"] is None:
             problem = f"is NA: {row['note'] or 'not defined'}"
         elif row["low"] is None:
@@ -168,7 +168,9 @@ def _figures(model: Model) -> list[Notice]:
     ]
     few = [
         f"{row['class']} ({row['n_positive']})"
-        for row in model.level("patient").filter(pl.col("n_positive") < FEW_PATIENTS).to_dicts()
+        for row in model.level("patient")
+        .filter((pl.col("metric") == "auc") & (pl.col("n_positive") < FEW_PATIENTS))
+        .to_dicts()
         if row["value"] is not None
     ]
     if few:

@@ -8,14 +8,16 @@ import polars as pl
 
 from her2.explanation.picture import ATTENTION, TRUTH
 from her2.plan import run_name
-from her2.report.figures import Figure, jpeg
+from her2.report import explained
+from her2.report.drawn import Figure, jpeg
 from her2.report.overlap import mark
 from her2.report.read import Model, Results
-from her2.report.text import number, without_folders
+from her2.report.text import number, plural, without_folders
 
-ATTENTION_SHOWN = 48
+ATTENTION_SHOWN = 24
 """Attention pictures on the page, over all models; the others stay files."""
-_ATTENTION_PX = (1200, 1200)
+_ATTENTION_PX = (1200, 800)
+_STRIP_PX = (800, 600)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,18 @@ class AttentionPicture:
     probabilities: tuple[tuple[str, str], ...]
     run: str
     tiles: int
+    note: str
     figure: Figure
+    strip: Figure | None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreTiles:
+    """Most and least attended tiles of all held-out slides of a score, or why there are none."""
+
+    label: str
+    words: str
+    figure: Figure | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +52,8 @@ class Attention:
     mark: str
     anchor: str
     pictures: tuple[AttentionPicture, ...]
+    scores: tuple[ScoreTiles, ...]
+    curves: Figure | None
     not_drawn: tuple[tuple[str, str], ...]
     left_out: int
     has_truth: bool
@@ -65,6 +80,8 @@ def attention(results: Results, model: Model) -> Attention:
         mark=mark(results, model.encoder),
         anchor=model.anchor.replace("model/", "attention/", 1),
         pictures=tuple(pictures),
+        scores=tuple(_score(model, item) for item in model.scores),
+        curves=explained.curves(results, model),
         not_drawn=tuple(sorted(not_drawn)),
         left_out=len(drawn) - len(shown),
         has_truth=any(TRUTH in _panels(item) for item in shown),
@@ -95,10 +112,41 @@ def _picture(results: Results, model: Model, item: dict[str, Any]) -> AttentionP
         figure=jpeg(
             model.pictures / str(item["picture"]),
             side_px=_ATTENTION_PX,
-            quality=80,
+            quality=76,
             alt=f"{slide_id}: {shown}",
         ),
+        note=without_folders(str(item.get("note", ""))),
+        strip=_strip(model, item),
     )
+
+
+def _strip(model: Model, item: Mapping[str, Any]) -> Figure | None:
+    """The most and least attended tiles of a slide."""
+    if not item.get("tile_strip"):
+        return None
+    return jpeg(
+        model.pictures / str(item["tile_strip"]),
+        side_px=_STRIP_PX,
+        quality=72,
+        alt=f"{item['slide_id']}: its most and least attended tiles",
+    )
+
+
+def _score(model: Model, item: Mapping[str, Any]) -> ScoreTiles:
+    """A row of `tiles.json`."""
+    people = f"{plural(item['slides'], 'held-out slide')} of {plural(item['patients'], 'patient')}"
+    words = f"Score {item['label']}: {people}"
+    figure = None
+    if item.get("picture"):
+        figure = jpeg(
+            model.pictures / str(item["picture"]),
+            side_px=_STRIP_PX,
+            quality=76,
+            alt=f"{words}: most and least attended tiles",
+        )
+    elif item.get("note"):
+        words += f"; {item['note']}"
+    return ScoreTiles(str(item["label"]), words, figure)
 
 
 def _panels(item: Mapping[str, Any]) -> Sequence[str]:

@@ -6,7 +6,8 @@ from typing import Any
 
 import polars as pl
 
-from her2.report.figures import Figure, pretraining_figure
+from her2.report.drawn import Figure
+from her2.report.figures import pretraining_figure
 from her2.report.overlap import mark
 from her2.report.performance import domain
 from her2.report.read import Results

@@ -6,8 +6,8 @@ import polars as pl
 
 from her2.plan import PUBLISHED
 from her2.report.overlap import mark
-from her2.report.performance import Cell
 from her2.report.read import Results, read_metrics
+from her2.report.sheet import Cell
 from her2.report.text import interval, number
 
 

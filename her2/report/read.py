@@ -17,8 +17,31 @@ from her2.manifest import FeatureEntry, FoldEntry, read_manifests
 from her2.specs import ReportSpec
 from her2.store import read_attributes
 
-TABLES = ("predictions", "slides", "patients", "metrics", "confusion")
+TABLES = (
+    "predictions",
+    "slides",
+    "patients",
+    "metrics",
+    "confusion",
+    "fold_metrics",
+    "binary",
+    "temperatures",
+    "calibration",
+    "reliability",
+    "operating",
+    "decision",
+)
 """Of one evaluation."""
+CONTROLS = ("covariates", "inputs", "shuffled", "shuffled_draws", "subgroups")
+"""Beside one evaluation."""
+ATTENTION = (
+    "localisation",
+    "localisation_summary",
+    "faithfulness",
+    "faithfulness_summary",
+    "agreement",
+)
+"""Of one model's attention."""
 RECEIPTS = 200
 """Stores of an encoder, about, whose receipts are read."""
 
@@ -27,8 +50,9 @@ RECEIPTS = 200
 class Model:
     """One encoder and head on a task: the tables of its evaluation, and how it was trained.
 
-    `folds` and `histories` are by run (`r0f3`); a history that has no link is absent.
-    `heatmaps` is the list of `heatmaps.json`, `pictures` its folder.
+    `folds` and `histories` are by run (`r0f3`); a history that has no link is absent. `controls`
+    and `attention` are tables by name. `heatmaps` is the list of `heatmaps.json`, `scores` that of
+    `tiles.json`, and `pictures` their folder.
     """
 
     task_name: str
@@ -40,9 +64,19 @@ class Model:
     patients: pl.DataFrame
     metrics: pl.DataFrame
     confusion: pl.DataFrame
+    fold_metrics: pl.DataFrame
+    binary: pl.DataFrame
+    temperatures: pl.DataFrame
+    calibration: pl.DataFrame
+    reliability: pl.DataFrame
+    operating: pl.DataFrame
+    decision: pl.DataFrame
+    controls: Mapping[str, pl.DataFrame]
+    attention: Mapping[str, pl.DataFrame]
     folds: Mapping[str, FoldEntry]
     histories: Mapping[str, pl.DataFrame]
     heatmaps: list[dict[str, object]]
+    scores: list[dict[str, object]]
     pictures: Path
 
     @property
@@ -66,8 +100,8 @@ class Results:
 
     `cohort` has one row a slide and grid; `features`, and the `precisions` and `devices` that they
     were computed in and on, are by encoder, and so are `overlaps` and `pretraining` (epochs), for
-    those that have them. `comparisons` are by task; a task whose encoders were not compared is
-    absent. `receipts` are by encoder: how the features of some slides came about, see
+    those that have them. `comparisons` and `statements` are by task; a task of one encoder and head
+    has no comparison. `receipts` are by encoder: how the features of some slides came about, see
     `her2.embed.receipt`. `similar` are pairs of slides by encoder, `folds` are by task. `split`:
     the manifest's fixed split was used.
     """
@@ -84,6 +118,7 @@ class Results:
     overlaps: Mapping[str, Overlap]
     pretraining: Mapping[str, pl.DataFrame]
     comparisons: Mapping[str, pl.DataFrame]
+    statements: Mapping[str, pl.DataFrame]
     receipts: Mapping[str, tuple[Mapping[str, Any], ...]]
     similar: Mapping[str, pl.DataFrame]
     folds: Mapping[str, pl.DataFrame]
@@ -139,6 +174,9 @@ def read_results(spec: ReportSpec, folder: Path) -> Results:
             and (path := folder / "encoders" / name / "history.parquet").exists()
         },
         comparisons=_comparisons(config, folder),
+        statements=_present(
+            {task: folder / "evaluation" / task / "statement.parquet" for task in config.tasks}
+        ),
         similar=_present({n: folder / "features" / n / "similar.parquet" for n in config.encoders}),
         folds=_present({task: folder / "folds" / f"{task}.parquet" for task in config.tasks}),
         split=spec.split,
@@ -172,8 +210,9 @@ def _model(
     config: Config, folder: Path, names: tuple[str, str, str], chunks: tuple[str, ...]
 ) -> Model:
     task, encoder, head = names
-    evaluation, models, heatmaps = (
-        folder / stage / task / encoder / head for stage in ("evaluation", "models", "heatmaps")
+    evaluation, models, heatmaps, controls, attention = (
+        folder / stage / task / encoder / head
+        for stage in ("evaluation", "models", "heatmaps", "controls", "attention")
     )
     folds = read_manifests(models, chunks, FoldEntry)
     histories = {run: models / run / "history.parquet" for run in folds}
@@ -184,9 +223,12 @@ def _model(
         head=head,
         task=config.tasks[task],
         **tables,
+        controls={name: _table(controls / f"{name}.parquet") for name in CONTROLS},
+        attention={name: _table(attention / f"{name}.parquet") for name in ATTENTION},
         folds=folds,
         histories={run: _table(path) for run, path in histories.items() if path.exists()},
         heatmaps=_heatmaps(heatmaps / "heatmaps.json"),
+        scores=_heatmaps(heatmaps / "tiles.json"),
         pictures=heatmaps,
     )
 

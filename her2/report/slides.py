@@ -6,9 +6,9 @@ from statistics import median
 
 import polars as pl
 
-from her2.report.gallery import CAUSES, percent
+from her2.report.gallery import CAUSES
 from her2.report.read import Results
-from her2.report.text import count, span, without_folders
+from her2.report.text import count, percent, span, without_folders
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,12 @@ def plural(value: int, noun: str) -> str:
     return f"{value:,} {noun}{'' if value == 1 else 's'}"
 
 
+def percent(share: float) -> str:
+    """`0 %`, `< 1 %`, `12 %`; never broken across lines."""
+    text = "< 1 %" if 0 < share < 0.005 else f"{100 * share:.0f} %"
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
 def span(values: list[float]) -> str:
     """`0.25` or `0.25-0.5`: the range of some um/px; a dash for none."""
     if not values:

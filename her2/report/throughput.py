@@ -36,6 +36,7 @@ class ThroughputRow:
     slides: int
     patches: int
     patches_per_second: float
+    hours: float
     reading: float
     waiting: float
     encoding: float
@@ -51,6 +52,11 @@ class ThroughputRow:
         return ", ".join(f"{name} {share:.0%}" for share, name in parts if share >= 0.005)
 
     @property
+    def hours_text(self) -> str:
+        """`0.02`, `31`: device hours."""
+        return f"{self.hours:,.0f}" if self.hours >= 10 else f"{self.hours:.2g}"
+
+    @property
     def rate_text(self) -> str:
         """`48.2`."""
         return f"{self.patches_per_second:,.1f}"
@@ -63,7 +69,10 @@ def throughput(results: Results) -> list[ThroughputRow]:
         groups: dict[tuple[str, str], list[Receipt]] = {}
         for receipt in receipts:
             groups.setdefault((receipt["device"], receipt["precision"]), []).append(receipt)
-        found += [_row(name, group) for _, group in sorted(groups.items())]
+        looked_at = sum(receipt["tiles"] for receipt in receipts)
+        tiles = sum(entry.tiles for entry in results.features[name].values())
+        share = tiles / looked_at if looked_at else 0.0
+        found += [_row(name, group, share) for _, group in sorted(groups.items())]
     return found
 
 
@@ -74,7 +83,8 @@ def throughput_table(results: Results) -> pl.DataFrame | None:
     return pl.DataFrame(rows) if rows else None
 
 
-def _row(encoder: str, receipts: list[Receipt]) -> ThroughputRow:
+def _row(encoder: str, receipts: list[Receipt], scale: float) -> ThroughputRow:
+    """`scale`: how many times the tiles of these receipts all slides of the encoder have."""
     on_cpu = receipts[0]["on_cpu"]
     spent = {part: sum(r[f"seconds_{part}"] for r in receipts) for part in PARTS}
     if not on_cpu:  # beside the device
@@ -94,6 +104,7 @@ def _row(encoder: str, receipts: list[Receipt]) -> ThroughputRow:
         slides=len(receipts),
         patches=patches,
         patches_per_second=patches / busy_seconds if busy_seconds else 0.0,
+        hours=busy_seconds * scale / 3600,
         **shares,
         cold=sum(r["cold"] is True for r in receipts),
         bottleneck=limit,

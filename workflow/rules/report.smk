@@ -1,7 +1,7 @@
 """The report: one self-contained HTML page, and every table beside it.
 
 in:  the tables of all stages
-out: report/report.html, report/tables/*.csv
+out: report/report.html, methods.txt, checklist.csv, tables/*.csv, figures/*.svg and *.pdf
 """
 
 
@@ -13,6 +13,10 @@ rule build_report:
         ),
         overlap=expand(f"{RESULTS}/encoders/{{encoder}}/overlap.json", encoder=CONFIG.encoders),
         comparison=expand(f"{RESULTS}/evaluation/{{task}}/comparison.parquet", task=CONFIG.tasks),
+        controls=each_model(
+            f"{RESULTS}/controls/{{task}}/{{encoder}}/{{head}}/covariates.parquet",
+            heads=CONFIG.heads,
+        ),
         heatmaps=each_model(
             f"{RESULTS}/heatmaps/{{task}}/{{encoder}}/{{head}}/heatmaps.json", heads=CONFIG.heads
         ),
@@ -23,8 +27,21 @@ rule build_report:
     output:
         report(
             f"{RESULTS}/report/report.html",
+            caption="../report/report.rst",
             category="Report",
             labels={"page": "report"},
+        ),
+        methods=report(
+            f"{RESULTS}/report/methods.txt",
+            caption="../report/methods.rst",
+            category="Report",
+            labels={"page": "methods"},
+        ),
+        checklist=report(
+            f"{RESULTS}/report/checklist.csv",
+            caption="../report/checklist.rst",
+            category="Report",
+            labels={"page": "checklist"},
         ),
     log:
         f"{RESULTS}/logs/build_report.log",
@@ -41,4 +58,4 @@ rule build_report:
         results=untracked(RESULTS),
     shell:
         "python -m her2 report --spec {params.spec:q} --results {params.results:q}"
-        " --out {output:q} 2> {log:q}"
+        " --out {output[0]:q} 2> {log:q}"

@@ -72,6 +72,7 @@ rule tabulate_cohort:
         table=f"{RESULTS}/cohort/slides.parquet",
         csv=report(
             f"{RESULTS}/cohort/slides.csv",
+            caption="../report/slides_table.rst",
             category="Cohort",
             labels={"table": "slides"},
         ),

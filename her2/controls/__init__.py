@@ -1,0 +1,1 @@
+"""Stage 2, control: what else than the tissue could have given the figures."""

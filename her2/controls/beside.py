@@ -1,0 +1,97 @@
+"""Stage 2, control: a model's AUC beside that of covariates, on the same patients."""
+
+import polars as pl
+
+from her2.config import EvaluationSection, Task
+from her2.evaluation.figures import null
+from her2.evaluation.metrics import interval
+from her2.evaluation.paired import difference, pair_models
+
+COVARIATES = {
+    "class": pl.String,
+    "model": pl.Float64,
+    "model_low": pl.Float64,
+    "model_high": pl.Float64,
+    "covariates": pl.Float64,
+    "covariates_low": pl.Float64,
+    "covariates_high": pl.Float64,
+    "difference": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "p": pl.Float64,
+    "n": pl.Int64,
+    "n_positive": pl.Int64,
+    "reached": pl.Boolean,
+    "note": pl.String,
+}
+
+
+def compare_with_covariates(
+    predictions: pl.DataFrame,
+    by_covariates: pl.DataFrame,
+    task: Task,
+    section: EvaluationSection,
+    *,
+    seed: int,
+) -> pl.DataFrame:
+    """AUC of each class and macro, of both, and the paired difference (model minus covariates).
+
+    `reached`: the covariates' AUC is not below the model's, or the interval of the difference
+    holds 0, so that the figure may be no more than what they give.
+    """
+    names = ("model", ""), ("covariates", "")
+    paired = pair_models(
+        dict(zip(names, (predictions, by_covariates), strict=True)), task, section, seed=seed
+    )
+    records = []
+    for name in (*task.class_names, "macro"):
+        question = name, ""
+        first, second = (paired.areas[model][question] for model in names)
+        note = paired.problems[question]
+        ends = [(float("nan"),) * 2] * 3
+        p = float("nan")
+        if not note:
+            gap = difference(first - second, section.confidence)
+            ends = [
+                interval(first[1:], section.confidence),
+                interval(second[1:], section.confidence),
+                (gap["low"], gap["high"]),
+            ]
+            p = gap["p"]
+        low = null(ends[2][0])
+        point = first[0] - second[0]
+        rows = paired.rows[names[0]]
+        positive = int((rows.target == task.class_names.index(name)).sum()) if (
+            name in task.class_names
+        ) else None  # fmt: skip
+        reached = None if null(point) is None else bool(point <= 0 or (low or 0.0) <= 0)
+        records.append(
+            {
+                "class": name,
+                **_three("model", first[0], ends[0]),
+                **_three("covariates", second[0], ends[1]),
+                "difference": null(point),
+                "low": low,
+                "high": null(ends[2][1]),
+                "p": null(p),
+                "n": len(rows),
+                "n_positive": positive,
+                "reached": reached,
+                "note": note,
+            }
+        )
+    return pl.DataFrame(records, schema=COVARIATES)
+
+
+def no_covariates(task: Task, reason: str) -> pl.DataFrame:
+    """The same table where there is nothing to compare with."""
+    rows = [{"class": name, "note": reason} for name in (*task.class_names, "macro")]
+    return pl.DataFrame(rows, schema=COVARIATES)
+
+
+def _three(name: str, value: float, ends: tuple[float, float]) -> dict[str, float | None]:
+    return {
+        name: null(value),
+        f"{name}_low": null(ends[0]),
+        f"{name}_high": null(ends[1]),
+    }

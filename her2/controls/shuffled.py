@@ -1,0 +1,110 @@
+"""Stage 2, control: do predictions and labels go together at all?
+
+Labels of held-out patients are shuffled within their test folds, so that folds of another mean
+probability or another mix of classes give nothing away. This tests that the predictions know
+something of the labels, not what they know it from.
+"""
+
+import numpy as np
+import polars as pl
+from scipy.stats import rankdata
+
+from her2.config import Task
+from her2.evaluation.figures import null
+from her2.evaluation.metrics import Floats, Ints
+from her2.evaluation.predictions import out_of_fold, rows_of
+
+SHUFFLED = {
+    "class": pl.String,
+    "value": pl.Float64,
+    "mean": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "p": pl.Float64,
+    "permutations": pl.Int64,
+    "n": pl.Int64,
+    "note": pl.String,
+}
+DRAWS = {"class": pl.String, "draw": pl.Int64, "auc": pl.Float64}
+
+
+def shuffle_labels(
+    predictions: pl.DataFrame, task: Task, *, permutations: int, confidence: float, seed: int
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """AUC of each class and macro, observed and under permutations.
+
+    Returns:
+        `class, value, mean, low, high, p, permutations, n, note` with
+        p = (1 + how many reach the observed) / (1 + permutations), and every draw of the macro AUC.
+    """
+    table = out_of_fold(predictions, task.class_names, by="patient_id")
+    rows = rows_of(table, task)
+    first = (
+        predictions.filter(pl.col("role") == "test")
+        .sort("repeat", "fold")
+        .group_by("patient_id")
+        .agg(pl.col("fold").first())
+        .sort("patient_id")
+    )
+    folds = first["fold"].to_numpy()
+    generator = np.random.default_rng(seed)
+    targets = np.stack([rows.target, *(_shuffled(rows.target, folds, generator)
+                                       for _ in range(permutations))])  # fmt: skip
+    areas = _areas(targets, rows.probabilities)  # (1 + permutations, classes + macro)
+    records = []
+    for index, name in enumerate((*task.class_names, "macro")):
+        column = areas[:, index]
+        defined = not np.isnan(column).any()
+        low, high = (
+            np.quantile(column[1:], [(1 - confidence) / 2, (1 + confidence) / 2])
+            if defined
+            else (float("nan"), float("nan"))
+        )
+        reach = int((column[1:] >= column[0] - 1e-12).sum())
+        records.append(
+            {
+                "class": name,
+                "value": null(column[0]),
+                "mean": null(column[1:].mean()) if defined else None,
+                "low": null(low),
+                "high": null(high),
+                "p": (1 + reach) / (1 + permutations) if defined else None,
+                "permutations": permutations,
+                "n": len(rows),
+                "note": "" if defined else "not defined: a class is absent",
+            }
+        )
+    draws = pl.DataFrame(
+        {
+            "class": ["macro"] * permutations,
+            "draw": np.arange(permutations),
+            "auc": pl.Series(areas[1:, -1], dtype=pl.Float64).fill_nan(None),
+        },
+        schema=DRAWS,
+    )
+    return pl.DataFrame(records, schema=SHUFFLED), draws
+
+
+def _shuffled(target: Ints, folds: Ints, generator: np.random.Generator) -> Ints:
+    mixed = target.copy()
+    for fold in np.unique(folds):
+        members = np.flatnonzero(folds == fold)
+        mixed[members] = target[generator.permutation(members)]
+    return mixed
+
+
+def _areas(targets: Ints, probabilities: Floats) -> Floats:
+    """AUC of each class and macro (b, c + 1) of labels (b, n), by the ranks of the scores."""
+    count = probabilities.shape[1]
+    found = np.full((len(targets), count + 1), np.nan)
+    for index in range(count):
+        positive = targets == index  # (b, n)
+        ups = positive.sum(axis=1)
+        downs = positive.shape[1] - ups
+        ranks = positive @ rankdata(probabilities[:, index])
+        pairs = ups * downs
+        found[:, index] = np.divide(
+            ranks - ups * (ups + 1) / 2, pairs, out=np.full(len(targets), np.nan), where=pairs > 0
+        )
+    found[:, -1] = found[:, :count].mean(axis=1)
+    return found

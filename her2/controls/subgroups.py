@@ -1,0 +1,97 @@
+"""Stage 2, control: AUC in parts of the cohort: by site, by scanner, by amount of tissue."""
+
+import polars as pl
+
+from her2.config import EvaluationSection, Task
+from her2.evaluation.figures import figures
+from her2.evaluation.predictions import out_of_fold
+
+SUBGROUPS = {
+    "by": pl.String,
+    "group": pl.String,
+    "class": pl.String,
+    "value": pl.Float64,
+    "low": pl.Float64,
+    "high": pl.Float64,
+    "n": pl.Int64,
+    "n_positive": pl.Int64,
+    "note": pl.String,
+}
+FEW = 10
+"""Patients of a part: below this an interval is a rough guess."""
+UNKNOWN = "(not known)"
+
+
+def subgroup_figures(
+    predictions: pl.DataFrame,
+    cohort: pl.DataFrame,
+    task: Task,
+    section: EvaluationSection,
+    *,
+    seed: int,
+) -> pl.DataFrame:
+    """Macro and class AUC of the patients of each part, at patient level.
+
+    A patient is of the site and scanner of its first slide; its tissue is the sum over its tested
+    slides, cut into thirds of the patients. A column that is the same for all, or unknown, gives
+    no rows.
+
+    Args:
+        predictions: of one model.
+        cohort: one row a slide: `slide_id, site, scanner, tissue_mm2`.
+        task: the classes.
+        section: resamples.
+        seed: of the resamples.
+    """
+    patients = out_of_fold(predictions, task.class_names, by="patient_id")
+    tested = (
+        predictions.filter(pl.col("role") == "test")
+        .select("slide_id", "patient_id")
+        .unique()
+        .sort("slide_id")
+        .join(cohort, on="slide_id", how="left")
+    )
+    about = (
+        tested.group_by("patient_id")
+        .agg(
+            pl.col("site", "scanner").cast(pl.String).drop_nulls().first(),
+            pl.col("tissue_mm2").sum(),
+        )
+        .sort("patient_id")
+        .with_columns(pl.col("site", "scanner").fill_null(UNKNOWN))
+        .with_columns(tissue=_thirds(pl.col("tissue_mm2")))
+    )
+    parts = []
+    for by in ("site", "scanner", "tissue"):
+        groups = about[by].unique().sort().to_list()
+        if len(groups) < 2:
+            continue
+        for group in groups:
+            members = about.filter(pl.col(by) == group)["patient_id"]
+            own = patients.filter(pl.col("patient_id").is_in(members.to_list()))
+            parts.append(_part(own, task, section, seed).with_columns(
+                pl.lit(by).alias("by"), pl.lit(group).alias("group")
+            ))  # fmt: skip
+    if not parts:
+        return pl.DataFrame(schema=SUBGROUPS)
+    return pl.concat(parts).select(list(SUBGROUPS))
+
+
+def _part(own: pl.DataFrame, task: Task, section: EvaluationSection, seed: int) -> pl.DataFrame:
+    found = figures(own, task, section, level="patient", seed=seed).filter(
+        (pl.col("metric") == "auc") & (pl.col("class") != "weighted")
+    )
+    few = f"fewer than {FEW} patients" if len(own) < FEW else ""
+    return found.with_columns(
+        note=pl.concat_str(
+            [pl.col("note"), pl.lit("; " if few else ""), pl.lit(few)]
+        ).str.strip_chars("; ")
+    )
+
+
+def _thirds(tissue: pl.Expr) -> pl.Expr:
+    """`1 (least)`, `2`, `3 (most)`, by rank; of equals the first by order."""
+    third = (3 * (tissue.rank("ordinal") - 1) / pl.len()).floor()
+    names = ("1 (least)", "2", "3 (most)")
+    chosen = pl.when(third == 0).then(pl.lit(names[0]))
+    return chosen.when(third == 1).then(pl.lit(names[1])).otherwise(pl.lit(names[2]))

@@ -1,0 +1,45 @@
+"""Stage 2, controls of each task, encoder and head: what else could have given its figures.
+
+in:  its predictions, the folds, the table of the cohort
+out: controls/{task}/{encoder}/{head}/covariates.parquet, and the tables of shuffled labels and of
+     parts of the cohort (docs/controls.md), each also as CSV
+"""
+
+
+def controls(name):
+    """A table of one model's controls, marked for Snakemake's own report."""
+    return report(
+        f"{RESULTS}/controls/{{task}}/{{encoder}}/{{head}}/{name}.csv",
+        caption=f"../report/{name}.rst",
+        category="Controls",
+        labels={"task": "{task}", "encoder": "{encoder}", "head": "{head}", "table": name},
+    )
+
+
+rule control:
+    input:
+        predictions=f"{RESULTS}/evaluation/{{task}}/{{encoder}}/{{head}}/predictions.parquet",
+        folds=f"{RESULTS}/folds/{{task}}.parquet",
+        cohort=f"{RESULTS}/cohort/slides.parquet",
+    output:
+        f"{RESULTS}/controls/{{task}}/{{encoder}}/{{head}}/covariates.parquet",
+        covariates=controls("covariates"),
+        inputs=controls("inputs"),
+        shuffled=controls("shuffled"),
+        subgroups=controls("subgroups"),
+    log:
+        f"{RESULTS}/logs/control/{{task}}/{{encoder}}/{{head}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/control/{{task}}/{{encoder}}/{{head}}.tsv"
+    conda:
+        "../../envs/her2.yaml"
+    threads: 1
+    resources:
+        mem_mb=growing(4000),
+        runtime=growing(30),
+    params:
+        spec=lambda wildcards: PLAN.control_spec(wildcards.task, wildcards.encoder),
+        out=folder("controls/{task}/{encoder}/{head}"),
+    shell:
+        "python -m her2 control --spec {params.spec:q} --predictions {input.predictions:q}"
+        " --folds {input.folds:q} --cohort {input.cohort:q} --out {params.out:q} 2> {log:q}"

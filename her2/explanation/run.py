@@ -20,7 +20,6 @@ from her2.explanation.picture import (
     panels,
     picture_scale,
     read_truth,
-    shortened,
     thumbnail_boxes,
 )
 from her2.explanation.scores import FOLDER as SCORES
@@ -209,11 +208,10 @@ def _export(
 
 
 def _headline(tiles: SlideTiles) -> tuple[str, str]:
-    label, predicted = shortened(tiles.label, 20), shortened(tiles.predicted, 20)
     return (
-        shortened(tiles.slide_id, 70),
-        f"scored {label}, predicted {predicted} (P = {max(tiles.probabilities):.2f}) by the model "
-        f"of fold {tiles.held.fold}, which never saw the patient",
+        tiles.slide_id,
+        f"scored {tiles.label}, predicted {tiles.predicted} (P = {max(tiles.probabilities):.2f}) "
+        f"by the model of fold {tiles.held.fold}, which never saw the patient",
     )
 
 

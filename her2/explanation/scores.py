@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from her2.cohort import Cohort
 from her2.explanation.held_out import HeldOut
-from her2.explanation.picture import shortened
 from her2.explanation.strips import (
     A_PATIENT,
     LEAST,
@@ -93,7 +92,7 @@ def _draw_score(
     tile_um = first.level0_tile[0] * first.scale.mpp_x
     people = len({one.patient_id for one in held})
     headline = (
-        shortened(f"Score {label}", 70),
+        f"Score {label}",
         f"the extremes of all tiles of {len(held)} held-out slides of {people} patients",
     )
     with atomic_path(path) as temporary:
@@ -130,7 +129,7 @@ class _Shelf:
                 slide = self._stack.enter_context(Slide(self._files[name]))
                 self._open[name] = slide, self._held_out.tiles(one.held)
             slide, tiles = self._open[name]
-            caption = f"{times_words(one.times_tiles)}\n{shortened(name, 18)}"
+            caption = times_words(one.times_tiles), name
             return tiles, read_shot(slide, tiles, one.row, caption)
         except (SlideError, TileError) as error:
             log.warning("%s: none of its tiles is shown: %s", name, error)

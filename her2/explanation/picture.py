@@ -67,14 +67,14 @@ def overlay(
         shares: (n,) from 0 to 1, where on the colour map each tile is.
         colours: matplotlib's name of the colour map.
     """
-    table = (mpl.colormaps[colours](np.linspace(0, 1, 256))[:, :3] * 255).round()  # (256, 3)
+    table = mpl.colormaps[colours](np.linspace(0, 1, 256), bytes=True)[:, :3]  # uint8 (256, 3)
     painted = np.zeros(thumbnail.shape[:2], np.uint8)
     seen = np.zeros(thumbnail.shape[:2], bool)
     levels = np.rint(np.asarray(shares) * 255).astype(np.uint8)
     for (left, top, right, bottom), level in zip(np.rint(boxes).astype(int), levels, strict=True):
         painted[top:bottom, left:right] = level
         seen[top:bottom, left:right] = True
-    mixed = (1 - _STRENGTH) * thumbnail + _STRENGTH * table[painted]
+    mixed = cv2.addWeighted(thumbnail, 1 - _STRENGTH, table[painted], _STRENGTH, 0)
     return np.where(seen[..., None], mixed, thumbnail).astype(np.uint8)
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from her2.explanation.exports import WARNING
 from her2.explanation.tiles import SlideTiles
 from her2.plot_style import STYLE
-from her2.slide import RGB, Scale, SlideError
+from her2.slide import RGB, Scale
 from her2.tissue import Mask
 
 SIDE_PX = 640
@@ -241,24 +241,3 @@ def _tinted(thumbnail: RGB, truth: Mask) -> RGB:
     tint = np.array(_TRUTH)
     mixed = np.where(truth[..., None], 0.5 * thumbnail + 0.5 * tint, 0.5 * thumbnail + 127)
     return np.asarray(mixed, np.uint8)
-
-
-def read_truth(folder: Path, slide_id: str, shape: tuple[int, int]) -> Mask | None:
-    """What the slide's score comes from, as `{slide_id}.png` (white) says; None without one.
-
-    Args:
-        folder: of the masks; each covers its whole slide.
-        slide_id: of the slide.
-        shape: (h, w) of the result.
-
-    Raises:
-        SlideError: there is one, and it cannot be read.
-    """
-    path = folder / f"{slide_id}.png"
-    if not path.exists():
-        return None
-    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    if image is None:
-        raise SlideError(f"its mask {path.name} cannot be read")
-    found: Mask = cv2.resize(image, shape[::-1], interpolation=cv2.INTER_AREA) > 127
-    return found

@@ -19,15 +19,16 @@ from her2.explanation.picture import (
     overlay,
     panels,
     picture_scale,
-    read_truth,
     thumbnail_boxes,
 )
 from her2.explanation.scores import FOLDER as SCORES
 from her2.explanation.scores import draw_scores
 from her2.explanation.tiles import UNIFORM, Held, SlideTiles
+from her2.explanation.truth import find_truth, truth_mask
 from her2.files import atomic_path, write_json
 from her2.slide import RGB, Slide, SlideError, TileError
 from her2.specs import HeatmapSpec
+from her2.tissue import Mask
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def draw_heatmaps(
         folds: the task's folds table.
         models: the folder of the chunks' manifests.
         features: the encoder's folder of feature manifests.
-        masks: folder of `{slide_id}.png` to draw beside, white = positive; None: none.
+        masks: folder of ground truths to draw beside (`her2.explanation.truth`); None: none.
         output: `heatmaps.json`; all else goes beside it, into `slides`, `strips` and `scores`.
 
     Raises:
@@ -124,7 +125,7 @@ def _draw_slide(
         return {"slide_id": held.slide_id, "reason": str(error)}
     truth = None
     try:
-        truth = read_truth(masks, held.slide_id, thumbnail.shape[:2]) if masks else None
+        truth = _truth(spec, masks, tiles, thumbnail, origin_px)
     except SlideError as error:
         log.warning("%s: no truth beside its heatmap: %s", held.slide_id, error)
         notes.append(str(error))
@@ -160,6 +161,30 @@ def _draw_slide(
         "tile_strip": strip,
         **({"note": "; ".join(notes)} if notes else {}),
     }
+
+
+def _truth(
+    spec: HeatmapSpec,
+    masks: Path | None,
+    tiles: SlideTiles,
+    thumbnail: RGB,
+    origin_px: tuple[int, int],
+) -> Mask | None:
+    """Where the positive tissue is, at the size of the thumbnail; None where nobody says.
+
+    Raises:
+        SlideError: there is a ground truth, and it cannot be used.
+    """
+    path = None if masks is None else find_truth(masks, tiles.slide_id)
+    if path is None:
+        return None
+    return truth_mask(
+        path,
+        (thumbnail.shape[0], thumbnail.shape[1]),
+        size_px=tiles.size_px,
+        classes=spec.mask_classes,
+        origin_px=origin_px if spec.annotation_origin == "bounds" else (0, 0),
+    )
 
 
 def truth_words(*, synthetic: bool) -> str:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
+import her2.explanation.run
 from her2.config import HeatmapSection
 from her2.errors import UserError
 from her2.explanation.held_out import choose, find_held_out
@@ -26,7 +27,7 @@ from her2.explanation.picture import (
 from her2.explanation.run import read_heatmaps
 from her2.explanation.tiles import Held, SlideTiles, ranks
 from her2.manifest import FeatureEntry, write_manifest
-from her2.slide import Scale
+from her2.slide import Scale, Slide
 from tests.unit.heatmap_makers import (
     BUCKET,
     CHUNK,
@@ -340,7 +341,7 @@ def test_the_config_s_formats_have_one_order_and_the_picture() -> None:
         HeatmapSection(formats=("svg",))
 
 
-def test_a_mask_is_a_panel_where_there_is_one_and_a_broken_one_is_a_note(
+def test_a_ground_truth_is_a_panel_and_one_that_cannot_be_used_is_a_note(
     world: World, tmp_path: Path
 ) -> None:
     first, second = (row["slide_id"] for row in world.draw(slides=2))
@@ -350,8 +351,39 @@ def test_a_mask_is_a_panel_where_there_is_one_and_a_broken_one_is_a_note(
     (masks / f"{second}.png").write_bytes(b"no picture")
     good, bad = world.draw(masks, slides=2)
     assert good["panels"] == ["thumbnail", "attention", "truth"]
+    assert "note" not in good
     assert bad["panels"] == ["thumbnail", "attention"]
-    assert bad["note"] == f"its mask {second}.png cannot be read"
+    assert f"its ground truth {second}.png is not a readable PNG or TIFF" in bad["note"]
+
+
+@pytest.mark.parametrize(("origin", "left"), [("level0", 0), ("bounds", SIDE_PX // 2)])
+def test_regions_of_qupath_are_drawn_where_they_are_counted_from(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, origin: str, left: int
+) -> None:
+    class Mirax(Slide):
+        def __init__(self, path: Path) -> None:
+            super().__init__(path)
+            self.bounds_corner_px = (SIDE_PX // 2, 0)
+
+    shown: list[np.ndarray] = []
+    make = her2.explanation.run.panels
+
+    def note(tiles: SlideTiles, thumbnail: np.ndarray, truth: np.ndarray, words: str) -> object:
+        shown.append(truth)
+        return make(tiles, thumbnail, truth, words)
+
+    monkeypatch.setattr("her2.explanation.run.Slide", Mirax)
+    monkeypatch.setattr("her2.explanation.run.panels", note)
+    ring = [[0, 0], [SIDE_PX // 2, 0], [SIDE_PX // 2, SIDE_PX], [0, SIDE_PX], [0, 0]]
+    name = world.draw(slides=1)[0]["slide_id"]
+    (tmp_path / f"{name}.geojson").write_text(
+        json.dumps({"type": "Polygon", "coordinates": [ring]})
+    )
+    row = world.draw(tmp_path, slides=1, annotation_origin=origin)[0]
+    assert row["panels"][-1] == "truth"
+    columns = np.flatnonzero(shown[-1].all(axis=0)) * SIDE_PX / shown[-1].shape[1]
+    assert columns.min() == pytest.approx(left, abs=3)
+    assert columns.max() == pytest.approx(left + SIDE_PX // 2, abs=3)
 
 
 def test_a_head_without_attention_of_its_own_is_drawn_and_says_so(world: World) -> None:

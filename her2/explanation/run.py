@@ -12,7 +12,7 @@ from her2.cache import Cache
 from her2.cohort import Cohort
 from her2.config import HeatmapFormat
 from her2.explanation import exports, strips
-from her2.explanation.held_out import HeldOut, choose, find_held_out
+from her2.explanation.held_out import HeldOut, find_held_out
 from her2.explanation.picture import (
     SIDE_PX,
     draw_picture,
@@ -23,7 +23,8 @@ from her2.explanation.picture import (
 )
 from her2.explanation.scores import FOLDER as SCORES
 from her2.explanation.scores import draw_scores
-from her2.explanation.tiles import UNIFORM, Held, SlideTiles
+from her2.explanation.tested import HeldOutSlide, spread
+from her2.explanation.tiles import UNIFORM, SlideTiles
 from her2.explanation.truth import find_truth, truth_mask
 from her2.files import atomic_path, write_json
 from her2.slide import RGB, Slide, SlideError, TileError
@@ -66,7 +67,7 @@ def draw_heatmaps(
         output: `heatmaps.json`; all else goes beside it, into `slides`, `strips` and `scores`.
 
     Raises:
-        UserError: a fold has no attention of a slide that it held out, or a product is lost.
+        UserError: a fold has no sound attention of a slide that it held out, or a product is lost.
     """
     held_out = find_held_out(
         spec.task,
@@ -77,7 +78,11 @@ def draw_heatmaps(
         models=models,
         features=features,
     )
-    chosen = choose(held_out.slides, spec.slides, spec.seed)
+    classes = list(spec.task.class_names)
+    chosen = sorted(
+        spread(held_out.slides, spec.slides, seed=spec.seed),
+        key=lambda slide: (classes.index(slide.label), slide.slide_id),
+    )
     drawn = [_draw_slide(spec, cohort, held_out, held, masks, output.parent) for held in chosen]
     scores: list[dict[str, object]] = []
     if spec.slides:
@@ -104,7 +109,7 @@ def _draw_slide(
     spec: HeatmapSpec,
     cohort: Cohort,
     held_out: HeldOut,
-    held: Held,
+    held: HeldOutSlide,
     masks: Path | None,
     folder: Path,
 ) -> dict[str, object]:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from her2.explanation.exports import WARNING
 from her2.explanation.picture import PNG_METADATA, fit_text
-from her2.explanation.tiles import Held, SlideTiles
+from her2.explanation.tested import HeldOutSlide
+from her2.explanation.tiles import SlideTiles
 from her2.plot_style import STYLE
 from her2.slide import RGB, Slide
 
@@ -29,7 +30,7 @@ _TILE_IN, _HEAD_IN, _DPI = 1.25, 0.58, 120
 class Candidate:
     """A tile of a held-out slide: its row, and its attention x the number of tiles."""
 
-    held: Held
+    held: HeldOutSlide
     row: int
     times_tiles: float
 
@@ -75,7 +76,7 @@ def slide_shots(slide: Slide, tiles: SlideTiles) -> dict[str, list[Shot]]:
 
 
 def candidates(
-    held: Sequence[Held], attention: Iterable[NDArray[np.float32]], end: str
+    held: Sequence[HeldOutSlide], attention: Iterable[NDArray[np.float32]], end: str
 ) -> list[Candidate]:
     """The tiles of many slides that can be among the shown, the extreme one first.
 

@@ -25,7 +25,8 @@ from her2.explanation.exports import (
     write_parquet,
 )
 from her2.explanation.run import _thumbnail
-from her2.explanation.tiles import Held, SlideTiles
+from her2.explanation.tested import HeldOutSlide
+from her2.explanation.tiles import SlideTiles
 from her2.slide import Scale, Slide
 from her2.store import read_coords
 from tests.unit.heatmap_makers import (
@@ -65,7 +66,7 @@ def some_tiles(count: int, level0_tile: tuple[float, float], seed: int = 0) -> S
     width, height = level0_tile
     columns, rows = np.arange(count) % 200, np.arange(count) // 200
     return SlideTiles(
-        held=Held("slide-1", "p1", 1, 2),
+        held=HeldOutSlide("slide-1", "p1", "1+", 0, 2),
         class_names=("0", "1+"),
         coords=np.stack([np.rint(columns * width), np.rint(rows * height)], 1).astype(np.int32),
         level0_tile=level0_tile,

@@ -15,7 +15,7 @@ from PIL import Image
 import her2.explanation.run
 from her2.config import HeatmapSection
 from her2.errors import UserError
-from her2.explanation.held_out import choose, find_held_out
+from her2.explanation.held_out import find_held_out
 from her2.explanation.picture import (
     draw_picture,
     length_words,
@@ -25,7 +25,8 @@ from her2.explanation.picture import (
     scale_bar_um,
 )
 from her2.explanation.run import read_heatmaps
-from her2.explanation.tiles import Held, SlideTiles, ranks
+from her2.explanation.tested import HeldOutSlide
+from her2.explanation.tiles import SlideTiles, ranks
 from her2.manifest import FeatureEntry, write_manifest
 from her2.slide import Scale, Slide
 from tests.unit.heatmap_makers import (
@@ -93,7 +94,7 @@ def some_tiles(
 ) -> SlideTiles:
     """Nine tiles of 1000 x 1000 level-0 px at the top left of a slide."""
     return SlideTiles(
-        held=Held("slide-1", "p1", 1, 2),
+        held=HeldOutSlide("slide-1", "p1", "positive", 0, 2),
         class_names=names,
         coords=np.array([(x, y) for y in range(3) for x in range(3)], np.int32) * 1000,
         level0_tile=(1000.0, 1000.0),
@@ -259,23 +260,16 @@ def test_attention_of_other_tiles_than_the_store_s_is_refused(world: World) -> N
     path = world.model(name) / "attention.parquet"
     table = pl.read_parquet(path).with_columns(pl.col("attention").list.head(5))
     table.write_parquet(path)
-    with pytest.raises(UserError, match=rf"{name}: 5 attention values .* for {TILES} tiles"):
+    with pytest.raises(UserError, match=rf"attention of 5 tiles, and features of {TILES}"):
         world.draw(slides=1)
 
 
-@pytest.mark.parametrize("count", [0, 1, 3, 4, 99])
-def test_the_slides_are_spread_over_the_classes(count: int) -> None:
-    slides = [Held(f"s{i}", f"p{i}", int(i >= 7), 0) for i in range(10)]
-    labels = [held.label for held in choose(slides, count, 3)]
-    assert len(labels) == min(count, 10)
-    assert abs(labels.count(0) - labels.count(1)) <= (4 if count == 99 else 1)
-
-
-def test_the_seed_chooses_the_slides() -> None:
-    slides = [Held(f"s{i}", f"p{i}", i % 2, 0) for i in range(10)]
-    chosen = [tuple(choose(slides, 2, seed)) for seed in range(8)]
-    assert len(set(chosen)) > 1
-    assert chosen == [tuple(choose(slides, 2, seed)) for seed in range(8)]
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_the_slides_are_spread_over_the_classes(world: World, count: int) -> None:
+    labels = [row["label"] for row in world.draw(slides=count)]
+    assert len(labels) == count
+    assert abs(labels.count("negative") - labels.count("positive")) <= 1
+    assert labels == sorted(labels)
 
 
 def test_the_same_job_makes_the_same_bytes(world: World) -> None:

@@ -93,6 +93,8 @@ def candidates(
 
 def times_words(times_tiles: float) -> str:
     """`12x`: how many times the attention that a tile would have if all weighed the same."""
+    if times_tiles < 0.001:
+        return "< 0.001\u00d7"
     return f"{times_tiles:.2g}\u00d7" if times_tiles < 99.5 else f"{times_tiles:.0f}\u00d7"
 
 

@@ -25,6 +25,7 @@ from her2.explanation.picture import (
     scale_bar_um,
 )
 from her2.explanation.run import read_heatmaps
+from her2.explanation.strips import times_words
 from her2.explanation.tested import HeldOutSlide
 from her2.explanation.tiles import SlideTiles, ranks
 from her2.manifest import FeatureEntry, write_manifest
@@ -407,6 +408,13 @@ def test_every_picture_says_what_to_be_wary_of(
     for words in map(" ".join, said.values()):
         assert "Attention is not HER2 staining" in words
         assert ("SYNTHETIC" in words) == synthetic
+
+
+def test_how_much_attention_a_tile_has_is_said_without_an_exponent() -> None:
+    shown = [times_words(value) for value in (0, 4e-39, 0.00123, 1, 12.34, 99.6, 12345)]
+    assert shown == [
+        f"{text}\u00d7" for text in ("< 0.001", "< 0.001", "0.0012", "1", "12", "100", "12345")
+    ]
 
 
 class TestScores:

@@ -324,7 +324,7 @@ def heatmap(
     cache: CacheOption,
     out: OutOption,
     root: RootOption = None,
-    masks: Annotated[Path | None, typer.Option(help="folder of {slide_id}.png")] = None,
+    masks: Annotated[Path | None, typer.Option(help="folder of ground truths")] = None,
 ) -> None:
     """Stage 2: attention pictures of some held-out slides."""
     from her2.cache import Cache

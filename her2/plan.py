@@ -326,6 +326,8 @@ class Plan:
                 buckets=self.buckets,
                 slides=self.config.heatmaps.slides,
                 formats=self.config.heatmaps.formats,
+                mask_classes=self.config.cohort.mask_classes,
+                annotation_origin=self.config.tiling.annotation_origin,
                 seed=self.config.seed,
                 synthetic=self.config.cohort.synthetic,
             )

@@ -215,7 +215,7 @@ class ControlSpec(Section):
 
 
 class HeatmapSpec(Section):
-    """Attention pictures of one encoder, head and task."""
+    """Attention pictures of one encoder, head and task; ground truths come as files."""
 
     version: int = VERSIONS["heatmap"]
     task: Task
@@ -223,6 +223,8 @@ class HeatmapSpec(Section):
     buckets: tuple[str, ...]
     slides: int
     formats: tuple[HeatmapFormat, ...]
+    mask_classes: tuple[str, ...] = ()
+    annotation_origin: Literal["level0", "bounds"] = "level0"
     seed: int
     synthetic: bool
 

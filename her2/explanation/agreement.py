@@ -14,7 +14,7 @@ from scipy.stats import rankdata
 
 from her2.explanation.averages import Bootstrap, over_patients
 from her2.explanation.localisation import UNIFORM, is_uniform
-from her2.explanation.tested import TestedSlide
+from her2.explanation.tested import HeldOutSlide
 
 AGREEMENT = {
     "measure": pl.String,
@@ -38,7 +38,7 @@ def rank_correlation(maps: Sequence[NDArray[np.floating]]) -> float | None:
 
 
 def agreement_table(
-    slides: Sequence[TestedSlide],
+    slides: Sequence[HeldOutSlide],
     correlations: Sequence[float | None],
     bootstrap: Bootstrap,
     *,

@@ -20,7 +20,7 @@ from torch import Tensor
 from her2.evaluation.metrics import Floats
 from her2.explanation.averages import Bootstrap, over_patients
 from her2.explanation.localisation import UNIFORM
-from her2.explanation.tested import TestedSlide
+from her2.explanation.tested import HeldOutSlide
 from her2.mil.bags import Bag
 from her2.mil.losses import class_logits
 from her2.mil.model import Model
@@ -60,7 +60,7 @@ Curves = dict[tuple[str, str], Floats]
 class Followed:
     """The curves of a slide."""
 
-    slide: TestedSlide
+    slide: HeldOutSlide
     curves: Curves
 
 

@@ -29,7 +29,7 @@ from her2.explanation.localisation import (
     mask_shape,
     summarise,
 )
-from her2.explanation.tested import TestedSlide, spread, tested_slides
+from her2.explanation.tested import HeldOutSlide, read_attention, spread, tested_slides
 from her2.explanation.truth import REGION_SUFFIXES, find_truth, truth_mask
 from her2.files import digest
 from her2.folds import check_disjoint
@@ -104,7 +104,7 @@ def measure_attention(
     }
     sources = _Sources(cache, features, entries, trained)
     slides = tested_slides(table, entries, spec.task)
-    attention = _read_attention(slides, sources)
+    attention = read_attention(slides, trained, entries)
     first = [slide for slide in slides if slide.repeat == 0]
     bootstrap = Bootstrap(spec.bootstrap, spec.confidence, spec.seed)
     located = _localisation(spec, sources, first, attention, masks)
@@ -126,44 +126,10 @@ def measure_attention(
     return tables
 
 
-def _read_attention(
-    slides: Sequence[TestedSlide], sources: _Sources
-) -> dict[tuple[str, int], Attention]:
-    """(slide, repeat) -> its attention (n,) by the fold that held it out."""
-    by_run: dict[str, list[TestedSlide]] = {}
-    for slide in slides:
-        by_run.setdefault(run_name(slide.repeat, slide.fold), []).append(slide)
-    found = {}
-    for run, tested in sorted(by_run.items()):
-        path = sources.models[run] / "attention.parquet"
-        table = pl.read_parquet(path)
-        rows = {name: index for index, name in enumerate(table["slide_id"])}
-        for slide in tested:
-            index = rows.get(slide.slide_id)
-            values = None if index is None else table["attention"][index].to_numpy()
-            problem = _problem(values, sources.entries[slide.slide_id].tiles)
-            if values is None or problem:
-                raise UserError(
-                    f"{slide.slide_id}: {problem} in {path.parent}; delete the model manifests "
-                    "and run snakemake again."
-                )
-            found[slide.slide_id, slide.repeat] = np.asarray(values, np.float32)
-    return found
-
-
-def _problem(attention: Attention | None, tiles: int) -> str:
-    """Why stored attention cannot be measured; empty when it can."""
-    if attention is None:
-        return "has no attention"
-    if len(attention) != tiles:
-        return f"has attention of {len(attention)} tiles, and features of {tiles},"
-    return "" if np.isfinite(attention).all() else "has attention that is not finite"
-
-
 def _localisation(
     spec: AttentionSpec,
     sources: _Sources,
-    slides: Sequence[TestedSlide],
+    slides: Sequence[HeldOutSlide],
     attention: dict[tuple[str, int], Attention],
     masks: Path | None,
 ) -> pl.DataFrame:
@@ -218,7 +184,7 @@ def _no_truth() -> pl.DataFrame:
 def _followed(
     spec: AttentionSpec,
     sources: _Sources,
-    slides: Sequence[TestedSlide],
+    slides: Sequence[HeldOutSlide],
     attention: dict[tuple[str, int], Attention],
     threads: int,
 ) -> list[Followed]:
@@ -246,7 +212,7 @@ def _followed(
 
 def _agreement(
     folds: pl.DataFrame,
-    slides: Sequence[TestedSlide],
+    slides: Sequence[HeldOutSlide],
     attention: dict[tuple[str, int], Attention],
     bootstrap: Bootstrap,
 ) -> pl.DataFrame:

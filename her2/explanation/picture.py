@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from her2.explanation.exports import WARNING
 from her2.explanation.tiles import SlideTiles
 from her2.plot_style import STYLE
-from her2.slide import RGB, Scale, SlideError
+from her2.slide import RGB, Scale
 from her2.tissue import Mask
 
 SIDE_PX = 640
@@ -30,8 +30,6 @@ _SEQUENTIAL, _DIVERGING = "viridis", "PuOr_r"
 _STRENGTH = 0.55
 _TRUTH = (255, 196, 0)
 _PANEL_IN, _TALLEST_IN, _DPI = 3.3, 4.6, 150
-_TITLE = 38
-"""Characters that fit above a panel."""
 # None, so that no version is written.
 PNG_METADATA: Any = {"Software": None}
 
@@ -69,14 +67,14 @@ def overlay(
         shares: (n,) from 0 to 1, where on the colour map each tile is.
         colours: matplotlib's name of the colour map.
     """
-    table = (mpl.colormaps[colours](np.linspace(0, 1, 256))[:, :3] * 255).round()  # (256, 3)
+    table = mpl.colormaps[colours](np.linspace(0, 1, 256), bytes=True)[:, :3]  # uint8 (256, 3)
     painted = np.zeros(thumbnail.shape[:2], np.uint8)
     seen = np.zeros(thumbnail.shape[:2], bool)
     levels = np.rint(np.asarray(shares) * 255).astype(np.uint8)
     for (left, top, right, bottom), level in zip(np.rint(boxes).astype(int), levels, strict=True):
         painted[top:bottom, left:right] = level
         seen[top:bottom, left:right] = True
-    mixed = (1 - _STRENGTH) * thumbnail + _STRENGTH * table[painted]
+    mixed = cv2.addWeighted(thumbnail, 1 - _STRENGTH, table[painted], _STRENGTH, 0)
     return np.where(seen[..., None], mixed, thumbnail).astype(np.uint8)
 
 
@@ -115,7 +113,7 @@ def panels(tiles: SlideTiles, thumbnail: RGB, truth: Mask | None, truth_title: s
         Panel(THUMBNAIL, "H&E", thumbnail),
         Panel(
             ATTENTION,
-            shortened(title, _TITLE),
+            title,
             overlay(thumbnail, boxes, tiles.rank),
             None if tiles.uniform else ranked,
         ),
@@ -128,7 +126,7 @@ def panels(tiles: SlideTiles, thumbnail: RGB, truth: Mask | None, truth_title: s
         found.append(
             Panel(
                 CONTRIBUTION,
-                shortened(f"Contribution to {tiles.shown.removeprefix('contribution_')}", _TITLE),
+                f"Contribution to {tiles.shown.removeprefix('contribution_')}",
                 overlay(thumbnail, boxes, shares, _DIVERGING),
                 Bar(
                     _DIVERGING,
@@ -173,25 +171,31 @@ def draw_picture(
             axes.imshow(part.image, extent=extent, aspect="equal", interpolation="antialiased")
             axes.set_axis_off()
             axes.set_anchor("W")
-            canvas.text(left, (tall + 1.02) / sides[1], part.title, fontsize=9.5, fontweight="bold")
+            spot = left, (tall + 1.02) / sides[1]
+            fit_text(canvas, spot, part.title, 0.94 * _PANEL_IN, fontsize=9.5, fontweight="bold")
             if index == 0:
                 _add_scale_bar(axes, width * scale.mpp_x)
             if part.bar is not None:
                 _add_colour_bar(canvas, part.bar, left + 0.1 * across, 0.8 * across)
         for line, weight, inches in zip(headline, ("bold", "normal"), (1.5, 1.31), strict=True):
-            place = 0.02 / len(parts), (tall + inches) / sides[1]
-            canvas.text(*place, line, fontsize=9.5, fontweight=weight)
-        words = f"{WARNING}: it says where the model looked, not what it saw there."
+            spot = 0.02 / len(parts), (tall + inches) / sides[1]
+            fit_text(canvas, spot, line, 0.97 * sides[0], fontsize=9.5, fontweight=weight)
+        words = f"{WARNING}: it says where the model looked, not what is there."
         words += "  SYNTHETIC slide." if synthetic else ""
-        canvas.text(0.02 / len(parts), 0.1 / sides[1], words, fontsize=9, color="#9c2a00")
+        canvas.text(0.02 / len(parts), 0.1 / sides[1], words, fontsize=8.5, color="#9c2a00")
         canvas.savefig(path, format="png", metadata=PNG_METADATA)
 
 
-def shortened(text: str, most: int) -> str:
-    """`text`, its middle left out where it has more characters than `most`."""
-    if len(text) <= most:
-        return text
-    return f"{text[: most // 2]}\u2026{text[len(text) - (most - most // 2 - 1) :]}"
+def fit_text(
+    canvas: Canvas, spot: tuple[float, float], text: str, inches: float, **looks: Any
+) -> None:
+    """Write text at a spot (shares of the canvas), its middle left out where it is too long."""
+    artist = canvas.text(*spot, text, **looks)
+    most = len(text)
+    while most > 3 and (wide := artist.get_window_extent().width / canvas.dpi) > inches:
+        most = min(most - 1, int(most * inches / wide))
+        kept = text[: most - most // 2], text[len(text) - most // 2 + 1 :]
+        artist.set_text("\u2026".join(kept))
 
 
 def scale_bar_um(width_um: float) -> float:
@@ -237,24 +241,3 @@ def _tinted(thumbnail: RGB, truth: Mask) -> RGB:
     tint = np.array(_TRUTH)
     mixed = np.where(truth[..., None], 0.5 * thumbnail + 0.5 * tint, 0.5 * thumbnail + 127)
     return np.asarray(mixed, np.uint8)
-
-
-def read_truth(folder: Path, slide_id: str, shape: tuple[int, int]) -> Mask | None:
-    """What the slide's score comes from, as `{slide_id}.png` (white) says; None without one.
-
-    Args:
-        folder: of the masks; each covers its whole slide.
-        slide_id: of the slide.
-        shape: (h, w) of the result.
-
-    Raises:
-        SlideError: there is one, and it cannot be read.
-    """
-    path = folder / f"{slide_id}.png"
-    if not path.exists():
-        return None
-    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    if image is None:
-        raise SlideError(f"its mask {path.name} cannot be read")
-    found: Mask = cv2.resize(image, shape[::-1], interpolation=cv2.INTER_AREA) > 127
-    return found

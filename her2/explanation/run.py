@@ -12,23 +12,24 @@ from her2.cache import Cache
 from her2.cohort import Cohort
 from her2.config import HeatmapFormat
 from her2.explanation import exports, strips
-from her2.explanation.held_out import HeldOut, choose, find_held_out
+from her2.explanation.held_out import HeldOut, find_held_out
 from her2.explanation.picture import (
     SIDE_PX,
     draw_picture,
     overlay,
     panels,
     picture_scale,
-    read_truth,
-    shortened,
     thumbnail_boxes,
 )
 from her2.explanation.scores import FOLDER as SCORES
 from her2.explanation.scores import draw_scores
-from her2.explanation.tiles import UNIFORM, Held, SlideTiles
+from her2.explanation.tested import HeldOutSlide, spread
+from her2.explanation.tiles import UNIFORM, SlideTiles
+from her2.explanation.truth import find_truth, truth_mask
 from her2.files import atomic_path, write_json
 from her2.slide import RGB, Slide, SlideError, TileError
 from her2.specs import HeatmapSpec
+from her2.tissue import Mask
 
 log = logging.getLogger(__name__)
 
@@ -62,11 +63,11 @@ def draw_heatmaps(
         folds: the task's folds table.
         models: the folder of the chunks' manifests.
         features: the encoder's folder of feature manifests.
-        masks: folder of `{slide_id}.png` to draw beside, white = positive; None: none.
+        masks: folder of ground truths to draw beside (`her2.explanation.truth`); None: none.
         output: `heatmaps.json`; all else goes beside it, into `slides`, `strips` and `scores`.
 
     Raises:
-        UserError: a fold has no attention of a slide that it held out, or a product is lost.
+        UserError: a fold has no sound attention of a slide that it held out, or a product is lost.
     """
     held_out = find_held_out(
         spec.task,
@@ -77,7 +78,11 @@ def draw_heatmaps(
         models=models,
         features=features,
     )
-    chosen = choose(held_out.slides, spec.slides, spec.seed)
+    classes = list(spec.task.class_names)
+    chosen = sorted(
+        spread(held_out.slides, spec.slides, seed=spec.seed),
+        key=lambda slide: (classes.index(slide.label), slide.slide_id),
+    )
     drawn = [_draw_slide(spec, cohort, held_out, held, masks, output.parent) for held in chosen]
     scores: list[dict[str, object]] = []
     if spec.slides:
@@ -104,7 +109,7 @@ def _draw_slide(
     spec: HeatmapSpec,
     cohort: Cohort,
     held_out: HeldOut,
-    held: Held,
+    held: HeldOutSlide,
     masks: Path | None,
     folder: Path,
 ) -> dict[str, object]:
@@ -125,7 +130,7 @@ def _draw_slide(
         return {"slide_id": held.slide_id, "reason": str(error)}
     truth = None
     try:
-        truth = read_truth(masks, held.slide_id, thumbnail.shape[:2]) if masks else None
+        truth = _truth(spec, masks, tiles, thumbnail, origin_px)
     except SlideError as error:
         log.warning("%s: no truth beside its heatmap: %s", held.slide_id, error)
         notes.append(str(error))
@@ -161,6 +166,30 @@ def _draw_slide(
         "tile_strip": strip,
         **({"note": "; ".join(notes)} if notes else {}),
     }
+
+
+def _truth(
+    spec: HeatmapSpec,
+    masks: Path | None,
+    tiles: SlideTiles,
+    thumbnail: RGB,
+    origin_px: tuple[int, int],
+) -> Mask | None:
+    """Where the positive tissue is, at the size of the thumbnail; None where nobody says.
+
+    Raises:
+        SlideError: there is a ground truth, and it cannot be used.
+    """
+    path = None if masks is None else find_truth(masks, tiles.slide_id)
+    if path is None:
+        return None
+    return truth_mask(
+        path,
+        (thumbnail.shape[0], thumbnail.shape[1]),
+        size_px=tiles.size_px,
+        classes=spec.mask_classes,
+        origin_px=origin_px if spec.annotation_origin == "bounds" else (0, 0),
+    )
 
 
 def truth_words(*, synthetic: bool) -> str:
@@ -209,11 +238,10 @@ def _export(
 
 
 def _headline(tiles: SlideTiles) -> tuple[str, str]:
-    label, predicted = shortened(tiles.label, 20), shortened(tiles.predicted, 20)
     return (
-        shortened(tiles.slide_id, 70),
-        f"scored {label}, predicted {predicted} (P = {max(tiles.probabilities):.2f}) by the model "
-        f"of fold {tiles.held.fold}, which never saw the patient",
+        tiles.slide_id,
+        f"scored {tiles.label}, predicted {tiles.predicted} (P = {max(tiles.probabilities):.2f}) "
+        f"by the model of fold {tiles.held.fold}, which never saw the patient",
     )
 
 

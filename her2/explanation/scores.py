@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from her2.cohort import Cohort
 from her2.explanation.held_out import HeldOut
-from her2.explanation.picture import shortened
+from her2.explanation.localisation import is_uniform
 from her2.explanation.strips import (
     A_PATIENT,
     LEAST,
@@ -23,7 +23,8 @@ from her2.explanation.strips import (
     read_shot,
     times_words,
 )
-from her2.explanation.tiles import UNIFORM, Held, SlideTiles, is_uniform
+from her2.explanation.tested import HeldOutSlide
+from her2.explanation.tiles import UNIFORM, SlideTiles
 from her2.files import atomic_path
 from her2.slide import Slide, SlideError, TileError
 
@@ -49,12 +50,10 @@ def draw_scores(
         Of each score: `label`, `slides`, `patients`, and `picture` with its `tiles`, `tile_um` and
         `not_opened`, or a `note` that says why there is none.
     """
-    attention = held_out.attention()
     found: list[dict[str, object]] = []
     for index, label in enumerate(held_out.task.class_names):
-        mine = [i for i, held in enumerate(held_out.slides) if held.label == index]
-        held = [held_out.slides[i] for i in mine]
-        values = [attention[i] for i in mine]
+        held = [slide for slide in held_out.slides if slide.label == label]
+        values = [held_out.attention[slide.slide_id] for slide in held]
         about: dict[str, object] = {
             "label": label,
             "slides": len(held),
@@ -74,7 +73,7 @@ def draw_scores(
 def _draw_score(
     held_out: HeldOut,
     cohort: Cohort,
-    held: list[Held],
+    held: list[HeldOutSlide],
     attention: list[NDArray[np.float32]],
     path: Path,
     label: str,
@@ -93,7 +92,7 @@ def _draw_score(
     tile_um = first.level0_tile[0] * first.scale.mpp_x
     people = len({one.patient_id for one in held})
     headline = (
-        shortened(f"Score {label}", 70),
+        f"Score {label}",
         f"the extremes of all tiles of {len(held)} held-out slides of {people} patients",
     )
     with atomic_path(path) as temporary:
@@ -130,7 +129,7 @@ class _Shelf:
                 slide = self._stack.enter_context(Slide(self._files[name]))
                 self._open[name] = slide, self._held_out.tiles(one.held)
             slide, tiles = self._open[name]
-            caption = f"{times_words(one.times_tiles)}\n{shortened(name, 18)}"
+            caption = times_words(one.times_tiles), name
             return tiles, read_shot(slide, tiles, one.row, caption)
         except (SlideError, TileError) as error:
             log.warning("%s: none of its tiles is shown: %s", name, error)

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure as Canvas
 from numpy.typing import NDArray
 
 from her2.explanation.exports import WARNING
-from her2.explanation.picture import PNG_METADATA
-from her2.explanation.tiles import Held, SlideTiles
+from her2.explanation.picture import PNG_METADATA, fit_text
+from her2.explanation.tested import HeldOutSlide
+from her2.explanation.tiles import SlideTiles
 from her2.plot_style import STYLE
 from her2.slide import RGB, Slide
 
@@ -29,17 +30,17 @@ _TILE_IN, _HEAD_IN, _DPI = 1.25, 0.58, 120
 class Candidate:
     """A tile of a held-out slide: its row, and its attention x the number of tiles."""
 
-    held: Held
+    held: HeldOutSlide
     row: int
     times_tiles: float
 
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """The image of a tile (px, px, 3) as the encoder saw it, with the words below it."""
+    """The image of a tile (px, px, 3) as the encoder saw it, with the lines of words below it."""
 
     image: RGB
-    caption: str
+    caption: tuple[str, ...]
 
 
 def extreme_rows(attention: NDArray[np.float32], number: int, end: str) -> NDArray[np.int64]:
@@ -48,7 +49,7 @@ def extreme_rows(attention: NDArray[np.float32], number: int, end: str) -> NDArr
     return np.asarray(np.argsort(keys, kind="stable")[:number], np.int64)
 
 
-def read_shot(slide: Slide, tiles: SlideTiles, row: int, caption: str) -> Shot:
+def read_shot(slide: Slide, tiles: SlideTiles, row: int, caption: tuple[str, ...]) -> Shot:
     """A tile at the encoder's own um/px.
 
     Raises:
@@ -67,7 +68,7 @@ def slide_shots(slide: Slide, tiles: SlideTiles) -> dict[str, list[Shot]]:
     """
     return {
         end: [
-            read_shot(slide, tiles, int(row), times_words(float(tiles.times_tiles[row])))
+            read_shot(slide, tiles, int(row), (times_words(float(tiles.times_tiles[row])),))
             for row in extreme_rows(tiles.attention, SHOWN, end)
         ]
         for end in (MOST, LEAST)
@@ -75,7 +76,7 @@ def slide_shots(slide: Slide, tiles: SlideTiles) -> dict[str, list[Shot]]:
 
 
 def candidates(
-    held: Sequence[Held], attention: Iterable[NDArray[np.float32]], end: str
+    held: Sequence[HeldOutSlide], attention: Iterable[NDArray[np.float32]], end: str
 ) -> list[Candidate]:
     """The tiles of many slides that can be among the shown, the extreme one first.
 
@@ -92,6 +93,8 @@ def candidates(
 
 def times_words(times_tiles: float) -> str:
     """`12x`: how many times the attention that a tile would have if all weighed the same."""
+    if times_tiles < 0.001:
+        return "< 0.001\u00d7"
     return f"{times_tiles:.2g}\u00d7" if times_tiles < 99.5 else f"{times_tiles:.0f}\u00d7"
 
 
@@ -113,9 +116,8 @@ def draw_strip(
         path: of the PNG.
     """
     columns = max(1, *(len(shots) for shots in rows.values()))
-    lines = max(shot.caption.count("\n") + 1 for shots in rows.values() for shot in shots)
-    below = 0.08 + 0.14 * lines  # inches of caption
-    step = _TILE_IN + below + 0.1
+    lines = max(len(shot.caption) for shots in rows.values() for shot in shots)
+    step = _TILE_IN + 0.18 + 0.14 * lines  # inches, with the captions
     with mpl.rc_context(STYLE):
         size = (1.05 + columns * (_TILE_IN + 0.08), _HEAD_IN + step * len(rows) + 0.5)
         size = (max(size[0], 6.6), size[1])  # room for the words
@@ -128,24 +130,27 @@ def draw_strip(
             axes.set_axis_off()
             return axes
 
-        def write(x: float, y: float, text: str, **looks: Any) -> None:
-            canvas.text(x / size[0], 1 - y / size[1], text, va="top", **looks)
+        def write(x: float, y: float, text: str, inches: float, **looks: Any) -> None:
+            spot = x / size[0], 1 - y / size[1]
+            fit_text(canvas, spot, text, inches, va="top", **looks)
 
-        write(0.08, 0.1, headline[0], fontsize=9.5, fontweight="bold")
-        write(0.08, 0.3, headline[1], fontsize=9)
+        write(0.08, 0.1, headline[0], size[0] - 0.2, fontsize=9.5, fontweight="bold")
+        write(0.08, 0.3, headline[1], size[0] - 0.2, fontsize=9)
         for line, (end, shots) in enumerate(rows.items()):
             top = _HEAD_IN + line * step
-            write(0.08, top + 0.4 * _TILE_IN, f"{end}\nattended", fontsize=9)
+            write(0.08, top + 0.4 * _TILE_IN, f"{end}\nattended", 0.9, fontsize=9)
             for column, shot in enumerate(shots):
                 left = 1.0 + column * (_TILE_IN + 0.08)
                 place(left, top, _TILE_IN, _TILE_IN).imshow(
                     shot.image, interpolation="antialiased", aspect="auto"
                 )
-                write(left, top + _TILE_IN + 0.04, shot.caption, fontsize=7.5, linespacing=1.1)
+                for number, words in enumerate(shot.caption):
+                    below = top + _TILE_IN + 0.04 + 0.13 * number
+                    write(left, below, words, _TILE_IN, fontsize=7.5)
         words = (
             f"Each tile is {tile_um:.0f} \u00b5m wide. 1\u00d7: its attention if all tiles weighed "
             f"the same.\n{WARNING}."
         )
         words += "  SYNTHETIC slides." if synthetic else ""
-        write(0.08, size[1] - 0.42, words, fontsize=8, color="#9c2a00")
+        write(0.08, size[1] - 0.42, words, size[0], fontsize=8, color="#9c2a00")
         canvas.savefig(path, format="png", metadata=PNG_METADATA)

@@ -11,22 +11,14 @@ from scipy.stats import rankdata
 
 from her2.config import Task
 from her2.errors import UserError
+from her2.explanation.localisation import is_uniform
+from her2.explanation.tested import HeldOutSlide
 from her2.mil.maps import CARD_NAME, read_maps
 from her2.slide import Scale
 from her2.store import read_attributes, read_coords
 
 UNIFORM = "this head has no attention of its own: all tiles weigh the same"
 """The note beside what shows the attention of such a head."""
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """A held-out slide: its class index, and the fold of the first repeat that tested it."""
-
-    slide_id: str
-    patient_id: str
-    label: int
-    fold: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +32,7 @@ class SlideTiles:
     encoder saw it.
     """
 
-    held: Held
+    held: HeldOutSlide
     class_names: tuple[str, ...]
     coords: NDArray[np.int32]
     level0_tile: tuple[float, float]
@@ -65,7 +57,7 @@ class SlideTiles:
     @property
     def label(self) -> str:
         """Its class by the manifest."""
-        return self.class_names[self.held.label]
+        return self.held.label
 
     @property
     def predicted(self) -> str:
@@ -99,34 +91,38 @@ def ranks(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray((rankdata(values) - 1) / (len(values) - 1), np.float32)
 
 
-def is_uniform(attention: NDArray[np.float32]) -> bool:
-    """Whether all tiles weigh the same, up to the rounding of float32."""
-    return bool(np.ptp(attention) <= 1e-6 * attention.max())
-
-
-def read_tiles(held: Held, task: Task, model: Path, key: str, store: Path) -> SlideTiles:
+def read_tiles(
+    held: HeldOutSlide,
+    task: Task,
+    attention: NDArray[np.float32],
+    *,
+    model: Path,
+    key: str,
+    store: Path,
+) -> SlideTiles:
     """What a fold's model says of a slide's tiles.
 
     Args:
         held: the slide.
         task: its classes.
+        attention: (n,) of its tiles.
         model: the folder of the fold that held it out.
         key: of that model.
         store: its feature store.
 
     Raises:
-        UserError: the fold has no attention or prediction of the slide, or not of these tiles.
+        UserError: the fold has no prediction of the slide.
     """
     attributes, coords = read_attributes(store), read_coords(store)
-    row = _row(model, "attention", held.slide_id)
-    attention = np.asarray(row["attention"][0].to_numpy(), np.float32)
-    if len(attention) != len(coords):
+    table = pl.read_parquet(model / "predictions.parquet")
+    probabilities = table.filter(pl.col("slide_id") == held.slide_id).select(
+        f"prob_{name}" for name in task.class_names
+    )
+    if len(probabilities) != 1:
         raise UserError(
-            f"{held.slide_id}: {len(attention)} attention values of {model} for {len(coords)} "
-            "tiles; train the fold again."
+            f"{held.slide_id}: has no prediction in {model}; delete the model manifests and run "
+            "snakemake again."
         )
-    probabilities = _row(model, "predictions", held.slide_id)
-    probabilities = probabilities.select(f"prob_{name}" for name in task.class_names)
     outputs = json.loads((model / CARD_NAME).read_text(encoding="utf-8"))["outputs"]
     maps = {
         f"{kind}_{name}": np.ascontiguousarray(values[:, column])
@@ -153,10 +149,3 @@ def read_tiles(held: Held, task: Task, model: Path, key: str, store: Path) -> Sl
         shown=shown if shown in maps else None,
         model_key=key,
     )
-
-
-def _row(model: Path, name: str, slide_id: str) -> pl.DataFrame:
-    table = pl.read_parquet(model / f"{name}.parquet").filter(pl.col("slide_id") == slide_id)
-    if len(table) != 1:
-        raise UserError(f"{slide_id}: has no {name} in {model}; train the fold again.")
-    return table

@@ -15,7 +15,7 @@ from her2.explanation.faithfulness import (
     faithfulness_tables,
     follow,
 )
-from her2.explanation.tested import TestedSlide
+from her2.explanation.tested import HeldOutSlide
 from her2.mil.bags import Bag
 from her2.mil.heads import build_head
 from her2.mil.heads.head import Head, Output
@@ -137,7 +137,7 @@ def made(slide_id: str, patient: str, label: str, gain: float) -> Followed:
         sign = -1 if curve == "deletion" else 1
         curves[curve, "random"] = np.full(len(shares), 0.5)
         curves[curve, "attention"] = np.full(len(shares), 0.5 + sign * gain)
-    return Followed(TestedSlide(slide_id, patient, label, 0, 0), curves)
+    return Followed(HeldOutSlide(slide_id, patient, label, 0, 0), curves)
 
 
 FOLLOWED = [

@@ -18,7 +18,7 @@ from her2.explanation.localisation import (
     mask_shape,
     summarise,
 )
-from her2.explanation.tested import TestedSlide, spread
+from her2.explanation.tested import HeldOutSlide, spread
 
 FEW = Bootstrap(resamples=200, confidence=0.95, seed=1)
 
@@ -169,8 +169,8 @@ def test_the_bootstrap_draws_patients_within_their_class():
 # Which slides
 
 
-def held(slide_id: str, label: str = "0") -> TestedSlide:
-    return TestedSlide(slide_id, f"p-{slide_id}", label, 0, 0)
+def held(slide_id: str, label: str = "0") -> HeldOutSlide:
+    return HeldOutSlide(slide_id, f"p-{slide_id}", label, 0, 0)
 
 
 @given(st.integers(0, 12), st.integers(0, 100))
@@ -217,7 +217,7 @@ def test_a_constant_agrees_with_nothing():
 
 
 def test_agreement_is_a_mean_over_patients():
-    slides = [TestedSlide(f"s{i}", patient, "0", 0, 0) for i, patient in enumerate("aab")]
+    slides = [HeldOutSlide(f"s{i}", patient, "0", 0, 0) for i, patient in enumerate("aab")]
     found = agreement_table(slides, [0.2, 0.4, 0.9], FEW, repeats=3).row(0, named=True)
     assert found["value"] == pytest.approx((0.3 + 0.9) / 2)
     assert (found["slides"], found["pairs"], found["note"]) == (3, 3, "")

@@ -1,6 +1,7 @@
 """Stage 2, explanation of each task, encoder and head: what the models looked at.
 
-in:  the folds, the manifests of the trained folds and of the features, the slides themselves
+in:  the folds, the manifests of the trained folds and of the features, the slides themselves, the
+     ground truths there are
 out: heatmaps/{task}/{encoder}/{head}/heatmaps.json   a row a drawn slide, and what it lists:
        slides/   picture, and the tiles as Parquet, GeoJSON and OME-TIFF (docs/explanation.md)
        strips/   most and least attended tiles of a drawn slide
@@ -34,6 +35,7 @@ rule draw_heatmaps:
             chunk=PLAN.chunks,
         ),
         features=expand(f"{RESULTS}/features/{{{{encoder}}}}/{{bucket}}.json", bucket=PLAN.buckets),
+        truths=lambda wildcards: PLAN.truth_files,
     output:
         table=f"{RESULTS}/heatmaps/{{task}}/{{encoder}}/{{head}}/heatmaps.json",
         tiles=f"{RESULTS}/heatmaps/{{task}}/{{encoder}}/{{head}}/tiles.json",

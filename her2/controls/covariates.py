@@ -40,6 +40,8 @@ WORDS = {
 MISSING = "(missing)"
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)
 """Inverse strengths of the L2 penalty that the tune part picks from."""
+WITHOUT_TUNE = 1.0
+"""scikit-learn's own, for a fold without a tune part."""
 
 INPUTS = {
     "covariate": pl.String,
@@ -167,7 +169,7 @@ def _fit(
     inputs = [_matrix(found, part, medians) for part in (train, tune, test)]
     labels = train["label"].to_numpy()
     best: tuple[float, np.ndarray] = (math.inf, np.empty(0))
-    for strength in STRENGTHS:
+    for strength in STRENGTHS if len(tune) else (WITHOUT_TUNE,):
         model = _pipeline(found, strength).fit(inputs[0], labels)
         given = [_spread(model, part, classes) for part in inputs[1:] if len(part)]
         loss = 0.0
@@ -199,7 +201,8 @@ def _matrix(found: Covariates, part: pl.DataFrame, medians: Mapping[str, object]
         *(pl.col(name).fill_null(pl.lit(medians[name] or 0.0)) for name in found.numbers),
         *found.categories,
     )
-    return np.array(table.rows(), dtype=object).reshape(len(part), -1)
+    width = len(found.numbers) + len(found.categories)
+    return np.array(table.rows(), dtype=object).reshape(len(part), width)
 
 
 def _spread(model: Pipeline, part: np.ndarray, classes: int) -> np.ndarray:

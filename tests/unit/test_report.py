@@ -2,9 +2,8 @@
 
 import base64
 import hashlib
-import json
 import re
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,278 +11,20 @@ import numpy as np
 import polars as pl
 import pytest
 import yaml
-from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from her2.config import Config, parse_config
-from her2.encoders.card import EncoderCard, write_card
+from her2.config import parse_config
 from her2.encoders.overlap import Overlap
 from her2.errors import UserError
-from her2.evaluation.compare import compare
-from her2.evaluation.evaluate import confusion_table, figures, out_of_fold
-from her2.files import write_json
-from her2.manifest import FeatureEntry, FoldEntry, TileEntry, write_manifest
-from her2.report import comparison, notices, overlap, performance, pretraining, text
+from her2.report import comparison, models, notices, overlap, performance, pretraining, text
 from her2.report.build import build_report
-from her2.report.gallery import script, script_hash
 from her2.report.read import read_results
-from her2.specs import CompareSpec, ReportSpec, dump, load
-from her2.store import write_store
+from her2.report.script import script, script_hash
+from her2.specs import ReportSpec, dump, load
 from her2.tables import guard_cells
+from tests.unit.report_maker import HOSTILE, PRETRAINED, Cohort
 
-HOSTILE = "<script>alert(1)</script>"
 HOSTILE_SITE = '<img src=x onerror="alert(2)">'
-BUCKET = "0000-of-0001"
-HISTORY = {
-    "epoch": [0, 1, 2],
-    "train_loss": [0.7, 0.5, 0.3],
-    "validation_loss": [0.7, 0.6, 0.65],
-    "balanced_accuracy": [0.5, 0.8125, 0.75],
-    "mean_auc": [0.5, 0.875, 0.8],
-}
-PRETRAINED: dict[str, object] = {
-    "data": "pcam",
-    "format": "pcam",
-    "classes": {"normal": 1200, "tumour": 800},
-    "split_by": "case",
-    "patches": {"train": 1600, "validation": 400, "test": 0},
-    "cases": [f"case-{index:03d}" for index in range(40)],
-    "unusable": {"count": 3, "first": []},
-    "epochs": 3,
-    "best": {name: values[1] for name, values in HISTORY.items()},
-    "init": {"from": "random", "weights_sha256": "cd" * 32},
-}
-
-
-@dataclass
-class Cohort:
-    """What a made-up run is like."""
-
-    title: str = "A report"
-    synthetic: bool = False
-    sites: tuple[str | None, ...] = ("north", "south")
-    encoders: tuple[str, ...] = ("plain",)
-    labels: tuple[str | None, ...] = ("0", "1", "2") * 6
-    values: dict[str, object] = field(default_factory=dict)
-    tile_reasons: dict[int, tuple[str, str]] = field(default_factory=dict)
-    embed_reasons: dict[int, tuple[str, str]] = field(default_factory=dict)
-    failed_tiles: int = 0
-    pictures: bool = True
-    precision: str = "float32"
-    signal: float = 1.0
-    compared: bool = True
-    pretrained: dict[str, dict[str, object]] = field(default_factory=dict)
-    overlaps: dict[str, Overlap] = field(default_factory=dict)
-    split: str | None = None
-    similar: dict[str, list[tuple[object, ...]]] = field(default_factory=dict)
-    trials: int = 1
-
-    def config(self) -> Config:
-        return parse_config(
-            {
-                "cohort": {"slides": "slides.csv", "synthetic": self.synthetic},
-                "tasks": {
-                    "score": {
-                        "label": "her2",
-                        "classes": {"0": ["0"], "1+": ["1"], "2+": ["2"]},
-                        "ordinal": True,
-                    }
-                },
-                "encoders": {
-                    name: {"model": "timm/resnet18", "mpp": 0.5, "size": 224}
-                    | (
-                        {"source": "pretrain", "data": "pcam", "init": "random", "domain": "he"}
-                        if name in self.pretrained
-                        else {"source": "random"}
-                    )
-                    for name in self.encoders
-                },
-                "patches": {"pcam": {"format": "pcam", "path": "pcam"}},
-                "heads": {"abmil": {}},
-                "folds": {"number": 3},
-                "evaluation": {"bootstrap": 100},
-                "report": {"title": self.title},
-                **self.values,
-            }
-        )
-
-    def spec(self) -> ReportSpec:
-        return ReportSpec(
-            config=self.config(),
-            software="1.2.3",
-            buckets=(BUCKET,),
-            chunks=("r0f0-r0f2",),
-            split=self.split is not None,
-        )
-
-    def write(self, folder: Path) -> ReportSpec:
-        """The results folder of a finished run."""
-        config = self.config()
-        entries = {}
-        for index, name in enumerate(self.names):
-            status, reason = self.tile_reasons.get(index, ("ok", None))
-            entries[name] = TileEntry(
-                status, reason, f"{index:064x}", 20, f"f{index}", "aperio", 4000, 3000,
-                0.25, 0.25, "metadata", 1.5,
-            )  # fmt: skip
-        records = [
-            {
-                "slide_id": name,
-                "patient_id": f"p{index}",
-                "label_her2": self.labels[index],
-                "site": self.sites[index % len(self.sites)],
-                "scanner": None,
-                "split": self.split,
-                "grid": "224px-0.5mpp",
-                **asdict(entries[name]),
-            }
-            for index, name in enumerate(self.names)
-        ]
-        (folder / "cohort").mkdir(parents=True)
-        pl.DataFrame(records, infer_schema_length=None).write_parquet(
-            folder / "cohort" / "slides.parquet"
-        )
-        tiles = folder / "tiles" / "224px-0.5mpp"
-        tiles.mkdir(parents=True)
-        for name in self.names:
-            Image.fromarray(np.full((300, 400, 3), 200, np.uint8)).save(tiles / f"{name}.qc.jpg")
-        for encoder in self.encoders:
-            self._write_encoder(folder, encoder, entries)
-            self._write_model(folder, config, encoder)
-        for encoder, found in self.overlaps.items():
-            write_json(folder / "encoders" / encoder / "overlap.json", asdict(found))
-        if self.compared:
-            self._write_comparison(folder, config)
-        (folder / "folds").mkdir()
-        pl.DataFrame(
-            [
-                (name, f"p{index}", 0, fold, "test" if index % 3 == fold else "train")
-                for index, name in enumerate(self.names)
-                for fold in range(3)
-            ],
-            schema=["slide_id", "patient_id", "repeat", "fold", "role"],
-            orient="row",
-        ).write_parquet(folder / "folds" / "score.parquet")
-        columns = ["slide_a", "slide_b", "patient_a", "patient_b", "cosine", "shared"]
-        for encoder, rows in self.similar.items():
-            pl.DataFrame(rows, schema=columns, orient="row").write_parquet(
-                folder / "features" / encoder / "similar.parquet"
-            )
-        return self.spec()
-
-    def _write_comparison(self, folder: Path, config: Config) -> None:
-        evaluation = folder / "evaluation" / "score"
-        spec = CompareSpec(
-            task=config.tasks["score"],
-            encoders=self.encoders,
-            domains=dict.fromkeys(self.encoders, "none"),
-            heads=("abmil",),
-            evaluation=config.evaluation,
-            seed=1,
-        )
-        compare(spec, evaluation, evaluation)
-
-    @property
-    def names(self) -> list[str]:
-        return [f"slide-{index:02d}" for index in range(len(self.labels))]
-
-    def usable(self) -> list[int]:
-        lost = {*self.tile_reasons, *self.embed_reasons}
-        return [index for index in range(len(self.labels)) if index not in lost]
-
-    def _write_encoder(self, folder: Path, encoder: str, tiles: dict[str, TileEntry]) -> None:
-        card = EncoderCard(
-            "random", "timm", "resnet18", {}, "pooled", 4, 224, 0.5, (0.5, 0.5, 0.5),
-            (0.2, 0.2, 0.2), "auto", "float16", "", "ab" * 32, {"seed": 1},
-        )  # fmt: skip
-        if encoder in self.pretrained:
-            card = replace(
-                card, source="pretrain", provenance=PRETRAINED | self.pretrained[encoder]
-            )
-            (folder / "encoders" / encoder).mkdir(parents=True)
-            pl.DataFrame(HISTORY).write_parquet(folder / "encoders" / encoder / "history.parquet")
-        write_card(folder / "encoders" / encoder, card)
-        entries = {}
-        for index, (name, tile) in enumerate(tiles.items()):
-            status, reason = self.embed_reasons.get(index, (tile.status, tile.reason))
-            entries[name] = FeatureEntry(status, reason, "k", 20, self.failed_tiles, 4)
-        features = folder / "features" / encoder
-        features.mkdir(parents=True)
-        first = next(name for name, entry in entries.items() if entry.status == "ok")
-        write_store(
-            features / f"{first}.zarr.zip",
-            np.zeros((2, 4), np.float16),
-            np.zeros((2, 2), np.int32),
-            {"precision": self.precision, "receipt": {"device": "CPU (x86_64)"}},
-        )
-        write_manifest(features / f"{BUCKET}.json", entries)
-
-    def _write_model(self, folder: Path, config: Config, encoder: str) -> None:
-        task = config.tasks["score"]
-        generator = np.random.default_rng([7, self.encoders.index(encoder)])
-        records = []
-        for index in self.usable():
-            label = self.labels[index]
-            target = None if label is None else task.class_index(label)
-            raw = generator.random(3)
-            if target is not None:
-                raw[target] += self.signal
-            for fold in range(3) if target is None else [index % 3]:
-                records.append(
-                    {
-                        "slide_id": self.names[index],
-                        "patient_id": f"p{index}",
-                        "repeat": 0,
-                        "fold": fold,
-                        "role": "predict" if target is None else "test",
-                        "target": target,
-                        **dict(zip(("prob_0", "prob_1+", "prob_2+"), raw / raw.sum(), strict=True)),
-                    }
-                )
-        predictions = pl.DataFrame(records, infer_schema_length=None)
-        slides, patients = (
-            out_of_fold(predictions, task.class_names, by=by) for by in ("slide_id", "patient_id")
-        )
-        levels = (("patient", patients), ("slide", slides))
-        evaluation = folder / "evaluation" / "score" / encoder / "abmil"
-        evaluation.mkdir(parents=True)
-        for name, table in {
-            "predictions": predictions,
-            "slides": slides,
-            "patients": patients,
-            "metrics": pl.concat(
-                figures(table, task, config.evaluation, level=level, seed=config.seed)
-                for level, table in levels
-            ),
-            "confusion": pl.concat(
-                confusion_table(table, task, level=level) for level, table in levels
-            ),
-        }.items():
-            table.write_parquet(evaluation / f"{name}.parquet")
-        models = folder / "models" / "score" / encoder / "abmil"
-        chosen = '{"attention":64,"gated":true}' if self.trials > 1 else ""
-        folds = {
-            f"r0f{fold}": FoldEntry("k", 10, 3, 6, 1, 3, 0.75, self.trials, chosen)
-            for fold in range(3)
-        }
-        for run in folds:
-            (models / run).mkdir(parents=True)
-            pl.DataFrame(
-                {"epoch": [0, 1, 2], "train_loss": [1.0, 0.8, 0.6], "tune_loss": [1.0, 0.75, 0.8]}
-            ).write_parquet(models / run / "history.parquet")
-        write_manifest(models / "r0f0-r0f2.json", folds)
-        heatmaps = folder / "heatmaps" / "score" / encoder / "abmil"
-        heatmaps.mkdir(parents=True)
-        drawn: list[dict[str, object]] = []
-        if self.pictures:
-            first = self.names[self.usable()[0]]
-            Image.fromarray(np.full((64, 216, 3), 128, np.uint8)).save(heatmaps / f"{first}.png")
-            drawn = [
-                {"slide_id": first, "label": "0", "fold": 0, "picture": f"{first}.png",
-                 "panels": ["thumbnail", "attention", "truth"], "tiles": 20, "um_per_px": 2.4},
-                {"slide_id": "slide-99", "reason": f"{HOSTILE} in /data/secret/slide-99.svs"},
-            ]  # fmt: skip
-        (heatmaps / "heatmaps.json").write_text(json.dumps(drawn), encoding="utf-8")
 
 
 class Page(HTMLParser):
@@ -625,15 +366,15 @@ def test_auc_of_the_page_agrees_with_scikit_learn(tmp_path):
     ]
     cells = page.row("plain / abmil")[2:6]
     assert [cell[:5] for cell in cells] == [f"{a:.3f}" for a in [*areas, np.mean(areas)]]
-    for curve, area in zip(performance.roc_curves(model), areas, strict=True):
-        assert np.trapezoid(curve.true_rate, curve.false_rate) == pytest.approx(area)
+    for curve, area in zip(models.roc_curves(model), areas, strict=True):
+        assert np.trapezoid(curve.y, curve.x) == pytest.approx(area)
 
 
 def test_confusion_shares_are_of_the_true_class(tmp_path):
     cohort = Cohort(signal=0.3)
     cohort.write(tmp_path)
     model = read_results(cohort.spec(), tmp_path).models[0]
-    for row in performance.confusion_rows(model):
+    for row in models.confusion_rows(model):
         assert row.total == 6
         assert sum(count for count, _, _ in row.cells) == 6
         assert sum(share for _, share, _ in row.cells) == pytest.approx(1)

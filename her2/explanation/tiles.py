@@ -111,7 +111,8 @@ def read_tiles(
         store: its feature store.
 
     Raises:
-        UserError: the fold has no prediction of the slide.
+        UserError: the fold has no prediction of the slide, or a map of it that is not finite or
+            not of these tiles and the model's outputs.
     """
     attributes, coords = read_attributes(store), read_coords(store)
     table = pl.read_parquet(model / "predictions.parquet")
@@ -124,11 +125,16 @@ def read_tiles(
             "snakemake again."
         )
     outputs = json.loads((model / CARD_NAME).read_text(encoding="utf-8"))["outputs"]
-    maps = {
-        f"{kind}_{name}": np.ascontiguousarray(values[:, column])
-        for kind, values in read_maps(model, held.slide_id).items()
-        for column, name in enumerate(outputs)
-    }
+    maps = {}
+    for kind, values in read_maps(model, held.slide_id).items():
+        problem = _problem(values, (len(coords), len(outputs)))
+        if problem:
+            raise UserError(
+                f"{held.slide_id}: its map {kind} in {model} {problem}; delete the model manifests "
+                "and run snakemake again."
+            )
+        for column, name in enumerate(outputs):
+            maps[f"{kind}_{name}"] = np.ascontiguousarray(values[:, column])
     found = probabilities.row(0)
     # As `her2.mil.model.Prediction`: of an ordered task, the highest threshold that is passed.
     thresholds = len(outputs) < len(task.class_names)
@@ -149,3 +155,10 @@ def read_tiles(
         shown=shown if shown in maps else None,
         model_key=key,
     )
+
+
+def _problem(values: NDArray[np.float32], shape: tuple[int, int]) -> str:
+    """Why a stored map cannot be shown; empty when it can. JSON has no word for NaN."""
+    if values.shape != shape:
+        return f"is {values.shape}, not (tiles, outputs) {shape}"
+    return "" if np.isfinite(values).all() else "is not finite"

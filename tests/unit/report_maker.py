@@ -147,7 +147,14 @@ class Cohort:
                 if (label := None if value is None else task.class_index(value)) is not None
                 for fold in range(3)
             ],
-            schema=["slide_id", "patient_id", "label", "repeat", "fold", "role"],
+            schema={
+                "slide_id": pl.String,
+                "patient_id": pl.String,
+                "label": pl.Int32,
+                "repeat": pl.Int32,
+                "fold": pl.Int32,
+                "role": pl.String,
+            },
             orient="row",
         ).write_parquet(folder / "folds" / "score.parquet")
         for encoder in self.encoders:

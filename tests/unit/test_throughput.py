@@ -28,12 +28,16 @@ def cuda(**changes: Any) -> dict[str, Any]:
 
 
 def rows(*receipts: dict[str, Any]) -> list[ThroughputRow]:
-    return throughput(SimpleNamespace(receipts={"uni": receipts}))
+    # Twice the tiles that the receipts tell of.
+    tiles = 2 * sum(found["tiles"] for found in receipts)
+    features = {"uni": {"s": SimpleNamespace(tiles=tiles)}}
+    return throughput(SimpleNamespace(receipts={"uni": receipts}, features=features))
 
 
 def test_the_pace_of_a_cpu_is_that_of_all_its_cores() -> None:
     (row,) = rows(receipt(), receipt())
     assert row.patches_per_second == pytest.approx(800 / 20)
+    assert row.hours == pytest.approx(2 * 20 / 3600)  # all tiles, twice those of the receipts
     assert (row.slides, row.patches, row.threads) == (2, 800, "2")
     assert (row.encoding, row.reading, row.writing) == pytest.approx((0.9, 0.075, 0.025))
     assert row.share_text == "encoding 90%, reading 8%, writing 2%"
@@ -84,4 +88,4 @@ def test_threads_that_differ_are_a_range() -> None:
 
 
 def test_without_receipts_there_is_no_section() -> None:
-    assert throughput_table(SimpleNamespace(receipts={"uni": ()})) is None
+    assert throughput_table(SimpleNamespace(receipts={"uni": ()}, features={"uni": {}})) is None

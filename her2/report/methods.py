@@ -6,13 +6,10 @@ escapes it.
 
 from collections import Counter
 
-from her2.config import EncoderSection
 from her2.report import flow, slides
 from her2.report.performance import domain, protocol
 from her2.report.read import Results
 from her2.report.text import count, percent, plural
-
-_DOMAINS = {"none (random)": "no images (random weights)", "non-medical": "non-medical images"}
 
 
 def methods(results: Results) -> list[str]:
@@ -89,7 +86,7 @@ def tiles(results: Results) -> str:
 def _encoders(results: Results) -> str:
     texts = [
         f"{name} ({card.library} {card.architecture}, {card.dimension} features a tile, "
-        f"trained on {_images(results, name)}, {_source(results.config.encoders[name])}, weights "
+        f"{_source(results, name)}, weights "
         f"SHA-256 {card.weights_sha256[:12]}...)"
         for name, card in results.cards.items()
     ]
@@ -100,17 +97,16 @@ def _encoders(results: Results) -> str:
     )
 
 
-def _images(results: Results, encoder: str) -> str:
-    words = domain(results, encoder)
-    return _DOMAINS.get(words, f"{words} images")
-
-
-def _source(encoder: EncoderSection) -> str:
-    if encoder.source == "pretrain":
-        return f"pre-trained here on the patch set {encoder.data}"
+def _source(results: Results, name: str) -> str:
+    """What an encoder saw, and where its weights come from."""
+    encoder = results.config.encoders[name]
     if encoder.source == "random":
-        return "not trained"
-    return f"published weights {encoder.model}"
+        return "random weights"
+    words = domain(results, name)
+    images = "non-medical images" if words == "non-medical" else f"{words} images"
+    if encoder.source == "pretrain":
+        return f"trained here on {images}, the patch set {encoder.data}"
+    return f"published weights {encoder.model}, trained on {images}"
 
 
 def _models(results: Results) -> str:
@@ -152,8 +148,8 @@ def _folds(results: Results) -> str:
     ) else ""  # fmt: skip
     seed = results.config.seed if section.seed is None else section.seed
     return (
-        f"Validation. {_first_up(protocol(results))}; all slides of a patient were in one part and "
-        f"classes were stratified (seed {seed}).{tune}{search}"
+        f"Validation. {_first_up(protocol(results))}; all slides of a patient were in one part"
+        f"{'' if results.split else f' and classes were stratified (seed {seed})'}.{tune}{search}"
     )
 
 

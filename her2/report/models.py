@@ -125,6 +125,10 @@ def _figures(results: Results, model: Model) -> tuple[tuple[Figure, str], ...]:
             "Precision over recall of each score; dotted: its prevalence, which is chance.",
         ),
         (
+            controls.shuffled(results, model),
+            "Macro AUC when the labels of held-out patients are shuffled within their folds.",
+        ),
+        (
             detail.reliability(results, model),
             "Share of patients with a score among those given like probability, with Wilson "
             "intervals; dotted: what was given was right.",
@@ -133,10 +137,6 @@ def _figures(results: Results, model: Model) -> tuple[tuple[Figure, str], ...]:
             detail.benefit(results, model),
             "Decision curves: net benefit of acting on the model, on all and on none, over the "
             "probability from which one would act (Vickers and Elkin 2006).",
-        ),
-        (
-            controls.shuffled(results, model),
-            "Macro AUC when the labels of held-out patients are shuffled within their folds.",
         ),
     )
     return tuple((figure, words) for figure, words in found if figure is not None)

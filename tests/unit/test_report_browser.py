@@ -1,0 +1,108 @@
+"""The report in a real browser: sorting, enlarging, a phone, print, under its own policy."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from her2.report.build import build_report
+from tests.browser import Tab, browser
+from tests.unit.report_maker import Cohort
+
+SITES = ('<img src=x onerror="window.broken=1">', "=1+1")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    cohort = Cohort(
+        encoders=("one", "two", "six"), sites=SITES, signal=0.3, synthetic=True,
+        tile_reasons={4: ("excluded", "no tissue found")},
+    )  # fmt: skip
+    build_report(cohort.write(folder / "results"), folder / "results", folder / "report.html")
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+    with browser(tmp_path_factory.mktemp("profile")) as found:
+        yield found
+
+
+COLUMN = """[...document.querySelector('#headline ~ .scroll table').tBodies[0].rows]
+    .map((row) => row.cells[6 - 1].querySelector('.value').textContent)"""
+HEAD = "document.querySelector('#headline ~ .scroll table').tHead.rows[0].cells[6 - 1]"
+
+
+def test_a_click_and_a_key_sort_a_table_and_say_so(tab: Tab, page: Path) -> None:
+    tab.open(page)
+    original = tab.run(COLUMN)
+    assert len(set(original)) == 3
+    tab.run(f"{HEAD}.querySelector('button').click()")
+    assert tab.run(COLUMN) == sorted(original, key=float)
+    assert tab.run(f"{HEAD}.getAttribute('aria-sort')") == "ascending"
+    tab.run(f"{HEAD}.querySelector('button').focus()")
+    tab.press("Enter")
+    assert tab.run(COLUMN) == sorted(original, key=float, reverse=True)
+    assert tab.run(f"{HEAD}.getAttribute('aria-sort')") == "descending"
+    tab.press("Enter")
+    assert tab.run(COLUMN) == original
+    assert tab.run(f"{HEAD}.getAttribute('aria-sort')") is None
+
+
+def test_a_picture_enlarges_by_key_and_gives_the_focus_back(tab: Tab, page: Path) -> None:
+    tab.open(page)
+    tab.run("document.querySelector('#models ~ article img').focus()")
+    tab.press("Enter")
+    assert tab.run("document.querySelector('.enlarged').open") is True
+    assert tab.run("document.querySelector('.enlarged img').alt").startswith("ROC curves of")
+    tab.press("Escape")
+    assert tab.run("document.querySelector('.enlarged').open") is False
+    assert tab.run("document.activeElement.alt").startswith("ROC curves of")
+
+
+@pytest.mark.parametrize("width_px", [390, 768, 1280])
+def test_the_page_itself_never_scrolls_sideways(tab: Tab, page: Path, width_px: int) -> None:
+    tab.open(page, size_px=(width_px, 844))
+    for opened in (False, True):
+        if opened:
+            tab.run("for (const part of document.querySelectorAll('details')) part.open = true")
+        assert tab.run("document.documentElement.scrollWidth") <= width_px
+    hidden = "[...document.querySelectorAll('.scroll')].some((e) => e.scrollWidth > e.clientWidth)"
+    if width_px == 390:
+        assert tab.run(hidden) is True  # wide tables scroll in their own frames
+
+
+def test_hostile_text_runs_nowhere(tab: Tab, page: Path) -> None:
+    tab.open(page)
+    assert tab.run("window.broken") is None
+    assert tab.run("document.body.innerText.includes('onerror=')") is True
+    assert tab.run("document.querySelectorAll('img[onerror]').length") == 0
+
+
+def test_the_page_asks_for_nothing_but_itself(tab: Tab, page: Path) -> None:
+    tab.open(page)
+    asked = tab.run("performance.getEntriesByType('resource').map((e) => e.name)")
+    assert [name for name in asked if not name.startswith("data:")] == []
+
+
+def test_print_opens_every_part(tab: Tab, page: Path) -> None:
+    tab.open(page)
+    closed = "document.querySelectorAll('details:not([open])').length"
+    before = tab.run(closed)
+    assert before > 3
+    tab.run("window.dispatchEvent(new Event('beforeprint'))")
+    assert tab.run(closed) == 0
+    tab.run("window.dispatchEvent(new Event('afterprint'))")
+    assert tab.run(closed) == before
+
+
+def test_headings_are_in_order_and_pictures_have_words(tab: Tab, page: Path) -> None:
+    tab.open(page)
+    levels = tab.run("[...document.querySelectorAll('h1,h2,h3,h4')].map((h) => +h.tagName[1])")
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    nameless = "[...document.querySelectorAll('main img')].filter((i) => !i.alt).length"
+    assert tab.run(nameless) == tab.run("document.querySelectorAll('main dialog img').length")
+    assert tab.run("[...document.querySelectorAll('main table')].every((t) => t.caption)") is True

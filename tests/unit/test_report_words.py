@@ -1,0 +1,175 @@
+"""What the report says in words: flow, methods, checklist, warnings; each number of a table."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from her2.report import checklist, comparison, controls, flow, methods, summary
+from her2.report.build import build_report
+from her2.report.read import Results, read_results
+from her2.tables import guard_cells
+from tests.unit.report_maker import HOSTILE, Cohort
+
+LOST = Cohort(
+    encoders=("one", "two"),
+    labels=("0", "1", "2") * 8 + (None, "9"),
+    tile_reasons={0: ("excluded", "no tissue"), 1: ("failed", "cut off")},
+    embed_reasons={5: ("excluded", "7 of 20 tiles cannot be read")},
+    signal=0.3,
+)
+
+
+def read(tmp_path: Path, cohort: Cohort) -> Results:
+    return read_results(cohort.write(tmp_path / "results"), tmp_path / "results")
+
+
+def test_the_slides_that_leave_and_those_in_the_figures_add_up(tmp_path: Path) -> None:
+    results = read(tmp_path, LOST)
+    (found,) = flow.flows(results)  # both encoders lost the same
+    assert found.encoders == ("one", "two")
+    assert found.slides == 26
+    assert [step.left for step in found.steps] == [1, 1, 1, 1, 1]
+    assert found.slides - sum(step.left for step in found.steps) == found.tested_slides == 21
+    assert found.steps[-1].rest == found.tested_slides == len(results.models[0].slides)
+    words = " ".join(step.reason for step in found.steps)
+    for reason in ("excluded", "failed", "without features", "without a label", "no class of"):
+        assert reason in words
+
+
+def test_encoders_that_lost_other_slides_have_their_own_flow(tmp_path: Path) -> None:
+    results = read(tmp_path, LOST)
+    entries = dict(results.features["two"])
+    name = next(name for name, entry in entries.items() if entry.status == "ok")
+    entries[name] = replace(entries[name], status="excluded")
+    models = tuple(
+        replace(m, slides=m.slides.filter(pl.col("slide_id") != name)) if m.encoder == "two" else m
+        for m in results.models
+    )
+    changed = replace(results, features=results.features | {"two": entries}, models=models)
+    first, second = flow.flows(changed)
+    assert (first.encoders, second.encoders) == (("one",), ("two",))
+    assert first.tested_slides == second.tested_slides + 1
+
+
+def test_the_methods_state_the_numbers_of_the_run(tmp_path: Path) -> None:
+    results = read(tmp_path, LOST)
+    text = " ".join(methods.methods(results))
+    for words in (
+        "of 26 slides of 26 patients",
+        "over 21 slides of 21 patients",
+        "224 x 224 px at 0.5 um/px",
+        "each of 2 frozen encoders",
+        "with 3 folds",
+        "100 bootstrap resamples",
+        f"seed {results.config.seed}",
+        "1,000 times",
+        "Holm",
+        "Attention is not HER2 staining",
+        "[author:",
+    ):
+        assert words in text
+    assert not re.search(r"\bNone\b|\bnan\b|\b1 (slides|patients|encoders|tiles)\b", text)
+    assert "synthetic" not in text.lower()
+
+
+def test_the_methods_of_drawn_slides_say_so_first(tmp_path: Path) -> None:
+    results = read(tmp_path, Cohort(synthetic=True))
+    assert methods.methods(results)[0].startswith("All slides of this study are synthetic")
+
+
+def test_the_checklist_has_all_27_items_and_marks_what_only_the_author_knows(
+    tmp_path: Path,
+) -> None:
+    items = checklist.checklist(read(tmp_path, LOST))
+    numbers = [int(re.match(r"\d+", item.number).group()) for item in items]
+    assert sorted(set(numbers)) == list(range(1, 28))
+    assert numbers == sorted(numbers)
+    assert len({item.number for item in items}) == len(items)
+    for item in items:
+        assert item.content
+        assert item.by_author == item.content.startswith("[author: ")
+    filled = {item.number: item.content for item in items if not item.by_author}
+    assert "21 patients" in filled["20a"]
+    assert not {"1", "8b", "17", "18a", "26"} & set(filled)
+
+
+def test_text_and_checklist_lie_beside_the_page_and_formulas_stay_text(tmp_path: Path) -> None:
+    cohort = Cohort(sites=("=1+1", HOSTILE))
+    spec = cohort.write(tmp_path / "results")
+    build_report(spec, tmp_path / "results", tmp_path / "report" / "report.html")
+    results = read_results(spec, tmp_path / "results")
+    folder = tmp_path / "report"
+    text = (folder / "methods.txt").read_text(encoding="utf-8")
+    assert text == "\n\n".join(methods.methods(results)) + "\n"
+    written = pl.read_csv(folder / "checklist.csv", infer_schema=False)
+    expected = guard_cells(checklist.checklist_table(results))
+    assert written.rows() == [tuple(row) for row in expected.rows()]
+    groups = pl.read_csv(folder / "tables" / "subgroups.csv")["group"].to_list()
+    assert "'=1+1" in groups
+    assert "=1+1" not in groups
+
+
+def test_covariates_that_reach_a_headline_get_a_box(tmp_path: Path) -> None:
+    results = read(tmp_path, Cohort(signal=0.0))
+    (model,) = results.models
+    table = model.controls["covariates"].with_columns(
+        reached=pl.lit(True), covariates=pl.lit(0.91), note=pl.lit("")
+    )
+    reached = replace(model, controls=dict(model.controls) | {"covariates": table})
+    (box,) = controls.reached(replace(results, models=(reached,)))
+    assert "0.910" in box.text
+    assert model.name in box.text
+    cleared = table.with_columns(reached=pl.lit(False))
+    above = replace(model, controls=dict(model.controls) | {"covariates": cleared})
+    assert controls.reached(replace(results, models=(above,))) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"holds": True}, "Shown here."),
+        ({"holds": False}, "Not shown here."),
+        ({"difference": None, "holds": None, "note": "no IHC encoder"}, "NA, no IHC encoder."),
+    ],
+)
+def test_the_statement_of_the_paper_is_one_line(
+    tmp_path: Path, changed: dict[str, object], words: str
+) -> None:
+    results = read(tmp_path, Cohort(encoders=("one", "two")))
+    row = {
+        "head": "abmil", "statement": "H&E - both", "first": "one", "second": "two",
+        "difference": 0.05, "low": -0.01, "high": 0.11, "p": 0.08, "n": 18, "holds": False,
+        "note": "",
+    } | changed  # fmt: skip
+    table = pl.DataFrame([row], infer_schema_length=None)
+    (found,) = comparison.statements(replace(results, statements={"score": table}))
+    assert words in found.text
+    if row["difference"] is not None:
+        assert "+0.050 [-0.010, 0.110], p 0.080, 18 patients" in found.text
+
+
+def test_the_summary_names_the_range_and_warns_of_the_highest(tmp_path: Path) -> None:
+    results = read(tmp_path, Cohort(encoders=("one", "two"), signal=0.3))
+    (sentence,) = summary.sentences(results)
+    values = []
+    for model in results.models:
+        rows = model.metrics.filter(
+            (pl.col("level") == "patient")
+            & (pl.col("metric") == "auc")
+            & (pl.col("class") == "macro")
+        )
+        values.append(rows["value"][0])
+    assert f"{min(values):.3f} to {max(values):.3f}" in sentence
+    assert "flattered" in sentence
+    (alone,) = summary.sentences(replace(results, models=results.models[:1]))
+    assert "flattered" not in alone
+
+
+def test_an_absent_class_is_said_in_the_summary(tmp_path: Path) -> None:
+    results = read(tmp_path, Cohort(labels=("0", "1") * 8))
+    assert summary.sentences(results) == [
+        "Task score: no macro AUC is defined; the table says why."
+    ]

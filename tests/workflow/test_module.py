@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
@@ -42,6 +43,18 @@ def test_another_snakefile_uses_the_workflow_as_a_module(project: Project) -> No
     assert run.code == 0, run.output
     assert run.rules == {"her2_build_report": 1, "summary": 1}
     assert "report.html" in (project.folder / "summary.txt").read_text()
+
+
+def test_snakemakes_own_report_has_our_captions_and_categories(project: Project) -> None:
+    run = project.snakemake("--report", "own.zip")
+    assert run.code == 0, run.output
+    with ZipFile(project.folder / "own.zip") as archive:
+        (name,) = (name for name in archive.namelist() if name.count("/") == 1)
+        index = archive.read(name).decode("utf-8")
+    for category in ("Report", "Performance", "Controls", "Explanation", "Cohort"):
+        assert category in index
+    for words in ("asks nothing of any network", "covariates alone", "TRIPOD+AI"):
+        assert words in index, words
 
 
 def test_the_linter_finds_nothing() -> None:

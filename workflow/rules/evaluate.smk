@@ -13,7 +13,7 @@ def statistics(name):
     return report(
         f"{RESULTS}/evaluation/{{task}}/{{encoder}}/{{head}}/{name}.csv",
         caption=f"../report/{name}.rst",
-        category="Statistics",
+        category="Performance",
         labels={"task": "{task}", "encoder": "{encoder}", "head": "{head}", "table": name},
     )
 
@@ -23,7 +23,7 @@ def comparison(name):
     return report(
         f"{RESULTS}/evaluation/{{task}}/{name}.csv",
         caption=f"../report/{name}.rst",
-        category="Statistics",
+        category="Performance",
         labels={"task": "{task}", "encoder": "all", "head": "all", "table": name},
     )
 

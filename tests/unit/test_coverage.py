@@ -35,7 +35,7 @@ def simulated() -> list[Coverage]:
             *one,
             marks=pytest.mark.xfail(
                 condition=one in SHORT, strict=True, raises=AssertionError,
-                reason="percentile bootstrap is too narrow here (docs/controls.md)",
+                reason="percentile bootstrap is too narrow here (docs/statistics.md)",
             ),
         )
         for one in FIGURES

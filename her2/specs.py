@@ -39,7 +39,7 @@ VERSIONS = {
     "train": 3,
     "evaluate": 2,
     "compare": 2,
-    "control": 1,
+    "control": 2,
     "heatmap": 2,
     "attention": 1,
     "report": 3,

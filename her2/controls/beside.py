@@ -37,7 +37,8 @@ def compare_with_covariates(
     """AUC of each class and macro, of both, and the paired difference (model minus covariates).
 
     `reached`: the covariates' AUC is not below the model's, or the interval of the difference
-    holds 0, so that the figure may be no more than what they give.
+    holds 0, so that the figure may be no more than what they give. Null where the model's is
+    higher and the difference has no interval: then nothing says by how much it could vary.
     """
     names = ("model", ""), ("covariates", "")
     paired = pair_models(
@@ -59,12 +60,11 @@ def compare_with_covariates(
             ]
             p = gap["p"]
         low = null(ends[2][0])
-        point = first[0] - second[0]
+        point = float(first[0] - second[0])
         rows = paired.rows[names[0]]
         positive = int((rows.target == task.class_names.index(name)).sum()) if (
             name in task.class_names
         ) else None  # fmt: skip
-        reached = None if null(point) is None else bool(point <= 0 or (low or 0.0) <= 0)
         records.append(
             {
                 "class": name,
@@ -76,7 +76,7 @@ def compare_with_covariates(
                 "p": null(p),
                 "n": len(rows),
                 "n_positive": positive,
-                "reached": reached,
+                "reached": _reached(point, low),
                 "note": note,
             }
         )
@@ -87,6 +87,14 @@ def no_covariates(task: Task, reason: str) -> pl.DataFrame:
     """The same table where there is nothing to compare with."""
     rows = [{"class": name, "note": reason} for name in (*task.class_names, "macro")]
     return pl.DataFrame(rows, schema=COVARIATES)
+
+
+def _reached(point: float, low: float | None) -> bool | None:
+    if null(point) is None:
+        return None
+    if point <= 0:
+        return True
+    return None if low is None else low <= 0
 
 
 def _three(name: str, value: float, ends: tuple[float, float]) -> dict[str, float | None]:

@@ -1,0 +1,136 @@
+"""How often the 95 % intervals hold the true figure: simulated studies with a known AUC.
+
+    python benchmarks/coverage.py            500 studies (a minute)
+
+Each study has 100 patients, 40 / 30 / 20 / 10 in four classes. A class's score is normal noise, a
+standard deviation higher for the patients of that class, so that its true one-vs-rest AUC is
+Phi(1 / sqrt 2); so is the mean over classes. At slide level a patient has one to three slides that
+share half of the variance. A second model is as good, with noise of its own beside a common part.
+"""
+
+import argparse
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+from her2.evaluation.delong import area_interval, compare_areas
+from her2.evaluation.metrics import auc, bootstrapped, interval
+from her2.evaluation.paired import difference
+
+SIZES = (40, 30, 20, 10)
+CONFIDENCE = 0.95
+SHIFT = 1.0
+SHARED = 0.5
+"""Share of the noise's variance that a patient's slides, and two models of a patient, share."""
+TRUTH = float(norm.cdf(SHIFT / np.sqrt(2)))
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """Of one method and figure: `n` patients of the class (or all), the share of `studies` whose
+    interval holds the truth, and the interval's mean width."""
+
+    method: str
+    figure: str
+    n: int
+    coverage: float
+    width: float
+    studies: int
+
+
+def coverages(*, studies: int, resamples: int, seed: int) -> list[Coverage]:
+    """Simulate and count; the rows in a fixed order."""
+    generator = np.random.default_rng(seed)
+    target = np.repeat(np.arange(len(SIZES)), SIZES)
+    found: dict[tuple[str, str, int], list[tuple[bool, float]]] = {}
+
+    def note(method: str, figure: str, n: int, ends: tuple[float, float], truth: float) -> None:
+        low, high = ends
+        found.setdefault((method, figure, n), []).append((low <= truth <= high, high - low))
+
+    for study in range(studies):
+        options = {"resamples": resamples, "seed": study}
+        common = generator.normal(size=(len(target), len(SIZES)))
+        first, second = (_scores(common, target, generator) for _ in range(2))
+        both = np.concatenate([first, second], axis=1)
+        draws = bootstrapped(
+            lambda weights, s=both: _areas(target, s, weights),
+            np.arange(len(target)), target, **options,
+        )  # fmt: skip
+        own, other = draws[:, : len(SIZES) + 1], draws[:, len(SIZES) + 1 :]
+        for index, n in enumerate(SIZES):
+            name, positive = f"class {index}", target == index
+            note("bootstrap", name, n, interval(own[1:, index], CONFIDENCE), TRUTH)
+            note("delong", name, n, area_interval(positive, first[:, index], CONFIDENCE)[1:], TRUTH)
+            gap = difference(own[:, index] - other[:, index], CONFIDENCE)
+            note("bootstrap", f"difference, {name}", n, (gap["low"], gap["high"]), 0.0)
+            test = compare_areas(positive, first[:, index], second[:, index], CONFIDENCE)
+            note("delong", f"difference, {name}", n, (test.low, test.high), 0.0)
+        note("bootstrap", "macro", len(target), interval(own[1:, -1], CONFIDENCE), TRUTH)
+        gap = difference(own[:, -1] - other[:, -1], CONFIDENCE)
+        note("bootstrap", "difference, macro", len(target), (gap["low"], gap["high"]), 0.0)
+
+        slides = generator.integers(1, 4, len(target))
+        patients = np.repeat(np.arange(len(target)), slides)
+        scores = _scores(common[patients], target[patients], generator)
+        draws = bootstrapped(
+            lambda weights, t=target[patients], s=scores: _areas(t, s, weights),
+            patients, target[patients], **options,
+        )  # fmt: skip
+        for index, n in enumerate(SIZES):
+            ends = interval(draws[1:, index], CONFIDENCE)
+            note("bootstrap", f"slides, class {index}", n, ends, TRUTH)
+        note("bootstrap", "slides, macro", len(target), interval(draws[1:, -1], CONFIDENCE), TRUTH)
+    return [
+        Coverage(*key, float(np.mean([hit for hit, _ in own])),
+                 float(np.mean([width for _, width in own])), studies)
+        for key, own in sorted(found.items())
+    ]  # fmt: skip
+
+
+def table(rows: list[Coverage]) -> str:
+    """Markdown."""
+    lines = ["| method | figure | n | coverage | mean width |", "| --- | --- | --- | --- | --- |"]
+    lines += [
+        f"| {row.method} | {row.figure} | {row.n} | {100 * row.coverage:.1f} % | {row.width:.3f} |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def _scores(
+    common: NDArray[np.float64], target: NDArray[np.int64], generator: np.random.Generator
+) -> NDArray[np.float64]:
+    """(n, c): noise of variance 1, `SHARED` of it common, higher for the true class."""
+    own = generator.normal(size=common.shape)
+    noise = np.sqrt(SHARED) * common + np.sqrt(1 - SHARED) * own
+    noise[np.arange(len(target)), target] += SHIFT
+    return noise
+
+
+def _areas(
+    target: NDArray[np.int64], scores: NDArray[np.float64], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """AUC of each class and macro, for each model in `scores` (n, models x c): (b, k)."""
+    count = len(SIZES)
+    found = []
+    for first in range(0, scores.shape[1], count):
+        own = [auc(target == index, scores[:, first + index], weights) for index in range(count)]
+        found += [*own, np.mean(own, axis=0)]
+    return np.stack(found, axis=1)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--studies", type=int, default=500)
+    parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=11)
+    asked = parser.parse_args()
+    print(table(coverages(studies=asked.studies, resamples=asked.resamples, seed=asked.seed)))
+
+
+if __name__ == "__main__":
+    main()

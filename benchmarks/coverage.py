@@ -61,15 +61,15 @@ def coverages(*, studies: int, resamples: int, seed: int) -> list[Coverage]:
         )  # fmt: skip
         own, other = draws[:, : len(SIZES) + 1], draws[:, len(SIZES) + 1 :]
         for index, n in enumerate(SIZES):
-            name, positive = f"class {index}", target == index
-            note("bootstrap", name, n, interval(own[1:, index], CONFIDENCE), TRUTH)
+            name, positive, rest = f"class {index}", target == index, len(target) - n
+            note("bootstrap", name, n, interval(own[1:, index], CONFIDENCE, (n, rest)), TRUTH)
             note("delong", name, n, area_interval(positive, first[:, index], CONFIDENCE)[1:], TRUTH)
-            gap = difference(own[:, index] - other[:, index], CONFIDENCE)
+            gap = difference(own[:, index] - other[:, index], CONFIDENCE, (n, rest))
             note("bootstrap", f"difference, {name}", n, (gap["low"], gap["high"]), 0.0)
             test = compare_areas(positive, first[:, index], second[:, index], CONFIDENCE)
             note("delong", f"difference, {name}", n, (test.low, test.high), 0.0)
-        note("bootstrap", "macro", len(target), interval(own[1:, -1], CONFIDENCE), TRUTH)
-        gap = difference(own[:, -1] - other[:, -1], CONFIDENCE)
+        note("bootstrap", "macro", len(target), interval(own[1:, -1], CONFIDENCE, SIZES), TRUTH)
+        gap = difference(own[:, -1] - other[:, -1], CONFIDENCE, SIZES)
         note("bootstrap", "difference, macro", len(target), (gap["low"], gap["high"]), 0.0)
 
         slides = generator.integers(1, 4, len(target))
@@ -80,9 +80,15 @@ def coverages(*, studies: int, resamples: int, seed: int) -> list[Coverage]:
             patients, target[patients], **options,
         )  # fmt: skip
         for index, n in enumerate(SIZES):
-            ends = interval(draws[1:, index], CONFIDENCE)
+            ends = interval(draws[1:, index], CONFIDENCE, (n, len(target) - n))
             note("bootstrap", f"slides, class {index}", n, ends, TRUTH)
-        note("bootstrap", "slides, macro", len(target), interval(draws[1:, -1], CONFIDENCE), TRUTH)
+        note(
+            "bootstrap",
+            "slides, macro",
+            len(target),
+            interval(draws[1:, -1], CONFIDENCE, SIZES),
+            TRUTH,
+        )
     return [
         Coverage(*key, float(np.mean([hit for hit, _ in own])),
                  float(np.mean([width for _, width in own])), studies)

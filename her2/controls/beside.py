@@ -52,10 +52,10 @@ def compare_with_covariates(
         ends = [(float("nan"),) * 2] * 3
         p = float("nan")
         if not note:
-            gap = difference(first - second, section.confidence)
+            gap = difference(first - second, section.confidence, paired.sizes[question])
             ends = [
-                interval(first[1:], section.confidence),
-                interval(second[1:], section.confidence),
+                interval(first[1:], section.confidence, paired.sizes[question]),
+                interval(second[1:], section.confidence, paired.sizes[question]),
                 (gap["low"], gap["high"]),
             ]
             p = gap["p"]

@@ -55,7 +55,11 @@ def binary_table(
         missing, few = side_missing(one.positive), _too_few(rows, one)
         for offset, metric in enumerate(("auc", "auprc", "brier")):
             column = values[:, 3 * index + offset]
-            low, high = (math.nan, math.nan) if few else interval(column[1:], section.confidence)
+            low, high = (
+                (math.nan, math.nan)
+                if few
+                else interval(column[1:], section.confidence, _sizes(rows, one))
+            )
             notes = missing or few, one.note
             records.append(
                 _record(level, grouping, one, metric, "bootstrap", (column[0], low, high), notes)
@@ -92,13 +96,18 @@ def _delong(rows: Rows, sides: Sides, confidence: float) -> tuple[float, float, 
     return area, low, high, note
 
 
-def _too_few(rows: Rows, sides: Sides) -> str:
+def _sizes(rows: Rows, sides: Sides) -> tuple[int, int]:
+    """Patients of the positive and of the negative side."""
     patients = rows.patients[sides.kept]
-    few = [
-        name
-        for name, side in (("positive", sides.positive), ("negative", ~sides.positive))
-        if len(np.unique(patients[side])) < 2
-    ]
+    positive, negative = (
+        len(np.unique(patients[side])) for side in (sides.positive, ~sides.positive)
+    )
+    return positive, negative
+
+
+def _too_few(rows: Rows, sides: Sides) -> str:
+    counts = zip(("positive", "negative"), _sizes(rows, sides), strict=True)
+    few = [name for name, number in counts if number < 2]
     return f"interval not defined: fewer than 2 patients of the {few[0]} side" if few else ""
 
 

@@ -92,7 +92,7 @@ def calibration_table(
             "interval not defined: no class has 2 patients" if single and len(rows) else "",
         ]
         for metric, column in zip(METRICS, values.T, strict=True):
-            low, high = interval(column[1:], section.confidence)
+            low, high = interval(column[1:], section.confidence, (rows.count_patients,))
             records.append(
                 {
                     "level": level,

@@ -1,6 +1,6 @@
 """Stage 2, compare: encoders, and heads, against each other on identical patients and folds."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from statsmodels.stats.multitest import multipletests
 from her2.evaluation.delong import compare_areas
 from her2.evaluation.figures import null
 from her2.evaluation.groupings import two_sides
+from her2.evaluation.metrics import tail_p
 from her2.evaluation.paired import MACRO, Model, Paired, Question, difference, pair_models
 from her2.evaluation.statement import statement_table
 from her2.specs import CompareSpec
@@ -102,7 +103,10 @@ def comparison_table(paired: Paired | None, spec: CompareSpec) -> pl.DataFrame:
     ]
     return _holm(
         pl.DataFrame(records, schema=COMPARISON),
-        least_p=2 / (spec.evaluation.bootstrap + 1),
+        least_p={
+            question: tail_p(1 / (spec.evaluation.bootstrap + 1), sizes)
+            for question, sizes in paired.sizes.items()
+        },
         alpha=1 - spec.evaluation.confidence,
     )
 
@@ -130,7 +134,11 @@ def _results(
         "difference": null(first[0] - second[0]),
         "note": "; ".join(note for note in (problem, left_out) if note),
     }
-    yield record if problem else record | difference(first - second, paired.confidence)
+    yield (
+        record
+        if problem
+        else record | difference(first - second, paired.confidence, paired.sizes[question])
+    )
     if not question[1]:
         return
     grouping = paired.groupings[question[1]]
@@ -148,7 +156,7 @@ def _results(
     }
 
 
-def _holm(table: pl.DataFrame, *, least_p: float, alpha: float) -> pl.DataFrame:
+def _holm(table: pl.DataFrame, *, least_p: Mapping[Question, float], alpha: float) -> pl.DataFrame:
     """Fill `p_holm` and `family`; `least_p` is the least that a bootstrap can give."""
     sort = (
         pl.when(pl.col("grouping") != "")
@@ -158,6 +166,7 @@ def _holm(table: pl.DataFrame, *, least_p: float, alpha: float) -> pl.DataFrame:
         .otherwise(pl.lit("class"))
     )
     keys = table.select("kind", sort.alias("sort"), "method").rows()
+    asked = table.select("class", "grouping").rows()
     p = table["p"].to_list()
     corrected: list[float | None] = [None] * len(p)
     family = [0] * len(p)
@@ -171,11 +180,11 @@ def _holm(table: pl.DataFrame, *, least_p: float, alpha: float) -> pl.DataFrame:
             adjusted = multipletests([p[i] for i in tested], method="holm")[1]
             for i, value in zip(tested, adjusted, strict=True):
                 corrected[i] = float(value)
-            # Of b resamples no p is below 2 / (b + 1): a large family then cannot be told apart.
-            if key[2] == "bootstrap" and len(tested) * least_p > alpha:
-                for i in tested:
-                    if p[i] <= least_p:
-                        notes[i] = "; ".join(filter(None, (notes[i], FEW_RESAMPLES)))
+            # Of b resamples no p is below `least_p`: a large family then cannot be told apart.
+            for i in tested if key[2] == "bootstrap" else ():
+                least = least_p[asked[i]]
+                if len(tested) * least > alpha and p[i] <= least * (1 + 1e-9):
+                    notes[i] = "; ".join(filter(None, (notes[i], FEW_RESAMPLES)))
     return table.with_columns(
         pl.Series("p_holm", corrected, pl.Float64),
         pl.Series("family", family, pl.Int64),

@@ -106,7 +106,7 @@ def figures(
     )
     records = []
     for (metric, name), column in zip(figure_names(task), values.T, strict=True):
-        low, high = interval(column[1:], section.confidence)
+        low, high = interval(column[1:], section.confidence, _sizes(rows, task, metric, name))
         few = _too_few(rows, task, metric, name)
         note = _absent(rows, task, name, level) if np.isnan(column[0]) else few
         if not np.isnan(column[0]) and few:
@@ -204,6 +204,15 @@ def _absent(rows: Rows, task: Task, name: str, level: str) -> str:
     if name in task.class_names or len(present) < len(task.class_names):
         return "not defined: a class is absent"
     return "not defined: the predictions leave nothing to chance"
+
+
+def _sizes(rows: Rows, task: Task, metric: str, name: str) -> tuple[int, ...]:
+    """Patients of the groups that a figure sets against each other, or of all."""
+    if name in task.class_names:
+        return rows.sides(task.class_names.index(name))
+    if metric in EACH_CLASS:
+        return tuple(int(n) for n in rows.class_patients())
+    return (rows.count_patients,)
 
 
 def _too_few(rows: Rows, task: Task, metric: str, name: str) -> str:

@@ -4,10 +4,12 @@ Everything takes `weights` (b, n): how often each row counts in each of b resamp
 point figure, and both come from the same code. scikit-learn is the reference in the tests.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm
+from scipy.stats import t as student
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -191,12 +193,57 @@ def bootstrapped(
     return np.concatenate([point, *(measure(weights) for weights in blocks)])
 
 
-def interval(values: Floats, confidence: float) -> tuple[float, float]:
-    """Percentile interval; NaN when any resample is undefined."""
-    if np.isnan(values).any():
+def interval(values: Floats, confidence: float, sizes: Sequence[int]) -> tuple[float, float]:
+    """Expanded percentile interval; NaN when a resample is undefined, or a group has one patient.
+
+    Percentiles of resamples are too close together where groups are small: resampling n patients
+    gives (n - 1) / n of the variance, and its tails are normal where Student's are wider. So the
+    percentiles are those of an interval wider by as much.
+
+    Source: Hesterberg, The American Statistician 69(4), 2015.
+
+    Args:
+        values: (b,) of the resamples.
+        confidence: of the interval.
+        sizes: patients of each group that the figure sets against each other; see `expansion`.
+    """
+    if np.isnan(values).any() or min(sizes, default=0) < 2:
         return float("nan"), float("nan")
-    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    factor, freedom = expansion(sizes)
+    tail = norm.sf(factor * student.ppf((1 + confidence) / 2, freedom))
+    low, high = np.quantile(values, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def two_sided(values: Floats, sizes: Sequence[int]) -> float:
+    """p of the resamples of a difference being 0, two-sided, to go with `interval`.
+
+    The share of resamples on the far side of zero, counting one more so that it is never 0, taken
+    for a normal tail and expanded.
+    """
+    tail = min(np.count_nonzero(values <= 0), np.count_nonzero(values >= 0))
+    return tail_p((tail + 1) / (len(values) + 1), sizes)
+
+
+def tail_p(share: float, sizes: Sequence[int]) -> float:
+    """The two-sided p of a share of resamples on one side of zero."""
+    if min(sizes, default=0) < 2:
+        return float("nan")
+    factor, freedom = expansion(sizes)
+    return float(2 * student.sf(norm.isf(min(share, 0.5)) / factor, freedom))
+
+
+def expansion(sizes: Sequence[int]) -> tuple[float, float]:
+    """How much too narrow resamples within groups are, and Student's degrees of freedom.
+
+    Both as of a contrast of the groups' means with equal variance of a patient (Welch and
+    Satterthwaite: Biometrika 34, 1947; Biometrics Bulletin 2, 1946).
+    """
+    counts = np.asarray(sizes, np.float64)
+    shares = 1 / counts
+    factor = np.sqrt((shares * counts / (counts - 1)).sum() / shares.sum())
+    freedom = shares.sum() ** 2 / (shares**2 / (counts - 1)).sum()
+    return float(factor), float(freedom)
 
 
 def _share(part: Floats, whole: Floats) -> Floats:

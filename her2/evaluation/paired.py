@@ -4,7 +4,7 @@ Each bootstrap resample draws the same patients for all models, so what is hard 
 their differences.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ import polars as pl
 from her2.config import EvaluationSection, Task
 from her2.errors import UserError
 from her2.evaluation.groupings import Grouping, groupings_of, side_missing, two_sides
-from her2.evaluation.metrics import Floats, auc, bootstrapped, interval
+from her2.evaluation.metrics import Floats, auc, bootstrapped, interval, two_sided
 from her2.evaluation.predictions import Rows, averaged, rows_of
 
 Model = tuple[str, str]
@@ -29,7 +29,8 @@ class Paired:
 
     `rows` are each model's patients. `areas` are each model's AUC of each question: (1 + b,), of
     all patients and of b resamples. `problems` say of a question why its AUC, or its interval, is
-    not defined; `counts` its patients. `left_out` patients were not tested by all models.
+    not defined; `counts` its patients, `sizes` those of each group that it sets against each other.
+    `left_out` patients were not tested by all models.
     """
 
     task: Task
@@ -39,6 +40,7 @@ class Paired:
     areas: Mapping[Model, Mapping[Question, Floats]]
     problems: Mapping[Question, str]
     counts: Mapping[Question, int]
+    sizes: Mapping[Question, tuple[int, ...]]
     left_out: int
 
 
@@ -89,19 +91,15 @@ def pair_models(
         },
         problems={question: problem for question, (problem, _) in found.items()},
         counts={question: count for question, (_, count) in found.items()},
+        sizes={question: _sizes(one, task, groupings, question) for question in questions},
         left_out=every["patient_id"].n_unique() - len(one),
     )
 
 
-def difference(draws: Floats, confidence: float) -> dict[str, float]:
-    """`difference, low, high, p` of values (1 + b,), the point first.
-
-    p is two-sided: twice the smaller share of resamples on one side of zero, counting one more on
-    each, so that it is never 0.
-    """
-    low, high = interval(draws[1:], confidence)
-    tail = min(np.count_nonzero(draws[1:] <= 0), np.count_nonzero(draws[1:] >= 0))
-    p = min(1.0, 2 * (tail + 1) / len(draws))
+def difference(draws: Floats, confidence: float, sizes: Sequence[int]) -> dict[str, float]:
+    """`difference, low, high, p` of values (1 + b,), the point first; see `interval`."""
+    low, high = interval(draws[1:], confidence, sizes)
+    p = two_sided(draws[1:], sizes)
     return {"difference": float(draws[0]), "low": low, "high": high, "p": p}
 
 
@@ -139,6 +137,19 @@ def _areas(rows: Rows, task: Task, groupings: tuple[Grouping, ...], weights: Flo
         )  # fmt: skip
         found.append(own)
     return np.stack(found, axis=1)
+
+
+def _sizes(
+    rows: Rows, task: Task, groupings: Mapping[str, Grouping], question: Question
+) -> tuple[int, ...]:
+    """Patients of a class and the rest, of both sides of a grouping, or of every class."""
+    name, grouping = question
+    if grouping:
+        positive = two_sides(rows, groupings[grouping]).positive
+        return int(positive.sum()), int((~positive).sum())
+    if question == MACRO:
+        return tuple(int(n) for n in rows.class_patients())
+    return rows.sides(task.class_names.index(name))
 
 
 def _problem(

@@ -54,6 +54,16 @@ class Rows:
         target = self.target[np.unique(self.patients, return_index=True)[1]]
         return np.bincount(target, minlength=self.probabilities.shape[1])
 
+    def sides(self, index: int) -> tuple[int, int]:
+        """Patients of a class, and of all others."""
+        counts = self.class_patients()
+        return int(counts[index]), int(counts.sum() - counts[index])
+
+    @property
+    def count_patients(self) -> int:
+        """Patients of all classes."""
+        return len(np.unique(self.patients))
+
 
 def gather_predictions(
     spec: EvaluateSpec, cache: Cache, *, folds: Path, models: Path

@@ -111,5 +111,5 @@ def _record(paired: Paired | None, values: Floats | None, lacking: str) -> dict[
         return record
     if problem:
         return record | {"difference": float(values[0])}
-    found = difference(values, paired.confidence)
+    found = difference(values, paired.confidence, paired.sizes[MACRO])
     return record | found | {"holds": found["low"] > 0}

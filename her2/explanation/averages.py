@@ -34,7 +34,7 @@ def over_patients(
 ) -> list[Average]:
     """The mean of each column over patients, a patient's value being the mean of its slides.
 
-    Intervals are percentiles of resamples of patients within their class.
+    Intervals are expanded percentiles of resamples of patients within their class.
 
     Args:
         table: `patient_id`, `label` and the columns (finite), a row a slide.
@@ -61,6 +61,10 @@ def over_patients(
         note = "interval not defined: no class has 2 patients"
         return [Average(float(value), None, None, len(patients), note) for value in found[0]]
     return [
-        Average(float(column[0]), *interval(column[1:], bootstrap.confidence), len(patients))
+        Average(
+            float(column[0]),
+            *interval(column[1:], bootstrap.confidence, (len(patients),)),
+            len(patients),
+        )
         for column in found.T
     ]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from scipy.stats import norm
+from scipy.stats import norm, t, ttest_ind
 from sklearn.metrics import (
     average_precision_score,
     balanced_accuracy_score,
@@ -25,6 +25,7 @@ from her2.evaluation.metrics import (
     balanced_accuracy,
     bootstrapped,
     confusion,
+    expansion,
     interval,
     log_losses,
     macro_f1,
@@ -33,6 +34,7 @@ from her2.evaluation.metrics import (
     patient_weights,
     quadratic_kappa,
     squared_errors,
+    two_sided,
     weight_blocks,
 )
 
@@ -334,14 +336,48 @@ def test_the_bootstrap_draws_with_replacement_and_by_its_seed() -> None:
     assert (draws == 3).mean() == pytest.approx((1 / 3) ** 3, abs=0.01)
 
 
-def test_the_interval_is_numpys_percentiles() -> None:
+def test_the_interval_of_large_groups_is_numpys_percentiles() -> None:
     values = np.random.default_rng(0).normal(size=999)
-    assert interval(values, 0.95) == pytest.approx(tuple(np.percentile(values, [2.5, 97.5])))
-    assert interval(values, 0.8) == pytest.approx(tuple(np.percentile(values, [10, 90])))
+    large = (10**7, 10**7)
+    assert interval(values, 0.95, large) == pytest.approx(tuple(np.percentile(values, [2.5, 97.5])))
+    assert interval(values, 0.8, large) == pytest.approx(tuple(np.percentile(values, [10, 90])))
+
+
+def test_the_interval_of_few_patients_is_students() -> None:
+    """Of normal resamples of a mean: Student's, and wider by sqrt(n / (n - 1))."""
+    n = 12
+    values = norm.ppf((np.arange(200_000) + 0.5) / 200_000)  # resamples whose spread is 1
+    low, high = interval(values, 0.95, (n,))
+    reach = t.ppf(0.975, n - 1) * np.sqrt(n / (n - 1))
+    assert (low, high) == pytest.approx((-reach, reach), rel=1e-3)
+
+
+def test_two_groups_have_welchs_degrees_of_freedom() -> None:
+    """Those that scipy gives two samples whose variances are equal to the last bit."""
+    generator = np.random.default_rng(1)
+    samples = [generator.normal(size=size) for size in (10, 90)]
+    first, second = ((own - own.mean()) / own.std(ddof=1) for own in samples)
+    assert expansion((10, 90))[1] == pytest.approx(ttest_ind(first, second, equal_var=False).df)
+
+
+def test_p_and_interval_agree_on_zero() -> None:
+    generator = np.random.default_rng(2)
+    for shift in np.linspace(0, 3.5, 40):
+        values = generator.normal(loc=shift, size=1999)
+        low, high = interval(values, 0.95, (15, 40))
+        p = two_sided(values, (15, 40))
+        if abs(p - 0.05) > 0.004:
+            assert (low <= 0 <= high) == (p > 0.05)
+
+
+def test_a_group_of_one_patient_has_no_interval() -> None:
+    values = np.random.default_rng(0).normal(size=99)
+    assert np.isnan(interval(values, 0.95, (1, 40))).all()
+    assert np.isnan(two_sided(values, (1, 40)))
 
 
 def test_one_undefined_resample_leaves_the_interval_undefined() -> None:
-    assert np.isnan(interval(np.array([0.1, np.nan, 0.3]), 0.95)).all()
+    assert np.isnan(interval(np.array([0.1, np.nan, 0.3]), 0.95, (9, 9))).all()
 
 
 def test_the_draws_do_not_depend_on_how_they_are_cut_into_blocks(
@@ -388,7 +424,7 @@ def test_both_intervals_cover_the_true_auc_in_about_95_of_100_studies(n: int) ->
             resamples=1000,
             seed=study,
         )
-        low, high = interval(draws[1:, 0], 0.95)
+        low, high = interval(draws[1:, 0], 0.95, (int(positive.sum()), int((~positive).sum())))
         covered["bootstrap"] += low <= truth <= high
         _, low, high = area_interval(positive, scores, 0.95)
         covered["delong"] += low <= truth <= high

@@ -159,8 +159,8 @@ def _statistics(results: Results) -> str:
     return (
         "Statistics. Probabilities of a patient's slides (and of repeats) were averaged and the "
         "test parts pooled. AUC is one score against the rest; the macro AUC is the unweighted "
-        f"mean over scores. {level} intervals are expanded percentiles (Hesterberg 2015) of {count(section.bootstrap)} "
-        f"bootstrap resamples of patients, stratified by class (seed {results.config.seed}). For "
+        f"mean over scores. {level} intervals are expanded percentiles (Hesterberg 2015) of "
+        f"{count(section.bootstrap)} bootstrap resamples of patients, stratified by class (seed {results.config.seed}). For "
         "scores in two groups DeLong's interval is given too (DeLong 1988, on the logit scale). "
         "Calibration was measured by the expected calibration error (10 bins), Brier score and log "
         "loss, before and after a temperature fitted on the tune part of each fold (Guo 2017); "

@@ -45,6 +45,8 @@ from her2.tables import write_csv
 
 log = logging.getLogger(__name__)
 
+OPTIONAL = ("comparison", "statement", "pretraining", "throughput", "similar")
+"""Tables that not every run has."""
 _FOLDER = Path(__file__).parent
 
 
@@ -61,8 +63,12 @@ def build_report(spec: ReportSpec, results: Path, output: Path) -> None:
         UserError: a table of the run is missing or broken, or the page cannot be written.
     """
     run = read_results(spec, results)
-    for name, table in tables(run).items():
+    written = tables(run)
+    for name, table in written.items():
         write_csv(table, output.parent / "tables" / f"{name}.csv")
+    for name in OPTIONAL:  # not beside this page, if an earlier report of more encoders had it
+        if name not in written:
+            (output.parent / "tables" / f"{name}.csv").unlink(missing_ok=True)
     shown = sections(run)
     files = write_figures(shown, output.parent / "figures")
     write_text(output.with_name("methods.txt"), "\n\n".join(shown["methods"]) + "\n")
@@ -168,13 +174,14 @@ def tables(run: Results) -> dict[str, pl.DataFrame]:
         for model in run.models
         for row in models.fold_rows(model)
     ]
-    optional = {
-        "comparison": comparison.comparison_table(run),
-        "statement": comparison.statement_table(run),
-        "pretraining": pretraining.pretraining_table(run),
-        "throughput": throughput.throughput_table(run),
-        "similar": leakage.pairs_table(run),
-    }
+    makers = (
+        comparison.comparison_table,
+        comparison.statement_table,
+        pretraining.pretraining_table,
+        throughput.throughput_table,
+        leakage.pairs_table,
+    )
+    optional = {name: make(run) for name, make in zip(OPTIONAL, makers, strict=True)}
     return {
         "headline": headline.select(
             "task",
@@ -193,11 +200,20 @@ def tables(run: Results) -> dict[str, pl.DataFrame]:
         "metrics": metrics,
         **{
             name: _stack(run, [getattr(model, name) for model in run.models])
-            for name in ("fold_metrics", "binary", "calibration", "operating", "temperatures")
+            for name in (
+                "confusion",
+                "fold_metrics",
+                "binary",
+                "temperatures",
+                "calibration",
+                "reliability",
+                "operating",
+                "decision",
+            )
         },
         **{
             name: _stack(run, [model.controls[name] for model in run.models])
-            for name in ("covariates", "shuffled", "subgroups")
+            for name in ("covariates", "inputs", "shuffled", "subgroups")
         },
         **{
             name: _stack(run, [model.attention[name] for model in run.models])

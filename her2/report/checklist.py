@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from her2.report import flow, methods
+from her2.report.controls import SUBGROUPS
 from her2.report.performance import protocol
 from her2.report.read import Results
 from her2.report.text import count, plural
@@ -70,20 +71,19 @@ def _known(results: Results) -> dict[str, tuple[str, str]]:
         f"{name}: {', '.join(task.class_names)} from the column {task.label}"
         for name, task in config.tasks.items()
     )
-    sample = "Numbers as available; the intervals show what they allow."
+    parts = _parts(results)
     return {
         "5b": ("Synthetic slides, drawn by a program." if results.synthetic else "", "cohort"),
         "7": (methods.tiles(results), "cohort"),
         "8a": (f"Tasks: {tasks}.", "cohort"),
         "9a": ("Images alone: features of tiles by frozen encoders. "
                + ", ".join(config.encoders) + ".", "provenance"),
-        "10": (f"{people}. {sample}", "cohort"),
         "11": ("Slides without a label were predicted and not evaluated; slides that could not be "
                "read or had too little tissue were excluded, each with its reason.", "excluded"),
         "12a": (f"{protocol(results)[:1].upper() + protocol(results)[1:]}.", "models"),
         "12c": (f"Heads: {', '.join(config.heads)}; all settings in the full config.",
                 "provenance"),
-        "12d": ("AUC by site and scanner, where the manifest names them.", "controls"),
+        "12d": (f"AUC by {parts}." if parts else "", "models"),
         "12e": (f"AUC, AUPRC, calibration, net benefit; intervals from "
                 f"{count(config.evaluation.bootstrap)} resamples of patients.", "headline"),
         "12f": ("A temperature from the tune part of each fold, reported before and after.",
@@ -91,20 +91,36 @@ def _known(results: Results) -> dict[str, tuple[str, str]]:
         "12g": ("Out-of-fold probabilities, averaged over a patient's slides.", "headline"),
         "13": (f"Balance of classes in training: {config.training.balance}; probabilities were not "
                "corrected for it but by the temperature.", "models"),
-        "14": ("AUC by site, scanner and amount of tissue; other groups are not in the manifest.",
-               "controls"),
         "15": ("A probability for each score; thresholds at fixed sensitivity and specificity.",
                "models"),
-        "16": ("Folds of one cohort: train and test parts come from the same source.", "cohort"),
-        "18e": ("Config, seed, versions and digests of the weights are stated.", "provenance"),
+        "16": (_parts_of_one_cohort(results), "cohort"),
         "20a": (f"{people}; the flow with reasons is drawn.", "cohort"),
         "20b": ("Patients of each class, by site.", "cohort"),
         "21": ("Slides of each fold's train, tune and test part.", "models"),
         "22": ("Trained folds are stored with their cards; `her2 predict` applies them.",
                "provenance"),
         "23a": ("Figures with intervals, pooled and by fold.", "headline"),
-        "23b": ("AUC by site, scanner and amount of tissue.", "controls"),
+        "23b": (f"AUC by {parts}." if parts else "", "models"),
     }  # fmt: skip
+
+
+def _parts(results: Results) -> str:
+    """The parts of the cohort with an AUC of their own, `site and amount of tissue`, or empty."""
+    found = {by for model in results.models for by in model.controls["subgroups"]["by"]}
+    return methods.listed(tuple(words for by, words in SUBGROUPS.items() if by in found))
+
+
+def _parts_of_one_cohort(results: Results) -> str:
+    """How train and test parts differ; empty for a fixed split, of which the run knows nothing."""
+    if results.split:
+        return ""
+    sites = {
+        "preserved": "no site is in both the train and the test part",
+        "leave_one_out": "the test part is a site that the train part lacks",
+        "stratified": "train and test parts are alike in sites",
+    }
+    differ = sites.get(results.config.folds.sites, "sites were not looked at in dividing patients")
+    return f"Folds of one cohort: {differ}."
 
 
 _ITEMS = (
@@ -126,26 +142,31 @@ _ITEMS = (
     ("9a", "Methods", "Predictors", ""),
     ("9b", "Methods", "Definition of predictors", "staining, scanner, magnification"),
     ("9c", "Methods", "Assessors of predictors", "none: predictors are computed; confirm"),
-    ("10", "Methods", "Sample size", ""),
+    ("10", "Methods", "Sample size", "how it was arrived at, and whether it is enough"),
     ("11", "Methods", "Missing data", ""),
     ("12a", "Methods", "Use of the data", ""),
     ("12b", "Methods", "Handling of predictors", "scaling of features, see the config"),
     ("12c", "Methods", "Type of model", ""),
-    ("12d", "Methods", "Heterogeneity between sources", ""),
+    ("12d", "Methods", "Heterogeneity between sources", "the cohort names no parts to compare"),
     ("12e", "Methods", "Measures of performance", ""),
     ("12f", "Methods", "Updating after evaluation", ""),
     ("12g", "Methods", "How predictions were made", ""),
     ("13", "Methods", "Class imbalance", ""),
-    ("14", "Methods", "Fairness", ""),
+    ("14", "Methods", "Fairness", "which groups of patients, why, and what was done"),
     ("15", "Methods", "Output of the model", ""),
-    ("16", "Methods", "Train against evaluation data", ""),
+    ("16", "Methods", "Train against evaluation data", "how the parts of the split differ"),
     ("17", "Methods", "Ethical approval", "committee, number, consent"),
     ("18a", "Open science", "Funding", "and the role of funders"),
     ("18b", "Open science", "Conflicts of interest", "of all authors"),
     ("18c", "Open science", "Protocol", "where it is, or that there is none"),
     ("18d", "Open science", "Registration", "number, or that there is none"),
-    ("18e", "Open science", "Reproducibility of this run", ""),
-    ("18f", "Open science", "Availability of data and code", "where, under which terms"),
+    ("18e", "Open science", "Sharing of data", "where the slides and labels are, on which terms"),
+    (
+        "18f",
+        "Open science",
+        "Sharing of code",
+        "where; versions, seed and config are in provenance",
+    ),
     ("19", "Patients and public", "Involvement", "in design, conduct, reporting"),
     ("20a", "Results", "Flow of participants", ""),
     ("20b", "Results", "Characteristics", ""),
@@ -153,7 +174,7 @@ _ITEMS = (
     ("21", "Results", "Numbers in each analysis", ""),
     ("22", "Results", "The full model", ""),
     ("23a", "Results", "Performance", ""),
-    ("23b", "Results", "Heterogeneity", ""),
+    ("23b", "Results", "Heterogeneity", "the cohort names no parts to compare"),
     ("24", "Results", "Updating", "results of an updated model, if any"),
     ("25", "Discussion", "Interpretation", "of the main results, with fairness"),
     ("26", "Discussion", "Limitations", "of data, sample size, labels, generalisation"),

@@ -178,7 +178,7 @@ def _statement(row: dict[str, Any]) -> str:
     words = {
         "H&E - IHC": "H&E minus IHC pre-training",
         "H&E - non-medical": "H&E minus non-medical pre-training",
-        "H&E - both": "H&E beats both: the smaller of the two differences",
+        "H&E - both": "H&E minus the better of both: the smaller of the two differences",
     }.get(row["statement"], row["statement"])
     if row["difference"] is None:
         return f"{words}: NA, {row['note'] or 'not defined'}."

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -74,7 +75,7 @@ def precision_figure(curves: Sequence[Curve], *, name: str, synthetic: bool) -> 
         canvas, axes = _square()
         for index, curve in enumerate(curves):
             axes.axhline(curve.level, color=_colour(index), linewidth=0.8, linestyle=_DOTS)
-        _lines(axes, curves, "AUPRC")
+        _lines(axes, curves, "AUPRC", steps="steps-post")
         axes.set(
             xlabel="Recall",
             ylabel="Precision",
@@ -160,7 +161,13 @@ def _unit(axes: Axes) -> None:
     axes.grid(True)
 
 
-def _lines(axes: Axes, curves: Sequence[Curve], measure: str) -> None:
+def _lines(
+    axes: Axes,
+    curves: Sequence[Curve],
+    measure: str,
+    *,
+    steps: Literal["default", "steps-post"] = "default",
+) -> None:
     for index, curve in enumerate(curves):
         note = f"{curve.name}: {measure} {curve.area} (n={curve.positive})"
         axes.plot(
@@ -169,6 +176,7 @@ def _lines(axes: Axes, curves: Sequence[Curve], measure: str) -> None:
             color=_colour(index),
             linestyle=_DASHES[index % len(_DASHES)],
             linewidth=1.7,
+            drawstyle=steps,
             label=note if len(curve.x) else f"{curve.name}: not defined",
         )
 

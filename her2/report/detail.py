@@ -177,6 +177,8 @@ def precision(results: Results, model: Model) -> Figure:
         recall = rates = np.empty(0)
         if positive.any() and not positive.all():
             rates, recall, _ = precision_recall_curve(positive, model.patients[f"prob_{name}"])
+            # The last point, precision 1 at recall 0, is the library's own and no threshold's.
+            rates, recall = rates[:-1], recall[:-1]
         curves.append(
             Curve(
                 name=name,

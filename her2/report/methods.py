@@ -42,7 +42,7 @@ def _synthetic(results: Results) -> str:
 def _cohort(results: Results) -> str:
     texts = []
     for item in flow.flows(results):
-        who = f" ({_listed(item.encoders)})" if len(results.config.encoders) > 1 else ""
+        who = f" ({listed(item.encoders)})" if len(results.config.encoders) > 1 else ""
         out = "; ".join(step.reason for step in item.steps)
         texts.append(
             f"For the task {item.task_name}{who}, of {plural(item.slides, 'slide')} of "
@@ -75,7 +75,7 @@ def tiles(results: Results) -> str:
         tiling.max_tiles
     ) else ""  # fmt: skip
     return (
-        f"Tiles. Slides were cut into square tiles of {_listed(tuple(sizes))}{overlap}; the scale "
+        f"Tiles. Slides were cut into square tiles of {listed(tuple(sizes))}{overlap}; the scale "
         "was taken from each slide's own um/px. A tile was kept when at least "
         f"{percent(tiling.min_tissue)} of it was tissue and pen, folds, the scanner's border and "
         "blur stayed within their limits; a slide with fewer than "
@@ -177,7 +177,7 @@ def _comparison(results: Results) -> str:
     kinds = Counter(
         kind for table in results.comparisons.values() for kind in table["kind"].unique()
     )
-    what = _listed(tuple(kind for kind in ("encoders", "heads") if kinds[kind]))
+    what = listed(tuple(kind for kind in ("encoders", "heads") if kinds[kind]))
     return (
         f"Comparison. Pairs of {what} were compared on identical patients and folds by the paired "
         "patient bootstrap, scores in two groups also by DeLong's paired test; p values are "
@@ -196,8 +196,8 @@ def _controls(results: Results) -> str:
     )
     return (
         "Controls. A logistic regression on covariates alone (what is known of a slide without "
-        "looking at its tissue: "
-        f"{_listed(_covariates(results)) or 'none varied here'}) was cross-validated in the same "
+        "how its tissue looks: "
+        f"{listed(_covariates(results)) or 'none varied here'}) was cross-validated in the same "
         f"folds. Labels were shuffled within the test folds {count(permutations)} times. AUC is "
         "also given by site, by scanner and by amount of tissue, where known."
     )
@@ -233,7 +233,7 @@ def _software(results: Results) -> str:
     )
 
 
-def _listed(names: tuple[str, ...]) -> str:
+def listed(names: tuple[str, ...]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     if len(names) < 2:
         return "".join(names)

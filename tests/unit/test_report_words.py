@@ -4,11 +4,13 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
-from her2.report import checklist, comparison, controls, flow, methods, summary
-from her2.report.build import build_report
+from her2.report import checklist, comparison, controls, detail, flow, methods, summary
+from her2.report.build import build_report, tables
+from her2.report.curves import Curve
 from her2.report.read import Results, read_results
 from her2.tables import guard_cells
 from tests.unit.report_maker import HOSTILE, Cohort
@@ -173,3 +175,96 @@ def test_an_absent_class_is_said_in_the_summary(tmp_path: Path) -> None:
     assert summary.sentences(results) == [
         "Task score: no macro AUC is defined; the table says why."
     ]
+
+
+def test_sharing_sample_size_and_fairness_are_never_filled_for_the_author(tmp_path: Path) -> None:
+    items = {item.number: item for item in checklist.checklist(read(tmp_path, LOST))}
+    assert (items["18e"].topic, items["18f"].topic) == ("Sharing of data", "Sharing of code")
+    assert all(items[number].by_author for number in ("10", "14", "18e", "18f"))
+
+
+def test_the_checklist_names_only_the_parts_that_the_cohort_has(tmp_path: Path) -> None:
+    results = read(tmp_path, LOST)
+    items = {item.number: item for item in checklist.checklist(results)}
+    assert items["23b"].content == "AUC by site and amount of tissue."  # no scanner is named
+    models = tuple(
+        replace(m, controls=dict(m.controls) | {"subgroups": m.controls["subgroups"].clear()})
+        for m in results.models
+    )
+    bare = {item.number: item for item in checklist.checklist(replace(results, models=models))}
+    assert bare["23b"].by_author
+    assert bare["12d"].by_author
+
+
+@pytest.mark.parametrize(
+    ("sites", "words"),
+    [
+        ("leave_one_out", "a site that the train part lacks"),
+        ("ignored", "sites were not looked at"),
+    ],
+)
+def test_how_test_parts_differ_follows_the_folds(tmp_path: Path, sites: str, words: str) -> None:
+    cohort = Cohort(values={"folds": {"number": 3, "sites": sites}})
+    items = {item.number: item for item in checklist.checklist(read(tmp_path, cohort))}
+    assert words in items["16"].content
+
+
+def test_of_a_fixed_split_only_the_author_knows_how_its_parts_differ(tmp_path: Path) -> None:
+    results = replace(read(tmp_path, LOST), split=True)
+    items = {item.number: item for item in checklist.checklist(results)}
+    assert items["16"].by_author
+
+
+def test_the_box_says_whether_covariates_reach_a_headline_or_come_near(tmp_path: Path) -> None:
+    results = read(tmp_path, Cohort(signal=0.3))
+    (model,) = results.models
+    titles = []
+    for difference in (-0.02, 0.05):
+        table = model.controls["covariates"].with_columns(
+            reached=pl.lit(True), difference=pl.lit(difference), low=pl.lit(-0.1)
+        )
+        changed = replace(model, controls=dict(model.controls) | {"covariates": table})
+        (box,) = controls.reached(replace(results, models=(changed,)))
+        titles.append(box.title)
+    assert titles == [
+        "Covariates alone reach this headline.",
+        "This headline is not shown to be above covariates alone.",
+    ]
+
+
+def test_tables_of_an_earlier_report_do_not_stay_beside_a_new_one(tmp_path: Path) -> None:
+    page = tmp_path / "report" / "report.html"
+    for number, encoders in enumerate([("one", "two"), ("one",)]):
+        folder = tmp_path / f"results{number}"
+        build_report(Cohort(encoders=encoders).write(folder), folder, page)
+        assert (page.parent / "tables" / "comparison.csv").exists() == (len(encoders) > 1)
+
+
+def test_the_numbers_behind_drawn_figures_are_tables_too(tmp_path: Path) -> None:
+    results = read(tmp_path, Cohort(encoders=("one", "two")))
+    found = tables(results)
+    for name in ("confusion", "reliability", "decision"):
+        rows = sum(len(getattr(model, name)) for model in results.models)
+        assert len(found[name]) == rows > 0
+
+
+def test_a_precision_curve_has_a_point_a_threshold_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Curve] = []
+    monkeypatch.setattr(detail, "precision_figure", lambda curves, **_: drawn.extend(curves))
+    results = read(tmp_path, Cohort(signal=0.0))
+    (model,) = results.models
+    detail.precision(results, model)
+    assert [curve.name for curve in drawn] == list(model.task.class_names)
+    target = model.patients["target"].to_numpy()
+    for index, curve in enumerate(drawn):
+        scores = model.patients[f"prob_{curve.name}"].to_numpy()
+        for recall, precision in zip(curve.x, curve.y, strict=True):
+            picks = [
+                scores >= threshold
+                for threshold in scores
+                if np.isclose((target[scores >= threshold] == index).sum(),
+                              recall * (target == index).sum())
+            ]  # fmt: skip
+            assert any(np.isclose((target[pick] == index).mean(), precision) for pick in picks)

@@ -4,7 +4,6 @@ On TCGA the size of a slide alone told low from zero with an AUC of 0.92: a head
 something only beside such a figure, on the same patients in the same folds.
 """
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +17,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from her2.config import Task
-
-log = logging.getLogger(__name__)
+from her2.errors import UserError
 
 NUMBERS = {
     "tissue": pl.col("tissue_mm2"),
@@ -130,6 +128,9 @@ def predict_by_covariates(
     Returns:
         As `her2.evaluation.predictions.gather_predictions`, test rows alone. A fold whose train
         part lacks a class gives that class the probability 0.
+
+    Raises:
+        UserError: a train part has fewer than two classes.
     """
     rows = folds.join(found.table, on="slide_id", how="inner").sort("repeat", "fold", "slide_id")
     # A number that is not known is as the train part's median.
@@ -141,10 +142,11 @@ def predict_by_covariates(
         if not len(test):
             continue
         if train["label"].n_unique() < 2:
-            log.warning("r%sf%s: covariates: fewer than two classes to learn from", repeat, fold)
-            probabilities = np.full((len(test), len(task.class_names)), 1 / len(task.class_names))
-        else:
-            probabilities = _fit(found, train, tune, test, len(task.class_names))
+            raise UserError(
+                f"r{repeat}f{fold}: fewer than two classes to learn covariates from, which no model "
+                "of the fold can have been trained on; run snakemake again."
+            )
+        probabilities = _fit(found, train, tune, test, len(task.class_names))
         parts.append(
             test.select(
                 "slide_id",

@@ -143,8 +143,8 @@ def predict_by_covariates(
             continue
         if train["label"].n_unique() < 2:
             raise UserError(
-                f"r{repeat}f{fold}: fewer than two classes to learn covariates from, which no model "
-                "of the fold can have been trained on; run snakemake again."
+                f"r{repeat}f{fold}: fewer than two classes to learn covariates from, as no model "
+                "of the fold can have had; run snakemake again."
             )
         probabilities = _fit(found, train, tune, test, len(task.class_names))
         parts.append(

@@ -5,13 +5,15 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import kstest
 from sklearn.metrics import roc_auc_score
 
 from her2.config import EvaluationSection
 from her2.controls.covariates import covariates_of, predict_by_covariates
 from her2.controls.run import control, control_tables
-from her2.controls.shuffled import shuffle_labels
+from her2.controls.shuffled import _areas, _shuffled, shuffle_labels
 from her2.controls.subgroups import subgroup_figures
 from her2.errors import UserError
 from her2.specs import ControlSpec
@@ -267,6 +269,92 @@ def test_folds_of_another_mix_and_level_alone_are_no_signal() -> None:
     )
     assert macro(table)["value"] == 1
     assert macro(table)["p"] == 1
+
+
+@given(seed=st.integers(0, 10_000), patients=st.integers(1, 40), folds=st.integers(1, 6))
+def test_a_label_stays_within_its_fold(seed: int, patients: int, folds: int) -> None:
+    generator = np.random.default_rng(seed)
+    target, fold = generator.integers(0, 4, patients), generator.integers(0, folds, patients)
+    before = target.copy()
+    mixed = _shuffled(target, fold, generator)
+    np.testing.assert_array_equal(target, before)
+    for one in range(folds):
+        assert sorted(mixed[fold == one]) == sorted(target[fold == one])
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 10_000), patients=st.integers(2, 40), steps=st.integers(1, 12))
+def test_areas_by_ranks_are_scikit_learns_with_ties_too(
+    seed: int, patients: int, steps: int
+) -> None:
+    generator = np.random.default_rng(seed)
+    targets = generator.integers(0, 3, (5, patients))
+    scores = generator.integers(0, steps, (patients, 3)) / steps
+    found = _areas(targets, scores)
+    for row, target in zip(found, targets, strict=True):
+        for index in range(3):
+            positive = target == index
+            if positive.all() or not positive.any():
+                assert np.isnan(row[index])
+                assert np.isnan(row[3])
+            else:
+                assert row[index] == pytest.approx(roc_auc_score(positive, scores[:, index]))
+        assert row[3] == pytest.approx(row[:3].mean(), nan_ok=True)
+
+
+def test_an_absent_class_is_null_with_the_reason_and_the_others_have_figures() -> None:
+    model = predictions(60).filter(pl.col("target") != 3)
+    tables = control_tables(SPEC, model, folds_of(model), cohort_of(model))
+    for name, value in (("covariates", "difference"), ("shuffled", "value")):
+        for row in tables[name].to_dicts():
+            gone = row["class"] in ("3+", "macro")
+            assert (row[value] is None) == gone, row
+            assert row["note"] == ("not defined: a class is absent" if gone else ""), row
+    assert tables["covariates"].filter(pl.col("class") == "macro")["reached"].to_list() == [None]
+    assert tables["shuffled_draws"]["auc"].null_count() == SECTION.permutations
+    # No train part has it.
+    assert tables["covariates_predictions"]["prob_3+"].to_list() == [0.0] * 45
+
+
+def test_a_site_that_no_train_part_has_is_predicted_by_the_rest() -> None:
+    model = predictions(60)
+    cohort = cohort_of(model).with_columns(
+        site=pl.when(pl.col("slide_id") == "s000-0").then(pl.lit("new")).otherwise("site")
+    )
+    made = control_tables(SPEC, model, folds_of(model), cohort)["covariates_predictions"]
+    row = made.filter(pl.col("slide_id") == "s000-0").row(0, named=True)
+    assert sum(row[f"prob_{name}"] for name in SCORE.class_names) == pytest.approx(1)
+
+
+def test_the_first_third_has_the_patients_of_least_tissue() -> None:
+    model = predictions(60, slides=2)
+    cohort = cohort_of(model)
+    rest = cohort_of(model).with_columns(scanner=pl.lit("x"), site=pl.lit("a"))
+    table = subgroup_figures(model, rest, SCORE, SECTION, seed=0)
+    assert set(table["by"]) == {"tissue"}
+    least = (
+        cohort.group_by("p" + pl.col("slide_id").str.slice(1, 3).alias("patient_id"))
+        .agg(pl.col("tissue_mm2").sum())
+        .sort("tissue_mm2")
+    ).to_series()[:20]
+    own = model.filter((pl.col("role") == "test") & pl.col("patient_id").is_in(least.to_list()))
+    patients = own.group_by("patient_id").agg(pl.col("target").first(), pl.col("prob_0").mean())
+    row = table.filter((pl.col("group") == "1 (least)") & (pl.col("class") == "0")).row(
+        0, named=True
+    )
+    expected = roc_auc_score(patients["target"].to_numpy() == 0, patients["prob_0"].to_numpy())
+    assert row["value"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("tissue", [5.0, None])
+def test_what_is_the_same_for_everyone_or_not_known_gives_no_parts(tissue: float | None) -> None:
+    model = predictions(40)
+    cohort = cohort_of(model).with_columns(
+        site=pl.lit("a"),
+        scanner=pl.lit(None, pl.String),
+        tissue_mm2=pl.lit(tissue, pl.Float64),
+    )
+    assert len(subgroup_figures(model, cohort, SCORE, SECTION, seed=0)) == 0
 
 
 def test_the_parts_of_the_cohort_hold_every_patient_once_and_their_auc_is_scikit_learns() -> None:

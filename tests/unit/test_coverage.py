@@ -1,8 +1,10 @@
 """Intervals hold the true figure in about 95 of 100 studies, of small classes and of slides too."""
 
+import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
-from benchmarks.coverage import SIZES, Coverage, coverages, table
+from benchmarks.coverage import SIZES, TRUTH, Coverage, _scores, coverages, table
 
 LOW, HIGH = 0.92, 0.97
 FIGURES = [
@@ -31,6 +33,17 @@ def test_the_interval_covers_the_true_value_in_about_95_of_100_studies(
     row = next(row for row in simulated if (row.method, row.figure) == (method, figure))
     assert row.studies == 500
     assert LOW <= row.coverage <= HIGH, f"{row}\n{table(simulated)}"
+
+
+@pytest.mark.slow
+def test_the_truth_is_the_auc_of_a_million_patients() -> None:
+    generator = np.random.default_rng(0)
+    target = np.repeat(np.arange(len(SIZES)), 10_000 * np.array(SIZES))
+    assert len(target) == 1_000_000
+    scores = _scores(generator.normal(size=(len(target), len(SIZES))), target, generator)
+    for index in range(len(SIZES)):
+        # The standard error is below 0.0008 with 100,000 in the smallest class.
+        assert roc_auc_score(target == index, scores[:, index]) == pytest.approx(TRUTH, abs=0.003)
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ from her2.report import (
     throughput,
 )
 from her2.report.drawn import write_figures
-from her2.report.read import Results, read_results
+from her2.report.read import DETAILS, Results, read_results
 from her2.specs import ReportSpec
 from her2.tables import write_csv
 
@@ -198,19 +198,7 @@ def tables(run: Results) -> dict[str, pl.DataFrame]:
             "overlap",
         ),
         "metrics": metrics,
-        **{
-            name: _stack(run, [getattr(model, name) for model in run.models])
-            for name in (
-                "confusion",
-                "fold_metrics",
-                "binary",
-                "temperatures",
-                "calibration",
-                "reliability",
-                "operating",
-                "decision",
-            )
-        },
+        **{name: _stack(run, [getattr(model, name) for model in run.models]) for name in DETAILS},
         **{
             name: _stack(run, [model.controls[name] for model in run.models])
             for name in ("covariates", "inputs", "shuffled", "subgroups")

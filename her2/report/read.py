@@ -17,11 +17,7 @@ from her2.manifest import FeatureEntry, FoldEntry, read_manifests
 from her2.specs import ReportSpec
 from her2.store import read_attributes
 
-TABLES = (
-    "predictions",
-    "slides",
-    "patients",
-    "metrics",
+DETAILS = (
     "confusion",
     "fold_metrics",
     "binary",
@@ -31,6 +27,8 @@ TABLES = (
     "operating",
     "decision",
 )
+"""Of one evaluation, beyond its metrics."""
+TABLES = ("predictions", "slides", "patients", "metrics", *DETAILS)
 """Of one evaluation."""
 CONTROLS = ("covariates", "inputs", "shuffled", "shuffled_draws", "subgroups")
 """Beside one evaluation."""

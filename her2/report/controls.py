@@ -64,7 +64,7 @@ def covariates_sheet(results: Results) -> Sheet:
     for model in results.models:
         sign = mark(results, model.encoder)
         for row in model.controls["covariates"].to_dicts():
-            verdict = {True: "reached", False: "above", None: ""}[row["reached"]]
+            verdict = {True: "reached", False: "not reached", None: "not judged"}[row["reached"]]
             rows.append(
                 (
                     model.name + sign,
@@ -93,7 +93,7 @@ def covariates_sheet(results: Results) -> Sheet:
         rows,
         "Covariates: logistic regression on what is known without how the tissue looks, in the "
         "same folds. Reached: its AUC is not below the model's, or the interval of the difference "
-        "holds 0.",
+        "holds 0. Not judged: one of the two is not defined, with the reason beside it.",
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from her2.report import flow, methods
 from her2.report.controls import SUBGROUPS
 from her2.report.performance import protocol
 from her2.report.read import Results
-from her2.report.text import count, plural
+from her2.report.text import count, listed, plural
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ def _known(results: Results) -> dict[str, tuple[str, str]]:
 def _parts(results: Results) -> str:
     """The parts of the cohort with an AUC of their own, `site and amount of tissue`, or empty."""
     found = {by for model in results.models for by in model.controls["subgroups"]["by"]}
-    return methods.listed(tuple(words for by, words in SUBGROUPS.items() if by in found))
+    return listed(tuple(words for by, words in SUBGROUPS.items() if by in found))
 
 
 def _parts_of_one_cohort(results: Results) -> str:

@@ -1,33 +1,40 @@
 """Stage 2, report: a draft of a paper's methods, with the numbers of this run.
 
 What the run does not know is left to the author, as [author: ...]. The text is plain; the page
-escapes it.
+escapes it. Works are named by authors and year, and listed at the end.
 """
 
 from collections import Counter
 
-from her2.report import flow, slides
-from her2.report.performance import domain, protocol
+import polars as pl
+
+from her2.report import flow, methods_figures, methods_models, provenance, slides
+from her2.report.overlap import overlap_of
+from her2.report.performance import domain
+from her2.report.pretraining import split_words
 from her2.report.read import Results
-from her2.report.text import count, percent, plural
+from her2.report.references import references
+from her2.report.slides import one_row_a_slide
+from her2.report.text import count, listed, percent, plural
 
 
 def methods(results: Results) -> list[str]:
     """The paragraphs, in the order of a paper."""
     parts = [
         _synthetic(results),
-        _cohort(results),
+        cohort(results),
         tiles(results),
         _encoders(results),
-        _models(results),
-        _folds(results),
-        _statistics(results),
-        _comparison(results),
-        _controls(results),
-        _explanation(results),
+        methods_models.models(results),
+        methods_models.folds(results),
+        methods_figures.statistics(results),
+        methods_figures.comparison(results),
+        methods_figures.controls(results),
+        methods_figures.explanation(results),
         _software(results),
     ]
-    return [part for part in parts if part]
+    found = [part for part in parts if part]
+    return [*found, references(found)]
 
 
 def _synthetic(results: Results) -> str:
@@ -39,28 +46,68 @@ def _synthetic(results: Results) -> str:
     )
 
 
-def _cohort(results: Results) -> str:
+def cohort(results: Results) -> str:
+    """Slides and patients, who is left out and why, and who is in the figures."""
     texts = []
     for item in flow.flows(results):
         who = f" ({listed(item.encoders)})" if len(results.config.encoders) > 1 else ""
-        out = "; ".join(step.reason for step in item.steps)
-        texts.append(
-            f"For the task {item.task_name}{who}, of {plural(item.slides, 'slide')} of "
-            f"{plural(item.patients, 'patient')} "
-            + (f"these were not evaluated: {out}. " if out else "none was left out. ")
-            + f"The figures are over {plural(item.tested_slides, 'slide')} of "
-            f"{plural(item.tested_patients, 'patient')}."
+        out = "; ".join(step.reason.replace("; ", ", ") for step in item.steps)
+        lost = sum(step.left for step in item.steps)
+        people = (
+            f"Task {item.task_name}{who}: of {plural(item.slides, 'slide')} of "
+            f"{plural(item.patients, 'patient')}, "
         )
-    classes = []
+        left = f"{plural(lost, 'slide')} {_was(lost)} not evaluated ({out})" if out else (
+            "none was left out"
+        )  # fmt: skip
+        texts.append(
+            f"{people}{left}; the figures are over {plural(item.tested_slides, 'slide')} of "
+            f"{plural(item.tested_patients, 'patient')} ({_evaluated(results, item)})."
+        )
     for task in results.config.tasks:
         made = slides.composition(results, task)
-        whole = made.rows[-1].cells
-        counts = [f"{name}: {n}" for name, (n, _) in zip(made.classes, whole, strict=False)]
-        classes.append(f"Patients by class ({task}): {', '.join(counts)}.")
-    return (
-        "Cohort. [author: source of the slides, dates, eligibility, staining and scanners, how "
-        f"HER2 was scored and by whom, ethics.] {' '.join(texts)} {' '.join(classes)}"
+        counts = [n for n, _ in made.rows[-1].cells]
+        texts.append(
+            f"Before exclusions the column {made.label} gave {_by_class(made.classes, counts)} "
+            f"(task {task})."
+        )
+    asked = (
+        ""
+        if results.synthetic
+        else " [author: source of the slides, dates, eligibility, staining and scanners, how HER2 "
+        "was scored and by whom, ethics.]"
     )
+    return f"Cohort.{asked}{_sites(results)} {' '.join(texts)}"
+
+
+def _sites(results: Results) -> str:
+    table = one_row_a_slide(results)
+    named = table["site"].drop_nulls()
+    if not len(named):
+        return ""
+    lacking = len(table) - len(named)
+    without = f"; {plural(lacking, 'slide')} {_was(lacking)} of no named site" if lacking else ""
+    return f" The slides are from {plural(named.n_unique(), 'site')}{without}."
+
+
+def _evaluated(results: Results, item: flow.Flow) -> str:
+    model = next(
+        model for model in results.task_models(item.task_name) if model.encoder == item.encoders[0]
+    )
+    targets = Counter(model.patients["target"].to_list())
+    names = model.task.class_names
+    return _by_class(names, [targets[index] for index in range(len(names))])
+
+
+def _by_class(names: tuple[str, ...], counts: list[int]) -> str:
+    """`6 patients of 0, 1 of 1+ and 5 of 2+`."""
+    pairs = list(zip(names, counts, strict=False))
+    first = [f"{plural(counts[0], 'patient')} of {names[0]}"]
+    return listed(first + [f"{count(n)} of {name}" for name, n in pairs[1:]])
+
+
+def _was(number: int) -> str:
+    return "was" if number == 1 else "were"
 
 
 def tiles(results: Results) -> str:
@@ -71,175 +118,156 @@ def tiles(results: Results) -> str:
         for encoder in results.config.encoders.values()
     )
     overlap = f", overlapping by {percent(tiling.overlap)}" if tiling.overlap else ""
-    cap = f" At most {count(tiling.max_tiles)} tiles of a slide were drawn at random." if (
-        tiling.max_tiles
-    ) else ""  # fmt: skip
+    cap = f" At most {plural(tiling.max_tiles, 'tile')} of a slide {_was(tiling.max_tiles)} drawn" \
+        " at random." if tiling.max_tiles else ""  # fmt: skip
     return (
         f"Tiles. Slides were cut into square tiles of {listed(tuple(sizes))}{overlap}; the scale "
-        "was taken from each slide's own um/px. A tile was kept when at least "
-        f"{percent(tiling.min_tissue)} of it was tissue and pen, folds, the scanner's border and "
-        "blur stayed within their limits; a slide with fewer than "
-        f"{plural(tiling.min_tiles, 'tile')} was excluded.{cap}"
+        "was taken from each slide's own um/px; slides coarser than asked by more than a factor of "
+        f"{tiling.max_enlargement:g} were excluded.{_tissue(results)} A tile was kept when at "
+        f"least {percent(tiling.min_tissue)} of it was tissue{_artefacts(results)}; a slide with "
+        f"fewer than {plural(tiling.min_tiles, 'tile')} was excluded.{cap}{_tile_counts(results)}"
     )
+
+
+def _tissue(results: Results) -> str:
+    """Where the tissue was known from, and whether only regions of it were used."""
+    sources = set(results.cohort["tissue_source"].drop_nulls()) if (
+        "tissue_source" in results.cohort.columns
+    ) else set()  # fmt: skip
+    found = []
+    if sources - {"mask file"} or not sources:
+        found.append(
+            f"detected on an image of {results.config.tiling.thumbnail_mpp:g} um/px by its optical "
+            "density against the slide's glass (after Ruifrok and Johnston 2001)"
+        )
+    if "mask file" in sources:
+        found.append("taken from mask files of another program")
+    text = f" Tissue was {' or '.join(found)}."
+    if "regions" in results.cohort.columns:
+        number = results.cohort.filter(pl.col("regions").is_not_null())["slide_id"].n_unique()
+        if number:
+            text += f" Of {plural(number, 'slide')} only annotated regions were used."
+    return text
+
+
+def _artefacts(results: Results) -> str:
+    """The limits that reject a tile; a limit of 1 rejects none."""
+    tiling = results.config.tiling
+    limits = {
+        "under pen": tiling.max_pen,
+        "in a fold": tiling.max_fold,
+        "in the scanner's border": tiling.max_border,
+    }
+    words = [f"{percent(limit)} {where}" for where, limit in limits.items() if limit < 1]
+    text = f", at most {listed(words)}" if words else ""
+    if tiling.max_blur < 1:
+        step = (
+            f"on one tile in a square of {tiling.blur_step_um:g} um and around blurred ones"
+            if tiling.blur_step_um
+            else "on every tile"
+        )
+        text += (
+            f", and its perceived blur (Crete et al. 2007, measured {step}) was at most "
+            f"{tiling.max_blur:g}"
+        )
+    return text
+
+
+def _tile_counts(results: Results) -> str:
+    rows = slides.grid_rows(results)
+    texts = []
+    for row in rows:
+        named = f" (grid {row.grid})" if len(rows) > 1 else ""
+        texts.append(
+            f" This gave {row.tiles} tiles on {plural(row.usable, 'slide')}{named}, "
+            f"{row.tiles_median} a slide at the median; slides had {row.mpp} um/px."
+        )
+    return "".join(texts)
 
 
 def _encoders(results: Results) -> str:
     texts = [
-        f"{name} ({card.library} {card.architecture}, {card.dimension} features a tile, "
-        f"{_source(results, name)}, weights "
-        f"SHA-256 {card.weights_sha256[:12]}...)"
+        f"{name} ({card.architecture} of {card.library}, {plural(card.dimension, 'feature')} a "
+        f"tile, {_source(results, name)}, {_precision(results, name)}, weights SHA-256 "
+        f"{card.weights_sha256[:12]}...)"
         for name, card in results.cards.items()
     ]
-    return (
-        "Encoders. Every tile was embedded once by each of "
-        f"{plural(len(texts), 'frozen encoder')}: "
-        f"{'; '.join(texts)}."
-    )
+    who = "one frozen encoder" if len(texts) == 1 else f"each of {len(texts)} frozen encoders"
+    return f"Encoders. Every tile was embedded once by {who}: {'; '.join(texts)}." + _made(results)
+
+
+def _precision(results: Results, name: str) -> str:
+    known = [value for value in results.precisions[name] if value != "not recorded"]
+    return f"computed in {listed(known)}" if known else "precision not recorded"
 
 
 def _source(results: Results, name: str) -> str:
-    """What an encoder saw, and where its weights come from."""
+    """Where an encoder's weights come from, what it saw, and whether that were these patients."""
     encoder = results.config.encoders[name]
     if encoder.source == "random":
-        return "random weights"
+        return "random weights, not trained on any image"
     words = domain(results, name)
-    images = "non-medical images" if words == "non-medical" else f"{words} images"
-    if encoder.source == "pretrain":
-        return f"trained here on {images}, the patch set {encoder.data}"
-    return f"published weights {encoder.model}, trained on {images}"
-
-
-def _models(results: Results) -> str:
-    training = results.config.training
-    heads = "; ".join(
-        f"{name} ({head.head}, "
-        + ", ".join(f"{key} {value}" for key, value in head.model_dump(mode="json").items()
-                    if key not in ("head", "search") and value is not None)
-        + ")"
-        for name, head in results.config.heads.items()
-    )  # fmt: skip
-    chosen = {
-        "loss": "the lowest cross-entropy",
-        "macro_auc": "the highest macro AUC",
-        "balanced_accuracy": "the highest balanced accuracy",
-        "quadratic_kappa": "the highest quadratic weighted kappa",
-    }[training.select]
-    return (
-        "Models. A slide's features were a bag of multiple-instance learning; heads: "
-        f"{heads}. Training: {training.optimiser}, learning rate {training.learning_rate:g}, "
-        f"weight decay {training.weight_decay:g}, bags of {plural(training.bag_size, 'tile')}, "
-        f"{plural(training.bags_per_batch, 'slide')} a step, at most "
-        f"{plural(training.epochs, 'epoch')}, stopping after {training.patience} without a better "
-        f"one. The epoch with {chosen} on the tune part was kept. Predictions used all tiles."
+    images = {"none": "", "natural": "non-medical images"}.get(
+        encoder.domain or "none", f"{words} images"
     )
+    where = {
+        "pretrain": f"trained here on the patch set {encoder.data}",
+        "checkpoint": "weights of a local file",
+        "catalogue": f"published weights {encoder.model}",
+    }.get(encoder.source, f"published weights {encoder.model}")
+    seen = f"{where}, {images}" if encoder.source == "pretrain" else f"{where}, trained on {images}"
+    text = seen if images else f"{where}, not trained on any image"
+    found = overlap_of(results, name)
+    if found is not None and found.patients:
+        return f"{text}; its training saw {plural(len(found.patients), 'patient')} of this cohort"
+    if found is not None and not found.known:
+        return f"{text}; whether its training saw patients of this cohort is not known"
+    return text
 
 
-def _folds(results: Results) -> str:
-    section = results.config.folds
-    tune = "" if results.split else (
-        f" Of the patients outside a test part {percent(section.tune)} were the tune part, which "
-        "picked the epoch, the temperature and the thresholds; no choice was made on a test part."
-    )  # fmt: skip
-    searched = max(
-        (entry.trials for model in results.models for entry in model.folds.values()), default=1
-    )
-    search = f" Options of heads were searched ({searched} trials) inside each fold." if (
-        searched > 1
-    ) else ""  # fmt: skip
-    seed = results.config.seed if section.seed is None else section.seed
-    return (
-        f"Validation. {_first_up(protocol(results))}; all slides of a patient were in one part"
-        f"{'' if results.split else f' and classes were stratified (seed {seed})'}.{tune}{search}"
-    )
+def _made(results: Results) -> str:
+    """How the encoders that were pre-trained here were trained."""
+    section = results.config.pretraining
+    texts = []
+    for name, card in results.cards.items():
+        if card.source != "pretrain":
+            continue
+        facts = card.provenance
+        classes = [f"{count(n)} {label}" for label, n in facts.get("classes", {}).items()]
+        begun = results.config.encoders[name].init
+        texts.append(
+            f" {name} was trained on {listed(classes)} patches, from {begun} weights; validation "
+            f"patches were set apart {split_words(str(facts['split_by']))}; epoch "
+            f"{int(facts['best']['epoch']) + 1} of {facts['epochs']} was kept."
+        )
+    if texts:
+        texts.append(
+            f" That training: AdamW (Loshchilov and Hutter 2019), learning rate "
+            f"{section.learning_rate:g}, weight decay {section.weight_decay:g}, "
+            f"{plural(section.batch_size, 'patch', 'patches')} a step, at most "
+            f"{plural(section.epochs, 'epoch')}, seed {results.config.seed}."
+        )
+    return "".join(texts)
 
 
-def _statistics(results: Results) -> str:
-    section = results.config.evaluation
-    level = f"{100 * section.confidence:g} %"
-    return (
-        "Statistics. Probabilities of a patient's slides (and of repeats) were averaged and the "
-        "test parts pooled. AUC is one score against the rest; the macro AUC is the unweighted "
-        f"mean over scores. {level} intervals are expanded percentiles (Hesterberg 2015) of "
-        f"{count(section.bootstrap)} bootstrap resamples of patients, stratified by "
-        f"class (seed {results.config.seed}). For "
-        "scores in two groups DeLong's interval is given too (DeLong 1988, on the logit scale). "
-        "Calibration was measured by the expected calibration error (10 bins), Brier score and log "
-        "loss, before and after a temperature fitted on the tune part of each fold (Guo 2017); "
-        "thresholds for a sensitivity of "
-        f"{percent(section.sensitivity)} or a specificity of {percent(section.specificity)} came "
-        "from the tune parts. Net benefit follows Vickers and Elkin (2006). A figure that is not "
-        "defined is reported as such."
-    )
-
-
-def _comparison(results: Results) -> str:
-    if not results.comparisons:
-        return ""
-    kinds = Counter(
-        kind for table in results.comparisons.values() for kind in table["kind"].unique()
-    )
-    what = listed(tuple(kind for kind in ("encoders", "heads") if kinds[kind]))
-    return (
-        f"Comparison. Pairs of {what} were compared on identical patients and folds by the paired "
-        "patient bootstrap, scores in two groups also by DeLong's paired test; p values are "
-        "two-sided and corrected by Holm within each family of tests."
-    )
-
-
-def _controls(results: Results) -> str:
-    permutations = max(
-        (
-            row["permutations"] or 0
-            for model in results.models
-            for row in model.controls["shuffled"].to_dicts()
-        ),
-        default=0,
-    )
-    return (
-        "Controls. A logistic regression on covariates alone (what is known of a slide without "
-        "how its tissue looks: "
-        f"{listed(_covariates(results)) or 'none varied here'}) was cross-validated in the same "
-        f"folds. Labels were shuffled within the test folds {count(permutations)} times. AUC is "
-        "also given by site, by scanner and by amount of tissue, where known."
-    )
-
-
-def _covariates(results: Results) -> tuple[str, ...]:
-    names: dict[str, None] = {}
-    for model in results.models:
-        for row in model.controls["inputs"].to_dicts():
-            if row["used"]:
-                names[str(row["covariate"])] = None
-    return tuple(names)
-
-
-def _explanation(results: Results) -> str:
-    text = (
-        "Explanation. Attention of a slide is that of the model that never saw its patient. "
-        "Faithfulness compares the predicted probability while tiles are removed or put in by "
-        "attention with random order."
-    )
-    located = max((len(model.attention["localisation"]) for model in results.models), default=0)
-    if located:
-        truth = "planted morphology" if results.synthetic else "annotated areas"
-        text += f" Localisation was measured against {truth} of {plural(located, 'slide')}."
-    return text + " Attention is not HER2 staining."
+CITED = {
+    "snakemake": "M\N{LATIN SMALL LETTER O WITH DIAERESIS}lder et al. 2021",
+    "torch": "Paszke et al. 2019",
+    "timm": "Wightman 2019",
+    "openslide-bin": "Goode et al. 2013",
+    "scikit-learn": "Pedregosa et al. 2011",
+    "scipy": "Virtanen et al. 2020",
+    "statsmodels": "Seabold and Perktold 2010",
+}
+"""Package -> the work that its authors ask to cite."""
 
 
 def _software(results: Results) -> str:
+    named = [
+        f"{name} {version}" + (f" ({CITED[name]})" if name in CITED else "")
+        for name, version in provenance.versions(results.software)
+    ]
     return (
-        f"Software. her2 {results.software} (Snakemake, PyTorch, timm, OpenSlide, Zarr, "
-        f"scikit-learn, SciPy, statsmodels; versions in the provenance); seed "
+        f"Software. {listed(named)}, as installed where the report was made. Seed "
         f"{results.config.seed}. [author: hardware, availability of data, code and models.]"
     )
-
-
-def listed(names: tuple[str, ...]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    if len(names) < 2:
-        return "".join(names)
-    return f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _first_up(text: str) -> str:
-    return text[:1].upper() + text[1:]

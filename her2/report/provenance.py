@@ -19,6 +19,8 @@ PACKAGES = (
     "zarr",
     "numcodecs",
     "scikit-learn",
+    "scipy",
+    "statsmodels",
     "pyarrow",
     "polars",
     "openslide-python",

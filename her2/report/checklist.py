@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from her2.report import flow, methods
+from her2.evaluation.groupings import groupings_of
+from her2.report import flow, methods, methods_models, slides, summary
 from her2.report.controls import SUBGROUPS
-from her2.report.performance import protocol
 from her2.report.read import Results
-from her2.report.text import count, listed, plural
+from her2.report.text import count, listed, percent, plural
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,13 @@ class Item:
     content: str
     anchor: str = ""
     by_author: bool = False
+
+    @property
+    def filled_by(self) -> str:
+        """`pipeline`, `author`, or both where the author has to add to what is there."""
+        if self.by_author:
+            return "author"
+        return "pipeline, author" if "[author: " in self.content else "pipeline"
 
 
 def checklist(results: Results) -> tuple[Item, ...]:
@@ -41,7 +48,7 @@ def checklist(results: Results) -> tuple[Item, ...]:
 
 
 def checklist_table(results: Results) -> pl.DataFrame:
-    """The same as a table: `item, section, topic, content, filled_by`."""
+    """The same as a table: `item, section, topic, content, anchor, filled_by`."""
     return pl.DataFrame(
         [
             {
@@ -49,7 +56,8 @@ def checklist_table(results: Results) -> pl.DataFrame:
                 "section": item.section,
                 "topic": item.topic,
                 "content": item.content,
-                "filled_by": "author" if item.by_author else "pipeline",
+                "anchor": item.anchor,
+                "filled_by": item.filled_by,
             }
             for item in checklist(results)
         ]
@@ -60,48 +68,84 @@ def _known(results: Results) -> dict[str, tuple[str, str]]:
     """Item -> what the run says of it, and where."""
     config = results.config
     flows = flow.flows(results)
-    first = flows[0] if flows else None
-    people = (
-        f"{plural(first.tested_patients, 'patient')}, {plural(first.tested_slides, 'slide')} "
-        "evaluated"
-        if first
-        else "none evaluated"
-    )
+    people = " ".join(methods.who_is_in(results, item) for item in flows)
     tasks = "; ".join(
         f"{name}: {', '.join(task.class_names)} from the column {task.label}"
         for name, task in config.tasks.items()
     )
     parts = _parts(results)
+    grouped = any(groupings_of(task, config.evaluation) for task in config.tasks.values())
+    scaled = ", standardised by the train part" if config.training.standardise else ""
     return {
         "5b": ("Synthetic slides, drawn by a program." if results.synthetic else "", "cohort"),
-        "7": (methods.tiles(results), "cohort"),
-        "8a": (f"Tasks: {tasks}.", "cohort"),
-        "9a": ("Images alone: features of tiles by frozen encoders. "
-               + ", ".join(config.encoders) + ".", "provenance"),
-        "11": ("Slides without a label were predicted and not evaluated; slides that could not be "
-               "read or had too little tissue were excluded, each with its reason.", "excluded"),
-        "12a": (f"{protocol(results)[:1].upper() + protocol(results)[1:]}.", "models"),
-        "12c": (f"Heads: {', '.join(config.heads)}; all settings in the full config.",
-                "provenance"),
+        "7": (_bare(methods.tiles(results)), "cohort"),
+        "8a": (f"Tasks: {tasks}. [author: how and when HER2 was scored]", "cohort"),
+        "9a": (f"Images alone: features of tiles by {plural(len(config.encoders), 'encoder')} "
+               f"({', '.join(config.encoders)}).", "provenance"),
+        "11": ("No label was imputed: slides without a label, or with one of no class, were "
+               f"predicted and not evaluated. {people}", "excluded"),
+        "12a": (_bare(methods_models.folds(results)), "models"),
+        "12b": (f"Features of tiles as the encoders give them{scaled}.", "provenance"),
+        "12c": (_bare(methods_models.models(results)), "provenance"),
         "12d": (f"AUC by {parts}." if parts else "", "models"),
-        "12e": (f"AUC, AUPRC, calibration, net benefit; intervals from "
+        "12e": (f"AUC, AUPRC, calibration{', net benefit' if grouped else ''}; intervals from "
                 f"{count(config.evaluation.bootstrap)} resamples of patients.", "headline"),
-        "12f": ("A temperature from the tune part of each fold, reported before and after.",
-                "models"),
-        "12g": ("Out-of-fold probabilities, averaged over a patient's slides.", "headline"),
-        "13": (f"Balance of classes in training: {config.training.balance}; probabilities were not "
-               "corrected for it but by the temperature.", "models"),
-        "15": ("A probability for each score; thresholds at fixed sensitivity and specificity.",
-               "models"),
+        "12f": ("No model was changed after its evaluation; a temperature from the tune part "
+                "stands beside, before and after.", "models"),
+        "12g": ("Probabilities of held-out slides, averaged over a patient's slides.", "headline"),
+        "13": (f"Evaluated: {_classes(results, flows)}. In training "
+               f"{methods_models.BALANCE[config.training.balance]}; calibration is given before "
+               "and after a temperature.", "models"),
+        "15": ("A probability for each score; the most probable is the predicted one"
+               f"{'; ' + _thresholds(results) if grouped else ''}.", "models"),
         "16": (_parts_of_one_cohort(results), "cohort"),
-        "20a": (f"{people}; the flow with reasons is drawn.", "cohort"),
-        "20b": ("Patients of each class, by site.", "cohort"),
-        "21": ("Slides of each fold's train, tune and test part.", "models"),
-        "22": ("Trained folds are stored with their cards; `her2 predict` applies them.",
-               "provenance"),
-        "23a": ("Figures with intervals, pooled and by fold.", "headline"),
+        "20a": (people, "cohort"),
+        "20b": (_characteristics(results), "cohort"),
+        "21": (f"Labelled patients of the parts: {methods_models.parts(results)}. Evaluated: "
+               f"{_classes(results, flows)}." if results.folds else "", "models"),
+        "22": (f"{plural(sum(len(model.folds) for model in results.models), 'trained model')} of "
+               "folds, each stored with its card; `her2 predict` applies them.", "provenance"),
+        "23a": (" ".join(summary.sentences(results)), "headline"),
         "23b": (f"AUC by {parts}." if parts else "", "models"),
     }  # fmt: skip
+
+
+def _bare(paragraph: str) -> str:
+    """A paragraph of the methods without the word that it begins with."""
+    return paragraph.partition(". ")[2]
+
+
+def _classes(results: Results, flows: list[flow.Flow]) -> str:
+    return "; ".join(f"{item.task_name}: {methods.evaluated(results, item)}" for item in flows)
+
+
+def _thresholds(results: Results) -> str:
+    section = results.config.evaluation
+    return (
+        f"for two groups of scores thresholds for a sensitivity of {percent(section.sensitivity)} "
+        f"and a specificity of {percent(section.specificity)}, from the tune parts"
+    )
+
+
+def _characteristics(results: Results) -> str:
+    """Patients and slides by class, and how many sites; before exclusions."""
+    texts = []
+    for task in results.config.tasks:
+        made = slides.composition(results, task)
+        whole = made.rows[-1].cells
+        counts = [
+            f"{name}: {plural(patients, 'patient')}, {plural(number, 'slide')}"
+            for name, (patients, number) in zip(
+                (*made.classes, "no class"), whole[:-1], strict=True
+            )
+        ]
+        sites = f"; {plural(sites, 'site')}" if (sites := _sites(made)) else ""
+        texts.append(f"{task} ({'; '.join(counts)}{sites})")
+    return f"Before exclusions, {', '.join(texts)}. [author: age, treatment and what else is known]"
+
+
+def _sites(made: slides.Composition) -> int:
+    return sum(row.site not in ("all", "(no site)") for row in made.rows)
 
 
 def _parts(results: Results) -> str:
@@ -145,7 +189,7 @@ _ITEMS = (
     ("10", "Methods", "Sample size", "how it was arrived at, and whether it is enough"),
     ("11", "Methods", "Missing data", ""),
     ("12a", "Methods", "Use of the data", ""),
-    ("12b", "Methods", "Handling of predictors", "scaling of features, see the config"),
+    ("12b", "Methods", "Handling of predictors", ""),
     ("12c", "Methods", "Type of model", ""),
     ("12d", "Methods", "Heterogeneity between sources", "the cohort names no parts to compare"),
     ("12e", "Methods", "Measures of performance", ""),
@@ -171,7 +215,7 @@ _ITEMS = (
     ("20a", "Results", "Flow of participants", ""),
     ("20b", "Results", "Characteristics", ""),
     ("20c", "Results", "Development against evaluation", "differences between the data sets"),
-    ("21", "Results", "Numbers in each analysis", ""),
+    ("21", "Results", "Numbers in each analysis", "patients and events of each part"),
     ("22", "Results", "The full model", ""),
     ("23a", "Results", "Performance", ""),
     ("23b", "Results", "Heterogeneity", "the cohort names no parts to compare"),

@@ -48,22 +48,7 @@ def _synthetic(results: Results) -> str:
 
 def cohort(results: Results) -> str:
     """Slides and patients, who is left out and why, and who is in the figures."""
-    texts = []
-    for item in flow.flows(results):
-        who = f" ({listed(item.encoders)})" if len(results.config.encoders) > 1 else ""
-        out = "; ".join(step.reason.replace("; ", ", ") for step in item.steps)
-        lost = sum(step.left for step in item.steps)
-        people = (
-            f"Task {item.task_name}{who}: of {plural(item.slides, 'slide')} of "
-            f"{plural(item.patients, 'patient')}, "
-        )
-        left = f"{plural(lost, 'slide')} {_was(lost)} not evaluated ({out})" if out else (
-            "none was left out"
-        )  # fmt: skip
-        texts.append(
-            f"{people}{left}; the figures are over {plural(item.tested_slides, 'slide')} of "
-            f"{plural(item.tested_patients, 'patient')} ({_evaluated(results, item)})."
-        )
+    texts = [who_is_in(results, item) for item in flow.flows(results)]
     for task in results.config.tasks:
         made = slides.composition(results, task)
         counts = [n for n, _ in made.rows[-1].cells]
@@ -80,6 +65,20 @@ def cohort(results: Results) -> str:
     return f"Cohort.{asked}{_sites(results)} {' '.join(texts)}"
 
 
+def who_is_in(results: Results, item: flow.Flow) -> str:
+    """A task's slides and patients, who left and why, and who is in the figures."""
+    who = f" ({listed(item.encoders)})" if len(results.config.encoders) > 1 else ""
+    out = "; ".join(step.reason.replace("; ", ", ") for step in item.steps)
+    lost = sum(step.left for step in item.steps)
+    left = f"{plural(lost, 'slide')} {_was(lost)} not evaluated: {out}" if out else "all are in"
+    return (
+        f"Task {item.task_name}{who}: of {plural(item.slides, 'slide')} of "
+        f"{plural(item.patients, 'patient')}, {left}. The figures are over "
+        f"{plural(item.tested_slides, 'slide')} of {plural(item.tested_patients, 'patient')}: "
+        f"{evaluated(results, item)}."
+    )
+
+
 def _sites(results: Results) -> str:
     table = one_row_a_slide(results)
     named = table["site"].drop_nulls()
@@ -90,7 +89,8 @@ def _sites(results: Results) -> str:
     return f" The slides are from {plural(named.n_unique(), 'site')}{without}."
 
 
-def _evaluated(results: Results, item: flow.Flow) -> str:
+def evaluated(results: Results, item: flow.Flow) -> str:
+    """The evaluated patients of each class: `6 patients of 0, 1 of 1+ and 5 of 2+`."""
     model = next(
         model for model in results.task_models(item.task_name) if model.encoder == item.encoders[0]
     )
@@ -179,7 +179,7 @@ def _tile_counts(results: Results) -> str:
     for row in rows:
         named = f" (grid {row.grid})" if len(rows) > 1 else ""
         texts.append(
-            f" This gave {row.tiles} tiles on {plural(row.usable, 'slide')}{named}, "
+            f" This gave {row.tiles} {'tile' if row.tiles == '1' else 'tiles'} on {plural(row.usable, 'slide')}{named}, "
             f"{row.tiles_median} a slide at the median; slides had {row.mpp} um/px."
         )
     return "".join(texts)

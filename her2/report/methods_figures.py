@@ -170,7 +170,7 @@ def explanation(results: Results) -> str:
 
 
 def _over(results: Results, table: str) -> str:
-    """`12 slides`, `10 to 12 slides`: of the figures of all classes that are defined, else empty."""
+    """`12 slides`, `10 to 12 slides`: of the defined figures of all classes; empty for none."""
     numbers = [
         int(row["slides"])
         for model in results.models

@@ -159,9 +159,8 @@ def folds(results: Results) -> str:
             f"test part {percent(section.tune)} were the tune part."
         )
     text += " All slides of a patient were in one part."
-    sizes = [f"{task}: {_sizes(table)}" for task, table in results.folds.items()]
-    if sizes:
-        text += f" Labelled patients, those without a usable slide too: {'; '.join(sizes)}."
+    if results.folds:
+        text += f" Labelled patients, those without a usable slide too: {parts(results)}."
     text += f" The tune part picked {_picked(results)}; no choice was made on a test part."
     if section.max_shared_tiles < 1:
         text += (
@@ -169,6 +168,11 @@ def folds(results: Results) -> str:
             f"than {percent(section.max_shared_tiles)} of their tiles."
         )
     return text + _published(results)
+
+
+def parts(results: Results) -> str:
+    """Patients of the parts: `score: 10 to 12 train, 2 tune and 6 test patients a fold`."""
+    return "; ".join(f"{task}: {_sizes(table)}" for task, table in results.folds.items())
 
 
 def _picked(results: Results) -> str:

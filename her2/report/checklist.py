@@ -75,7 +75,8 @@ def _known(results: Results) -> dict[str, tuple[str, str]]:
     )
     parts = _parts(results)
     grouped = any(groupings_of(task, config.evaluation) for task in config.tasks.values())
-    scaled = ", standardised by the train part" if config.training.standardise else ""
+    baselines = all(head.head == "logistic" for head in config.heads.values())
+    scaled = config.training.standardise or baselines
     return {
         "5b": ("Synthetic slides, drawn by a program." if results.synthetic else "", "cohort"),
         "7": (_bare(methods.tiles(results)), "cohort"),
@@ -85,7 +86,8 @@ def _known(results: Results) -> dict[str, tuple[str, str]]:
         "11": ("No label was imputed: slides without a label, or with one of no class, were "
                f"predicted and not evaluated. {people}", "excluded"),
         "12a": (_bare(methods_models.folds(results)), "models"),
-        "12b": (f"Features of tiles as the encoders give them{scaled}.", "provenance"),
+        "12b": (f"Features of tiles as the encoders give them"
+                f"{', standardised by the train part' if scaled else ''}.", "provenance"),
         "12c": (_bare(methods_models.models(results)), "provenance"),
         "12d": (f"AUC by {parts}." if parts else "", "models"),
         "12e": (f"AUC, AUPRC, calibration{', net benefit' if grouped else ''}; intervals from "
@@ -94,8 +96,8 @@ def _known(results: Results) -> dict[str, tuple[str, str]]:
                 "stands beside, before and after.", "models"),
         "12g": ("Probabilities of held-out slides, averaged over a patient's slides.", "headline"),
         "13": (f"Evaluated: {_classes(results, flows)}. In training "
-               f"{methods_models.BALANCE[config.training.balance]}; calibration is given before "
-               "and after a temperature.", "models"),
+               f"{methods_models.balance(results)}; calibration is given before and after a "
+               "temperature.", "models"),
         "15": ("A probability for each score; the most probable is the predicted one"
                f"{'; ' + _thresholds(results) if grouped else ''}.", "models"),
         "16": (_parts_of_one_cohort(results), "cohort"),
@@ -141,7 +143,7 @@ def _characteristics(results: Results) -> str:
         ]
         sites = f"; {plural(sites, 'site')}" if (sites := _sites(made)) else ""
         texts.append(f"{task} ({'; '.join(counts)}{sites})")
-    return f"Before exclusions, {', '.join(texts)}. [author: age, treatment and what else is known]"
+    return f"Before exclusions: {', '.join(texts)}. [author: age, treatment and what else is known]"
 
 
 def _sites(made: slides.Composition) -> int:

@@ -178,8 +178,9 @@ def _tile_counts(results: Results) -> str:
     texts = []
     for row in rows:
         named = f" (grid {row.grid})" if len(rows) > 1 else ""
+        noun = "tile" if row.tiles == "1" else "tiles"
         texts.append(
-            f" This gave {row.tiles} {'tile' if row.tiles == '1' else 'tiles'} on {plural(row.usable, 'slide')}{named}, "
+            f" This gave {row.tiles} {noun} on {plural(row.usable, 'slide')}{named}, "
             f"{row.tiles_median} a slide at the median; slides had {row.mpp} um/px."
         )
     return "".join(texts)

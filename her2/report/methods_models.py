@@ -37,6 +37,13 @@ BALANCE = {
     "none": "every slide was seen once an epoch, without balancing of classes",
 }
 
+FIT_BALANCE = {
+    "sampling": "classes weighed the same",
+    "loss": "classes weighed the same",
+    "slides": "slides weighed the same",
+    "none": "slides weighed the same",
+}
+
 
 def models(results: Results) -> str:
     """The heads and how they were trained."""
@@ -103,14 +110,26 @@ def _training(results: Results, named: list[str]) -> str:
 
 
 def _baselines(results: Results) -> str:
+    training = results.config.training
     texts = [
-        f" For {name} the inverse strength of the penalty was chosen from "
-        f"{listed([f'{value:g}' for value in head.strengths])} by the tune part "
-        f"({SELECT_WORDS[results.config.training.select]})."
+        f" For {name} the mean embeddings were standardised by the train part, "
+        f"{FIT_BALANCE[training.balance]} in the fit, and the inverse strength of the penalty was "
+        f"chosen from {listed([f'{value:g}' for value in head.strengths])} by the tune part "
+        f"({SELECT_WORDS[training.select]})."
         for name, head in results.config.heads.items()
         if isinstance(head, LogisticSection)
     ]
     return "".join(texts)
+
+
+def balance(results: Results) -> str:
+    """What was done about uneven classes in training."""
+    how = results.config.training.balance
+    baseline = [isinstance(head, LogisticSection) for head in results.config.heads.values()]
+    found = [] if all(baseline) else [BALANCE[how]]
+    if any(baseline):
+        found.append(f"{FIT_BALANCE[how]} in the logistic regression")
+    return "; ".join(found)
 
 
 def _search(results: Results) -> str:

@@ -235,9 +235,10 @@ def _made(results: Results) -> str:
             continue
         facts = card.provenance
         classes = [f"{count(n)} {label}" for label, n in facts.get("classes", {}).items()]
-        begun = results.config.encoders[name].init
+        init = results.config.encoders[name].init
+        begun = f"{init} weights" if init in ("random", "published") else f"those of {init}"
         texts.append(
-            f" {name} was trained on {listed(classes)} patches, from {begun} weights; validation "
+            f" {name} was trained on {listed(classes)} patches, from {begun}; validation "
             f"patches were set apart {split_words(str(facts['split_by']))}; epoch "
             f"{int(facts['best']['epoch']) + 1} of {facts['epochs']} was kept."
         )

@@ -61,10 +61,12 @@ def models(results: Results) -> str:
 
 
 def _options(head: HeadSection) -> str:
-    """`; dropout 0.25, attention width 128, gated`: the options that are set."""
+    """`; dropout 0.25, attention width 128, gated`: the options that are set, not searched."""
     words = []
+    searched = head.search.options if isinstance(head, Projected) and head.search else {}
+    skipped = {"head", "search", "strengths", *searched}
     for key, value in head.model_dump(mode="json").items():
-        if key in ("head", "search", "strengths") or (key == "hidden" and value == 0):
+        if key in skipped or (key == "hidden" and value == 0):
             continue
         if isinstance(value, bool):
             words.append(key if value else f"not {key}")
@@ -167,8 +169,8 @@ def folds(results: Results) -> str:
         sites = {
             "ignored": " and stratified by class",
             "stratified": " and stratified by class and site",
-            "preserved": " and stratified by class, with each site as a whole in one test part "
-            "(Howard et al. 2021)",
+            "preserved": " and stratified by class, with each site as a whole in one test part, "
+            "after Howard et al. 2021",
             "leave_one_out": ", with each test part being one site",
         }[section.sites]
         repeats = f", repeated {section.repeats} times" if section.repeats > 1 else ""

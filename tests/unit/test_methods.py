@@ -161,6 +161,14 @@ def test_an_encoder_made_here_has_its_patches_and_epoch(results: Results) -> Non
     assert "by case: no patient is on both sides; epoch 2 of 3 was kept" in words
 
 
+def test_searched_options_are_not_given_as_set(results: Results) -> None:
+    search = {"trials": 2, "options": {"attention": [32, 64]}}
+    changed = configured(results, heads={"abmil": {"attention": 99, "search": search}})
+    words = methods_models.models(changed)
+    assert "attention from 32 and 64" in words
+    assert "99" not in words
+
+
 def test_patients_that_an_encoder_saw_are_said(results: Results) -> None:
     saw = replace(results, overlaps={"two": Overlap(True, ("p1",), True)})
     assert "its training saw 1 patient of this cohort" in text(saw)

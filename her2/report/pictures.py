@@ -100,6 +100,8 @@ def _picture(results: Results, model: Model, item: dict[str, Any]) -> AttentionP
     rows = model.slides.filter(pl.col("slide_id") == slide_id).to_dicts()
     names = model.task.class_names
     probabilities = [(name, number(rows[0][f"prob_{name}"], 2)) for name in names] if rows else []
+    strip, unreadable = _strip(model, item)
+    notes = (without_folders(str(item.get("note", ""))), unreadable)
     said = {ATTENTION: "rank of attention", TRUTH: truth_words(results)}
     shown = ", ".join(said.get(name, name) for name in _panels(item))
     return AttentionPicture(
@@ -115,21 +117,21 @@ def _picture(results: Results, model: Model, item: dict[str, Any]) -> AttentionP
             quality=76,
             alt=f"{slide_id}: {shown}",
         ),
-        note=without_folders(str(item.get("note", ""))),
-        strip=_strip(model, item),
+        note="; ".join(text for text in notes if text),
+        strip=strip,
     )
 
 
-def _strip(model: Model, item: Mapping[str, Any]) -> Figure | None:
-    """The most and least attended tiles of a slide."""
+def _strip(model: Model, item: Mapping[str, Any]) -> tuple[Figure | None, str]:
+    """The most and least attended tiles of a slide, or why they are not shown."""
     if not item.get("tile_strip"):
-        return None
-    return jpeg(
-        model.pictures / str(item["tile_strip"]),
-        side_px=_STRIP_PX,
-        quality=72,
-        alt=f"{item['slide_id']}: its most and least attended tiles",
-    )
+        return None, ""
+    alt = f"{item['slide_id']}: its most and least attended tiles"
+    path = model.pictures / str(item["tile_strip"])
+    try:
+        return jpeg(path, side_px=_STRIP_PX, quality=72, alt=alt), ""
+    except OSError:
+        return None, "the picture of its tiles cannot be read"
 
 
 def _score(model: Model, item: Mapping[str, Any]) -> ScoreTiles:
@@ -138,12 +140,12 @@ def _score(model: Model, item: Mapping[str, Any]) -> ScoreTiles:
     words = f"Score {item['label']}: {people}"
     figure = None
     if item.get("picture"):
-        figure = jpeg(
-            model.pictures / str(item["picture"]),
-            side_px=_STRIP_PX,
-            quality=76,
-            alt=f"{words}: most and least attended tiles",
-        )
+        alt = f"{words}: most and least attended tiles"
+        path = model.pictures / str(item["picture"])
+        try:
+            figure = jpeg(path, side_px=_STRIP_PX, quality=76, alt=alt)
+        except OSError:
+            words += "; the picture of its tiles cannot be read"
     elif item.get("note"):
         words += f"; {item['note']}"
     return ScoreTiles(str(item["label"]), words, figure)

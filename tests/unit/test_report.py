@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -498,6 +499,23 @@ def test_a_broken_picture_is_listed_and_stops_nothing(tmp_path):
     next((tmp_path / "results" / "heatmaps").rglob("*.png")).write_bytes(b"not a picture")
     build_report(spec, tmp_path / "results", tmp_path / "report.html")
     assert "its picture cannot be read" in Page(tmp_path / "report.html").text
+
+
+def test_a_broken_picture_of_tiles_is_said_and_stops_nothing(tmp_path):
+    spec = Cohort().write(tmp_path / "results")
+    folder = next((tmp_path / "results" / "heatmaps").rglob("tiles.json")).parent
+    (folder / "broken.png").write_bytes(b"not a picture")
+    listed = json.loads((folder / "heatmaps.json").read_text())
+    listed[0]["tile_strip"] = "absent.png"
+    (folder / "heatmaps.json").write_text(json.dumps(listed))
+    score = {"label": "0", "slides": 3, "patients": 3, "picture": "broken.png"}
+    (folder / "tiles.json").write_text(json.dumps([score]))
+    build_report(spec, tmp_path / "results", tmp_path / "report.html")
+    page = Page(tmp_path / "report.html")
+    assert "Score 0: 3 held-out slides of 3 patients; the picture of its tiles cannot" in page.text
+    assert page.text.count("the picture of its tiles cannot be read") == 2
+    assert f"{listed[0]['slide_id']} , true 0" in page.text  # its own picture is shown
+    assert "its picture cannot be read" not in page.text
 
 
 def test_the_config_on_the_page_makes_the_same_run(tmp_path):

@@ -81,7 +81,8 @@ def precision_figure(curves: Sequence[Curve], *, name: str, synthetic: bool) -> 
             ylabel="Precision",
             title=title("Precision and recall", synthetic),
         )
-        axes.legend(loc="best")
+        canvas.set_figheight(5.3)
+        _legend(canvas, axes, columns=2)
         areas = ", ".join(f"{curve.name} {curve.area}" for curve in curves)
         alt = f"Precision-recall curves of {name}{data_words(synthetic)}, patients. AUPRC: {areas}."
         return vector(canvas, alt, file_name(name, "precision"))
@@ -93,7 +94,7 @@ def reliability_figure(
     """Observed share over the probability that was given; a frame a state, on the diagonal is
     right."""
     with mpl.rc_context(STYLE):
-        canvas = Canvas(figsize=(4.2 * len(states), 4.2), layout="constrained")
+        canvas = Canvas(figsize=(4.2 * len(states), 4.5), layout="constrained")
         frames = canvas.subplots(1, len(states), squeeze=False)[0]
         for axes, (state, classes) in zip(frames, states.items(), strict=True):
             axes.plot([0, 1], [0, 1], color=_GREY, linewidth=0.9, linestyle=_DOTS)
@@ -119,7 +120,7 @@ def reliability_figure(
                 ylabel="Share observed",
                 title=title(state[:1].upper() + state[1:], synthetic),
             )
-        frames[0].legend(loc="upper left")
+        _legend(canvas, frames[0], columns=6)
         alt = f"Reliability of {name}{data_words(synthetic)}, patients: {', '.join(states)}."
         return vector(canvas, alt, file_name(name, "reliability"))
 
@@ -127,7 +128,7 @@ def reliability_figure(
 def benefit_figure(groupings: Sequence[Benefit], *, name: str, synthetic: bool) -> Figure:
     """Decision curves: net benefit over the threshold, a frame a grouping."""
     with mpl.rc_context(STYLE):
-        canvas = Canvas(figsize=(3.6 * len(groupings), 3.3), layout="constrained")
+        canvas = Canvas(figsize=(3.6 * len(groupings), 3.6), layout="constrained")
         frames = canvas.subplots(1, len(groupings), squeeze=False)[0]
         for axes, one in zip(frames, groupings, strict=True):
             axes.plot(one.threshold, one.treat_all, color=PALETTE[1], linestyle=_DASHES[1],
@@ -143,7 +144,7 @@ def benefit_figure(groupings: Sequence[Benefit], *, name: str, synthetic: bool) 
             )
             axes.grid(True)
         frames[0].set_ylabel("Net benefit")
-        frames[-1].legend(loc="upper right")
+        _legend(canvas, frames[0], columns=3)
         names = ", ".join(one.name for one in groupings)
         alt = f"Net benefit of {name}{data_words(synthetic)} over thresholds: {names}."
         return vector(canvas, alt, file_name(name, "benefit"))
@@ -154,6 +155,11 @@ def _square() -> tuple[Canvas, Axes]:
     axes = canvas.subplots()
     _unit(axes)
     return canvas, axes
+
+
+def _legend(canvas: Canvas, axes: Axes, *, columns: int) -> None:
+    """Under the frames: curves may run anywhere in them."""
+    canvas.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
 
 
 def _unit(axes: Axes) -> None:

@@ -4,7 +4,7 @@
   // A cell's number: what it says first, without its interval and notes; what is none goes last.
   const text = (cell) => (cell.querySelector(".value") || cell).textContent.trim();
   const value = (cell) => {
-    const found = text(cell).replace(/[,\u2212]/g, (sign) => (sign === "," ? "" : "-")).match(/^[<+]?\s*(-?\d+(\.\d+)?)/);
+    const found = text(cell).replace(/[,\u2212]/g, (sign) => (sign === "," ? "" : "-")).match(/^[<+[]?\s*(-?\d+(\.\d+)?(e[+-]?\d+)?)/);
     return found ? Number(found[1]) : null;
   };
 

@@ -25,7 +25,7 @@ def shuffled_figure(
 ) -> Figure:
     """Macro AUC with shuffled labels as a histogram, and the one observed."""
     with mpl.rc_context(STYLE):
-        canvas = Canvas(figsize=(4.8, 2.7), layout="constrained")
+        canvas = Canvas(figsize=(4.8, 3.0), layout="constrained")
         axes = canvas.subplots()
         axes.hist(draws, bins=30, color="#b5b5b5", label=f"{len(draws):,} permutations")
         axes.axvline(observed, color=PALETTE[1], linewidth=2, label=f"observed {observed:.3f}")
@@ -34,7 +34,8 @@ def shuffled_figure(
             ylabel="Permutations",
             title=title("Labels shuffled within the folds", synthetic),
         )
-        axes.legend(loc="best")
+        # Under the frame: the observed line may stand anywhere in it.
+        canvas.legend(loc="outside lower center", ncols=2)
         alt = (
             f"Macro AUC of {name}{data_words(synthetic)} under {len(draws):,} permutations of the "
             f"labels, from {min(draws):.3f} to {max(draws):.3f}; observed {observed:.3f}, p {p}."

@@ -1,5 +1,6 @@
 """The report in a real browser: sorting, enlarging, a phone, print, under its own policy."""
 
+import json
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cohort = Cohort(
         encoders=("one", "two", "six"), sites=SITES, signal=0.3, synthetic=True,
         tile_reasons={4: ("excluded", "no tissue found")},
+        pretrained={"six": {"settings": {f"option_{index}": 0.125 for index in range(12)}}},
     )  # fmt: skip
     build_report(cohort.write(folder / "results"), folder / "results", folder / "report.html")
     return folder / "report.html"
@@ -106,3 +108,64 @@ def test_headings_are_in_order_and_pictures_have_words(tab: Tab, page: Path) -> 
     nameless = "[...document.querySelectorAll('main img')].filter((i) => !i.alt).length"
     assert tab.run(nameless) == tab.run("document.querySelectorAll('main dialog img').length")
     assert tab.run("[...document.querySelectorAll('main table')].every((t) => t.caption)") is True
+
+
+def test_every_caption_of_drawn_slides_says_synthetic(tab: Tab, page: Path) -> None:
+    tab.open(page)
+    captions = tab.run(
+        "[...document.querySelectorAll('caption, figcaption')].map((c) => c.textContent.trim())"
+    )
+    silent = [text for text in captions if "synthetic" not in text.lower()]
+    assert len(captions) > 30
+    assert all(text.startswith("Skeleton of the TRIPOD+AI checklist") for text in silent)
+
+
+def test_each_region_has_a_name_of_its_own(tab: Tab, page: Path) -> None:
+    tab.open(page)
+    names = tab.run(
+        "[...document.querySelectorAll('[role=region]')].map((e) => e.getAttribute('aria-label'))"
+    )
+    assert len(names) > 30
+    assert len(set(names)) == len(names)
+
+
+def test_intervals_and_small_numbers_sort_by_their_size(tab: Tab, page: Path) -> None:
+    tab.open(page)
+    cells = ["[0.9, 1.0]", "5e-05", "[0.2, 0.4]", "1,200", "\u22120.3", "< 0.001"]
+    ordered = tab.run(
+        f"""(() => {{
+          const table = document.querySelector('#models ~ article details table');
+          const column = (row) => row.cells[1];
+          [...table.tBodies[0].rows].forEach((row, i) => {{
+            column(row).textContent = {json.dumps(cells)}[i] ?? 'NA';
+          }});
+          column(table.tHead.rows[0]).querySelector('button').click();
+          return [...table.tBodies[0].rows].map((row) => column(row).textContent);
+        }})()"""
+    )
+    assert ordered[:6] == ["\u22120.3", "5e-05", "< 0.001", "[0.2, 0.4]", "[0.9, 1.0]", "1,200"]
+    assert set(ordered[6:]) == {"NA"}
+
+
+def test_on_a_phone_the_first_column_leaves_room_for_figures(tab: Tab, page: Path) -> None:
+    tab.open(page, size_px=(390, 844))
+    tab.run("for (const part of document.querySelectorAll('details')) part.open = true")
+    widths = tab.run(
+        "[...document.querySelectorAll('tbody tr:first-child th')]"
+        ".filter((c) => !c.textContent.includes('onerror'))"
+        ".map((c) => c.getBoundingClientRect().width)"
+    )
+    assert 0 < max(widths) <= 390 / 2
+
+
+def test_no_table_is_cut_on_paper(tab: Tab, page: Path) -> None:
+    tab.call("Emulation.setEmulatedMedia", media="print")
+    try:
+        tab.open(page, size_px=(718, 1040))  # A4 without its margins, at 96 px an inch
+        tab.run("for (const part of document.querySelectorAll('details')) part.open = true")
+        ends = tab.run(
+            "[...document.querySelectorAll('table')].map((t) => t.getBoundingClientRect().right)"
+        )
+    finally:
+        tab.call("Emulation.setEmulatedMedia", media="")
+    assert 0 < max(ends) <= 718

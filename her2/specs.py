@@ -39,7 +39,7 @@ VERSIONS = {
     "train": 3,
     "evaluate": 3,
     "compare": 3,
-    "control": 3,
+    "control": 4,
     "heatmap": 2,
     "attention": 2,
     "report": 4,

@@ -34,7 +34,8 @@ def control(
         Name -> table.
 
     Raises:
-        UserError: a predicted slide is not in the cohort's table, or patients cross folds.
+        UserError: a predicted slide is not in the cohort's table or in its fold's test part, or
+            patients cross folds.
     """
     tables = control_tables(
         spec, pl.read_parquet(predictions), pl.read_parquet(folds), pl.read_parquet(cohort)
@@ -58,7 +59,8 @@ def control_tables(
             f"{absent[0]}: was predicted and is not usable in the cohort's table; run snakemake "
             "again."
         )
-    found = covariates_of(usable, usable["slide_id"].to_list())
+    _check_held_out(tested, folds)
+    found = covariates_of(usable, slides_of_model(folds, predictions))
     shuffled, draws = shuffle_labels(
         predictions,
         task,
@@ -77,6 +79,34 @@ def control_tables(
     }
 
 
+def slides_of_model(folds: pl.DataFrame, predictions: pl.DataFrame) -> list[str]:
+    """Slides with a label that the model can have learnt from or was tested on.
+
+    A slide without features is in no part of the model's folds. Here it is known by being held out
+    in the folds table and never predicted. Where every fold learns from a slide (a fixed split),
+    the predictions cannot tell, and it takes part.
+    """
+    labelled = folds.filter(pl.col("role") != "predict")
+    held_out = set(labelled.filter(pl.col("role") != "train")["slide_id"])
+    lost = held_out - set(predictions["slide_id"])
+    if lost:
+        log.info("%d slides have no predictions of this encoder and are left out", len(lost))
+    return sorted(set(labelled["slide_id"]) - lost)
+
+
+def _check_held_out(tested: pl.DataFrame, folds: pl.DataFrame) -> None:
+    """Else covariates would be fitted to the very slides they are tested on."""
+    keys = ["slide_id", "repeat", "fold"]
+    parts = folds.filter(pl.col("role") == "test").select(keys)
+    moved = tested.join(parts, on=keys, how="anti").sort("repeat", "fold", "slide_id")
+    if len(moved):
+        first = moved.row(0, named=True)
+        raise UserError(
+            f"{first['slide_id']}: was tested in r{first['repeat']}f{first['fold']} and is not in "
+            "its test part by the folds table; run snakemake again."
+        )
+
+
 def _covariates(
     spec: ControlSpec,
     found: Covariates,
@@ -90,7 +120,7 @@ def _covariates(
     if not len(tested):
         reason = "not defined: no slide was tested"
     elif not found.any_used:
-        reason = "not defined: no covariate differs between slides"
+        reason = "not defined: no covariate differs between the slides of the task"
     if reason:
         log.warning("covariates: %s", reason)
         return predictions.clear(), no_covariates(task, reason)

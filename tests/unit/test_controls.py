@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from her2.config import EvaluationSection
 from her2.controls.covariates import covariates_of, predict_by_covariates
-from her2.controls.run import control, control_tables
+from her2.controls.run import control, control_tables, slides_of_model
 from her2.controls.shuffled import _areas, _shuffled, shuffle_labels
 from her2.controls.subgroups import subgroup_figures
 from her2.errors import UserError
@@ -188,7 +188,63 @@ def test_where_no_covariate_differs_there_is_a_reason_and_no_figure() -> None:
     for row in tables["covariates"].to_dicts():
         assert row["covariates"] is None
         assert row["reached"] is None
-        assert row["note"] == "not defined: no covariate differs between slides"
+        assert row["note"] == "not defined: no covariate differs between the slides of the task"
+
+
+def test_a_slide_outside_the_task_makes_no_covariate_differ() -> None:
+    """A constant says nothing: its AUC of 0.5 would pass for a control that the model beats."""
+    model = predictions(40)
+    folds = folds_of(model)
+    cohort = cohort_of(model).with_columns(
+        pl.lit("a").alias("site"),
+        pl.lit("x").alias("scanner"),
+        *(pl.lit(5.0).alias(name) for name in
+          ("tissue_mm2", "tiles", "width_px", "height_px", "mpp_x", "mpp_y")),
+    )  # fmt: skip
+    # One without a label, as every fold predicts it, and one that the task does not have at all.
+    others = cohort.head(2).with_columns(
+        slide_id=pl.Series(["unlabelled", "other"]), scanner=pl.lit("y"), tissue_mm2=pl.lit(9.0)
+    )
+    row = folds.filter(pl.col("slide_id") == "s000-0").with_columns(
+        slide_id=pl.lit("unlabelled"),
+        patient_id=pl.lit("unlabelled"),
+        label=pl.lit(None, folds.schema["label"]),
+        role=pl.lit("predict"),
+    )
+    tables = control_tables(SPEC, model, pl.concat([folds, row]), pl.concat([cohort, others]))
+    assert not tables["inputs"]["used"].any()
+    assert macro(tables["covariates"])["covariates"] is None
+    assert macro(tables["covariates"])["reached"] is None
+
+
+def test_a_slide_without_features_teaches_the_covariates_nothing() -> None:
+    model = predictions(60)
+    cohort, folds = cohort_of(model, site="label"), folds_of(model)
+    lost = pl.col("slide_id") == "s003-0"
+    rest = model.filter(~lost)
+    with_it = control_tables(SPEC, rest, folds, cohort)
+    without = control_tables(SPEC, rest, folds.filter(~lost), cohort.filter(~lost))
+    for name, table in without.items():
+        assert with_it[name].equals(table), name
+    # It would have taught them something.
+    whole = control_tables(SPEC, model, folds, cohort)["covariates_predictions"]
+    kept = whole.filter(~lost)
+    assert not kept.equals(with_it["covariates_predictions"])
+
+
+def test_a_slide_that_a_fixed_split_only_learns_from_takes_part() -> None:
+    model = predictions(60).filter(pl.col("fold") == 0)
+    folds = folds_of(predictions(60)).filter(pl.col("fold") == 0)
+    assert slides_of_model(folds, model) == sorted(folds["slide_id"])
+
+
+@pytest.mark.parametrize("role", ["train", "tune"])
+def test_a_tested_slide_that_the_folds_do_not_hold_out_is_refused(role: str) -> None:
+    model = predictions(40)
+    one = (pl.col("role") == "test") & (pl.col("slide_id") == "s007-0")
+    folds = folds_of(model).with_columns(role=pl.when(one).then(pl.lit(role)).otherwise("role"))
+    with pytest.raises(UserError, match=r"s007-0: was tested in r0f\d"):
+        control_tables(SPEC, model, folds, cohort_of(model))
 
 
 def test_a_number_that_is_not_known_of_some_slides_is_filled_and_counted() -> None:

@@ -6,16 +6,6 @@ out: attention/{task}/{encoder}/{head}/agreement.parquet, and the tables of loca
 """
 
 
-def explanation(name):
-    """A table of one model's attention, marked for Snakemake's own report."""
-    return report(
-        f"{RESULTS}/attention/{{task}}/{{encoder}}/{{head}}/{name}.csv",
-        caption=f"../report/{name}.rst",
-        category="Explanation",
-        labels={"task": "{task}", "encoder": "{encoder}", "head": "{head}", "table": name},
-    )
-
-
 rule measure_attention:
     input:
         folds=f"{RESULTS}/folds/{{task}}.parquet",
@@ -27,11 +17,11 @@ rule measure_attention:
         truths=lambda wildcards: PLAN.truth_files,
     output:
         f"{RESULTS}/attention/{{task}}/{{encoder}}/{{head}}/agreement.parquet",
-        localisation=explanation("localisation"),
-        localisation_summary=explanation("localisation_summary"),
-        faithfulness=explanation("faithfulness"),
-        faithfulness_summary=explanation("faithfulness_summary"),
-        agreement=explanation("agreement"),
+        localisation=model_table("attention", "localisation"),
+        localisation_summary=model_table("attention", "localisation_summary"),
+        faithfulness=model_table("attention", "faithfulness"),
+        faithfulness_summary=model_table("attention", "faithfulness_summary"),
+        agreement=model_table("attention", "agreement"),
     log:
         f"{RESULTS}/logs/measure_attention/{{task}}/{{encoder}}/{{head}}.log",
     benchmark:

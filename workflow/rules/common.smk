@@ -135,3 +135,48 @@ def each_model(pattern, heads=None):
     if "{chunk}" in pattern:
         values["chunk"] = PLAN.chunks
     return expand(pattern, **values)
+
+
+CATEGORIES = {
+    "evaluation": "Performance",
+    "controls": "Controls",
+    "attention": "Explanation",
+}
+"""Of the folders of tables, in Snakemake's own report."""
+
+
+def model_table(folder, name):
+    """A table of one model, marked for Snakemake's own report."""
+    return report(
+        f"{RESULTS}/{folder}/{{task}}/{{encoder}}/{{head}}/{name}.csv",
+        caption=f"../report/{name}.rst",
+        category=CATEGORIES[folder],
+        labels={"task": "{task}", "encoder": "{encoder}", "head": "{head}", "table": name},
+    )
+
+
+def task_table(name):
+    """A table over all models of a task, marked likewise."""
+    return report(
+        f"{RESULTS}/evaluation/{{task}}/{name}.csv",
+        caption=f"../report/{name}.rst",
+        category=CATEGORIES["evaluation"],
+        labels={"task": "{task}", "encoder": "all", "head": "all", "table": name},
+    )
+
+
+def model_pictures(name):
+    """A folder of pictures of one model, each of them marked likewise."""
+    return report(
+        directory(f"{RESULTS}/heatmaps/{{task}}/{{encoder}}/{{head}}/{name}"),
+        patterns=["{picture}.png"],
+        caption=f"../report/{name}.rst",
+        category=CATEGORIES["attention"],
+        labels={
+            "task": "{task}",
+            "encoder": "{encoder}",
+            "head": "{head}",
+            "kind": name,
+            "picture": "{picture}",
+        },
+    )

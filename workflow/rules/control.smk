@@ -6,16 +6,6 @@ out: controls/{task}/{encoder}/{head}/covariates.parquet, and the tables of shuf
 """
 
 
-def controls(name):
-    """A table of one model's controls, marked for Snakemake's own report."""
-    return report(
-        f"{RESULTS}/controls/{{task}}/{{encoder}}/{{head}}/{name}.csv",
-        caption=f"../report/{name}.rst",
-        category="Controls",
-        labels={"task": "{task}", "encoder": "{encoder}", "head": "{head}", "table": name},
-    )
-
-
 rule control:
     input:
         predictions=f"{RESULTS}/evaluation/{{task}}/{{encoder}}/{{head}}/predictions.parquet",
@@ -23,10 +13,10 @@ rule control:
         cohort=f"{RESULTS}/cohort/slides.parquet",
     output:
         f"{RESULTS}/controls/{{task}}/{{encoder}}/{{head}}/covariates.parquet",
-        covariates=controls("covariates"),
-        inputs=controls("inputs"),
-        shuffled=controls("shuffled"),
-        subgroups=controls("subgroups"),
+        covariates=model_table("controls", "covariates"),
+        inputs=model_table("controls", "inputs"),
+        shuffled=model_table("controls", "shuffled"),
+        subgroups=model_table("controls", "subgroups"),
     log:
         f"{RESULTS}/logs/control/{{task}}/{{encoder}}/{{head}}.log",
     benchmark:

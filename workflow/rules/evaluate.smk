@@ -8,26 +8,6 @@ out: evaluation/{task}/{encoder}/{head}/predictions.parquet, and the tables of f
 """
 
 
-def statistics(name):
-    """A table of one model, marked for Snakemake's own report."""
-    return report(
-        f"{RESULTS}/evaluation/{{task}}/{{encoder}}/{{head}}/{name}.csv",
-        caption=f"../report/{name}.rst",
-        category="Performance",
-        labels={"task": "{task}", "encoder": "{encoder}", "head": "{head}", "table": name},
-    )
-
-
-def comparison(name):
-    """A table of one task, marked likewise."""
-    return report(
-        f"{RESULTS}/evaluation/{{task}}/{name}.csv",
-        caption=f"../report/{name}.rst",
-        category="Performance",
-        labels={"task": "{task}", "encoder": "all", "head": "all", "table": name},
-    )
-
-
 rule evaluate:
     input:
         folds=lambda wildcards: (
@@ -39,15 +19,15 @@ rule evaluate:
         ),
     output:
         predictions=f"{RESULTS}/evaluation/{{task}}/{{encoder}}/{{head}}/predictions.parquet",
-        metrics=statistics("metrics"),
-        fold_metrics=statistics("fold_metrics"),
-        confusion=statistics("confusion"),
-        binary=statistics("binary"),
-        temperatures=statistics("temperatures"),
-        calibration=statistics("calibration"),
-        reliability=statistics("reliability"),
-        operating=statistics("operating"),
-        decision=statistics("decision"),
+        metrics=model_table("evaluation", "metrics"),
+        fold_metrics=model_table("evaluation", "fold_metrics"),
+        confusion=model_table("evaluation", "confusion"),
+        binary=model_table("evaluation", "binary"),
+        temperatures=model_table("evaluation", "temperatures"),
+        calibration=model_table("evaluation", "calibration"),
+        reliability=model_table("evaluation", "reliability"),
+        operating=model_table("evaluation", "operating"),
+        decision=model_table("evaluation", "decision"),
     log:
         f"{RESULTS}/logs/evaluate/{{task}}/{{encoder}}/{{head}}.log",
     benchmark:
@@ -78,8 +58,8 @@ rule compare_encoders:
         ),
     output:
         f"{RESULTS}/evaluation/{{task}}/comparison.parquet",
-        table=comparison("comparison"),
-        statement=comparison("statement"),
+        table=task_table("comparison"),
+        statement=task_table("statement"),
     log:
         f"{RESULTS}/logs/compare_encoders/{{task}}.log",
     benchmark:

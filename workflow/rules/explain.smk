@@ -10,23 +10,6 @@ out: heatmaps/{task}/{encoder}/{head}/heatmaps.json   a row a drawn slide, and w
 """
 
 
-def pictures(name):
-    """A folder of pictures of one model, each of them marked for Snakemake's own report."""
-    return report(
-        directory(f"{RESULTS}/heatmaps/{{task}}/{{encoder}}/{{head}}/{name}"),
-        patterns=["{picture}.png"],
-        caption=f"../report/{name}.rst",
-        category="Explanation",
-        labels={
-            "task": "{task}",
-            "encoder": "{encoder}",
-            "head": "{head}",
-            "kind": name,
-            "picture": "{picture}",
-        },
-    )
-
-
 rule draw_heatmaps:
     input:
         folds=f"{RESULTS}/folds/{{task}}.parquet",
@@ -39,9 +22,9 @@ rule draw_heatmaps:
     output:
         table=f"{RESULTS}/heatmaps/{{task}}/{{encoder}}/{{head}}/heatmaps.json",
         tiles=f"{RESULTS}/heatmaps/{{task}}/{{encoder}}/{{head}}/tiles.json",
-        slides=pictures("slides"),
-        strips=pictures("strips"),
-        scores=pictures("scores"),
+        slides=model_pictures("slides"),
+        strips=model_pictures("strips"),
+        scores=model_pictures("scores"),
     log:
         f"{RESULTS}/logs/draw_heatmaps/{{task}}/{{encoder}}/{{head}}.log",
     benchmark:

@@ -25,7 +25,7 @@ rule build_report:
             heads=CONFIG.heads,
         ),
     output:
-        report(
+        page=report(
             f"{RESULTS}/report/report.html",
             caption="../report/report.rst",
             category="Report",
@@ -58,4 +58,4 @@ rule build_report:
         results=untracked(RESULTS),
     shell:
         "python -m her2 report --spec {params.spec:q} --results {params.results:q}"
-        " --out {output[0]:q} 2> {log:q}"
+        " --out {output.page:q} 2> {log:q}"

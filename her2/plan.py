@@ -11,12 +11,10 @@ from her2 import specs
 from her2.cohort import TRUTH_SUFFIXES, Cohort, SlideRow
 from her2.config import Config, FoldsSection
 from her2.errors import UserError
+from her2.runs import PUBLISHED, chunks, split_protocol
 
 DEMO_PATCHES = {"he": 300, "ihc": 225, "natural": 150}
 """Patches a class of the demo's sets: 900 each, small enough to learn from in a minute."""
-
-PUBLISHED = ".as-published"
-"""Ends the names of what belongs to the published protocol."""
 
 SLIDE_COLUMNS = ("slide_id", "path", "mpp")
 """What embedding knows of a row of the manifest."""
@@ -378,27 +376,3 @@ class Plan:
 
     def _rows(self, bucket: str) -> str:
         return self.cohort.digest(self.by_bucket[bucket], SLIDE_COLUMNS)
-
-
-def split_protocol(name: str) -> tuple[str, specs.Protocol]:
-    """A task's or head's name -> the name in the config, and the protocol its suffix means."""
-    if name.endswith(PUBLISHED):
-        return name.removesuffix(PUBLISHED), "published"
-    return name, "sound"
-
-
-def folds_name(task: str, model: str) -> str:
-    """The folds table that a model is trained on."""
-    return task + (PUBLISHED if model.endswith(PUBLISHED) else "")
-
-
-def chunks(folds: FoldsSection) -> dict[str, tuple[tuple[int, int], ...]]:
-    """Chunk name -> the (repeat, fold) pairs that one training job takes."""
-    runs = [(repeat, fold) for repeat in range(folds.repeats) for fold in range(folds.number)]
-    parts = [runs[i : i + folds.per_job] for i in range(0, len(runs), folds.per_job)]
-    return {f"{run_name(*part[0])}-{run_name(*part[-1])}": tuple(part) for part in parts}
-
-
-def run_name(repeat: int, fold: int) -> str:
-    """`r0f3`: the fourth fold of the first repeat."""
-    return f"r{repeat}f{fold}"

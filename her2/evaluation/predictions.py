@@ -17,8 +17,8 @@ from her2.errors import UserError
 from her2.evaluation.metrics import Floats, Ints
 from her2.folds import check_disjoint
 from her2.manifest import FoldEntry, read_manifests
-from her2.plan import run_name
 from her2.products import find_product
+from her2.runs import parse_run, run_name
 from her2.specs import EvaluateSpec
 
 KEYS = {"slide": ("slide_id", "patient_id"), "patient": ("patient_id",)}
@@ -84,7 +84,7 @@ def gather_predictions(
     parts = []
     for name, entry in read_manifests(models, spec.chunks, FoldEntry).items():
         path = find_product(cache, "models", entry.key, models / name)
-        repeat, fold = (int(part) for part in name.removeprefix("r").split("f"))
+        repeat, fold = parse_run(name)
         for file, tuned in (("predictions.parquet", False), ("tune.parquet", True)):
             parts.append(
                 _read(path / file, name).with_columns(

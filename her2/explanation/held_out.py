@@ -13,8 +13,8 @@ from her2.config import Task
 from her2.explanation.tested import HeldOutSlide, read_attention, tested_slides
 from her2.explanation.tiles import SlideTiles, read_tiles
 from her2.manifest import FeatureEntry, FoldEntry, read_manifests
-from her2.plan import run_name
 from her2.products import find_product
+from her2.runs import run_name
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,8 +36,8 @@ from her2.folds import check_disjoint
 from her2.manifest import FeatureEntry, FoldEntry, read_manifests
 from her2.mil.bags import Bag
 from her2.mil.product import SavedModel, load_model
-from her2.plan import run_name
 from her2.products import find_product
+from her2.runs import run_name
 from her2.slide import SlideError
 from her2.specs import AttentionSpec
 from her2.store import open_store, read_attributes, read_coords

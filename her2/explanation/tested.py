@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from her2.config import Task
 from her2.errors import UserError
 from her2.manifest import FeatureEntry
-from her2.plan import run_name
+from her2.runs import run_name
 
 
 @dataclass(frozen=True, slots=True)

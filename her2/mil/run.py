@@ -19,8 +19,8 @@ from her2.mil.bags import Bag, check_dimensions
 from her2.mil.product import Fold, read_entry, write_fold
 from her2.mil.search import search
 from her2.mil.train import Trained, train_fold
-from her2.plan import run_name
 from her2.products import find_product
+from her2.runs import run_name
 from her2.specs import TrainSpec
 from her2.store import allow_open_files, open_store
 

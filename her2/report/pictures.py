@@ -7,12 +7,12 @@ from typing import Any
 import polars as pl
 
 from her2.explanation.picture import ATTENTION, TRUTH
-from her2.plan import run_name
 from her2.report import explained
 from her2.report.drawn import Figure, jpeg
 from her2.report.overlap import mark
 from her2.report.read import Model, Results
 from her2.report.text import number, plural, without_folders
+from her2.runs import run_name
 
 ATTENTION_SHOWN = 24
 """Attention pictures on the page, over all models; the others stay files."""

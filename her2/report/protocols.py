@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from her2.plan import PUBLISHED
 from her2.report.overlap import mark
 from her2.report.read import Results, read_metrics
 from her2.report.sheet import Cell
 from her2.report.text import interval, number
+from her2.runs import PUBLISHED
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from her2.config import parse_config
 from her2.errors import UserError
 from her2.files import canonical_json
 from her2.plan import Plan
+from her2.runs import parse_run, run_name
 
 VALUES = {
     "cohort": {"slides": "slides.csv", "slides_per_bucket": 4},
@@ -339,3 +340,8 @@ def test_the_demo_s_truths_are_those_that_its_slides_bring():
     """Before any is drawn: otherwise a second run would find new inputs, and run again."""
     drawn = plan({"cohort/masks": "root/masks", "cohort/synthetic": True}).truth_files
     assert drawn == [f"root/masks/{row.slide_id}.png" for row in ROWS]
+
+
+def test_the_name_of_a_run_tells_its_repeat_and_fold() -> None:
+    for repeat, fold in ((0, 0), (0, 12), (10, 3)):
+        assert parse_run(run_name(repeat, fold)) == (repeat, fold)

@@ -23,8 +23,9 @@ from her2 import __version__
 from her2.cohort import missing_files, read_cohort
 from her2.config import parse_config
 from her2.errors import UserError
-from her2.plan import Plan, folds_name
+from her2.plan import Plan
 from her2.progress import Watch
+from her2.runs import folds_name
 
 
 def read_plan():

@@ -17,29 +17,13 @@ from her2.folds import make_folds
 from her2.manifest import FeatureEntry, FoldEntry, write_manifest
 from her2.specs import FoldsSpec, HeatmapSpec
 from her2.store import write_store
-from her2.synthetic import draw_slide
 
 TASK = Task(label="her2", classes={"negative": ["0"], "positive": ["3+"]})
 BUCKET, CHUNK = "0000-of-0001", "r0f0-r0f2"
-SIDE_PX, TILE_PX, MPP = 768, 128, 0.5
+SIDE_PX, TILE_PX, MPP = 768, 128, 0.5  # of the fixture `drawn_slide`
 PER_SIDE = SIDE_PX // TILE_PX
 TILES = PER_SIDE**2
 FORMATS = ("png", "parquet", "geojson", "ome_tiff")
-
-
-def make_slide(folder: Path) -> Path:
-    """One small slide."""
-    draw_slide(
-        slide_id="demo-001-a",
-        patient_id="demo-001",
-        her2="2+",
-        site="north",
-        seed=7,
-        slide_path=folder / "demo.svs",
-        mask_path=folder / "demo.png",
-        side_px=SIDE_PX,
-    )
-    return folder / "demo.svs"
 
 
 @dataclass

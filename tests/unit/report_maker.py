@@ -18,6 +18,7 @@ from her2.explanation.agreement import AGREEMENT
 from her2.explanation.faithfulness import FAITHFULNESS, FAITHFULNESS_SUMMARY
 from her2.explanation.localisation import LOCALISATION, LOCALISATION_SUMMARY, MEASURES
 from her2.files import write_json
+from her2.folds import SCHEMA as FOLDS
 from her2.manifest import FeatureEntry, FoldEntry, TileEntry, write_manifest
 from her2.specs import CompareSpec, ControlSpec, EvaluateSpec, ReportSpec
 from her2.store import write_store
@@ -147,14 +148,7 @@ class Cohort:
                 if (label := None if value is None else task.class_index(value)) is not None
                 for fold in range(3)
             ],
-            schema={
-                "slide_id": pl.String,
-                "patient_id": pl.String,
-                "label": pl.Int32,
-                "repeat": pl.Int32,
-                "fold": pl.Int32,
-                "role": pl.String,
-            },
+            schema=FOLDS,
             orient="row",
         ).write_parquet(folder / "folds" / "score.parquet")
         for encoder in self.encoders:

@@ -36,20 +36,14 @@ from tests.unit.heatmap_makers import (
     TASK,
     TILE_PX,
     World,
-    make_slide,
     make_world,
 )
 
 
 @pytest.fixture(scope="module")
-def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_slide(tmp_path_factory.mktemp("slide"))
-
-
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory, slide: Path) -> World:
+def drawn(tmp_path_factory: pytest.TempPathFactory, drawn_slide: Path) -> World:
     """Two slides, by a head that has contributions and a map a class."""
-    world = make_world(tmp_path_factory.mktemp("files"), slide)
+    world = make_world(tmp_path_factory.mktemp("files"), drawn_slide)
     world.train(maps=("attention", "contribution"))
     world.draw(slides=2, formats=FORMATS)
     return world
@@ -180,7 +174,7 @@ class TestGeoJSON:
         assert read_regions(drawn.folder / f"slides/{names(drawn)[0]}.geojson") == ()
 
     def test_it_counts_from_the_corner_of_the_scanned_area_as_qupath_does(
-        self, tmp_path: Path, slide: Path, monkeypatch: pytest.MonkeyPatch
+        self, tmp_path: Path, drawn_slide: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         class Mirax(Slide):
             def __init__(self, path: Path) -> None:
@@ -188,7 +182,7 @@ class TestGeoJSON:
                 self.bounds_corner_px = (100, 30)
 
         monkeypatch.setattr("her2.explanation.run.Slide", Mirax)
-        world = make_world(tmp_path, slide)
+        world = make_world(tmp_path, drawn_slide)
         row = world.draw(slides=1, formats=("png", "geojson"))[0]
         found = json.loads((world.folder / row["files"][0]).read_text())
         first = found["features"][0]["geometry"]["coordinates"][0][0]
@@ -261,10 +255,10 @@ class TestOmeTiff:
             with Slide(path) as ours:
                 assert ours.scale().mpp_x == pytest.approx(MPP)
 
-    def test_its_brightest_tile_is_the_most_attended(self, drawn: World, slide: Path) -> None:
+    def test_its_brightest_tile_is_the_most_attended(self, drawn: World, drawn_slide: Path) -> None:
         name = names(drawn)[0]
         painted = tifffile.imread(drawn.folder / f"slides/{name}.ome.tiff").astype(float)
-        with Slide(slide) as opened:
+        with Slide(drawn_slide) as opened:
             tissue = opened.thumbnail(MPP, opened.scale()).astype(float)
         colour = (painted - 0.45 * tissue) / 0.55  # the tissue taken off again
         means = [

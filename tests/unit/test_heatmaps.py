@@ -40,19 +40,13 @@ from tests.unit.heatmap_makers import (
     TILE_PX,
     TILES,
     World,
-    make_slide,
     make_world,
 )
 
 
-@pytest.fixture(scope="module")
-def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_slide(tmp_path_factory.mktemp("slide"))
-
-
 @pytest.fixture
-def world(tmp_path: Path, slide: Path) -> World:
-    return make_world(tmp_path, slide)
+def world(tmp_path: Path, drawn_slide: Path) -> World:
+    return make_world(tmp_path, drawn_slide)
 
 
 @dataclass
@@ -65,8 +59,8 @@ class Drawn:
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory, slide: Path) -> Drawn:
-    world = make_world(tmp_path_factory.mktemp("drawn"), slide)
+def drawn(tmp_path_factory: pytest.TempPathFactory, drawn_slide: Path) -> Drawn:
+    world = make_world(tmp_path_factory.mktemp("drawn"), drawn_slide)
     rows = world.draw(slides=99, formats=("png", "parquet", "geojson", "ome_tiff"))
     assert read_heatmaps(world.folder / "heatmaps.json") == rows
     return Drawn(world, {row["slide_id"]: row for row in rows}, read_scores(world))

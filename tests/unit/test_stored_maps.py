@@ -7,7 +7,7 @@ import pytest
 import safetensors.numpy
 
 from her2.errors import UserError
-from tests.unit.heatmap_makers import FORMATS, TILES, make_slide, make_world
+from tests.unit.heatmap_makers import FORMATS, TILES, make_world
 
 NAN = np.zeros((TILES, 2), np.float32)
 NAN[4, 1] = np.nan
@@ -23,9 +23,9 @@ NAN[4, 1] = np.nan
     ],
 )
 def test_a_map_that_cannot_be_the_slide_s_stops_the_job_and_names_it(
-    tmp_path: Path, values: np.ndarray, what: str
+    tmp_path: Path, drawn_slide: Path, values: np.ndarray, what: str
 ) -> None:
-    world = make_world(tmp_path, make_slide(tmp_path))
+    world = make_world(tmp_path, drawn_slide)
     world.train(maps=("contribution",))
     for name in world.entries.keys() - {"u0-a"}:
         path = world.model(name) / "maps.safetensors"

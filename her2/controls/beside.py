@@ -4,7 +4,7 @@ import polars as pl
 
 from her2.config import EvaluationSection, Task
 from her2.evaluation.figures import null
-from her2.evaluation.metrics import interval
+from her2.evaluation.metrics import interval, unvarying
 from her2.evaluation.paired import difference, pair_models
 
 COVARIATES = {
@@ -59,6 +59,10 @@ def compare_with_covariates(
                 (gap["low"], gap["high"]),
             ]
             p = gap["p"]
+            for side, (values, words) in enumerate(((first, "model"), (second, "covariates"))):
+                if same := unvarying(values[1:]):
+                    ends[side] = (float("nan"),) * 2
+                    note = "; ".join(text for text in (note, f"{words}: {same}") if text)
         low = null(ends[2][0])
         point = float(first[0] - second[0])
         rows = paired.rows[names[0]]

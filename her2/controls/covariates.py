@@ -133,7 +133,6 @@ def predict_by_covariates(
         UserError: a train part has fewer than two classes.
     """
     rows = folds.join(found.table, on="slide_id", how="inner").sort("repeat", "fold", "slide_id")
-    # A number that is not known is as the train part's median.
     parts = []
     for (repeat, fold), own in rows.group_by(["repeat", "fold"], maintain_order=True):
         train, tune = (own.filter(pl.col("role") == role) for role in ("train", "tune"))
@@ -167,6 +166,7 @@ def _fit(
     found: Covariates, train: pl.DataFrame, tune: pl.DataFrame, test: pl.DataFrame, classes: int
 ) -> np.ndarray:
     """Probabilities (n, c) of the test part; the tune part picks the strength."""
+    # For a number that is not known.
     medians = {name: train[name].median() for name in found.numbers}
     inputs = [_matrix(found, part, medians) for part in (train, tune, test)]
     labels = train["label"].to_numpy()

@@ -9,7 +9,7 @@ from her2.config import EvaluationSection, Task
 from her2.evaluation.delong import area_interval
 from her2.evaluation.figures import null
 from her2.evaluation.groupings import Grouping, Sides, groupings_of, side_missing, two_sides
-from her2.evaluation.metrics import Floats, areas, bootstrapped, interval, mean
+from her2.evaluation.metrics import Floats, areas, bootstrapped, interval, mean, unvarying
 from her2.evaluation.predictions import Rows, rows_of
 
 BINARY = {
@@ -52,9 +52,10 @@ def binary_table(
     )
     records = []
     for index, (grouping, one) in enumerate(zip(groupings, sides, strict=True)):
-        missing, few = side_missing(one.positive), _too_few(rows, one)
+        missing, too_few = side_missing(one.positive), _too_few(rows, one)
         for offset, metric in enumerate(("auc", "auprc", "brier")):
             column = values[:, 3 * index + offset]
+            few = too_few or unvarying(column[1:])
             low, high = (
                 (math.nan, math.nan)
                 if few

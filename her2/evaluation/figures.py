@@ -17,6 +17,7 @@ from her2.evaluation.metrics import (
     ordinal_mae,
     quadratic_kappa,
     squared_errors,
+    unvarying,
 )
 from her2.evaluation.predictions import Rows, averaged, of_run, rows_of, runs
 
@@ -107,7 +108,7 @@ def figures(
     records = []
     for (metric, name), column in zip(figure_names(task), values.T, strict=True):
         low, high = interval(column[1:], section.confidence, _sizes(rows, task, metric, name))
-        few = _too_few(rows, task, metric, name)
+        few = _too_few(rows, task, metric, name) or unvarying(column[1:])
         note = _absent(rows, task, name, level) if np.isnan(column[0]) else few
         if not np.isnan(column[0]) and few:
             low = high = float("nan")

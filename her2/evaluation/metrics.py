@@ -215,6 +215,15 @@ def interval(values: Floats, confidence: float, sizes: Sequence[int]) -> tuple[f
     return float(low), float(high)
 
 
+def unvarying(values: Floats) -> str:
+    """Why resamples (b,) say nothing of how a figure could vary: all of them are the same.
+
+    So it is with an AUC of 1: no resample mixes what is apart, and "1 to 1" would be certainty.
+    """
+    same = not np.isnan(values).any() and np.ptp(values) <= 1e-12
+    return "interval not defined: every resample gives the same" if same else ""
+
+
 def two_sided(values: Floats, sizes: Sequence[int]) -> float:
     """p of the resamples of a difference being 0, two-sided, to go with `interval`.
 

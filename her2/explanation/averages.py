@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from her2.evaluation.metrics import bootstrapped, interval
+from her2.evaluation.metrics import bootstrapped, interval, unvarying
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +60,12 @@ def over_patients(
     if (np.bincount(target) < 2).all():
         note = "interval not defined: no class has 2 patients"
         return [Average(float(value), None, None, len(patients), note) for value in found[0]]
-    return [
-        Average(
-            float(column[0]),
-            *interval(column[1:], bootstrap.confidence, (len(patients),)),
-            len(patients),
-        )
-        for column in found.T
-    ]
+    averages = []
+    for column in found.T:
+        note = unvarying(column[1:])
+        low, high = interval(column[1:], bootstrap.confidence, (len(patients),))
+        if note:
+            averages.append(Average(float(column[0]), None, None, len(patients), note))
+        else:
+            averages.append(Average(float(column[0]), low, high, len(patients)))
+    return averages

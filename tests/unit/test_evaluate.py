@@ -545,15 +545,25 @@ def test_tables_of_nobody_are_full_of_reasons() -> None:
         assert found[table]["note"].str.len_chars().min() > 0, table
 
 
-def test_equal_probabilities_are_chance_by_ties_and_have_no_delong_interval() -> None:
+def test_equal_probabilities_are_chance_by_ties_and_have_no_interval() -> None:
     found = tables_of(few([0, 1, 2, 3] * 5, [[0.25] * 4] * 20))
     metrics = {(row["metric"], row["class"]): row for row in found["metrics"].to_dicts()}
     row = metrics["auc", "macro"]
-    assert (row["value"], row["low"], row["high"]) == (0.5, 0.5, 0.5)
+    assert (row["value"], row["low"], row["high"]) == (0.5, None, None)
+    assert row["note"] == "interval not defined: every resample gives the same"
     assert metrics["auprc", "3+"]["value"] == metrics["auprc", "3+"]["prevalence"]
     delong = found["binary"].filter(pl.col("method") == "delong")
     assert delong["low"].null_count() == len(delong)
     assert all("variance is 0" in note for note in delong["note"])
+
+
+def test_a_class_above_all_others_has_no_interval_and_is_no_certainty() -> None:
+    found = tables_of(few([0, 1, 2, 3] * 5, [np.eye(4)[i].tolist() for i in range(4)] * 5))
+    metrics = {(row["metric"], row["class"]): row for row in found["metrics"].to_dicts()}
+    binary = found["binary"].filter((pl.col("metric") == "auc") & (pl.col("method") == "bootstrap"))
+    for row in (metrics["auc", "3+"], metrics["auc", "macro"], *binary.to_dicts()):
+        assert (row["value"], row["low"], row["high"]) == (1.0, None, None)
+        assert "every resample gives the same" in row["note"]
 
 
 def test_a_class_of_one_patient_gives_no_interval_to_what_rests_on_it() -> None:

@@ -35,6 +35,7 @@ from her2.evaluation.metrics import (
     quadratic_kappa,
     squared_errors,
     two_sided,
+    unvarying,
     weight_blocks,
 )
 
@@ -368,6 +369,12 @@ def test_p_and_interval_agree_on_zero() -> None:
         p = two_sided(values, (15, 40))
         if abs(p - 0.05) > 0.004:
             assert (low <= 0 <= high) == (p > 0.05)
+
+
+def test_resamples_that_are_all_the_same_are_told() -> None:
+    assert unvarying(np.ones(50)) == "interval not defined: every resample gives the same"
+    assert unvarying(np.array([1.0, 0.99])) == ""
+    assert unvarying(np.array([np.nan, np.nan])) == ""  # another reason, told elsewhere
 
 
 def test_a_group_of_one_patient_has_no_interval() -> None:

@@ -177,7 +177,7 @@ def test_the_synthetic_banner_is_shown_if_and_only_if_the_slides_are_drawn(tmp_p
 
 
 def test_headline_figures_are_those_of_the_metrics_table(tmp_path):
-    page = report(tmp_path, Cohort(encoders=("one", "two")))
+    page = report(tmp_path, Cohort(encoders=("one", "two"), signal=0.3))
     folder = tmp_path / "results" / "evaluation" / "score"
     for encoder in ("one", "two"):
         metrics = pl.read_parquet(folder / encoder / "abmil" / "metrics.parquet")
@@ -434,7 +434,7 @@ def test_every_slide_that_is_not_used_is_listed_with_stage_and_reason(tmp_path):
 
 
 def test_a_run_without_trouble_has_no_warnings(tmp_path):
-    cohort = Cohort(labels=("0", "1", "2") * 10, pictures=False)
+    cohort = Cohort(labels=("0", "1", "2") * 10, pictures=False, signal=0.3)
     page = report(tmp_path, cohort)
     assert "None: no slide was left out, and every figure is defined." in page.text
     assert "Warnings (0)" in page.text

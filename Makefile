@@ -47,6 +47,7 @@ test: $(VENV)/installed-lock-test.txt
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	$(ON_PATH) $(BIN)/pytest -m 'not slow' -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 	@echo "The slow ones, which fill every core by themselves:"
 	$(ON_PATH) $(BIN)/pytest -m slow $(PYTEST_ARGS) || [ $$? = 5 ]

@@ -207,7 +207,7 @@ def main() -> int:
         if exceeded(FINISHED, cost):
             beyond.append(FINISHED)
         overhead = overhead_ms(Path(temporary) / "overhead")
-    stages = {"tile": "her2.tiling", "train": "her2.mil.run", "report": "her2.report.build"}
+    stages = {"tile": "her2.tiling.stage", "train": "her2.mil.stage", "report": "her2.report.build"}
     starts = ", ".join(f"{name} {start_seconds(module):.1f}" for name, module in stages.items())
     print(f"\nSnakemake runs an empty job in {overhead:.0f} ms; a stage starts in (s): {starts}")
     for size in beyond:

@@ -42,20 +42,22 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from her2.cache import Cache  # noqa: E402 the project of this folder, installed or not
-from her2.cohort import Cohort, SlideRow, bucket_of  # noqa: E402
+from her2.cohort.manifest import Cohort, SlideRow, bucket_of  # noqa: E402
 from her2.config import EncoderSection, TilingSection  # noqa: E402
-from her2.device import DTYPES, pick_device, resolve_precision  # noqa: E402
-from her2.encoders.inference import batch_limit, prepare  # noqa: E402
-from her2.encoders.materialise import load_encoder, materialise  # noqa: E402
-from her2.hardware import allowed_cpus  # noqa: E402
-from her2.manifest import TileEntry, read_manifest  # noqa: E402
-from her2.reading import Feed, new_passage, read_part  # noqa: E402
-from her2.slide import Slide  # noqa: E402
-from her2.specs import EmbedSpec, TileSpec, dump  # noqa: E402
-from her2.store import RowSpool, read_attributes  # noqa: E402
-from her2.synthetic import draw_region, slide_generator, slide_params  # noqa: E402
-from her2.tiling import TileTable, read_table, tile_bucket  # noqa: E402
+from her2.config.jobs import EmbedSpec, TileSpec, dump  # noqa: E402
+from her2.core.hardware import allowed_cpus  # noqa: E402
+from her2.embedding.inference import batch_limit, prepare  # noqa: E402
+from her2.embedding.reading import TileQueue, pending_slide, read_part  # noqa: E402
+from her2.encoders.device import DTYPES, pick_device, resolve_precision  # noqa: E402
+from her2.encoders.stage import load_encoder, materialise  # noqa: E402
+from her2.slides.slide import Slide  # noqa: E402
+from her2.storage.cache import Cache  # noqa: E402 the project of this folder, installed or not
+from her2.storage.entries import TileEntry, read_manifest  # noqa: E402
+from her2.storage.features import RowSpool, read_attributes  # noqa: E402
+from her2.storage.tiles import TileTable, read_table  # noqa: E402
+from her2.synthetic import slide_generator, slide_params  # noqa: E402
+from her2.synthetic.tissue import draw_region  # noqa: E402
+from her2.tiling.stage import tile_bucket  # noqa: E402
 
 BUCKET = "0000-of-0001"
 MPP = 0.5
@@ -187,15 +189,17 @@ def in_threads(count: int, work: Callable[[], None]) -> float:
 def read_alone(material: Material, threads: int, limit: int) -> float:
     """Tiles/s, as the embedder reads them, of `limit` tiles at most."""
     passages = [
-        new_passage(str(path), path, table, "", RowSpool(len(table), 1, "float16", material.folder))
+        pending_slide(
+            str(path), path, table, "", RowSpool(len(table), 1, "float16", material.folder)
+        )
         for path, table in material.tables()
     ]
-    feed, done = Feed(passages), [0]
+    queue, done = TileQueue(passages), [0]
     size = passages[0].table.meta.tile_px
 
     def work() -> None:
         images = np.empty((16, size, size, 3), np.uint8)
-        while done[0] < limit and (parts := feed.take(16, across=False)):
+        while done[0] < limit and (parts := queue.take(16, across=False)):
             ((slide, rows),) = parts
             read_part(slide, rows, images)
             done[0] += len(rows)
@@ -207,7 +211,7 @@ def read_alone(material: Material, threads: int, limit: int) -> float:
 def read_ways(path: Path, table: TileTable, limit: int = 400) -> dict[str, float]:
     """Tiles/s a core: read_region a tile, a super-tile of 4 x 4, and the JPEG tiles themselves."""
     meta = table.meta
-    passage = new_passage("", path, table, "", RowSpool(1, 1, "float16", path.parent))
+    passage = pending_slide("", path, table, "", RowSpool(1, 1, "float16", path.parent))
     rows = passage.order[:limit]
     width, height, px = meta.level0_width, meta.level0_height, meta.tile_px
     found = {}

@@ -33,11 +33,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from her2.config import AttentionSection, TrainingSection
 from her2.mil.bags import Bag
-from her2.mil.feed import Feed
+from her2.mil.batches import BagBatches
 from her2.mil.heads import build_head
 from her2.mil.model import Model, predict
 from her2.mil.train import train_epoch, train_fold
-from her2.store import open_store, write_store
+from her2.storage.features import open_store, write_store
 
 CLASSES = ("0", "1+", "2+", "3+")
 FOLDS = 4
@@ -162,7 +162,7 @@ def epochs(folder: Path, bags: list[Bag], training: TrainingSection, times: int)
     waited: list[float] = []
 
     def ours() -> None:
-        feed = Feed(bags, training, seed=0, epoch=len(waited))
+        feed = BagBatches(bags, training, seed=0, epoch=len(waited))
         start = time.perf_counter()
         train_epoch(model, optimiser, feed, training, None, 0)
         waited.append(feed.waited_seconds / (time.perf_counter() - start))

@@ -22,7 +22,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from her2.specs import ReportSpec, dump  # noqa: E402 the project of this folder
+from her2.config.jobs import ReportSpec, dump  # noqa: E402 the project of this folder
 from tests.unit.report_maker import Cohort  # noqa: E402
 
 DRAWN = 8
@@ -76,7 +76,7 @@ def build_apart(spec: ReportSpec, folder: Path) -> tuple[float, float]:
     code = (
         "import resource, sys; from pathlib import Path;"
         "from her2.report.build import build_report;"
-        "from her2.specs import ReportSpec, load;"
+        "from her2.config.jobs import ReportSpec, load;"
         "build_report(load(ReportSpec, Path(sys.argv[1]).read_text()), Path(sys.argv[2]),"
         " Path(sys.argv[2]) / 'report' / 'report.html');"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"

@@ -18,13 +18,13 @@ import cv2
 import numpy as np
 import tifffile
 
-from her2 import artefacts
 from her2.config import TilingSection
-from her2.grid import tile_slide
-from her2.slide import Slide
+from her2.slides.slide import Slide
 from her2.synthetic import slide_generator, slide_params
 from her2.synthetic.tissue import draw_region
-from her2.tissue import optical_density, tissue_mask
+from her2.tiling import artefacts
+from her2.tiling.grid import tile_slide
+from her2.tiling.tissue import optical_density, tissue_mask
 
 MPP, SIZE, PATTERN_PX = 0.5, 224, 2400
 

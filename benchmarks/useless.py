@@ -14,7 +14,12 @@ import polars as pl
 from sklearn.model_selection import StratifiedKFold
 
 from her2.config import Task
-from her2.controls.covariates import NUMBERS, Covariates, covariates_of, predict_by_covariates
+from her2.evaluation.controls.covariates import (
+    NUMBERS,
+    Covariates,
+    covariates_of,
+    predict_by_covariates,
+)
 from her2.evaluation.figures import measure
 from her2.evaluation.predictions import out_of_fold, rows_of
 

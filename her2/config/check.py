@@ -22,7 +22,7 @@ from her2.config.learning import (
     TrainingSection,
     her2_groupings,
 )
-from her2.errors import UserError, problem_list
+from her2.core.errors import UserError, problem_list
 
 
 def _head_named_by_key(heads: Any) -> Any:

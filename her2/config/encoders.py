@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from her2.config import catalogue
 from her2.config.base import Count, Mpp, Name, Positive, Section, Share
-from her2.encoders import catalogue
-from her2.errors import UserError
+from her2.core.errors import UserError
 
 Source = Literal["timm", "torchvision", "catalogue", "random", "checkpoint", "pretrain"]
 Feature = Literal["pooled", "class_token", "class_and_mean", "flattened"]

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from her2.errors import UserError
-from her2.files import digest, write_json
+from her2.core.errors import UserError
+from her2.core.files import digest, write_json
 
 CARD_NAME = "card.json"
 WEIGHTS_NAME = "weights.safetensors"

@@ -9,14 +9,14 @@ import numpy as np
 import polars as pl
 from statsmodels.stats.multitest import multipletests
 
+from her2.config.jobs import CompareSpec
+from her2.core.tables import write_table
 from her2.evaluation.delong import compare_areas
 from her2.evaluation.figures import null
 from her2.evaluation.groupings import two_sides
 from her2.evaluation.metrics import tail_p
 from her2.evaluation.paired import MACRO, Model, Paired, Question, difference, pair_models
-from her2.evaluation.statement import statement_table
-from her2.specs import CompareSpec
-from her2.tables import write_table
+from her2.evaluation.paper_claim import statement_table
 
 FEW_RESAMPLES = "p_holm is as low as so few resamples allow (evaluation.bootstrap)"
 COMPARISON = {

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from her2.config import EvaluationSection, Task
-from her2.errors import UserError
+from her2.core.errors import UserError
 from her2.evaluation.groupings import Grouping, groupings_of, side_missing, two_sides
 from her2.evaluation.metrics import Floats, auc, bootstrapped, interval, two_sided
 from her2.evaluation.predictions import Rows, averaged, rows_of

@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from her2.cache import Cache
+from her2.cohort.folds import check_disjoint
 from her2.config import Task
-from her2.errors import UserError
+from her2.config.jobs import EvaluateSpec
+from her2.config.names import parse_run, run_name
+from her2.core.errors import UserError
 from her2.evaluation.metrics import Floats, Ints
-from her2.folds import check_disjoint
-from her2.manifest import FoldEntry, read_manifests
-from her2.products import find_product
-from her2.runs import parse_run, run_name
-from her2.specs import EvaluateSpec
+from her2.storage.cache import Cache
+from her2.storage.entries import FoldEntry, read_manifests
+from her2.storage.products import find_product
 
 KEYS = {"slide": ("slide_id", "patient_id"), "patient": ("patient_id",)}
 """Level -> what makes a row of it."""

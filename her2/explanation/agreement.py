@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from her2.explanation.averages import Bootstrap, over_patients
+from her2.explanation.held_out_slides import HeldOutSlide
 from her2.explanation.localisation import UNIFORM, is_uniform
-from her2.explanation.tested import HeldOutSlide
 
 AGREEMENT = {
     "measure": pl.String,

@@ -16,9 +16,10 @@ import pyarrow.parquet
 import tifffile
 from numpy.typing import NDArray
 
+from her2.core.files import canonical_json
+from her2.core.types import RGB
 from her2.explanation.tiles import SlideTiles
-from her2.files import canonical_json
-from her2.slide import RGB, Scale
+from her2.slides.slide import Scale
 
 METADATA_KEY = b"her2"
 OME_SIDE_PX = 4096

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from her2.evaluation.metrics import Floats
 from her2.explanation.averages import Bootstrap, over_patients
+from her2.explanation.held_out_slides import HeldOutSlide
 from her2.explanation.localisation import UNIFORM
-from her2.explanation.tested import HeldOutSlide
 from her2.mil.bags import Bag
 from her2.mil.losses import class_logits
 from her2.mil.model import Model

@@ -8,13 +8,13 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from her2.cache import Cache
 from her2.config import Task
-from her2.explanation.tested import HeldOutSlide, read_attention, tested_slides
+from her2.config.names import run_name
+from her2.explanation.held_out_slides import HeldOutSlide, read_attention, tested_slides
 from her2.explanation.tiles import SlideTiles, read_tiles
-from her2.manifest import FeatureEntry, FoldEntry, read_manifests
-from her2.products import find_product
-from her2.runs import run_name
+from her2.storage.cache import Cache
+from her2.storage.entries import FeatureEntry, FoldEntry, read_manifests
+from her2.storage.products import find_product
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from her2.core.geometry import share_inside
+from her2.core.types import Mask
 from her2.evaluation.metrics import Bools, auc
 from her2.explanation.averages import Bootstrap, over_patients
-from her2.tissue import Mask, share_inside
 
 LOCALISATION = {
     "slide_id": pl.String,

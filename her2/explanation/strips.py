@@ -10,12 +10,13 @@ import numpy as np
 from matplotlib.figure import Figure as Canvas
 from numpy.typing import NDArray
 
+from her2.core.plot_style import STYLE
+from her2.core.types import RGB
 from her2.explanation.exports import WARNING
-from her2.explanation.picture import PNG_METADATA, fit_text
-from her2.explanation.tested import HeldOutSlide
+from her2.explanation.heatmap import PNG_METADATA, fit_text
+from her2.explanation.held_out_slides import HeldOutSlide
 from her2.explanation.tiles import SlideTiles
-from her2.plot_style import STYLE
-from her2.slide import RGB, Slide
+from her2.slides.slide import Slide
 
 SHOWN = 6
 """Tiles at each end, in both kinds of picture."""

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from her2.config import Task
-from her2.errors import UserError
+from her2.core.errors import UserError
+from her2.explanation.held_out_slides import HeldOutSlide
 from her2.explanation.localisation import is_uniform
-from her2.explanation.tested import HeldOutSlide
 from her2.mil.maps import CARD_NAME, read_maps
-from her2.slide import Scale
-from her2.store import read_attributes, read_coords
+from her2.slides.slide import Scale
+from her2.storage.features import read_attributes, read_coords
 
 UNIFORM = "this head has no attention of its own: all tiles weigh the same"
 """The note beside what shows the attention of such a head."""

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from her2.annotation import chosen_regions, read_regions, region_mask
-from her2.cohort import TRUTH_SUFFIXES
-from her2.maskfile import fitted, read_values
-from her2.slide import SlideError
-from her2.tissue import Mask
+from her2.cohort.manifest import TRUTH_SUFFIXES
+from her2.core.errors import SlideError
+from her2.core.types import Mask
+from her2.slides.annotations import chosen_regions, read_regions, region_mask
+from her2.slides.masks import fitted, read_values
 
 REGION_SUFFIXES = (".geojson", ".xml")
 KEY = "cohort.mask_classes"
@@ -46,7 +46,7 @@ def truth_mask(
     """Where the positive tissue is, over the whole slide: px of which at least half is.
 
     Args:
-        path: of a form that `her2.cohort.TRUTH_SUFFIXES` names. Pictures cover the whole slide, at
+        path: of a form that `TRUTH_SUFFIXES` names. Pictures cover the whole slide, at
             any size; white is more than half of what their type can hold, or 1 where they hold 0
             and 1 alone; of a palette the indices count. Regions are in level-0 px.
         shape: (h, w) of the result.

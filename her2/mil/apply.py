@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from her2.device import pick_device
-from her2.errors import UserError, problem_list
-from her2.files import atomic_path
-from her2.manifest import FeatureEntry, read_manifest
+from her2.core.errors import UserError, problem_list
+from her2.core.files import atomic_path
+from her2.core.tables import write_csv
+from her2.encoders.device import pick_device
 from her2.mil.bags import Bag
+from her2.mil.fold import SavedModel, load_model
 from her2.mil.model import predict
-from her2.mil.product import SavedModel, load_model
-from her2.store import FeatureStore, open_store
-from her2.tables import write_csv
+from her2.storage.entries import FeatureEntry, read_manifest
+from her2.storage.features import FeatureStore, open_store
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from her2.errors import UserError
-from her2.store import FeatureStore
+from her2.core.errors import UserError
+from her2.storage.features import FeatureStore
 
 # Stores are mapped read-only. Torch has no such tensors and says so, once a process: here.
 with warnings.catch_warnings():

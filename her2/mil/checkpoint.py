@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from her2.config import Select
-from her2.files import atomic_path
+from her2.core.files import atomic_path
 from her2.mil.selection import TuneFigures
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Epoch:
 
 
 @dataclass
-class Progress:
+class FoldState:
     """How far a fold's training has come."""
 
     history: list[Epoch] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Progress:
 
 
 def save_checkpoint(
-    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress
+    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, progress: FoldState
 ) -> None:
     """Replace the checkpoint by one of now."""
     tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
@@ -91,7 +91,7 @@ def save_checkpoint(
 
 def load_checkpoint(
     path: Path, model: nn.Module, optimiser: torch.optim.Optimizer
-) -> Progress | None:
+) -> FoldState | None:
     """Put model and optimiser where a killed job left them; None (and no change) without one.
 
     A damaged checkpoint is said aloud and not used.
@@ -105,7 +105,7 @@ def load_checkpoint(
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
             if str(_checksum(tensors)) != stream.metadata()["checksum"]:
                 raise ValueError("it is torn")
-        progress = Progress(
+        progress = FoldState(
             history=[
                 Epoch(**{**fields, "tune": TuneFigures(**fields["tune"])})
                 for fields in facts["history"]

@@ -14,8 +14,8 @@ from typing import Any
 from sklearn.model_selection import ParameterSampler
 
 from her2.config import HeadSection, Projected, Select
-from her2.errors import UserError
-from her2.files import canonical_json
+from her2.core.errors import UserError
+from her2.core.files import canonical_json
 from her2.mil.train import Trained
 
 log = logging.getLogger(__name__)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from her2.config import HeadSection, LogisticSection, TrainingSection
-from her2.errors import UserError
+from her2.core.errors import UserError
 from her2.mil.bags import Bag, check_dimensions, statistics
 from her2.mil.baseline import fit_baseline
-from her2.mil.checkpoint import Epoch, Progress, load_checkpoint, save_checkpoint
-from her2.mil.feed import Batch, Feed
+from her2.mil.batches import BagBatches, Batch
+from her2.mil.checkpoint import Epoch, FoldState, load_checkpoint, save_checkpoint
 from her2.mil.heads import build_head
 from her2.mil.heads.head import InstanceSupervised, Output
 from her2.mil.losses import bag_loss, members, output_count
@@ -97,14 +97,16 @@ def train_fold(
         fused=True,
     )
     weights = _class_weights(train, training, len(class_names), device)
-    progress = (load_checkpoint(checkpoint, model, optimiser) if checkpoint else None) or Progress()
+    progress = (
+        load_checkpoint(checkpoint, model, optimiser) if checkpoint else None
+    ) or FoldState()
     if progress.history:
         log.info("going on after epoch %d, from %s", len(progress.history) - 1, checkpoint)
     seconds = waited = 0.0
     patience = None if keep_last else training.patience
     while not progress.finished(training.epochs, patience):
         epoch = len(progress.history)
-        feed = Feed(train, training, seed=seed, epoch=epoch)
+        feed = BagBatches(train, training, seed=seed, epoch=epoch)
         torch.manual_seed(int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]))
         try:
             start = time.perf_counter()
@@ -163,7 +165,7 @@ def _fit_baseline(
 def train_epoch(
     model: Model,
     optimiser: torch.optim.Optimizer,
-    feed: Feed,
+    feed: BagBatches,
     training: TrainingSection,
     weights: Tensor | None,
     epoch: int,

@@ -14,34 +14,32 @@ from typing import Any
 import jinja2
 import polars as pl
 
-from her2.files import write_text
-from her2.report import (
-    checklist,
+from her2.config.jobs import ReportSpec
+from her2.core.files import write_text
+from her2.core.tables import write_csv
+from her2.report import format, script
+from her2.report.figures.base import write_figures
+from her2.report.paper import checklist, methods
+from her2.report.results import DETAILS, Results, read_results
+from her2.report.sections import (
+    cohort,
     comparison,
     controls,
-    explained,
+    explanation,
     flow,
     gallery,
+    headline,
     leakage,
-    methods,
     models,
     notices,
     overlap,
-    performance,
     pictures,
     pretraining,
-    protocols,
     provenance,
-    script,
-    slides,
+    published_protocol,
     summary,
-    text,
     throughput,
 )
-from her2.report.drawn import write_figures
-from her2.report.read import DETAILS, Results, read_results
-from her2.specs import ReportSpec
-from her2.tables import write_csv
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +87,7 @@ def render(shown: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"count": text.count, "plural": text.plural}
+    environment.filters |= {"count": format.count, "plural": format.plural}
     return environment.get_template("page.html.j2").render(
         style=(_FOLDER / "style.css").read_text(encoding="utf-8"),
         script=script.script(),
@@ -100,10 +98,10 @@ def render(shown: Mapping[str, Any]) -> str:
 
 def sections(run: Results) -> dict[str, Any]:
     """What the template is given, in the order of the page."""
-    excluded = slides.excluded_slides(run)
+    excluded = cohort.excluded_slides(run)
     attention = [pictures.attention(run, model) for model in run.models]
     levels = {
-        level: [performance.headline(run, task, level) for task in run.config.tasks]
+        level: [headline.headline(run, task, level) for task in run.config.tasks]
         for level in ("patient", "slide")
     }
     return {
@@ -116,28 +114,28 @@ def sections(run: Results) -> dict[str, Any]:
         "footnotes": overlap.footnotes(run),
         "notices": notices.notices(run, excluded, attention),
         "flows": flow.flows(run),
-        "compositions": [slides.composition(run, task) for task in run.config.tasks],
-        "grids": slides.grid_rows(run),
-        "encoders": slides.encoder_rows(run),
+        "compositions": [cohort.composition(run, task) for task in run.config.tasks],
+        "grids": cohort.grid_rows(run),
+        "encoders": cohort.encoder_rows(run),
         "checks": leakage.checks(run),
         "pairs": leakage.pairs(run),
         "excluded": excluded,
         "comparisons": comparison.comparisons(run),
         "shared_tiles": comparison.shared_tiles(run),
-        "protocols": protocols.protocols(run),
+        "protocols": published_protocol.protocols(run),
         "pretraining": pretraining.pretraining(run),
-        "published": performance.published(run),
-        "protocol": performance.protocol(run),
+        "published": headline.published(run),
+        "protocol": headline.protocol(run),
         "models": [
             models.model_section(run, model, drawn=index < models.DRAWN)
             for index, model in enumerate(run.models)
         ],
         "drawn": models.DRAWN,
-        "localised": explained.localised(run),
-        "localisation": explained.localisation(run),
-        "by_class": explained.localisation_by_class(run),
-        "faithfulness": explained.faithfulness(run),
-        "agreement": explained.agreement(run),
+        "localised": explanation.localised(run),
+        "localisation": explanation.localisation(run),
+        "by_class": explanation.localisation_by_class(run),
+        "faithfulness": explanation.faithfulness(run),
+        "agreement": explanation.agreement(run),
         "attention": attention,
         "truth": pictures.truth_words(run),
         "covariates": controls.covariates_sheet(run),
@@ -156,13 +154,13 @@ def tables(run: Results) -> dict[str, pl.DataFrame]:
     """The figures of the page for other programs: one table a file."""
     names = ("task_name", "encoder", "head")
     metrics = _stack(run, [model.metrics for model in run.models])
-    headline = metrics.filter(
+    aucs = metrics.filter(
         (pl.col("metric") == "auc")
         & (pl.col("level") == "patient")
         & (pl.col("class") != "weighted")
     )
-    domains = {name: performance.domain(run, name) for name in run.config.encoders}
-    excluded = [asdict(row) for row in slides.excluded_slides(run)]
+    domains = {name: headline.domain(run, name) for name in run.config.encoders}
+    excluded = [asdict(row) for row in cohort.excluded_slides(run)]
     folds = [
         {
             **{name.removesuffix("_name"): getattr(model, name) for name in names},
@@ -183,7 +181,7 @@ def tables(run: Results) -> dict[str, pl.DataFrame]:
     )
     optional = {name: make(run) for name, make in zip(OPTIONAL, makers, strict=True)}
     return {
-        "headline": headline.select(
+        "headline": aucs.select(
             "task",
             "encoder",
             pl.col("encoder").replace_strict(domains).alias("domain"),
@@ -209,7 +207,7 @@ def tables(run: Results) -> dict[str, pl.DataFrame]:
         },
         "folds": pl.DataFrame(folds, infer_schema_length=None),
         "excluded": pl.DataFrame(
-            excluded, schema=dict.fromkeys(slides.Excluded.__dataclass_fields__, pl.String)
+            excluded, schema=dict.fromkeys(cohort.Excluded.__dataclass_fields__, pl.String)
         ),
         "unlabelled": _stack(run, [models.unlabelled_table(model) for model in run.models]),
         "encoders": pl.DataFrame([asdict(row) for row in provenance.encoder_facts(run)]),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from her2.files import atomic_path
+from her2.core.files import atomic_path
 from her2.synthetic.artefacts import PENS
 from her2.synthetic.plan import RegionPlan, TissueParams, plan_region
 from her2.synthetic.svs import mask_png_bytes, svs_bytes

@@ -20,17 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from her2.files import atomic_path, write_text
-from her2.synthetic import (
-    HER2_SHARE,
-    SITES,
-    draw_region,
-    plan_region,
-    slide_generator,
-    slide_params,
-)
+from her2.core.files import atomic_path, write_text
+from her2.synthetic import HER2_SHARE, SITES, slide_generator, slide_params
 from her2.synthetic.ihc import SCORES, draw_ihc
 from her2.synthetic.natural import NATURAL, draw_natural
+from her2.synthetic.plan import plan_region
+from her2.synthetic.tissue import draw_region
 
 PatchKind = Literal["ihc", "he", "natural"]
 RgbImage = NDArray[np.uint8]

@@ -9,7 +9,7 @@ import torch
 from her2.config import AttentionSection, HeadSection, TrainingSection
 from her2.mil.bags import Bag
 from her2.mil.train import Trained, train_fold
-from her2.store import FeatureStore
+from her2.storage.features import FeatureStore
 
 CPU = torch.device("cpu")
 HEAD = AttentionSection(head="abmil", attention=8, gated=True, dropout=0.1)

@@ -24,22 +24,22 @@ from pathlib import Path
 import numpy as np
 import tifffile
 import torch
-import zarr.storage  # noqa: F401 loaded before the first fork, as her2.embedder
+import zarr.storage  # noqa: F401 loaded before the first fork, as her2.embedding
 
-import her2.embedder
-import her2.store
-from her2.cache import Cache
-from her2.cohort import Cohort, SlideRow
+import her2.embedding.session
+import her2.storage.features
+from her2.cohort.manifest import Cohort, SlideRow
 from her2.config import EncoderSection
-from her2.embed import embed_bucket
-from her2.encoders.materialise import materialise
-from her2.errors import UserError
-from her2.files import digest
-from her2.fingerprint import fingerprint
-from her2.manifest import TileEntry, write_manifest
-from her2.specs import EmbedSpec
-from her2.tiling import TileMeta, TileTable, write_table
-from her2.verify import product_problem
+from her2.config.jobs import EmbedSpec
+from her2.core.errors import UserError
+from her2.core.files import digest
+from her2.embedding.stage import embed_bucket
+from her2.encoders.stage import materialise
+from her2.slides.fingerprint import fingerprint
+from her2.storage.cache import Cache
+from her2.storage.entries import TileEntry, write_manifest
+from her2.storage.tiles import TileMeta, TileTable, write_table
+from her2.storage.verify import product_problem
 
 BUCKET = "0000-of-0001"
 TILE, KILLS, SEED = 64, 20, 2411
@@ -213,7 +213,7 @@ def starved(material: Material, *, spooled: bool) -> dict[str, object]:
 
     def work() -> None:
         if spooled:
-            her2.store.SPOOL_BYTES = 0
+            her2.storage.features.SPOOL_BYTES = 0
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
         material.embed(cache, "starved-out")
 

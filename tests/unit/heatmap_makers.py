@@ -8,15 +8,15 @@ import numpy as np
 import polars as pl
 import safetensors.numpy
 
-from her2.cache import Cache
-from her2.cohort import Cohort, SlideRow
+from her2.cohort.folds import make_folds
+from her2.cohort.manifest import Cohort, SlideRow
 from her2.config import Task
-from her2.explanation.run import draw_heatmaps
-from her2.files import digest
-from her2.folds import make_folds
-from her2.manifest import FeatureEntry, FoldEntry, write_manifest
-from her2.specs import FoldsSpec, HeatmapSpec
-from her2.store import write_store
+from her2.config.jobs import FoldsSpec, HeatmapSpec
+from her2.core.files import digest
+from her2.explanation.heatmap_stage import draw_heatmaps
+from her2.storage.cache import Cache
+from her2.storage.entries import FeatureEntry, FoldEntry, write_manifest
+from her2.storage.features import write_store
 
 TASK = Task(label="her2", classes={"negative": ["0"], "positive": ["3+"]})
 BUCKET, CHUNK = "0000-of-0001", "r0f0-r0f2"

@@ -8,21 +8,21 @@ import numpy as np
 import polars as pl
 from PIL import Image
 
+from her2.cohort.folds import SCHEMA as FOLDS
 from her2.config import Config, Task, parse_config
-from her2.controls.run import control_tables
+from her2.config.jobs import CompareSpec, ControlSpec, EvaluateSpec, ReportSpec
+from her2.core.files import write_json
+from her2.core.tables import write_table
 from her2.encoders.card import EncoderCard, write_card
-from her2.encoders.overlap import Overlap
 from her2.evaluation.compare import compare
-from her2.evaluation.evaluate import evaluation_tables
+from her2.evaluation.controls.stage import control_tables
+from her2.evaluation.stage import evaluation_tables
 from her2.explanation.agreement import AGREEMENT
 from her2.explanation.faithfulness import FAITHFULNESS, FAITHFULNESS_SUMMARY
 from her2.explanation.localisation import LOCALISATION, LOCALISATION_SUMMARY, MEASURES
-from her2.files import write_json
-from her2.folds import SCHEMA as FOLDS
-from her2.manifest import FeatureEntry, FoldEntry, TileEntry, write_manifest
-from her2.specs import CompareSpec, ControlSpec, EvaluateSpec, ReportSpec
-from her2.store import write_store
-from her2.tables import write_table
+from her2.pretraining.overlap import Overlap
+from her2.storage.entries import FeatureEntry, FoldEntry, TileEntry, write_manifest
+from her2.storage.features import write_store
 
 HOSTILE = "<script>alert(1)</script>"
 BUCKET = "0000-of-0001"

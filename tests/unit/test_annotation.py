@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from her2.annotation import Region, chosen_regions, read_regions, region_mask
-from her2.slide import SlideError, SlideUnfit
+from her2.core.errors import SlideError, SlideUnfit
+from her2.slides.annotations import Region, chosen_regions, read_regions, region_mask
 
 SQUARE = [[100, 100], [300, 100], [300, 300], [100, 300], [100, 100]]
 HOLE = [[150, 150], [250, 150], [250, 250], [150, 250], [150, 150]]

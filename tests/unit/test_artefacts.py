@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from her2.artefacts import blur_effect, border_mask, fold_mask, measure_blur, pen_mask
 from her2.config import TilingSection
 from her2.synthetic import slide_generator, slide_params
 from her2.synthetic.plan import plan_region
 from her2.synthetic.tissue import draw_region
-from her2.tissue import optical_density, tissue_mask
+from her2.tiling.artefacts import blur_effect, border_mask, fold_mask, measure_blur, pen_mask
+from her2.tiling.tissue import optical_density, tissue_mask
 
 MPP, SIDE_PX, THUMBNAIL_PX = 0.5, 1536, 96
 SECTIONS = ("2", "5")

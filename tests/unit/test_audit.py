@@ -4,11 +4,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from her2.audit import audit_cohort, check_excluded, read_cohort_table, tabulate_cohort
-from her2.cohort import Cohort, SlideRow
-from her2.errors import UserError
-from her2.manifest import TileEntry, write_manifest
-from her2.specs import AuditSpec, CohortSpec
+from her2.cohort.audit import audit_cohort, read_cohort_table, tabulate_cohort
+from her2.cohort.manifest import Cohort, SlideRow
+from her2.config.jobs import AuditSpec, CohortSpec
+from her2.core.errors import UserError
+from her2.storage.entries import TileEntry, check_excluded, write_manifest
 
 GRIDS = ("224px-0.5mpp", "96px-1mpp")
 

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from her2.errors import UserError
+from her2.core.errors import UserError
 from her2.mil.bags import Bag, check_dimensions, pieces, sample_batch, statistics
-from her2.store import FeatureStore, open_store, write_store
+from her2.storage.features import FeatureStore, open_store, write_store
 
 
 def bag(features: np.ndarray, *, name: str = "s", label: int | None = 0, encoder: str = "e") -> Bag:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from her2.cache import SUFFIXES, Cache, remove
-from her2.errors import UserError
+from her2.core.errors import UserError
+from her2.storage.cache import SUFFIXES, Cache, remove
 
 KEY = hashlib.sha256(b"a").hexdigest()
 OTHER = hashlib.sha256(b"b").hexdigest()

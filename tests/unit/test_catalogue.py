@@ -15,18 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from her2 import config
-from her2.encoders import build
-from her2.encoders.catalogue import (
-    CatalogueRow,
-    catalogue,
-    row,
-    scale_warning,
-    table,
-    timm_arguments,
-    weights_for,
-    with_layers,
-)
-from her2.errors import UserError
+from her2.config.catalogue import CatalogueRow, catalogue, row, scale_warning, table
+from her2.core.errors import UserError
+from her2.encoders import backbones
+from her2.encoders.weights import timm_arguments, weights_for, with_layers
 
 ROWS = catalogue()
 NAMES = list(ROWS)
@@ -36,7 +28,7 @@ WITH_SCALE = [n for n, r in ROWS.items() if r.mpp is not None]
 
 def _backbone(item: CatalogueRow) -> nn.Module:
     arguments = timm_arguments(item) if item.library == "timm" else {}
-    return build.build_backbone(
+    return backbones.build_backbone(
         item.library, item.architecture, feature=item.feature, arguments=arguments
     )
 
@@ -46,7 +38,9 @@ def test_a_row_builds_and_gives_the_dimension_it_states(name: str) -> None:
     item = ROWS[name]
     with torch.device("meta"):
         backbone = _backbone(item)
-        encoder = build.Encoder(backbone, feature=item.feature, mean=item.mean, std=item.std).eval()
+        encoder = backbones.Encoder(
+            backbone, feature=item.feature, mean=item.mean, std=item.std
+        ).eval()
         patches = torch.empty(2, item.size, item.size, 3, dtype=torch.uint8)
         with torch.inference_mode():
             assert encoder(patches).shape == (2, item.dimension)
@@ -183,7 +177,7 @@ def test_the_table_prints_every_row() -> None:
 
 def test_reading_the_catalogue_imports_no_torch() -> None:
     code = (
-        "import sys; from her2.encoders import catalogue; catalogue.table(); "
+        "import sys; from her2.config import catalogue; catalogue.table(); "
         "assert not {'torch', 'timm', 'torchvision'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

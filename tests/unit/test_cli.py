@@ -15,13 +15,12 @@ import yaml
 from typer.testing import CliRunner, Result
 
 import her2
-from her2 import specs
-from her2.cache import Cache
-from her2.cli import app, main
-from her2.config import parse_config
-from her2.files import digest
-from her2.manifest import FeatureEntry, TileEntry, read_manifest, write_manifest
-from her2.store import write_store
+from her2.cli.main import app, main
+from her2.config import jobs, parse_config
+from her2.core.files import digest
+from her2.storage.cache import Cache
+from her2.storage.entries import FeatureEntry, TileEntry, read_manifest, write_manifest
+from her2.storage.features import write_store
 
 ROOT = Path(__file__).parents[2]
 STAGES = [
@@ -48,7 +47,9 @@ def failing(monkeypatch, capsys, *arguments: object) -> str:
 # Imports
 
 
-@pytest.mark.parametrize("module", ["her2", "her2.cli", "her2.plan", "her2.config", "her2.cohort"])
+@pytest.mark.parametrize(
+    "module", ["her2", "her2.cli.main", "her2.pipeline.plan", "her2.config", "her2.cohort.manifest"]
+)
 def test_importing_is_light(module):
     """Snakemake reads these in every job."""
     code = f"import sys, {module}; print(*sorted({HEAVY!r} & set(sys.modules)))"
@@ -61,7 +62,7 @@ def test_importing_is_light(module):
 def test_help_lists_the_stages_and_is_light():
     code = (
         "import sys; sys.argv = ['her2', '--help']\n"
-        "from her2.cli import main\n"
+        "from her2.cli.main import main\n"
         "try:\n    main()\nfinally:\n"
         f"    print(*sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr)"
     )
@@ -97,7 +98,7 @@ def test_every_stage_says_what_it_does(stage):
 
 def tile_spec(**changed: object) -> str:
     fields = {"bucket": "0000-of-0001", "rows": "", "mpp": 0.5, "size": 96, "tiling": {}}
-    return specs.dump(specs.TileSpec(**(fields | changed)))
+    return jobs.dump(jobs.TileSpec(**(fields | changed)))
 
 
 def test_tile_writes_a_manifest_from_a_spec_and_a_csv(tmp_path, write_csv, drawn_slide):
@@ -144,7 +145,7 @@ def test_an_unexpected_error_ends_with_the_slide_that_was_at_work(tmp_path, monk
     def broken(path: Path) -> str:
         raise ZeroDivisionError("nobody thought of it")
 
-    monkeypatch.setattr("her2.tiling.fingerprint", broken)
+    monkeypatch.setattr("her2.tiling.stage.fingerprint", broken)
     values = json.loads(tile_spec()) | {"bucket": "0000-of-0001"}
     slides = tmp_path / "slides.csv"
     slides.write_text("slide_id,path,patient_id\nslide-7,7.svs,p\n")
@@ -217,7 +218,7 @@ def test_labels_that_no_task_knows_are_named(config, write_csv, monkeypatch, cap
 
 
 def test_the_demo_manifest_is_legal(tmp_path, config_values):
-    from her2.cohort import read_cohort
+    from her2.cohort.manifest import read_cohort
 
     result = command("synthetic", "manifest", "--patients", 8)
     (tmp_path / "demo.csv").write_text(result.stdout)
@@ -227,12 +228,12 @@ def test_the_demo_manifest_is_legal(tmp_path, config_values):
 
 
 def test_a_demo_slide_is_drawn_from_its_spec(tmp_path):
-    from her2.slide import Slide
+    from her2.slides.slide import Slide
 
-    spec = specs.SyntheticSpec(slide_id="a", patient_id="p", her2="3+", site="south", seed=1)
+    spec = jobs.SyntheticSpec(slide_id="a", patient_id="p", her2="3+", site="south", seed=1)
     slide = tmp_path / "a.svs"
     result = command(
-        "synthetic", "slide", "--spec", specs.dump(spec), "--slide", slide,
+        "synthetic", "slide", "--spec", jobs.dump(spec), "--slide", slide,
         "--mask", tmp_path / "a.png", "--side-px", 256,
     )  # fmt: skip
     assert result.exit_code == 0, result.output

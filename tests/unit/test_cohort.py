@@ -9,18 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from her2.cohort import (
+from her2.cohort.check import check_files
+from her2.cohort.manifest import (
     Cohort,
     SlideRow,
     bucket_count,
     bucket_of,
-    check_files,
     missing_files,
     read_cohort,
     read_labels,
 )
 from her2.config import Task
-from her2.errors import UserError
+from her2.core.errors import UserError
 
 SCORE = Task(label="her2", classes={"0": ["0"], "1+": ["1+"], "2+": ["2+"], "3+": ["3+"]})
 BINARY = Task(label="her2", classes={"negative": ["0", "1+"], "positive": ["3+"]})

@@ -10,13 +10,13 @@ from sklearn.metrics import roc_auc_score
 from statsmodels.stats.multitest import multipletests
 
 from her2.config import Domain, EvaluationSection, Task
-from her2.errors import UserError
+from her2.config.jobs import CompareSpec
+from her2.core.errors import UserError
 from her2.evaluation.compare import compare, comparison_table
 from her2.evaluation.delong import compare_areas
 from her2.evaluation.metrics import auc, bootstrapped, tail_p
 from her2.evaluation.paired import difference, pair_models
-from her2.evaluation.statement import statement_table
-from her2.specs import CompareSpec
+from her2.evaluation.paper_claim import statement_table
 
 TASK = Task(label="x", classes={"a": ["0"], "b": ["1"]})
 SECTION = EvaluationSection(bootstrap=500)

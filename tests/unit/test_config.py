@@ -7,7 +7,7 @@ import yaml
 
 from her2.config import Config, TilingSection, load_config, parse_config
 from her2.config.page import page
-from her2.errors import UserError
+from her2.core.errors import UserError
 
 
 def put(values: dict, path: str, value: object) -> dict:

@@ -11,12 +11,12 @@ from scipy.stats import kstest
 from sklearn.metrics import roc_auc_score
 
 from her2.config import EvaluationSection
-from her2.controls.covariates import covariates_of, predict_by_covariates
-from her2.controls.run import control, control_tables, slides_of_model
-from her2.controls.shuffled import _areas, _shuffled, shuffle_labels
-from her2.controls.subgroups import subgroup_figures
-from her2.errors import UserError
-from her2.specs import ControlSpec
+from her2.config.jobs import ControlSpec
+from her2.core.errors import UserError
+from her2.evaluation.controls.covariates import covariates_of, predict_by_covariates
+from her2.evaluation.controls.permutation import _areas, _shuffled, shuffle_labels
+from her2.evaluation.controls.stage import control, control_tables, slides_of_model
+from her2.evaluation.controls.subgroups import subgroup_figures
 from tests.unit.prediction_makers import SCORE, predictions
 
 SECTION = EvaluationSection(bootstrap=300, permutations=100)

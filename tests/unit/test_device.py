@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from her2 import device as device_module
-from her2.device import DTYPES, allowed_cpus, pick_device, resolve_precision
+from her2.core.hardware import allowed_cpus
+from her2.encoders import device as device_module
+from her2.encoders.device import DTYPES, pick_device, resolve_precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -120,7 +121,7 @@ def held_elsewhere(gpu: str) -> subprocess.Popen[str]:
         torch.cuda.get_device_name = lambda device: "a GPU"
         torch.cuda.set_device = lambda device: None
         torch.cuda.get_device_properties = lambda index: SimpleNamespace(uuid={gpu!r})
-        from her2.device import pick_device
+        from her2.encoders.device import pick_device
         print(pick_device(1), flush=True)
         input()
     """

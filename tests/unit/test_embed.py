@@ -14,21 +14,22 @@ import pytest
 import tifffile
 import torch
 
-from her2 import embedder as embedder_module
-from her2.cache import Cache
-from her2.cohort import Cohort, SlideRow, bucket_of
+from her2.cohort.manifest import Cohort, SlideRow, bucket_of
 from her2.config import EncoderSection, TilingSection
-from her2.embed import embed_bucket, feature_key
-from her2.encoders.build import Encoder
+from her2.config.jobs import EmbedSpec, TileSpec, dump
+from her2.core.errors import UserError
+from her2.embedding import session as embedder_module
+from her2.embedding.stage import embed_bucket, feature_key
+from her2.encoders.backbones import Encoder
 from her2.encoders.card import read_card
-from her2.encoders.materialise import load_encoder, materialise
-from her2.errors import UserError
-from her2.manifest import FeatureEntry, TileEntry, read_manifest, write_manifest
-from her2.slide import Slide
-from her2.specs import EmbedSpec, TileSpec, dump
-from her2.store import open_store, read_attributes, read_coords, store_problems
+from her2.encoders.stage import load_encoder, materialise
+from her2.slides.slide import Slide
+from her2.storage.cache import Cache
+from her2.storage.entries import FeatureEntry, TileEntry, read_manifest, write_manifest
+from her2.storage.features import open_store, read_attributes, read_coords, store_problems
+from her2.storage.tiles import read_table
 from her2.synthetic import draw_slide
-from her2.tiling import read_table, tile_bucket
+from her2.tiling.stage import tile_bucket
 
 BUCKET = "0000-of-0001"
 MPP, SIZE, SVS_TILE = 1.0, 64, 240
@@ -497,7 +498,7 @@ def test_a_job_whose_stores_are_all_in_the_cache_does_not_load_torch(embedded: J
     spec = EmbedSpec(bucket=BUCKET, rows="", max_failed_tiles=0.05)
     before = embedded.output.read_bytes()
     code = (
-        "import sys; from her2.cli import app; app(sys.argv[1:], standalone_mode=False); "
+        "import sys; from her2.cli.main import app; app(sys.argv[1:], standalone_mode=False); "
         "print(sorted({name.split('.')[0] for name in sys.modules}))"
     )
     done = subprocess.run(

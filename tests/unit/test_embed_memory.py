@@ -11,13 +11,13 @@ LARGE_SLIDE = """
 import resource, sys
 from pathlib import Path
 import numpy as np, torch
-from her2 import embed, embedder, reading
-from her2.cache import Cache
-from her2.encoders.build import Encoder
+from her2.embedding import reading, session, stage
+from her2.storage.cache import Cache
+from her2.encoders.backbones import Encoder
 from her2.encoders.card import EncoderCard
-from her2.specs import EmbedSpec
-from her2.store import RowSpool, open_store, store_problems
-from her2.tiling import TileMeta, TileTable
+from her2.config.jobs import EmbedSpec
+from her2.storage.features import RowSpool, open_store, store_problems
+from her2.storage.tiles import TileMeta, TileTable
 
 folder, tiles, dimension = Path(sys.argv[1]), 200_000, 1_024
 side = 450
@@ -54,15 +54,15 @@ class Rows(torch.nn.Module):
 def load(folder):
     return Encoder(Rows(), feature="pooled", mean=card.mean, std=card.std), card
 
-reading.Slide, embedder.load_encoder = Slide, load
+reading.Slide, session.load_encoder = Slide, load
 cache = Cache(folder)
 key = "ab" * 32
 spec = EmbedSpec(bucket="0000-of-0001", rows="", max_failed_tiles=0.0)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 spool = RowSpool(tiles, dimension, "float16", cache.path("features", key).parent)
-slide = reading.new_passage("large", folder, table, key, spool)
-options = embed._Options(folder, 256, 2, "never", None)
-embed._embed(spec, cache, card, [slide], torch.device("cpu"), "float32", options)
+slide = reading.pending_slide("large", folder, table, key, spool)
+options = stage._Options(folder, 256, 2, "never", None)
+stage._embed(spec, cache, card, [slide], torch.device("cpu"), "float32", options)
 grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 store = open_store(cache.path("features", key))
 assert len(store) == tiles

@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from her2 import embedder, reading
-from her2.embedder import Embedder
-from her2.embedder_cuda import READ_GROUP, Stream
-from her2.errors import UserError
-from her2.reading import Feed, Passage, new_passage
-from her2.slide import SlideError, TileError
-from her2.store import RowSpool
-from her2.tiling import TileMeta, TileTable
+from her2.core.errors import SlideError, TileError, UserError
+from her2.embedding import reading, run, session
+from her2.embedding.cuda import READ_GROUP, run_on_cuda
+from her2.embedding.reading import PendingSlide, TileQueue, pending_slide
+from her2.embedding.session import Embedder
+from her2.storage.features import RowSpool
+from her2.storage.tiles import TileMeta, TileTable
 
 SIZE, DIMENSION = 16, 3
 
@@ -70,13 +69,13 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
-    monkeypatch.setattr(Embedder, "_crew", lambda self, feed: Stream(self, feed).run())
+    monkeypatch.setattr(run, "run_on_cpu", run_on_cuda)
     monkeypatch.setattr(
-        embedder,
+        session,
         "load_encoder",
         lambda _: (encoder(), SimpleNamespace(size=SIZE, storage="float32")),
     )
-    monkeypatch.setattr(embedder, "prepare", lambda made, *_: made)
+    monkeypatch.setattr(session, "prepare", lambda made, *_: made)
 
 
 def encoder() -> torch.nn.Module:
@@ -88,20 +87,22 @@ def encoder() -> torch.nn.Module:
     return Corner()
 
 
-def passage(name: str, columns: int, rows: int) -> Passage:
+def pending(name: str, columns: int, rows: int) -> PendingSlide:
     y, x = np.mgrid[:rows, :columns].reshape(2, -1)
     meta = TileMeta("f", 9, 9, "", 0.5, 0.5, "", 0.5, SIZE, float(SIZE), float(SIZE), 0, 1.0)
     table = TileTable(np.stack([x, y], 1).astype(np.int32) * SIZE, np.ones(x.size), meta)
-    return new_passage(
+    return pending_slide(
         name, Path(name), table, name, RowSpool(x.size, DIMENSION, "float32", Path())
     )
 
 
-def run(slides: list[Passage], batch_size: int, threads: int = 3) -> dict[str, np.ndarray]:
+def embedded(
+    slides: list[PendingSlide], batch_size: int, threads: int = 3
+) -> dict[str, np.ndarray]:
     """Rows by slide, as they were published."""
     found: dict[str, np.ndarray] = {}
 
-    def publish(slide: Passage, pace: object) -> None:
+    def publish(slide: PendingSlide, pace: object) -> None:
         found[slide.slide_id] = np.concatenate([*slide.spool.blocks(slide.readable)])
 
     device = torch.device("cpu")
@@ -109,15 +110,15 @@ def run(slides: list[Passage], batch_size: int, threads: int = 3) -> dict[str, n
         Path(), device, "float32", batch_size=batch_size, threads=threads, compiling="never",
         publish=publish,
     )  # fmt: skip
-    made.run(slides)
+    run.embed_slides(made, slides)
     return found
 
 
 @pytest.mark.usefixtures("stand_in")
 @pytest.mark.parametrize("batch_size", [1, 7, READ_GROUP, 64, 1000])
 def test_every_tile_of_every_slide_lands_in_its_row(batch_size: int) -> None:
-    slides = [passage("1", 9, 5), passage("3", 4, 4), passage("7", 1, 1), passage("9", 20, 11)]
-    found = run(slides, batch_size)
+    slides = [pending("1", 9, 5), pending("3", 4, 4), pending("7", 1, 1), pending("9", 20, 11)]
+    found = embedded(slides, batch_size)
     assert set(found) == {"1", "3", "7", "9"}
     for slide in slides:
         expected = np.column_stack(
@@ -128,8 +129,8 @@ def test_every_tile_of_every_slide_lands_in_its_row(batch_size: int) -> None:
 
 @pytest.mark.usefixtures("stand_in")
 def test_what_cannot_be_read_is_left_out_and_the_rest_lands() -> None:
-    slides = [passage("2", 5, 5), passage("absent", 3, 3), passage("4", 3, 3)]
-    found = run(slides, 8)
+    slides = [pending("2", 5, 5), pending("absent", 3, 3), pending("4", 3, 3)]
+    found = embedded(slides, 8)
     assert len(found["2"]) == 24
     assert (slides[0].readable == [False] + [True] * 24).all()
     assert slides[1].error == "the file does not exist"
@@ -139,8 +140,8 @@ def test_what_cannot_be_read_is_left_out_and_the_rest_lands() -> None:
 
 @pytest.mark.usefixtures("stand_in")
 def test_the_device_s_time_is_shared_out_to_the_slides() -> None:
-    slides = [passage("1", 8, 8), passage("3", 4, 4)]
-    run(slides, 16)
+    slides = [pending("1", 8, 8), pending("3", 4, 4)]
+    embedded(slides, 16)
     # 80 tiles in 5 batches of 0.25 s, and as much between them.
     assert sum(slide.seconds["encoding"] for slide in slides) == pytest.approx(5 * 0.25)
     assert sum(slide.seconds["waiting"] for slide in slides) == pytest.approx(4 * 0.25)
@@ -159,9 +160,9 @@ def test_an_error_anywhere_ends_the_job(monkeypatch: pytest.MonkeyPatch, where: 
     }[where]
     monkeypatch.setattr(*target, fail)
     with pytest.raises(UserError, match=f"the {where} failed"):
-        run([passage("1", 40, 40), passage("3", 4, 4)], 8)
+        embedded([pending("1", 40, 40), pending("3", 4, 4)], 8)
 
 
 def test_the_feed_is_what_readers_share() -> None:
-    feed = Feed([passage("1", 3, 3)])
-    assert feed.paths == [Path("1")]
+    queue = TileQueue([pending("1", 3, 3)])
+    assert queue.paths == [Path("1")]

@@ -15,11 +15,11 @@ import torchvision
 from torch import nn
 
 from her2.config import EncoderSection
-from her2.encoders import materialise as module
-from her2.encoders.build import Encoder, build_backbone, normalisation, timm_licence
+from her2.core.errors import UserError
+from her2.encoders import stage as module
+from her2.encoders.backbones import Encoder, build_backbone, normalisation, timm_licence
 from her2.encoders.card import CARD_NAME, WEIGHTS_NAME, read_card
-from her2.encoders.materialise import load_encoder, load_weights, materialise, weights_digest
-from her2.errors import UserError
+from her2.encoders.stage import load_encoder, load_weights, materialise, weights_digest
 
 CNN, VIT = "timm/test_resnet", "timm/test_vit"
 

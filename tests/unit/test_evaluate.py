@@ -16,16 +16,16 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from her2.cache import Cache
 from her2.config import EvaluationSection, Task
-from her2.errors import UserError
-from her2.evaluation.evaluate import evaluate, evaluation_tables
+from her2.config.jobs import EvaluateSpec
+from her2.core.errors import UserError
+from her2.core.files import digest
+from her2.core.tables import write_table
 from her2.evaluation.figures import confusion_table, figures, fold_figures
 from her2.evaluation.predictions import gather_predictions, out_of_fold
-from her2.files import digest
-from her2.manifest import FoldEntry, write_manifest
-from her2.specs import EvaluateSpec
-from her2.tables import write_table
+from her2.evaluation.stage import evaluate, evaluation_tables
+from her2.storage.cache import Cache
+from her2.storage.entries import FoldEntry, write_manifest
 
 SCORE = Task(
     label="her2",

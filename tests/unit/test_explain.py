@@ -1,6 +1,6 @@
 """What a dry run of Snakemake says, read."""
 
-from her2.explain import parse_dry_run
+from her2.pipeline.explain import parse_dry_run
 
 DRY_RUN = """\
 Building DAG of jobs...

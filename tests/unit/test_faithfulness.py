@@ -15,7 +15,7 @@ from her2.explanation.faithfulness import (
     faithfulness_tables,
     follow,
 )
-from her2.explanation.tested import HeldOutSlide
+from her2.explanation.held_out_slides import HeldOutSlide
 from her2.mil.bags import Bag
 from her2.mil.heads import build_head
 from her2.mil.heads.head import Head, Output

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from her2 import files
-from her2.errors import UserError
-from her2.files import (
+from her2.core import files
+from her2.core.errors import UserError
+from her2.core.files import (
     atomic_folder,
     atomic_path,
     canonical_json,

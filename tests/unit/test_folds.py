@@ -8,11 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from her2.cohort import Cohort, SlideRow
+from her2.cohort.folds import check_disjoint, class_of, make_folds
+from her2.cohort.manifest import Cohort, SlideRow
+from her2.cohort.split import assign_roles
 from her2.config import Task
-from her2.errors import UserError
-from her2.folds import assign_roles, check_disjoint, class_of, make_folds
-from her2.specs import FoldsSpec
+from her2.config.jobs import FoldsSpec
+from her2.core.errors import UserError
 
 TASK = Task(label="her2", classes={"0": ["0"], "1+": ["1+"], "2+": ["2+"], "3+": ["3+"]})
 BINARY = Task(label="her2", classes={"negative": ["0", "1+"], "positive": ["2+", "3+"]})

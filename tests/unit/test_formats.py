@@ -9,12 +9,13 @@ import tifffile
 from PIL import Image
 
 from her2.config import TilingSection
-from her2.fingerprint import fingerprint
-from her2.grid import tile_slide
-from her2.reading import new_passage, read_part
-from her2.slide import Slide, SlideUnfit, TileError
-from her2.store import RowSpool
+from her2.core.errors import SlideUnfit, TileError
+from her2.embedding.reading import pending_slide, read_part
+from her2.slides.fingerprint import fingerprint
+from her2.slides.slide import Slide
+from her2.storage.features import RowSpool
 from her2.synthetic.svs import svs_bytes
+from her2.tiling.grid import tile_slide
 from tests.dicom import write_dicom
 
 WIDTH, HEIGHT, MPP = 640, 544, 0.5
@@ -227,9 +228,11 @@ def test_a_lost_tile_is_never_embedded_as_white(with_a_hole):
             slide, slide.scale(), mpp=MPP, size=80, fingerprint="f" * 64,
             tiling=TilingSection(min_tissue=0, min_tissue_um=20, max_blur=1),
         )  # fmt: skip
-    passage = new_passage("s", with_a_hole, table, "k", RowSpool(len(table), 2, "float16", Path()))
+    pending = pending_slide(
+        "s", with_a_hole, table, "k", RowSpool(len(table), 2, "float16", Path())
+    )
     images = np.empty((len(table), 80, 80, 3), np.uint8)
-    group = read_part(passage, np.arange(len(table)), images)
+    group = read_part(pending, np.arange(len(table)), images)
     lost = {(x, y) for x, y in table.coords[group.failed].tolist()}
     assert lost == {(x, y) for x in (240, 320, 400) for y in (240, 320, 400)}
     assert len(group.images) == len(table) - 9

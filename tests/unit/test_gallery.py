@@ -10,11 +10,12 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from her2.report import gallery as module
 from her2.report.build import build_report
-from her2.report.gallery import gallery, percent
-from her2.report.read import Results, read_results
-from her2.report.slides import grid_rows
+from her2.report.format import percent
+from her2.report.results import Results, read_results
+from her2.report.sections import gallery as module
+from her2.report.sections.cohort import grid_rows
+from her2.report.sections.gallery import gallery
 from tests.unit.test_report import HOSTILE, Cohort, Page
 
 GRID = "224px-0.5mpp"

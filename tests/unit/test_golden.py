@@ -1,7 +1,7 @@
 """A stage whose output changes gets a new version, or caches would go on serving the old.
 
 `golden.json` holds what each stage makes of a fixed input, and under which version. After a change
-that is meant, raise the stage's number in `her2.specs.VERSIONS` and renew the file with
+that is meant, raise the stage's number in `her2.config.jobs.VERSIONS` and renew the file with
 `python -m tests.unit.test_golden`.
 """
 
@@ -15,16 +15,16 @@ import polars as pl
 import pytest
 import torch
 
+from her2.cohort.split import assign_roles
 from her2.config import EvaluationSection, Task, TilingSection, TrainingSection, parse_config
+from her2.config.jobs import VERSIONS
 from her2.evaluation.figures import figures
-from her2.folds import assign_roles
-from her2.grid import tile_slide
 from her2.mil.bags import Bag
 from her2.mil.model import predict
 from her2.mil.train import train_fold
-from her2.slide import Scale
-from her2.specs import VERSIONS
-from her2.store import FeatureStore
+from her2.slides.slide import Scale
+from her2.storage.features import FeatureStore
+from her2.tiling.grid import tile_slide
 
 GOLDEN = Path(__file__).with_name("golden.json")
 TASK = Task(label="x", classes={"a": ["0"], "b": ["1"], "c": ["2"]}, ordinal=True)

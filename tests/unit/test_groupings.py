@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
 from her2.config import EvaluationSection, GroupingSection, Task, parse_config
-from her2.errors import UserError
+from her2.core.errors import UserError
 from her2.evaluation.binary import binary_table
 from her2.evaluation.delong import area_interval
 from her2.evaluation.groupings import groupings_of, two_sides

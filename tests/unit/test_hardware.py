@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from her2 import hardware
-from her2.device import pick_device, resolve_precision
-from her2.hardware import accelerator, allowed_cpus, auto_precision, cgroup_quota
+from her2.core import hardware
+from her2.core.hardware import accelerator, allowed_cpus, auto_precision, cgroup_quota
+from her2.encoders.device import pick_device, resolve_precision
 
 
 @pytest.fixture(autouse=True)

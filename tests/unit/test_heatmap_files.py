@@ -15,7 +15,6 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from her2.annotation import read_regions
 from her2.explanation.exports import (
     METADATA_KEY,
     OME_SIDE_PX,
@@ -24,11 +23,12 @@ from her2.explanation.exports import (
     write_ome_tiff,
     write_parquet,
 )
-from her2.explanation.run import _thumbnail
-from her2.explanation.tested import HeldOutSlide
+from her2.explanation.heatmap_stage import _thumbnail
+from her2.explanation.held_out_slides import HeldOutSlide
 from her2.explanation.tiles import SlideTiles
-from her2.slide import Scale, Slide
-from her2.store import read_coords
+from her2.slides.annotations import read_regions
+from her2.slides.slide import Scale, Slide
+from her2.storage.features import read_coords
 from tests.unit.heatmap_makers import (
     FORMATS,
     MPP,
@@ -181,7 +181,7 @@ class TestGeoJSON:
                 super().__init__(path)
                 self.bounds_corner_px = (100, 30)
 
-        monkeypatch.setattr("her2.explanation.run.Slide", Mirax)
+        monkeypatch.setattr("her2.explanation.heatmap_stage.Slide", Mirax)
         world = make_world(tmp_path, drawn_slide)
         row = world.draw(slides=1, formats=("png", "geojson"))[0]
         found = json.loads((world.folder / row["files"][0]).read_text())

@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
-import her2.explanation.run
+import her2.explanation.heatmap_stage
 from her2.config import HeatmapSection
-from her2.errors import UserError
-from her2.explanation.held_out import find_held_out
-from her2.explanation.picture import (
+from her2.core.errors import UserError
+from her2.explanation.heatmap import (
     draw_picture,
     length_words,
     overlay,
@@ -24,12 +23,13 @@ from her2.explanation.picture import (
     picture_scale,
     scale_bar_um,
 )
-from her2.explanation.run import read_heatmaps
+from her2.explanation.heatmap_stage import read_heatmaps
+from her2.explanation.held_out import find_held_out
+from her2.explanation.held_out_slides import HeldOutSlide
 from her2.explanation.strips import times_words
-from her2.explanation.tested import HeldOutSlide
 from her2.explanation.tiles import SlideTiles, ranks
-from her2.manifest import FeatureEntry, write_manifest
-from her2.slide import Scale, Slide
+from her2.slides.slide import Scale, Slide
+from her2.storage.entries import FeatureEntry, write_manifest
 from tests.unit.heatmap_makers import (
     BUCKET,
     CHUNK,
@@ -355,14 +355,14 @@ def test_regions_of_qupath_are_drawn_where_they_are_counted_from(
             self.bounds_corner_px = (SIDE_PX // 2, 0)
 
     shown: list[np.ndarray] = []
-    make = her2.explanation.run.panels
+    make = her2.explanation.heatmap_stage.panels
 
     def note(tiles: SlideTiles, thumbnail: np.ndarray, truth: np.ndarray, words: str) -> object:
         shown.append(truth)
         return make(tiles, thumbnail, truth, words)
 
-    monkeypatch.setattr("her2.explanation.run.Slide", Mirax)
-    monkeypatch.setattr("her2.explanation.run.panels", note)
+    monkeypatch.setattr("her2.explanation.heatmap_stage.Slide", Mirax)
+    monkeypatch.setattr("her2.explanation.heatmap_stage.panels", note)
     ring = [[0, 0], [SIDE_PX // 2, 0], [SIDE_PX // 2, SIDE_PX], [0, SIDE_PX], [0, 0]]
     name = world.draw(slides=1)[0]["slide_id"]
     (tmp_path / f"{name}.geojson").write_text(

@@ -6,10 +6,8 @@ import timm
 import torch
 from torch import nn
 
-from her2.device import DTYPES
-from her2.encoders import inference
-from her2.encoders.build import IMAGENET_MEAN, IMAGENET_STD, Encoder
-from her2.encoders.inference import (
+from her2.embedding import inference
+from her2.embedding.inference import (
     COMPILE_GAIN,
     COMPILE_MARGIN,
     COMPILE_SECONDS,
@@ -19,6 +17,8 @@ from her2.encoders.inference import (
     fold_batch_norm,
     prepare,
 )
+from her2.encoders.backbones import IMAGENET_MEAN, IMAGENET_STD, Encoder
+from her2.encoders.device import DTYPES
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

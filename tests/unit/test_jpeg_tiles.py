@@ -10,9 +10,10 @@ import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from her2 import slide as slide_module
-from her2.jpeg_tiles import JpegTiles
-from her2.slide import Slide, TileError
+from her2.core.errors import TileError
+from her2.slides import slide as slide_module
+from her2.slides.jpeg import JpegTiles
+from her2.slides.slide import Slide
 
 SVS_TILE = 240
 REAL = Path(__file__).resolve().parents[3] / "shared" / "slides" / "cmu-1-small-region.svs"

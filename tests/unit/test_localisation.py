@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from her2.explanation.agreement import agreement_table, rank_correlation
 from her2.explanation.averages import Bootstrap, over_patients
+from her2.explanation.held_out_slides import HeldOutSlide, spread
 from her2.explanation.localisation import (
     LOCALISATION,
     inside_tiles,
@@ -18,7 +19,6 @@ from her2.explanation.localisation import (
     mask_shape,
     summarise,
 )
-from her2.explanation.tested import HeldOutSlide, spread
 
 FEW = Bootstrap(resamples=200, confidence=0.95, seed=1)
 

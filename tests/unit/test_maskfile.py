@@ -5,8 +5,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from her2.maskfile import read_mask
-from her2.slide import SlideError
+from her2.core.errors import SlideError
+from her2.slides.masks import read_mask
 
 SHAPE, SIZE_PX = (60, 80), (4000, 3000)
 

@@ -9,22 +9,22 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from her2.cache import Cache
-from her2.cli import app
-from her2.cohort import Cohort, SlideRow
+from her2.cli.main import app
+from her2.cohort.folds import make_folds
+from her2.cohort.manifest import Cohort, SlideRow
 from her2.config import Task, TrainingSection
 from her2.config.heads import HEADS
-from her2.errors import UserError
+from her2.config.jobs import AttentionSpec, FoldsSpec, TrainSpec, dump
+from her2.core.errors import UserError
+from her2.core.files import digest
 from her2.explanation.agreement import AGREEMENT
+from her2.explanation.attention_stage import measure_attention
 from her2.explanation.faithfulness import FAITHFULNESS, FAITHFULNESS_SUMMARY
 from her2.explanation.localisation import LOCALISATION, LOCALISATION_SUMMARY
-from her2.explanation.measure import measure_attention
-from her2.files import digest
-from her2.folds import make_folds
-from her2.manifest import FeatureEntry, FoldEntry, read_manifest, write_manifest
-from her2.mil.run import train_folds
-from her2.specs import AttentionSpec, FoldsSpec, TrainSpec, dump
-from her2.store import write_store
+from her2.mil.stage import train_folds
+from her2.storage.cache import Cache
+from her2.storage.entries import FeatureEntry, FoldEntry, read_manifest, write_manifest
+from her2.storage.features import write_store
 
 TASK = Task(label="her2", classes={"0": ["0"], "2+": ["2+"], "3+": ["3+"]})
 BUCKET, CHUNK = "0000-of-0001", "r0f0-r1f1"

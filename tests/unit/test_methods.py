@@ -10,13 +10,14 @@ import pytest
 
 from her2.config import Config, parse_config
 from her2.config.heads import HEADS as SECTIONS
-from her2.encoders.overlap import Overlap
-from her2.report import checklist, methods, methods_models, protocols
+from her2.pretraining.overlap import Overlap
 from her2.report.build import build_report
-from her2.report.methods_models import BALANCE, FIT_BALANCE, HEADS, LOSSES, OPTIMISERS
-from her2.report.read import Results, read_results
-from her2.report.references import REFERENCES, references
-from her2.report.text import count
+from her2.report.format import count
+from her2.report.paper import checklist, methods, methods_models
+from her2.report.paper.methods_models import BALANCE, FIT_BALANCE, HEADS, LOSSES, OPTIMISERS
+from her2.report.paper.references import REFERENCES, references
+from her2.report.results import Results, read_results
+from her2.report.sections import published_protocol
 from tests.unit.report_maker import HOSTILE, Cohort
 
 CITATION = re.compile(r"[A-Z]\w+(?: et al\.| and [A-Z]\w+)? (?:19|20)\d\d")
@@ -193,7 +194,7 @@ def test_the_published_protocol_is_named_only_where_it_ran(
     assert "as published" not in text(results)
     monkeypatch.setattr(methods_models, "protocols", lambda _: [object()])
     assert "trained and evaluated as published (Abdulsadig et al. 2024)" in text(results)
-    assert protocols.protocols(results) == []
+    assert published_protocol.protocols(results) == []
 
 
 def test_tissue_of_mask_files_is_not_called_detected(results: Results) -> None:

@@ -10,8 +10,8 @@ from sklearn.metrics import confusion_matrix
 from statsmodels.stats.proportion import proportion_confint
 
 from her2.config import EvaluationSection
-from her2.evaluation.decision import THRESHOLDS, decision_table, net_benefit
-from her2.evaluation.operating import operating_table, threshold
+from her2.evaluation.decision_curves import THRESHOLDS, decision_table, net_benefit
+from her2.evaluation.operating_points import operating_table, threshold
 from her2.evaluation.predictions import out_of_fold
 from tests.unit.prediction_makers import SCORE, predictions
 

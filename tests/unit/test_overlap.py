@@ -5,10 +5,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from her2.config.jobs import OverlapSpec
+from her2.core.errors import UserError
 from her2.encoders.card import EncoderCard, write_card
-from her2.encoders.overlap import audit_overlap, read_overlap
-from her2.errors import UserError
-from her2.specs import OverlapSpec
+from her2.pretraining.overlap import audit_overlap, read_overlap
 
 
 def encoder(folder: Path, source: str = "pretrain", **provenance: object) -> Path:

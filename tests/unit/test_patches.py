@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from her2 import specs
-from her2.config import PatchesSection
-from her2.encoders import patches as patches_module
-from her2.encoders.patch_split import split_patches
-from her2.encoders.patches import PatchSet, read_patch_set, read_rgb
-from her2.errors import UserError
+from her2.config import PatchesSection, jobs
+from her2.core.errors import UserError
+from her2.pretraining import patches as patches_module
+from her2.pretraining.patch_set import PatchSet
+from her2.pretraining.patches import read_patch_set, read_rgb
+from her2.pretraining.split import split_patches
 
 PCAM = "camelyonpatch_level_2_split_{}"
 
@@ -271,7 +271,7 @@ def test_the_order_of_classes_survives_a_spec():
     section = PatchesSection(
         format="folders", path="x", classes={"low": ["0"], "mid": ["1"], "high": ["2"]}
     )
-    assert list(specs.load(PatchesSection, specs.dump(section)).classes) == ["low", "mid", "high"]
+    assert list(jobs.load(PatchesSection, jobs.dump(section)).classes) == ["low", "mid", "high"]
 
 
 def test_a_class_of_an_absent_label_names_the_labels_there_are(tmp_path):

@@ -9,13 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from her2 import specs
-from her2.cohort import Cohort, SlideRow
-from her2.config import parse_config
-from her2.errors import UserError
-from her2.files import canonical_json
-from her2.plan import Plan
-from her2.runs import parse_run, run_name
+from her2.cohort.manifest import Cohort, SlideRow
+from her2.config import jobs, parse_config
+from her2.config.names import parse_run, run_name
+from her2.core.errors import UserError
+from her2.core.files import canonical_json
+from her2.pipeline.plan import Plan
 
 VALUES = {
     "cohort": {"slides": "slides.csv", "slides_per_bucket": 4},
@@ -82,29 +81,29 @@ def with_row(index: int, **changed: object) -> tuple[SlideRow, ...]:
 def test_every_spec_is_canonical_json_of_its_stage_s_version():
     for name, text in all_specs(plan()).items():
         assert canonical_json(json.loads(text)) == text
-        assert json.loads(text)["version"] == specs.VERSIONS[name.split()[0]]
+        assert json.loads(text)["version"] == jobs.VERSIONS[name.split()[0]]
 
 
 KINDS: dict[str, type] = {
-    "audit": specs.AuditSpec,
-    "cohort": specs.CohortSpec,
-    "similar": specs.SimilarSpec,
-    "report": specs.ReportSpec,
-    "tile": specs.TileSpec,
-    "embed": specs.EmbedSpec,
-    "encoder": specs.EncoderSpec,
-    "folds": specs.FoldsSpec,
-    "evaluate": specs.EvaluateSpec,
-    "compare": specs.CompareSpec,
-    "heatmap": specs.HeatmapSpec,
-    "attention": specs.AttentionSpec,
-    "train": specs.TrainSpec,
+    "audit": jobs.AuditSpec,
+    "cohort": jobs.CohortSpec,
+    "similar": jobs.SimilarSpec,
+    "report": jobs.ReportSpec,
+    "tile": jobs.TileSpec,
+    "embed": jobs.EmbedSpec,
+    "encoder": jobs.EncoderSpec,
+    "folds": jobs.FoldsSpec,
+    "evaluate": jobs.EvaluateSpec,
+    "compare": jobs.CompareSpec,
+    "heatmap": jobs.HeatmapSpec,
+    "attention": jobs.AttentionSpec,
+    "train": jobs.TrainSpec,
 }
 
 
 def test_a_job_reads_its_spec_as_it_was_written():
     for name, text in all_specs(plan()).items():
-        assert specs.dump(specs.load(KINDS[name.split()[0]], text)) == text
+        assert jobs.dump(jobs.load(KINDS[name.split()[0]], text)) == text
 
 
 @given(st.permutations(ROWS))
@@ -133,9 +132,9 @@ def test_the_order_of_classes_survives_the_spec_and_is_part_of_it():
     assert stages_that_change(one, two) == {
         "folds", "train", "evaluate", "compare", "heatmap", "attention", "report",
     }  # fmt: skip
-    for kind, text in ((specs.FoldsSpec, one.folds_spec("score")),
-                       (specs.EvaluateSpec, one.evaluate_spec("score", "abmil"))):  # fmt: skip
-        assert specs.load(kind, text).task.class_names == names
+    for kind, text in ((jobs.FoldsSpec, one.folds_spec("score")),
+                       (jobs.EvaluateSpec, one.evaluate_spec("score", "abmil"))):  # fmt: skip
+        assert jobs.load(kind, text).task.class_names == names
 
 
 @pytest.mark.parametrize(
@@ -209,9 +208,9 @@ def test_a_split_column_stands_in_the_place_of_cross_validation():
     rows = tuple(replace(row, split="test" if n < 4 else "train") for n, row in enumerate(ROWS))
     found = plan(rows=rows)
     assert found.chunks == {"r0f0-r0f0": ((0, 0),)}
-    spec = specs.load(specs.FoldsSpec, found.folds_spec("score"))
+    spec = jobs.load(jobs.FoldsSpec, found.folds_spec("score"))
     assert (spec.split, spec.folds, spec.repeats) == (True, 1, 1)
-    report = specs.load(specs.ReportSpec, found.report_spec("x"))
+    report = jobs.load(jobs.ReportSpec, found.report_spec("x"))
     assert report.split
     assert report.chunks == ("r0f0-r0f0",)
     assert report.config.folds.number == 5  # as the user wrote it
@@ -291,7 +290,7 @@ def tile_text(change: Callable[[dict], None]) -> str:
 def test_a_spec_of_another_version_of_the_code_is_refused():
     text = tile_text(lambda values: values.update(version=values["version"] + 1))
     with pytest.raises(UserError, match=r"of version \d+ of this stage.*run snakemake again"):
-        specs.load(specs.TileSpec, text)
+        jobs.load(jobs.TileSpec, text)
 
 
 @pytest.mark.parametrize(
@@ -305,17 +304,17 @@ def test_a_spec_of_another_version_of_the_code_is_refused():
 )
 def test_a_spec_that_is_none_of_the_stage_is_refused(change):
     with pytest.raises(UserError, match="is not a TileSpec"):
-        specs.load(specs.TileSpec, tile_text(change))
+        jobs.load(jobs.TileSpec, tile_text(change))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null"])
 def test_text_that_is_no_spec_is_refused(text):
     with pytest.raises(UserError, match="--spec: is not a TileSpec"):
-        specs.load(specs.TileSpec, text)
+        jobs.load(jobs.TileSpec, text)
 
 
 def test_a_demo_slide_is_drawn_from_its_row():
-    spec = specs.load(specs.SyntheticSpec, plan().synthetic_spec("s03"))
+    spec = jobs.load(jobs.SyntheticSpec, plan().synthetic_spec("s03"))
     assert (spec.slide_id, spec.patient_id, spec.her2, spec.site) == ("s03", "p3", "0", "north")
 
 

@@ -14,16 +14,16 @@ import pytest
 import torch
 
 from her2.config import PretrainingSection
-from her2.encoders import pretrain_loop
-from her2.encoders.augment import moved, plain, restain, stain_changes
-from her2.encoders.build import build_backbone
-from her2.encoders.materialise import weights_digest
-from her2.encoders.patch_split import split_patches
-from her2.encoders.patches import PatchSet
-from her2.encoders.pretrain import Pretrained, channel_statistics, pretrain
-from her2.encoders.pretrain_loop import CHECKPOINT, Feed, balanced_order, learning_rate
-from her2.errors import UserError
-from her2.files import canonical_json
+from her2.core.errors import UserError
+from her2.core.files import canonical_json
+from her2.encoders.backbones import build_backbone
+from her2.encoders.stage import weights_digest
+from her2.pretraining import loop
+from her2.pretraining.augment import moved, plain, restain, stain_changes
+from her2.pretraining.loop import CHECKPOINT, PatchBatches, balanced_order, learning_rate
+from her2.pretraining.patch_set import PatchSet
+from her2.pretraining.pretrain import Pretrained, channel_statistics, pretrain
+from her2.pretraining.split import split_patches
 
 SIDE = 32
 EPOCHS = 4
@@ -146,7 +146,7 @@ def _epochs_written(folder: Path) -> int:
 
 
 def test_a_run_stopped_at_any_epoch_resumes_to_the_same_weights(tmp_path, unkilled, monkeypatch):
-    whole = pretrain_loop.validate
+    whole = loop.validate
     calls = []
 
     def stops_every_second_time(*arguments, **named):
@@ -155,7 +155,7 @@ def test_a_run_stopped_at_any_epoch_resumes_to_the_same_weights(tmp_path, unkill
             raise KeyboardInterrupt
         return whole(*arguments, **named)
 
-    monkeypatch.setattr("her2.encoders.pretrain.validate", stops_every_second_time)
+    monkeypatch.setattr("her2.pretraining.pretrain.validate", stops_every_second_time)
     for _ in range(EPOCHS - 1):
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path)
@@ -164,7 +164,7 @@ def test_a_run_stopped_at_any_epoch_resumes_to_the_same_weights(tmp_path, unkill
 
 def test_a_finished_run_trains_no_more(tmp_path, monkeypatch):
     first = run(tmp_path)
-    monkeypatch.delattr("her2.encoders.pretrain.train_epoch")
+    monkeypatch.delattr("her2.pretraining.pretrain.train_epoch")
     assert weights_digest(run(tmp_path).state) == weights_digest(first.state)
 
 
@@ -298,7 +298,7 @@ def test_classes_are_drawn_evenly_and_patches_of_a_class_too():
 
 
 def test_an_epoch_of_a_lopsided_set_shows_the_model_even_classes():
-    feed = Feed(patch_set((40, 8)), SIDE, None, 8, 1.0, 1)
+    feed = PatchBatches(patch_set((40, 8)), SIDE, None, 8, 1.0, 1)
     labels = torch.cat([labels for _, labels, _ in feed.training(np.arange(48), 1, 0)])
     assert torch.bincount(labels).tolist() == [24, 24]
 
@@ -309,7 +309,7 @@ def test_balanced_classes_show_every_patch_once_an_epoch():
 
 
 def batches(epoch: int, threads: int = 1) -> list[bytes]:
-    feed = Feed(patch_set(), SIDE, None, 8, 1.0, threads)
+    feed = PatchBatches(patch_set(), SIDE, None, 8, 1.0, threads)
     return [
         patches.numpy().tobytes() + labels.numpy().tobytes() + changes[0].numpy().tobytes()
         for patches, labels, changes in feed.training(np.arange(48), 1, epoch)
@@ -324,7 +324,9 @@ def test_every_epoch_has_an_order_and_pictures_of_its_own():
         torch.cat(
             [
                 b[1]
-                for b in Feed(patch_set(), SIDE, None, 8, 0.0, 1).training(np.arange(48), 1, epoch)
+                for b in PatchBatches(patch_set(), SIDE, None, 8, 0.0, 1).training(
+                    np.arange(48), 1, epoch
+                )
             ]
         ).tolist()
         for epoch in (0, 1)

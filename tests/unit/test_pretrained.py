@@ -9,12 +9,12 @@ import safetensors.torch
 import torch
 
 from her2.config import EncoderSection, PatchesSection
-from her2.encoders import materialise
-from her2.encoders.build import build_backbone
-from her2.encoders.catalogue import row
-from her2.encoders.pretrained import slide_fingerprints
-from her2.errors import UserError
-from her2.fingerprint import fingerprint
+from her2.config.catalogue import row
+from her2.core.errors import UserError
+from her2.encoders import stage
+from her2.encoders.backbones import build_backbone
+from her2.pretraining.stage import slide_fingerprints
+from her2.slides.fingerprint import fingerprint
 
 
 def section(slides: Path) -> PatchesSection:
@@ -54,19 +54,19 @@ def test_a_folder_of_weights_is_a_checkpoint(tmp_path: Path, name: str) -> None:
         torch.save(backbone.state_dict(), folder / name)
     else:
         safetensors.torch.save_file(backbone.state_dict(), folder / name)
-    card = materialise.materialise(encoder(folder), 1, tmp_path / "encoder")
-    assert card.weights_sha256 == materialise.weights_digest(backbone.state_dict())
+    card = stage.materialise(encoder(folder), 1, tmp_path / "encoder")
+    assert card.weights_sha256 == stage.weights_digest(backbone.state_dict())
     assert card.provenance["file"] == name
 
 
 def test_a_folder_without_weights_says_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"weights\.safetensors or model\.safetensors"):
-        materialise.materialise(encoder(tmp_path), 1, tmp_path / "encoder")
+        stage.materialise(encoder(tmp_path), 1, tmp_path / "encoder")
 
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(materialise.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(stage.time, "sleep", lambda seconds: None)
 
 
 @pytest.mark.usefixtures("patient")
@@ -83,7 +83,7 @@ def test_a_download_that_breaks_off_is_tried_again(
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", flaky)
     uni = row("uni")
-    assert materialise.fetch(uni) == tmp_path / str(uni.file)
+    assert stage.fetch(uni) == tmp_path / str(uni.file)
     assert calls == [(uni.hub, uni.file)] * 3
 
 
@@ -94,7 +94,7 @@ def test_no_network_names_the_way_round(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", down)
     with pytest.raises(UserError, match="`checkpoint: PATH` to a downloaded"):
-        materialise.fetch(row("uni"))
+        stage.fetch(row("uni"))
 
 
 def test_a_gated_model_names_the_page_to_ask_at(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,6 +107,6 @@ def test_a_gated_model_names_the_page_to_ask_at(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", gated)
     uni = row("uni")
     with pytest.raises(UserError, match=str(uni.ask_at)) as caught:
-        materialise.fetch(uni)
+        stage.fetch(uni)
     assert "HF_TOKEN" in str(caught.value)
     assert len(calls) == 1  # asking again would not open it

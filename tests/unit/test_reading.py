@@ -5,12 +5,12 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from her2.reading import BAND_TILES, Feed, Passage, band_order, new_passage
-from her2.store import RowSpool
-from her2.tiling import TileMeta, TileTable
+from her2.embedding.reading import BAND_TILES, PendingSlide, TileQueue, band_order, pending_slide
+from her2.storage.features import RowSpool
+from her2.storage.tiles import TileMeta, TileTable
 
 
-def passage(name: str, coords: np.ndarray, side: float = 10.0) -> Passage:
+def pending(name: str, coords: np.ndarray, side: float = 10.0) -> PendingSlide:
     meta = TileMeta(
         fingerprint="f", width_px=10_000, height_px=10_000, vendor="", mpp_x=0.5, mpp_y=0.5,
         mpp_source="", target_mpp=0.5, tile_px=16, level0_width=side, level0_height=side,
@@ -18,7 +18,7 @@ def passage(name: str, coords: np.ndarray, side: float = 10.0) -> Passage:
     )  # fmt: skip
     table = TileTable(coords.astype(np.int32), np.ones(len(coords), np.float32), meta)
     spool = RowSpool(len(coords), 2, "float16", Path())
-    return new_passage(name, Path(name), table, name, spool)
+    return pending_slide(name, Path(name), table, name, spool)
 
 
 def grid(columns: int, rows: int, side: int = 10) -> np.ndarray:
@@ -45,9 +45,9 @@ def test_tiles_are_cut_in_bands_column_by_column() -> None:
 
 
 def test_long_slides_come_first_so_that_none_trails_at_the_end() -> None:
-    slides = [passage(name, grid(n, 1)) for name, n in (("a", 3), ("b", 30), ("c", 9), ("d", 9))]
-    feed, seen = Feed(slides), []
-    while parts := feed.take(5):
+    slides = [pending(name, grid(n, 1)) for name, n in (("a", 3), ("b", 30), ("c", 9), ("d", 9))]
+    queue, seen = TileQueue(slides), []
+    while parts := queue.take(5):
         seen += [slide.slide_id for slide, _ in parts]
     assert list(dict.fromkeys(seen)) == ["b", "c", "d", "a"]
 
@@ -58,12 +58,12 @@ def test_long_slides_come_first_so_that_none_trails_at_the_end() -> None:
     across=st.booleans(),
 )
 def test_the_feed_hands_out_every_tile_once(sizes: list[int], count: int, across: bool) -> None:
-    slides = [passage(str(i), grid(n, 1)) for i, n in enumerate(sizes)]
-    feed = Feed(slides)
-    batches = list(iter(lambda: feed.take(count, across=across), []))
+    slides = [pending(str(i), grid(n, 1)) for i, n in enumerate(sizes)]
+    queue = TileQueue(slides)
+    batches = list(iter(lambda: queue.take(count, across=across), []))
     found = [(slide.slide_id, row) for parts in batches for slide, rows in parts for row in rows]
     assert sorted(found) == sorted((str(i), row) for i, n in enumerate(sizes) for row in range(n))
-    assert feed.left == 0
+    assert queue.left == 0
     sums = [sum(len(rows) for _, rows in parts) for parts in batches]
     if across:
         assert set(sums[:-1]) <= {count}
@@ -72,11 +72,11 @@ def test_the_feed_hands_out_every_tile_once(sizes: list[int], count: int, across
 
 
 def test_threads_share_a_feed() -> None:
-    slides = [passage(str(i), grid(97, 1)) for i in range(5)]
-    feed, found, lock = Feed(slides), [], threading.Lock()
+    slides = [pending(str(i), grid(97, 1)) for i in range(5)]
+    queue, found, lock = TileQueue(slides), [], threading.Lock()
 
     def work() -> None:
-        while parts := feed.take(7):
+        while parts := queue.take(7):
             with lock:
                 found.extend((slide.slide_id, row) for slide, rows in parts for row in rows)
 

@@ -15,14 +15,15 @@ import yaml
 from sklearn.metrics import roc_auc_score
 
 from her2.config import parse_config
-from her2.encoders.overlap import Overlap
-from her2.errors import UserError
-from her2.report import comparison, models, notices, overlap, performance, pretraining, text
+from her2.config.jobs import ReportSpec, dump, load
+from her2.core.errors import UserError
+from her2.core.tables import guard_cells
+from her2.pretraining.overlap import Overlap
+from her2.report import format
 from her2.report.build import build_report
-from her2.report.read import read_results
+from her2.report.results import read_results
 from her2.report.script import script, script_hash
-from her2.specs import ReportSpec, dump, load
-from her2.tables import guard_cells
+from her2.report.sections import comparison, headline, models, notices, overlap, pretraining
 from tests.unit.report_maker import HOSTILE, PRETRAINED, Cohort
 
 HOSTILE_SITE = '<img src=x onerror="alert(2)">'
@@ -215,14 +216,14 @@ def test_each_pair_of_encoders_is_compared_as_in_the_table(tmp_path):
         names = [row["first"], row["second"]] + [row["class"]] * (row["class"] != "macro")
         cells = next(cells for cells in shown if cells[: len(names)] == names)[len(names) :]
         held = row["low"] <= 0 <= row["high"]
-        difference = text.signed(row["difference"])
+        difference = format.signed(row["difference"])
         words = f"{difference} [{row['low']:.3f}, {row['high']:.3f}]"
         assert cells == [
             f"{row['first_value']:.3f}",
             f"{row['second_value']:.3f}",
             words + " no difference shown" * held,
-            text.p_value(row["p"]),
-            f"{text.p_value(row['p_holm'])} of {row['family']}",
+            format.p_value(row["p"]),
+            f"{format.p_value(row['p_holm'])} of {row['family']}",
             "18",
         ]
     assert "corrected for the number of tests of the family" in page.text
@@ -407,7 +408,7 @@ def test_an_absent_class_is_na_with_its_reason_and_never_a_half(tmp_path):
     ],
 )
 def test_an_interval_that_holds_one_half_is_called_chance(low, high, words):
-    assert performance.chance(low, high) == words
+    assert headline.chance(low, high) == words
 
 
 def test_every_slide_that_is_not_used_is_listed_with_stage_and_reason(tmp_path):
@@ -588,7 +589,7 @@ def test_cells_that_a_spreadsheet_would_run_are_quoted():
     ],
 )
 def test_reasons_keep_names_and_lose_folders(said, shown):
-    assert text.without_folders(said) == shown
+    assert format.without_folders(said) == shown
 
 
 def test_a_missing_table_is_named(tmp_path):

@@ -8,11 +8,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from her2.report import checklist, comparison, controls, detail, flow, methods, summary
+from her2.core.tables import guard_cells
 from her2.report.build import build_report, tables
-from her2.report.curves import Curve
-from her2.report.read import Results, read_results
-from her2.tables import guard_cells
+from her2.report.figures.curves import Curve
+from her2.report.paper import checklist, methods
+from her2.report.results import Results, read_results
+from her2.report.sections import comparison, controls, flow, model_detail, summary
 from tests.unit.report_maker import HOSTILE, Cohort
 
 LOST = Cohort(
@@ -253,10 +254,10 @@ def test_a_precision_curve_has_a_point_a_threshold_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Curve] = []
-    monkeypatch.setattr(detail, "precision_figure", lambda curves, **_: drawn.extend(curves))
+    monkeypatch.setattr(model_detail, "precision_figure", lambda curves, **_: drawn.extend(curves))
     results = read(tmp_path, Cohort(signal=0.0))
     (model,) = results.models
-    detail.precision(results, model)
+    model_detail.precision(results, model)
     assert [curve.name for curve in drawn] == list(model.task.class_names)
     target = model.patients["target"].to_numpy()
     for index, curve in enumerate(drawn):

@@ -6,13 +6,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from her2.cache import Cache
-from her2.errors import UserError
-from her2.files import digest
-from her2.manifest import FeatureEntry, write_manifest
-from her2.mil.similar import PROBES, Tissue, find_similar, shared_tiles, similar_pairs
-from her2.specs import SimilarSpec
-from her2.store import FeatureStore, write_store
+from her2.cohort.similar import PROBES, Tissue, find_similar, shared_tiles, similar_pairs
+from her2.config.jobs import SimilarSpec
+from her2.core.errors import UserError
+from her2.core.files import digest
+from her2.storage.cache import Cache
+from her2.storage.entries import FeatureEntry, write_manifest
+from her2.storage.features import FeatureStore, write_store
 
 D, SIDE = 12, 12
 SPEC = SimilarSpec(buckets=("b",), max_shared_tiles=0.5)

@@ -9,8 +9,9 @@ import pytest
 import tifffile
 from PIL import Image
 
-from her2.fingerprint import fingerprint
-from her2.slide import Scale, Slide, SlideError, SlideUnfit, TileError
+from her2.core.errors import SlideError, SlideUnfit, TileError
+from her2.slides.fingerprint import fingerprint
+from her2.slides.slide import Scale, Slide
 from her2.synthetic.svs import svs_bytes
 
 SIDE = 240
@@ -179,7 +180,7 @@ def test_a_thumbnail_of_anisotropic_px_has_square_um(tmp_path, write_slide):
 
 
 def test_a_thumbnail_read_in_pieces_has_no_seams(ramp_slide, monkeypatch):
-    monkeypatch.setattr("her2.slide._STRIP_PX", 80)
+    monkeypatch.setattr("her2.slides.slide._STRIP_PX", 80)
     with Slide(ramp_slide) as slide:
         thumbnail = slide.thumbnail(0.5, slide.scale())
     assert thumbnail.shape == (120, 120, 3)

@@ -2,21 +2,20 @@
 
 import pytest
 
-from her2 import specs
-from her2.config import EvaluationSection, Task
-from her2.errors import UserError
+from her2.config import EvaluationSection, Task, jobs
+from her2.core.errors import UserError
 
 
 def evaluate_spec(*names: str) -> str:
     task = Task(label="x", classes={name: [name] for name in names}, ordinal=True)
     section = EvaluationSection()
-    return specs.dump(specs.EvaluateSpec(task=task, chunks=("a",), evaluation=section, seed=1))
+    return jobs.dump(jobs.EvaluateSpec(task=task, chunks=("a",), evaluation=section, seed=1))
 
 
 def test_the_order_of_classes_survives() -> None:
     """An ordinal scale is an order; canonical JSON alone would sort it by the alphabet."""
     text = evaluate_spec("low", "mid", "high")
-    assert specs.load(specs.EvaluateSpec, text).task.class_names == ("low", "mid", "high")
+    assert jobs.load(jobs.EvaluateSpec, text).task.class_names == ("low", "mid", "high")
 
 
 def test_another_order_of_classes_is_another_job() -> None:
@@ -24,7 +23,7 @@ def test_another_order_of_classes_is_another_job() -> None:
 
 
 def test_a_spec_of_another_version_of_the_code_is_refused() -> None:
-    current = f'"version":{specs.VERSIONS["evaluate"]}'
+    current = f'"version":{jobs.VERSIONS["evaluate"]}'
     text = evaluate_spec("low", "high").replace(current, '"version":0')
     with pytest.raises(UserError, match="run snakemake again"):
-        specs.load(specs.EvaluateSpec, text)
+        jobs.load(jobs.EvaluateSpec, text)

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from her2 import staging
-from her2.errors import UserError
-from her2.reading import Feed, Passage, TileGroup, new_passage, read_part
-from her2.slide import Slide, SlideError
-from her2.staging import PREFIX, scratch_folder, staged
-from her2.store import RowSpool
-from her2.tiling import TileMeta, TileTable
+from her2.core.errors import SlideError, UserError
+from her2.embedding.reading import PendingSlide, TileGroup, TileQueue, pending_slide, read_part
+from her2.slides import files, staging
+from her2.slides.slide import Slide
+from her2.slides.staging import PREFIX, scratch_folder, staged
+from her2.storage.features import RowSpool
+from her2.storage.tiles import TileMeta, TileTable
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -42,7 +42,7 @@ def copies(scratch: Path) -> set[str]:
     return {path.name for path in scratch.rglob("*.svs")}
 
 
-def settle(stage: staging.Stage) -> None:
+def settle(stage: staging.Stager) -> None:
     """Wait for what is being copied."""
     for future in stage._copies.values():
         future.result()
@@ -144,9 +144,9 @@ def test_formats_of_many_files_go_whole_or_stay(tmp_path: Path) -> None:
     dicom = [tmp_path / name for name in ("1.dcm", "2.dcm")]
     for path in (mirax, *data, *dicom, tmp_path / "b.mrxs", tmp_path / "c.vms"):
         path.touch()
-    assert staging._files(mirax) == [mirax, *data]
-    assert staging._files(dicom[0]) == dicom
-    assert staging._files(tmp_path / "c.vms") == []
+    assert files.files_of(mirax) == [mirax, *data]
+    assert files.files_of(dicom[0]) == dicom
+    assert files.files_of(tmp_path / "c.vms") == []
 
 
 def test_a_mirax_slides_folder_is_copied_beside_it(scratch: Path, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_what_a_killed_job_left_is_removed_and_a_running_jobs_copies_are_not(
 ) -> None:
     code = f"""if True:
         from pathlib import Path
-        from her2 import staging
+        from her2.slides import staging
         staging._same_disk = lambda *_: False
         slides = [Path({str(slides[0])!r})]
         with staging.staged({str(scratch)!r}, slides) as stage:
@@ -204,7 +204,7 @@ def test_tiles_cut_from_copies_are_the_same_tiles(slides: list[Path], scratch: P
     cut = [
         [
             (group.slide.slide_id, group.rows.tolist(), group.images.tobytes())
-            for group in cut_all(passages(slides, table), folder)
+            for group in cut_all(pendings(slides, table), folder)
         ]
         for folder in (None, str(scratch))
     ]
@@ -213,8 +213,8 @@ def test_tiles_cut_from_copies_are_the_same_tiles(slides: list[Path], scratch: P
     assert list(scratch.glob(f"{PREFIX}*")) == []
 
 
-def cut_all(slides: list[Passage], folder: str | None) -> Iterator[TileGroup]:
-    feed = Feed(slides)
+def cut_all(slides: list[PendingSlide], folder: str | None) -> Iterator[TileGroup]:
+    feed = TileQueue(slides)
     with staged(folder, feed.paths) as stage:
         for slide in slides:
             slide.stage = stage
@@ -222,8 +222,8 @@ def cut_all(slides: list[Passage], folder: str | None) -> Iterator[TileGroup]:
             yield read_part(*parts[0], np.empty((3, 64, 64, 3), np.uint8))
 
 
-def passages(slides: list[Path], table: TileTable) -> list[Passage]:
+def pendings(slides: list[Path], table: TileTable) -> list[PendingSlide]:
     return [
-        new_passage(path.stem, path, table, "key", RowSpool(3, 2, "float16", path.parent))
+        pending_slide(path.stem, path, table, "key", RowSpool(3, 2, "float16", path.parent))
         for path in slides
     ]

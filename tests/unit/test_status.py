@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from her2.errors import UserError
-from her2.progress import Watch, duration, failure_lines, stage_line, working_lines
-from her2.run_record import RECORD_NAME, Job, RunRecord, life, read_run
-from her2.status import disk_usage, failure, failures, inodes, stages
+from her2.core.errors import UserError
+from her2.pipeline.progress import Watch, duration, failure_lines, stage_line, working_lines
+from her2.pipeline.record import RECORD_NAME, Job, RunRecord, life, read_run
+from her2.pipeline.status import disk_usage, failure, failures, inodes, stages
 
 STAMP = "2026-11-25 07:14:55,123 INFO "
 
@@ -191,8 +191,8 @@ def test_progress_is_printed_on_a_terminal_and_not_into_a_file(
     run: RunRecord, stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(run, "logs/a.log", log("a0: 100 patches embedded, 0 failed"))
-    monkeypatch.setattr("her2.progress.begin_run", lambda workflow, plan: run)
-    monkeypatch.setattr("her2.progress.end_run", lambda *args, **kwargs: None)
+    monkeypatch.setattr("her2.pipeline.progress.begin_run", lambda workflow, plan: run)
+    monkeypatch.setattr("her2.pipeline.progress.end_run", lambda *args, **kwargs: None)
     watch = Watch(_PlanOfResults(), stream, every=0.01)
     watch.begin(None)
     time.sleep(0.2)

@@ -10,9 +10,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from her2 import store as store_module
-from her2.errors import UserError
-from her2.store import open_store, read_attributes, read_coords, store_problems, write_store
+from her2.core.errors import UserError
+from her2.storage import features as store_module
+from her2.storage.features import (
+    open_store,
+    read_attributes,
+    read_coords,
+    store_problems,
+    write_store,
+)
 
 ATTRIBUTES = {"key": "ab" * 32, "tiles": 7, "encoder": {"digest": "cd" * 32}, "mpp": [0.5, 0.25]}
 

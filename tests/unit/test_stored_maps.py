@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from her2.errors import UserError
+from her2.core.errors import UserError
 from tests.unit.heatmap_makers import FORMATS, TILES, make_world
 
 NAN = np.zeros((TILES, 2), np.float32)

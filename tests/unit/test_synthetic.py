@@ -8,17 +8,9 @@ import openslide
 import pytest
 import tifffile
 
-from her2.synthetic import (
-    HER2_SHARE,
-    RegionPlan,
-    TissueParams,
-    demo_manifest,
-    draw_region,
-    draw_slide,
-    plan_region,
-    slide_generator,
-    slide_params,
-)
+from her2.synthetic import HER2_SHARE, demo_manifest, draw_slide, slide_generator, slide_params
+from her2.synthetic.plan import RegionPlan, TissueParams, plan_region
+from her2.synthetic.tissue import draw_region
 
 SIDE_PX, MPP = 768, 0.5
 

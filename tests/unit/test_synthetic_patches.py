@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from her2.config import PatchesSection
-from her2.encoders.patches import PatchSet, read_patch_set
+from her2.pretraining.patch_set import PatchSet
+from her2.pretraining.patches import read_patch_set
 from her2.synthetic import demo_manifest
 from her2.synthetic.ihc import SCORES, draw_ihc
 from her2.synthetic.patches import LABELS, draw_patch_set

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from her2.report.throughput import ThroughputRow, throughput, throughput_table
+from her2.report.sections.throughput import ThroughputRow, throughput, throughput_table
 
 
 def receipt(**changes: Any) -> dict[str, Any]:

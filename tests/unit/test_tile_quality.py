@@ -8,17 +8,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from her2 import tiling
-from her2.cache import Cache
-from her2.cohort import Cohort, SlideRow, check_files, missing_files
+from her2.cohort.check import check_files
+from her2.cohort.manifest import Cohort, SlideRow, missing_files
 from her2.config import TilingSection, parse_config
-from her2.errors import UserError
-from her2.grid import Sources, tile_slide
-from her2.manifest import TileEntry
-from her2.plan import Plan
-from her2.slide import Slide
-from her2.specs import TileSpec
-from her2.tiling import TileTable, read_table, tile_bucket, write_table
+from her2.config.jobs import TileSpec
+from her2.core.errors import UserError
+from her2.pipeline.plan import Plan
+from her2.slides.slide import Slide
+from her2.storage.cache import Cache
+from her2.storage.entries import TileEntry
+from her2.storage.tiles import TileTable, read_table, write_table
+from her2.tiling import stage
+from her2.tiling.grid import Sources, tile_slide
+from her2.tiling.stage import tile_bucket
 
 SIDE_PX, MPP, TILE_PX = 1200, 0.5, 96
 PINK = (205, 135, 180)
@@ -335,7 +337,7 @@ def test_an_annotation_counts_by_its_content_alone(folder, monkeypatch):
     changed = run(folder, annotation=annotate(folder, square(192, 192, 576, 481)))
     assert changed.key != first.key
     annotate(folder, square(192, 192, 576, 480), name="moved.geojson")
-    monkeypatch.setattr(tiling, "tile_slide", None)  # a second cut would fail
+    monkeypatch.setattr(stage, "tile_slide", None)  # a second cut would fail
     assert run(folder, annotation="moved.geojson") == first
 
 

@@ -16,20 +16,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from her2 import tiling
-from her2.artefacts import pen_mask
-from her2.cache import Cache
-from her2.cohort import Cohort, SlideRow
+from her2.cohort.manifest import Cohort, SlideRow
 from her2.config import TilingSection
-from her2.errors import UserError
-from her2.fingerprint import fingerprint
-from her2.grid import grid_axis, tile_slide
-from her2.manifest import TileEntry, read_manifest
-from her2.slide import Slide, SlideUnfit
-from her2.specs import TileSpec
+from her2.config.jobs import TileSpec
+from her2.core.errors import SlideUnfit, UserError
+from her2.slides.fingerprint import fingerprint
+from her2.slides.slide import Slide
+from her2.storage.cache import Cache
+from her2.storage.entries import TileEntry, read_manifest
+from her2.storage.tiles import TileTable, read_table, write_table
 from her2.synthetic.svs import svs_bytes
-from her2.tiling import TileTable, read_table, tile_bucket, write_table
-from her2.tissue import optical_density, tissue_mask
+from her2.tiling import stage
+from her2.tiling.artefacts import pen_mask
+from her2.tiling.grid import grid_axis, tile_slide
+from her2.tiling.stage import tile_bucket
+from her2.tiling.tissue import optical_density, tissue_mask
 
 PINK = (200, 120, 170)
 REAL_SLIDE = Path(__file__).parents[3] / "shared" / "slides" / "cmu-1-small-region.svs"
@@ -387,7 +388,7 @@ def test_a_slide_is_cut_once(bucket, monkeypatch, caplog):
     """Not again for another name, place or time of the file, nor when results are deleted."""
     slides = bucket / "slides"
     first = run(bucket, cohort_of(slides, "good.svs"))["good"]
-    monkeypatch.setattr(tiling, "tile_slide", refuse)
+    monkeypatch.setattr(stage, "tile_slide", refuse)
     (bucket / "moved").mkdir()
     (slides / "good.svs").rename(bucket / "moved" / "other.svs")
     os.utime(bucket / "moved" / "other.svs", (1, 1))
@@ -410,7 +411,7 @@ def test_a_slide_is_cut_once(bucket, monkeypatch, caplog):
 def test_tiles_are_cut_again_when_the_grid_is_another(bucket, monkeypatch, changed, cut_again):
     cohort = cohort_of(bucket / "slides", "good.svs")
     run(bucket, cohort)
-    monkeypatch.setattr(tiling, "tile_slide", refuse)
+    monkeypatch.setattr(stage, "tile_slide", refuse)
     other = SPEC.model_copy(update={"tiling": SPEC.tiling.model_copy(update=changed)})
     if cut_again:
         with pytest.raises(AssertionError, match="cut again"):
@@ -469,14 +470,14 @@ import resource, sys
 from pathlib import Path
 import pyarrow.parquet, polars, safetensors.numpy
 import numpy as np
-from her2.cache import Cache
-from her2.cohort import Cohort, SlideRow
+from her2.storage.cache import Cache
+from her2.cohort.manifest import Cohort, SlideRow
 from her2.config import TilingSection
-from her2.errors import UserError
-from her2.files import atomic_folder, atomic_path
-from her2.specs import TileSpec
-from her2.store import write_store
-from her2.tiling import tile_bucket
+from her2.core.errors import UserError
+from her2.core.files import atomic_folder, atomic_path
+from her2.config.jobs import TileSpec
+from her2.storage.features import write_store
+from her2.tiling.stage import tile_bucket
 
 folder, slide = map(Path, sys.argv[1:])
 resource.setrlimit(resource.RLIMIT_FSIZE, (1500, resource.RLIM_INFINITY))

@@ -5,9 +5,9 @@ import pytest
 import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
-from her2.errors import UserError
+from her2.core.errors import UserError
 from her2.mil.bags import Bag
-from her2.mil.feed import epoch_order
+from her2.mil.batches import epoch_order
 from her2.mil.model import predict
 from her2.mil.train import Trained
 from tests.unit.bag_makers import D, bag, fit, key_instances, noise, training, weights

@@ -10,24 +10,24 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from her2.cache import Cache
-from her2.cli import app
-from her2.cohort import Cohort, SlideRow
+from her2.cli.main import app
+from her2.cohort.folds import make_folds
+from her2.cohort.manifest import Cohort, SlideRow
 from her2.config import AttentionSection, Task, TrainingSection
 from her2.config.heads import HEADS as SECTIONS
-from her2.errors import UserError
-from her2.files import digest, file_digest, link
-from her2.folds import make_folds
-from her2.manifest import FeatureEntry, FoldEntry, read_manifest, write_manifest
-from her2.mil import run
+from her2.config.jobs import FoldsSpec, TrainSpec
+from her2.core.errors import UserError
+from her2.core.files import digest, file_digest, link
+from her2.mil import stage
 from her2.mil import train as train_module
 from her2.mil.apply import mismatches, predict_slides
 from her2.mil.bags import Bag
+from her2.mil.fold import load_model
 from her2.mil.maps import read_maps
-from her2.mil.product import load_model
-from her2.mil.run import train_folds
-from her2.specs import FoldsSpec, TrainSpec
-from her2.store import FeatureStore, open_store, write_store
+from her2.mil.stage import train_folds
+from her2.storage.cache import Cache
+from her2.storage.entries import FeatureEntry, FoldEntry, read_manifest, write_manifest
+from her2.storage.features import FeatureStore, open_store, write_store
 
 TASK = Task(label="her2", classes={"negative": ["0"], "positive": ["3+"]})
 BUCKET = "0000-of-0001"
@@ -231,7 +231,7 @@ def test_the_second_call_trains_nothing_and_writes_the_same_bytes(
     world.train()
     before = world.output.read_bytes()
     world.output.unlink()
-    monkeypatch.setattr(run, "train_fold", refuse)
+    monkeypatch.setattr(stage, "train_fold", refuse)
     world.train()
     assert world.output.read_bytes() == before
 
@@ -240,7 +240,7 @@ def test_folds_regrouped_into_other_jobs_are_not_trained_again(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     all_at_once = world.train()
-    monkeypatch.setattr(run, "train_fold", refuse)
+    monkeypatch.setattr(stage, "train_fold", refuse)
     for index in range(3):
         alone = world.train(world.spec.model_copy(update={"runs": (RUNS[index],)}))
         assert alone == {f"r0f{index}": all_at_once[f"r0f{index}"]}
@@ -392,7 +392,7 @@ def test_a_slide_without_a_feature_manifest_is_named(world: World) -> None:
 def test_a_patient_in_two_parts_stops_the_job_before_training(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "train_fold", refuse)
+    monkeypatch.setattr(stage, "train_fold", refuse)
     crossing = pl.when(pl.col("slide_id") == "n0-b").then(pl.lit("train"))
     crossing = crossing.when(pl.col("slide_id") == "n0-a").then(pl.lit("test"))
     world.table().with_columns(role=crossing.otherwise("role")).write_parquet(world.folds)
@@ -466,7 +466,7 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(
     monkeypatch.setattr(train_module, "save_checkpoint", dying)
     with pytest.raises(KeyboardInterrupt):
         killed.train()
-    path = run.checkpoint_path(killed.cache, key)
+    path = stage.checkpoint_path(killed.cache, key)
     assert path.exists()
     assert path in killed.cache.leftovers(older_than_seconds=-1)  # what `cache prune` removes
     assert [p for p in killed.cache.products() if p.kind == "models"] == []

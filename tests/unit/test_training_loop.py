@@ -1,4 +1,4 @@
-"""Feed, schedule, precision, class weights, clipping, best epoch, checkpoints, search."""
+"""BagBatches, schedule, precision, class weights, clipping, best epoch, checkpoints, search."""
 
 import json
 import math
@@ -22,11 +22,11 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from her2.config import AttentionSection, SearchSection
 from her2.config.heads import HEADS as SECTIONS
-from her2.errors import UserError
-from her2.mil import feed as feed_module
+from her2.core.errors import UserError
+from her2.mil import batches as feed_module
 from her2.mil import model as model_module
 from her2.mil import train as train_module
-from her2.mil.feed import AHEAD, Feed
+from her2.mil.batches import AHEAD, BagBatches
 from her2.mil.model import Model, predict
 from her2.mil.schedule import factor
 from her2.mil.search import draws, search
@@ -69,7 +69,7 @@ def test_the_worker_stays_ahead_of_the_step_and_not_further(monkeypatch: pytest.
         return real(*arguments, **options)
 
     monkeypatch.setattr(feed_module, "sample_batch", counted)
-    batches = iter(Feed(noise(40, seed=0), training(balance="none"), seed=1, epoch=0))
+    batches = iter(BagBatches(noise(40, seed=0), training(balance="none"), seed=1, epoch=0))
     next(batches)
     deadline = time.monotonic() + 5
     while len(begun) < 1 + AHEAD and time.monotonic() < deadline:
@@ -84,19 +84,21 @@ def test_an_epoch_is_the_same_however_far_the_worker_is_ahead(monkeypatch: pytes
     bags = noise(20, seed=0, tiles=40)
 
     def features() -> torch.Tensor:
-        return torch.cat([batch.features for batch in Feed(bags, training(), seed=1, epoch=2)])
+        return torch.cat(
+            [batch.features for batch in BagBatches(bags, training(), seed=1, epoch=2)]
+        )
 
     first = features()
     monkeypatch.setattr(feed_module, "AHEAD", 1)
     assert torch.equal(features(), first)
-    other = [batch.features for batch in Feed(bags, training(), seed=1, epoch=3)]
+    other = [batch.features for batch in BagBatches(bags, training(), seed=1, epoch=3)]
     assert not torch.equal(torch.cat(other), first)
 
 
 def test_what_fails_in_the_worker_reaches_the_step() -> None:
     broken = [bag("x", np.zeros((3, D)), 0), bag("y", np.zeros((3, D + 1)), 1)]
     with pytest.raises(ValueError, match="broadcast"):
-        list(Feed(broken, training(balance="none"), seed=0, epoch=0))
+        list(BagBatches(broken, training(balance="none"), seed=0, epoch=0))
 
 
 def test_time_spent_waiting_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,9 @@ import pytest
 import tifffile
 from PIL import Image
 
+from her2.core.errors import SlideError
 from her2.explanation.localisation import inside_tiles, mask_shape
 from her2.explanation.truth import find_truth, truth_mask
-from her2.slide import SlideError
 
 SIZE_PX, TILE = (2000, 1600), (100.0, 100.0)
 BOX = (310, 240, 1160, 870)

@@ -7,15 +7,14 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from her2.cache import Cache, Kind, Product
-from her2.errors import UserError
-from her2.files import digest, file_digest
-from her2.manifest import FeatureEntry, FoldEntry, TileEntry, write_manifest
-from her2.products import find_product
-from her2.store import open_store, write_store
-from her2.tiletable import coords_digest
-from her2.tiling import TileMeta, TileTable, read_table, write_table
-from her2.verify import broken_products, forget, product_problem, unused_products
+from her2.core.errors import UserError
+from her2.core.files import digest, file_digest
+from her2.storage.cache import Cache, Kind, Product
+from her2.storage.entries import FeatureEntry, FoldEntry, TileEntry, write_manifest
+from her2.storage.features import open_store, write_store
+from her2.storage.products import find_product
+from her2.storage.tiles import TileMeta, TileTable, coords_digest, read_table, write_table
+from her2.storage.verify import broken_products, forget, product_problem, unused_products
 
 
 @pytest.fixture

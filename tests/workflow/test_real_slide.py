@@ -6,7 +6,7 @@ import polars as pl
 import pytest
 import yaml
 
-from her2.store import open_store, read_coords
+from her2.storage.features import open_store, read_coords
 from tests.workflow.project import CONFIG, REPOSITORY, Project
 
 pytestmark = pytest.mark.xdist_group("workflow")

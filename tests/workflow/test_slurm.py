@@ -17,7 +17,7 @@ import polars as pl
 import pytest
 import yaml
 
-from her2.store import open_store, read_coords
+from her2.storage.features import open_store, read_coords
 from her2.synthetic import demo_manifest, draw_slide
 from tests.workflow.cluster import GPUS, NODES, Cluster, NoCluster, cluster, why_not
 from tests.workflow.conftest import copy
@@ -57,7 +57,7 @@ os.execv(real, [real, *arguments])
 STUCK = """
 import logging, os, sys, time
 from pathlib import Path
-from her2.cli import main
+from her2.cli.main import main
 
 class Stop(logging.Handler):
     def emit(self, record):
@@ -66,7 +66,7 @@ class Stop(logging.Handler):
             time.sleep(3600)
 
 mark = sys.argv.pop(1)
-logging.getLogger("her2.embed").addHandler(Stop())
+logging.getLogger("her2.embedding.stage").addHandler(Stop())
 main()
 """
 """The real command, which gets stuck once its first slide is in the cache."""

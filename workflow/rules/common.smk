@@ -1,4 +1,4 @@
-"""The config and the cohort, read and checked once; names and specs come from `her2.plan`.
+"""The config and the cohort, read and checked once; names and specs come from `her2.pipeline.plan`.
 
 Parse time reads `config.yaml` and the manifest, and writes nothing.
 """
@@ -20,12 +20,12 @@ if (HERE / "her2").is_dir():
     shell.prefix(f"set -euo pipefail; export PYTHONPATH={shlex.quote(str(HERE))}; ")
 
 from her2 import __version__
-from her2.cohort import missing_files, read_cohort
+from her2.cohort.manifest import missing_files, read_cohort
 from her2.config import parse_config
-from her2.errors import UserError
-from her2.plan import Plan
-from her2.progress import Watch
-from her2.runs import folds_name
+from her2.core.errors import UserError
+from her2.pipeline.plan import Plan
+from her2.pipeline.progress import Watch
+from her2.config.names import folds_name
 
 
 def read_plan():

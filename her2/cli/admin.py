@@ -1,0 +1,193 @@
+"""The `her2` command: questions about a manifest, a config and the cache; the demo's material."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from her2.cli.options import CacheOption, OutOption, RootOption, SpecOption
+from her2.config import jobs
+
+cohort_app = typer.Typer(help="Questions about a manifest.", no_args_is_help=True)
+config_app = typer.Typer(help="Questions about a config.", no_args_is_help=True)
+cache_app = typer.Typer(help="The content-addressed cache.", no_args_is_help=True)
+synthetic_app = typer.Typer(help="The synthetic demo cohort.", no_args_is_help=True)
+
+
+@cohort_app.command("check")
+def cohort_check(
+    slides: Path,
+    config: Annotated[
+        Path | None, typer.Option(help="whose tasks the labels must fit; default: config.yaml")
+    ] = None,
+    root: RootOption = None,
+) -> None:
+    """Check a manifest: ids, labels, files, annotations, masks; no two slides are one file."""
+    from her2.cohort.check import check_files
+    from her2.cohort.manifest import read_cohort
+    from her2.config import load_config
+
+    settings = load_config(config or Path("config.yaml"))
+    if root is None and config is not None:
+        root = settings.cohort.root  # the default config's is the demo's, and of no use here
+    cohort = read_cohort(slides, root=root, tasks=settings.tasks)
+    masks = settings.cohort.tissue_masks if config is not None else None
+    check_files(cohort, tissue_masks=masks, classes=settings.tiling.annotation_classes)
+    patients = len({row.patient_id for row in cohort.rows})
+    print(f"{slides}: {len(cohort.rows)} slides of {patients} patients, no problem found")
+
+
+@config_app.command("check")
+def config_check(config: Path) -> None:
+    """Check a config."""
+    from her2.config import load_config
+
+    load_config(config)
+    print(f"{config}: no problem found")
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of config.yaml, for editors."""
+    from her2.config import Config
+
+    print(json.dumps(Config.model_json_schema(), indent=2))
+
+
+@config_app.command("page")
+def config_page() -> None:
+    """Print docs/config.md: every key with its meaning, limits and default."""
+    from her2.config.page import page
+
+    print(page(), end="")
+
+
+@cache_app.command("ls")
+def cache_ls(cache: CacheOption = Path("cache")) -> None:
+    """List the products: kind, key, megabytes."""
+    from her2.storage.cache import Cache
+
+    totals: dict[str, list[int]] = {}
+    for product in Cache(cache).products():
+        totals.setdefault(product.kind, []).append(product.size_bytes)
+        print(f"{product.kind:9} {product.key} {product.size_bytes / 1e6:10.2f}")
+    for kind, sizes in totals.items():
+        print(f"{kind}: {len(sizes)} products, {sum(sizes) / 1e6:.1f} MB", file=sys.stderr)
+
+
+@cache_app.command("verify")
+def cache_verify(
+    cache: CacheOption = Path("cache"),
+    threads: Annotated[int, typer.Option(min=0, help="readers; 0: as many as allowed")] = 0,
+    quarantine: Annotated[
+        bool, typer.Option("--quarantine", help="move the broken ones aside, to be made anew")
+    ] = False,
+    results: Annotated[
+        list[Path] | None,
+        typer.Option(help="with --quarantine: results folders whose jobs then run again"),
+    ] = None,
+) -> None:
+    """Read every product again and name the broken ones; exits with 1 when there are any."""
+    from her2.core.hardware import allowed_cpus
+    from her2.storage.cache import Cache
+    from her2.storage.verify import broken_products, forget
+
+    store = Cache(cache)
+    count, broken = broken_products(store, threads=threads or allowed_cpus())
+    for product, problem in broken:
+        print(f"{product.path}: {problem}")
+    print(f"{count} products read, {len(broken)} broken", file=sys.stderr)
+    if not broken:
+        return
+    if quarantine:
+        for product, _ in broken:
+            print(f"moved to {store.quarantine(product)}", file=sys.stderr)
+        for path in forget([product.key for product, _ in broken], results or [Path("results")]):
+            print(f"{path} named one of them and is deleted: its job runs again", file=sys.stderr)
+    raise typer.Exit(1)
+
+
+@cache_app.command("prune")
+def cache_prune(
+    keep: Annotated[
+        list[Path] | None, typer.Option(help="results folders whose products stay")
+    ] = None,
+    config: Annotated[
+        list[Path] | None, typer.Option(help="configs whose results' products stay")
+    ] = None,
+    cache: CacheOption = Path("cache"),
+    yes: Annotated[bool, typer.Option("--yes", help="delete, do not only say what")] = False,
+) -> None:
+    """Delete products that no manifest of the kept results folders names; says what, first."""
+    from her2.config import load_config
+    from her2.storage.cache import Cache, remove, size_bytes
+    from her2.storage.verify import unused_products
+
+    folders = [*(keep or []), *(load_config(path).results for path in config or [])]
+    if not folders:
+        raise typer.BadParameter("say what stays, by --keep RESULTS or --config CONFIG")
+    store = Cache(cache)
+    unused = unused_products(store, folders)
+    aside = [*store.quarantined(), *store.leftovers()]
+    totals: dict[str, list[int]] = {}
+    for product in unused:
+        totals.setdefault(product.kind, []).append(product.size_bytes)
+        print(f"{product.kind:9} {product.key} {product.size_bytes / 1e6:10.2f}")
+    for path in aside:
+        totals.setdefault("leftovers and broken", []).append(size_bytes(path))
+        print(path)
+    for kind, sizes in totals.items():
+        print(f"{kind}: {len(sizes)}, {sum(sizes) / 1e6:.1f} MB", file=sys.stderr)
+    size = sum(product.size_bytes for product in unused)
+    what = f"{len(unused)} products ({size / 1e6:.1f} MB) and {len(aside)} leftovers"
+    if not yes:
+        print(f"{what} would be deleted; say --yes to do it", file=sys.stderr)
+        return
+    for path in [*(product.path for product in unused), *aside]:
+        remove(path)
+    print(f"{what} deleted", file=sys.stderr)
+
+
+@synthetic_app.command("slide")
+def synthetic_slide(
+    spec: SpecOption,
+    slide: Annotated[Path, typer.Option(help="the .svs to write")],
+    mask: Annotated[Path, typer.Option(help="the .png to write")],
+    side_px: Annotated[int, typer.Option(min=256)] = 3072,
+) -> None:
+    """Draw one demo slide and the mask of its planted signal."""
+    from her2.synthetic import draw_slide
+
+    job = jobs.load(jobs.SyntheticSpec, spec)
+    fields = job.model_dump(exclude={"version"})
+    draw_slide(**fields, slide_path=slide, mask_path=mask, side_px=side_px)
+
+
+@synthetic_app.command("patches")
+def synthetic_patches(spec: SpecOption, out: OutOption) -> None:
+    """Draw one labelled patch set: H&E, IHC or photographs."""
+    from her2.synthetic.patches import draw_patch_set
+
+    job = jobs.load(jobs.PatchesSpec, spec)
+    draw_patch_set(
+        job.kind,
+        out.parent,
+        n_per_class=job.n_per_class,
+        size_px=job.size_px,
+        mpp=job.mpp,
+        seed=job.seed,
+    )
+
+
+@synthetic_app.command("manifest")
+def synthetic_manifest(patients: int = 48, seed: int = 2411) -> None:
+    """Print the demo's slides.csv."""
+    from her2.synthetic import demo_manifest
+
+    rows = demo_manifest(patients, seed)
+    writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)

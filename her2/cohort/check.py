@@ -1,0 +1,56 @@
+"""Before every stage: open every slide, annotation and mask of a cohort once."""
+
+from collections import defaultdict
+from collections.abc import Collection
+from pathlib import Path
+
+from her2.cohort.manifest import Cohort, SlideRow
+from her2.core.errors import SlideError, problem_list
+from her2.slides.fingerprint import fingerprint
+
+
+def check_files(
+    cohort: Cohort, *, tissue_masks: Path | None = None, classes: Collection[str] = ()
+) -> None:
+    """Open every file far enough to identify it, and read annotations and masks.
+
+    Args:
+        cohort: the manifest.
+        tissue_masks: the config's `cohort.tissue_masks`.
+        classes: the config's `tiling.annotation_classes`.
+
+    Raises:
+        UserError: naming the slides whose files are missing, unreadable, or the same file twice.
+    """
+
+    problems, owners = [], defaultdict(list)
+    for row in cohort.rows:
+        try:
+            owners[fingerprint(cohort.file(row))].append(row.slide_id)
+            _check_sources(cohort, row, tissue_masks, classes)
+        except SlideError as error:
+            problems.append(f"slide {row.slide_id!r}: {str(cohort.file(row))!r}: {error}")
+    problems += [
+        f"slides {', '.join(names)} are the same file; keep one row"
+        for names in owners.values()
+        if len(names) > 1
+    ]
+    if problems:
+        raise problem_list(f"{len(problems)} problem(s) with the slides' files", problems)
+
+
+def _check_sources(
+    cohort: Cohort, row: SlideRow, tissue_masks: Path | None, classes: Collection[str]
+) -> None:
+    """Raise a SlideError for an annotation or mask that tiling could not use."""
+    annotation, mask = cohort.annotation_file(row), cohort.mask_file(row, tissue_masks)
+    if annotation is not None:
+        from her2.slides.annotations import chosen_regions, read_regions
+
+        chosen_regions(read_regions(annotation), classes, file=annotation.name)
+    if mask is not None:
+        from her2.slides.masks import read_mask
+        from her2.slides.slide import Slide
+
+        with Slide(cohort.file(row)) as slide:
+            read_mask(mask, (1, 1), size_px=(slide.width_px, slide.height_px))

@@ -1,0 +1,141 @@
+"""Stage 2, folds: patient-grouped, score-stratified cross-validation with an inner tune part.
+
+Folds depend on the manifest and the seed alone: every encoder, head and grid is compared on the
+same ones, and a slide that turns out unusable is simply absent from its part.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from sklearn.model_selection import KFold
+
+from her2.cohort.manifest import Cohort
+from her2.cohort.split import assign_roles, fixed_roles, patient_sites
+from her2.config import Task
+from her2.config.jobs import FoldsSpec
+from her2.core.errors import UserError, problem_list
+from her2.core.files import atomic_path
+
+SCHEMA = {
+    "slide_id": pl.String,
+    "patient_id": pl.String,
+    "label": pl.Int32,
+    "repeat": pl.Int32,
+    "fold": pl.Int32,
+    "role": pl.String,
+}
+ROLES = ("train", "tune", "test", "predict")
+"""predict: a slide without a label, which every fold's model predicts and no figure counts."""
+
+
+def make_folds(spec: FoldsSpec, cohort: Cohort, output: Path) -> pl.DataFrame:
+    """Write the folds of one task.
+
+    Returns:
+        `slide_id, patient_id, label` (class index, null for unlabelled), `repeat, fold, role`:
+        one row a slide, repeat and fold.
+
+    Raises:
+        UserError: the patients do not suffice, or the column `split` or `site` does not fit.
+    """
+    patients = {
+        row.patient_id: index
+        for row in cohort.rows
+        if (index := class_of(spec.task, row.labels)) is not None
+    }
+    if spec.protocol == "published":
+        return _published_folds(spec, cohort, output)
+    labelled = [row for row in cohort.rows if class_of(spec.task, row.labels) is not None]
+    if spec.split:
+        roles = fixed_roles(labelled, patients, spec.task, tune=spec.tune, seed=spec.seed)
+    else:
+        roles = assign_roles(
+            patients,
+            spec.task,
+            folds=spec.folds,
+            repeats=spec.repeats,
+            tune=spec.tune,
+            seed=spec.seed,
+            sites=patient_sites(labelled, spec.sites),
+            scheme=spec.sites,
+        )
+    records = [
+        (row.slide_id, row.patient_id, index, repeat, fold,
+         "predict" if index is None else by_patient[row.patient_id])
+        for (repeat, fold), by_patient in roles.items()
+        for row in cohort.rows
+        for index in [class_of(spec.task, row.labels)]
+    ]  # fmt: skip
+    table = pl.DataFrame(records, schema=SCHEMA, orient="row")
+    check_disjoint(table)
+    with atomic_path(output) as path:
+        table.write_parquet(path)
+    return table
+
+
+def class_of(task: Task, labels: Mapping[str, str]) -> int | None:
+    """The class index of a row for a task; None where the label is missing or not of the task."""
+    value = labels.get(task.label)
+    return None if value is None else task.class_index(value)
+
+
+def check_disjoint(table: pl.DataFrame) -> None:
+    """No patient is in two parts of a fold; asserted where folds are made and where used.
+
+    Raises:
+        UserError: naming the patients.
+    """
+    crossing = crossing_patients(table)
+    if len(crossing):
+        raise problem_list(
+            "patients in more than one part of a fold",
+            [
+                f"repeat {r['repeat']}, fold {r['fold']}: {r['patient_id']} in "
+                + " and ".join(r["role"])
+                for r in crossing.to_dicts()
+            ],
+        )
+
+
+def crossing_patients(table: pl.DataFrame) -> pl.DataFrame:
+    """`repeat, fold, patient_id, role` (a list) of patients in more than one part of a fold."""
+    return (
+        table.filter(pl.col("role") != "predict")
+        .group_by("repeat", "fold", "patient_id")
+        .agg(pl.col("role").unique().sort())
+        .filter(pl.col("role").list.len() > 1)
+        .sort("repeat", "fold", "patient_id")
+    )
+
+
+def _published_folds(spec: FoldsSpec, cohort: Cohort, output: Path) -> pl.DataFrame:
+    """Folds over labelled slides, neither stratified nor grouped, without a tune part.
+
+    This is how arXiv 2411.05028 split. Slides of a patient fall on both sides; it exists to show
+    what that does to the figures.
+    """
+    rows = [(row, class_of(spec.task, row.labels)) for row in cohort.rows]
+    labelled = [(row, index) for row, index in rows if index is not None]
+    if len(labelled) < spec.folds:
+        raise UserError(
+            f"folds.number {spec.folds} is more than the {len(labelled)} slides with a label of "
+            f"{spec.task.label!r}; set it to {len(labelled)} or less."
+        )
+    records = []
+    for repeat in range(spec.repeats):
+        state = int(np.random.SeedSequence([spec.seed, repeat]).generate_state(1)[0])
+        for fold, (_, test) in enumerate(
+            KFold(spec.folds, shuffle=True, random_state=state).split(labelled)
+        ):
+            held_out = set(test.tolist())
+            records += [
+                (row.slide_id, row.patient_id, index, repeat, fold,
+                 "test" if number in held_out else "train")
+                for number, (row, index) in enumerate(labelled)
+            ]  # fmt: skip
+    table = pl.DataFrame(records, schema=SCHEMA, orient="row")
+    with atomic_path(output) as path:
+        table.write_parquet(path)
+    return table

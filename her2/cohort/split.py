@@ -1,0 +1,255 @@
+"""Stage 2, folds: who is tested, tuned on and trained on, by patient.
+
+Sites: `stratified` spreads the patients of each score and site evenly over the test parts;
+`preserved` and `leave_one_out` keep a site in one test part, so that a model is tested on sites it
+never saw. Source: Howard et al., The impact of site-specific digital histology signatures on deep
+learning model accuracy and bias, Nature Communications 12, 2021 (whose quadratic programme is here
+scikit-learn's StratifiedGroupKFold).
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+from her2.cohort.manifest import SlideRow
+from her2.config import Task
+from her2.config.jobs import Sites
+from her2.core.errors import UserError, problem_list
+
+Roles = dict[tuple[int, int], dict[str, str]]
+"""(repeat, fold) -> patient -> train, tune or test."""
+
+SPLITS = {"train": "train", "tune": "tune", "val": "tune", "validation": "tune", "test": "test"}
+"""Values of the manifest's column `split` (in any case)."""
+
+
+def assign_roles(
+    patients: Mapping[str, int],
+    task: Task,
+    *,
+    folds: int,
+    repeats: int,
+    tune: float,
+    seed: int,
+    sites: Mapping[str, str] | None = None,
+    scheme: Sites = "ignored",
+) -> Roles:
+    """(repeat, fold) -> patient -> train, tune or test.
+
+    Each patient is in the test part of exactly one fold of a repeat. The tune part is a
+    stratified share of the others.
+
+    Args:
+        patients: patient -> class index.
+        task: names the classes in errors.
+        folds: test parts a repeat.
+        repeats: whole cross-validations.
+        tune: share of the non-test patients.
+        seed: of repeat 0; repeat r uses its own stream.
+        sites: patient -> site, for the schemes that look at sites.
+        scheme: what is done about sites.
+
+    Raises:
+        UserError: the patients do not suffice: says for what, and what would work.
+    """
+    names = np.array(sorted(patients))
+    labels = np.array([patients[name] for name in names], int)
+    places = np.array([(sites or {}).get(name, "") for name in names])
+    if scheme in ("preserved", "leave_one_out"):
+        _check_sites(places, task, folds, scheme)
+    else:
+        _check_counts(labels, task, folds)
+    result: Roles = {}
+    for repeat in range(repeats):
+        state = np.random.SeedSequence([seed, repeat]).generate_state(2)
+        tests = _test_parts(labels, places, folds, scheme, int(state[0]))
+        for fold, test in enumerate(tests):
+            rest = np.setdiff1d(np.arange(len(names)), test)
+            if scheme in ("preserved", "leave_one_out"):
+                _check_rest(labels, places, rest, test, task, scheme)
+            inner = _tune_part(labels[rest], tune, int(state[1]) ^ fold)
+            roles = dict.fromkeys(names[test].tolist(), "test")
+            roles |= dict.fromkeys(names[rest[~inner]].tolist(), "train")
+            roles |= dict.fromkeys(names[rest[inner]].tolist(), "tune")
+            result[repeat, fold] = roles
+    return result
+
+
+def patient_sites(rows: Sequence[SlideRow], scheme: Sites) -> dict[str, str]:
+    """Patient -> site, of the labelled rows.
+
+    Raises:
+        UserError: a site must be kept together, and a patient has none or two.
+    """
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        found.setdefault(row.patient_id, set()).update({row.site} if row.site else set())
+    if scheme in ("preserved", "leave_one_out"):
+        problems = [
+            f"patient {name}: " + (f"is of {' and '.join(sorted(of))}" if of else "has no site")
+            for name, of in sorted(found.items())
+            if len(of) != 1
+        ]
+        if problems:
+            raise problem_list(
+                f"folds.sites {scheme} needs one site for each patient; fill the column 'site', "
+                "or use `sites: stratified` or ignored",
+                problems,
+            )
+    return {name: "+".join(sorted(of)) for name, of in found.items()}
+
+
+def fixed_roles(
+    rows: Sequence[SlideRow], patients: Mapping[str, int], task: Task, *, tune: float, seed: int
+) -> Roles:
+    """The manifest's column `split`, as the one fold of one repeat.
+
+    Args:
+        rows: the labelled slides.
+        patients: patient -> class index.
+        task: names the classes in errors.
+        tune: share of the train patients that is taken for tuning where the column names none.
+        seed: of that.
+
+    Raises:
+        UserError: a value is not legal or missing, a patient is on two sides, a part lacks a class.
+    """
+    found: dict[str, set[str]] = {}
+    problems = []
+    for row in rows:
+        role = SPLITS.get((row.split or "").lower())
+        if role is None:
+            value = repr(row.split) if row.split else "is empty"
+            problems.append(f"slide {row.slide_id}, column 'split': {value}")
+        else:
+            found.setdefault(row.patient_id, set()).add(role)
+    problems += [
+        f"patient {name}: has slides in {' and '.join(sorted(parts))}"
+        for name, parts in sorted(found.items())
+        if len(parts) > 1
+    ]
+    if problems:
+        raise problem_list(
+            "the manifest's column 'split' is used as it stands (folds.split): each labelled "
+            f"slide needs one of {', '.join(SPLITS)}, the same for all slides of a patient; mend "
+            "it, or set `folds.split: ignore` for cross-validation",
+            problems,
+        )
+    roles = {name: parts.pop() for name, parts in found.items()}
+    if "tune" not in roles.values():
+        train = np.array(sorted(name for name, role in roles.items() if role == "train"))
+        labels = np.array([patients[name] for name in train], int)
+        _check_split(roles, patients, task, least=2)
+        chosen = _tune_part(labels, tune, int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        roles |= dict.fromkeys(train[chosen].tolist(), "tune")
+    _check_split(roles, patients, task, least=1)
+    return {(0, 0): roles}
+
+
+def _test_parts(
+    labels: np.ndarray, sites: np.ndarray, folds: int, scheme: Sites, seed: int
+) -> list[np.ndarray]:
+    """Indices of the patients of each test part."""
+    everyone = np.arange(len(labels))
+    if scheme == "ignored":
+        outer = StratifiedKFold(folds, shuffle=True, random_state=seed)
+        return [test for _, test in outer.split(everyone, labels)]
+    if scheme == "preserved":
+        grouped = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        return [test for _, test in grouped.split(everyone, labels, groups=sites)]
+    if scheme == "leave_one_out":
+        return [everyone[sites == site] for site in np.unique(sites)]
+    # Dealt out like cards, sorted by class and site: every run of one kind is spread evenly.
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    dealt = shuffled[np.lexsort((sites[shuffled], labels[shuffled]))]
+    return [np.sort(dealt[fold::folds]) for fold in range(folds)]
+
+
+def _tune_part(labels: np.ndarray, tune: float, seed: int) -> np.ndarray:
+    """Bool (n,): each class gives its share, at least one patient, and keeps at least one."""
+    generator = np.random.default_rng(seed)
+    chosen = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        members = generator.permutation(np.flatnonzero(labels == label))
+        count = min(max(1, round(tune * len(members))), len(members) - 1)
+        chosen[members[:count]] = True
+    return chosen
+
+
+def _check_counts(labels: np.ndarray, task: Task, folds: int) -> None:
+    counts = {
+        name: int(np.count_nonzero(labels == index)) for index, name in enumerate(task.class_names)
+    }
+    # One patient a fold for the test part, and beside the fullest one two for train and tune.
+    least = max(folds, 4 if folds == 2 else 3)
+    scarce = {name: count for name, count in counts.items() if count < least}
+    if not scarce:
+        return
+    smallest = min(counts.values())
+    mend = (
+        f"set folds.number to {smallest}, or merge classes in `tasks`"
+        if smallest >= 3
+        else "merge classes in `tasks`, or add patients (three a class are the least)"
+    )
+    raise UserError(
+        f"folds.number {folds} needs {least} patients in each class of {task.label!r}; too few in "
+        + ", ".join(f"{name!r} ({count})" for name, count in scarce.items())
+        + f": {mend}."
+    )
+
+
+def _check_sites(sites: np.ndarray, task: Task, folds: int, scheme: Sites) -> None:
+    names = np.unique(sites).tolist()
+    enough = len(names) == folds if scheme == "leave_one_out" else len(names) >= folds
+    if enough and len(names) > 1:
+        return
+    mend = f"set folds.number to {len(names)}, or " if len(names) > 1 else ""
+    raise UserError(
+        f"folds.number {folds} with `sites: {scheme}`: the patients with a label of {task.label!r} "
+        f"are of {len(names)} site{'s' * (len(names) != 1)} ({', '.join(names)}); {mend}use "
+        "`sites: stratified`."
+    )
+
+
+def _check_rest(
+    labels: np.ndarray,
+    sites: np.ndarray,
+    rest: np.ndarray,
+    test: np.ndarray,
+    task: Task,
+    scheme: Sites,
+) -> None:
+    """Beside a test part, each class has a patient to train and one to tune on."""
+    tested = ", ".join(np.unique(sites[test]).tolist())
+    if len(test) == 0:
+        raise UserError(
+            f"folds.sites {scheme}: the sites cannot be dealt to so many folds; lower folds.number."
+        )
+    for index, name in enumerate(task.class_names):
+        left = int(np.count_nonzero(labels[rest] == index))
+        if left < 2:
+            raise UserError(
+                f"folds.sites {scheme}: with {tested} held out, class {name!r} of {task.label!r} "
+                f"has {left} patient{'s' * (left != 1)} left to train and tune on (two are the "
+                "least); use `sites: stratified`, or merge classes in `tasks`."
+            )
+
+
+def _check_split(
+    roles: Mapping[str, str], patients: Mapping[str, int], task: Task, *, least: int
+) -> None:
+    if "test" not in roles.values():
+        raise UserError(
+            "the manifest's column 'split' names no test patient; fill it, or set `folds.split: "
+            "ignore` for cross-validation."
+        )
+    for index, name in enumerate(task.class_names):
+        count = sum(r == "train" and patients[p] == index for p, r in roles.items())
+        if count < least:
+            raise UserError(
+                f"the manifest's column 'split' leaves {count} train patient"
+                f"{'s' * (count != 1)} of class {name!r} of {task.label!r} (at least {least}"
+                f"{', one of them to tune on' * (least > 1)}); correct it, or set `folds.split: "
+                "ignore` for cross-validation."
+            )

@@ -1,0 +1,13 @@
+"""Array types and ranges that several stages share."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+RGB = NDArray[np.uint8]
+"""An image (height, width, 3)."""
+
+Mask = NDArray[np.bool_]
+"""(height, width), True on tissue."""
+
+MPP_RANGE = (0.05, 20.0)
+"""um/px that a scan or a flat image of tissue can have."""

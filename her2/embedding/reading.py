@@ -1,0 +1,231 @@
+"""Stage 1, embed: tiles of many slides, cut by any number of threads, each slide opened once."""
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from her2.core.errors import SlideError, TileError, blamed_on
+from her2.slides.slide import Slide
+from her2.slides.staging import Stager
+from her2.storage.features import RowSpool
+from her2.storage.tiles import TileTable
+
+log = logging.getLogger(__name__)
+
+BAND_TILES = 8
+"""Tiles are cut in bands of this many rows, column by column: neighbours are then read soon after
+each other, and what was decoded for one serves the next from a small cache on slides of any width.
+"""
+_COLD_SHARE = 0.02
+"""A slide of whose bytes at least this share came from storage was not in the page cache."""
+
+
+@dataclass
+class PendingSlide:
+    """A slide on its way through the embedder: rows fill as they come back from the device.
+
+    `seconds` are summed over threads. `order` (n,) are the rows in the order they are cut.
+    """
+
+    slide_id: str
+    path: Path
+    table: TileTable
+    key: str
+    spool: RowSpool
+    readable: NDArray[np.bool_]
+    order: NDArray[np.int64]
+    waiting: int
+    """Tiles that are neither encoded nor given up yet."""
+    unread: int
+    """Tiles that are not cut yet."""
+    stager: Stager | None = None
+    """Opens it from a copy on a disk of this machine."""
+    error: str | None = None
+    handle: Slide | None = None
+    reader: str = "openslide"
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("reading", "waiting", "encoding", "writing"), 0.0)
+    )
+    storage_bytes: int | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, what: str, seconds: float) -> None:
+        """Count time spent on this slide, from any thread."""
+        with self.lock:
+            self.seconds[what] += seconds
+
+    @property
+    def cold(self) -> bool | None:
+        """Whether its bytes came from storage; None where the system does not tell."""
+        if self.storage_bytes is None or not self.path.exists():
+            return None
+        return self.storage_bytes > _COLD_SHARE * self.path.stat().st_size
+
+
+def pending_slide(
+    slide_id: str, path: Path, table: TileTable, key: str, spool: RowSpool
+) -> PendingSlide:
+    """A slide of which nothing is done yet."""
+    count = len(table)
+    return PendingSlide(
+        slide_id=slide_id,
+        path=path,
+        table=table,
+        key=key,
+        spool=spool,
+        readable=np.ones(count, bool),
+        order=band_order(table.coords, table.meta.level0_height),
+        waiting=count,
+        unread=count,
+    )
+
+
+def band_order(coords: NDArray[np.int32], tile_height: float) -> NDArray[np.int64]:
+    """The order to cut tiles in: bands of `BAND_TILES` rows, each column by column.
+
+    Args:
+        coords: (n, 2), level-0 px.
+        tile_height: level-0 px.
+
+    Returns:
+        int64 (n,): every row once.
+    """
+    x, y = coords[:, 0], coords[:, 1]
+    return np.lexsort((y, x, (y // (BAND_TILES * tile_height)).astype(np.int64)))
+
+
+Part = tuple[PendingSlide, NDArray[np.int64]]
+"""Some rows of a slide."""
+
+
+class TileQueue:
+    """Hands out the tiles of many slides, in order; any thread may take. Longest slides first, so
+    that the end of a job does not wait for one of them."""
+
+    def __init__(self, slides: Sequence[PendingSlide]) -> None:
+        self._slides = sorted(slides, key=lambda slide: (-len(slide.table), slide.slide_id))
+        self._lock = threading.Lock()
+        self._next = 0  # slide
+        self._row = 0  # in its order
+        self.left = sum(len(slide.table) for slide in slides)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The slides' files, in the order in which they are opened."""
+        return [slide.path for slide in self._slides]
+
+    def take(self, count: int, *, across: bool = True) -> list[Part]:
+        """The next tiles, `count` at most and none at the end; `across`: of more than one slide."""
+        found: list[Part] = []
+        with self._lock:
+            while count and self._next < len(self._slides):
+                slide = self._slides[self._next]
+                rows = slide.order[self._row : self._row + count]
+                if len(rows):
+                    found.append((slide, rows))
+                count -= len(rows)
+                self._row += len(rows)
+                self.left -= len(rows)
+                if self._row == len(slide.order):
+                    self._next, self._row = self._next + 1, 0
+                if len(rows) and not across:
+                    break
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class TileGroup:
+    """Tiles that were cut: `images` uint8 (k, size, size, 3) of the rows `rows` (k,)."""
+
+    slide: PendingSlide
+    rows: NDArray[np.int64]
+    images: NDArray[np.uint8]
+    failed: NDArray[np.int64]
+
+
+def read_part(slide: PendingSlide, rows: NDArray[np.int64], images: NDArray[np.uint8]) -> TileGroup:
+    """Cut tiles into the front of `images` (at least len(rows), size, size, 3).
+
+    A tile that cannot be read is left out and listed; a slide that cannot be opened fails all of
+    its tiles and says why in `error`.
+    """
+    with blamed_on(slide.slide_id):
+        return _read_part(slide, rows, images)
+
+
+def _read_part(
+    slide: PendingSlide, rows: NDArray[np.int64], images: NDArray[np.uint8]
+) -> TileGroup:
+    begin = time.perf_counter()
+    _open(slide)
+    meta = slide.table.meta
+    read = np.zeros(len(rows), bool)
+    count = 0
+    for index, row in enumerate(rows):
+        if slide.handle is None:
+            break
+        x, y = slide.table.coords[row]
+        try:
+            images[count] = slide.handle.region(
+                float(x),
+                float(y),
+                meta.level0_width,
+                meta.level0_height,
+                (meta.tile_px, meta.tile_px),
+                scanned=True,
+            )
+            read[index] = True
+            count += 1
+        except TileError as error:
+            log.warning("%s: tile at %d, %d cannot be read: %s", slide.slide_id, x, y, error)
+        except SlideError as error:  # the file went away while it was read
+            slide.error = str(error)
+    with slide.lock:
+        slide.seconds["reading"] += time.perf_counter() - begin
+        slide.unread -= len(rows)
+        if slide.unread == 0:
+            if slide.handle is not None:
+                slide.handle.close()
+            if slide.storage_bytes is not None and (now := _storage_bytes()) is not None:
+                slide.storage_bytes += now
+    return TileGroup(slide, rows[read], images[:count], rows[~read])
+
+
+def _open(slide: PendingSlide) -> None:
+    """Once, by the thread that comes first; the others wait for it."""
+    with slide.lock:
+        if slide.handle is not None or slide.error is not None:
+            return
+        if (before := _storage_bytes()) is not None:
+            slide.storage_bytes = -before
+        try:
+            handle = slide.stager.open(slide.path) if slide.stager else Slide(slide.path)
+        except SlideError as error:
+            log.warning("%s: failed: %s", slide.slide_id, error)
+            slide.error = str(error)
+            return
+        meta = slide.table.meta
+        try:
+            x, y = slide.table.coords[slide.order[0]]
+            if handle.decode_directly(float(x), float(y), meta.level0_width, meta.level0_height):
+                slide.reader = "jpeg"
+        except SlideError as error:
+            slide.error = str(error)
+        except TileError:
+            pass  # read_part meets it again, and counts it
+        slide.handle = handle
+
+
+def _storage_bytes() -> int | None:
+    """What this process has fetched from storage so far, not from the page cache (Linux)."""
+    try:
+        with Path("/proc/self/io").open(encoding="ascii") as stream:
+            return next(int(line.split()[1]) for line in stream if line.startswith("read_bytes"))
+    except (OSError, StopIteration, ValueError):
+        return None

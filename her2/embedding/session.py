@@ -1,0 +1,238 @@
+"""Stage 1, embed: an encoder on a device, and what becomes of the rows it computes."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from her2.core.errors import UserError
+from her2.embedding.inference import (
+    Compile,
+    Forward,
+    batch_limit,
+    compile_if_faster,
+    compiling_pays,
+    prepare,
+)
+from her2.embedding.reading import Part, PendingSlide, TileGroup
+from her2.encoders.device import DTYPES
+from her2.encoders.stage import load_encoder
+
+log = logging.getLogger(__name__)
+
+_WARM_BATCHES = 3
+"""Batches before the encoder's pace is believed: the first ones are slow."""
+_PUBLISHING = 8
+"""Slides that may wait for the writer."""
+_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
+"""How far a compiled encoder may be from the plain one, as a share of the largest value."""
+
+Publish = Callable[[PendingSlide, "ComputeFacts"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeFacts:
+    """How a job ran, for the receipts of its slides."""
+
+    device: str
+    on_cpu: bool
+    precision: str
+    threads: int
+    batch_size: int
+    compiled: bool
+    workers: int
+    """That `seconds` of a slide are summed over."""
+
+
+class Embedder:
+    """An encoder on a device.
+
+    Args:
+        folder: of the encoder.
+        device: where it runs.
+        precision: what it computes in.
+        batch_size: patches a batch, at most.
+        threads: of the job.
+        compiling: whether `torch.compile` is used.
+        publish: called from a thread of its own for each slide whose tiles are all done.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        device: torch.device,
+        precision: str,
+        *,
+        batch_size: int,
+        threads: int,
+        compiling: Compile,
+        publish: Publish,
+    ) -> None:
+        encoder, self.card = load_encoder(folder)
+        self.device, self.precision = device, precision
+        self.threads, self.compiling, self.publish = threads, compiling, publish
+        self.batch_size = batch_limit(self.card.size, batch_size, device)
+        self.encoder = prepare(encoder, device, precision)
+        self.compiled: Forward | None = None
+        self._stop = threading.Event()
+        self._errors: list[BaseException] = []
+        self._compile_lock = threading.Lock()
+        self._paces: list[float] = []
+
+    @contextmanager
+    def publishing(self) -> Iterator[None]:
+        """Publish finished slides from a thread of its own while the block runs.
+
+        Raises:
+            UserError: a value is not finite, or a slide could not be published.
+        """
+        self._room = threading.Semaphore(_PUBLISHING)
+        try:
+            with ThreadPoolExecutor(1, thread_name_prefix="writer") as self._writer:
+                yield
+        finally:
+            # A thread whose join Ctrl-C interrupts is taken for ended by Python 3.11, which then
+            # exits in the middle of a store. So what is being published is waited for here.
+            for _ in range(_PUBLISHING):
+                self._room.acquire()
+        if self._errors:
+            raise self._errors[0]
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Features (b, d) float32 of uint8 patches (b, h, w, 3), both on the device."""
+        dtype = DTYPES[self.precision]
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            return self.encoder(patches).float()
+
+    def encode(self, patches: Tensor) -> Tensor:
+        """As `forward`, compiled where that was found to be faster."""
+        full = len(patches) == self.batch_size
+        return (self.compiled if full and self.compiled else self.forward)(patches)
+
+    def consider_compiling(self, patches: Tensor, seconds: float, left: int, workers: int) -> None:
+        """After a few full batches decide once whether the rest of the job is worth it."""
+        if self.compiling == "never" or len(patches) < self.batch_size:
+            return
+        with self._compile_lock:
+            self._paces.append(seconds / len(patches))
+            if len(self._paces) != _WARM_BATCHES * workers:
+                return
+            pace = min(self._paces)
+        seconds_left = pace * left / workers
+        if self.compiling == "always" or compiling_pays(self.encoder, self.device, seconds_left):
+            self.compiled = compile_if_faster(self.forward, patches, _TOLERANCE[self.precision])
+
+    def fail(self, error: BaseException) -> None:
+        """Stop the job: no thread begins another batch."""
+        self._errors.append(error)
+        self._stop.set()
+
+    @property
+    def stopped(self) -> bool:
+        """Something failed."""
+        return self._stop.is_set()
+
+    def land(self, values: NDArray[np.float32], parts: list[Part]) -> None:
+        """Hand each slide its rows: `values` (b, d), in the order of the parts.
+
+        Raises:
+            UserError: a value is not finite, or the rows cannot be written.
+        """
+        start = 0
+        for slide, rows in parts:
+            begin = time.perf_counter()
+            part = values[start : start + len(rows)]
+            start += len(rows)
+            with np.errstate(over="ignore"):
+                stored = part.astype(self.card.storage)
+            if not np.isfinite(stored).all():
+                raise UserError(self._not_finite(slide.slide_id, part))
+            try:
+                slide.spool.put(rows, stored)
+            except OSError as error:
+                raise UserError(no_space(slide.spool.folder, slide, self.card, error)) from error
+            slide.add("writing", time.perf_counter() - begin)
+            self.advance(slide, len(rows))
+
+    def give_up(self, group: TileGroup) -> None:
+        """Tiles that cannot be read are done, too."""
+        if len(group.failed):
+            group.slide.readable[group.failed] = False
+            self.advance(group.slide, len(group.failed))
+
+    def advance(self, slide: PendingSlide, rows: int) -> None:
+        """Some rows are done; with the last of them the slide is published."""
+        with slide.lock:
+            slide.waiting -= rows
+            done = slide.waiting == 0
+        if done:
+            self._room.acquire()
+            try:
+                future = self._writer.submit(self._publish, slide)
+            except RuntimeError:  # the job is being stopped
+                self._room.release()
+                raise
+            future.add_done_callback(self._published)
+
+    def _publish(self, slide: PendingSlide) -> None:
+        """Also after a failure elsewhere: what is finished need not be done again."""
+        try:
+            self.publish(slide, self._compute_facts())
+        finally:
+            slide.spool.close()
+
+    def _published(self, future: Future[None]) -> None:
+        self._room.release()
+        if (error := future.exception()) is not None:
+            self.fail(error)
+
+    def _compute_facts(self) -> ComputeFacts:
+        return ComputeFacts(
+            device=device_name(self.device),
+            on_cpu=self.device.type == "cpu",
+            precision=self.precision,
+            threads=self.threads,
+            batch_size=self.batch_size,
+            compiled=self.compiled is not None,
+            workers=self.threads if self.device.type == "cpu" else 1,
+        )
+
+    def _not_finite(self, slide_id: str, values: NDArray[np.float32]) -> str:
+        if np.isfinite(values).all():
+            return (
+                f"{slide_id}: features beyond the range of {self.card.storage}; set the encoder's "
+                "`storage: float32`."
+            )
+        return (
+            f"{slide_id}: the encoder gave values that are not finite in {self.precision}; set the "
+            "encoder's `precision: float32`."
+        )
+
+
+def device_name(device: torch.device) -> str:
+    """For people."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({os.uname().machine})"
+
+
+def no_space(path: Path, slide: PendingSlide, card: Any, error: OSError) -> str:
+    """What to say when the disk refuses the features of a slide."""
+    rows, dimension = slide.spool.shape
+    megabytes = 2 * rows * dimension * slide.spool.dtype.itemsize / 1e6
+    return (
+        f"{slide.slide_id}: {path}: its features cannot be written ({error.strerror}); about "
+        f"{megabytes:,.1f} MB are needed there. Free some (df -h, her2 cache prune) or name "
+        "another `cache`; then run snakemake again."
+    )

@@ -1,0 +1,300 @@
+"""Stage 1, embed: a bucket of slides through one encoder into feature stores.
+
+What the cache holds is looked up without loading torch; the rest goes through
+`her2.embedding.session`.
+"""
+
+import logging
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+import her2
+from her2.cohort.manifest import Cohort
+from her2.config.jobs import EmbedSpec
+from her2.core.files import digest, link
+from her2.core.hardware import allowed_cpus, auto_precision
+from her2.embedding.reading import PendingSlide, pending_slide
+from her2.encoders.card import EncoderCard, read_card
+from her2.storage.cache import Cache
+from her2.storage.entries import FeatureEntry, TileEntry, read_manifest, write_manifest
+from her2.storage.features import RowSpool, read_attributes, write_rows
+from her2.storage.products import find_product
+from her2.storage.tiles import TileTable, read_table
+
+if TYPE_CHECKING:
+    import torch
+
+    from her2.embedding.session import ComputeFacts
+
+log = logging.getLogger(__name__)
+
+JSON = dict[str, Any]
+
+
+def identity(spec: EmbedSpec, table: TileTable, card: EncoderCard, precision: str) -> JSON:
+    """Everything that determines the bits of a slide's features, and nothing else.
+
+    Within a precision, batch size, threads, device, compilation and processor change the last
+    digits of a sum; those are the precision's noise and not identity (docs/embedding.md).
+    """
+    return {
+        "stage": "embed",
+        "version": spec.version,
+        "fingerprint": table.meta.fingerprint,
+        "tiles": table.coords_digest,
+        "encoder": card.digest,
+        "precision": precision,
+        "storage": card.storage,
+    }
+
+
+def feature_key(spec: EmbedSpec, table: TileTable, card: EncoderCard, precision: str) -> str:
+    """The key of a feature store: the digest of its identity."""
+    return digest(identity(spec, table, card, precision))
+
+
+def embed_bucket(
+    spec: EmbedSpec,
+    cohort: Cohort,
+    cache: Cache,
+    *,
+    tiles: Path,
+    encoder: Path,
+    output: Path,
+    batch_size: int,
+    threads: int,
+    compiling: Literal["auto", "never", "always"] = "auto",
+    scratch: str | None = None,
+) -> dict[str, FeatureEntry]:
+    """Embed the slides of a bucket that the cache does not hold yet.
+
+    Args:
+        spec: the job.
+        cohort: where the slides are.
+        cache: gets the stores.
+        tiles: the bucket's tile manifest.
+        encoder: the encoder's folder.
+        output: the manifest to write; links with the slides' names go beside it.
+        batch_size: patches a batch, at most.
+        threads: of the job; no more are used than its allocation has.
+        compiling: whether `torch.compile` is used.
+        scratch: a folder of this machine to copy slides to before they are read.
+
+    Raises:
+        UserError: a store cannot be written, or values do not fit the storage type.
+    """
+    found = read_manifest(tiles, TileEntry)
+    card = read_card(encoder)
+    tables: dict[str, tuple[Path, TileTable]] = {}
+    entries: dict[str, FeatureEntry] = {}
+    for row in cohort.bucket(spec.bucket):
+        entry = found[row.slide_id]
+        if entry.status != "ok" or entry.key is None:
+            entries[row.slide_id] = FeatureEntry(status=entry.status, reason=entry.reason)
+            continue
+        path = find_product(cache, "tiles", entry.key, tiles.parent / f"{row.slide_id}.parquet")
+        tables[row.slide_id] = cohort.file(row), read_table(path)
+    threads = min(threads, allowed_cpus())
+    device = None
+    precision = card.precision if card.precision != "auto" else auto_precision()
+    if precision is None:
+        device, precision = _device(card, threads)
+    todo = _look_up(spec, cache, card, precision, tables, entries)
+    if todo and device is None:
+        device, used = _device(card, threads)
+        if used != precision:  # the driver and torch disagree: torch is who computes
+            precision = used
+            todo = _look_up(spec, cache, card, precision, tables, entries)
+    if todo and device is not None:
+        options = _Options(encoder, batch_size, threads, compiling, scratch)
+        entries |= _embed(spec, cache, card, todo, device, precision, options)
+    _name_stores(cache, entries, output.parent)
+    write_manifest(output, entries)
+    return entries
+
+
+def _device(card: EncoderCard, threads: int) -> "tuple[torch.device, str]":
+    from her2.encoders.device import pick_device, resolve_precision
+
+    device = pick_device(threads)
+    return device, resolve_precision(card.precision, device)  # type: ignore[arg-type]
+
+
+def _look_up(
+    spec: EmbedSpec,
+    cache: Cache,
+    card: EncoderCard,
+    precision: str,
+    tables: dict[str, tuple[Path, TileTable]],
+    entries: dict[str, FeatureEntry],
+) -> list[PendingSlide]:
+    """Enter what the cache holds; what it does not hold is still to do."""
+    todo = []
+    for slide_id, (slide, table) in tables.items():
+        key = feature_key(spec, table, card, precision)
+        if (path := cache.find("features", key)) is not None:
+            entries[slide_id] = _entry(spec, key, read_attributes(path))
+            log.info("%s: %d features from the cache", slide_id, entries[slide_id].tiles)
+        else:
+            folder = cache.path("features", key).parent
+            spool = RowSpool(len(table), card.dimension, card.storage, folder)
+            todo.append(pending_slide(slide_id, slide, table, key, spool))
+    return todo
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """How a job runs, none of which changes a feature."""
+
+    encoder: Path
+    batch_size: int
+    threads: int
+    compiling: Literal["auto", "never", "always"]
+    scratch: str | None
+
+
+def _embed(
+    spec: EmbedSpec,
+    cache: Cache,
+    card: EncoderCard,
+    slides: list[PendingSlide],
+    device: "torch.device",
+    precision: str,
+    options: _Options,
+) -> dict[str, FeatureEntry]:
+    from her2.embedding.run import embed_slides
+    from her2.embedding.session import Embedder
+
+    made: dict[str, FeatureEntry] = {}
+
+    def publish(slide: PendingSlide, compute: "ComputeFacts") -> None:
+        made[slide.slide_id] = _publish(spec, cache, card, slide, compute)
+
+    embedder = Embedder(
+        options.encoder,
+        device,
+        precision,
+        batch_size=options.batch_size,
+        threads=options.threads,
+        compiling=options.compiling,
+        publish=publish,
+    )
+    begin = time.perf_counter()
+    embed_slides(embedder, slides, options.scratch)
+    seconds = time.perf_counter() - begin
+    count = sum(len(slide.table) for slide in slides)
+    log.info("embedding: %d patches in %.1f s, %.1f patches/s", count, seconds, count / seconds)
+    return made
+
+
+def _publish(
+    spec: EmbedSpec, cache: Cache, card: EncoderCard, slide: PendingSlide, compute: "ComputeFacts"
+) -> FeatureEntry:
+    kept = slide.readable
+    failed = int(np.count_nonzero(~kept))
+    if slide.error is not None:
+        return FeatureEntry(status="failed", reason=slide.error)
+    if failed > spec.max_failed_tiles * len(kept) or not kept.any():
+        entry = _excluded(spec, failed, len(kept))
+        log.warning("%s: excluded: %s", slide.slide_id, entry.reason)
+        return entry
+    begin = time.perf_counter()
+    attributes: JSON = {}
+
+    def finished() -> JSON:
+        slide.add("writing", time.perf_counter() - begin)
+        attributes.update(_attributes(spec, card, slide, failed, compute))
+        return attributes
+
+    megabytes = slide.spool.shape[0] * slide.spool.shape[1] * slide.spool.dtype.itemsize / 1e6
+    with cache.publish("features", slide.key, megabytes=megabytes) as path:
+        shape = (len(kept) - failed, card.dimension)
+        blocks = slide.spool.blocks(kept)
+        write_rows(path, blocks, shape, slide.spool.dtype, slide.table.coords[kept], finished)
+    log.info("%s: %d patches embedded, %d failed", slide.slide_id, shape[0], failed)
+    return _entry(spec, slide.key, attributes)
+
+
+def _attributes(
+    spec: EmbedSpec, card: EncoderCard, slide: PendingSlide, failed: int, compute: "ComputeFacts"
+) -> JSON:
+    meta = slide.table.meta
+    tiles = int(slide.readable.sum())
+    return {
+        "key": slide.key,
+        "identity": identity(spec, slide.table, card, compute.precision),
+        "tiles": tiles,
+        "failed_tiles": failed,
+        "dimension": card.dimension,
+        "slide": {
+            "fingerprint": meta.fingerprint,
+            "mpp": [meta.mpp_x, meta.mpp_y],
+            "mpp_source": meta.mpp_source,
+            "level0_tile": [meta.level0_width, meta.level0_height],
+            "size_px": [meta.width_px, meta.height_px],
+        },
+        "target": {"mpp": meta.target_mpp, "px": meta.tile_px},
+        "encoder": {
+            "digest": card.digest,
+            "architecture": f"{card.library}/{card.architecture}",
+            "feature": card.feature,
+            "weights_sha256": card.weights_sha256,
+        },
+        "precision": compute.precision,
+        "software": {"her2": her2.__version__, "torch": metadata.version("torch")},
+        "receipt": receipt(slide, tiles, compute),
+    }
+
+
+def receipt(slide: PendingSlide, tiles: int, compute: "ComputeFacts") -> JSON:
+    """How the features of a slide came about.
+
+    On a CPU `seconds_` are summed over the threads, and on CUDA those of reading are (they pass
+    beside the others). `patches_per_second` is the job's pace while it was at this slide.
+    """
+    spent = {name: round(value, 3) for name, value in slide.seconds.items()}
+    busy = spent["waiting"] + spent["encoding"]
+    if compute.on_cpu:
+        busy += spent["reading"] + spent["writing"]
+    return {
+        "device": compute.device,
+        "on_cpu": compute.on_cpu,
+        "precision": compute.precision,
+        "threads": compute.threads,
+        "workers": compute.workers,
+        "batch_size": compute.batch_size,
+        "compiled": compute.compiled,
+        "reader": slide.reader,
+        "cold": slide.cold,
+        **{f"seconds_{name}": value for name, value in spent.items()},
+        "patches_per_second": round(tiles * compute.workers / busy, 2) if busy else None,
+    }
+
+
+def _name_stores(cache: Cache, entries: dict[str, FeatureEntry], folder: Path) -> None:
+    for slide_id, made in entries.items():
+        name = folder / f"{slide_id}.zarr.zip"
+        if made.key and made.status == "ok":
+            link(cache.path("features", made.key), name)
+        else:
+            name.unlink(missing_ok=True)
+
+
+def _entry(spec: EmbedSpec, key: str, attributes: JSON) -> FeatureEntry:
+    tiles, failed = attributes["tiles"], attributes["failed_tiles"]
+    if failed > spec.max_failed_tiles * (tiles + failed):
+        return _excluded(spec, failed, tiles + failed)
+    return FeatureEntry("ok", None, key, tiles, failed, attributes["dimension"])
+
+
+def _excluded(spec: EmbedSpec, failed: int, tiles: int) -> FeatureEntry:
+    reason = (
+        f"{failed} of {tiles} tiles cannot be read "
+        f"(embedding.max_failed_tiles {spec.max_failed_tiles:g})"
+    )
+    return FeatureEntry(status="excluded", reason=reason, failed_tiles=failed)

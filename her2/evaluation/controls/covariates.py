@@ -1,0 +1,214 @@
+"""Stage 2, control: the labels predicted from what is known without looking at the tissue.
+
+On TCGA the size of a slide alone told low from zero with an AUC of 0.92: a headline means
+something only beside such a figure, on the same patients in the same folds.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from sklearn.compose import ColumnTransformer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from her2.config import Task
+from her2.core.errors import UserError
+
+NUMBERS = {
+    "tissue": pl.col("tissue_mm2"),
+    "tiles": pl.col("tiles"),
+    "size": pl.col("width_px") * pl.col("height_px"),
+    "mpp": (pl.col("mpp_x") * pl.col("mpp_y")).sqrt(),
+}
+"""Covariates by what they are computed from; the logarithm of each is used."""
+CATEGORIES = ("site", "scanner")
+WORDS = {
+    "tissue": "tissue area",
+    "tiles": "number of tiles",
+    "size": "slide size",
+    "mpp": "um/px",
+    "site": "site",
+    "scanner": "scanner",
+}
+MISSING = "(missing)"
+STRENGTHS = (0.01, 0.1, 1.0, 10.0)
+"""Inverse strengths of the L2 penalty that the tune part picks from."""
+WITHOUT_TUNE = 1.0
+"""scikit-learn's own, for a fold without a tune part."""
+
+INPUTS = {
+    "covariate": pl.String,
+    "kind": pl.String,
+    "used": pl.Boolean,
+    "levels": pl.Int64,
+    "missing": pl.Int64,
+    "note": pl.String,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Covariates:
+    """`table` has a row a slide: `slide_id` and the used columns; `inputs` is about all of them."""
+
+    table: pl.DataFrame
+    numbers: tuple[str, ...]
+    categories: tuple[str, ...]
+    inputs: pl.DataFrame
+
+    @property
+    def any_used(self) -> bool:
+        """Something differs between slides."""
+        return bool(self.numbers or self.categories)
+
+
+def covariates_of(cohort: pl.DataFrame, slides: Sequence[str]) -> Covariates:
+    """The covariates of some slides, by the cohort's table of one grid.
+
+    One that is not known of any slide, or the same for all, is not used, and `inputs` says why.
+    """
+    table = cohort.filter(pl.col("slide_id").is_in(list(slides))).sort("slide_id")
+    table = table.select(
+        "slide_id",
+        *(value.cast(pl.Float64).log().alias(name) for name, value in NUMBERS.items()),
+        *(pl.col(name).cast(pl.String) for name in CATEGORIES),
+    )
+    records, used = [], []
+    for name in (*NUMBERS, *CATEGORIES):
+        known = table[name].drop_nulls()
+        if name in NUMBERS:
+            known = known.filter(known.is_finite())
+        missing, levels = len(table) - len(known), known.n_unique()
+        # That a category is missing of some is a level of its own.
+        varies = levels + (name in CATEGORIES and missing > 0) > 1
+        note = "" if varies else "the same for every slide"
+        note = "not known of any slide" if not len(known) else note
+        if varies and len(known):
+            used.append(name)
+        records.append(
+            {
+                "covariate": WORDS[name],
+                "kind": "number" if name in NUMBERS else "category",
+                "used": name in used,
+                "levels": levels,
+                "missing": missing,
+                "note": note,
+            }
+        )
+    filled = table.with_columns(
+        *(
+            pl.when(pl.col(name).is_finite()).then(pl.col(name)).otherwise(None).alias(name)
+            for name in NUMBERS
+        ),
+        *(pl.col(name).fill_null(MISSING) for name in CATEGORIES),
+    )
+    return Covariates(
+        table=filled,
+        numbers=tuple(name for name in NUMBERS if name in used),
+        categories=tuple(name for name in CATEGORIES if name in used),
+        inputs=pl.DataFrame(records, schema=INPUTS),
+    )
+
+
+def predict_by_covariates(
+    found: Covariates, folds: pl.DataFrame, tested: pl.DataFrame, task: Task
+) -> pl.DataFrame:
+    """Cross-validated predictions of a multinomial logistic regression, in a model's own folds.
+
+    Args:
+        found: covariates of all slides that take part.
+        folds: `slide_id, patient_id, label, repeat, fold, role`.
+        tested: the model's test rows, `slide_id, repeat, fold`: exactly these are predicted.
+        task: the classes.
+
+    Returns:
+        As `her2.evaluation.predictions.gather_predictions`, test rows alone. A fold whose train
+        part lacks a class gives that class the probability 0.
+
+    Raises:
+        UserError: a train part has fewer than two classes.
+    """
+    rows = folds.join(found.table, on="slide_id", how="inner").sort("repeat", "fold", "slide_id")
+    parts = []
+    for (repeat, fold), own in rows.group_by(["repeat", "fold"], maintain_order=True):
+        train, tune = (own.filter(pl.col("role") == role) for role in ("train", "tune"))
+        wanted = tested.filter((pl.col("repeat") == repeat) & (pl.col("fold") == fold))
+        test = own.join(wanted.select("slide_id"), on="slide_id", how="semi")
+        if not len(test):
+            continue
+        if train["label"].n_unique() < 2:
+            raise UserError(
+                f"r{repeat}f{fold}: fewer than two classes to learn covariates from, as no model "
+                "of the fold can have had; run snakemake again."
+            )
+        probabilities = _fit(found, train, tune, test, len(task.class_names))
+        parts.append(
+            test.select(
+                "slide_id",
+                "patient_id",
+                "repeat",
+                "fold",
+                pl.lit("test").alias("role"),
+                target="label",
+            ).with_columns(
+                pl.Series(f"prob_{name}", probabilities[:, index])
+                for index, name in enumerate(task.class_names)
+            )
+        )
+    return pl.concat(parts)
+
+
+def _fit(
+    found: Covariates, train: pl.DataFrame, tune: pl.DataFrame, test: pl.DataFrame, classes: int
+) -> np.ndarray:
+    """Probabilities (n, c) of the test part; the tune part picks the strength."""
+    # For a number that is not known.
+    medians = {name: train[name].median() for name in found.numbers}
+    inputs = [_matrix(found, part, medians) for part in (train, tune, test)]
+    labels = train["label"].to_numpy()
+    best: tuple[float, np.ndarray] = (math.inf, np.empty(0))
+    for strength in STRENGTHS if len(tune) else (WITHOUT_TUNE,):
+        model = _pipeline(found, strength).fit(inputs[0], labels)
+        given = [_spread(model, part, classes) for part in inputs[1:] if len(part)]
+        loss = 0.0
+        if len(tune):
+            loss = float(log_loss(tune["label"].to_numpy(), given[0], labels=np.arange(classes)))
+        if loss < best[0]:
+            best = (loss, given[-1])
+    return best[1]
+
+
+def _pipeline(found: Covariates, strength: float) -> Pipeline:
+    count = len(found.numbers)
+    columns = ColumnTransformer(
+        [
+            ("numbers", StandardScaler(), list(range(count))),
+            (
+                "categories",
+                OneHotEncoder(handle_unknown="ignore"),
+                list(range(count, count + len(found.categories))),
+            ),
+        ]
+    )
+    regression = LogisticRegression(C=strength, class_weight="balanced", max_iter=2000)
+    return Pipeline([("columns", columns), ("regression", regression)])
+
+
+def _matrix(found: Covariates, part: pl.DataFrame, medians: Mapping[str, object]) -> np.ndarray:
+    table = part.select(
+        *(pl.col(name).fill_null(pl.lit(medians[name] or 0.0)) for name in found.numbers),
+        *found.categories,
+    )
+    width = len(found.numbers) + len(found.categories)
+    return np.array(table.rows(), dtype=object).reshape(len(part), width)
+
+
+def _spread(model: Pipeline, part: np.ndarray, classes: int) -> np.ndarray:
+    """Probabilities over all classes, also those that the train part lacks."""
+    values = np.zeros((len(part), classes))
+    values[:, model.classes_] = model.predict_proba(part)
+    return values

@@ -1,0 +1,131 @@
+"""Stage 2, control: the controls of one encoder and head on a task, from tables alone."""
+
+import logging
+from pathlib import Path
+
+import polars as pl
+
+from her2.cohort.folds import check_disjoint
+from her2.config import Task
+from her2.config.jobs import ControlSpec
+from her2.core.errors import UserError
+from her2.core.tables import write_table
+from her2.evaluation.controls.against_model import compare_with_covariates, no_covariates
+from her2.evaluation.controls.covariates import Covariates, covariates_of, predict_by_covariates
+from her2.evaluation.controls.permutation import shuffle_labels
+from her2.evaluation.controls.subgroups import subgroup_figures
+
+log = logging.getLogger(__name__)
+
+
+def control(
+    spec: ControlSpec, *, predictions: Path, folds: Path, cohort: Path, output: Path
+) -> dict[str, pl.DataFrame]:
+    """Write the tables of the controls, `covariates` last.
+
+    Args:
+        spec: the job.
+        predictions: of the model.
+        folds: the task's folds table.
+        cohort: the table of all slides on all grids.
+        output: folder of the tables.
+
+    Returns:
+        Name -> table.
+
+    Raises:
+        UserError: a predicted slide is not in the cohort's table or in its fold's test part, or
+            patients cross folds.
+    """
+    tables = control_tables(
+        spec, pl.read_parquet(predictions), pl.read_parquet(folds), pl.read_parquet(cohort)
+    )
+    for name, table in tables.items():
+        write_table(table, output / name)
+    return tables
+
+
+def control_tables(
+    spec: ControlSpec, predictions: pl.DataFrame, folds: pl.DataFrame, cohort: pl.DataFrame
+) -> dict[str, pl.DataFrame]:
+    """All tables by name."""
+    check_disjoint(folds)
+    section, task = spec.evaluation, spec.task
+    usable = cohort.filter((pl.col("grid") == spec.grid) & (pl.col("status") == "ok"))
+    tested = predictions.filter(pl.col("role") == "test")
+    absent = sorted(set(tested["slide_id"]) - set(usable["slide_id"]))
+    if absent:
+        raise UserError(
+            f"{absent[0]}: was predicted and is not usable in the cohort's table; run snakemake "
+            "again."
+        )
+    _check_held_out(tested, folds)
+    found = covariates_of(usable, slides_of_model(folds, predictions))
+    shuffled, draws = shuffle_labels(
+        predictions,
+        task,
+        permutations=section.permutations,
+        confidence=section.confidence,
+        seed=spec.seed,
+    )
+    by_covariates, compared = _covariates(spec, found, predictions, folds, tested, task)
+    return {
+        "inputs": found.inputs,
+        "shuffled": shuffled,
+        "shuffled_draws": draws,
+        "subgroups": subgroup_figures(predictions, usable, task, section, seed=spec.seed),
+        "covariates_predictions": by_covariates,
+        "covariates": compared,
+    }
+
+
+def slides_of_model(folds: pl.DataFrame, predictions: pl.DataFrame) -> list[str]:
+    """Slides with a label that the model can have learnt from or was tested on.
+
+    A slide without features is in no part of the model's folds. Here it is known by being held out
+    in the folds table and never predicted. Where every fold learns from a slide (a fixed split),
+    the predictions cannot tell, and it takes part.
+    """
+    labelled = folds.filter(pl.col("role") != "predict")
+    held_out = set(labelled.filter(pl.col("role") != "train")["slide_id"])
+    lost = held_out - set(predictions["slide_id"])
+    if lost:
+        log.info("%d slides have no predictions of this encoder and are left out", len(lost))
+    return sorted(set(labelled["slide_id"]) - lost)
+
+
+def _check_held_out(tested: pl.DataFrame, folds: pl.DataFrame) -> None:
+    """Else covariates would be fitted to the very slides they are tested on."""
+    keys = ["slide_id", "repeat", "fold"]
+    parts = folds.filter(pl.col("role") == "test").select(keys)
+    moved = tested.join(parts, on=keys, how="anti").sort("repeat", "fold", "slide_id")
+    if len(moved):
+        first = moved.row(0, named=True)
+        raise UserError(
+            f"{first['slide_id']}: was tested in r{first['repeat']}f{first['fold']} and is not in "
+            "its test part by the folds table; run snakemake again."
+        )
+
+
+def _covariates(
+    spec: ControlSpec,
+    found: Covariates,
+    predictions: pl.DataFrame,
+    folds: pl.DataFrame,
+    tested: pl.DataFrame,
+    task: Task,
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Predictions by covariates, and the model beside them."""
+    reason = ""
+    if not len(tested):
+        reason = "not defined: no slide was tested"
+    elif not found.any_used:
+        reason = "not defined: no covariate differs between the slides of the task"
+    if reason:
+        log.warning("covariates: %s", reason)
+        return predictions.clear(), no_covariates(task, reason)
+    by_covariates = predict_by_covariates(found, folds, tested, task)
+    compared = compare_with_covariates(
+        predictions, by_covariates, task, spec.evaluation, seed=spec.seed
+    )
+    return by_covariates.select(predictions.columns), compared

@@ -1,0 +1,51 @@
+"""Stage 2, evaluate: AUC over random bags, as arXiv 2411.05028 counts."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from her2.config.jobs import EvaluateSpec
+from her2.evaluation.figures import FIGURES, null
+from her2.evaluation.metrics import auc
+from her2.storage.cache import Cache
+from her2.storage.entries import FoldEntry, read_manifests
+
+
+def bag_figures(
+    spec: EvaluateSpec, cache: Cache, models: Path, predictions: pl.DataFrame
+) -> pl.DataFrame:
+    """Figures at level `bag`; bags of a slide are not independent, so there is no interval."""
+    classes = spec.task.class_names
+    target = dict(predictions.select("slide_id", "target").unique().iter_rows())
+    parts = [
+        pl.read_parquet(cache.path("models", entry.key) / "bags.parquet")
+        for entry in read_manifests(models, spec.chunks, FoldEntry).values()
+        if (cache.path("models", entry.key) / "bags.parquet").exists()
+    ]
+    bags = pl.concat(parts)
+    truth = np.array([target[slide] for slide in bags["slide_id"]], int)
+    ones = np.ones((1, len(bags)))
+    values = {
+        name: float(auc(truth == i, bags[f"prob_{name}"].to_numpy(), ones)[0])
+        for i, name in enumerate(classes)
+    }
+    values["macro"] = float(np.mean(list(values.values())))
+    counts = {name: int((truth == i).sum()) for i, name in enumerate(classes)}
+    return pl.DataFrame(
+        [
+            {
+                "level": "bag",
+                "metric": "auc",
+                "class": name,
+                "value": null(value),
+                "n": len(bags),
+                "n_positive": counts.get(name),
+                "prevalence": counts[name] / len(bags) if name in counts else None,
+                "note": "random bags, pooled over folds; those of a slide are not independent: "
+                "no interval",
+            }
+            for name, value in values.items()
+        ],
+        schema=FIGURES,
+    )

@@ -1,0 +1,230 @@
+"""Stage 2, attention: how far the attention of a model's held-out slides can be believed.
+
+Reads folds, trained folds, feature stores and ground truths; opens no slide. Each slide is judged
+by the models that never saw its patient. Attention is that of the predicted class, as trained
+folds store it.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from her2.cohort.folds import check_disjoint
+from her2.config.jobs import AttentionSpec
+from her2.config.names import run_name
+from her2.core.errors import SlideError, UserError, blamed_on
+from her2.core.files import digest
+from her2.core.tables import write_table
+from her2.encoders.device import pick_device
+from her2.explanation.agreement import agreement_table, rank_correlation
+from her2.explanation.averages import Bootstrap
+from her2.explanation.faithfulness import Followed, faithfulness_tables, follow
+from her2.explanation.held_out_slides import HeldOutSlide, read_attention, spread, tested_slides
+from her2.explanation.localisation import (
+    LOCALISATION,
+    LOCALISATION_SUMMARY,
+    inside_tiles,
+    is_uniform,
+    locate,
+    mask_shape,
+    summarise,
+)
+from her2.explanation.truth import REGION_SUFFIXES, find_truth, truth_mask
+from her2.mil.bags import Bag
+from her2.mil.fold import SavedModel, load_model
+from her2.storage.cache import Cache
+from her2.storage.entries import FeatureEntry, FoldEntry, read_manifests
+from her2.storage.features import open_store, read_attributes, read_coords
+from her2.storage.products import find_product
+
+log = logging.getLogger(__name__)
+
+Attention = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sources:
+    """Where what the measures read lies."""
+
+    cache: Cache
+    features: Path
+    entries: dict[str, FeatureEntry]
+    models: dict[str, Path]
+
+    def store(self, slide_id: str) -> Path:
+        """The feature store of a slide that has one."""
+        key = self.entries[slide_id].key
+        if key is None:
+            raise UserError(f"{slide_id}: has no features; run snakemake again.")
+        return find_product(self.cache, "features", key, self.features / f"{slide_id}.zarr.zip")
+
+
+def measure_attention(
+    spec: AttentionSpec,
+    cache: Cache,
+    *,
+    folds: Path,
+    models: Path,
+    features: Path,
+    masks: Path | None,
+    output: Path,
+    threads: int = 1,
+) -> dict[str, pl.DataFrame]:
+    """Write localisation, faithfulness and agreement of one encoder and head on a task.
+
+    Args:
+        spec: the job.
+        cache: holds trained folds and features.
+        folds: the task's folds table.
+        models: the folder of the chunks' manifests.
+        features: the encoder's folder of feature manifests.
+        masks: folder of ground truths (`her2.explanation.truth`); None: there are none.
+        output: folder of the tables, `agreement` last.
+        threads: of the CPU as a device.
+
+    Returns:
+        Name -> table, as they were written.
+
+    Raises:
+        UserError: a product is missing, a fold's model is not sound, or a slide's attention is
+            absent, not finite or of other tiles.
+    """
+    table = pl.read_parquet(folds)
+    check_disjoint(table)
+    entries = read_manifests(features, spec.buckets, FeatureEntry)
+    trained = {
+        run: find_product(cache, "models", entry.key, models / run)
+        for run, entry in read_manifests(models, spec.chunks, FoldEntry).items()
+    }
+    sources = _Sources(cache, features, entries, trained)
+    slides = tested_slides(table, entries, spec.task)
+    attention = read_attention(slides, trained, entries)
+    first = [slide for slide in slides if slide.repeat == 0]
+    bootstrap = Bootstrap(spec.bootstrap, spec.confidence, spec.seed)
+    located = _localisation(spec, sources, first, attention, masks)
+    chosen = spread(first, spec.faithfulness_slides, seed=spec.seed)
+    curves, areas = faithfulness_tables(
+        _followed(spec, sources, chosen, attention, threads), bootstrap, asked=len(chosen)
+    )
+    tables = {
+        "localisation": located,
+        "localisation_summary": (
+            _no_truth() if masks is None else summarise(located, spec.task.class_names, bootstrap)
+        ),
+        "faithfulness": curves,
+        "faithfulness_summary": areas,
+        "agreement": _agreement(table, slides, attention, bootstrap),
+    }
+    for name, found in tables.items():
+        write_table(found, output / name)
+    return tables
+
+
+def _localisation(
+    spec: AttentionSpec,
+    sources: _Sources,
+    slides: Sequence[HeldOutSlide],
+    attention: dict[tuple[str, int], Attention],
+    masks: Path | None,
+) -> pl.DataFrame:
+    """One row a slide that has a ground truth; a truth that cannot be used is a row too."""
+    if masks is None:
+        return pl.DataFrame(schema=LOCALISATION)
+    records = []
+    for slide in slides:
+        values = attention[slide.slide_id, 0]
+        row = {
+            "slide_id": slide.slide_id,
+            "patient_id": slide.patient_id,
+            "label": slide.label,
+            "tiles": len(values),
+        }
+        with blamed_on(slide.slide_id):
+            try:
+                path = find_truth(masks, slide.slide_id)
+                if path is None:
+                    continue
+                inside = _inside(spec, sources.store(slide.slide_id), path)
+            except SlideError as error:
+                log.warning("%s: not localised: %s", slide.slide_id, error)
+                records.append(row | {"note": str(error)})
+                continue
+            records.append(row | asdict(locate(values, inside)))
+    log.info("localisation: %d of %d slides have a ground truth", len(records), len(slides))
+    return pl.DataFrame(records, schema=LOCALISATION)
+
+
+def _inside(spec: AttentionSpec, store: Path, truth: Path) -> NDArray[np.bool_]:
+    """Which tiles of a slide lie inside its truth (n,)."""
+    if spec.annotation_origin == "bounds" and truth.suffix.lower() in REGION_SUFFIXES:
+        raise SlideError(
+            f"its ground truth {truth.name} counts from the scanned area "
+            "(tiling.annotation_origin: bounds), and features do not tell where that begins; "
+            "export it with level-0 coordinates, or as a picture"
+        )
+    facts = read_attributes(store)["slide"]
+    size_px, tile = tuple(facts["size_px"]), tuple(facts["level0_tile"])
+    shape = mask_shape(size_px, tile)
+    mask = truth_mask(truth, shape, size_px=size_px, classes=spec.mask_classes)
+    return inside_tiles(mask, read_coords(store), tile, size_px)
+
+
+def _no_truth() -> pl.DataFrame:
+    """The summary of a cohort without ground truths: one row that says so."""
+    row = {"class": "all", "patients": 0, "slides": 0, "note": "not defined: no cohort.masks"}
+    return pl.DataFrame([row], schema=LOCALISATION_SUMMARY)
+
+
+def _followed(
+    spec: AttentionSpec,
+    sources: _Sources,
+    slides: Sequence[HeldOutSlide],
+    attention: dict[tuple[str, int], Attention],
+    threads: int,
+) -> list[Followed]:
+    """The curves of slides whose attention tells tiles apart."""
+    telling = [slide for slide in slides if not is_uniform(attention[slide.slide_id, 0])]
+    if not telling:
+        return []
+    device = pick_device(threads)
+    models: dict[str, SavedModel] = {}
+    found = []
+    for slide in telling:
+        run = run_name(slide.repeat, slide.fold)
+        if run not in models:
+            models[run] = load_model(sources.models[run], device)
+        bag = Bag(
+            slide.slide_id, slide.patient_id, "", open_store(sources.store(slide.slide_id)), None
+        )
+        seed = int(digest([spec.seed, slide.slide_id])[:8], 16)
+        with blamed_on(slide.slide_id):
+            curves = follow(models[run].model, bag, attention[slide.slide_id, 0], seed=seed)
+        found.append(Followed(slide, curves))
+        log.info("%s: curves of %d tiles", slide.slide_id, len(bag))
+    return found
+
+
+def _agreement(
+    folds: pl.DataFrame,
+    slides: Sequence[HeldOutSlide],
+    attention: dict[tuple[str, int], Attention],
+    bootstrap: Bootstrap,
+) -> pl.DataFrame:
+    repeats = folds["repeat"].n_unique()
+    first = [slide for slide in slides if slide.repeat == 0] if repeats > 1 else []
+    correlations = [
+        rank_correlation(
+            [
+                values
+                for repeat in range(repeats)
+                if (values := attention.get((slide.slide_id, repeat))) is not None
+            ]
+        )
+        for slide in first
+    ]
+    return agreement_table(first, correlations, bootstrap, repeats=repeats)

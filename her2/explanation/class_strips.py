@@ -1,0 +1,169 @@
+"""Stage 2, heatmaps: the most and least attended tiles of all held-out slides of a score."""
+
+import logging
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from her2.cohort.manifest import Cohort
+from her2.core.errors import SlideError, TileError
+from her2.core.files import atomic_path
+from her2.explanation.held_out import HeldOut
+from her2.explanation.held_out_slides import HeldOutSlide
+from her2.explanation.localisation import is_uniform
+from her2.explanation.strips import (
+    A_PATIENT,
+    LEAST,
+    MOST,
+    SHOWN,
+    Candidate,
+    Shot,
+    candidates,
+    draw_strip,
+    read_shot,
+    times_words,
+)
+from her2.explanation.tiles import UNIFORM, SlideTiles
+from her2.slides.slide import Slide
+
+log = logging.getLogger(__name__)
+
+OPENED = 2 * SHOWN
+"""Slides opened for one score, at most."""
+FOLDER = "scores"
+
+
+def draw_scores(
+    held_out: HeldOut, cohort: Cohort, output: Path, *, synthetic: bool
+) -> list[dict[str, object]]:
+    """One picture a score, `scores/{index of the class}.png`, and what is in it.
+
+    Args:
+        held_out: all held-out slides; only a few are opened.
+        cohort: where they are.
+        output: the folder that `scores/` is in.
+        synthetic: the slides are drawn.
+
+    Returns:
+        Of each score: `label`, `slides`, `patients`, and `picture` with its `tiles`, `tile_um` and
+        `not_opened`, or a `note` that says why there is none.
+    """
+    found: list[dict[str, object]] = []
+    for index, label in enumerate(held_out.task.class_names):
+        held = [slide for slide in held_out.slides if slide.label == label]
+        values = [held_out.attention[slide.slide_id] for slide in held]
+        about: dict[str, object] = {
+            "label": label,
+            "slides": len(held),
+            "patients": len({one.patient_id for one in held}),
+        }
+        if not held:
+            about["note"] = "no held-out slide of this score has features"
+        elif all(is_uniform(one) for one in values):
+            about["note"] = UNIFORM
+        else:
+            path = output / FOLDER / f"{index}.png"
+            about |= _draw_score(held_out, cohort, held, values, path, label, synthetic)
+        found.append(about)
+    return found
+
+
+def _draw_score(
+    held_out: HeldOut,
+    cohort: Cohort,
+    held: list[HeldOutSlide],
+    attention: list[NDArray[np.float32]],
+    path: Path,
+    label: str,
+    synthetic: bool,
+) -> dict[str, object]:
+    shown: dict[str, list[tuple[Candidate, SlideTiles, Shot]]] = {}
+    with ExitStack() as stack:
+        shelf = _Shelf(held_out, cohort, stack)
+        for end in (MOST, LEAST):
+            shown[end] = _pick(shelf, candidates(held, attention, end))
+        not_opened = [{"slide_id": k, "reason": v} for k, v in sorted(shelf.reasons.items())]
+    rows = {end: [shot for _, _, shot in items] for end, items in shown.items()}
+    if not any(rows.values()):
+        return {"not_opened": not_opened, "note": "none of the slides could be read"}
+    first = next(tiles for items in shown.values() for _, tiles, _ in items)
+    tile_um = first.level0_tile[0] * first.scale.mpp_x
+    people = len({one.patient_id for one in held})
+    headline = (
+        f"Score {label}",
+        f"the extremes of all tiles of {len(held)} held-out slides of {people} patients",
+    )
+    with atomic_path(path) as temporary:
+        draw_strip(rows, headline=headline, tile_um=tile_um, synthetic=synthetic, path=temporary)
+    return {
+        "picture": f"{FOLDER}/{path.name}",
+        "tile_um": round(tile_um, 3),
+        "not_opened": not_opened,
+        "tiles": [
+            _about(end, candidate, tiles)
+            for end, items in shown.items()
+            for candidate, tiles, _ in items
+        ],
+    }
+
+
+class _Shelf:
+    """Slides that are open, at most `OPENED` of them, and why others are not."""
+
+    def __init__(self, held_out: HeldOut, cohort: Cohort, stack: ExitStack) -> None:
+        self._held_out, self._stack = held_out, stack
+        self._files = {row.slide_id: cohort.file(row) for row in cohort.rows}
+        self._open: dict[str, tuple[Slide, SlideTiles]] = {}
+        self.reasons: dict[str, str] = {}
+
+    def shot(self, one: Candidate) -> tuple[SlideTiles, Shot] | None:
+        """The tile, None where its slide is one too many or cannot be read."""
+        name = one.held.slide_id
+        tried = len(self._open) + len(self.reasons)
+        if name in self.reasons or (name not in self._open and tried >= OPENED):
+            return None
+        try:
+            if name not in self._open:
+                slide = self._stack.enter_context(Slide(self._files[name]))
+                self._open[name] = slide, self._held_out.tiles(one.held)
+            slide, tiles = self._open[name]
+            caption = times_words(one.times_tiles), name
+            return tiles, read_shot(slide, tiles, one.row, caption)
+        except (SlideError, TileError) as error:
+            log.warning("%s: none of its tiles is shown: %s", name, error)
+            self._open.pop(name, None)
+            self.reasons[name] = str(error)
+            return None
+
+
+def _pick(shelf: _Shelf, ordered: list[Candidate]) -> list[tuple[Candidate, SlideTiles, Shot]]:
+    """The first ones that can be read, of a patient no more than are allowed."""
+    found: list[tuple[Candidate, SlideTiles, Shot]] = []
+    given: dict[str, int] = {}
+    for one in ordered:
+        patient = one.held.patient_id
+        if len(found) == SHOWN:
+            break
+        if given.get(patient, 0) < A_PATIENT and (read := shelf.shot(one)) is not None:
+            given[patient] = given.get(patient, 0) + 1
+            found.append((one, *read))
+    return found
+
+
+def _about(end: str, one: Candidate, tiles: SlideTiles) -> dict[str, Any]:
+    x, y = tiles.coords[one.row].tolist()
+    width, height = tiles.level0_tile
+    return {
+        "end": end,
+        "slide_id": one.held.slide_id,
+        "patient_id": one.held.patient_id,
+        "fold": one.held.fold,
+        "x_level0_px": x,
+        "y_level0_px": y,
+        "width_level0_px": width,
+        "height_level0_px": height,
+        "attention_times_tiles": round(one.times_tiles, 6),
+    }

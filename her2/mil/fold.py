@@ -1,0 +1,220 @@
+"""Stage 2, train: a trained fold as a folder, written last file last, and read again.
+
+`model.safetensors`, `card.json`, `history.parquet`, and of the slides that the fold held out
+`predictions.parquet`, `attention.parquet` and, where a head has more than one map or
+contributions of tiles, `maps.safetensors`. `tune.parquet` has the predictions for the part that
+picked the epoch: temperatures and thresholds are fitted on it. A search adds `trials.parquet`.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import safetensors
+import safetensors.numpy
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+
+from her2.config import KEEP_ORDER, HeadSection, LogisticSection, Task
+from her2.config.jobs import TrainSpec
+from her2.core.errors import UserError
+from her2.core.files import canonical_json, digest, file_digest
+from her2.mil.bags import Bag
+from her2.mil.heads import build_head
+from her2.mil.heads.mean import MeanPooling
+from her2.mil.losses import output_count, output_names
+from her2.mil.maps import CARD_NAME, MAPS_NAME
+from her2.mil.model import Model, predict, predict_bags
+from her2.mil.search import Trial
+from her2.mil.train import Trained
+from her2.storage.entries import FoldEntry
+
+MODEL_NAME = "model.safetensors"
+PUBLISHED_BAGS = 1600
+"""Random test bags of a fold under the published protocol."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """What is written of a trained fold, beside what it predicts."""
+
+    key: str
+    parts: Mapping[str, Sequence[Bag]]
+    trained: Trained
+    trials: Sequence[Trial]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class SavedModel:
+    """A fold's model as it was saved, and its card."""
+
+    folder: Path
+    model: Model
+    card: Mapping[str, Any]
+
+    @property
+    def task(self) -> Task:
+        """What it predicts."""
+        return Task.model_validate(self.card["task"])
+
+
+def write_fold(folder: Path, spec: TrainSpec, fold: Fold) -> None:
+    """Predict what the fold held out, and write all of it, the card last."""
+    held_out = sorted([*fold.parts["test"], *fold.parts["predict"]], key=lambda bag: bag.slide_id)
+    _write_predictions(folder, spec, fold.trained.model, held_out)
+    tuned = [(bag, predict(fold.trained.model, bag).probabilities) for bag in fold.parts["tune"]]
+    _probability_table(spec, tuned).write_parquet(folder / "tune.parquet")
+    if spec.protocol == "published":
+        _write_random_bags(folder, spec, fold)
+    pl.DataFrame([epoch.row() for epoch in fold.trained.history]).write_parquet(
+        folder / "history.parquet"
+    )
+    if len(fold.trials) > 1:
+        pl.DataFrame(
+            [asdict(trial) for trial in fold.trials], infer_schema_length=None
+        ).write_parquet(folder / "trials.parquet")
+    model = fold.trained.model
+    state = {n: t.cpu().contiguous() for n, t in model.state_dict().items()}
+    safetensors.torch.save_file(state, folder / MODEL_NAME)
+    files = {item.name: file_digest(item) for item in sorted(folder.iterdir())}
+    text = canonical_json(_card(spec, fold) | {"files": files})
+    (folder / CARD_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def _card(spec: TrainSpec, fold: Fold) -> dict[str, Any]:
+    """Identity of a model, and what has to agree with a slide that it may predict."""
+    trained, parts = fold.trained, fold.parts
+    store = parts["train"][0].store
+    return {
+        "key": fold.key,
+        "version": spec.version,
+        "protocol": spec.protocol,
+        "head": trained.head.model_dump(mode="json"),
+        "search": [trial.options for trial in fold.trials] if len(fold.trials) > 1 else None,
+        "training": spec.training.model_dump(mode="json"),
+        "loss": trained.model.loss,
+        "task": spec.task.model_dump(mode="json", context=KEEP_ORDER),
+        "outputs": output_names(trained.model.loss, spec.task.class_names),
+        "dimension": store.dimension,
+        "encoder_digest": store.attributes["encoder"]["digest"],
+        "tiles": store.attributes.get("target"),
+        "folds_digest": folds_digest(parts),
+        "seed": fold.seed,
+        "slides": {role: len(bags) for role, bags in parts.items()},
+        "best_epoch": trained.best_epoch,
+        "epochs": len(trained.history),
+        "tune_loss": trained.best.tune.loss if parts["tune"] else None,
+    }
+
+
+def folds_digest(parts: Mapping[str, Sequence[Bag]]) -> str:
+    """Digest of who was where: role -> (slide, patient)."""
+    return digest(
+        {role: [(bag.slide_id, bag.patient_id) for bag in bags] for role, bags in parts.items()}
+    )
+
+
+def read_entry(folder: Path) -> FoldEntry:
+    """The line of a chunk's manifest about a fold."""
+    card = json.loads((folder / CARD_NAME).read_text(encoding="utf-8"))
+    trials = card["search"]
+    return FoldEntry(
+        key=card["key"],
+        train_slides=card["slides"]["train"],
+        tune_slides=card["slides"]["tune"],
+        test_slides=card["slides"]["test"],
+        best_epoch=card["best_epoch"],
+        epochs=card["epochs"],
+        tune_loss=None if card["tune_loss"] is None else round(card["tune_loss"], 6),
+        trials=len(trials) if trials else 1,
+        options=_chosen(card["head"], trials) if trials else "",
+    )
+
+
+def load_model(folder: Path, device: torch.device) -> SavedModel:
+    """Read a model folder: tensors only, and only those that the card describes.
+
+    Raises:
+        UserError: it is no model folder, or its files are not those of its card.
+    """
+    try:
+        card = json.loads((folder / CARD_NAME).read_text(encoding="utf-8"))
+        if file_digest(folder / MODEL_NAME) != card["files"][MODEL_NAME]:
+            raise ValueError(f"{MODEL_NAME} is not the one that its card describes")
+        head: HeadSection = TypeAdapter(HeadSection).validate_python(card["head"])
+        classes, dimension = len(Task.model_validate(card["task"]).classes), card["dimension"]
+        module = (
+            MeanPooling(dimension, classes, hidden=0, dropout=0.0)
+            if isinstance(head, LogisticSection)
+            else build_head(head, dimension, output_count(card["loss"], classes))
+        )
+        blank = torch.zeros(dimension)
+        precision = card["training"]["precision"]
+        model = Model(module, blank, blank.clone(), card["loss"], precision)
+        model.load_state_dict(safetensors.torch.load_file(folder / MODEL_NAME))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{folder}: is not a trained model ({error}).") from None
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{folder / MODEL_NAME}: cannot be read ({error}).") from None
+    return SavedModel(folder, model.to(device).eval(), card)
+
+
+def _write_predictions(
+    folder: Path, spec: TrainSpec, model: Model, held_out: Sequence[Bag]
+) -> None:
+    rows, attention, maps = [], [], {}
+    for bag in held_out:
+        found = predict(model, bag)
+        rows.append((bag, found.probabilities))
+        attention.append((bag.slide_id, found.attention.tolist()))
+        for name, values in (("attention", found.maps), ("contribution", found.contribution)):
+            if values is not None:
+                maps[f"{name}/{bag.slide_id}"] = np.ascontiguousarray(values)
+    _probability_table(spec, rows).write_parquet(folder / "predictions.parquet")
+    pl.DataFrame(
+        attention, schema={"slide_id": pl.String, "attention": pl.List(pl.Float32)}, orient="row"
+    ).write_parquet(folder / "attention.parquet")
+    if maps:
+        safetensors.numpy.save_file(maps, folder / MAPS_NAME)
+
+
+def _probability_table(
+    spec: TrainSpec, rows: Sequence[tuple[Bag, NDArray[np.floating[Any]]]]
+) -> pl.DataFrame:
+    """`slide_id, patient_id, prob_<class>`."""
+    # Types are stated, because a part can be left without a usable slide.
+    columns: dict[str, Any] = {"slide_id": pl.String, "patient_id": pl.String}
+    columns |= {f"prob_{name}": pl.Float64 for name in spec.task.class_names}
+    records = [(bag.slide_id, bag.patient_id, *map(float, given)) for bag, given in rows]
+    return pl.DataFrame(records, schema=columns, orient="row")
+
+
+def _write_random_bags(folder: Path, spec: TrainSpec, fold: Fold) -> None:
+    """`bags.parquet`: the random bags whose AUC arXiv 2411.05028 reports."""
+    test = fold.parts["test"]
+    if not test:
+        return
+    drawn, probabilities = predict_bags(
+        fold.trained.model,
+        test,
+        count=PUBLISHED_BAGS,
+        bag_size=spec.training.bag_size,
+        seed=fold.seed,
+    )
+    columns = {f"prob_{name}": probabilities[:, i] for i, name in enumerate(spec.task.class_names)}
+    pl.DataFrame({"slide_id": [test[i].slide_id for i in drawn], **columns}).write_parquet(
+        folder / "bags.parquet"
+    )
+
+
+def _chosen(head: Mapping[str, Any], trials: Sequence[str]) -> str:
+    """The combination among the trials that the kept head has."""
+    options = (json.loads(text) for text in trials)
+    return next(canonical_json(o) for o in options if all(head[k] == v for k, v in o.items()))

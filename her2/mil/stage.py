@@ -1,0 +1,195 @@
+"""Stage 2, train: some folds of one encoder, head and task, through the cache."""
+
+import logging
+import os
+from pathlib import Path
+
+import polars as pl
+import torch
+
+from her2.cohort.folds import check_disjoint
+from her2.config import HeadSection
+from her2.config.jobs import TrainSpec
+from her2.config.names import run_name
+from her2.core.errors import UserError, blamed_on
+from her2.core.files import digest, link
+from her2.encoders.device import pick_device
+from her2.mil.bags import Bag, check_dimensions
+from her2.mil.fold import Fold, read_entry, write_fold
+from her2.mil.search import search
+from her2.mil.train import Trained, train_fold
+from her2.storage.cache import Cache
+from her2.storage.entries import (
+    FeatureEntry,
+    FoldEntry,
+    check_excluded,
+    read_manifests,
+    write_manifest,
+)
+from her2.storage.features import allow_open_files, open_store
+from her2.storage.products import find_product
+
+log = logging.getLogger(__name__)
+
+
+def train_folds(
+    spec: TrainSpec, cache: Cache, *, folds: Path, features: Path, output: Path, threads: int
+) -> dict[str, FoldEntry]:
+    """Train the folds of a chunk that the cache does not hold yet.
+
+    Args:
+        spec: the job.
+        cache: holds the stores, gets the folds.
+        folds: the task's folds table.
+        features: the encoder's folder of feature manifests.
+        output: the manifest to write; links go to a folder for each fold beside it.
+        threads: of the CPU as a device.
+
+    Raises:
+        UserError: too many slides without features, or a fold that cannot be trained.
+    """
+    table = pl.read_parquet(folds)
+    if spec.protocol == "sound":
+        check_disjoint(table)
+    entries = read_manifests(features, spec.buckets, FeatureEntry)
+    check_excluded(
+        {name: entry.reason or "" for name, entry in entries.items() if entry.status != "ok"},
+        total=len(entries),
+        limit=spec.max_excluded,
+        where=f"features in {features}",
+    )
+    bags = _open_bags(table, entries, cache, features)
+    check_dimensions(list(bags.values()))  # the held-out slides too: their shape may agree
+    device = pick_device(threads)
+    _repeatable(device)
+    found: dict[str, FoldEntry] = {}
+    for repeat, fold in spec.runs:
+        rows = table.filter((pl.col("repeat") == repeat) & (pl.col("fold") == fold))
+        parts = _parts(rows, bags, grouped=spec.protocol == "sound")
+        key = fold_key(spec, parts, repeat, fold)
+        name = run_name(repeat, fold)
+        if cache.find("models", key) is None:
+            with blamed_on(name):
+                trained = _train(spec, cache, key, parts, (repeat, fold), device)
+            share = trained.waited_seconds / trained.seconds if trained.seconds else 0.0
+            log.info(
+                "%s: trained %d epochs, %.1f s, %.1f %% of it waiting for data",
+                *(name, len(trained.history), trained.seconds, 100 * share),
+            )
+        else:
+            log.info("%s: from the cache", name)
+        found[name] = read_entry(cache.path("models", key))
+        _link_all(cache.path("models", key), output.parent / name)
+    write_manifest(output, found)
+    return found
+
+
+def _train(
+    spec: TrainSpec,
+    cache: Cache,
+    key: str,
+    parts: dict[str, list[Bag]],
+    run: tuple[int, int],
+    device: torch.device,
+) -> Trained:
+    """Train a fold (each trial of its search) and publish it; then its checkpoints are dropped."""
+    seed = int(digest([spec.seed, *run])[:8], 16)
+
+    def train(head: HeadSection, trial: int) -> Trained:
+        return train_fold(
+            parts["train"],
+            parts["tune"],
+            head=head,
+            training=spec.training,
+            class_names=spec.task.class_names,
+            seed=seed,
+            device=device,
+            keep_last=spec.protocol == "published",
+            checkpoint=checkpoint_path(cache, key, trial),
+        )
+
+    trained, trials = search(spec.head, seed=seed, select=spec.training.select, train=train)
+    with cache.publish("models", key) as folder:
+        write_fold(folder, spec, Fold(key, parts, trained, trials, seed))
+    for trial in trials:
+        checkpoint_path(cache, key, trial.trial).unlink(missing_ok=True)
+    return trained
+
+
+def _link_all(product: Path, folder: Path) -> None:
+    """The fold's files under its name, and none of a fold that had the name before."""
+    items = {item.name: item for item in product.iterdir()}
+    for old in folder.iterdir() if folder.is_dir() else ():
+        if old.name not in items:
+            old.unlink()
+    for name, item in sorted(items.items()):
+        link(item, folder / name)
+
+
+def checkpoint_path(cache: Cache, key: str, trial: int = 0) -> Path:
+    """Where a fold in training is kept; by its name `her2 cache prune` knows it as a leftover."""
+    product = cache.path("models", key)
+    return product.with_name(f".checkpoint.tmp.{key}-{trial}.safetensors")
+
+
+def _repeatable(device: torch.device) -> None:
+    """On a GPU some sums run in no fixed order unless asked for; on a CPU they always do."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def fold_key(spec: TrainSpec, parts: dict[str, list[Bag]], repeat: int, fold: int) -> str:
+    """Identity of a trained fold.
+
+    The labels of the test part are not in it: they cannot change the model.
+    """
+    return digest(
+        {
+            "stage": "train",
+            "version": spec.version,
+            "head": spec.head.model_dump(),
+            "training": spec.training.model_dump(),
+            "protocol": spec.protocol,
+            "classes": spec.task.class_names,
+            "seed": [spec.seed, repeat, fold],
+            "learn": {
+                role: [(bag.slide_id, bag.key, bag.label) for bag in parts[role]]
+                for role in ("train", "tune")
+            },
+            "predict": [(bag.slide_id, bag.key) for bag in parts["test"] + parts["predict"]],
+        }
+    )
+
+
+def _open_bags(
+    table: pl.DataFrame, entries: dict[str, FeatureEntry], cache: Cache, features: Path
+) -> dict[str, Bag]:
+    """Slide -> bag, for the slides that have features."""
+    bags = {}
+    slides = table.select("slide_id", "patient_id", "label").unique().sort("slide_id")
+    allow_open_files(2 * len(slides))
+    for slide_id, patient_id, label in slides.iter_rows():
+        entry = entries.get(slide_id)
+        if entry is None:
+            raise UserError(
+                f"{slide_id}: is in the folds table and in no feature manifest; run snakemake "
+                "again so that both are of one manifest."
+            )
+        if entry.status != "ok" or entry.key is None:
+            continue
+        path = find_product(cache, "features", entry.key, features / f"{slide_id}.zarr.zip")
+        bags[slide_id] = Bag(slide_id, patient_id, entry.key, open_store(path), label)
+    return bags
+
+
+def _parts(rows: pl.DataFrame, bags: dict[str, Bag], *, grouped: bool) -> dict[str, list[Bag]]:
+    """Role -> bags in the order of their ids; slides without features are absent."""
+    parts: dict[str, list[Bag]] = {role: [] for role in ("train", "tune", "test", "predict")}
+    for slide_id, role in rows.sort("slide_id").select("slide_id", "role").iter_rows():
+        if slide_id in bags:
+            parts[role].append(bags[slide_id])
+    patients = [{bag.patient_id for bag in parts[role]} for role in ("train", "tune", "test")]
+    if grouped and any(patients[i] & patients[j] for i, j in ((0, 1), (0, 2), (1, 2))):
+        raise UserError("a patient is in two parts of a fold; make the folds again.")
+    return parts

@@ -1,0 +1,205 @@
+"""Beside every stage: what exists for one slide, under which identity, what would run and why.
+
+Two answers side by side: what the cache holds of the slide as it is now, and what Snakemake plans,
+asked of Snakemake itself in a dry run.
+"""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from her2.cohort.manifest import SlideRow
+from her2.config.jobs import EmbedSpec, TileSpec, load
+from her2.core.errors import SlideError, UserError
+from her2.core.hardware import auto_precision
+from her2.embedding.stage import feature_key
+from her2.encoders.card import CARD_NAME, read_card
+from her2.pipeline.plan import Plan
+from her2.slides.fingerprint import fingerprint
+from her2.storage.cache import Cache
+from her2.storage.entries import Entry, FeatureEntry, TileEntry, read_manifest
+from her2.storage.features import read_attributes
+from her2.storage.tiles import read_table
+from her2.tiling.stage import tile_key
+
+_JOB = re.compile(r"^(?:local)?rule (\w+):\n((?:    .*\n)+)", re.MULTILINE)
+_FIELD = re.compile(r"^    (\w+): (.*)$", re.MULTILINE)
+_PARAMETERS = re.compile(r"(Params have changed since last execution).* before: (.*) now: (.*?) *$")
+_SHOWN = 12
+"""Digits of a digest that are shown."""
+_LONG = 160
+"""Characters of a reason: a list of inputs can have thousands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A job that Snakemake would run, and why: in its words, and as keys `old -> new`."""
+
+    rule: str
+    wildcards: str
+    reason: str
+    changes: tuple[str, ...]
+
+
+def explain(plan: Plan, slide_id: str, jobs: list[Planned]) -> Iterator[str]:
+    """The lines of the answer.
+
+    Args:
+        plan: of the config and the manifest as they are now.
+        slide_id: of the manifest.
+        jobs: what Snakemake would run.
+
+    Raises:
+        UserError: the manifest has no such slide, or a manifest of results is broken.
+    """
+    if slide_id not in plan.slides:
+        raise UserError(f"{slide_id}: is not in {plan.config.cohort.slides}.")
+    row = plan.slides[slide_id]
+    bucket = next(name for name, rows in plan.by_bucket.items() if row in rows)
+    yield f"{slide_id}: patient {row.patient_id}, bucket {bucket}, {plan.cohort.file(row)}"
+    keys = {}
+    for grid in plan.config.grids:
+        yield f"tiles {grid}"
+        keys[grid] = yield from _tiles(plan, row, bucket, grid)
+    for encoder, section in plan.config.encoders.items():
+        yield f"features {encoder}"
+        yield from _features(plan, row, bucket, encoder, keys[section.grid])
+    mine: dict[str, list[Planned]] = {}
+    for job in jobs:
+        if "bucket=" not in job.wildcards or bucket in job.wildcards:
+            mine.setdefault(job.rule, []).append(job)
+    yield "Snakemake would run" if mine else "Snakemake would run nothing for it."
+    for rule, (first, *others) in mine.items():
+        yield f"    {rule} {first.wildcards}".rstrip() + (
+            f" and {len(others)} more" if others else ""
+        )
+        yield from (f"        {line}" for line in (first.reason, *first.changes))
+
+
+def planned_jobs(snakefile: Path, config: Path) -> list[Planned]:
+    """What Snakemake would run, asked in a dry run (which neither locks nor writes).
+
+    Raises:
+        UserError: Snakemake cannot plan; with its words.
+    """
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile), "--cores", "1"]
+    command += ["--dry-run", "--nocolor", "--configfile", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    output = done.stdout + done.stderr
+    if done.returncode:
+        raise UserError(f"snakemake cannot plan:\n{output.strip()[-2000:]}")
+    return parse_dry_run(output)
+
+
+def parse_dry_run(output: str) -> list[Planned]:
+    """The jobs in what a dry run of Snakemake prints, without the targets, which run nothing."""
+    found = [(rule, dict(_FIELD.findall(text))) for rule, text in _JOB.findall(output)]
+    return [_planned(rule, fields) for rule, fields in found if "log" in fields]
+
+
+def _planned(rule: str, fields: dict[str, str]) -> Planned:
+    reason = fields.get("reason", "")
+    changes: tuple[str, ...] = ()
+    if (found := _PARAMETERS.search(reason)) is not None:
+        changes = tuple(_spec_changes(found[2], found[3]))
+        reason = reason[: found.end(1)]
+    if len(reason) > _LONG:
+        reason = f"{reason[:_LONG]}..."
+    return Planned(rule, fields.get("wildcards", ""), reason, changes)
+
+
+def _spec_changes(before: str, now: str) -> Iterator[str]:
+    """`tiling.min_tissue: 0.3 -> 0.31` for each value in which two specs differ."""
+    try:
+        old, new = (_flat(json.loads(ast.literal_eval(text))) for text in (before, now))
+    except (ValueError, SyntaxError, TypeError):  # not one spec each: another version's parameters
+        return
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) == new.get(key):
+            continue
+        if key == "rows":
+            yield "rows of the manifest: others, or other values in them"
+        else:
+            yield f"{key}: {_short(old.get(key))} -> {_short(new.get(key))}"
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    parts = [_flat(item, f"{prefix}.{key}" if prefix else key) for key, item in value.items()]
+    return {key: item for part in parts for key, item in part.items()}
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return f"{text[:60]}..." if len(text) > 60 else text
+
+
+def _tiles(plan: Plan, row: SlideRow, bucket: str, grid: str) -> Generator[str, None, str | None]:
+    """What was cut and what would be; returns the key of the tiles as they are to be."""
+    entry = _recorded(plan, "tiles", grid, bucket, row, TileEntry)
+    yield from _made(entry)
+    if entry is not None and entry.key is not None:
+        content = (entry.fingerprint or "")[:_SHOWN]
+        yield f"          of {entry.mpp_x:g} um/px ({entry.mpp_source}), content {content}"
+    spec, masks = load(TileSpec, plan.tile_spec(grid, bucket)), plan.config.cohort.tissue_masks
+    try:
+        content = fingerprint(plan.cohort.file(row))
+        key = tile_key(spec, plan.cohort, row, masks, content=content)
+    except SlideError as error:
+        yield f"    now   {error}"
+        return None
+    made = entry.key if entry else None
+    yield f"    now   {_now(key, made, Cache(plan.config.cache_folder).find('tiles', key), 'cut')}"
+    return key
+
+
+def _features(
+    plan: Plan, row: SlideRow, bucket: str, encoder: str, tiles: str | None
+) -> Iterator[str]:
+    entry = _recorded(plan, "features", encoder, bucket, row, FeatureEntry)
+    yield from _made(entry)
+    cache = Cache(plan.config.cache_folder)
+    folder = plan.config.results / "encoders" / encoder
+    table = cache.find("tiles", tiles) if tiles else None
+    if table is None or not (folder / CARD_NAME).exists():
+        yield "    now   known when its tiles are cut and the encoder's weights are there"
+        return
+    card = read_card(folder)
+    made = entry.key if entry else None
+    store = cache.find("features", made) if made else None
+    # Those that are there tell the precision of the machine that embeds, which may not be this one.
+    precision = card.precision if card.precision != "auto" else auto_precision() or "float32"
+    if store is not None and card.precision == "auto":
+        precision = read_attributes(store)["precision"]
+    spec = load(EmbedSpec, plan.embed_spec(bucket))
+    key = feature_key(spec, read_table(table), card, precision)
+    yield f"    now   {_now(key, made, cache.find('features', key), 'embedded')}"
+
+
+def _recorded(
+    plan: Plan, stage: str, name: str, bucket: str, row: SlideRow, kind: type[Entry]
+) -> Entry | None:
+    path = plan.config.results / stage / name / f"{bucket}.json"
+    return read_manifest(path, kind).get(row.slide_id) if path.exists() else None
+
+
+def _made(entry: TileEntry | FeatureEntry | None) -> Iterator[str]:
+    if entry is None:
+        yield "    made  nothing"
+    elif entry.key is None:
+        yield f"    made  {entry.status}: {entry.reason}"
+    else:
+        left_out = f", {entry.status}: {entry.reason}" if entry.reason else ""
+        yield f"    made  {entry.tiles} tiles, key {entry.key[:_SHOWN]}{left_out}"
+
+
+def _now(key: str, made: str | None, product: Path | None, verb: str) -> str:
+    which = "the same key" if key == made else f"key {key[:_SHOWN]}"
+    return f"{which}, {'in the cache' if product else f'not in the cache: it would be {verb}'}"

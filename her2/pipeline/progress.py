@@ -1,0 +1,93 @@
+"""Beside every stage: the lines that a person at the terminal sees while a run goes on."""
+
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any, TextIO
+
+from her2.pipeline.plan import Plan
+from her2.pipeline.record import RunRecord, begin_run, end_run
+from her2.pipeline.status import Progress, Stage, failures, stages
+
+EVERY_SECONDS = 20.0
+
+
+class Watch:
+    """Follows a run, for the hooks of the Snakefile.
+
+    On a terminal it prints a line for each stage at work, every few seconds and from a thread of
+    its own; a file that Snakemake's output goes to stays as it is. At the end it says what failed.
+    """
+
+    def __init__(
+        self, plan: Plan, stream: TextIO = sys.stderr, *, every: float = EVERY_SECONDS
+    ) -> None:
+        self._plan, self._stream, self._every = plan, stream, every
+        self._over = threading.Event()
+        self._record: RunRecord | None = None
+
+    def begin(self, workflow: Any) -> None:
+        """Write down what the run is going to do, and follow it."""
+        record = self._record = begin_run(workflow, self._plan)
+        if self._stream.isatty():
+            threading.Thread(
+                target=self._follow, args=(record,), name="progress", daemon=True
+            ).start()
+
+    def end(self, *, succeeded: bool) -> None:
+        """Write down how it ended, and name the jobs that failed, each with its reason and log."""
+        self._over.set()
+        if self._record is None:
+            return
+        end_run(self._record, self._plan.config.results, succeeded=succeeded)
+        if failed := failures(stages(self._record, over=True)):
+            lines = ["", f"{len(failed)} job(s) failed:", *failure_lines(failed)]
+            print("\n".join(lines), file=self._stream, flush=True)
+
+    def _follow(self, record: RunRecord) -> None:
+        shown: list[str] = []
+        while not self._over.wait(self._every):
+            lines = working_lines(stages(record, over=False), time.time())
+            if lines != shown:
+                print("\n".join(lines), file=self._stream, flush=True)
+                shown = lines
+
+
+def working_lines(found: Iterable[Stage], now: float) -> list[str]:
+    """One line for each stage that has begun and not ended."""
+    return [
+        stage_line(stage, now)
+        for stage in found
+        if 0 < len(stage.jobs) != stage.count("done") and stage.count("waiting") < len(stage.jobs)
+    ]
+
+
+def stage_line(stage: Stage, now: float) -> str:
+    """`embed_bucket: 3 of 20 jobs, 96 of 300 slides, 12,345 of 60,000 tiles, 8 min left`."""
+    parts = [f"{stage.count('done'):,} of {len(stage.jobs):,} jobs"]
+    for (done, total), what in ((stage.slides, "slides"), (stage.tiles, "tiles")):
+        if total:
+            parts.append(f"{done:,} of {total:,} {what}")
+    if failed := stage.count("failed"):
+        parts.append(f"{failed:,} failed")
+    left = stage.seconds_left(now)
+    if left is not None and stage.count("done") < len(stage.jobs):
+        parts.append(f"{duration(left)} left")
+    return f"{stage.rule}: {', '.join(parts)}"
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `8 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def failure_lines(failed: Iterable[Progress]) -> list[str]:
+    """What failed: the job, why (with the slide, where one is to blame), and its log."""
+    lines = []
+    for job in failed:
+        reason = job.reason.replace("\n", "\n    ")
+        lines += [f"{job.job.rule} {job.job.name}: {reason}", f"    log: {job.job.log}"]
+    return lines

@@ -1,0 +1,156 @@
+"""Beside every stage: which jobs the latest run of Snakemake planned, and whether it lives.
+
+The Snakefile's hooks write `results/run.json` when a run begins and ends. `her2 status`, the
+progress lines and the closing list of failed jobs read it; no stage does.
+"""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from her2.core.errors import UserError
+from her2.core.files import write_json
+from her2.pipeline.plan import Plan
+
+RECORD_NAME = "run.json"
+
+Life = Literal["running", "finished", "failed", "stopped", "killed", "elsewhere"]
+"""stopped: ended without a word, leaving nothing behind. killed: ended and left its lock.
+elsewhere: the lock is another machine's, where it may be running."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A planned job. `slides` is how many it handles, `tiles` the manifest of their tiles."""
+
+    rule: str
+    name: str
+    output: str
+    log: str
+    slides: int = 0
+    tiles: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One call of Snakemake; times are seconds since 1970, `up_to_date` counts jobs by rule.
+
+    `rules` are those of the run in the order of the stages.
+
+    `began_on_disk` is when the run began by the clock of the results' file system, which on a
+    network disk is not this machine's: files of the run are newer.
+    """
+
+    host: str
+    pid: int
+    folder: str
+    began: float
+    began_on_disk: float
+    rules: tuple[str, ...]
+    up_to_date: dict[str, int]
+    jobs: tuple[Job, ...]
+    ended: float | None = None
+    succeeded: bool | None = None
+
+
+def begin_run(workflow: Any, plan: Plan) -> RunRecord:
+    """Write down what a run is going to do; for the Snakefile's `onstart`."""
+    dag = workflow.dag
+    planned = []
+    done: dict[str, int] = {}
+    for job in dag.jobs:
+        if job.rule.norun:
+            continue
+        if dag.needrun(job):
+            planned.append(_job(job, plan))
+        else:
+            done[job.rule.name] = done.get(job.rule.name, 0) + 1
+    record = RunRecord(
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        folder=str(Path.cwd()),
+        began=time.time(),
+        began_on_disk=0.0,
+        rules=tuple(
+            rule.name
+            for rule in workflow.rules
+            if rule.name in done or any(job.rule == rule.name for job in planned)
+        ),
+        up_to_date=done,
+        jobs=tuple(sorted(planned, key=lambda job: (job.rule, job.name))),
+    )
+    _write(plan.config.results, record)
+    clock = (plan.config.results / RECORD_NAME).stat().st_mtime
+    record = replace(record, began_on_disk=clock)
+    _write(plan.config.results, record)
+    return record
+
+
+def end_run(record: RunRecord, results: Path, *, succeeded: bool) -> None:
+    """Write down how a run ended; for `onsuccess` and `onerror`."""
+    _write(results, replace(record, ended=time.time(), succeeded=succeeded))
+
+
+def read_run(results: Path) -> RunRecord:
+    """The latest run.
+
+    Raises:
+        UserError: there was none, or its record cannot be read.
+    """
+    path = results / RECORD_NAME
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        jobs = tuple(Job(**job) for job in values.pop("jobs"))
+        return RunRecord(**values | {"rules": tuple(values["rules"]), "jobs": jobs})
+    except FileNotFoundError:
+        raise UserError(f"{results}: no run of snakemake has begun here yet.") from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error}); delete it, it is only a record."
+        ) from None
+
+
+def life(record: RunRecord) -> Life:
+    """Whether the run goes on, and if not how it ended."""
+    locked = any(Path(record.folder, ".snakemake", "locks").glob("*"))
+    if record.ended is not None and not locked:
+        return "finished" if record.succeeded else "failed"
+    if record.host != socket.gethostname():
+        return "elsewhere" if locked else "stopped"
+    if _alive(record.pid):
+        return "running"
+    return "killed" if locked else "stopped"
+
+
+def _job(job: Any, plan: Plan) -> Job:
+    bucket = job.wildcards_dict.get("bucket")
+    embeds = job.rule.name == "embed_bucket"
+    return Job(
+        rule=job.rule.name,
+        name="/".join(job.wildcards_dict.values()),
+        output=str(job.output[0]),
+        log=_first(job.log),
+        slides=len(plan.by_bucket[bucket]) if bucket else 0,
+        tiles=str(job.input.tiles) if embeds else None,
+    )
+
+
+def _first(values: Iterable[Any]) -> str:
+    return next((str(value) for value in values), "")
+
+
+def _write(results: Path, record: RunRecord) -> None:
+    write_json(results / RECORD_NAME, asdict(record))
+
+
+def _alive(pid: int) -> bool:
+    """A process of this number runs, and is a Snakemake (numbers are used again)."""
+    try:
+        return b"snakemake" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False

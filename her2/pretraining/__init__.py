@@ -1,0 +1,1 @@
+"""Stage 1, encoder: train an encoder on labelled patches."""

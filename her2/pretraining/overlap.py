@@ -1,0 +1,110 @@
+"""Stage 1, overlap: did an encoder's pre-training see patients that the cohort tests on?"""
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import polars as pl
+
+from her2.config.jobs import OverlapSpec
+from her2.core.errors import problem_list
+from her2.core.files import write_json
+from her2.encoders.card import CARD_NAME, EncoderCard, read_card
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """What an encoder's pre-training shares with the labelled patients of the cohort.
+
+    `known` is false when it saw tissue and names no case and no slide, so that nobody can tell
+    (photographs hold no patients); `patients` are those of the cohort that it saw.
+    """
+
+    known: bool
+    patients: tuple[str, ...]
+    allowed: bool
+
+
+def audit_overlap(spec: OverlapSpec, encoder: Path, cohort: pl.DataFrame, output: Path) -> Overlap:
+    """Write the overlap of one encoder as JSON.
+
+    Args:
+        spec: the job.
+        encoder: the encoder's folder.
+        cohort: the audit's table, one row a slide.
+        output: the JSON file.
+
+    Raises:
+        UserError: there is one, and the encoder does not say `allow_overlap: true`. Every labelled
+            patient is in the test part of some fold, so any overlap leaks.
+    """
+    cards = lineage(encoder)
+    found: dict[str, str] = {}
+    for card in cards:
+        found = find_overlap(card, cohort) | found
+    if found and not spec.allow_overlap:
+        raise problem_list(
+            f"{encoder.name}: its pre-training data hold patients that this cohort tests on: "
+            "its figures would be too good; pre-train without them, or give the encoder "
+            "`allow_overlap: true` to have every one of its figures marked",
+            [f"patient {patient}: {reason}" for patient, reason in sorted(found.items())],
+        )
+    if found:
+        log.warning("%s: %d patients overlap, allowed by the config", encoder.name, len(found))
+    result = Overlap(
+        known=spec.domain in ("natural", "none")
+        or all(_cases(card) or _fingerprints(card) for card in cards if card.source != "random"),
+        patients=tuple(sorted(found)),
+        allowed=spec.allow_overlap,
+    )
+    write_json(output, asdict(result))
+    return result
+
+
+def lineage(encoder: Path) -> list[EncoderCard]:
+    """The card of an encoder, and of each encoder beside it that its weights began from."""
+    cards = [read_card(encoder)]
+    while True:
+        start = cards[-1].provenance.get("init", {}).get("from", "")
+        folder = encoder.parent / start
+        if start in ("", "random", "published") or not (folder / CARD_NAME).exists():
+            return cards
+        cards.append(read_card(folder))
+
+
+def find_overlap(card: EncoderCard, cohort: pl.DataFrame) -> dict[str, str]:
+    """Patient -> how they were found: by case id, or by the content of a slide.
+
+    A case id matches a patient id or a slide id whatever its capitals; only patients with a label
+    count, since nobody tests on the others.
+    """
+    cases = {case.lower(): case for case in _cases(card)}
+    fingerprints = set(_fingerprints(card))
+    labels = [name for name in cohort.columns if name.startswith("label_")]
+    labelled = cohort.filter(pl.any_horizontal(pl.col(name).is_not_null() for name in labels))
+    found: dict[str, str] = {}
+    rows = labelled.select("patient_id", "slide_id", "fingerprint").sort("slide_id")
+    for patient, slide, fingerprint in rows.iter_rows():
+        for name in (patient, slide):
+            if name.lower() in cases:
+                found.setdefault(patient, f"case {cases[name.lower()]!r}")
+        if fingerprint is not None and fingerprint in fingerprints:
+            found.setdefault(patient, f"slide {slide!r} has the content of a pre-training slide")
+    return found
+
+
+def read_overlap(path: Path) -> Overlap:
+    """Read what `audit_overlap` wrote."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    return Overlap(**values | {"patients": tuple(values["patients"])})
+
+
+def _cases(card: EncoderCard) -> list[str]:
+    return [str(case) for case in card.provenance.get("cases", [])]
+
+
+def _fingerprints(card: EncoderCard) -> list[str]:
+    return [str(value) for value in card.provenance.get("slide_fingerprints", [])]

@@ -1,0 +1,164 @@
+"""Stage 1, pre-training data: PatchCamelyon, read a patch at a time out of its HDF5 files."""
+
+import gzip
+import logging
+import shutil
+import zlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+
+import h5py  # type: ignore[import-untyped]  # it ships no types
+import numpy as np
+from numpy.typing import NDArray
+
+from her2.config import PatchesSection
+from her2.core.errors import problem_list
+from her2.core.files import atomic_path, digest, file_digest
+from her2.pretraining.formats import Part, read_csv
+from her2.pretraining.patch_set import PatchSet, RgbPatch, class_table
+
+log = logging.getLogger(__name__)
+
+_PCAM = "camelyonpatch_level_2_split_{part}_{what}"
+_PCAM_PARTS: tuple[Part, ...] = ("train", "valid", "test")
+_PCAM_LABELS = {0: "normal", 1: "tumour"}
+
+
+def read_pcam(name: str, section: PatchesSection, scratch: Path) -> PatchSet:
+    """PatchCamelyon (Veeling 2018): HDF5 pairs, read a patch at a time; case = source slide.
+
+    The train pair is needed; valid and test are used where they are there. Without the meta files
+    the cases are unknown.
+
+    Raises:
+        UserError: with all problems: files absent or broken, lengths that do not agree.
+    """
+    problems: list[str] = []
+    pairs = [
+        pair
+        for part in _PCAM_PARTS
+        if (pair := _pcam_pair(section.path, part, scratch, problems)) is not None
+    ]
+    if problems or not pairs:
+        raise problem_list(
+            f"patches.{name}: {section.path}: {len(problems)} problem(s)", problems, limit=20
+        )
+    known = all(pair.cases is not None for pair in pairs)
+    if not known:
+        log.warning(
+            "patches.%s: no meta csv for every part, so the source slides are unknown", name
+        )
+    labels = [_PCAM_LABELS[value] for pair in pairs for value in pair.labels.tolist()]
+    class_names, index, left_out = class_table(f"patches.{name}", section, labels)
+    keep = np.array([label in index for label in labels])
+    numbers = [(i, row) for i, pair in enumerate(pairs) for row in range(len(pair.labels))]
+    cases = [case for pair in pairs for case in pair.cases or [None] * len(pair.labels)]
+    rows = np.flatnonzero(keep).tolist()
+    return PatchSet(
+        name=name,
+        format="pcam",
+        class_names=class_names,
+        ids=[f"{pairs[i].part}/{row}" for i, row in (numbers[j] for j in rows)],
+        labels=np.array([index[labels[j]] for j in rows], np.int64),
+        cases=[cases[j] if known else None for j in rows],
+        parts=[pairs[numbers[j][0]].part for j in rows],
+        read=_Hdf5Patches([pair.x for pair in pairs], np.array(numbers)[rows]),
+        digest=digest({"classes": [class_names, index], "files": [p.digests for p in pairs]}),
+        mpp=section.mpp,
+        left_out=left_out,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    part: Part
+    x: Path
+    labels: NDArray[np.int64]
+    cases: list[str | None] | None
+    digests: list[str]
+
+
+def _pcam_pair(root: Path, part: Part, scratch: Path, problems: list[str]) -> _Pair | None:
+    """One part of PatchCamelyon; what is wrong is added to `problems`."""
+    stems = {what: _PCAM.format(part=part, what=what) for what in ("x", "y", "meta")}
+    found = {what: _plain_or_gzipped(root / f"{stems[what]}.h5") for what in ("x", "y")}
+    absent = [f"{stems[what]}.h5[.gz]: missing" for what, path in found.items() if path is None]
+    if absent:
+        if part == "train" or len(absent) == 1:
+            problems += absent
+        return None
+    meta = root / f"{stems['meta']}.csv"
+    try:
+        files = {what: _unpacked(path, scratch) for what, path in found.items() if path}
+        with h5py.File(files["x"][0]) as x, h5py.File(files["y"][0]) as y:
+            images, targets = x["x"], y["y"]
+            if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+                problems.append(
+                    f"{found['x']}: x is {images.dtype} {images.shape}, not uint8 (n, h, w, 3)"
+                )
+            if len(images) != len(targets):
+                problems.append(
+                    f"{found['x']} has {len(images)} patches, {found['y']} has {len(targets)} "
+                    "labels; download both again"
+                )
+            labels = np.asarray(targets[:]).reshape(len(targets)).astype(np.int64)
+    except (OSError, EOFError, KeyError, zlib.error) as error:
+        problems.append(f"{stems['x']}, {stems['y']}: cannot be read ({error}); download again")
+        return None
+    if strange := sorted(set(np.unique(labels).tolist()) - set(_PCAM_LABELS)):
+        problems.append(f"{found['y']}: labels {strange}; 0 and 1 are legal")
+    digests = [files["x"][1], files["y"][1]]
+    cases: list[str | None] | None = None
+    if meta.is_file():
+        table, wrong = read_csv(meta, ("wsi",))
+        problems += wrong
+        if not wrong:
+            cases = table["wsi"].to_list()
+            digests.append(file_digest(meta))
+            if len(cases) != len(labels):
+                problems.append(f"{meta} has {len(cases)} rows, {found['y']} {len(labels)} labels")
+    return _Pair(part, files["x"][0], labels, cases, digests)
+
+
+@dataclass
+class _Hdf5Patches:
+    """Index -> pixels out of a few HDF5 files; h5py serialises the reads of all threads."""
+
+    paths: list[Path]
+    numbers: NDArray[np.int64]  # (n, 2): file, row
+    lock: Lock = field(default_factory=Lock)
+
+    @cached_property
+    def sets(self) -> list[h5py.Dataset]:
+        return [h5py.File(path)["x"] for path in self.paths]
+
+    def __call__(self, index: int) -> RgbPatch:
+        file, row = self.numbers[index].tolist()
+        with self.lock:
+            return np.asarray(self.sets[file][row], np.uint8)
+
+
+def _unpacked(path: Path, scratch: Path) -> tuple[Path, str]:
+    """The plain HDF5 of a file, and the SHA-256 of the file as it was given."""
+    content = file_digest(path)
+    if path.suffix != ".gz":
+        return path, content
+    plain = scratch / f"{content}.h5"
+    if not plain.exists():
+        log.info("unpacking %s to %s", path, plain)
+        with (
+            atomic_path(plain) as temporary,
+            gzip.open(path) as packed,
+            temporary.open("wb") as out,
+        ):
+            shutil.copyfileobj(packed, out, 1 << 22)
+    return plain, content
+
+
+def _plain_or_gzipped(path: Path) -> Path | None:
+    for candidate in (path, path.with_name(path.name + ".gz")):
+        if candidate.is_file():
+            return candidate
+    return None

@@ -1,0 +1,293 @@
+"""Stage 1, pre-training: a backbone learns the classes of a labelled patch set.
+
+What is kept is the backbone without its classifier, with the normalisation of its training
+patches; downstream it is an encoder like any other.
+"""
+
+import logging
+import math
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from her2.config import Feature, PretrainingSection
+from her2.core.errors import UserError
+from her2.core.files import digest
+from her2.encoders.backbones import Encoder
+from her2.encoders.device import DTYPES, resolve_precision
+from her2.encoders.stage import weights_digest
+from her2.pretraining.loop import (
+    Classifier,
+    Epoch,
+    PatchBatches,
+    TrainingState,
+    learning_rate,
+    load_checkpoint,
+    save_checkpoint,
+    train_epoch,
+    validate,
+)
+from her2.pretraining.patch_set import PatchSet
+from her2.pretraining.split import Split, split_patches
+
+log = logging.getLogger(__name__)
+
+COVERAGE = 0.9
+"""A patch must cover this much of the side of what the encoder sees."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pretrained:
+    """A trained backbone (of its best epoch), its normalisation, and how it got there."""
+
+    state: dict[str, Tensor]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    history: tuple[Epoch, ...]
+    best_epoch: int
+    facts: dict[str, Any]
+    """For the encoder's card; JSON-able and free of times and hosts."""
+
+
+def pretrain(
+    patches: PatchSet,
+    *,
+    backbone: nn.Module,
+    feature: Feature,
+    size_px: int,
+    mpp: float,
+    init: Mapping[str, Any],
+    settings: PretrainingSection,
+    seed: int,
+    device: torch.device,
+    checkpoint_dir: Path,
+    threads: int = 1,
+) -> Pretrained:
+    """Train a backbone to tell the classes of a patch set apart.
+
+    The best epoch on the validation part is kept: the highest balanced accuracy, and of equals
+    the lowest loss. A checkpoint after every epoch lets a killed run continue; it ends with the
+    weights of one that was not killed. On one machine and with one number of torch threads, equal
+    arguments give equal weights.
+
+    Args:
+        patches: the labelled patches.
+        backbone: without classifier, holding the weights to start from; changed in place.
+        feature: what the encoder will keep of its output, and so what the classifier sees.
+        size_px: px a side of what the backbone is given.
+        mpp: um/px of it; used where the patches' own um/px is known.
+        init: what the starting weights are, for the facts.
+        settings: how to train.
+        seed: of the split, the order, the augmentation and the classifier's first weights.
+        device: where to train.
+        checkpoint_dir: this run's own folder; remove it once the result is safe.
+        threads: that read and augment patches.
+
+    Raises:
+        UserError: the set cannot be parted, its patches are too small, the backbone does not take
+            them, or the loss is not finite.
+    """
+    split = split_patches(patches, share=settings.validation, seed=seed)
+    window_px = _window(patches, size_px, mpp)
+    mean, std = channel_statistics(patches, split.train, threads=threads)
+    precision = _precision(settings, device)
+    dtype = DTYPES[precision]
+    init = {**init, "weights_sha256": weights_digest(backbone.state_dict())}
+    identity = digest(
+        {
+            "data": patches.digest,
+            "classes": list(patches.class_names),
+            "window_px": window_px,
+            "size_px": size_px,
+            "feature": feature,
+            "init": init["weights_sha256"],
+            "settings": settings.model_dump(mode="json"),
+            "precision": precision,
+            "seed": seed,
+        }
+    )
+    feed = PatchBatches(
+        patches, size_px, window_px, settings.batch_size, settings.augmentation, threads
+    )
+    cuda = [device] if device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(cuda),
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
+    ):
+        torch.manual_seed(seed)
+        encoder = Encoder(backbone, feature=feature, mean=mean, std=std)
+        model = Classifier(encoder, _dimension(encoder, size_px), len(patches.class_names))
+        model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimiser = torch.optim.AdamW(_groups(model, settings.weight_decay))
+        progress = load_checkpoint(checkpoint_dir, identity, model, optimiser)
+        steps = feed.steps(len(split.train))
+        while not progress.finished(settings.epochs, settings.patience):
+            _next_epoch(
+                model, optimiser, feed, split, progress, settings,
+                steps=steps, seed=seed, device=device, dtype=dtype,
+            )  # fmt: skip
+            save_checkpoint(checkpoint_dir, identity, model, optimiser, progress)
+        model.load_state_dict(progress.best_state)
+        test = None
+        if len(split.test):
+            figures = validate(model, feed.validation(split.test), device=device, dtype=dtype)
+            known = [value if math.isfinite(value) else None for value in figures]
+            test = dict(zip(("loss", "balanced_accuracy", "mean_auc"), known, strict=True))
+    facts = _facts(patches, split, progress) | {
+        "settings": settings.model_dump(mode="json"),
+        "precision": precision,
+        "seed": seed,
+        "init": init,
+    }
+    if test is not None:
+        facts["test"] = test
+    state = {name: value.cpu().contiguous() for name, value in backbone.state_dict().items()}
+    return Pretrained(state, mean, std, tuple(progress.history), progress.best_epoch, facts)
+
+
+def channel_statistics(
+    patches: PatchSet, indices: NDArray[np.int64], *, threads: int = 1
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation of R, G, B in [0, 1] over whole patches, one at a time.
+
+    From counts of the 256 values, so the sums are exact whatever the order and the number.
+    """
+    levels = np.arange(256) / 255
+
+    def count(part: NDArray[np.int64]) -> NDArray[np.int64]:
+        found = np.zeros((3, 256), np.int64)
+        for image in map(patches.read, part.tolist()):
+            for c in range(3):
+                found[c] += np.bincount(image[..., c].ravel(), minlength=256)
+        return found
+
+    totals = np.zeros((3, 256), np.int64)
+    parts = np.array_split(indices, max(1, len(indices) // 64))
+    with ThreadPoolExecutor(threads, thread_name_prefix="reader") as pool:
+        for found in tqdm(pool.map(count, parts), "colours", len(parts), leave=False, disable=None):
+            totals += found
+    n = totals.sum(axis=1)
+    mean = totals @ levels / n
+    variance = (totals * (levels - mean[:, None]) ** 2).sum(axis=1) / n
+    # A channel that never varies carries nothing; dividing by its zero would.
+    std = np.where(variance > 1e-12, np.sqrt(variance), 1.0)
+    r, g, b = mean.tolist()
+    sr, sg, sb = std.tolist()
+    return (r, g, b), (sr, sg, sb)
+
+
+def _next_epoch(
+    model: Classifier,
+    optimiser: torch.optim.Optimizer,
+    feed: PatchBatches,
+    split: Split,
+    progress: TrainingState,
+    settings: PretrainingSection,
+    *,
+    steps: int,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    epoch = len(progress.history)
+    name = f"{feed.patches.name}, epoch {epoch + 1} of {settings.epochs}"
+    rates = [
+        learning_rate(
+            step,
+            settings.epochs * steps,
+            peak=settings.learning_rate,
+            warmup=settings.warmup,
+        )
+        for step in range(epoch * steps, (epoch + 1) * steps)
+    ]
+    torch.manual_seed(seed * 100_003 + epoch)  # dropout and the like
+    loss = train_epoch(
+        model, optimiser, feed.training(split.train, seed, epoch), rates,
+        device=device, dtype=dtype, name=name,
+    )  # fmt: skip
+    figures = validate(model, feed.validation(split.validation), device=device, dtype=dtype)
+    found = Epoch(epoch, loss, *figures)
+    progress.history.append(found)
+    if epoch == 0 or found.rank > progress.history[progress.best_epoch].rank:
+        progress.best_epoch = epoch
+        progress.best_state = {
+            key: value.detach().cpu().clone() for key, value in model.state_dict().items()
+        }
+    log.info(
+        "%s: train loss %.4f; validation loss %.4f, balanced accuracy %.3f, mean AUC %.3f",
+        name, loss, *figures,
+    )  # fmt: skip
+
+
+def _facts(patches: PatchSet, split: Split, progress: TrainingState) -> dict[str, Any]:
+    seen = np.concatenate([split.train, split.validation]).tolist()
+    cases = sorted({str(patches.cases[i]) for i in seen}) if patches.cases_known else []
+    return {
+        "data": patches.name,
+        "data_digest": patches.digest,
+        "format": patches.format,
+        "classes": patches.counts,
+        "left_out": dict(patches.left_out),
+        "unusable": {"count": len(patches.unusable), "first": list(patches.unusable[:10])},
+        "split_by": split.split_by,
+        "patches": {
+            "train": len(split.train),
+            "validation": len(split.validation),
+            "test": len(split.test),
+        },
+        "cases": cases,
+        "chosen_by": "balanced accuracy",
+        "epochs": len(progress.history),
+        "best": asdict(progress.history[progress.best_epoch]),
+    }
+
+
+def _window(patches: PatchSet, size_px: int, mpp: float) -> float | None:
+    """Side, in px of the patches, of what the encoder sees; None: the whole patch."""
+    if patches.mpp is None:
+        return None
+    wanted = size_px * mpp / patches.mpp
+    side = min(patches.read(0).shape[:2])
+    if side < COVERAGE * wanted:
+        raise UserError(
+            f"patches.{patches.name}: a patch of {side} px at {patches.mpp:g} um/px covers "
+            f"{side * patches.mpp:.0f} um, the encoder sees {size_px} px at {mpp:g} um/px = "
+            f"{size_px * mpp:.0f} um. Lower the encoder's `size` or `mpp`, or leave out the "
+            "patches' `mpp` to scale them to fit."
+        )
+    return wanted
+
+
+def _precision(settings: PretrainingSection, device: torch.device) -> str:
+    """float16 would need its gradients scaled: hardware without bfloat16 trains in float32."""
+    found = resolve_precision(settings.precision, device)
+    return "float32" if found == "float16" else found
+
+
+def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+
+
+@torch.inference_mode()
+def _dimension(encoder: Encoder, size_px: int) -> int:
+    blank = torch.zeros(1, size_px, size_px, 3, dtype=torch.uint8)
+    try:
+        return int(encoder.eval()(blank).shape[1])
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise UserError(
+            f"pretraining: the backbone cannot take patches of {size_px} px "
+            f"({str(error).splitlines()[0]}); set `size` to one it was made for."
+        ) from None

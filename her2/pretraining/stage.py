@@ -1,0 +1,205 @@
+"""Stage 1, pretrain: a patch set and a backbone -> an encoder's folder, through the cache."""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import safetensors.torch
+import torch
+from torch import nn
+
+from her2.config import EncoderSection, PatchesSection, PretrainingSection
+from her2.config.jobs import EncoderSpec
+from her2.core.errors import SlideError, UserError, problem_list
+from her2.core.files import digest, link
+from her2.encoders.backbones import build_backbone, default_arguments
+from her2.encoders.card import CARD_NAME, WEIGHTS_NAME, EncoderCard, read_card, write_card
+from her2.encoders.device import pick_device
+from her2.encoders.stage import feature_dimension, load_encoder, weights_digest
+from her2.pretraining.formats import read_csv
+from her2.pretraining.patch_set import PatchSet
+from her2.pretraining.patches import read_patch_set
+from her2.pretraining.pretrain import Pretrained, pretrain
+from her2.slides.fingerprint import fingerprint
+from her2.storage.cache import Cache
+
+log = logging.getLogger(__name__)
+
+HISTORY_NAME = "history.parquet"
+
+
+def pretrain_encoder(
+    spec: EncoderSpec, cache: Cache, folder: Path, *, init: Path | None, threads: int
+) -> EncoderCard:
+    """Pre-train an encoder unless the cache holds it, and link it into its folder.
+
+    Args:
+        spec: the job.
+        cache: gets the encoder, and the checkpoints of an unfinished one.
+        folder: gets `weights.safetensors`, `history.parquet`, then `card.json`.
+        init: folder of the encoder to begin from, where the config names one.
+        threads: that read patches, and of the CPU as a device.
+
+    Raises:
+        UserError: the patch set is wrong, the weights to begin from do not fit, or training fails.
+    """
+    encoder, name = spec.encoder, spec.encoder.data
+    if name is None or spec.patches is None or spec.pretraining is None:
+        raise UserError("--spec: is not of an encoder with `source: pretrain`.")
+    device = pick_device(threads)
+    patches = read_patch_set(name, spec.patches, scratch=cache.root / "scratch", threads=threads)
+    backbone, arguments, start = _starting_weights(encoder, spec.seed, init)
+    slides = slide_fingerprints(spec.patches)
+    key = encoder_key(spec, patches, start, slides)
+    if cache.find("encoders", key) is None:
+        checkpoints = cache.root / "unfinished" / key
+        trained = pretrain(
+            patches,
+            backbone=backbone,
+            feature=encoder.feature,
+            size_px=encoder.size,
+            mpp=encoder.mpp,
+            init=start,
+            settings=spec.pretraining,
+            seed=spec.seed,
+            device=device,
+            checkpoint_dir=checkpoints,
+            threads=threads,
+        )
+        with cache.publish("encoders", key) as product:
+            facts = {"key": key, **({"slide_fingerprints": slides} if slides else {})}
+            _write(product, facts, encoder, arguments, trained)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        log.info("encoder pre-trained on %s: %d epochs", name, len(trained.history))
+    else:
+        log.info("encoder pre-trained on %s: from the cache", name)
+    product = cache.path("encoders", key)
+    for item in (WEIGHTS_NAME, HISTORY_NAME, CARD_NAME):  # the card last: it is what jobs wait for
+        link(product / item, folder / item)
+    return read_card(folder)
+
+
+def slide_fingerprints(section: PatchesSection) -> list[str]:
+    """Of the slides that the patches were cut from, where the config names them.
+
+    Raises:
+        UserError: the table or a slide cannot be read; all of them are named.
+    """
+    if section.slides is None:
+        return []
+    table, problems = read_csv(section.slides, ("path",))
+    found = []
+    for name in table["path"].to_list() if not problems else []:
+        try:
+            found.append(fingerprint(section.slides.parent / name))
+        except SlideError as error:
+            problems.append(f"{name}: {error}")
+    if problems:
+        raise problem_list(f"{section.slides}: {len(problems)} problem(s)", problems)
+    return sorted(found)
+
+
+def encoder_key(
+    spec: EncoderSpec, patches: PatchSet, start: dict[str, Any], slides: list[str]
+) -> str:
+    """Identity of a pre-trained encoder."""
+    encoder = spec.encoder
+    return digest(
+        {
+            "stage": "pretrain",
+            "version": spec.version,
+            "data": patches.digest,
+            "classes": list(patches.class_names),
+            "patches_mpp": patches.mpp,
+            "slides": slides,
+            "model": [encoder.library, encoder.architecture, encoder.feature],
+            "target": [encoder.mpp, encoder.size],
+            # The name too: the audit follows it to what the weights began from.
+            "start": [start["from"], start["weights_sha256"]],
+            "settings": (spec.pretraining or PretrainingSection()).model_dump(mode="json"),
+            "card": [encoder.precision, encoder.storage],
+            "seed": spec.seed,
+        }
+    )
+
+
+def _starting_weights(
+    encoder: EncoderSection, seed: int, init: Path | None
+) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+    """Backbone, its arguments, and what its weights are, for the card."""
+    library, architecture = encoder.library, encoder.architecture
+    arguments = default_arguments(library, architecture, feature=encoder.feature, size=encoder.size)
+    if init is not None:
+        loaded, card = load_encoder(init)
+        if card.feature != encoder.feature or card.arguments != arguments:
+            raise UserError(
+                f"encoders: {init.name} was built for another `feature` or `size` "
+                f"({card.feature}, {card.size} px); give both the same."
+            )
+        backbone = loaded.backbone.requires_grad_(True)
+        start = {"from": init.name}
+    else:
+        torch.manual_seed(seed)
+        try:
+            backbone = build_backbone(
+                library,
+                architecture,
+                feature=encoder.feature,
+                arguments=arguments,
+                pretrained=encoder.init == "published",
+            )
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"encoders: the published weights of {encoder.model} could not be fetched "
+                f"({error}). Name an encoder with `source: timm` or `checkpoint` as `init`: it is "
+                "fetched once, where there is a network."
+            ) from None
+        start = {"from": encoder.init or "random"}
+    return backbone, arguments, {**start, "weights_sha256": weights_digest(backbone.state_dict())}
+
+
+def _write(
+    product: Path,
+    facts: dict[str, Any],
+    encoder: EncoderSection,
+    arguments: dict[str, Any],
+    trained: Pretrained,
+) -> None:
+    state = {name: value.clone() for name, value in trained.state.items()}
+    backbone = build_backbone(
+        encoder.library, encoder.architecture, feature=encoder.feature, arguments=arguments
+    )
+    safetensors.torch.save_file(state, product / WEIGHTS_NAME)
+    pl.DataFrame(
+        [
+            {
+                "epoch": epoch.epoch,
+                "train_loss": epoch.train_loss,
+                "validation_loss": epoch.validation_loss,
+                "balanced_accuracy": epoch.balanced_accuracy,
+                "mean_auc": epoch.mean_auc,
+            }
+            for epoch in trained.history
+        ]
+    ).write_parquet(product / HISTORY_NAME)
+    card = EncoderCard(
+        source="pretrain",
+        library=encoder.library,
+        architecture=encoder.architecture,
+        arguments=arguments,
+        feature=encoder.feature,
+        dimension=feature_dimension(backbone, encoder, trained.mean, trained.std),
+        size=encoder.size,
+        mpp=encoder.mpp,
+        mean=trained.mean,
+        std=trained.std,
+        precision=encoder.precision,
+        storage=encoder.storage,
+        licence="",
+        weights_sha256=weights_digest(state),
+        # The set's name is the config's affair: the same patches under another are this encoder.
+        provenance={k: v for k, v in trained.facts.items() if k != "data"} | facts,
+    )
+    write_card(product, card)

@@ -1,0 +1,75 @@
+"""Stage 2, report: figures of the controls and of faithfulness."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib as mpl
+from matplotlib.figure import Figure as Canvas
+
+from her2.core.plot_style import PALETTE, STYLE
+from her2.report.figures.base import Figure, data_words, file_name, title, vector
+
+
+@dataclass(frozen=True, slots=True)
+class Following:
+    """Mean probability over the share of tiles removed or put in, with limits."""
+
+    share: Sequence[float]
+    value: Sequence[float]
+    low: Sequence[float | None]
+    high: Sequence[float | None]
+
+
+def shuffled_figure(
+    draws: Sequence[float], observed: float, p: str, *, name: str, synthetic: bool
+) -> Figure:
+    """Macro AUC with shuffled labels as a histogram, and the one observed."""
+    with mpl.rc_context(STYLE):
+        canvas = Canvas(figsize=(4.8, 3.0), layout="constrained")
+        axes = canvas.subplots()
+        axes.hist(draws, bins=30, color="#b5b5b5", label=f"{len(draws):,} permutations")
+        axes.axvline(observed, color=PALETTE[1], linewidth=2, label=f"observed {observed:.3f}")
+        axes.set(
+            xlabel="Macro AUC",
+            ylabel="Permutations",
+            title=title("Labels shuffled within the folds", synthetic),
+        )
+        # Under the frame: the observed line may stand anywhere in it.
+        canvas.legend(loc="outside lower center", ncols=2)
+        alt = (
+            f"Macro AUC of {name}{data_words(synthetic)} under {len(draws):,} permutations of the "
+            f"labels, from {min(draws):.3f} to {max(draws):.3f}; observed {observed:.3f}, p {p}."
+        )
+        return vector(canvas, alt, file_name(name, "shuffled"))
+
+
+def faithfulness_figure(
+    curves: Mapping[str, Mapping[str, Following]], *, name: str, synthetic: bool
+) -> Figure:
+    """Deletion and insertion: curve -> order -> probabilities; a frame a curve."""
+    words = {"deletion": "Share of tiles removed", "insertion": "Share of tiles put in"}
+    with mpl.rc_context(STYLE):
+        canvas = Canvas(figsize=(7.2, 3.0), layout="constrained")
+        frames = canvas.subplots(1, len(curves), squeeze=False, sharey=True)[0]
+        for axes, (curve, orders) in zip(frames, curves.items(), strict=True):
+            for index, (order, found) in enumerate(orders.items()):
+                colour = (PALETTE[0], "#7a7a7a")[index % 2]
+                style = ("-", (0, (5, 1.5)))[index % 2]
+                axes.plot(
+                    found.share, found.value, color=colour, linestyle=style, linewidth=1.6,
+                    marker="o", markersize=3, label=f"{order} order",
+                )  # fmt: skip
+                if all(end is not None for end in (*found.low, *found.high)):
+                    low, high = ([end or 0.0 for end in ends] for ends in (found.low, found.high))
+                    axes.fill_between(found.share, low, high, color=colour, alpha=0.15, linewidth=0)
+            axes.set(
+                xlabel=words.get(curve, curve),
+                title=title(curve[:1].upper() + curve[1:], synthetic),
+            )
+            axes.grid(True)
+        frames[0].set_ylabel("P(predicted class)")
+        frames[0].legend(loc="best")
+        alt = (
+            f"Deletion and insertion curves of {name}{data_words(synthetic)}, means over patients."
+        )
+        return vector(canvas, alt, file_name(name, "faithfulness"))

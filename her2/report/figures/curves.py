@@ -1,0 +1,191 @@
+"""Stage 2, report: curves of one model's predictions: ROC, precision, reliability, net benefit."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+
+from her2.core.plot_style import PALETTE, STYLE
+from her2.report.figures.base import Figure, data_words, file_name, title, vector
+
+_DASHES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1.5, 1)))
+_GREY = "#8a8a8a"
+_DOTS: tuple[int, tuple[int, int]] = (0, (2, 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A ROC or precision-recall curve; no points when it is not defined.
+
+    `area` is written as on the page; `level` is the height of chance.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    area: str
+    positive: int
+    level: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reliability:
+    """A class: mean probability and observed share of each bin with rows, and Wilson's limits."""
+
+    name: str
+    probability: Sequence[float]
+    observed: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Benefit:
+    """Net benefit over thresholds of a grouping, of the model and of treating all."""
+
+    name: str
+    threshold: Sequence[float]
+    model: Sequence[float]
+    treat_all: Sequence[float]
+
+
+def roc_figure(curves: Sequence[Curve], *, name: str, synthetic: bool) -> Figure:
+    """ROC curves of all classes in one frame, with the diagonal of chance."""
+    with mpl.rc_context(STYLE):
+        canvas, axes = _square()
+        axes.plot([0, 1], [0, 1], color=_GREY, linewidth=0.9, linestyle=_DOTS)
+        _lines(axes, curves, "AUC")
+        axes.set(
+            xlabel="False positive rate",
+            ylabel="True positive rate",
+            title=title("ROC, one score against the rest", synthetic),
+        )
+        axes.legend(loc="lower right")
+        areas = ", ".join(f"{curve.name} {curve.area}" for curve in curves)
+        alt = f"ROC curves of {name}{data_words(synthetic)}, patient level. AUC: {areas}."
+        return vector(canvas, alt, file_name(name, "roc"))
+
+
+def precision_figure(curves: Sequence[Curve], *, name: str, synthetic: bool) -> Figure:
+    """Precision over recall of all classes; dotted: the share of the class, which is chance."""
+    with mpl.rc_context(STYLE):
+        canvas, axes = _square()
+        for index, curve in enumerate(curves):
+            axes.axhline(curve.level, color=_colour(index), linewidth=0.8, linestyle=_DOTS)
+        _lines(axes, curves, "AUPRC", steps="steps-post")
+        axes.set(
+            xlabel="Recall",
+            ylabel="Precision",
+            title=title("Precision and recall", synthetic),
+        )
+        canvas.set_figheight(5.3)
+        _legend(canvas, axes, columns=2)
+        areas = ", ".join(f"{curve.name} {curve.area}" for curve in curves)
+        alt = f"Precision-recall curves of {name}{data_words(synthetic)}, patients. AUPRC: {areas}."
+        return vector(canvas, alt, file_name(name, "precision"))
+
+
+def reliability_figure(
+    states: Mapping[str, Sequence[Reliability]], *, name: str, synthetic: bool
+) -> Figure:
+    """Observed share over the probability that was given; a frame a state, on the diagonal is
+    right."""
+    with mpl.rc_context(STYLE):
+        canvas = Canvas(figsize=(4.2 * len(states), 4.5), layout="constrained")
+        frames = canvas.subplots(1, len(states), squeeze=False)[0]
+        for axes, (state, classes) in zip(frames, states.items(), strict=True):
+            axes.plot([0, 1], [0, 1], color=_GREY, linewidth=0.9, linestyle=_DOTS)
+            for index, one in enumerate(classes):
+                observed = list(one.observed)
+                below = [value - low for value, low in zip(observed, one.low, strict=True)]
+                above = [high - value for value, high in zip(observed, one.high, strict=True)]
+                axes.errorbar(
+                    [p + 0.006 * (index - len(classes) / 2) for p in one.probability],
+                    observed,
+                    yerr=[[max(0.0, b) for b in below], [max(0.0, a) for a in above]],
+                    color=_colour(index),
+                    linestyle=_DASHES[index % len(_DASHES)],
+                    linewidth=1.3,
+                    elinewidth=0.7,
+                    marker="o",
+                    markersize=3.5,
+                    label=one.name,
+                )
+            _unit(axes)
+            axes.set(
+                xlabel="Probability given",
+                ylabel="Share observed",
+                title=title(state[:1].upper() + state[1:], synthetic),
+            )
+        _legend(canvas, frames[0], columns=6)
+        alt = f"Reliability of {name}{data_words(synthetic)}, patients: {', '.join(states)}."
+        return vector(canvas, alt, file_name(name, "reliability"))
+
+
+def benefit_figure(groupings: Sequence[Benefit], *, name: str, synthetic: bool) -> Figure:
+    """Decision curves: net benefit over the threshold, a frame a grouping."""
+    with mpl.rc_context(STYLE):
+        canvas = Canvas(figsize=(3.6 * len(groupings), 3.6), layout="constrained")
+        frames = canvas.subplots(1, len(groupings), squeeze=False)[0]
+        for axes, one in zip(frames, groupings, strict=True):
+            axes.plot(one.threshold, one.treat_all, color=PALETTE[1], linestyle=_DASHES[1],
+                      linewidth=1.2, label="all positive")  # fmt: skip
+            axes.axhline(0, color=_GREY, linewidth=0.9, label="none positive")
+            axes.plot(one.threshold, one.model, color=PALETTE[0], linewidth=1.6, label="model")
+            top = max([0.05, *one.model, *one.treat_all])
+            axes.set(
+                xlim=(0, 1),
+                ylim=(-0.15 * top, 1.08 * top),
+                xlabel="Threshold probability",
+                title=title(one.name, synthetic),
+            )
+            axes.grid(True)
+        frames[0].set_ylabel("Net benefit")
+        _legend(canvas, frames[0], columns=3)
+        names = ", ".join(one.name for one in groupings)
+        alt = f"Net benefit of {name}{data_words(synthetic)} over thresholds: {names}."
+        return vector(canvas, alt, file_name(name, "benefit"))
+
+
+def _square() -> tuple[Canvas, Axes]:
+    canvas = Canvas(figsize=(4.8, 4.8), layout="constrained")
+    axes = canvas.subplots()
+    _unit(axes)
+    return canvas, axes
+
+
+def _legend(canvas: Canvas, axes: Axes, *, columns: int) -> None:
+    """Under the frames: curves may run anywhere in them."""
+    canvas.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
+
+
+def _unit(axes: Axes) -> None:
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+    axes.grid(True)
+
+
+def _lines(
+    axes: Axes,
+    curves: Sequence[Curve],
+    measure: str,
+    *,
+    steps: Literal["default", "steps-post"] = "default",
+) -> None:
+    for index, curve in enumerate(curves):
+        note = f"{curve.name}: {measure} {curve.area} (n={curve.positive})"
+        axes.plot(
+            curve.x,
+            curve.y,
+            color=_colour(index),
+            linestyle=_DASHES[index % len(_DASHES)],
+            linewidth=1.7,
+            drawstyle=steps,
+            label=note if len(curve.x) else f"{curve.name}: not defined",
+        )
+
+
+def _colour(index: int) -> str:
+    return PALETTE[index % len(PALETTE)]

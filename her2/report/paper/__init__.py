@@ -1,0 +1,1 @@
+"""Text for a paper: the methods draft, the checklist, the references."""

@@ -1,0 +1,291 @@
+"""Stage 2, report: everything that the page is made of, read once and checked for being there."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from her2.cohort.audit import read_cohort_table
+from her2.config import Config, Task
+from her2.config.jobs import ReportSpec
+from her2.core.errors import UserError
+from her2.encoders.card import EncoderCard, read_card
+from her2.explanation.heatmap_stage import read_heatmaps
+from her2.pretraining.overlap import Overlap, read_overlap
+from her2.storage.entries import FeatureEntry, FoldEntry, read_manifests
+from her2.storage.features import read_attributes
+
+DETAILS = (
+    "confusion",
+    "fold_metrics",
+    "binary",
+    "temperatures",
+    "calibration",
+    "reliability",
+    "operating",
+    "decision",
+)
+"""Of one evaluation, beyond its metrics."""
+TABLES = ("predictions", "slides", "patients", "metrics", *DETAILS)
+"""Of one evaluation."""
+CONTROLS = ("covariates", "inputs", "shuffled", "shuffled_draws", "subgroups")
+"""Beside one evaluation."""
+ATTENTION = (
+    "localisation",
+    "localisation_summary",
+    "faithfulness",
+    "faithfulness_summary",
+    "agreement",
+)
+"""Of one model's attention."""
+RECEIPTS = 200
+"""Stores of an encoder, about, whose receipts are read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One encoder and head on a task: the tables of its evaluation, and how it was trained.
+
+    `folds` and `histories` are by run (`r0f3`); a history that has no link is absent. `controls`
+    and `attention` are tables by name. `heatmaps` is the list of `heatmaps.json`, `scores` that of
+    `tiles.json`, and `pictures` their folder.
+    """
+
+    task_name: str
+    encoder: str
+    head: str
+    task: Task
+    predictions: pl.DataFrame
+    slides: pl.DataFrame
+    patients: pl.DataFrame
+    metrics: pl.DataFrame
+    confusion: pl.DataFrame
+    fold_metrics: pl.DataFrame
+    binary: pl.DataFrame
+    temperatures: pl.DataFrame
+    calibration: pl.DataFrame
+    reliability: pl.DataFrame
+    operating: pl.DataFrame
+    decision: pl.DataFrame
+    controls: Mapping[str, pl.DataFrame]
+    attention: Mapping[str, pl.DataFrame]
+    folds: Mapping[str, FoldEntry]
+    histories: Mapping[str, pl.DataFrame]
+    heatmaps: list[dict[str, object]]
+    scores: list[dict[str, object]]
+    pictures: Path
+
+    @property
+    def name(self) -> str:
+        """`task / encoder / head`."""
+        return f"{self.task_name} / {self.encoder} / {self.head}"
+
+    @property
+    def anchor(self) -> str:
+        """Of its section on the page; names hold no slash, so no two are equal."""
+        return f"model/{self.task_name}/{self.encoder}/{self.head}"
+
+    def level(self, name: str) -> pl.DataFrame:
+        """Figures at `patient` or `slide` level."""
+        return self.metrics.filter(pl.col("level") == name)
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """A finished run.
+
+    `cohort` has one row a slide and grid; `features`, and the `precisions` and `devices` that they
+    were computed in and on, are by encoder, and so are `overlaps` and `pretraining` (epochs), for
+    those that have them. `comparisons` and `statements` are by task; a task of one encoder and head
+    has no comparison. `receipts` are by encoder: how the features of some slides came about, see
+    `her2.embedding.stage.receipt`. `similar` are pairs of slides by encoder, `folds` are by task.
+    `split`: the manifest's fixed split was used.
+    """
+
+    config: Config
+    software: str
+    folder: Path
+    cohort: pl.DataFrame
+    features: Mapping[str, Mapping[str, FeatureEntry]]
+    cards: Mapping[str, EncoderCard]
+    precisions: Mapping[str, tuple[str, ...]]
+    devices: Mapping[str, tuple[str, ...]]
+    models: tuple[Model, ...]
+    overlaps: Mapping[str, Overlap]
+    pretraining: Mapping[str, pl.DataFrame]
+    comparisons: Mapping[str, pl.DataFrame]
+    statements: Mapping[str, pl.DataFrame]
+    receipts: Mapping[str, tuple[Mapping[str, Any], ...]]
+    similar: Mapping[str, pl.DataFrame]
+    folds: Mapping[str, pl.DataFrame]
+    split: bool
+
+    @property
+    def synthetic(self) -> bool:
+        """The slides are drawn."""
+        return self.config.cohort.synthetic
+
+    def task_models(self, task_name: str) -> tuple[Model, ...]:
+        """The models of one task, in the config's order."""
+        return tuple(model for model in self.models if model.task_name == task_name)
+
+
+def read_results(spec: ReportSpec, folder: Path) -> Results:
+    """Read the results folder of a run.
+
+    Raises:
+        UserError: a table, card or manifest is missing or broken.
+    """
+    config = spec.config
+    features = {
+        name: read_manifests(folder / "features" / name, spec.buckets, FeatureEntry)
+        for name in config.encoders
+    }
+    receipts = {name: _receipts(spec, folder / "features" / name) for name in features}
+    cards = {name: read_card(folder / "encoders" / name) for name in config.encoders}
+    return Results(
+        config=config,
+        software=spec.software,
+        folder=folder,
+        cohort=read_cohort_table(folder / "cohort"),
+        features=features,
+        cards=cards,
+        precisions={name: precisions for name, (precisions, _) in receipts.items()},
+        devices={name: devices for name, (_, devices) in receipts.items()},
+        receipts={
+            name: _slide_receipts(entries, folder / "features" / name)
+            for name, entries in features.items()
+        },
+        models=tuple(
+            _model(config, folder, (task, encoder, head), spec.chunks)
+            for task in config.tasks
+            for encoder in config.encoders
+            for head in config.heads
+        ),
+        overlaps=_overlaps(config, folder),
+        pretraining={
+            name: _table(path)
+            for name, card in cards.items()
+            if card.source == "pretrain"
+            and (path := folder / "encoders" / name / "history.parquet").exists()
+        },
+        comparisons=_comparisons(config, folder),
+        statements=_present(
+            {task: folder / "evaluation" / task / "statement.parquet" for task in config.tasks}
+        ),
+        similar=_present({n: folder / "features" / n / "similar.parquet" for n in config.encoders}),
+        folds=_present({task: folder / "folds" / f"{task}.parquet" for task in config.tasks}),
+        split=spec.split,
+    )
+
+
+def _present(paths: Mapping[str, Path]) -> dict[str, pl.DataFrame]:
+    return {name: _table(path) for name, path in paths.items() if path.exists()}
+
+
+def _overlaps(config: Config, folder: Path) -> dict[str, Overlap]:
+    found = {}
+    for name in config.encoders:
+        path = folder / "encoders" / name / "overlap.json"
+        if path.exists():
+            try:
+                found[name] = read_overlap(path)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise _broken(path, error) from None
+    return found
+
+
+def _comparisons(config: Config, folder: Path) -> dict[str, pl.DataFrame]:
+    """Results of before there was a comparison have none, and one encoder has no pair."""
+    paths = {task: folder / "evaluation" / task / "comparison.parquet" for task in config.tasks}
+    tables = {task: _table(path) for task, path in paths.items() if path.exists()}
+    return {task: table for task, table in tables.items() if len(table)}
+
+
+def _model(
+    config: Config, folder: Path, names: tuple[str, str, str], chunks: tuple[str, ...]
+) -> Model:
+    task, encoder, head = names
+    evaluation, models, heatmaps, controls, attention = (
+        folder / stage / task / encoder / head
+        for stage in ("evaluation", "models", "heatmaps", "controls", "attention")
+    )
+    folds = read_manifests(models, chunks, FoldEntry)
+    histories = {run: models / run / "history.parquet" for run in folds}
+    tables = {name: _table(evaluation / f"{name}.parquet") for name in TABLES}
+    return Model(
+        task_name=task,
+        encoder=encoder,
+        head=head,
+        task=config.tasks[task],
+        **tables,
+        controls={name: _table(controls / f"{name}.parquet") for name in CONTROLS},
+        attention={name: _table(attention / f"{name}.parquet") for name in ATTENTION},
+        folds=folds,
+        histories={run: _table(path) for run, path in histories.items() if path.exists()},
+        heatmaps=_heatmaps(heatmaps / "heatmaps.json"),
+        scores=_heatmaps(heatmaps / "tiles.json"),
+        pictures=heatmaps,
+    )
+
+
+def _receipts(spec: ReportSpec, folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The precisions and devices of the features: one store a bucket answers for its job."""
+    precisions, devices = set(), set()
+    for bucket in spec.buckets:
+        entries = read_manifests(folder, [bucket], FeatureEntry)
+        for slide_id, entry in entries.items():
+            store = folder / f"{slide_id}.zarr.zip"
+            if entry.status == "ok" and store.exists():
+                attributes = read_attributes(store)
+                precisions.add(str(attributes.get("precision", "not recorded")))
+                devices.add(str(attributes.get("receipt", {}).get("device", "not recorded")))
+                break
+    return tuple(sorted(precisions)), tuple(sorted(devices))
+
+
+def _slide_receipts(
+    entries: Mapping[str, FeatureEntry], folder: Path
+) -> tuple[Mapping[str, Any], ...]:
+    """Of as many slides as tell how a cohort went; the oldest stores have none."""
+    paths = [
+        path
+        for slide_id, entry in sorted(entries.items())
+        if entry.status == "ok" and (path := folder / f"{slide_id}.zarr.zip").exists()
+    ]
+    step = max(1, len(paths) // RECEIPTS)
+    attributes = [read_attributes(path) for path in paths[::step]]
+    return tuple(
+        {**found["receipt"], "tiles": found["tiles"]}
+        for found in attributes
+        if "on_cpu" in found.get("receipt", {})
+    )
+
+
+def read_metrics(path: Path) -> pl.DataFrame:
+    """Read the figures of one model.
+
+    Raises:
+        UserError: they are missing or broken.
+    """
+    return _table(path)
+
+
+def _table(path: Path) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise _broken(path, error) from None
+
+
+def _heatmaps(path: Path) -> list[dict[str, object]]:
+    try:
+        return read_heatmaps(path)
+    except (OSError, ValueError) as error:
+        raise _broken(path, error) from None
+
+
+def _broken(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path}: cannot be read ({error}); delete it and run snakemake again.")

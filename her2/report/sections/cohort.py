@@ -1,0 +1,224 @@
+"""Stage 2, report: what the cohort is, and which of its slides could not be used."""
+
+from collections import Counter
+from dataclasses import dataclass
+from statistics import median
+
+import polars as pl
+
+from her2.report.format import count, percent, span, without_folders
+from her2.report.results import Results
+from her2.report.sections.gallery import CAUSES
+
+
+@dataclass(frozen=True, slots=True)
+class CompositionRow:
+    """(patients, slides) of a site or of all: each class, then those of no class, then all."""
+
+    site: str
+    cells: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Composition:
+    """Who is in the cohort, by the classes of a task; `outside` has a label of no class."""
+
+    task_name: str
+    label: str
+    classes: tuple[str, ...]
+    rows: tuple[CompositionRow, ...]
+    has_sites: bool
+    missing: int
+    outside: int
+
+
+@dataclass(frozen=True, slots=True)
+class GridRow:
+    """A tile grid over the cohort; `rejected` is a share of the tiles with enough tissue."""
+
+    grid: str
+    encoders: str
+    usable: int
+    excluded: int
+    failed: int
+    mpp: str
+    sources: str
+    tiles: str
+    rejected: str
+    causes: str
+    tiles_median: str
+    tissue_median_mm2: str
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderRow:
+    """What an encoder made of the usable slides of its grid."""
+
+    encoder: str
+    grid: str
+    embedded: int
+    lost: int
+    tiles: int
+    failed_tiles: int
+
+
+@dataclass(frozen=True, slots=True)
+class Excluded:
+    """A slide that a stage could not use; `encoder` is empty for the tile stage."""
+
+    slide_id: str
+    site: str
+    stage: str
+    grid: str
+    encoder: str
+    status: str
+    reason: str
+
+
+def one_row_a_slide(results: Results) -> pl.DataFrame:
+    """The cohort table without its grids."""
+    return results.cohort.unique("slide_id", keep="first").sort("slide_id")
+
+
+def composition(results: Results, task_name: str) -> Composition:
+    """Patients and slides per class, and per site where sites are known."""
+    task = results.config.tasks[task_name]
+    records = one_row_a_slide(results).select(
+        "slide_id", "patient_id", "site", label=pl.col(f"label_{task.label}")
+    )
+    rows = [
+        (slide, patient, site, None if label is None else task.class_index(label), label)
+        for slide, patient, site, label in records.iter_rows()
+    ]
+    sites = sorted({site for _, _, site, _, _ in rows if site is not None})
+    indices = [*range(len(task.class_names)), None]
+
+    def cells(members: list[tuple[str, str, str | None, int | None, str | None]]) -> CompositionRow:
+        groups = [[row for row in members if row[3] == index] for index in indices]
+        pairs = [(len({row[1] for row in group}), len(group)) for group in [*groups, members]]
+        return CompositionRow("", tuple(pairs))
+
+    table = [
+        CompositionRow(site, cells([row for row in rows if row[2] == site]).cells) for site in sites
+    ]
+    unknown = [row for row in rows if row[2] is None]
+    if sites and unknown:
+        table.append(CompositionRow("(no site)", cells(unknown).cells))
+    table.append(CompositionRow("all", cells(rows).cells))
+    return Composition(
+        task_name=task_name,
+        label=task.label,
+        classes=task.class_names,
+        rows=tuple(table),
+        has_sites=bool(sites),
+        missing=sum(label is None for *_, label in rows),
+        outside=sum(index is None and label is not None for *_, index, label in rows),
+    )
+
+
+def grid_rows(results: Results) -> list[GridRow]:
+    """One row a grid, in the order of their names."""
+    found = []
+    for grid in sorted(results.config.grids):
+        table = results.cohort.filter(pl.col("grid") == grid)
+        usable = table.filter(pl.col("status") == "ok")
+        by_status = dict(table.group_by("status").len().iter_rows())
+        scales = [scale for axis in ("mpp_x", "mpp_y") for scale in table[axis].drop_nulls()]
+        rejected, causes = _rejected(table)
+        sources = Counter(table["mpp_source"].drop_nulls().to_list())
+        found.append(
+            GridRow(
+                grid=grid,
+                encoders=", ".join(n for n, e in results.config.encoders.items() if e.grid == grid),
+                usable=len(usable),
+                excluded=by_status.get("excluded", 0),
+                failed=by_status.get("failed", 0),
+                mpp=span(scales),
+                sources=", ".join(f"{name} {number}" for name, number in sorted(sources.items()))
+                or "-",
+                tiles=count(int(usable["tiles"].sum())),
+                rejected=rejected,
+                causes=causes,
+                tiles_median=_median(usable["tiles"], 0),
+                tissue_median_mm2=_median(usable["tissue_mm2"], 2),
+            )
+        )
+    return found
+
+
+def encoder_rows(results: Results) -> list[EncoderRow]:
+    """One row an encoder, in the config's order."""
+    found = []
+    for name, section in results.config.encoders.items():
+        entries = results.features[name].values()
+        good = [entry for entry in entries if entry.status == "ok"]
+        found.append(
+            EncoderRow(
+                encoder=name,
+                grid=section.grid,
+                embedded=len(good),
+                lost=sum(row.encoder == name for row in excluded_slides(results)),
+                tiles=sum(entry.tiles for entry in good),
+                failed_tiles=sum(entry.failed_tiles for entry in entries),
+            )
+        )
+    return found
+
+
+def excluded_slides(results: Results) -> list[Excluded]:
+    """Every slide that is not used: once a grid it fell out of, or once an encoder."""
+    rows = results.cohort.filter(pl.col("status") != "ok").sort("slide_id", "grid")
+    found = [
+        Excluded(
+            slide_id=row["slide_id"],
+            site=row["site"] or "",
+            stage="tile",
+            grid=row["grid"],
+            encoder="",
+            status=row["status"],
+            reason=without_folders(row["reason"] or "no reason recorded"),
+        )
+        for row in rows.to_dicts()
+    ]
+    sites = dict(one_row_a_slide(results).select("slide_id", "site").iter_rows())
+    for name, section in results.config.encoders.items():
+        tiled = set(
+            results.cohort.filter((pl.col("grid") == section.grid) & (pl.col("status") == "ok"))[
+                "slide_id"
+            ]
+        )
+        found += [
+            Excluded(
+                slide_id=slide_id,
+                site=sites.get(slide_id) or "",
+                stage="embed",
+                grid=section.grid,
+                encoder=name,
+                status=entry.status,
+                reason=without_folders(entry.reason or "no reason recorded"),
+            )
+            for slide_id, entry in sorted(results.features[name].items())
+            if entry.status != "ok" and slide_id in tiled
+        ]
+    return found
+
+
+def _rejected(table: pl.DataFrame) -> tuple[str, str]:
+    """The share of tiles with enough tissue that artefacts cost, and that of each cause."""
+    columns = [f"rejected_{name}" for name in CAUSES]
+    numbers = {name: int(table[name].sum()) for name in columns if name in table.columns}
+    kept = int(table["tiles"].sum()) + (int(table["not_drawn"].sum()) if numbers else 0)
+    total = sum(numbers.values())
+    if not total:
+        return "none", ""
+    causes = [
+        f"{name.removeprefix('rejected_')} {percent(number / (kept + total))}"
+        for name, number in numbers.items()
+        if number
+    ]
+    return percent(total / (kept + total)), ", ".join(causes)
+
+
+def _median(values: pl.Series, digits: int) -> str:
+    numbers = values.drop_nulls().to_list()
+    return f"{median(numbers):,.{digits}f}" if numbers else "-"

@@ -1,0 +1,189 @@
+"""Stage 2, report: encoders, and heads, against each other on identical patients, pair by pair."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from her2.report.format import interval, number, p_value, signed
+from her2.report.results import Results
+from her2.report.sections.overlap import mark, seen
+from her2.report.tables import Cell, Row, Sheet, sheet
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """Whether two encoders read the same tiles."""
+
+    encoder: str
+    other: str
+    same: bool
+    tiles: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All pairs that share a head (or an encoder) of a task: macro AUC, classes, groupings."""
+
+    task_name: str
+    kind: str
+    within: str
+    macro: Sheet
+    classes: Sheet
+    groupings: Sheet | None
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A difference between domains of pre-training, in one line."""
+
+    task_name: str
+    head: str
+    text: str
+
+
+def comparisons(results: Results) -> list[Comparison]:
+    """Encoders under each head, then heads under each encoder; none where one stands alone."""
+    found = []
+    for task_name, table in results.comparisons.items():
+        for kind, within in table.select("kind", "within").unique(maintain_order=True).iter_rows():
+            own = table.filter((pl.col("kind") == kind) & (pl.col("within") == within))
+            groups = {
+                "macro": own.filter(pl.col("class") == "macro"),
+                "classes": own.filter((pl.col("grouping") == "") & (pl.col("class") != "macro")),
+                "groupings": own.filter(pl.col("grouping") != ""),
+            }
+            shared = "head" if kind == "encoders" else "encoder"
+            about = f"task {task_name}, {shared} {within}"
+            found.append(
+                Comparison(
+                    task_name=task_name,
+                    kind=kind,
+                    within=within,
+                    macro=_pairs(results, kind, groups["macro"], f"Macro AUC, {about}"),
+                    classes=_pairs(
+                        results, kind, groups["classes"], f"AUC of each score, {about}", "class"
+                    ),
+                    groupings=_pairs(
+                        results, kind, groups["groupings"], f"Scores in two groups, {about}",
+                        "grouping",
+                    )
+                    if len(groups["groupings"])
+                    else None,
+                )
+            )  # fmt: skip
+    return found
+
+
+def statements(results: Results) -> list[Statement]:
+    """What arXiv 2411.05028 states of pre-training on H&E, measured here."""
+    found = []
+    for task_name, table in results.statements.items():
+        for row in table.to_dicts():
+            found.append(Statement(task_name, row["head"], _statement(row)))
+    return found
+
+
+def shared_tiles(results: Results) -> list[Shared]:
+    """Which pairs of encoders read the same tile grid: um/px and size both agree."""
+    tables = [
+        table.filter(pl.col("kind") == "encoders").select("first", "second")
+        for table in results.comparisons.values()
+    ]
+    if not tables:
+        return []
+    encoders = results.config.encoders
+    found = []
+    for first, second in pl.concat(tables).unique(maintain_order=True).iter_rows():
+        grids = [f"{encoders[name].size} px at {encoders[name].mpp:g} um/px" for name in
+                 (first, second)]  # fmt: skip
+        same = encoders[first].grid == encoders[second].grid
+        tiles = grids[0] if same else f"{grids[0]}; {grids[1]}"
+        found.append(Shared(first, second, same, tiles))
+    return found
+
+
+def comparison_table(results: Results) -> pl.DataFrame | None:
+    """The tables of all tasks, with how many patients of the cohort either encoder saw."""
+    parts = [
+        table.select(pl.lit(task).alias("task"), pl.all())
+        for task, table in results.comparisons.items()
+    ]
+    if not parts:
+        return None
+    counts = {name: seen(results, name) for name in results.config.encoders}
+    heads = pl.col("kind") == "heads"
+    return pl.concat(parts).with_columns(
+        pl.when(heads)
+        .then(pl.col("within"))
+        .otherwise(pl.col(column))
+        .replace_strict(counts, return_dtype=pl.Int64, default=None)
+        .alias(name)
+        for column, name in (("first", "overlap"), ("second", "other_overlap"))
+    )
+
+
+def statement_table(results: Results) -> pl.DataFrame | None:
+    """The statements of all tasks."""
+    parts = [
+        table.select(pl.lit(task).alias("task"), pl.all())
+        for task, table in results.statements.items()
+    ]
+    return pl.concat(parts) if parts else None
+
+
+def _pairs(
+    results: Results, kind: str, table: pl.DataFrame, caption: str, column: str | None = None
+) -> Sheet:
+    """A row a pair (and class or grouping); `difference` is first minus second."""
+    what = {"encoders": "Encoder", "heads": "Head"}[kind]
+    rows: list[Row] = []
+    for row in table.to_dicts():
+        marks = {name: _mark(results, kind, row, name) for name in ("first", "second")}
+        low, high = row["low"], row["high"]
+        note = row["note"] or ""
+        if low is not None and high is not None and low <= 0 <= high:
+            note = "; ".join(text for text in ("no difference shown", note) if text)
+        either = marks["first"] or marks["second"]
+        middle = [row[column]] if column else []
+        if column == "grouping":
+            middle.append({"delong": "DeLong"}.get(row["method"], row["method"]))
+        rows.append(
+            (
+                row["first"] + marks["first"],
+                row["second"] + marks["second"],
+                *middle,
+                number(row["first_value"], sign=marks["first"]),
+                number(row["second_value"], sign=marks["second"]),
+                Cell(signed(row["difference"], sign=either), interval(low, high), note),
+                p_value(row["p"]),
+                Cell(p_value(row["p_holm"]), note=f"of {row['family']}" if row["family"] else ""),
+                str(row["n"]),
+            )
+        )
+    titles = {"class": ["Score"], "grouping": ["Grouping", "Method"]}.get(column or "", [])
+    return sheet(
+        caption,
+        (what, "Other", *titles, "#Its AUC", "#The other's AUC", "#Difference", "#p",
+         "#p, Holm", "#Patients"),
+        rows,
+    )  # fmt: skip
+
+
+def _mark(results: Results, kind: str, row: dict[str, Any], name: str) -> str:
+    return mark(results, row["within"] if kind == "heads" else row[name])
+
+
+def _statement(row: dict[str, Any]) -> str:
+    words = {
+        "H&E - IHC": "H&E minus IHC pre-training",
+        "H&E - non-medical": "H&E minus non-medical pre-training",
+        "H&E - both": "H&E minus the better of both: the smaller of the two differences",
+    }.get(row["statement"], row["statement"])
+    if row["difference"] is None:
+        return f"{words}: NA, {row['note'] or 'not defined'}."
+    holds = {True: "Shown here.", False: "Not shown here.", None: ""}[row["holds"]]
+    ends = interval(row["low"], row["high"])
+    text = f"{words}: {signed(row['difference'])} {ends}, p {p_value(row['p'])}, "
+    text += f"{row['n']} patients ({row['first']} against {row['second']}). {holds}"
+    return f"{text} {row['note'][:1].upper() + row['note'][1:]}." if row["note"] else text

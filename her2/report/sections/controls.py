@@ -1,0 +1,190 @@
+"""Stage 2, report: what else could have given the figures: chance, covariates, sites, tissue."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from her2.report.figures.base import Figure
+from her2.report.figures.controls import shuffled_figure
+from her2.report.format import NA, interval, number, p_value, signed
+from her2.report.results import Model, Results
+from her2.report.sections.overlap import mark
+from her2.report.tables import Cell, Row, Sheet, figure_cell, sheet
+
+SUBGROUPS = {"site": "site", "scanner": "scanner", "tissue": "amount of tissue"}
+MACRO = pl.col("class") == "macro"
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """A headline that a model of covariates alone reaches; `title` says in which way."""
+
+    name: str
+    anchor: str
+    title: str
+    text: str
+
+
+def covariates_cell(model: Model) -> Cell:
+    """Macro AUC of covariates alone on the same patients and folds, beside the headline."""
+    row = _macro(model.controls["covariates"])
+    if row is None:
+        return Cell(NA, note="not evaluated")
+    ends = interval(row["covariates_low"], row["covariates_high"])
+    return Cell(number(row["covariates"]), ends, row["note"] or "")
+
+
+def reached(results: Results) -> list[Reached]:
+    """The models whose macro AUC is not above that of covariates, or not clearly so."""
+    found = []
+    for model in results.models:
+        row = _macro(model.controls["covariates"])
+        if row is None or not row["reached"]:
+            continue
+        text = (
+            f"{model.name}: macro AUC {number(row['model'])} "
+            f"{interval(row['model_low'], row['model_high'])}, and {number(row['covariates'])} "
+            f"{interval(row['covariates_low'], row['covariates_high'])} from covariates alone "
+            f"({', '.join(_used(model))}); difference {signed(row['difference'])} "
+            f"{interval(row['low'], row['high'])}."
+        )
+        title = (
+            "Covariates alone reach this headline."
+            if row["difference"] <= 0
+            else "This headline is not shown to be above covariates alone."
+        )
+        found.append(Reached(model.name, model.anchor, title, text))
+    return found
+
+
+def covariates_sheet(results: Results) -> Sheet:
+    """Macro and class AUC of each model beside that of covariates, and the paired difference."""
+    rows: list[Row] = []
+    for model in results.models:
+        sign = mark(results, model.encoder)
+        for row in model.controls["covariates"].to_dicts():
+            verdict = {True: "reached", False: "not reached", None: "not judged"}[row["reached"]]
+            rows.append(
+                (
+                    model.name + sign,
+                    row["class"],
+                    Cell(
+                        number(row["model"], sign=sign),
+                        interval(row["model_low"], row["model_high"]),
+                    ),
+                    Cell(
+                        number(row["covariates"]),
+                        interval(row["covariates_low"], row["covariates_high"]),
+                    ),
+                    Cell(
+                        signed(row["difference"], sign=sign),
+                        interval(row["low"], row["high"]),
+                        row["note"] or "",
+                    ),
+                    p_value(row["p"]),
+                    verdict,
+                )
+            )
+    return sheet(
+        "AUC of the models and of covariates alone, patients",
+        ("Task / encoder / head", "Score", "#Model", "#Covariates alone", "#Difference", "#p",
+         "By the covariates"),
+        rows,
+        "Covariates: logistic regression on what is known without how the tissue looks, in the "
+        "same folds. Reached: its AUC is not below the model's, or the interval of the difference "
+        "holds 0. Not judged: one of the two is not defined, with the reason beside it.",
+    )  # fmt: skip
+
+
+def inputs_sheet(results: Results) -> Sheet | None:
+    """Which covariates there were; one table, of the first model, as grids differ little."""
+    if not results.models:
+        return None
+    rows: list[Row] = [
+        (
+            row["covariate"],
+            row["kind"],
+            "used" if row["used"] else "not used",
+            "" if row["levels"] is None else str(row["levels"]),
+            "" if row["missing"] is None else str(row["missing"]),
+            row["note"] or "",
+        )
+        for row in results.models[0].controls["inputs"].to_dicts()
+    ]
+    return sheet(
+        f"Covariates ({results.models[0].name})",
+        ("Covariate", "Kind", "Used", "#Levels", "#Missing", "Note"),
+        rows,
+    )
+
+
+def shuffled_sheet(results: Results) -> Sheet:
+    """Macro AUC under shuffled labels."""
+    rows: list[Row] = []
+    for model in results.models:
+        row = _macro(model.controls["shuffled"])
+        if row is not None:
+            rows.append(
+                (
+                    model.name + mark(results, model.encoder),
+                    number(row["value"], sign=mark(results, model.encoder)),
+                    Cell(number(row["mean"]), interval(row["low"], row["high"])),
+                    Cell(p_value(row["p"]), note=row["note"] or ""),
+                    f"{row['permutations']:,}",
+                )
+            )
+    return sheet(
+        "Macro AUC with the labels of held-out patients shuffled within their folds",
+        ("Task / encoder / head", "#Observed", "#Shuffled", "#p", "#Permutations"),
+        rows,
+        "It asks whether predictions and labels go together at all; what they go together by is "
+        "the other controls' question.",
+    )
+
+
+def shuffled(results: Results, model: Model) -> Figure | None:
+    """The distribution of one model; None where it is not defined."""
+    row = _macro(model.controls["shuffled"])
+    draws = model.controls["shuffled_draws"].filter(MACRO)["auc"].drop_nulls().to_list()
+    if row is None or row["value"] is None or not draws:
+        return None
+    return shuffled_figure(
+        draws, row["value"], p_value(row["p"]), name=model.name, synthetic=results.synthetic
+    )
+
+
+def subgroups_sheet(results: Results, model: Model) -> Sheet | None:
+    """AUC by site, scanner and amount of tissue."""
+    table = model.controls["subgroups"]
+    if not len(table):
+        return None
+    sign = mark(results, model.encoder)
+    groups: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for row in table.to_dicts():
+        groups.setdefault((row["by"], row["group"]), {})[row["class"]] = row
+    names = ("macro", *model.task.class_names)
+    rows: list[Row] = [
+        (
+            SUBGROUPS.get(by, by),
+            group,
+            str(next(iter(own.values()))["n"]),
+            *(figure_cell(own.get(name), sign=sign) for name in names),
+        )
+        for (by, group), own in groups.items()
+    ]
+    return sheet(
+        f"AUC in parts of the cohort{sign}, patients",
+        ("By", "Part", "#Patients", *(f"#AUC {name}" for name in names)),
+        rows,
+    )
+
+
+def _macro(table: pl.DataFrame) -> dict[str, Any] | None:
+    rows = table.filter(MACRO).to_dicts()
+    return rows[0] if rows else None
+
+
+def _used(model: Model) -> list[str]:
+    inputs = model.controls["inputs"]
+    return [str(name) for name in inputs.filter(pl.col("used"))["covariate"]]

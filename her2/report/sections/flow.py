@@ -1,0 +1,94 @@
+"""Stage 2, report: what became of the slides of the manifest, in numbers that add up."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import polars as pl
+
+from her2.cohort.split import SPLITS
+from her2.report.format import plural
+from her2.report.results import Model, Results
+from her2.report.sections.cohort import one_row_a_slide
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Slides that leave at a step, and why; `rest` are those that go on."""
+
+    left: int
+    reason: str
+    rest: int
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """The way of a task's slides to the figures; `encoders` share it."""
+
+    task_name: str
+    encoders: tuple[str, ...]
+    slides: int
+    patients: int
+    steps: tuple[Step, ...]
+    tested_slides: int
+    tested_patients: int
+
+
+def flows(results: Results) -> list[Flow]:
+    """One a task, or one for each group of encoders that lost different slides."""
+    found: dict[tuple[object, ...], list[str]] = {}
+    flow_of: dict[tuple[object, ...], Flow] = {}
+    for task_name in results.config.tasks:
+        for encoder in results.config.encoders:
+            models = [m for m in results.task_models(task_name) if m.encoder == encoder]
+            if not models:
+                continue
+            flow = _flow(results, models[0])
+            key = (task_name, flow.steps, flow.tested_slides, flow.tested_patients)
+            flow_of[key] = flow
+            found.setdefault(key, []).append(encoder)
+    return [
+        Flow(flow.task_name, tuple(found[key]), flow.slides, flow.patients, flow.steps,
+             flow.tested_slides, flow.tested_patients)
+        for key, flow in flow_of.items()
+    ]  # fmt: skip
+
+
+def _flow(results: Results, model: Model) -> Flow:
+    section = results.config.encoders[model.encoder]
+    table = one_row_a_slide(results)
+    grid = results.cohort.filter(pl.col("grid") == section.grid)
+    entries = results.features[model.encoder]
+    label, split = f"label_{model.task.label}", "split"
+    tiled = {row["slide_id"]: row for row in grid.to_dicts()}
+    tested = set(model.slides["slide_id"])
+    left: Counter[tuple[int, str]] = Counter()
+    for row in table.to_dicts():
+        name, tile = row["slide_id"], tiled.get(row["slide_id"])
+        value = row[label]
+        if tile is None or tile["status"] != "ok":
+            status = "failed (could not be read)" if tile and tile["status"] == "failed" else ""
+            left[0, status or "excluded (no usable tissue or scale)"] += 1
+        elif name not in entries or entries[name].status != "ok":
+            left[1, "without features (could not be embedded)"] += 1
+        elif value is None:
+            left[2, "without a label; predicted only"] += 1
+        elif model.task.class_index(value) is None:
+            left[2, "with a label of no class of the task; predicted only"] += 1
+        elif name not in tested and results.split:
+            part = SPLITS.get((row[split] or "").lower()) or "no part"
+            left[3, f"in the {part} part of the fixed split"] += 1
+        elif name not in tested:
+            left[3, "without a prediction"] += 1
+    rest, steps = len(table), []
+    for (_, reason), number in sorted(left.items()):
+        rest -= number
+        steps.append(Step(number, f"{plural(number, 'slide')} {reason}", rest))
+    return Flow(
+        task_name=model.task_name,
+        encoders=(model.encoder,),
+        slides=len(table),
+        patients=table["patient_id"].n_unique(),
+        steps=tuple(steps),
+        tested_slides=len(tested),
+        tested_patients=len(model.patients),
+    )

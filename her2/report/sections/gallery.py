@@ -1,0 +1,146 @@
+"""Stage 2, report: the quality-control gallery, a whole cohort to page through."""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from her2.report.figures.base import Figure, jpeg
+from her2.report.format import percent, plural, without_folders
+from her2.report.results import Results
+
+SHOWN = 500
+"""Slides of one grid on the page, the worst first; the others stay files."""
+CAUSES = ("pen", "fold", "blur", "border")
+MUCH = 0.1
+"""From this share of rejected tiles on a slide is marked."""
+_SIZES = ((60, 480, 80), (150, 320, 75), (SHOWN, 208, 70))
+"""Up to so many slides: px of the longer side, JPEG quality. 500 slides stay below 10 MB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A slide; `reason` is empty for a usable one, `figure` None where it could not be tiled.
+
+    `lost` is the share of its tiles with enough tissue that were rejected, `causes` that of each
+    cause, `facts` what the large view adds.
+    """
+
+    slide_id: str
+    site: str
+    status: str
+    reason: str
+    tiles: int
+    tissue_mm2: float
+    lost: float
+    causes: tuple[tuple[str, float], ...]
+    marked: bool
+    facts: tuple[tuple[str, str], ...]
+    figure: Figure | None
+
+    @property
+    def words(self) -> str:
+        """What was rejected: `pen 8 %, blur 3 %`; empty when nothing was."""
+        return ", ".join(f"{name} {percent(share)}" for name, share in self.causes if share)
+
+
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    """Cards of one grid, worst first; `left_out` more are not shown."""
+
+    grid: str
+    cards: tuple[Card, ...]
+    left_out: int
+    unusable: int
+    marked: int
+    regions: bool
+    """Some slides were tiled in annotated regions only."""
+
+
+def gallery(results: Results) -> Gallery:
+    """The slides of the first grid: unusable ones, then by the share of tiles they lost."""
+    grid = min(results.config.grids)
+    table = results.cohort.filter(pl.col("grid") == grid)
+    rows = sorted(
+        table.to_dicts(),
+        key=lambda row: (row["status"] == "ok", -_lost(row), row["tiles"], row["slide_id"]),
+    )
+    shown = rows[:SHOWN]
+    side, quality = next((s, q) for limit, s, q in _SIZES if len(shown) <= limit)
+    folder = results.folder / "tiles" / grid
+    cards = tuple(_card(row, folder, side, quality) for row in shown)
+    return Gallery(
+        grid=grid,
+        cards=cards,
+        left_out=len(rows) - len(shown),
+        unusable=sum(card.status != "ok" for card in cards),
+        marked=sum(card.marked for card in cards),
+        regions=any(row.get("regions") is not None for row in rows),
+    )
+
+
+def _candidates(row: dict[str, Any]) -> int:
+    """Tiles with enough tissue, before anything was rejected."""
+    rejected = sum(row.get(f"rejected_{name}") or 0 for name in CAUSES)
+    return (row["tiles"] or 0) + (row.get("not_drawn") or 0) + rejected
+
+
+def _lost(row: dict[str, Any]) -> float:
+    found = _candidates(row)
+    return sum(row.get(f"rejected_{name}") or 0 for name in CAUSES) / found if found else 0.0
+
+
+def _card(row: dict[str, Any], folder: Path, side: int, quality: int) -> Card:
+    found = max(1, _candidates(row))
+    causes = tuple((name, (row.get(f"rejected_{name}") or 0) / found) for name in CAUSES)
+    slide_id, lost = row["slide_id"], _lost(row)
+    tiles = plural(row["tiles"] or 0, "tile")
+    figure = None
+    # A slide that could not be opened has no picture; its card says why.
+    with contextlib.suppress(OSError):
+        figure = jpeg(
+            folder / f"{slide_id}.qc.jpg",
+            side_px=(side, side),
+            quality=quality,
+            alt=f"{slide_id}: tissue outline and {tiles}",
+        )
+    return Card(
+        slide_id=slide_id,
+        site=row["site"] or "",
+        status=row["status"],
+        reason=without_folders(row["reason"] or ""),
+        tiles=row["tiles"] or 0,
+        tissue_mm2=row["tissue_mm2"] or 0.0,
+        lost=lost,
+        causes=causes,
+        marked=row["status"] == "ok" and lost >= MUCH,
+        facts=tuple(_facts(row)),
+        figure=figure,
+    )
+
+
+def _facts(row: dict[str, Any]) -> list[tuple[str, str]]:
+    found = [("Tiles", f"{row['tiles'] or 0:,}")]
+    if row["tissue_mm2"] is not None:
+        found.append(("Tissue", f"{row['tissue_mm2']:,.2f} mm\N{SUPERSCRIPT TWO}"))
+    rejected = [
+        f"{row[f'rejected_{name}']:,} for {name}" for name in CAUSES if row.get(f"rejected_{name}")
+    ]
+    found.append(("Tiles rejected", ", ".join(rejected) or "none"))
+    if row.get("not_drawn"):
+        found.append(("Tiles not drawn", f"{row['not_drawn']:,} (tiling.max_tiles)"))
+    areas = [f"{name} {percent(row[name])}" for name in ("pen", "fold", "border") if row.get(name)]
+    if areas:
+        found.append(("Area under artefacts", ", ".join(areas)))
+    if row.get("regions") is not None:
+        found.append(("Annotated regions", f"{row['regions']:,}"))
+    if row.get("tissue_source") not in (None, "detected"):
+        found.append(("Tissue from", row["tissue_source"]))
+    if row["width_px"] is not None:
+        size = f"{row['width_px']:,} \N{MULTIPLICATION SIGN} {row['height_px']:,} px"
+        found.append(("Slide", f"{size}, {row['mpp_x']:.4g} um/px ({row['mpp_source']})"))
+    if row["site"]:
+        found.append(("Site", row["site"]))
+    return found

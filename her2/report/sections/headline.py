@@ -1,0 +1,173 @@
+"""Stage 2, report: the figures of each encoder and head, as they stand on the page."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from her2.config import EncoderSection
+from her2.report.format import NA, interval, number
+from her2.report.results import Model, Results
+from her2.report.sections.controls import covariates_cell
+from her2.report.sections.overlap import mark
+from her2.report.tables import Cell
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A head of the table of figures; `note` is how many of how many are positive."""
+
+    title: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadlineRow:
+    """One encoder and head; `domain` is what its encoder was trained on."""
+
+    encoder: str
+    mark: str
+    head: str
+    domain: str
+    source: str
+    anchor: str
+    cells: tuple[Cell, ...]
+    covariates: Cell | None
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """The figures of a task at one level (`patient` or `slide`)."""
+
+    task_name: str
+    level: str
+    columns: tuple[Column, ...]
+    rows: tuple[HeadlineRow, ...]
+
+
+SOURCES = {
+    "random": "random weights, not trained on any image",
+    "timm": "published weights (timm)",
+    "torchvision": "published weights (torchvision)",
+    "checkpoint": "weights of a local file",
+    "catalogue": "published weights (catalogue)",
+    "pretrain": "pre-trained here",
+}
+DOMAINS = {
+    "he": "H&E",
+    "ihc": "IHC",
+    "he_ihc": "H&E + IHC",
+    "natural": "non-medical",
+    "none": "none (random)",
+}
+"""What the page calls the images an encoder was trained on."""
+METRICS = {
+    "auc": "AUC",
+    "quadratic_kappa": "Quadratic weighted kappa",
+    "balanced_accuracy": "Balanced accuracy",
+}
+"""What the figures are called on the page, in its order."""
+
+
+def headline(results: Results, task_name: str, level: str) -> Headline:
+    """AUC per class and macro, then the agreement figures, a row an encoder and head."""
+    models = results.task_models(task_name)
+    classes = results.config.tasks[task_name].class_names
+    wanted = [("auc", name) for name in (*classes, "macro")]
+    wanted += [(metric, "") for metric in METRICS if any(find(m, level, metric) for m in models)]
+    counts = {
+        name: {_positive(find(model, level, "auc", name)) for model in models} for name in classes
+    }
+    # Encoders may have lost different slides; then each cell says its own numbers.
+    common = all(len(texts) == 1 for texts in counts.values())
+    columns = [
+        Column(
+            f"{METRICS[metric]} {name}".rstrip(),
+            min(counts[name]) if common and name in counts else "",
+        )
+        for metric, name in wanted
+    ]
+    rows = [
+        HeadlineRow(
+            encoder=model.encoder,
+            mark=mark(results, model.encoder),
+            head=model.head,
+            domain=domain(results, model.encoder),
+            source=source(results.config.encoders[model.encoder]),
+            anchor=model.anchor,
+            cells=tuple(
+                _cell(
+                    find(model, level, metric, name),
+                    with_count=not common,
+                    sign=mark(results, model.encoder),
+                )
+                for metric, name in wanted
+            ),
+            covariates=covariates_cell(model) if level == "patient" else None,
+        )
+        for model in models
+    ]
+    return Headline(task_name, level, tuple(columns), tuple(rows))
+
+
+def domain(results: Results, encoder: str) -> str:
+    """The images that an encoder was trained on, as its config declares them."""
+    return DOMAINS[results.config.encoders[encoder].domain or "none"]
+
+
+def source(encoder: EncoderSection) -> str:
+    """Where an encoder's weights come from, in words."""
+    if encoder.source == "pretrain":
+        return f"{SOURCES['pretrain']} on {encoder.data}, from {encoder.init}"
+    return SOURCES[encoder.source]
+
+
+def published(results: Results) -> bool:
+    """An encoder has weights of others, whose training data nobody compared with the cohort."""
+    sections = results.config.encoders.values()
+    return any(section.source not in ("random", "pretrain") for section in sections)
+
+
+def chance(low: float | None, high: float | None) -> str:
+    """What an AUC's interval says about chance (0.5), in words; empty when it is above."""
+    if low is None or high is None or low > 0.5:
+        return ""
+    return "worse than chance" if high < 0.5 else "not distinguishable from chance"
+
+
+def protocol(results: Results) -> str:
+    """How patients were divided, in words."""
+    section = results.config.folds
+    if results.split:
+        return "the manifest's fixed split (column 'split')"
+    sites = {
+        "ignored": "",
+        "stratified": ", test parts alike in sites",
+        "preserved": ", each site in one test part",
+        "leave_one_out": ", each test part a site",
+    }
+    repeats = f" and {section.repeats} repeats" if section.repeats > 1 else ""
+    grouped = f"cross-validation with {section.number} folds{repeats}, grouped by patient"
+    return grouped + sites[section.sites]
+
+
+def find(model: Model, level: str, metric: str, name: str = "") -> dict[str, Any] | None:
+    """The record of one figure; None when the evaluation does not hold it."""
+    rows = model.level(level).filter((pl.col("metric") == metric) & (pl.col("class") == name))
+    return rows.to_dicts()[0] if len(rows) else None
+
+
+def _positive(record: dict[str, Any] | None) -> str:
+    return f"{record['n_positive']} of {record['n']}" if record else ""
+
+
+def _cell(record: dict[str, Any] | None, *, with_count: bool, sign: str) -> Cell:
+    if record is None:
+        return Cell(NA, note="not evaluated")
+    notes = [record["note"]] if record["note"] else []
+    if record["class"] == "macro" and (words := chance(record["low"], record["high"])):
+        notes.append(words)
+    if with_count and record["n_positive"] is not None:
+        notes.append(_positive(record))
+    value = number(record["value"], sign=sign)
+    return Cell(value, interval(record["low"], record["high"]), "; ".join(notes))

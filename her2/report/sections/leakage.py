@@ -1,0 +1,93 @@
+"""Stage 2, report: what was looked for that would leak from train to test, and what was found."""
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from her2.cohort.folds import crossing_patients
+from her2.report.format import NA, number, plural
+from her2.report.results import Results
+
+PAIRS_SHOWN = 5
+"""Of an encoder, on the page; the table beside it has more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked for; `stops` says what happens when it is found."""
+
+    what: str
+    where: str
+    found: str
+    stops: str
+
+
+@dataclass(frozen=True, slots=True)
+class SimilarPair:
+    """Two slides of different patients; see `her2.cohort.similar`."""
+
+    encoder: str
+    slides: str
+    patients: str
+    cosine: str
+    shared: str
+
+
+def checks(results: Results) -> tuple[Check, ...]:
+    """Patients across parts, contents under two names, copies by their features."""
+    rows = [
+        Check(
+            "Patients in two parts of a fold",
+            f"task {task}: {plural(table['patient_id'].n_unique(), 'patient')}, "
+            f"{plural(table.select('repeat', 'fold').n_unique(), 'fold')}",
+            str(len(crossing_patients(table))),
+            "always",
+        )
+        for task, table in results.folds.items()
+    ]
+    prints = results.cohort.select("slide_id", "fingerprint").unique().drop_nulls()
+    rows.append(
+        Check(
+            "Slides with the content of another",
+            plural(len(prints), "slide"),
+            str(len(prints) - prints["fingerprint"].n_unique()),
+            "always",
+        )
+    )
+    limit = results.config.folds.max_shared_tiles
+    for encoder, table in results.similar.items():
+        top = number(table.select(pl.col("shared").cast(pl.Float64).max()).item(), 2)
+        above = int((table["shared"].fill_null(0) > limit).sum())
+        rows.append(
+            Check(
+                "Slides of two patients with the same tissue",
+                f"features of {encoder}",
+                f"{above} (most tiles shared: {top})",
+                f"above {limit:g} of the tiles" if limit < 1 else "never (max_shared_tiles)",
+            )
+        )
+    return tuple(rows)
+
+
+def pairs(results: Results) -> tuple[SimilarPair, ...]:
+    """The most similar pairs of each encoder, for a person to look at."""
+    return tuple(
+        SimilarPair(
+            encoder=encoder,
+            slides=f"{row['slide_a']}, {row['slide_b']}",
+            patients=f"{row['patient_a']}, {row['patient_b']}",
+            cosine=number(row["cosine"], 2),
+            shared=NA if row["shared"] is None else number(row["shared"], 2),
+        )
+        for encoder, table in results.similar.items()
+        for row in table.head(PAIRS_SHOWN).to_dicts()
+    )
+
+
+def pairs_table(results: Results) -> pl.DataFrame | None:
+    """All pairs that were kept, with their encoder; None where nothing was looked for."""
+    parts = [
+        table.select(pl.lit(encoder).alias("encoder"), pl.all())
+        for encoder, table in results.similar.items()
+    ]
+    return pl.concat(parts) if parts else None

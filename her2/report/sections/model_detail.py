@@ -1,0 +1,262 @@
+"""Stage 2, report: what the predictions of one model are worth beyond the headline."""
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+from sklearn.metrics import precision_recall_curve
+
+from her2.report.figures.base import Figure
+from her2.report.figures.curves import (
+    Benefit,
+    Curve,
+    Reliability,
+    benefit_figure,
+    precision_figure,
+    reliability_figure,
+)
+from her2.report.format import NA, interval, number, percent
+from her2.report.results import Model, Results
+from her2.report.sections.overlap import mark
+from her2.report.tables import Cell, Row, Sheet, figure_cell, sheet
+
+METRIC_NAMES = {
+    "auc": "AUC",
+    "auprc": "AUPRC",
+    "balanced_accuracy": "Balanced accuracy",
+    "macro_f1": "Macro F1",
+    "quadratic_kappa": "Quadratic weighted kappa",
+    "ordinal_mae": "Mean absolute error, in classes",
+    "brier": "Brier score",
+    "log_loss": "Log loss",
+    "ece": "Expected calibration error",
+}
+"""What figures are called on the page, in its order."""
+STATES = {"as predicted": "as predicted", "temperature": "with temperature"}
+PATIENT = pl.col("level") == "patient"
+
+
+def figures_sheet(results: Results, model: Model) -> Sheet:
+    """Every pooled figure at both levels."""
+    sign = mark(results, model.encoder)
+    found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for row in model.metrics.filter(pl.col("level").is_in(["patient", "slide"])).to_dicts():
+        found.setdefault((row["metric"], row["class"]), {})[row["level"]] = row
+    rows: list[Row] = []
+    for (metric, name), levels in found.items():
+        any_row = next(iter(levels.values()))
+        share = any_row["prevalence"]
+        beside = f"prevalence {share:.3f}" if metric == "auprc" and share is not None else ""
+        rows.append(
+            (
+                Cell(f"{METRIC_NAMES.get(metric, metric)} {name}".rstrip(), note=beside),
+                *(figure_cell(levels.get(level), sign=sign) for level in ("patient", "slide")),
+                _counted(any_row),
+            )
+        )
+    return sheet(
+        f"All figures{sign}, pooled out of fold",
+        ("Figure", "#Patients", "#Slides", "#Positive patients"),
+        rows,
+        "Weighted: classes weigh as they are frequent. AUPRC: average precision; chance is the "
+        "prevalence. Brier score: summed over classes, 0 to 2.",
+    )
+
+
+def folds_sheet(model: Model) -> Sheet:
+    """Figures of each fold's own test part, at patient level."""
+    wanted = [("auc", name) for name in (*model.task.class_names, "macro")]
+    wanted += [("balanced_accuracy", ""), ("quadratic_kappa", "")]
+    table = model.fold_metrics.filter(PATIENT)
+    by_run: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
+    for row in table.to_dicts():
+        by_run.setdefault(row["run"], {})[row["metric"], row["class"]] = row
+    wanted = [key for key in wanted if any(key in rows for rows in by_run.values())]
+    rows: list[Row] = [
+        (run, str(next(iter(found.values()))["n"]), *(_plain(found.get(key)) for key in wanted))
+        for run, found in by_run.items()
+    ]
+    titles = [f"#{METRIC_NAMES[metric]} {name}".rstrip() for metric, name in wanted]
+    return sheet(
+        "Each fold by itself, patients",
+        ("Fold", "#Patients", *titles),
+        rows,
+        "A fold is too small for an interval; the spread between folds is no interval either.",
+    )
+
+
+def binary_sheet(results: Results, model: Model) -> Sheet | None:
+    """Regrouped scores: AUC by bootstrap and by DeLong, AUPRC, Brier score."""
+    table = model.binary.filter(PATIENT)
+    if not len(table):
+        return None
+    sign = mark(results, model.encoder)
+    rows: list[Row] = []
+    for name in table["grouping"].unique(maintain_order=True):
+        own = {
+            (row["metric"], row["method"]): row
+            for row in table.filter(pl.col("grouping") == name).to_dicts()
+        }
+        first = own["auc", "bootstrap"]
+        delong = own.get(("auc", "delong"))
+        rows.append(
+            (
+                name,
+                f"{first['n_positive']} of {first['n']}",
+                figure_cell(first, sign=sign),
+                Cell(interval(delong["low"], delong["high"]) or NA, note=delong["note"] or "")
+                if delong
+                else NA,
+                figure_cell(own.get(("auprc", "bootstrap")), sign=sign),
+                figure_cell(own.get(("brier", "bootstrap")), sign=sign),
+            )
+        )
+    return sheet(
+        f"Scores in two groups{sign}, patients (negative vs positive)",
+        ("Grouping", "#Positive", "#AUC, bootstrap", "#DeLong interval", "#AUPRC", "#Brier score"),
+        rows,
+        "The score is the probability of the positive side among both; patients of neither side "
+        "are left out.",
+    )
+
+
+def calibration_sheet(model: Model) -> Sheet:
+    """ECE, Brier score and log loss before and after the temperature."""
+    table = model.calibration.filter(PATIENT)
+    rows: list[Row] = []
+    for metric in table["metric"].unique(maintain_order=True):
+        own = {row["state"]: row for row in table.filter(pl.col("metric") == metric).to_dicts()}
+        rows.append(
+            (METRIC_NAMES.get(metric, metric), *(figure_cell(own.get(state)) for state in STATES))
+        )
+    return sheet(
+        "Calibration, patients",
+        ("Figure", *(f"#{words}" for words in STATES.values())),
+        rows,
+        _temperature_words(model),
+    )
+
+
+def operating_sheet(model: Model) -> Sheet | None:
+    """Sensitivity and specificity at thresholds of the tune parts."""
+    table = model.operating.filter(PATIENT)
+    if not len(table):
+        return None
+    rows: list[Row] = [
+        (
+            row["grouping"],
+            f"{row['fixed']} {percent(row['asked'])}",
+            _ends(row, "sensitivity"),
+            _ends(row, "specificity"),
+            number(row["ppv"], 2),
+            number(row["npv"], 2),
+            f"{row['n_positive']} / {row['n_negative']}",
+            Cell(_span(row["threshold_min"], row["threshold_max"]), note=row["note"] or ""),
+        )
+        for row in table.to_dicts()
+    ]
+    return sheet(
+        "Operating points, patients",
+        ("Grouping", "Asked of the tune part", "#Sensitivity", "#Specificity", "#PPV", "#NPV",
+         "#Positive / negative", "#Thresholds of the folds"),
+        rows,
+        "Each fold's threshold comes from its tune part alone and is applied to its test part; "
+        "what was asked there need not be reached here. Wilson intervals.",
+    )  # fmt: skip
+
+
+def precision(results: Results, model: Model) -> Figure:
+    """Precision over recall of the patients, a curve a class."""
+    target, sign = model.patients["target"].to_numpy(), mark(results, model.encoder)
+    curves = []
+    for index, name in enumerate(model.task.class_names):
+        positive = target == index
+        rows = model.metrics.filter(
+            PATIENT & (pl.col("metric") == "auprc") & (pl.col("class") == name)
+        ).to_dicts()
+        recall = rates = np.empty(0)
+        if positive.any() and not positive.all():
+            rates, recall, _ = precision_recall_curve(positive, model.patients[f"prob_{name}"])
+            # The last point, precision 1 at recall 0, is the library's own and no threshold's.
+            rates, recall = rates[:-1], recall[:-1]
+        curves.append(
+            Curve(
+                name=name,
+                x=recall.tolist(),
+                y=rates.tolist(),
+                area=number(rows[0]["value"] if rows else None, sign=sign),
+                positive=int(positive.sum()),
+                level=float(positive.mean()) if len(positive) else 0.0,
+            )
+        )
+    return precision_figure(curves, name=model.name, synthetic=results.synthetic)
+
+
+def reliability(results: Results, model: Model) -> Figure | None:
+    """Reliability before and after the temperature; None without predictions."""
+    table = model.reliability.filter(PATIENT & (pl.col("n") > 0))
+    states = {}
+    for state, words in STATES.items():
+        own = table.filter(pl.col("state") == state)
+        if len(own):
+            states[words] = [
+                Reliability(
+                    name,
+                    *(
+                        own.filter(pl.col("class") == name)[column].to_list()
+                        for column in ("mean_probability", "observed_share", "low", "high")
+                    ),
+                )
+                for name in model.task.class_names
+            ]
+    if not states:
+        return None
+    return reliability_figure(states, name=model.name, synthetic=results.synthetic)
+
+
+def benefit(results: Results, model: Model) -> Figure | None:
+    """Decision curves of the groupings; None where no grouping has both sides."""
+    table = model.decision.filter(PATIENT & (pl.col("state") == "as predicted"))
+    found = [
+        Benefit(
+            name,
+            *(
+                table.filter(pl.col("grouping") == name)[column].to_list()
+                for column in ("threshold", "net_benefit", "treat_all")
+            ),
+        )
+        for name in table["grouping"].unique(maintain_order=True)
+    ]
+    if not found:
+        return None
+    return benefit_figure(found, name=model.name, synthetic=results.synthetic)
+
+
+def _counted(row: dict[str, Any]) -> str:
+    return "" if row["n_positive"] is None else f"{row['n_positive']} of {row['n']}"
+
+
+def _plain(row: dict[str, Any] | None) -> Cell:
+    """A fold's figure; why it is not defined is in the table beside the page."""
+    return Cell(number(row["value"] if row else None))
+
+
+def _ends(row: dict[str, Any], name: str) -> Cell:
+    return Cell(number(row[name]), interval(row[f"{name}_low"], row[f"{name}_high"]))
+
+
+def _span(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return NA
+    return f"{low:.3f}" if low == high else f"{low:.3f}\N{EN DASH}{high:.3f}"
+
+
+def _temperature_words(model: Model) -> str:
+    """What the temperatures are, and what has to be said of them."""
+    found: list[float] = model.temperatures["temperature"].drop_nulls().to_list()
+    notes = [note for note in model.temperatures["note"].unique().sort() if note]
+    text = "Temperature: one number a fold divides its log-probabilities, fitted on its tune part"
+    if found:
+        text += f"; {_span(min(found), max(found))} here"
+    text += ". ECE: 10 bins of equal width, of the most probable score (Guo 2017)."
+    return " ".join([text, *(f"{note[:1].upper()}{note[1:]}." for note in notes)])

@@ -1,0 +1,239 @@
+"""Stage 2, report: all that is shown of one encoder and head on a task."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from sklearn.metrics import roc_curve
+
+from her2.mil.selection import SELECT_WORDS
+from her2.report.figures.base import Figure
+from her2.report.figures.curves import Curve, roc_figure
+from her2.report.figures.training import learning_figure
+from her2.report.format import number
+from her2.report.results import Model, Results
+from her2.report.sections import controls, model_detail
+from her2.report.sections.headline import find
+from her2.report.sections.overlap import mark
+from her2.report.tables import Sheet
+from her2.storage.entries import FoldEntry
+
+UNLABELLED_SHOWN = 50
+DRAWN = 12
+"""Models of which every figure is drawn; of further ones the ROC curves, and all tables."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConfusionRow:
+    """A true class: (count, share of the row, is it the diagonal) for each predicted class."""
+
+    name: str
+    cells: tuple[tuple[int, float | None, bool], ...]
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class FoldRow:
+    """A trained fold; epochs count from 1."""
+
+    run: str
+    train_slides: int
+    tune_slides: int
+    test_slides: int
+    epochs: int
+    kept_epoch: int
+    tune_loss: str
+    trials: int
+    options: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unlabelled:
+    """Predictions for slides without a label of the task; `rows` are the first of `total`."""
+
+    classes: tuple[str, ...]
+    rows: tuple[tuple[str, str, str, tuple[str, ...], int], ...]
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSection:
+    """All that is shown of one encoder and head on a task.
+
+    `figures` have their captions; there are none of a model after the first `DRAWN`.
+    """
+
+    name: str
+    mark: str
+    anchor: str
+    classes: tuple[str, ...]
+    roc: Figure
+    figures: tuple[tuple[Figure, str], ...]
+    sheets: tuple[Sheet, ...]
+    folds_figures: Sheet
+    confusion: tuple[ConfusionRow, ...]
+    folds: tuple[FoldRow, ...]
+    curves: Figure | None
+    selected: str
+    trials: int
+    unlabelled: Unlabelled
+
+
+def model_section(results: Results, model: Model, *, drawn: bool = True) -> ModelSection:
+    """One encoder and head on a task, at patient level."""
+    marked = mark(results, model.encoder)
+    sheets = (
+        model_detail.figures_sheet(results, model),
+        model_detail.binary_sheet(results, model),
+        model_detail.calibration_sheet(model),
+        model_detail.operating_sheet(model),
+        controls.subgroups_sheet(results, model),
+    )
+    return ModelSection(
+        name=model.name,
+        mark=marked,
+        anchor=model.anchor,
+        classes=model.task.class_names,
+        roc=roc_figure(
+            roc_curves(model, sign=marked), name=model.name, synthetic=results.synthetic
+        ),
+        figures=_figures(results, model) if drawn else (),
+        sheets=tuple(found for found in sheets if found is not None),
+        folds_figures=model_detail.folds_sheet(model),
+        confusion=confusion_rows(model),
+        folds=fold_rows(model),
+        curves=learning_figure(
+            {run: table.to_dict(as_series=False) for run, table in model.histories.items()},
+            {run: model.folds[run].best_epoch for run in model.histories},
+            name=model.name,
+            synthetic=results.synthetic,
+        )
+        if drawn
+        else None,
+        selected=SELECT_WORDS[results.config.training.select],
+        trials=max((entry.trials for entry in model.folds.values()), default=1),
+        unlabelled=unlabelled(model),
+    )
+
+
+def _figures(results: Results, model: Model) -> tuple[tuple[Figure, str], ...]:
+    found = (
+        (
+            model_detail.precision(results, model),
+            "Precision over recall of each score; dotted: its prevalence, which is chance.",
+        ),
+        (
+            controls.shuffled(results, model),
+            "Macro AUC when the labels of held-out patients are shuffled within their folds.",
+        ),
+        (
+            model_detail.reliability(results, model),
+            "Share of patients with a score among those given like probability, with Wilson "
+            "intervals; dotted: what was given was right.",
+        ),
+        (
+            model_detail.benefit(results, model),
+            "Decision curves: net benefit of acting on the model, on all and on none, over the "
+            "probability from which one would act (Vickers and Elkin 2006).",
+        ),
+    )
+    return tuple((figure, words) for figure, words in found if figure is not None)
+
+
+def roc_curves(model: Model, *, sign: str = "") -> list[Curve]:
+    """One-vs-rest curves of the patients; a class that is absent has no points.
+
+    `sign` marks every area.
+    """
+    target = model.patients["target"].to_numpy()
+    curves = []
+    for index, name in enumerate(model.task.class_names):
+        positive = target == index
+        record = find(model, "patient", "auc", name)
+        area = number(record["value"] if record else None, sign=sign)
+        if positive.any() and not positive.all():
+            scores = model.patients[f"prob_{name}"].to_numpy()
+            false_rate, true_rate, _ = roc_curve(positive, scores)
+        else:
+            false_rate = true_rate = np.empty(0)
+        curves.append(
+            Curve(name, false_rate.tolist(), true_rate.tolist(), area, int(positive.sum()))
+        )
+    return curves
+
+
+def confusion_rows(model: Model) -> tuple[ConfusionRow, ...]:
+    """Counts of patients and their share of the true class."""
+    table = model.confusion.filter(pl.col("level") == "patient")
+    counts = {(true, guess): n for _, true, guess, n, _ in table.iter_rows()}
+    names = model.task.class_names
+    rows = []
+    for true in names:
+        total = sum(counts[true, guess] for guess in names)
+        cells = [
+            (counts[true, guess], counts[true, guess] / total if total else None, true == guess)
+            for guess in names
+        ]
+        rows.append(ConfusionRow(true, tuple(cells), total))
+    return tuple(rows)
+
+
+def fold_rows(model: Model) -> tuple[FoldRow, ...]:
+    """One row a fold, repeats in order."""
+    return tuple(
+        FoldRow(
+            run=run,
+            train_slides=entry.train_slides,
+            tune_slides=entry.tune_slides,
+            test_slides=entry.test_slides,
+            epochs=entry.epochs,
+            kept_epoch=entry.best_epoch + 1,
+            tune_loss=number(entry.tune_loss),
+            trials=entry.trials,
+            options=", ".join(f"{key} {value}" for key, value in chosen(entry).items()),
+        )
+        for run, entry in model.folds.items()
+    )
+
+
+def chosen(entry: FoldEntry) -> dict[str, Any]:
+    """The options that a fold's search chose; empty without one."""
+    found: dict[str, Any] = json.loads(entry.options) if entry.options else {}
+    return found
+
+
+def unlabelled_table(model: Model) -> pl.DataFrame:
+    """`slide_id, patient_id, predicted, prob_<class>, models`: means over all models."""
+    columns = [f"prob_{name}" for name in model.task.class_names]
+    table = (
+        model.predictions.filter(pl.col("role") == "predict")
+        .group_by("slide_id", "patient_id")
+        .agg(*(pl.col(name).mean() for name in columns), models=pl.len().cast(pl.Int64))
+        .sort("slide_id")
+    )
+    best = table.select(columns).to_numpy().argmax(axis=1) if len(table) else []
+    predicted = [model.task.class_names[int(index)] for index in best]
+    return table.select(
+        "slide_id",
+        "patient_id",
+        pl.Series("predicted", predicted, pl.String),
+        *columns,
+        "models",
+    )
+
+
+def unlabelled(model: Model) -> Unlabelled:
+    """The first slides of `unlabelled_table`."""
+    table = unlabelled_table(model)
+    return Unlabelled(
+        classes=model.task.class_names,
+        rows=tuple(
+            (slide, patient, predicted, tuple(number(p) for p in probabilities), models)
+            for slide, patient, predicted, *probabilities, models in table.head(
+                UNLABELLED_SHOWN
+            ).iter_rows()
+        ),
+        total=len(table),
+    )

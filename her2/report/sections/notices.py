@@ -1,0 +1,224 @@
+"""Stage 2, report: everything that was not as asked, in sentences near the top of the page."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import polars as pl
+
+from her2.cohort.similar import SUSPICIOUS
+from her2.cohort.split import SPLITS
+from her2.config.catalogue import row as catalogue_row
+from her2.config.catalogue import scale_warning
+from her2.report.format import plural
+from her2.report.results import Model, Results
+from her2.report.sections import overlap
+from her2.report.sections.cohort import Excluded, one_row_a_slide
+from her2.report.sections.headline import METRICS
+from her2.report.sections.pictures import Attention
+
+FEW_PATIENTS = 10
+"""Of a class: below this a bootstrap interval is a rough guess."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A sentence, and the section (an id of the page) that has more."""
+
+    text: str
+    anchor: str
+
+
+def notices(results: Results, excluded: list[Excluded], pictures: list[Attention]) -> list[Notice]:
+    """What makes figures too good first; then in the order of the pipeline."""
+    found = [*_overlaps(results), *_similar(results), *_scales(results)]
+    found += [*_columns(results), *_slides(results, excluded), *_encoders(results)]
+    for model in results.models:
+        found += [*_figures(model), *_folds(results, model), *_predictions(results, model)]
+    found += [
+        Notice(f"{item.name}: {plural(len(item.not_drawn), 'slide')} without picture.", item.anchor)
+        for item in pictures
+        if item.not_drawn
+    ]
+    return found
+
+
+def _overlaps(results: Results) -> list[Notice]:
+    found = [Notice(f"{text}.", "overlap") for text in overlap.footnotes(results)]
+    found += [
+        Notice(
+            f"{name}: nobody can tell whether its pre-training saw patients of this cohort (its "
+            "data name no cases).",
+            "pretraining",
+        )
+        for name in overlap.unknown(results)
+    ]
+    return found
+
+
+def _similar(results: Results) -> list[Notice]:
+    """Pairs that the default limit would have stopped at."""
+    return [
+        Notice(
+            f"{encoder}: {row['slide_a']} and {row['slide_b']} are of two patients and share "
+            f"{row['shared']:.0%} of their tiles by their features; allowed by "
+            f"folds.max_shared_tiles {results.config.folds.max_shared_tiles:g}.",
+            "audit",
+        )
+        for encoder, table in results.similar.items()
+        for row in table.filter(pl.col("shared") > SUSPICIOUS).to_dicts()
+    ]
+
+
+def _columns(results: Results) -> list[Notice]:
+    """Columns of the manifest that a user may expect to act, and that do not."""
+    words, found = {}, []
+    if results.split:
+        text = "The manifest's fixed split is used (column 'split'): folds.number, folds.repeats "
+        found = [Notice(f"{text}and folds.sites do not apply.", "cohort")]
+    else:
+        words = {"split": "folds.split is ignore"}
+    found += [
+        Notice(f"The manifest's column {name!r} is not used: {text}.", "cohort")
+        for name, text in words.items()
+        if name in results.cohort.columns
+        and results.cohort[name].null_count() < len(results.cohort)
+    ]
+    slides = one_row_a_slide(results)
+    for name, text in (
+        ("annotation", "tiled in their annotated regions only"),
+        ("mask", "tiled in the tissue of a mask from another program"),
+    ):
+        number = len(slides) - slides[name].null_count() if name in slides.columns else 0
+        if 0 < number < len(slides):
+            found.append(
+                Notice(
+                    f"{number} of {plural(len(slides), 'slide')} were {text}, the others were not: "
+                    "where that goes with a score, it can be learnt instead of the tissue.",
+                    "quality",
+                )
+            )
+    return found
+
+
+def _scales(results: Results) -> list[Notice]:
+    """Published encoders that get another um/px than they were trained at."""
+    found = []
+    for name, encoder in results.config.encoders.items():
+        if encoder.source == "catalogue":
+            text = scale_warning(catalogue_row(encoder.model), encoder.mpp)
+            if text is not None:
+                found.append(Notice(f"{name}: {text}", "provenance"))
+    return found
+
+
+def _slides(results: Results, excluded: list[Excluded]) -> list[Notice]:
+    groups = Counter((row.stage, row.encoder or row.grid, row.status) for row in excluded)
+    return [
+        Notice(f"{plural(number, 'slide')} {status} at the {stage} stage ({where}).", "excluded")
+        for (stage, where, status), number in groups.items()
+    ]
+
+
+def _encoders(results: Results) -> list[Notice]:
+    found = []
+    for name, card in results.cards.items():
+        used = results.precisions[name]
+        failed = sum(entry.failed_tiles for entry in results.features[name].values())
+        if failed:
+            found.append(
+                Notice(f"{name}: {plural(failed, 'tile')} could not be read.", "embedding")
+            )
+        if len(used) > 1:
+            found.append(
+                Notice(
+                    f"{name}: its features were computed in more than one precision "
+                    f"({', '.join(used)}); they differ slightly between slides.",
+                    "provenance",
+                )
+            )
+        elif used and card.precision not in ("auto", used[0]):
+            found.append(
+                Notice(f"{name}: asked for {card.precision}, computed in {used[0]}.", "provenance")
+            )
+        if len(on := results.devices[name]) > 1:
+            found.append(
+                Notice(
+                    f"{name}: its features were computed on more than one kind of device "
+                    f"({', '.join(on)}); they differ slightly between slides.",
+                    "provenance",
+                )
+            )
+    return found
+
+
+def _figures(model: Model) -> list[Notice]:
+    levels: dict[tuple[str, str], list[str]] = {}
+    for row in model.metrics.filter(pl.col("metric").is_in(list(METRICS))).to_dicts():
+        if row["value"] is None:
+            problem = f"is NA: {row['note'] or 'not defined'}"
+        elif row["low"] is None:
+            problem = f"has no interval: {row['note'] or 'not defined'}"
+        else:
+            continue
+        what = f"{METRICS.get(row['metric'], row['metric'])} {row['class']}".rstrip()
+        levels.setdefault((what, problem), []).append(row["level"])
+    found = [
+        Notice(f"{model.name}: {what} ({' and '.join(at)} level) {problem}.", "headline")
+        for (what, problem), at in levels.items()
+    ]
+    few = [
+        f"{row['class']} ({row['n_positive']})"
+        for row in model.level("patient")
+        .filter((pl.col("metric") == "auc") & (pl.col("n_positive") < FEW_PATIENTS))
+        .to_dicts()
+        if row["value"] is not None
+    ]
+    if few:
+        text = f"{model.name}: fewer than {FEW_PATIENTS} patients of class {', '.join(few)}; "
+        found.append(Notice(f"{text}the interval is a rough guess.", "headline"))
+    return found
+
+
+def _folds(results: Results, model: Model) -> list[Notice]:
+    found = []
+    limit, total = results.config.training.epochs, len(model.folds)
+    first = sum(entry.best_epoch == 0 and entry.epochs > 1 for entry in model.folds.values())
+    last = sum(entry.best_epoch + 1 == limit for entry in model.folds.values())
+    if first:
+        found.append(
+            Notice(
+                f"{model.name}: in {first} of {plural(total, 'fold')} no epoch was better than the "
+                "first; those models had one epoch of training.",
+                model.anchor,
+            )
+        )
+    if last:
+        found.append(
+            Notice(
+                f"{model.name}: {last} of {plural(total, 'fold')} kept the last of {limit} epochs "
+                "allowed; it was still getting better (training.epochs).",
+                model.anchor,
+            )
+        )
+    return found
+
+
+def _predictions(results: Results, model: Model) -> list[Notice]:
+    """Labelled slides with features must be in the evaluation (of a fixed split: the tested)."""
+    label = f"label_{model.task.label}"
+    rows = results.cohort.select("slide_id", label, "split").unique().iter_rows()
+    labelled = {
+        slide
+        for slide, value, split in rows
+        if value is not None
+        and model.task.class_index(value) is not None
+        and (not results.split or SPLITS.get((split or "").lower()) == "test")
+    }
+    entries = results.features[model.encoder]
+    usable = {name for name in labelled if name in entries and entries[name].status == "ok"}
+    absent = sorted(usable - set(model.slides["slide_id"]))
+    if not absent:
+        return []
+    names = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
+    text = f"{model.name}: {plural(len(absent), 'labelled slide')} with features but no prediction"
+    return [Notice(f"{text}: {names}.", model.anchor)]

@@ -1,0 +1,62 @@
+"""Stage 2, report: the mark of encoders whose pre-training saw patients of this cohort."""
+
+from her2.pretraining.overlap import Overlap
+from her2.report.results import Results
+
+MARK = "\N{DAGGER}"
+IDS_SHOWN = 10
+
+
+def overlap_of(results: Results, encoder: str) -> Overlap | None:
+    """What an encoder's pre-training saw, with that of the encoders it began from.
+
+    None where nothing was audited.
+    """
+    chain: list[str] = []
+    name: str | None = encoder
+    while name in results.config.encoders and name not in chain:
+        chain.append(name)
+        name = results.config.encoders[name].init
+    found = [results.overlaps[name] for name in chain if name in results.overlaps]
+    if not found:
+        return None
+    return Overlap(
+        known=all(item.known for item in found),
+        patients=tuple(sorted({patient for item in found for patient in item.patients})),
+        allowed=all(item.allowed for item in found if item.patients),
+    )
+
+
+def mark(results: Results, encoder: str) -> str:
+    """`†` for every figure of an encoder that saw patients of this cohort, else empty."""
+    found = overlap_of(results, encoder)
+    return MARK if found is not None and found.patients else ""
+
+
+def seen(results: Results, encoder: str) -> int | None:
+    """How many of its patients; None where nobody can tell."""
+    found = overlap_of(results, encoder)
+    return None if found is None or not (found.known or found.patients) else len(found.patients)
+
+
+def footnotes(results: Results) -> tuple[str, ...]:
+    """What the mark means, for each encoder that bears it."""
+    notes = []
+    for name in results.config.encoders:
+        found = overlap_of(results, name)
+        if found is None or not found.patients:
+            continue
+        number = len(found.patients)
+        ids = ", ".join(found.patients[:IDS_SHOWN]) + (", ..." if number > IDS_SHOWN else "")
+        people = "1 patient" if number == 1 else f"{number:,} patients"
+        notes.append(
+            f"{MARK} {name}: pre-trained on {people} of this cohort: {ids}; "
+            "these figures are too good"
+        )
+    return tuple(notes)
+
+
+def unknown(results: Results) -> tuple[str, ...]:
+    """The encoders of which nobody can tell, in the config's order."""
+    found = {name: overlap_of(results, name) for name in results.config.encoders}
+    return tuple(name for name, item in found.items() if item is not None and not item.known)

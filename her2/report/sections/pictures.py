@@ -1,0 +1,163 @@
+"""Stage 2, report: attention pictures, small enough for one page."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from her2.config.names import run_name
+from her2.explanation.heatmap import ATTENTION, TRUTH
+from her2.report.figures.base import Figure, jpeg
+from her2.report.format import number, plural, without_folders
+from her2.report.results import Model, Results
+from her2.report.sections import explanation
+from her2.report.sections.overlap import mark
+
+ATTENTION_SHOWN = 24
+"""Attention pictures on the page, over all models; the others stay files."""
+_ATTENTION_PX = (1200, 800)
+_STRIP_PX = (800, 600)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionPicture:
+    """One slide: the panels that `heatmaps.json` names, side by side."""
+
+    slide_id: str
+    label: str
+    predicted: str
+    probabilities: tuple[tuple[str, str], ...]
+    run: str
+    tiles: int
+    note: str
+    figure: Figure
+    strip: Figure | None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreTiles:
+    """Most and least attended tiles of all held-out slides of a score, or why there are none."""
+
+    label: str
+    words: str
+    figure: Figure | None
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """The pictures of one encoder and head; `not_drawn` are (slide, reason)."""
+
+    name: str
+    mark: str
+    anchor: str
+    pictures: tuple[AttentionPicture, ...]
+    scores: tuple[ScoreTiles, ...]
+    curves: Figure | None
+    not_drawn: tuple[tuple[str, str], ...]
+    left_out: int
+    has_truth: bool
+
+
+def attention(results: Results, model: Model) -> Attention:
+    """The pictures that `heatmaps.json` lists."""
+    drawn = [item for item in model.heatmaps if "picture" in item]
+    not_drawn = [
+        (str(item["slide_id"]), without_folders(str(item.get("reason", "no reason recorded"))))
+        for item in model.heatmaps
+        if "picture" not in item
+    ]
+    share = max(1, ATTENTION_SHOWN // len(results.models))
+    shown = _spread(drawn, share)
+    pictures = []
+    for item in shown:
+        try:
+            pictures.append(_picture(results, model, item))
+        except OSError:
+            not_drawn.append((str(item["slide_id"]), "its picture cannot be read"))
+    return Attention(
+        name=model.name,
+        mark=mark(results, model.encoder),
+        anchor=model.anchor.replace("model/", "attention/", 1),
+        pictures=tuple(pictures),
+        scores=tuple(_score(model, item) for item in model.scores),
+        curves=explanation.curves(results, model),
+        not_drawn=tuple(sorted(not_drawn)),
+        left_out=len(drawn) - len(shown),
+        has_truth=any(TRUTH in _panels(item) for item in shown),
+    )
+
+
+def _spread(items: list[dict[str, object]], number_: int) -> list[dict[str, object]]:
+    """Some of the items, evenly: they are sorted by class, and each class keeps its share."""
+    if len(items) <= number_:
+        return items
+    return [items[i * len(items) // number_] for i in range(number_)]
+
+
+def _picture(results: Results, model: Model, item: dict[str, Any]) -> AttentionPicture:
+    slide_id = item["slide_id"]
+    rows = model.slides.filter(pl.col("slide_id") == slide_id).to_dicts()
+    names = model.task.class_names
+    probabilities = [(name, number(rows[0][f"prob_{name}"], 2)) for name in names] if rows else []
+    strip, unreadable = _strip(model, item)
+    notes = (without_folders(str(item.get("note", ""))), unreadable)
+    said = {ATTENTION: "rank of attention", TRUTH: truth_words(results)}
+    shown = ", ".join(said.get(name, name) for name in _panels(item))
+    return AttentionPicture(
+        slide_id=slide_id,
+        label=item["label"],
+        predicted=names[rows[0]["predicted"]] if rows else "",
+        probabilities=tuple(probabilities),
+        run=run_name(0, item["fold"]),
+        tiles=item["tiles"],
+        figure=jpeg(
+            model.pictures / str(item["picture"]),
+            side_px=_ATTENTION_PX,
+            quality=76,
+            alt=f"{slide_id}: {shown}",
+        ),
+        note="; ".join(text for text in notes if text),
+        strip=strip,
+    )
+
+
+def _strip(model: Model, item: Mapping[str, Any]) -> tuple[Figure | None, str]:
+    """The most and least attended tiles of a slide, or why they are not shown."""
+    if not item.get("tile_strip"):
+        return None, ""
+    alt = f"{item['slide_id']}: its most and least attended tiles"
+    path = model.pictures / str(item["tile_strip"])
+    try:
+        return jpeg(path, side_px=_STRIP_PX, quality=72, alt=alt), ""
+    except OSError:
+        return None, "the picture of its tiles cannot be read"
+
+
+def _score(model: Model, item: Mapping[str, Any]) -> ScoreTiles:
+    """A row of `tiles.json`."""
+    people = f"{plural(item['slides'], 'held-out slide')} of {plural(item['patients'], 'patient')}"
+    words = f"Score {item['label']}: {people}"
+    figure = None
+    if item.get("picture"):
+        alt = f"{words}: most and least attended tiles"
+        path = model.pictures / str(item["picture"])
+        try:
+            figure = jpeg(path, side_px=_STRIP_PX, quality=76, alt=alt)
+        except OSError:
+            words += "; the picture of its tiles cannot be read"
+    elif item.get("note"):
+        words += f"; {item['note']}"
+    return ScoreTiles(str(item["label"]), words, figure)
+
+
+def _panels(item: Mapping[str, Any]) -> Sequence[str]:
+    names: Sequence[str] = item["panels"]
+    return names
+
+
+def truth_words(results: Results) -> str:
+    """What the yellow of the panel of the truth is."""
+    if results.synthetic:
+        return "planted HER2-positive morphology"
+    return "annotated positive area (cohort.masks)"

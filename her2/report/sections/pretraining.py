@@ -1,0 +1,102 @@
+"""Stage 2, report: how the encoders that were pre-trained here learned."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from her2.report.figures.base import Figure
+from her2.report.figures.training import pretraining_figure
+from her2.report.format import count, number
+from her2.report.results import Results
+from her2.report.sections.headline import domain
+from her2.report.sections.overlap import mark
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainingRow:
+    """One pre-trained encoder; figures are of its best epoch on the validation patches.
+
+    `test` has those on the set's own test part, empty where it has none.
+    """
+
+    name: str
+    domain: str
+    data: str
+    classes: str
+    patches: str
+    split: str
+    init: str
+    epochs: int
+    best_epoch: int
+    balanced_accuracy: str
+    mean_auc: str
+    test: str
+    unusable: int
+    curves: Figure | None
+
+
+def pretraining(results: Results) -> list[PretrainingRow]:
+    """One row an encoder of `source: pretrain`, in the config's order."""
+    return [
+        _row(results, name, card.provenance)
+        for name, card in results.cards.items()
+        if card.source == "pretrain"
+    ]
+
+
+def pretraining_table(results: Results) -> pl.DataFrame | None:
+    """`encoder, epoch, train_loss, ...` of every epoch, from 0; None without such encoders."""
+    parts = [
+        table.select(pl.lit(name).alias("encoder"), pl.all())
+        for name, table in results.pretraining.items()
+    ]
+    return pl.concat(parts, how="diagonal") if parts else None
+
+
+def split_words(split_by: str) -> str:
+    """What a card's `split_by` means for its validation figures."""
+    words = {
+        "case": "by case: no patient is on both sides",
+        "patch (cases unknown)": "by patch",
+        "the set's own parts": "the set's own parts: no case is on both sides",
+        "the set's own parts (cases unknown)": "the set's own parts",
+    }.get(split_by, split_by)
+    if "cases unknown" not in split_by:
+        return words
+    return f"{words}; cases unknown: patches of one patient may be on both sides"
+
+
+def _row(results: Results, name: str, facts: dict[str, Any]) -> PretrainingRow:
+    best: dict[str, Any] = facts.get("best", {})
+    history = results.pretraining.get(name)
+    epoch = int(best.get("epoch", 0))
+    parts = facts.get("patches", {})
+    test: dict[str, Any] = facts.get("test", {})
+    return PretrainingRow(
+        name=name + mark(results, name),
+        domain=domain(results, name),
+        data=results.config.encoders[name].data or "not recorded",
+        classes=", ".join(f"{key} {count(n)}" for key, n in facts.get("classes", {}).items()),
+        patches=", ".join(f"{key} {count(n)}" for key, n in parts.items() if n),
+        split=split_words(str(facts.get("split_by", "not recorded"))),
+        init=str(facts.get("init", {}).get("from", "not recorded")),
+        epochs=int(facts.get("epochs", 0)),
+        best_epoch=epoch + 1,
+        balanced_accuracy=_figure(best.get("balanced_accuracy")),
+        mean_auc=_figure(best.get("mean_auc")),
+        test=f"test part: {_figure(test.get('balanced_accuracy'))}, {_figure(test.get('mean_auc'))}"
+        if test
+        else "",
+        unusable=int(facts.get("unusable", {}).get("count", 0)),
+        curves=None
+        if history is None
+        else pretraining_figure(
+            history.to_dict(as_series=False), epoch, name=name, synthetic=results.synthetic
+        ),
+    )
+
+
+def _figure(value: float | None) -> str:
+    return number(None if value is None or not math.isfinite(value) else value)

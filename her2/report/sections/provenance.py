@@ -1,0 +1,128 @@
+"""Stage 2, report: what made these figures, and how to make them again."""
+
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import yaml
+
+from her2.core.files import canonical_json, digest
+from her2.report.format import portable, without_folders
+from her2.report.results import Results
+
+LIST_SHOWN = 10
+PACKAGES = (
+    "torch",
+    "timm",
+    "snakemake",
+    "zarr",
+    "numcodecs",
+    "scikit-learn",
+    "scipy",
+    "statsmodels",
+    "pyarrow",
+    "polars",
+    "openslide-python",
+    "openslide-bin",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderFacts:
+    """An encoder's card, and what its features were really computed in and on."""
+
+    name: str
+    architecture: str
+    source: str
+    provenance: str
+    feature: str
+    dimension: int
+    mpp: float
+    size: int
+    precision_asked: str
+    precision_used: str
+    devices: str
+    storage: str
+    licence: str
+    weights_sha256: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Versions, encoders and devices, seeds and the config; no machine's name, and no times."""
+
+    versions: tuple[tuple[str, str], ...]
+    encoders: tuple[EncoderFacts, ...]
+    seed: int
+    config_yaml: str
+    config_digest: str
+    shortened: bool
+
+
+def provenance(results: Results) -> Provenance:
+    """Gather it. Absolute paths of the config are shown, and digested, as `.../NAME`."""
+    shown = portable(results.config.model_dump(mode="python"))
+    text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=96)
+    return Provenance(
+        versions=versions(results.software),
+        encoders=tuple(encoder_facts(results)),
+        seed=results.config.seed,
+        config_yaml=text,
+        config_digest=digest(shown),
+        shortened=shown != results.config.model_dump(mode="json"),
+    )
+
+
+def versions(software: str) -> tuple[tuple[str, str], ...]:
+    """(name, version) of this package, Python, and the packages that figures depend on."""
+    return (
+        ("her2", software),
+        ("Python", platform.python_version()),
+        *((name, _version(name)) for name in PACKAGES),
+    )
+
+
+def encoder_facts(results: Results) -> list[EncoderFacts]:
+    """One entry an encoder, in the config's order."""
+    found = []
+    for name, card in results.cards.items():
+        found.append(
+            EncoderFacts(
+                name=name,
+                architecture=f"{card.library}/{card.architecture}",
+                source=card.source,
+                provenance=without_folders(
+                    ", ".join(
+                        f"{key} {_shown(value)}" for key, value in sorted(card.provenance.items())
+                    )
+                ),
+                feature=card.feature,
+                dimension=card.dimension,
+                mpp=card.mpp,
+                size=card.size,
+                precision_asked=card.precision,
+                precision_used=", ".join(results.precisions[name]) or "no features",
+                devices=", ".join(results.devices[name]),
+                storage=card.storage,
+                licence=card.licence,
+                weights_sha256=card.weights_sha256,
+                digest=card.digest,
+            )
+        )
+    return found
+
+
+def _shown(value: Any) -> str:
+    """Long lists (the cases of a patch set) are counted: the card has them."""
+    if isinstance(value, list) and len(value) > LIST_SHOWN:
+        return f"({len(value):,})"
+    return str(value) if isinstance(value, str | int) else canonical_json(value)
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,62 @@
+"""Stage 2, report: what was found, in the sentences that a reader needs first."""
+
+from typing import Any
+
+import polars as pl
+
+from her2.report.format import interval, number, plural
+from her2.report.results import Model, Results
+from her2.report.sections.headline import chance, domain
+from her2.report.sections.overlap import mark
+
+
+def sentences(results: Results) -> list[str]:
+    """One a task: over whom, the best and the range of macro AUC, and what that does not say."""
+    found = []
+    for task_name in results.config.tasks:
+        models = results.task_models(task_name)
+        rows = [(model, row) for model in models if (row := _macro(model))["value"] is not None]
+        if not rows:
+            found.append(f"Task {task_name}: no macro AUC is defined; the table says why.")
+            continue
+        rows.sort(key=lambda item: -item[1]["value"])
+        found.append(_sentence(results, task_name, rows, len(models)))
+    return found
+
+
+def _sentence(
+    results: Results,
+    task_name: str,
+    rows: list[tuple[Model, dict[str, Any]]],
+    total: int,
+) -> str:
+    best, top = rows[0]
+    words = f"{plural(top['n'], 'held-out patient')} in {plural(len(best.slides), 'slide')}"
+    text = f"Task {task_name}, {words}: "
+    figure = f"{number(top['value'], sign=mark(results, best.encoder))} "
+    figure += interval(top["low"], top["high"])
+    if total == 1:
+        text += f"{best.encoder} / {best.head} has a macro AUC of {figure}"
+    else:
+        least = rows[-1][1]["value"]
+        text += (
+            f"of {plural(total, 'model')} (encoder and head) macro AUC runs from "
+            f"{number(least)} to {figure}, the highest with {best.encoder} / {best.head} "
+            f"(pre-training: {domain(results, best.encoder)})"
+        )
+    if verdict := chance(top["low"], top["high"]):
+        text += f", {verdict}"
+    text += "."
+    if total > 1:
+        text += " The highest of several is flattered by having been picked: see the comparison."
+    unclear = sum(bool(chance(row["low"], row["high"])) for _, row in rows)
+    if total > 1 and unclear:
+        text += f" {unclear} of {total} are not above chance by their intervals."
+    return text
+
+
+def _macro(model: Model) -> dict[str, Any]:
+    rows = model.metrics.filter(
+        (pl.col("level") == "patient") & (pl.col("metric") == "auc") & (pl.col("class") == "macro")
+    ).to_dicts()
+    return rows[0] if rows else {"value": None}

@@ -1,0 +1,157 @@
+"""Stage 2, report: how fast the features were made, what held it up, and what to change.
+
+From the receipts in the feature stores, so it describes the machines and the load of the day: the
+only figures of the page that differ between two runs with equal results.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from her2.report.format import count
+from her2.report.results import Results
+
+PARTS = ("reading", "waiting", "encoding", "writing")
+LIMITING = 0.35
+"""A part that takes at least this share of the workers' time is worth a change, however much the
+encoder takes."""
+
+Receipt = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ThroughputRow:
+    """One encoder on one kind of device: shares are of its workers' time.
+
+    On a CPU every core reads and encodes; on CUDA reading goes on beside the device and is no
+    part of its time, and `waiting` is how long the device had nothing to do.
+    """
+
+    encoder: str
+    device: str
+    precision: str
+    threads: str
+    slides: int
+    patches: int
+    patches_per_second: float
+    hours: float
+    reading: float
+    waiting: float
+    encoding: float
+    writing: float
+    cold: int
+    bottleneck: str
+    advice: str
+
+    @property
+    def share_text(self) -> str:
+        """`encoding 92 %, reading 7 %, writing 1 %`: the largest first."""
+        parts = sorted(((getattr(self, name), name) for name in PARTS), reverse=True)
+        return ", ".join(f"{name} {share:.0%}" for share, name in parts if share >= 0.005)
+
+    @property
+    def hours_text(self) -> str:
+        """`0.02`, `31`: device hours."""
+        return f"{self.hours:,.0f}" if self.hours >= 10 else f"{self.hours:.2g}"
+
+    @property
+    def rate_text(self) -> str:
+        """`48.2`."""
+        return f"{self.patches_per_second:,.1f}"
+
+
+def throughput(results: Results) -> list[ThroughputRow]:
+    """One row an encoder and device, in the config's order; none where nothing was recorded."""
+    found = []
+    for name, receipts in results.receipts.items():
+        groups: dict[tuple[str, str], list[Receipt]] = {}
+        for receipt in receipts:
+            groups.setdefault((receipt["device"], receipt["precision"]), []).append(receipt)
+        looked_at = sum(receipt["tiles"] for receipt in receipts)
+        tiles = sum(entry.tiles for entry in results.features[name].values())
+        share = tiles / looked_at if looked_at else 0.0
+        found += [_row(name, group, share) for _, group in sorted(groups.items())]
+    return found
+
+
+def throughput_table(results: Results) -> pl.DataFrame | None:
+    """The same for other programs; None where nothing was recorded."""
+    fields = [name for name in ThroughputRow.__dataclass_fields__ if name != "advice"]
+    rows = [{name: getattr(row, name) for name in fields} for row in throughput(results)]
+    return pl.DataFrame(rows) if rows else None
+
+
+def _row(encoder: str, receipts: list[Receipt], scale: float) -> ThroughputRow:
+    """`scale`: how many times the tiles of these receipts all slides of the encoder have."""
+    on_cpu = receipts[0]["on_cpu"]
+    spent = {part: sum(r[f"seconds_{part}"] for r in receipts) for part in PARTS}
+    if not on_cpu:  # beside the device
+        spent |= {"reading": 0.0, "writing": 0.0}
+    total = sum(spent.values())
+    busy_seconds = sum(
+        sum(r[f"seconds_{part}"] for part in PARTS if spent[part]) / r["workers"] for r in receipts
+    )
+    patches = sum(r["tiles"] for r in receipts)
+    shares = {part: seconds / total if total else 0.0 for part, seconds in spent.items()}
+    limit, advice = _advice(shares, receipts)
+    return ThroughputRow(
+        encoder=encoder,
+        device=receipts[0]["device"],
+        precision=receipts[0]["precision"],
+        threads=_span(r["threads"] for r in receipts),
+        slides=len(receipts),
+        patches=patches,
+        patches_per_second=patches / busy_seconds if busy_seconds else 0.0,
+        hours=busy_seconds * scale / 3600,
+        **shares,
+        cold=sum(r["cold"] is True for r in receipts),
+        bottleneck=limit,
+        advice=advice,
+    )
+
+
+def _advice(shares: Mapping[str, float], receipts: list[Receipt]) -> tuple[str, str]:
+    """What takes the time, and what to change about it."""
+    first = receipts[0]
+    cold = 2 * sum(r["cold"] is True for r in receipts) > len(receipts)
+    plain = 2 * sum(r["reader"] == "jpeg" for r in receipts) > len(receipts)
+    if shares["waiting"] >= LIMITING:
+        return "reading", (
+            "The device waits for tiles: give the job more threads"
+            + (", and the slides a faster disk (they came from storage)" if cold else "")
+            + "."
+        )
+    if shares["reading"] >= LIMITING:
+        if cold:
+            return "storage", "The slides came from storage: copy them to a faster disk first."
+        if not plain:
+            return "reading", (
+                "The slides' format has to be read by OpenSlide: more threads help, or slides "
+                "converted to JPEG TIFF."
+            )
+        return "reading", (
+            "Tiles are resampled: an um/px that the slides' pyramid has (0.25, 0.5, 1) is read "
+            "as it is; else more threads help."
+        )
+    if shares["writing"] >= LIMITING:
+        return "writing", "The cache is on a slow disk: put `cache` on a faster one."
+    if first["on_cpu"]:
+        text = "A GPU, or more cores for the job (threads), would make it faster"
+        if first["precision"] == "float32":
+            text += "; so would a CPU with bfloat16 (AVX-512 BF16, AMX), about three times"
+        return "encoder", text + "."
+    if first["precision"] == "float32":
+        return "encoder", "`precision: auto` would compute in half precision, on this device."
+    if not any(r["compiled"] for r in receipts):
+        return "encoder", (
+            "The device is busy: `embedding.compile: always` may gain some, more jobs at once on "
+            "more devices the rest."
+        )
+    return "encoder", "The device is busy: more jobs at once on more devices would make it faster."
+
+
+def _span(values: Iterable[int]) -> str:
+    found = sorted(set(values))
+    return count(found[0]) if len(found) == 1 else f"{found[0]}-{found[-1]}"

@@ -1,0 +1,51 @@
+"""Stage 1, tile: what identifies a slide's content, whatever the file is called."""
+
+import hashlib
+import io
+from pathlib import Path
+
+from her2.core.errors import SlideError
+from her2.slides.files import parts_of
+
+_HEAD_BYTES = 1 << 20
+_BLOCK_BYTES = 1 << 16
+_BLOCKS = 64
+
+
+def fingerprint(path: Path) -> str:
+    """What identifies a slide's content, read in milliseconds: SHA-256 (hex).
+
+    Taken over the size, the first and last MiB and 64 evenly spaced blocks of 64 KiB of the file;
+    for formats of many files (MIRAX: a folder of the file's name beside it; DICOM: the files of
+    its series in its folder) over all of them. Names and times do not count. Two scans differ
+    everywhere, so a sample tells them apart; a change of a few bytes inside a gigabyte can go
+    unseen.
+
+    Raises:
+        SlideError: a file cannot be read, or is empty.
+    """
+    result = hashlib.sha256()
+    try:
+        for part in parts_of(path):
+            size = part.stat().st_size
+            if size == 0 and part == path:
+                raise SlideError("the file is empty (0 bytes); copy it again")
+            result.update(size.to_bytes(8, "big"))
+            with part.open("rb") as stream:
+                _update(result, stream, size)
+    except OSError as error:
+        raise SlideError(f"the file cannot be read ({error.strerror})") from None
+    return result.hexdigest()
+
+
+def _update(result: "hashlib._Hash", stream: io.BufferedReader, size: int) -> None:
+    if size <= 2 * _HEAD_BYTES + _BLOCKS * _BLOCK_BYTES:
+        result.update(stream.read())
+        return
+    result.update(stream.read(_HEAD_BYTES))
+    span = size - 2 * _HEAD_BYTES - _BLOCK_BYTES
+    for index in range(_BLOCKS):
+        stream.seek(_HEAD_BYTES + span * index // (_BLOCKS - 1))
+        result.update(stream.read(_BLOCK_BYTES))
+    stream.seek(-_HEAD_BYTES, io.SEEK_END)
+    result.update(stream.read(_HEAD_BYTES))

@@ -1,0 +1,216 @@
+"""Stage 1, embed: pixels of JPEG TIFF and SVS without OpenSlide's detour over RGBA.
+
+OpenSlide draws through a 32-bit canvas and Pillow; decoding the file's own JPEG tiles into RGB
+takes a quarter of its time (benchmarks/embed.py) and gives the same bytes: both use libjpeg-turbo
+with its exact transform. Whatever is not plain here (another codec, a level that is not a whole
+number of times smaller, a damaged or absent tile) is left to OpenSlide.
+"""
+
+import os
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+RGB = NDArray[np.uint8]
+
+VENDORS = {"aperio", "generic-tiff"}
+"""Whose levels are pages of the TIFF, each a plain grid of tiles."""
+KEPT_BYTES = 32 << 20
+"""Decoded tiles that a slide keeps: several columns of a band, see `her2.embedding.reading`."""
+
+_JPEG = 7
+_COLOUR_SPACES = {2: "RGB", 6: "YCBCR"}
+"""Of the JPEG stream, by the TIFF's photometric interpretation."""
+_START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
+_RESTARTS = b"\xff\xdd"
+"""The segment that says every how many blocks a restart marker stands."""
+_MARKER, _MARKER_OR_RESTART = (
+    re.compile(rb"\xff[^\x00\xd0-\xd7\xff]"),
+    re.compile(rb"\xff[^\x00\xff]"),
+)
+_HOLE = bytes(16)
+_DAMAGE = (imagecodecs.DelayedImportError, OSError, RuntimeError, ValueError)
+
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """A page of the file: sizes in px, where each tile lies in bytes."""
+
+    width: int
+    height: int
+    tile_width: int
+    tile_height: int
+    offsets: Sequence[int]
+    byte_counts: Sequence[int]
+    tables: bytes | None
+    colour_space: str
+
+    @property
+    def columns(self) -> int:
+        return -(-self.width // self.tile_width)
+
+
+class JpegTiles:
+    """The levels of a TIFF that are grids of JPEG tiles. Reads are thread-safe.
+
+    Args:
+        path: of the slide.
+        level_sizes: (width, height) px of OpenSlide's levels.
+        downsamples: of OpenSlide's levels.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        level_sizes: Sequence[tuple[int, int]],
+        downsamples: Sequence[float],
+    ) -> None:
+        self._levels = _levels(path, level_sizes, downsamples)
+        self._file = os.open(path, os.O_RDONLY)
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[int, int], RGB] = OrderedDict()
+        self._kept_bytes = 0
+
+    def __len__(self) -> int:
+        """Levels that can be read."""
+        return len(self._levels)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+    def read(self, level: int, left: int, top: int, size: tuple[int, int]) -> RGB | None:
+        """A rectangle of a level.
+
+        Args:
+            level: OpenSlide's number.
+            left, top: px of the level.
+            size: (width, height) px.
+
+        Returns:
+            uint8 (height, width, 3), or None when OpenSlide has to read it.
+        """
+        page = self._levels.get(level)
+        right, bottom = left + size[0], top + size[1]
+        if page is None or left < 0 or top < 0 or right > page.width or bottom > page.height:
+            return None
+        result = np.empty((size[1], size[0], 3), np.uint8)
+        across, down = page.tile_width, page.tile_height
+        for row in range(top // down, -(-bottom // down)):
+            for column in range(left // across, -(-right // across)):
+                tile = self._tile(level, page, row * page.columns + column)
+                if tile is None:
+                    return None
+                x, y = column * across, row * down
+                x0, x1 = max(left, x), min(right, x + across)
+                y0, y1 = max(top, y), min(bottom, y + down)
+                result[y0 - top : y1 - top, x0 - left : x1 - left] = tile[
+                    y0 - y : y1 - y, x0 - x : x1 - x
+                ]
+        return result
+
+    def _tile(self, level: int, page: _Level, index: int) -> RGB | None:
+        with self._lock:
+            found = self._kept.get((level, index))
+            if found is not None:
+                self._kept.move_to_end((level, index))
+                return found
+        count, offset = page.byte_counts[index], page.offsets[index]
+        if count == 0:
+            return None
+        try:
+            content = os.pread(self._file, count, offset)
+            if len(content) < count or not _looks_whole(content):
+                return None
+            tile = imagecodecs.jpeg8_decode(
+                content, tables=page.tables, colorspace=page.colour_space, outcolorspace="RGB"
+            )
+        except _DAMAGE:
+            return None
+        if tile.shape != (page.tile_height, page.tile_width, 3) or tile.dtype != np.uint8:
+            return None
+        with self._lock:
+            if (level, index) not in self._kept:
+                self._kept[level, index] = tile
+                self._kept_bytes += tile.nbytes
+            while self._kept_bytes > KEPT_BYTES:
+                self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
+        return tile
+
+
+def open_jpeg_tiles(
+    path: Path,
+    vendor: str,
+    level_sizes: Sequence[tuple[int, int]],
+    downsamples: Sequence[float],
+) -> JpegTiles | None:
+    """The slide's JPEG tiles, None when it is not such a file."""
+    if vendor not in VENDORS:
+        return None
+    try:
+        found = JpegTiles(path, level_sizes, downsamples)
+    except (tifffile.TiffFileError, *_DAMAGE):
+        return None
+    if not len(found):
+        found.close()
+        return None
+    return found
+
+
+def _looks_whole(content: bytes) -> bool:
+    """Whether the first marker in the coded image is the one that ends it, and no hole is in it.
+
+    OpenSlide takes libjpeg's warnings for errors and imagecodecs passes over them, so a stream
+    that may be damaged is OpenSlide's to judge. Source: ITU-T T.81, B.1.1.2 and B.1.1.5: in coded
+    data a byte FF is followed by 00, or by D0 to D7 where the header announces restarts. What is
+    left are wrong bits that read as legal codes, of which OpenSlide sees no more than a part.
+    """
+    scan = content.find(_START_OF_SCAN)
+    if scan < 0:
+        return False
+    legal = _MARKER if _RESTARTS in content[:scan] else _MARKER_OR_RESTART
+    marker = legal.search(content, scan + 2)
+    if marker is None or marker[0] != _END_OF_IMAGE or _HOLE in content:
+        return False
+    return not content[marker.end() :].strip(b"\0")
+
+
+def _levels(
+    path: Path, level_sizes: Sequence[tuple[int, int]], downsamples: Sequence[float]
+) -> dict[int, _Level]:
+    """Levels whose px OpenSlide would not interpolate: their corners fall on whole px."""
+    found = {}
+    with tifffile.TiffFile(path) as tiff:
+        pages = {
+            (page.imagewidth, page.imagelength): page
+            for page in reversed(list(tiff.pages))  # the first of a size wins
+            if isinstance(page, tifffile.TiffPage)
+            and page.is_tiled
+            and int(page.compression) == _JPEG
+            and int(page.photometric) in _COLOUR_SPACES
+            and int(page.planarconfig) == 1
+            and (page.samplesperpixel, page.bitspersample) == (3, 8)
+        }
+        for number, size in enumerate(level_sizes):
+            page = pages.get((size[0], size[1]))
+            if page is None or downsamples[number] != int(downsamples[number]):
+                continue
+            found[number] = _Level(
+                width=page.imagewidth,
+                height=page.imagelength,
+                tile_width=page.tilewidth,
+                tile_height=page.tilelength,
+                offsets=page.dataoffsets,
+                byte_counts=page.databytecounts,
+                tables=page.jpegtables,
+                colour_space=_COLOUR_SPACES[int(page.photometric)],
+            )
+    return found

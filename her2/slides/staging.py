@@ -1,0 +1,165 @@
+"""Stage 1, embed: slides copied to the node's own disk, one ahead of the one that is read.
+
+OpenSlide reads a slide in many small pieces, which a network disk answers slowly; copying the file
+first is one long read. What a slide is, its fingerprint and its features do not change by it.
+"""
+
+import fcntl
+import logging
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+
+from her2.core.errors import UserError
+from her2.slides.files import files_of
+from her2.slides.slide import Slide
+
+log = logging.getLogger(__name__)
+
+PREFIX = "her2-slides-"
+RESERVE_BYTES = 256 << 20
+"""Left free on the scratch disk, for what else the job writes there."""
+
+
+class Stager:
+    """Opens the slides of a job in order, each from a copy where there is room for one."""
+
+    def __init__(self, folder: Path, paths: Sequence[Path]) -> None:
+        self._folder = folder
+        self._next = dict(pairwise(paths))
+        self._copier = ThreadPoolExecutor(1, thread_name_prefix="stager")
+        self._copies: dict[Path, Future[Path | None]] = {}
+        self._number = self._opened = self._copied = 0
+        self._lock = threading.Lock()
+
+    def open(self, path: Path) -> Slide:
+        """Open a slide, and let the copying of the next begin.
+
+        Raises:
+            SlideError: it cannot be opened.
+        """
+        with self._lock:
+            return self._open(path)
+
+    def _open(self, path: Path) -> Slide:
+        ahead = self._copies.pop(path, None)
+        copy = ahead.result() if ahead is not None else None
+        if copy is None:  # the first; or there was no room while the one before was open
+            copy = self._copier.submit(self._copy, path, last=True).result()
+        after = self._next.get(path)
+        if after is not None and after not in self._copies:
+            self._copies[after] = self._copier.submit(self._copy, after, last=False)
+        self._opened += 1
+        self._copied += copy is not None
+        return Slide(path) if copy is None else _Copy(copy)
+
+    def close(self) -> None:
+        """Stop copying, and say what was done; the folder goes with what is still in it."""
+        self._copier.shutdown(wait=True, cancel_futures=True)
+        log.info("scratch disk %s: %d of %d slides were read from copies there",
+                 self._folder.parent, self._copied, self._opened)  # fmt: skip
+
+    def _copy(self, path: Path, *, last: bool) -> Path | None:
+        """The copy of a slide, or None for one that is read where it lies."""
+        self._number += 1
+        target = self._folder / str(self._number)
+        try:
+            files = files_of(path)
+            if not files or _same_disk(path, self._folder):
+                return None
+            size = sum(file.stat().st_size for file in files)
+            free = shutil.disk_usage(self._folder).free - RESERVE_BYTES
+            if size > free:
+                if last:
+                    log.warning(
+                        "%s: read where it lies: it has %.1f GB, and the scratch disk (%s) %.1f GB "
+                        "free", path.name, size / 1e9, self._folder, max(0, free) / 1e9,
+                    )  # fmt: skip
+                return None
+            for file in files:
+                goal = target / file.relative_to(path.parent)
+                goal.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, goal)
+        except OSError as error:  # a quota, a file that went away: opening it says what is wrong
+            shutil.rmtree(target, ignore_errors=True)
+            if last:
+                log.warning("%s: read where it lies: cannot be copied to the scratch disk (%s): %s",
+                            path.name, self._folder, error)  # fmt: skip
+            return None
+        return target / path.name
+
+
+class _Copy(Slide):
+    """A slide that is deleted when it is closed."""
+
+    def close(self) -> None:
+        super().close()
+        shutil.rmtree(self.path.parent, ignore_errors=True)
+
+
+@contextmanager
+def staged(scratch: str | None, paths: Sequence[Path]) -> Iterator[Stager | None]:
+    """A stage in a folder of its own on the scratch disk, removed when the block ends.
+
+    Folders of jobs that were killed are removed at the next job's start.
+
+    Args:
+        scratch: a folder; variables in it are those of this machine (`$TMPDIR`). None: no stage.
+        paths: the slides, in the order in which they will be opened.
+
+    Raises:
+        UserError: the folder is not there, or cannot be written.
+    """
+    if scratch is None:
+        yield None
+        return
+    root = scratch_folder(scratch)
+    _sweep(root)
+    with (
+        tempfile.TemporaryDirectory(prefix=PREFIX, dir=root, ignore_cleanup_errors=True) as name,
+        (Path(name) / "lock").open("w") as lock,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX)  # goes with the process
+        stager = Stager(Path(name), paths)
+        try:
+            yield stager
+        finally:
+            stager.close()
+
+
+def scratch_folder(scratch: str) -> Path:
+    """The folder that `embedding.scratch` names on this machine.
+
+    Raises:
+        UserError: a variable in it is not set here, or it is no folder that can be written.
+    """
+    text = os.path.expandvars(scratch)
+    text = text.replace("$TMPDIR", tempfile.gettempdir())  # where it is not set: the system's
+    path = Path(text)
+    if "$" in text or not path.is_dir() or not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(
+            f"embedding.scratch: {scratch!r} is {text!r} on {os.uname().nodename}, which is no "
+            "folder that can be written; name one that is on every node, such as $TMPDIR."
+        )
+    return path
+
+
+def _sweep(root: Path) -> None:
+    """Remove the folders of processes that ended without doing it."""
+    for lock in root.glob(f"{PREFIX}*/lock"):
+        try:
+            with lock.open("w") as stream:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.parent, ignore_errors=True)
+        except OSError:  # in use, or another user's
+            continue
+
+
+def _same_disk(one: Path, other: Path) -> bool:
+    return one.stat().st_dev == other.stat().st_dev

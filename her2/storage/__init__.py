@@ -1,0 +1,1 @@
+"""What lies between the stages: the cache, tile tables, feature stores, entries."""

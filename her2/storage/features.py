@@ -1,0 +1,372 @@
+"""Between the stages: the feature store, one `*.zarr.zip` a slide.
+
+Zarr v3 in an uncompressed zip: one file is published atomically, each of its members has a CRC,
+and an uncompressed chunk can be mapped into memory where it lies, so training gathers rows
+without reading or copying a store.
+"""
+
+import json
+import os
+import resource
+import struct
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from her2.core.errors import UserError
+
+CHUNK_BYTES = 1 << 30
+"""Below this the features of a slide are one chunk."""
+
+SPOOL_BYTES = 64 << 20
+"""Above this the rows of a slide wait on disk for the rest."""
+BLOCK_BYTES = 8 << 20
+"""Rows are written and read in blocks of about this size."""
+
+_NO_ROWS: NDArray[Any] = np.empty((0, 0))
+_DAMAGE = (OSError, KeyError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile)
+"""What reading a damaged file raises: a wrong bit may also read as encryption, or as a format of
+the future, which zipfile answers with a RuntimeError."""
+
+_LOCAL_HEADER = struct.Struct("<4s5H3I2H")
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureStore:
+    """The features of a slide, mapped into memory.
+
+    `chunks` are float16 or float32 (rows of the chunk, d), in row order; `attributes` hold
+    identity, provenance and the throughput receipt.
+    """
+
+    path: Path
+    chunks: tuple[NDArray[Any], ...]
+    attributes: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        return sum(len(chunk) for chunk in self.chunks)
+
+    @property
+    def dimension(self) -> int:
+        """Features a tile."""
+        return int(self.chunks[0].shape[1])
+
+    def all(self) -> NDArray[Any]:
+        """All rows (n, d); no copy when the store is one chunk."""
+        return self.chunks[0] if len(self.chunks) == 1 else np.concatenate(self.chunks)
+
+    def gather(self, rows: NDArray[np.integer[Any]]) -> NDArray[Any]:
+        """Some rows (len(rows), d), in the order asked for; only they are read."""
+        if len(self.chunks) == 1:
+            return self.chunks[0][rows]
+        size = len(self.chunks[0])
+        return np.stack([self.chunks[row // size][row % size] for row in rows])
+
+
+class RowSpool:
+    """The features of a slide while they are computed: rows come in any order, in parts.
+
+    Small slides stay in memory; larger ones go to a file without a name beside the cache, so
+    memory does not grow with the slide and a killed job leaves nothing. Calls for different rows
+    may come from several threads at once.
+
+    Args:
+        rows, dimension, dtype: of the features.
+        folder: where the file goes; made when it is not there.
+    """
+
+    def __init__(self, rows: int, dimension: int, dtype: str, folder: Path) -> None:
+        self.shape, self.dtype, self.folder = (rows, dimension), np.dtype(dtype), folder
+        self._row_bytes = dimension * self.dtype.itemsize
+        self._memory: NDArray[Any] | None = None
+        self._file: IO[bytes] | None = None
+        if rows * self._row_bytes <= SPOOL_BYTES:
+            self._memory = np.zeros(self.shape, self.dtype)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 closed below
+
+    def put(self, rows: NDArray[np.int64], values: NDArray[Any]) -> None:
+        """Keep `values` (len(rows), d) as these rows.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        if self._memory is not None:
+            self._memory[rows] = values
+            return
+        assert self._file is not None
+        values = np.ascontiguousarray(values, self.dtype)
+        ends = np.flatnonzero(np.diff(rows) != 1) + 1
+        for first, part in zip(
+            rows[np.concatenate([[0], ends])], np.split(values, ends), strict=True
+        ):
+            view = memoryview(part.tobytes())
+            place = int(first) * self._row_bytes
+            while view:  # a write may stop short of the end at a limit, and the next one says why
+                written = os.pwrite(self._file.fileno(), view, place)
+                view, place = view[written:], place + written
+
+    def blocks(self, kept: NDArray[np.bool_]) -> Iterator[NDArray[Any]]:
+        """The rows `kept` (n,), in order, in parts of a few MiB."""
+        step = max(1, BLOCK_BYTES // self._row_bytes)
+        for start in range(0, self.shape[0], step):
+            stop = min(start + step, self.shape[0])
+            if self._memory is not None:
+                block = self._memory[start:stop]
+            else:
+                assert self._file is not None
+                size, place = (stop - start) * self._row_bytes, start * self._row_bytes
+                # Rows that were never put lie beyond the end, and are not among the kept.
+                content = os.pread(self._file.fileno(), size, place).ljust(size, b"\0")
+                block = np.frombuffer(content, self.dtype).reshape(-1, self.shape[1])
+            yield block[kept[start:stop]]
+
+    def close(self) -> None:
+        """Give memory and disk back."""
+        self._memory = None
+        if self._file is not None:
+            self._file.close()
+
+
+def write_store(
+    path: Path,
+    features: NDArray[Any],
+    coords: NDArray[np.int32],
+    attributes: Mapping[str, Any],
+) -> None:
+    """Write a store; publishing it atomically is the caller's part.
+
+    Args:
+        path: of the new file.
+        features: (n, d) float16 or float32, finite, n >= 1.
+        coords: (n, 2) int32, level-0 px.
+        attributes: JSON values.
+
+    Raises:
+        ValueError: shapes do not agree, or a value is not finite.
+    """
+    if features.ndim != 2:
+        raise ValueError(f"features {features.shape} do not go with coords {coords.shape}")
+    step = max(1, BLOCK_BYTES // max(1, features.itemsize * features.shape[1]))
+    blocks = (features[start : start + step] for start in range(0, len(features), step))
+    write_rows(path, blocks, features.shape, features.dtype, coords, lambda: attributes)
+
+
+def write_rows(
+    path: Path,
+    blocks: Iterable[NDArray[Any]],
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    coords: NDArray[np.int32],
+    attributes: Callable[[], Mapping[str, Any]],
+) -> None:
+    """As `write_store`, with features that come in blocks of rows and are never all in memory.
+
+    Args:
+        path: of the new file.
+        blocks: (k, d) each, one after the other `shape` (n, d) in all.
+        shape, dtype: of the features.
+        coords: (n, 2) int32, level-0 px.
+        attributes: asked for last, so that they can say how long the rest took.
+
+    Raises:
+        ValueError: shapes do not agree, or a value is not finite.
+    """
+    if coords.shape != (shape[0], 2) or shape[0] == 0:
+        raise ValueError(f"features {shape} do not go with coords {coords.shape}")
+    size = min(shape[0], max(1, CHUNK_BYTES // (dtype.itemsize * shape[1])))
+    try:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+            _write_chunks(archive, blocks, shape, dtype, size)
+            with _member(archive, "coords/c/0/0") as stream:
+                stream.write(np.ascontiguousarray(coords, "<i4").tobytes())
+            for name, content in _metadata(shape, dtype, size, attributes()).items():
+                with _member(archive, name) as stream:
+                    stream.write(content)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _write_chunks(
+    archive: zipfile.ZipFile,
+    blocks: Iterable[NDArray[Any]],
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    size: int,
+) -> None:
+    """Chunks of `size` rows; the last is padded, as zarr does it."""
+    rows = (_finite(block) for block in blocks)
+    rest = np.empty((0, shape[1]), dtype)
+    for number in range(-(-shape[0] // size)):
+        with _member(archive, f"features/c/{number}/0") as stream:
+            missing = size
+            while missing:
+                if not len(rest) and (rest := next(rows, _NO_ROWS)) is _NO_ROWS:
+                    if number * size + (size - missing) != shape[0]:
+                        raise ValueError(f"fewer rows than {shape[0]}")
+                    stream.write(bytes(missing * shape[1] * dtype.itemsize))
+                    break
+                part, rest = rest[:missing], rest[missing:]
+                stream.write(np.ascontiguousarray(part, dtype.newbyteorder("<")).tobytes())
+                missing -= len(part)
+    if len(rest) or any(len(block) for block in rows):
+        raise ValueError(f"more rows than {shape[0]}")
+
+
+def _finite(block: NDArray[Any]) -> NDArray[Any]:
+    if not np.isfinite(block).all():
+        raise ValueError(f"{np.count_nonzero(~np.isfinite(block))} values are not finite")
+    return block
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
+    """A member to write: no time of its own, so equal content gives equal bytes."""
+    info = zipfile.ZipInfo(name)
+    info.external_attr = 0o644 << 16
+    return archive.open(info, "w")
+
+
+def _metadata(
+    shape: tuple[int, ...], dtype: np.dtype[Any], size: int, attributes: Mapping[str, Any]
+) -> dict[str, bytes]:
+    """The `zarr.json` files, as zarr itself writes them."""
+    import zarr
+    import zarr.storage
+
+    files: dict[str, Any] = {}
+    store = zarr.storage.MemoryStore(files)
+    group = zarr.create_group(store, zarr_format=3, attributes=dict(attributes))
+    for name, extent, kind, rows in (
+        ("features", shape, dtype, size),
+        ("coords", (shape[0], 2), np.dtype(np.int32), shape[0]),
+    ):
+        group.create_array(
+            name,
+            shape=extent,
+            dtype=kind,
+            chunks=(rows, extent[1]),
+            compressors=None,
+            filters=None,
+        )
+    return {name: content.to_bytes() for name, content in files.items()}
+
+
+def open_store(path: Path) -> FeatureStore:
+    """Open a store for training: reads its small members, maps the features.
+
+    Raises:
+        UserError: it is not a feature store.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            attributes = json.loads(archive.read("zarr.json"))["attributes"]
+            array = json.loads(archive.read("features/zarr.json"))
+            rows, dimension = array["shape"]
+            if rows < 1:
+                raise ValueError("it holds no tile")
+            size = array["chunk_grid"]["configuration"]["chunk_shape"][0]
+            dtype = np.dtype(array["data_type"]).newbyteorder("<")
+            chunks = [
+                _map(path, archive.getinfo(f"features/c/{i}/0"), dtype, size, dimension)
+                for i in range(-(-rows // size))
+            ]
+        # Zarr pads the last chunk to full size.
+        chunks[-1] = chunks[-1][: rows - size * (len(chunks) - 1)]
+    except _DAMAGE as error:
+        raise _broken(path, error) from None
+    return FeatureStore(path, tuple(chunks), attributes)
+
+
+def allow_open_files(count: int) -> None:
+    """A mapped store keeps its file open, and many systems allow 1,024 unless asked for more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 256
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def read_attributes(path: Path) -> dict[str, Any]:
+    """The attributes alone.
+
+    Raises:
+        UserError: it is not a feature store.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found: dict[str, Any] = json.loads(archive.read("zarr.json"))["attributes"]
+            return found
+    except _DAMAGE as error:
+        raise _broken(path, error) from None
+
+
+def read_coords(path: Path) -> NDArray[np.int32]:
+    """Where the rows lie: int32 (n, 2), level-0 px, top left.
+
+    Raises:
+        UserError: it is not a feature store.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            array = json.loads(archive.read("coords/zarr.json"))
+            content = np.frombuffer(archive.read("coords/c/0/0"), "<i4")
+            if array["chunk_grid"]["configuration"]["chunk_shape"] != array["shape"]:
+                raise ValueError("its coordinates are in several chunks")
+            return content.reshape(array["shape"]).astype(np.int32)
+    except _DAMAGE as error:
+        raise _broken(path, error) from None
+
+
+def store_problems(path: Path) -> list[str]:
+    """What is wrong with a store, reading all of it (CRC, shapes, finite); empty when sound."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+        if bad is not None:
+            return [f"checksum of {bad} is wrong"]
+        features, coords = open_store(path), read_coords(path)
+    except (UserError, *_DAMAGE) as error:
+        return [f"cannot be read: {error}"]
+    problems = []
+    if len(features) != len(coords):
+        problems.append(f"{len(features)} features for {len(coords)} coordinates")
+    step = max(1, BLOCK_BYTES // (features.dimension * features.chunks[0].itemsize))
+    if not all(
+        np.isfinite(chunk[start : start + step]).all()
+        for chunk in features.chunks
+        for start in range(0, len(chunk), step)
+    ):
+        problems.append("holds values that are not finite")
+    return problems
+
+
+def _map(
+    path: Path, member: zipfile.ZipInfo, dtype: np.dtype[Any], rows: int, dimension: int
+) -> NDArray[Any]:
+    """Map an uncompressed member: its bytes begin behind its local header."""
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{member.filename} is compressed")
+    if member.file_size != rows * dimension * dtype.itemsize:
+        raise ValueError(f"{member.filename} has {member.file_size} bytes")
+    with path.open("rb") as stream:
+        stream.seek(member.header_offset)
+        header = _LOCAL_HEADER.unpack(stream.read(_LOCAL_HEADER.size))
+    if header[0] != b"PK\x03\x04":
+        raise ValueError(f"{member.filename} has no local header")
+    offset = member.header_offset + _LOCAL_HEADER.size + header[-2] + header[-1]
+    return np.memmap(path, dtype, mode="r", offset=offset, shape=(rows, dimension))
+
+
+def _broken(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{path}: is not a feature store ({error}); remove it (her2 cache verify finds all such) "
+        "and run snakemake again."
+    )

@@ -1,0 +1,1 @@
+"""Stage 1, tile: where the tissue is, and the grid of tiles on it."""

@@ -1,0 +1,69 @@
+"""Stage 1, tile: the quality-control picture of a slide. Nothing else reads it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from her2.core.types import RGB, Mask
+
+SIDE_PX = 1024
+TISSUE, TILE, REGION = (0, 150, 90), (40, 90, 200), (0, 0, 0)
+PEN, FOLD, BORDER, BLUR = (230, 120, 0), (200, 30, 130), (120, 120, 120), (240, 200, 0)
+"""RGB. Kept tiles have one colour; rejected ones have that of the reason, and a cross."""
+COLOURS = {"pen": PEN, "fold": FOLD, "border": BORDER, "blur": BLUR}
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """Masks (h, w) of a thumbnail; `region` is None where nobody drew one."""
+
+    tissue: Mask
+    pen: Mask
+    fold: Mask
+    border: Mask
+    region: Mask | None
+
+
+def draw(
+    thumbnail: RGB,
+    layers: Layers,
+    tiles: NDArray[np.float64],
+    rejected: Sequence[tuple[str, NDArray[np.float64]]],
+) -> RGB:
+    """Thumbnail with outlines of tissue, regions and artefacts, and all tiles that had tissue.
+
+    Args:
+        thumbnail: (h, w, 3).
+        layers: masks of its shape.
+        tiles: kept ones, (n, 4) left, top, right, bottom in thumbnail px.
+        rejected: reason and box of the others.
+    """
+    height, width = layers.tissue.shape
+    factor = min(4.0, SIDE_PX / max(height, width))
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+    picture = cv2.resize(thumbnail, size, interpolation=interpolation).astype(np.uint8)
+    for box in tiles:
+        corner, opposite = _corners(box, factor)
+        cv2.rectangle(picture, corner, opposite, TILE, 1)
+    for reason, box in rejected:
+        corner, opposite = _corners(box, factor)
+        cv2.rectangle(picture, corner, opposite, COLOURS[reason], 1)
+        cv2.line(picture, corner, opposite, COLOURS[reason], 1)
+        cv2.line(picture, (corner[0], opposite[1]), (opposite[0], corner[1]), COLOURS[reason], 1)
+    outlines = [(layers.tissue, TISSUE), (layers.pen, PEN), (layers.fold, FOLD)]
+    outlines += [(layers.border, BORDER)]
+    outlines += [(layers.region, REGION)] if layers.region is not None else []
+    for mask, colour in outlines:
+        large = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+        contours, _ = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(picture, contours, -1, colour, 2)
+    return picture
+
+
+def _corners(box: NDArray[np.float64], factor: float) -> tuple[tuple[int, int], tuple[int, int]]:
+    left, top, right, bottom = (round(float(value) * factor) for value in box)
+    return (left, top), (max(left, right - 1), max(top, bottom - 1))

@@ -1,0 +1,227 @@
+"""Stage 1, tile: a bucket of slides -> tile tables in the cache, and the bucket's manifest."""
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+
+from her2.cohort.manifest import Cohort, SlideRow
+from her2.config.jobs import TileSpec
+from her2.core.errors import SlideError, SlideUnfit, TileError, blamed_on
+from her2.core.files import digest, file_digest, link
+from her2.core.types import RGB
+from her2.slides.annotations import chosen_regions, read_regions
+from her2.slides.fingerprint import fingerprint
+from her2.slides.slide import Slide
+from her2.storage.cache import Cache
+from her2.storage.entries import TileEntry, write_manifest
+from her2.storage.tiles import TileMeta, TileTable, read_table, write_table
+from her2.tiling.grid import Sources, tile_slide
+
+__all__ = ["TileMeta", "TileTable", "read_table", "tile_bucket", "write_table"]
+
+log = logging.getLogger(__name__)
+
+
+def tile_bucket(
+    spec: TileSpec,
+    cohort: Cohort,
+    cache: Cache,
+    output: Path,
+    *,
+    tissue_masks: Path | None = None,
+    threads: int = 1,
+) -> dict[str, TileEntry]:
+    """Tile the slides of a bucket; a slide that fails becomes an entry with its reason.
+
+    Args:
+        spec: the job.
+        cohort: where the slides, their annotations and masks are.
+        cache: gets tile tables and QC pictures.
+        output: the manifest to write; links with the slides' names go beside it.
+        tissue_masks: folder of masks that replace our tissue detection.
+        threads: slides at a time.
+    """
+    cv2.setNumThreads(1)  # the pool's threads are what the job was given
+
+    def tile(row: SlideRow) -> TileEntry:
+        with blamed_on(row.slide_id):
+            return _tile_row(spec, cohort, row, cache, tissue_masks)
+
+    rows = cohort.bucket(spec.bucket)
+    with ThreadPoolExecutor(threads) as pool:
+        entries = list(pool.map(tile, rows))
+    found = {row.slide_id: entry for row, entry in zip(rows, entries, strict=True)}
+    _name_products(found, cache, output.parent)
+    write_manifest(output, found)
+    return found
+
+
+def tile_key(
+    spec: TileSpec, cohort: Cohort, row: SlideRow, tissue_masks: Path | None, *, content: str
+) -> str:
+    """Identity of a slide's tile table: everything that determines it, and nothing else.
+
+    Args:
+        spec: the job.
+        cohort: where the slide's annotation and mask are.
+        row: of the slide.
+        tissue_masks: folder of masks that replace our tissue detection.
+        content: the slide's fingerprint.
+
+    Raises:
+        SlideError: its annotation or its mask cannot be read.
+    """
+    return digest(
+        {
+            "stage": "tile",
+            "version": spec.version,
+            "fingerprint": content,
+            "manifest_mpp": row.mpp,
+            "target": [spec.mpp, spec.size],
+            "tiling": spec.tiling.model_dump(exclude={"min_tiles"}),
+            "seed": spec.seed,
+            "annotation": _content(cohort.annotation_file(row), "annotation"),
+            "mask": _content(cohort.mask_file(row, tissue_masks), "tissue mask"),
+        }
+    )
+
+
+def _tile_row(
+    spec: TileSpec, cohort: Cohort, row: SlideRow, cache: Cache, tissue_masks: Path | None
+) -> TileEntry:
+    try:
+        content = fingerprint(cohort.file(row))
+        key = tile_key(spec, cohort, row, tissue_masks, content=content)
+        table = _cached(cache, key)
+        if table is None:
+            annotation, regions = cohort.annotation_file(row), None
+            if annotation is not None:
+                regions = chosen_regions(
+                    read_regions(annotation),
+                    spec.tiling.annotation_classes,
+                    file=annotation.name,
+                )
+            with Slide(cohort.file(row)) as slide:
+                if annotation is not None:
+                    _warn_of_origin(spec, row, annotation, slide)
+                table, picture = tile_slide(
+                    slide,
+                    slide.scale(row.mpp),
+                    mpp=spec.mpp,
+                    size=spec.size,
+                    tiling=spec.tiling,
+                    fingerprint=content,
+                    sources=Sources(regions, cohort.mask_file(row, tissue_masks), spec.seed),
+                )
+            _publish(cache, key, table, picture)
+            words = _words(table.meta.rejected)
+            if words:
+                log.info("%s: tiles rejected: %s", row.slide_id, words)
+            log.info("%s: %d tiles cut", row.slide_id, len(table))
+        else:
+            log.info("%s: %d tiles from the cache", row.slide_id, len(table))
+    except SlideUnfit as error:
+        log.warning("%s: excluded: %s", row.slide_id, error)
+        return TileEntry(status="excluded", reason=str(error))
+    except SlideError as error:
+        log.warning("%s: failed: %s", row.slide_id, error)
+        return TileEntry(status="failed", reason=str(error))
+    except TileError as error:
+        log.warning("%s: failed: %s", row.slide_id, error)
+        return TileEntry(status="failed", reason=f"damaged, copy it again ({error})")
+    return _entry(key, table, spec.tiling.min_tiles)
+
+
+def _warn_of_origin(spec: TileSpec, row: SlideRow, annotation: Path, slide: Slide) -> None:
+    """QuPath counts from the scanned part of some formats, and its files do not say so."""
+    from_level0 = spec.tiling.annotation_origin == "level0"
+    if from_level0 and slide.bounds_corner_px != (0, 0) and annotation.suffix.lower() != ".xml":
+        x, y = slide.bounds_corner_px
+        log.warning(
+            "%s: its scanned part begins at %d, %d; QuPath's annotations count from there, unless "
+            "it opened the slide with --no-crop: set tiling.annotation_origin to bounds",
+            row.slide_id,
+            x,
+            y,
+        )
+
+
+def _content(path: Path | None, what: str) -> str | None:
+    """What identifies an annotation or mask: its bytes, not its name."""
+    if path is None:
+        return None
+    try:
+        return file_digest(path)
+    except FileNotFoundError:
+        raise SlideError(f"its {what} {path.name} does not exist") from None
+    except OSError as error:
+        raise SlideError(f"its {what} {path.name} cannot be read ({error.strerror})") from None
+
+
+def _entry(key: str, table: TileTable, min_tiles: int) -> TileEntry:
+    meta, reason = table.meta, None
+    words = _words(meta.rejected)
+    if meta.tissue_mm2 == 0:
+        reason = "no tissue found" if meta.regions is None else "no tissue in its annotated regions"
+    elif len(table) < min_tiles:
+        found = f"{len(table)} tile(s) with tissue"
+        if words:
+            total = len(table) + sum(meta.rejected.values())
+            found = f"{len(table)} of {total} tiles with tissue left (rejected: {words})"
+        reason = f"{found}, fewer than tiling.min_tiles {min_tiles}"
+    return TileEntry(
+        status="excluded" if reason else "ok",
+        reason=reason,
+        key=key,
+        tiles=len(table),
+        fingerprint=meta.fingerprint,
+        vendor=meta.vendor,
+        width_px=meta.width_px,
+        height_px=meta.height_px,
+        mpp_x=meta.mpp_x,
+        mpp_y=meta.mpp_y,
+        mpp_source=meta.mpp_source,
+        tissue_mm2=meta.tissue_mm2,
+        tissue_source=meta.tissue_source,
+        regions=meta.regions,
+        pen=meta.pen,
+        fold=meta.fold,
+        border=meta.border,
+        rejected_border=meta.rejected.get("border", 0),
+        rejected_pen=meta.rejected.get("pen", 0),
+        rejected_fold=meta.rejected.get("fold", 0),
+        rejected_blur=meta.rejected.get("blur", 0),
+        not_drawn=meta.not_drawn,
+    )
+
+
+def _words(rejected: dict[str, int]) -> str:
+    """`12 for pen, 3 for blur`; empty when no tile was rejected."""
+    return ", ".join(f"{number} for {name}" for name, number in rejected.items() if number)
+
+
+def _cached(cache: Cache, key: str) -> TileTable | None:
+    path = cache.find("tiles", key)
+    return read_table(path) if path and cache.find("qc", key) else None
+
+
+def _publish(cache: Cache, key: str, table: TileTable, picture: RGB) -> None:
+    with cache.publish("qc", key) as path:
+        # Not cv2.imwrite: it says nothing when the disk is full.
+        bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+        path.write_bytes(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes())
+    with cache.publish("tiles", key) as path:
+        write_table(path, table, key)
+
+
+def _name_products(entries: dict[str, TileEntry], cache: Cache, folder: Path) -> None:
+    for slide_id, entry in entries.items():
+        table, picture = folder / f"{slide_id}.parquet", folder / f"{slide_id}.qc.jpg"
+        if entry.key:
+            link(cache.path("tiles", entry.key), table)
+            link(cache.path("qc", entry.key), picture)
+        else:  # a file that read well once must not stand for one that no longer does
+            table.unlink(missing_ok=True)
+            picture.unlink(missing_ok=True)

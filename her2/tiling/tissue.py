@@ -1,0 +1,119 @@
+"""Stage 1, tile: where the tissue is, from a thumbnail. Pure functions on arrays.
+
+Tissue is told by what its stains do: haematoxylin and eosin both absorb green most. Compared with
+the slide's own glass, in optical density, that sets the palest pink apart from grey dirt, bubbles,
+shadows and yellowed mounting medium, whatever else is on the slide; no threshold depends on how
+dark the darkest tissue is.
+"""
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from her2.core.types import RGB, Mask
+
+Density = NDArray[np.float32]
+"""(height, width, 3): natural-log optical density of R, G and B; glass is 0."""
+
+SMOOTHING_UM = 8.0
+"""Sigma of the filter before all: noise and single nuclei go, structures of a tile stay."""
+DEFAULT_GLASS = (244.0, 244.0, 244.0)
+"""Where a slide shows no glass at all."""
+STAIN_RANGE = (0.04, 0.12)
+"""The least density by which green exceeds red or blue on tissue: 0.04 is a saturation of 4 %.
+Raised to six times the glass's own noise, but no further than to the upper bound."""
+DARKEST = 2.4
+"""Where less than 9 % of the light of every colour is left, colour means nothing."""
+EDGE_SHARE = 0.4
+EDGE_UM = 16.0
+"""A faint px within this distance of tissue is its smoothed edge unless it has this share of it."""
+
+
+def optical_density(thumbnail: RGB, *, mpp: float) -> Density:
+    """Smooth a thumbnail and compare it with its glass: ln(glass / light), (h, w, 3).
+
+    Source: Beer-Lambert, as in Ruifrok and Johnston, Anal. Quant. Cytol. Histol. 23, 2001.
+    """
+    sigma = max(0.6, SMOOTHING_UM / mpp)
+    smooth = cv2.GaussianBlur(thumbnail, (0, 0), sigmaX=sigma)
+    glass = np.log(np.array(glass_colour(smooth), np.float32) + 1)
+    levels = glass - np.log(np.arange(256, dtype=np.float32) + 1)[:, None]
+    return np.asarray(cv2.LUT(smooth, levels[:, None, :]), np.float32)
+
+
+def glass_colour(image: NDArray[np.generic]) -> tuple[float, float, float]:
+    """The colour of empty glass: the brightest that is common among bright, almost grey px.
+
+    Pale tissue is not taken for glass: its green is below red and blue. Where less than 0.3 % of
+    the image is glass, `DEFAULT_GLASS`.
+    """
+    px = image.reshape(-1, 3)
+    px = px[:: max(1, len(px) // 500_000)].astype(np.float32)
+    low, high = px.min(axis=1), px.max(axis=1)
+    pink = np.minimum(px[:, 0], px[:, 2]) - px[:, 1]
+    glass = px[(low >= 195) & (high - low <= 25) & (pink <= 10)]
+    if len(glass) < 0.003 * len(px):
+        return DEFAULT_GLASS
+    grey = glass.mean(axis=1)
+    near = glass[np.abs(grey - np.percentile(grey, 95)) <= 6]
+    red, green, blue = np.median(near, axis=0)
+    return float(red), float(green), float(blue)
+
+
+def stain(density: Density) -> NDArray[np.float32]:
+    """By how much green is absorbed more than red or blue: (h, w), 0 on what is grey."""
+    red, green, blue = cv2.split(density)
+    return np.asarray(green - cv2.min(red, blue), np.float32)
+
+
+def tissue_mask(
+    density: Density, *, mpp: float, min_tissue_um: float, exclude: Mask | None = None
+) -> Mask:
+    """Tissue, by its stain.
+
+    Args:
+        density: of the thumbnail, see `optical_density`.
+        mpp: um/px of the thumbnail.
+        min_tissue_um: pieces and holes narrower than this are removed, filled.
+        exclude: what is no tissue whatever its colour (pen, the scanner's border).
+    """
+    amount = stain(density)
+    mask = (amount > _threshold(density, amount)) & (_least(density) < DARKEST)
+    reach = 2 * round(EDGE_UM / mpp) + 1
+    nearby = cv2.dilate(amount, np.ones((reach, reach), np.uint8))
+    mask &= (amount > STAIN_RANGE[1]) | (amount > EDGE_SHARE * nearby)
+    if exclude is None:
+        return _clean(mask, min_px=min_tissue_um / mpp)
+    return _clean(mask & ~exclude, min_px=min_tissue_um / mpp) & ~exclude
+
+
+def drop_small(mask: Mask, min_area_px: float) -> Mask:
+    """Remove pieces (8-connected) of less than `min_area_px`."""
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    keep = stats[:, cv2.CC_STAT_AREA] >= min_area_px
+    keep[0] = False
+    kept: Mask = keep[labels]
+    return kept
+
+
+def _threshold(density: Density, amount: NDArray[np.float32]) -> float:
+    """Above the glass's own scatter: median + 6 robust standard deviations, within bounds."""
+    red, green, blue = cv2.split(np.abs(density))
+    glass = amount[cv2.max(cv2.max(red, green), blue) < 0.04]
+    if len(glass) < 100:
+        return STAIN_RANGE[0]
+    middle = float(np.median(glass))
+    spread = 1.4826 * float(np.median(np.abs(glass - middle)))
+    return float(np.clip(middle + 6 * spread, *STAIN_RANGE))
+
+
+def _least(density: Density) -> NDArray[np.float32]:
+    red, green, blue = cv2.split(density)
+    return np.asarray(cv2.min(cv2.min(red, green), blue), np.float32)
+
+
+def _clean(mask: Mask, *, min_px: float) -> Mask:
+    """Opening removes specks; then small holes are filled and small pieces dropped."""
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3))
+    opened = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, kernel).astype(bool)
+    return drop_small(~drop_small(~opened, min_px**2), min_px**2)

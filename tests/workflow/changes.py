@@ -176,7 +176,7 @@ def the_report_title_changed(project: Project) -> Work:
 def the_version_of_a_stage_raised(project: Project) -> Work:
     """The embed stage's: all its features are made anew, in new places of the cache."""
     clone(project)
-    module = project.folder / "her2/specs.py"
+    module = project.folder / "her2/config/jobs.py"
     raised = re.sub(r'"embed": (\d+)', lambda m: f'"embed": {int(m[1]) + 1}', module.read_text())
     assert raised != module.read_text()
     module.write_text(raised)

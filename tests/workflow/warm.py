@@ -24,7 +24,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 CLIENT = """#!{python} -IS
 import json, os, socket, sys
-if sys.argv[1:3] != ["-m", "her2"] or os.environ.get("PYTHONPATH") != {repository!r}:
+package = os.path.realpath(os.path.join(os.environ.get("PYTHONPATH", ""), "her2"))
+if sys.argv[1:3] != ["-m", "her2"] or package != {package!r}:
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
@@ -51,7 +52,9 @@ class Warm:
         )
         python = self.bin / "python"
         python.write_text(
-            CLIENT.format(python=sys.executable, repository=str(REPOSITORY), address=str(address))
+            CLIENT.format(
+                python=sys.executable, package=str(REPOSITORY / "her2"), address=str(address)
+            )
         )
         python.chmod(0o755)
         deadline = time.monotonic() + 120

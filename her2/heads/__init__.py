@@ -37,6 +37,7 @@ class Words:
 
 
 Width = Annotated[int, Field(ge=0), Words("projection width")]
+AttentionWidth = Annotated[Count, Words("attention width")]
 
 
 def named(name: str) -> Any:
@@ -132,9 +133,7 @@ class Attending(Projected):
     """What every head has that learns attention (Ilse 2018)."""
 
     hidden: Width = Field(64, description="width of a projection (linear + ReLU) first; 0: none")
-    attention: Annotated[Count, Words("attention width")] = Field(
-        128, description="width of the attention's hidden layer"
-    )
+    attention: AttentionWidth = Field(128, description="width of the attention's hidden layer")
     gated: bool = Field(True, description="gated attention, equation 9 of the paper; else 8")
 
 

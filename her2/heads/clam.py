@@ -19,12 +19,12 @@ images, Nature Biomedical Engineering 5, 2021 (arXiv 2004.09666); Berrada, Zisse
 Smooth loss functions for deep top-k classification, ICLR 2018 (arXiv 1802.07595).
 """
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from her2.core.section import Count, Share
-from her2.heads import Attending, Width, Words, named
+from her2.heads import Attending, AttentionWidth, Width, named
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,9 +37,7 @@ class _ClamSection(Attending):
 
     citations: ClassVar = {"Lu et al. 2021": "Nature Biomedical Engineering 5"}
     hidden: Width = Field(512, description="width of a projection (linear + ReLU) first; 0: none")
-    attention: Annotated[Count, Words("attention width")] = Field(
-        256, description="width of the attention's hidden layer"
-    )
+    attention: AttentionWidth = Field(256, description="width of the attention's hidden layer")
     instances: Count = Field(8, description="tiles labelled at each end of the attention")
     instance_weight: Share = Field(0.3, description="of the tiles' loss in the whole")
     subtyping: bool = Field(

@@ -58,13 +58,14 @@ def _options(head: HeadSection) -> str:
     searched = head.search.options if isinstance(head, Projected) and head.search else {}
     skipped = {"head", "search", *searched}
     for key, value in head.model_dump(mode="json").items():
-        chosen = isinstance(value, list)  # one of them, by the tuning set
-        if key in skipped or chosen or (key == "hidden" and value == 0):
+        chosen = isinstance(head, Fitted) and isinstance(value, list)  # by the tuning set
+        if key in skipped or chosen or value is None or (key == "hidden" and value == 0):
             continue
+        name = head.words(key)
         if isinstance(value, bool):
-            words.append(key if value else f"not {key}")
+            words.append(name if value else f"not {name}")
         else:
-            words.append(f"{head.words(key)} {value:g}")
+            words.append(f"{name} {_value(value)}")
     return f"; {', '.join(words)}" if words else ""
 
 
@@ -153,7 +154,11 @@ def _search(results: Results) -> str:
 
 
 def _value(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}"
+    if isinstance(value, list):
+        return listed([_value(item) for item in value])
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 def folds(results: Results) -> str:

@@ -10,10 +10,9 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from her2.config.base import NAME_PATTERN, Name, Ordered, Section
 from her2.config.data import CohortSection, PatchesSection, Task, TilingSection
 from her2.config.encoders import EmbeddingSection, EncoderSection, PretrainingSection
-from her2.config.heads import HEADS, HeadSection, SearchSection
+from her2.config.heads import HEADS, HeadSection
 from her2.config.learning import (
     EvaluationSection,
     FoldsSection,
@@ -23,6 +22,8 @@ from her2.config.learning import (
     her2_groupings,
 )
 from her2.core.errors import UserError, problem_list
+from her2.core.section import NAME_PATTERN, Name, Ordered, Section
+from her2.heads import SearchSection
 
 
 def _head_named_by_key(heads: Any) -> Any:

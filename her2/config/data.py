@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from her2.config.base import ClassName, Count, Mpp, Name, Ordered, Positive, Section, Share
+from her2.core.section import ClassName, Count, Mpp, Name, Ordered, Positive, Section, Share
 
 
 class CohortSection(Section):

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from her2.config.base import ClassName, Count, Ordered, Positive, Section, Share
+from her2.core.section import ClassName, Count, Ordered, Positive, Section, Share
 
 Select = Literal["loss", "macro_auc", "balanced_accuracy", "quadratic_kappa"]
 HeatmapFormat = Literal["png", "parquet", "geojson", "ome_tiff"]

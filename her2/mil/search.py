@@ -13,9 +13,10 @@ from typing import Any
 
 from sklearn.model_selection import ParameterSampler
 
-from her2.config import HeadSection, Projected, Select
+from her2.config import HeadSection, Select
 from her2.core.errors import UserError
 from her2.core.files import canonical_json
+from her2.heads import Projected
 from her2.mil.train import Trained
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def search(
     combinations = draws(head, seed)
     for number, options in enumerate(combinations):
         text = canonical_json(options)
-        section: Any = head.with_options(options) if isinstance(head, Projected) else head
+        section = head.with_options(options) if isinstance(head, Projected) else head
         try:
             trained = train(section, number)
         except UserError as error:

@@ -228,8 +228,8 @@ class Plan:
         """The heads, and where the config asks for it each once more under the published
         protocol, which shows in its name."""
         heads = tuple(self.config.heads)
-        # The baseline picks its strength on the tune part, which that protocol has not.
-        trained = (name for name, head in self.config.heads.items() if head.head != "logistic")
+        # A fitted head is picked by the tuning set, which that protocol has not.
+        trained = (name for name, head in self.config.heads.items() if head.trained_by_gradient)
         twins = tuple(f"{name}{PUBLISHED}" for name in trained)
         return heads + twins if self.config.published_protocol else heads
 

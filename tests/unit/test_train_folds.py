@@ -13,11 +13,12 @@ from typer.testing import CliRunner
 from her2.cli.main import app
 from her2.cohort.folds import make_folds
 from her2.cohort.manifest import Cohort, SlideRow
-from her2.config import AttentionSection, Task, TrainingSection
+from her2.config import Task, TrainingSection
 from her2.config.heads import HEADS as SECTIONS
 from her2.config.jobs import FoldsSpec, TrainSpec
 from her2.core.errors import UserError
 from her2.core.files import digest, file_digest, link
+from her2.heads.abmil import AttentionSection
 from her2.mil import stage
 from her2.mil import train as train_module
 from her2.mil.apply import mismatches, predict_slides

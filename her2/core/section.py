@@ -1,4 +1,4 @@
-"""Config: the kinds of values that all sections share."""
+"""Every stage: a section of the config, and the kinds of values that sections share."""
 
 from typing import Annotated, Any
 

@@ -1,4 +1,4 @@
-"""Stage 2, train: what a head is, and the parts that heads share.
+"""What every head's network is: features and a mask in, logits and attention out.
 
 A head is a module called with features (b, n, d) and a mask (b, n), True on instances that exist
 (at least one a bag). b bags, n instances, d features, o outputs (`losses.output_count`: one a
@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from her2.heads import Projected
 
 
 class Output(NamedTuple):
@@ -44,18 +46,6 @@ class InstanceSupervised(Protocol):
 def projection(dimension: int, hidden: int) -> nn.Module:
     """Linear + ReLU to `hidden` features; nothing for 0."""
     return nn.Sequential(nn.Linear(dimension, hidden), nn.ReLU()) if hidden else nn.Identity()
-
-
-def masked_softmax(scores: Tensor, mask: Tensor) -> Tensor:
-    """Softmax over the instances that exist: (b, n, m), mask (b, n) -> (b, n, m) float32."""
-    return scores.float().masked_fill(~mask[:, :, None], -torch.inf).softmax(dim=1)
-
-
-def tanh(x: Tensor) -> Tensor:
-    """tanh(x) = 2 sigm(2x) - 1, which takes a CPU a third of the time of torch's own tanh."""
-    if x.device.type != "cpu" or x.dtype != torch.float32:  # in eight bits it would cancel
-        return torch.tanh(x)
-    return 2 * torch.sigmoid(2 * x) - 1
 
 
 class FeatureDropout(nn.Module):
@@ -94,11 +84,11 @@ class Head(nn.Module, ABC):
     pools_in_products = False
     """Whether `pool` holds matrix products that mixed precision is worth while for."""
 
-    def __init__(self, dimension: int, hidden: int, dropout: float) -> None:
+    def __init__(self, options: Projected, dimension: int) -> None:
         super().__init__()
-        self.width = hidden or dimension
-        self.dropout = FeatureDropout(dropout)
-        self.project = projection(dimension, hidden)
+        self.width = options.hidden or dimension
+        self.dropout = FeatureDropout(options.dropout)
+        self.project = projection(dimension, options.hidden)
 
     def encode(self, bag: Tensor) -> tuple[Tensor, ...]:
         """Features (b, n, d) -> what `pool` reads of each instance, each (b, n, ...)."""
@@ -111,30 +101,3 @@ class Head(nn.Module, ABC):
     def forward(self, bag: Tensor, mask: Tensor) -> Output:
         """Classify bags: features (b, n, d), mask bool (b, n), True on instances that exist."""
         return self.pool(self.encode(bag), mask)
-
-
-class Attention(Head):
-    """m attention maps over the projected instances (Ilse 2018)."""
-
-    def __init__(
-        self,
-        dimension: int,
-        maps: int,
-        *,
-        attention: int,
-        gated: bool,
-        hidden: int,
-        dropout: float,
-    ) -> None:
-        super().__init__(dimension, hidden, dropout)
-        self.value = nn.Linear(self.width, attention)
-        self.gate = nn.Linear(self.width, attention) if gated else None
-        self.score = nn.Linear(attention, maps)
-
-    def encode(self, bag: Tensor) -> tuple[Tensor, ...]:
-        """Features (b, n, d) -> instances (b, n, width), their scores (b, n, m)."""
-        h = self.project(self.dropout(bag))  # (b, n, width)
-        a = tanh(self.value(h))  # (b, n, attention)
-        if self.gate is not None:
-            a = a * torch.sigmoid(self.gate(h))  # (b, n, attention)
-        return h, self.score(a)

@@ -38,7 +38,7 @@ from her2.explanation.truth import REGION_SUFFIXES, find_truth, truth_mask
 from her2.mil.bags import Bag
 from her2.mil.fold import SavedModel, load_model
 from her2.storage.cache import Cache
-from her2.storage.entries import FeatureEntry, FoldEntry, read_manifests
+from her2.storage.entries import FeatureEntry, FoldEntry, read_all_entries
 from her2.storage.features import open_store, read_attributes, read_coords
 from her2.storage.products import find_product
 
@@ -96,10 +96,10 @@ def measure_attention(
     """
     table = pl.read_parquet(folds)
     check_disjoint(table)
-    entries = read_manifests(features, spec.buckets, FeatureEntry)
+    entries = read_all_entries(features, spec.buckets, FeatureEntry)
     trained = {
         run: find_product(cache, "models", entry.key, models / run)
-        for run, entry in read_manifests(models, spec.chunks, FoldEntry).items()
+        for run, entry in read_all_entries(models, spec.chunks, FoldEntry).items()
     }
     sources = _Sources(cache, features, entries, trained)
     slides = tested_slides(table, entries, spec.task)

@@ -8,22 +8,16 @@ from her2.cohort.audit import audit_cohort, read_cohort_table, tabulate_cohort
 from her2.cohort.manifest import Cohort, SlideRow
 from her2.config.jobs import AuditSpec, CohortSpec
 from her2.core.errors import UserError
-from her2.storage.entries import TileEntry, check_excluded, write_manifest
+from her2.storage.entries import TileEntry, check_excluded, write_entries
+from tests.unit.tile_makers import slide_facts
 
 GRIDS = ("224px-0.5mpp", "96px-1mpp")
 
 
 def entry(number: int, status="ok", **changed: object) -> TileEntry:
-    fields = {
-        "reason": None if status == "ok" else f"reason {number}",
-        "key": f"{number:064x}",
-        "tiles": 10 + number,
-        "fingerprint": f"print-{number}",
-        "mpp_x": 0.5,
-        "mpp_y": 0.5,
-        "mpp_source": "metadata",
-    }
-    return TileEntry(status=status, **(fields | changed))
+    reason = None if status == "ok" else f"reason {number}"
+    facts = slide_facts(**{"fingerprint": f"print-{number}"} | changed)
+    return TileEntry(status, reason, f"{number:064x}", 10 + number, facts)
 
 
 def audit(folder: Path, entries: dict[str, TileEntry], **changed: object) -> pl.DataFrame:
@@ -37,7 +31,7 @@ def audit(folder: Path, entries: dict[str, TileEntry], **changed: object) -> pl.
     for grid in GRIDS:
         for part, bucket in enumerate(buckets):
             chosen = {name: entries[name] for name in names[part::2]}
-            write_manifest(folder / "tiles" / grid / f"{bucket}.json", chosen)
+            write_entries(folder / "tiles" / grid / f"{bucket}.json", chosen)
     cohort = Cohort(rows, folder)
     of = {"rows": "", "buckets": buckets, "grids": GRIDS, "labels": ("her2",)}
     spec = AuditSpec(**of | {"max_excluded": 0.2} | changed)

@@ -29,7 +29,7 @@ from her2.explanation.held_out_slides import HeldOutSlide
 from her2.explanation.strips import times_words
 from her2.explanation.tiles import SlideTiles, ranks
 from her2.slides.slide import Scale, Slide
-from her2.storage.entries import FeatureEntry, write_manifest
+from her2.storage.entries import FeatureEntry, write_entries
 from tests.unit.heatmap_makers import (
     BUCKET,
     CHUNK,
@@ -285,7 +285,7 @@ def test_files_of_slides_that_an_earlier_run_drew_go_away(world: World) -> None:
 
 def test_only_slides_with_features_are_drawn(world: World) -> None:
     lost = {name: FeatureEntry("excluded", "no tissue") for name in ("n0-a", "p1-a")}
-    write_manifest(world.root / "features" / f"{BUCKET}.json", world.entries | lost)
+    write_entries(world.root / "features" / f"{BUCKET}.json", world.entries | lost)
     found = find_held_out(
         TASK, (CHUNK,), (BUCKET,), world.cache, folds=world.root / "folds.parquet",
         models=world.root / "models", features=world.root / "features",

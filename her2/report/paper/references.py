@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable
 
-REFERENCES = {
+from her2.filters.registry import LISTED
+
+_OWN = {
     "Abdulsadig et al. 2024": "arXiv 2411.05028",
     "Bergstra and Bengio 2012": "Journal of Machine Learning Research 13",
     "Brier 1950": "Monthly Weather Review 78",
     "Cohen 1968": "Psychological Bulletin 70",
-    "Crete et al. 2007": "SPIE 6492",
     "DeLong et al. 1988": "Biometrics 44",
     "Goode et al. 2013": "Journal of Pathology Informatics 4",
     "Guo et al. 2017": "ICML, PMLR 70",
@@ -34,6 +35,9 @@ REFERENCES = {
     "Wilson 1927": "Journal of the American Statistical Association 22",
     "Zhang et al. 2016": "ECCV",
 }
+REFERENCES = dict(
+    sorted((_OWN | {k: v for one in LISTED for k, v in one.references.items()}).items())
+)
 """Authors and year, as the text names a work -> where it appeared."""
 
 

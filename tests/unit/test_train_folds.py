@@ -613,6 +613,16 @@ def test_several_models_are_averaged(world: World) -> None:
     assert pl.read_parquet(out).equals(together)
 
 
+def test_a_heads_folder_stands_for_all_of_its_folds(world: World) -> None:
+    entries = world.train()
+    models = [world.products(entry.key) for entry in entries.values()]
+    folder, out = elsewhere(world, ["new-a"]), world.root / "out.parquet"
+    expected = predict_slides(models, folder, out, threads=1)
+    assert predict_slides([world.output.parent], folder, out, threads=1).equals(expected)
+    with pytest.raises(UserError, match=r"json: is a file; name folders of trained folds, or"):
+        predict_slides([models[0], world.output], folder, out, threads=1)
+
+
 @pytest.mark.parametrize(
     ("store", "words"),
     [

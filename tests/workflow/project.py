@@ -72,6 +72,8 @@ class Project:
     """A folder with `config.yaml`, `slides.csv` and `slides/`."""
 
     folder: Path
+    warm: Path | None = None
+    """Stands first on the PATH of jobs, see `tests.workflow.warm`; None: each is a new process."""
 
     @property
     def snakefile(self) -> Path:
@@ -87,7 +89,8 @@ class Project:
             self.remove_logs()
         done = subprocess.run(
             [*prefix, *self._command(*arguments, config=config)],
-            cwd=self.folder, env=self._environment(), capture_output=True, text=True, timeout=1500,
+            cwd=self.folder, env=self._environment(warm=not prefix), capture_output=True, text=True,
+            timeout=1500,
         )  # fmt: skip
         output = done.stdout + done.stderr
         text = self.log_text()
@@ -161,9 +164,10 @@ class Project:
             *(("--configfile", config) if config else ()),  # last: it takes all that follows
         ]  # fmt: skip
 
-    def _environment(self) -> dict[str, str]:
+    def _environment(self, *, warm: bool = False) -> dict[str, str]:
+        first = f"{self.warm}:" if warm and self.warm else ""
         return {
-            "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
+            "PATH": f"{first}{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
             "HOME": str(self.folder),
             "OMP_NUM_THREADS": "1",
         }

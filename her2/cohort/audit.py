@@ -29,7 +29,7 @@ def audit_cohort(spec: AuditSpec, cohort: Cohort, tiles: Path, output: Path) -> 
     Args:
         spec: the job.
         cohort: the manifest.
-        tiles: the folder of the grids' folders of manifests.
+        tiles: the folder of the grids' folders of entries.
         output: `slide_id, patient_id, fingerprint` and the labels, one row a slide (Parquet): what
             later checks ask for, and nothing that could change without need.
 

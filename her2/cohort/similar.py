@@ -91,7 +91,7 @@ def find_similar(
         spec: the job.
         cohort: the audit's table, one row a slide, for the patients.
         cache: holds the stores.
-        features: the encoder's folder of feature manifests.
+        features: the encoder's folder of feature entries.
         output: the table.
 
     Raises:

@@ -6,7 +6,7 @@ What the cache holds is looked up without loading torch; the rest goes through
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +22,7 @@ from her2.embedding.reading import PendingSlide, pending_slide
 from her2.encoders.card import EncoderCard, read_card
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, TileEntry, read_entries, write_entries
+from her2.storage.facts import StoredSlide
 from her2.storage.features import RowSpool, read_attributes, write_rows
 from her2.storage.products import find_product
 from her2.storage.tiles import TileTable, read_table
@@ -77,9 +78,9 @@ def embed_bucket(
         spec: the job.
         cohort: where the slides are.
         cache: gets the stores.
-        tiles: the bucket's tile manifest.
+        tiles: the bucket's tile entries.
         encoder: the encoder's folder.
-        output: the manifest to write; links with the slides' names go beside it.
+        output: the file of entries to write; links with the slides' names go beside it.
         batch_size: patches a batch, at most.
         threads: of the job; no more are used than its allocation has.
         compiling: whether `torch.compile` is used.
@@ -223,7 +224,7 @@ def _publish(
 def _attributes(
     spec: EmbedSpec, card: EncoderCard, slide: PendingSlide, failed: int, compute: "ComputeFacts"
 ) -> JSON:
-    facts, grid = slide.table.facts, slide.table.grid
+    grid = slide.table.grid
     tiles = int(slide.readable.sum())
     return {
         "key": slide.key,
@@ -231,13 +232,7 @@ def _attributes(
         "tiles": tiles,
         "failed_tiles": failed,
         "dimension": card.dimension,
-        "slide": {
-            "fingerprint": facts.fingerprint,
-            "mpp": [facts.mpp_x, facts.mpp_y],
-            "mpp_source": facts.mpp_source,
-            "level0_tile": [grid.level0_width, grid.level0_height],
-            "size_px": [facts.width_px, facts.height_px],
-        },
+        "slide": asdict(StoredSlide.of(slide.table.facts, grid)),
         "target": {"mpp": grid.target_mpp, "px": grid.tile_px},
         "encoder": {
             "digest": card.digest,

@@ -81,8 +81,8 @@ def measure_attention(
         spec: the job.
         cache: holds trained folds and features.
         folds: the task's folds table.
-        models: the folder of the chunks' manifests.
-        features: the encoder's folder of feature manifests.
+        models: the folder of the chunks' entries.
+        features: the encoder's folder of feature entries.
         masks: folder of ground truths (`her2.explanation.truth`); None: there are none.
         output: folder of the tables, `agreement` last.
         threads: of the CPU as a device.

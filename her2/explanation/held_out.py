@@ -59,11 +59,11 @@ def find_held_out(
 
     Args:
         task: the task.
-        chunks, buckets: names of the manifests.
+        chunks, buckets: names of the files of entries.
         cache: holds models and features.
         folds: the task's folds table.
-        models: the folder of the chunks' manifests.
-        features: the encoder's folder of feature manifests.
+        models: the folder of the chunks' entries.
+        features: the encoder's folder of feature entries.
 
     Raises:
         UserError: a model is lost, or has no sound attention of a slide that it held out.
@@ -71,9 +71,9 @@ def find_held_out(
     entries = read_all_entries(features, buckets, FeatureEntry)
     every = tested_slides(pl.read_parquet(folds), entries, task)
     slides = tuple(slide for slide in every if slide.repeat == 0)
-    manifest = read_all_entries(models, chunks, FoldEntry)
+    trained = read_all_entries(models, chunks, FoldEntry)
     found = {
-        run: (find_product(cache, "models", manifest[run].key, models / run), manifest[run].key)
+        run: (find_product(cache, "models", trained[run].key, models / run), trained[run].key)
         for run in sorted({run_name(0, slide.fold) for slide in slides})
     }
     attention = read_attention(slides, {run: path for run, (path, _) in found.items()}, entries)

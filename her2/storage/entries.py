@@ -106,7 +106,8 @@ def read_entries(path: Path, entry: type[Entry]) -> dict[str, Entry]:
         return {name: build(**columns) for name, columns in values.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
-            f"{path}: is not a readable manifest ({error}); delete it and run snakemake again."
+            f"{path}: is not a readable file of entries ({error}); delete it and run "
+            "snakemake again."
         ) from None
 
 

@@ -47,6 +47,50 @@ class TileGrid:
     read_level: int
 
 
+@dataclass(frozen=True, slots=True)
+class StoredSlide:
+    """What a feature store says of its slide, under `slide` in its attributes.
+
+    `mpp` is (x, y) in um/px; `level0_tile` and `size_px` are (width, height) in level-0 px, of a
+    tile and of the slide.
+    """
+
+    fingerprint: str
+    mpp: tuple[float, float]
+    mpp_source: str
+    level0_tile: tuple[float, float]
+    size_px: tuple[int, int]
+
+    @classmethod
+    def of(cls, facts: SlideFacts, grid: TileGrid) -> "StoredSlide":
+        """Take what features need from the facts of a tile table."""
+        return cls(
+            fingerprint=facts.fingerprint,
+            mpp=(facts.mpp_x, facts.mpp_y),
+            mpp_source=facts.mpp_source,
+            level0_tile=(grid.level0_width, grid.level0_height),
+            size_px=(facts.width_px, facts.height_px),
+        )
+
+    @classmethod
+    def read(cls, attributes: Mapping[str, Any]) -> "StoredSlide":
+        """Read it from the attributes of a store.
+
+        Raises:
+            KeyError: a part is missing.
+        """
+        slide = attributes["slide"]
+        (mpp_x, mpp_y), (tile_width, tile_height) = slide["mpp"], slide["level0_tile"]
+        width_px, height_px = slide["size_px"]
+        return cls(
+            fingerprint=slide["fingerprint"],
+            mpp=(float(mpp_x), float(mpp_y)),
+            mpp_source=slide["mpp_source"],
+            level0_tile=(float(tile_width), float(tile_height)),
+            size_px=(int(width_px), int(height_px)),
+        )
+
+
 _SHARES = tuple(one.name for one in LISTED if isinstance(one, AreaFilter))
 _REJECTED = {f"rejected_{one.name}": one.name for one in FILTERS}
 _PLAIN = tuple(

@@ -111,7 +111,7 @@ class World:
             maps: `contribution`, `attention`: the maps that the head has beside.
         """
         folds = pl.read_parquet(self.root / "folds.parquet")
-        manifest = {}
+        entries = {}
         for fold in range(3):
             tested = set(
                 folds.filter((pl.col("fold") == fold) & (pl.col("role") == "test"))["slide_id"]
@@ -144,8 +144,8 @@ class World:
                 if stored:
                     safetensors.numpy.save_file(stored, folder / "maps.safetensors")
                 (folder / "card.json").write_text(json.dumps({"outputs": list(TASK.class_names)}))
-            manifest[f"r0f{fold}"] = FoldEntry(self.keys[fold], 1, 1, 1, 0, 1, 0.5)
-        write_entries(self.root / "models" / f"{CHUNK}.json", manifest)
+            entries[f"r0f{fold}"] = FoldEntry(self.keys[fold], 1, 1, 1, 0, 1, 0.5)
+        write_entries(self.root / "models" / f"{CHUNK}.json", entries)
 
 
 def make_world(root: Path, slide: Path) -> World:

@@ -128,15 +128,15 @@ def test_the_limit_is_the_largest_share_that_may_be_left_out(bad, total, limit, 
         check_excluded(reasons, total=total, limit=limit, where="here")
 
 
-def test_an_absent_or_broken_manifest_is_named(tmp_path):
+def test_an_absent_or_broken_file_of_entries_is_named(tmp_path):
     audit(tmp_path, good(4))
-    manifest = tmp_path / "tiles" / GRIDS[1] / "0001-of-0002.json"
+    path = tmp_path / "tiles" / GRIDS[1] / "0001-of-0002.json"
     spec = AuditSpec(rows="", buckets=("0001-of-0002",), grids=GRIDS, labels=(), max_excluded=1.0)
-    for damage in (lambda: manifest.write_text("{"), manifest.unlink):
+    for damage in (lambda: path.write_text("{"), path.unlink):
         damage()
         with pytest.raises(UserError, match="run snakemake again") as error:
             audit_cohort(spec, Cohort((), tmp_path), tmp_path / "tiles", tmp_path / "out")
-        assert str(manifest) in str(error.value)
+        assert str(path) in str(error.value)
 
 
 def test_an_absent_table_says_what_to_run(tmp_path):

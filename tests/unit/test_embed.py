@@ -401,7 +401,7 @@ def test_a_slide_deleted_after_tiling_fails_and_the_others_do_not(
         assert found[slide_id] == entries(embedded)[slide_id]
 
 
-def test_a_bucket_of_nothing_but_lost_slides_still_has_its_manifest(own_slides: Job) -> None:
+def test_a_bucket_of_nothing_but_lost_slides_still_has_its_entries(own_slides: Job) -> None:
     job = own_slides.tile()
     for slide_id in IDS:
         (job.cohort.root / f"{slide_id}.svs").unlink()

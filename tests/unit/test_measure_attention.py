@@ -303,16 +303,16 @@ def changed(table: pl.DataFrame, make) -> pl.DataFrame:
 def test_attention_that_cannot_be_the_slide_s_stops_the_job_and_names_it(
     world, tmp_path, spoil, problem
 ):
-    manifest = read_entries(world.root / "models" / "abmil" / f"{CHUNK}.json", FoldEntry)
+    entries = read_entries(world.root / "models" / "abmil" / f"{CHUNK}.json", FoldEntry)
     cache = Cache(tmp_path / "cache")
-    for entry in manifest.values():
+    for entry in entries.values():
         source = Cache(world.root / "cache").path("models", entry.key)
         with cache.publish("models", entry.key) as target:
             for item in source.iterdir():
                 (target / item.name).write_bytes(item.read_bytes())
             table = pl.read_parquet(target / "attention.parquet")
             spoil(table).write_parquet(target / "attention.parquet")
-    write_entries(tmp_path / "models" / f"{CHUNK}.json", manifest)
+    write_entries(tmp_path / "models" / f"{CHUNK}.json", entries)
     with pytest.raises(UserError, match=f"n2-a: {problem}"):
         measure_attention(
             world.spec, cache, folds=world.root / "folds.parquet", models=tmp_path / "models",

@@ -323,8 +323,8 @@ def test_bad_slides_do_not_stop_the_good_one(
     assert found["glass"].tiles == 0
 
 
-def test_a_manifest_tells_neither_machine_nor_time(tmp_path, drawn_slide):
-    """Two folders, two runs, one manifest."""
+def test_entries_tell_neither_machine_nor_time(tmp_path, drawn_slide):
+    """Two folders, two runs, the same bytes."""
     contents = []
     for name in ("one", "two"):
         slides = tmp_path / name / "slides"
@@ -333,8 +333,8 @@ def test_a_manifest_tells_neither_machine_nor_time(tmp_path, drawn_slide):
         (slides / "text.svs").write_text("not a slide")
         (slides / "cut.svs").write_bytes(drawn_slide.read_bytes()[:20_000])
         run(tmp_path / name, cohort_of(slides, "good.svs", "text.svs", "cut.svs", "gone.svs"))
-        manifest = tmp_path / name / "results/tiles/grid/0000-of-0001.json"
-        contents.append(manifest.read_bytes())
+        entries = tmp_path / name / "results/tiles/grid/0000-of-0001.json"
+        contents.append(entries.read_bytes())
     assert contents[0] == contents[1]
     assert list(json.loads(contents[0])) == ["cut", "gone", "good", "text"]
 

@@ -154,7 +154,7 @@ def of_table_metadata(values: Mapping[str, Any]) -> tuple[SlideFacts, TileGrid, 
     Filters are not asked: a table made with other filters than those installed is read as well.
 
     Raises:
-        KeyError: a fact is missing.
+        KeyError, TypeError: a fact is missing.
     """
     plain = {name: values[name] for name in _PLAIN if name in values}
     grid = TileGrid(**{name: values[name] for name in _GRID})

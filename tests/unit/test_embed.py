@@ -555,16 +555,21 @@ def test_all_that_changes_features_is_identity(embedded: Job) -> None:
     table, card = embedded.table(IDS[0]), read_card(embedded.encoder)
     assert feature_key(spec, table, card, "float32") == entries(embedded)[IDS[0]].key
 
-    def of_table(**parts: object) -> str:
-        return feature_key(spec, replace(table, **parts), card, "float32")
+    def of_facts(**fields: object) -> str:
+        changed = replace(table, facts=replace(table.facts, **fields))
+        return feature_key(spec, changed, card, "float32")
+
+    def of_grid(**fields: object) -> str:
+        changed = replace(table, grid=replace(table.grid, **fields))
+        return feature_key(spec, changed, card, "float32")
 
     def of_card(**fields: object) -> str:
         return feature_key(spec, table, replace(card, **fields), "float32")
 
     found = {
         "as it is": feature_key(spec, table, card, "float32"),
-        "slide": of_table(facts=replace(table.facts, fingerprint="ff" * 32)),
-        "um/px": of_table(grid=replace(table.grid, level0_width=256.0, level0_height=256.0)),
+        "slide": of_facts(fingerprint="ff" * 32),
+        "um/px": of_grid(level0_width=256.0, level0_height=256.0),
         "tiles": feature_key(spec, replace(table, coords=table.coords[1:]), card, "float32"),
         "order": feature_key(spec, replace(table, coords=table.coords[::-1]), card, "float32"),
         "weights": of_card(weights_sha256="ee" * 32),
@@ -579,7 +584,7 @@ def test_all_that_changes_features_is_identity(embedded: Job) -> None:
     assert len(set(found.values())) == len(found)
     same = {
         of_card(source="timm"), of_card(licence="MIT"), of_card(provenance={"seed": 2}),
-        of_table(vendor="other"), of_table(mpp_source="manifest"), of_table(read_level=1),
+        of_facts(vendor="other"), of_facts(mpp_source="manifest"), of_grid(read_level=1),
         feature_key(spec.model_copy(update={"bucket": "0001-of-0002"}), table, card, "float32"),
     }  # fmt: skip
     assert same == {found["as it is"]}

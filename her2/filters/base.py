@@ -61,7 +61,8 @@ class Tiles:
 
     `centres_um` is (n, 2), x and y. `mpp` and `size_px` are those of a tile as the encoder sees it,
     `spacing_um` the distance between neighbours. `read(tile, side_px)` returns a tile by its number
-    as RGB (side, side, 3) and raises `her2.core.errors.TileError` where it cannot be read.
+    as RGB (side, side, 3) and raises `her2.core.errors.TileError` where it cannot be read: such a
+    tile's value is NaN, or the whole slide counts as damaged.
     """
 
     centres_um: NDArray[np.float64]

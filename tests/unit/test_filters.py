@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import textwrap
 from dataclasses import fields
 from pathlib import Path
 
@@ -237,3 +238,12 @@ def test_a_filter_s_names_are_its_own(one):
         assert work in one.references
     module = importlib.import_module(f"her2.filters.{one.name}")
     assert module.__doc__.startswith("Artefact filter: ")
+
+
+def test_the_example_of_the_contributing_page_is_a_filter():
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?AreaFilter.*?)```", page, re.S)
+    names = {"find": lambda thumbnail, options: thumbnail.outside}
+    exec(textwrap.dedent(example), names)
+    assert isinstance(names["FILTER"], AreaFilter)
+    assert list(names["FILTER"].keys) == ["max_mine", "mine_um"]

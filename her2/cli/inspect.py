@@ -13,7 +13,7 @@ from her2.config import Config, load_config
 from her2.core.errors import UserError
 from her2.pipeline import progress, record, status
 from her2.pipeline.plan import Plan
-from her2.storage.entries import FeatureEntry, TileEntry, read_manifest
+from her2.storage.entries import FeatureEntry, TileEntry, read_entries
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="the run's config")]
 _SLIDES_SHOWN = 20
@@ -97,9 +97,9 @@ def _slide_lines(settings: Config) -> list[str]:
         cohort = read_cohort(section.slides, root=section.root, tasks=settings.tasks)
         buckets = Plan(settings, cohort).buckets
         for path in _manifests(settings.results / "tiles", settings.grids, buckets):
-            entries += [("tiles", *item) for item in read_manifest(path, TileEntry).items()]
+            entries += [("tiles", *item) for item in read_entries(path, TileEntry).items()]
         for path in _manifests(settings.results / "features", settings.encoders, buckets):
-            entries += [("features", *item) for item in read_manifest(path, FeatureEntry).items()]
+            entries += [("features", *item) for item in read_entries(path, FeatureEntry).items()]
     except UserError as error:
         return ["", str(error)]
     for stage, slide, entry in entries:

@@ -2,10 +2,9 @@
 
 import difflib
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
@@ -224,15 +223,21 @@ def _problem(item: dict[str, Any]) -> str:
 
 def _legal_keys(parents: list[str]) -> list[str]:
     """The keys that the section at `parents` knows (names of a dict section are skipped)."""
-    sections = {section.__name__: section for section in Section.__subclasses__()}
     model: type[Section] = Config
     for part in parents:
         field = model.model_fields.get(part)
         if field is None:
             continue
-        found = re.findall(r"(\w+(?:Section)|Task)\b", str(field.annotation))
-        model = sections[found[-1]] if found else model
+        found = _sections_in(field.annotation)
+        model = found[-1] if found else model
     return sorted(model.model_fields)
+
+
+def _sections_in(annotation: Any) -> list[type[Section]]:
+    """The sections that a field of this type may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections_in(part)]
 
 
 def _lower_first(text: str) -> str:

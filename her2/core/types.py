@@ -6,6 +6,9 @@ from numpy.typing import NDArray
 RGB = NDArray[np.uint8]
 """An image (height, width, 3)."""
 
+Density = NDArray[np.float32]
+"""(height, width, 3): natural-log optical density of R, G and B; glass is 0."""
+
 Mask = NDArray[np.bool_]
 """(height, width), True on tissue."""
 

@@ -80,7 +80,7 @@ def pending_slide(
         key=key,
         spool=spool,
         readable=np.ones(count, bool),
-        order=band_order(table.coords, table.meta.level0_height),
+        order=band_order(table.coords, table.grid.level0_height),
         waiting=count,
         unread=count,
     )
@@ -164,7 +164,7 @@ def _read_part(
 ) -> TileGroup:
     begin = time.perf_counter()
     _open(slide)
-    meta = slide.table.meta
+    grid = slide.table.grid
     read = np.zeros(len(rows), bool)
     count = 0
     for index, row in enumerate(rows):
@@ -175,9 +175,9 @@ def _read_part(
             images[count] = slide.handle.region(
                 float(x),
                 float(y),
-                meta.level0_width,
-                meta.level0_height,
-                (meta.tile_px, meta.tile_px),
+                grid.level0_width,
+                grid.level0_height,
+                (grid.tile_px, grid.tile_px),
                 scanned=True,
             )
             read[index] = True
@@ -210,10 +210,10 @@ def _open(slide: PendingSlide) -> None:
             log.warning("%s: failed: %s", slide.slide_id, error)
             slide.error = str(error)
             return
-        meta = slide.table.meta
+        grid = slide.table.grid
         try:
             x, y = slide.table.coords[slide.order[0]]
-            if handle.decode_directly(float(x), float(y), meta.level0_width, meta.level0_height):
+            if handle.decode_directly(float(x), float(y), grid.level0_width, grid.level0_height):
                 slide.reader = "jpeg"
         except SlideError as error:
             slide.error = str(error)

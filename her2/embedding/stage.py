@@ -6,7 +6,7 @@ What the cache holds is looked up without loading torch; the rest goes through
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,7 +21,8 @@ from her2.core.hardware import allowed_cpus, auto_precision
 from her2.embedding.reading import PendingSlide, pending_slide
 from her2.encoders.card import EncoderCard, read_card
 from her2.storage.cache import Cache
-from her2.storage.entries import FeatureEntry, TileEntry, read_manifest, write_manifest
+from her2.storage.entries import FeatureEntry, TileEntry, read_entries, write_entries
+from her2.storage.facts import StoredSlide
 from her2.storage.features import RowSpool, read_attributes, write_rows
 from her2.storage.products import find_product
 from her2.storage.tiles import TileTable, read_table
@@ -45,7 +46,7 @@ def identity(spec: EmbedSpec, table: TileTable, card: EncoderCard, precision: st
     return {
         "stage": "embed",
         "version": spec.version,
-        "fingerprint": table.meta.fingerprint,
+        "fingerprint": table.facts.fingerprint,
         "tiles": table.coords_digest,
         "encoder": card.digest,
         "precision": precision,
@@ -77,9 +78,9 @@ def embed_bucket(
         spec: the job.
         cohort: where the slides are.
         cache: gets the stores.
-        tiles: the bucket's tile manifest.
+        tiles: the bucket's tile entries.
         encoder: the encoder's folder.
-        output: the manifest to write; links with the slides' names go beside it.
+        output: the file of entries to write; links with the slides' names go beside it.
         batch_size: patches a batch, at most.
         threads: of the job; no more are used than its allocation has.
         compiling: whether `torch.compile` is used.
@@ -88,7 +89,7 @@ def embed_bucket(
     Raises:
         UserError: a store cannot be written, or values do not fit the storage type.
     """
-    found = read_manifest(tiles, TileEntry)
+    found = read_entries(tiles, TileEntry)
     card = read_card(encoder)
     tables: dict[str, tuple[Path, TileTable]] = {}
     entries: dict[str, FeatureEntry] = {}
@@ -114,7 +115,7 @@ def embed_bucket(
         options = _Options(encoder, batch_size, threads, compiling, scratch)
         entries |= _embed(spec, cache, card, todo, device, precision, options)
     _name_stores(cache, entries, output.parent)
-    write_manifest(output, entries)
+    write_entries(output, entries)
     return entries
 
 
@@ -223,7 +224,7 @@ def _publish(
 def _attributes(
     spec: EmbedSpec, card: EncoderCard, slide: PendingSlide, failed: int, compute: "ComputeFacts"
 ) -> JSON:
-    meta = slide.table.meta
+    grid = slide.table.grid
     tiles = int(slide.readable.sum())
     return {
         "key": slide.key,
@@ -231,14 +232,8 @@ def _attributes(
         "tiles": tiles,
         "failed_tiles": failed,
         "dimension": card.dimension,
-        "slide": {
-            "fingerprint": meta.fingerprint,
-            "mpp": [meta.mpp_x, meta.mpp_y],
-            "mpp_source": meta.mpp_source,
-            "level0_tile": [meta.level0_width, meta.level0_height],
-            "size_px": [meta.width_px, meta.height_px],
-        },
-        "target": {"mpp": meta.target_mpp, "px": meta.tile_px},
+        "slide": asdict(StoredSlide.of(slide.table.facts, grid)),
+        "target": {"mpp": grid.target_mpp, "px": grid.tile_px},
         "encoder": {
             "digest": card.digest,
             "architecture": f"{card.library}/{card.architecture}",

@@ -16,7 +16,7 @@ from her2.mil.bags import Bag
 from her2.mil.fold import SavedModel, load_model
 from her2.mil.maps import CARD_NAME
 from her2.mil.model import predict
-from her2.storage.entries import FeatureEntry, read_manifest
+from her2.storage.entries import FeatureEntry, read_entries
 from her2.storage.features import FeatureStore, open_store
 
 log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ def _without_features(features: Path, paths: dict[str, Path]) -> dict[str, Featu
     """Slides that the folder's manifests name and that have no store."""
     found: dict[str, FeatureEntry] = {}
     for manifest in sorted(features.glob("*-of-*.json")):
-        found |= read_manifest(manifest, FeatureEntry)
+        found |= read_entries(manifest, FeatureEntry)
     missing = {name: entry for name, entry in found.items() if name not in paths}
     ready = [name for name, entry in missing.items() if entry.status == "ok"]
     if ready:

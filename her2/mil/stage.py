@@ -23,8 +23,8 @@ from her2.storage.entries import (
     FeatureEntry,
     FoldEntry,
     check_excluded,
-    read_manifests,
-    write_manifest,
+    read_all_entries,
+    write_entries,
 )
 from her2.storage.features import allow_open_files, open_store
 from her2.storage.products import find_product
@@ -51,7 +51,7 @@ def train_folds(
     table = pl.read_parquet(folds)
     if spec.protocol == "sound":
         check_disjoint(table)
-    entries = read_manifests(features, spec.buckets, FeatureEntry)
+    entries = read_all_entries(features, spec.buckets, FeatureEntry)
     check_excluded(
         {name: entry.reason or "" for name, entry in entries.items() if entry.status != "ok"},
         total=len(entries),
@@ -80,7 +80,7 @@ def train_folds(
             log.info("%s: from the cache", name)
         found[name] = read_entry(cache.path("models", key))
         _link_all(cache.path("models", key), output.parent / name)
-    write_manifest(output, found)
+    write_entries(output, found)
     return found
 
 

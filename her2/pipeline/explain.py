@@ -23,7 +23,7 @@ from her2.encoders.card import CARD_NAME, read_card
 from her2.pipeline.plan import Plan
 from her2.slides.fingerprint import fingerprint
 from her2.storage.cache import Cache
-from her2.storage.entries import Entry, FeatureEntry, TileEntry, read_manifest
+from her2.storage.entries import Entry, FeatureEntry, TileEntry, read_entries
 from her2.storage.features import read_attributes
 from her2.storage.tiles import read_table
 from her2.tiling.stage import tile_key
@@ -145,9 +145,10 @@ def _tiles(plan: Plan, row: SlideRow, bucket: str, grid: str) -> Generator[str, 
     """What was cut and what would be; returns the key of the tiles as they are to be."""
     entry = _recorded(plan, "tiles", grid, bucket, row, TileEntry)
     yield from _made(entry)
-    if entry is not None and entry.key is not None:
-        content = (entry.fingerprint or "")[:_SHOWN]
-        yield f"          of {entry.mpp_x:g} um/px ({entry.mpp_source}), content {content}"
+    if entry is not None and entry.facts is not None:
+        facts = entry.facts
+        content = facts.fingerprint[:_SHOWN]
+        yield f"          of {facts.mpp_x:g} um/px ({facts.mpp_source}), content {content}"
     spec, masks = load(TileSpec, plan.tile_spec(grid, bucket)), plan.config.cohort.tissue_masks
     try:
         content = fingerprint(plan.cohort.file(row))
@@ -187,7 +188,7 @@ def _recorded(
     plan: Plan, stage: str, name: str, bucket: str, row: SlideRow, kind: type[Entry]
 ) -> Entry | None:
     path = plan.config.results / stage / name / f"{bucket}.json"
-    return read_manifest(path, kind).get(row.slide_id) if path.exists() else None
+    return read_entries(path, kind).get(row.slide_id) if path.exists() else None
 
 
 def _made(entry: TileEntry | FeatureEntry | None) -> Iterator[str]:

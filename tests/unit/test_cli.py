@@ -19,7 +19,7 @@ from her2.cli.main import app, main
 from her2.config import jobs, parse_config
 from her2.core.files import digest
 from her2.storage.cache import Cache
-from her2.storage.entries import FeatureEntry, TileEntry, read_manifest, write_manifest
+from her2.storage.entries import FeatureEntry, TileEntry, read_entries, write_entries
 from her2.storage.features import write_store
 
 ROOT = Path(__file__).parents[2]
@@ -109,7 +109,7 @@ def test_tile_writes_a_manifest_from_a_spec_and_a_csv(tmp_path, write_csv, drawn
         "tile", "--spec", tile_spec(), "--slides", slides, "--cache", tmp_path / "c", "--out", out
     )
     assert result.exit_code == 0, result.output
-    entry = read_manifest(out, TileEntry)["s1"]
+    entry = read_entries(out, TileEntry)["s1"]
     assert entry.status == "ok"
     assert Cache(tmp_path / "c").find("tiles", entry.key)
 
@@ -258,7 +258,7 @@ def cache(tmp_path) -> Cache:
                 {"key": digest(name)},
             )
     entries = {"s1": FeatureEntry(status="ok", key=digest("kept"), tiles=3)}
-    write_manifest(tmp_path / "results" / "features" / "e" / "0000-of-0001.json", entries)
+    write_entries(tmp_path / "results" / "features" / "e" / "0000-of-0001.json", entries)
     for name, days in (("old", 8), ("young", 1)):
         path = cache.path("features", digest("kept")).with_name(f".{name}.tmp.x")
         path.touch()

@@ -11,7 +11,7 @@ from her2.config.jobs import SimilarSpec
 from her2.core.errors import UserError
 from her2.core.files import digest
 from her2.storage.cache import Cache
-from her2.storage.entries import FeatureEntry, write_manifest
+from her2.storage.entries import FeatureEntry, write_entries
 from her2.storage.features import FeatureStore, write_store
 
 D, SIDE = 12, 12
@@ -115,7 +115,7 @@ def run(folder: Path, slides: list[Tissue], spec: SimilarSpec = SPEC) -> pl.Data
             )
         entries[slide.slide_id] = FeatureEntry("ok", None, key, len(slide.store), 0, D)
     entries["lost"] = FeatureEntry("excluded", "no tissue")
-    write_manifest(folder / "tiny" / "b.json", entries)
+    write_entries(folder / "tiny" / "b.json", entries)
     cohort = pl.DataFrame(
         [(s.slide_id, s.patient_id) for s in slides] + [("lost", "p")],
         schema=["slide_id", "patient_id"],

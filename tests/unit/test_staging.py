@@ -17,7 +17,8 @@ from her2.slides import files, staging
 from her2.slides.slide import Slide
 from her2.slides.staging import PREFIX, scratch_folder, staged
 from her2.storage.features import RowSpool
-from her2.storage.tiles import TileMeta, TileTable
+from her2.storage.tiles import TileTable
+from tests.unit.tile_makers import slide_facts, tile_grid
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -198,9 +199,9 @@ def test_variables_are_those_of_the_machine_that_reads(
 
 
 def test_tiles_cut_from_copies_are_the_same_tiles(slides: list[Path], scratch: Path) -> None:
-    meta = TileMeta("f", 768, 768, "aperio", 0.5, 0.5, "metadata", 1.0, 64, 128.0, 128.0, 0, 0.1)
+    facts, grid = slide_facts(width_px=768, height_px=768), tile_grid(64, 128.0, mpp=1.0)
     corners = np.array([(0, 0), (128, 128), (256, 256)], np.int32)
-    table = TileTable(corners, np.ones(3, np.float32), meta)
+    table = TileTable(corners, np.ones(3, np.float32), facts, grid)
     cut = [
         [
             (group.slide.slide_id, group.rows.tolist(), group.images.tobytes())

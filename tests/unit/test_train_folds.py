@@ -27,7 +27,7 @@ from her2.mil.fold import load_model
 from her2.mil.maps import read_maps
 from her2.mil.stage import train_folds
 from her2.storage.cache import Cache
-from her2.storage.entries import FeatureEntry, FoldEntry, read_manifest, write_manifest
+from her2.storage.entries import FeatureEntry, FoldEntry, read_entries, write_entries
 from her2.storage.features import FeatureStore, open_store, write_store
 
 TASK = Task(label="her2", classes={"negative": ["0"], "positive": ["3+"]})
@@ -78,10 +78,10 @@ class World:
         )
 
     def entries(self) -> dict[str, FeatureEntry]:
-        return read_manifest(self.features / f"{BUCKET}.json", FeatureEntry)
+        return read_entries(self.features / f"{BUCKET}.json", FeatureEntry)
 
     def set_entries(self, entries: dict[str, FeatureEntry]) -> None:
-        write_manifest(self.features / f"{BUCKET}.json", entries)
+        write_entries(self.features / f"{BUCKET}.json", entries)
 
     def table(self) -> pl.DataFrame:
         return pl.read_parquet(self.folds)
@@ -164,7 +164,7 @@ def with_labels(world: World, slides: list[str], change) -> None:
 def test_a_fold_is_a_model_a_card_a_history_predictions_and_attention(world: World) -> None:
     entries = world.train()
     assert sorted(entries) == ["r0f0", "r0f1", "r0f2"]
-    assert read_manifest(world.output, FoldEntry) == entries
+    assert read_entries(world.output, FoldEntry) == entries
     for name, entry in entries.items():
         fold = int(name[-1])
         folder = world.products(entry.key)
@@ -658,7 +658,7 @@ def test_tiles_of_another_scale_are_refused(world: World) -> None:
 def test_a_slide_without_features_is_in_the_table_with_its_reason(world: World) -> None:
     model, folder = trained_model(world), elsewhere(world, ["new-a"])
     lost = {"new-b": FeatureEntry("excluded", "no tissue found")}
-    write_manifest(folder / f"{BUCKET}.json", lost)
+    write_entries(folder / f"{BUCKET}.json", lost)
     table = predict_slides([model], folder, world.root / "out.csv", threads=1)
     assert table.filter(slide_id="new-b").select("status", "reason", "predicted").row(0) == (
         "excluded", "no tissue found", None,

@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 
 from her2.config.heads import HEADS
+from her2.filters.registry import LISTED
 
 _OWN = {
     "Abdulsadig et al. 2024": "arXiv 2411.05028",
     "Bergstra and Bengio 2012": "Journal of Machine Learning Research 13",
     "Brier 1950": "Monthly Weather Review 78",
     "Cohen 1968": "Psychological Bulletin 70",
-    "Crete et al. 2007": "SPIE 6492",
     "DeLong et al. 1988": "Biometrics 44",
     "Goode et al. 2013": "Journal of Pathology Informatics 4",
     "Guo et al. 2017": "ICML, PMLR 70",
@@ -32,8 +32,10 @@ _OWN = {
     "Zhang et al. 2016": "ECCV",
 }
 _HEADS = {work: where for head in HEADS.values() for work, where in head.citations.items()}
-REFERENCES = dict(sorted({**_OWN, **_HEADS}.items()))
-"""Authors and year, as the text names a work -> where it appeared; heads declare their own."""
+_FILTERS = {work: where for one in LISTED for work, where in one.references.items()}
+REFERENCES = dict(sorted({**_OWN, **_HEADS, **_FILTERS}.items()))
+"""Authors and year, as the text names a work -> where it appeared; heads and filters declare
+their own."""
 
 
 def references(paragraphs: Iterable[str]) -> str:

@@ -17,12 +17,9 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 import tifffile
-from numpy.typing import NDArray
 
-RGB = NDArray[np.uint8]
+from her2.core.types import RGB
 
-VENDORS = {"aperio", "generic-tiff"}
-"""Whose levels are pages of the TIFF, each a plain grid of tiles."""
 KEPT_BYTES = 32 << 20
 """Decoded tiles that a slide keeps: several columns of a band, see `her2.embedding.reading`."""
 
@@ -66,6 +63,8 @@ class JpegTiles:
         level_sizes: (width, height) px of OpenSlide's levels.
         downsamples: of OpenSlide's levels.
     """
+
+    reader = "jpeg"
 
     def __init__(
         self,
@@ -148,13 +147,10 @@ class JpegTiles:
 
 def open_jpeg_tiles(
     path: Path,
-    vendor: str,
     level_sizes: Sequence[tuple[int, int]],
     downsamples: Sequence[float],
 ) -> JpegTiles | None:
-    """The slide's JPEG tiles, None when it is not such a file."""
-    if vendor not in VENDORS:
-        return None
+    """Return the JPEG tiles of a TIFF whose levels are pages, None when it has none."""
     try:
         found = JpegTiles(path, level_sizes, downsamples)
     except (tifffile.TiffFileError, *_DAMAGE):

@@ -3,11 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from PIL import Image
+if TYPE_CHECKING:
+    from PIL import Image
 
-from her2.core.types import RGB
+    from her2.core.types import RGB
 
 
 class Backend(Protocol):
@@ -65,7 +66,7 @@ class OpenedSlide(ABC):
     @abstractmethod
     def read_region(
         self, corner: tuple[int, int], level: int, size: tuple[int, int]
-    ) -> Image.Image:
+    ) -> "Image.Image":
         """Return px of a level: RGB, or RGBA that is transparent where nothing was scanned.
 
         Args:
@@ -96,7 +97,7 @@ class TileDecoder(Protocol):
     reader: str
     """What decodes it, as the timings of a run call it."""
 
-    def read(self, level: int, left: int, top: int, size: tuple[int, int]) -> RGB | None:
+    def read(self, level: int, left: int, top: int, size: tuple[int, int]) -> "RGB | None":
         """Return uint8 (height, width, 3), or None where `read_region` has to read it.
 
         Args:

@@ -17,6 +17,7 @@ from her2.storage.features import RowSpool
 from her2.synthetic.svs import svs_bytes
 from her2.tiling.grid import tile_slide
 from tests.dicom import write_dicom
+from tests.vms import write_vms
 
 WIDTH, HEIGHT, MPP = 640, 544, 0.5
 
@@ -89,6 +90,7 @@ FORMATS: dict[str, tuple[Callable[[Path, np.ndarray], Path], str, int]] = {
     "tiff": (write_tiff, "generic-tiff", 3),
     "ome-tiff": (write_ome, "generic-tiff", 1),  # OpenSlide does not follow SubIFDs
     "dicom": (write_dicom_slide, "dicom", 2),
+    "vms": (lambda folder, image: write_vms(folder / "a.vms", image), "hamamatsu", 7),  # also of the map
     "jpg": (write_flat("a.jpg"), "flat image", 1),
     "png": (write_flat("a.png"), "flat image", 1),
 }

@@ -1,13 +1,14 @@
 """Which files make a slide, in the formats of several files that OpenSlide opens.
 
-Where an index or a folder says which files those are, it is believed only as far as they are there.
-Source: https://openslide.org/formats/ and the readers behind it, which take further files from the
-slide's folder without asking for more than is listed here.
+An index is checked before it is used: the files it names are there, in its folder or below it. That
+is more than OpenSlide asks for. Source: https://openslide.org/formats/ and OpenSlide's own readers.
 """
 
 import codecs
 import configparser
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from her2.core.errors import SlideError
@@ -15,22 +16,22 @@ from her2.core.errors import SlideError
 _HEAD_BYTES = 1 << 16
 """OpenSlide reads no Hamamatsu index that is longer, and a DICOM file's UIDs stand within it."""
 
-_DICOM_MAGIC = 128, b"DICM"
 _SERIES_UID, _INSTANCE_UID = b"\x20\x00\x0e\x00UI", b"\x08\x00\x18\x00UI"
 """DICOM's tags (0020,000E) and (0008,0018) in a file of explicit little endian, as all are that
 OpenSlide opens."""
 _WHOLE_SLIDE_CLASS = b"1.2.840.10008.5.1.4.1.1.77.1.6"
 
-_VMS_KEYS = ("ImageFile", "MapFile", "MacroImage", "OptimisationFile")
+_HAMAMATSU = re.compile(r"ImageFile.*|MapFile|MacroImage|OptimisationFile")
 _INDEX_KEYS = {
-    "Virtual Microscope Specimen": _VMS_KEYS,
-    "Uncompressed Virtual Microscope Specimen": _VMS_KEYS,
-    "NanoZoomer Digital Pathology Image Set": ("Image",),
+    "Virtual Microscope Specimen": _HAMAMATSU,
+    "Uncompressed Virtual Microscope Specimen": _HAMAMATSU,
+    "NanoZoomer Digital Pathology Image Set": re.compile(r"Image\d+"),
 }
-"""Sections of Hamamatsu's indexes, and how the keys begin whose values are files."""
+"""Sections of Hamamatsu's indexes, and their keys whose values are files."""
 _NOT_NEEDED = "OptimisationFile"
 """It holds positions that OpenSlide otherwise searches for: the px are the same without it."""
 _INDEX_SUFFIXES = (".vms", ".vmu", ".ndpis")
+_MIRAX_KEYS = {"HIERARCHICAL": re.compile("INDEXFILE"), "DATAFILE": re.compile(r"FILE_\d+")}
 _SHOWN = 5
 
 
@@ -48,7 +49,7 @@ def companions(path: Path) -> list[Path] | None:
     if path.suffix.lower() == ".mrxs":
         return _mirax(path)
     head = _head(path)
-    if _is_dicom(head):
+    if head[128:132] == b"DICM":
         return _dicom(path, head)
     section = _index_section(head)
     if section is not None:
@@ -65,6 +66,9 @@ def _mirax(path: Path) -> list[Path]:
             f"{path.name} lacks its folder {folder.name}, which holds its px; copy it beside the "
             "file"
         )
+    index = folder / "Slidedat.ini"
+    if index.is_file():
+        _check_named(f"{folder.name}/{index.name}", folder, _names(index, _MIRAX_KEYS))
     return [path, *(item for item in sorted(folder.rglob("*")) if item.is_file())]
 
 
@@ -78,35 +82,46 @@ def _index_section(head: bytes) -> str | None:
 
 def _indexed(path: Path, section: str) -> list[Path]:
     """A Hamamatsu index and the files it names."""
-    index = configparser.ConfigParser(
+    named = _names(path, {section: _INDEX_KEYS[section]})
+    if not (path.parent / named.get(_NOT_NEEDED, "")).is_file():
+        named.pop(_NOT_NEEDED, None)
+    _check_named(path.name, path.parent, named)
+    return [path, *dict.fromkeys(path.parent / name for name in named.values())]
+
+
+def _names(index: Path, keys: Mapping[str, re.Pattern[str]]) -> dict[str, str]:
+    """The names of files that an INI-like index holds, by their keys."""
+    parser = configparser.ConfigParser(
         delimiters=("=",), comment_prefixes=("#",), strict=False, interpolation=None
     )
-    index.optionxform = str  # type: ignore[assignment, method-assign]
+    parser.optionxform = str  # type: ignore[assignment, method-assign]
+    lines = index.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-        index.read_string("\n".join(line.strip() for line in lines))
-    except (UnicodeDecodeError, configparser.Error):
-        raise SlideError(f"{path.name} is a damaged index; copy it again") from None
-    named = {
+        parser.read_string("\n".join(line.strip() for line in lines))
+    except configparser.Error:
+        raise SlideError(f"{index.name} is a damaged index; copy it again") from None
+    return {
         key: name
-        for key, name in index[section].items()
-        if name and key.startswith(_INDEX_KEYS[section])
+        for section, pattern in keys.items()
+        if parser.has_section(section)
+        for key, name in parser[section].items()
+        if name and pattern.fullmatch(key)
     }
+
+
+def _check_named(index: str, folder: Path, named: Mapping[str, str]) -> None:
+    """Raise a SlideError unless all files that an index names are in its folder."""
     outside = [name for name in named.values() if _leaves_folder(name)]
     if outside:
         raise SlideError(
-            f"{path.name} names {_listed(outside)}, outside its folder; put the slide's files "
-            "beside it, and their plain names into it"
+            f"{index} names {_listed(outside)}, outside its folder; put the slide's files beside "
+            "it, and their plain names into it"
         )
-    found = {path.parent / name: key for key, name in named.items()}
-    absent = [item for item in found if not item.is_file()]
-    needed = [item.name for item in absent if found[item] != _NOT_NEEDED]
-    if needed:
+    absent = [name for name in named.values() if not (folder / name).is_file()]
+    if absent:
         raise SlideError(
-            f"{path.name} names {_listed(needed)}, which its folder lacks; copy the slide's files "
-            "there"
+            f"{index} names {_listed(absent)}, which its folder lacks; copy the slide's files there"
         )
-    return [path, *(item for item in found if item not in absent)]
 
 
 def _leaves_folder(name: str) -> bool:
@@ -144,10 +159,6 @@ def _dicom(path: Path, head: bytes) -> list[Path]:
 def _head(path: Path) -> bytes:
     with path.open("rb") as stream:
         return stream.read(_HEAD_BYTES)
-
-
-def _is_dicom(head: bytes) -> bool:
-    return head.startswith(_DICOM_MAGIC[1], _DICOM_MAGIC[0])
 
 
 def _uid(head: bytes, tag: bytes) -> bytes:

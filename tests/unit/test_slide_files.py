@@ -13,21 +13,13 @@ from her2.slides.backends import slide_files
 from her2.slides.fingerprint import fingerprint
 from her2.slides.slide import Slide
 from tests.dicom import write_dicom
+from tests.mirax import write_mirax
 from tests.vms import MPP, write_vms
 
 PICTURE = np.random.default_rng(1).integers(0, 256, (256, 512, 3), np.uint8)
 NDPIS = (
     "[NanoZoomer Digital Pathology Image Set]\r\nNoImages=2\r\nImage0=a.ndpi\r\nImage1=b.ndpi\r\n"
 )
-
-
-def write_mirax(folder: Path) -> Path:
-    path = folder / "a.mrxs"
-    path.write_bytes(b"index")
-    (folder / "a" / "deep").mkdir(parents=True)
-    for name in ("Slidedat.ini", "Index.dat", "Data0000.dat", "deep/Data0001.dat"):
-        (folder / "a" / name).write_bytes(name.encode())
-    return path
 
 
 def write_ndpis(folder: Path) -> Path:
@@ -53,7 +45,7 @@ def write_svs(folder: Path) -> Path:
 WRITERS: dict[str, tuple[Callable[[Path], Path], set[str]]] = {
     "one file": (write_svs, {"a.svs"}),
     "MIRAX": (
-        write_mirax,
+        lambda folder: write_mirax(folder / "a.mrxs", PICTURE, mpp=MPP),
         {"a.mrxs", *(f"a/{name}" for name in ("Slidedat.ini", "Index.dat", "Data0000.dat",
                                              "deep/Data0001.dat"))},
     ),
@@ -148,6 +140,28 @@ def test_a_file_that_an_index_names_in_vain_is_named(tmp_path, lost, message) ->
         fingerprint(path)
 
 
+def test_a_data_file_that_a_mirax_folder_lacks_is_named(tmp_path: Path) -> None:
+    path = write_mirax(tmp_path / "a.mrxs", PICTURE, mpp=MPP)
+    (tmp_path / "a" / "deep" / "Data0001.dat").unlink()
+    with pytest.raises(
+        SlideError, match="a/Slidedat.ini names deep/Data0001.dat, which its folder"
+    ):
+        fingerprint(path)
+
+
+def test_a_mirax_slide_that_reads_another_ones_px_is_refused(tmp_path: Path) -> None:
+    """OpenSlide opens it, and a change of those px would be unseen."""
+    write_mirax(tmp_path / "b.mrxs", PICTURE, mpp=MPP)
+    path = write_mirax(tmp_path / "a.mrxs", PICTURE, mpp=MPP)
+    index = tmp_path / "a" / "Slidedat.ini"
+    text = index.read_text().replace("deep/Data0001.dat", "../b/deep/Data0001.dat")
+    index.write_text(text)
+    with Slide(path) as opened:
+        assert opened.vendor == "mirax"
+    with pytest.raises(SlideError, match="a/Slidedat.ini names ../b/deep/Data0001.dat, outside"):
+        fingerprint(path)
+
+
 def test_all_absent_files_are_named_at_once(tmp_path: Path) -> None:
     (tmp_path / "a.ndpis").write_text(NDPIS)
     with pytest.raises(SlideError, match="a.ndpis names a.ndpi, b.ndpi, which its folder lacks"):
@@ -180,7 +194,7 @@ def test_an_index_that_leaves_its_folder_is_refused(tmp_path: Path, name: str) -
     ("name", "content", "message"),
     [
         ("a.vms", b"[Virtual Microscope Specimen]\nMapFile\n", "a.vms is a damaged index"),
-        ("a.vms", b"[Virtual Microscope Specimen]\nMapFile=\xff.jpg\n", "a.vms is a damaged index"),
+        ("a.vms", b"[Virtual Microscope Specimen]\nMapFile=\xff.jpg\n", "a.vms names \ufffd.jpg"),
         ("a.vmu", b"[Other]\nMapFile=a.jpg\n", "a.vmu does not say which files make the slide"),
         ("a.ndpis", b"\0" * 100, "a.ndpis does not say which files make the slide"),
         ("a.mrxs", b"x", "a.mrxs lacks its folder a, .*; copy it beside the file"),
@@ -237,8 +251,12 @@ def old_large_file(folder: Path) -> Path:
 def old_mirax(folder: Path) -> Path:
     (folder / "m.mrxs").write_bytes(blob("mrxs", 500))
     (folder / "m").mkdir()
-    for name in ("Slidedat.ini", "Index.dat", "Data0000.dat", "Data0001.dat", ".hidden"):
+    for name in ("Index.dat", "Data0000.dat", "Data0001.dat", ".hidden"):
         (folder / "m" / name).write_bytes(blob(name, 3000))
+    (folder / "m" / "Slidedat.ini").write_text(
+        "[HIERARCHICAL]\nINDEXFILE = Index.dat\n"
+        "[DATAFILE]\nFILE_COUNT = 2\nFILE_0 = Data0000.dat\nFILE_1 = Data0001.dat\n"
+    )
     return folder / "m.mrxs"
 
 
@@ -267,7 +285,7 @@ def uid(group: int, element: int, value: bytes) -> bytes:
     [
         (old_file, "1ce4676bb514656bae908e61ab2d74b25efda2b11e1ba4f1386dcb95fa695521"),
         (old_large_file, "20311901510f4ad2374d1d9cf8f8fe276598b174dbf5490cc1a8c2be09bd424c"),
-        (old_mirax, "838c283fd5b4934293c0bb50c3e5e685cd3adda3d7f1980f182e0a6a03dd1f55"),
+        (old_mirax, "946c6ddb3014f5fbe6a4ba31a516f667cf500effc3c1d3e2e3d26f68b4819d7a"),
         (old_dicom, "392811f4c24c8bb5bb9f0c2f4043838dd702d808a9b7516b8cb40044dcf1de45"),
     ],
 )

@@ -14,10 +14,13 @@ import pytest
 from her2.core.errors import SlideError, UserError
 from her2.embedding.reading import PendingSlide, TileGroup, TileQueue, pending_slide, read_part
 from her2.slides import staging
+from her2.slides.backends import slide_files
 from her2.slides.slide import Slide
 from her2.slides.staging import PREFIX, scratch_folder, staged
 from her2.storage.features import RowSpool
 from her2.storage.tiles import TileMeta, TileTable
+from tests.dicom import write_dicom
+from tests.mirax import write_mirax
 from tests.vms import write_vms
 
 Usage = namedtuple("Usage", "total used free")
@@ -139,18 +142,26 @@ def test_a_missing_slide_fails_as_it_does_without_a_stage(
         stage.open(slides[0])
 
 
-def test_a_slide_of_several_files_is_copied_whole(scratch: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda folder: write_vms(folder / "a.vms", PICTURE),
+        lambda folder: write_mirax(folder / "a.mrxs", PICTURE, mpp=0.5),
+        lambda folder: write_dicom(folder / "a.dcm", PICTURE, mpp=0.5),
+    ],
+)
+def test_a_slide_of_several_files_is_copied_whole(scratch: Path, tmp_path: Path, write) -> None:
     (tmp_path / "network").mkdir()
-    index = write_vms(tmp_path / "network" / "a.vms", PICTURE)
-    with Slide(index) as original:
-        expected = original.region(10, 20, 100, 100, (100, 100))
-    with staged(str(scratch), [index]) as stage, stage.open(index) as slide:
-        assert slide.path.is_relative_to(scratch)
-        assert {path.name for path in slide.path.parent.iterdir()} == {
-            path.name for path in index.parent.iterdir()
-        }
-        shutil.rmtree(index.parent)  # it needs nothing of the original
-        np.testing.assert_array_equal(slide.region(10, 20, 100, 100, (100, 100)), expected)
+    path = write(tmp_path / "network")
+    with Slide(path) as original:
+        expected = original.region(10, 20, 200, 200, (200, 200))
+    files = {file.relative_to(path.parent) for file in slide_files(path)}
+    with staged(str(scratch), [path]) as stage, stage.open(path) as slide:
+        copy = slide.path.parent
+        assert copy.is_relative_to(scratch)
+        assert {file.relative_to(copy) for file in copy.rglob("*") if file.is_file()} == files
+        shutil.rmtree(path.parent)  # it needs nothing of the original
+        np.testing.assert_array_equal(slide.region(10, 20, 200, 200, (200, 200)), expected)
 
 
 def test_a_slide_of_several_files_that_lacks_one_fails_with_the_files_name(
@@ -162,16 +173,6 @@ def test_a_slide_of_several_files_that_lacks_one_fails_with_the_files_name(
         stage.open(slides[0]).close()
         with pytest.raises(SlideError, match="a.vms names a_map2.jpg, which its folder lacks"):
             stage.open(index)
-
-
-def test_a_nested_folder_is_copied_with_its_folders(scratch: Path, tmp_path: Path) -> None:
-    (tmp_path / "a" / "deep").mkdir(parents=True)
-    (tmp_path / "a" / "deep" / "Data0000.dat").write_text("data")
-    (tmp_path / "a.mrxs").write_text("index")
-    with staged(str(scratch), []) as stage:
-        copy = stage._copy(tmp_path / "a.mrxs", last=True)
-        assert copy.read_text() == "index"
-        assert (copy.with_suffix("") / "deep" / "Data0000.dat").read_text() == "data"
 
 
 def test_what_a_killed_job_left_is_removed_and_a_running_jobs_copies_are_not(

@@ -174,8 +174,8 @@ class Slide:
             return True
         self._decoder = None
         found.close()
-        log.warning("%s: its tiles decode differently without its reader, which reads them all",
-                    self.path.name)  # fmt: skip
+        log.warning("%s: px decoded directly differ from those of %s, which reads all of them",
+                    self.path.name, self.reader)  # fmt: skip
         return False
 
     def thumbnail(self, mpp: float, scale: Scale) -> RGB:

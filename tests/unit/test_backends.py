@@ -2,6 +2,7 @@
 
 import json
 import logging
+import subprocess
 import sys
 from pathlib import Path
 
@@ -189,3 +190,13 @@ def test_beyond_the_border_an_added_reader_is_white_too(cohort: Cohort) -> None:
         assert pair.scale() == Scale(MPP, MPP, "metadata")
         for region in ((-20.5, 700, 200, 200, (64, 64)), (100, -30, 50, 60, (50, 60))):
             np.testing.assert_array_equal(pair.region(*region), png.region(*region))
+
+
+def test_readers_are_imported_when_a_slide_is_asked_for() -> None:
+    """Jobs that open none, and a config that is parsed, do not wait for their libraries."""
+    code = (
+        "import sys, her2.slides.slide, her2.slides.fingerprint, her2.slides.staging\n"
+        "print(*sorted({'openslide', 'tifffile', 'imagecodecs'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -8,10 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from her2.core.errors import SlideError
+from her2.cohort.check import check_files
+from her2.cohort.manifest import Cohort, SlideRow
+from her2.core.errors import SlideError, UserError
+from her2.embedding.reading import pending_slide
 from her2.slides.backends import slide_files
 from her2.slides.fingerprint import fingerprint
 from her2.slides.slide import Slide
+from her2.storage.features import RowSpool
+from her2.storage.tiles import TileMeta, TileTable
 from tests.dicom import write_dicom
 from tests.mirax import write_mirax
 from tests.vms import MPP, write_vms
@@ -206,6 +211,34 @@ def test_what_cannot_be_listed_is_refused(tmp_path, name, content, message) -> N
     (tmp_path / name).write_bytes(content)
     with pytest.raises(SlideError, match=message):
         fingerprint(tmp_path / name)
+
+
+def test_the_check_of_a_cohort_names_what_every_slide_lacks(tmp_path: Path) -> None:
+    write_vms(tmp_path / "a.vms", PICTURE)
+    (tmp_path / "a.jpg").unlink()
+    (tmp_path / "b.mrxs").write_bytes(b"x")
+    write_mirax(tmp_path / "c.mrxs", PICTURE, mpp=MPP)
+    names = ("a.vms", "b.mrxs", "c.mrxs")
+    rows = tuple(SlideRow(name[0], name, name, {}) for name in names)
+    with pytest.raises(UserError, match=r"^2 problem\(s\)") as error:
+        check_files(Cohort(rows, tmp_path))
+    assert "a.vms names a.jpg, which its folder lacks" in str(error.value)
+    assert "b.mrxs lacks its folder b" in str(error.value)
+
+
+def test_a_slide_is_cold_by_the_size_of_all_its_files(tmp_path: Path) -> None:
+    """Its index alone is a thousandth of them."""
+    path = write_vms(tmp_path / "a.vms", PICTURE)
+    meta = TileMeta("f", 512, 256, "hamamatsu", MPP, MPP, "metadata", MPP, 64, 64, 64, 0, 0.1)
+    table = TileTable(np.zeros((1, 2), np.int32), np.ones(1, np.float32), meta)
+    slide = pending_slide("a", path, table, "key", RowSpool(1, 2, "float16", tmp_path))
+    whole = sum(file.stat().st_size for file in tmp_path.glob("a*"))
+    for share, cold in ((0.01, False), (0.03, True)):
+        slide.storage_bytes = round(share * whole)
+        assert slide.storage_bytes > 0.1 * path.stat().st_size
+        assert slide.cold is cold
+    (tmp_path / "a.jpg").unlink()
+    assert slide.cold is None
 
 
 def test_a_missing_slide_cannot_be_read(tmp_path: Path) -> None:

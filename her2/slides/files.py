@@ -16,10 +16,12 @@ from her2.core.errors import SlideError
 _HEAD_BYTES = 1 << 16
 """OpenSlide reads no Hamamatsu index that is longer, and a DICOM file's UIDs stand within it."""
 
-_SERIES_UID, _INSTANCE_UID = b"\x20\x00\x0e\x00UI", b"\x08\x00\x18\x00UI"
-"""DICOM's tags (0020,000E) and (0008,0018) in a file of explicit little endian, as all are that
-OpenSlide opens."""
-_WHOLE_SLIDE_CLASS = b"1.2.840.10008.5.1.4.1.1.77.1.6"
+_SERIES_UID = re.compile(rb"\x20\x00\x0d\x00UI..[\d.]+[\0 ]?\x20\x00\x0e\x00UI(..)", re.DOTALL)
+"""DICOM's element (0020,000E) up to its size, in explicit little endian as OpenSlide demands. A
+file's own stands right behind (0020,000D); those of other files that it refers to do not.
+"""
+_INSTANCE_UID = re.compile(rb"\x08\x00\x18\x00UI(..)", re.DOTALL)
+"""(0008,0018)."""
 
 _HAMAMATSU = re.compile(r"ImageFile.*|MapFile|MacroImage|OptimisationFile")
 _INDEX_KEYS = {
@@ -136,23 +138,19 @@ def _listed(names: list[str]) -> str:
 
 def _dicom(path: Path, head: bytes) -> list[Path]:
     """The files of a DICOM file's series, in the order of their UIDs, whatever they are called."""
-    series = _uid(head, _SERIES_UID)
+    series = _uid(_SERIES_UID, head)
     if not series:
         raise SlideError(
             f"{path.name} has no Series Instance UID near its start, so the files of its series "
             "are unknown; export it again, in explicit little endian"
         )
-    found = [(_uid(head, _INSTANCE_UID), path.name, path)]
+    found = []
     for item in path.parent.iterdir():
-        named_so = item.suffix == ".dcm"
-        if item.name == path.name or not item.is_file():
-            continue
-        if not named_so and not os.access(item, os.R_OK):  # OpenSlide passes over it too
-            continue
-        other = _head(item)
-        # A DICOMDIR names a series as well, and is no part of it.
-        if _uid(other, _SERIES_UID) == series and (named_so or _WHOLE_SLIDE_CLASS in other):
-            found.append((_uid(other, _INSTANCE_UID), item.name, item))
+        # OpenSlide passes over what it cannot read; a level of the slide is not passed over here.
+        if item.is_file() and (item.suffix == ".dcm" or os.access(item, os.R_OK)):
+            head = _head(item)
+            if _uid(_SERIES_UID, head) == series:
+                found.append((_uid(_INSTANCE_UID, head), item.name, item))
     return [item for _, _, item in sorted(found)]
 
 
@@ -161,8 +159,9 @@ def _head(path: Path) -> bytes:
         return stream.read(_HEAD_BYTES)
 
 
-def _uid(head: bytes, tag: bytes) -> bytes:
+def _uid(element: re.Pattern[bytes], head: bytes) -> bytes:
     """A UID near the start of a DICOM file; empty where there is none."""
-    place = head.find(tag)
-    size = int.from_bytes(head[place + 6 : place + 8], "little")
-    return head[place + 8 : place + 8 + size] if place >= 0 else b""
+    found = element.search(head)
+    if found is None:
+        return b""
+    return head[found.end() : found.end() + int.from_bytes(found[1], "little")]

@@ -119,6 +119,24 @@ def test_a_file_of_a_series_stands_for_it_under_any_name(tmp_path: Path) -> None
         assert len(opened.downsamples) == 3  # OpenSlide takes the same files
 
 
+def test_a_series_that_a_file_refers_to_is_not_its_own(tmp_path: Path) -> None:
+    path = write_series(tmp_path)
+    other = b"2.25.11.2001"
+    element = uid(0x20, 0xE, other)
+    item = b"\xfe\xff\x00\xe0" + len(element).to_bytes(4, "little") + element
+    sequence = b"\x08\x00\x15\x11SQ\0\0" + len(item).to_bytes(4, "little") + item
+    after = b"\x08\x00\x60\x00CS\x02\x00SM"
+    for file in (path, tmp_path / "level0"):
+        content = file.read_bytes()
+        assert content.count(after) == 1
+        file.write_bytes(content.replace(after, after + sequence))
+    stranger = write_dicom(tmp_path / "x.dcm", PICTURE, mpp=MPP)
+    stranger.write_bytes(stranger.read_bytes().replace(b"2.25.11.1001", other))
+    assert {file.name for file in slide_files(path)} == {"level0", "1.2.840.7", "level2.dcm"}
+    with Slide(path) as opened:
+        assert len(opened.downsamples) == 3
+
+
 def test_an_index_is_known_by_its_content_as_openslide_knows_it(tmp_path: Path) -> None:
     path = write_vms(tmp_path / "a.vms", PICTURE).rename(tmp_path / "a.index")
     path.write_bytes(b"\xef\xbb\xbf# a comment\n" + path.read_bytes())
@@ -300,10 +318,14 @@ def old_dicom(folder: Path) -> Path:
     ):  # fmt: skip
         (folder / name).write_bytes(
             bytes(128) + b"DICM" + uid(2, 2, b"1.2.840.10008.5.1.4.1.1.77.1.6")
-            + uid(8, 0x18, instance) + uid(0x20, 0xE, series) + blob(name, 4000)
+            + uid(8, 0x18, instance) + uid(0x20, 0xD, b"2.25.7") + uid(0x20, 0xE, series)
+            + blob(name, 4000)
         )  # fmt: skip
     # A disc's directory names a series too.
-    (folder / "DICOMDIR").write_bytes(bytes(128) + b"DICM" + uid(0x20, 0xE, b"2.25.1"))
+    (folder / "DICOMDIR").write_bytes(
+        bytes(128) + b"DICM" + uid(0x20, 0xD, b"2.25.7") + uid(8, 0x60, b"SM")
+        + uid(0x20, 0xE, b"2.25.1")
+    )  # fmt: skip
     return folder / "b.dcm"
 
 
@@ -319,7 +341,7 @@ def uid(group: int, element: int, value: bytes) -> bytes:
         (old_file, "1ce4676bb514656bae908e61ab2d74b25efda2b11e1ba4f1386dcb95fa695521"),
         (old_large_file, "20311901510f4ad2374d1d9cf8f8fe276598b174dbf5490cc1a8c2be09bd424c"),
         (old_mirax, "946c6ddb3014f5fbe6a4ba31a516f667cf500effc3c1d3e2e3d26f68b4819d7a"),
-        (old_dicom, "392811f4c24c8bb5bb9f0c2f4043838dd702d808a9b7516b8cb40044dcf1de45"),
+        (old_dicom, "0d3727f544ff536abbab6fbd0306e27bd8d6438915f6f4296d5756f3fd44425b"),
     ],
 )
 def test_fingerprints_that_caches_hold_stay(tmp_path: Path, write, expected: str) -> None:

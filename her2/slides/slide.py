@@ -74,7 +74,7 @@ class Slide:
     @property
     def reader(self) -> str:
         """What decodes its px now, see `decode_directly`."""
-        return (self._decoder or self._opened).reader
+        return self._opened.reader if self._decoder is None else self._decoder.reader
 
     def scale(self, manifest_mpp: float | None = None) -> Scale:
         """The slide's um/px: the manifest's when it gives one, else the file's metadata.
@@ -137,7 +137,7 @@ class Slide:
             _extent(box_right, self._level_sizes[level][0] - left),
             _extent(box_bottom, self._level_sizes[level][1] - top),
         )
-        pixels = self._decoder.read(level, left, top, size) if self._decoder else None
+        pixels = None if self._decoder is None else self._decoder.read(level, left, top, size)
         box = (
             max(0.0, box_left),
             max(0.0, box_top),

@@ -33,6 +33,7 @@ card = EncoderCard(
 )
 
 class Slide:
+    reader = "fake"
     def __init__(self, path):
         pass
     def region(self, x, y, width, height, out, *, scanned):

@@ -42,6 +42,8 @@ class Event:
 class FakeSlide:
     """Tiles whose px are column, row and slide; one that is damaged at (0, 0)."""
 
+    reader = "fake"
+
     def __init__(self, path: Path) -> None:
         if path.name == "absent":
             raise SlideError("the file does not exist")

@@ -9,6 +9,7 @@ import configparser
 import os
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from her2.core.errors import SlideError
@@ -145,13 +146,25 @@ def _dicom(path: Path, head: bytes) -> list[Path]:
             "are unknown; export it again, in explicit little endian"
         )
     found = []
-    for item in path.parent.iterdir():
-        # OpenSlide passes over what it cannot read; a level of the slide is not passed over here.
-        if item.is_file() and (item.suffix == ".dcm" or os.access(item, os.R_OK)):
-            head = _head(item)
-            if _uid(_SERIES_UID, head) == series:
-                found.append((_uid(_INSTANCE_UID, head), item.name, item))
-    return [item for _, _, item in sorted(found)]
+    with os.scandir(path.parent) as entries:
+        for entry in entries:
+            # OpenSlide passes over what it cannot read; a level of a slide is not passed over here.
+            if not entry.is_file() or not (
+                entry.name.endswith(".dcm") or os.access(entry, os.R_OK)
+            ):
+                continue
+            state = entry.stat()
+            other, instance = _uids(Path(entry), state.st_size, state.st_mtime_ns)
+            if other == series:
+                found.append((instance, entry.name))
+    return [path.parent / name for _, name in sorted(found)]
+
+
+@lru_cache(maxsize=1 << 16)
+def _uids(path: Path, size: int, mtime_ns: int) -> tuple[bytes, bytes]:
+    """The series and the instance of a file, read once however many slides share its folder."""
+    head = _head(path)
+    return _uid(_SERIES_UID, head), _uid(_INSTANCE_UID, head)
 
 
 def _head(path: Path) -> bytes:

@@ -10,8 +10,10 @@ import pytest
 
 from her2.cohort.check import check_files
 from her2.cohort.manifest import Cohort, SlideRow
+from her2.config import parse_config
 from her2.core.errors import SlideError, UserError
 from her2.embedding.reading import pending_slide
+from her2.pipeline.plan import Plan
 from her2.slides.backends import slide_files
 from her2.slides.fingerprint import fingerprint
 from her2.slides.slide import Slide
@@ -22,6 +24,7 @@ from tests.mirax import write_mirax
 from tests.unit.tile_makers import slide_facts, tile_grid
 from tests.vms import MPP, write_vms
 
+BUCKET = "0000-of-0001"
 PICTURE = np.random.default_rng(1).integers(0, 256, (256, 512, 3), np.uint8)
 NDPIS = (
     "[NanoZoomer Digital Pathology Image Set]\r\nNoImages=2\r\nImage0=a.ndpi\r\nImage1=b.ndpi\r\n"
@@ -243,6 +246,21 @@ def test_the_check_of_a_cohort_names_what_every_slide_lacks(tmp_path: Path) -> N
         check_files(Cohort(rows, tmp_path))
     assert "a.vms names a.jpg, which its folder lacks" in str(error.value)
     assert "b.mrxs lacks its folder b" in str(error.value)
+
+
+def test_tiling_waits_for_all_files_of_a_slide(tmp_path: Path, config_values) -> None:
+    """Snakemake compares their times: a change of any of them has the slide looked at again."""
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    vms = write_vms(folder / "a.vms", PICTURE)
+    mirax = write_mirax(folder / "b.mrxs", PICTURE, mpp=MPP)
+    expected = {str(file) for path in (vms, mirax) for file in slide_files(path)}
+    rows = tuple(SlideRow(path.stem, path.name, path.stem, {}) for path in (vms, mirax))
+    plan = Plan(parse_config(config_values), Cohort(rows, folder))
+    assert set(plan.tile_files(BUCKET)) == expected
+    (folder / "a.jpg").unlink()  # the job says so, not the rule
+    found = {file for file in plan.tile_files(BUCKET) if Path(file).name.startswith("a")}
+    assert found == {str(vms)}
 
 
 def test_a_slide_is_cold_by_the_size_of_all_its_files(tmp_path: Path) -> None:

@@ -66,8 +66,8 @@ def embed_bucket(
     tiles: Path,
     encoder: Path,
     output: Path,
-    batch_size: int,
-    threads: int,
+    batch_size: int = 64,
+    threads: int = 1,
     compiling: Literal["auto", "never", "always"] = "auto",
     scratch: str | None = None,
 ) -> dict[str, FeatureEntry]:

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 def train_folds(
-    spec: TrainSpec, cache: Cache, *, folds: Path, features: Path, output: Path, threads: int
+    spec: TrainSpec, cache: Cache, *, folds: Path, features: Path, output: Path, threads: int = 1
 ) -> dict[str, FoldEntry]:
     """Train the folds of a chunk that the cache does not hold yet.
 

@@ -57,6 +57,29 @@ def test_importing_is_light(module):
     assert done.stdout.split() == []
 
 
+STATISTICS = {"evaluate", "compare", "control", "report", "heatmap", "attention", "train"}
+MAY_LOAD = {
+    "torch": {"encoder", "pretrain", "train", "attention"},
+    "timm": {"encoder", "pretrain"},
+    "torchvision": {"encoder", "pretrain"},
+    "matplotlib": {"heatmap", "report"},
+    "sklearn": {"pretrain", *STATISTICS},
+    "scipy": {"pretrain", *STATISTICS},
+    "statsmodels": {"evaluate", "compare", "report"},
+    "zarr": set(),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_loads_only_what_it_works_with(stage):
+    module = STAGES[stage][0].partition(":")[0]
+    code = f"import sys, her2.cli.main, {module}; print(*set(sys.modules) & {set(MAY_LOAD)!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert {name for name in done.stdout.split() if stage not in MAY_LOAD[name]} == set()
+
+
 def test_help_lists_the_stages_and_is_light():
     code = (
         "import sys; sys.argv = ['her2', '--help']\n"

@@ -34,15 +34,15 @@ include: "workflow/rules/report.smk"
 
 
 onstart:
-    WATCH.begin(workflow)
+    PROGRESS.begin(workflow)
 
 
 onsuccess:
-    WATCH.end(succeeded=True)
+    PROGRESS.end(succeeded=True)
 
 
 onerror:
-    WATCH.end(succeeded=False)
+    PROGRESS.end(succeeded=False)
 
 
 rule all:

@@ -7,7 +7,7 @@ import logging
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -16,6 +16,7 @@ from her2.cli.admin import cache_app, cohort_app, config_app, synthetic_app
 from her2.cli.inspect import explain_slide, show_status
 from her2.cli.stages import StageGroup
 from her2.core.errors import UserError
+from her2.core.events import begin_events, write_event
 
 app = typer.Typer(
     cls=StageGroup,
@@ -36,16 +37,27 @@ def main() -> None:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
     )
+    begin_events()
     try:
         app()
+    except SystemExit as done:
+        if done.code:
+            write_event("failed", reason="its command line is wrong, as its log says")
+        else:
+            write_event("ended")
+        raise
     except UserError as error:
-        print(f"her2: {error}", file=sys.stderr)
-        sys.exit(1)
+        _fail(str(error))
     except Exception as error:
         traceback.print_exc()
         notes = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
-        print(f"her2: {notes}{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(1)
+        _fail(f"{notes}{type(error).__name__}: {error}")
+
+
+def _fail(reason: str) -> NoReturn:
+    print(f"her2: {reason}", file=sys.stderr)
+    write_event("failed", reason=reason)
+    sys.exit(1)
 
 
 @app.callback(invoke_without_command=True)

@@ -24,7 +24,7 @@ from her2.cohort.manifest import missing_files, read_cohort
 from her2.config import parse_config
 from her2.core.errors import UserError
 from her2.pipeline.plan import Plan
-from her2.pipeline.progress import Watch
+from her2.pipeline.progress import ProgressPrinter
 from her2.config.names import folds_name
 
 
@@ -61,7 +61,7 @@ def writable(folder):
 
 
 PLAN = read_plan()
-WATCH = Watch(PLAN)
+PROGRESS = ProgressPrinter(PLAN)
 CONFIG = PLAN.config
 RESULTS = str(CONFIG.results)
 ROOT = str(PLAN.cohort.root)

@@ -72,4 +72,4 @@ rule features:
 rule train:
     """Stage 2 up to the trained folds."""
     input:
-        each_model(f"{RESULTS}/models/{{task}}/{{encoder}}/{{head}}/{{chunk}}.json"),
+        FILES.each_model(f"{RESULTS}/models/{{task}}/{{encoder}}/{{head}}/{{chunk}}.json"),

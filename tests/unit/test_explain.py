@@ -59,8 +59,9 @@ def configure(spec: str) -> None:
 
 
 def files() -> set[Path]:
-    """All that is there but Snakemake's cache of file times, which a dry run leaves behind."""
-    return {path for path in Path().rglob("*") if path.name != "latest.pkl"}
+    """All files but Snakemake's cache of file times, which a dry run leaves behind."""
+    found = (path for path in Path().rglob("*") if path.is_file())
+    return {path for path in found if path.name != "latest.pkl"}
 
 
 def test_a_changed_spec_is_said_key_by_key_and_what_follows_comes_after(workflow: Path) -> None:

@@ -66,10 +66,16 @@ def audit_cohort(spec: AuditSpec, cohort: Cohort, tiles: Path, output: Path) -> 
     return table
 
 
-def tabulate_cohort(spec: CohortSpec, cohort: Cohort, tiles: Path, folder: Path) -> pl.DataFrame:
+def tabulate_cohort(spec: CohortSpec, cohort: Cohort, tiles: Path, output: Path) -> pl.DataFrame:
     """Write `slides.parquet` and `slides.csv`, one row a slide and grid.
 
     Its columns are the manifest's, then what tiling found.
+
+    Args:
+        spec: the job.
+        cohort: the manifest.
+        tiles: the folder of the grids' folders of manifests.
+        output: folder of the tables.
     """
     entries = _entries(tiles, spec.grids, spec.buckets)
     records = [
@@ -89,8 +95,8 @@ def tabulate_cohort(spec: CohortSpec, cohort: Cohort, tiles: Path, folder: Path)
         for grid in spec.grids
     ]
     table = pl.DataFrame(records, infer_schema_length=None)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_table(table, folder / "slides")
+    output.mkdir(parents=True, exist_ok=True)
+    write_table(table, output / "slides")
     return table
 
 

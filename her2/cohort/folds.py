@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from sklearn.model_selection import KFold
 
 from her2.cohort.manifest import Cohort
 from her2.cohort.split import assign_roles, fixed_roles, patient_sites
@@ -123,6 +122,9 @@ def _published_folds(spec: FoldsSpec, cohort: Cohort, output: Path) -> pl.DataFr
             f"folds.number {spec.folds} is more than the {len(labelled)} slides with a label of "
             f"{spec.task.label!r}; set it to {len(labelled)} or less."
         )
+    # Here, as every job of training and evaluation reads folds and few make them.
+    from sklearn.model_selection import KFold
+
     records = []
     for repeat in range(spec.repeats):
         state = int(np.random.SeedSequence([spec.seed, repeat]).generate_state(1)[0])

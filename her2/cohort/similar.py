@@ -83,13 +83,13 @@ class Pair:
 
 
 def find_similar(
-    spec: SimilarSpec, cohort: pl.DataFrame, cache: Cache, *, features: Path, output: Path
+    spec: SimilarSpec, cohort: Path, cache: Cache, *, features: Path, output: Path
 ) -> list[Pair]:
     """Write the most similar pairs of slides of different patients, as Parquet.
 
     Args:
         spec: the job.
-        cohort: the audit's table, one row a slide, for the patients.
+        cohort: the audit's table, one row per slide, for the patients.
         cache: holds the stores.
         features: the encoder's folder of feature entries.
         output: the table.
@@ -97,7 +97,7 @@ def find_similar(
     Raises:
         UserError: naming the pairs that share more tiles than `folds.max_shared_tiles`.
     """
-    patients = dict(cohort.select("slide_id", "patient_id").iter_rows())
+    patients = dict(pl.read_parquet(cohort, columns=["slide_id", "patient_id"]).iter_rows())
     entries = read_all_entries(features, spec.buckets, FeatureEntry)
     allow_open_files(len(entries))
     pairs = similar_pairs(list(_slides(entries, patients, cache, features)))

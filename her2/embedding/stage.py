@@ -16,6 +16,7 @@ import numpy as np
 import her2
 from her2.cohort.manifest import Cohort
 from her2.config.jobs import EmbedSpec
+from her2.core.events import write_event
 from her2.core.files import digest, link
 from her2.core.hardware import allowed_cpus, auto_precision
 from her2.embedding.reading import PendingSlide, pending_slide
@@ -67,8 +68,8 @@ def embed_bucket(
     tiles: Path,
     encoder: Path,
     output: Path,
-    batch_size: int,
-    threads: int,
+    batch_size: int = 64,
+    threads: int = 1,
     compiling: Literal["auto", "never", "always"] = "auto",
     scratch: str | None = None,
 ) -> dict[str, FeatureEntry]:
@@ -97,6 +98,7 @@ def embed_bucket(
         entry = found[row.slide_id]
         if entry.status != "ok" or entry.key is None:
             entries[row.slide_id] = FeatureEntry(status=entry.status, reason=entry.reason)
+            write_event("left_out", row.slide_id, reason=entry.reason or "")
             continue
         path = find_product(cache, "tiles", entry.key, tiles.parent / f"{row.slide_id}.parquet")
         tables[row.slide_id] = cohort.file(row), read_table(path)
@@ -141,6 +143,7 @@ def _look_up(
         if (path := cache.find("features", key)) is not None:
             entries[slide_id] = _entry(spec, key, read_attributes(path))
             log.info("%s: %d features from the cache", slide_id, entries[slide_id].tiles)
+            write_event("embedded", slide_id, tiles=entries[slide_id].tiles, cached=True)
         else:
             folder = cache.path("features", key).parent
             spool = RowSpool(len(table), card.dimension, card.storage, folder)
@@ -199,10 +202,12 @@ def _publish(
     kept = slide.readable
     failed = int(np.count_nonzero(~kept))
     if slide.error is not None:
+        write_event("left_out", slide.slide_id, reason=slide.error)
         return FeatureEntry(status="failed", reason=slide.error)
     if failed > spec.max_failed_tiles * len(kept) or not kept.any():
         entry = _excluded(spec, failed, len(kept))
         log.warning("%s: excluded: %s", slide.slide_id, entry.reason)
+        write_event("left_out", slide.slide_id, reason=entry.reason or "")
         return entry
     begin = time.perf_counter()
     attributes: JSON = {}
@@ -218,6 +223,7 @@ def _publish(
         blocks = slide.spool.blocks(kept)
         write_rows(path, blocks, shape, slide.spool.dtype, slide.table.coords[kept], finished)
     log.info("%s: %d patches embedded, %d failed", slide.slide_id, shape[0], failed)
+    write_event("embedded", slide.slide_id, tiles=shape[0])
     return _entry(spec, slide.key, attributes)
 
 

@@ -71,7 +71,7 @@ def measure_attention(
     folds: Path,
     models: Path,
     features: Path,
-    masks: Path | None,
+    masks: Path | None = None,
     output: Path,
     threads: int = 1,
 ) -> dict[str, pl.DataFrame]:

@@ -52,7 +52,7 @@ def draw_heatmaps(
     folds: Path,
     models: Path,
     features: Path,
-    masks: Path | None,
+    masks: Path | None = None,
     output: Path,
 ) -> list[dict[str, object]]:
     """Draw the chosen slides and each score's tiles; write `tiles.json`, then `heatmaps.json`.

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sklearn.model_selection import ParameterSampler
-
 from her2.config import HeadSection, Select
 from her2.core.errors import UserError
 from her2.core.files import canonical_json
@@ -43,6 +41,9 @@ def draws(head: HeadSection, seed: int) -> list[dict[str, Any]]:
     """The combinations that a fold tries; one that is empty where nothing is searched."""
     if not isinstance(head, Projected) or head.search is None:
         return [{}]
+    # Here, as every reader of a trained fold imports this module and few folds are searched.
+    from sklearn.model_selection import ParameterSampler
+
     sampler = ParameterSampler(head.search.options, head.search.trials, random_state=seed % 2**32)
     return [dict(draw) for draw in sampler]
 

@@ -12,6 +12,7 @@ from her2.config import HeadSection
 from her2.config.jobs import TrainSpec
 from her2.config.names import run_name
 from her2.core.errors import UserError, blamed_on
+from her2.core.events import write_event
 from her2.core.files import digest, link
 from her2.encoders.device import pick_device
 from her2.mil.bags import Bag, check_dimensions
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 def train_folds(
-    spec: TrainSpec, cache: Cache, *, folds: Path, features: Path, output: Path, threads: int
+    spec: TrainSpec, cache: Cache, *, folds: Path, features: Path, output: Path, threads: int = 1
 ) -> dict[str, FoldEntry]:
     """Train the folds of a chunk that the cache does not hold yet.
 
@@ -76,8 +77,10 @@ def train_folds(
                 "%s: trained %d epochs, %.1f s, %.1f %% of it waiting for data",
                 *(name, len(trained.history), trained.seconds, 100 * share),
             )
+            write_event("trained", name)
         else:
             log.info("%s: from the cache", name)
+            write_event("trained", name, cached=True)
         found[name] = read_entry(cache.path("models", key))
         _link_all(cache.path("models", key), output.parent / name)
     write_entries(output, found)

@@ -10,6 +10,7 @@ import cv2
 from her2.cohort.manifest import Cohort, SlideRow
 from her2.config.jobs import TileSpec
 from her2.core.errors import SlideError, SlideUnfit, TileError, blamed_on
+from her2.core.events import write_event
 from her2.core.files import digest, file_digest, link
 from her2.core.types import RGB
 from her2.filters.registry import FILTERS
@@ -120,16 +121,21 @@ def _tile_row(
             if words:
                 log.info("%s: tiles rejected: %s", row.slide_id, words)
             log.info("%s: %d tiles cut", row.slide_id, len(table))
+            write_event("tiled", row.slide_id, tiles=len(table))
         else:
             log.info("%s: %d tiles from the cache", row.slide_id, len(table))
+            write_event("tiled", row.slide_id, tiles=len(table), cached=True)
     except SlideUnfit as error:
         log.warning("%s: excluded: %s", row.slide_id, error)
+        write_event("left_out", row.slide_id, reason=str(error))
         return TileEntry(status="excluded", reason=str(error))
     except SlideError as error:
         log.warning("%s: failed: %s", row.slide_id, error)
+        write_event("left_out", row.slide_id, reason=str(error))
         return TileEntry(status="failed", reason=str(error))
     except TileError as error:
         log.warning("%s: failed: %s", row.slide_id, error)
+        write_event("left_out", row.slide_id, reason=str(error))
         return TileEntry(status="failed", reason=f"damaged, copy it again ({error})")
     return _entry(key, table, spec.tiling.min_tiles)
 

@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 import her2
 from her2.cli.main import app, main
+from her2.cli.stages import STAGES
 from her2.config import jobs, parse_config
 from her2.core.files import digest
 from her2.storage.cache import Cache
@@ -23,10 +25,6 @@ from her2.storage.entries import FeatureEntry, TileEntry, read_entries, write_en
 from her2.storage.features import write_store
 
 ROOT = Path(__file__).parents[2]
-STAGES = [
-    "tile", "audit", "tabulate", "encoder", "embed", "folds", "similar", "train", "evaluate",
-    "heatmap", "attention", "report",
-]  # fmt: skip
 QUESTIONS = ["status", "explain", "predict", "cohort", "config", "cache", "synthetic"]
 HEAVY = {"torch", "torchvision", "timm", "polars", "zarr", "sklearn", "matplotlib", "pyarrow"}
 
@@ -57,6 +55,29 @@ def test_importing_is_light(module):
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert done.stdout.split() == []
+
+
+STATISTICS = {"evaluate", "compare", "control", "report", "heatmap", "attention", "train"}
+MAY_LOAD = {
+    "torch": {"encoder", "pretrain", "train", "attention"},
+    "timm": {"encoder", "pretrain"},
+    "torchvision": {"encoder", "pretrain"},
+    "matplotlib": {"heatmap", "report"},
+    "sklearn": {"pretrain", *STATISTICS},
+    "scipy": {"pretrain", *STATISTICS},
+    "statsmodels": {"evaluate", "compare", "report"},
+    "zarr": set(),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_loads_only_what_it_works_with(stage):
+    module = STAGES[stage][0].partition(":")[0]
+    code = f"import sys, her2.cli.main, {module}; print(*set(sys.modules) & {set(MAY_LOAD)!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert {name for name in done.stdout.split() if stage not in MAY_LOAD[name]} == set()
 
 
 def test_help_lists_the_stages_and_is_light():
@@ -91,6 +112,65 @@ def test_every_stage_says_what_it_does(stage):
     assert result.exit_code == 0
     assert "--spec" in result.output
     assert "Stage" in result.output or "After tile" in result.output
+
+
+NEW_STAGE = '''
+from pathlib import Path
+from her2.config.jobs import SimilarSpec
+
+def count(spec: SimilarSpec, *, words: Path, limit: int = 3, output: Path) -> None:
+    """Count words.
+
+    Args:
+        spec: the job.
+        words: the text that
+            is counted.
+        limit: words at most.
+        output: the number.
+    """
+    output.write_text(str(min(limit, len(words.read_text().split()))))
+'''
+
+
+@pytest.fixture
+def new_stage(tmp_path, monkeypatch) -> str:
+    (tmp_path / "counting.py").write_text(NEW_STAGE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(STAGES, "count", ("counting:count", "Stage 9: count words."))
+    (tmp_path / "words.txt").write_text("one two three four")
+    return jobs.dump(jobs.SimilarSpec(buckets=(), max_shared_tiles=0.5))
+
+
+def test_a_row_of_the_table_makes_a_function_a_command(new_stage, tmp_path):
+    out = tmp_path / "number"
+    given = ["--spec", new_stage, "--words", tmp_path / "words.txt", "--out", out]
+    assert command("count", *given).exit_code == 0
+    assert out.read_text() == "3"
+    assert command("count", *given, "--limit", 2).exit_code == 0
+    assert out.read_text() == "2"
+
+
+def test_a_command_s_help_is_its_function_s_docstring(new_stage):
+    assert "Stage 9: count words." in command("--help").output
+    shown = " ".join(command("count", "--help").output.replace("│", " ").split())
+    assert "the text that is counted [required]" in shown
+    assert "[default: 3]" in shown
+
+
+def test_options_that_are_lacking_or_out_of_range_are_named(new_stage, tmp_path):
+    lacking = command("count", "--spec", new_stage, "--out", tmp_path / "n")
+    assert (lacking.exit_code, "--words" in lacking.output) == (2, True)
+    wrong = command("count", "--spec", new_stage, "--words", "w", "--out", "n", "--limit", 0)
+    assert (wrong.exit_code, "--limit" in wrong.output) == (2, True)
+
+
+@pytest.mark.parametrize("rules", sorted((ROOT / "workflow/rules").glob("*.smk")), ids=str)
+def test_rules_give_only_options_that_their_commands_have(rules):
+    for call in rules.read_text().split("python -m her2 ")[1:]:
+        name, given = call.split()[0], call.partition("2> {log:q}")[0]
+        if name in STAGES:
+            known = command(name, "--help").output
+            assert set(re.findall(r"--[a-z-]+", given)) <= set(re.findall(r"--[a-z-]+", known))
 
 
 # Stages

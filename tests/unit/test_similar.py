@@ -122,7 +122,8 @@ def run(folder: Path, slides: list[Tissue], spec: SimilarSpec = SPEC) -> pl.Data
         orient="row",
     )
     output = folder / "similar.parquet"
-    find_similar(spec, cohort, cache, features=folder / "tiny", output=output)
+    cohort.write_parquet(folder / "audited.parquet")
+    find_similar(spec, folder / "audited.parquet", cache, features=folder / "tiny", output=output)
     return pl.read_parquet(output)
 
 

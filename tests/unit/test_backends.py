@@ -129,9 +129,8 @@ def test_a_slide_of_an_added_reader_is_tiled_and_embedded(
     monkeypatch.setattr(staging, "_same_disk", lambda *_: False)
     tiles, cache = tiled(cohort, tmp_path), Cache(tmp_path / "cache")
     assert tiles["pair"].status == "ok"
-    assert (tiles["pair"].vendor, tiles["pair"].mpp_x, tiles["pair"].mpp_source) == (
-        "pair", MPP, "metadata",
-    )  # fmt: skip
+    facts = tiles["pair"].facts
+    assert (facts.vendor, facts.mpp_x, facts.mpp_source) == ("pair", MPP, "metadata")
     tables = [read_table(cache.path("tiles", str(tiles[name].key))) for name in ("pair", "png")]
     assert len(tables[0]) > 10
     np.testing.assert_array_equal(tables[0].coords, tables[1].coords)

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -68,20 +69,19 @@ def network(options: SharpSection, dimension: int, outputs: int) -> "Head":
 '''
 
 
-@pytest.fixture
-def with_sharp(project: Project) -> Project:
-    """The finished project as a clone of the repository, and the one new file."""
+def add_sharp(project: Project) -> Project:
+    """Make the project a clone of the repository, with the one new file."""
     clone(project)
     (project.folder / "her2/heads/sharp.py").write_text(SHARP.lstrip())
     return project
 
 
-def test_a_new_file_is_configured_trained_evaluated_and_reported(with_sharp: Project) -> None:
-    with_sharp.edit(heads={"sharp": {"factor": 5}})
-    run = with_sharp.snakemake()
+def test_a_new_file_is_configured_trained_evaluated_and_reported(project: Project) -> None:
+    add_sharp(project).edit(heads={"sharp": {"factor": 5}})
+    run = project.snakemake()
     assert run.code == 0, run.output
     assert run.work == {"tiled": [], "embedded": [], "trained": ["r0f0", "r0f1"]}
-    results = with_sharp.folder / "results"
+    results = project.folder / "results"
     metrics = pl.read_parquet(results / "evaluation/score/tiny/sharp/metrics.parquet")
     assert metrics.filter(level="patient", metric="auc", **{"class": "macro"})["value"].item() >= 0
     assert len(list((results / "heatmaps/score/tiny/sharp/slides").glob("*.png"))) == 2
@@ -93,24 +93,26 @@ def test_a_new_file_is_configured_trained_evaluated_and_reported(with_sharp: Pro
     assert "Doe et al. 2031, Journal of Sharp Results 7" in methods.rpartition("References. ")[2]
 
 
-def test_a_new_file_is_in_the_page_and_the_schema_of_the_config(with_sharp: Project) -> None:
+def test_a_new_file_is_in_the_page_and_the_schema_of_the_config(tmp_path: Path) -> None:
+    add_sharp(Project(tmp_path))
     for command, words in {"page": "## `heads`: `sharp`", "schema": '"SharpSection"'}.items():
         done = subprocess.run(
             [sys.executable, "-m", "her2", "config", command],
-            cwd=with_sharp.folder, capture_output=True, text=True, check=True,
+            cwd=tmp_path, capture_output=True, text=True, check=True,
         )  # fmt: skip
         assert words in done.stdout
 
 
-def test_a_new_file_is_tested_like_the_others(with_sharp: Project) -> None:
+def test_a_new_file_is_tested_like_the_others(tmp_path: Path) -> None:
+    add_sharp(Project(tmp_path))
     for name in ("pyproject.toml", "tests/__init__.py", "tests/unit/test_head_zoo.py"):
-        target = with_sharp.folder / name
+        target = tmp_path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(REPOSITORY / name, target)
     arguments = ["-v", "-p", "no:cacheprovider", "-k", "[sharp]", "tests/unit/test_head_zoo.py"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *arguments],
-        cwd=with_sharp.folder, capture_output=True, text=True,
+        cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     for claim in (

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 
-REFERENCES = {
+from her2.metrics import all_metrics
+
+_OF_METRICS = {name: where for metric in all_metrics() for name, where in metric.references.items()}
+_WORKS = {
     "Abdulsadig et al. 2024": "arXiv 2411.05028",
     "Bergstra and Bengio 2012": "Journal of Machine Learning Research 13",
-    "Brier 1950": "Monthly Weather Review 78",
-    "Cohen 1968": "Psychological Bulletin 70",
     "Crete et al. 2007": "SPIE 6492",
     "DeLong et al. 1988": "Biometrics 44",
     "Goode et al. 2013": "Journal of Pathology Informatics 4",
@@ -25,7 +26,6 @@ REFERENCES = {
     "Pedregosa et al. 2011": "Journal of Machine Learning Research 12",
     "Petsiuk et al. 2018": "BMVC",
     "Ruifrok and Johnston 2001": "Analytical and Quantitative Cytology and Histology 23",
-    "Seabold and Perktold 2010": "9th Python in Science Conference",
     "Shao et al. 2021": "NeurIPS 34",
     "Shi et al. 2023": "Pattern Analysis and Applications 26",
     "Vickers and Elkin 2006": "Medical Decision Making 26",
@@ -34,7 +34,8 @@ REFERENCES = {
     "Wilson 1927": "Journal of the American Statistical Association 22",
     "Zhang et al. 2016": "ECCV",
 }
-"""Authors and year, as the text names a work -> where it appeared."""
+REFERENCES = dict(sorted({**_WORKS, **_OF_METRICS}.items()))
+"""Authors and year, as the text names a work -> where it appeared; those of metrics too."""
 
 
 def references(paragraphs: Iterable[str]) -> str:

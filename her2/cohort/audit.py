@@ -74,11 +74,7 @@ def tabulate_cohort(spec: CohortSpec, cohort: Cohort, tiles: Path, folder: Path)
             "slide_id": row.slide_id,
             "patient_id": row.patient_id,
             **{f"label_{name}": row.labels.get(name) for name in spec.labels},
-            "site": row.site,
-            "scanner": row.scanner,
-            "split": row.split,
-            "annotation": row.annotation,
-            "mask": row.mask,
+            **{name: row.value(name) for name in cohort.described},
             "grid": grid,
             **asdict(entries[grid][row.slide_id]),
         }

@@ -1,4 +1,5 @@
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
+from her2.metrics.__main__ import page
 from her2.metrics.auc import auc
 from her2.metrics.average_precision import average_precision
 from her2.metrics.base import Binary, Classified
@@ -287,3 +289,8 @@ def test_figures_of_an_absent_class_are_nan_and_never_one_half() -> None:
     assert np.isnan(macro_f1(classified_as(target, predicted, ones(3), classes=3))[0])
     for figure in (auc_of, average_precision_of):
         assert np.isnan(figure(np.array([True] * 3), np.arange(3.0), ones(3))[0])
+
+
+def test_the_page_of_metrics_is_made_from_the_declarations() -> None:
+    """`python -m her2.metrics > docs/metrics.md` renews it."""
+    assert (Path(__file__).parents[2] / "docs" / "metrics.md").read_text() == page()

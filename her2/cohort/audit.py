@@ -69,12 +69,13 @@ def tabulate_cohort(spec: CohortSpec, cohort: Cohort, tiles: Path, folder: Path)
     Its columns are the manifest's, then what tiling found.
     """
     entries = _entries(tiles, spec.grids, spec.buckets)
+    described = cohort.described
     records = [
         {
             "slide_id": row.slide_id,
             "patient_id": row.patient_id,
             **{f"label_{name}": row.labels.get(name) for name in spec.labels},
-            **{name: row.value(name) for name in cohort.described},
+            **{name: row.value(name) for name in described},
             "grid": grid,
             **asdict(entries[grid][row.slide_id]),
         }

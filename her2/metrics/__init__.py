@@ -5,11 +5,11 @@ names up here, so importing a metric must stay light: libraries beyond numpy are
 function that needs them.
 """
 
-from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 
+from her2.core.errors import UserError
 from her2.metrics.base import Metric, Selection, Table
 
 
@@ -38,9 +38,15 @@ def metric_named(name: str) -> Metric:
     """The metric of this name.
 
     Raises:
-        KeyError: there is none.
+        UserError: there is none, as in tables that were made with a module that is gone.
     """
-    return {metric.name: metric for metric in all_metrics()}[name]
+    for metric in all_metrics():
+        if metric.name == name:
+            return metric
+    raise UserError(
+        f"metric {name!r}: is in the tables, and no module of her2/metrics declares it; put its "
+        "module back, or delete the folder `evaluation` of the results and run snakemake again."
+    )
 
 
 def metrics_in(table: Table, *, ordinal: bool) -> tuple[Metric, ...]:
@@ -65,10 +71,8 @@ def headline_metrics() -> tuple[Metric, ...]:
 
 def selecting_metrics() -> dict[str, tuple[Metric, Selection]]:
     """Value of `training.select` (beside `loss`) -> the metric that picks the epoch, and how."""
-    return dict(_selecting())
-
-
-def _selecting() -> Iterator[tuple[str, tuple[Metric, Selection]]]:
-    for metric in all_metrics():
-        if metric.selection is not None:
-            yield metric.selection.name, (metric, metric.selection)
+    return {
+        metric.selection.name: (metric, metric.selection)
+        for metric in all_metrics()
+        if metric.selection is not None
+    }

@@ -78,16 +78,13 @@ def tabulate_cohort(spec: CohortSpec, cohort: Cohort, tiles: Path, output: Path)
         output: folder of the tables.
     """
     entries = _entries(tiles, spec.grids, spec.buckets)
+    described = cohort.described
     records = [
         {
             "slide_id": row.slide_id,
             "patient_id": row.patient_id,
             **{f"label_{name}": row.labels.get(name) for name in spec.labels},
-            "site": row.site,
-            "scanner": row.scanner,
-            "split": row.split,
-            "annotation": row.annotation,
-            "mask": row.mask,
+            **{name: row.value(name) for name in described},
             "grid": grid,
             **entries[grid][row.slide_id].columns(),
         }

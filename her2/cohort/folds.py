@@ -25,8 +25,6 @@ SCHEMA = {
     "fold": pl.Int32,
     "role": pl.String,
 }
-ROLES = ("train", "tune", "test", "predict")
-"""predict: a slide without a label, which every fold's model predicts and no figure counts."""
 
 
 def make_folds(spec: FoldsSpec, cohort: Cohort, output: Path) -> pl.DataFrame:
@@ -34,7 +32,8 @@ def make_folds(spec: FoldsSpec, cohort: Cohort, output: Path) -> pl.DataFrame:
 
     Returns:
         `slide_id, patient_id, label` (class index, null for unlabelled), `repeat, fold, role`:
-        one row a slide, repeat and fold.
+        one row a slide, repeat and fold. Slides without a label
+        have the role `predict`: every fold's model predicts them and no figure counts them.
 
     Raises:
         UserError: the patients do not suffice, or the column `split` or `site` does not fit.

@@ -126,11 +126,6 @@ def find_similar(
     return pairs
 
 
-def read_similar(path: Path) -> pl.DataFrame:
-    """Read what `find_similar` wrote: `slide_a, slide_b, patient_a, patient_b, cosine, shared`."""
-    return pl.read_parquet(path)
-
-
 def similar_pairs(slides: Sequence[Tissue]) -> list[Pair]:
     """Candidates, the one that shares most first."""
     if len(slides) < 2:

@@ -17,12 +17,14 @@ from her2.config.learning import (
     FoldsSection,
     HeatmapSection,
     ReportSection,
+    Select,
     TrainingSection,
     her2_groupings,
 )
 from her2.core.errors import UserError, problem_list
 from her2.core.section import NAME_PATTERN, Name, Ordered, Section
 from her2.heads import SearchSection
+from her2.metrics import selecting_metrics
 
 
 def _head_named_by_key(heads: Any) -> Any:
@@ -110,10 +112,13 @@ class Config(Section):
                 f"training.loss ordinal needs ordered classes; say `ordinal: true` in the task "
                 f"{plain[0]!r} or use cross_entropy"
             )
-        if self.training.select == "quadratic_kappa" and plain:
+        select = self.training.select
+        ordinal = {name for name, (metric, _) in selecting_metrics().items() if metric.ordinal}
+        if select in ordinal and plain:
+            *others, last = (name for name in get_args(Select) if name not in ordinal)
             raise ValueError(
-                "training.select quadratic_kappa needs ordered classes; say `ordinal: true` in the "
-                f"task {plain[0]!r} or select by loss, macro_auc or balanced_accuracy"
+                f"training.select {select} needs ordered classes; say `ordinal: true` in the "
+                f"task {plain[0]!r} or select by {', '.join(others)} or {last}"
             )
         return self
 

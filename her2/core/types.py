@@ -3,6 +3,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
 RGB = NDArray[np.uint8]
 """An image (height, width, 3)."""
 

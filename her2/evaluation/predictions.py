@@ -16,7 +16,8 @@ from her2.config import Task
 from her2.config.jobs import EvaluateSpec
 from her2.config.names import parse_run, run_name
 from her2.core.errors import UserError
-from her2.evaluation.metrics import Floats, Ints
+from her2.core.types import Floats, Ints
+from her2.metrics.base import Classified
 from her2.storage.cache import Cache
 from her2.storage.entries import FoldEntry, read_all_entries
 from her2.storage.products import find_product
@@ -43,6 +44,10 @@ class Rows:
     def predicted(self) -> Ints:
         """The most probable class (n,); of equals the first."""
         return self.probabilities.argmax(axis=1).astype(np.int64)
+
+    def weighted(self, weights: Floats) -> Classified:
+        """These rows with weights (b, n), as metrics take them."""
+        return Classified(self.target, self.probabilities, weights)
 
     @property
     def single(self) -> bool:

@@ -44,7 +44,7 @@ class Epoch:
     def row(self) -> dict[str, float]:
         """As a row of `history.parquet`."""
         own = {key: value for key, value in asdict(self).items() if key != "tune"}
-        return own | {f"tune_{key}": value for key, value in asdict(self.tune).items()}
+        return own | {f"tune_{key}": value for key, value in self.tune.row().items()}
 
 
 @dataclass
@@ -79,7 +79,7 @@ def save_checkpoint(
     for index, state in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser/{index}/{name}": tensor for name, tensor in state.items()}
     facts = {
-        "history": [asdict(epoch) for epoch in progress.history],
+        "history": [asdict(epoch) | {"tune": epoch.tune.row()} for epoch in progress.history],
         "best_epoch": progress.best_epoch,
     }
     # The optimiser counts steps on the CPU, and save_file wants tensors of their own.
@@ -107,7 +107,7 @@ def load_checkpoint(
                 raise ValueError("it is torn")
         progress = FoldState(
             history=[
-                Epoch(**{**fields, "tune": TuneFigures(**fields["tune"])})
+                Epoch(**{**fields, "tune": TuneFigures.from_row(fields["tune"])})
                 for fields in facts["history"]
             ],
             best_epoch=facts["best_epoch"],

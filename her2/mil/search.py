@@ -77,8 +77,7 @@ def search(
             trials.append(Trial(number, text, None, None, None, str(error)))
             continue
         figures = trained.best.tune
-        value = figures.rank(select)[0]
-        value = -value if select == "loss" else value
+        value = figures.value(select)
         trials.append(Trial(number, text, trained.best_epoch, figures.loss, value))
         if len(combinations) > 1:
             log.info("trial %d %s: tune %s %.4f", number, text, select, value)

@@ -15,6 +15,7 @@ from her2.config import HeadSection, TrainingSection
 from her2.core.errors import UserError
 from her2.heads import Fitted
 from her2.heads.layers import InstanceSupervised, Output
+from her2.metrics import selecting_metrics
 from her2.mil.bags import Bag, check_dimensions, statistics
 from her2.mil.baseline import fit_baseline
 from her2.mil.batches import BagBatches, Batch
@@ -280,15 +281,18 @@ def _check_parts(
         return
     if not tune:
         raise UserError("no usable slide in the tune part; raise folds.tune or add slides.")
+    if training.select == "loss":
+        return
+    needs = selecting_metrics()[training.select][1].needs
     absent = _absent(tune, class_names)
-    if training.select == "macro_auc" and absent:
+    if needs == "all" and absent:
         raise UserError(
             f"training.select {training.select} is not defined: no usable slide of class "
             f"{', '.join(absent)} in the tune part; raise folds.tune, or select by loss."
         )
-    if training.select == "quadratic_kappa" and len(class_names) - len(absent) < 2:
+    if needs == "two" and len(class_names) - len(absent) < 2:
         raise UserError(
-            "training.select quadratic_kappa is not defined: the tune part has one class; raise "
+            f"training.select {training.select} is not defined: the tune part has one class; raise "
             "folds.tune, or select by loss."
         )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from her2.cohort.columns import columns_read_by
 from her2.cohort.manifest import TRUTH_SUFFIXES, Cohort, SlideRow
 from her2.config import Config, FoldsSection, jobs
 from her2.config.names import PUBLISHED, chunks, split_protocol
@@ -17,14 +18,6 @@ from her2.slides.backends import slide_files
 
 DEMO_PATCHES = {"he": 300, "ihc": 225, "natural": 150}
 """Patches a class of the demo's sets: 900 each, small enough to learn from in a minute."""
-
-SLIDE_COLUMNS = ("slide_id", "path", "mpp")
-"""What embedding knows of a row of the manifest."""
-TILE_COLUMNS = (*SLIDE_COLUMNS, "annotation", "mask")
-"""What tiling knows of it."""
-
-DESCRIBING_COLUMNS = ("site", "scanner", "split", "annotation", "mask")
-"""What the cohort's table says of a slide beside that, its patient and its labels."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +110,7 @@ class Plan:
         return jobs.dump(
             jobs.TileSpec(
                 bucket=bucket,
-                rows=self.cohort.digest(self.by_bucket[bucket], TILE_COLUMNS),
+                rows=self.cohort.digest(self.by_bucket[bucket], columns_read_by("tile")),
                 mpp=mpp,
                 size=size,
                 tiling=self.config.tiling,
@@ -139,7 +132,7 @@ class Plan:
 
     def audit_spec(self) -> str:
         """Spec of the checks of the whole cohort."""
-        columns = ("slide_id", "patient_id", *self.labels)
+        columns = (*columns_read_by("audit"), *self.labels)
         return jobs.dump(
             jobs.AuditSpec(
                 rows=self.cohort.digest(self.cohort.rows, columns),
@@ -152,7 +145,7 @@ class Plan:
 
     def cohort_spec(self) -> str:
         """Spec of the table of the whole cohort."""
-        columns = (*SLIDE_COLUMNS, "patient_id", *DESCRIBING_COLUMNS, *self.labels)
+        columns = (*columns_read_by("cohort"), *self.labels)
         return jobs.dump(
             jobs.CohortSpec(
                 rows=self.cohort.digest(self.cohort.rows, columns),
@@ -239,7 +232,7 @@ class Plan:
     def folds_spec(self, name: str) -> str:
         """Spec of the folds of one task (with the suffix: under the published protocol)."""
         task, protocol = split_protocol(name)
-        columns = ["slide_id", "patient_id", self.config.tasks[task].label]
+        columns = [*columns_read_by("folds"), self.config.tasks[task].label]
         sites = "ignored" if self.split or protocol == "published" else self.folds.sites
         columns += ["split"] if self.split else ["site"] if sites != "ignored" else []
         folds_seed = self.config.folds.seed
@@ -377,7 +370,7 @@ class Plan:
         )
 
     def _rows(self, bucket: str) -> str:
-        return self.cohort.digest(self.by_bucket[bucket], SLIDE_COLUMNS)
+        return self.cohort.digest(self.by_bucket[bucket], columns_read_by("embed"))
 
 
 def _slide_files(path: Path) -> list[Path]:

@@ -252,7 +252,6 @@ CITED = {
     "openslide-bin": "Goode et al. 2013",
     "scikit-learn": "Pedregosa et al. 2011",
     "scipy": "Virtanen et al. 2020",
-    "statsmodels": "Seabold and Perktold 2010",
 }
 """Package -> the work that its authors ask to cite."""
 

@@ -4,12 +4,11 @@ from collections.abc import Iterable
 
 from her2.config.heads import HEADS
 from her2.filters.registry import LISTED
+from her2.metrics import all_metrics
 
 _OWN = {
     "Abdulsadig et al. 2024": "arXiv 2411.05028",
     "Bergstra and Bengio 2012": "Journal of Machine Learning Research 13",
-    "Brier 1950": "Monthly Weather Review 78",
-    "Cohen 1968": "Psychological Bulletin 70",
     "DeLong et al. 1988": "Biometrics 44",
     "Goode et al. 2013": "Journal of Pathology Informatics 4",
     "Guo et al. 2017": "ICML, PMLR 70",
@@ -23,7 +22,6 @@ _OWN = {
     "Pedregosa et al. 2011": "Journal of Machine Learning Research 12",
     "Petsiuk et al. 2018": "BMVC",
     "Ruifrok and Johnston 2001": "Analytical and Quantitative Cytology and Histology 23",
-    "Seabold and Perktold 2010": "9th Python in Science Conference",
     "Shi et al. 2023": "Pattern Analysis and Applications 26",
     "Vickers and Elkin 2006": "Medical Decision Making 26",
     "Virtanen et al. 2020": "Nature Methods 17",
@@ -33,9 +31,10 @@ _OWN = {
 }
 _HEADS = {work: where for head in HEADS.values() for work, where in head.citations.items()}
 _FILTERS = {work: where for one in LISTED for work, where in one.references.items()}
-REFERENCES = dict(sorted({**_OWN, **_HEADS, **_FILTERS}.items()))
-"""Authors and year, as the text names a work -> where it appeared; heads and filters declare
-their own."""
+_METRICS = {work: where for metric in all_metrics() for work, where in metric.references.items()}
+REFERENCES = dict(sorted({**_OWN, **_HEADS, **_FILTERS, **_METRICS}.items()))
+"""Authors and year, as the text names a work -> where it appeared; heads, filters and metrics
+declare their own."""
 
 
 def references(paragraphs: Iterable[str]) -> str:

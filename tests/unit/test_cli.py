@@ -12,6 +12,7 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
+import typer
 import yaml
 from typer.testing import CliRunner, Result
 
@@ -117,6 +118,13 @@ def test_every_stage_says_what_it_does(stage):
     assert result.exit_code == 0
     assert "--spec" in result.output
     assert "Stage" in result.output or "After tile" in result.output
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_option_of_a_stage_is_explained(stage):
+    made = typer.main.get_command(app).commands[stage]
+    options = made.get_params(typer.Context(made, info_name=stage))
+    assert [option.name for option in options if not option.help] == []
 
 
 NEW_STAGE = '''

@@ -41,8 +41,10 @@ def main() -> None:
     try:
         app()
     except SystemExit as done:
-        if done.code:
-            write_event("failed", reason="its command line is wrong, as its log says")
+        if done.code == 2:
+            write_event("failed", reason="its options are wrong, as its log says")
+        elif done.code:  # typer's, of Ctrl-C
+            write_event("failed", reason="interrupted")
         else:
             write_event("ended")
         raise

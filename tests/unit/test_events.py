@@ -67,9 +67,25 @@ def test_a_failed_job_says_why_and_its_next_attempt_follows(tmp_path, write_csv,
     assert (left_out.kind, left_out.reason) == ("left_out", entries["s2"]["reason"])
 
 
-def test_a_wrong_command_line_is_a_failure(tmp_path):
-    assert run(tmp_path / "a.log", "tile", "--nonsense").returncode == 2
-    assert kinds(tmp_path / "a.log") == ["began", "failed"]
+def test_wrong_options_are_a_failure(tmp_path):
+    log = tmp_path / "a.log"
+    assert run(log, "tile", "--nonsense").returncode == 2
+    assert kinds(log) == ["began", "failed"]
+    assert "options" in read_events(events_path(log))[0][-1].reason
+
+
+def test_an_interrupted_job_says_so(tmp_path):
+    log, config = tmp_path / "a.log", tmp_path / "config.yaml"
+    os.mkfifo(config)  # nobody writes: the job waits
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "her2", "config", "check", str(config)], stderr=stream
+        )
+    with config.open("w"):  # returns when the job is there
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) != 0
+    began, failed = read_events(events_path(log))[0]
+    assert (began.kind, failed.kind, failed.reason) == ("began", "failed", "interrupted")
 
 
 def test_without_a_log_nothing_is_written(tmp_path):

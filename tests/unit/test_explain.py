@@ -1,5 +1,6 @@
 """What Snakemake plans, as data."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -42,20 +43,28 @@ BEFORE = '{"rows":"aa","tiling":{"min_tissue":0.3,"overlap":0.0},"version":1}'
 NOW = '{"rows":"bb","tiling":{"min_tissue":0.31,"overlap":0.0},"version":2}'
 
 
-@pytest.fixture
-def workflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workflow of two jobs, run once."""
-    monkeypatch.chdir(tmp_path)
-    Path("Snakefile").write_text(SNAKEFILE)
-    Path("a.txt").write_text("a")
-    configure(BEFORE)
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "Snakefile").write_text(SNAKEFILE)
+    (folder / "a.txt").write_text("a")
+    configure(BEFORE, folder)
     command = [sys.executable, "-m", "snakemake", "--cores", "1", "--configfile", "config.yaml"]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True, cwd=folder)
+    return folder
+
+
+@pytest.fixture
+def workflow(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The Snakefile of a copy of it, in the working directory."""
+    shutil.copytree(finished, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
     return Path("Snakefile")
 
 
-def configure(spec: str) -> None:
-    Path("config.yaml").write_text(yaml.safe_dump({"spec": spec}))
+def configure(spec: str, folder: Path = Path()) -> None:
+    (folder / "config.yaml").write_text(yaml.safe_dump({"spec": spec}))
 
 
 def files() -> set[Path]:

@@ -26,10 +26,8 @@ from her2.config.data import (
     TilingSection,
 )
 from her2.config.encoders import (
-    Domain,
     EmbeddingSection,
     EncoderSection,
-    Feature,
     Precision,
     PretrainingSection,
 )
@@ -50,6 +48,7 @@ from her2.config.learning import (
     Select,
     TrainingSection,
 )
+from her2.core.types import Domain, Feature
 
 __all__ = [
     "KEEP_ORDER",

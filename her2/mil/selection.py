@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,24 @@ class TuneFigures:
         """What the best has most of; of equals the lower loss wins."""
         value = -self.loss if select == "loss" else float(getattr(self, select))
         return value, -self.loss
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """One line of a fold's history; `train_loss` is the mean cross-entropy per slide.
+
+    `learning_rate` is that of the epoch's last step (0 for a fit that has none).
+    """
+
+    epoch: int
+    learning_rate: float
+    train_loss: float
+    tune: TuneFigures
+
+    def row(self) -> dict[str, float]:
+        """Return it as a row of `history.parquet`."""
+        own = {key: value for key, value in asdict(self).items() if key != "tune"}
+        return own | {f"tune_{key}": value for key, value in asdict(self.tune).items()}
 
 
 UNDEFINED = TuneFigures(*[math.nan] * 5)

@@ -28,6 +28,7 @@ from her2.mil.stage import train_folds
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, FoldEntry, read_manifest, write_manifest
 from her2.storage.features import FeatureStore, open_store, write_store
+from her2.training.checkpoint import Checkpoint
 
 TASK = Task(label="her2", classes={"negative": ["0"], "positive": ["3+"]})
 BUCKET = "0000-of-0001"
@@ -454,7 +455,7 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(
         build(tmp_path / name, training=training, runs=RUNS[:1]) for name in ("a", "b")
     )
     key = whole.train()["r0f0"].key
-    real, calls = train_module.save_checkpoint, 0
+    real, calls = Checkpoint.save, 0
 
     def dying(*arguments: object) -> None:
         nonlocal calls
@@ -463,7 +464,7 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(
         if calls == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_module, "save_checkpoint", dying)
+    monkeypatch.setattr(Checkpoint, "save", dying)
     with pytest.raises(KeyboardInterrupt):
         killed.train()
     path = stage.checkpoint_path(killed.cache, key)

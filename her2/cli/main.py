@@ -28,6 +28,7 @@ from her2.cli.options import (
 )
 from her2.config import jobs
 from her2.core.errors import UserError
+from her2.core.hardware import bound_busy_waiting
 
 if TYPE_CHECKING:
     from her2.cohort.manifest import Cohort
@@ -50,6 +51,7 @@ def main() -> None:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
     )
+    bound_busy_waiting()
     try:
         app()
     except UserError as error:

@@ -167,11 +167,6 @@ def weight_blocks(patients: Ints, target: Ints, *, resamples: int, seed: int) ->
         yield draws[:, patients]
 
 
-def patient_weights(patients: Ints, target: Ints, *, resamples: int, seed: int) -> Floats:
-    """The blocks of `weight_blocks` together: (resamples, n)."""
-    return np.concatenate(list(weight_blocks(patients, target, resamples=resamples, seed=seed)))
-
-
 def bootstrapped(
     measure: Callable[[Floats], Floats],
     patients: Ints,

@@ -31,7 +31,6 @@ from her2.evaluation.metrics import (
     macro_f1,
     mean,
     ordinal_mae,
-    patient_weights,
     quadratic_kappa,
     squared_errors,
     two_sided,
@@ -297,6 +296,13 @@ def cohorts(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
     patients = np.repeat(np.arange(len(labels)), rows)
     patients = patients[draw(st.permutations(range(len(patients))))]
     return patients, labels[patients]
+
+
+def patient_weights(
+    patients: np.ndarray, target: np.ndarray, *, resamples: int, seed: int
+) -> np.ndarray:
+    """The blocks together: (resamples, n)."""
+    return np.concatenate(list(weight_blocks(patients, target, resamples=resamples, seed=seed)))
 
 
 @QUICK

@@ -17,6 +17,7 @@ from her2.cli.inspect import explain_slide, show_status
 from her2.cli.stages import StageGroup
 from her2.core.errors import UserError
 from her2.core.events import begin_events, write_event
+from her2.core.hardware import bound_busy_waiting
 
 app = typer.Typer(
     cls=StageGroup,
@@ -37,6 +38,7 @@ def main() -> None:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
     )
+    bound_busy_waiting()
     begin_events()
     try:
         app()

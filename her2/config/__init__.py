@@ -14,10 +14,8 @@ from her2.config.data import (
     TilingSection,
 )
 from her2.config.encoders import (
-    Domain,
     EmbeddingSection,
     EncoderSection,
-    Feature,
     Precision,
     PretrainingSection,
 )
@@ -44,6 +42,7 @@ from her2.core.section import (
     Section,
     Share,
 )
+from her2.core.types import Domain, Feature
 
 __all__ = [
     "KEEP_ORDER",

@@ -15,6 +15,14 @@ _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 _COMPUTE_CAPABILITY_MAJOR = 75
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR of the CUDA driver API."""
 
+SPIN_COUNT = 1000
+"""Turns that a thread waits busily for the others of its job before it sleeps (GOMP_SPINCOUNT).
+
+Tens of microseconds: longer than the gap between two operations of a network, far shorter than the
+time that the kernel gives another process. GNU OpenMP's own 300,000 turns are milliseconds: beside
+another busy process the threads that wait burn the very time that the late one needs.
+"""
+
 Accelerator = Literal["none", "bfloat16", "float16"]
 """No usable CUDA device, or the half precision that the first one has natively."""
 
@@ -30,6 +38,16 @@ def allowed_cpus() -> int:
     allowed: int = joblib.cpu_count()
     allotted = os.environ.get("SLURM_CPUS_ON_NODE", "")
     return max(1, min(allowed, int(allotted))) if allotted.isdigit() else allowed
+
+
+def bound_busy_waiting() -> None:
+    """Let the threads of this process and its children wait busily for a moment only.
+
+    OpenMP reads these settings when torch is loaded, so this has to come before. What a user has
+    set stays.
+    """
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
 
 
 def cpu_has_bfloat16() -> bool:

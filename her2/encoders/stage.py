@@ -29,10 +29,11 @@ from her2.encoders.backbones import (
     build_backbone,
     default_arguments,
     normalisation,
-    timm_licence,
 )
 from her2.encoders.card import WEIGHTS_NAME, EncoderCard, read_card, write_card
 from her2.encoders.weights import weights_for
+from her2.libraries import NAMES
+from her2.libraries import library as library_of
 
 log = logging.getLogger(__name__)
 
@@ -74,10 +75,10 @@ def materialise(encoder: EncoderSection, seed: int, folder: Path) -> EncoderCard
         arguments = {**known.arguments, **size}
     else:
         arguments = default_arguments(
-            library, architecture, feature=encoder.feature, size=encoder.size
+            library, architecture, feature=encoder.feature, size_px=encoder.size
         )
     torch.manual_seed(seed)
-    published = known.hub is None if known else encoder.source in ("timm", "torchvision")
+    published = known.hub is None if known else encoder.source in NAMES
     try:
         build = partial(
             build_backbone,
@@ -108,7 +109,7 @@ def materialise(encoder: EncoderSection, seed: int, folder: Path) -> EncoderCard
         provenance |= {"file": path.name, "sha256": file_digest(path)}
     elif encoder.source == "random":
         provenance = {"seed": seed}
-    mean, std = (known.mean, known.std) if known else normalisation(library, architecture)
+    mean, std = normalisation(encoder)
     state = {name: tensor.contiguous() for name, tensor in backbone.state_dict().items()}
     card = EncoderCard(
         source=encoder.source,
@@ -279,7 +280,9 @@ def _strip_prefixes(state: dict[str, Tensor], backbone: nn.Module) -> dict[str, 
 def _licence(encoder: EncoderSection, row: CatalogueRow | None) -> str:
     if row is not None:
         return row.licence
-    return timm_licence(encoder.architecture) if encoder.source == "timm" else ""
+    if encoder.source not in NAMES:  # the weights are not the library's
+        return ""
+    return library_of(encoder.library).licence(encoder.architecture)
 
 
 def feature_dimension(

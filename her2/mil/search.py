@@ -32,11 +32,6 @@ class Trial:
     problem: str | None = None
 
 
-def searches(head: HeadSection) -> bool:
-    """Whether a head's options are to be searched."""
-    return isinstance(head, Projected) and head.search is not None
-
-
 def draws(head: HeadSection, seed: int) -> list[dict[str, Any]]:
     """The combinations that a fold tries; one that is empty where nothing is searched."""
     if not isinstance(head, Projected) or head.search is None:

@@ -130,7 +130,9 @@ def _starting_weights(
 ) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
     """Backbone, its arguments, and what its weights are, for the card."""
     library, architecture = encoder.library, encoder.architecture
-    arguments = default_arguments(library, architecture, feature=encoder.feature, size=encoder.size)
+    arguments = default_arguments(
+        library, architecture, feature=encoder.feature, size_px=encoder.size
+    )
     if init is not None:
         loaded, card = load_encoder(init)
         if card.feature != encoder.feature or card.arguments != arguments:

@@ -1,4 +1,7 @@
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -122,3 +125,35 @@ def test_a_machine_without_a_driver_has_no_accelerator(monkeypatch: pytest.Monke
     monkeypatch.setattr(hardware, "_torch_cuda", lambda: 13)
     monkeypatch.setattr(hardware.ctypes, "CDLL", absent)
     assert accelerator() == "none"
+
+
+@pytest.mark.parametrize(
+    ("setting", "policy", "turns"),
+    [
+        (None, "PASSIVE", hardware.SPIN_COUNT),
+        ("GOMP_SPINCOUNT=7", "PASSIVE", 7),
+        ("OMP_WAIT_POLICY=active", "ACTIVE", 30_000_000_000),  # libgomp's own of this policy
+    ],
+)
+def test_threads_of_a_job_wait_busily_for_a_moment_unless_the_user_says_how(
+    setting: str | None, policy: str, turns: int
+) -> None:
+    spec = {"source": "random", "model": "timm/no-such-model", "mpp": 1.0, "size": 32}
+    command = ["encoder", "--spec", json.dumps({"encoder": spec, "seed": 1}), "--out", os.devnull]
+    unset = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    environment |= {"OMP_DISPLAY_ENV": "VERBOSE"}  # GNU OpenMP prints what it read when it loads
+    if setting is not None:
+        environment |= [setting.split("=")]
+    done = subprocess.run(
+        [sys.executable, "-m", "her2", *command],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "no model 'no-such-model'" in done.stderr  # so torch's own OpenMP was loaded
+    if "GOMP_SPINCOUNT" not in done.stderr:
+        pytest.skip("torch is not built with GNU OpenMP here")
+    assert f"OMP_WAIT_POLICY = '{policy}'" in done.stderr
+    assert f"GOMP_SPINCOUNT = '{turns}'" in done.stderr

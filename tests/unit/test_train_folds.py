@@ -29,6 +29,7 @@ from her2.mil.stage import train_folds
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, FoldEntry, read_entries, write_entries
 from her2.storage.features import FeatureStore, open_store, write_store
+from her2.training.checkpoint import Checkpoint
 
 TASK = Task(label="her2", classes={"negative": ["0"], "positive": ["3+"]})
 BUCKET = "0000-of-0001"
@@ -455,7 +456,7 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(
         build(tmp_path / name, training=training, runs=RUNS[:1]) for name in ("a", "b")
     )
     key = whole.train()["r0f0"].key
-    real, calls = train_module.save_checkpoint, 0
+    real, calls = Checkpoint.save, 0
 
     def dying(*arguments: object) -> None:
         nonlocal calls
@@ -464,7 +465,7 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(
         if calls == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_module, "save_checkpoint", dying)
+    monkeypatch.setattr(Checkpoint, "save", dying)
     with pytest.raises(KeyboardInterrupt):
         killed.train()
     path = stage.checkpoint_path(killed.cache, key)

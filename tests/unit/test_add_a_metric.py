@@ -95,8 +95,7 @@ TRAIN = (
     + """
 import numpy as np, torch
 from her2.config import TrainingSection, parse_config
-from her2.config.heads import PoolingSection
-from her2.mil.checkpoint import load_checkpoint
+from her2.heads.mean import MeanSection
 from her2.mil.selection import SELECT_WORDS
 from her2.mil.train import train_fold
 from tests.unit.bag_makers import bag
@@ -108,7 +107,7 @@ train, tune = (
     for part in ("train", "tune")
 )
 trained = train_fold(
-    train, tune, head=PoolingSection(head="mean"), class_names=("a", "b"), seed=1,
+    train, tune, head=MeanSection(), class_names=("a", "b"), seed=1,
     training=TrainingSection(select="certainty", epochs=8, learning_rate=0.05),
     device=torch.device("cpu"), checkpoint=Path(sys.argv[2]) / "fold.ckpt",
 )

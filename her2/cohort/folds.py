@@ -30,6 +30,11 @@ SCHEMA = {
 def make_folds(spec: FoldsSpec, cohort: Cohort, output: Path) -> pl.DataFrame:
     """Write the folds of one task.
 
+    Args:
+        spec: the job.
+        cohort: the manifest, with the task's label column.
+        output: the table (Parquet).
+
     Returns:
         `slide_id, patient_id, label` (class index, null for unlabelled), `repeat, fold, role`:
         one row a slide, repeat and fold. Slides without a label

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from her2.config.base import ClassName, Count, Ordered, Positive, Section, Share
+from her2.core.section import ClassName, Count, Ordered, Positive, Section, Share
 from her2.metrics import selecting_metrics
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,8 +55,26 @@ class TuneFigures:
         return cls(row["loss"], row["accuracy"], {name: row[name] for name in names})
 
 
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """One line of a fold's history; `train_loss` is the mean cross-entropy per slide.
+
+    `learning_rate` is that of the epoch's last step (0 for a fit that has none).
+    """
+
+    epoch: int
+    learning_rate: float
+    train_loss: float
+    tune: TuneFigures
+
+    def row(self) -> dict[str, float]:
+        """Return it as a row of `history.parquet`."""
+        own = {key: value for key, value in asdict(self).items() if key != "tune"}
+        return own | {f"tune_{key}": value for key, value in self.tune.row().items()}
+
+
 UNDEFINED = TuneFigures(math.nan, math.nan, dict.fromkeys(selecting_metrics(), math.nan))
-"""Of an empty tuning set."""
+"""Figures of an empty tuning set."""
 
 
 def tune_figures(probabilities: NDArray[np.floating], labels: Sequence[int]) -> TuneFigures:

@@ -1,17 +1,20 @@
 """Before every stage: which jobs a config and a cohort make, and the spec of each.
 
-The Snakefile asks a `Plan` for names and specs and does no more itself. Reads nothing, writes
-nothing, and imports nothing heavy: it runs at parse time in every job.
+The Snakefile asks a `Plan` for names and specs and does no more itself. Imports nothing heavy,
+writes nothing and reads nothing, since it runs at parse time in every job; only `Plan.tile_files`,
+asked for jobs that tile, looks up which files a slide consists of.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from her2.cohort.columns import columns_read_by
 from her2.cohort.manifest import TRUTH_SUFFIXES, Cohort, SlideRow
 from her2.config import Config, FoldsSection, jobs
 from her2.config.names import PUBLISHED, chunks, split_protocol
-from her2.core.errors import UserError
+from her2.core.errors import SlideError, UserError
+from her2.slides.backends import slide_files
 
 DEMO_PATCHES = {"he": 300, "ihc": 225, "natural": 150}
 """Patches a class of the demo's sets: 900 each, small enough to learn from in a minute."""
@@ -121,7 +124,7 @@ class Plan:
         found = []
         for row in self.by_bucket[bucket]:
             found += [
-                self.cohort.file(row),
+                *_slide_files(self.cohort.file(row)),
                 self.cohort.annotation_file(row),
                 self.cohort.mask_file(row, masks),
             ]
@@ -221,8 +224,8 @@ class Plan:
         """The heads, and where the config asks for it each once more under the published
         protocol, which shows in its name."""
         heads = tuple(self.config.heads)
-        # The baseline picks its strength on the tune part, which that protocol has not.
-        trained = (name for name, head in self.config.heads.items() if head.head != "logistic")
+        # A fitted head is picked by the tuning set, which that protocol has not.
+        trained = (name for name, head in self.config.heads.items() if head.trained_by_gradient)
         twins = tuple(f"{name}{PUBLISHED}" for name in trained)
         return heads + twins if self.config.published_protocol else heads
 
@@ -368,3 +371,11 @@ class Plan:
 
     def _rows(self, bucket: str) -> str:
         return self.cohort.digest(self.by_bucket[bucket], columns_read_by("embed"))
+
+
+def _slide_files(path: Path) -> list[Path]:
+    """A slide's files; its own alone where the others are unknown, which the job says of it."""
+    try:
+        return slide_files(path)
+    except (OSError, SlideError):
+        return [path]

@@ -151,7 +151,8 @@ def test_the_first_of_the_bootstrapped_figures_is_that_of_all_rows() -> None:
     np.testing.assert_allclose(found[:, 0], [3.5, *(weights @ values / 8)])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.simulation
 @pytest.mark.parametrize("n", [60, 200])
 def test_both_intervals_cover_the_true_auc_in_about_95_of_100_studies(n: int) -> None:
     """500 studies of two normal distributions a standard deviation apart: AUC Phi(1 / sqrt 2)."""

@@ -330,7 +330,8 @@ def test_a_domain_without_encoder_leaves_its_line_open(target: np.ndarray) -> No
         assert row["note"] == "no encoder whose domain is non-medical"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.simulation
 def test_two_equal_models_differ_in_about_5_of_100_studies() -> None:
     """500 studies of 90 patients, whose two scores share half of their noise."""
     target = np.arange(90) % 3 == 0

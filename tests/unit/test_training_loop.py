@@ -1,4 +1,4 @@
-"""BagBatches, schedule, precision, class weights, clipping, best epoch, checkpoints, search."""
+"""Batches, schedule, precision, class weights, clipping, best epoch, checkpoints, search."""
 
 import json
 import math
@@ -20,18 +20,18 @@ from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, roc_auc_score
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from her2.config import AttentionSection, SearchSection
 from her2.config.heads import HEADS as SECTIONS
 from her2.core.errors import UserError
+from her2.heads import SearchSection
+from her2.heads.abmil import AttentionSection
 from her2.mil import batches as feed_module
 from her2.mil import model as model_module
 from her2.mil import train as train_module
-from her2.mil.batches import AHEAD, BagBatches
+from her2.mil.batches import AHEAD, bag_batches
 from her2.mil.model import Model, predict
-from her2.mil.schedule import factor
 from her2.mil.search import draws, search
 from her2.mil.selection import TuneFigures, tune_figures
-from her2.mil.train import Trained
+from her2.mil.train import Trained, rate_factor
 from tests.unit.bag_makers import (
     HEAD,
     D,
@@ -69,14 +69,14 @@ def test_the_worker_stays_ahead_of_the_step_and_not_further(monkeypatch: pytest.
         return real(*arguments, **options)
 
     monkeypatch.setattr(feed_module, "sample_batch", counted)
-    batches = iter(BagBatches(noise(40, seed=0), training(balance="none"), seed=1, epoch=0))
+    batches = iter(bag_batches(noise(40, seed=0), training(balance="none"), seed=1, epoch=0))
     next(batches)
     deadline = time.monotonic() + 5
     while len(begun) < 1 + AHEAD and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.05)
     assert len(begun) == 1 + AHEAD  # of ten
-    assert all(name.startswith("gather") for name in begun)
+    assert all(name.startswith("prefetch") for name in begun)
     assert len(list(batches)) == 9
 
 
@@ -85,20 +85,20 @@ def test_an_epoch_is_the_same_however_far_the_worker_is_ahead(monkeypatch: pytes
 
     def features() -> torch.Tensor:
         return torch.cat(
-            [batch.features for batch in BagBatches(bags, training(), seed=1, epoch=2)]
+            [batch.features for batch in bag_batches(bags, training(), seed=1, epoch=2)]
         )
 
     first = features()
     monkeypatch.setattr(feed_module, "AHEAD", 1)
     assert torch.equal(features(), first)
-    other = [batch.features for batch in BagBatches(bags, training(), seed=1, epoch=3)]
+    other = [batch.features for batch in bag_batches(bags, training(), seed=1, epoch=3)]
     assert not torch.equal(torch.cat(other), first)
 
 
 def test_what_fails_in_the_worker_reaches_the_step() -> None:
     broken = [bag("x", np.zeros((3, D)), 0), bag("y", np.zeros((3, D + 1)), 1)]
     with pytest.raises(ValueError, match="broadcast"):
-        list(BagBatches(broken, training(balance="none"), seed=0, epoch=0))
+        list(bag_batches(broken, training(balance="none"), seed=0, epoch=0))
 
 
 def test_time_spent_waiting_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +116,7 @@ def test_time_spent_waiting_is_measured(monkeypatch: pytest.MonkeyPatch) -> None
 # Whole slides in pieces
 
 
-@pytest.mark.parametrize("name", [name for name in SECTIONS if name != "logistic"])
+@pytest.mark.parametrize("name", [name for name in SECTIONS if SECTIONS[name].trained_by_gradient])
 def test_a_slide_in_pieces_is_predicted_as_in_one(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,7 +156,7 @@ def test_the_cosine_is_that_of_torch() -> None:
     optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     scheduler = CosineAnnealingLR(optimiser, T_max=5 * 7)
     for step in range(5 * 7):
-        assert factor(step, 7, section) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-9)
+        assert rate_factor(step, 7, section) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-9)
         optimiser.step()
         scheduler.step()
 
@@ -172,7 +172,7 @@ def test_the_rate_rises_then_never_rises_again(
     steps: int, epochs: int, warmup: float, schedule: str
 ) -> None:
     section = training(schedule=schedule, epochs=epochs, warmup_epochs=warmup * epochs)
-    rates = [factor(step, steps, section) for step in range(steps * epochs)]
+    rates = [rate_factor(step, steps, section) for step in range(steps * epochs)]
     assert all(0 < rate <= 1 for rate in rates)
     top = int(np.argmax(rates))
     assert top <= math.ceil(section.warmup_epochs * steps)
@@ -186,7 +186,9 @@ def test_the_history_says_the_rate_of_each_epoch() -> None:
     options = {"schedule": "cosine", "epochs": 6, "warmup_epochs": 2, "patience": 9}
     trained = fit(noise(8, seed=0), noise(4, seed=1), **options)
     rates = [epoch.learning_rate / 3e-3 for epoch in trained.history]
-    assert rates == pytest.approx([factor(2 * e + 1, 2, training(**options)) for e in range(6)])
+    assert rates == pytest.approx(
+        [rate_factor(2 * e + 1, 2, training(**options)) for e in range(6)]
+    )
     assert max(rates) == rates[1] == pytest.approx(1)
 
 
@@ -379,7 +381,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 
 def header(path: Path) -> str:
     with safetensors.safe_open(path, framework="np") as stream:
-        return stream.metadata()["progress"]
+        return stream.metadata()["state"]
 
 
 def test_a_finished_run_is_not_trained_again(

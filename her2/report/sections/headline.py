@@ -6,6 +6,7 @@ from typing import Any
 import polars as pl
 
 from her2.config import EncoderSection
+from her2.libraries import NAMES
 from her2.metrics import headline_metrics
 from her2.report.format import NA, interval, number
 from her2.report.results import Model, Results
@@ -48,8 +49,7 @@ class Headline:
 
 SOURCES = {
     "random": "random weights, not trained on any image",
-    "timm": "published weights (timm)",
-    "torchvision": "published weights (torchvision)",
+    **{name: f"published weights ({name})" for name in NAMES},
     "checkpoint": "weights of a local file",
     "catalogue": "published weights (catalogue)",
     "pretrain": "pre-trained here",

@@ -40,11 +40,6 @@ class Rows:
     def __len__(self) -> int:
         return len(self.target)
 
-    @property
-    def predicted(self) -> Ints:
-        """The most probable class (n,); of equals the first."""
-        return self.probabilities.argmax(axis=1).astype(np.int64)
-
     def weighted(self, weights: Floats) -> Classified:
         """These rows with weights (b, n), as metrics take them."""
         return Classified(self.target, self.probabilities, weights)

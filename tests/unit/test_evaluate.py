@@ -1,4 +1,6 @@
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -583,3 +585,14 @@ def test_a_table_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(pl.exceptions.ComputeError):
         write_table(nested, tmp_path / "out" / "t")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "module", ["her2.evaluation.stage", "her2.evaluation.compare", "her2.evaluation.controls.stage"]
+)
+def test_a_stage_of_tables_starts_without_slow_imports(module: str) -> None:
+    """Each is seconds of every job; the controls import scikit-learn when they fit covariates."""
+    slow = {"torch", "sklearn", "scipy.stats", "statsmodels", "pandas", "matplotlib", "zarr"}
+    code = f"import sys, {module}; print(*sorted({slow!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -166,7 +166,8 @@ def _cell(record: dict[str, Any] | None, *, digits: int, with_count: bool, sign:
     if record is None:
         return Cell(NA, note="not evaluated")
     notes = [record["note"]] if record["note"] else []
-    if record["class"] == "macro" and (words := chance(record["low"], record["high"])):
+    macro_auc = record["metric"] == "auc" and record["class"] == "macro"
+    if macro_auc and (words := chance(record["low"], record["high"])):
         notes.append(words)
     if with_count and record["n_positive"] is not None:
         notes.append(_positive(record))

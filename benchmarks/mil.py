@@ -31,10 +31,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from her2.config import AttentionSection, TrainingSection
+from her2.config import TrainingSection
+from her2.heads.abmil import AttentionSection
 from her2.mil.bags import Bag
 from her2.mil.batches import bag_batches
-from her2.mil.heads import build_head
 from her2.mil.model import Model, predict
 from her2.mil.train import train_epoch, train_fold
 from her2.storage.features import open_store, write_store
@@ -134,7 +134,7 @@ def new_model(head: AttentionSection, dimension: int, precision: str = "float32"
     """A model of four classes."""
     torch.manual_seed(0)
     mean, std = torch.zeros(dimension), torch.ones(dimension)
-    return Model(build_head(head, dimension, len(CLASSES)), mean, std, precision=precision)
+    return Model(head.build(dimension, len(CLASSES)), mean, std, precision=precision)
 
 
 def thread_seconds(runs: list[Callable[[], object]], times: int) -> list[float]:

@@ -5,18 +5,6 @@ a wrong key is refused in the same words everywhere. `her2 config schema` prints
 of these models for editors.
 """
 
-from her2.config.base import (
-    KEEP_ORDER,
-    NAME_PATTERN,
-    ClassName,
-    Count,
-    Mpp,
-    Name,
-    Ordered,
-    Positive,
-    Section,
-    Share,
-)
 from her2.config.check import Config, load_config, parse_config
 from her2.config.data import (
     CohortSection,
@@ -31,13 +19,7 @@ from her2.config.encoders import (
     Precision,
     PretrainingSection,
 )
-from her2.config.heads import (
-    AttentionSection,
-    HeadSection,
-    LogisticSection,
-    Projected,
-    SearchSection,
-)
+from her2.config.heads import HeadSection
 from her2.config.learning import (
     EvaluationSection,
     FoldsSection,
@@ -48,12 +30,23 @@ from her2.config.learning import (
     Select,
     TrainingSection,
 )
+from her2.core.section import (
+    KEEP_ORDER,
+    NAME_PATTERN,
+    ClassName,
+    Count,
+    Mpp,
+    Name,
+    Ordered,
+    Positive,
+    Section,
+    Share,
+)
 from her2.core.types import Domain, Feature
 
 __all__ = [
     "KEEP_ORDER",
     "NAME_PATTERN",
-    "AttentionSection",
     "ClassName",
     "CohortSection",
     "Config",
@@ -68,7 +61,6 @@ __all__ = [
     "HeadSection",
     "HeatmapFormat",
     "HeatmapSection",
-    "LogisticSection",
     "Mpp",
     "Name",
     "Ordered",
@@ -77,9 +69,7 @@ __all__ = [
     "Positive",
     "Precision",
     "PretrainingSection",
-    "Projected",
     "ReportSection",
-    "SearchSection",
     "Section",
     "Select",
     "Share",

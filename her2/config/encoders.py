@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from her2.config import catalogue
-from her2.config.base import Count, Mpp, Name, Positive, Section, Share
 from her2.core.errors import UserError
+from her2.core.section import Count, Mpp, Name, Positive, Section, Share
 from her2.core.types import Domain, Feature
 from her2.libraries import NAMES, library
 

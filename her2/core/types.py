@@ -5,8 +5,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
 RGB = NDArray[np.uint8]
 """An image (height, width, 3)."""
+
+Density = NDArray[np.float32]
+"""(height, width, 3): natural-log optical density of R, G and B; glass is 0."""
 
 Mask = NDArray[np.bool_]
 """(height, width), True on tissue."""

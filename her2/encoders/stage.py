@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from her2.config import EncoderSection, Feature
 from her2.config.catalogue import CatalogueRow, row, scale_warning
+from her2.config.jobs import EncoderSpec
 from her2.core.errors import UserError, problem_list
 from her2.core.files import atomic_path, file_digest
 from her2.encoders.backbones import (
@@ -40,6 +41,19 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "student", "e
 T = TypeVar("T")
 _ATTEMPTS = 3
 _PREFIXES = ("module.", "backbone.", "model.", "encoder.", "_orig_mod.")
+
+
+def materialise_encoder(spec: EncoderSpec, output: Path) -> EncoderCard:
+    """Write the folder of an encoder that needs no training here.
+
+    Args:
+        spec: the job.
+        output: folder that gets `weights.safetensors`, then `card.json`.
+
+    Raises:
+        UserError: see `materialise`.
+    """
+    return materialise(spec.encoder, spec.seed, output)
 
 
 def materialise(encoder: EncoderSection, seed: int, folder: Path) -> EncoderCard:

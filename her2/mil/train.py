@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from her2.config import HeadSection, LogisticSection, TrainingSection
+from her2.config import HeadSection, TrainingSection
 from her2.core.errors import UserError
+from her2.heads import Fitted
+from her2.heads.layers import InstanceSupervised, Output
+from her2.metrics import selecting_metrics
 from her2.mil.bags import Bag, check_dimensions, statistics
 from her2.mil.baseline import fit_baseline
 from her2.mil.batches import Batch, bag_batches
-from her2.mil.heads import build_head
-from her2.mil.heads.head import InstanceSupervised, Output
 from her2.mil.losses import bag_loss, members, output_count
 from her2.mil.model import Model, predict
 from her2.mil.selection import UNDEFINED, Epoch, TuneFigures, tune_figures
@@ -82,16 +83,15 @@ def train_fold(
     """
     _check_parts(train, tune, class_names, training, keep_last=keep_last)
     dimension = check_dimensions([*train, *tune])
-    if isinstance(head, LogisticSection):
+    if isinstance(head, Fitted):
         return _fit_baseline(train, tune, head, training, len(class_names), device)
     torch.manual_seed(seed)
     mean, std = torch.zeros(dimension), torch.ones(dimension)
     if training.standardise:
         mean, std = statistics(train, per_bag=256, seed=seed)
     outputs = output_count(training.loss, len(class_names))
-    model = Model(
-        build_head(head, dimension, outputs), mean, std, training.loss, training.precision
-    ).to(device)
+    network = head.build(dimension, outputs)
+    model = Model(network, mean, std, training.loss, training.precision).to(device)
     optimiser = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[training.optimiser](
         model.parameters(),
         lr=training.learning_rate,
@@ -151,12 +151,12 @@ def _kept(checkpoint: Path | None, epoch: int) -> str:
 def _fit_baseline(
     train: Sequence[Bag],
     tune: Sequence[Bag],
-    head: LogisticSection,
+    head: Fitted,
     training: TrainingSection,
     classes: int,
     device: torch.device,
 ) -> Trained:
-    """Logistic regression of mean embeddings; an "epoch" is a strength."""
+    """Fit a classifier of mean embeddings; an "epoch" is an estimator."""
 
     def part(bags: Sequence[Bag]) -> tuple[np.ndarray, np.ndarray]:
         means = [bag.store.all().mean(axis=0, dtype=np.float64) for bag in bags]
@@ -165,8 +165,8 @@ def _fit_baseline(
     fit = fit_baseline(
         part(train),
         part(tune),
+        head=head,
         classes=classes,
-        strengths=head.strengths,
         balanced=training.balance in ("sampling", "loss"),
         select=training.select,
     )
@@ -293,15 +293,18 @@ def _check_parts(
         return
     if not tune:
         raise UserError("no usable slide in the tune part; raise folds.tune or add slides.")
+    if training.select == "loss":
+        return
+    needs = selecting_metrics()[training.select][1].needs
     absent = _absent(tune, class_names)
-    if training.select == "macro_auc" and absent:
+    if needs == "all" and absent:
         raise UserError(
             f"training.select {training.select} is not defined: no usable slide of class "
             f"{', '.join(absent)} in the tune part; raise folds.tune, or select by loss."
         )
-    if training.select == "quadratic_kappa" and len(class_names) - len(absent) < 2:
+    if needs == "two" and len(class_names) - len(absent) < 2:
         raise UserError(
-            "training.select quadratic_kappa is not defined: the tune part has one class; raise "
+            f"training.select {training.select} is not defined: the tune part has one class; raise "
             "folds.tune, or select by loss."
         )
 

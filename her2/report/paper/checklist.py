@@ -76,8 +76,8 @@ def _known(results: Results) -> dict[str, tuple[str, str]]:
     )
     parts = _parts(results)
     grouped = any(groupings_of(task, config.evaluation) for task in config.tasks.values())
-    baselines = all(head.head == "logistic" for head in config.heads.values())
-    scaled = config.training.standardise or baselines
+    trained = any(head.trained_by_gradient for head in config.heads.values())
+    scaled = config.training.standardise or not trained
     return {
         "5b": ("Synthetic slides, drawn by a program." if results.synthetic else "", "cohort"),
         "7": (_bare(methods.tiles(results)), "cohort"),

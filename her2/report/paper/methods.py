@@ -8,6 +8,8 @@ from collections import Counter
 
 import polars as pl
 
+from her2.filters.base import AreaFilter, TileFilter
+from her2.filters.registry import LISTED
 from her2.report.format import count, listed, percent, plural
 from her2.report.paper import methods_figures, methods_models
 from her2.report.paper.references import references
@@ -155,24 +157,13 @@ def _tissue(results: Results) -> str:
 def _artefacts(results: Results) -> str:
     """The limits that reject a tile; a limit of 1 rejects none."""
     tiling = results.config.tiling
-    limits = {
-        "under pen": tiling.max_pen,
-        "in a fold": tiling.max_fold,
-        "in the scanner's border": tiling.max_border,
-    }
-    words = [f"{percent(limit)} {where}" for where, limit in limits.items() if limit < 1]
-    text = f", at most {listed(words)}" if words else ""
-    if tiling.max_blur < 1:
-        step = (
-            f"on one tile in a square of {tiling.blur_step_um:g} um and around blurred ones"
-            if tiling.blur_step_um
-            else "on every tile"
-        )
-        text += (
-            f", and its perceived blur (Crete et al. 2007, measured {step}) was at most "
-            f"{tiling.max_blur:g}"
-        )
-    return text
+    used = [(one, limit) for one in LISTED if (limit := getattr(tiling, one.limit_key)) < 1]
+    areas = [
+        f"{percent(limit)} {one.methods}" for one, limit in used if isinstance(one, AreaFilter)
+    ]
+    text = f", at most {listed(areas)}" if areas else ""
+    clauses = [one.methods(one.chosen(tiling)) for one, _ in used if isinstance(one, TileFilter)]
+    return text + "".join(f", and {clause}" for clause in clauses)
 
 
 def _tile_counts(results: Results) -> str:
@@ -261,7 +252,6 @@ CITED = {
     "openslide-bin": "Goode et al. 2013",
     "scikit-learn": "Pedregosa et al. 2011",
     "scipy": "Virtanen et al. 2020",
-    "statsmodels": "Seabold and Perktold 2010",
 }
 """Package -> the work that its authors ask to cite."""
 

@@ -2,8 +2,8 @@
 
 import polars as pl
 
-from her2.evaluation.calibration import BINS
 from her2.evaluation.groupings import groupings_of
+from her2.metrics import all_metrics, metrics_in
 from her2.report.format import count, listed, percent, plural
 from her2.report.results import Results
 from her2.report.sections.controls import SUBGROUPS
@@ -19,25 +19,32 @@ def statistics(results: Results) -> str:
     text = (
         "Statistics. Figures are given for patients, and for slides beside them. A patient's "
         f"probabilities are the mean over the patient's slides{repeats}{pooled}. AUC is that of "
-        "one score against the rest; the macro AUC is the unweighted mean over scores. AUPRC, "
-        f"balanced accuracy and macro F1 are given too{_ordinal(results)}. {level} intervals are "
+        "one score against the rest; the macro AUC is the unweighted mean over scores. "
+        f"{listed(_plain())} are given too{_ordinal(results)}. {level} intervals are "
         "expanded percentiles (Hesterberg 2015) of "
         f"{count(section.bootstrap)} bootstrap resamples of patients, stratified by class (seed "
         f"{results.config.seed}); a patient's slides were drawn together. Calibration was measured "
-        f"by the expected calibration error ({BINS} bins, Guo et al. 2017), the Brier score (Brier "
-        "1950) and the log loss, before and after scaling by a temperature that was fitted on the "
-        "tune part of each fold (Guo et al. 2017)."
+        f"by {listed([metric.phrase for metric in metrics_in('calibration', ordinal=True)])}, "
+        "before and after scaling by a temperature that was fitted on the tune part of each fold "
+        "(Guo et al. 2017)."
     )
     return f"{text}{_groupings(results)} A figure that is not defined is given as such."
+
+
+def _plain() -> list[str]:
+    """Phrases of the metrics that no other sentence names; the AUC has one of its own."""
+    return [
+        metric.phrase
+        for metric in all_metrics()
+        if metric.tables == ("metrics",) and not metric.ordinal and metric.name != "auc"
+    ]
 
 
 def _ordinal(results: Results) -> str:
     if not any(task.ordinal for task in results.config.tasks.values()):
         return ""
-    return (
-        ", and for ordered scores the quadratic weighted kappa (Cohen 1968) and the mean error in "
-        "steps"
-    )
+    phrases = [metric.phrase for metric in metrics_in("metrics", ordinal=True) if metric.ordinal]
+    return f", and for ordered scores {listed(phrases)}"
 
 
 def _groupings(results: Results) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 import polars as pl
 
+from her2.evaluation.controls.subgroups import subgroup_labels
 from her2.report.figures.base import Figure
 from her2.report.figures.controls import shuffled_figure
 from her2.report.format import NA, interval, number, p_value, signed
@@ -12,7 +13,7 @@ from her2.report.results import Model, Results
 from her2.report.sections.overlap import mark
 from her2.report.tables import Cell, Row, Sheet, figure_cell, sheet
 
-SUBGROUPS = {"site": "site", "scanner": "scanner", "tissue": "amount of tissue"}
+SUBGROUPS = subgroup_labels()
 MACRO = pl.col("class") == "macro"
 
 
@@ -155,7 +156,7 @@ def shuffled(results: Results, model: Model) -> Figure | None:
 
 
 def subgroups_sheet(results: Results, model: Model) -> Sheet | None:
-    """AUC by site, scanner and amount of tissue."""
+    """AUC by site, scanner and other columns of the manifest, and by amount of tissue."""
     table = model.controls["subgroups"]
     if not len(table):
         return None

@@ -7,13 +7,14 @@ from typing import Any
 
 import polars as pl
 
+from her2.filters.registry import LISTED
 from her2.report.figures.base import Figure, jpeg
 from her2.report.format import percent, plural, without_folders
 from her2.report.results import Results
 
 SHOWN = 500
 """Slides of one grid on the page, the worst first; the others stay files."""
-CAUSES = ("pen", "fold", "blur", "border")
+CAUSES = tuple(one.name for one in LISTED)
 MUCH = 0.1
 """From this share of rejected tiles on a slide is marked."""
 _SIZES = ((60, 480, 80), (150, 320, 75), (SHOWN, 208, 70))
@@ -47,6 +48,15 @@ class Card:
 
 
 @dataclass(frozen=True, slots=True)
+class Cause:
+    """A filter, as the legend and the sort orders show it; `colour` is a CSS colour."""
+
+    name: str
+    legend: str
+    colour: str
+
+
+@dataclass(frozen=True, slots=True)
 class Gallery:
     """Cards of one grid, worst first; `left_out` more are not shown."""
 
@@ -57,6 +67,7 @@ class Gallery:
     marked: int
     regions: bool
     """Some slides were tiled in annotated regions only."""
+    causes: tuple[Cause, ...]
 
 
 def gallery(results: Results) -> Gallery:
@@ -78,6 +89,9 @@ def gallery(results: Results) -> Gallery:
         unusable=sum(card.status != "ok" for card in cards),
         marked=sum(card.marked for card in cards),
         regions=any(row.get("regions") is not None for row in rows),
+        causes=tuple(
+            Cause(one.name, one.legend, "rgb({} {} {})".format(*one.colour)) for one in LISTED
+        ),
     )
 
 
@@ -131,7 +145,7 @@ def _facts(row: dict[str, Any]) -> list[tuple[str, str]]:
     found.append(("Tiles rejected", ", ".join(rejected) or "none"))
     if row.get("not_drawn"):
         found.append(("Tiles not drawn", f"{row['not_drawn']:,} (tiling.max_tiles)"))
-    areas = [f"{name} {percent(row[name])}" for name in ("pen", "fold", "border") if row.get(name)]
+    areas = [f"{name} {percent(row[name])}" for name in CAUSES if row.get(name)]
     if areas:
         found.append(("Area under artefacts", ", ".join(areas)))
     if row.get("regions") is not None:

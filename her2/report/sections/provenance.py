@@ -20,7 +20,6 @@ PACKAGES = (
     "numcodecs",
     "scikit-learn",
     "scipy",
-    "statsmodels",
     "pyarrow",
     "polars",
     "openslide-python",

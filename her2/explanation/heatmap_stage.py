@@ -13,6 +13,7 @@ from her2.config import HeatmapFormat
 from her2.config.jobs import HeatmapSpec
 from her2.core.errors import SlideError, TileError
 from her2.core.files import atomic_path, write_json
+from her2.core.plot_style import FigureContext
 from her2.core.types import RGB, Mask
 from her2.explanation import exports, strips
 from her2.explanation.class_strips import FOLDER as SCORES
@@ -87,7 +88,7 @@ def draw_heatmaps(
     drawn = [_draw_slide(spec, cohort, held_out, held, masks, output.parent) for held in chosen]
     scores: list[dict[str, object]] = []
     if spec.slides:
-        scores = draw_scores(held_out, cohort, output.parent, synthetic=spec.synthetic)
+        scores = draw_scores(held_out, cohort, output.parent, FigureContext(spec.synthetic))
     _remove_others(output.parent, drawn, scores)
     write_json(output.with_name("tiles.json"), scores)
     write_json(output, drawn)
@@ -124,7 +125,7 @@ def _draw_slide(
             thumbnail = _thumbnail(slide, tiles, SIDE_PX)
             if "ome_tiff" in spec.formats:
                 large = _thumbnail(slide, tiles, exports.OME_SIDE_PX)
-            shots = None if tiles.uniform else strips.slide_shots(slide, tiles)
+            images = None if tiles.uniform else strips.slide_tile_images(slide, tiles)
             origin_px = slide.bounds_corner_px
     except (SlideError, TileError) as error:
         log.warning("%s: no heatmap: %s", held.slide_id, error)
@@ -135,20 +136,21 @@ def _draw_slide(
     except SlideError as error:
         log.warning("%s: no truth beside its heatmap: %s", held.slide_id, error)
         notes.append(str(error))
-    parts = panels(tiles, thumbnail, truth, truth_words(synthetic=spec.synthetic))
+    context = FigureContext(spec.synthetic)
+    parts = panels(tiles, thumbnail, truth, truth_words(context))
     scale = picture_scale(tiles, thumbnail)
     picture = f"{SLIDES}/{held.slide_id}.png"
     with atomic_path(folder / picture) as path:
-        draw_picture(parts, scale, headline=_headline(tiles), synthetic=spec.synthetic, path=path)
+        draw_picture(parts, scale, context, headline=_headline(tiles), path=path)
     strip = None
-    if shots is not None:
+    if images is not None:
         strip = f"{STRIPS}/{held.slide_id}.png"
         with atomic_path(folder / strip) as path:
             strips.draw_strip(
-                shots,
+                images,
+                context,
                 headline=_headline(tiles),
                 tile_um=tiles.level0_tile[0] * tiles.scale.mpp_x,
-                synthetic=spec.synthetic,
                 path=path,
             )
     files = _export(spec, tiles, folder, large, origin_px)
@@ -193,9 +195,9 @@ def _truth(
     )
 
 
-def truth_words(*, synthetic: bool) -> str:
+def truth_words(context: FigureContext) -> str:
     """What the yellow of the panel of the truth is."""
-    return "Planted HER2-positive morphology" if synthetic else "Annotated positive area"
+    return "Planted HER2-positive morphology" if context.synthetic else "Annotated positive area"
 
 
 def _thumbnail(slide: Slide, tiles: SlideTiles, side_px: int) -> RGB:
@@ -216,15 +218,16 @@ def _export(
 ) -> list[str]:
     """Write the asked formats; their paths below `folder`."""
     names = []
+    facts = exports.facts(tiles, synthetic=spec.synthetic)
     for kind, suffix in SUFFIXES.items():
         if kind not in spec.formats:
             continue
         names.append(f"{SLIDES}/{tiles.slide_id}{suffix}")
         with atomic_path(folder / names[-1]) as path:
             if kind == "parquet":
-                exports.write_parquet(tiles, path, synthetic=spec.synthetic)
+                exports.write_parquet(tiles, path, facts)
             elif kind == "geojson":
-                exports.write_geojson(tiles, path, origin_px=origin_px, synthetic=spec.synthetic)
+                exports.write_geojson(tiles, path, facts, origin_px=origin_px)
             elif large is not None:
                 words = "Rank of attention in the slide, dark blue lowest to yellow highest. "
                 words += f"{exports.WARNING}." + (" Synthetic slide." if spec.synthetic else "")

@@ -15,6 +15,7 @@ from PIL import Image
 import her2.explanation.heatmap_stage
 from her2.config import HeatmapSection
 from her2.core.errors import UserError
+from her2.core.plot_style import FigureContext
 from her2.explanation.heatmap import (
     draw_picture,
     length_words,
@@ -205,8 +206,8 @@ class TestPicture:
         draw_picture(
             panels(tiles, thumbnail, None, "")[:number],
             picture_scale(tiles, thumbnail),
+            FigureContext(synthetic=True),
             headline=("W" * 128, "scored and " + "W" * 128),
-            synthetic=True,
             path=tmp_path / "x.png",
         )
         image = np.asarray(Image.open(tmp_path / "x.png").convert("L"))

@@ -11,14 +11,19 @@ import pytest
 from her2.config import Config, parse_config
 from her2.config.heads import HEADS as SECTIONS
 from her2.pretraining.overlap import Overlap
-from her2.report.build import build_report
 from her2.report.format import count
-from her2.report.paper import checklist, methods, methods_models
-from her2.report.paper.methods_models import BALANCE, FIT_BALANCE, HEADS, LOSSES, OPTIMISERS
-from her2.report.paper.references import REFERENCES, references
 from her2.report.results import Results, read_results
 from her2.report.sections import published_protocol
-from tests.unit.report_maker import HOSTILE, Cohort
+from her2.report.sections.paper import checklist, methods, methods_models
+from her2.report.sections.paper.methods_models import (
+    BALANCE,
+    FIT_BALANCE,
+    HEADS,
+    LOSSES,
+    OPTIMISERS,
+)
+from her2.report.sections.paper.references import REFERENCES, references
+from tests.unit.report_maker import HOSTILE, Cohort, build_page
 
 CITATION = re.compile(r"[A-Z]\w+(?: et al\.| and [A-Z]\w+)? (?:19|20)\d\d")
 SLIPS = re.compile(
@@ -218,7 +223,7 @@ def test_hostile_names_are_plain_in_the_text_and_harmless_on_the_page(tmp_path: 
         values={"evaluation": {"bootstrap": 100, "groupings": grouping}}, sites=("=1+1", "b")
     )
     spec = cohort.write(tmp_path / "results")
-    build_report(spec, tmp_path / "results", tmp_path / "report.html")
+    build_page(spec, tmp_path / "results", tmp_path / "report.html")
     assert HOSTILE in (tmp_path / "methods.txt").read_text(encoding="utf-8")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert HOSTILE not in page
@@ -228,7 +233,7 @@ def test_hostile_names_are_plain_in_the_text_and_harmless_on_the_page(tmp_path: 
 def test_the_checklist_names_sections_that_the_page_has(tmp_path: Path) -> None:
     cohort = Cohort()
     spec = cohort.write(tmp_path / "results")
-    build_report(spec, tmp_path / "results", tmp_path / "report.html")
+    build_page(spec, tmp_path / "results", tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     table = pl.read_csv(tmp_path / "checklist.csv", infer_schema=False)
     anchors = [name for name in table["anchor"] if name]
@@ -243,7 +248,7 @@ def test_figures_of_a_model_that_is_gone_are_removed_and_other_files_stay(tmp_pa
     page = tmp_path / "report" / "report.html"
     for number, encoders in enumerate([("one", "two"), ("one",)]):
         folder = tmp_path / f"results{number}"
-        build_report(Cohort(encoders=encoders).write(folder), folder, page)
+        build_page(Cohort(encoders=encoders).write(folder), folder, page)
         (page.parent / "figures" / "mine.svg").touch()
     names = {path.name for path in (page.parent / "figures").iterdir()}
     assert "score.one.abmil.roc.svg" in names

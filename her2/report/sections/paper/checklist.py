@@ -10,10 +10,10 @@ import polars as pl
 
 from her2.evaluation.groupings import groupings_of
 from her2.report.format import count, listed, percent, plural
-from her2.report.paper import methods, methods_models
 from her2.report.results import Results
 from her2.report.sections import cohort, flow, summary
 from her2.report.sections.controls import SUBGROUPS
+from her2.report.sections.paper import methods, methods_models
 
 
 @dataclass(frozen=True, slots=True)

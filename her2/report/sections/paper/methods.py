@@ -9,14 +9,13 @@ from collections import Counter
 import polars as pl
 
 from her2.report.format import count, listed, percent, plural
-from her2.report.paper import methods_figures, methods_models
-from her2.report.paper.references import references
-from her2.report.results import Results
+from her2.report.results import Results, one_row_a_slide
 from her2.report.sections import cohort as cohort_section
 from her2.report.sections import flow, provenance
-from her2.report.sections.cohort import one_row_a_slide
 from her2.report.sections.headline import domain
 from her2.report.sections.overlap import overlap_of
+from her2.report.sections.paper import methods_figures, methods_models
+from her2.report.sections.paper.references import references
 from her2.report.sections.pretraining import split_words
 
 

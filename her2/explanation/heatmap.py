@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 from her2.core.plot_style import STYLE, FigureContext
 from her2.core.types import RGB, Mask
 from her2.explanation.exports import WARNING
+from her2.explanation.listing import ATTENTION, CONTRIBUTION, THUMBNAIL, TRUTH
 from her2.explanation.tiles import SlideTiles
 from her2.slides.slide import Scale
 
 SIDE_PX = 640
 """The longer side of a thumbnail in the picture."""
-ATTENTION, CONTRIBUTION, THUMBNAIL, TRUTH = "attention", "contribution", "thumbnail", "truth"
-"""Names of the panels, as `heatmaps.json` lists them."""
 
 _SEQUENTIAL, _DIVERGING = "viridis", "PuOr_r"
 """Both keep their order for people who see few colours; orange is for, purple is against."""

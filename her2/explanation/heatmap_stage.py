@@ -3,7 +3,6 @@
 Each slide is shown by the one model of the first repeat that never saw its patient.
 """
 
-import json
 import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -93,18 +92,6 @@ def draw_heatmaps(
     write_json(output.with_name("tiles.json"), scores)
     write_json(output, drawn)
     return drawn
-
-
-def read_heatmaps(path: Path) -> list[dict[str, object]]:
-    """Read `heatmaps.json`: of each drawn slide a row.
-
-    `slide_id`, `patient_id`, `label`, `predicted`, `fold`, `picture`, `panels` (names), `tiles`
-    (how many), `um_per_px` (of the thumbnail), `files` and `tile_strip` (None where there is no
-    strip), and where something is to be said a `note`. Paths start where the list lies. Of a slide
-    that could not be read: `slide_id` and the `reason`.
-    """
-    found: list[dict[str, object]] = json.loads(path.read_text(encoding="utf-8"))
-    return found
 
 
 def _draw_slide(

@@ -13,7 +13,7 @@ from her2.config.jobs import ReportSpec
 from her2.core.errors import UserError
 from her2.core.plot_style import FigureContext
 from her2.encoders.card import EncoderCard, read_card
-from her2.explanation.heatmap_stage import read_heatmaps
+from her2.explanation.listing import read_heatmaps
 from her2.pretraining.overlap import Overlap, read_overlap
 from her2.storage.entries import FeatureEntry, FoldEntry, read_manifests
 from her2.storage.features import read_attributes

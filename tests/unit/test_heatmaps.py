@@ -24,9 +24,9 @@ from her2.explanation.heatmap import (
     picture_scale,
     scale_bar_um,
 )
-from her2.explanation.heatmap_stage import read_heatmaps
 from her2.explanation.held_out import find_held_out
 from her2.explanation.held_out_slides import HeldOutSlide
+from her2.explanation.listing import read_heatmaps
 from her2.explanation.strips import times_words
 from her2.explanation.tiles import SlideTiles, ranks
 from her2.slides.slide import Scale, Slide

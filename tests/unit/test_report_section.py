@@ -117,3 +117,12 @@ def test_half_a_section_is_an_error_that_names_it(
     )  # fmt: skip
     assert "LookupError" in done.stderr
     assert words in done.stderr
+
+
+def test_the_stage_starts_without_the_libraries_that_draw_and_fit() -> None:
+    code = (
+        "import sys, her2.report.build;"
+        "print(*{'matplotlib', 'sklearn', 'scipy', 'torch', 'cv2', 'pyarrow'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout.strip()) == (0, "")

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from her2.config.names import run_name
-from her2.explanation.heatmap import ATTENTION, TRUTH
+from her2.explanation.listing import ATTENTION, TRUTH
 from her2.report.figures.base import Figure, Picture, jpeg
 from her2.report.figures.controls import Following, faithfulness_figure
 from her2.report.format import number, plural, without_folders

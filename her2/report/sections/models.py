@@ -74,8 +74,8 @@ class ModelSection:
     classes: tuple[str, ...]
     roc: Figure
     figures: tuple[tuple[Figure, str], ...]
-    sheets: tuple[PageTable, ...]
-    folds_figures: PageTable
+    tables: tuple[PageTable, ...]
+    fold_figures: PageTable
     confusion: tuple[ConfusionRow, ...]
     folds: tuple[FoldRow, ...]
     curves: Figure | None
@@ -89,7 +89,7 @@ def model_section(
 ) -> ModelSection:
     """One encoder and head on a task, at patient level."""
     marked = mark(results, model.encoder)
-    sheets = (
+    tables = (
         model_detail.figures_page_table(results, model),
         model_detail.binary_page_table(results, model),
         model_detail.calibration_page_table(model),
@@ -103,8 +103,8 @@ def model_section(
         classes=model.task.class_names,
         roc=roc_figure(roc_curves(model, sign=marked), model.name, results.figure_context),
         figures=_figures(results, model) if all_figures else (),
-        sheets=tuple(found for found in sheets if found is not None),
-        folds_figures=model_detail.folds_page_table(model),
+        tables=tuple(found for found in tables if found is not None),
+        fold_figures=model_detail.folds_page_table(model),
         confusion=confusion_rows(model),
         folds=fold_rows(model),
         curves=learning_figure(

@@ -12,13 +12,15 @@ import polars as pl
 from her2.config.jobs import ReportSpec
 from her2.core.files import write_text
 from her2.core.tables import write_csv
-from her2.report.figures.base import Draw, draw, draw_figures
+from her2.report.figures.base import Draw, draw_figure, draw_figures
 from her2.report.results import Results, read_results
 
 log = logging.getLogger(__name__)
 
 
-def build_report(spec: ReportSpec, results: Path, output: Path, *, draw: Draw = draw) -> None:
+def build_report(
+    spec: ReportSpec, results: Path, output: Path, *, draw: Draw = draw_figure
+) -> None:
     """Write `tables/*.csv`, `figures/*`, `methods.txt` and `checklist.csv` beside the page, and
     the page last.
 
@@ -31,10 +33,12 @@ def build_report(spec: ReportSpec, results: Path, output: Path, *, draw: Draw = 
     Raises:
         UserError: a table of the run is missing or broken, or the page cannot be written.
     """
+    run = read_results(spec, results)
+
+    # Sections import large libraries; a folder that is not whole is told of before that.
     from her2.report import page
     from her2.report.sections.paper import checklist, methods
 
-    run = read_results(spec, results)
     for name, table in tables(run).items():
         path = output.parent / "tables" / f"{name}.csv"
         if table is None:  # an earlier report may have had it

@@ -93,7 +93,7 @@ class EvaluatedModel:
         return self.metrics.filter(pl.col("level") == name)
 
 
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+@dataclass(frozen=True, slots=True, eq=False)  # tables have no equality of one answer
 class Results:
     """A finished run.
 

@@ -116,9 +116,10 @@ class Cohort:
 
     def write(self, folder: Path) -> ReportSpec:
         """Write the results folder of a finished run; a copy of one made earlier where there is."""
-        made = _worlds() / hashlib.sha256(repr(self).encode()).hexdigest()
+        made = Path(_worlds().name) / hashlib.sha256(repr(self).encode()).hexdigest()
         if not made.exists():
             unfinished = made.with_suffix(".unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
             self._make(unfinished)
             unfinished.rename(made)
         shutil.copytree(made, folder, dirs_exist_ok=True)
@@ -300,14 +301,9 @@ class Cohort:
 
 
 @functools.cache
-def _worlds() -> Path:
+def _worlds() -> tempfile.TemporaryDirectory[str]:
     """Where each run that never was is made once per process; it goes away with the process."""
-    folder = tempfile.TemporaryDirectory(prefix="her2-worlds-")
-    _KEPT.append(folder)
-    return Path(folder.name)
-
-
-_KEPT: list[tempfile.TemporaryDirectory[str]] = []
+    return tempfile.TemporaryDirectory(prefix="her2-worlds-")
 
 
 def blank(figure: Figure) -> Drawn:

@@ -76,7 +76,7 @@ class Drawn:
 Draw = Callable[[Figure], Drawn]
 
 
-def draw(figure: Figure) -> Drawn:
+def draw_figure(figure: Figure) -> Drawn:
     """Draw a figure as SVG and PDF; equal numbers give equal bytes."""
     import matplotlib as mpl
     from matplotlib.figure import Figure as Canvas
@@ -90,7 +90,7 @@ def draw(figure: Figure) -> Drawn:
     return Drawn(svg.getvalue(), pdf.getvalue())
 
 
-def draw_figures(shown: Any, folder: Path, draw: Draw = draw) -> dict[str, str]:
+def draw_figures(shown: Any, folder: Path, draw: Draw = draw_figure) -> dict[str, str]:
     """Draw every figure among what the page shows, as `{name}.svg` and `{name}.pdf`.
 
     Files that an earlier report wrote and this one does not have are removed, by `figures.json`.

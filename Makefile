@@ -3,6 +3,7 @@
 PYTHON ?= python3
 CORES ?= all
 WORKERS ?= 2
+NIGHTLY ?= nightly
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,12 +21,13 @@ LOCK := $(if $(CPU),grep -vE '^(nvidia-|cuda-|triton=)',cat) envs/lock.txt
 COMPILE = $(BIN)/uv --no-config pip compile --quiet pyproject.toml --universal --python-version 3.11 \
 	--fork-strategy fewest --no-annotate --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
 
-.PHONY: help demo test env lock clean
+.PHONY: help demo test test-all env lock clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    install the pinned environment into $(VENV), run the demo cohort, name the report"
-	@echo "make test    the same environment plus the test tools; lint, types and all tests"
+	@echo "make test    the same environment plus the test tools; lint, types and tests (10 minutes)"
+	@echo "make test-all    and the nightly tests: demo, SLURM, kills, simulations (30 minutes)"
 	@echo "make env     the environment alone"
 	@echo "make lock    renew the pins in envs/ after a change of dependencies (UPGRADE=1: newest versions)"
 	@echo "make clean   remove $(VENV) and the tools' caches; results/, resources/ and cache/ stay"
@@ -48,9 +50,11 @@ test: $(VENV)/installed-lock-test.txt
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(ON_PATH) $(BIN)/pytest -m 'not slow' -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
-	@echo "The slow ones, which fill every core by themselves:"
-	$(ON_PATH) $(BIN)/pytest -m slow $(PYTEST_ARGS) || [ $$? = 5 ]
+	$(ON_PATH) $(BIN)/pytest -m 'not nightly' -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+
+# One at a time: each of these fills every core by itself.
+test-all: test
+	$(ON_PATH) $(BIN)/pytest -m '$(NIGHTLY)' $(PYTEST_ARGS) || [ $$? = 5 ]
 
 env: $(VENV)/installed-lock.txt
 	@$(VERSIONS)

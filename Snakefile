@@ -34,15 +34,15 @@ include: "workflow/rules/report.smk"
 
 
 onstart:
-    WATCH.begin(workflow)
+    PROGRESS.begin(workflow)
 
 
 onsuccess:
-    WATCH.end(succeeded=True)
+    PROGRESS.end(succeeded=True)
 
 
 onerror:
-    WATCH.end(succeeded=False)
+    PROGRESS.end(succeeded=False)
 
 
 rule all:
@@ -72,4 +72,4 @@ rule features:
 rule train:
     """Stage 2 up to the trained folds."""
     input:
-        each_model(f"{RESULTS}/models/{{task}}/{{encoder}}/{{head}}/{{chunk}}.json"),
+        FILES.each_model(f"{RESULTS}/models/{{task}}/{{encoder}}/{{head}}/{{chunk}}.json"),

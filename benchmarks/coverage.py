@@ -18,9 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
+from her2.evaluation.bootstrap import bootstrapped, interval
 from her2.evaluation.delong import area_interval, compare_areas
-from her2.evaluation.metrics import auc, bootstrapped, interval
 from her2.evaluation.paired import difference
+from her2.metrics.auc import auc
+from her2.metrics.base import Binary
 
 SIZES = (40, 30, 20, 10)
 CONFIDENCE = 0.95
@@ -130,7 +132,10 @@ def _areas(
     count = len(SIZES)
     found = []
     for first in range(0, scores.shape[1], count):
-        own = [auc(target == index, scores[:, first + index], weights) for index in range(count)]
+        own = [
+            auc(Binary(target == index, scores[:, first + index], weights))
+            for index in range(count)
+        ]
         found += [*own, np.mean(own, axis=0)]
     return np.stack(found, axis=1)
 

@@ -52,7 +52,7 @@ from her2.encoders.device import DTYPES, pick_device, resolve_precision  # noqa:
 from her2.encoders.stage import load_encoder, materialise  # noqa: E402
 from her2.slides.slide import Slide  # noqa: E402
 from her2.storage.cache import Cache  # noqa: E402 the project of this folder, installed or not
-from her2.storage.entries import TileEntry, read_manifest  # noqa: E402
+from her2.storage.entries import TileEntry, read_entries  # noqa: E402
 from her2.storage.features import RowSpool, read_attributes  # noqa: E402
 from her2.storage.tiles import TileTable, read_table  # noqa: E402
 from her2.synthetic import slide_generator, slide_params  # noqa: E402
@@ -82,7 +82,7 @@ class Material:
         return Cache(self.folder / "cache")
 
     def tables(self) -> list[tuple[Path, TileTable]]:
-        found = read_manifest(self.tiles, TileEntry)
+        found = read_entries(self.tiles, TileEntry)
         return [
             (
                 self.cohort.file(row),
@@ -195,7 +195,7 @@ def read_alone(material: Material, threads: int, limit: int) -> float:
         for path, table in material.tables()
     ]
     queue, done = TileQueue(passages), [0]
-    size = passages[0].table.meta.tile_px
+    size = passages[0].table.grid.tile_px
 
     def work() -> None:
         images = np.empty((16, size, size, 3), np.uint8)
@@ -210,10 +210,10 @@ def read_alone(material: Material, threads: int, limit: int) -> float:
 
 def read_ways(path: Path, table: TileTable, limit: int = 400) -> dict[str, float]:
     """Tiles/s a core: read_region a tile, a super-tile of 4 x 4, and the JPEG tiles themselves."""
-    meta = table.meta
+    grid = table.grid
     passage = pending_slide("", path, table, "", RowSpool(1, 1, "float16", path.parent))
     rows = passage.order[:limit]
-    width, height, px = meta.level0_width, meta.level0_height, meta.tile_px
+    width, height, px = grid.level0_width, grid.level0_height, grid.tile_px
     found = {}
     for name in ("read_region", "super-tile 4 x 4", "JPEG tiles"):
         with Slide(path) as slide:
@@ -228,8 +228,8 @@ def read_ways(path: Path, table: TileTable, limit: int = 400) -> dict[str, float
                 blocks = [
                     (x, y)
                     for x, y in blocks
-                    if (x + 1) * 4 * width <= meta.width_px
-                    and (y + 1) * 4 * height <= meta.height_px
+                    if (x + 1) * 4 * width <= table.facts.width_px
+                    and (y + 1) * 4 * height <= table.facts.height_px
                 ][: max(1, limit // 16)]
                 for x, y in blocks:
                     slide.region(

@@ -6,10 +6,10 @@
 Features are made in a temporary folder, as feature stores and as h5 files of two layouts: what
 TRIDENT writes (float32, a chunk a row) and one contiguous float16 array. The h5 epochs train the
 same model on sub-bags of the same size, but read whole bags through a plain DataLoader; the same
-with a worker process, as our feed has a worker thread, stands beside it. All is warm: every figure
-is of data that was read before. A model computes in one thread, as a training job of the workflow
-does. Epochs are wall seconds; inference and its matrix products are seconds of the computing
-thread.
+with a worker process, as our batches have a worker thread, stands beside it. All is warm: every
+figure is of data that was read before. A model computes in one thread, as a training job of the
+workflow does. Epochs are wall seconds; inference and its matrix products are seconds of the
+computing thread.
 """
 
 import argparse
@@ -31,10 +31,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from her2.config import AttentionSection, TrainingSection
+from her2.config import TrainingSection
+from her2.heads.abmil import AttentionSection
 from her2.mil.bags import Bag
-from her2.mil.batches import BagBatches
-from her2.mil.heads import build_head
+from her2.mil.batches import bag_batches
 from her2.mil.model import Model, predict
 from her2.mil.train import train_epoch, train_fold
 from her2.storage.features import open_store, write_store
@@ -114,8 +114,8 @@ class WholeBags(Dataset):
         return features[rows], torch.ones(len(rows), dtype=torch.bool), index % len(CLASSES)
 
 
-class LoaderFeed:
-    """A DataLoader in the place of our feed."""
+class LoaderBatches:
+    """A DataLoader in the place of our batches."""
 
     def __init__(self, loader: DataLoader) -> None:
         self.loader = loader
@@ -134,7 +134,7 @@ def new_model(head: AttentionSection, dimension: int, precision: str = "float32"
     """A model of four classes."""
     torch.manual_seed(0)
     mean, std = torch.zeros(dimension), torch.ones(dimension)
-    return Model(build_head(head, dimension, len(CLASSES)), mean, std, precision=precision)
+    return Model(head.build(dimension, len(CLASSES)), mean, std, precision=precision)
 
 
 def thread_seconds(runs: list[Callable[[], object]], times: int) -> list[float]:
@@ -149,7 +149,7 @@ def thread_seconds(runs: list[Callable[[], object]], times: int) -> list[float]:
 
 
 def epochs(folder: Path, bags: list[Bag], training: TrainingSection, times: int) -> list[Line]:
-    """Time per epoch of our feed and of both h5 layouts, and the share of it spent waiting.
+    """Time per epoch of our batches and of both h5 layouts, and the share of it spent waiting.
 
     The three take turns, so that other load on the machine meets all of them. The ratios are held
     against their targets for bags of the config's default size: with larger ones the model, which
@@ -162,10 +162,10 @@ def epochs(folder: Path, bags: list[Bag], training: TrainingSection, times: int)
     waited: list[float] = []
 
     def ours() -> None:
-        feed = BagBatches(bags, training, seed=0, epoch=len(waited))
+        batches = bag_batches(bags, training, seed=0, epoch=len(waited))
         start = time.perf_counter()
-        train_epoch(model, optimiser, feed, training, None, 0)
-        waited.append(feed.waited_seconds / (time.perf_counter() - start))
+        train_epoch(model, optimiser, batches, training, None, 0)
+        waited.append(batches.waited_seconds / (time.perf_counter() - start))
 
     paths = {kind: make_h5(folder, bags, kind) for kind in ("rows", "contiguous")}
 
@@ -177,8 +177,8 @@ def epochs(folder: Path, bags: list[Bag], training: TrainingSection, times: int)
             num_workers=workers,
             persistent_workers=workers > 0,
         )
-        feed = LoaderFeed(loader)
-        return lambda: train_epoch(model, optimiser, feed, training, None, 0)
+        batches = LoaderBatches(loader)
+        return lambda: train_epoch(model, optimiser, batches, training, None, 0)
 
     layouts = (
         ("float32, a chunk a row", "rows", 0, 5.0),
@@ -201,7 +201,7 @@ def epochs(folder: Path, bags: list[Bag], training: TrainingSection, times: int)
     share = statistics.median(waited[1:])
     of = f"(bag_size {training.bag_size}, {training.precision})"
     lines = [
-        Line(f"epoch, our feed {of}", f"{best['ours']:.2f} s"),
+        Line(f"epoch, our batches {of}", f"{best['ours']:.2f} s"),
         Line(f"share of it waiting for data {of}", f"{share:.1%}", "<= 5 %", share <= 0.05),
     ]
     for words, _, _, target in layouts:

@@ -19,10 +19,12 @@ import numpy as np
 import tifffile
 
 from her2.config import TilingSection
+from her2.filters.border import border_mask
+from her2.filters.fold import fold_mask
+from her2.filters.pen import pen_mask
 from her2.slides.slide import Slide
 from her2.synthetic import slide_generator, slide_params
 from her2.synthetic.tissue import draw_region
-from her2.tiling import artefacts
 from her2.tiling.grid import tile_slide
 from her2.tiling.tissue import optical_density, tissue_mask
 
@@ -81,7 +83,7 @@ def measure(path: Path) -> None:
                 slide, scale, mpp=MPP, size=SIZE, fingerprint="b" * 64,
                 tiling=options.model_copy(update=changes),
             )  # fmt: skip
-            return table.meta.blur_reads
+            return table.reads["blur"]
 
         mpp = options.thumbnail_mpp
         off = {"max_blur": 1.0}
@@ -89,9 +91,9 @@ def measure(path: Path) -> None:
             ("thumbnail, read", lambda: slide.thumbnail(mpp, scale)),
             ("optical density", lambda: optical_density(thumbnail, mpp=mpp)),
             ("tissue", lambda: tissue_mask(density, mpp=mpp, min_tissue_um=100)),
-            ("pen", lambda: artefacts.pen_mask(density, mpp=mpp)),
-            ("fold", lambda: artefacts.fold_mask(density, tissue, mpp=mpp)),
-            ("border", lambda: artefacts.border_mask(thumbnail)),
+            ("pen", lambda: pen_mask(density, mpp=mpp)),
+            ("fold", lambda: fold_mask(density, tissue, mpp=mpp)),
+            ("border", lambda: border_mask(thumbnail)),
             ("whole, without blur", lambda: whole(**off)),
             ("whole, as by default", whole),
             ("whole, blur of all tiles", lambda: whole(blur_step_um=0)),
@@ -101,7 +103,7 @@ def measure(path: Path) -> None:
         )
         print(
             f"{path.name}: {slide.width_px} x {slide.height_px} px, {len(table)} tiles, "
-            f"{table.meta.blur_reads} read for blur; {os.cpu_count()} CPUs, 1 thread"
+            f"{table.reads['blur']} read for blur; {os.cpu_count()} CPUs, 1 thread"
         )
         for name, part in parts:
             print(f"  {name:26} {1000 * best(part):9.1f} ms")

@@ -9,9 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import settings
 from numpy.typing import NDArray
 
 from her2.synthetic import draw_slide
+
+# A deadline measures the machine's other users, not the code.
+settings.register_profile("her2", deadline=None)
+settings.load_profile("her2")
 
 WriteSlide = Callable[..., Path]
 WriteManifest = Callable[..., Path]

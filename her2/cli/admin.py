@@ -8,8 +8,11 @@ from typing import Annotated
 
 import typer
 
-from her2.cli.options import CacheOption, OutOption, RootOption, SpecOption
 from her2.config import jobs
+
+CacheOption = Annotated[
+    Path, typer.Option("--cache", envvar="HER2_CACHE", help="the content-addressed cache")
+]
 
 cohort_app = typer.Typer(help="Questions about a manifest.", no_args_is_help=True)
 config_app = typer.Typer(help="Questions about a config.", no_args_is_help=True)
@@ -23,7 +26,7 @@ def cohort_check(
     config: Annotated[
         Path | None, typer.Option(help="whose tasks the labels must fit; default: config.yaml")
     ] = None,
-    root: RootOption = None,
+    root: Annotated[Path | None, typer.Option(help="where relative paths start")] = None,
 ) -> None:
     """Check a manifest: ids, labels, files, annotations, masks; no two slides are one file."""
     from her2.cohort.check import check_files
@@ -153,7 +156,7 @@ def cache_prune(
 
 @synthetic_app.command("slide")
 def synthetic_slide(
-    spec: SpecOption,
+    spec: Annotated[str, typer.Option(help="what the job depends on, as JSON")],
     slide: Annotated[Path, typer.Option(help="the .svs to write")],
     mask: Annotated[Path, typer.Option(help="the .png to write")],
     side_px: Annotated[int, typer.Option(min=256)] = 3072,
@@ -167,7 +170,10 @@ def synthetic_slide(
 
 
 @synthetic_app.command("patches")
-def synthetic_patches(spec: SpecOption, out: OutOption) -> None:
+def synthetic_patches(
+    spec: Annotated[str, typer.Option(help="what the job depends on, as JSON")],
+    out: Annotated[Path, typer.Option(help="what the job writes")],
+) -> None:
     """Draw one labelled patch set: H&E, IHC or photographs."""
     from her2.synthetic.patches import draw_patch_set
 

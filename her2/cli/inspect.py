@@ -13,11 +13,11 @@ from her2.config import Config, load_config
 from her2.core.errors import UserError
 from her2.pipeline import progress, record, status
 from her2.pipeline.plan import Plan
-from her2.storage.entries import FeatureEntry, TileEntry, read_manifest
+from her2.storage.entries import FeatureEntry, TileEntry, read_entries
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="the run's config")]
 _SLIDES_SHOWN = 20
-_LIVES = {
+_STATE_WORDS = {
     "running": "running",
     "finished": "finished",
     "failed": "ended, and some jobs failed; after the mend give the same command again",
@@ -39,9 +39,9 @@ def show_status(
     settings = load_config(config)
     while True:
         run = record.read_run(settings.results)
-        life = record.life(run)
-        print("\n".join(_run_lines(run, life)))
-        if watch is None or life not in ("running", "elsewhere"):
+        state = record.run_state(run)
+        print("\n".join(_run_lines(run, state)))
+        if watch is None or state not in ("running", "elsewhere"):
             break
         time.sleep(watch)
         print()
@@ -68,16 +68,17 @@ def explain_slide(
         print(line)
 
 
-def _run_lines(run: record.RunRecord, life: record.Life) -> list[str]:
-    over = life not in ("running", "elsewhere")
+def _run_lines(run: record.RunRecord, state: record.RunState) -> list[str]:
+    over = state not in ("running", "elsewhere")
     began = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.began))
-    found = status.stages(run, over=over)
-    lines = [f"The run of {began} on {run.host} (process {run.pid}) {_LIVES[life]}.", ""]
+    progress_of_run = status.RunProgress(run)
+    found = progress_of_run.close() if over else progress_of_run.update()
+    lines = [f"The run of {began} on {run.host} (process {run.pid}) {_STATE_WORDS[state]}.", ""]
     lines.append(
         f"{'stage':22}{'up to date':>11}{'done':>7}{'running':>9}{'failed':>8}{'waiting':>9}"
     )
     for stage in found:
-        counts = [stage.count(state) for state in ("done", "running", "failed", "waiting")]
+        counts = [stage.count(name) for name in ("done", "running", "failed", "waiting")]
         numbers = zip((stage.up_to_date, *counts), (11, 7, 9, 8, 9), strict=True)
         lines.append(f"{stage.rule:22}" + "".join(f"{n:>{width},}" for n, width in numbers))
     if not over and (working := progress.working_lines(found, time.time())):
@@ -97,9 +98,9 @@ def _slide_lines(settings: Config) -> list[str]:
         cohort = read_cohort(section.slides, root=section.root, tasks=settings.tasks)
         buckets = Plan(settings, cohort).buckets
         for path in _manifests(settings.results / "tiles", settings.grids, buckets):
-            entries += [("tiles", *item) for item in read_manifest(path, TileEntry).items()]
+            entries += [("tiles", *item) for item in read_entries(path, TileEntry).items()]
         for path in _manifests(settings.results / "features", settings.encoders, buckets):
-            entries += [("features", *item) for item in read_manifest(path, FeatureEntry).items()]
+            entries += [("features", *item) for item in read_entries(path, FeatureEntry).items()]
     except UserError as error:
         return ["", str(error)]
     for stage, slide, entry in entries:

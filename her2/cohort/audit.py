@@ -6,7 +6,6 @@ nothing else, while everything in stage 2 waits for the checks.
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import polars as pl
@@ -16,7 +15,7 @@ from her2.config.jobs import AuditSpec, CohortSpec
 from her2.core.errors import UserError, problem_list
 from her2.core.files import atomic_path
 from her2.core.tables import write_table
-from her2.storage.entries import TileEntry, check_excluded, read_manifests
+from her2.storage.entries import TileEntry, check_excluded, read_all_entries
 
 TABLE_NAME = "slides.parquet"
 
@@ -30,7 +29,7 @@ def audit_cohort(spec: AuditSpec, cohort: Cohort, tiles: Path, output: Path) -> 
     Args:
         spec: the job.
         cohort: the manifest.
-        tiles: the folder of the grids' folders of manifests.
+        tiles: the folder of the grids' folders of entries.
         output: `slide_id, patient_id, fingerprint` and the labels, one row a slide (Parquet): what
             later checks ask for, and nothing that could change without need.
 
@@ -46,7 +45,11 @@ def audit_cohort(spec: AuditSpec, cohort: Cohort, tiles: Path, output: Path) -> 
             limit=spec.max_excluded,
             where=f"grid {grid}",
         )
-    prints = {name: e.fingerprint for found in entries.values() for name, e in found.items()}
+    prints = {
+        name: entry.facts.fingerprint if entry.facts else None
+        for found in entries.values()
+        for name, entry in found.items()
+    }
     table = pl.DataFrame(
         [
             (row.slide_id, row.patient_id, prints[row.slide_id], *map(row.labels.get, spec.labels))
@@ -63,43 +66,46 @@ def audit_cohort(spec: AuditSpec, cohort: Cohort, tiles: Path, output: Path) -> 
     return table
 
 
-def tabulate_cohort(spec: CohortSpec, cohort: Cohort, tiles: Path, folder: Path) -> pl.DataFrame:
+def tabulate_cohort(spec: CohortSpec, cohort: Cohort, tiles: Path, output: Path) -> pl.DataFrame:
     """Write `slides.parquet` and `slides.csv`, one row a slide and grid.
 
     Its columns are the manifest's, then what tiling found.
+
+    Args:
+        spec: the job.
+        cohort: the manifest.
+        tiles: the folder of the grids' folders of manifests.
+        output: folder of the tables.
     """
     entries = _entries(tiles, spec.grids, spec.buckets)
+    described = cohort.described
     records = [
         {
             "slide_id": row.slide_id,
             "patient_id": row.patient_id,
             **{f"label_{name}": row.labels.get(name) for name in spec.labels},
-            "site": row.site,
-            "scanner": row.scanner,
-            "split": row.split,
-            "annotation": row.annotation,
-            "mask": row.mask,
+            **{name: row.value(name) for name in described},
             "grid": grid,
-            **asdict(entries[grid][row.slide_id]),
+            **entries[grid][row.slide_id].columns(),
         }
         for row in cohort.rows
         for grid in spec.grids
     ]
     table = pl.DataFrame(records, infer_schema_length=None)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_table(table, folder / "slides")
+    output.mkdir(parents=True, exist_ok=True)
+    write_table(table, output / "slides")
     return table
 
 
 def _entries(tiles: Path, grids: tuple[str, ...], buckets: tuple[str, ...]) -> Entries:
-    return {grid: read_manifests(tiles / grid, buckets, TileEntry) for grid in grids}
+    return {grid: read_all_entries(tiles / grid, buckets, TileEntry) for grid in grids}
 
 
 def _check_duplicates(found: Mapping[str, TileEntry]) -> None:
     owners: dict[str, list[str]] = defaultdict(list)
     for name, entry in sorted(found.items()):
-        if entry.fingerprint:
-            owners[entry.fingerprint].append(name)
+        if entry.facts:
+            owners[entry.facts.fingerprint].append(name)
     twice = [names for names in owners.values() if len(names) > 1]
     if twice:
         raise problem_list(

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from sklearn.model_selection import KFold
 
 from her2.cohort.manifest import Cohort
 from her2.cohort.split import assign_roles, fixed_roles, patient_sites
@@ -26,16 +25,20 @@ SCHEMA = {
     "fold": pl.Int32,
     "role": pl.String,
 }
-ROLES = ("train", "tune", "test", "predict")
-"""predict: a slide without a label, which every fold's model predicts and no figure counts."""
 
 
 def make_folds(spec: FoldsSpec, cohort: Cohort, output: Path) -> pl.DataFrame:
     """Write the folds of one task.
 
+    Args:
+        spec: the job.
+        cohort: the manifest, with the task's label column.
+        output: the table (Parquet).
+
     Returns:
         `slide_id, patient_id, label` (class index, null for unlabelled), `repeat, fold, role`:
-        one row a slide, repeat and fold.
+        one row a slide, repeat and fold. Slides without a label
+        have the role `predict`: every fold's model predicts them and no figure counts them.
 
     Raises:
         UserError: the patients do not suffice, or the column `split` or `site` does not fit.
@@ -123,6 +126,9 @@ def _published_folds(spec: FoldsSpec, cohort: Cohort, output: Path) -> pl.DataFr
             f"folds.number {spec.folds} is more than the {len(labelled)} slides with a label of "
             f"{spec.task.label!r}; set it to {len(labelled)} or less."
         )
+    # Here, as every job of training and evaluation reads folds and few make them.
+    from sklearn.model_selection import KFold
+
     records = []
     for repeat in range(spec.repeats):
         state = int(np.random.SeedSequence([spec.seed, repeat]).generate_state(1)[0])

@@ -7,30 +7,29 @@ Parquet manifest imports pyarrow when it is met.
 import csv
 import hashlib
 import math
-import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
-from her2.config import NAME_PATTERN, Task
+from her2.cohort import columns
+from her2.cohort.columns import Value, text
+from her2.config import Task
 from her2.core.errors import UserError, problem_list
 from her2.core.files import digest
-from her2.core.types import MPP_RANGE
 
-REQUIRED = ("slide_id", "path", "patient_id")
-OPTIONAL = ("mpp", "site", "scanner", "split", "annotation", "mask")
-MISSING = frozenset({"", "na", "n/a", "nan", "none", "null"})
-"""Cells (in any case) that mean: no value."""
-MAX_ID_LENGTH = 128
-"""Ids become file names, which most file systems end at 255 bytes."""
 MASK_SUFFIXES = (".png", ".tif", ".tiff")
 TRUTH_SUFFIXES = (*MASK_SUFFIXES, ".geojson", ".xml")
 
 
 @dataclass(frozen=True, slots=True)
 class SlideRow:
-    """One row of the manifest; optional values are None where the cell is empty."""
+    """One row of the manifest; optional values are None where the cell is empty.
+
+    Fields are the columns that some code reads by name. `other` has the values of all further
+    columns that `her2.cohort.columns` declares, where they have one.
+    """
 
     slide_id: str
     path: str
@@ -42,6 +41,16 @@ class SlideRow:
     split: str | None = None
     annotation: str | None = None
     mask: str | None = None
+    other: Mapping[str, Value] = field(default_factory=dict)
+
+    def value(self, column: str) -> Value:
+        """The value of a declared column."""
+        value: Value = getattr(self, column) if column in FIELDS else self.other.get(column)
+        return value
+
+
+FIELDS = frozenset(one.name for one in fields(SlideRow)) - {"labels", "other"}
+"""The columns that `SlideRow` has as fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +74,39 @@ class Cohort:
             return self.root / row.mask
         return None if tissue_masks is None else find_mask(tissue_masks, row.slide_id)
 
-    def digest(self, rows: Iterable[SlideRow], columns: Iterable[str]) -> str:
-        """Digest of some columns (fields, or label columns) of some rows."""
-        names = sorted(columns)
-        return digest(
-            [[row.labels.get(n) if n in row.labels else getattr(row, n, None) for n in names]
-             for row in rows]
-        )  # fmt: skip
+    @property
+    def described(self) -> tuple[str, ...]:
+        """Columns that the cohort's table takes from the manifest.
+
+        Those that are no field of `SlideRow` are among them where some slide has a value, so that
+        declaring a column changes no table of a cohort that does not have it.
+        """
+        used = {name for row in self.rows for name in row.other}
+        return tuple(
+            column.name
+            for column in columns.COLUMNS
+            if column.in_table and (column.name in FIELDS or column.name in used)
+        )
+
+    def digest(self, rows: Iterable[SlideRow], names: Iterable[str]) -> str:
+        """Digest of some columns (declared ones, or label columns) of some rows.
+
+        What is no field of `SlideRow` is digested by its name, and where it has a value alone: a
+        newly declared column leaves the digests of cohorts without it as they were.
+        """
+        ordered = sorted(names)
+        further = {column.name for column in columns.COLUMNS} - FIELDS
+        records: list[list[object]] = []
+        for row in rows:
+            record: list[object] = [
+                row.labels.get(n) if n in row.labels else getattr(row, n, None)
+                for n in ordered
+                if n not in further
+            ]
+            known = {n: row.labels.get(n, row.other.get(n)) for n in ordered if n in further}
+            found = {n: value for n, value in known.items() if value is not None}
+            records.append([*record, found] if found else record)
+        return digest(records)
 
     def bucket(self, name: str) -> tuple[SlideRow, ...]:
         """The slides of a bucket, see `bucket_names`."""
@@ -154,14 +189,15 @@ def missing_files(cohort: Cohort, tissue_masks: Path | None = None) -> UserError
 
 
 def _read_rows(slides: Path, labels: Collection[str]) -> tuple[list[SlideRow], list[str]]:
-    columns, records = _read_table(slides)
+    header, records = _read_table(slides)
+    required = (*columns.required_columns(), *sorted(labels))
     problems = [
-        f"column {name!r} is missing; required are {', '.join((*REQUIRED, *sorted(labels)))}"
-        for name in (*REQUIRED, *sorted(labels))
-        if name not in columns
+        f"column {name!r} is missing; required are {', '.join(required)}"
+        for name in required
+        if name not in header
     ]
     if problems:
-        raise problem_list(f"{slides}: found columns {', '.join(columns) or '(none)'}", problems)
+        raise problem_list(f"{slides}: found columns {', '.join(header) or '(none)'}", problems)
     if not records:
         raise UserError(f"{slides}: lists no slide; write one row a slide below the header.")
     rows = []
@@ -193,7 +229,7 @@ def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
             return list(table.column_names), records
         with path.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream, restval="", strict=True)
-            columns = list(reader.fieldnames or [])
+            header = list(reader.fieldnames or [])
             records = []
             for record in reader:
                 if None in record:
@@ -202,7 +238,7 @@ def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
                         "values that hold a comma."
                     )
                 records.append(dict(record))
-            return columns, records
+            return header, records
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); see `cohort.slides`."
@@ -213,50 +249,24 @@ def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 def _row(record: Mapping[str, str], labels: Collection[str]) -> tuple[SlideRow, list[str]]:
     cells = {key: (value or "").strip() for key, value in record.items()}
-    wrong = []
-    for column in ("slide_id", "patient_id"):
-        if not re.fullmatch(NAME_PATTERN, cells[column]) or len(cells[column]) > MAX_ID_LENGTH:
-            wrong.append(
-                f"column {column!r}: {cells[column]!r} is not a legal id; use letters, digits, "
-                "'.', '_' and '-', the first a letter or digit, 128 at most"
-            )
-    if not cells["path"]:
-        wrong.append("column 'path': is empty; name the slide's file")
-    mpp, problem = _mpp(cells.get("mpp", ""))
-    if problem:
-        wrong.append(problem)
-    optional = {name: _value(cells.get(name, "")) for name in OPTIONAL if name != "mpp"}
-    found = {name: cells[name] for name in labels if _value(cells[name]) is not None}
-    row = SlideRow(
-        slide_id=cells["slide_id"],
-        path=cells["path"],
-        patient_id=cells["patient_id"],
-        labels=found,
-        mpp=mpp,
-        **optional,
-    )
-    return row, wrong
-
-
-def _mpp(cell: str) -> tuple[float | None, str | None]:
-    """NaN is not an empty cell here: somebody computed it, and it is wrong."""
-    if cell.lower() in MISSING - {"nan"}:
-        return None, None
-    try:
-        mpp = float(cell)
-    except ValueError:
-        mpp = math.nan
-    if not MPP_RANGE[0] <= mpp <= MPP_RANGE[1]:
-        low, high = MPP_RANGE
-        return None, (
-            f"column 'mpp': {cell!r} is not a scale in um/px between {low} and {high}; leave the "
-            "cell empty to use the file's own"
-        )
-    return mpp, None
-
-
-def _value(cell: str) -> str | None:
-    return None if cell.lower() in MISSING else cell
+    wrong, values = [], {}
+    for column in columns.COLUMNS:
+        cell = cells.get(column.name, "")
+        try:
+            values[column.name] = column.parse(cell)
+        except ValueError as problem:
+            wrong.append(f"column {column.name!r}: {problem}")
+            values[column.name] = cell if column.required else None
+    known: dict[str, Any] = {name: value for name, value in values.items() if name in FIELDS}
+    return SlideRow(
+        **known,
+        labels={name: cells[name] for name in labels if text(cells[name]) is not None},
+        other={
+            name: value
+            for name, value in values.items()
+            if name not in FIELDS and value is not None
+        },
+    ), wrong
 
 
 def _duplicates(rows: list[SlideRow]) -> list[str]:

@@ -36,7 +36,7 @@ from her2.config.jobs import SimilarSpec
 from her2.core.errors import problem_list
 from her2.core.files import atomic_path
 from her2.storage.cache import Cache
-from her2.storage.entries import FeatureEntry, read_manifests
+from her2.storage.entries import FeatureEntry, read_all_entries
 from her2.storage.features import FeatureStore, allow_open_files, open_store, read_coords
 from her2.storage.products import find_product
 
@@ -83,22 +83,22 @@ class Pair:
 
 
 def find_similar(
-    spec: SimilarSpec, cohort: pl.DataFrame, cache: Cache, *, features: Path, output: Path
+    spec: SimilarSpec, cohort: Path, cache: Cache, *, features: Path, output: Path
 ) -> list[Pair]:
     """Write the most similar pairs of slides of different patients, as Parquet.
 
     Args:
         spec: the job.
-        cohort: the audit's table, one row a slide, for the patients.
+        cohort: the audit's table, one row per slide, for the patients.
         cache: holds the stores.
-        features: the encoder's folder of feature manifests.
+        features: the encoder's folder of feature entries.
         output: the table.
 
     Raises:
         UserError: naming the pairs that share more tiles than `folds.max_shared_tiles`.
     """
-    patients = dict(cohort.select("slide_id", "patient_id").iter_rows())
-    entries = read_manifests(features, spec.buckets, FeatureEntry)
+    patients = dict(pl.read_parquet(cohort, columns=["slide_id", "patient_id"]).iter_rows())
+    entries = read_all_entries(features, spec.buckets, FeatureEntry)
     allow_open_files(len(entries))
     pairs = similar_pairs(list(_slides(entries, patients, cache, features)))
     for pair in pairs[:3]:
@@ -124,11 +124,6 @@ def find_similar(
     with atomic_path(output) as path:
         pl.DataFrame([asdict(pair) for pair in pairs[:SHOWN]], schema=columns).write_parquet(path)
     return pairs
-
-
-def read_similar(path: Path) -> pl.DataFrame:
-    """Read what `find_similar` wrote: `slide_a, slide_b, patient_a, patient_b, cosine, shared`."""
-    return pl.read_parquet(path)
 
 
 def similar_pairs(slides: Sequence[Tissue]) -> list[Pair]:

@@ -10,7 +10,6 @@ scikit-learn's StratifiedGroupKFold).
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from her2.cohort.manifest import SlideRow
 from her2.config import Task
@@ -151,6 +150,8 @@ def _test_parts(
     labels: np.ndarray, sites: np.ndarray, folds: int, scheme: Sites, seed: int
 ) -> list[np.ndarray]:
     """Indices of the patients of each test part."""
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold  # slow to import
+
     everyone = np.arange(len(labels))
     if scheme == "ignored":
         outer = StratifiedKFold(folds, shuffle=True, random_state=seed)

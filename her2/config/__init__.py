@@ -5,7 +5,32 @@ a wrong key is refused in the same words everywhere. `her2 config schema` prints
 of these models for editors.
 """
 
-from her2.config.base import (
+from her2.config.check import Config, load_config, parse_config
+from her2.config.data import (
+    CohortSection,
+    PatchesSection,
+    PatchFormat,
+    Task,
+    TilingSection,
+)
+from her2.config.encoders import (
+    EmbeddingSection,
+    EncoderSection,
+    Precision,
+    PretrainingSection,
+)
+from her2.config.heads import HeadSection
+from her2.config.learning import (
+    EvaluationSection,
+    FoldsSection,
+    GroupingSection,
+    HeatmapFormat,
+    HeatmapSection,
+    ReportSection,
+    Select,
+    TrainingSection,
+)
+from her2.core.section import (
     KEEP_ORDER,
     NAME_PATTERN,
     ClassName,
@@ -17,44 +42,11 @@ from her2.config.base import (
     Section,
     Share,
 )
-from her2.config.check import Config, load_config, parse_config
-from her2.config.data import (
-    CohortSection,
-    PatchesSection,
-    PatchFormat,
-    Task,
-    TilingSection,
-)
-from her2.config.encoders import (
-    Domain,
-    EmbeddingSection,
-    EncoderSection,
-    Feature,
-    Precision,
-    PretrainingSection,
-)
-from her2.config.heads import (
-    AttentionSection,
-    HeadSection,
-    LogisticSection,
-    Projected,
-    SearchSection,
-)
-from her2.config.learning import (
-    EvaluationSection,
-    FoldsSection,
-    GroupingSection,
-    HeatmapFormat,
-    HeatmapSection,
-    ReportSection,
-    Select,
-    TrainingSection,
-)
+from her2.core.types import Domain, Feature
 
 __all__ = [
     "KEEP_ORDER",
     "NAME_PATTERN",
-    "AttentionSection",
     "ClassName",
     "CohortSection",
     "Config",
@@ -69,7 +61,6 @@ __all__ = [
     "HeadSection",
     "HeatmapFormat",
     "HeatmapSection",
-    "LogisticSection",
     "Mpp",
     "Name",
     "Ordered",
@@ -78,9 +69,7 @@ __all__ = [
     "Positive",
     "Precision",
     "PretrainingSection",
-    "Projected",
     "ReportSection",
-    "SearchSection",
     "Section",
     "Select",
     "Share",

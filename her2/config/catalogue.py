@@ -1,7 +1,6 @@
 """Stage 1, encoder: the catalogue of published encoders, which is data (`catalogue.yaml`).
 
-Reading a row needs neither torch nor timm, so the config and `her2 encoders` can ask cheaply. The
-last three functions turn a row into what timm and torch understand.
+Reading a row needs no torch, so the config and `her2 encoders` can ask cheaply.
 """
 
 import difflib
@@ -14,9 +13,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from her2.core.errors import UserError
+from her2.core.types import Domain, Feature
+from her2.libraries import NAMES
 
 if TYPE_CHECKING:
-    pass
+    LibraryName = str
+else:
+    LibraryName = Literal[NAMES]
 
 SCALE_TOLERANCE = 0.2
 """A um/px further than this from the trained one, relative to it, deserves a warning."""
@@ -39,7 +42,7 @@ class CatalogueRow(BaseModel):
 
     name: str = Field(description="what `model:` says in a config")
     title: str = Field(description="for people: network and training data")
-    library: Literal["timm", "torchvision"] = Field(description="which builds the architecture")
+    library: LibraryName = Field(description="which builds the architecture")
     architecture: str = Field(
         description="the library's name; with a tag (`.a1_in1k`) the library also has the weights"
     )
@@ -60,9 +63,7 @@ class CatalogueRow(BaseModel):
         None, description="um/px of the patches it was trained on; none: it saw no microscope"
     )
     also_mpp: tuple[Mpp, ...] = Field((), description="further um/px it was trained on")
-    feature: Literal["pooled", "class_token", "class_and_mean", "flattened"] = Field(
-        description="what its authors keep of the output"
-    )
+    feature: Feature = Field(description="what its authors keep of the output")
     dimension: Annotated[int, Field(ge=1)] = Field(description="numbers a patch, under `feature`")
     mean: Channels = Field(description="of RGB in [0, 1], subtracted")
     std: Channels = Field(description="of RGB in [0, 1], divided by")
@@ -72,7 +73,7 @@ class CatalogueRow(BaseModel):
     storage: Literal["float16", "float32"] = Field(
         "float16", description="type of the stored features; float32 for values beyond 65,504"
     )
-    domain: Literal["he", "he_ihc", "ihc", "natural", "none"] = Field(
+    domain: Domain = Field(
         description="training images: H&E, H&E with some IHC, IHC, photographs, none"
     )
     licence: str = Field(min_length=1, description="of the weights")

@@ -2,27 +2,29 @@
 
 import difflib
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from her2.config.base import NAME_PATTERN, Name, Ordered, Section
 from her2.config.data import CohortSection, PatchesSection, Task, TilingSection
 from her2.config.encoders import EmbeddingSection, EncoderSection, PretrainingSection
-from her2.config.heads import HEADS, HeadSection, SearchSection
+from her2.config.heads import HEADS, HeadSection
 from her2.config.learning import (
     EvaluationSection,
     FoldsSection,
     HeatmapSection,
     ReportSection,
+    Select,
     TrainingSection,
     her2_groupings,
 )
 from her2.core.errors import UserError, problem_list
+from her2.core.section import NAME_PATTERN, Name, Ordered, Section
+from her2.heads import SearchSection
+from her2.metrics import selecting_metrics
 
 
 def _head_named_by_key(heads: Any) -> Any:
@@ -110,10 +112,13 @@ class Config(Section):
                 f"training.loss ordinal needs ordered classes; say `ordinal: true` in the task "
                 f"{plain[0]!r} or use cross_entropy"
             )
-        if self.training.select == "quadratic_kappa" and plain:
+        select = self.training.select
+        ordinal = {name for name, (metric, _) in selecting_metrics().items() if metric.ordinal}
+        if select in ordinal and plain:
+            *others, last = (name for name in get_args(Select) if name not in ordinal)
             raise ValueError(
-                "training.select quadratic_kappa needs ordered classes; say `ordinal: true` in the "
-                f"task {plain[0]!r} or select by loss, macro_auc or balanced_accuracy"
+                f"training.select {select} needs ordered classes; say `ordinal: true` in the "
+                f"task {plain[0]!r} or select by {', '.join(others)} or {last}"
             )
         return self
 
@@ -223,15 +228,21 @@ def _problem(item: dict[str, Any]) -> str:
 
 def _legal_keys(parents: list[str]) -> list[str]:
     """The keys that the section at `parents` knows (names of a dict section are skipped)."""
-    sections = {section.__name__: section for section in Section.__subclasses__()}
     model: type[Section] = Config
     for part in parents:
         field = model.model_fields.get(part)
         if field is None:
             continue
-        found = re.findall(r"(\w+(?:Section)|Task)\b", str(field.annotation))
-        model = sections[found[-1]] if found else model
+        found = _sections_in(field.annotation)
+        model = found[-1] if found else model
     return sorted(model.model_fields)
+
+
+def _sections_in(annotation: Any) -> list[type[Section]]:
+    """The sections that a field of this type may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections_in(part)]
 
 
 def _lower_first(text: str) -> str:

@@ -1,11 +1,12 @@
 """Config: slides, labels, tiles and labelled patches."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
-from her2.config.base import ClassName, Count, Mpp, Name, Ordered, Positive, Section, Share
+from her2.core.section import ClassName, Count, Mpp, Name, Ordered, Positive, Section, Share
+from her2.filters.registry import LISTED
 
 
 class CohortSection(Section):
@@ -74,6 +75,29 @@ class Task(Section):
         return None
 
 
+_AnySection = TypeVar("_AnySection", bound=Section)
+
+
+def _with_filter_options(section: type[_AnySection]) -> type[_AnySection]:
+    """Add the keys of every artefact filter (`her2.filters`) to a section."""
+    fields: dict[str, Any] = {
+        key: (
+            Annotated[float, Field(ge=option.at_least, le=option.at_most)],
+            Field(option.default, description=option.description),
+        )
+        for one in LISTED
+        for key, option in one.keys.items()
+    }
+    return create_model(
+        section.__name__,
+        __base__=section,
+        __doc__=section.__doc__,
+        __module__=section.__module__,
+        **fields,
+    )
+
+
+@_with_filter_options
 class TilingSection(Section):
     """What becomes a tile."""
 
@@ -93,26 +117,6 @@ class TilingSection(Section):
     thumbnail_mpp: Mpp = Field(8.0, description="um/px of the image the tissue mask is made on")
     min_tissue_um: Positive = Field(
         100.0, description="tissue pieces and holes narrower than this (um) are ignored"
-    )
-    max_pen: Share = Field(
-        0.05, description="largest share of a tile under pen marks or ink; 1: pen rejects no tile"
-    )
-    max_fold: Share = Field(
-        0.2, description="largest share of a tile in a tissue fold; 1: folds reject no tile"
-    )
-    max_border: Share = Field(
-        0.05,
-        description="largest share of a tile in the scanner's black border; 1: rejects no tile",
-    )
-    max_blur: Share = Field(
-        0.65,
-        description="largest perceived blur of a tile (Crete 2007; sharp tiles have 0.2 to 0.5, "
-        "out of focus 0.7 and more); 1: blur is not measured, which saves reading tiles twice",
-    )
-    blur_step_um: Annotated[float, Field(ge=0)] = Field(
-        500.0,
-        description="blur is measured on one tile in a square of this side (um), and on every tile "
-        "in and around squares that are blurred; 0: on every tile",
     )
     annotation_classes: tuple[str, ...] = Field(
         (),

@@ -2,33 +2,41 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from her2.config import catalogue
-from her2.config.base import Count, Mpp, Name, Positive, Section, Share
 from her2.core.errors import UserError
+from her2.core.section import Count, Mpp, Name, Positive, Section, Share
+from her2.core.types import Domain, Feature
+from her2.libraries import NAMES, library
 
-Source = Literal["timm", "torchvision", "catalogue", "random", "checkpoint", "pretrain"]
-Feature = Literal["pooled", "class_token", "class_and_mean", "flattened"]
+if TYPE_CHECKING:
+    Source = str
+else:
+    Source = Literal[(*NAMES, "catalogue", "random", "checkpoint", "pretrain")]
 WEIGHTS_FILES = ("weights.safetensors", "model.safetensors", "pytorch_model.bin")
 """Weights in a folder: this project's, or a downloaded copy of a hub's."""
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
-Domain = Literal["he", "ihc", "he_ihc", "natural", "none"]
-"""Training images: H&E, IHC, H&E with some IHC, photographs, none."""
+
+
+Means = Annotated[float, Field(ge=0, le=1)]
+Deviations = Annotated[float, Field(gt=0, le=1)]
 
 
 class EncoderSection(Section):
     """One frozen patch encoder: where its weights come from and what patch it is given."""
 
     source: Source = Field(
-        description="timm or torchvision: published weights; catalogue: a row of `her2 encoders`; "
-        "random: seeded initialisation; checkpoint: a local file; pretrain: trained here on `data`"
+        description=f"{' or '.join(NAMES)}: published weights; "
+        "catalogue: a row of `her2 encoders`; random: seeded initialisation; "
+        "checkpoint: a local file; pretrain: trained here on `data`"
     )
     model: str = Field(
-        pattern=r"^((timm|torchvision)/)?[A-Za-z0-9][A-Za-z0-9._-]*$",
-        description="architecture: timm/NAME or torchvision/NAME; catalogue: the row's name",
+        pattern=rf"^(({'|'.join(NAMES)})/)?[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description=f"architecture: {' or '.join(f'{name}/NAME' for name in NAMES)}; catalogue: "
+        "the row's name",
     )
     mpp: Mpp = Field(description="um/px of the patches")
     size: Annotated[int, Field(ge=16, le=2048)] = Field(description="px a side of the patches")
@@ -42,6 +50,17 @@ class EncoderSection(Section):
         None,
         description="source pretrain: the weights to begin from: random, published (ImageNet), or "
         "another encoder's name",
+    )
+    mean: tuple[Means, Means, Means] | None = Field(
+        None,
+        exclude_if=lambda value: value is None,  # or every encoder made before would be made again
+        description="of R, G, B in [0, 1], subtracted from each patch; goes with `std`; default: "
+        "those of the library's published weights; source pretrain: those of the patches",
+    )
+    std: tuple[Deviations, Deviations, Deviations] | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="of R, G, B in [0, 1], by which what is left is divided",
     )
     domain: Domain | None = Field(
         None,
@@ -67,16 +86,26 @@ class EncoderSection(Section):
         """A row gives size, um/px, feature, precision and storage where the config does not."""
         if not isinstance(values, Mapping):
             return values
-        domains = {"random": "none", "timm": "natural", "torchvision": "natural"}
-        if values.get("source") in domains:
-            return {"domain": domains[values["source"]], **values}
-        if values.get("source") != "catalogue":
+        source = values.get("source")
+        if source == "random":
+            return {"domain": "none", **values}
+        if source in NAMES:
+            return {"domain": library(source).domain, **values}
+        if source != "catalogue":
             return values
         try:
             row = catalogue.row(str(values.get("model")))
         except UserError as error:
             raise ValueError(str(error)) from None
         return {**row.defaults(), **values}
+
+    @model_validator(mode="after")
+    def _mean_and_std(self) -> "EncoderSection":
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("`mean` and `std` belong together")
+        if self.mean is not None and self.source in ("catalogue", "pretrain"):
+            raise ValueError(f"source {self.source} has its own `mean` and `std`; leave them out")
+        return self
 
     @model_validator(mode="after")
     def _library_and_checkpoint(self) -> "EncoderSection":
@@ -95,14 +124,15 @@ class EncoderSection(Section):
                 "say which images it was trained on: `domain: he`, ihc, he_ihc, natural or none"
             )
         if "/" not in self.model and self.source in ("random", "checkpoint", "pretrain"):
-            raise ValueError(f"say which library: timm/{self.model} or torchvision/{self.model}")
-        if self.source in ("timm", "torchvision") and self.library != self.source:
+            named = " or ".join(f"{name}/{self.model}" for name in NAMES)
+            raise ValueError(f"say which library: {named}")
+        if self.source in NAMES and self.library != self.source:
             raise ValueError(f"source {self.source} cannot load {self.model}")
         return self
 
     @property
     def library(self) -> str:
-        """`timm` or `torchvision`."""
+        """Name of the library that builds the architecture."""
         if self.source == "catalogue":
             return catalogue.row(self.model).library
         return self.model.split("/")[0] if "/" in self.model else self.source

@@ -1,12 +1,16 @@
 """Config: heads, training, folds, figures, pictures and the page."""
 
-from typing import Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from her2.config.base import ClassName, Count, Ordered, Positive, Section, Share
+from her2.core.section import ClassName, Count, Ordered, Positive, Section, Share
+from her2.metrics import selecting_metrics
 
-Select = Literal["loss", "macro_auc", "balanced_accuracy", "quadratic_kappa"]
+if TYPE_CHECKING:
+    Select = str
+else:  # each metric declares whether it can
+    Select = Literal[("loss", *selecting_metrics())]
 HeatmapFormat = Literal["png", "parquet", "geojson", "ome_tiff"]
 GroupingName = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=60)]
 

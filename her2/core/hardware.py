@@ -5,40 +5,49 @@ Loading torch takes seconds. A job whose products are all in the cache asks here
 
 import ctypes
 import importlib.util
-import math
 import os
 import re
 from pathlib import Path
 from typing import Literal
 
-_CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 """Of x86 (`flags`) and of ARM (`Features`) in /proc/cpuinfo."""
 _COMPUTE_CAPABILITY_MAJOR = 75
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR of the CUDA driver API."""
+
+SPIN_COUNT = 1000
+"""Turns that a thread waits busily for the others of its job before it sleeps (GOMP_SPINCOUNT).
+
+Tens of microseconds: longer than the gap between two operations of a network, far shorter than the
+time that the kernel gives another process. GNU OpenMP's own 300,000 turns are milliseconds: beside
+another busy process the threads that wait burn the very time that the late one needs.
+"""
 
 Accelerator = Literal["none", "bfloat16", "float16"]
 """No usable CUDA device, or the half precision that the first one has natively."""
 
 
 def allowed_cpus() -> int:
-    """CPUs this process may use: affinity, SLURM's allocation and the cgroup's quota, whichever
-    is least. Never the machine's number of cores."""
-    limits = [len(os.sched_getaffinity(0))]
-    if (allotted := os.environ.get("SLURM_CPUS_ON_NODE", "")).isdigit():
-        limits.append(int(allotted))
-    if (quota := cgroup_quota()) is not None:
-        limits.append(quota)
-    return max(1, min(limits))
+    """Return the number of CPUs that this process may use, never the machine's number of cores.
+
+    It is the least of the affinity and the quota of the cgroup (a container), as joblib finds
+    them, and of SLURM's allocation.
+    """
+    import joblib  # takes a tenth of a second, which most commands need not spend
+
+    allowed: int = joblib.cpu_count()
+    allotted = os.environ.get("SLURM_CPUS_ON_NODE", "")
+    return max(1, min(allowed, int(allotted))) if allotted.isdigit() else allowed
 
 
-def cgroup_quota() -> int | None:
-    """Whole CPUs that the cgroup (a container) may use at a time; None without a limit."""
-    try:
-        quota, period = _CGROUP_QUOTA.read_text(encoding="ascii").split()
-        return None if quota == "max" else max(1, math.ceil(int(quota) / int(period)))
-    except (OSError, ValueError, ZeroDivisionError):
-        return None
+def bound_busy_waiting() -> None:
+    """Let the threads of this process and its children wait busily for a moment only.
+
+    OpenMP reads these settings when torch is loaded, so this has to come before. What a user has
+    set stays.
+    """
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
 
 
 def cpu_has_bfloat16() -> bool:

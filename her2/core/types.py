@@ -1,13 +1,31 @@
 """Array types and ranges that several stages share."""
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
 
 RGB = NDArray[np.uint8]
 """An image (height, width, 3)."""
 
+Density = NDArray[np.float32]
+"""(height, width, 3): natural-log optical density of R, G and B; glass is 0."""
+
 Mask = NDArray[np.bool_]
 """(height, width), True on tissue."""
+
+Feature = Literal["pooled", "class_token", "class_and_mean", "flattened"]
+"""What is kept of an encoder's output."""
+
+Domain = Literal["he", "ihc", "he_ihc", "natural", "none"]
+"""Images that an encoder was trained on: H&E, IHC, H&E with some IHC, photographs, none."""
+
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of RGB in [0, 1], three values each."""
 
 MPP_RANGE = (0.05, 20.0)
 """um/px that a scan or a flat image of tissue can have."""

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2.core.errors import SlideError, TileError, blamed_on
+from her2.slides.backends import slide_files
 from her2.slides.slide import Slide
 from her2.slides.staging import Stager
 from her2.storage.features import RowSpool
@@ -63,9 +64,13 @@ class PendingSlide:
     @property
     def cold(self) -> bool | None:
         """Whether its bytes came from storage; None where the system does not tell."""
-        if self.storage_bytes is None or not self.path.exists():
+        if self.storage_bytes is None:
             return None
-        return self.storage_bytes > _COLD_SHARE * self.path.stat().st_size
+        try:
+            size = sum(file.stat().st_size for file in slide_files(self.path))
+        except (OSError, SlideError):  # it went away
+            return None
+        return self.storage_bytes > _COLD_SHARE * size
 
 
 def pending_slide(
@@ -80,7 +85,7 @@ def pending_slide(
         key=key,
         spool=spool,
         readable=np.ones(count, bool),
-        order=band_order(table.coords, table.meta.level0_height),
+        order=band_order(table.coords, table.grid.level0_height),
         waiting=count,
         unread=count,
     )
@@ -164,7 +169,7 @@ def _read_part(
 ) -> TileGroup:
     begin = time.perf_counter()
     _open(slide)
-    meta = slide.table.meta
+    grid = slide.table.grid
     read = np.zeros(len(rows), bool)
     count = 0
     for index, row in enumerate(rows):
@@ -175,9 +180,9 @@ def _read_part(
             images[count] = slide.handle.region(
                 float(x),
                 float(y),
-                meta.level0_width,
-                meta.level0_height,
-                (meta.tile_px, meta.tile_px),
+                grid.level0_width,
+                grid.level0_height,
+                (grid.tile_px, grid.tile_px),
                 scanned=True,
             )
             read[index] = True
@@ -210,15 +215,15 @@ def _open(slide: PendingSlide) -> None:
             log.warning("%s: failed: %s", slide.slide_id, error)
             slide.error = str(error)
             return
-        meta = slide.table.meta
+        grid = slide.table.grid
         try:
             x, y = slide.table.coords[slide.order[0]]
-            if handle.decode_directly(float(x), float(y), meta.level0_width, meta.level0_height):
-                slide.reader = "jpeg"
+            handle.decode_directly(float(x), float(y), grid.level0_width, grid.level0_height)
         except SlideError as error:
             slide.error = str(error)
         except TileError:
             pass  # read_part meets it again, and counts it
+        slide.reader = handle.reader
         slide.handle = handle
 
 

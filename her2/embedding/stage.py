@@ -6,7 +6,7 @@ What the cache holds is looked up without loading torch; the rest goes through
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,12 +16,14 @@ import numpy as np
 import her2
 from her2.cohort.manifest import Cohort
 from her2.config.jobs import EmbedSpec
+from her2.core.events import write_event
 from her2.core.files import digest, link
 from her2.core.hardware import allowed_cpus, auto_precision
 from her2.embedding.reading import PendingSlide, pending_slide
 from her2.encoders.card import EncoderCard, read_card
 from her2.storage.cache import Cache
-from her2.storage.entries import FeatureEntry, TileEntry, read_manifest, write_manifest
+from her2.storage.entries import FeatureEntry, TileEntry, read_entries, write_entries
+from her2.storage.facts import StoredSlide
 from her2.storage.features import RowSpool, read_attributes, write_rows
 from her2.storage.products import find_product
 from her2.storage.tiles import TileTable, read_table
@@ -45,7 +47,7 @@ def identity(spec: EmbedSpec, table: TileTable, card: EncoderCard, precision: st
     return {
         "stage": "embed",
         "version": spec.version,
-        "fingerprint": table.meta.fingerprint,
+        "fingerprint": table.facts.fingerprint,
         "tiles": table.coords_digest,
         "encoder": card.digest,
         "precision": precision,
@@ -66,8 +68,8 @@ def embed_bucket(
     tiles: Path,
     encoder: Path,
     output: Path,
-    batch_size: int,
-    threads: int,
+    batch_size: int = 64,
+    threads: int = 1,
     compiling: Literal["auto", "never", "always"] = "auto",
     scratch: str | None = None,
 ) -> dict[str, FeatureEntry]:
@@ -77,9 +79,9 @@ def embed_bucket(
         spec: the job.
         cohort: where the slides are.
         cache: gets the stores.
-        tiles: the bucket's tile manifest.
+        tiles: the bucket's tile entries.
         encoder: the encoder's folder.
-        output: the manifest to write; links with the slides' names go beside it.
+        output: the file of entries to write; links with the slides' names go beside it.
         batch_size: patches a batch, at most.
         threads: of the job; no more are used than its allocation has.
         compiling: whether `torch.compile` is used.
@@ -88,7 +90,7 @@ def embed_bucket(
     Raises:
         UserError: a store cannot be written, or values do not fit the storage type.
     """
-    found = read_manifest(tiles, TileEntry)
+    found = read_entries(tiles, TileEntry)
     card = read_card(encoder)
     tables: dict[str, tuple[Path, TileTable]] = {}
     entries: dict[str, FeatureEntry] = {}
@@ -96,6 +98,7 @@ def embed_bucket(
         entry = found[row.slide_id]
         if entry.status != "ok" or entry.key is None:
             entries[row.slide_id] = FeatureEntry(status=entry.status, reason=entry.reason)
+            write_event("left_out", row.slide_id, reason=entry.reason or "")
             continue
         path = find_product(cache, "tiles", entry.key, tiles.parent / f"{row.slide_id}.parquet")
         tables[row.slide_id] = cohort.file(row), read_table(path)
@@ -114,7 +117,7 @@ def embed_bucket(
         options = _Options(encoder, batch_size, threads, compiling, scratch)
         entries |= _embed(spec, cache, card, todo, device, precision, options)
     _name_stores(cache, entries, output.parent)
-    write_manifest(output, entries)
+    write_entries(output, entries)
     return entries
 
 
@@ -140,6 +143,7 @@ def _look_up(
         if (path := cache.find("features", key)) is not None:
             entries[slide_id] = _entry(spec, key, read_attributes(path))
             log.info("%s: %d features from the cache", slide_id, entries[slide_id].tiles)
+            write_event("embedded", slide_id, tiles=entries[slide_id].tiles, cached=True)
         else:
             folder = cache.path("features", key).parent
             spool = RowSpool(len(table), card.dimension, card.storage, folder)
@@ -198,10 +202,12 @@ def _publish(
     kept = slide.readable
     failed = int(np.count_nonzero(~kept))
     if slide.error is not None:
+        write_event("left_out", slide.slide_id, reason=slide.error)
         return FeatureEntry(status="failed", reason=slide.error)
     if failed > spec.max_failed_tiles * len(kept) or not kept.any():
         entry = _excluded(spec, failed, len(kept))
         log.warning("%s: excluded: %s", slide.slide_id, entry.reason)
+        write_event("left_out", slide.slide_id, reason=entry.reason or "")
         return entry
     begin = time.perf_counter()
     attributes: JSON = {}
@@ -217,13 +223,14 @@ def _publish(
         blocks = slide.spool.blocks(kept)
         write_rows(path, blocks, shape, slide.spool.dtype, slide.table.coords[kept], finished)
     log.info("%s: %d patches embedded, %d failed", slide.slide_id, shape[0], failed)
+    write_event("embedded", slide.slide_id, tiles=shape[0])
     return _entry(spec, slide.key, attributes)
 
 
 def _attributes(
     spec: EmbedSpec, card: EncoderCard, slide: PendingSlide, failed: int, compute: "ComputeFacts"
 ) -> JSON:
-    meta = slide.table.meta
+    grid = slide.table.grid
     tiles = int(slide.readable.sum())
     return {
         "key": slide.key,
@@ -231,14 +238,8 @@ def _attributes(
         "tiles": tiles,
         "failed_tiles": failed,
         "dimension": card.dimension,
-        "slide": {
-            "fingerprint": meta.fingerprint,
-            "mpp": [meta.mpp_x, meta.mpp_y],
-            "mpp_source": meta.mpp_source,
-            "level0_tile": [meta.level0_width, meta.level0_height],
-            "size_px": [meta.width_px, meta.height_px],
-        },
-        "target": {"mpp": meta.target_mpp, "px": meta.tile_px},
+        "slide": asdict(StoredSlide.of(slide.table.facts, grid)),
+        "target": {"mpp": grid.target_mpp, "px": grid.tile_px},
         "encoder": {
             "digest": card.digest,
             "architecture": f"{card.library}/{card.architecture}",

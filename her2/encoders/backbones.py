@@ -1,24 +1,19 @@
-"""Stage 1, encoder and embed: architectures of timm and torchvision as one kind of module."""
+"""Stage 1, encoder and embed: a library's architecture as a module that embeds patches."""
 
-import difflib
+from collections.abc import Mapping
 from typing import Any
 
-import timm
-import timm.data
 import torch
-import torchvision
 from torch import Tensor, nn
 
-from her2.config import Feature
+from her2 import libraries
+from her2.config import EncoderSection, Feature, catalogue
 from her2.core.errors import UserError
-from her2.encoders.weights import with_layers
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+from her2.core.types import Normalisation
 
 
 class Encoder(nn.Module):
-    """uint8 patches -> embeddings; conversion and normalisation happen on the device, in batch."""
+    """Embed uint8 patches; conversion and normalisation happen on the device, in batch."""
 
     def __init__(
         self,
@@ -62,18 +57,19 @@ def build_backbone(
     architecture: str,
     *,
     feature: Feature,
-    arguments: dict[str, Any],
+    arguments: Mapping[str, Any],
     pretrained: bool = False,
 ) -> nn.Module:
-    """An architecture without its classifier.
+    """Build an architecture of a library without its classifier.
 
     Raises:
         UserError: the library does not know it, or it has no such feature.
+        OSError, RuntimeError: the published weights could not be fetched.
     """
-    if library == "timm":
-        model = _timm(architecture, arguments, pretrained)
-    else:
-        model = _torchvision(architecture, arguments, pretrained, feature)
+    libraries.check_known(library, architecture)
+    model = libraries.library(library).build(
+        architecture, feature=feature, arguments=arguments, pretrained=pretrained
+    )
     if feature in ("class_token", "class_and_mean") and not getattr(model, "num_prefix_tokens", 0):
         raise UserError(
             f"encoders: {library}/{architecture} has no class token; use `feature: pooled`."
@@ -82,75 +78,34 @@ def build_backbone(
 
 
 def default_arguments(
-    library: str, architecture: str, *, feature: Feature, size: int
+    library: str, architecture: str, *, feature: Feature, size_px: int
 ) -> dict[str, Any]:
-    """What the architecture must be told to take patches of `size` px a side."""
-    if library != "timm":
-        return {}
-    arguments: dict[str, Any] = {}
-    if _timm_config(architecture).fixed_input_size:
-        arguments["img_size"] = size
-    if feature == "flattened":
-        arguments["global_pool"] = ""
-    return arguments
+    """Return what the architecture must be told to take patches of `size_px` a side.
+
+    Raises:
+        UserError: the library does not know the architecture.
+    """
+    libraries.check_known(library, architecture)
+    return libraries.library(library).arguments(architecture, feature=feature, size_px=size_px)
 
 
-def normalisation(library: str, architecture: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation (RGB in [0, 1]) that the published weights were trained with."""
-    if library == "timm":
-        config = _timm_config(architecture)
-        return tuple(config.mean), tuple(config.std)
-    return IMAGENET_MEAN, IMAGENET_STD
+def normalisation(encoder: EncoderSection) -> Normalisation:
+    """Return the mean and standard deviation (RGB in [0, 1]) that an encoder's patches get.
 
-
-def _timm_config(architecture: str) -> Any:
-    try:
-        config = timm.models.get_pretrained_cfg(architecture)
-    except RuntimeError:  # a known architecture with a tag that timm does not know
-        raise _unknown("timm", architecture, timm.list_pretrained()) from None
-    if config is None:
-        if not timm.is_model(architecture):
-            raise _unknown("timm", architecture, timm.list_models())
-        config = timm.models.PretrainedCfg()
-    return config
-
-
-def _timm(architecture: str, arguments: dict[str, Any], pretrained: bool) -> nn.Module:
-    if not timm.is_model(architecture):
-        raise _unknown("timm", architecture, timm.list_models())
-    return timm.create_model(
-        architecture, pretrained=pretrained, num_classes=0, **with_layers(arguments)
-    )
-
-
-def _torchvision(
-    architecture: str, arguments: dict[str, Any], pretrained: bool, feature: Feature
-) -> nn.Module:
-    known = torchvision.models.list_models(module=torchvision.models)
-    if architecture not in known:
-        raise _unknown("torchvision", architecture, known)
-    weights = "DEFAULT" if pretrained else None
-    model = torchvision.models.get_model(architecture, weights=weights, **arguments)
-    if feature == "flattened":
-        if not hasattr(model, "features"):
-            raise UserError(
-                f"encoders: torchvision/{architecture} has no `features` part to flatten; use "
-                "`feature: pooled`."
-            )
-        return model.features
-    for name in ("fc", "classifier", "head", "heads"):
-        if hasattr(model, name):
-            setattr(model, name, nn.Identity())
-            return model
-    raise UserError(f"encoders: torchvision/{architecture} has no classifier to take off.")
-
-
-def _unknown(library: str, architecture: str, known: list[str]) -> UserError:
-    near = difflib.get_close_matches(architecture, known, n=3)
-    hint = f"; near: {', '.join(near)}" if near else ""
-    return UserError(f"encoders: {library} knows no model {architecture!r}{hint}.")
-
-
-def timm_licence(architecture: str) -> str:
-    """The licence that timm states for its published weights, empty when it states none."""
-    return str(_timm_config(architecture).license or "")
+    Raises:
+        UserError: the config states none, and the library does not know those of its weights.
+    """
+    if encoder.mean is not None and encoder.std is not None:
+        return encoder.mean, encoder.std
+    if encoder.source == "catalogue":
+        row = catalogue.row(encoder.model)
+        return row.mean, row.std
+    libraries.check_known(encoder.library, encoder.architecture)
+    found = libraries.library(encoder.library).normalisation(encoder.architecture)
+    if found is None:
+        raise UserError(
+            f"encoders: {encoder.library} does not say how patches are normalised for "
+            f"{encoder.architecture!r}; set `mean` and `std` of R, G, B in [0, 1] as its authors "
+            "state them (photographs of ImageNet: [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])."
+        )
+    return found

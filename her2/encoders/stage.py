@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from her2.config import EncoderSection, Feature
 from her2.config.catalogue import CatalogueRow, row, scale_warning
+from her2.config.jobs import EncoderSpec
 from her2.core.errors import UserError, problem_list
 from her2.core.files import atomic_path, file_digest
 from her2.encoders.backbones import (
@@ -28,10 +29,11 @@ from her2.encoders.backbones import (
     build_backbone,
     default_arguments,
     normalisation,
-    timm_licence,
 )
 from her2.encoders.card import WEIGHTS_NAME, EncoderCard, read_card, write_card
 from her2.encoders.weights import weights_for
+from her2.libraries import NAMES
+from her2.libraries import library as library_of
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,19 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "student", "e
 T = TypeVar("T")
 _ATTEMPTS = 3
 _PREFIXES = ("module.", "backbone.", "model.", "encoder.", "_orig_mod.")
+
+
+def materialise_encoder(spec: EncoderSpec, output: Path) -> EncoderCard:
+    """Write the folder of an encoder that needs no training here.
+
+    Args:
+        spec: the job.
+        output: folder that gets `weights.safetensors`, then `card.json`.
+
+    Raises:
+        UserError: see `materialise`.
+    """
+    return materialise(spec.encoder, spec.seed, output)
 
 
 def materialise(encoder: EncoderSection, seed: int, folder: Path) -> EncoderCard:
@@ -60,10 +75,10 @@ def materialise(encoder: EncoderSection, seed: int, folder: Path) -> EncoderCard
         arguments = {**known.arguments, **size}
     else:
         arguments = default_arguments(
-            library, architecture, feature=encoder.feature, size=encoder.size
+            library, architecture, feature=encoder.feature, size_px=encoder.size
         )
     torch.manual_seed(seed)
-    published = known.hub is None if known else encoder.source in ("timm", "torchvision")
+    published = known.hub is None if known else encoder.source in NAMES
     try:
         build = partial(
             build_backbone,
@@ -94,7 +109,7 @@ def materialise(encoder: EncoderSection, seed: int, folder: Path) -> EncoderCard
         provenance |= {"file": path.name, "sha256": file_digest(path)}
     elif encoder.source == "random":
         provenance = {"seed": seed}
-    mean, std = (known.mean, known.std) if known else normalisation(library, architecture)
+    mean, std = normalisation(encoder)
     state = {name: tensor.contiguous() for name, tensor in backbone.state_dict().items()}
     card = EncoderCard(
         source=encoder.source,
@@ -265,7 +280,9 @@ def _strip_prefixes(state: dict[str, Tensor], backbone: nn.Module) -> dict[str, 
 def _licence(encoder: EncoderSection, row: CatalogueRow | None) -> str:
     if row is not None:
         return row.licence
-    return timm_licence(encoder.architecture) if encoder.source == "timm" else ""
+    if encoder.source not in NAMES:  # the weights are not the library's
+        return ""
+    return library_of(encoder.library).licence(encoder.architecture)
 
 
 def feature_dimension(

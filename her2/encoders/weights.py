@@ -6,54 +6,11 @@ from math import isqrt
 from typing import Any
 
 import torch
-from timm.layers.mlp import SwiGLUPacked
+from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from her2.config.catalogue import CatalogueRow
 from her2.core.errors import UserError
-
-
-def timm_arguments(row: CatalogueRow, size: int | None = None) -> dict[str, object]:
-    """Keyword arguments of `timm.create_model` besides `pretrained` and `num_classes`.
-
-    Args:
-        row: of library timm.
-        size: px a side of the patches, where it is not the row's.
-
-    Raises:
-        UserError: a layer that the catalogue does not allow.
-    """
-    arguments: dict[str, object] = dict(row.arguments)
-    if size is not None and "img_size" in arguments:
-        arguments["img_size"] = size
-    return with_layers(arguments)
-
-
-def with_layers(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The same arguments, with layer classes in the place of their names.
-
-    A card keeps the names; only these few mean something, and nothing is evaluated.
-
-    Raises:
-        UserError: another name.
-    """
-    from torch import nn
-
-    known: dict[str, dict[str, object]] = {
-        "mlp_layer": {"SwiGLUPacked": SwiGLUPacked},
-        "act_layer": {"silu": nn.SiLU, "gelu": nn.GELU},
-    }
-    result = dict(arguments)
-    for key, value in arguments.items():
-        if not key.endswith("_layer") or not isinstance(value, str):
-            continue
-        layers = known.get(key, {})
-        if value not in layers:
-            legal = ", ".join(layers) or "none"
-            raise UserError(f"encoders: {key}: {value!r} is not a layer known here ({legal}).")
-        result[key] = layers[value]
-    return result
-
 
 # transformers -> timm, after `encoder.layer.N.`. The reverse is what transformers' own converters
 # do (models/vit/convert_dino_to_pytorch.py, models/dinov2/convert_dinov2_to_hf.py).
@@ -87,9 +44,9 @@ _QKV = {"attention.attention.query": "q", "attention.attention.key": "k",
 
 
 def weights_for(
-    row: CatalogueRow, state: "Mapping[str, Tensor]", backbone: "nn.Module"
-) -> "dict[str, Tensor]":
-    """A file's tensors under timm's names, position embeddings resampled to the backbone's grid.
+    row: CatalogueRow, state: Mapping[str, Tensor], backbone: nn.Module
+) -> dict[str, Tensor]:
+    """Return a file's tensors under timm's names, position embeddings at the backbone's grid.
 
     Resampling is timm's own (bicubic, antialiased), as when timm loads weights for another size.
     Whether all tensors are there is for the caller to check.
@@ -105,16 +62,13 @@ def weights_for(
     prefix = 0 if vit.no_embed_class else int(vit.num_prefix_tokens)
     tokens = positions.shape[1] - prefix if positions.ndim == 3 else -1
     if tokens > 0 and isqrt(tokens) ** 2 == tokens:  # else another architecture's
-        from timm.layers.pos_embed import resample_abs_pos_embed
-
         result["pos_embed"] = resample_abs_pos_embed(
             positions, new_size=list(vit.patch_embed.grid_size), num_prefix_tokens=prefix
         )
     return result
 
 
-def _from_transformers(row: CatalogueRow, state: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
-
+def _from_transformers(row: CatalogueRow, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     result: dict[str, Tensor] = {}
     thirds: dict[str, dict[str, Tensor]] = {}
     strange = []

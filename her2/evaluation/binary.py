@@ -6,11 +6,14 @@ import numpy as np
 import polars as pl
 
 from her2.config import EvaluationSection, Task
+from her2.core.types import Floats
+from her2.evaluation.bootstrap import bootstrapped, interval, unvarying
 from her2.evaluation.delong import area_interval
 from her2.evaluation.figures import null
 from her2.evaluation.groupings import Grouping, Sides, groupings_of, side_missing, two_sides
-from her2.evaluation.metrics import Floats, areas, bootstrapped, interval, mean, unvarying
 from her2.evaluation.predictions import Rows, rows_of
+from her2.metrics import grouping_metrics
+from her2.metrics.base import Binary, Metric
 
 BINARY = {
     "level": pl.String,
@@ -30,7 +33,7 @@ BINARY = {
 def binary_table(
     table: pl.DataFrame, task: Task, section: EvaluationSection, *, level: str, seed: int
 ) -> pl.DataFrame:
-    """AUC (a row each by bootstrap and DeLong), AUPRC and Brier score of each grouping.
+    """The metrics of each grouping; the AUC has a row by bootstrap and one by DeLong.
 
     Bootstrap resamples are those of `figures`: patients within their class. DeLong takes rows as
     independent, so it has no interval where a patient has two slides.
@@ -39,12 +42,12 @@ def binary_table(
         `level, grouping, metric, value, low, high, method, n, n_positive, prevalence, note`.
     """
     rows = rows_of(table, task)
-    groupings = groupings_of(task, section)
+    groupings, metrics = groupings_of(task, section), grouping_metrics()
     sides = [two_sides(rows, grouping) for grouping in groupings]
     if not sides:
         return pl.DataFrame(schema=BINARY)
     values = bootstrapped(
-        lambda weights: np.concatenate([_measure(one, weights) for one in sides], axis=1),
+        lambda weights: np.concatenate([_measure(one, metrics, weights) for one in sides], axis=1),
         rows.patients,
         rows.target,
         resamples=section.bootstrap,
@@ -53,8 +56,8 @@ def binary_table(
     records = []
     for index, (grouping, one) in enumerate(zip(groupings, sides, strict=True)):
         missing, too_few = side_missing(one.positive), _too_few(rows, one)
-        for offset, metric in enumerate(("auc", "auprc", "brier")):
-            column = values[:, 3 * index + offset]
+        for offset, metric in enumerate(metrics):
+            column = values[:, len(metrics) * index + offset]
             few = too_few or unvarying(column[1:])
             low, high = (
                 (math.nan, math.nan)
@@ -63,7 +66,15 @@ def binary_table(
             )
             notes = missing or few, one.note
             records.append(
-                _record(level, grouping, one, metric, "bootstrap", (column[0], low, high), notes)
+                _record(
+                    level,
+                    grouping,
+                    one,
+                    metric.name,
+                    "bootstrap",
+                    (column[0], low, high),
+                    notes,
+                )
             )
         area, low, high, note = _delong(rows, one, section.confidence)
         records.append(
@@ -80,13 +91,12 @@ def binary_table(
     return pl.DataFrame(records, schema=BINARY)
 
 
-def _measure(sides: Sides, weights: Floats) -> Floats:
-    """AUC, AUPRC and Brier score (b, 3); NaN without rows of both sides."""
+def _measure(sides: Sides, metrics: tuple[Metric, ...], weights: Floats) -> Floats:
+    """One column per metric (b, k); NaN without rows of both sides."""
     if side_missing(sides.positive):
-        return np.full((len(weights), 3), np.nan)
-    own = weights[:, sides.kept]
-    errors = (sides.scores - sides.positive) ** 2
-    return np.stack([*areas(sides.positive, sides.scores, own), mean(errors, own)], axis=1)
+        return np.full((len(weights), len(metrics)), np.nan)
+    rows = Binary(sides.positive, sides.scores, weights[:, sides.kept])
+    return np.stack([one.grouping(rows) for one in metrics if one.grouping], axis=1)
 
 
 def _delong(rows: Rows, sides: Sides, confidence: float) -> tuple[float, float, float, str]:

@@ -8,24 +8,18 @@ from functools import partial
 
 import numpy as np
 import polars as pl
-from statsmodels.stats.proportion import proportion_confint
 
 from her2.config import EvaluationSection, Task
+from her2.core.types import Floats
+from her2.evaluation.bootstrap import bootstrapped, interval
 from her2.evaluation.figures import null
-from her2.evaluation.metrics import (
-    Floats,
-    Ints,
-    bootstrapped,
-    interval,
-    log_losses,
-    mean,
-    squared_errors,
-)
 from her2.evaluation.predictions import Rows, out_of_fold, rows_of
+from her2.evaluation.shares import wilson
+from her2.metrics import metrics_in
+from her2.metrics.base import Metric
+from her2.metrics.calibration_error import BINS, bins_of
 
 PREDICTED, SCALED = "as predicted", "temperature"
-BINS = 10
-METRICS = ("ece", "brier", "log_loss")
 
 CALIBRATION = {
     "level": pl.String,
@@ -62,24 +56,25 @@ def calibration_table(
     level: str,
     seed: int,
 ) -> pl.DataFrame:
-    """ECE, Brier score and log loss of the predictions in each state, with bootstrap intervals.
+    """The metrics of calibration in each state of the predictions, with bootstrap intervals.
 
     An ECE adds up absolute values, so resamples lie above it: its interval tends to be too high.
 
     Returns:
         `level, state, metric, value, low, high, n, note`.
     """
+    metrics = metrics_in("calibration", ordinal=task.ordinal)
     records = []
     for state, (predictions, reason) in states.items():
         if predictions is None:
             records += [
-                {"level": level, "state": state, "metric": metric, "n": 0, "note": reason}
-                for metric in METRICS
+                {"level": level, "state": state, "metric": metric.name, "n": 0, "note": reason}
+                for metric in metrics
             ]
             continue
         rows = rows_of(out_of_fold(predictions, task.class_names, by=f"{level}_id"), task)
         values = bootstrapped(
-            partial(_measure, rows),
+            partial(_measure, rows, metrics),
             rows.patients,
             rows.target,
             resamples=section.bootstrap,
@@ -91,13 +86,13 @@ def calibration_table(
             "" if len(rows) else f"not defined: no {level} was tested",
             "interval not defined: no class has 2 patients" if single and len(rows) else "",
         ]
-        for metric, column in zip(METRICS, values.T, strict=True):
+        for metric, column in zip(metrics, values.T, strict=True):
             low, high = interval(column[1:], section.confidence, (rows.count_patients,))
             records.append(
                 {
                     "level": level,
                     "state": state,
-                    "metric": metric,
+                    "metric": metric.name,
                     "value": null(column[0]),
                     "low": None if single else null(low),
                     "high": None if single else null(high),
@@ -108,33 +103,10 @@ def calibration_table(
     return pl.DataFrame(records, schema=CALIBRATION)
 
 
-def _measure(rows: Rows, weights: Floats) -> Floats:
-    """ECE, Brier score and log loss (b, 3)."""
-    total = weights.sum(axis=1)
-    ece = np.abs(weights @ confidence_gaps(rows)).sum(axis=1) / np.maximum(total, 1)
-    brier = mean(squared_errors(rows.target, rows.probabilities), weights)
-    return np.stack(
-        [ece, brier, mean(log_losses(rows.target, rows.probabilities), weights)], axis=1
-    )
-
-
-def confidence_gaps(rows: Rows) -> Floats:
-    """(n, bins): correct minus confidence of each row, in the column of its confidence's bin.
-
-    The ECE is the sum over bins of |column sum| / n: bins are 10 of equal width, of the most
-    probable class.
-    """
-    confidences = rows.probabilities.max(axis=1)
-    gaps = np.zeros((len(rows), BINS))
-    correct = rows.predicted == rows.target
-    gaps[np.arange(len(rows)), bins_of(confidences)] = correct - confidences
-    return gaps
-
-
-def bins_of(probabilities: Floats) -> Ints:
-    """Bin of each probability (n,): (0, 0.1] is 0, with 0 itself in it, (0.9, 1] is 9."""
-    edges = np.arange(1, BINS) / BINS
-    return np.digitize(probabilities, edges, right=True).astype(np.int64)
+def _measure(rows: Rows, metrics: tuple[Metric, ...], weights: Floats) -> Floats:
+    """One column per metric (b, k)."""
+    classified = rows.weighted(weights)
+    return np.stack([one.overall(classified) for one in metrics if one.overall], axis=1)
 
 
 def reliability_table(
@@ -170,14 +142,12 @@ def reliability_table(
                 }
                 if inside.any():
                     count = int(hits[inside].sum())
-                    low, high = proportion_confint(
-                        count, record["n"], alpha=1 - section.confidence, method="wilson"
-                    )
+                    low, high = wilson(count, int(inside.sum()), section.confidence)
                     record |= {
                         "mean_probability": float(probabilities[inside].mean()),
                         "observed_share": count / int(inside.sum()),
-                        "low": float(low),
-                        "high": float(high),
+                        "low": low,
+                        "high": high,
                     }
                 records.append(record)
     return pl.DataFrame(records, schema=RELIABILITY)

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from statsmodels.stats.multitest import multipletests
 
 from her2.config.jobs import CompareSpec
 from her2.core.tables import write_table
+from her2.core.types import Floats
+from her2.evaluation.bootstrap import tail_p
 from her2.evaluation.delong import compare_areas
 from her2.evaluation.figures import null
 from her2.evaluation.groupings import two_sides
-from her2.evaluation.metrics import tail_p
 from her2.evaluation.paired import MACRO, Model, Paired, Question, difference, pair_models
 from her2.evaluation.paper_claim import statement_table
 
@@ -156,6 +156,19 @@ def _results(
     }
 
 
+def holm(p: Floats) -> Floats:
+    """Correct p values (n,) for their number.
+
+    The k-th smallest of n is multiplied by n - k + 1; none falls below a smaller one's, or above 1.
+    Source: Holm, Scandinavian Journal of Statistics 6(2), 1979.
+    """
+    order = np.argsort(p)
+    raised = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(raised, 1)
+    return corrected
+
+
 def _holm(table: pl.DataFrame, *, least_p: Mapping[Question, float], alpha: float) -> pl.DataFrame:
     """Fill `p_holm` and `family`; `least_p` is the least that a bootstrap can give."""
     sort = (
@@ -177,7 +190,7 @@ def _holm(table: pl.DataFrame, *, least_p: Mapping[Question, float], alpha: floa
         for i in members:
             family[i] = len(tested)
         if tested:
-            adjusted = multipletests([p[i] for i in tested], method="holm")[1]
+            adjusted = holm(np.array([p[i] for i in tested]))
             for i, value in zip(tested, adjusted, strict=True):
                 corrected[i] = float(value)
             # Of b resamples no p is below `least_p`: a large family then cannot be told apart.

@@ -9,9 +9,9 @@ import numpy as np
 import polars as pl
 
 from her2.config import EvaluationSection, Task
+from her2.core.types import Bools, Floats
 from her2.evaluation.calibration import States
 from her2.evaluation.groupings import groupings_of, side_missing, two_sides
-from her2.evaluation.metrics import Bools, Floats
 from her2.evaluation.predictions import out_of_fold, rows_of
 
 THRESHOLDS = np.arange(1, 100) / 100

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm, rankdata
+from scipy.special import ndtr, ndtri
 
-from her2.evaluation.metrics import Floats
+from her2.core.types import Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,16 @@ class AreaTest:
         return self.first - self.second
 
 
+def ranks(scores: Floats) -> Floats:
+    """Ranks from 1 up within each row of scores (m, n); equal scores share their mean rank."""
+    found = np.empty(scores.shape)
+    for row, own in zip(found, scores, strict=True):
+        ordered = np.sort(own)
+        before, until = (np.searchsorted(ordered, own, side) for side in ("left", "right"))
+        row[:] = (before + until + 1) / 2
+    return found
+
+
 def covariance(positive: NDArray[np.bool_], scores: Floats) -> tuple[Floats, Floats]:
     """AUCs of some scores of the same rows, and the covariance of these AUCs.
 
@@ -45,10 +55,10 @@ def covariance(positive: NDArray[np.bool_], scores: Floats) -> tuple[Floats, Flo
     ups, downs = int(positive.sum()), int((~positive).sum())
     if ups == 0 or downs == 0:
         return np.full(count, np.nan), np.full((count, count), np.nan)
-    overall = rankdata(scores, axis=1)
+    overall = ranks(scores)
     # How far up each positive stands among the negatives, and each negative among the positives.
-    above = (overall[:, positive] - rankdata(scores[:, positive], axis=1)) / downs
-    below = 1 - (overall[:, ~positive] - rankdata(scores[:, ~positive], axis=1)) / ups
+    above = (overall[:, positive] - ranks(scores[:, positive])) / downs
+    below = 1 - (overall[:, ~positive] - ranks(scores[:, ~positive])) / ups
     areas: Floats = above.mean(axis=1)
     if ups == 1 or downs == 1:
         return areas, np.full((count, count), np.nan)
@@ -69,7 +79,7 @@ def area_interval(
     if not variance > 0 or not 0 < area < 1:
         return area, math.nan, math.nan
     centre = math.log(area / (1 - area))
-    reach = norm.ppf((1 + confidence) / 2) * math.sqrt(variance) / (area * (1 - area))
+    reach = float(ndtri((1 + confidence) / 2)) * math.sqrt(variance) / (area * (1 - area))
     low, high = (1 / (1 + math.exp(-end)) for end in (centre - reach, centre + reach))
     return area, low, high
 
@@ -90,6 +100,6 @@ def compare_areas(
     if not variance > 1e-15:
         return AreaTest(float(areas[0]), float(areas[1]), math.nan, math.nan, math.nan)
     error = math.sqrt(variance)
-    reach = float(norm.ppf((1 + confidence) / 2)) * error
-    p = 2 * float(norm.sf(abs(difference) / error))
+    reach = float(ndtri((1 + confidence) / 2)) * error
+    p = 2 * float(ndtr(-abs(difference) / error))
     return AreaTest(float(areas[0]), float(areas[1]), difference - reach, difference + reach, p)

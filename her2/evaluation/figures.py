@@ -4,22 +4,11 @@ import numpy as np
 import polars as pl
 
 from her2.config import EvaluationSection, Task
-from her2.evaluation.metrics import (
-    Floats,
-    areas,
-    balanced_accuracy,
-    bootstrapped,
-    confusion,
-    interval,
-    log_losses,
-    macro_f1,
-    mean,
-    ordinal_mae,
-    quadratic_kappa,
-    squared_errors,
-    unvarying,
-)
+from her2.core.types import Floats
+from her2.evaluation.bootstrap import bootstrapped, interval, unvarying
 from her2.evaluation.predictions import Rows, averaged, of_run, rows_of, runs
+from her2.metrics import metrics_in
+from her2.metrics.base import Metric, mean_over_classes
 
 FIGURES = {
     "level": pl.String,
@@ -43,19 +32,14 @@ FOLD_FIGURES = {
     "n_positive": pl.Int64,
     "note": pl.String,
 }
-EACH_CLASS = ("auc", "auprc", "balanced_accuracy", "macro_f1")
-"""Figures that count every class alike, however rare: each needs patients."""
 
 
-def figure_names(task: Task) -> list[tuple[str, str]]:
+def figure_names(task: Task) -> list[tuple[Metric, str]]:
     """(metric, class) of each column of `measure`."""
-    classes = task.class_names
-    ordinal = ("quadratic_kappa", "ordinal_mae") if task.ordinal else ()
     return [
-        *(("auc", name) for name in (*classes, "macro", "weighted")),
-        *(("auprc", name) for name in classes),
-        *((name, "") for name in ("balanced_accuracy", "macro_f1", *ordinal)),
-        *((name, "") for name in ("brier", "log_loss")),
+        (metric, name)
+        for metric in metrics_in("metrics", ordinal=task.ordinal)
+        for name in metric.columns(task.class_names)
     ]
 
 
@@ -63,29 +47,23 @@ def measure(rows: Rows, task: Task, weights: Floats) -> Floats:
     """Every figure of `figure_names` (b, k) for weights (b, n)."""
     if not len(rows):
         return np.full((len(weights), len(figure_names(task))), np.nan)
-    count = len(task.class_names)
-    found = [
-        areas(rows.target == index, rows.probabilities[:, index], weights) for index in range(count)
-    ]
-    aucs = np.stack([area for area, _ in found], axis=1)
-    # By prevalence in the resample, as scikit-learn's `average="weighted"`.
-    prevalence = weights @ np.eye(count)[rows.target] / weights.sum(axis=1, keepdims=True)
-    matrices = confusion(rows.target, rows.predicted, count, weights)
-    ordinal = [quadratic_kappa(matrices), ordinal_mae(matrices)] if task.ordinal else []
-    return np.stack(
-        [
-            *aucs.T,
-            aucs.mean(axis=1),
-            (aucs * prevalence).sum(axis=1),
-            *(precision for _, precision in found),
-            balanced_accuracy(matrices),
-            macro_f1(matrices),
-            *ordinal,
-            mean(squared_errors(rows.target, rows.probabilities), weights),
-            mean(log_losses(rows.target, rows.probabilities), weights),
-        ],
-        axis=1,
-    )
+    metrics = metrics_in("metrics", ordinal=task.ordinal)
+    classified = rows.weighted(weights)
+    by_class: dict[str, list[Floats]] = {one.name: [] for one in metrics if one.one_vs_rest}
+    # Class by class: the metrics of a class share its sorted weights, which then leave the memory.
+    for index in range(classified.classes):
+        against_rest = classified.one_vs_rest(index)
+        for metric in metrics:
+            if metric.one_vs_rest:
+                by_class[metric.name].append(metric.one_vs_rest(against_rest))
+    columns: list[Floats] = []
+    for metric in metrics:
+        if metric.one_vs_rest:
+            each = np.stack(by_class[metric.name], axis=1)
+            columns += [*each.T, *(mean_over_classes(m, each, classified) for m in metric.means)]
+        if metric.overall:
+            columns.append(metric.overall(classified))
+    return np.stack(columns, axis=1)
 
 
 def figures(
@@ -116,7 +94,7 @@ def figures(
         records.append(
             {
                 "level": level,
-                "metric": metric,
+                "metric": metric.name,
                 "class": name,
                 "value": null(column[0]),
                 "low": null(low),
@@ -145,7 +123,7 @@ def fold_figures(predictions: pl.DataFrame, task: Task, *, level: str) -> pl.Dat
             {
                 "level": level,
                 "run": run,
-                "metric": metric,
+                "metric": metric.name,
                 "class": name,
                 "value": null(value),
                 "n": len(rows),
@@ -161,7 +139,7 @@ def confusion_table(table: pl.DataFrame, task: Task, *, level: str) -> pl.DataFr
     """`level, true, predicted, count, share` (of the true class), one row a pair of classes."""
     names = task.class_names
     rows = rows_of(table, task)
-    matrix = confusion(rows.target, rows.predicted, len(names), np.ones((1, len(rows))))[0]
+    matrix = rows.weighted(np.ones((1, len(rows)))).matrices[0]
     return pl.DataFrame(
         [
             {
@@ -207,19 +185,19 @@ def _absent(rows: Rows, task: Task, name: str, level: str) -> str:
     return "not defined: the predictions leave nothing to chance"
 
 
-def _sizes(rows: Rows, task: Task, metric: str, name: str) -> tuple[int, ...]:
+def _sizes(rows: Rows, task: Task, metric: Metric, name: str) -> tuple[int, ...]:
     """Patients of the groups that a figure sets against each other, or of all."""
     if name in task.class_names:
         return rows.sides(task.class_names.index(name))
-    if metric in EACH_CLASS:
+    if metric.each_class:
         return tuple(int(n) for n in rows.class_patients())
     return (rows.count_patients,)
 
 
-def _too_few(rows: Rows, task: Task, metric: str, name: str) -> str:
+def _too_few(rows: Rows, task: Task, metric: Metric, name: str) -> str:
     """Why a figure has no interval: resampling one patient gives that patient again."""
     counts = rows.class_patients()
-    if metric in EACH_CLASS:
+    if metric.each_class:
         if name in task.class_names:
             own = counts[task.class_names.index(name)]
             few = [name] if own < 2 else ["the others"] if counts.sum() - own < 2 else []

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from her2.config import EvaluationSection, Task
-from her2.evaluation.metrics import Bools, Floats
+from her2.core.types import Bools, Floats
 from her2.evaluation.predictions import Rows
 
 

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import polars as pl
-from sklearn.metrics import roc_curve
-from statsmodels.stats.proportion import proportion_confint
 
 from her2.config import EvaluationSection, Task
+from her2.core.types import Bools, Floats
 from her2.evaluation.groupings import Grouping, Sides, groupings_of, side_missing, two_sides
-from her2.evaluation.metrics import Bools, Floats
 from her2.evaluation.predictions import averaged, of_run, rows_of, runs
+from her2.evaluation.shares import wilson
 
 OPERATING = {
     "level": pl.String,
@@ -60,9 +59,14 @@ def threshold(positive: Bools, scores: Floats, fixed: str, asked: float) -> floa
         fixed: `specificity` or `sensitivity`.
         asked: its least value, 0 to 1.
     """
-    false_rate, true_rate, thresholds = roc_curve(positive, scores, drop_intermediate=False)
-    # Above every score nothing is called; scikit-learn says infinity there.
-    thresholds[0] = np.nextafter(thresholds[1], np.inf)
+    order = np.argsort(-scores, kind="stable")
+    last = np.flatnonzero(np.diff(scores[order], append=-np.inf))  # of each group of equal scores
+    hits = np.concatenate([[0], np.cumsum(positive[order])[last]])
+    called = np.concatenate([[0], last + 1])
+    true_rate, false_rate = hits / hits[-1], (called - hits) / (called[-1] - hits[-1])
+    # Nothing is called above every score.
+    at_scores = scores[order][last]
+    thresholds = np.concatenate([[np.nextafter(at_scores[0], np.inf)], at_scores])
     tolerance = 1e-12  # 1 - 0.9 is not 0.1
     if fixed == "specificity":
         return float(thresholds[np.flatnonzero(false_rate <= 1 - asked + tolerance)[-1]])
@@ -165,10 +169,8 @@ def _record(calls: _Calls, confidence: float) -> dict[str, object]:
             calls.notes.append(f"{name} not defined: no patient of the {side} side")
             continue
         trials = rows["patient"].n_unique()
-        low, high = proportion_confint(
-            share * trials, trials, alpha=1 - confidence, method="wilson"
-        )
-        record |= {name: share, f"{name}_low": float(low), f"{name}_high": float(high)}
+        low, high = wilson(share * trials, trials, confidence)
+        record |= {name: share, f"{name}_low": low, f"{name}_high": high}
     return record | {"note": "; ".join(calls.notes)}
 
 

@@ -12,9 +12,12 @@ import polars as pl
 
 from her2.config import EvaluationSection, Task
 from her2.core.errors import UserError
+from her2.core.types import Floats
+from her2.evaluation.bootstrap import bootstrapped, interval, two_sided
 from her2.evaluation.groupings import Grouping, groupings_of, side_missing, two_sides
-from her2.evaluation.metrics import Floats, auc, bootstrapped, interval, two_sided
 from her2.evaluation.predictions import Rows, averaged, rows_of
+from her2.metrics.auc import auc
+from her2.metrics.base import Binary
 
 Model = tuple[str, str]
 """Encoder, head."""
@@ -124,18 +127,17 @@ def _common(tested: Mapping[Model, pl.DataFrame]) -> pl.DataFrame:
 
 def _areas(rows: Rows, task: Task, groupings: tuple[Grouping, ...], weights: Floats) -> Floats:
     """AUC of each class, macro and each grouping (b, k)."""
-    found = [
-        auc(rows.target == index, rows.probabilities[:, index], weights)
-        for index in range(len(task.class_names))
-    ]
+    classified = rows.weighted(weights)
+    found = [auc(classified.one_vs_rest(index)) for index in range(len(task.class_names))]
     found.append(np.mean(found, axis=0))
     for grouping in groupings:
         sides = two_sides(rows, grouping)
         missing = side_missing(sides.positive)
-        own = np.full(len(weights), np.nan) if missing else auc(
-            sides.positive, sides.scores, weights[:, sides.kept]
-        )  # fmt: skip
-        found.append(own)
+        found.append(
+            np.full(len(weights), np.nan)
+            if missing
+            else auc(Binary(sides.positive, sides.scores, weights[:, sides.kept]))
+        )
     return np.stack(found, axis=1)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from her2.config import Domain
-from her2.evaluation.metrics import Floats
+from her2.core.types import Floats
 from her2.evaluation.paired import MACRO, Paired, difference
 
 STATEMENT = {

@@ -16,9 +16,10 @@ from her2.config import Task
 from her2.config.jobs import EvaluateSpec
 from her2.config.names import parse_run, run_name
 from her2.core.errors import UserError
-from her2.evaluation.metrics import Floats, Ints
+from her2.core.types import Floats, Ints
+from her2.metrics.base import Classified
 from her2.storage.cache import Cache
-from her2.storage.entries import FoldEntry, read_manifests
+from her2.storage.entries import FoldEntry, read_all_entries
 from her2.storage.products import find_product
 
 KEYS = {"slide": ("slide_id", "patient_id"), "patient": ("patient_id",)}
@@ -43,6 +44,10 @@ class Rows:
     def predicted(self) -> Ints:
         """The most probable class (n,); of equals the first."""
         return self.probabilities.argmax(axis=1).astype(np.int64)
+
+    def weighted(self, weights: Floats) -> Classified:
+        """These rows with weights (b, n), as metrics take them."""
+        return Classified(self.target, self.probabilities, weights)
 
     @property
     def single(self) -> bool:
@@ -82,7 +87,7 @@ def gather_predictions(
     if spec.protocol == "sound":
         check_disjoint(table)
     parts = []
-    for name, entry in read_manifests(models, spec.chunks, FoldEntry).items():
+    for name, entry in read_all_entries(models, spec.chunks, FoldEntry).items():
         path = find_product(cache, "models", entry.key, models / name)
         repeat, fold = parse_run(name)
         for file, tuned in (("predictions.parquet", False), ("tune.parquet", True)):

@@ -7,9 +7,10 @@ import polars as pl
 
 from her2.config.jobs import EvaluateSpec
 from her2.evaluation.figures import FIGURES, null
-from her2.evaluation.metrics import auc
+from her2.metrics.auc import auc
+from her2.metrics.base import Binary
 from her2.storage.cache import Cache
-from her2.storage.entries import FoldEntry, read_manifests
+from her2.storage.entries import FoldEntry, read_all_entries
 
 
 def bag_figures(
@@ -20,14 +21,14 @@ def bag_figures(
     target = dict(predictions.select("slide_id", "target").unique().iter_rows())
     parts = [
         pl.read_parquet(cache.path("models", entry.key) / "bags.parquet")
-        for entry in read_manifests(models, spec.chunks, FoldEntry).values()
+        for entry in read_all_entries(models, spec.chunks, FoldEntry).values()
         if (cache.path("models", entry.key) / "bags.parquet").exists()
     ]
     bags = pl.concat(parts)
     truth = np.array([target[slide] for slide in bags["slide_id"]], int)
     ones = np.ones((1, len(bags)))
     values = {
-        name: float(auc(truth == i, bags[f"prob_{name}"].to_numpy(), ones)[0])
+        name: float(auc(Binary(truth == i, bags[f"prob_{name}"].to_numpy(), ones))[0])
         for i, name in enumerate(classes)
     }
     values["macro"] = float(np.mean(list(values.values())))

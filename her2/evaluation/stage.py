@@ -37,7 +37,7 @@ def evaluate(
         spec: the job.
         cache: holds the trained folds.
         folds: the task's folds table.
-        models: the folder of the chunks' manifests.
+        models: the folder of the chunks' entries.
         output: folder of the tables.
 
     Returns:

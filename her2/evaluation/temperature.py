@@ -12,7 +12,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 from her2.config import Task
-from her2.evaluation.metrics import Floats, Ints
+from her2.core.types import Floats, Ints
 from her2.evaluation.predictions import of_run, rows_of, runs
 
 log = logging.getLogger(__name__)

@@ -38,7 +38,7 @@ from her2.explanation.truth import REGION_SUFFIXES, find_truth, truth_mask
 from her2.mil.bags import Bag
 from her2.mil.fold import SavedModel, load_model
 from her2.storage.cache import Cache
-from her2.storage.entries import FeatureEntry, FoldEntry, read_manifests
+from her2.storage.entries import FeatureEntry, FoldEntry, read_all_entries
 from her2.storage.features import open_store, read_attributes, read_coords
 from her2.storage.products import find_product
 
@@ -71,7 +71,7 @@ def measure_attention(
     folds: Path,
     models: Path,
     features: Path,
-    masks: Path | None,
+    masks: Path | None = None,
     output: Path,
     threads: int = 1,
 ) -> dict[str, pl.DataFrame]:
@@ -81,8 +81,8 @@ def measure_attention(
         spec: the job.
         cache: holds trained folds and features.
         folds: the task's folds table.
-        models: the folder of the chunks' manifests.
-        features: the encoder's folder of feature manifests.
+        models: the folder of the chunks' entries.
+        features: the encoder's folder of feature entries.
         masks: folder of ground truths (`her2.explanation.truth`); None: there are none.
         output: folder of the tables, `agreement` last.
         threads: of the CPU as a device.
@@ -96,10 +96,10 @@ def measure_attention(
     """
     table = pl.read_parquet(folds)
     check_disjoint(table)
-    entries = read_manifests(features, spec.buckets, FeatureEntry)
+    entries = read_all_entries(features, spec.buckets, FeatureEntry)
     trained = {
         run: find_product(cache, "models", entry.key, models / run)
-        for run, entry in read_manifests(models, spec.chunks, FoldEntry).items()
+        for run, entry in read_all_entries(models, spec.chunks, FoldEntry).items()
     }
     sources = _Sources(cache, features, entries, trained)
     slides = tested_slides(table, entries, spec.task)

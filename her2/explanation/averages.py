@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from her2.evaluation.metrics import bootstrapped, interval, unvarying
+from her2.evaluation.bootstrap import bootstrapped, interval, unvarying
 
 
 @dataclass(frozen=True, slots=True)

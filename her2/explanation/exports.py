@@ -49,7 +49,7 @@ def facts(tiles: SlideTiles, *, synthetic: bool) -> dict[str, object]:
         "label": tiles.label,
         "predicted": tiles.predicted,
         "class_names": tiles.class_names,
-        "fingerprint": tiles.fingerprint,
+        "fingerprint": tiles.slide.fingerprint,
         "mpp": (tiles.scale.mpp_x, tiles.scale.mpp_y),
         "mpp_source": tiles.scale.source,
         "size_level0_px": tiles.size_px,

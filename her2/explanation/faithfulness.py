@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from her2.evaluation.metrics import Floats
+from her2.core.types import Floats
 from her2.explanation.averages import Bootstrap, over_patients
 from her2.explanation.held_out_slides import HeldOutSlide
 from her2.explanation.localisation import UNIFORM

@@ -52,7 +52,7 @@ def draw_heatmaps(
     folds: Path,
     models: Path,
     features: Path,
-    masks: Path | None,
+    masks: Path | None = None,
     output: Path,
 ) -> list[dict[str, object]]:
     """Draw the chosen slides and each score's tiles; write `tiles.json`, then `heatmaps.json`.
@@ -62,8 +62,8 @@ def draw_heatmaps(
         cohort: where the slides are.
         cache: holds attention and features.
         folds: the task's folds table.
-        models: the folder of the chunks' manifests.
-        features: the encoder's folder of feature manifests.
+        models: the folder of the chunks' entries.
+        features: the encoder's folder of feature entries.
         masks: folder of ground truths to draw beside (`her2.explanation.truth`); None: none.
         output: `heatmaps.json`; all else goes beside it, into `slides`, `strips` and `scores`.
 

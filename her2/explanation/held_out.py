@@ -13,7 +13,7 @@ from her2.config.names import run_name
 from her2.explanation.held_out_slides import HeldOutSlide, read_attention, tested_slides
 from her2.explanation.tiles import SlideTiles, read_tiles
 from her2.storage.cache import Cache
-from her2.storage.entries import FeatureEntry, FoldEntry, read_manifests
+from her2.storage.entries import FeatureEntry, FoldEntry, read_all_entries
 from her2.storage.products import find_product
 
 
@@ -59,21 +59,21 @@ def find_held_out(
 
     Args:
         task: the task.
-        chunks, buckets: names of the manifests.
+        chunks, buckets: names of the files of entries.
         cache: holds models and features.
         folds: the task's folds table.
-        models: the folder of the chunks' manifests.
-        features: the encoder's folder of feature manifests.
+        models: the folder of the chunks' entries.
+        features: the encoder's folder of feature entries.
 
     Raises:
         UserError: a model is lost, or has no sound attention of a slide that it held out.
     """
-    entries = read_manifests(features, buckets, FeatureEntry)
+    entries = read_all_entries(features, buckets, FeatureEntry)
     every = tested_slides(pl.read_parquet(folds), entries, task)
     slides = tuple(slide for slide in every if slide.repeat == 0)
-    manifest = read_manifests(models, chunks, FoldEntry)
+    trained = read_all_entries(models, chunks, FoldEntry)
     found = {
-        run: (find_product(cache, "models", manifest[run].key, models / run), manifest[run].key)
+        run: (find_product(cache, "models", trained[run].key, models / run), trained[run].key)
         for run in sorted({run_name(0, slide.fold) for slide in slides})
     }
     attention = read_attention(slides, {run: path for run, (path, _) in found.items()}, entries)

@@ -13,9 +13,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from her2.core.geometry import share_inside
-from her2.core.types import Mask
-from her2.evaluation.metrics import Bools, auc
+from her2.core.types import Bools, Mask
 from her2.explanation.averages import Bootstrap, over_patients
+from her2.metrics.auc import auc
+from her2.metrics.base import Binary
 
 LOCALISATION = {
     "slide_id": pl.String,
@@ -107,7 +108,7 @@ def locate(attention: NDArray[np.floating], inside: Bools) -> Located:
         within,
         share,
         mass_share=float(values[inside].sum() / values.sum()),
-        auc=float(auc(inside, values, np.ones((1, count)))[0]),
+        auc=float(auc(Binary(inside, values, np.ones((1, count))))[0]),
         # Of equally attended tiles any may be the first.
         pointing=float(inside[values == values.max()].mean()),
     )

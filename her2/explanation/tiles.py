@@ -15,6 +15,7 @@ from her2.explanation.held_out_slides import HeldOutSlide
 from her2.explanation.localisation import is_uniform
 from her2.mil.maps import CARD_NAME, read_maps
 from her2.slides.slide import Scale
+from her2.storage.facts import StoredSlide
 from her2.storage.features import read_attributes, read_coords
 
 UNIFORM = "this head has no attention of its own: all tiles weigh the same"
@@ -25,20 +26,16 @@ UNIFORM = "this head has no attention of its own: all tiles weigh the same"
 class SlideTiles:
     """The tiles (n) that a model read of a slide, in the order of its feature store.
 
-    `coords` int32 (n, 2) x and y of the top left corner and `level0_tile` (width, height) are
-    level-0 px. `attention` (n,) sums to one. `maps` has more columns (n,): of a head with a map an
-    output `attention_<output>`, of an additive one `contribution_<output>`; `shown` names the
-    contribution that speaks for the predicted class. `encoder_px` is the side of a tile as the
-    encoder saw it.
+    `coords` int32 (n, 2) are x and y of the top left corner in level-0 px. `attention` (n,) sums to
+    one. `maps` has more columns (n,): of a head with a map an output `attention_<output>`, of an
+    additive one `contribution_<output>`; `shown` names the contribution that speaks for the
+    predicted class. `encoder_px` is the side of a tile as the encoder saw it.
     """
 
     held: HeldOutSlide
     class_names: tuple[str, ...]
     coords: NDArray[np.int32]
-    level0_tile: tuple[float, float]
-    size_px: tuple[int, int]
-    scale: Scale
-    fingerprint: str
+    slide: StoredSlide
     encoder_px: int
     attention: NDArray[np.float32]
     maps: dict[str, NDArray[np.float32]]
@@ -48,6 +45,21 @@ class SlideTiles:
 
     def __len__(self) -> int:
         return len(self.coords)
+
+    @property
+    def level0_tile(self) -> tuple[float, float]:
+        """Width and height of a tile, level-0 px."""
+        return self.slide.level0_tile
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """Width and height of the slide, level-0 px."""
+        return self.slide.size_px
+
+    @property
+    def scale(self) -> Scale:
+        """The slide's um/px and where they come from."""
+        return Scale(*self.slide.mpp, self.slide.mpp_source)
 
     @property
     def slide_id(self) -> str:
@@ -139,15 +151,11 @@ def read_tiles(
     # As `her2.mil.model.Prediction`: of an ordered task, the highest threshold that is passed.
     thresholds = len(outputs) < len(task.class_names)
     shown = f"contribution_{outputs[max(0, int(np.argmax(found)) - thresholds)]}"
-    facts = attributes["slide"]
     return SlideTiles(
         held=held,
         class_names=tuple(task.class_names),
         coords=coords,
-        level0_tile=(float(facts["level0_tile"][0]), float(facts["level0_tile"][1])),
-        size_px=(int(facts["size_px"][0]), int(facts["size_px"][1])),
-        scale=Scale(facts["mpp"][0], facts["mpp"][1], facts["mpp_source"]),
-        fingerprint=facts["fingerprint"],
+        slide=StoredSlide.read(attributes),
         encoder_px=int(attributes["target"]["px"]),
         attention=attention,
         maps=maps,

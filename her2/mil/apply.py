@@ -14,8 +14,9 @@ from her2.core.tables import write_csv
 from her2.encoders.device import pick_device
 from her2.mil.bags import Bag
 from her2.mil.fold import SavedModel, load_model
+from her2.mil.maps import CARD_NAME
 from her2.mil.model import predict
-from her2.storage.entries import FeatureEntry, read_manifest
+from her2.storage.entries import FeatureEntry, read_entries
 from her2.storage.features import FeatureStore, open_store
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,8 @@ def predict_slides(
     """Predict every slide of a folder by one or more models of a task.
 
     Args:
-        models: folders of trained folds, e.g. `results/models/score/uni2/abmil/r0f0`.
+        models: folders of trained folds, e.g. `results/models/score/uni2/abmil/r0f0`, or of a
+            head, which stands for all of its folds.
         features: folder of `{slide_id}.zarr.zip`; feature manifests beside them tell which slides
             have no features, and why.
         output: `.csv` or `.parquet`.
@@ -46,7 +48,7 @@ def predict_slides(
     if output.suffix not in (".csv", ".parquet"):
         raise UserError(f"--out {output}: write a .csv or .parquet.")
     device = pick_device(threads)
-    saved = [load_model(folder, device) for folder in models]
+    saved = [load_model(folder, device) for folder in _fold_folders(models)]
     classes = _check_models(saved)
     paths = {path.name.removesuffix(SUFFIX): path for path in sorted(features.glob(f"*{SUFFIX}"))}
     lost = _without_features(features, paths)
@@ -111,6 +113,20 @@ def mismatches(store: FeatureStore, saved: SavedModel) -> list[str]:
     return problems
 
 
+def _fold_folders(models: Sequence[Path]) -> list[Path]:
+    """The folders of single folds; a head's folder is replaced by those of its folds."""
+    found: list[Path] = []
+    for path in models:
+        if path.is_file():
+            raise UserError(
+                f"{path}: is a file; name folders of trained folds, or the head's folder "
+                f"({path.parent}) for all of them."
+            )
+        folds = sorted(path.glob(f"*/{CARD_NAME}"))
+        found += [path] if (path / CARD_NAME).exists() or not folds else [f.parent for f in folds]
+    return found
+
+
 def _check_models(saved: Sequence[SavedModel]) -> tuple[str, ...]:
     """The classes, the same for all models."""
     first = saved[0]
@@ -132,7 +148,7 @@ def _without_features(features: Path, paths: dict[str, Path]) -> dict[str, Featu
     """Slides that the folder's manifests name and that have no store."""
     found: dict[str, FeatureEntry] = {}
     for manifest in sorted(features.glob("*-of-*.json")):
-        found |= read_manifest(manifest, FeatureEntry)
+        found |= read_entries(manifest, FeatureEntry)
     missing = {name: entry for name, entry in found.items() if name not in paths}
     ready = [name for name, entry in missing.items() if entry.status == "ok"]
     if ready:

@@ -1,29 +1,26 @@
-r"""Stage 2, train: mean embedding and logistic regression, the baseline nobody should lose to.
+r"""Stage 2, train: linear classifiers of the mean embedding, fitted by scikit-learn.
 
     logits = W (mean_k x_k - m) / s + b
 
-m and s are the mean and standard deviation of the train slides' mean embeddings; W minimises the
-multinomial cross-entropy + ||W||^2 / (2 C), solved to convergence by scikit-learn. C is the one of
-`strengths` that is best on the tune part. Because standardising and averaging commute, the fit is a
-`MeanPooling` head without projection behind the standardisation (m, s): it is stored, loaded and
-asked for predictions like any other.
-
-Source: scikit-learn, LogisticRegression (Pedregosa et al., JMLR 12, 2011).
+m and s are the mean and standard deviation of the train slides' mean embeddings. A head's
+estimators (`her2.heads.Fitted`) each fit W and b, and the tuning set picks one of them. Because
+standardising and averaging commute, the fit is mean pooling without a projection behind the
+standardisation (m, s): it is stored, loaded and asked for predictions like any other network.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from her2.config import Select
-from her2.mil.heads.mean import MeanPooling
+from her2.heads import Fitted
+from her2.heads.layers import Head
 from her2.mil.selection import TuneFigures, tune_figures
 
 Floats = NDArray[np.floating]
@@ -32,9 +29,8 @@ Labels = NDArray[np.integer]
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A fit with one strength C; losses are mean cross-entropies a slide."""
+    """One fitted estimator; losses are mean cross-entropies per slide."""
 
-    strength: float
     train_loss: float
     tune: TuneFigures
 
@@ -43,7 +39,7 @@ class Candidate:
 class Baseline:
     """The chosen fit: `head` reads (features - mean) / std. `best` indexes `candidates`."""
 
-    head: MeanPooling
+    head: Head
     mean: Tensor
     std: Tensor
     candidates: tuple[Candidate, ...]
@@ -54,20 +50,20 @@ def fit_baseline(
     train: tuple[Floats, Labels],
     tune: tuple[Floats, Labels],
     *,
+    head: Fitted,
     classes: int,
-    strengths: Sequence[float],
     balanced: bool,
     select: Select = "loss",
 ) -> Baseline:
-    """Fit one model a strength and keep the best on the tune part.
+    """Fit each of a head's estimators and keep the best on the tuning set.
 
     Args:
         train: mean embeddings (s, d) and class indices (s,); every class is present.
-        tune: the same of the tune part.
+        tune: the same of the tuning set.
+        head: whose estimators are fitted.
         classes: number of classes.
-        strengths: values of C, the inverse of the penalty.
         balanced: each class weighs the same in the fit, else each slide.
-        select: what the best model has on the tune part.
+        select: what the best model has on the tuning set.
 
     Raises:
         ValueError: a class is absent from the train part.
@@ -79,22 +75,18 @@ def fit_baseline(
     # float64: a mean over thousands of tiles varies little from slide to slide.
     scaler = StandardScaler().fit(np.asarray(x, np.float64))
     x, x_tune = (scaler.transform(np.asarray(part, np.float64)) for part in (x, x_tune))
-    models, candidates = [], []
-    for strength in strengths:
-        model = LogisticRegression(
-            C=strength, class_weight="balanced" if balanced else None, max_iter=1000
-        ).fit(x, y)
+    models, candidates = head.estimators(balanced=balanced), []
+    for model in models:
+        model.fit(x, y)
         candidates.append(
             Candidate(
-                strength=float(strength),
                 train_loss=float(log_loss(y, model.predict_proba(x), labels=range(classes))),
                 tune=tune_figures(model.predict_proba(x_tune), y_tune.tolist()),
             )
         )
-        models.append(model)
     best = max(range(len(models)), key=lambda index: candidates[index].tune.rank(select))
     return Baseline(
-        head=_as_head(models[best], classes),
+        head=_network(head, models[best], classes),
         mean=torch.tensor(scaler.mean_, dtype=torch.float32),
         std=torch.tensor(scaler.scale_, dtype=torch.float32),
         candidates=tuple(candidates),
@@ -102,13 +94,16 @@ def fit_baseline(
     )
 
 
-def _as_head(model: LogisticRegression, classes: int) -> MeanPooling:
-    """Two classes have one row of coefficients, which is the second's logit beside zero."""
+def _network(head: Fitted, model: Any, classes: int) -> Head:
+    """Return the network with a fitted estimator's coefficients, in evaluation mode.
+
+    Two classes have one row of coefficients, which is the second's logit beside zero.
+    """
     weight, bias = model.coef_, model.intercept_
     if classes == 2:
         weight, bias = np.vstack([0 * weight, weight]), np.append(0.0, bias)
-    head = MeanPooling(weight.shape[1], classes, hidden=0, dropout=0.0)
-    with torch.no_grad():
-        head.classifier.weight.copy_(torch.from_numpy(weight))
-        head.classifier.bias.copy_(torch.from_numpy(bias))
-    return head.eval()
+    network = head.build(weight.shape[1], classes)
+    network.load_state_dict(
+        {"classifier.weight": torch.from_numpy(weight), "classifier.bias": torch.from_numpy(bias)}
+    )
+    return network.eval()

@@ -1,9 +1,6 @@
 """Stage 2, train: batches of sub-bags, gathered by a worker that stays ahead of the step."""
 
-import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +8,7 @@ from torch import Tensor
 
 from her2.config import TrainingSection
 from her2.mil.bags import Bag, sample_batch
+from her2.training.prefetch import Prefetch
 
 AHEAD = 3
 """Batches that are ready or being gathered while one is trained on."""
@@ -26,62 +24,28 @@ class Batch:
     labels: Tensor
 
 
-class BagBatches:
-    """The batches of an epoch. All that is random in them comes from (seed, epoch).
+def bag_batches(
+    bags: Sequence[Bag], training: TrainingSection, *, seed: int, epoch: int
+) -> Prefetch[Batch]:
+    """Return the batches of an epoch. All that is random in them comes from (seed, epoch)."""
+    order = epoch_order(bags, training, np.random.default_rng((seed, epoch)))
+    size = training.bags_per_batch
+    batches = [
+        tuple(bags[i] for i in order[start : start + size]) for start in range(0, len(order), size)
+    ]
 
-    The worker is a thread: what takes time in it (faulting pages in, copying rows) runs without
-    the interpreter's lock, and threads share the mapped stores. `waited_seconds` is how long the
-    consumer stood still for it.
-    """
+    def load(number: int) -> Batch:
+        generator = np.random.default_rng((seed, epoch, number))
+        chosen = batches[number]
+        return Batch(chosen, *sample_batch(chosen, bag_size=training.bag_size, generator=generator))
 
-    def __init__(
-        self, bags: Sequence[Bag], training: TrainingSection, *, seed: int, epoch: int
-    ) -> None:
-        self.training = training
-        self.root = (seed, epoch)
-        self.waited_seconds = 0.0
-        order = epoch_order(bags, training, np.random.default_rng(self.root))
-        size = training.bags_per_batch
-        self.batches = [
-            tuple(bags[i] for i in order[start : start + size])
-            for start in range(0, len(order), size)
-        ]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[Batch]:
-        with ThreadPoolExecutor(1, thread_name_prefix="gather") as pool:
-            pending: deque[Future[Batch]] = deque()
-            try:
-                for number in range(len(self)):
-                    pending.append(pool.submit(self._load, number))
-                    if len(pending) > AHEAD:
-                        yield self._next(pending)
-                while pending:
-                    yield self._next(pending)
-            finally:
-                for future in pending:
-                    future.cancel()
-
-    def _next(self, pending: "deque[Future[Batch]]") -> Batch:
-        start = time.perf_counter()
-        batch = pending.popleft().result()
-        self.waited_seconds += time.perf_counter() - start
-        return batch
-
-    def _load(self, number: int) -> Batch:
-        generator = np.random.default_rng((*self.root, number))
-        bags = self.batches[number]
-        return Batch(
-            bags, *sample_batch(bags, bag_size=self.training.bag_size, generator=generator)
-        )
+    return Prefetch(load, len(batches), ahead=AHEAD)
 
 
 def epoch_order(
     bags: Sequence[Bag], training: TrainingSection, generator: np.random.Generator
 ) -> np.ndarray:
-    """Which bags an epoch takes: each once, or as many draws with every class as likely."""
+    """Return which bags an epoch takes: each once, or as many draws with every class as likely."""
     if training.balance in ("none", "loss"):
         return generator.permutation(len(bags))
     count = len(bags)

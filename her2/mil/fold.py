@@ -21,13 +21,11 @@ import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from her2.config import KEEP_ORDER, HeadSection, LogisticSection, Task
+from her2.config import KEEP_ORDER, HeadSection, Task
 from her2.config.jobs import TrainSpec
 from her2.core.errors import UserError
 from her2.core.files import canonical_json, digest, file_digest
 from her2.mil.bags import Bag
-from her2.mil.heads import build_head
-from her2.mil.heads.mean import MeanPooling
 from her2.mil.losses import output_count, output_names
 from her2.mil.maps import CARD_NAME, MAPS_NAME
 from her2.mil.model import Model, predict, predict_bags
@@ -150,11 +148,7 @@ def load_model(folder: Path, device: torch.device) -> SavedModel:
             raise ValueError(f"{MODEL_NAME} is not the one that its card describes")
         head: HeadSection = TypeAdapter(HeadSection).validate_python(card["head"])
         classes, dimension = len(Task.model_validate(card["task"]).classes), card["dimension"]
-        module = (
-            MeanPooling(dimension, classes, hidden=0, dropout=0.0)
-            if isinstance(head, LogisticSection)
-            else build_head(head, dimension, output_count(card["loss"], classes))
-        )
+        module = head.build(dimension, output_count(card["loss"], classes))
         blank = torch.zeros(dimension)
         precision = card["training"]["precision"]
         model = Model(module, blank, blank.clone(), card["loss"], precision)

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from her2.heads.layers import Head, Output
 from her2.mil.bags import Bag, pieces, sample_batch
-from her2.mil.heads.head import Head, Output
 from her2.mil.losses import Loss, class_logits
 
 PIECE_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}

@@ -11,11 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sklearn.model_selection import ParameterSampler
-
-from her2.config import HeadSection, Projected, Select
+from her2.config import HeadSection, Select
 from her2.core.errors import UserError
 from her2.core.files import canonical_json
+from her2.heads import Projected
 from her2.mil.train import Trained
 
 log = logging.getLogger(__name__)
@@ -33,15 +32,13 @@ class Trial:
     problem: str | None = None
 
 
-def searches(head: HeadSection) -> bool:
-    """Whether a head's options are to be searched."""
-    return isinstance(head, Projected) and head.search is not None
-
-
 def draws(head: HeadSection, seed: int) -> list[dict[str, Any]]:
     """The combinations that a fold tries; one that is empty where nothing is searched."""
     if not isinstance(head, Projected) or head.search is None:
         return [{}]
+    # Here, as every reader of a trained fold imports this module and few folds are searched.
+    from sklearn.model_selection import ParameterSampler
+
     sampler = ParameterSampler(head.search.options, head.search.trials, random_state=seed % 2**32)
     return [dict(draw) for draw in sampler]
 
@@ -65,7 +62,7 @@ def search(
     combinations = draws(head, seed)
     for number, options in enumerate(combinations):
         text = canonical_json(options)
-        section: Any = head.with_options(options) if isinstance(head, Projected) else head
+        section = head.with_options(options) if isinstance(head, Projected) else head
         try:
             trained = train(section, number)
         except UserError as error:
@@ -75,8 +72,7 @@ def search(
             trials.append(Trial(number, text, None, None, None, str(error)))
             continue
         figures = trained.best.tune
-        value = figures.rank(select)[0]
-        value = -value if select == "loss" else value
+        value = figures.value(select)
         trials.append(Trial(number, text, trained.best_epoch, figures.loss, value))
         if len(combinations) > 1:
             log.info("trial %d %s: tune %s %.4f", number, text, select, value)

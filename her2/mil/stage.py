@@ -12,6 +12,7 @@ from her2.config import HeadSection
 from her2.config.jobs import TrainSpec
 from her2.config.names import run_name
 from her2.core.errors import UserError, blamed_on
+from her2.core.events import write_event
 from her2.core.files import digest, link
 from her2.encoders.device import pick_device
 from her2.mil.bags import Bag, check_dimensions
@@ -23,8 +24,8 @@ from her2.storage.entries import (
     FeatureEntry,
     FoldEntry,
     check_excluded,
-    read_manifests,
-    write_manifest,
+    read_all_entries,
+    write_entries,
 )
 from her2.storage.features import allow_open_files, open_store
 from her2.storage.products import find_product
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 def train_folds(
-    spec: TrainSpec, cache: Cache, *, folds: Path, features: Path, output: Path, threads: int
+    spec: TrainSpec, cache: Cache, *, folds: Path, features: Path, output: Path, threads: int = 1
 ) -> dict[str, FoldEntry]:
     """Train the folds of a chunk that the cache does not hold yet.
 
@@ -51,7 +52,7 @@ def train_folds(
     table = pl.read_parquet(folds)
     if spec.protocol == "sound":
         check_disjoint(table)
-    entries = read_manifests(features, spec.buckets, FeatureEntry)
+    entries = read_all_entries(features, spec.buckets, FeatureEntry)
     check_excluded(
         {name: entry.reason or "" for name, entry in entries.items() if entry.status != "ok"},
         total=len(entries),
@@ -76,11 +77,13 @@ def train_folds(
                 "%s: trained %d epochs, %.1f s, %.1f %% of it waiting for data",
                 *(name, len(trained.history), trained.seconds, 100 * share),
             )
+            write_event("trained", name)
         else:
             log.info("%s: from the cache", name)
+            write_event("trained", name, cached=True)
         found[name] = read_entry(cache.path("models", key))
         _link_all(cache.path("models", key), output.parent / name)
-    write_manifest(output, found)
+    write_entries(output, found)
     return found
 
 

@@ -11,18 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from her2.config import HeadSection, LogisticSection, TrainingSection
+from her2.config import HeadSection, TrainingSection
 from her2.core.errors import UserError
+from her2.heads import Fitted
+from her2.heads.layers import InstanceSupervised, Output
+from her2.metrics import selecting_metrics
 from her2.mil.bags import Bag, check_dimensions, statistics
 from her2.mil.baseline import fit_baseline
-from her2.mil.batches import BagBatches, Batch
-from her2.mil.checkpoint import Epoch, FoldState, load_checkpoint, save_checkpoint
-from her2.mil.heads import build_head
-from her2.mil.heads.head import InstanceSupervised, Output
+from her2.mil.batches import Batch, bag_batches
 from her2.mil.losses import bag_loss, members, output_count
 from her2.mil.model import Model, predict
-from her2.mil.schedule import factor
-from her2.mil.selection import UNDEFINED, TuneFigures, tune_figures
+from her2.mil.selection import UNDEFINED, Epoch, TuneFigures, tune_figures
+from her2.training.checkpoint import Checkpoint
+from her2.training.loop import train_epochs
+from her2.training.prefetch import Prefetch
+from her2.training.schedule import factor, set_rate
 
 log = logging.getLogger(__name__)
 
@@ -80,16 +83,15 @@ def train_fold(
     """
     _check_parts(train, tune, class_names, training, keep_last=keep_last)
     dimension = check_dimensions([*train, *tune])
-    if isinstance(head, LogisticSection):
+    if isinstance(head, Fitted):
         return _fit_baseline(train, tune, head, training, len(class_names), device)
     torch.manual_seed(seed)
     mean, std = torch.zeros(dimension), torch.ones(dimension)
     if training.standardise:
         mean, std = statistics(train, per_bag=256, seed=seed)
     outputs = output_count(training.loss, len(class_names))
-    model = Model(
-        build_head(head, dimension, outputs), mean, std, training.loss, training.precision
-    ).to(device)
+    network = head.build(dimension, outputs)
+    model = Model(network, mean, std, training.loss, training.precision).to(device)
     optimiser = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[training.optimiser](
         model.parameters(),
         lr=training.learning_rate,
@@ -97,32 +99,43 @@ def train_fold(
         fused=True,
     )
     weights = _class_weights(train, training, len(class_names), device)
-    progress = (
-        load_checkpoint(checkpoint, model, optimiser) if checkpoint else None
-    ) or FoldState()
-    if progress.history:
-        log.info("going on after epoch %d, from %s", len(progress.history) - 1, checkpoint)
     seconds = waited = 0.0
-    patience = None if keep_last else training.patience
-    while not progress.finished(training.epochs, patience):
-        epoch = len(progress.history)
-        feed = BagBatches(train, training, seed=seed, epoch=epoch)
+
+    def run_epoch(epoch: int) -> Epoch:
+        nonlocal seconds, waited
+        batches = bag_batches(train, training, seed=seed, epoch=epoch)
         torch.manual_seed(int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0]))
         try:
             start = time.perf_counter()
-            loss, rate = train_epoch(model, optimiser, feed, training, weights, epoch)
-            seconds, waited = seconds + time.perf_counter() - start, waited + feed.waited_seconds
-            figures = _tune(model, tune, epoch)
+            loss, rate = train_epoch(model, optimiser, batches, training, weights, epoch)
+            seconds += time.perf_counter() - start
+            waited += batches.waited_seconds
+            return Epoch(epoch, rate, loss, _tune(model, tune, epoch))
         except _NotFiniteError as error:
             raise UserError(f"{error}{_kept(checkpoint, epoch)}") from None
-        progress.add(
-            Epoch(epoch, rate, loss, figures), model, select=training.select, keep_last=keep_last
-        )
-        if checkpoint is not None:
-            save_checkpoint(checkpoint, model, optimiser, progress)
-    model.load_state_dict(progress.best_state)
-    history = tuple(progress.history)
-    return Trained(model.eval(), head, history, progress.best_epoch, seconds, waited)
+
+    state = train_epochs(
+        model,
+        optimiser,
+        run_epoch,
+        rank=None if keep_last else lambda epoch: epoch.tune.rank(training.select),
+        epochs=training.epochs,
+        patience=None if keep_last else training.patience,
+        checkpoint=Checkpoint(checkpoint, Epoch) if checkpoint else None,
+    )
+    history = tuple(state.history)
+    return Trained(model.eval(), head, history, state.best_epoch, seconds, waited)
+
+
+def rate_factor(step: int, steps_per_epoch: int, training: TrainingSection) -> float:
+    """Return what the learning rate of a step (from 0) is multiplied with."""
+    warmup = training.warmup_epochs * steps_per_epoch
+    return factor(
+        step,
+        rise=warmup,
+        decay_from=warmup if training.schedule == "cosine" else None,
+        total=training.epochs * steps_per_epoch,
+    )
 
 
 class _NotFiniteError(Exception):
@@ -138,12 +151,12 @@ def _kept(checkpoint: Path | None, epoch: int) -> str:
 def _fit_baseline(
     train: Sequence[Bag],
     tune: Sequence[Bag],
-    head: LogisticSection,
+    head: Fitted,
     training: TrainingSection,
     classes: int,
     device: torch.device,
 ) -> Trained:
-    """Logistic regression of mean embeddings; an "epoch" is a strength."""
+    """Fit a classifier of mean embeddings; an "epoch" is an estimator."""
 
     def part(bags: Sequence[Bag]) -> tuple[np.ndarray, np.ndarray]:
         means = [bag.store.all().mean(axis=0, dtype=np.float64) for bag in bags]
@@ -152,8 +165,8 @@ def _fit_baseline(
     fit = fit_baseline(
         part(train),
         part(tune),
+        head=head,
         classes=classes,
-        strengths=head.strengths,
         balanced=training.balance in ("sampling", "loss"),
         select=training.select,
     )
@@ -165,19 +178,18 @@ def _fit_baseline(
 def train_epoch(
     model: Model,
     optimiser: torch.optim.Optimizer,
-    feed: BagBatches,
+    batches: Prefetch[Batch],
     training: TrainingSection,
     weights: Tensor | None,
     epoch: int,
 ) -> tuple[float, float]:
-    """One pass; returns the mean loss a slide and the last step's learning rate."""
+    """Train one pass; return the mean loss per slide and the last step's learning rate."""
     model.train()
     device = model.mean.device
-    steps, total, count, rate = len(feed), 0.0, 0, 0.0
-    for step, batch in enumerate(feed):
-        rate = training.learning_rate * factor(epoch * steps + step, steps, training)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
+    steps, total, count, rate = len(batches), 0.0, 0, 0.0
+    for step, batch in enumerate(batches):
+        rate = training.learning_rate * rate_factor(epoch * steps + step, steps, training)
+        set_rate(optimiser, rate)
         features, mask, labels = (
             tensor.to(device, non_blocking=True)
             for tensor in (batch.features, batch.mask, batch.labels)
@@ -281,15 +293,18 @@ def _check_parts(
         return
     if not tune:
         raise UserError("no usable slide in the tune part; raise folds.tune or add slides.")
+    if training.select == "loss":
+        return
+    needs = selecting_metrics()[training.select][1].needs
     absent = _absent(tune, class_names)
-    if training.select == "macro_auc" and absent:
+    if needs == "all" and absent:
         raise UserError(
             f"training.select {training.select} is not defined: no usable slide of class "
             f"{', '.join(absent)} in the tune part; raise folds.tune, or select by loss."
         )
-    if training.select == "quadratic_kappa" and len(class_names) - len(absent) < 2:
+    if needs == "two" and len(class_names) - len(absent) < 2:
         raise UserError(
-            "training.select quadratic_kappa is not defined: the tune part has one class; raise "
+            f"training.select {training.select} is not defined: the tune part has one class; raise "
             "folds.tune, or select by loss."
         )
 

@@ -1,18 +1,27 @@
 """Beside every stage: what exists for one slide, under which identity, what would run and why.
 
 Two answers side by side: what the cache holds of the slide as it is now, and what Snakemake plans,
-asked of Snakemake itself in a dry run.
+asked of Snakemake itself.
 """
 
 import ast
 import json
-import re
-import subprocess
-import sys
-from collections.abc import Generator, Iterator
+import logging
+from collections.abc import Generator, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from snakemake.api import SnakemakeApi
+from snakemake.cli import parse_args
+from snakemake.exceptions import RuleException, WorkflowError
+from snakemake.settings.types import (
+    ConfigSettings,
+    DAGSettings,
+    OutputSettings,
+    Quietness,
+    ResourceSettings,
+)
 
 from her2.cohort.manifest import SlideRow
 from her2.config.jobs import EmbedSpec, TileSpec, load
@@ -23,14 +32,11 @@ from her2.encoders.card import CARD_NAME, read_card
 from her2.pipeline.plan import Plan
 from her2.slides.fingerprint import fingerprint
 from her2.storage.cache import Cache
-from her2.storage.entries import Entry, FeatureEntry, TileEntry, read_manifest
+from her2.storage.entries import Entry, FeatureEntry, TileEntry, read_entries
 from her2.storage.features import read_attributes
 from her2.storage.tiles import read_table
 from her2.tiling.stage import tile_key
 
-_JOB = re.compile(r"^(?:local)?rule (\w+):\n((?:    .*\n)+)", re.MULTILINE)
-_FIELD = re.compile(r"^    (\w+): (.*)$", re.MULTILINE)
-_PARAMETERS = re.compile(r"(Params have changed since last execution).* before: (.*) now: (.*?) *$")
 _SHOWN = 12
 """Digits of a digest that are shown."""
 _LONG = 160
@@ -42,7 +48,7 @@ class Planned:
     """A job that Snakemake would run, and why: in its words, and as keys `old -> new`."""
 
     rule: str
-    wildcards: str
+    wildcards: dict[str, str]
     reason: str
     changes: tuple[str, ...]
 
@@ -72,52 +78,76 @@ def explain(plan: Plan, slide_id: str, jobs: list[Planned]) -> Iterator[str]:
         yield from _features(plan, row, bucket, encoder, keys[section.grid])
     mine: dict[str, list[Planned]] = {}
     for job in jobs:
-        if "bucket=" not in job.wildcards or bucket in job.wildcards:
+        if job.wildcards.get("bucket", bucket) == bucket:
             mine.setdefault(job.rule, []).append(job)
     yield "Snakemake would run" if mine else "Snakemake would run nothing for it."
     for rule, (first, *others) in mine.items():
-        yield f"    {rule} {first.wildcards}".rstrip() + (
-            f" and {len(others)} more" if others else ""
-        )
+        which = ", ".join(f"{name}={value}" for name, value in first.wildcards.items())
+        more = f" and {len(others)} more" if others else ""
+        yield f"    {rule} {which}".rstrip() + more
         yield from (f"        {line}" for line in (first.reason, *first.changes))
 
 
 def planned_jobs(snakefile: Path, config: Path) -> list[Planned]:
-    """What Snakemake would run, asked in a dry run (which neither locks nor writes).
+    """Ask Snakemake what it would run, in the order of the stages, without the targets.
+
+    It plans in this process, as for a dry run, which neither locks nor touches what jobs made.
 
     Raises:
         UserError: Snakemake cannot plan; with its words.
     """
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(snakefile), "--cores", "1"]
-    command += ["--dry-run", "--nocolor", "--configfile", str(config)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    output = done.stdout + done.stderr
-    if done.returncode:
-        raise UserError(f"snakemake cannot plan:\n{output.strip()[-2000:]}")
-    return parse_dry_run(output)
-
-
-def parse_dry_run(output: str) -> list[Planned]:
-    """The jobs in what a dry run of Snakemake prints, without the targets, which run nothing."""
-    found = [(rule, dict(_FIELD.findall(text))) for rule, text in _JOB.findall(output)]
-    return [_planned(rule, fields) for rule, fields in found if "log" in fields]
-
-
-def _planned(rule: str, fields: dict[str, str]) -> Planned:
-    reason = fields.get("reason", "")
-    changes: tuple[str, ...] = ()
-    if (found := _PARAMETERS.search(reason)) is not None:
-        changes = tuple(_spec_changes(found[2], found[3]))
-        reason = reason[: found.end(1)]
-    if len(reason) > _LONG:
-        reason = f"{reason[:_LONG]}..."
-    return Planned(rule, fields.get("wildcards", ""), reason, changes)
-
-
-def _spec_changes(before: str, now: str) -> Iterator[str]:
-    """`tiling.min_tissue: 0.3 -> 0.31` for each value in which two specs differ."""
+    # The command line's parser, because it alone reads the profile, which says what is a reason.
+    _, arguments = parse_args(["--snakefile", str(snakefile), "--configfile", str(config), "-n"])
+    # As quiet as this, a dry run ends when the jobs are known.
+    quietness = {Quietness.RULES, Quietness.PROGRESS}
+    output = OutputSettings(dryrun=True, quiet=quietness, log_level_override=logging.CRITICAL)
     try:
-        old, new = (_flat(json.loads(ast.literal_eval(text))) for text in (before, now))
+        with SnakemakeApi(output) as api:
+            loaded = api.workflow(
+                ResourceSettings(cores=1),
+                ConfigSettings(configfiles=[config.absolute()]),
+                snakefile=snakefile,
+            )
+            settings = DAGSettings(
+                rerun_triggers=arguments.rerun_triggers, force_incomplete=arguments.rerun_incomplete
+            )
+            loaded.dag(settings).execute_workflow("dryrun")
+            # No public function returns the jobs: those there are print them.
+            workflow = loaded._workflow
+    except (WorkflowError, RuleException) as error:
+        raise UserError(f"snakemake cannot plan:\n{error}") from None
+    stages = {rule.name: place for place, rule in enumerate(workflow.rules)}
+    found = [
+        _planned(job, workflow.dag.reason(job))
+        for job in workflow.dag.needrun_jobs()
+        if not job.rule.norun
+    ]
+    return sorted(found, key=lambda job: (stages[job.rule], [*job.wildcards.items()]))
+
+
+def _planned(job: Any, reason: Any) -> Planned:
+    """Return a job of Snakemake's and its `Reason` as plain data."""
+    params = reason.params_changed
+    text = str(reason).replace(f": {params}", "") if params else str(reason)
+    if len(text) > _LONG:
+        text = f"{text[:_LONG]}..."
+    return Planned(
+        rule=job.rule.name,
+        wildcards=dict(job.wildcards_dict),
+        reason=text,
+        changes=tuple(_spec_changes(params.only_old, params.only_new)),
+    )
+
+
+def _spec_changes(before: Set[str], now: Set[str]) -> Iterator[str]:
+    """Yield `tiling.min_tissue: 0.3 -> 0.31` for each value in which two specs differ.
+
+    Snakemake keeps parameters as their `repr`, without their names.
+    """
+    try:
+        (old,), (new,) = (
+            [_flat(json.loads(ast.literal_eval(one))) for one in of] for of in (before, now)
+        )
     except (ValueError, SyntaxError, TypeError):  # not one spec each: another version's parameters
         return
     for key in sorted(old.keys() | new.keys()):
@@ -145,9 +175,10 @@ def _tiles(plan: Plan, row: SlideRow, bucket: str, grid: str) -> Generator[str, 
     """What was cut and what would be; returns the key of the tiles as they are to be."""
     entry = _recorded(plan, "tiles", grid, bucket, row, TileEntry)
     yield from _made(entry)
-    if entry is not None and entry.key is not None:
-        content = (entry.fingerprint or "")[:_SHOWN]
-        yield f"          of {entry.mpp_x:g} um/px ({entry.mpp_source}), content {content}"
+    if entry is not None and entry.facts is not None:
+        facts = entry.facts
+        content = facts.fingerprint[:_SHOWN]
+        yield f"          of {facts.mpp_x:g} um/px ({facts.mpp_source}), content {content}"
     spec, masks = load(TileSpec, plan.tile_spec(grid, bucket)), plan.config.cohort.tissue_masks
     try:
         content = fingerprint(plan.cohort.file(row))
@@ -187,7 +218,7 @@ def _recorded(
     plan: Plan, stage: str, name: str, bucket: str, row: SlideRow, kind: type[Entry]
 ) -> Entry | None:
     path = plan.config.results / stage / name / f"{bucket}.json"
-    return read_manifest(path, kind).get(row.slide_id) if path.exists() else None
+    return read_entries(path, kind).get(row.slide_id) if path.exists() else None
 
 
 def _made(entry: TileEntry | FeatureEntry | None) -> Iterator[str]:

@@ -1,27 +1,23 @@
 """Before every stage: which jobs a config and a cohort make, and the spec of each.
 
-The Snakefile asks a `Plan` for names and specs and does no more itself. Reads nothing, writes
-nothing, and imports nothing heavy: it runs at parse time in every job.
+The Snakefile asks a `Plan` for names and specs and does no more itself. Imports nothing heavy,
+writes nothing and reads nothing, since it runs at parse time in every job; only `Plan.tile_files`,
+asked for jobs that tile, looks up which files a slide consists of.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
+from her2.cohort.columns import columns_read_by
 from her2.cohort.manifest import TRUTH_SUFFIXES, Cohort, SlideRow
 from her2.config import Config, FoldsSection, jobs
 from her2.config.names import PUBLISHED, chunks, split_protocol
-from her2.core.errors import UserError
+from her2.core.errors import SlideError, UserError
+from her2.slides.backends import slide_files
 
 DEMO_PATCHES = {"he": 300, "ihc": 225, "natural": 150}
 """Patches a class of the demo's sets: 900 each, small enough to learn from in a minute."""
-
-SLIDE_COLUMNS = ("slide_id", "path", "mpp")
-"""What embedding knows of a row of the manifest."""
-TILE_COLUMNS = (*SLIDE_COLUMNS, "annotation", "mask")
-"""What tiling knows of it."""
-
-DESCRIBING_COLUMNS = ("site", "scanner", "split", "annotation", "mask")
-"""What the cohort's table says of a slide beside that, its patient and its labels."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +110,7 @@ class Plan:
         return jobs.dump(
             jobs.TileSpec(
                 bucket=bucket,
-                rows=self.cohort.digest(self.by_bucket[bucket], TILE_COLUMNS),
+                rows=self.cohort.digest(self.by_bucket[bucket], columns_read_by("tile")),
                 mpp=mpp,
                 size=size,
                 tiling=self.config.tiling,
@@ -128,7 +124,7 @@ class Plan:
         found = []
         for row in self.by_bucket[bucket]:
             found += [
-                self.cohort.file(row),
+                *_slide_files(self.cohort.file(row)),
                 self.cohort.annotation_file(row),
                 self.cohort.mask_file(row, masks),
             ]
@@ -136,7 +132,7 @@ class Plan:
 
     def audit_spec(self) -> str:
         """Spec of the checks of the whole cohort."""
-        columns = ("slide_id", "patient_id", *self.labels)
+        columns = (*columns_read_by("audit"), *self.labels)
         return jobs.dump(
             jobs.AuditSpec(
                 rows=self.cohort.digest(self.cohort.rows, columns),
@@ -149,7 +145,7 @@ class Plan:
 
     def cohort_spec(self) -> str:
         """Spec of the table of the whole cohort."""
-        columns = (*SLIDE_COLUMNS, "patient_id", *DESCRIBING_COLUMNS, *self.labels)
+        columns = (*columns_read_by("cohort"), *self.labels)
         return jobs.dump(
             jobs.CohortSpec(
                 rows=self.cohort.digest(self.cohort.rows, columns),
@@ -228,15 +224,15 @@ class Plan:
         """The heads, and where the config asks for it each once more under the published
         protocol, which shows in its name."""
         heads = tuple(self.config.heads)
-        # The baseline picks its strength on the tune part, which that protocol has not.
-        trained = (name for name, head in self.config.heads.items() if head.head != "logistic")
+        # A fitted head is picked by the tuning set, which that protocol has not.
+        trained = (name for name, head in self.config.heads.items() if head.trained_by_gradient)
         twins = tuple(f"{name}{PUBLISHED}" for name in trained)
         return heads + twins if self.config.published_protocol else heads
 
     def folds_spec(self, name: str) -> str:
         """Spec of the folds of one task (with the suffix: under the published protocol)."""
         task, protocol = split_protocol(name)
-        columns = ["slide_id", "patient_id", self.config.tasks[task].label]
+        columns = [*columns_read_by("folds"), self.config.tasks[task].label]
         sites = "ignored" if self.split or protocol == "published" else self.folds.sites
         columns += ["split"] if self.split else ["site"] if sites != "ignored" else []
         folds_seed = self.config.folds.seed
@@ -374,4 +370,12 @@ class Plan:
         )
 
     def _rows(self, bucket: str) -> str:
-        return self.cohort.digest(self.by_bucket[bucket], SLIDE_COLUMNS)
+        return self.cohort.digest(self.by_bucket[bucket], columns_read_by("embed"))
+
+
+def _slide_files(path: Path) -> list[Path]:
+    """A slide's files; its own alone where the others are unknown, which the job says of it."""
+    try:
+        return slide_files(path)
+    except (OSError, SlideError):
+        return [path]

@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from typing import Any, TextIO
 
 from her2.pipeline.plan import Plan
-from her2.pipeline.record import RunRecord, begin_run, end_run
-from her2.pipeline.status import Progress, Stage, failures, stages
+from her2.pipeline.record import begin_run, end_run
+from her2.pipeline.status import JobProgress, RunProgress, Stage, failures
 
 EVERY_SECONDS = 20.0
 
 
-class Watch:
-    """Follows a run, for the hooks of the Snakefile.
+class ProgressPrinter:
+    """Print how far a run is, from the hooks of the Snakefile.
 
     On a terminal it prints a line for each stage at work, every few seconds and from a thread of
     its own; a file that Snakemake's output goes to stays as it is. At the end it says what failed.
@@ -25,37 +25,39 @@ class Watch:
     ) -> None:
         self._plan, self._stream, self._every = plan, stream, every
         self._over = threading.Event()
-        self._record: RunRecord | None = None
+        self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
+        self._run: RunProgress | None = None
 
     def begin(self, workflow: Any) -> None:
         """Write down what the run is going to do, and follow it."""
-        record = self._record = begin_run(workflow, self._plan)
+        self._run = RunProgress(begin_run(workflow, self._plan))
         if self._stream.isatty():
-            threading.Thread(
-                target=self._follow, args=(record,), name="progress", daemon=True
-            ).start()
+            self._thread.start()
 
     def end(self, *, succeeded: bool) -> None:
         """Write down how it ended, and name the jobs that failed, each with its reason and log."""
-        self._over.set()
-        if self._record is None:
+        if self._run is None:
             return
-        end_run(self._record, self._plan.config.results, succeeded=succeeded)
-        if failed := failures(stages(self._record, over=True)):
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join()  # it holds where in each file it is
+        end_run(self._run.record, self._plan.config.results, succeeded=succeeded)
+        if failed := failures(self._run.close()):
             lines = ["", f"{len(failed)} job(s) failed:", *failure_lines(failed)]
             print("\n".join(lines), file=self._stream, flush=True)
 
-    def _follow(self, record: RunRecord) -> None:
+    def _follow(self) -> None:
+        assert self._run is not None
         shown: list[str] = []
         while not self._over.wait(self._every):
-            lines = working_lines(stages(record, over=False), time.time())
+            lines = working_lines(self._run.update(), time.time())
             if lines != shown:
                 print("\n".join(lines), file=self._stream, flush=True)
                 shown = lines
 
 
 def working_lines(found: Iterable[Stage], now: float) -> list[str]:
-    """One line for each stage that has begun and not ended."""
+    """Return one line for each stage that has begun and not ended."""
     return [
         stage_line(stage, now)
         for stage in found
@@ -84,8 +86,8 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def failure_lines(failed: Iterable[Progress]) -> list[str]:
-    """What failed: the job, why (with the slide, where one is to blame), and its log."""
+def failure_lines(failed: Iterable[JobProgress]) -> list[str]:
+    """Return what failed: the job, why (with the slide, where one is to blame), and its log."""
     lines = []
     for job in failed:
         reason = job.reason.replace("\n", "\n    ")

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from her2.core.errors import UserError
+from her2.core.events import events_path
 from her2.core.files import write_json
 from her2.pipeline.plan import Plan
 
 RECORD_NAME = "run.json"
 
-Life = Literal["running", "finished", "failed", "stopped", "killed", "elsewhere"]
+RunState = Literal["running", "finished", "failed", "stopped", "killed", "elsewhere"]
 """stopped: ended without a word, leaving nothing behind. killed: ended and left its lock.
 elsewhere: the lock is another machine's, where it may be running."""
 
@@ -30,7 +31,6 @@ class Job:
 
     rule: str
     name: str
-    output: str
     log: str
     slides: int = 0
     tiles: str | None = None
@@ -43,7 +43,7 @@ class RunRecord:
     `rules` are those of the run in the order of the stages.
 
     `began_on_disk` is when the run began by the clock of the results' file system, which on a
-    network disk is not this machine's: files of the run are newer.
+    network disk is not this machine's: logs of the run are newer.
     """
 
     host: str
@@ -59,7 +59,10 @@ class RunRecord:
 
 
 def begin_run(workflow: Any, plan: Plan) -> RunRecord:
-    """Write down what a run is going to do; for the Snakefile's `onstart`."""
+    """Write down what a run is going to do, for the Snakefile's `onstart`.
+
+    The events of earlier runs of the same jobs are deleted.
+    """
     dag = workflow.dag
     planned = []
     done: dict[str, int] = {}
@@ -84,6 +87,8 @@ def begin_run(workflow: Any, plan: Plan) -> RunRecord:
         up_to_date=done,
         jobs=tuple(sorted(planned, key=lambda job: (job.rule, job.name))),
     )
+    for planned_job in record.jobs:
+        events_path(Path(planned_job.log)).unlink(missing_ok=True)
     _write(plan.config.results, record)
     clock = (plan.config.results / RECORD_NAME).stat().st_mtime
     record = replace(record, began_on_disk=clock)
@@ -115,8 +120,8 @@ def read_run(results: Path) -> RunRecord:
         ) from None
 
 
-def life(record: RunRecord) -> Life:
-    """Whether the run goes on, and if not how it ended."""
+def run_state(record: RunRecord) -> RunState:
+    """Tell whether the run goes on, and if not how it ended."""
     locked = any(Path(record.folder, ".snakemake", "locks").glob("*"))
     if record.ended is not None and not locked:
         return "finished" if record.succeeded else "failed"
@@ -133,7 +138,6 @@ def _job(job: Any, plan: Plan) -> Job:
     return Job(
         rule=job.rule.name,
         name="/".join(job.wildcards_dict.values()),
-        output=str(job.output[0]),
         log=_first(job.log),
         slides=len(plan.by_bucket[bucket]) if bucket else 0,
         tiles=str(job.input.tiles) if embeds else None,

@@ -1,18 +1,11 @@
-"""Stage 1, pre-training: epochs, validation and a checkpoint that a killed job resumes from.
+"""Stage 1, pre-training: batches of patches, an epoch and its validation.
 
-All that is random in an epoch comes from (seed, epoch), so a resumed run needs no memory of the
-random numbers before: it ends with the weights of a run that was never killed.
+All that is random in an epoch comes from (seed, epoch).
 """
 
-import logging
 import math
-import pickle
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,14 +16,12 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from her2.core.errors import UserError
-from her2.core.files import atomic_path
 from her2.encoders.backbones import Encoder
 from her2.pretraining.augment import moved, plain, restain, stain_changes
 from her2.pretraining.patch_set import PatchSet
+from her2.training.prefetch import Prefetch
+from her2.training.schedule import factor, set_rate
 
-log = logging.getLogger(__name__)
-
-CHECKPOINT = "checkpoint.pt"
 Batch = tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]
 """Patches uint8 (b, size, size, 3), labels (b,), changes of stain (None: leave them alone)."""
 
@@ -64,20 +55,6 @@ class Epoch:
         return self.balanced_accuracy, -self.validation_loss
 
 
-@dataclass
-class TrainingState:
-    """Where a run is: all that a checkpoint holds beside model and optimiser."""
-
-    history: list[Epoch] = field(default_factory=list)
-    best_epoch: int = 0
-    best_state: dict[str, Tensor] = field(default_factory=dict)
-
-    def finished(self, epochs: int, patience: int) -> bool:
-        """Whether no epoch is left, or too many have passed since the best one."""
-        done = len(self.history)
-        return done >= epochs or (done > 0 and done - 1 - self.best_epoch >= patience)
-
-
 @dataclass(frozen=True, slots=True)
 class PatchBatches:
     """Patches on their way to the device: cut and moved in threads, in a fixed order."""
@@ -89,8 +66,8 @@ class PatchBatches:
     augmentation: float
     threads: int
 
-    def training(self, indices: NDArray[np.int64], seed: int, epoch: int) -> Iterator[Batch]:
-        """An epoch: as many draws as there are patches, every class as often."""
+    def training(self, indices: NDArray[np.int64], seed: int, epoch: int) -> Prefetch[Batch]:
+        """Return an epoch: as many draws as there are patches, every class as often."""
         order = balanced_order(self.patches.labels[indices], np.random.default_rng([seed, epoch]))
         parts = _parts(indices[order], self.batch_size)
 
@@ -105,10 +82,10 @@ class PatchBatches:
             changes = stain_changes(len(images), self.augmentation, generator)
             return self._batch(images, parts[number], changes)
 
-        return _ahead(load, len(parts), self.threads)
+        return Prefetch(load, len(parts), ahead=2 * self.threads, threads=self.threads)
 
-    def validation(self, indices: NDArray[np.int64]) -> Iterator[Batch]:
-        """Every patch once, as it is."""
+    def validation(self, indices: NDArray[np.int64]) -> Prefetch[Batch]:
+        """Return every patch once, as it is."""
         parts = _parts(indices, 2 * self.batch_size)
 
         def load(number: int) -> Batch:
@@ -118,10 +95,10 @@ class PatchBatches:
             ]
             return self._batch(images, parts[number], None)
 
-        return _ahead(load, len(parts), self.threads)
+        return Prefetch(load, len(parts), ahead=2 * self.threads, threads=self.threads)
 
     def steps(self, patches: int) -> int:
-        """Batches of an epoch over so many patches."""
+        """Return the number of batches of an epoch over so many patches."""
         return len(_parts(np.arange(patches), self.batch_size))
 
     def _batch(
@@ -152,24 +129,22 @@ def balanced_order(labels: NDArray[np.int64], generator: np.random.Generator) ->
 
 
 def learning_rate(step: int, steps: int, *, peak: float, warmup: float) -> float:
-    """Linear rise over the first `warmup` share of all steps, then half a cosine down to 0."""
+    """Return a step's rate: a rise over the first `warmup` share of all steps, then a cosine."""
     rise = warmup * steps
-    if step < rise:
-        return peak * (step + 1) / (rise + 1)
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, steps - rise)))
+    return peak * factor(step, rise=rise + 1, decay_from=rise, total=steps)
 
 
 def train_epoch(
     model: Classifier,
     optimiser: torch.optim.Optimizer,
-    batches: Iterator[Batch],
+    batches: Prefetch[Batch],
     rates: Sequence[float],
     *,
     device: torch.device,
     dtype: torch.dtype,
     name: str,
 ) -> float:
-    """One pass; returns the mean cross-entropy.
+    """Train one pass; return the mean cross-entropy.
 
     Raises:
         UserError: the loss is not finite.
@@ -178,8 +153,7 @@ def train_epoch(
     total = torch.zeros((), device=device)
     bar = tqdm(batches, name, len(rates), unit="batch", leave=False, disable=None)
     for rate, (patches, labels, changes) in zip(rates, bar, strict=True):
-        for group in optimiser.param_groups:
-            group["lr"] = rate
+        set_rate(optimiser, rate)
         patches, labels = patches.to(device), labels.to(device)
         if changes is not None:
             patches = restain(patches, changes[0].to(device), changes[1].to(device))
@@ -197,11 +171,11 @@ def train_epoch(
 
 @torch.inference_mode()
 def validate(
-    model: Classifier, batches: Iterator[Batch], *, device: torch.device, dtype: torch.dtype
+    model: Classifier, batches: Prefetch[Batch], *, device: torch.device, dtype: torch.dtype
 ) -> tuple[float, float, float]:
-    """Cross-entropy and balanced accuracy (each class counted alike), mean one-vs-rest AUC.
+    """Return cross-entropy and balanced accuracy (each class counted alike), one-vs-rest AUC.
 
-    The AUC is NaN where only one class is present.
+    The AUC is the classes' mean, NaN where only one class is present.
 
     Raises:
         UserError: the outputs are not finite.
@@ -230,54 +204,6 @@ def validate(
     )
 
 
-def save_checkpoint(
-    folder: Path,
-    identity: str,
-    model: Classifier,
-    optimiser: torch.optim.Optimizer,
-    progress: TrainingState,
-) -> None:
-    """Write the state after an epoch: whole, or not at all."""
-    values = {
-        "identity": identity,
-        "model": model.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "history": [asdict(epoch) for epoch in progress.history],
-        "best_epoch": progress.best_epoch,
-        "best_state": progress.best_state,
-    }
-    with atomic_path(folder / CHECKPOINT) as temporary:
-        torch.save(values, temporary)
-
-
-def load_checkpoint(
-    folder: Path, identity: str, model: Classifier, optimiser: torch.optim.Optimizer
-) -> TrainingState:
-    """Continue where the folder's checkpoint stopped; from the start where it is of another run."""
-    for leftover in folder.glob(f".*.tmp.{CHECKPOINT}"):
-        leftover.unlink(missing_ok=True)
-    path = folder / CHECKPOINT
-    if not path.exists():
-        return TrainingState()
-    try:
-        values: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        if values["identity"] != identity:
-            log.info("%s: is of other data or settings; starting anew", path)
-            return TrainingState()
-        progress = TrainingState(
-            [Epoch(**epoch) for epoch in values["history"]],
-            values["best_epoch"],
-            values["best_state"],
-        )
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        log.warning("%s: cannot be read (%s); starting anew", path, str(error).splitlines()[:1])
-        return TrainingState()
-    model.load_state_dict(values["model"])
-    optimiser.load_state_dict(values["optimiser"])
-    log.info("%s: resuming after epoch %d", path, len(progress.history))
-    return progress
-
-
 def _autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
@@ -285,19 +211,3 @@ def _autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 def _parts(indices: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
     """Batches of nearly equal size: batch statistics of a last, small one would be noise."""
     return np.array_split(indices, max(1, round(len(indices) / batch_size)))
-
-
-def _ahead(load: Callable[[int], Batch], count: int, threads: int) -> Iterator[Batch]:
-    """`load(0), load(1), ...`, made in threads a few ahead of the consumer."""
-    with ThreadPoolExecutor(threads, thread_name_prefix="reader") as pool:
-        pending: deque[Future[Batch]] = deque()
-        try:
-            for number in range(count):
-                pending.append(pool.submit(load, number))
-                if len(pending) > 2 * threads:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()

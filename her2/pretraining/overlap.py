@@ -28,13 +28,13 @@ class Overlap:
     allowed: bool
 
 
-def audit_overlap(spec: OverlapSpec, encoder: Path, cohort: pl.DataFrame, output: Path) -> Overlap:
+def audit_overlap(spec: OverlapSpec, encoder: Path, cohort: Path, output: Path) -> Overlap:
     """Write the overlap of one encoder as JSON.
 
     Args:
         spec: the job.
         encoder: the encoder's folder.
-        cohort: the audit's table, one row a slide.
+        cohort: the audit's table, one row per slide.
         output: the JSON file.
 
     Raises:
@@ -43,8 +43,9 @@ def audit_overlap(spec: OverlapSpec, encoder: Path, cohort: pl.DataFrame, output
     """
     cards = lineage(encoder)
     found: dict[str, str] = {}
+    table = pl.read_parquet(cohort)
     for card in cards:
-        found = find_overlap(card, cohort) | found
+        found = find_overlap(card, table) | found
     if found and not spec.allow_overlap:
         raise problem_list(
             f"{encoder.name}: its pre-training data hold patients that this cohort tests on: "

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,19 @@ from her2.pretraining.loop import (
     Classifier,
     Epoch,
     PatchBatches,
-    TrainingState,
     learning_rate,
-    load_checkpoint,
-    save_checkpoint,
     train_epoch,
     validate,
 )
 from her2.pretraining.patch_set import PatchSet
 from her2.pretraining.split import Split, split_patches
+from her2.training.checkpoint import Checkpoint
+from her2.training.loop import train_epochs
+from her2.training.state import TrainingState
 
 log = logging.getLogger(__name__)
 
+CHECKPOINT = "checkpoint.safetensors"
 COVERAGE = 0.9
 """A patch must cover this much of the side of what the encoder sees."""
 
@@ -114,7 +116,7 @@ def pretrain(
             "seed": seed,
         }
     )
-    feed = PatchBatches(
+    batches = PatchBatches(
         patches, size_px, window_px, settings.batch_size, settings.augmentation, threads
     )
     cuda = [device] if device.type == "cuda" else []
@@ -127,21 +129,24 @@ def pretrain(
         model = Classifier(encoder, _dimension(encoder, size_px), len(patches.class_names))
         model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimiser = torch.optim.AdamW(_groups(model, settings.weight_decay))
-        progress = load_checkpoint(checkpoint_dir, identity, model, optimiser)
-        steps = feed.steps(len(split.train))
-        while not progress.finished(settings.epochs, settings.patience):
-            _next_epoch(
-                model, optimiser, feed, split, progress, settings,
-                steps=steps, seed=seed, device=device, dtype=dtype,
-            )  # fmt: skip
-            save_checkpoint(checkpoint_dir, identity, model, optimiser, progress)
-        model.load_state_dict(progress.best_state)
+        state = train_epochs(
+            model,
+            optimiser,
+            partial(
+                _run_epoch, model, optimiser, batches, split, settings,
+                seed=seed, device=device, dtype=dtype,
+            ),
+            rank=lambda epoch: epoch.rank,
+            epochs=settings.epochs,
+            patience=settings.patience,
+            checkpoint=_checkpoint(checkpoint_dir, identity),
+        )  # fmt: skip
         test = None
         if len(split.test):
-            figures = validate(model, feed.validation(split.test), device=device, dtype=dtype)
+            figures = validate(model, batches.validation(split.test), device=device, dtype=dtype)
             known = [value if math.isfinite(value) else None for value in figures]
             test = dict(zip(("loss", "balanced_accuracy", "mean_auc"), known, strict=True))
-    facts = _facts(patches, split, progress) | {
+    facts = _facts(patches, split, state) | {
         "settings": settings.model_dump(mode="json"),
         "precision": precision,
         "seed": seed,
@@ -149,8 +154,17 @@ def pretrain(
     }
     if test is not None:
         facts["test"] = test
-    state = {name: value.cpu().contiguous() for name, value in backbone.state_dict().items()}
-    return Pretrained(state, mean, std, tuple(progress.history), progress.best_epoch, facts)
+    weights = {name: value.cpu().contiguous() for name, value in backbone.state_dict().items()}
+    return Pretrained(weights, mean, std, tuple(state.history), state.best_epoch, facts)
+
+
+def _checkpoint(folder: Path, identity: str) -> Checkpoint[Epoch]:
+    """Return the run's checkpoint; what else a killed job or an older version left is removed."""
+    for leftover in folder.glob("*"):
+        if leftover.name != CHECKPOINT:
+            log.warning("%s: is no checkpoint of this version, or half of one; removed", leftover)
+            leftover.unlink()
+    return Checkpoint(folder / CHECKPOINT, Epoch, identity, sync=True)
 
 
 def channel_statistics(
@@ -184,21 +198,20 @@ def channel_statistics(
     return (r, g, b), (sr, sg, sb)
 
 
-def _next_epoch(
+def _run_epoch(
     model: Classifier,
     optimiser: torch.optim.Optimizer,
-    feed: PatchBatches,
+    batches: PatchBatches,
     split: Split,
-    progress: TrainingState,
     settings: PretrainingSection,
+    epoch: int,
     *,
-    steps: int,
     seed: int,
     device: torch.device,
     dtype: torch.dtype,
-) -> None:
-    epoch = len(progress.history)
-    name = f"{feed.patches.name}, epoch {epoch + 1} of {settings.epochs}"
+) -> Epoch:
+    name = f"{batches.patches.name}, epoch {epoch + 1} of {settings.epochs}"
+    steps = batches.steps(len(split.train))
     rates = [
         learning_rate(
             step,
@@ -210,24 +223,18 @@ def _next_epoch(
     ]
     torch.manual_seed(seed * 100_003 + epoch)  # dropout and the like
     loss = train_epoch(
-        model, optimiser, feed.training(split.train, seed, epoch), rates,
+        model, optimiser, batches.training(split.train, seed, epoch), rates,
         device=device, dtype=dtype, name=name,
     )  # fmt: skip
-    figures = validate(model, feed.validation(split.validation), device=device, dtype=dtype)
-    found = Epoch(epoch, loss, *figures)
-    progress.history.append(found)
-    if epoch == 0 or found.rank > progress.history[progress.best_epoch].rank:
-        progress.best_epoch = epoch
-        progress.best_state = {
-            key: value.detach().cpu().clone() for key, value in model.state_dict().items()
-        }
+    figures = validate(model, batches.validation(split.validation), device=device, dtype=dtype)
     log.info(
         "%s: train loss %.4f; validation loss %.4f, balanced accuracy %.3f, mean AUC %.3f",
         name, loss, *figures,
     )  # fmt: skip
+    return Epoch(epoch, loss, *figures)
 
 
-def _facts(patches: PatchSet, split: Split, progress: TrainingState) -> dict[str, Any]:
+def _facts(patches: PatchSet, split: Split, state: TrainingState[Epoch]) -> dict[str, Any]:
     seen = np.concatenate([split.train, split.validation]).tolist()
     cases = sorted({str(patches.cases[i]) for i in seen}) if patches.cases_known else []
     return {
@@ -245,8 +252,8 @@ def _facts(patches: PatchSet, split: Split, progress: TrainingState) -> dict[str
         },
         "cases": cases,
         "chosen_by": "balanced accuracy",
-        "epochs": len(progress.history),
-        "best": asdict(progress.history[progress.best_epoch]),
+        "epochs": len(state.history),
+        "best": asdict(state.history[state.best_epoch]),
     }
 
 

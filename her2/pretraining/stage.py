@@ -31,14 +31,14 @@ HISTORY_NAME = "history.parquet"
 
 
 def pretrain_encoder(
-    spec: EncoderSpec, cache: Cache, folder: Path, *, init: Path | None, threads: int
+    spec: EncoderSpec, cache: Cache, output: Path, *, init: Path | None = None, threads: int = 1
 ) -> EncoderCard:
     """Pre-train an encoder unless the cache holds it, and link it into its folder.
 
     Args:
         spec: the job.
         cache: gets the encoder, and the checkpoints of an unfinished one.
-        folder: gets `weights.safetensors`, `history.parquet`, then `card.json`.
+        output: folder that gets `weights.safetensors`, `history.parquet`, then `card.json`.
         init: folder of the encoder to begin from, where the config names one.
         threads: that read patches, and of the CPU as a device.
 
@@ -77,8 +77,8 @@ def pretrain_encoder(
         log.info("encoder pre-trained on %s: from the cache", name)
     product = cache.path("encoders", key)
     for item in (WEIGHTS_NAME, HISTORY_NAME, CARD_NAME):  # the card last: it is what jobs wait for
-        link(product / item, folder / item)
-    return read_card(folder)
+        link(product / item, output / item)
+    return read_card(output)
 
 
 def slide_fingerprints(section: PatchesSection) -> list[str]:
@@ -130,7 +130,9 @@ def _starting_weights(
 ) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
     """Backbone, its arguments, and what its weights are, for the card."""
     library, architecture = encoder.library, encoder.architecture
-    arguments = default_arguments(library, architecture, feature=encoder.feature, size=encoder.size)
+    arguments = default_arguments(
+        library, architecture, feature=encoder.feature, size_px=encoder.size
+    )
     if init is not None:
         loaded, card = load_encoder(init)
         if card.feature != encoder.feature or card.arguments != arguments:

@@ -15,7 +15,7 @@ from her2.core.plot_style import FigureContext
 from her2.encoders.card import EncoderCard, read_card
 from her2.explanation.listing import read_heatmaps
 from her2.pretraining.overlap import Overlap, read_overlap
-from her2.storage.entries import FeatureEntry, FoldEntry, read_manifests
+from her2.storage.entries import FeatureEntry, FoldEntry, read_all_entries
 from her2.storage.features import read_attributes
 
 DETAILS = (
@@ -151,7 +151,7 @@ def read_results(spec: ReportSpec, folder: Path) -> Results:
     """
     config = spec.config
     features = {
-        name: read_manifests(folder / "features" / name, spec.buckets, FeatureEntry)
+        name: read_all_entries(folder / "features" / name, spec.buckets, FeatureEntry)
         for name in config.encoders
     }
     receipts = {name: _receipts(spec, folder / "features" / name) for name in features}
@@ -223,7 +223,7 @@ def _model(
         folder / stage / task / encoder / head
         for stage in ("evaluation", "models", "heatmaps", "controls", "attention")
     )
-    folds = read_manifests(models, chunks, FoldEntry)
+    folds = read_all_entries(models, chunks, FoldEntry)
     histories = {run: models / run / "history.parquet" for run in folds}
     tables = {name: _table(evaluation / f"{name}.parquet") for name in TABLES}
     return EvaluatedModel(
@@ -246,7 +246,7 @@ def _receipts(spec: ReportSpec, folder: Path) -> tuple[tuple[str, ...], tuple[st
     """The precisions and devices of the features: one store a bucket answers for its job."""
     precisions, devices = set(), set()
     for bucket in spec.buckets:
-        entries = read_manifests(folder, [bucket], FeatureEntry)
+        entries = read_all_entries(folder, [bucket], FeatureEntry)
         for slide_id, entry in entries.items():
             store = folder / f"{slide_id}.zarr.zip"
             if entry.status == "ok" and store.exists():

@@ -45,5 +45,5 @@ def figure_cell(
     """The cell of a record with `value` (or another name), `low`, `high` and `note`."""
     if record is None:
         return TableCell("NA", note="not evaluated")
-    ends = interval(record.get("low"), record.get("high"))
+    ends = interval(record.get("low"), record.get("high"), digits)
     return TableCell(number(record[name], digits, sign=sign), ends, record.get("note") or "")

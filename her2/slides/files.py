@@ -1,45 +1,180 @@
-"""Stage 1, tile and embed: which files make a slide."""
+"""Which files make a slide, in the formats of several files that OpenSlide opens.
 
-from pathlib import Path
+An index is checked before it is used: the files it names are there, in its folder or below it. That
+is more than OpenSlide asks for. Source: https://openslide.org/formats/ and OpenSlide's own readers.
+"""
+
+import codecs
+import configparser
+import os
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+
+from her2.core.errors import SlideError
 
 _HEAD_BYTES = 1 << 16
-_SERIES_UID, _INSTANCE_UID = b"\x20\x00\x0e\x00UI", b"\x08\x00\x18\x00UI"
-"""DICOM's tags (0020,000E) and (0008,0018), as they stand in a file."""
+"""OpenSlide reads no Hamamatsu index that is longer, and a DICOM file's UIDs stand within it."""
 
-_SEVERAL_FILES = {".vms", ".vmu", ".ndpis"}
-"""Formats whose index names its files; they are read where they lie."""
+_SERIES_UID = re.compile(rb"\x20\x00\x0d\x00UI..[\d.]+[\0 ]?\x20\x00\x0e\x00UI(..)", re.DOTALL)
+"""DICOM's element (0020,000E) up to its size, in explicit little endian as OpenSlide demands. A
+file's own stands right behind (0020,000D); those of other files that it refers to do not.
+"""
+_INSTANCE_UID = re.compile(rb"\x08\x00\x18\x00UI(..)", re.DOTALL)
+"""(0008,0018)."""
 
-
-def files_of(path: Path) -> list[Path]:
-    """All files of a slide; none for a format whose files are not known by their names."""
-    suffix = path.suffix.lower()
-    if suffix in _SEVERAL_FILES:
-        return []
-    if suffix == ".mrxs":
-        companion = path.with_suffix("")
-        return [path, *(file for file in sorted(companion.rglob("*")) if file.is_file())]
-    if suffix == ".dcm":
-        return sorted(path.parent.glob("*.dcm"))
-    return [path]
-
-
-def parts_of(path: Path) -> list[Path]:
-    """The files whose bytes identify a slide."""
-    companion = path.with_suffix("")
-    if path.suffix.lower() == ".mrxs" and companion.is_dir():
-        return [path, *sorted(item for item in companion.iterdir() if item.is_file())]
-    if path.suffix.lower() == ".dcm":
-        series = _dicom_uid(path, _SERIES_UID)
-        others = [item for item in path.parent.glob("*.dcm") if item != path]
-        found = [path, *(item for item in others if _dicom_uid(item, _SERIES_UID) == series)]
-        return sorted(found, key=lambda item: (_dicom_uid(item, _INSTANCE_UID), item.name))
-    return [path]
+_HAMAMATSU = re.compile(r"ImageFile.*|MapFile|MacroImage|OptimisationFile")
+_INDEX_KEYS = {
+    "Virtual Microscope Specimen": _HAMAMATSU,
+    "Uncompressed Virtual Microscope Specimen": _HAMAMATSU,
+    "NanoZoomer Digital Pathology Image Set": re.compile(r"Image\d+"),
+}
+"""Sections of Hamamatsu's indexes, and their keys whose values are files."""
+_NOT_NEEDED = "OptimisationFile"
+"""It holds positions that OpenSlide otherwise searches for: the px are the same without it."""
+_INDEX_SUFFIXES = (".vms", ".vmu", ".ndpis")
+_MIRAX_KEYS = {"HIERARCHICAL": re.compile("INDEXFILE"), "DATAFILE": re.compile(r"FILE_\d+")}
+_SHOWN = 5
 
 
-def _dicom_uid(path: Path, tag: bytes) -> bytes:
-    """A UID near the start of a DICOM file (explicit little endian); empty where there is none."""
+def companions(path: Path) -> list[Path] | None:
+    """Return all files of a MIRAX, Hamamatsu VMS, VMU, NDPIS or DICOM slide, `path` among them.
+
+    Returns:
+        Files in a fixed order that does not depend on the file system, all within the folder of
+        `path`; None for a slide of any other format, which is one file.
+
+    Raises:
+        SlideError: a file that belongs to the slide is absent, or outside its folder.
+        OSError: a file cannot be read.
+    """
+    if path.suffix.lower() == ".mrxs":
+        return _mirax(path)
+    head = _head(path)
+    if head[128:132] == b"DICM":
+        return _dicom(path, head)
+    section = _index_section(head)
+    if section is not None:
+        return _indexed(path, section)
+    if path.suffix.lower() in _INDEX_SUFFIXES:
+        raise SlideError(f"{path.name} does not say which files make the slide; copy it again")
+    return None
+
+
+def _mirax(path: Path) -> list[Path]:
+    folder = path.with_suffix("")
+    if not folder.is_dir():
+        raise SlideError(
+            f"{path.name} lacks its folder {folder.name}, which holds its px; copy it beside the "
+            "file"
+        )
+    index = folder / "Slidedat.ini"
+    if index.is_file():
+        _check_named(f"{folder.name}/{index.name}", folder, _names(index, _MIRAX_KEYS))
+    return [path, *(item for item in sorted(folder.rglob("*")) if item.is_file())]
+
+
+def _index_section(head: bytes) -> str | None:
+    """The section of a Hamamatsu index, None for another kind of file."""
+    if b"\0" in head or len(head) == _HEAD_BYTES:
+        return None
+    lines = {line.strip() for line in head.removeprefix(codecs.BOM_UTF8).splitlines()}
+    return next((name for name in _INDEX_KEYS if f"[{name}]".encode() in lines), None)
+
+
+def _indexed(path: Path, section: str) -> list[Path]:
+    """A Hamamatsu index and the files it names."""
+    named = _names(path, {section: _INDEX_KEYS[section]})
+    if not (path.parent / named.get(_NOT_NEEDED, "")).is_file():
+        named.pop(_NOT_NEEDED, None)
+    _check_named(path.name, path.parent, named)
+    return [path, *dict.fromkeys(path.parent / name for name in named.values())]
+
+
+def _names(index: Path, keys: Mapping[str, re.Pattern[str]]) -> dict[str, str]:
+    """The names of files that an INI-like index holds, by their keys."""
+    parser = configparser.ConfigParser(
+        delimiters=("=",), comment_prefixes=("#",), strict=False, interpolation=None
+    )
+    parser.optionxform = str  # type: ignore[assignment, method-assign]
+    lines = index.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    try:
+        parser.read_string("\n".join(line.strip() for line in lines))
+    except configparser.Error:
+        raise SlideError(f"{index.name} is a damaged index; copy it again") from None
+    return {
+        key: name
+        for section, pattern in keys.items()
+        if parser.has_section(section)
+        for key, name in parser[section].items()
+        if name and pattern.fullmatch(key)
+    }
+
+
+def _check_named(index: str, folder: Path, named: Mapping[str, str]) -> None:
+    """Raise a SlideError unless all files that an index names are in its folder."""
+    outside = [name for name in named.values() if _leaves_folder(name)]
+    if outside:
+        raise SlideError(
+            f"{index} names {_listed(outside)}, outside its folder; put the slide's files beside "
+            "it, and their plain names into it"
+        )
+    absent = [name for name in named.values() if not (folder / name).is_file()]
+    if absent:
+        raise SlideError(
+            f"{index} names {_listed(absent)}, which its folder lacks; copy the slide's files there"
+        )
+
+
+def _leaves_folder(name: str) -> bool:
+    parts = PurePosixPath(name.replace("\\", "/"))
+    return parts.is_absolute() or ".." in parts.parts
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _dicom(path: Path, head: bytes) -> list[Path]:
+    """The files of a DICOM file's series, in the order of their UIDs, whatever they are called."""
+    series = _uid(_SERIES_UID, head)
+    if not series:
+        raise SlideError(
+            f"{path.name} has no Series Instance UID near its start, so the files of its series "
+            "are unknown; export it again, in explicit little endian"
+        )
+    found = []
+    with os.scandir(path.parent) as entries:
+        for entry in entries:
+            # OpenSlide passes over what it cannot read; a level of a slide is not passed over here.
+            if not entry.is_file() or not (
+                entry.name.endswith(".dcm") or os.access(entry, os.R_OK)
+            ):
+                continue
+            state = entry.stat()
+            other, instance = _uids(Path(entry), state.st_size, state.st_mtime_ns)
+            if other == series:
+                found.append((instance, entry.name))
+    return [path.parent / name for _, name in sorted(found)]
+
+
+@lru_cache(maxsize=1 << 16)
+def _uids(path: Path, size: int, mtime_ns: int) -> tuple[bytes, bytes]:
+    """The series and the instance of a file, read once however many slides share its folder."""
+    head = _head(path)
+    return _uid(_SERIES_UID, head), _uid(_INSTANCE_UID, head)
+
+
+def _head(path: Path) -> bytes:
     with path.open("rb") as stream:
-        head = stream.read(_HEAD_BYTES)
-    place = head.find(tag)
-    size = int.from_bytes(head[place + 6 : place + 8], "little")
-    return head[place + 8 : place + 8 + size] if place >= 0 else b""
+        return stream.read(_HEAD_BYTES)
+
+
+def _uid(element: re.Pattern[bytes], head: bytes) -> bytes:
+    """A UID near the start of a DICOM file; empty where there is none."""
+    found = element.search(head)
+    if found is None:
+        return b""
+    return head[found.end() : found.end() + int.from_bytes(found[1], "little")]

@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 
 from her2.core.errors import SlideError
-from her2.slides.files import parts_of
+from her2.slides.backends import slide_files
 
 _HEAD_BYTES = 1 << 20
 _BLOCK_BYTES = 1 << 16
@@ -13,23 +13,22 @@ _BLOCKS = 64
 
 
 def fingerprint(path: Path) -> str:
-    """What identifies a slide's content, read in milliseconds: SHA-256 (hex).
+    """Return what identifies a slide's content, read in milliseconds: SHA-256 (hex).
 
-    Taken over the size, the first and last MiB and 64 evenly spaced blocks of 64 KiB of the file;
-    for formats of many files (MIRAX: a folder of the file's name beside it; DICOM: the files of
-    its series in its folder) over all of them. Names and times do not count. Two scans differ
-    everywhere, so a sample tells them apart; a change of a few bytes inside a gigabyte can go
-    unseen.
+    Taken over the size, the first and last MiB and 64 evenly spaced blocks of 64 KiB of each of the
+    slide's files (`her2.slides.backends.slide_files`). Names and times do not count. Two scans
+    differ everywhere, so a sample tells them apart; a change of a few bytes inside a gigabyte can
+    go unseen.
 
     Raises:
-        SlideError: a file cannot be read, or is empty.
+        SlideError: a file is absent or cannot be read, or the slide's own file is empty.
     """
     result = hashlib.sha256()
     try:
-        for part in parts_of(path):
+        if path.stat().st_size == 0:
+            raise SlideError("the file is empty (0 bytes); copy it again")
+        for part in slide_files(path):
             size = part.stat().st_size
-            if size == 0 and part == path:
-                raise SlideError("the file is empty (0 bytes); copy it again")
             result.update(size.to_bytes(8, "big"))
             with part.open("rb") as stream:
                 _update(result, stream, size)

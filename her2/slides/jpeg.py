@@ -2,33 +2,32 @@
 
 OpenSlide draws through a 32-bit canvas and Pillow; decoding the file's own JPEG tiles into RGB
 takes a quarter of its time (benchmarks/embed.py) and gives the same bytes: both use libjpeg-turbo
-with its exact transform. Whatever is not plain here (another codec, a level that is not a whole
-number of times smaller, a damaged or absent tile) is left to OpenSlide.
+with its exact transform. tifffile decodes a tile; which tiles a rectangle needs, whether they are
+whole, and keeping those that the next rectangle needs too is done here. Whatever is not plain
+(another codec, a level that is not a whole number of times smaller, a damaged or absent tile) is
+left to OpenSlide.
 """
 
 import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import imagecodecs
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-RGB = NDArray[np.uint8]
+from her2.core.types import RGB
 
-VENDORS = {"aperio", "generic-tiff"}
-"""Whose levels are pages of the TIFF, each a plain grid of tiles."""
 KEPT_BYTES = 32 << 20
 """Decoded tiles that a slide keeps: several columns of a band, see `her2.embedding.reading`."""
 
-_JPEG = 7
-_COLOUR_SPACES = {2: "RGB", 6: "YCBCR"}
-"""Of the JPEG stream, by the TIFF's photometric interpretation."""
+_PHOTOMETRIC = {tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR}
 _START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
 _RESTARTS = b"\xff\xdd"
 """The segment that says every how many blocks a restart marker stands."""
@@ -37,25 +36,20 @@ _MARKER, _MARKER_OR_RESTART = (
     re.compile(rb"\xff[^\x00\xff]"),
 )
 _HOLE = bytes(16)
-_DAMAGE = (imagecodecs.DelayedImportError, OSError, RuntimeError, ValueError)
+_DAMAGE = (tifffile.TiffFileError, ImportError, OSError, RuntimeError, ValueError)
+"""tifffile's, and those of imagecodecs, whose codecs may also be absent."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Level:
-    """A page of the file: sizes in px, where each tile lies in bytes."""
+    """A page of the file, and what decodes one of its tiles: (bytes, index) -> (1, h, w, 3), ..."""
 
-    width: int
-    height: int
-    tile_width: int
-    tile_height: int
-    offsets: Sequence[int]
-    byte_counts: Sequence[int]
-    tables: bytes | None
-    colour_space: str
+    page: tifffile.TiffPage
+    decode: Callable[[bytes, int], tuple[NDArray[Any] | None, object, object]]
 
     @property
     def columns(self) -> int:
-        return -(-self.width // self.tile_width)
+        return -(-self.page.imagewidth // self.page.tilewidth)
 
 
 class JpegTiles:
@@ -66,6 +60,8 @@ class JpegTiles:
         level_sizes: (width, height) px of OpenSlide's levels.
         downsamples: of OpenSlide's levels.
     """
+
+    reader = "jpeg"
 
     def __init__(
         self,
@@ -98,15 +94,18 @@ class JpegTiles:
         Returns:
             uint8 (height, width, 3), or None when OpenSlide has to read it.
         """
-        page = self._levels.get(level)
+        found = self._levels.get(level)
         right, bottom = left + size[0], top + size[1]
-        if page is None or left < 0 or top < 0 or right > page.width or bottom > page.height:
+        if found is None or left < 0 or top < 0:
+            return None
+        page = found.page
+        if right > page.imagewidth or bottom > page.imagelength:
             return None
         result = np.empty((size[1], size[0], 3), np.uint8)
-        across, down = page.tile_width, page.tile_height
+        across, down = page.tilewidth, page.tilelength
         for row in range(top // down, -(-bottom // down)):
             for column in range(left // across, -(-right // across)):
-                tile = self._tile(level, page, row * page.columns + column)
+                tile = self._tile(level, row * found.columns + column)
                 if tile is None:
                     return None
                 x, y = column * across, row * down
@@ -117,26 +116,26 @@ class JpegTiles:
                 ]
         return result
 
-    def _tile(self, level: int, page: _Level, index: int) -> RGB | None:
+    def _tile(self, level: int, index: int) -> RGB | None:
         with self._lock:
-            found = self._kept.get((level, index))
-            if found is not None:
+            kept = self._kept.get((level, index))
+            if kept is not None:
                 self._kept.move_to_end((level, index))
-                return found
-        count, offset = page.byte_counts[index], page.offsets[index]
+                return kept
+        page, decode = self._levels[level].page, self._levels[level].decode
+        count = page.databytecounts[index]
         if count == 0:
             return None
         try:
-            content = os.pread(self._file, count, offset)
+            content = os.pread(self._file, count, page.dataoffsets[index])
             if len(content) < count or not _looks_whole(content):
                 return None
-            tile = imagecodecs.jpeg8_decode(
-                content, tables=page.tables, colorspace=page.colour_space, outcolorspace="RGB"
-            )
+            decoded, _, _ = decode(content, index)
         except _DAMAGE:
             return None
-        if tile.shape != (page.tile_height, page.tile_width, 3) or tile.dtype != np.uint8:
+        if decoded is None or decoded.shape != (1, page.tilelength, page.tilewidth, 3):
             return None
+        tile = decoded[0]
         with self._lock:
             if (level, index) not in self._kept:
                 self._kept[level, index] = tile
@@ -148,16 +147,13 @@ class JpegTiles:
 
 def open_jpeg_tiles(
     path: Path,
-    vendor: str,
     level_sizes: Sequence[tuple[int, int]],
     downsamples: Sequence[float],
 ) -> JpegTiles | None:
-    """The slide's JPEG tiles, None when it is not such a file."""
-    if vendor not in VENDORS:
-        return None
+    """Return the JPEG tiles of a TIFF whose levels are pages, None when it has none."""
     try:
         found = JpegTiles(path, level_sizes, downsamples)
-    except (tifffile.TiffFileError, *_DAMAGE):
+    except _DAMAGE:
         return None
     if not len(found):
         found.close()
@@ -194,23 +190,15 @@ def _levels(
             for page in reversed(list(tiff.pages))  # the first of a size wins
             if isinstance(page, tifffile.TiffPage)
             and page.is_tiled
-            and int(page.compression) == _JPEG
-            and int(page.photometric) in _COLOUR_SPACES
-            and int(page.planarconfig) == 1
+            and page.compression == tifffile.COMPRESSION.JPEG
+            and page.photometric in _PHOTOMETRIC
+            and page.planarconfig == tifffile.PLANARCONFIG.CONTIG
             and (page.samplesperpixel, page.bitspersample) == (3, 8)
         }
         for number, size in enumerate(level_sizes):
             page = pages.get((size[0], size[1]))
             if page is None or downsamples[number] != int(downsamples[number]):
                 continue
-            found[number] = _Level(
-                width=page.imagewidth,
-                height=page.imagelength,
-                tile_width=page.tilewidth,
-                tile_height=page.tilelength,
-                offsets=page.dataoffsets,
-                byte_counts=page.databytecounts,
-                tables=page.jpegtables,
-                colour_space=_COLOUR_SPACES[int(page.photometric)],
-            )
+            # Taken while the file is open: some of it is read from there.
+            found[number] = _Level(page, partial(page.decode, jpegtables=page.jpegtables))
     return found

@@ -1,24 +1,21 @@
-"""Stage 1, tile and embed: a slide file as exact um/px and RGB regions.
+"""Stage 1, tile and embed: a slide as exact um/px and RGB regions, whatever its format.
 
-OpenSlide opens the scanners' formats, and through Pillow flat images (PNG, JPEG), whose um/px the
-manifest must give.
+What is particular to a format is its backend's, see `her2.slides.backends`.
 """
 
 import logging
 import math
-import re
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-import openslide
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from her2.core.errors import SlideError, SlideUnfit, TileError
+from her2.core.errors import SlideUnfit, TileError
 from her2.core.types import MPP_RANGE, RGB
-from her2.slides.jpeg import JpegTiles, open_jpeg_tiles
+from her2.slides.backend import TileDecoder
+from her2.slides.backends import open_slide
 
 log = logging.getLogger(__name__)
 
@@ -26,20 +23,8 @@ log = logging.getLogger(__name__)
 RESAMPLING = Image.Resampling.BICUBIC
 """Pillow widens every filter by the reduction, so this is antialiased."""
 
-_UNREADABLE = (
-    openslide.OpenSlideError,
-    OSError,
-    ValueError,
-    SyntaxError,  # Pillow's for a broken PNG
-    Image.DecompressionBombError,
-)
-_TILE_WIDTH_TAG = 322
 _STRIP_PX = 4096
 """Thumbnails of slides without a pyramid are read in pieces of this many px a side."""
-
-
-_UM_IN = {"nm": 1e-3, "\u00b5m": 1.0, "\u03bcm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4}
-"""Two characters look like the sign for micro."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +37,7 @@ class Scale:
 
 
 class Slide:
-    """An open slide. All coordinates are px in the level 0 reference frame.
-
-    Reads are thread-safe. After one unreadable region an OpenSlide handle answers every later
-    read with the same error, so the handle is opened anew each time that happens.
+    """An open slide. All coordinates are px in the level 0 reference frame. Reads are thread-safe.
 
     Raises:
         SlideError: the file cannot be opened, or is too damaged to tell its size.
@@ -63,24 +45,13 @@ class Slide:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = threading.Lock()
-        self._handle = self._open()
-        self._decoded: JpegTiles | None = None
-        self.width_px, self.height_px = self._handle.dimensions
-        self.downsamples: tuple[float, ...] = tuple(self._handle.level_downsamples)
-        self._level_sizes = tuple(self._handle.level_dimensions)
-        properties = self._handle.properties
-        self.vendor: str = properties.get(openslide.PROPERTY_NAME_VENDOR, "flat image")
-        self._mpp = (
-            properties.get(openslide.PROPERTY_NAME_MPP_X),
-            properties.get(openslide.PROPERTY_NAME_MPP_Y),
-        )
-        if None in self._mpp:
-            self._mpp = _ome_mpp(properties.get("tiff.ImageDescription", ""))
-        self.bounds_corner_px: tuple[int, int] = (
-            int(properties.get(openslide.PROPERTY_NAME_BOUNDS_X, 0)),
-            int(properties.get(openslide.PROPERTY_NAME_BOUNDS_Y, 0)),
-        )
+        self._opened = open_slide(path)
+        self._decoder: TileDecoder | None = None
+        self._level_sizes = tuple(self._opened.level_sizes)
+        self.width_px, self.height_px = self._level_sizes[0]
+        self.downsamples = tuple(self._opened.downsamples)
+        self.vendor = self._opened.vendor
+        self.bounds_corner_px = self._opened.bounds_corner_px
 
     def __enter__(self) -> "Slide":
         return self
@@ -95,10 +66,15 @@ class Slide:
 
     def close(self) -> None:
         """Close the file."""
-        self._handle.close()
-        if self._decoded is not None:
-            self._decoded.close()
-            self._decoded = None
+        self._opened.close()
+        if self._decoder is not None:
+            self._decoder.close()
+            self._decoder = None
+
+    @property
+    def reader(self) -> str:
+        """What decodes its px now, see `decode_directly`."""
+        return self._opened.reader if self._decoder is None else self._decoder.reader
 
     def scale(self, manifest_mpp: float | None = None) -> Scale:
         """The slide's um/px: the manifest's when it gives one, else the file's metadata.
@@ -111,17 +87,16 @@ class Slide:
         """
         if manifest_mpp is not None:
             return Scale(manifest_mpp, manifest_mpp, "manifest")
-        if None in self._mpp:
+        if self._opened.mpp is None:
             raise SlideUnfit(
                 "no um/px in its metadata; give it in the manifest's column 'mpp' (um/px at full "
                 "resolution)"
             )
-        x, y = (_number(str(text)) for text in self._mpp)
+        x, y = self._opened.mpp
         if not all(MPP_RANGE[0] <= value <= MPP_RANGE[1] for value in (x, y)):
-            shown = " x ".join(str(text) for text in self._mpp)
             raise SlideUnfit(
-                f"um/px {shown} in its metadata is outside {MPP_RANGE[0]}-{MPP_RANGE[1]}; give the "
-                "right one in the manifest's column 'mpp'"
+                f"um/px {x:g} x {y:g} in its metadata is outside {MPP_RANGE[0]}-{MPP_RANGE[1]}; "
+                "give the right one in the manifest's column 'mpp'"
             )
         return Scale(x, y, "metadata")
 
@@ -162,7 +137,7 @@ class Slide:
             _extent(box_right, self._level_sizes[level][0] - left),
             _extent(box_bottom, self._level_sizes[level][1] - top),
         )
-        pixels = self._decoded.read(level, left, top, size) if self._decoded else None
+        pixels = None if self._decoder is None else self._decoder.read(level, left, top, size)
         box = (
             max(0.0, box_left),
             max(0.0, box_top),
@@ -175,11 +150,11 @@ class Slide:
         if pixels is not None:
             image = Image.fromarray(pixels)
         else:
-            image = self._read(corner, level, size, scanned)
+            image = _on_white(self._opened.read_region(corner, level, size), scanned)
         return np.asarray(image if as_it_is else image.resize(out, RESAMPLING, box=box))
 
     def decode_directly(self, x: float, y: float, width: float, height: float) -> bool:
-        """From now on read plain JPEG tiles without OpenSlide, which takes several times as long.
+        """Take the backend's faster way to the px from now on, where it has one.
 
         One region is read both ways first, and unless the two are equal nothing changes.
 
@@ -191,15 +166,16 @@ class Slide:
         """
         out = round(width), round(height)
         expected = self.region(x, y, width, height, out)
-        found = open_jpeg_tiles(self.path, self.vendor, self._level_sizes, self.downsamples)
+        found = self._opened.tile_decoder()
         if found is None:
             return False
-        self._decoded = found
+        self._decoder = found
         if np.array_equal(self.region(x, y, width, height, out), expected):
             return True
-        self._decoded = None
+        self._decoder = None
         found.close()
-        log.warning("%s: JPEG tiles decode differently; OpenSlide reads it alone", self.path.name)
+        log.warning("%s: px decoded directly differ from those of %s, which reads all of them",
+                    self.path.name, self.reader)  # fmt: skip
         return False
 
     def thumbnail(self, mpp: float, scale: Scale) -> RGB:
@@ -232,52 +208,6 @@ class Slide:
         fitting = [i for i, d in enumerate(self.downsamples) if d <= downsample * 1.01]
         return max(fitting, default=0)
 
-    def _read(
-        self, corner: tuple[int, int], level: int, size: tuple[int, int], scanned: bool
-    ) -> Image.Image:
-        handle = self._handle
-        try:
-            return _on_white(handle.read_region(corner, level, size), scanned)
-        except (openslide.OpenSlideError, OSError):
-            with self._lock:
-                # Not closed here: another thread may be inside it. It goes when they let go.
-                if self._handle is handle:
-                    self._handle = self._open()
-        # The error may have been another region's, latched. On a fresh handle it is this one's.
-        fresh = self._open()
-        try:
-            return _on_white(fresh.read_region(corner, level, size), scanned)
-        except (openslide.OpenSlideError, OSError) as error:
-            raise TileError(f"level {level} at {corner}: {error}") from error
-        finally:
-            fresh.close()
-
-    def _open(self) -> openslide.AbstractSlide:
-        try:
-            try:
-                return openslide.OpenSlide(self.path)
-            except openslide.OpenSlideUnsupportedFormatError:
-                return _open_flat(self.path)
-        except FileNotFoundError:
-            raise SlideError("the file does not exist") from None
-        except _UNREADABLE as error:
-            # Pillow's own words would name the path, which differs from one machine to the next.
-            detail = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
-            raise SlideError(
-                "not a slide that OpenSlide or Pillow can open, or cut off; compare it with the "
-                f"original and copy it again{detail}"
-            ) from error
-
-
-def _open_flat(path: Path) -> openslide.ImageSlide:
-    """A flat image, decoded at once: Pillow decodes at the first read, and not thread-safely."""
-    image = Image.open(path)
-    if _TILE_WIDTH_TAG in getattr(image, "tag_v2", ()):
-        # OpenSlide reads every whole tiled TIFF; the first page of half a one is no slide.
-        raise ValueError("a tiled TIFF that OpenSlide refuses")
-    image.load()
-    return openslide.ImageSlide(image)
-
 
 def _extent(end: float, available: int) -> int:
     """How many px of a level reach `end`; of those that the slide's border cuts, the whole ones.
@@ -305,28 +235,3 @@ def _on_white(image: Image.Image, scanned: bool) -> Image.Image:
     white = Image.new("RGB", image.size, (255, 255, 255))
     white.paste(image, mask=alpha)
     return white
-
-
-def _ome_mpp(description: str) -> tuple[str | None, str | None]:
-    """um/px of OME-TIFF, whose writers need not fill the TIFF's own resolution tags.
-
-    Source: OME-XML, Pixels@PhysicalSizeX and @PhysicalSizeXUnit (um where it is absent).
-    """
-    pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", description) if "<OME" in description else None
-    if pixels is None:
-        return None, None
-    found = dict(re.findall(r"\b(PhysicalSize[XY](?:Unit)?)=[\"']([^\"']*)[\"']", pixels[0]))
-    sizes = [
-        _number(found.get(name, "")) * _UM_IN.get(found.get(f"{name}Unit", "\u00b5m"), math.nan)
-        for name in ("PhysicalSizeX", "PhysicalSizeY")
-    ]
-    if not all(map(math.isfinite, sizes)):
-        return None, None
-    return f"{sizes[0]:.9g}", f"{sizes[1]:.9g}"
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan

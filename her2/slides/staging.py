@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from her2.core.errors import UserError
-from her2.slides.files import files_of
+from her2.slides.backends import slide_files
 from her2.slides.slide import Slide
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Stager:
         """Open a slide, and let the copying of the next begin.
 
         Raises:
-            SlideError: it cannot be opened.
+            SlideError: it cannot be opened, or lacks files.
         """
         with self._lock:
             return self._open(path)
@@ -70,9 +70,9 @@ class Stager:
         self._number += 1
         target = self._folder / str(self._number)
         try:
-            files = files_of(path)
-            if not files or _same_disk(path, self._folder):
+            if _same_disk(path, self._folder):
                 return None
+            files = slide_files(path)
             size = sum(file.stat().st_size for file in files)
             free = shutil.disk_usage(self._folder).free - RESERVE_BYTES
             if size > free:

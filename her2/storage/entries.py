@@ -1,17 +1,18 @@
 """Between the stages: what one job made, as a small JSON file that Snakemake can compare.
 
-A manifest is sorted, holds no times and no host names, and is written last: equal work gives
-equal bytes, so nothing downstream runs again. The products themselves are in the cache.
+A file of entries is sorted, holds no times and no host names, and is written last: equal work
+gives equal bytes, so nothing downstream runs again. The products themselves are in the cache.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from her2.core.errors import UserError, problem_list
 from her2.core.files import write_json
+from her2.storage.facts import SlideFacts, fact_columns, facts_of_columns
 
 Status = Literal["ok", "excluded", "failed"]
 """ok: usable. excluded: read well, but not usable (the reason says why). failed: not readable."""
@@ -19,34 +20,29 @@ Status = Literal["ok", "excluded", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class TileEntry:
-    """What tiling found out about a slide. Sizes are level-0 px, scales um/px.
-
-    `pen` and `fold` are shares of the area of tissue and pen, `border` of the slide's; `rejected_*`
-    count tiles with enough tissue, `not_drawn` those that `tiling.max_tiles` left out.
-    """
+    """What tiling made of a slide; `facts` is None for a slide that was not tiled."""
 
     status: Status
     reason: str | None = None
     key: str | None = None
     tiles: int = 0
-    fingerprint: str | None = None
-    vendor: str | None = None
-    width_px: int | None = None
-    height_px: int | None = None
-    mpp_x: float | None = None
-    mpp_y: float | None = None
-    mpp_source: str | None = None
-    tissue_mm2: float | None = None
-    tissue_source: str | None = None
-    regions: int | None = None
-    pen: float | None = None
-    fold: float | None = None
-    border: float | None = None
-    rejected_border: int = 0
-    rejected_pen: int = 0
-    rejected_fold: int = 0
-    rejected_blur: int = 0
-    not_drawn: int = 0
+    facts: SlideFacts | None = None
+
+    def columns(self) -> dict[str, Any]:
+        """Return the entry flat: a line of the JSON file, and columns of the cohort's table."""
+        own = {"status": self.status, "reason": self.reason, "key": self.key, "tiles": self.tiles}
+        return {**own, **fact_columns(self.facts)}
+
+    @classmethod
+    def of_columns(cls, columns: Mapping[str, Any]) -> "TileEntry":
+        """Return the entry that gave these columns.
+
+        Raises:
+            KeyError, TypeError: they are not those of an entry.
+        """
+        facts = dict(columns)
+        own = {name: facts.pop(name) for name in ("status", "reason", "key", "tiles")}
+        return cls(**own, facts=facts_of_columns(facts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,31 +78,44 @@ class FoldEntry:
 Entry = TypeVar("Entry", TileEntry, FeatureEntry, FoldEntry)
 
 
-def write_manifest(path: Path, entries: Mapping[str, TileEntry | FeatureEntry | FoldEntry]) -> None:
-    """Write what a job made, one entry a slide (or fold)."""
-    write_json(path, {name: asdict(entry) for name, entry in entries.items()})
+def write_entries(path: Path, entries: Mapping[str, TileEntry | FeatureEntry | FoldEntry]) -> None:
+    """Write what a job made, one entry per slide (or fold)."""
+    write_json(
+        path,
+        {
+            name: entry.columns() if isinstance(entry, TileEntry) else asdict(entry)
+            for name, entry in entries.items()
+        },
+    )
 
 
-def read_manifest(path: Path, entry: type[Entry]) -> dict[str, Entry]:
-    """Read a job's manifest.
+def read_entries(path: Path, entry: type[Entry]) -> dict[str, Entry]:
+    """Read what a job made.
 
     Raises:
-        UserError: it is absent or not a manifest.
+        UserError: the file is absent or not one of entries.
     """
+    build: Callable[..., Any] = entry
+    if issubclass(entry, TileEntry):
+
+        def build(**columns: Any) -> TileEntry:
+            return TileEntry.of_columns(columns)
+
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return {name: entry(**fields) for name, fields in values.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return {name: build(**columns) for name, columns in values.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
-            f"{path}: is not a readable manifest ({error}); delete it and run snakemake again."
+            f"{path}: is not a readable file of entries ({error}); delete it and run "
+            "snakemake again."
         ) from None
 
 
-def read_manifests(folder: Path, names: Iterable[str], entry: type[Entry]) -> dict[str, Entry]:
-    """The entries of several manifests of a folder (`{name}.json`), as one mapping."""
+def read_all_entries(folder: Path, names: Iterable[str], entry: type[Entry]) -> dict[str, Entry]:
+    """Read the entries of several jobs of a folder (`{name}.json`), as one mapping."""
     found: dict[str, Entry] = {}
     for name in names:
-        found |= read_manifest(folder / f"{name}.json", entry)
+        found |= read_entries(folder / f"{name}.json", entry)
     return found
 
 

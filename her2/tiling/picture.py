@@ -1,6 +1,6 @@
 """Stage 1, tile: the quality-control picture of a slide. Nothing else reads it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -8,22 +8,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2.core.types import RGB, Mask
+from her2.filters.base import Filter
+from her2.filters.registry import LISTED
 
 SIDE_PX = 1024
 TISSUE, TILE, REGION = (0, 150, 90), (40, 90, 200), (0, 0, 0)
-PEN, FOLD, BORDER, BLUR = (230, 120, 0), (200, 30, 130), (120, 120, 120), (240, 200, 0)
-"""RGB. Kept tiles have one colour; rejected ones have that of the reason, and a cross."""
-COLOURS = {"pen": PEN, "fold": FOLD, "border": BORDER, "blur": BLUR}
+"""RGB. Kept tiles have one colour; rejected ones have that of their filter, and a cross."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """Masks (h, w) of a thumbnail; `region` is None where nobody drew one."""
+    """Masks (h, w) of a thumbnail: tissue, artefacts by area filter, and the annotated regions.
+
+    `region` is None where nobody drew one.
+    """
 
     tissue: Mask
-    pen: Mask
-    fold: Mask
-    border: Mask
+    artefacts: Mapping[str, Mask]
     region: Mask | None
 
 
@@ -31,15 +32,15 @@ def draw(
     thumbnail: RGB,
     layers: Layers,
     tiles: NDArray[np.float64],
-    rejected: Sequence[tuple[str, NDArray[np.float64]]],
+    rejected: Sequence[tuple[Filter, NDArray[np.float64]]],
 ) -> RGB:
-    """Thumbnail with outlines of tissue, regions and artefacts, and all tiles that had tissue.
+    """Draw the outlines of tissue, regions and artefacts, and all tiles that had enough tissue.
 
     Args:
         thumbnail: (h, w, 3).
         layers: masks of its shape.
         tiles: kept ones, (n, 4) left, top, right, bottom in thumbnail px.
-        rejected: reason and box of the others.
+        rejected: filter and box of each of the others.
     """
     height, width = layers.tissue.shape
     factor = min(4.0, SIDE_PX / max(height, width))
@@ -49,13 +50,13 @@ def draw(
     for box in tiles:
         corner, opposite = _corners(box, factor)
         cv2.rectangle(picture, corner, opposite, TILE, 1)
-    for reason, box in rejected:
+    for one, box in rejected:
         corner, opposite = _corners(box, factor)
-        cv2.rectangle(picture, corner, opposite, COLOURS[reason], 1)
-        cv2.line(picture, corner, opposite, COLOURS[reason], 1)
-        cv2.line(picture, (corner[0], opposite[1]), (opposite[0], corner[1]), COLOURS[reason], 1)
-    outlines = [(layers.tissue, TISSUE), (layers.pen, PEN), (layers.fold, FOLD)]
-    outlines += [(layers.border, BORDER)]
+        cv2.rectangle(picture, corner, opposite, one.colour, 1)
+        cv2.line(picture, corner, opposite, one.colour, 1)
+        cv2.line(picture, (corner[0], opposite[1]), (opposite[0], corner[1]), one.colour, 1)
+    outlines = [(layers.tissue, TISSUE)]
+    outlines += [(layers.artefacts[o.name], o.colour) for o in LISTED if o.name in layers.artefacts]
     outlines += [(layers.region, REGION)] if layers.region is not None else []
     for mask, colour in outlines:
         large = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)

@@ -1,6 +1,7 @@
-"""Stage 1, tile: a bucket of slides -> tile tables in the cache, and the bucket's manifest."""
+"""Stage 1, tile: a bucket of slides -> tile tables in the cache, and the bucket's entries."""
 
 import logging
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,17 +10,17 @@ import cv2
 from her2.cohort.manifest import Cohort, SlideRow
 from her2.config.jobs import TileSpec
 from her2.core.errors import SlideError, SlideUnfit, TileError, blamed_on
+from her2.core.events import write_event
 from her2.core.files import digest, file_digest, link
 from her2.core.types import RGB
+from her2.filters.registry import FILTERS
 from her2.slides.annotations import chosen_regions, read_regions
 from her2.slides.fingerprint import fingerprint
 from her2.slides.slide import Slide
 from her2.storage.cache import Cache
-from her2.storage.entries import TileEntry, write_manifest
-from her2.storage.tiles import TileMeta, TileTable, read_table, write_table
+from her2.storage.entries import TileEntry, write_entries
+from her2.storage.tiles import TileTable, read_table, write_table
 from her2.tiling.grid import Sources, tile_slide
-
-__all__ = ["TileMeta", "TileTable", "read_table", "tile_bucket", "write_table"]
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def tile_bucket(
         spec: the job.
         cohort: where the slides, their annotations and masks are.
         cache: gets tile tables and QC pictures.
-        output: the manifest to write; links with the slides' names go beside it.
+        output: the file of entries to write; links with the slides' names go beside it.
         tissue_masks: folder of masks that replace our tissue detection.
         threads: slides at a time.
     """
@@ -54,7 +55,7 @@ def tile_bucket(
         entries = list(pool.map(tile, rows))
     found = {row.slide_id: entry for row, entry in zip(rows, entries, strict=True)}
     _name_products(found, cache, output.parent)
-    write_manifest(output, found)
+    write_entries(output, found)
     return found
 
 
@@ -116,20 +117,25 @@ def _tile_row(
                     sources=Sources(regions, cohort.mask_file(row, tissue_masks), spec.seed),
                 )
             _publish(cache, key, table, picture)
-            words = _words(table.meta.rejected)
+            words = _words(table.facts.rejected)
             if words:
                 log.info("%s: tiles rejected: %s", row.slide_id, words)
             log.info("%s: %d tiles cut", row.slide_id, len(table))
+            write_event("tiled", row.slide_id, tiles=len(table))
         else:
             log.info("%s: %d tiles from the cache", row.slide_id, len(table))
+            write_event("tiled", row.slide_id, tiles=len(table), cached=True)
     except SlideUnfit as error:
         log.warning("%s: excluded: %s", row.slide_id, error)
+        write_event("left_out", row.slide_id, reason=str(error))
         return TileEntry(status="excluded", reason=str(error))
     except SlideError as error:
         log.warning("%s: failed: %s", row.slide_id, error)
+        write_event("left_out", row.slide_id, reason=str(error))
         return TileEntry(status="failed", reason=str(error))
     except TileError as error:
         log.warning("%s: failed: %s", row.slide_id, error)
+        write_event("left_out", row.slide_id, reason=str(error))
         return TileEntry(status="failed", reason=f"damaged, copy it again ({error})")
     return _entry(key, table, spec.tiling.min_tiles)
 
@@ -161,45 +167,25 @@ def _content(path: Path | None, what: str) -> str | None:
 
 
 def _entry(key: str, table: TileTable, min_tiles: int) -> TileEntry:
-    meta, reason = table.meta, None
-    words = _words(meta.rejected)
-    if meta.tissue_mm2 == 0:
-        reason = "no tissue found" if meta.regions is None else "no tissue in its annotated regions"
+    facts, reason = table.facts, None
+    words = _words(facts.rejected)
+    if facts.tissue_mm2 == 0:
+        reason = (
+            "no tissue found" if facts.regions is None else "no tissue in its annotated regions"
+        )
     elif len(table) < min_tiles:
         found = f"{len(table)} tile(s) with tissue"
         if words:
-            total = len(table) + sum(meta.rejected.values())
+            total = len(table) + sum(facts.rejected.values())
             found = f"{len(table)} of {total} tiles with tissue left (rejected: {words})"
         reason = f"{found}, fewer than tiling.min_tiles {min_tiles}"
-    return TileEntry(
-        status="excluded" if reason else "ok",
-        reason=reason,
-        key=key,
-        tiles=len(table),
-        fingerprint=meta.fingerprint,
-        vendor=meta.vendor,
-        width_px=meta.width_px,
-        height_px=meta.height_px,
-        mpp_x=meta.mpp_x,
-        mpp_y=meta.mpp_y,
-        mpp_source=meta.mpp_source,
-        tissue_mm2=meta.tissue_mm2,
-        tissue_source=meta.tissue_source,
-        regions=meta.regions,
-        pen=meta.pen,
-        fold=meta.fold,
-        border=meta.border,
-        rejected_border=meta.rejected.get("border", 0),
-        rejected_pen=meta.rejected.get("pen", 0),
-        rejected_fold=meta.rejected.get("fold", 0),
-        rejected_blur=meta.rejected.get("blur", 0),
-        not_drawn=meta.not_drawn,
-    )
+    return TileEntry("excluded" if reason else "ok", reason, key, len(table), facts)
 
 
-def _words(rejected: dict[str, int]) -> str:
-    """`12 for pen, 3 for blur`; empty when no tile was rejected."""
-    return ", ".join(f"{number} for {name}" for name, number in rejected.items() if number)
+def _words(rejected: Mapping[str, int]) -> str:
+    """Return `12 for pen, 3 for blur`, as filters run; empty when no tile was rejected."""
+    found = [(rejected.get(one.name, 0), one.name) for one in FILTERS]
+    return ", ".join(f"{number} for {name}" for number, name in found if number)
 
 
 def _cached(cache: Cache, key: str) -> TileTable | None:

@@ -10,10 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from her2.core.types import RGB, Mask
-
-Density = NDArray[np.float32]
-"""(height, width, 3): natural-log optical density of R, G and B; glass is 0."""
+from her2.core.morphology import drop_small
+from her2.core.types import RGB, Density, Mask
 
 SMOOTHING_UM = 8.0
 """Sigma of the filter before all: noise and single nuclei go, structures of a tile stay."""
@@ -85,15 +83,6 @@ def tissue_mask(
     if exclude is None:
         return _clean(mask, min_px=min_tissue_um / mpp)
     return _clean(mask & ~exclude, min_px=min_tissue_um / mpp) & ~exclude
-
-
-def drop_small(mask: Mask, min_area_px: float) -> Mask:
-    """Remove pieces (8-connected) of less than `min_area_px`."""
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    keep = stats[:, cv2.CC_STAT_AREA] >= min_area_px
-    keep[0] = False
-    kept: Mask = keep[labels]
-    return kept
 
 
 def _threshold(density: Density, amount: NDArray[np.float32]) -> float:

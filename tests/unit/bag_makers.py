@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from her2.config import AttentionSection, HeadSection, TrainingSection
+from her2.config import HeadSection, TrainingSection
+from her2.heads.abmil import AttentionSection
 from her2.mil.bags import Bag
 from her2.mil.train import Trained, train_fold
 from her2.storage.features import FeatureStore

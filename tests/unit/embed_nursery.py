@@ -37,9 +37,10 @@ from her2.embedding.stage import embed_bucket
 from her2.encoders.stage import materialise
 from her2.slides.fingerprint import fingerprint
 from her2.storage.cache import Cache
-from her2.storage.entries import TileEntry, write_manifest
-from her2.storage.tiles import TileMeta, TileTable, write_table
+from her2.storage.entries import TileEntry, write_entries
+from her2.storage.tiles import TileTable, write_table
 from her2.storage.verify import product_problem
+from tests.unit.tile_makers import slide_facts, tile_grid
 
 BUCKET = "0000-of-0001"
 TILE, KILLS, SEED = 64, 20, 2411
@@ -89,17 +90,15 @@ def make(folder: Path) -> Material:
         tifffile.imwrite(path, image, tile=(64, 64), photometric="rgb", compression="zlib")
         y, x = np.mgrid[:side, :side] * TILE
         coords = np.stack([x.ravel(), y.ravel()], axis=1).astype(np.int32)
-        meta = TileMeta(
-            fingerprint=fingerprint(path), width_px=side * TILE, height_px=side * TILE,
-            vendor="generic-tiff", mpp_x=0.5, mpp_y=0.5, mpp_source="manifest", target_mpp=0.5,
-            tile_px=TILE, level0_width=TILE, level0_height=TILE, read_level=0, tissue_mm2=1.0,
-        )  # fmt: skip
+        facts = slide_facts(
+            fingerprint=fingerprint(path), width_px=side * TILE, height_px=side * TILE
+        )
         key = digest(name)
         with cache.publish("tiles", key) as temporary:
-            table = TileTable(coords, np.ones(len(coords), np.float32), meta)
+            table = TileTable(coords, np.ones(len(coords), np.float32), facts, tile_grid(TILE))
             write_table(temporary, table, key)
         entries[name] = TileEntry(status="ok", key=key, tiles=len(coords))
-    write_manifest(folder / "tiles.json", entries)
+    write_entries(folder / "tiles.json", entries)
     section = EncoderSection(source="random", model="timm/resnet10t", mpp=0.5, size=TILE)
     materialise(section, 1, folder / "encoder")
     return Material(folder)

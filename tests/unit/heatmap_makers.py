@@ -15,7 +15,7 @@ from her2.config.jobs import FoldsSpec, HeatmapSpec
 from her2.core.files import digest
 from her2.explanation.heatmap_stage import draw_heatmaps
 from her2.storage.cache import Cache
-from her2.storage.entries import FeatureEntry, FoldEntry, write_manifest
+from her2.storage.entries import FeatureEntry, FoldEntry, write_entries
 from her2.storage.features import write_store
 
 TASK = Task(label="her2", classes={"negative": ["0"], "positive": ["3+"]})
@@ -111,7 +111,7 @@ class World:
             maps: `contribution`, `attention`: the maps that the head has beside.
         """
         folds = pl.read_parquet(self.root / "folds.parquet")
-        manifest = {}
+        entries = {}
         for fold in range(3):
             tested = set(
                 folds.filter((pl.col("fold") == fold) & (pl.col("role") == "test"))["slide_id"]
@@ -144,8 +144,8 @@ class World:
                 if stored:
                     safetensors.numpy.save_file(stored, folder / "maps.safetensors")
                 (folder / "card.json").write_text(json.dumps({"outputs": list(TASK.class_names)}))
-            manifest[f"r0f{fold}"] = FoldEntry(self.keys[fold], 1, 1, 1, 0, 1, 0.5)
-        write_manifest(self.root / "models" / f"{CHUNK}.json", manifest)
+            entries[f"r0f{fold}"] = FoldEntry(self.keys[fold], 1, 1, 1, 0, 1, 0.5)
+        write_entries(self.root / "models" / f"{CHUNK}.json", entries)
 
 
 def make_world(root: Path, slide: Path) -> World:
@@ -184,6 +184,6 @@ def make_world(root: Path, slide: Path) -> World:
                 },
             )
         world.entries[row.slide_id] = FeatureEntry("ok", None, key, TILES, 0, 2)
-    write_manifest(root / "features" / f"{BUCKET}.json", world.entries)
+    write_entries(root / "features" / f"{BUCKET}.json", world.entries)
     world.train()
     return world

@@ -27,8 +27,9 @@ from her2.explanation.localisation import LOCALISATION, LOCALISATION_SUMMARY, ME
 from her2.pretraining.overlap import Overlap
 from her2.report.build import build_report
 from her2.report.figures.base import Drawn, Figure
-from her2.storage.entries import FeatureEntry, FoldEntry, TileEntry, write_manifest
+from her2.storage.entries import FeatureEntry, FoldEntry, TileEntry, write_entries
 from her2.storage.features import write_store
+from tests.unit.tile_makers import slide_facts
 
 HOSTILE = "<script>alert(1)</script>"
 BUCKET = "0000-of-0001"
@@ -130,10 +131,11 @@ class Cohort:
         entries = {}
         for index, name in enumerate(self.names):
             status, reason = self.tile_reasons.get(index, ("ok", None))
-            entries[name] = TileEntry(
-                status, reason, f"{index:064x}", 20, f"f{index}", "aperio", 4000, 3000,
-                0.25, 0.25, "metadata", 1.5,
+            facts = slide_facts(
+                fingerprint=f"f{index}", width_px=4000, height_px=3000, mpp_x=0.25, mpp_y=0.25,
+                tissue_mm2=1.5,
             )  # fmt: skip
+            entries[name] = TileEntry(status, reason, f"{index:064x}", 20, facts)
         records = [
             {
                 "slide_id": name,
@@ -143,7 +145,7 @@ class Cohort:
                 "scanner": None,
                 "split": self.split,
                 "grid": "224px-0.5mpp",
-                **asdict(entries[name]),
+                **entries[name].columns(),
             }
             for index, name in enumerate(self.names)
         ]
@@ -225,7 +227,7 @@ class Cohort:
             np.zeros((2, 2), np.int32),
             {"precision": self.precision, "receipt": {"device": "CPU (x86_64)"}},
         )
-        write_manifest(features / f"{BUCKET}.json", entries)
+        write_entries(features / f"{BUCKET}.json", entries)
 
     def _write_model(self, folder: Path, config: Config, encoder: str) -> None:
         task = config.tasks["score"]
@@ -282,7 +284,7 @@ class Cohort:
             pl.DataFrame(
                 {"epoch": [0, 1, 2], "train_loss": [1.0, 0.8, 0.6], "tune_loss": [1.0, 0.75, 0.8]}
             ).write_parquet(models / run / "history.parquet")
-        write_manifest(models / "r0f0-r0f2.json", folds)
+        write_entries(models / "r0f0-r0f2.json", folds)
         heatmaps = folder / "heatmaps" / "score" / encoder / "abmil"
         heatmaps.mkdir(parents=True)
         drawn: list[dict[str, object]] = []

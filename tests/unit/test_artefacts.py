@@ -9,10 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from her2.config import TilingSection
+from her2.filters.blur import blur_effect, measure_blur
+from her2.filters.border import border_mask
+from her2.filters.fold import fold_mask
+from her2.filters.pen import pen_mask
 from her2.synthetic import slide_generator, slide_params
 from her2.synthetic.plan import plan_region
 from her2.synthetic.tissue import draw_region
-from her2.tiling.artefacts import blur_effect, border_mask, fold_mask, measure_blur, pen_mask
 from her2.tiling.tissue import optical_density, tissue_mask
 
 MPP, SIDE_PX, THUMBNAIL_PX = 0.5, 1536, 96

@@ -8,22 +8,16 @@ from her2.cohort.audit import audit_cohort, read_cohort_table, tabulate_cohort
 from her2.cohort.manifest import Cohort, SlideRow
 from her2.config.jobs import AuditSpec, CohortSpec
 from her2.core.errors import UserError
-from her2.storage.entries import TileEntry, check_excluded, write_manifest
+from her2.storage.entries import TileEntry, check_excluded, write_entries
+from tests.unit.tile_makers import slide_facts
 
 GRIDS = ("224px-0.5mpp", "96px-1mpp")
 
 
 def entry(number: int, status="ok", **changed: object) -> TileEntry:
-    fields = {
-        "reason": None if status == "ok" else f"reason {number}",
-        "key": f"{number:064x}",
-        "tiles": 10 + number,
-        "fingerprint": f"print-{number}",
-        "mpp_x": 0.5,
-        "mpp_y": 0.5,
-        "mpp_source": "metadata",
-    }
-    return TileEntry(status=status, **(fields | changed))
+    reason = None if status == "ok" else f"reason {number}"
+    facts = slide_facts(**{"fingerprint": f"print-{number}"} | changed)
+    return TileEntry(status, reason, f"{number:064x}", 10 + number, facts)
 
 
 def audit(folder: Path, entries: dict[str, TileEntry], **changed: object) -> pl.DataFrame:
@@ -37,7 +31,7 @@ def audit(folder: Path, entries: dict[str, TileEntry], **changed: object) -> pl.
     for grid in GRIDS:
         for part, bucket in enumerate(buckets):
             chosen = {name: entries[name] for name in names[part::2]}
-            write_manifest(folder / "tiles" / grid / f"{bucket}.json", chosen)
+            write_entries(folder / "tiles" / grid / f"{bucket}.json", chosen)
     cohort = Cohort(rows, folder)
     of = {"rows": "", "buckets": buckets, "grids": GRIDS, "labels": ("her2",)}
     spec = AuditSpec(**of | {"max_excluded": 0.2} | changed)
@@ -134,15 +128,15 @@ def test_the_limit_is_the_largest_share_that_may_be_left_out(bad, total, limit, 
         check_excluded(reasons, total=total, limit=limit, where="here")
 
 
-def test_an_absent_or_broken_manifest_is_named(tmp_path):
+def test_an_absent_or_broken_file_of_entries_is_named(tmp_path):
     audit(tmp_path, good(4))
-    manifest = tmp_path / "tiles" / GRIDS[1] / "0001-of-0002.json"
+    path = tmp_path / "tiles" / GRIDS[1] / "0001-of-0002.json"
     spec = AuditSpec(rows="", buckets=("0001-of-0002",), grids=GRIDS, labels=(), max_excluded=1.0)
-    for damage in (lambda: manifest.write_text("{"), manifest.unlink):
+    for damage in (lambda: path.write_text("{"), path.unlink):
         damage()
         with pytest.raises(UserError, match="run snakemake again") as error:
             audit_cohort(spec, Cohort((), tmp_path), tmp_path / "tiles", tmp_path / "out")
-        assert str(manifest) in str(error.value)
+        assert str(path) in str(error.value)
 
 
 def test_an_absent_table_says_what_to_run(tmp_path):

@@ -14,11 +14,11 @@ from her2.config import EvaluationSection
 from her2.evaluation.calibration import (
     PREDICTED,
     SCALED,
-    bins_of,
     calibration_table,
     reliability_table,
 )
 from her2.evaluation.predictions import out_of_fold
+from her2.evaluation.shares import wilson
 from her2.evaluation.temperature import (
     BOUNDS,
     fit_temperature,
@@ -26,6 +26,7 @@ from her2.evaluation.temperature import (
     scale,
     scaled_predictions,
 )
+from her2.metrics.calibration_error import bins_of
 from tests.unit.prediction_makers import SCORE, predictions
 
 SECTION = EvaluationSection(bootstrap=200)
@@ -235,4 +236,10 @@ def test_wilsons_interval_is_the_formula() -> None:
     z, n, p = 1.959963984540054, 10, 0.7
     middle, reach = p + z * z / 2 / n, z * np.sqrt(p * (1 - p) / n + z * z / 4 / n / n)
     expected = (middle - reach) / (1 + z * z / n), (middle + reach) / (1 + z * z / n)
-    assert proportion_confint(7, 10, method="wilson") == pytest.approx(expected)
+    assert wilson(7, 10, 0.95) == pytest.approx(expected)
+
+
+@given(st.integers(1, 500), st.floats(0, 1), st.floats(0.51, 0.999))
+def test_wilsons_interval_is_that_of_statsmodels(n: int, share: float, confidence: float) -> None:
+    expected = proportion_confint(share * n, n, alpha=1 - confidence, method="wilson")
+    assert wilson(share * n, n, confidence) == pytest.approx(expected, rel=1e-12, abs=1e-15)

@@ -18,7 +18,8 @@ from her2 import config
 from her2.config.catalogue import CatalogueRow, catalogue, row, scale_warning, table
 from her2.core.errors import UserError
 from her2.encoders import backbones
-from her2.encoders.weights import timm_arguments, weights_for, with_layers
+from her2.encoders.weights import weights_for
+from her2.libraries.timm import with_layers
 
 ROWS = catalogue()
 NAMES = list(ROWS)
@@ -27,9 +28,8 @@ WITH_SCALE = [n for n, r in ROWS.items() if r.mpp is not None]
 
 
 def _backbone(item: CatalogueRow) -> nn.Module:
-    arguments = timm_arguments(item) if item.library == "timm" else {}
     return backbones.build_backbone(
-        item.library, item.architecture, feature=item.feature, arguments=arguments
+        item.library, item.architecture, feature=item.feature, arguments=item.arguments
     )
 
 
@@ -148,9 +148,7 @@ def test_every_field_says_what_it_is() -> None:
     assert all(field.description for field in CatalogueRow.model_fields.values())
 
 
-def test_the_catalogue_and_the_config_know_the_same_features() -> None:
-    field = CatalogueRow.model_fields["feature"]
-    assert get_args(field.annotation) == get_args(config.Feature)
+def test_the_config_knows_the_precisions_of_the_catalogue() -> None:
     precisions = get_args(CatalogueRow.model_fields["precision"].annotation)
     assert set(precisions) < set(get_args(config.Precision))
 
@@ -249,11 +247,6 @@ def test_layers_are_named_and_only_named() -> None:
     ):
         with pytest.raises(UserError, match="not a layer known here"):
             with_layers(bad)
-
-
-def test_another_size_reaches_the_architecture() -> None:
-    assert timm_arguments(row("uni"), 448)["img_size"] == 448
-    assert timm_arguments(row("resnet18"), 96) == {}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,22 +12,20 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
+import typer
 import yaml
 from typer.testing import CliRunner, Result
 
 import her2
 from her2.cli.main import app, main
+from her2.cli.stages import STAGES
 from her2.config import jobs, parse_config
 from her2.core.files import digest
 from her2.storage.cache import Cache
-from her2.storage.entries import FeatureEntry, TileEntry, read_manifest, write_manifest
+from her2.storage.entries import FeatureEntry, TileEntry, read_entries, write_entries
 from her2.storage.features import write_store
 
 ROOT = Path(__file__).parents[2]
-STAGES = [
-    "tile", "audit", "tabulate", "encoder", "embed", "folds", "similar", "train", "evaluate",
-    "heatmap", "attention", "report",
-]  # fmt: skip
 QUESTIONS = ["status", "explain", "predict", "cohort", "config", "cache", "synthetic"]
 HEAVY = {"torch", "torchvision", "timm", "polars", "zarr", "sklearn", "matplotlib", "pyarrow"}
 
@@ -57,6 +56,34 @@ def test_importing_is_light(module):
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert done.stdout.split() == []
+
+
+STATISTICS = {"evaluate", "compare", "control", "report", "heatmap", "attention", "train"}
+MAY_LOAD = {
+    "torch": {"encoder", "pretrain", "train", "attention"},
+    "timm": {"encoder", "pretrain"},
+    "torchvision": {"encoder", "pretrain"},
+    "matplotlib": {"heatmap", "report"},
+    "sklearn": {"pretrain", *STATISTICS},
+    "scipy": {"pretrain", *STATISTICS},
+    "statsmodels": {"evaluate", "compare", "report"},
+    "zarr": set(),
+}
+
+
+def may_load(stage: str) -> frozenset[str]:
+    return frozenset(name for name, stages in MAY_LOAD.items() if stage in stages)
+
+
+@pytest.mark.parametrize("allowed", {may_load(stage) for stage in STAGES}, ids=sorted)
+def test_stages_load_only_what_they_work_with(allowed):
+    stages = [stage for stage in STAGES if may_load(stage) == allowed]
+    modules = ", ".join(STAGES[stage][0].partition(":")[0] for stage in stages)
+    code = f"import sys, her2.cli.main, {modules}; print(*set(sys.modules) & {set(MAY_LOAD)!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert set(done.stdout.split()) <= allowed, stages
 
 
 def test_help_lists_the_stages_and_is_light():
@@ -93,6 +120,72 @@ def test_every_stage_says_what_it_does(stage):
     assert "Stage" in result.output or "After tile" in result.output
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_option_of_a_stage_is_explained(stage):
+    made = typer.main.get_command(app).commands[stage]
+    options = made.get_params(typer.Context(made, info_name=stage))
+    assert [option.name for option in options if not option.help] == []
+
+
+NEW_STAGE = '''
+from pathlib import Path
+from her2.config.jobs import SimilarSpec
+
+def count(spec: SimilarSpec, *, words: Path, limit: int = 3, output: Path) -> None:
+    """Count words.
+
+    Args:
+        spec: the job.
+        words: the text that
+            is counted.
+        limit: words at most.
+        output: the number.
+    """
+    output.write_text(str(min(limit, len(words.read_text().split()))))
+'''
+
+
+@pytest.fixture
+def new_stage(tmp_path, monkeypatch) -> str:
+    (tmp_path / "counting.py").write_text(NEW_STAGE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(STAGES, "count", ("counting:count", "Stage 9: count words."))
+    (tmp_path / "words.txt").write_text("one two three four")
+    return jobs.dump(jobs.SimilarSpec(buckets=(), max_shared_tiles=0.5))
+
+
+def test_a_row_of_the_table_makes_a_function_a_command(new_stage, tmp_path):
+    out = tmp_path / "number"
+    given = ["--spec", new_stage, "--words", tmp_path / "words.txt", "--out", out]
+    assert command("count", *given).exit_code == 0
+    assert out.read_text() == "3"
+    assert command("count", *given, "--limit", 2).exit_code == 0
+    assert out.read_text() == "2"
+
+
+def test_a_command_s_help_is_its_function_s_docstring(new_stage):
+    assert "Stage 9: count words." in command("--help").output
+    shown = " ".join(command("count", "--help").output.replace("│", " ").split())
+    assert "the text that is counted [required]" in shown
+    assert "[default: 3]" in shown
+
+
+def test_options_that_are_lacking_or_out_of_range_are_named(new_stage, tmp_path):
+    lacking = command("count", "--spec", new_stage, "--out", tmp_path / "n")
+    assert (lacking.exit_code, "--words" in lacking.output) == (2, True)
+    wrong = command("count", "--spec", new_stage, "--words", "w", "--out", "n", "--limit", 0)
+    assert (wrong.exit_code, "--limit" in wrong.output) == (2, True)
+
+
+@pytest.mark.parametrize("rules", sorted((ROOT / "workflow/rules").glob("*.smk")), ids=str)
+def test_rules_give_only_options_that_their_commands_have(rules):
+    for call in rules.read_text().split("python -m her2 ")[1:]:
+        name, given = call.split()[0], call.partition("2> {log:q}")[0]
+        if name in STAGES:
+            known = command(name, "--help").output
+            assert set(re.findall(r"--[a-z-]+", given)) <= set(re.findall(r"--[a-z-]+", known))
+
+
 # Stages
 
 
@@ -109,7 +202,7 @@ def test_tile_writes_a_manifest_from_a_spec_and_a_csv(tmp_path, write_csv, drawn
         "tile", "--spec", tile_spec(), "--slides", slides, "--cache", tmp_path / "c", "--out", out
     )
     assert result.exit_code == 0, result.output
-    entry = read_manifest(out, TileEntry)["s1"]
+    entry = read_entries(out, TileEntry)["s1"]
     assert entry.status == "ok"
     assert Cache(tmp_path / "c").find("tiles", entry.key)
 
@@ -258,7 +351,7 @@ def cache(tmp_path) -> Cache:
                 {"key": digest(name)},
             )
     entries = {"s1": FeatureEntry(status="ok", key=digest("kept"), tiles=3)}
-    write_manifest(tmp_path / "results" / "features" / "e" / "0000-of-0001.json", entries)
+    write_entries(tmp_path / "results" / "features" / "e" / "0000-of-0001.json", entries)
     for name, days in (("old", 8), ("young", 1)):
         path = cache.path("features", digest("kept")).with_name(f".{name}.tmp.x")
         path.touch()

@@ -6,17 +6,21 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats.multitest import multipletests
 
 from her2.config import Domain, EvaluationSection, Task
 from her2.config.jobs import CompareSpec
 from her2.core.errors import UserError
-from her2.evaluation.compare import compare, comparison_table
+from her2.evaluation.bootstrap import bootstrapped, tail_p
+from her2.evaluation.compare import compare, comparison_table, holm
 from her2.evaluation.delong import compare_areas
-from her2.evaluation.metrics import auc, bootstrapped, tail_p
 from her2.evaluation.paired import difference, pair_models
 from her2.evaluation.paper_claim import statement_table
+from her2.metrics.auc import auc
+from her2.metrics.base import Binary
 
 TASK = Task(label="x", classes={"a": ["0"], "b": ["1"]})
 SECTION = EvaluationSection(bootstrap=500)
@@ -223,6 +227,12 @@ def test_every_pair_of_encoders_and_of_heads_has_its_rows(target: np.ndarray) ->
             assert rows["p_holm"].to_numpy() == pytest.approx(expected)
 
 
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
+def test_holms_correction_is_that_of_statsmodels(p: list[float]) -> None:
+    expected = multipletests(p, method="holm")[1]
+    np.testing.assert_array_equal(holm(np.array(p)), expected)
+
+
 def test_a_family_too_large_for_the_resamples_is_told(target: np.ndarray) -> None:
     """500 resamples give no p below that of a tail of 1 / 501; 28 times that is above 0.05."""
     encoders = tuple("abcdefgh")
@@ -320,7 +330,8 @@ def test_a_domain_without_encoder_leaves_its_line_open(target: np.ndarray) -> No
         assert row["note"] == "no encoder whose domain is non-medical"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.simulation
 def test_two_equal_models_differ_in_about_5_of_100_studies() -> None:
     """500 studies of 90 patients, whose two scores share half of their noise."""
     target = np.arange(90) % 3 == 0
@@ -330,7 +341,9 @@ def test_two_equal_models_differ_in_about_5_of_100_studies() -> None:
         shared = target + generator.normal(size=90)
         scores = [shared + generator.normal(size=90) for _ in range(2)]
         areas = bootstrapped(
-            lambda weights, s=scores: np.stack([auc(target, one, weights) for one in s], axis=1),
+            lambda weights, s=scores: np.stack(
+                [auc(Binary(target, one, weights)) for one in s], axis=1
+            ),
             np.arange(90),
             target.astype(int),
             resamples=1000,

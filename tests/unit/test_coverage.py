@@ -22,7 +22,8 @@ def simulated() -> list[Coverage]:
     return coverages(studies=500, resamples=1000, seed=11)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.simulation
 @pytest.mark.parametrize(
     ("method", "figure"),
     FIGURES,
@@ -35,7 +36,8 @@ def test_the_interval_covers_the_true_value_in_about_95_of_100_studies(
     assert LOW <= row.coverage <= HIGH, f"{row}\n{table(simulated)}"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.simulation
 def test_the_truth_is_the_auc_of_a_million_patients() -> None:
     generator = np.random.default_rng(0)
     target = np.repeat(np.arange(len(SIZES)), 10_000 * np.array(SIZES))
@@ -46,6 +48,7 @@ def test_the_truth_is_the_auc_of_a_million_patients() -> None:
         assert roc_auc_score(target == index, scores[:, index]) == pytest.approx(TRUTH, abs=0.003)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.simulation
 def test_every_simulated_figure_is_judged(simulated: list[Coverage]) -> None:
     assert sorted((row.method, row.figure) for row in simulated) == sorted(FIGURES)

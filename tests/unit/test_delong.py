@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from scipy.stats import norm
+from scipy.stats import norm, rankdata
 from sklearn.metrics import roc_auc_score
 
-from her2.evaluation.delong import area_interval, compare_areas, covariance
+from her2.evaluation.delong import area_interval, compare_areas, covariance, ranks
 
 QUICK = settings(max_examples=60, deadline=None)
 
@@ -112,6 +112,11 @@ def test_ranks_give_what_the_pairs_give(study: tuple[np.ndarray, np.ndarray]) ->
     np.testing.assert_allclose(areas, expected[0])
     np.testing.assert_allclose(spread, expected[1], atol=1e-12)
     assert areas[0] == pytest.approx(roc_auc_score(positive, scores[0]))
+
+
+@given(hnp.arrays(float, (3, 12), elements=st.sampled_from([-1.0, 0.0, 0.25, 0.5, 2.0])))
+def test_equal_scores_share_their_mean_rank(scores: np.ndarray) -> None:
+    np.testing.assert_array_equal(ranks(scores), rankdata(scores, axis=1))
 
 
 @QUICK

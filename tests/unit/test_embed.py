@@ -25,7 +25,7 @@ from her2.encoders.card import read_card
 from her2.encoders.stage import load_encoder, materialise
 from her2.slides.slide import Slide
 from her2.storage.cache import Cache
-from her2.storage.entries import FeatureEntry, TileEntry, read_manifest, write_manifest
+from her2.storage.entries import FeatureEntry, TileEntry, read_entries, write_entries
 from her2.storage.features import open_store, read_attributes, read_coords, store_problems
 from her2.storage.tiles import read_table
 from her2.synthetic import draw_slide
@@ -119,7 +119,7 @@ class Job:
         )
 
     def table(self, slide_id: str):
-        entry = read_manifest(self.tiles, TileEntry)[slide_id]
+        entry = read_entries(self.tiles, TileEntry)[slide_id]
         return read_table(self.cache.path("tiles", entry.key))
 
     def features(self, entry: FeatureEntry) -> np.ndarray:
@@ -136,7 +136,7 @@ class Job:
         found = []
         with Slide(self.cohort.root / f"{slide_id}.svs") as slide, torch.inference_mode():
             for x, y in coords:
-                side = table.meta.level0_width
+                side = table.grid.level0_width
                 patch = slide.region(float(x), float(y), side, side, (SIZE, SIZE))
                 found.append(encoder(torch.from_numpy(patch.copy())[None])[0].numpy())
         return np.stack(found)
@@ -180,7 +180,7 @@ def copy_of(job: Job, root: Path) -> Job:
 
 
 def entries(job: Job) -> dict[str, FeatureEntry]:
-    return read_manifest(job.output, FeatureEntry)
+    return read_entries(job.output, FeatureEntry)
 
 
 def refuse(*_: object, **__: object) -> None:
@@ -207,7 +207,7 @@ def damage(path: Path, column: int, row: int) -> None:
 def touching(job: Job, slide_id: str, column: int, row: int) -> np.ndarray:
     """Which tiles of a slide overlap a 240 px JPEG tile."""
     table = job.table(slide_id)
-    side = table.meta.level0_width
+    side = table.grid.level0_width
     low = np.array([column, row]) * SVS_TILE
     return ((table.coords < low + SVS_TILE) & (table.coords + side > low)).all(axis=1)
 
@@ -325,7 +325,7 @@ def test_stores_are_sound_and_say_what_they_are(embedded: Job) -> None:
         assert store_problems(path) == []
         table, found = embedded.table(slide_id), read_attributes(path)
         assert found["key"] == entry.key
-        assert found["slide"]["fingerprint"] == table.meta.fingerprint
+        assert found["slide"]["fingerprint"] == table.facts.fingerprint
         assert found["slide"]["level0_tile"] == [128.0, 128.0]
         assert found["slide"]["size_px"] == [768, 768]
         assert found["slide"]["mpp"] == pytest.approx([0.5, 0.5])
@@ -401,7 +401,7 @@ def test_a_slide_deleted_after_tiling_fails_and_the_others_do_not(
         assert found[slide_id] == entries(embedded)[slide_id]
 
 
-def test_a_bucket_of_nothing_but_lost_slides_still_has_its_manifest(own_slides: Job) -> None:
+def test_a_bucket_of_nothing_but_lost_slides_still_has_its_entries(own_slides: Job) -> None:
     job = own_slides.tile()
     for slide_id in IDS:
         (job.cohort.root / f"{slide_id}.svs").unlink()
@@ -410,10 +410,10 @@ def test_a_bucket_of_nothing_but_lost_slides_still_has_its_manifest(own_slides: 
 
 
 def test_a_slide_that_tiling_left_out_passes_through_with_its_reason(job: Job) -> None:
-    tiles = read_manifest(job.tiles, TileEntry)
+    tiles = read_entries(job.tiles, TileEntry)
     tiles[IDS[0]] = TileEntry("excluded", "no tissue found", "00" * 32)
     tiles[IDS[2]] = TileEntry("failed", "the file is empty")
-    write_manifest(job.tiles, tiles)
+    write_entries(job.tiles, tiles)
     found = job.embed()
     assert found[IDS[0]] == FeatureEntry("excluded", "no tissue found")
     assert found[IDS[2]] == FeatureEntry("failed", "the file is empty")
@@ -421,7 +421,7 @@ def test_a_slide_that_tiling_left_out_passes_through_with_its_reason(job: Job) -
 
 
 def test_a_tile_table_that_left_the_cache_is_an_error_with_its_mend(job: Job) -> None:
-    job.cache.path("tiles", read_manifest(job.tiles, TileEntry)[IDS[1]].key).unlink()
+    job.cache.path("tiles", read_entries(job.tiles, TileEntry)[IDS[1]].key).unlink()
     (job.tiles.parent / f"{IDS[1]}.parquet").unlink()
     with pytest.raises(UserError, match=f"{IDS[1]}.*is not in the cache.*run snakemake again"):
         job.embed()
@@ -555,8 +555,12 @@ def test_all_that_changes_features_is_identity(embedded: Job) -> None:
     table, card = embedded.table(IDS[0]), read_card(embedded.encoder)
     assert feature_key(spec, table, card, "float32") == entries(embedded)[IDS[0]].key
 
-    def of_table(**fields: object) -> str:
-        changed = replace(table, meta=replace(table.meta, **fields))
+    def of_facts(**fields: object) -> str:
+        changed = replace(table, facts=replace(table.facts, **fields))
+        return feature_key(spec, changed, card, "float32")
+
+    def of_grid(**fields: object) -> str:
+        changed = replace(table, grid=replace(table.grid, **fields))
         return feature_key(spec, changed, card, "float32")
 
     def of_card(**fields: object) -> str:
@@ -564,8 +568,8 @@ def test_all_that_changes_features_is_identity(embedded: Job) -> None:
 
     found = {
         "as it is": feature_key(spec, table, card, "float32"),
-        "slide": of_table(fingerprint="ff" * 32),
-        "um/px": of_table(level0_width=256.0, level0_height=256.0),
+        "slide": of_facts(fingerprint="ff" * 32),
+        "um/px": of_grid(level0_width=256.0, level0_height=256.0),
         "tiles": feature_key(spec, replace(table, coords=table.coords[1:]), card, "float32"),
         "order": feature_key(spec, replace(table, coords=table.coords[::-1]), card, "float32"),
         "weights": of_card(weights_sha256="ee" * 32),
@@ -580,7 +584,7 @@ def test_all_that_changes_features_is_identity(embedded: Job) -> None:
     assert len(set(found.values())) == len(found)
     same = {
         of_card(source="timm"), of_card(licence="MIT"), of_card(provenance={"seed": 2}),
-        of_table(vendor="other"), of_table(mpp_source="manifest"), of_table(read_level=1),
+        of_facts(vendor="other"), of_facts(mpp_source="manifest"), of_grid(read_level=1),
         feature_key(spec.model_copy(update={"bucket": "0001-of-0002"}), table, card, "float32"),
     }  # fmt: skip
     assert same == {found["as it is"]}

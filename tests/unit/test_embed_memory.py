@@ -17,17 +17,15 @@ from her2.encoders.backbones import Encoder
 from her2.encoders.card import EncoderCard
 from her2.config.jobs import EmbedSpec
 from her2.storage.features import RowSpool, open_store, store_problems
-from her2.storage.tiles import TileMeta, TileTable
+from her2.storage.tiles import TileTable
+from tests.unit.tile_makers import slide_facts, tile_grid
 
 folder, tiles, dimension = Path(sys.argv[1]), 200_000, 1_024
 side = 450
 y, x = np.mgrid[:side, :side].reshape(2, -1)[:, :tiles]
-meta = TileMeta(
-    fingerprint="f", width_px=side * 16, height_px=side * 16, vendor="", mpp_x=0.5, mpp_y=0.5,
-    mpp_source="", target_mpp=0.5, tile_px=16, level0_width=16.0, level0_height=16.0,
-    read_level=0, tissue_mm2=1.0,
-)
-table = TileTable(np.stack([x, y], 1).astype(np.int32) * 16, np.ones(tiles, np.float32), meta)
+facts = slide_facts(width_px=side * 16, height_px=side * 16)
+coords = np.stack([x, y], 1).astype(np.int32) * 16
+table = TileTable(coords, np.ones(tiles, np.float32), facts, tile_grid(16))
 card = EncoderCard(
     source="random", library="timm", architecture="none", arguments={}, feature="pooled",
     dimension=dimension, size=16, mpp=0.5, mean=(0.5,) * 3, std=(0.5,) * 3, precision="float32",
@@ -35,6 +33,7 @@ card = EncoderCard(
 )
 
 class Slide:
+    reader = "fake"
     def __init__(self, path):
         pass
     def region(self, x, y, width, height, out, *, scanned):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 # Moments are what this is about: beside other tests a job is done before the kill reaches it.
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -17,7 +17,8 @@ from her2.embedding.cuda import READ_GROUP, run_on_cuda
 from her2.embedding.reading import PendingSlide, TileQueue, pending_slide
 from her2.embedding.session import Embedder
 from her2.storage.features import RowSpool
-from her2.storage.tiles import TileMeta, TileTable
+from her2.storage.tiles import TileTable
+from tests.unit.tile_makers import slide_facts, tile_grid
 
 SIZE, DIMENSION = 16, 3
 
@@ -40,6 +41,8 @@ class Event:
 
 class FakeSlide:
     """Tiles whose px are column, row and slide; one that is damaged at (0, 0)."""
+
+    reader = "fake"
 
     def __init__(self, path: Path) -> None:
         if path.name == "absent":
@@ -89,8 +92,8 @@ def encoder() -> torch.nn.Module:
 
 def pending(name: str, columns: int, rows: int) -> PendingSlide:
     y, x = np.mgrid[:rows, :columns].reshape(2, -1)
-    meta = TileMeta("f", 9, 9, "", 0.5, 0.5, "", 0.5, SIZE, float(SIZE), float(SIZE), 0, 1.0)
-    table = TileTable(np.stack([x, y], 1).astype(np.int32) * SIZE, np.ones(x.size), meta)
+    coords = np.stack([x, y], 1).astype(np.int32) * SIZE
+    table = TileTable(coords, np.ones(x.size), slide_facts(), tile_grid(SIZE))
     return pending_slide(
         name, Path(name), table, name, RowSpool(x.size, DIMENSION, "float32", Path())
     )

@@ -17,9 +17,10 @@ from torch import nn
 from her2.config import EncoderSection
 from her2.core.errors import UserError
 from her2.encoders import stage as module
-from her2.encoders.backbones import Encoder, build_backbone, normalisation, timm_licence
+from her2.encoders.backbones import Encoder, build_backbone, normalisation
 from her2.encoders.card import CARD_NAME, WEIGHTS_NAME, read_card
 from her2.encoders.stage import load_encoder, load_weights, materialise, weights_digest
+from her2.libraries import library
 
 CNN, VIT = "timm/test_resnet", "timm/test_vit"
 
@@ -210,15 +211,27 @@ class TestNormalisation:
         config = timm.data.resolve_data_config(
             pretrained_cfg=timm.get_pretrained_cfg(name).to_dict()
         )
-        mean, std = normalisation("timm", name.split("/")[-1])
+        mean, std = normalisation(section(name, source="timm"))
         assert mean == pytest.approx(config["mean"])
         assert std == pytest.approx(config["std"])
 
-    def test_it_is_torchvisions_own(self) -> None:
-        transform = torchvision.models.AlexNet_Weights.DEFAULT.transforms()
-        mean, std = normalisation("torchvision", "alexnet")
+    @pytest.mark.parametrize("name", ["alexnet", "efficientnet_v2_l"])  # ImageNet's, one half
+    def test_it_is_torchvisions_own(self, name: str) -> None:
+        transform = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+        mean, std = normalisation(section(f"torchvision/{name}"))
         assert mean == pytest.approx(transform.mean)
         assert std == pytest.approx(transform.std)
+
+    def test_what_the_config_states_is_used(self, tmp_path: Path) -> None:
+        stated = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 1.0)}
+        card = materialise(section(**stated), 1, tmp_path / "stated")
+        assert {"mean": card.mean, "std": card.std} == stated
+        assert card.digest != materialise(section(), 1, tmp_path / "own").digest
+
+    def test_a_name_that_timm_gave_up_has_none_that_is_known(self, tmp_path: Path) -> None:
+        old = section("timm/vit_tiny_patch16_224_in21k", size=224)  # trained with one half
+        with pytest.raises(UserError, match="does not say how .*; set `mean` and `std` of R, G, B"):
+            materialise(old, 1, tmp_path)
 
     def test_the_encoder_normalises_like_torchvisions_float_pipeline(self) -> None:
         mean, std = (0.7, 0.5, 0.6), (0.1, 0.2, 0.3)
@@ -245,7 +258,7 @@ class TestFeature:
 
     @staticmethod
     def tokens(model: nn.Module) -> torch.Tensor:
-        mean, std = (torch.tensor(v)[:, None, None] for v in normalisation("timm", "test_vit"))
+        mean, std = (torch.tensor(v)[:, None, None] for v in normalisation(section(VIT)))
         with torch.inference_mode():
             return model.forward_features((patches().permute(0, 3, 1, 2) / 255 - mean) / std)
 
@@ -286,7 +299,9 @@ class TestFeature:
         alexnet = torchvision.models.alexnet(weights=None).features.eval()
         alexnet.load_state_dict(state_of(tmp_path))
         x = patches(2, 96).permute(0, 3, 1, 2).float() / 255
-        x = torchvision.transforms.functional.normalize(x, *normalisation("torchvision", "alexnet"))
+        x = torchvision.transforms.functional.normalize(
+            x, *normalisation(section("torchvision/alexnet"))
+        )
         with torch.inference_mode():
             maps = alexnet(x)
         assert maps.shape == (2, 256, 2, 2)
@@ -370,8 +385,8 @@ class TestRefusals:
 
 
 def test_the_licence_is_the_one_that_timm_states() -> None:
-    assert timm_licence("resnet18.a1_in1k") == timm.get_pretrained_cfg("resnet18.a1_in1k").license
-    assert timm_licence("test_resnet") == (timm.get_pretrained_cfg("test_resnet").license or "")
+    for name in ("resnet18.a1_in1k", "test_resnet"):
+        assert library("timm").licence(name) == (timm.get_pretrained_cfg(name).license or "")
 
 
 class Payload:

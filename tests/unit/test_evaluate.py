@@ -25,7 +25,7 @@ from her2.evaluation.figures import confusion_table, figures, fold_figures
 from her2.evaluation.predictions import gather_predictions, out_of_fold
 from her2.evaluation.stage import evaluate, evaluation_tables
 from her2.storage.cache import Cache
-from her2.storage.entries import FoldEntry, write_manifest
+from her2.storage.entries import FoldEntry, write_entries
 
 SCORE = Task(
     label="her2",
@@ -279,7 +279,7 @@ class Models:
                 entries[f"r{repeat}f{fold}"] = self.publish(held, tuned)
             manifests[f"r{repeat}f0-r{repeat}f1"] = entries
         for name, entries in manifests.items():
-            write_manifest(self.models / f"{name}.json", entries)
+            write_entries(self.models / f"{name}.json", entries)
         self.manifests = manifests
         schema = {
             "slide_id": pl.String, "patient_id": pl.String, "label": pl.Int32,

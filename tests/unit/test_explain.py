@@ -1,65 +1,126 @@
-"""What a dry run of Snakemake says, read."""
+"""What Snakemake plans, as data."""
 
-from her2.pipeline.explain import parse_dry_run
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
-DRY_RUN = """\
-Building DAG of jobs...
-[Wed Nov 25 08:04:39 2026]
-rule tile_bucket:
-    input: slides/a.svs, slides/b.svs
-    output: results/tiles/64px-1mpp/0000-of-0002.json
-    log: results/logs/tile_bucket/64px-1mpp/0000-of-0002.log
-    jobid: 3
-    reason: Params have changed since last execution: Union of exclusive params before and now \
-across all output: before: '{"rows":"aa","tiling":{"min_tissue":0.3,"overlap":0.0},"version":1}' \
-now: '{"rows":"bb","tiling":{"min_tissue":0.31,"overlap":0.0},"version":2}'\x20
-    wildcards: grid=64px-1mpp, bucket=0000-of-0002
-    threads: 2
+import pytest
+import yaml
 
-[Wed Nov 25 08:04:39 2026]
-localrule materialise_encoder:
-    input: weights.safetensors
-    output: results/encoders/tiny/card.json
-    log: results/logs/materialise_encoder/tiny.log
-    jobid: 5
-    reason: Updated input files: weights.safetensors
-    wildcards: encoder=tiny
+from her2.core.errors import UserError
+from her2.pipeline.explain import planned_jobs
 
-localrule all:
-    input: results/report/report.html
-    jobid: 0
-    reason: Input files updated by another job: results/report/report.html
+SNAKEFILE = """\
+rule all:
+    input:
+        "b.txt",
+        "late.txt",
 
-Job stats:
+rule upper:
+    input:
+        "a.txt",
+    output:
+        "b.txt",
+    params:
+        spec=config["spec"],
+    shell:
+        "tr a-z A-Z < {input} > {output}"
+
+rule copy:
+    input:
+        "b.txt",
+    output:
+        "{name}.txt",
+    wildcard_constraints:
+        name="late",
+    params:
+        spec="the same",
+    shell:
+        "cp {input} {output}"
 """
+BEFORE = '{"rows":"aa","tiling":{"min_tissue":0.3,"overlap":0.0},"version":1}'
+NOW = '{"rows":"bb","tiling":{"min_tissue":0.31,"overlap":0.0},"version":2}'
 
 
-def test_jobs_come_with_their_reasons_and_targets_are_left_out() -> None:
-    tile, encoder = parse_dry_run(DRY_RUN)
-    assert (tile.rule, tile.wildcards) == ("tile_bucket", "grid=64px-1mpp, bucket=0000-of-0002")
-    assert tile.reason == "Params have changed since last execution"
-    assert (encoder.rule, encoder.reason) == (
-        "materialise_encoder", "Updated input files: weights.safetensors",
-    )  # fmt: skip
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workflow of two jobs, run once."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "Snakefile").write_text(SNAKEFILE)
+    (folder / "a.txt").write_text("a")
+    configure(BEFORE, folder)
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--configfile", "config.yaml"]
+    subprocess.run(command, check=True, capture_output=True, cwd=folder)
+    return folder
 
 
-def test_a_changed_spec_is_said_key_by_key() -> None:
-    assert parse_dry_run(DRY_RUN)[0].changes == (
+@pytest.fixture
+def workflow(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The Snakefile of a copy of it, in the working directory."""
+    shutil.copytree(finished, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    return Path("Snakefile")
+
+
+def configure(spec: str, folder: Path = Path()) -> None:
+    (folder / "config.yaml").write_text(yaml.safe_dump({"spec": spec}))
+
+
+def files() -> set[Path]:
+    """All files but Snakemake's cache of file times, which a dry run leaves behind."""
+    found = (path for path in Path().rglob("*") if path.is_file())
+    return {path for path in found if path.name != "latest.pkl"}
+
+
+def test_a_changed_spec_is_said_key_by_key_and_what_follows_comes_after(workflow: Path) -> None:
+    configure(NOW)
+    upper, copy = planned_jobs(workflow, Path("config.yaml"))
+    assert (upper.rule, upper.wildcards) == ("upper", {})
+    assert upper.reason == "Params have changed since last execution"
+    assert upper.changes == (
         "rows of the manifest: others, or other values in them",
         "tiling.min_tissue: 0.3 -> 0.31",
         "version: 1 -> 2",
     )
+    assert (copy.rule, copy.wildcards, copy.changes) == ("copy", {"name": "late"}, ())
+    assert copy.reason == "Input files updated by another job: b.txt"
 
 
-def test_parameters_that_are_no_specs_are_left_as_they_are() -> None:
-    other = DRY_RUN.replace("before: '{", "before: 'x{")
-    assert parse_dry_run(other)[0].changes == ()
+def test_parameters_that_are_no_specs_are_left_as_they_are(workflow: Path) -> None:
+    configure("no JSON")
+    assert planned_jobs(workflow, Path("config.yaml"))[0].changes == ()
 
 
-def test_a_long_reason_is_cut() -> None:
-    long = DRY_RUN.replace("weights.safetensors\n    wildcards", f"{'w' * 900}\n    wildcards")
-    assert len(parse_dry_run(long)[1].reason) < 200
+def test_a_finished_workflow_has_nothing_to_run_and_planning_leaves_no_trace(
+    workflow: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = files()
+    assert planned_jobs(workflow, Path("config.yaml")) == []
+    configure(NOW)
+    assert len(planned_jobs(workflow, Path("config.yaml"))) == 2
+    assert files() == before
+    assert capfd.readouterr() == ("", "")
 
 
-def test_a_run_with_nothing_to_do_has_no_jobs() -> None:
-    assert parse_dry_run("Building DAG of jobs...\nNothing to be done.\n") == []
+def test_the_profile_says_what_is_a_reason(workflow: Path) -> None:
+    Path("profiles/default").mkdir(parents=True)
+    Path("profiles/default/config.yaml").write_text("rerun-triggers: [mtime]\n")
+    configure(NOW)
+    assert planned_jobs(workflow, Path("config.yaml")) == []
+
+
+def test_a_long_reason_is_cut(workflow: Path) -> None:
+    long = [f"{i:02}{'w' * 40}.txt" for i in range(10)]
+    for name in long:
+        Path(name).touch()
+    changed = SNAKEFILE.replace('"a.txt",', f'"a.txt", {", ".join(map(repr, long))},')
+    workflow.write_text(changed)
+    assert len(planned_jobs(workflow, Path("config.yaml"))[0].reason) < 200
+
+
+def test_what_cannot_be_planned_is_said_in_snakemake_s_words(workflow: Path) -> None:
+    Path("a.txt").unlink()
+    Path("b.txt").unlink()
+    with pytest.raises(UserError, match=r"cannot plan:[\s\S]*upper[\s\S]*a.txt"):
+        planned_jobs(workflow, Path("config.yaml"))

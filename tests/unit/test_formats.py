@@ -17,6 +17,8 @@ from her2.storage.features import RowSpool
 from her2.synthetic.svs import svs_bytes
 from her2.tiling.grid import tile_slide
 from tests.dicom import write_dicom
+from tests.mirax import write_mirax
+from tests.vms import write_vms
 
 WIDTH, HEIGHT, MPP = 640, 544, 0.5
 
@@ -76,6 +78,14 @@ def write_dicom_slide(folder: Path, image: np.ndarray) -> Path:
     return write_dicom(folder / "level0.dcm", image, mpp=MPP)
 
 
+def write_mirax_slide(folder: Path, image: np.ndarray) -> Path:
+    return write_mirax(folder / "a.mrxs", image, mpp=MPP, tile=32)
+
+
+def write_vms_slide(folder: Path, image: np.ndarray) -> Path:
+    return write_vms(folder / "a.vms", image)
+
+
 def write_flat(name: str) -> Callable[[Path, np.ndarray], Path]:
     def write(folder: Path, image: np.ndarray) -> Path:
         Image.fromarray(image).save(folder / name, quality=95)
@@ -89,6 +99,8 @@ FORMATS: dict[str, tuple[Callable[[Path, np.ndarray], Path], str, int]] = {
     "tiff": (write_tiff, "generic-tiff", 3),
     "ome-tiff": (write_ome, "generic-tiff", 1),  # OpenSlide does not follow SubIFDs
     "dicom": (write_dicom_slide, "dicom", 2),
+    "mirax": (write_mirax_slide, "mirax", 1),
+    "vms": (write_vms_slide, "hamamatsu", 7),  # halves of its map too
     "jpg": (write_flat("a.jpg"), "flat image", 1),
     "png": (write_flat("a.png"), "flat image", 1),
 }

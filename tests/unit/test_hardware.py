@@ -1,11 +1,14 @@
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from her2.core import hardware
-from her2.core.hardware import accelerator, allowed_cpus, auto_precision, cgroup_quota
+from her2.core.hardware import accelerator, allowed_cpus, auto_precision
 from her2.encoders.device import pick_device, resolve_precision
 
 
@@ -17,46 +20,32 @@ def _keep_threads() -> None:
 
 
 @pytest.mark.parametrize(
-    ("affinity", "slurm", "quota", "allowed"),
+    ("affinity", "slurm", "allowed"),
     [
-        (8, None, None, 8),
-        (8, "4", None, 4),
-        (8, "4", 2, 2),
-        (2, "64", 16, 2),
-        (8, "", None, 8),
-        (8, "4(x2)", None, 8),  # of several nodes: says nothing of this one
+        (8, None, 8),
+        (8, "4", 4),
+        (2, "64", 2),
+        (8, "", 8),
+        (8, "0", 1),
+        (8, "4(x2)", 8),  # of several nodes: says nothing of this one
     ],
 )
-def test_the_least_of_affinity_slurm_and_cgroup_counts(
-    monkeypatch: pytest.MonkeyPatch, affinity: int, slurm: str, quota: int, allowed: int
+def test_the_least_of_affinity_and_slurm_counts(
+    monkeypatch: pytest.MonkeyPatch, affinity: int, slurm: str | None, allowed: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(affinity)))
     monkeypatch.setattr(os, "cpu_count", lambda: 128)
-    monkeypatch.setattr(hardware, "cgroup_quota", lambda: quota)
     monkeypatch.delenv("SLURM_CPUS_ON_NODE", raising=False)
     if slurm is not None:
         monkeypatch.setenv("SLURM_CPUS_ON_NODE", slurm)
     assert allowed_cpus() == allowed
 
 
-@pytest.mark.parametrize(
-    ("text", "cpus"),
-    [
-        ("max 100000", None),
-        ("200000 100000", 2),
-        ("150000 100000", 2),
-        ("5000 100000", 1),
-        ("", None),
-    ],
-)
-def test_a_cgroup_s_quota_is_whole_cpus(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, cpus: int | None
-) -> None:
-    (tmp_path / "cpu.max").write_text(text)
-    monkeypatch.setattr(hardware, "_CGROUP_QUOTA", tmp_path / "cpu.max")
-    assert cgroup_quota() == cpus
-    (tmp_path / "cpu.max").unlink()
-    assert cgroup_quota() is None
+def test_a_container_s_quota_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """joblib reads the cgroup's files itself; that its answer is taken is what is tested here."""
+    monkeypatch.setattr("joblib.cpu_count", lambda: 3)
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "16")
+    assert allowed_cpus() == 3
 
 
 def test_the_precision_guessed_without_torch_is_the_one_that_torch_takes() -> None:
@@ -136,3 +125,35 @@ def test_a_machine_without_a_driver_has_no_accelerator(monkeypatch: pytest.Monke
     monkeypatch.setattr(hardware, "_torch_cuda", lambda: 13)
     monkeypatch.setattr(hardware.ctypes, "CDLL", absent)
     assert accelerator() == "none"
+
+
+@pytest.mark.parametrize(
+    ("setting", "policy", "turns"),
+    [
+        (None, "PASSIVE", hardware.SPIN_COUNT),
+        ("GOMP_SPINCOUNT=7", "PASSIVE", 7),
+        ("OMP_WAIT_POLICY=active", "ACTIVE", 30_000_000_000),  # libgomp's own of this policy
+    ],
+)
+def test_threads_of_a_job_wait_busily_for_a_moment_unless_the_user_says_how(
+    setting: str | None, policy: str, turns: int
+) -> None:
+    spec = {"source": "random", "model": "timm/no-such-model", "mpp": 1.0, "size": 32}
+    command = ["encoder", "--spec", json.dumps({"encoder": spec, "seed": 1}), "--out", os.devnull]
+    unset = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    environment |= {"OMP_DISPLAY_ENV": "VERBOSE"}  # GNU OpenMP prints what it read when it loads
+    if setting is not None:
+        environment |= [setting.split("=")]
+    done = subprocess.run(
+        [sys.executable, "-m", "her2", *command],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "no model 'no-such-model'" in done.stderr  # so torch's own OpenMP was loaded
+    if "GOMP_SPINCOUNT" not in done.stderr:
+        pytest.skip("torch is not built with GNU OpenMP here")
+    assert f"OMP_WAIT_POLICY = '{policy}'" in done.stderr
+    assert f"GOMP_SPINCOUNT = '{turns}'" in done.stderr

@@ -5,8 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from her2.config import AttentionSection
-from her2.mil.heads import build_head
+from her2.heads.abmil import AttentionSection
 
 D, C = 6, 3
 
@@ -24,7 +23,7 @@ def head(*, gated: bool, hidden: int = 0, dropout: float = 0.25, seed: int = 0) 
     options = AttentionSection(
         head="abmil", attention=5, gated=gated, hidden=hidden, dropout=dropout
     )
-    return build_head(options, D, C).eval().requires_grad_(False)
+    return options.build(D, C).eval().requires_grad_(False)
 
 
 def bags(b: int, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,7 @@ from her2.explanation.held_out_slides import HeldOutSlide
 from her2.explanation.tiles import SlideTiles
 from her2.slides.annotations import read_regions
 from her2.slides.slide import Scale, Slide
+from her2.storage.facts import StoredSlide
 from her2.storage.features import read_coords
 from tests.unit.heatmap_makers import (
     FORMATS,
@@ -63,10 +64,7 @@ def some_tiles(count: int, level0_tile: tuple[float, float], seed: int = 0) -> S
         held=HeldOutSlide("slide-1", "p1", "1+", 0, 2),
         class_names=("0", "1+"),
         coords=np.stack([np.rint(columns * width), np.rint(rows * height)], 1).astype(np.int32),
-        level0_tile=level0_tile,
-        size_px=(100_000, 80_000),
-        scale=Scale(0.2431, 0.2431, "metadata"),
-        fingerprint="f",
+        slide=StoredSlide("f", (0.2431, 0.2431), "metadata", level0_tile, (100_000, 80_000)),
         encoder_px=96,
         attention=generator.dirichlet(np.ones(count)).astype(np.float32),
         maps={"contribution_1+": generator.normal(size=count).astype(np.float32)},

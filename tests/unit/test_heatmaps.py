@@ -29,8 +29,9 @@ from her2.explanation.held_out_slides import HeldOutSlide
 from her2.explanation.listing import read_heatmaps
 from her2.explanation.strips import times_words
 from her2.explanation.tiles import SlideTiles, ranks
-from her2.slides.slide import Scale, Slide
-from her2.storage.entries import FeatureEntry, write_manifest
+from her2.slides.slide import Slide
+from her2.storage.entries import FeatureEntry, write_entries
+from her2.storage.facts import StoredSlide
 from tests.unit.heatmap_makers import (
     BUCKET,
     CHUNK,
@@ -93,10 +94,7 @@ def some_tiles(
         held=HeldOutSlide("slide-1", "p1", "positive", 0, 2),
         class_names=names,
         coords=np.array([(x, y) for y in range(3) for x in range(3)], np.int32) * 1000,
-        level0_tile=(1000.0, 1000.0),
-        size_px=size_px,
-        scale=Scale(0.25, 0.5, "metadata"),
-        fingerprint="f",
+        slide=StoredSlide("f", (0.25, 0.5), "metadata", (1000.0, 1000.0), size_px),
         encoder_px=96,
         attention=np.asarray(attention, np.float32),
         maps=maps or {},
@@ -286,7 +284,7 @@ def test_files_of_slides_that_an_earlier_run_drew_go_away(world: World) -> None:
 
 def test_only_slides_with_features_are_drawn(world: World) -> None:
     lost = {name: FeatureEntry("excluded", "no tissue") for name in ("n0-a", "p1-a")}
-    write_manifest(world.root / "features" / f"{BUCKET}.json", world.entries | lost)
+    write_entries(world.root / "features" / f"{BUCKET}.json", world.entries | lost)
     found = find_held_out(
         TASK, (CHUNK,), (BUCKET,), world.cache, folds=world.root / "folds.parquet",
         models=world.root / "models", features=world.root / "features",

@@ -17,7 +17,7 @@ from her2.embedding.inference import (
     fold_batch_norm,
     prepare,
 )
-from her2.encoders.backbones import IMAGENET_MEAN, IMAGENET_STD, Encoder
+from her2.encoders.backbones import Encoder
 from her2.encoders.device import DTYPES
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -33,7 +33,9 @@ def encoder(model: str, **options: object) -> Encoder:
             module.running_var.uniform_(0.5, 2)
             module.weight.data.uniform_(0.5, 1.5)
             module.bias.data.normal_(0, 0.2)
-    made = Encoder(backbone, feature="pooled", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    made = Encoder(
+        backbone, feature="pooled", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+    )
     return made.eval().requires_grad_(False)
 
 

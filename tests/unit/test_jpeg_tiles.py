@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from her2.core.errors import TileError
-from her2.slides import slide as slide_module
+from her2.slides import jpeg
 from her2.slides.jpeg import JpegTiles
 from her2.slides.slide import Slide
 
@@ -58,7 +58,10 @@ def test_openslide_is_not_asked_where_tiles_are_plain(
     drawn_slide: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, direct = both(drawn_slide)
-    monkeypatch.setattr(direct, "_read", lambda *_: pytest.fail("OpenSlide was asked"))
+    assert direct.reader == "jpeg"
+    monkeypatch.setattr(
+        direct._opened, "read_region", lambda *_: pytest.fail("OpenSlide was asked")
+    )
     assert direct.region(100, 100, 224, 224, (224, 224)).shape == (224, 224, 3)
 
 
@@ -89,13 +92,11 @@ def test_a_reader_that_decodes_otherwise_is_not_used(
         def read(self, level, left, top, size):
             return super().read(level, left, top, size) ^ 1
 
-    monkeypatch.setattr(
-        slide_module, "open_jpeg_tiles", lambda path, _, sizes, steps: Wrong(path, sizes, steps)
-    )
+    monkeypatch.setattr(jpeg, "open_jpeg_tiles", Wrong)
     with Slide(drawn_slide) as slide:
         assert not slide.decode_directly(0, 0, 96, 96)
-        assert slide._decoded is None
-    assert "decode differently" in caplog.text
+        assert slide.reader == "openslide"
+    assert "decoded directly differ from those of openslide" in caplog.text
 
 
 def half_lost(content: bytearray) -> None:

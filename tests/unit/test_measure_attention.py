@@ -23,7 +23,7 @@ from her2.explanation.faithfulness import FAITHFULNESS, FAITHFULNESS_SUMMARY
 from her2.explanation.localisation import LOCALISATION, LOCALISATION_SUMMARY
 from her2.mil.stage import train_folds
 from her2.storage.cache import Cache
-from her2.storage.entries import FeatureEntry, FoldEntry, read_manifest, write_manifest
+from her2.storage.entries import FeatureEntry, FoldEntry, read_entries, write_entries
 from her2.storage.features import write_store
 
 TASK = Task(label="her2", classes={"0": ["0"], "2+": ["2+"], "3+": ["3+"]})
@@ -101,7 +101,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         with cache.publish("features", key) as path:
             write_store(path, features.astype(np.float16), coords[kept], attributes)
         entries[row.slide_id] = FeatureEntry("ok", None, key, len(kept), 0, D)
-    write_manifest(root / "features" / f"{BUCKET}.json", entries)
+    write_entries(root / "features" / f"{BUCKET}.json", entries)
     make_folds(
         FoldsSpec(rows="", task=TASK, folds=2, repeats=2, tune=0.25, seed=1),
         cohort,
@@ -216,7 +216,7 @@ def test_a_class_that_no_held_out_slide_has_is_null_with_its_reason(world, tmp_p
         for name, entry in world.entries.items()
     }
     (tmp_path / "features").mkdir()
-    write_manifest(tmp_path / "features" / f"{BUCKET}.json", lost)
+    write_entries(tmp_path / "features" / f"{BUCKET}.json", lost)
     tables = measure_attention(
         world.spec,
         Cache(world.root / "cache"),
@@ -303,16 +303,16 @@ def changed(table: pl.DataFrame, make) -> pl.DataFrame:
 def test_attention_that_cannot_be_the_slide_s_stops_the_job_and_names_it(
     world, tmp_path, spoil, problem
 ):
-    manifest = read_manifest(world.root / "models" / "abmil" / f"{CHUNK}.json", FoldEntry)
+    entries = read_entries(world.root / "models" / "abmil" / f"{CHUNK}.json", FoldEntry)
     cache = Cache(tmp_path / "cache")
-    for entry in manifest.values():
+    for entry in entries.values():
         source = Cache(world.root / "cache").path("models", entry.key)
         with cache.publish("models", entry.key) as target:
             for item in source.iterdir():
                 (target / item.name).write_bytes(item.read_bytes())
             table = pl.read_parquet(target / "attention.parquet")
             spoil(table).write_parquet(target / "attention.parquet")
-    write_manifest(tmp_path / "models" / f"{CHUNK}.json", manifest)
+    write_entries(tmp_path / "models" / f"{CHUNK}.json", entries)
     with pytest.raises(UserError, match=f"n2-a: {problem}"):
         measure_attention(
             world.spec, cache, folds=world.root / "folds.parquet", models=tmp_path / "models",

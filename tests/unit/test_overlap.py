@@ -33,7 +33,8 @@ COHORT = pl.DataFrame(
 
 def audit(folder: Path, where: Path, *, allow: bool = False, domain: str = "he"):
     spec = OverlapSpec.model_validate({"domain": domain, "allow_overlap": allow})
-    return audit_overlap(spec, folder, COHORT, where / "overlap.json")
+    COHORT.write_parquet(where / "audited.parquet")
+    return audit_overlap(spec, folder, where / "audited.parquet", where / "overlap.json")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import math
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from her2.config import PretrainingSection
@@ -20,9 +22,9 @@ from her2.encoders.backbones import build_backbone
 from her2.encoders.stage import weights_digest
 from her2.pretraining import loop
 from her2.pretraining.augment import moved, plain, restain, stain_changes
-from her2.pretraining.loop import CHECKPOINT, PatchBatches, balanced_order, learning_rate
+from her2.pretraining.loop import PatchBatches, balanced_order, learning_rate
 from her2.pretraining.patch_set import PatchSet
-from her2.pretraining.pretrain import Pretrained, channel_statistics, pretrain
+from her2.pretraining.pretrain import CHECKPOINT, Pretrained, channel_statistics, pretrain
 from her2.pretraining.split import split_patches
 
 SIDE = 32
@@ -131,7 +133,7 @@ def test_a_killed_run_resumes_to_the_weights_of_one_that_was_not(tmp_path, unkil
     assert _epochs_written(tmp_path) == 2
     with caplog.at_level("INFO"):
         resumed = run(tmp_path)
-    assert "resuming after epoch 2" in caplog.text
+    assert "resuming after 2 epochs" in caplog.text
     assert weights_digest(resumed.state) == weights_digest(unkilled.state)
     assert resumed.history == unkilled.history
     assert resumed.facts == unkilled.facts
@@ -139,10 +141,10 @@ def test_a_killed_run_resumes_to_the_weights_of_one_that_was_not(tmp_path, unkil
 
 def _epochs_written(folder: Path) -> int:
     try:
-        values = torch.load(folder / CHECKPOINT, weights_only=True)
+        with safetensors.safe_open(folder / CHECKPOINT, framework="pt") as stream:
+            return len(json.loads(stream.metadata()["state"])["history"])
     except FileNotFoundError:
         return 0
-    return len(values["history"])
 
 
 def test_a_run_stopped_at_any_epoch_resumes_to_the_same_weights(tmp_path, unkilled, monkeypatch):
@@ -168,16 +170,20 @@ def test_a_finished_run_trains_no_more(tmp_path, monkeypatch):
     assert weights_digest(run(tmp_path).state) == weights_digest(first.state)
 
 
-def test_a_checkpoint_of_other_data_or_seed_is_not_continued(tmp_path, unkilled):
+def test_a_checkpoint_of_other_data_or_seed_is_not_continued(tmp_path, unkilled, caplog):
     run(tmp_path, patch_set((16, 20, 16)))
+    assert "of other data or settings" not in caplog.text
     assert weights_digest(run(tmp_path).state) == weights_digest(unkilled.state)
+    assert "of other data or settings" in caplog.text
 
 
 def test_a_broken_checkpoint_is_not_continued(tmp_path, unkilled, caplog):
     (tmp_path / CHECKPOINT).write_bytes(b"PK\x03\x04 half a file")
     (tmp_path / f".abc.tmp.{CHECKPOINT}").write_bytes(b"a leftover")
+    (tmp_path / "checkpoint.pt").write_bytes(b"as version 0.1 wrote it")
     found = run(tmp_path)
-    assert "cannot be read" in caplog.text
+    assert "training begins anew" in caplog.text
+    assert "checkpoint.pt: is no checkpoint of this version" in caplog.text
     assert weights_digest(found.state) == weights_digest(unkilled.state)
     assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
 
@@ -212,14 +218,14 @@ def test_training_stops_after_patience_and_keeps_the_best_epoch(tmp_path):
     settings = SETTINGS.model_copy(update={"epochs": 30, "patience": 2, "learning_rate": 1e-12})
     found = run(tmp_path, settings=settings)
     assert len(found.history) - 1 - found.best_epoch == 2
-    checkpoint = torch.load(tmp_path / CHECKPOINT, weights_only=True)
-    best, last = (_backbone_of(checkpoint[name]) for name in ("best_state", "model"))
+    tensors = safetensors.torch.load_file(tmp_path / CHECKPOINT)
+    best, last = (_backbone_of(tensors, name) for name in ("best", "model"))
     assert weights_digest(found.state) == weights_digest(best)
     assert weights_digest(found.state) != weights_digest(last)
 
 
-def _backbone_of(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    prefix = "encoder.backbone."
+def _backbone_of(state: dict[str, torch.Tensor], which: str) -> dict[str, torch.Tensor]:
+    prefix = f"{which}/encoder.backbone."
     return {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
 
 

@@ -7,16 +7,14 @@ from hypothesis import strategies as st
 
 from her2.embedding.reading import BAND_TILES, PendingSlide, TileQueue, band_order, pending_slide
 from her2.storage.features import RowSpool
-from her2.storage.tiles import TileMeta, TileTable
+from her2.storage.tiles import TileTable
+from tests.unit.tile_makers import slide_facts, tile_grid
 
 
 def pending(name: str, coords: np.ndarray, side: float = 10.0) -> PendingSlide:
-    meta = TileMeta(
-        fingerprint="f", width_px=10_000, height_px=10_000, vendor="", mpp_x=0.5, mpp_y=0.5,
-        mpp_source="", target_mpp=0.5, tile_px=16, level0_width=side, level0_height=side,
-        read_level=0, tissue_mm2=1.0,
-    )  # fmt: skip
-    table = TileTable(coords.astype(np.int32), np.ones(len(coords), np.float32), meta)
+    facts = slide_facts(width_px=10_000, height_px=10_000)
+    tiles = tile_grid(16, side)
+    table = TileTable(coords.astype(np.int32), np.ones(len(coords), np.float32), facts, tiles)
     spool = RowSpool(len(coords), 2, "float16", Path())
     return pending_slide(name, Path(name), table, name, spool)
 

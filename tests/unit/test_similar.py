@@ -11,7 +11,7 @@ from her2.config.jobs import SimilarSpec
 from her2.core.errors import UserError
 from her2.core.files import digest
 from her2.storage.cache import Cache
-from her2.storage.entries import FeatureEntry, write_manifest
+from her2.storage.entries import FeatureEntry, write_entries
 from her2.storage.features import FeatureStore, write_store
 
 D, SIDE = 12, 12
@@ -115,14 +115,15 @@ def run(folder: Path, slides: list[Tissue], spec: SimilarSpec = SPEC) -> pl.Data
             )
         entries[slide.slide_id] = FeatureEntry("ok", None, key, len(slide.store), 0, D)
     entries["lost"] = FeatureEntry("excluded", "no tissue")
-    write_manifest(folder / "tiny" / "b.json", entries)
+    write_entries(folder / "tiny" / "b.json", entries)
     cohort = pl.DataFrame(
         [(s.slide_id, s.patient_id) for s in slides] + [("lost", "p")],
         schema=["slide_id", "patient_id"],
         orient="row",
     )
     output = folder / "similar.parquet"
-    find_similar(spec, cohort, cache, features=folder / "tiny", output=output)
+    cohort.write_parquet(folder / "audited.parquet")
+    find_similar(spec, folder / "audited.parquet", cache, features=folder / "tiny", output=output)
     return pl.read_parquet(output)
 
 

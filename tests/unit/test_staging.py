@@ -13,13 +13,19 @@ import pytest
 
 from her2.core.errors import SlideError, UserError
 from her2.embedding.reading import PendingSlide, TileGroup, TileQueue, pending_slide, read_part
-from her2.slides import files, staging
+from her2.slides import staging
+from her2.slides.backends import slide_files
 from her2.slides.slide import Slide
 from her2.slides.staging import PREFIX, scratch_folder, staged
 from her2.storage.features import RowSpool
-from her2.storage.tiles import TileMeta, TileTable
+from her2.storage.tiles import TileTable
+from tests.dicom import write_dicom
+from tests.mirax import write_mirax
+from tests.unit.tile_makers import slide_facts, tile_grid
+from tests.vms import write_vms
 
 Usage = namedtuple("Usage", "total used free")
+PICTURE = np.random.default_rng(5).integers(0, 256, (256, 384, 3), np.uint8)
 
 
 @pytest.fixture
@@ -137,26 +143,37 @@ def test_a_missing_slide_fails_as_it_does_without_a_stage(
         stage.open(slides[0])
 
 
-def test_formats_of_many_files_go_whole_or_stay(tmp_path: Path) -> None:
-    mirax = tmp_path / "a.mrxs"
-    (tmp_path / "a").mkdir()
-    data = [tmp_path / "a" / name for name in ("Data0000.dat", "Slidedat.ini")]
-    dicom = [tmp_path / name for name in ("1.dcm", "2.dcm")]
-    for path in (mirax, *data, *dicom, tmp_path / "b.mrxs", tmp_path / "c.vms"):
-        path.touch()
-    assert files.files_of(mirax) == [mirax, *data]
-    assert files.files_of(dicom[0]) == dicom
-    assert files.files_of(tmp_path / "c.vms") == []
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda folder: write_vms(folder / "a.vms", PICTURE),
+        lambda folder: write_mirax(folder / "a.mrxs", PICTURE, mpp=0.5),
+        lambda folder: write_dicom(folder / "a.dcm", PICTURE, mpp=0.5),
+    ],
+)
+def test_a_slide_of_several_files_is_copied_whole(scratch: Path, tmp_path: Path, write) -> None:
+    (tmp_path / "network").mkdir()
+    path = write(tmp_path / "network")
+    with Slide(path) as original:
+        expected = original.region(10, 20, 200, 200, (200, 200))
+    files = {file.relative_to(path.parent) for file in slide_files(path)}
+    with staged(str(scratch), [path]) as stage, stage.open(path) as slide:
+        copy = slide.path.parent
+        assert copy.is_relative_to(scratch)
+        assert {file.relative_to(copy) for file in copy.rglob("*") if file.is_file()} == files
+        shutil.rmtree(path.parent)  # it needs nothing of the original
+        np.testing.assert_array_equal(slide.region(10, 20, 200, 200, (200, 200)), expected)
 
 
-def test_a_mirax_slides_folder_is_copied_beside_it(scratch: Path, tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "Data0000.dat").write_text("data")
-    (tmp_path / "a.mrxs").write_text("index")
-    with staged(str(scratch), []) as stage:
-        copy = stage._copy(tmp_path / "a.mrxs", last=True)
-        assert copy.read_text() == "index"
-        assert (copy.with_suffix("") / "Data0000.dat").read_text() == "data"
+def test_a_slide_of_several_files_that_lacks_one_fails_with_the_files_name(
+    slides: list[Path], scratch: Path, tmp_path: Path
+) -> None:
+    index = write_vms(tmp_path / "a.vms", PICTURE)
+    (tmp_path / "a_map2.jpg").unlink()
+    with staged(str(scratch), [slides[0], index]) as stage:
+        stage.open(slides[0]).close()
+        with pytest.raises(SlideError, match="a.vms names a_map2.jpg, which its folder lacks"):
+            stage.open(index)
 
 
 def test_what_a_killed_job_left_is_removed_and_a_running_jobs_copies_are_not(
@@ -198,9 +215,9 @@ def test_variables_are_those_of_the_machine_that_reads(
 
 
 def test_tiles_cut_from_copies_are_the_same_tiles(slides: list[Path], scratch: Path) -> None:
-    meta = TileMeta("f", 768, 768, "aperio", 0.5, 0.5, "metadata", 1.0, 64, 128.0, 128.0, 0, 0.1)
+    facts, grid = slide_facts(width_px=768, height_px=768), tile_grid(64, 128.0, mpp=1.0)
     corners = np.array([(0, 0), (128, 128), (256, 256)], np.int32)
-    table = TileTable(corners, np.ones(3, np.float32), meta)
+    table = TileTable(corners, np.ones(3, np.float32), facts, grid)
     cut = [
         [
             (group.slide.slide_id, group.rows.tolist(), group.images.tobytes())
@@ -217,7 +234,7 @@ def cut_all(slides: list[PendingSlide], folder: str | None) -> Iterator[TileGrou
     feed = TileQueue(slides)
     with staged(folder, feed.paths) as stage:
         for slide in slides:
-            slide.stage = stage
+            slide.stager = stage
         while parts := feed.take(3, across=False):
             yield read_part(*parts[0], np.empty((3, 64, 64, 3), np.uint8))
 

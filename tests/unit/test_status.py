@@ -1,4 +1,4 @@
-"""What a person at the terminal is told of a run, from its record and its jobs' logs."""
+"""What a person at the terminal is told of a run, from its record and its jobs' events."""
 
 import io
 import json
@@ -12,15 +12,26 @@ from pathlib import Path
 import pytest
 
 from her2.core.errors import UserError
-from her2.pipeline.progress import Watch, duration, failure_lines, stage_line, working_lines
-from her2.pipeline.record import RECORD_NAME, Job, RunRecord, life, read_run
-from her2.pipeline.status import disk_usage, failure, failures, inodes, stages
+from her2.core.events import Event
+from her2.pipeline.progress import (
+    ProgressPrinter,
+    duration,
+    failure_lines,
+    stage_line,
+    working_lines,
+)
+from her2.pipeline.record import RECORD_NAME, Job, RunRecord, read_run, run_state
+from her2.pipeline.status import RunProgress, Stage, disk_usage, failures, inodes
 
-STAMP = "2026-11-25 07:14:55,123 INFO "
+BEGAN = 1_000_000.0
 
 
-def log(*lines: str) -> str:
-    return "".join(f"{STAMP}{line}\n" for line in lines)
+def began(time: float = BEGAN) -> Event:
+    return Event("began", time=time)
+
+
+def embedded(name: str, tiles: int) -> Event:
+    return Event("embedded", name, tiles=tiles)
 
 
 @pytest.fixture
@@ -32,12 +43,11 @@ def run(tmp_path: Path) -> RunRecord:
         (tmp_path / f"tiles/{name}.json").write_text(json.dumps(entries))
         os.utime(tmp_path / f"tiles/{name}.json", (1, 1))
     jobs = [
-        Job("embed_bucket", f"tiny/{n}", f"out/{n}.json", f"logs/{n}.log", k, f"tiles/{n}.json")
+        Job("embed_bucket", f"tiny/{n}", f"logs/{n}.log", k, f"tiles/{n}.json")
         for n, k in (("a", 3), ("b", 2))
     ]
-    jobs.append(Job("train_folds", "score/tiny", "out/models.json", "logs/train.log"))
-    for folder in ("out", "logs"):
-        (tmp_path / folder).mkdir()
+    jobs.append(Job("train_folds", "score/tiny", "logs/train.log"))
+    (tmp_path / "logs").mkdir()
     return RunRecord(
         host=socket.gethostname(), pid=2**22 + 1, folder=str(tmp_path), began=time.time(),
         began_on_disk=time.time() - 60, rules=("tile_bucket", "embed_bucket", "train_folds"),
@@ -45,99 +55,119 @@ def run(tmp_path: Path) -> RunRecord:
     )  # fmt: skip
 
 
-def write(run: RunRecord, name: str, text: str) -> None:
-    Path(run.folder, name).write_text(text)
+def write(run: RunRecord, name: str, *events: Event) -> None:
+    with Path(run.folder, f"logs/{name}.jsonl").open("a") as stream:
+        stream.writelines(f"{json.dumps(asdict(event))}\n" for event in events)
 
 
-def test_jobs_that_have_no_log_of_this_run_are_waiting(run: RunRecord) -> None:
-    write(run, "logs/a.log", log("a0: 100 patches embedded, 0 failed"))
-    os.utime(Path(run.folder, "logs/a.log"), (1, 1))  # of the run before
-    tile, embed, train = stages(run, over=False)
+def stages(run: RunRecord) -> list[Stage]:
+    return RunProgress(run).update()
+
+
+def test_jobs_without_events_are_waiting(run: RunRecord) -> None:
+    tile, embed, train = stages(run)
     assert (tile.rule, tile.up_to_date, tile.jobs) == ("tile_bucket", 4, ())
     assert (embed.count("waiting"), train.count("waiting")) == (2, 1)
     assert working_lines([tile, embed, train], time.time()) == []
 
 
-def test_slides_and_tiles_are_counted_from_the_log_of_a_running_job(run: RunRecord) -> None:
-    write(run, "logs/a.log", log("device: CPU", "a0: 100 patches embedded, 0 failed",
-                                 "a1: 50 features from the cache"))  # fmt: skip
-    embed = stages(run, over=False)[1]
+def test_slides_and_tiles_of_a_running_job_are_counted(run: RunRecord) -> None:
+    write(run, "a", began(), embedded("a0", 100), Event("embedded", "a1", cached=True, tiles=50))
+    embed = stages(run)[1]
     assert embed.count("running") == 1
     assert embed.slides == (2, 5)
     assert embed.tiles == (150, 300)  # those of the job that waits count, once they are cut
 
 
 def test_a_slide_that_is_left_out_counts_as_handled(run: RunRecord) -> None:
-    write(run, "logs/a.log", STAMP.replace("INFO", "WARNING") + "a2: excluded: 9 of 50 tiles\n")
-    assert stages(run, over=False)[1].slides == (1, 5)
+    write(run, "a", began(), Event("left_out", "a2", reason="9 of 50 tiles"))
+    assert stages(run)[1].slides == (1, 5)
 
 
 def test_time_left_is_what_remains_at_the_pace_so_far(run: RunRecord) -> None:
-    write(run, "logs/a.log", log("a0: 50 patches embedded, 0 failed"))
-    embed = stages(run, over=False)[1]
-    began = time.mktime(time.strptime("2026-11-25 07:14:55", "%Y-%m-%d %H:%M:%S"))
+    write(run, "a", began(), embedded("a0", 50))
+    embed = stages(run)[1]
     # 50 of the 300 tiles took 60 s, so 250 take 300 s.
-    assert embed.seconds_left(began + 60) == pytest.approx(300)
-    line = stage_line(embed, began + 60)
+    assert embed.seconds_left(BEGAN + 60) == pytest.approx(300)
+    line = stage_line(embed, BEGAN + 60)
     assert line == "embed_bucket: 0 of 2 jobs, 1 of 5 slides, 50 of 300 tiles, 5 min left"
 
 
 def test_time_left_goes_by_slides_while_tiles_are_still_being_cut(run: RunRecord) -> None:
     Path(run.folder, "tiles/b.json").unlink()
-    write(run, "logs/a.log", log("a0: 50 patches embedded, 0 failed"))
-    embed = stages(run, over=False)[1]
-    began = time.mktime(time.strptime("2026-11-25 07:14:55", "%Y-%m-%d %H:%M:%S"))
-    assert embed.seconds_left(began + 60) == pytest.approx(240)  # one of five slides took 60 s
+    write(run, "a", began(), embedded("a0", 50))
+    embed = stages(run)[1]
+    assert embed.seconds_left(BEGAN + 60) == pytest.approx(240)  # one of five slides took 60 s
 
 
-def test_jobs_that_say_nothing_are_timed_from_when_their_logs_were_opened(run: RunRecord) -> None:
-    silent = replace(
-        run, jobs=tuple(Job("draw", str(i), f"out/{i}", f"logs/{i}.log") for i in range(4)),
+def test_time_left_goes_by_jobs_where_they_handle_no_slides(run: RunRecord) -> None:
+    drawing = replace(
+        run, jobs=tuple(Job("draw", str(i), f"logs/{i}.log") for i in range(4)),
         rules=("draw",), up_to_date={},
     )  # fmt: skip
-    write(silent, "logs/0.log", "")
-    os.utime(Path(run.folder, "logs/0.log"), (run.began - 30, run.began - 30))
-    write(silent, "out/0", "made")
-    (draw,) = stages(silent, over=False)
+    write(drawing, "0", began(), Event("ended"))
+    (draw,) = stages(drawing)
     # One of four took 30 s, so three take 90.
-    assert stage_line(draw, run.began) == "draw: 1 of 4 jobs, 2 min left"
+    assert stage_line(draw, BEGAN + 30) == "draw: 1 of 4 jobs, 2 min left"
 
 
-def test_a_job_is_done_when_its_output_is_of_this_run(run: RunRecord) -> None:
-    write(run, "logs/a.log", log("a0: 100 patches embedded, 0 failed"))
-    write(run, "out/a.json", "{}")
-    embed = stages(run, over=False)[1]
+def test_a_job_that_ended_is_done_with_all_its_slides(run: RunRecord) -> None:
+    write(run, "a", began(), embedded("a0", 100), Event("ended"))
+    embed = stages(run)[1]
     assert (embed.count("done"), embed.count("waiting")) == (1, 1)
     assert embed.slides == (3, 5)
 
 
 def test_a_failed_job_is_named_with_its_reason_and_log(run: RunRecord) -> None:
-    write(run, "logs/a.log", log("device: CPU") + "her2: a1: no room on the disk\n  - free some\n")
-    found = failures(stages(run, over=False))
-    assert "\n".join(failure_lines(found)) == (
+    write(run, "a", began(), Event("failed", reason="a1: no room on the disk\n  - free some"))
+    assert "\n".join(failure_lines(failures(stages(run)))) == (
         "embed_bucket tiny/a: a1: no room on the disk\n      - free some\n    log: logs/a.log"
     )
 
 
+def test_another_attempt_begins_anew(run: RunRecord) -> None:
+    progress = RunProgress(run)
+    write(run, "a", began(), embedded("a0", 100), Event("failed", reason="out of memory"))
+    assert len(failures(progress.update())) == 1
+    write(run, "a", began(BEGAN + 60), Event("embedded", "a0", cached=True, tiles=100))
+    embed = progress.update()[1]
+    assert (embed.count("running"), embed.slides) == (1, (1, 5))
+    assert embed.jobs[0].began == BEGAN + 60
+
+
 def test_a_job_that_ended_without_a_word_failed_once_the_run_is_over(run: RunRecord) -> None:
-    write(run, "logs/a.log", log("a0: 100 patches embedded, 0 failed"))
-    assert failures(stages(run, over=False)) == []
-    (found,) = failures(stages(run, over=True))
+    write(run, "a", began(), embedded("a0", 100))
+    assert failures(stages(run)) == []
+    (found,) = failures(RunProgress(run).close())
     assert "killed, or out of memory or time" in found.reason
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        (log("x: 1 tiles cut"), ""),
-        ("her2: a: bad\n", "a: bad"),
-        ("her2: first\nher2: second\n", "second"),
-        ("Traceback (most recent call last):\n  x\nValueError: b: no\n", "ValueError: b: no"),
-        ("", ""),
-    ],
-)  # fmt: skip
-def test_the_reason_is_the_last_thing_a_log_says(text: str, reason: str) -> None:
-    assert failure(text) == reason
+def test_a_job_that_could_not_start_failed_and_one_that_never_did_waits(run: RunRecord) -> None:
+    Path(run.folder, "logs/a.log").write_text("bash: python: command not found\n")
+    Path(run.folder, "logs/b.log").write_text("of the run before\n")
+    os.utime(Path(run.folder, "logs/b.log"), (1, 1))
+    embed = RunProgress(run).close()[1]
+    assert [job.state for job in embed.jobs] == ["failed", "waiting"]
+
+
+def test_only_what_is_new_is_read(run: RunRecord) -> None:
+    progress = RunProgress(run)
+    write(run, "a", began(), embedded("a0", 100))
+    progress.update()
+    path = Path(run.folder, "logs/a.jsonl")
+    path.write_bytes(b"x" * path.stat().st_size)  # what was read is not looked at again
+    write(run, "a", embedded("a1", 50))
+    assert progress.update()[1].tiles == (150, 300)
+
+
+def test_a_line_that_has_no_end_yet_is_read_when_it_has(run: RunRecord) -> None:
+    progress = RunProgress(run)
+    path = Path(run.folder, "logs/a.jsonl")
+    line = json.dumps(asdict(embedded("a0", 100))).encode()
+    path.write_bytes(line[:20])
+    assert progress.update()[1].slides == (0, 5)
+    path.write_bytes(line + b"\n")
+    assert progress.update()[1].slides == (1, 5)
 
 
 def lock(run: RunRecord) -> None:
@@ -151,21 +181,21 @@ def test_a_run_whose_process_lives_is_running(run: RunRecord) -> None:
         try:
             deadline = time.monotonic() + 10
             alive = replace(run, pid=process.pid)
-            while life(alive) != "running" and time.monotonic() < deadline:
+            while run_state(alive) != "running" and time.monotonic() < deadline:
                 time.sleep(0.01)
-            assert life(alive) == "running"
+            assert run_state(alive) == "running"
         finally:
             process.kill()
 
 
 def test_how_a_run_ended(run: RunRecord) -> None:
-    assert life(replace(run, ended=time.time(), succeeded=True)) == "finished"
-    assert life(replace(run, ended=time.time(), succeeded=False)) == "failed"
-    assert life(run) == "stopped"
-    assert life(replace(run, pid=os.getpid())) == "stopped"  # a number that is used again
+    assert run_state(replace(run, ended=time.time(), succeeded=True)) == "finished"
+    assert run_state(replace(run, ended=time.time(), succeeded=False)) == "failed"
+    assert run_state(run) == "stopped"
+    assert run_state(replace(run, pid=os.getpid())) == "stopped"  # a number that is used again
     lock(run)
-    assert life(run) == "killed"
-    assert life(replace(run, host="another")) == "elsewhere"
+    assert run_state(run) == "killed"
+    assert run_state(replace(run, host="another")) == "elsewhere"
 
 
 def test_a_record_is_read_as_it_was_written(run: RunRecord, tmp_path: Path) -> None:
@@ -190,14 +220,14 @@ class _Terminal(io.StringIO):
 def test_progress_is_printed_on_a_terminal_and_not_into_a_file(
     run: RunRecord, stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(run, "logs/a.log", log("a0: 100 patches embedded, 0 failed"))
+    write(run, "a", began(), embedded("a0", 100))
     monkeypatch.setattr("her2.pipeline.progress.begin_run", lambda workflow, plan: run)
     monkeypatch.setattr("her2.pipeline.progress.end_run", lambda *args, **kwargs: None)
-    watch = Watch(_PlanOfResults(), stream, every=0.01)
-    watch.begin(None)
+    printer = ProgressPrinter(_PlanOfResults(), stream, every=0.01)
+    printer.begin(None)
     time.sleep(0.2)
-    write(run, "out/a.json", "{}")
-    watch.end(succeeded=True)
+    write(run, "a", Event("ended"))
+    printer.end(succeeded=True)
     expected = 1 if stream.isatty() else 0  # a line that has not changed is not repeated
     assert stream.getvalue().count("1 of 5 slides, 100 of 300 tiles") == expected
 

@@ -13,6 +13,7 @@ from her2.cohort.manifest import Cohort, SlideRow, missing_files
 from her2.config import TilingSection, parse_config
 from her2.config.jobs import TileSpec
 from her2.core.errors import UserError
+from her2.filters.registry import FILTERS, LISTED
 from her2.pipeline.plan import Plan
 from her2.slides.slide import Slide
 from her2.storage.cache import Cache
@@ -83,7 +84,7 @@ def marked(tmp_path_factory, write_slide, plain) -> tuple[Path, dict[str, np.nda
     return write_slide(path, image, mpp=(MPP, MPP)), truth
 
 
-ALL_OFF = {"max_pen": 1, "max_fold": 1, "max_border": 1, "max_blur": 1}
+ALL_OFF = {one.limit_key: 1 for one in LISTED}
 
 
 @pytest.mark.parametrize("name", ["pen", "fold", "border"])
@@ -112,9 +113,8 @@ def test_each_artefact_rejects_its_tiles_and_no_others(marked, name):
     assert places(table) < places(everything)
     assert full <= lost
     assert all(inside(touched, place) > 0 for place in lost)
-    assert table.meta.rejected == {
-        reason: len(lost) if reason == name else 0 for reason in ("border", "pen", "fold", "blur")
-    }
+    assert {one: n for one, n in table.facts.rejected.items() if n} == {name: len(lost)}
+    assert list(table.facts.rejected) == [one.name for one in FILTERS]
 
 
 def test_a_tile_on_the_black_border_is_rejected(marked):
@@ -124,18 +124,18 @@ def test_a_tile_on_the_black_border_is_rejected(marked):
     table, _ = cut(path, **(options | {"max_border": 0.05}))
     assert min(x for x, _ in places(everything)) == 96
     assert min(x for x, _ in places(table)) == 192
-    assert table.meta.rejected["border"] == len(everything) - len(table)
+    assert table.facts.rejected["border"] == len(everything) - len(table)
     # 110 of 1200 px, and what the thumbnail's px round.
-    assert table.meta.border == pytest.approx(110 / 1200, abs=0.006)
+    assert table.facts.shares["border"] == pytest.approx(110 / 1200, abs=0.006)
 
 
 def test_by_default_all_of_them_are_looked_for(marked):
     path, truth = marked
     table, _ = cut(path)
-    meta = table.meta
-    assert all(meta.rejected[name] > 0 for name in ("pen", "fold", "blur"))
-    assert 0.02 < meta.pen < 0.2
-    assert 0.01 < meta.fold < 0.1
+    facts = table.facts
+    assert all(facts.rejected[name] > 0 for name in ("pen", "fold", "blur"))
+    assert 0.02 < facts.shares["pen"] < 0.2
+    assert 0.01 < facts.shares["fold"] < 0.1
     for name in ("pen", "fold", "blur"):
         assert max(inside(truth[name], place) for place in places(table)) < 0.8
 
@@ -143,9 +143,9 @@ def test_by_default_all_of_them_are_looked_for(marked):
 def test_a_slide_without_artefacts_loses_no_tile(tmp_path, write_slide, plain):
     path = write_slide(tmp_path / "a.tif", plain, mpp=(MPP, MPP))
     table, _ = cut(path)
-    assert sum(table.meta.rejected.values()) == 0
+    assert sum(table.facts.rejected.values()) == 0
     assert places(table) == places(cut(path, **ALL_OFF)[0])
-    assert (table.meta.pen, table.meta.fold, table.meta.border) == (0, 0, 0)
+    assert set(table.facts.shares.values()) == {0}
     assert np.nanmax(table.quality["blur"]) < 0.6
 
 
@@ -156,11 +156,11 @@ def test_blur_costs_few_reads_on_a_sharp_slide_and_none_when_it_is_off(
     sampled, _ = cut(path)
     assert len(sampled) > 100
     # 600 um a side, squares of 500 um.
-    assert sampled.meta.blur_reads == sampled.quality["blur_read"].sum() == 4
+    assert sampled.reads["blur"] == sampled.quality["blur_read"].sum() == 4
     every, _ = cut(path, blur_step_um=0)
-    assert every.meta.blur_reads == len(every)
+    assert every.reads["blur"] == len(every)
     off, _ = cut(path, max_blur=1)
-    assert off.meta.blur_reads == 0
+    assert off.reads["blur"] == 0
     assert np.isnan(off.quality["blur"]).all()
 
 
@@ -168,7 +168,7 @@ def test_a_slide_out_of_focus_is_excluded_and_says_so(tmp_path, write_slide, pla
     write_slide(tmp_path / "a.tif", cv2.GaussianBlur(plain, (0, 0), 4), mpp=(MPP, MPP))
     entry = run(tmp_path)
     assert (entry.status, entry.tiles) == ("excluded", 0)
-    number = entry.rejected_blur
+    number = entry.facts.rejected["blur"]
     assert number > 100
     assert entry.reason == (
         f"0 of {number} tiles with tissue left (rejected: {number} for blur), "
@@ -180,8 +180,10 @@ def test_the_quality_of_tiles_is_read_as_it_was_written(tmp_path, marked):
     table, _ = cut(marked[0])
     write_table(tmp_path / "t.parquet", table, "ab" * 32)
     again = read_table(tmp_path / "t.parquet")
-    assert again.meta == table.meta
-    assert list(again.quality) == ["border", "pen", "fold", "blur", "annotated", "blur_read"]
+    assert (again.facts, again.grid) == (table.facts, table.grid)
+    assert again.reads == table.reads
+    first = ["border", "pen", "fold", "blur", "annotated", "blur_read"]
+    assert [name for name in again.quality if name in first] == first
     for name, values in table.quality.items():
         np.testing.assert_array_equal(again.quality[name], values)
         assert len(values) == len(table)
@@ -203,7 +205,7 @@ def test_a_cap_draws_tiles_by_seed_and_content(tmp_path, write_slide, plain):
 
     first = drawn("a" * 64, 1)
     assert len(first) == 30
-    assert first.meta.not_drawn == len(everything) - 30
+    assert first.facts.not_drawn == len(everything) - 30
     rows = [place for place in everything.coords.tolist() if tuple(place) in places(first)]
     assert first.coords.tolist() == rows  # in the table's order
     assert drawn("a" * 64, 1).coords_digest == first.coords_digest
@@ -266,7 +268,7 @@ def test_tiles_lie_in_the_annotated_regions(folder):
     name = annotate(folder, square(192, 192, 576, 480), square(700, 700, 1000, 1000, "Stroma"))
     both = run(folder, annotation=name)
     table = tiles_of(folder, both)
-    assert (both.status, both.regions) == ("ok", 2)
+    assert (both.status, both.facts.regions) == ("ok", 2)
     regions = np.zeros((SIDE_PX, SIDE_PX), bool)
     regions[192:480, 192:576] = regions[700:1000, 700:1000] = True
     grid = {(x, y) for x in range(0, 1105, 96) for y in range(0, 1105, 96)}
@@ -274,7 +276,7 @@ def test_tiles_lie_in_the_annotated_regions(folder):
     expected = [inside(regions, place) for place in map(tuple, table.coords.tolist())]
     np.testing.assert_allclose(table.quality["annotated"], expected, atol=0.07)
     # 288 x 384 and 300 x 300 px of 0.5 um.
-    assert both.tissue_mm2 == pytest.approx((288 * 384 + 300**2) * 0.25e-6, rel=0.03)
+    assert both.facts.tissue_mm2 == pytest.approx((288 * 384 + 300**2) * 0.25e-6, rel=0.03)
 
 
 def test_of_the_regions_some_classes_can_be_chosen(folder):
@@ -347,11 +349,11 @@ def test_a_mask_from_elsewhere_is_the_tissue(folder):
     mask[64:160, 32:288] = 1
     Image.fromarray(mask).save(folder / "m.png")
     entry = run(folder, mask="m.png")
-    assert (entry.status, entry.tissue_source) == ("ok", "mask file")
+    assert (entry.status, entry.facts.tissue_source) == ("ok", "mask file")
     assert places(tiles_of(folder, entry)) == {
         (x, y) for x in range(96, 864, 96) for y in range(192, 480, 96)
     }
-    assert run(folder).tissue_source == "detected"
+    assert run(folder).facts.tissue_source == "detected"
 
 
 def test_masks_may_lie_in_a_folder_and_a_row_s_own_wins(folder):

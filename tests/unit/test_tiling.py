@@ -20,14 +20,14 @@ from her2.cohort.manifest import Cohort, SlideRow
 from her2.config import TilingSection
 from her2.config.jobs import TileSpec
 from her2.core.errors import SlideUnfit, UserError
+from her2.filters.pen import pen_mask
 from her2.slides.fingerprint import fingerprint
 from her2.slides.slide import Slide
 from her2.storage.cache import Cache
-from her2.storage.entries import TileEntry, read_manifest
+from her2.storage.entries import TileEntry, read_entries
 from her2.storage.tiles import TileTable, read_table, write_table
 from her2.synthetic.svs import svs_bytes
 from her2.tiling import stage
-from her2.tiling.artefacts import pen_mask
 from her2.tiling.grid import grid_axis, tile_slide
 from her2.tiling.stage import tile_bucket
 from her2.tiling.tissue import optical_density, tissue_mask
@@ -106,15 +106,15 @@ def full_slide(tmp_path_factory, write_slide) -> Path:
 def test_a_slide_full_of_tissue_gives_the_whole_grid(full_slide, overlap):
     table, _ = cut(full_slide, mpp=0.5, size=32, overlap=overlap, min_tissue_um=10)
     width, height = 64, 32
-    assert (table.meta.level0_width, table.meta.level0_height) == pytest.approx((width, height))
+    assert (table.grid.level0_width, table.grid.level0_height) == pytest.approx((width, height))
     xs = [x for x in range(0, 500, int(width * (1 - overlap))) if x + width <= 500]
     ys = [y for y in range(0, 400, int(height * (1 - overlap))) if y + height <= 400]
     assert table.coords.tolist() == [[x, y] for y in ys for x in xs]
     assert table.coords.dtype == np.int32
     assert (table.tissue > 0.99).all()
     # 500 px of 0.25 um by 400 px of 0.5 um.
-    assert table.meta.tissue_mm2 == pytest.approx(0.125 * 0.2, rel=0.02)
-    assert table.meta.mpp_source == "metadata"
+    assert table.facts.tissue_mm2 == pytest.approx(0.125 * 0.2, rel=0.02)
+    assert table.facts.mpp_source == "metadata"
 
 
 def test_only_tiles_with_enough_tissue_are_kept(tmp_path, write_slide):
@@ -134,9 +134,9 @@ def test_only_tiles_with_enough_tissue_are_kept(tmp_path, write_slide):
 
 def test_the_manifest_s_scale_wins(full_slide):
     table, _ = cut(full_slide, mpp=0.5, size=32, slide_mpp=0.5, min_tissue_um=10)
-    meta = table.meta
-    assert (meta.mpp_x, meta.mpp_y, meta.mpp_source) == (0.5, 0.5, "manifest")
-    assert (meta.level0_width, meta.level0_height) == (32, 32)
+    facts, grid = table.facts, table.grid
+    assert (facts.mpp_x, facts.mpp_y, facts.mpp_source) == (0.5, 0.5, "manifest")
+    assert (grid.level0_width, grid.level0_height) == (32, 32)
     assert len(table) == (500 // 32) * (400 // 32)
 
 
@@ -161,7 +161,8 @@ def test_a_table_is_read_as_it_was_written(tmp_path, full_slide):
     again = read_table(tmp_path / "t.parquet")
     np.testing.assert_array_equal(again.coords, table.coords)
     np.testing.assert_array_equal(again.tissue, table.tissue)
-    assert again.meta == table.meta
+    assert (again.facts, again.grid) == (table.facts, table.grid)
+    assert again.reads == table.reads
     assert again.coords_digest == table.coords_digest
 
 
@@ -171,12 +172,12 @@ def test_the_digest_of_coordinates_sees_place_order_and_tile_size(full_slide):
     moved = table.coords.copy()
     moved[0, 0] += 1
     digests = {
-        TileTable(coords, table.tissue, meta).coords_digest
-        for coords, meta in (
-            (table.coords, table.meta),
-            (table.coords[::-1], table.meta),
-            (moved, table.meta),
-            (table.coords, other.meta),
+        TileTable(coords, table.tissue, table.facts, grid).coords_digest
+        for coords, grid in (
+            (table.coords, table.grid),
+            (table.coords[::-1], table.grid),
+            (moved, table.grid),
+            (table.coords, other.grid),
         )
     }
     assert len(digests) == 4
@@ -187,11 +188,13 @@ def test_a_real_slide_is_cut_on_the_exact_grid():
     """CMU-1-Small-Region (Aperio, 0.499 um/px, 2220 x 2967 px), OpenSlide's test data."""
     options = {"min_tissue": 0.5, "max_pen": 1, "max_fold": 1, "max_blur": 1}
     table, _ = cut(REAL_SLIDE, mpp=0.5, size=224, **options)
-    meta = table.meta
-    assert (meta.mpp_x, meta.mpp_y, meta.mpp_source) == (0.499, 0.499, "metadata")
-    assert (meta.width_px, meta.height_px) == (2220, 2967)
+    facts = table.facts
+    assert (facts.mpp_x, facts.mpp_y, facts.mpp_source) == (0.499, 0.499, "metadata")
+    assert (facts.width_px, facts.height_px) == (2220, 2967)
     side = Fraction(224) * Fraction("0.5") / Fraction("0.499")
-    assert meta.level0_width == meta.level0_height == pytest.approx(float(side), rel=1e-12)
+    assert (
+        table.grid.level0_width == table.grid.level0_height == pytest.approx(float(side), rel=1e-12)
+    )
     grid = [
         (math.floor(column * side), math.floor(row * side))
         for row in range(math.floor(2967 / side))
@@ -258,7 +261,7 @@ def bucket(tmp_path, drawn_slide) -> Path:
 def run(folder: Path, cohort: Cohort, spec: TileSpec = SPEC, **options) -> dict[str, TileEntry]:
     output = folder / "results" / "tiles" / "grid" / f"{spec.bucket}.json"
     found = tile_bucket(spec, cohort, Cache(folder / "cache"), output, **options)
-    assert read_manifest(output, TileEntry) == found
+    assert read_entries(output, TileEntry) == found
     return found
 
 
@@ -313,14 +316,15 @@ def test_bad_slides_do_not_stop_the_good_one(
     good = found["good"]
     assert (good.status, good.reason) == ("ok", None)
     assert good.tiles >= 6
-    assert (good.mpp_x, good.mpp_y, good.mpp_source) == (0.5, 0.5, "metadata")
-    assert good.fingerprint == fingerprint(drawn_slide)
-    assert good.vendor == "aperio"
+    facts = good.facts
+    assert (facts.mpp_x, facts.mpp_y, facts.mpp_source) == (0.5, 0.5, "metadata")
+    assert facts.fingerprint == fingerprint(drawn_slide)
+    assert facts.vendor == "aperio"
     assert found["glass"].tiles == 0
 
 
-def test_a_manifest_tells_neither_machine_nor_time(tmp_path, drawn_slide):
-    """Two folders, two runs, one manifest."""
+def test_entries_tell_neither_machine_nor_time(tmp_path, drawn_slide):
+    """Two folders, two runs, the same bytes."""
     contents = []
     for name in ("one", "two"):
         slides = tmp_path / name / "slides"
@@ -329,8 +333,8 @@ def test_a_manifest_tells_neither_machine_nor_time(tmp_path, drawn_slide):
         (slides / "text.svs").write_text("not a slide")
         (slides / "cut.svs").write_bytes(drawn_slide.read_bytes()[:20_000])
         run(tmp_path / name, cohort_of(slides, "good.svs", "text.svs", "cut.svs", "gone.svs"))
-        manifest = tmp_path / name / "results/tiles/grid/0000-of-0001.json"
-        contents.append(manifest.read_bytes())
+        entries = tmp_path / name / "results/tiles/grid/0000-of-0001.json"
+        contents.append(entries.read_bytes())
     assert contents[0] == contents[1]
     assert list(json.loads(contents[0])) == ["cut", "gone", "good", "text"]
 
@@ -341,7 +345,7 @@ def test_um_per_px_of_the_manifest_make_a_flat_image_and_a_bare_slide_usable(tmp
     write_slide(tmp_path / "bare.tif", image)
     found = run(tmp_path, cohort_of(tmp_path, "flat.png", "bare.tif", flat=0.5, bare=0.25))
     assert {name: entry.status for name, entry in found.items()} == {"flat": "ok", "bare": "ok"}
-    assert found["flat"].mpp_source == found["bare"].mpp_source == "manifest"
+    assert found["flat"].facts.mpp_source == found["bare"].facts.mpp_source == "manifest"
     # 96 px of 0.5 um are 96 and 192 px here.
     assert (found["flat"].tiles, found["bare"].tiles) == (16, 4)
 

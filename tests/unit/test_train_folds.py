@@ -13,11 +13,12 @@ from typer.testing import CliRunner
 from her2.cli.main import app
 from her2.cohort.folds import make_folds
 from her2.cohort.manifest import Cohort, SlideRow
-from her2.config import AttentionSection, Task, TrainingSection
+from her2.config import Task, TrainingSection
 from her2.config.heads import HEADS as SECTIONS
 from her2.config.jobs import FoldsSpec, TrainSpec
 from her2.core.errors import UserError
 from her2.core.files import digest, file_digest, link
+from her2.heads.abmil import AttentionSection
 from her2.mil import stage
 from her2.mil import train as train_module
 from her2.mil.apply import mismatches, predict_slides
@@ -26,8 +27,9 @@ from her2.mil.fold import load_model
 from her2.mil.maps import read_maps
 from her2.mil.stage import train_folds
 from her2.storage.cache import Cache
-from her2.storage.entries import FeatureEntry, FoldEntry, read_manifest, write_manifest
+from her2.storage.entries import FeatureEntry, FoldEntry, read_entries, write_entries
 from her2.storage.features import FeatureStore, open_store, write_store
+from her2.training.checkpoint import Checkpoint
 
 TASK = Task(label="her2", classes={"negative": ["0"], "positive": ["3+"]})
 BUCKET = "0000-of-0001"
@@ -77,10 +79,10 @@ class World:
         )
 
     def entries(self) -> dict[str, FeatureEntry]:
-        return read_manifest(self.features / f"{BUCKET}.json", FeatureEntry)
+        return read_entries(self.features / f"{BUCKET}.json", FeatureEntry)
 
     def set_entries(self, entries: dict[str, FeatureEntry]) -> None:
-        write_manifest(self.features / f"{BUCKET}.json", entries)
+        write_entries(self.features / f"{BUCKET}.json", entries)
 
     def table(self) -> pl.DataFrame:
         return pl.read_parquet(self.folds)
@@ -163,7 +165,7 @@ def with_labels(world: World, slides: list[str], change) -> None:
 def test_a_fold_is_a_model_a_card_a_history_predictions_and_attention(world: World) -> None:
     entries = world.train()
     assert sorted(entries) == ["r0f0", "r0f1", "r0f2"]
-    assert read_manifest(world.output, FoldEntry) == entries
+    assert read_entries(world.output, FoldEntry) == entries
     for name, entry in entries.items():
         fold = int(name[-1])
         folder = world.products(entry.key)
@@ -454,7 +456,7 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(
         build(tmp_path / name, training=training, runs=RUNS[:1]) for name in ("a", "b")
     )
     key = whole.train()["r0f0"].key
-    real, calls = train_module.save_checkpoint, 0
+    real, calls = Checkpoint.save, 0
 
     def dying(*arguments: object) -> None:
         nonlocal calls
@@ -463,7 +465,7 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(
         if calls == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_module, "save_checkpoint", dying)
+    monkeypatch.setattr(Checkpoint, "save", dying)
     with pytest.raises(KeyboardInterrupt):
         killed.train()
     path = stage.checkpoint_path(killed.cache, key)
@@ -613,6 +615,16 @@ def test_several_models_are_averaged(world: World) -> None:
     assert pl.read_parquet(out).equals(together)
 
 
+def test_a_heads_folder_stands_for_all_of_its_folds(world: World) -> None:
+    entries = world.train()
+    models = [world.products(entry.key) for entry in entries.values()]
+    folder, out = elsewhere(world, ["new-a"]), world.root / "out.parquet"
+    expected = predict_slides(models, folder, out, threads=1)
+    assert predict_slides([world.output.parent], folder, out, threads=1).equals(expected)
+    with pytest.raises(UserError, match=r"json: is a file; name folders of trained folds, or"):
+        predict_slides([models[0], world.output], folder, out, threads=1)
+
+
 @pytest.mark.parametrize(
     ("store", "words"),
     [
@@ -647,7 +659,7 @@ def test_tiles_of_another_scale_are_refused(world: World) -> None:
 def test_a_slide_without_features_is_in_the_table_with_its_reason(world: World) -> None:
     model, folder = trained_model(world), elsewhere(world, ["new-a"])
     lost = {"new-b": FeatureEntry("excluded", "no tissue found")}
-    write_manifest(folder / f"{BUCKET}.json", lost)
+    write_entries(folder / f"{BUCKET}.json", lost)
     table = predict_slides([model], folder, world.root / "out.csv", threads=1)
     assert table.filter(slide_id="new-b").select("status", "reason", "predicted").row(0) == (
         "excluded", "no tissue found", None,

@@ -10,11 +10,12 @@ import pytest
 from her2.core.errors import UserError
 from her2.core.files import digest, file_digest
 from her2.storage.cache import Cache, Kind, Product
-from her2.storage.entries import FeatureEntry, FoldEntry, TileEntry, write_manifest
+from her2.storage.entries import FeatureEntry, FoldEntry, TileEntry, write_entries
 from her2.storage.features import open_store, write_store
 from her2.storage.products import find_product
-from her2.storage.tiles import TileMeta, TileTable, coords_digest, read_table, write_table
+from her2.storage.tiles import TileTable, coords_digest, read_table, write_table
 from her2.storage.verify import broken_products, forget, product_problem, unused_products
+from tests.unit.tile_makers import slide_facts, tile_grid
 
 
 @pytest.fixture
@@ -22,23 +23,9 @@ def cache(tmp_path) -> Cache:
     """A sound cache with a product of each kind, under the key digest(kind)."""
     cache = Cache(tmp_path / "cache")
     coords = np.arange(40, dtype=np.int32).reshape(20, 2)
-    meta = TileMeta(
-        fingerprint="f",
-        width_px=100,
-        height_px=100,
-        vendor="aperio",
-        mpp_x=0.5,
-        mpp_y=0.5,
-        mpp_source="metadata",
-        target_mpp=0.5,
-        tile_px=16,
-        level0_width=16.0,
-        level0_height=16.0,
-        read_level=0,
-        tissue_mm2=0.1,
-    )
     with cache.publish("tiles", digest("tiles")) as path:
-        write_table(path, TileTable(coords, np.ones(20, np.float32), meta), digest("tiles"))
+        table = TileTable(coords, np.ones(20, np.float32), slide_facts(), tile_grid(16))
+        write_table(path, table, digest("tiles"))
     with cache.publish("qc", digest("qc")) as path:
         path.write_bytes(cv2.imencode(".jpg", np.zeros((9, 9, 3), np.uint8))[1].tobytes())
     features = np.random.default_rng(0).random((20, 8)).astype(np.float16)
@@ -268,7 +255,7 @@ def results(folder: Path, stage: str, key: str | None) -> Path:
         "features": FeatureEntry(status="ok" if key else "failed", key=key),
         "models": FoldEntry(key or "", 1, 1, 1, 1, 1, 0.0),
     }[stage]
-    write_manifest(folder / stage / "name" / "0000-of-0001.json", {"s": entry})
+    write_entries(folder / stage / "name" / "0000-of-0001.json", {"s": entry})
     return folder
 
 

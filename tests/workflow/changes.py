@@ -68,7 +68,7 @@ def a_slide_replaced(project: Project) -> Work:
 
 
 def a_slide_renamed(project: Project) -> Work:
-    """Another id and another file name, the same content."""
+    """Give a slide another id and another file name, with the same content."""
     first = project.rows()[0].split(",")
     (project.folder / first[1]).rename(project.folder / "slides/renamed.svs")
     edit_row(project, 0, 1, "slides/renamed.svs")
@@ -176,7 +176,7 @@ def the_report_title_changed(project: Project) -> Work:
 def the_version_of_a_stage_raised(project: Project) -> Work:
     """The embed stage's: all its features are made anew, in new places of the cache."""
     clone(project)
-    module = project.folder / "her2/specs.py"
+    module = project.folder / "her2/config/jobs.py"
     raised = re.sub(r'"embed": (\d+)', lambda m: f'"embed": {int(m[1]) + 1}', module.read_text())
     assert raised != module.read_text()
     module.write_text(raised)
@@ -236,7 +236,7 @@ def the_folder_moved(project: Project) -> Work:
     return work()
 
 
-def a_failed_slide_mended(project: Project) -> Work:
+def a_failed_slide_fixed(project: Project) -> Work:
     """A slide was cut off when it was copied; the run went on without it; then it is whole."""
     name, path = project.rows()[0].split(",")[:2]
     whole = (project.folder / path).read_bytes()
@@ -260,6 +260,6 @@ CHANGES: dict[str, Change] = {
         the_bootstrap_size_changed, the_report_title_changed, the_version_of_a_stage_raised,
         a_rule_reformatted, a_slide_touched, results_deleted, the_cache_deleted,
         the_cache_deleted_and_a_head_added, both_deleted, the_number_of_buckets_changed,
-        the_folder_moved, a_failed_slide_mended,
+        the_folder_moved, a_failed_slide_fixed,
     )
 }  # fmt: skip

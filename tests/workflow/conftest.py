@@ -1,6 +1,7 @@
 """One tiny cohort, drawn and run once a session; each test works on its own copy."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,21 @@ import yaml
 
 from her2.synthetic import demo_manifest, draw_slide
 from tests.workflow.project import CONFIG, WEIGHTS, Project
+from tests.workflow.warm import Warm
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder whose `python` starts jobs without importing anything."""
+    server = Warm(tmp_path_factory.mktemp("warm"))
+    yield server.bin
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, warm: Path) -> Project:
     """12 patients in the manifest, a 13th drawn beside it, and everything run once."""
-    project = Project(tmp_path_factory.mktemp("finished"))
+    project = Project(tmp_path_factory.mktemp("finished"), warm)
     rows = demo_manifest(12, seed=7)
     rows.append({**rows[0], "slide_id": "spare-a", "patient_id": "spare", "her2": "0"})
     rows[-1]["path"] = "slides/spare-a.svs"
@@ -44,7 +54,7 @@ def project(finished: Project, tmp_path: Path) -> Project:
 def copy(finished: Project, folder: Path) -> Project:
     """`cp -a`: what a user gets who moves a project."""
     shutil.copytree(finished.folder, folder, copy_function=shutil.copy2, symlinks=True)
-    return Project(folder)
+    return Project(folder, finished.warm)
 
 
 def pad(slide: Path) -> None:

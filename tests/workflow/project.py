@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from her2.core.events import Event, read_events
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 CONFIG: dict[str, Any] = {
@@ -40,12 +42,8 @@ WEIGHTS: dict[str, Any] = {
 }
 """The encoder of the finished project: a local file, so that a test can change its weights."""
 
-WORK = {
-    "tiled": r"(\S+): \d+ tiles cut",
-    "embedded": r"(\S+): \d+ patches embedded",
-    "trained": r"(\S+): trained \d+ epochs",
-}
-"""What the jobs say in their logs when they did something, and not when the cache had it."""
+WORK = ("tiled", "embedded", "trained")
+"""Events of slides and folds on which work was done, unless the cache had them."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +70,8 @@ class Project:
     """A folder with `config.yaml`, `slides.csv` and `slides/`."""
 
     folder: Path
+    warm: Path | None = None
+    """Stands first on the PATH of jobs, see `tests.workflow.warm`; None: each is a new process."""
 
     @property
     def snakefile(self) -> Path:
@@ -87,11 +87,11 @@ class Project:
             self.remove_logs()
         done = subprocess.run(
             [*prefix, *self._command(*arguments, config=config)],
-            cwd=self.folder, env=self._environment(), capture_output=True, text=True, timeout=1500,
+            cwd=self.folder, env=self._environment(warm=not prefix), capture_output=True, text=True,
+            timeout=1500,
         )  # fmt: skip
         output = done.stdout + done.stderr
-        text = self.log_text()
-        patches = sum(map(int, re.findall(r": (\d+) patches embedded", text)))
+        patches = sum(event.tiles for event in self.events() if event.kind == "embedded")
         return Run(done.returncode, output, _rules(output), self.work(), patches)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
@@ -137,8 +137,13 @@ class Project:
 
     def work(self) -> dict[str, list[str]]:
         """What the jobs whose logs are here did: slides tiled and embedded, folds trained."""
-        text = self.log_text()
-        return {name: sorted(re.findall(pattern, text)) for name, pattern in WORK.items()}
+        found = self.events()
+        return {kind: sorted(event.name for event in found if event.kind == kind) for kind in WORK}
+
+    def events(self) -> list[Event]:
+        """What the jobs whose logs are here reported, without what came from the cache."""
+        paths = sorted(self.folder.glob("results/logs/**/*.jsonl"))
+        return [event for path in paths for event in read_events(path)[0] if not event.cached]
 
     def log_text(self) -> str:
         """All logs of all jobs."""
@@ -161,9 +166,10 @@ class Project:
             *(("--configfile", config) if config else ()),  # last: it takes all that follows
         ]  # fmt: skip
 
-    def _environment(self) -> dict[str, str]:
+    def _environment(self, *, warm: bool = False) -> dict[str, str]:
+        first = f"{self.warm}:" if warm and self.warm else ""
         return {
-            "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
+            "PATH": f"{first}{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
             "HOME": str(self.folder),
             "OMP_NUM_THREADS": "1",
         }

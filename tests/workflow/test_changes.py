@@ -13,7 +13,9 @@ COLUMNS = ("tiled", "embedded", "trained")
 PAGE = (REPOSITORY / "docs/reruns.md").read_text()
 GROUPS = {
     name: re.findall(r"`(\w+)`", listed)
-    for name, listed in re.findall(r"^- \*\*([a-z0-9 ]+)\*\*: (`.*)$", PAGE, re.MULTILINE)
+    for name, listed in re.findall(
+        r"^- \*\*([a-z0-9 ]+)\*\*: (`.*(?:\n  .*)*)$", PAGE, re.MULTILINE
+    )
 }
 TABLE = {
     name: cells

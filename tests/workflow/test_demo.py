@@ -12,7 +12,7 @@ import yaml
 
 from tests.workflow.project import REPOSITORY, Project, Run
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
+pytestmark = [pytest.mark.nightly, pytest.mark.xdist_group("demo")]
 
 
 @pytest.fixture(scope="module")

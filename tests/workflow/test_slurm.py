@@ -24,7 +24,7 @@ from tests.workflow.conftest import copy
 from tests.workflow.project import CONFIG, REPOSITORY, Project, Run, _rules
 
 # Two cores are not enough for this and another worker's tests at a time.
-pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+pytestmark = [pytest.mark.slurm, pytest.mark.nightly, pytest.mark.xdist_group("slurm")]
 
 PROFILE = REPOSITORY / "profiles" / "slurm"
 LATE, CANCELLED = "0000-of-0002", "0001-of-0002"

@@ -17,11 +17,11 @@ rule measure_attention:
         truths=lambda wildcards: PLAN.truth_files,
     output:
         f"{RESULTS}/attention/{{task}}/{{encoder}}/{{head}}/agreement.parquet",
-        localisation=model_table("attention", "localisation"),
-        localisation_summary=model_table("attention", "localisation_summary"),
-        faithfulness=model_table("attention", "faithfulness"),
-        faithfulness_summary=model_table("attention", "faithfulness_summary"),
-        agreement=model_table("attention", "agreement"),
+        localisation=FILES.model_table("attention", "localisation"),
+        localisation_summary=FILES.model_table("attention", "localisation_summary"),
+        faithfulness=FILES.model_table("attention", "faithfulness"),
+        faithfulness_summary=FILES.model_table("attention", "faithfulness_summary"),
+        agreement=FILES.model_table("attention", "agreement"),
     log:
         f"{RESULTS}/logs/measure_attention/{{task}}/{{encoder}}/{{head}}.log",
     benchmark:
@@ -34,11 +34,11 @@ rule measure_attention:
         runtime=growing(60),
     params:
         spec=lambda wildcards: PLAN.attention_spec(wildcards.task),
-        models=folder("models/{task}/{encoder}/{head}"),
-        features=folder("features/{encoder}"),
+        models=FILES.folder("models/{task}/{encoder}/{head}"),
+        features=FILES.folder("features/{encoder}"),
         cache=CACHE,
         masks=option("--masks", CONFIG.cohort.masks),
-        out=folder("attention/{task}/{encoder}/{head}"),
+        out=FILES.folder("attention/{task}/{encoder}/{head}"),
     shell:
         "python -m her2 attention --spec {params.spec:q} --folds {input.folds:q}"
         " --models {params.models:q} --features {params.features:q} --cache {params.cache:q}"

@@ -13,10 +13,10 @@ rule control:
         cohort=f"{RESULTS}/cohort/slides.parquet",
     output:
         f"{RESULTS}/controls/{{task}}/{{encoder}}/{{head}}/covariates.parquet",
-        covariates=model_table("controls", "covariates"),
-        inputs=model_table("controls", "inputs"),
-        shuffled=model_table("controls", "shuffled"),
-        subgroups=model_table("controls", "subgroups"),
+        covariates=FILES.model_table("controls", "covariates"),
+        inputs=FILES.model_table("controls", "inputs"),
+        shuffled=FILES.model_table("controls", "shuffled"),
+        subgroups=FILES.model_table("controls", "subgroups"),
     log:
         f"{RESULTS}/logs/control/{{task}}/{{encoder}}/{{head}}.log",
     benchmark:
@@ -29,7 +29,7 @@ rule control:
         runtime=growing(30),
     params:
         spec=lambda wildcards: PLAN.control_spec(wildcards.task, wildcards.encoder),
-        out=folder("controls/{task}/{encoder}/{head}"),
+        out=FILES.folder("controls/{task}/{encoder}/{head}"),
     shell:
         "python -m her2 control --spec {params.spec:q} --predictions {input.predictions:q}"
         " --folds {input.folds:q} --cohort {input.cohort:q} --out {params.out:q} 2> {log:q}"

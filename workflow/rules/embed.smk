@@ -8,7 +8,7 @@ out: features/{encoder}/{bucket}.json   slide -> key, tiles, failed tiles, statu
 rule embed_bucket:
     input:
         # Not the slides: another file of a slide has another key in the tile manifest.
-        tiles=lambda wildcards: tile_manifest(wildcards.encoder, wildcards.bucket),
+        tiles=lambda wildcards: FILES.tile_manifest(wildcards.encoder, wildcards.bucket),
         card=f"{RESULTS}/encoders/{{encoder}}/card.json",
         # The card holds the weights' digest: it decides, not the time of a large file.
         weights=ancient(f"{RESULTS}/encoders/{{encoder}}/weights.safetensors"),
@@ -30,7 +30,7 @@ rule embed_bucket:
         spec=lambda wildcards: PLAN.embed_spec(wildcards.bucket),
         slides=SLIDES,
         cache=CACHE,
-        encoder=folder("encoders/{encoder}"),
+        encoder=FILES.folder("encoders/{encoder}"),
         batch_size=untracked(CONFIG.embedding.batch_size),
         compiling=untracked(CONFIG.embedding.compile),
         scratch=option("--scratch", CONFIG.embedding.scratch),

@@ -26,7 +26,7 @@ rule materialise_encoder:
         runtime=growing(60),
     params:
         spec=lambda wildcards: PLAN.encoder_spec(wildcards.encoder),
-        out=folder("encoders/{encoder}"),
+        out=FILES.folder("encoders/{encoder}"),
     shell:
         "python -m her2 encoder --spec {params.spec:q} --out {params.out:q} 2> {log:q}"
 
@@ -59,7 +59,7 @@ rule pretrain_encoder:
     params:
         spec=lambda wildcards: PLAN.encoder_spec(wildcards.encoder),
         cache=CACHE,
-        out=folder("encoders/{encoder}"),
+        out=FILES.folder("encoders/{encoder}"),
     shell:
         "init=({input.init:q});"
         " python -m her2 pretrain --spec {params.spec:q} --cache {params.cache:q} --threads {threads}"
@@ -85,7 +85,7 @@ rule audit_overlap:
         runtime=growing(10),
     params:
         spec=lambda wildcards: PLAN.overlap_spec(wildcards.encoder),
-        encoder=folder("encoders/{encoder}"),
+        encoder=FILES.folder("encoders/{encoder}"),
     shell:
         "python -m her2 overlap --spec {params.spec:q} --cohort {input.cohort:q}"
         " --encoder {params.encoder:q} --out {output:q} 2> {log:q}"

@@ -19,15 +19,15 @@ rule evaluate:
         ),
     output:
         predictions=f"{RESULTS}/evaluation/{{task}}/{{encoder}}/{{head}}/predictions.parquet",
-        metrics=model_table("evaluation", "metrics"),
-        fold_metrics=model_table("evaluation", "fold_metrics"),
-        confusion=model_table("evaluation", "confusion"),
-        binary=model_table("evaluation", "binary"),
-        temperatures=model_table("evaluation", "temperatures"),
-        calibration=model_table("evaluation", "calibration"),
-        reliability=model_table("evaluation", "reliability"),
-        operating=model_table("evaluation", "operating"),
-        decision=model_table("evaluation", "decision"),
+        metrics=FILES.model_table("evaluation", "metrics"),
+        fold_metrics=FILES.model_table("evaluation", "fold_metrics"),
+        confusion=FILES.model_table("evaluation", "confusion"),
+        binary=FILES.model_table("evaluation", "binary"),
+        temperatures=FILES.model_table("evaluation", "temperatures"),
+        calibration=FILES.model_table("evaluation", "calibration"),
+        reliability=FILES.model_table("evaluation", "reliability"),
+        operating=FILES.model_table("evaluation", "operating"),
+        decision=FILES.model_table("evaluation", "decision"),
     log:
         f"{RESULTS}/logs/evaluate/{{task}}/{{encoder}}/{{head}}.log",
     benchmark:
@@ -40,9 +40,9 @@ rule evaluate:
         runtime=growing(30),
     params:
         spec=lambda wildcards: PLAN.evaluate_spec(wildcards.task, wildcards.head),
-        models=folder("models/{task}/{encoder}/{head}"),
+        models=FILES.folder("models/{task}/{encoder}/{head}"),
         cache=CACHE,
-        out=folder("evaluation/{task}/{encoder}/{head}"),
+        out=FILES.folder("evaluation/{task}/{encoder}/{head}"),
     shell:
         "python -m her2 evaluate --spec {params.spec:q} --folds {input.folds:q}"
         " --models {params.models:q} --cache {params.cache:q}"
@@ -58,8 +58,8 @@ rule compare_encoders:
         ),
     output:
         f"{RESULTS}/evaluation/{{task}}/comparison.parquet",
-        table=task_table("comparison"),
-        statement=task_table("statement"),
+        table=FILES.task_table("comparison"),
+        statement=FILES.task_table("statement"),
     log:
         f"{RESULTS}/logs/compare_encoders/{{task}}.log",
     benchmark:
@@ -72,7 +72,7 @@ rule compare_encoders:
         runtime=growing(30),
     params:
         spec=lambda wildcards: PLAN.compare_spec(wildcards.task),
-        evaluation=folder("evaluation/{task}"),
+        evaluation=FILES.folder("evaluation/{task}"),
     shell:
         "python -m her2 compare --spec {params.spec:q}"
         " --evaluation {params.evaluation:q} --out {params.evaluation:q} 2> {log:q}"

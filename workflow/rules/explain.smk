@@ -22,9 +22,9 @@ rule draw_heatmaps:
     output:
         table=f"{RESULTS}/heatmaps/{{task}}/{{encoder}}/{{head}}/heatmaps.json",
         tiles=f"{RESULTS}/heatmaps/{{task}}/{{encoder}}/{{head}}/tiles.json",
-        slides=model_pictures("slides"),
-        strips=model_pictures("strips"),
-        scores=model_pictures("scores"),
+        slides=FILES.model_pictures("slides"),
+        strips=FILES.model_pictures("strips"),
+        scores=FILES.model_pictures("scores"),
     log:
         f"{RESULTS}/logs/draw_heatmaps/{{task}}/{{encoder}}/{{head}}.log",
     benchmark:
@@ -38,8 +38,8 @@ rule draw_heatmaps:
     params:
         spec=lambda wildcards: PLAN.heatmap_spec(wildcards.task),
         slides=SLIDES,
-        models=folder("models/{task}/{encoder}/{head}"),
-        features=folder("features/{encoder}"),
+        models=FILES.folder("models/{task}/{encoder}/{head}"),
+        features=FILES.folder("features/{encoder}"),
         cache=CACHE,
         masks=option("--masks", CONFIG.cohort.masks),
     shell:

@@ -8,19 +8,19 @@ out: report/report.html, methods.txt, checklist.csv, tables/*.csv, figures/*.svg
 rule build_report:
     input:
         cohort=f"{RESULTS}/cohort/slides.parquet",
-        evaluation=each_model(
+        evaluation=FILES.each_model(
             f"{RESULTS}/evaluation/{{task}}/{{encoder}}/{{head}}/predictions.parquet"
         ),
         overlap=expand(f"{RESULTS}/encoders/{{encoder}}/overlap.json", encoder=CONFIG.encoders),
         comparison=expand(f"{RESULTS}/evaluation/{{task}}/comparison.parquet", task=CONFIG.tasks),
-        controls=each_model(
+        controls=FILES.each_model(
             f"{RESULTS}/controls/{{task}}/{{encoder}}/{{head}}/covariates.parquet",
             heads=CONFIG.heads,
         ),
-        heatmaps=each_model(
+        heatmaps=FILES.each_model(
             f"{RESULTS}/heatmaps/{{task}}/{{encoder}}/{{head}}/heatmaps.json", heads=CONFIG.heads
         ),
-        attention=each_model(
+        attention=FILES.each_model(
             f"{RESULTS}/attention/{{task}}/{{encoder}}/{{head}}/agreement.parquet",
             heads=CONFIG.heads,
         ),

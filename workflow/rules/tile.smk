@@ -55,7 +55,7 @@ rule audit_cohort:
     params:
         spec=lambda wildcards: PLAN.audit_spec(),
         slides=SLIDES,
-        tiles=folder("tiles"),
+        tiles=FILES.folder("tiles"),
     shell:
         "python -m her2 audit --spec {params.spec:q} {params.slides:q}"
         " --tiles {params.tiles:q} --out {output:q} 2> {log:q}"
@@ -89,8 +89,8 @@ rule tabulate_cohort:
     params:
         spec=lambda wildcards: PLAN.cohort_spec(),
         slides=SLIDES,
-        tiles=folder("tiles"),
-        out=folder("cohort"),
+        tiles=FILES.folder("tiles"),
+        out=FILES.folder("cohort"),
     shell:
         "python -m her2 tabulate --spec {params.spec:q} {params.slides:q}"
         " --tiles {params.tiles:q} --out {params.out:q} 2> {log:q}"

@@ -50,7 +50,7 @@ rule find_similar_slides:
         runtime=growing(60),
     params:
         spec=lambda wildcards: PLAN.similar_spec(),
-        features=folder("features/{encoder}"),
+        features=FILES.folder("features/{encoder}"),
         cache=CACHE,
     shell:
         "python -m her2 similar --spec {params.spec:q} --cohort {input.cohort:q}"
@@ -82,7 +82,7 @@ rule train_folds:
         runtime=growing(120),
     params:
         spec=lambda wildcards: PLAN.train_spec(wildcards.task, wildcards.head, wildcards.chunk),
-        features=folder("features/{encoder}"),
+        features=FILES.folder("features/{encoder}"),
         cache=CACHE,
     shell:
         "python -m her2 train --spec {params.spec:q} --folds {input.folds:q}"

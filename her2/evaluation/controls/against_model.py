@@ -3,8 +3,8 @@
 import polars as pl
 
 from her2.config import EvaluationSection, Task
+from her2.evaluation.bootstrap import interval, unvarying
 from her2.evaluation.figures import null
-from her2.evaluation.metrics import interval, unvarying
 from her2.evaluation.paired import difference, pair_models
 
 COVARIATES = {

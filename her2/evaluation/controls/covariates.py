@@ -7,17 +7,17 @@ something only beside such a figure, on the same patients in the same folds.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
-from sklearn.compose import ColumnTransformer
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
-from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from her2.cohort.columns import covariates
 from her2.config import Task
 from her2.core.errors import UserError
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 NUMBERS = {
     "tissue": pl.col("tissue_mm2"),
@@ -25,16 +25,14 @@ NUMBERS = {
     "size": pl.col("width_px") * pl.col("height_px"),
     "mpp": (pl.col("mpp_x") * pl.col("mpp_y")).sqrt(),
 }
-"""Covariates by what they are computed from; the logarithm of each is used."""
-CATEGORIES = ("site", "scanner")
+"""Covariates by what they are computed from in tiling; the logarithm of each is used."""
 WORDS = {
     "tissue": "tissue area",
     "tiles": "number of tiles",
     "size": "slide size",
     "mpp": "um/px",
-    "site": "site",
-    "scanner": "scanner",
 }
+"""What the report calls them; columns of the manifest have a label of their own."""
 MISSING = "(missing)"
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)
 """Inverse strengths of the L2 penalty that the tune part picks from."""
@@ -72,27 +70,34 @@ def covariates_of(cohort: pl.DataFrame, slides: Sequence[str]) -> Covariates:
     One that is not known of any slide, or the same for all, is not used, and `inputs` says why.
     """
     table = cohort.filter(pl.col("slide_id").is_in(list(slides))).sort("slide_id")
+    # A declared column is in the table where some slide has a value.
+    numbers, categories = (
+        {name: label for name, label in covariates(kind).items() if name in cohort.columns}
+        for kind in ("number", "category")
+    )
+    labels = WORDS | numbers | categories
     table = table.select(
         "slide_id",
         *(value.cast(pl.Float64).log().alias(name) for name, value in NUMBERS.items()),
-        *(pl.col(name).cast(pl.String) for name in CATEGORIES),
+        *(pl.col(name).cast(pl.Float64) for name in numbers),
+        *(pl.col(name).cast(pl.String) for name in categories),
     )
     records, used = [], []
-    for name in (*NUMBERS, *CATEGORIES):
+    for name, label in labels.items():
         known = table[name].drop_nulls()
-        if name in NUMBERS:
+        if name not in categories:
             known = known.filter(known.is_finite())
         missing, levels = len(table) - len(known), known.n_unique()
         # That a category is missing of some is a level of its own.
-        varies = levels + (name in CATEGORIES and missing > 0) > 1
+        varies = levels + (name in categories and missing > 0) > 1
         note = "" if varies else "the same for every slide"
         note = "not known of any slide" if not len(known) else note
         if varies and len(known):
             used.append(name)
         records.append(
             {
-                "covariate": WORDS[name],
-                "kind": "number" if name in NUMBERS else "category",
+                "covariate": label,
+                "kind": "category" if name in categories else "number",
                 "used": name in used,
                 "levels": levels,
                 "missing": missing,
@@ -102,14 +107,15 @@ def covariates_of(cohort: pl.DataFrame, slides: Sequence[str]) -> Covariates:
     filled = table.with_columns(
         *(
             pl.when(pl.col(name).is_finite()).then(pl.col(name)).otherwise(None).alias(name)
-            for name in NUMBERS
+            for name in labels
+            if name not in categories
         ),
-        *(pl.col(name).fill_null(MISSING) for name in CATEGORIES),
+        *(pl.col(name).fill_null(MISSING) for name in categories),
     )
     return Covariates(
         table=filled,
-        numbers=tuple(name for name in NUMBERS if name in used),
-        categories=tuple(name for name in CATEGORIES if name in used),
+        numbers=tuple(name for name in used if name not in categories),
+        categories=tuple(name for name in used if name in categories),
         inputs=pl.DataFrame(records, schema=INPUTS),
     )
 
@@ -166,6 +172,8 @@ def _fit(
     found: Covariates, train: pl.DataFrame, tune: pl.DataFrame, test: pl.DataFrame, classes: int
 ) -> np.ndarray:
     """Probabilities (n, c) of the test part; the tune part picks the strength."""
+    from sklearn.metrics import log_loss  # slow to import
+
     # For a number that is not known.
     medians = {name: train[name].median() for name in found.numbers}
     inputs = [_matrix(found, part, medians) for part in (train, tune, test)]
@@ -182,7 +190,12 @@ def _fit(
     return best[1]
 
 
-def _pipeline(found: Covariates, strength: float) -> Pipeline:
+def _pipeline(found: Covariates, strength: float) -> "Pipeline":
+    from sklearn.compose import ColumnTransformer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
     count = len(found.numbers)
     columns = ColumnTransformer(
         [
@@ -207,7 +220,7 @@ def _matrix(found: Covariates, part: pl.DataFrame, medians: Mapping[str, object]
     return np.array(table.rows(), dtype=object).reshape(len(part), width)
 
 
-def _spread(model: Pipeline, part: np.ndarray, classes: int) -> np.ndarray:
+def _spread(model: "Pipeline", part: np.ndarray, classes: int) -> np.ndarray:
     """Probabilities over all classes, also those that the train part lacks."""
     values = np.zeros((len(part), classes))
     values[:, model.classes_] = model.predict_proba(part)

@@ -7,11 +7,11 @@ something of the labels, not what they know it from.
 
 import numpy as np
 import polars as pl
-from scipy.stats import rankdata
 
 from her2.config import Task
+from her2.core.types import Floats, Ints
+from her2.evaluation.delong import ranks
 from her2.evaluation.figures import null
-from her2.evaluation.metrics import Floats, Ints
 from her2.evaluation.predictions import out_of_fold, rows_of
 
 SHUFFLED = {
@@ -101,10 +101,13 @@ def _areas(targets: Ints, probabilities: Floats) -> Floats:
         positive = targets == index  # (b, n)
         ups = positive.sum(axis=1)
         downs = positive.shape[1] - ups
-        ranks = positive @ rankdata(probabilities[:, index])
+        sums = positive @ ranks(probabilities[None, :, index])[0]
         pairs = ups * downs
         found[:, index] = np.divide(
-            ranks - ups * (ups + 1) / 2, pairs, out=np.full(len(targets), np.nan), where=pairs > 0
+            sums - ups * (ups + 1) / 2,
+            pairs,
+            out=np.full(len(targets), np.nan),
+            where=pairs > 0,
         )
     found[:, -1] = found[:, :count].mean(axis=1)
     return found

@@ -1,7 +1,8 @@
-"""Stage 2, control: AUC in parts of the cohort: by site, by scanner, by amount of tissue."""
+"""Stage 2, control: AUC in parts of the cohort: by site, scanner and the like, by tissue."""
 
 import polars as pl
 
+from her2.cohort.columns import subgroups
 from her2.config import EvaluationSection, Task
 from her2.evaluation.figures import figures
 from her2.evaluation.predictions import out_of_fold
@@ -22,6 +23,11 @@ FEW = 10
 UNKNOWN = "(not known)"
 
 
+def subgroup_labels() -> dict[str, str]:
+    """What the table's column `by` holds -> what the report calls it, in its order."""
+    return subgroups() | {"tissue": "amount of tissue"}
+
+
 def subgroup_figures(
     predictions: pl.DataFrame,
     cohort: pl.DataFrame,
@@ -32,17 +38,18 @@ def subgroup_figures(
 ) -> pl.DataFrame:
     """Macro and class AUC of the patients of each part, at patient level.
 
-    A patient is of the site and scanner of its first slide; its tissue is the sum over its tested
-    slides, cut into thirds of the patients. A column that is the same for all, or unknown, gives
-    no rows.
+    A patient has the site, scanner and so on of the first slide that names one; its tissue is the
+    sum over its tested slides, cut into thirds of the patients. A column that is the same for all,
+    or unknown, gives no rows.
 
     Args:
         predictions: of one model.
-        cohort: one row a slide: `slide_id, site, scanner, tissue_mm2`.
+        cohort: one row a slide: `slide_id, tissue_mm2` and columns of the manifest.
         task: the classes.
         section: resamples.
         seed: of the resamples.
     """
+    names = [name for name in subgroups() if name in cohort.columns]
     patients = out_of_fold(predictions, task.class_names, by="patient_id")
     tested = (
         predictions.filter(pl.col("role") == "test")
@@ -54,15 +61,15 @@ def subgroup_figures(
     about = (
         tested.group_by("patient_id")
         .agg(
-            pl.col("site", "scanner").cast(pl.String).drop_nulls().first(),
+            pl.col(names).cast(pl.String).drop_nulls().first(),
             pl.col("tissue_mm2").sum(),
         )
         .sort("patient_id")
-        .with_columns(pl.col("site", "scanner").fill_null(UNKNOWN))
+        .with_columns(pl.col(names).fill_null(UNKNOWN))
         .with_columns(tissue=_thirds(pl.col("tissue_mm2")))
     )
     parts = []
-    for by in ("site", "scanner", "tissue"):
+    for by in (*names, "tissue"):
         groups = about[by].unique().sort().to_list()
         # Thirds go by rank, so that they differ even where all amounts are the same.
         if len(groups) < 2 or (by == "tissue" and about["tissue_mm2"].n_unique() < 2):

@@ -5,6 +5,7 @@ from typing import Any
 
 import polars as pl
 
+from her2.evaluation.controls.subgroups import subgroup_labels
 from her2.report.figures.base import Figure
 from her2.report.figures.controls import shuffled_figure
 from her2.report.format import NA, interval, number, p_value, signed
@@ -14,7 +15,7 @@ from her2.report.sections.model_tables import stacked_controls
 from her2.report.sections.overlap import mark
 from her2.report.tables import PageTable, TableCell, TableRow, figure_cell, page_table
 
-SUBGROUPS = {"site": "site", "scanner": "scanner", "tissue": "amount of tissue"}
+SUBGROUPS = subgroup_labels()
 MACRO = pl.col("class") == "macro"
 
 
@@ -157,7 +158,7 @@ def shuffled(results: Results, model: EvaluatedModel) -> Figure | None:
 
 
 def subgroups_page_table(results: Results, model: EvaluatedModel) -> PageTable | None:
-    """AUC by site, scanner and amount of tissue."""
+    """AUC by site, scanner and other columns of the manifest, and by amount of tissue."""
     table = model.controls["subgroups"]
     if not len(table):
         return None

@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 
+from her2.filters.registry import LISTED
 from her2.report.figures.base import Picture, jpeg
 from her2.report.format import percent, plural, without_folders
 from her2.report.results import Results
@@ -14,7 +15,7 @@ from her2.report.section import Section
 
 SHOWN = 500
 """Slides of one grid on the page, the worst first; the others stay files."""
-CAUSES = ("pen", "fold", "blur", "border")
+CAUSES = tuple(one.name for one in LISTED)
 MARKED_FROM = 0.1
 """From this share of rejected tiles on a slide is marked."""
 _SIZES = ((60, 480, 80), (150, 320, 75), (SHOWN, 208, 70))
@@ -48,6 +49,15 @@ class Card:
 
 
 @dataclass(frozen=True, slots=True)
+class Cause:
+    """A filter, as the legend and the sort orders show it; `colour` is a CSS colour."""
+
+    name: str
+    legend: str
+    colour: str
+
+
+@dataclass(frozen=True, slots=True)
 class Gallery:
     """Cards of one grid, worst first; `left_out` more are not shown."""
 
@@ -60,6 +70,7 @@ class Gallery:
     """Some slides were tiled in annotated regions only."""
     marked_from: float
     """The share of rejected tiles from which on a slide is marked."""
+    causes: tuple[Cause, ...]
 
 
 def gallery(results: Results) -> Gallery:
@@ -82,6 +93,9 @@ def gallery(results: Results) -> Gallery:
         marked=sum(card.marked for card in cards),
         regions=any(row.get("regions") is not None for row in rows),
         marked_from=MARKED_FROM,
+        causes=tuple(
+            Cause(one.name, one.legend, "rgb({} {} {})".format(*one.colour)) for one in LISTED
+        ),
     )
 
 
@@ -135,7 +149,7 @@ def _facts(row: dict[str, Any]) -> list[tuple[str, str]]:
     found.append(("Tiles rejected", ", ".join(rejected) or "none"))
     if row.get("not_drawn"):
         found.append(("Tiles not drawn", f"{row['not_drawn']:,} (tiling.max_tiles)"))
-    areas = [f"{name} {percent(row[name])}" for name in ("pen", "fold", "border") if row.get(name)]
+    areas = [f"{name} {percent(row[name])}" for name in CAUSES if row.get(name)]
     if areas:
         found.append(("Area under artefacts", ", ".join(areas)))
     if row.get("regions") is not None:

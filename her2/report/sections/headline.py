@@ -6,6 +6,8 @@ from typing import Any
 import polars as pl
 
 from her2.config import EncoderSection
+from her2.libraries import NAMES
+from her2.metrics import headline_metrics
 from her2.report.format import NA, interval, number
 from her2.report.results import EvaluatedModel, Results
 from her2.report.sections.controls import covariates_cell
@@ -47,8 +49,7 @@ class Headline:
 
 SOURCES = {
     "random": "random weights, not trained on any image",
-    "timm": "published weights (timm)",
-    "torchvision": "published weights (torchvision)",
+    **{name: f"published weights ({name})" for name in NAMES},
     "checkpoint": "weights of a local file",
     "catalogue": "published weights (catalogue)",
     "pretrain": "pre-trained here",
@@ -61,20 +62,19 @@ DOMAINS = {
     "none": "none (random)",
 }
 """What the page calls the images an encoder was trained on."""
-METRICS = {
-    "auc": "AUC",
-    "quadratic_kappa": "Quadratic weighted kappa",
-    "balanced_accuracy": "Balanced accuracy",
-}
-"""What the figures are called on the page, in its order."""
 
 
 def headline(results: Results, task_name: str, level: str) -> Headline:
-    """AUC per class and macro, then the agreement figures, a row an encoder and head."""
+    """The metrics of the headline (AUC for each class and macro first), a row per model."""
     models = results.task_models(task_name)
     classes = results.config.tasks[task_name].class_names
-    wanted = [("auc", name) for name in (*classes, "macro")]
-    wanted += [(metric, "") for metric in METRICS if any(find(m, level, metric) for m in models)]
+    wanted = [
+        (metric, name)
+        for metric in headline_metrics()
+        for name in metric.columns(classes)
+        if name != "weighted"
+        and (metric.one_vs_rest or any(find(m, level, metric.name, name) for m in models))
+    ]
     counts = {
         name: {_positive(find(model, level, "auc", name)) for model in models} for name in classes
     }
@@ -82,7 +82,7 @@ def headline(results: Results, task_name: str, level: str) -> Headline:
     common = all(len(texts) == 1 for texts in counts.values())
     columns = [
         Column(
-            f"{METRICS[metric]} {name}".rstrip(),
+            f"{metric.label} {name}".rstrip(),
             min(counts[name]) if common and name in counts else "",
         )
         for metric, name in wanted
@@ -97,7 +97,8 @@ def headline(results: Results, task_name: str, level: str) -> Headline:
             anchor=model.anchor,
             cells=tuple(
                 _cell(
-                    find(model, level, metric, name),
+                    find(model, level, metric.name, name),
+                    digits=metric.decimals,
                     with_count=not common,
                     sign=mark(results, model.encoder),
                 )
@@ -161,7 +162,7 @@ def _positive(record: dict[str, Any] | None) -> str:
     return f"{record['n_positive']} of {record['n']}" if record else ""
 
 
-def _cell(record: dict[str, Any] | None, *, with_count: bool, sign: str) -> TableCell:
+def _cell(record: dict[str, Any] | None, *, digits: int, with_count: bool, sign: str) -> TableCell:
     if record is None:
         return TableCell(NA, note="not evaluated")
     notes = [record["note"]] if record["note"] else []
@@ -169,5 +170,5 @@ def _cell(record: dict[str, Any] | None, *, with_count: bool, sign: str) -> Tabl
         notes.append(words)
     if with_count and record["n_positive"] is not None:
         notes.append(_positive(record))
-    value = number(record["value"], sign=sign)
-    return TableCell(value, interval(record["low"], record["high"]), "; ".join(notes))
+    value = number(record["value"], digits, sign=sign)
+    return TableCell(value, interval(record["low"], record["high"], digits), "; ".join(notes))

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 from sklearn.metrics import precision_recall_curve
 
+from her2.metrics import all_metrics, grouping_metrics, headline_metrics, metric_named
 from her2.report.figures.base import Figure
 from her2.report.figures.curves import (
     Benefit,
@@ -20,18 +21,6 @@ from her2.report.results import EvaluatedModel, Results
 from her2.report.sections.overlap import mark
 from her2.report.tables import PageTable, TableCell, TableRow, figure_cell, page_table
 
-METRIC_NAMES = {
-    "auc": "AUC",
-    "auprc": "AUPRC",
-    "balanced_accuracy": "Balanced accuracy",
-    "macro_f1": "Macro F1",
-    "quadratic_kappa": "Quadratic weighted kappa",
-    "ordinal_mae": "Mean absolute error, in classes",
-    "brier": "Brier score",
-    "log_loss": "Log loss",
-    "ece": "Expected calibration error",
-}
-"""What figures are called on the page, in its order."""
 STATES = {"as predicted": "as predicted", "temperature": "with temperature"}
 PATIENT = pl.col("level") == "patient"
 
@@ -44,13 +33,16 @@ def figures_page_table(results: Results, model: EvaluatedModel) -> PageTable:
         found.setdefault((row["metric"], row["class"]), {})[row["level"]] = row
     rows: list[TableRow] = []
     for (metric, name), levels in found.items():
-        any_row = next(iter(levels.values()))
+        any_row, declared = next(iter(levels.values())), metric_named(metric)
         share = any_row["prevalence"]
         beside = f"prevalence {share:.3f}" if metric == "auprc" and share is not None else ""
         rows.append(
             (
-                TableCell(f"{METRIC_NAMES.get(metric, metric)} {name}".rstrip(), note=beside),
-                *(figure_cell(levels.get(level), sign=sign) for level in ("patient", "slide")),
+                TableCell(f"{declared.label} {name}".rstrip(), note=beside),
+                *(
+                    figure_cell(levels.get(level), digits=declared.decimals, sign=sign)
+                    for level in ("patient", "slide")
+                ),
                 _counted(any_row),
             )
         )
@@ -58,25 +50,36 @@ def figures_page_table(results: Results, model: EvaluatedModel) -> PageTable:
         f"All figures{sign}, pooled out of fold",
         ("Figure", "#Patients", "#Slides", "#Positive patients"),
         rows,
-        "Weighted: classes weigh as they are frequent. AUPRC: average precision; chance is the "
-        "prevalence. Brier score: summed over classes, 0 to 2.",
+        " ".join(metric.note for metric in all_metrics() if metric.note),
     )
 
 
 def folds_page_table(model: EvaluatedModel) -> PageTable:
     """Figures of each fold's own test part, at patient level."""
-    wanted = [("auc", name) for name in (*model.task.class_names, "macro")]
-    wanted += [("balanced_accuracy", ""), ("quadratic_kappa", "")]
+    wanted = [
+        (metric, name)
+        for metric in sorted(headline_metrics(), key=lambda metric: metric.order)
+        for name in metric.columns(model.task.class_names)
+        if name != "weighted"
+    ]
     table = model.fold_metrics.filter(PATIENT)
     by_run: dict[str, dict[tuple[str, str], dict[str, Any]]] = {}
     for row in table.to_dicts():
         by_run.setdefault(row["run"], {})[row["metric"], row["class"]] = row
-    wanted = [key for key in wanted if any(key in rows for rows in by_run.values())]
+    wanted = [
+        (metric, name)
+        for metric, name in wanted
+        if any((metric.name, name) in rows for rows in by_run.values())
+    ]
     rows: list[TableRow] = [
-        (run, str(next(iter(found.values()))["n"]), *(_plain(found.get(key)) for key in wanted))
+        (
+            run,
+            str(next(iter(found.values()))["n"]),
+            *(_plain(found.get((metric.name, name)), metric.decimals) for metric, name in wanted),
+        )
         for run, found in by_run.items()
     ]
-    titles = [f"#{METRIC_NAMES[metric]} {name}".rstrip() for metric, name in wanted]
+    titles = [f"#{metric.label} {name}".rstrip() for metric, name in wanted]
     return page_table(
         "Each fold by itself, patients",
         ("Fold", "#Patients", *titles),
@@ -86,11 +89,12 @@ def folds_page_table(model: EvaluatedModel) -> PageTable:
 
 
 def binary_page_table(results: Results, model: EvaluatedModel) -> PageTable | None:
-    """Regrouped scores: AUC by bootstrap and by DeLong, AUPRC, Brier score."""
+    """Regrouped scores: AUC by bootstrap and by DeLong, and the other metrics of two groups."""
     table = model.binary.filter(PATIENT)
     if not len(table):
         return None
     sign = mark(results, model.encoder)
+    others = [metric for metric in grouping_metrics() if metric.name != "auc"]
     rows: list[TableRow] = []
     for name in table["grouping"].unique(maintain_order=True):
         own = {
@@ -107,13 +111,23 @@ def binary_page_table(results: Results, model: EvaluatedModel) -> PageTable | No
                 TableCell(interval(delong["low"], delong["high"]) or NA, note=delong["note"] or "")
                 if delong
                 else NA,
-                figure_cell(own.get(("auprc", "bootstrap")), sign=sign),
-                figure_cell(own.get(("brier", "bootstrap")), sign=sign),
+                *(
+                    figure_cell(
+                        own.get((metric.name, "bootstrap")), digits=metric.decimals, sign=sign
+                    )
+                    for metric in others
+                ),
             )
         )
     return page_table(
         f"Scores in two groups{sign}, patients (negative vs positive)",
-        ("Grouping", "#Positive", "#AUC, bootstrap", "#DeLong interval", "#AUPRC", "#Brier score"),
+        (
+            "Grouping",
+            "#Positive",
+            "#AUC, bootstrap",
+            "#DeLong interval",
+            *(f"#{metric.label}" for metric in others),
+        ),
         rows,
         "The score is the probability of the positive side among both; patients of neither side "
         "are left out.",
@@ -121,14 +135,14 @@ def binary_page_table(results: Results, model: EvaluatedModel) -> PageTable | No
 
 
 def calibration_page_table(model: EvaluatedModel) -> PageTable:
-    """ECE, Brier score and log loss before and after the temperature."""
+    """The metrics of calibration before and after the temperature."""
     table = model.calibration.filter(PATIENT)
     rows: list[TableRow] = []
     for metric in table["metric"].unique(maintain_order=True):
         own = {row["state"]: row for row in table.filter(pl.col("metric") == metric).to_dicts()}
-        rows.append(
-            (METRIC_NAMES.get(metric, metric), *(figure_cell(own.get(state)) for state in STATES))
-        )
+        declared = metric_named(metric)
+        cells = (figure_cell(own.get(state), digits=declared.decimals) for state in STATES)
+        rows.append((declared.label, *cells))
     return page_table(
         "Calibration, patients",
         ("Figure", *(f"#{words}" for words in STATES.values())),
@@ -245,9 +259,9 @@ def _counted(row: dict[str, Any]) -> str:
     return "" if row["n_positive"] is None else f"{row['n_positive']} of {row['n']}"
 
 
-def _plain(row: dict[str, Any] | None) -> TableCell:
+def _plain(row: dict[str, Any] | None, digits: int) -> TableCell:
     """A fold's figure; why it is not defined is in the table beside the page."""
-    return TableCell(number(row["value"] if row else None))
+    return TableCell(number(row["value"] if row else None, digits))
 
 
 def _ends(row: dict[str, Any], name: str) -> TableCell:

@@ -10,12 +10,12 @@ from her2.cohort.similar import SUSPICIOUS
 from her2.cohort.split import SPLITS
 from her2.config.catalogue import row as catalogue_row
 from her2.config.catalogue import scale_warning
+from her2.metrics import headline_metrics
 from her2.report.format import plural
 from her2.report.results import EvaluatedModel, Results, one_row_a_slide
 from her2.report.section import Link, Section
 from her2.report.sections import overlap
 from her2.report.sections.cohort import Excluded, excluded_slides
-from her2.report.sections.headline import METRICS
 from her2.report.sections.pictures import ModelPictures, all_pictures
 
 FEW_PATIENTS = 10
@@ -157,14 +157,15 @@ def _encoders(results: Results) -> list[Notice]:
 
 def _figures(model: EvaluatedModel) -> list[Notice]:
     levels: dict[tuple[str, str], list[str]] = {}
-    for row in model.metrics.filter(pl.col("metric").is_in(list(METRICS))).to_dicts():
+    labels = {metric.name: metric.label for metric in headline_metrics()}
+    for row in model.metrics.filter(pl.col("metric").is_in(list(labels))).to_dicts():
         if row["value"] is None:
             problem = f"is NA: {row['note'] or 'not defined'}"
         elif row["low"] is None:
             problem = f"has no interval: {row['note'] or 'not defined'}"
         else:
             continue
-        what = f"{METRICS.get(row['metric'], row['metric'])} {row['class']}".rstrip()
+        what = f"{labels[row['metric']]} {row['class']}".rstrip()
         levels.setdefault((what, problem), []).append(row["level"])
     found = [
         Notice(f"{model.name}: {what} ({' and '.join(at)} level) {problem}.", "headline")

@@ -22,7 +22,6 @@ PACKAGES = (
     "numcodecs",
     "scikit-learn",
     "scipy",
-    "statsmodels",
     "pyarrow",
     "polars",
     "openslide-python",

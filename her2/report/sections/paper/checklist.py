@@ -124,7 +124,7 @@ def _facts(results: Results) -> _Facts:
         ],
         encoders=list(config.encoders),
         standardised=config.training.standardise
-        or all(head.head == "logistic" for head in config.heads.values()),
+        or not any(head.trained_by_gradient for head in config.heads.values()),
         groupings=methods_figures.grouping_names(results),
         subgroups=methods_figures.subgroups(results),
         tiles=_bare(methods.tiles(results)),

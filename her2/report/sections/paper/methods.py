@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import polars as pl
 
 from her2.config import PretrainingSection, TilingSection
+from her2.filters.base import AreaFilter, TileFilter
+from her2.filters.registry import LISTED
 from her2.report.format import count, listed, percent, plural
 from her2.report.results import Results, one_row_a_slide
 from her2.report.sections import cohort as cohort_section
@@ -28,7 +30,6 @@ CITED = {
     "openslide-bin": "Goode et al. 2013",
     "scikit-learn": "Pedregosa et al. 2011",
     "scipy": "Virtanen et al. 2020",
-    "statsmodels": "Seabold and Perktold 2010",
 }
 """Package -> the work that its authors ask to cite."""
 
@@ -138,7 +139,7 @@ def _by_class(names: tuple[str, ...], counts: list[int]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Tiles:
-    """`artefact_limits` are those that can reject a tile; a limit of 1 rejects none."""
+    """`artefact_limits` and `tile_clauses` are of the filters that can reject a tile."""
 
     tiling: TilingSection
     sizes: list[str]
@@ -146,6 +147,7 @@ class _Tiles:
     tissue_from_masks: bool
     annotated_slides: int
     artefact_limits: list[str]
+    tile_clauses: list[str]
     grids: list[cohort_section.GridRow]
 
 
@@ -157,11 +159,7 @@ def tiles(results: Results) -> str:
     annotated = 0
     if "regions" in table.columns:
         annotated = table.filter(pl.col("regions").is_not_null())["slide_id"].n_unique()
-    limits = {
-        "under pen": tiling.max_pen,
-        "in a fold": tiling.max_fold,
-        "in the scanner's border": tiling.max_border,
-    }
+    used = [(one, limit) for one in LISTED if (limit := getattr(tiling, one.limit_key)) < 1]
     sizes = dict.fromkeys(
         f"{encoder.size} x {encoder.size} px at {encoder.mpp:g} um/px"
         for encoder in results.config.encoders.values()
@@ -175,7 +173,12 @@ def tiles(results: Results) -> str:
             tissue_from_masks="mask file" in sources,
             annotated_slides=annotated,
             artefact_limits=[
-                f"{percent(limit)} {where}" for where, limit in limits.items() if limit < 1
+                f"{percent(limit)} {one.methods}"
+                for one, limit in used
+                if isinstance(one, AreaFilter)
+            ],
+            tile_clauses=[
+                one.methods(one.chosen(tiling)) for one, _ in used if isinstance(one, TileFilter)
             ],
             grids=cohort_section.grid_rows(results),
         ),

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import polars as pl
 
 from her2.config import EvaluationSection
-from her2.evaluation.calibration import BINS
 from her2.evaluation.groupings import groupings_of
 from her2.explanation.citations import DELETION, POINTING_GAME
+from her2.metrics import all_metrics, metrics_in
 from her2.report.format import plural
 from her2.report.results import Results
 from her2.report.sections.controls import SUBGROUPS
@@ -16,15 +16,20 @@ from her2.report.sections.paper.prose import paragraph
 
 @dataclass(frozen=True, slots=True)
 class _Statistics:
-    """`repeated`: predictions of several repeats are averaged; `groupings` by name."""
+    """`repeated`: predictions of several repeats are averaged.
+
+    The phrases of metrics: of those that no other sentence names, since the AUC has one of its own;
+    of those for ordered scores, none without such a task; and of calibration.
+    """
 
     evaluation: EvaluationSection
     seed: int
     fixed_split: bool
     repeated: bool
-    ordinal: bool
+    metrics: list[str]
+    ordinal_metrics: list[str]
+    calibration_metrics: list[str]
     groupings: list[str]
-    calibration_bins: int
 
 
 def statistics(results: Results) -> str:
@@ -37,9 +42,20 @@ def statistics(results: Results) -> str:
             seed=config.seed,
             fixed_split=results.split,
             repeated=not results.split and config.folds.repeats > 1,
-            ordinal=any(task.ordinal for task in config.tasks.values()),
+            metrics=[
+                metric.phrase
+                for metric in all_metrics()
+                if metric.tables == ("metrics",) and not metric.ordinal and metric.name != "auc"
+            ],
+            ordinal_metrics=[
+                metric.phrase
+                for metric in metrics_in("metrics", ordinal=True)
+                if metric.ordinal and any(task.ordinal for task in config.tasks.values())
+            ],
+            calibration_metrics=[
+                metric.phrase for metric in metrics_in("calibration", ordinal=True)
+            ],
             groupings=grouping_names(results),
-            calibration_bins=BINS,
         ),
     )
 

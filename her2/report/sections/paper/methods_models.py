@@ -6,26 +6,14 @@ from typing import Any
 import polars as pl
 
 from her2.cohort.split import SPLITS
-from her2.config import FoldsSection, HeadSection, LogisticSection, Projected, TrainingSection
+from her2.config import FoldsSection, HeadSection, TrainingSection
+from her2.heads import Fitted, Projected
 from her2.mil.selection import SELECT_WORDS
+from her2.report.format import listed
 from her2.report.results import Results
 from her2.report.sections.paper.prose import paragraph
 from her2.report.sections.published_protocol import protocols
 
-HEADS = {
-    "mean": "mean pooling",
-    "max": "max pooling",
-    "abmil": "attention-based pooling, Ilse et al. 2018",
-    "multibranch": "attention-based pooling with one attention map an output, Ilse et al. 2018 "
-    "and Lu et al. 2021",
-    "additive": "additive attention, Javed et al. 2022",
-    "clam_sb": "CLAM with one attention branch, Lu et al. 2021",
-    "clam_mb": "CLAM with one attention branch an output, Lu et al. 2021",
-    "dsmil": "dual-stream multiple-instance learning, Li et al. 2021",
-    "transmil": "TransMIL, Shao et al. 2021",
-    "logistic": "logistic regression of the mean embedding, Pedregosa et al. 2011",
-}
-OPTIONS = {"hidden": "projection width", "attention": "attention width", "query": "query width"}
 OPTIMISERS = {"adamw": "AdamW (Loshchilov and Hutter 2019)", "adam": "Adam (Kingma and Ba 2015)"}
 LOSSES = {
     "cross_entropy": "cross-entropy",
@@ -55,7 +43,7 @@ class _Head:
 @dataclass(frozen=True, slots=True)
 class _Baseline:
     name: str
-    strengths: list[str]
+    choices: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +77,12 @@ def models(results: Results) -> str:
     return paragraph(
         "models",
         _Models(
-            heads=[_Head(name, HEADS[head.head], _options(head)) for name, head in heads.items()],
-            trained=[n for n, head in heads.items() if not isinstance(head, LogisticSection)],
+            heads=[_Head(name, _label(head), _options(head)) for name, head in heads.items()],
+            trained=[name for name, head in heads.items() if head.trained_by_gradient],
             baselines=[
-                _Baseline(name, [f"{value:g}" for value in head.strengths])
+                _Baseline(name, _choices(head))
                 for name, head in heads.items()
-                if isinstance(head, LogisticSection)
+                if isinstance(head, Fitted)
             ],
             searches=[
                 _Search(
@@ -118,33 +106,54 @@ def models(results: Results) -> str:
     )
 
 
+def _label(head: HeadSection) -> str:
+    """Return `attention-based pooling, Ilse et al. 2018`: what a head is, and its sources."""
+    return f"{head.label}, {listed(list(head.citations))}" if head.citations else head.label
+
+
 def _options(head: HeadSection) -> list[str]:
     """Return `dropout 0.25`, `attention width 128`, `gated`: the options set, not searched."""
     words = []
     searched = head.search.options if isinstance(head, Projected) and head.search else {}
-    skipped = {"head", "search", "strengths", *searched}
+    skipped = {"head", "search", *searched}
     for key, value in head.model_dump(mode="json").items():
-        if key in skipped or (key == "hidden" and value == 0):
+        chosen = isinstance(head, Fitted) and isinstance(value, list)  # by the tuning set
+        if key in skipped or chosen or value is None or (key == "hidden" and value == 0):
             continue
+        name = head.words(key)
         if isinstance(value, bool):
-            words.append(key if value else f"not {key}")
+            words.append(name if value else f"not {name}")
         else:
-            words.append(f"{OPTIONS.get(key, key.replace('_', ' '))} {value:g}")
+            words.append(f"{name} {_value(value)}")
     return words
+
+
+def _choices(head: Fitted) -> str:
+    """Return `the inverse strength of the penalty was chosen from 0.1 and 1`."""
+    texts = [
+        f"the {head.words(key)} was chosen from {listed([f'{value:g}' for value in values])}"
+        for key, values in head.model_dump(mode="json").items()
+        if isinstance(values, list)
+    ]
+    return " and ".join(texts)
 
 
 def balance(results: Results) -> str:
     """Return what was done about uneven classes in training."""
     how = results.config.training.balance
-    baseline = [isinstance(head, LogisticSection) for head in results.config.heads.values()]
-    found = [] if all(baseline) else [BALANCE[how]]
-    if any(baseline):
-        found.append(f"{FIT_BALANCE[how]} in the logistic regression")
+    heads = results.config.heads.values()
+    found = [BALANCE[how]] if any(head.trained_by_gradient for head in heads) else []
+    methods = dict.fromkeys(head.method for head in heads if isinstance(head, Fitted))
+    found += [f"{FIT_BALANCE[how]} in the {method}" for method in methods]
     return "; ".join(found)
 
 
 def _value(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}"
+    if isinstance(value, list):
+        return listed([_value(item) for item in value])
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,11 +195,10 @@ def parts(results: Results) -> str:
 def _picked(results: Results) -> list[str]:
     """Return what the tune part decided."""
     heads = results.config.heads.values()
-    baseline = [isinstance(head, LogisticSection) for head in heads]
     searched = any(isinstance(head, Projected) and head.search is not None for head in heads)
     found = {
-        "the epoch": not all(baseline),
-        "the strength of the penalty": any(baseline),
+        "the epoch": any(head.trained_by_gradient for head in heads),
+        **{head.picked: True for head in heads if isinstance(head, Fitted)},
         "the options of heads": searched,
         "the temperature": True,
         "the thresholds": True,

@@ -1,0 +1,51 @@
+"""Every stage: a section of the config, and the kinds of values that sections share."""
+
+from typing import Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    WrapSerializer,
+)
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+"""Ids and names become parts of paths: no separator, no space, no leading dot."""
+
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=128)]
+ClassName = Name | Annotated[str, StringConstraints(pattern=r"^[0-9]\+$")]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Mpp = Annotated[float, Field(ge=0.05, le=20)]
+"""Micrometres per pixel; from beyond the finest scanners to a thumbnail."""
+
+
+def _from_pairs(value: Any) -> Any:
+    pairs = isinstance(value, list | tuple) and all(
+        isinstance(item, list | tuple) and len(item) == 2 for item in value
+    )
+    return dict(value) if pairs else value
+
+
+def _to_pairs(value: Any, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> Any:
+    plain = handler(value)
+    return list(plain.items()) if info.context == KEEP_ORDER else plain
+
+
+KEEP_ORDER = "keep order"
+"""Context of a JSON dump in which mappings whose order means something become lists of pairs:
+canonical JSON sorts keys, and would make of low, mid, high another scale."""
+
+Ordered = (BeforeValidator(_from_pairs), WrapSerializer(_to_pairs, when_used="json"))
+"""Marks such a mapping: `Annotated[dict[...], *Ordered]`."""
+
+
+class Section(BaseModel):
+    """A part of the config: immutable, and a key it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

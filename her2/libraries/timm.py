@@ -1,0 +1,109 @@
+"""timm, PyTorch image models (Wightman 2019, https://github.com/huggingface/pytorch-image-models).
+
+`resnet18` is an architecture, `resnet18.a1_in1k` one with published weights.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from her2.core.errors import UserError
+from her2.core.types import Feature, Normalisation
+from her2.libraries import Library
+
+if TYPE_CHECKING:
+    from timm.models import PretrainedCfg
+    from torch import nn
+
+
+class Timm(Library):
+    """Models of `timm.create_model`."""
+
+    domain = "natural"
+
+    def names(self) -> list[str]:
+        """Return the architectures, without and with the tags of their weights."""
+        import timm
+
+        return [*timm.list_models(), *timm.list_models(include_tags=True)]
+
+    def knows(self, architecture: str) -> bool:
+        """Tell whether timm has a model; unlike `names`, this counts names it has deprecated."""
+        import timm
+
+        try:
+            timm.models.get_pretrained_cfg(architecture)
+        except RuntimeError:  # a known architecture with a tag that timm does not know
+            return False
+        return timm.is_model(architecture)
+
+    def build(
+        self,
+        architecture: str,
+        *,
+        feature: Feature,
+        arguments: Mapping[str, Any],
+        pretrained: bool,
+    ) -> "nn.Module":
+        """Build a model; what `feature` needs of it is in the arguments."""
+        import timm
+
+        return timm.create_model(
+            architecture, pretrained=pretrained, num_classes=0, **with_layers(arguments)
+        )
+
+    def arguments(self, architecture: str, *, feature: Feature, size_px: int) -> dict[str, Any]:
+        """Return the size for models made for one size, and no pooling for `flattened`."""
+        found: dict[str, Any] = {}
+        config = _published(architecture)
+        if config is not None and config.fixed_input_size:
+            found["img_size"] = size_px
+        if feature == "flattened":
+            found["global_pool"] = ""
+        return found
+
+    def normalisation(self, architecture: str) -> Normalisation | None:
+        """Return mean and standard deviation of the weights' configuration."""
+        config = _published(architecture)
+        return None if config is None else (tuple(config.mean), tuple(config.std))
+
+    def licence(self, architecture: str) -> str:
+        """Return the licence of the weights' configuration."""
+        config = _published(architecture)
+        return "" if config is None else str(config.license or "")
+
+
+def with_layers(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments with layer classes in the place of their names.
+
+    A card keeps the names; only these few mean something, and nothing is evaluated.
+
+    Raises:
+        UserError: another name.
+    """
+    from timm.layers.mlp import SwiGLUPacked
+    from torch import nn
+
+    known: dict[str, dict[str, object]] = {
+        "mlp_layer": {"SwiGLUPacked": SwiGLUPacked},
+        "act_layer": {"silu": nn.SiLU, "gelu": nn.GELU},
+    }
+    result = dict(arguments)
+    for key, value in arguments.items():
+        if not key.endswith("_layer") or not isinstance(value, str):
+            continue
+        layers = known.get(key, {})
+        if value not in layers:
+            legal = ", ".join(layers) or "none"
+            raise UserError(f"encoders: {key}: {value!r} is not a layer known here ({legal}).")
+        result[key] = layers[value]
+    return result
+
+
+def _published(architecture: str) -> "PretrainedCfg | None":
+    """Return what timm says of an architecture's weights; None for a name it has deprecated."""
+    import timm
+
+    return timm.models.get_pretrained_cfg(architecture)
+
+
+LIBRARY = Timm()

@@ -1,0 +1,50 @@
+"""Area under the ROC curve: the share of concordant pairs, ties counting half."""
+
+import numpy as np
+
+from her2.core.types import Floats
+from her2.metrics.base import Binary, Classified, Metric, Selection
+
+
+def auc(rows: Binary) -> Floats:
+    """Share of (positive, negative) pairs in the right order (b,); NaN without both sides."""
+    counts = rows.ranked
+    pairs = counts.positives * counts.negatives
+    defined = pairs > 0
+    # A negative of rank k has hit_k positives above it, less half of those with its own score.
+    concordant = ((counts.every - counts.up) * (counts.hit - counts.up / 2)).sum(axis=1)
+    return np.where(defined, concordant / np.where(defined, pairs, 1), np.nan)
+
+
+def _macro(rows: Classified) -> float:
+    """Mean over the classes, by scikit-learn; NaN where a class is absent."""
+    from sklearn.metrics import roc_auc_score
+
+    if len(np.unique(rows.target)) < rows.classes:
+        return float("nan")
+    each = [
+        roc_auc_score(rows.target == index, rows.probabilities[:, index])
+        for index in range(rows.classes)
+    ]
+    return float(np.mean(each))
+
+
+METRICS = (
+    Metric(
+        name="auc",
+        label="AUC",
+        phrase="AUC",
+        definition="one-vs-rest: share of pairs (of the class, of the rest) in the right order, "
+        "ties half; `macro` is the plain mean of the classes, `weighted` their mean by prevalence",
+        order=10,
+        each_class=True,
+        one_vs_rest=auc,
+        means=("macro", "weighted"),
+        grouping=auc,
+        headline=0,
+        selection=Selection(
+            name="macro_auc", words="the highest macro AUC", compute=_macro, needs="all"
+        ),
+        note="Weighted: classes weigh as they are frequent.",
+    ),
+)

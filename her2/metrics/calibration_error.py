@@ -1,0 +1,50 @@
+"""Expected calibration error: how far confidence is from the share that is right.
+
+Source: Guo, Pleiss, Sun and Weinberger, ICML 2017.
+"""
+
+import numpy as np
+
+from her2.core.types import Floats, Ints
+from her2.metrics.base import Classified, Metric
+
+BINS = 10
+"""Of equal width."""
+
+
+def expected_calibration_error(rows: Classified) -> Floats:
+    """Sum over the bins of |correct minus confidence| / n (b,), of the most probable class."""
+    total = rows.weights.sum(axis=1)
+    result: Floats = np.abs(rows.weights @ _gaps(rows)).sum(axis=1) / np.maximum(total, 1)
+    return result
+
+
+def _gaps(rows: Classified) -> Floats:
+    """(n, bins): correct minus confidence of each row, in the column of its confidence's bin."""
+    confidences = rows.probabilities.max(axis=1)
+    gaps = np.zeros((len(rows.target), BINS))
+    correct = rows.predicted == rows.target
+    gaps[np.arange(len(rows.target)), bins_of(confidences)] = correct - confidences
+    return gaps
+
+
+def bins_of(probabilities: Floats) -> Ints:
+    """Bin of each probability (n,): (0, 0.1] is 0, with 0 itself in it, (0.9, 1] is 9."""
+    edges = np.arange(1, BINS) / BINS
+    return np.digitize(probabilities, edges, right=True).astype(np.int64)
+
+
+METRICS = (
+    Metric(
+        name="ece",
+        label="Expected calibration error",
+        phrase=f"the expected calibration error ({BINS} bins, Guo et al. 2017)",
+        definition=f"{BINS} equal bins of the top probability, mean of |accuracy - confidence| "
+        "(Guo 2017)",
+        order=70,
+        larger_is_better=False,
+        overall=expected_calibration_error,
+        tables=("calibration",),
+        references={"Guo et al. 2017": "ICML, PMLR 70"},
+    ),
+)

@@ -1,0 +1,68 @@
+"""Agreement of predicted and true class on an ordered scale: quadratic kappa, mean error."""
+
+import numpy as np
+
+from her2.core.types import Floats
+from her2.metrics.base import Classified, Metric, Selection, share, steps
+
+
+def quadratic_kappa(rows: Classified) -> Floats:
+    """Cohen's kappa with quadratic weights (b,): agreement on ordered classes beyond chance.
+
+    Source: Cohen, Psychological Bulletin 70(4), 1968.
+    """
+    matrices = rows.matrices
+    distance = steps(rows.classes) ** 2
+    total = matrices.sum(axis=(1, 2))
+    expected = matrices.sum(axis=2)[:, :, None] * matrices.sum(axis=1)[:, None, :]
+    observed_cost = (matrices * distance).sum(axis=(1, 2))
+    expected_cost = share((expected * distance).sum(axis=(1, 2)), total)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(expected_cost > 0, 1 - observed_cost / expected_cost, np.nan)
+
+
+def ordinal_mae(rows: Classified) -> Floats:
+    """Mean distance of predicted and true class (b,), in steps of the ordered classes."""
+    costs = (rows.matrices * steps(rows.classes)).sum(axis=(1, 2))
+    return share(costs, rows.matrices.sum(axis=(1, 2)))
+
+
+def _kappa(rows: Classified) -> float:
+    """Quadratic kappa by scikit-learn; NaN where there is one class alone."""
+    from sklearn.metrics import cohen_kappa_score
+
+    if len(np.unique(rows.target)) < 2:
+        return float("nan")
+    labels = np.arange(rows.classes)
+    return float(cohen_kappa_score(rows.target, rows.predicted, labels=labels, weights="quadratic"))
+
+
+METRICS = (
+    Metric(
+        name="quadratic_kappa",
+        label="Quadratic weighted kappa",
+        phrase="the quadratic weighted kappa (Cohen 1968)",
+        definition="Cohen 1968, quadratic weights; ordered classes",
+        order=50,
+        ordinal=True,
+        overall=quadratic_kappa,
+        headline=1,
+        selection=Selection(
+            name="quadratic_kappa",
+            words="the highest quadratic weighted kappa",
+            compute=_kappa,
+            needs="two",
+        ),
+        references={"Cohen 1968": "Psychological Bulletin 70"},
+    ),
+    Metric(
+        name="ordinal_mae",
+        label="Mean absolute error, in classes",
+        phrase="the mean error in steps",
+        definition="mean distance in steps; ordered classes",
+        order=60,
+        larger_is_better=False,
+        ordinal=True,
+        overall=ordinal_mae,
+    ),
+)

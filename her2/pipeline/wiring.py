@@ -1,0 +1,144 @@
+"""Before every stage: what the rules in workflow/rules say their inputs, outputs and parameters by.
+
+`common.smk` reads the plan and gives these names to the rule files, which only put them together.
+Snakemake calls the functions that are returned here, and knows their arguments by their names.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from snakemake.io import directory, expand, report
+
+from her2.cohort.manifest import missing_files, read_cohort
+from her2.config import parse_config
+from her2.core.errors import UserError
+from her2.pipeline.plan import Plan
+
+Wildcards = Mapping[str, str]
+
+CATEGORIES = {
+    "evaluation": "Performance",
+    "controls": "Controls",
+    "attention": "Explanation",
+    "heatmaps": "Explanation",
+}
+"""Folder of the results -> where Snakemake's own report shows its tables and pictures."""
+
+
+def read_plan(values: Mapping[str, Any], *, check_files: bool) -> Plan:
+    """Read the manifest that a config names, and check both.
+
+    Args:
+        values: Snakemake's config.
+        check_files: whether to ask the file system for every slide. The first process of a run
+            does, so that the thousands that follow need not.
+
+    Raises:
+        UserError: with every problem of the first of these that has any: the config, the manifest,
+            missing files, folders that cannot be written, local weights, the folds.
+    """
+    config = parse_config(values)
+    section = config.cohort
+    cohort = read_cohort(section.slides, root=section.root, tasks=config.tasks)
+    # The demo's slides are made by rules.
+    if check_files and not section.synthetic:
+        absent = missing_files(cohort, section.tissue_masks)
+        if absent:
+            raise absent
+    for folder in (config.results, config.cache_folder):
+        check_writable(folder)
+    plan = Plan(config, cohort)
+    # Asked here, before anything runs and where a mistake is told without a traceback.
+    _ = plan.local_weights, plan.chunks
+    return plan
+
+
+def check_writable(folder: Path) -> None:
+    """Raise UserError unless a folder, or the nearest above it that exists, can be written."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK) or not nearest.is_dir():
+        raise UserError(
+            f"{folder}: cannot be written (look at {nearest}); name another folder in the config "
+            "(`results`, `cache`) or mend its permissions."
+        )
+
+
+def one_of(names: Iterable[str]) -> str:
+    """Return a wildcard's pattern that matches these names alone, and nothing without any."""
+    return "|".join(re.escape(name) for name in names) or "(?!)"
+
+
+def growing(first: int) -> Callable[[Wildcards, int], int]:
+    """Return a resource that each further attempt of a job gets once more: MB or minutes."""
+    return lambda wildcards, attempt: first * attempt
+
+
+def untracked(value: object) -> Callable[[Wildcards, object], object]:
+    """Return a parameter that re-runs nothing when it changes, for folders and speed.
+
+    Snakemake leaves what is a function of `input` out of the comparison with earlier runs.
+    """
+    return lambda wildcards, input: value
+
+
+def option(flag: str, value: object) -> Callable[[Wildcards, object], object]:
+    """Return an untracked flag with its value, or nothing where there is no value."""
+    return untracked([flag, str(value)] if value else [])
+
+
+class ResultFiles:
+    """Names in the results folder of a plan."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self.root = str(plan.config.results)
+
+    def folder(self, pattern: str) -> Callable[[Wildcards, object], str]:
+        """Return an untracked parameter: a folder, with the job's wildcards filled in."""
+        return lambda wildcards, input: f"{self.root}/{pattern.format(**wildcards)}"
+
+    def tile_manifest(self, encoder: str, bucket: str) -> str:
+        """Return the manifest of a bucket's tiles on an encoder's grid."""
+        return f"{self.root}/tiles/{self._plan.config.encoders[encoder].grid}/{bucket}.json"
+
+    def each_model(self, pattern: str, heads: Iterable[str] | None = None) -> list[str]:
+        """Return a pattern for every task, encoder, head and (where it has one) chunk of folds."""
+        values: dict[str, Iterable[str]] = {
+            "task": self._plan.config.tasks,
+            "encoder": self._plan.config.encoders,
+            "head": self._plan.models if heads is None else heads,
+        }
+        if "{chunk}" in pattern:
+            values["chunk"] = self._plan.chunks
+        return list(expand(pattern, **values))
+
+    def model_table(self, folder: str, name: str) -> Any:
+        """Return a table of one model, marked for Snakemake's own report."""
+        path = f"{self.root}/{folder}/{{task}}/{{encoder}}/{{head}}/{name}.csv"
+        return _shown(path, folder, name, encoder="{encoder}", head="{head}", table=name)
+
+    def task_table(self, name: str) -> Any:
+        """Return a table over all models of a task, marked likewise."""
+        path = f"{self.root}/evaluation/{{task}}/{name}.csv"
+        return _shown(path, "evaluation", name, encoder="all", head="all", table=name)
+
+    def model_pictures(self, name: str) -> Any:
+        """Return a folder of pictures of one model, each of them marked likewise."""
+        path = directory(f"{self.root}/heatmaps/{{task}}/{{encoder}}/{{head}}/{name}")
+        labels = {"encoder": "{encoder}", "head": "{head}", "kind": name, "picture": "{picture}"}
+        return _shown(path, "heatmaps", name, patterns=["{picture}.png"], **labels)
+
+
+def _shown(
+    path: Any, folder: str, name: str, *, patterns: list[str] | None = None, **labels: str
+) -> Any:
+    return report(
+        path,
+        caption=f"../report/{name}.rst",  # beside the rule files
+        category=CATEGORIES[folder],
+        labels={"task": "{task}", **labels},
+        **({"patterns": patterns} if patterns else {}),
+    )

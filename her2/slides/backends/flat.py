@@ -1,0 +1,63 @@
+"""Flat images (PNG, JPEG, ...): one level in memory, whose um/px the manifest must give."""
+
+from pathlib import Path
+
+import openslide
+from PIL import Image, UnidentifiedImageError
+
+from her2.slides.backend import OpenedSlide, UnreadableSlide
+
+NAME = "Pillow"
+ORDER = 90
+
+_TILE_WIDTH_TAG = 322
+
+
+def files(path: Path) -> list[Path] | None:
+    """Return None: a flat image is one file."""
+    return None
+
+
+def open_slide(path: Path) -> "FlatImage | None":
+    """Open an image that Pillow identifies.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UnreadableSlide: it is cut off, too large for memory, or a TIFF that is no flat image.
+    """
+    try:
+        image = Image.open(path)
+        if _TILE_WIDTH_TAG in getattr(image, "tag_v2", ()):
+            # OpenSlide reads every whole tiled TIFF; the first page of half a one is no slide.
+            raise UnreadableSlide("a tiled TIFF that OpenSlide refuses")
+        image.load()  # Pillow decodes at the first read otherwise, and not thread-safely
+    except UnidentifiedImageError:
+        return None
+    except FileNotFoundError:
+        raise
+    # SyntaxError is Pillow's for a broken PNG.
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UnreadableSlide(error) from error
+    return FlatImage(image)
+
+
+class FlatImage(OpenedSlide):
+    """A decoded image."""
+
+    reader = "openslide"  # its ImageSlide, which knows what is beyond the border
+    vendor = "flat image"
+    downsamples = (1.0,)
+
+    def __init__(self, image: Image.Image) -> None:
+        self._handle = openslide.ImageSlide(image)
+        self.level_sizes = (image.size,)
+
+    def read_region(
+        self, corner: tuple[int, int], level: int, size: tuple[int, int]
+    ) -> Image.Image:
+        """Return px of the image, see `OpenedSlide`."""
+        return self._handle.read_region(corner, level, size)
+
+    def close(self) -> None:
+        """Let the image go."""
+        self._handle.close()

@@ -1,0 +1,137 @@
+"""The scanners' formats, through OpenSlide (Goode et al. 2013, doi:10.4103/2153-3539.119005)."""
+
+import math
+import re
+import threading
+from pathlib import Path
+
+import openslide
+from PIL import Image
+
+from her2.core.errors import SlideError, TileError
+from her2.slides.backend import OpenedSlide, TileDecoder, UnreadableSlide
+from her2.slides.files import companions
+
+NAME = "OpenSlide"
+ORDER = 50
+
+_UM_IN = {"nm": 1e-3, "\u00b5m": 1.0, "\u03bcm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4}
+"""Two characters look like the sign for micro."""
+_LEVELS_ARE_PAGES = {"aperio", "generic-tiff"}
+"""Vendors of TIFF files in which each level is a page, a plain grid of tiles."""
+
+
+def files(path: Path) -> list[Path] | None:
+    """Return the files of a slide of several, see `her2.slides.files`."""
+    return companions(path)
+
+
+def open_slide(path: Path) -> "OpenSlideFile | None":
+    """Open a file of any of OpenSlide's formats.
+
+    Raises:
+        UnreadableSlide: it is too damaged to tell its size.
+    """
+    try:
+        return OpenSlideFile(path)
+    except openslide.OpenSlideUnsupportedFormatError:
+        return None
+    except (openslide.OpenSlideError, ValueError) as error:
+        raise UnreadableSlide(error) from error
+
+
+class OpenSlideFile(OpenedSlide):
+    """A file that OpenSlide opened.
+
+    After one unreadable region an OpenSlide handle answers every later read with the same error, so
+    it is opened anew each time that happens.
+    """
+
+    reader = "openslide"
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._handle = openslide.OpenSlide(path)
+        self.level_sizes = self._handle.level_dimensions
+        self.downsamples = self._handle.level_downsamples
+        properties = self._handle.properties
+        self.vendor = properties[openslide.PROPERTY_NAME_VENDOR]
+        x = properties.get(openslide.PROPERTY_NAME_MPP_X)
+        y = properties.get(openslide.PROPERTY_NAME_MPP_Y)
+        if x is not None and y is not None:
+            self.mpp = _number(x), _number(y)
+        else:
+            self.mpp = _ome_mpp(properties.get("tiff.ImageDescription", ""))
+        self.bounds_corner_px = (
+            int(properties.get(openslide.PROPERTY_NAME_BOUNDS_X, 0)),
+            int(properties.get(openslide.PROPERTY_NAME_BOUNDS_Y, 0)),
+        )
+
+    def read_region(
+        self, corner: tuple[int, int], level: int, size: tuple[int, int]
+    ) -> Image.Image:
+        """Return px of a level, see `OpenedSlide`."""
+        handle = self._handle
+        try:
+            return handle.read_region(corner, level, size)
+        except (openslide.OpenSlideError, OSError):
+            with self._lock:
+                # Not closed here: another thread may be inside it. It goes when they let go.
+                if self._handle is handle:
+                    self._handle = self._open_again()
+        # The error may have been another region's, latched. On a fresh handle it is this one's.
+        fresh = self._open_again()
+        try:
+            return fresh.read_region(corner, level, size)
+        except (openslide.OpenSlideError, OSError) as error:
+            raise TileError(f"level {level} at {corner}: {error}") from error
+        finally:
+            fresh.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._handle.close()
+
+    def tile_decoder(self) -> TileDecoder | None:
+        """Return a decoder of the JPEG tiles of a TIFF."""
+        if self.vendor not in _LEVELS_ARE_PAGES:
+            return None
+        from her2.slides.jpeg import open_jpeg_tiles
+
+        return open_jpeg_tiles(self._path, self.level_sizes, self.downsamples)
+
+    def _open_again(self) -> openslide.OpenSlide:
+        try:
+            return openslide.OpenSlide(self._path)
+        except openslide.OpenSlideError as error:
+            if not self._path.exists():
+                raise SlideError("the file does not exist") from None
+            raise SlideError(
+                f"the file changed while it was read; copy it again ({error})"
+            ) from error
+
+
+def _ome_mpp(description: str) -> tuple[float, float] | None:
+    """um/px of OME-TIFF, whose writers need not fill the TIFF's own resolution tags.
+
+    Source: OME-XML, Pixels@PhysicalSizeX and @PhysicalSizeXUnit (um where it is absent).
+    """
+    pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", description) if "<OME" in description else None
+    if pixels is None:
+        return None
+    found = dict(re.findall(r"\b(PhysicalSize[XY](?:Unit)?)=[\"']([^\"']*)[\"']", pixels[0]))
+    x, y = (
+        _number(found.get(name, "")) * _UM_IN.get(found.get(f"{name}Unit", "\u00b5m"), math.nan)
+        for name in ("PhysicalSizeX", "PhysicalSizeY")
+    )
+    if not (math.isfinite(x) and math.isfinite(y)):
+        return None
+    return float(f"{x:.9g}"), float(f"{y:.9g}")  # 250 nm are 0.25 um, not 0.25000000000000006
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -1,0 +1,174 @@
+"""Between the stages: what tiling finds out about a slide, and its forms on disk.
+
+A tile table carries these facts; the entries of a tile job, the table of the cohort and the
+feature stores take them from there.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from her2.filters.base import AreaFilter
+from her2.filters.registry import FILTERS, LISTED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlideFacts:
+    """What is true of a slide and its tiling.
+
+    `shares` is by area filter, as `her2.filters.base.Where` defines them. `rejected` counts tiles
+    with enough tissue by the filter that rejected them, `not_drawn` those that `tiling.max_tiles`
+    left out. `regions` is None where no region was annotated.
+    """
+
+    fingerprint: str
+    vendor: str
+    width_px: int
+    height_px: int
+    mpp_x: float
+    mpp_y: float
+    mpp_source: str
+    tissue_mm2: float
+    tissue_source: str = "detected"
+    regions: int | None = None
+    shares: Mapping[str, float] = field(default_factory=dict)
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    not_drawn: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TileGrid:
+    """The grid on a slide: the tile asked for, its size in level-0 px, the level it is read at."""
+
+    target_mpp: float
+    tile_px: int
+    level0_width: float
+    level0_height: float
+    read_level: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSlide:
+    """What a feature store says of its slide, under `slide` in its attributes.
+
+    `mpp` is (x, y) in um/px; `level0_tile` and `size_px` are (width, height) in level-0 px, of a
+    tile and of the slide.
+    """
+
+    fingerprint: str
+    mpp: tuple[float, float]
+    mpp_source: str
+    level0_tile: tuple[float, float]
+    size_px: tuple[int, int]
+
+    @classmethod
+    def of(cls, facts: SlideFacts, grid: TileGrid) -> "StoredSlide":
+        """Take what features need from the facts of a tile table."""
+        return cls(
+            fingerprint=facts.fingerprint,
+            mpp=(facts.mpp_x, facts.mpp_y),
+            mpp_source=facts.mpp_source,
+            level0_tile=(grid.level0_width, grid.level0_height),
+            size_px=(facts.width_px, facts.height_px),
+        )
+
+    @classmethod
+    def read(cls, attributes: Mapping[str, Any]) -> "StoredSlide":
+        """Read it from the attributes of a store.
+
+        Raises:
+            KeyError: a part is missing.
+        """
+        slide = attributes["slide"]
+        (mpp_x, mpp_y), (tile_width, tile_height) = slide["mpp"], slide["level0_tile"]
+        width_px, height_px = slide["size_px"]
+        return cls(
+            fingerprint=slide["fingerprint"],
+            mpp=(float(mpp_x), float(mpp_y)),
+            mpp_source=slide["mpp_source"],
+            level0_tile=(float(tile_width), float(tile_height)),
+            size_px=(int(width_px), int(height_px)),
+        )
+
+
+_SHARES = tuple(one.name for one in LISTED if isinstance(one, AreaFilter))
+_REJECTED = {f"rejected_{one.name}": one.name for one in FILTERS}
+_PLAIN = tuple(
+    item.name for item in fields(SlideFacts) if item.name not in ("shares", "rejected", "not_drawn")
+)
+_GRID = tuple(item.name for item in fields(TileGrid))
+_READS = "_reads"
+
+
+def fact_columns(facts: SlideFacts | None) -> dict[str, Any]:
+    """Return facts flat, in the column order of the cohort's table; without facts, None or 0."""
+    if facts is None:
+        return {**dict.fromkeys((*_PLAIN, *_SHARES)), **dict.fromkeys(_REJECTED, 0), "not_drawn": 0}
+    return {
+        **{name: getattr(facts, name) for name in _PLAIN},
+        **{name: facts.shares.get(name) for name in _SHARES},
+        **{column: facts.rejected.get(name, 0) for column, name in _REJECTED.items()},
+        "not_drawn": facts.not_drawn,
+    }
+
+
+def facts_of_columns(columns: Mapping[str, Any]) -> SlideFacts | None:
+    """Return the facts that `fact_columns` gave; None for a slide without.
+
+    Raises:
+        TypeError: there is a column too many or too few.
+    """
+    plain: dict[str, Any] = dict(columns)
+    shares = {name: plain.pop(name, None) for name in _SHARES}
+    rejected = {name: plain.pop(column, 0) for column, name in _REJECTED.items()}
+    not_tiled = plain.get("fingerprint") is None
+    facts = SlideFacts(
+        shares={name: share for name, share in shares.items() if share is not None},
+        rejected=rejected,
+        **plain,
+    )
+    return None if not_tiled else facts
+
+
+def table_metadata(facts: SlideFacts, grid: TileGrid, reads: Mapping[str, int]) -> dict[str, Any]:
+    """Return what the metadata of a tile table say.
+
+    Args:
+        facts: of the slide.
+        grid: on the slide.
+        reads: the tiles read for each filter that reads tiles.
+    """
+    return {
+        **{name: getattr(facts, name) for name in _PLAIN},
+        **facts.shares,
+        "rejected": dict(facts.rejected),
+        "not_drawn": facts.not_drawn,
+        **asdict(grid),
+        **{f"{name}{_READS}": number for name, number in reads.items()},
+    }
+
+
+def of_table_metadata(values: Mapping[str, Any]) -> tuple[SlideFacts, TileGrid, dict[str, int]]:
+    """Return the facts, grid and reads that `table_metadata` gave.
+
+    Filters are not asked: a table made with other filters than those installed is read as well.
+
+    Raises:
+        KeyError, TypeError: a fact is missing.
+    """
+    plain = {name: values[name] for name in _PLAIN if name in values}
+    grid = TileGrid(**{name: values[name] for name in _GRID})
+    known = {*plain, *_GRID, "rejected", "not_drawn"}
+    others = {name: value for name, value in values.items() if name not in known}
+    facts = SlideFacts(
+        shares={name: share for name, share in others.items() if not name.endswith(_READS)},
+        rejected=values.get("rejected", {}),
+        not_drawn=values.get("not_drawn", 0),
+        **plain,
+    )
+    reads = {
+        name.removesuffix(_READS): number
+        for name, number in others.items()
+        if name.endswith(_READS)
+    }
+    return facts, grid, reads

@@ -1,0 +1,1 @@
+"""What every training here shares: epochs, checkpoints, the learning rate, batches made ahead."""

@@ -1,0 +1,131 @@
+"""Every command that the README and the documentation give is run as it is written.
+
+Commands in blocks run in a folder as a user has it: a clone, a manifest, a finished run. Of what
+would install something or take hours, the tool itself is asked whether it takes the line. A command
+named in a sentence (`her2 status`) must exist.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.workflow.project import REPOSITORY, WEIGHTS, Project
+
+pytestmark = pytest.mark.xdist_group("workflow")
+
+PAGES = [
+    REPOSITORY / "README.md",
+    REPOSITORY / "CONTRIBUTING.md",
+    *sorted((REPOSITORY / "docs").glob("*.md")),
+]
+PLACEHOLDERS = {"RESULTS": "results", "FILE": "mine.yaml", "SLIDE": "A-001", "FOLDER": "results"}
+ELSEWHERE = {
+    r"(squeue|scancel|sinfo|sacctmgr|scontrol)\b|.*profiles/slurm": "tests/workflow/test_slurm.py",
+    r"pip install|\. \.venv|export PATH": "the Makefile, which made the environment of this test",
+    r".*--use-conda": "needs conda; tests/unit/test_environment.py compares its file with the lock",
+    r"pre-commit": "tests/unit/test_environment.py",
+}
+ASKED = {
+    r"(\w+=\S+ )?make\b": " --dry-run",
+    r"python benchmarks/": " --help",
+    r"pytest": " --co -q",
+}
+
+
+def blocks() -> list[str]:
+    """Lines of all bash blocks, without comments, in the order of the pages."""
+    found: list[str] = []
+    for page in PAGES:
+        for block in re.findall(r"^ *```bash\n(.*?)^ *```", page.read_text(), re.M | re.S):
+            lines = (re.sub(r"\s+# .*$", "", line).strip() for line in block.splitlines())
+            found += [line for line in lines if line and not line.startswith("#")]
+    return list(dict.fromkeys(found))
+
+
+def mentions() -> list[str]:
+    """Commands in backticks outside of blocks."""
+    found: list[str] = []
+    for page in PAGES:
+        prose = re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.M | re.S)
+        spans = re.findall(r"`((?:her2|snakemake|make|python|pytest) [^`]*)`", prose)
+        found += [" ".join(span.split()) for span in spans if "<" not in span]
+    return list(dict.fromkeys(found))
+
+
+def as_run(command: str, *, mentioned: bool) -> str | None:
+    """The line to run for a command; None where another test runs it."""
+    if any(re.match(pattern, command) for pattern in ELSEWHERE):
+        return None
+    for pattern, addition in ASKED.items():
+        if re.match(pattern, command):
+            return command + addition
+    for name, value in PLACEHOLDERS.items():
+        command = re.sub(rf"\b{name}\b", value, command)
+    if mentioned and re.fullmatch(r"(her2|snakemake)( [a-z]+){1,2}", command):
+        return f"{command} --help"
+    return command
+
+
+@pytest.fixture(scope="module")
+def clone(finished: Project, warm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone with the names that the pages use: slide A-001, encoder uni2, head abmil."""
+    folder = tmp_path_factory.mktemp("clone")
+    for path in REPOSITORY.iterdir():
+        if path.name not in {"config.yaml", "results", "cache", "resources", ".snakemake", ".git"}:
+            (folder / path.name).symlink_to(path)
+    for name in ("slides", "masks", "cache", "weights.safetensors"):
+        (folder / name).symlink_to(finished.folder / name)
+    project = Project(folder, warm)
+    rows = finished.rows()
+    first = rows[0].split(",")
+    project.write_rows([",".join(["A-001", *first[1:]]), *rows[1:]])
+    config = yaml.safe_load((finished.folder / "config.yaml").read_text())
+    config["encoders"] = {"uni2": WEIGHTS}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    (folder / "elsewhere/features").mkdir(parents=True)
+    (folder / "elsewhere/features/uni2").symlink_to(folder / "results/features/uni2")
+    return folder
+
+
+def run(command: str, folder: Path, warm: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-c", command],
+        cwd=folder,
+        env={
+            "PATH": f"{warm}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(REPOSITORY),
+            "HOME": str(folder),
+            "OMP_NUM_THREADS": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def test_every_command_of_every_block_works_as_written(clone: Path, warm: Path) -> None:
+    commands = [line for c in blocks() if (line := as_run(c, mentioned=False))]
+    assert "snakemake --cores 8 --configfile mine.yaml" in commands
+    for command in commands:
+        done = run(command, clone, warm)
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+
+def test_every_command_that_a_sentence_names_exists(clone: Path, warm: Path) -> None:
+    if not (clone / "mine.yaml").exists():
+        assert run("cp config.yaml mine.yaml", clone, warm).returncode == 0
+    commands = [line for c in mentions() if (line := as_run(c, mentioned=True))]
+    assert "her2 status --help" in commands
+    for command in commands:
+        done = run(command, clone, warm)
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+
+def test_what_is_left_to_other_tests_is_nothing_else() -> None:
+    left = [command for command in blocks() if as_run(command, mentioned=False) is None]
+    assert all(re.match(r"(squeue|scancel|sinfo|sacctmgr|scontrol|snakemake|pip)", c) for c in left)

@@ -18,9 +18,7 @@ from her2.report.results import Results, read_results
 log = logging.getLogger(__name__)
 
 
-def build_report(
-    spec: ReportSpec, results: Path, output: Path, *, draw: Draw = draw_figure
-) -> None:
+def build_report(spec: ReportSpec, results: Path, output: Path) -> None:
     """Write `tables/*.csv`, `figures/*`, `methods.txt` and `checklist.csv` beside the page, and
     the page last.
 
@@ -28,11 +26,15 @@ def build_report(
         spec: the job.
         results: the results folder of the run.
         output: the HTML file: self-contained, with one script, pinned by its hash.
-        draw: how a figure is drawn.
 
     Raises:
         UserError: a table of the run is missing or broken, or the page cannot be written.
     """
+    write_report(spec, results, output, draw_figure)
+
+
+def write_report(spec: ReportSpec, results: Path, output: Path, draw: Draw) -> None:
+    """Do the work of `build_report`; `draw` makes the files of each figure."""
     run = read_results(spec, results)
 
     # Sections import large libraries; a folder that is not whole is told of before that.

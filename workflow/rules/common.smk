@@ -44,6 +44,8 @@ def read_plan():
             writable(folder)
         plan = Plan(settings, cohort)
         plan.local_weights  # asked here, where a file that is missing is named without a traceback
+        if section.synthetic:
+            _ = plan.synthetic_specs  # likewise a slide without a score
         _ = plan.chunks  # folds that this cohort cannot have are refused before anything runs
     except UserError as error:
         raise WorkflowError(str(error)) from None

@@ -13,7 +13,7 @@ from her2.config.names import PUBLISHED, chunks, split_protocol
 from her2.core.errors import UserError
 
 DEMO_SIDE_PX = 2048
-"""Width and height of the demo's slides at 0.5 um/px: about sixty tiles of tissue each."""
+"""Width and height of the demo's slides at 0.5 um/px: about 140 tiles of 64 um each."""
 
 DEMO_PATCHES = {"he": 128, "ihc": 96, "natural": 64}
 """Patches per class of the demo's sets: 384 each, small enough to learn from in seconds."""

@@ -12,11 +12,13 @@ from her2.config import Config, FoldsSection, jobs
 from her2.config.names import PUBLISHED, chunks, split_protocol
 from her2.core.errors import UserError
 
-DEMO_SIDE_PX = 2048
-"""Width and height of the demo's slides at 0.5 um/px: about 140 tiles of 64 um each."""
+DEMO_SIDE_PX = 2880
+"""Width and height of the demo's slides at 0.5 um/px: 15 tiles of 96 um, half of them tissue. A
+float32 image of this size stays below the 32 MiB above which glibc asks the kernel for new memory
+every time, which took as long as the drawing."""
 
-DEMO_PATCHES = {"he": 128, "ihc": 96, "natural": 64}
-"""Patches per class of the demo's sets: 384 each, small enough to learn from in seconds."""
+DEMO_PATCHES = {"he": 300, "ihc": 225, "natural": 150}
+"""Patches per class of the demo's sets: 900 each, small enough to learn from in a minute."""
 
 SLIDE_COLUMNS = ("slide_id", "path", "mpp")
 """What embedding knows of a row of the manifest."""
@@ -222,7 +224,7 @@ class Plan:
                 {
                     "kind": kind,
                     "n_per_class": DEMO_PATCHES[kind],
-                    "size_px": 64,
+                    "size_px": 96,
                     "mpp": 1.0,
                     "seed": self.config.seed,
                 }

@@ -39,8 +39,8 @@ LABELS: dict[PatchKind, tuple[str, ...]] = {
 }
 TABLE_NAME = "labels.csv"
 OVERSAMPLING = 2  # tissue is drawn finer than the patches, and averaged as a scanner's pyramid is
-IHC_SIDE, NATURAL_SIDE = 4, 2  # patches along a region or photograph
-HE_SIDE_UM = 512.0
+IHC_SIDE, NATURAL_SIDE = 6, 2  # patches along a region or photograph
+HE_SIDE_UM = 1024.0
 PURE, ABSENT = 0.6, 0.06  # share of a patch that its class fills at least, and others at most
 CASES_A_CLASS = 16  # about; a class never comes from a few cases alone
 

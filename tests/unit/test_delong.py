@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from her2.evaluation.delong import area_interval, compare_areas, covariance, ranks
 
-QUICK = settings(max_examples=60, deadline=None)
+QUICK = settings(max_examples=60)
 
 # DeLong, DeLong and Clarke-Pearson 1988: albumin, total protein, K-G score of patients with ovarian
 # cancer, and whether surgery did not help; those without a missing value, as in the SAS/STAT

@@ -17,9 +17,7 @@ from her2.core.errors import UserError
 
 TASK = Task(label="her2", classes={"0": ["0"], "1+": ["1+"], "2+": ["2+"], "3+": ["3+"]})
 BINARY = Task(label="her2", classes={"negative": ["0", "1+"], "positive": ["2+", "3+"]})
-QUICK = settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+QUICK = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def row(patient: str, letter: str, her2: str | None) -> SlideRow:

@@ -90,7 +90,7 @@ def test_shapes_are_those_of_the_contract(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ORDER_FREE)
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(order=st.permutations(range(7)))
 def test_the_order_of_instances_changes_no_logit(name: str, order: list[int]) -> None:
     model, (features, mask) = build(name), bags(7, 7)

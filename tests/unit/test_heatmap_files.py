@@ -187,7 +187,7 @@ class TestGeoJSON:
         assert first == (world.coords()[0] - [100, 30]).tolist()
         assert found["her2"]["origin_level0_px"] == [100, 30]
 
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     @given(
         width=st.floats(5, 2000),
         height=st.floats(5, 2000),

@@ -105,7 +105,7 @@ def some_tiles(
 
 
 class TestOverlay:
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(best=st.integers(0, 8), seed=st.integers(0, 1000))
     def test_the_tile_of_most_attention_is_the_brightest_and_in_its_place(
         self, best: int, seed: int
@@ -116,7 +116,7 @@ class TestOverlay:
         row, column = np.unravel_index(brightness(painted).argmax(), (90, 90))
         assert (row // 30, column // 30) == divmod(best, 3)
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(seed=st.integers(0, 1000))
     def test_more_attention_is_brighter_on_equal_tissue(self, seed: int) -> None:
         values = np.random.default_rng(seed).permutation(9).astype(np.float32)
@@ -212,7 +212,7 @@ class TestPicture:
         border = np.concatenate([image[:3].ravel(), image[-3:].ravel(), image[:, -3:].ravel()])
         assert border.min() == 255
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(width=st.floats(20, 1e6))
     def test_the_scale_bar_is_a_round_length_of_a_tenth_to_a_quarter_of_the_width(
         self, width: float

@@ -25,7 +25,7 @@ from her2.metrics.classes import balanced_accuracy, macro_f1
 from her2.metrics.ordinal import ordinal_mae, quadratic_kappa
 from her2.metrics.probability_scores import brier, log_loss
 
-QUICK = settings(max_examples=80, deadline=None)
+QUICK = settings(max_examples=80)
 CLASSES = 4
 
 

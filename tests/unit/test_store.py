@@ -104,9 +104,7 @@ def test_one_chunk_gathers_in_the_order_asked_for(tmp_path: Path) -> None:
     np.testing.assert_array_equal(open_store(written(tmp_path, values)).gather(rows), values[rows])
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     values=hnp.arrays(
         st.sampled_from([np.float16, np.float32]),

@@ -161,7 +161,7 @@ def test_the_cosine_is_that_of_torch() -> None:
         scheduler.step()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     steps=st.integers(1, 50),
     epochs=st.integers(1, 30),
@@ -272,7 +272,7 @@ def test_weights_of_the_classes_are_inverse_to_their_slides() -> None:
 # The best epoch
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data(), classes=st.integers(2, 4))
 def test_figures_of_the_tune_part_are_those_of_scikit_learn(
     data: st.DataObject, classes: int

@@ -1,6 +1,7 @@
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import polars as pl
@@ -139,7 +140,7 @@ def test_an_unlabelled_slide_is_predicted_in_every_fold_and_learnt_from_in_none(
 @QUICK
 @given(case=cohorts(), random=st.randoms(use_true_random=False))
 def test_the_order_of_patients_changes_no_role(
-    case: tuple[list[SlideRow], int, int], random: object
+    case: tuple[list[SlideRow], int, int], random: Random
 ) -> None:
     rows, folds, repeats = case
     patients = {r.patient_id: TASK.class_index(r.labels["her2"]) for r in rows if r.labels}

@@ -290,5 +290,5 @@ class TestOmeTiff:
 
         opened = Large()
         tiles = some_tiles(3, (395.0, 395.0))
-        _thumbnail(opened, tiles, OME_SIDE_PX)  # type: ignore[arg-type]
+        _thumbnail(opened, tiles, OME_SIDE_PX)
         assert 100_000 * 0.2431 / opened.asked == pytest.approx(OME_SIDE_PX)

@@ -40,7 +40,8 @@ def written(folder: Path, values: np.ndarray) -> Path:
 def read_with_zarr(path: Path) -> tuple[np.ndarray, np.ndarray, dict]:
     with zarr.storage.ZipStore(path, mode="r") as archive:
         group = zarr.open_group(archive, mode="r")
-        return group["features"][:], group["coords"][:], dict(group.attrs)
+        features, coords = (np.asarray(group[name][:]) for name in ("features", "coords"))
+        return features, coords, dict(group.attrs)
 
 
 def flip_byte(path: Path, offset: int) -> None:

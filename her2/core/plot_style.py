@@ -1,12 +1,12 @@
-"""Every stage that draws: how its figures look, and their colours."""
+"""Style and colours of all figures."""
 
 from typing import Any
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito, Color Universal Design (2008): told apart by people who see few colours."""
+"""Okabe and Ito, Color Universal Design (2008): distinguishable with colour blindness."""
 
 STYLE: Any = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same glyphs on every machine
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so it is the same everywhere
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
@@ -21,8 +21,8 @@ STYLE: Any = {
     "legend.frameon": False,
     "legend.fontsize": 8.5,
     "figure.facecolor": "white",
-    "text.parse_math": False,  # names of classes are text
+    "text.parse_math": False,  # class names may contain $
     "svg.fonttype": "path",
     "svg.hashsalt": "her2",
 }
-"""Of every figure; for `matplotlib.rc_context`."""
+"""Settings of every figure, for `matplotlib.rc_context`."""

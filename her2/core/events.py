@@ -70,7 +70,7 @@ def write_event(
     try:
         os.write(_output, f"{line}\n".encode())  # one call: lines stay whole
     except OSError as error:  # a full disk: the job itself fails if it needs it
-        log.warning("the events file can no longer be written, so `her2 status` is incomplete: %s", error)
+        log.warning("no more events are written, so `her2 status` is incomplete: %s", error)
         _output = None
 
 

@@ -99,7 +99,7 @@ def test_more_unusable_slides_than_allowed_stop_the_run_by_name(tmp_path):
     entries = good(7) | {f"bad{n}": entry(n, "excluded") for n in (20, 21, 22)}
     message = refusal(tmp_path, entries, max_excluded=0.2)
     assert message.startswith(f"3 of 10 slides cannot be used (grid {GRIDS[0]}), more than")
-    assert "cohort.max_excluded 0.2; mend them, or raise the limit" in message
+    assert "cohort.max_excluded 0.2; fix them, or raise the limit" in message
     for number in (20, 21, 22):
         assert f"  - bad{number}: reason {number}" in message
     assert "s1" not in message

@@ -120,4 +120,4 @@ def test_a_full_disk_ends_the_events_and_not_the_job(monkeypatch, caplog):
     monkeypatch.setattr(events, "_output", output)
     write_event("tiled", "s1")
     write_event("tiled", "s2")
-    assert caplog.text.count("the events file can no longer be written") == 1
+    assert caplog.text.count("no more events are written") == 1

@@ -288,7 +288,7 @@ def test_of_the_regions_some_classes_can_be_chosen(folder):
     absent = SPEC.model_copy(update={"tiling": TilingSection(annotation_classes=("DCIS",))})
     entry = run(folder, absent, annotation=name)
     assert entry.status == "excluded"
-    assert "no region of the class DCIS" in entry.reason
+    assert "no region of class DCIS" in entry.reason
 
 
 def test_regions_of_a_cropped_slide_count_from_its_scanned_part_when_told_so(
@@ -372,7 +372,7 @@ def test_a_mask_that_is_no_use_is_the_slide_s_reason(folder):
     assert entry.status == "failed"
     assert "its tissue mask a.png does not exist" in entry.reason
     Image.new("L", (100, 300), 1).save(folder / "m.png")
-    assert "has not the shape of the slide" in run(folder, mask="m.png").reason
+    assert "has another aspect ratio than the slide" in run(folder, mask="m.png").reason
 
 
 def test_a_changed_mask_is_another_tiling(folder):
@@ -394,13 +394,13 @@ def test_a_check_of_the_cohort_reads_annotations_and_masks(folder):
         return Cohort((SlideRow("a", "a.tif", "p", {}, **row),), folder)
 
     check_files(cohort(annotation="roi.geojson", mask="m.png"))
-    with pytest.raises(UserError, match="slide 'a'.*no region of the class X"):
+    with pytest.raises(UserError, match="slide 'a'.*no region of class X"):
         check_files(cohort(annotation="roi.geojson"), classes=["X"])
     (folder / "roi.geojson").write_text("{")
     with pytest.raises(UserError, match=r"slide 'a'.*roi\.geojson is not JSON"):
         check_files(cohort(annotation="roi.geojson"))
     Image.new("L", (100, 300), 1).save(folder / "m.png")
-    with pytest.raises(UserError, match=r"m\.png .* has not the shape"):
+    with pytest.raises(UserError, match=r"m\.png .* has another aspect ratio"):
         check_files(cohort(mask="m.png"))
 
 

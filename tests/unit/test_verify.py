@@ -61,7 +61,7 @@ def test_sound_products_are_sound(cache):
 def test_a_flipped_bit_in_a_feature_is_found(cache):
     path = cache.path("features", digest("features"))
     flip(path, open_store(path).chunks[0].offset + 31)
-    assert "checksum of features/c/0/0 is wrong" in the_broken(cache, "features")
+    assert "has a wrong checksum in features/c/0/0" in the_broken(cache, "features")
 
 
 def test_a_truncated_store_is_found(cache):
@@ -97,7 +97,7 @@ def test_no_flipped_bit_stops_the_search(cache):
 
 def test_changed_weights_are_found(cache):
     flip(cache.path("models", digest("models")) / "model.safetensors", 3)
-    assert the_broken(cache, "models") == "model.safetensors was changed"
+    assert the_broken(cache, "models") == "has a changed file model.safetensors"
 
 
 def test_a_lost_file_of_a_model_is_found(cache):
@@ -153,7 +153,7 @@ def test_a_parquet_file_of_something_else_is_found(cache):
 def test_a_truncated_picture_is_found(cache):
     path = cache.path("qc", digest("qc"))
     path.write_bytes(path.read_bytes()[:-5])
-    assert the_broken(cache, "qc") == "is not a whole JPEG"
+    assert the_broken(cache, "qc") == "is not a complete JPEG"
 
 
 def test_several_broken_products_are_all_named(cache):
@@ -207,7 +207,7 @@ def test_a_store_that_is_what_its_key_says_is_sound(cache):
         ({"backwards": True}, "coordinates"),
         ({"identity": {"storage": "float32"}}, "type"),
         ({"identity": {"tiles": "00"}}, "coordinates"),
-        ({"encoder": None}, "no complete identity"),
+        ({"encoder": None}, "an incomplete identity"),
     ],
 )
 def test_a_store_of_other_content_than_its_key_says_is_found(cache, changes, problem):
@@ -290,7 +290,7 @@ def test_a_folder_without_manifests_is_refused(cache, tmp_path):
     """Else one wrong path would delete the whole cache."""
     keep = results(tmp_path / "results", "tiles", digest("tiles"))
     (tmp_path / "wrong").mkdir()
-    with pytest.raises(UserError, match="holds no manifests; name a results folder"):
+    with pytest.raises(UserError, match="has no entries files. Name the results folder"):
         unused_products(cache, [keep, tmp_path / "wrong"])
 
 
@@ -299,7 +299,7 @@ def test_a_manifest_that_cannot_be_read_is_refused(cache, tmp_path, content):
     keep = results(tmp_path / "results", "tiles", digest("tiles"))
     (keep / "features").mkdir()
     (keep / "features" / "broken.json").write_text(content)
-    with pytest.raises(UserError, match=r"broken\.json: is not a readable manifest"):
+    with pytest.raises(UserError, match=r"broken\.json: is not a readable entries file"):
         unused_products(cache, [keep])
 
 
@@ -326,16 +326,16 @@ def test_what_the_cache_lost_is_taken_back_from_its_name(cache, kind, tmp_path):
 @pytest.mark.parametrize("kind", NAMES)
 def test_what_is_broken_or_of_another_key_is_not_taken_back(cache, kind, tmp_path):
     name = lose(cache, kind, tmp_path / "results")
-    with pytest.raises(UserError, match=r"another key.*delete the manifests"):
+    with pytest.raises(UserError, match=r"another key.*Delete the entries files"):
         find_product(cache, kind, digest("another"), name)
     content = next(iter(sorted(name.glob("model*")))) if name.is_dir() else name
     content.write_bytes(content.read_bytes()[:-20])
-    with pytest.raises(UserError, match="delete the manifests"):
+    with pytest.raises(UserError, match="Delete the entries files"):
         find_product(cache, kind, digest(kind), name)
     assert cache.find(kind, digest(kind)) is None
 
 
 @pytest.mark.parametrize("kind", NAMES)
 def test_what_is_nowhere_says_what_to_delete(cache, kind, tmp_path):
-    with pytest.raises(UserError, match=r"is not there; delete the manifests \(.json\) in"):
+    with pytest.raises(UserError, match=r"does not exist. Delete the entries files \(.json\) in"):
         find_product(cache, kind, digest("another"), tmp_path / NAMES[kind])

@@ -188,8 +188,8 @@ def test_the_controls_and_the_report_take_a_declared_column(tmp_path: Path) -> N
     [
         ({"in_table": False}, "need `in_table`"),
         ({"label": ""}, "a `label`"),
-        ({"read_by": ("tile",)}, "which the job `cohort` makes"),
-        ({"covariate": "number"}, "a number has no subgroups"),
+        ({"read_by": ("tile",)}, "needs the job `cohort`"),
+        ({"covariate": "number"}, "a number cannot be a `subgroup`"),
     ],
 )
 def test_a_declaration_that_the_controls_cannot_follow_is_refused(

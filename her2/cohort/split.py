@@ -192,15 +192,15 @@ def _check_counts(labels: np.ndarray, task: Task, folds: int) -> None:
         return
     smallest = min(counts.values())
     fix = (
-        f"set folds.number to {smallest}, or merge classes in `tasks`"
+        f"Set folds.number to {smallest}, or merge classes in `tasks`"
         if smallest >= 3
-        else "merge classes in `tasks`, or add patients (at least three per class)"
+        else "Merge classes in `tasks`, or add patients (at least three per class)"
     )
     raise UserError(
         f"folds.number {folds} needs {least} patients in each class of {task.label!r}; there are "
         "too few in "
         + ", ".join(f"{name!r} ({count})" for name, count in scarce.items())
-        + f". To fix it, {fix}."
+        + f". {fix}."
     )
 
 
@@ -209,11 +209,11 @@ def _check_sites(sites: np.ndarray, task: Task, folds: int, scheme: Sites) -> No
     enough = len(names) == folds if scheme == "leave_one_out" else len(names) >= folds
     if enough and len(names) > 1:
         return
-    fix = f"set folds.number to {len(names)}, or " if len(names) > 1 else ""
+    fix = f"Set folds.number to {len(names)}, or use" if len(names) > 1 else "Use"
     raise UserError(
         f"folds.number {folds} with folds.sites {scheme}: the patients with a label of "
         f"{task.label!r} come from {len(names)} site{'s' * (len(names) != 1)} "
-        f"({', '.join(names)}). To fix it, {fix}set `folds.sites: stratified`."
+        f"({', '.join(names)}). {fix} `folds.sites: stratified`."
     )
 
 

@@ -1,5 +1,6 @@
-"""Style and colours of all figures."""
+"""Style and colours of all figures, and the notes that all of them carry."""
 
+from dataclasses import dataclass
 from typing import Any
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -26,3 +27,25 @@ STYLE: Any = {
     "svg.hashsalt": "her2",
 }
 """Settings of every figure, for `matplotlib.rc_context`."""
+
+
+@dataclass(frozen=True, slots=True)
+class FigureContext:
+    """The context that all figures of a run share, made once from the job.
+
+    `synthetic` is True if the slides were drawn by a program, which every figure must say.
+    """
+
+    synthetic: bool
+
+    def title(self, text: str) -> str:
+        """Return a figure's title, marked if its data are synthetic."""
+        return f"{text} (synthetic data)" if self.synthetic else text
+
+    def subject(self, name: str) -> str:
+        """Return a figure's subject for its alternative text, marked if its data are synthetic."""
+        return f"{name} on synthetic data" if self.synthetic else name
+
+    def warning(self, words: str, noun: str) -> str:
+        """Return a picture's warning, which also says if the `noun` that it shows is synthetic."""
+        return f"{words}  SYNTHETIC {noun}." if self.synthetic else words

@@ -140,5 +140,5 @@ def test_an_absent_or_broken_file_of_entries_is_named(tmp_path):
 
 
 def test_an_absent_table_says_what_to_run(tmp_path):
-    with pytest.raises(UserError, match="run `snakemake` up to the cohort's table"):
+    with pytest.raises(UserError, match="Run `snakemake` up to the cohort's table"):
         read_cohort_table(tmp_path)

@@ -185,13 +185,13 @@ def test_a_patient_has_one_label(write_csv):
 def test_a_label_that_no_task_knows_is_named_with_the_legal_ones(write_csv):
     message = refusal(write_csv([row(1, her2="4+")]))
     assert "row 2, column 'her2': '4+' is in no task's classes" in message
-    assert "legal: 0, 1+, 2+, 3+, or empty" in message
+    assert "use 0, 1+, 2+, 3+, or leave the cell empty" in message
 
 
 @pytest.mark.parametrize("cell", ["0", "50", "nan", "NaN", "-0.5", "inf", "0,25", "20x", "0.04"])
 def test_an_absurd_um_per_px_is_refused(write_csv, cell):
     message = refusal(write_csv([row(1, mpp=cell)]))
-    assert f"row 2: column 'mpp': {cell!r} is not a scale in um/px" in message
+    assert f"row 2: column 'mpp': {cell!r} is not a um/px" in message
     assert "leave the cell empty" in message
 
 

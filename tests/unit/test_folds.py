@@ -222,7 +222,7 @@ def test_a_value_that_a_task_does_not_name_counts_as_unlabelled(tmp_path: Path) 
     assert class_of(low, {"her2": "1+"}) == 1
 
 
-def test_a_class_with_fewer_patients_than_folds_is_named_with_its_count_and_the_mend(
+def test_a_class_with_fewer_patients_than_folds_is_named_with_its_count_and_the_fix(
     tmp_path: Path,
 ) -> None:
     rows = [*balanced(6, classes=3), *(row(f"q{i}", "a", "3+") for i in range(4))]
@@ -232,7 +232,7 @@ def test_a_class_with_fewer_patients_than_folds_is_named_with_its_count_and_the_
     assert "folds.number 5" in text
     assert "'3+' (4)" in text
     assert "'2+'" not in text
-    assert "set folds.number to 4," in text
+    assert "Set folds.number to 4," in text
     assert not (tmp_path / "folds.parquet").exists()
     assert len(folds_of(rows, tmp_path, folds=4))  # the mend works
 
@@ -242,14 +242,14 @@ def test_two_folds_need_four_patients_of_a_class_and_three_folds_need_three(
 ) -> None:
     # Of three patients, two are tested together: one is left for train and tune.
     rows = balanced(3)
-    with pytest.raises(UserError, match="needs 4 patients.*: set folds.number to 3,"):
+    with pytest.raises(UserError, match=r"needs 4 patients.*\. Set folds.number to 3,"):
         folds_of(rows, tmp_path, folds=2)
     assert len(folds_of(rows, tmp_path, folds=3))
 
 
 def test_slides_do_not_make_up_for_patients(tmp_path: Path) -> None:
     rows = [*balanced(6, classes=3), *(row("q", letter, "3+") for letter in "abcdef")]
-    with pytest.raises(UserError, match=r"'3\+' \(1\): merge classes"):
+    with pytest.raises(UserError, match=r"'3\+' \(1\)\. Merge classes"):
         folds_of(rows, tmp_path, folds=2)
 
 
@@ -376,9 +376,9 @@ def refused(rows: list[SlideRow], folder: Path, **changed: object) -> str:
 
 def test_fewer_sites_than_folds_say_how_many_and_what_would_work(tmp_path: Path) -> None:
     text = refused(sited(EVEN), tmp_path, folds=5, sites="preserved")
-    assert "are of 4 sites (east, north, south, west); set folds.number to 4, or use" in text
+    assert "come from 4 sites (east, north, south, west). Set folds.number to 4, or use" in text
     one = refused(sited({"east": EVEN["east"]}), tmp_path, folds=2, sites="leave_one_out")
-    assert "are of 1 site (east); use `sites: stratified`" in one
+    assert "come from 1 site (east). Use `folds.sites: stratified`" in one
 
 
 def test_a_score_that_one_site_holds_alone_is_named_with_the_site(tmp_path: Path) -> None:
@@ -396,7 +396,7 @@ def test_a_patient_without_a_site_or_of_two_is_named(tmp_path: Path) -> None:
     rows.append(replace(rows[1], slide_id="again", site="west"))
     text = refused(rows, tmp_path, sites="preserved")
     assert f"patient {rows[0].patient_id}: has no site" in text
-    assert f"patient {rows[1].patient_id}: is of east and west" in text
+    assert f"patient {rows[1].patient_id}: has sites east and west" in text
     assert len(folds_of(rows, tmp_path, sites="stratified"))
 
 
@@ -452,9 +452,9 @@ def test_a_split_that_does_not_fit_is_refused_with_every_problem(tmp_path: Path)
 
 def test_a_split_whose_train_part_lacks_a_class_names_it(tmp_path: Path) -> None:
     rows = [replace(r, split="test") if r.labels["her2"] == "3+" else r for r in split(balanced())]
-    assert "leaves 0 train patients of class '3+'" in refused(rows, tmp_path, split=True)
+    assert "leaves 0 training patients of class '3+'" in refused(rows, tmp_path, split=True)
     trained = [replace(r, split="train") for r in rows]
-    assert "names no test patient" in refused(trained, tmp_path, split=True)
+    assert "has no test patient" in refused(trained, tmp_path, split=True)
 
 
 def test_an_unlabelled_slide_needs_no_split(tmp_path: Path) -> None:

@@ -410,7 +410,7 @@ def test_missing_annotations_and_masks_are_named_before_a_run(folder):
         SlideRow("b", "a.tif", "q", {}),
     )
     message = str(missing_files(Cohort(rows, folder), folder / "masks"))
-    assert message.startswith("2 of 2 slides are missing a file")
+    assert message.startswith("files of 2 of 2 slides do not exist")
     for part in ("'annotation'", "no.json", "'mask'", "no.png", "`cohort.tissue_masks`", "b.png"):
         assert part in message
 

@@ -184,7 +184,7 @@ def test_a_filter_costs_one_file(tmp_path, write_slide, name, module):
     ("text", "problem"),
     [
         ("", "her2.filters.mine does not define FILTER"),
-        (SPECK, "her2.filters.mine: the filter's name 'speck' must be that of its module"),
+        (SPECK, "her2.filters.mine: the filter's name 'speck' must be its module's name"),
     ],
 )
 def test_a_module_that_is_no_filter_is_named(tmp_path, text, problem):

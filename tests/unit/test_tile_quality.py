@@ -171,7 +171,7 @@ def test_a_slide_out_of_focus_is_excluded_and_says_so(tmp_path, write_slide, pla
     number = entry.facts.rejected["blur"]
     assert number > 100
     assert entry.reason == (
-        f"0 of {number} tiles with tissue left (rejected: {number} for blur), "
+        f"0 of {number} tiles with tissue kept (rejected: {number} for blur), "
         "fewer than tiling.min_tiles 4"
     )
 
@@ -309,7 +309,7 @@ def test_regions_of_a_cropped_slide_count_from_its_scanned_part_when_told_so(
     }
     assert "begins at 288, 192" not in caplog.text
     assert min(places(tiles_of(folder, run(folder, annotation=name)))) < (288, 192)
-    assert "a: its scanned part begins at 288, 192" in caplog.text
+    assert "a: its scanned area begins at 288, 192" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ def test_regions_of_a_cropped_slide_count_from_its_scanned_part_when_told_so(
         (
             lambda path: annotate(path.parent, square(5000, 5000, 6000, 6000)),
             "excluded",
-            "no tissue in its annotated regions",
+            "no tissue found in its annotated regions",
         ),
     ],
 )

@@ -92,7 +92,7 @@ def find_similar(
     Args:
         spec: the job.
         cohort: the audit's table, one row per slide, for the patients.
-        cache: holds the stores.
+        cache: the cache with the feature stores.
         features: the encoder's folder of feature entries.
         output: the table.
 

@@ -89,7 +89,7 @@ def chosen_regions(
     positive = [region for region in regions if not region.negative]
     chosen = [region for region in positive if not classes or region.name in classes]
     if not positive:
-        raise SlideUnfit(f"its annotation {file} holds no region with an area")
+        raise SlideUnfit(f"its annotation {file} has no region with an area")
     if not chosen:
         found = ", ".join(sorted({region.name or "(no class)" for region in positive}))
         raise SlideUnfit(

@@ -271,7 +271,7 @@ def open_store(path: Path) -> FeatureStore:
             array = json.loads(archive.read("features/zarr.json"))
             rows, dimension = array["shape"]
             if rows < 1:
-                raise ValueError("it holds no tile")
+                raise ValueError("it has no tiles")
             size = array["chunk_grid"]["configuration"]["chunk_shape"][0]
             dtype = np.dtype(array["data_type"]).newbyteorder("<")
             chunks = [

@@ -195,7 +195,8 @@ def test_no_warning_within_twenty_per_cent_of_a_trained_scale(name: str) -> None
 
 def test_a_scale_warning_names_both_scales() -> None:
     assert scale_warning(row("uni"), 1.0) == (
-        "uni was trained at 0.5 um/px and gets 1 um/px: nuclei look 0.5 times their size to it."
+        "uni was trained at 0.5 um/px but gets patches at 1 um/px, where nuclei appear 0.5 times "
+        "as large."
     )
     # Virchow2 saw 0.25, 0.5, 1 and 2 um/px, and nothing between.
     assert scale_warning(row("virchow2"), 1.0) is None
@@ -226,7 +227,7 @@ def test_photographs_have_no_scale_to_warn_about() -> None:
     ],
 )
 def test_an_unknown_name_gets_near_ones(wanted: str, near: str) -> None:
-    with pytest.raises(UserError, match=f"near: {near}"):
+    with pytest.raises(UserError, match=f"did you mean {near}"):
         row(wanted)
 
 
@@ -252,11 +253,11 @@ def test_layers_are_named_and_only_named() -> None:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"gated": True, "ask_at": None}, "without `ask_at`"),
-        ({"file": None}, "belong together"),
-        ({"hub": None, "file": None, "layout": "transformers_vit"}, "file of a hub"),
-        ({"mpp": None}, "has a `mpp`"),
-        ({"size": 256}, "not `size`"),
+        ({"gated": True, "ask_at": None}, "needs `ask_at`"),
+        ({"file": None}, "must be given together"),
+        ({"hub": None, "file": None, "layout": "transformers_vit"}, "needs `hub` and `file`"),
+        ({"mpp": None}, "needs `mpp`"),
+        ({"size": 256}, "must equal `size`"),
         ({"arguments": {"num_classes": 0}}, "set by the code"),
         ({"mean": (123.7, 116.3, 103.5)}, "less than 1"),
         ({"normalisation": "imagenet"}, "not permitted"),

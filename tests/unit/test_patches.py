@@ -285,7 +285,7 @@ def test_a_class_of_an_absent_label_names_the_labels_there_are(tmp_path):
     [
         ({"classes": {"a": ["0"], "b": ["0"]}}, "is in 'a' and 'b'"),
         ({"classes": {"a": ["0"], "b": []}}, "lists no label"),
-        ({"labels": "x.csv"}, "belongs to `format: ihc4bc`"),
+        ({"labels": "x.csv"}, "is only for `format: ihc4bc`"),
         ({"shape": 3}, "Extra inputs"),
     ],
 )

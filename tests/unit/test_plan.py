@@ -289,7 +289,7 @@ def tile_text(change: Callable[[dict], None]) -> str:
 
 def test_a_spec_of_another_version_of_the_code_is_refused():
     text = tile_text(lambda values: values.update(version=values["version"] + 1))
-    with pytest.raises(UserError, match=r"of version \d+ of this stage.*run snakemake again"):
+    with pytest.raises(UserError, match=r"for version \d+ of this stage.*Run snakemake again"):
         jobs.load(jobs.TileSpec, text)
 
 

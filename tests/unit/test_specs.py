@@ -25,5 +25,5 @@ def test_another_order_of_classes_is_another_job() -> None:
 def test_a_spec_of_another_version_of_the_code_is_refused() -> None:
     current = f'"version":{jobs.VERSIONS["evaluate"]}'
     text = evaluate_spec("low", "high").replace(current, '"version":0')
-    with pytest.raises(UserError, match="run snakemake again"):
+    with pytest.raises(UserError, match="Run snakemake again"):
         jobs.load(jobs.EvaluateSpec, text)

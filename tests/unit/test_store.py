@@ -236,5 +236,5 @@ def test_a_store_without_a_tile_is_refused(tmp_path: Path) -> None:
     with zarr.storage.ZipStore(path, mode="w") as store:
         group = zarr.create_group(store, zarr_format=3, attributes={})
         group.create_array("features", shape=(0, 4), dtype="float16", chunks=(1, 4))
-    with pytest.raises(UserError, match="holds no tile"):
+    with pytest.raises(UserError, match="has no tiles"):
         open_store(path)

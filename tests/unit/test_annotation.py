@@ -1,4 +1,4 @@
-"""Regions that a person drew: read from QuPath and ImageScope, filled px by px."""
+"""Annotated regions: read from QuPath and ImageScope, and rasterised."""
 
 import json
 import math
@@ -220,7 +220,7 @@ def test_a_class_that_nobody_drew_excludes_the_slide_and_names_those_there_are(t
     assert len(chosen_regions(regions, ["Tumor"], file="f")) == 1
     with pytest.raises(SlideUnfit, match=r"no region of class Stroma .*\(no class\), Tumor"):
         chosen_regions(regions, ["Stroma"], file="f")
-    with pytest.raises(SlideUnfit, match="holds no region"):
+    with pytest.raises(SlideUnfit, match="has no region"):
         chosen_regions((), [], file="f")
 
 
@@ -234,7 +234,7 @@ POLYGONS = st.tuples(
 
 @given(POLYGONS, st.sampled_from([50, 131, 400]))
 def test_the_area_filled_is_that_of_the_polygon(polygon, side):
-    """A regular polygon's area by its formula, clipped by none here."""
+    """The expected value is the formula for the area of a regular polygon."""
     x, y, radius, corners, turn = polygon
     angle = turn + np.arange(corners) * 2 * np.pi / corners
     ring = np.stack([x + radius * np.cos(angle), y + radius * np.sin(angle)], axis=1)

@@ -21,7 +21,7 @@ def entry(number: int, status="ok", **changed: object) -> TileEntry:
 
 
 def audit(folder: Path, entries: dict[str, TileEntry], **changed: object) -> pl.DataFrame:
-    """Two buckets on two grids of the same entries."""
+    """Write two buckets of the same entries for two grids."""
     names = sorted(entries)
     rows = tuple(
         SlideRow(name, f"{name}.svs", f"p-{name}", {"her2": "0"} if name != names[-1] else {})

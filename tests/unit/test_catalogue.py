@@ -1,4 +1,4 @@
-"""The catalogue: every row is loadable, and says of itself what the libraries say."""
+"""The catalogue: every row can be loaded and agrees with the libraries."""
 
 import re
 import subprocess
@@ -275,7 +275,7 @@ def test_a_row_that_contradicts_itself_is_refused(
 
 
 def _transformers_state(layout: str, *, width: int, depth: int, tokens: int) -> dict[str, Tensor]:
-    """Random weights under the names that transformers' ViTModel and Dinov2Model save."""
+    """Return random weights with the names that transformers' ViTModel and Dinov2Model save."""
     torch.manual_seed(0)
     state: dict[str, Tensor] = {
         "embeddings.cls_token": torch.randn(1, 1, width),
@@ -314,7 +314,7 @@ def _transformers_state(layout: str, *, width: int, depth: int, tokens: int) -> 
 
 
 def _transformers_forward(state: dict[str, Tensor], images: Tensor, *, heads: int) -> Tensor:
-    """What transformers computes from them: (b, t, d), written from its model description."""
+    """Compute transformers' output from them, (b, t, d), following its model description."""
 
     def linear(x: Tensor, name: str) -> Tensor:
         return functional.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
@@ -387,7 +387,7 @@ def test_weights_laid_out_by_transformers_compute_the_same_in_timm(
 
 @pytest.mark.parametrize("name", ["phikon", "phikon-v2"])
 def test_the_mapping_gives_the_whole_architecture(name: str) -> None:
-    """Names and shapes only: the layout at full size, against the row's own architecture."""
+    """Names and shapes of the full-size layout are compared with the row's architecture."""
     item = row(name)
     width, depth = item.dimension, 12 if name == "phikon" else 24
     with torch.device("meta"):
@@ -413,7 +413,7 @@ def test_another_layout_is_refused_by_name(state: dict[str, Tensor]) -> None:
 
 
 def test_positions_for_another_size_are_resampled_as_timm_does_at_run_time() -> None:
-    """The authors of kaiko-vitl14 let timm interpolate in every forward; we do it once."""
+    """The authors of kaiko-vitl14 let timm interpolate in every forward pass; we do it once."""
     more = {"reg_tokens": 4, "no_embed_class": True}
     torch.manual_seed(0)
     authors = _small_vit(74 * 8, dynamic_img_size=True, **more)

@@ -104,7 +104,7 @@ def test_two_slides_of_a_patient_may_agree_or_be_silent(write_csv):
 
 
 def test_two_tasks_share_a_label_column(write_csv):
-    """2+ is a class of one task only; a value is legal when some task names it."""
+    """2+ is a class of one task only, and a value is legal if any task has it."""
     tasks = {"score": SCORE, "binary": BINARY}
     cohort = read_cohort(write_csv([row(1, her2="2+"), row(2, her2="1+")]), tasks=tasks)
     assert [r.labels["her2"] for r in cohort.rows] == ["2+", "1+"]
@@ -306,7 +306,7 @@ def test_the_number_of_buckets_is_the_smallest_power_of_two_that_holds_all(slide
 
 
 def test_slides_spread_evenly_over_buckets():
-    """4096 slides in 64 buckets: 64 each, give or take four standard deviations (binomial)."""
+    """4096 slides in 64 buckets give 64 each, within four standard deviations (binomial)."""
     cohort = cohort_of([f"case-{n:05d}" for n in range(4096)])
     sizes = [len(rows) for rows in cohort.buckets(64).values()]
     assert len(sizes) == 64

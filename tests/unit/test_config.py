@@ -237,7 +237,7 @@ def test_every_preset_is_legal(path):
 
 
 def test_the_paper_preset_has_the_paper_s_settings():
-    """DOMAIN facts of arXiv 2411.05028: AlexNet features, 96 px, Ilse not gated, 64 x 100."""
+    """The settings of arXiv 2411.05028: AlexNet features, 96 px, ungated attention, 64 x 100."""
     config = load_config(PRESETS / "paper.yaml")
     for encoder in config.encoders.values():
         assert (encoder.library, encoder.architecture) == ("torchvision", "alexnet")

@@ -48,7 +48,7 @@ def folds_of(rows: list[SlideRow], folder: Path, **changed: object) -> pl.DataFr
 
 @st.composite
 def cohorts(draw: st.DrawFn) -> tuple[list[SlideRow], int, int]:
-    """Rows of patients with 1 to 3 slides and one label or none; a number of folds that fits."""
+    """Draw patients with 1 to 3 slides and at most one label, and a fitting number of folds."""
     folds = draw(st.integers(2, 5))
     rows, number = [], 0
     for her2 in (*TASK.class_names, None):
@@ -282,7 +282,7 @@ def test_a_patient_may_have_labelled_and_unlabelled_slides(tmp_path: Path) -> No
 
 
 def sited(counts: dict[str, dict[str, int]]) -> list[SlideRow]:
-    """Patients by site and score."""
+    """Count patients by site and score."""
     return [
         replace(row(f"{site}{her2[0]}{i}", "a", her2), site=site)
         for site, scores in counts.items()
@@ -404,7 +404,7 @@ def test_a_patient_without_a_site_or_of_two_is_named(tmp_path: Path) -> None:
 
 
 def split(rows: list[SlideRow], test: int = 2, tune: int = 0) -> list[SlideRow]:
-    """The first patients of each score are tested, the next tuned on."""
+    """Assign the first patients of each score to the test set, the next to the tuning set."""
     seen: Counter[str] = Counter()
     found = []
     for r in rows:

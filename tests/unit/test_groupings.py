@@ -1,4 +1,4 @@
-"""Scores regrouped into two sides: which tasks have them, and their figures."""
+"""Groupings of scores into negative and positive: the tasks that have them, and their metrics."""
 
 import numpy as np
 import polars as pl

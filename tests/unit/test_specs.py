@@ -1,4 +1,4 @@
-"""What a job depends on keeps its meaning on the way through the shell."""
+"""Specs keep their meaning on the way through the shell."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def evaluate_spec(*names: str) -> str:
 
 
 def test_the_order_of_classes_survives() -> None:
-    """An ordinal scale is an order; canonical JSON alone would sort it by the alphabet."""
+    """Ordinal classes keep their order, although canonical JSON sorts keys."""
     text = evaluate_spec("low", "mid", "high")
     assert jobs.load(jobs.EvaluateSpec, text).task.class_names == ("low", "mid", "high")
 

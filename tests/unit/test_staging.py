@@ -30,7 +30,7 @@ PICTURE = np.random.default_rng(5).integers(0, 256, (256, 384, 3), np.uint8)
 
 @pytest.fixture
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that stands for another disk than the slides'."""
+    """Return a folder that counts as another disk than the slides'."""
     monkeypatch.setattr(staging, "_same_disk", lambda *_: False)
     folder = tmp_path / "scratch"
     folder.mkdir()
@@ -49,7 +49,7 @@ def copies(scratch: Path) -> set[str]:
 
 
 def settle(stage: staging.Stager) -> None:
-    """Wait for what is being copied."""
+    """Wait until the current copy is finished."""
     for future in stage._copies.values():
         future.result()
 

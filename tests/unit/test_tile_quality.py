@@ -1,4 +1,4 @@
-"""Which tiles of a slide are worth embedding: artefacts, regions, masks from elsewhere, a cap."""
+"""Selection of tiles: artefacts, annotated regions, external masks, and a maximum number."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ PINK = (205, 135, 180)
 
 
 def tissue_with(*, seed: int = 1) -> np.ndarray:
-    """Tissue with detail down to the px (nuclei and grain), on the whole slide but a rim."""
+    """Draw tissue with detail down to the px (nuclei and grain) on all of a slide but its rim."""
     generator = np.random.default_rng(seed)
     image = np.full((SIDE_PX, SIDE_PX, 3), 243, np.uint8)
     section = np.full((SIDE_PX - 96, SIDE_PX - 96, 3), PINK, np.uint8)
@@ -65,7 +65,7 @@ def inside(mask: np.ndarray, place: tuple[int, int]) -> float:
 
 @pytest.fixture(scope="module")
 def marked(tmp_path_factory, write_slide, plain) -> tuple[Path, dict[str, np.ndarray]]:
-    """A pen stroke, a fold, a black border and a corner out of focus, apart from each other."""
+    """Draw a pen stroke, a fold, a black border and a blurred corner, all separate."""
     image, truth = plain.copy(), {}
     for name in ("pen", "fold", "border", "blur"):
         truth[name] = np.zeros((SIDE_PX, SIDE_PX), bool)
@@ -89,7 +89,7 @@ ALL_OFF = {one.limit_key: 1 for one in LISTED}
 
 @pytest.mark.parametrize("name", ["pen", "fold", "border"])
 def test_an_artefact_s_column_is_its_share_of_the_tile(marked, name):
-    """To a px of the thumbnail (6 um) along its outline, and the pen's margin of 16 um."""
+    """The tolerance is a thumbnail px (6 um) along the outline plus the pen's margin of 16 um."""
     path, truth = marked
     table, _ = cut(path, **ALL_OFF, min_tissue=0.2)
     found = table.quality[name]
@@ -294,7 +294,7 @@ def test_of_the_regions_some_classes_can_be_chosen(folder):
 def test_regions_of_a_cropped_slide_count_from_its_scanned_part_when_told_so(
     folder, monkeypatch, caplog
 ):
-    """As in MIRAX: the scanned part begins at 288, 192."""
+    """As in MIRAX, the scanned area begins at 288, 192."""
     plain = Slide.__init__
 
     def cropped(self: Slide, path: Path) -> None:
@@ -317,7 +317,7 @@ def test_regions_of_a_cropped_slide_count_from_its_scanned_part_when_told_so(
     [
         (lambda path: path.write_text("{"), "failed", "its annotation roi.geojson is not JSON"),
         (lambda path: None, "failed", "its annotation roi.geojson does not exist"),
-        (lambda path: path.write_text("[]"), "excluded", "holds no region with an area"),
+        (lambda path: path.write_text("[]"), "excluded", "has no region with an area"),
         (
             lambda path: annotate(path.parent, square(5000, 5000, 6000, 6000)),
             "excluded",
@@ -344,7 +344,7 @@ def test_an_annotation_counts_by_its_content_alone(folder, monkeypatch):
 
 
 def test_a_mask_from_elsewhere_is_the_tissue(folder):
-    """A third of the slide's size; and our own detection is not asked."""
+    """The mask has a third of the slide's size, and tissue detection is not used."""
     mask = np.zeros((400, 400), np.uint8)
     mask[64:160, 32:288] = 1
     Image.fromarray(mask).save(folder / "m.png")

@@ -1,4 +1,4 @@
-"""Ground truth: a picture, QuPath's regions and ImageScope's say the same of the same area."""
+"""Ground truths as a picture, QuPath regions and ImageScope regions agree on the same area."""
 
 import json
 from pathlib import Path

@@ -20,7 +20,7 @@ from tests.unit.tile_makers import slide_facts, tile_grid
 
 @pytest.fixture
 def cache(tmp_path) -> Cache:
-    """A sound cache with a product of each kind, under the key digest(kind)."""
+    """Return an intact cache with a product of each kind, under the key digest(kind)."""
     cache = Cache(tmp_path / "cache")
     coords = np.arange(40, dtype=np.int32).reshape(20, 2)
     with cache.publish("tiles", digest("tiles")) as path:
@@ -78,7 +78,7 @@ def test_a_store_of_another_key_is_found(cache):
 
 
 def test_no_flipped_bit_stops_the_search(cache):
-    """A wrong bit in a header reads as encryption or another version, not as a checksum."""
+    """A wrong bit in a header reads as encryption or another version, not as a wrong checksum."""
     path = cache.path("features", digest("features"))
     whole = path.read_bytes()
     data = open_store(path).chunks[0].offset
@@ -173,7 +173,7 @@ def test_many_readers_find_what_one_finds(cache):
 
 
 def identified(cache: Cache, **changes: object) -> Product:
-    """A store whose identity says what it holds, but for some changes of its attributes."""
+    """Write a store that matches its identity, except for some changed attributes."""
     coords = np.arange(40, dtype=np.int32).reshape(20, 2)
     identity = {
         "version": 2, "fingerprint": "f", "tiles": coords_digest(coords, (16, 16)), "encoder": "e",
@@ -287,7 +287,7 @@ def test_a_model_s_card_beside_the_manifest_does_not_confuse(cache, tmp_path):
 
 
 def test_a_folder_without_manifests_is_refused(cache, tmp_path):
-    """Else one wrong path would delete the whole cache."""
+    """Otherwise one wrong path would delete the whole cache."""
     keep = results(tmp_path / "results", "tiles", digest("tiles"))
     (tmp_path / "wrong").mkdir()
     with pytest.raises(UserError, match="has no entries files. Name the results folder"):
@@ -307,7 +307,7 @@ NAMES = {"tiles": "s1.parquet", "features": "s1.zarr.zip", "models": "r0f0"}
 
 
 def lose(cache: Cache, kind: Kind, results: Path) -> Path:
-    """Leave a product under its name in the results alone; where it stands."""
+    """Keep a product only under its name in the results, and return that path."""
     product, name = cache.path(kind, digest(kind)), results / NAMES[kind]
     results.mkdir()
     product.rename(name)

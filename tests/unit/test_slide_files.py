@@ -208,7 +208,7 @@ def test_a_vms_slide_without_its_optimisation_file_reads_the_same(tmp_path: Path
 
 @pytest.mark.parametrize("name", ["../a.jpg", "/etc/passwd", "b/../../a.jpg", r"..\a.jpg"])
 def test_an_index_that_leaves_its_folder_is_refused(tmp_path: Path, name: str) -> None:
-    """OpenSlide follows such a link."""
+    """OpenSlide would read such a file."""
     (tmp_path / "inside").mkdir()
     write_vms(tmp_path / "a.vms", PICTURE)
     path = write_vms(tmp_path / "inside" / "a.vms", PICTURE)

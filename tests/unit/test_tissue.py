@@ -65,7 +65,7 @@ def section(colour: tuple[int, int, int], *, dark: bool = False) -> tuple[np.nda
 
 
 def with_bubbles(image: np.ndarray) -> np.ndarray:
-    """Draw air under the cover slip: dark, faintly coloured rims, one bright inside, grey between."""
+    """Draw air under the cover slip: dark, coloured rims, a bright one inside, grey between."""
     for x, y, radius in ((60, 50, 28), (150, 90, 40), (250, 160, 30), (40, 165, 22)):
         inside = np.zeros(image.shape[:2], np.uint8)
         cv2.circle(inside, (x, y), radius, 1, -1)

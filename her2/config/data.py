@@ -144,7 +144,7 @@ class PatchesSection(Section):
         "these data sets as published"
     )
     path: Path = Field(
-        description="the folder, or the .csv, whose relative paths start in its folder"
+        description="the folder, or the .csv; paths in it are relative to its folder"
     )
     classes: Annotated[dict[ClassName, list[str]], *Ordered] | None = Field(
         None,

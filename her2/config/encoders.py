@@ -172,7 +172,7 @@ class EncoderSection(Section):
 
 
 class EmbeddingSection(Section):
-    """How stage 1 runs; only `max_failed_tiles` changes the results."""
+    """Options of embedding, of which only `max_failed_tiles` changes the results."""
 
     batch_size: Count = Field(
         64,

@@ -56,7 +56,8 @@ class TrainingSection(Section):
         1e-3, description="weight decay of the optimiser"
     )
     steps_per_epoch: Count | None = Field(
-        None, description="batches per epoch; default: as many slides as the training set has"
+        None,
+        description="batches per epoch; default: enough for as many slides as the training set has",
     )
     balance: Literal["sampling", "loss", "slides", "none"] = Field(
         "sampling",
@@ -87,7 +88,8 @@ class FoldsSection(Section):
     """Cross-validation, or the manifest's fixed split."""
 
     number: Annotated[int, Field(ge=2)] = Field(
-        5, description="folds per repeat; with `sites: leave_one_out`, the number of sites"
+        5,
+        description="folds per repeat; with `sites: leave_one_out`, it must be the number of sites",
     )
     repeats: Count = Field(1, description="complete cross-validations, each with its own seed")
     tune: Annotated[float, Field(gt=0, lt=0.5)] = Field(

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from her2.core.errors import SlideError
 
 _HEAD_BYTES = 1 << 16
-"""OpenSlide reads no longer Hamamatsu index, and a DICOM file's UIDs lie within it."""
+"""OpenSlide rejects longer Hamamatsu indexes, and a DICOM file's UIDs lie within these bytes."""
 
 _SERIES_UID = re.compile(rb"\x20\x00\x0d\x00UI..[\d.]+[\0 ]?\x20\x00\x0e\x00UI(..)", re.DOTALL)
 """DICOM's Series Instance UID (0020,000E) up to its length, in explicit little endian, as OpenSlide

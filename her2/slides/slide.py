@@ -73,7 +73,7 @@ class Slide:
 
     @property
     def reader(self) -> str:
-        """Name of the current decoder, see `decode_directly`."""
+        """Return the name of the current decoder, see `decode_directly`."""
         return self._opened.reader if self._decoder is None else self._decoder.reader
 
     def scale(self, manifest_mpp: float | None = None) -> Scale:

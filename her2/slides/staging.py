@@ -28,7 +28,7 @@ RESERVE_BYTES = 256 << 20
 
 
 class Stager:
-    """Opener of a job's slides in order, each from a copy if there is room for one."""
+    """The slides of a job, opened in order, each from a local copy if there is room for one."""
 
     def __init__(self, folder: Path, paths: Sequence[Path]) -> None:
         self._folder = folder

@@ -1,13 +1,13 @@
-"""Write envs/her2.yaml, the conda environment, from envs/lock.txt: one set of pins for both.
+"""Write envs/her2.yaml, the conda environment, from envs/lock.txt, so that both have the same pins.
 
-conda-forge gives Python and pip; everything else is the lock, line for line, in the `pip:` section
-(inline, because Snakemake copies the file elsewhere, where a relative path points to nothing).
+Python and pip come from conda-forge. The `pip:` section repeats the lock file line by line, because
+Snakemake copies the environment file elsewhere, where a relative path to the lock would break.
 """
 
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PYTHON_VERSION = "3.11"  # the oldest that pyproject.toml allows and the one CI tests with
+PYTHON_VERSION = "3.11"  # the oldest that pyproject.toml allows, and the one that CI tests
 
 HEAD = f"""\
 # Made by `make lock` from envs/lock.txt; change pyproject.toml, not this file.

@@ -1,1 +1,1 @@
-"""Which slides there are, who they belong to, and how patients are split into folds."""
+"""The cohort: the manifest of slides and patients, its checks, and the folds."""

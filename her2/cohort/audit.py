@@ -1,7 +1,7 @@
-"""After tile: the checks that need every slide at once, and one table of the whole cohort.
+"""After tiling: the checks that need all slides at once, and the table of the whole cohort.
 
-Two jobs, because a site or a scanner that changes in the manifest must change the table and
-nothing else, while everything in stage 2 waits for the checks.
+They are two jobs, because a site or scanner that changes in the manifest must change the table
+only, while everything in stage 2 depends on the checks.
 """
 
 from collections import defaultdict
@@ -20,21 +20,22 @@ from her2.storage.entries import TileEntry, check_excluded, read_all_entries
 TABLE_NAME = "slides.parquet"
 
 Entries = Mapping[str, Mapping[str, TileEntry]]
-"""Grid -> slide -> what tiling found."""
+"""Grid -> slide -> entry."""
 
 
 def audit_cohort(spec: AuditSpec, cohort: Cohort, tiles: Path, output: Path) -> pl.DataFrame:
-    """Check the slides against each other, and write who they are.
+    """Check the slides against each other, and write their patients, fingerprints and labels.
 
     Args:
         spec: the job.
         cohort: the manifest.
-        tiles: the folder of the grids' folders of entries.
-        output: `slide_id, patient_id, fingerprint` and the labels, one row a slide (Parquet): what
-            later checks ask for, and nothing that could change without need.
+        tiles: folder with a folder of entries files per grid.
+        output: table of `slide_id, patient_id, fingerprint` and the labels, one row per slide
+            (Parquet). It has only what later checks need, so that it does not change needlessly.
 
     Raises:
-        UserError: two slides are one file, or more are unusable than `cohort.max_excluded`.
+        UserError: two slides have the same content, or more slides are unusable than
+            `cohort.max_excluded` allows.
     """
     entries = _entries(tiles, spec.grids, spec.buckets)
     for grid, found in entries.items():
@@ -67,14 +68,14 @@ def audit_cohort(spec: AuditSpec, cohort: Cohort, tiles: Path, output: Path) -> 
 
 
 def tabulate_cohort(spec: CohortSpec, cohort: Cohort, tiles: Path, output: Path) -> pl.DataFrame:
-    """Write `slides.parquet` and `slides.csv`, one row a slide and grid.
+    """Write `slides.parquet` and `slides.csv`, one row per slide and grid.
 
-    Its columns are the manifest's, then what tiling found.
+    The columns are the manifest's, then the entry's.
 
     Args:
         spec: the job.
         cohort: the manifest.
-        tiles: the folder of the grids' folders of manifests.
+        tiles: folder with a folder of entries files per grid.
         output: folder of the tables.
     """
     entries = _entries(tiles, spec.grids, spec.buckets)
@@ -106,22 +107,22 @@ def _check_duplicates(found: Mapping[str, TileEntry]) -> None:
     for name, entry in sorted(found.items()):
         if entry.facts:
             owners[entry.facts.fingerprint].append(name)
-    twice = [names for names in owners.values() if len(names) > 1]
-    if twice:
+    repeated = [names for names in owners.values() if len(names) > 1]
+    if repeated:
         raise problem_list(
-            "slides with the same content under different ids; keep one row of each "
-            "(a slide in two folds would leak)",
-            [" = ".join(names) for names in twice],
+            "slides with the same content under different ids; keep one row of each, because a "
+            "slide in two folds leaks",
+            [" = ".join(names) for names in repeated],
         )
 
 
 def read_cohort_table(folder: Path) -> pl.DataFrame:
-    """Read what `tabulate_cohort` wrote.
+    """Read the cohort's table.
 
     Raises:
-        UserError: it is not there.
+        UserError: the table does not exist.
     """
     path = folder / TABLE_NAME
     if not path.exists():
-        raise UserError(f"{path}: is missing; run `snakemake` up to the cohort's table.")
+        raise UserError(f"{path}: does not exist. Run `snakemake` up to the cohort's table.")
     return pl.read_parquet(path)

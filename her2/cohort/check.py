@@ -1,4 +1,4 @@
-"""Before every stage: open every slide, annotation and mask of a cohort once."""
+"""Before every stage: a check that every slide, annotation and mask can be read."""
 
 from collections import defaultdict
 from collections.abc import Collection
@@ -20,9 +20,8 @@ def check_files(
         classes: the config's `tiling.annotation_classes`.
 
     Raises:
-        UserError: naming the slides whose files are missing, unreadable, or the same file twice.
+        UserError: files are missing, unreadable or duplicates; the message names their slides.
     """
-
     problems, owners = [], defaultdict(list)
     for row in cohort.rows:
         try:
@@ -42,7 +41,7 @@ def check_files(
 def _check_sources(
     cohort: Cohort, row: SlideRow, tissue_masks: Path | None, classes: Collection[str]
 ) -> None:
-    """Raise a SlideError for an annotation or mask that tiling could not use."""
+    """Raise a SlideError for an annotation or mask that tiling cannot use."""
     annotation, mask = cohort.annotation_file(row), cohort.mask_file(row, tissue_masks)
     if annotation is not None:
         from her2.slides.annotations import chosen_regions, read_regions

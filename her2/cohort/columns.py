@@ -1,10 +1,10 @@
-"""The columns of the manifest: what a cell may hold, and which jobs depend on it.
+"""The columns of the manifest: legal values of a cell, and the jobs that depend on it.
 
 A column is declared once, in `COLUMNS`. The manifest's reader, the plan (which jobs run again when
-a cell changes), the cohort's table and the controls take it from there. Labels are not declared:
-the config's tasks name their columns.
+a cell changes), the cohort's table and the controls take it from there. Label columns are not
+declared, because the config's tasks name them.
 
-Read at parse time by every Snakemake job, so nothing heavy is imported here.
+Every Snakemake job imports this module when it parses the workflow, so it imports nothing heavy.
 """
 
 import math
@@ -18,13 +18,13 @@ from her2.core.types import MPP_RANGE
 
 Value = str | float | None
 Job = Literal["tile", "embed", "audit", "cohort", "folds"]
-"""Jobs whose specs digest rows of the manifest. `cohort` writes the table of all slides, which the
-controls and the report read."""
+"""Jobs whose specs digest rows of the manifest. `cohort` writes the table of all slides for the
+controls and the report."""
 
 MISSING = frozenset({"", "na", "n/a", "nan", "none", "null"})
-"""Cells (in any case) that mean: no value."""
+"""Cells (in any case) that mean a missing value."""
 MAX_ID_LENGTH = 128
-"""Ids become file names, which most file systems end at 255 bytes."""
+"""Ids become file names, which most file systems limit to 255 bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,16 +32,16 @@ class Column:
     """One column of the manifest.
 
     Attributes:
-        name: in the header.
-        parse: cell, without spaces around it -> value, None for no value. It raises ValueError with
-            what is wrong and what would be legal.
-        read_by: the jobs that depend on it.
-        required: the header has to hold it.
-        in_table: it is a column of the cohort's table (`cohort/slides.parquet`).
-        covariate: the controls predict the labels from it (and from the other covariates); it has
-            to be in the table, and `parse` has to give numbers for a number.
-        subgroup: figures are also given for the patients of each of its values.
-        label: what the report calls it.
+        name: name in the header.
+        parse: stripped cell -> value, or None for a missing value. Raises a ValueError that says
+            what is wrong and what is legal.
+        read_by: jobs that depend on the column.
+        required: True if every manifest must have the column.
+        in_table: True if the column is in the cohort's table (`cohort/slides.parquet`).
+        covariate: set if the controls predict the labels from it (and the other covariates). It
+            must be in the table, and for "number", `parse` must return numbers.
+        subgroup: True if metrics are also given for the patients of each of its values.
+        label: name in the report.
     """
 
     name: str
@@ -54,22 +54,24 @@ class Column:
     label: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse a declaration that the controls could not follow."""
+        """Refuse a declaration that the controls cannot use."""
         if (self.covariate or self.subgroup) and not (self.in_table and self.label):
             raise ValueError(f"column {self.name!r}: controls need `in_table` and a `label`")
         if self.in_table and "cohort" not in self.read_by:
-            raise ValueError(f"column {self.name!r}: is in the table, which the job `cohort` makes")
+            raise ValueError(
+                f"column {self.name!r}: `in_table` needs the job `cohort` in `read_by`"
+            )
         if self.subgroup and self.covariate == "number":
-            raise ValueError(f"column {self.name!r}: a number has no subgroups")
+            raise ValueError(f"column {self.name!r}: a number cannot be a `subgroup`")
 
 
 def text(cell: str) -> str | None:
-    """Any text."""
+    """Parse any text."""
     return None if cell.lower() in MISSING else cell
 
 
 def number(cell: str) -> float | None:
-    """A finite number."""
+    """Parse a finite number."""
     if cell.lower() in MISSING:
         return None
     try:
@@ -77,29 +79,29 @@ def number(cell: str) -> float | None:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"{cell!r} is not a number; leave the cell empty where it is not known")
+        raise ValueError(f"{cell!r} is not a number; leave the cell empty if it is unknown")
     return value
 
 
 def identifier(cell: str) -> str:
-    """An id, which becomes the name of files."""
+    """Parse an id, which becomes part of file names."""
     if not re.fullmatch(NAME_PATTERN, cell) or len(cell) > MAX_ID_LENGTH:
         raise ValueError(
-            f"{cell!r} is not a legal id; use letters, digits, '.', '_' and '-', the first a "
-            f"letter or digit, {MAX_ID_LENGTH} at most"
+            f"{cell!r} is not a legal id; use at most {MAX_ID_LENGTH} letters, digits, '.', '_' "
+            "and '-', beginning with a letter or digit"
         )
     return cell
 
 
 def slide_file(cell: str) -> str:
-    """The path of a slide, which every row has."""
+    """Parse the path of a slide, which is required."""
     if not cell:
-        raise ValueError("is empty; name the slide's file")
+        raise ValueError("is empty; enter the path of the slide's file")
     return cell
 
 
 def scale(cell: str) -> float | None:
-    """um/px. NaN is not an empty cell here: somebody computed it, and it is wrong."""
+    """Parse a um/px. NaN is an error here, as it comes from a wrong computation."""
     if cell.lower() in MISSING - {"nan"}:
         return None
     try:
@@ -109,8 +111,8 @@ def scale(cell: str) -> float | None:
     low, high = MPP_RANGE
     if not low <= mpp <= high:
         raise ValueError(
-            f"{cell!r} is not a scale in um/px between {low} and {high}; leave the cell empty to "
-            "use the file's own"
+            f"{cell!r} is not a um/px between {low} and {high}; leave the cell empty to use the "
+            "file's own"
         )
     return mpp
 
@@ -127,7 +129,7 @@ COLUMNS = (
         name="patient_id", parse=identifier, read_by=("audit", "cohort", "folds"), required=True
     ),
     Column(name="mpp", parse=scale, read_by=("tile", "embed", "cohort")),
-    # The folds read the site or the split too, where the config says so: `Plan.folds_spec`.
+    # The folds also read the site or the split, depending on the config: `Plan.folds_spec`.
     Column(
         name="site",
         parse=text,
@@ -150,24 +152,24 @@ COLUMNS = (
     Column(name="annotation", parse=text, read_by=("tile", "cohort"), in_table=True),
     Column(name="mask", parse=text, read_by=("tile", "cohort"), in_table=True),
 )
-"""In the order of the cohort's table."""
+"""The columns, in the order of the cohort's table."""
 
 
 def required_columns() -> tuple[str, ...]:
-    """Names that every header holds."""
+    """Return the names of the columns that every manifest must have."""
     return tuple(column.name for column in COLUMNS if column.required)
 
 
 def columns_read_by(job: Job) -> tuple[str, ...]:
-    """Names of the columns that a job depends on."""
+    """Return the names of the columns that a job depends on."""
     return tuple(column.name for column in COLUMNS if job in column.read_by)
 
 
 def covariates(kind: Literal["number", "category"]) -> dict[str, str]:
-    """Name -> label of the columns that are covariates of a kind."""
+    """Return name -> label of the columns that are covariates of a kind."""
     return {column.name: column.label for column in COLUMNS if column.covariate == kind}
 
 
 def subgroups() -> dict[str, str]:
-    """Name -> label of the columns whose values make subgroups."""
+    """Return name -> label of the columns whose values define subgroups."""
     return {column.name: column.label for column in COLUMNS if column.subgroup}

@@ -1,7 +1,7 @@
-"""Stage 2, folds: patient-grouped, score-stratified cross-validation with an inner tune part.
+"""Stage 2, folds: patient-grouped, score-stratified cross-validation with an inner tuning set.
 
-Folds depend on the manifest and the seed alone: every encoder, head and grid is compared on the
-same ones, and a slide that turns out unusable is simply absent from its part.
+Folds depend only on the manifest and the seed, so all encoders, heads and grids are compared on the
+same folds. A slide that turns out unusable is simply missing from its set.
 """
 
 from collections.abc import Mapping
@@ -37,11 +37,11 @@ def make_folds(spec: FoldsSpec, cohort: Cohort, output: Path) -> pl.DataFrame:
 
     Returns:
         `slide_id, patient_id, label` (class index, null for unlabelled), `repeat, fold, role`:
-        one row a slide, repeat and fold. Slides without a label
-        have the role `predict`: every fold's model predicts them and no figure counts them.
+        one row per slide, repeat and fold. Slides without a label have the role `predict`: every
+        fold's model predicts them, and no metric counts them.
 
     Raises:
-        UserError: the patients do not suffice, or the column `split` or `site` does not fit.
+        UserError: there are too few patients, or the column `split` or `site` does not fit.
     """
     patients = {
         row.patient_id: index
@@ -79,21 +79,22 @@ def make_folds(spec: FoldsSpec, cohort: Cohort, output: Path) -> pl.DataFrame:
 
 
 def class_of(task: Task, labels: Mapping[str, str]) -> int | None:
-    """The class index of a row for a task; None where the label is missing or not of the task."""
+    """Return the class index of a row in a task; None if its label is missing or another."""
     value = labels.get(task.label)
     return None if value is None else task.class_index(value)
 
 
 def check_disjoint(table: pl.DataFrame) -> None:
-    """No patient is in two parts of a fold; asserted where folds are made and where used.
+    """Check that no patient has two roles in a fold, both when folds are made and when used.
 
     Raises:
-        UserError: naming the patients.
+        UserError: patients have several roles; the message names them.
     """
     crossing = crossing_patients(table)
     if len(crossing):
         raise problem_list(
-            "patients in more than one part of a fold",
+            "patients with more than one role in a fold; delete the table of folds and run "
+            "snakemake again",
             [
                 f"repeat {r['repeat']}, fold {r['fold']}: {r['patient_id']} in "
                 + " and ".join(r["role"])
@@ -103,7 +104,7 @@ def check_disjoint(table: pl.DataFrame) -> None:
 
 
 def crossing_patients(table: pl.DataFrame) -> pl.DataFrame:
-    """`repeat, fold, patient_id, role` (a list) of patients in more than one part of a fold."""
+    """Return `repeat, fold, patient_id, role` (a list) of patients with several roles in a fold."""
     return (
         table.filter(pl.col("role") != "predict")
         .group_by("repeat", "fold", "patient_id")
@@ -114,10 +115,10 @@ def crossing_patients(table: pl.DataFrame) -> pl.DataFrame:
 
 
 def _published_folds(spec: FoldsSpec, cohort: Cohort, output: Path) -> pl.DataFrame:
-    """Folds over labelled slides, neither stratified nor grouped, without a tune part.
+    """Write folds over labelled slides, neither stratified nor grouped, without a tuning set.
 
-    This is how arXiv 2411.05028 split. Slides of a patient fall on both sides; it exists to show
-    what that does to the figures.
+    arXiv 2411.05028 splits like this. Slides of one patient are in both the training and the test
+    set; the folds exist to show how that changes the metrics.
     """
     rows = [(row, class_of(spec.task, row.labels)) for row in cohort.rows]
     labelled = [(row, index) for row, index in rows if index is not None]
@@ -126,7 +127,7 @@ def _published_folds(spec: FoldsSpec, cohort: Cohort, output: Path) -> pl.DataFr
             f"folds.number {spec.folds} is more than the {len(labelled)} slides with a label of "
             f"{spec.task.label!r}; set it to {len(labelled)} or less."
         )
-    # Here, as every job of training and evaluation reads folds and few make them.
+    # Imported here, because it is slow and most jobs only read folds.
     from sklearn.model_selection import KFold
 
     records = []

@@ -1,7 +1,7 @@
-"""Before every stage: `slides.csv` -> `Cohort`, validated with all problems in one message.
+"""Before every stage: `slides.csv` -> `Cohort`, validated, with all problems in one message.
 
-Read at parse time by every Snakemake job, so this module uses csv and dataclasses only; a
-Parquet manifest imports pyarrow when it is met.
+Every Snakemake job imports this module when it parses the workflow, so it uses only csv and
+dataclasses. pyarrow is imported only for a Parquet manifest.
 """
 
 import csv
@@ -25,10 +25,10 @@ TRUTH_SUFFIXES = (*MASK_SUFFIXES, ".geojson", ".xml")
 
 @dataclass(frozen=True, slots=True)
 class SlideRow:
-    """One row of the manifest; optional values are None where the cell is empty.
+    """A row of the manifest; optional values are None if the cell is empty.
 
-    Fields are the columns that some code reads by name. `other` has the values of all further
-    columns that `her2.cohort.columns` declares, where they have one.
+    The fields are the columns that code reads by name. `other` has the values of all further
+    columns that `her2.cohort.columns` declares, without missing ones.
     """
 
     slide_id: str
@@ -44,7 +44,7 @@ class SlideRow:
     other: Mapping[str, Value] = field(default_factory=dict)
 
     def value(self, column: str) -> Value:
-        """The value of a declared column."""
+        """Return the value of a declared column."""
         value: Value = getattr(self, column) if column in FIELDS else self.other.get(column)
         return value
 
@@ -55,31 +55,31 @@ FIELDS = frozenset(one.name for one in fields(SlideRow)) - {"labels", "other"}
 
 @dataclass(frozen=True, slots=True)
 class Cohort:
-    """Validated slides, sorted by id (so the manifest's order changes nothing)."""
+    """Validated slides, sorted by id, so that the order of the manifest does not matter."""
 
     rows: tuple[SlideRow, ...]
     root: Path
 
     def file(self, row: SlideRow) -> Path:
-        """The slide's path: relative ones start at the cohort's root."""
+        """Return the slide's path; a relative one starts at the cohort's root."""
         return self.root / row.path
 
     def annotation_file(self, row: SlideRow) -> Path | None:
-        """The file of regions that the slide's tiles are restricted to."""
+        """Return the file of regions that the slide's tiles are restricted to, or None."""
         return None if row.annotation is None else self.root / row.annotation
 
     def mask_file(self, row: SlideRow, tissue_masks: Path | None = None) -> Path | None:
-        """The tissue mask from another program: the row's own, else that of `tissue_masks`."""
+        """Return the external tissue mask: the row's own, else that in `tissue_masks`, or None."""
         if row.mask is not None:
             return self.root / row.mask
         return None if tissue_masks is None else find_mask(tissue_masks, row.slide_id)
 
     @property
     def described(self) -> tuple[str, ...]:
-        """Columns that the cohort's table takes from the manifest.
+        """Return the columns that the cohort's table takes from the manifest.
 
-        Those that are no field of `SlideRow` are among them where some slide has a value, so that
-        declaring a column changes no table of a cohort that does not have it.
+        A column that is not a field of `SlideRow` is included only if a slide has a value, so that
+        declaring a new column does not change the table of a cohort without it.
         """
         used = {name for row in self.rows for name in row.other}
         return tuple(
@@ -89,10 +89,10 @@ class Cohort:
         )
 
     def digest(self, rows: Iterable[SlideRow], names: Iterable[str]) -> str:
-        """Digest of some columns (declared ones, or label columns) of some rows.
+        """Return the digest of some columns (declared or label columns) of some rows.
 
-        What is no field of `SlideRow` is digested by its name, and where it has a value alone: a
-        newly declared column leaves the digests of cohorts without it as they were.
+        A column that is not a field of `SlideRow` is digested with its name, and only if it has a
+        value, so that a newly declared column does not change the digests of cohorts without it.
         """
         ordered = sorted(names)
         further = {column.name for column in columns.COLUMNS} - FIELDS
@@ -109,12 +109,12 @@ class Cohort:
         return digest(records)
 
     def bucket(self, name: str) -> tuple[SlideRow, ...]:
-        """The slides of a bucket, see `bucket_names`."""
+        """Return the slides of a bucket, see `bucket_of`."""
         count = int(name.rsplit("-", 1)[1])
         return tuple(row for row in self.rows if bucket_of(row.slide_id, count) == name)
 
     def buckets(self, slides_per_bucket: int) -> dict[str, tuple[SlideRow, ...]]:
-        """Bucket name -> its slides; empty buckets are left out."""
+        """Return bucket name -> slides, without empty buckets."""
         count = bucket_count(len(self.rows), slides_per_bucket)
         found: dict[str, list[SlideRow]] = defaultdict(list)
         for row in self.rows:
@@ -123,12 +123,12 @@ class Cohort:
 
 
 def bucket_count(n_slides: int, slides_per_bucket: int) -> int:
-    """The power of two that gives about `slides_per_bucket` slides a bucket."""
+    """Return the power of two that gives about `slides_per_bucket` slides per bucket."""
     return 1 << max(0, math.ceil(math.log2(max(1, n_slides) / slides_per_bucket)))
 
 
 def bucket_of(slide_id: str, count: int) -> str:
-    """`INDEX-of-COUNT`, from a hash of the id: never the slide's position in the list."""
+    """Return `INDEX-of-COUNT`, where INDEX is a hash of the id, not the position in the list."""
     index = int.from_bytes(hashlib.sha256(slide_id.encode()).digest()[:4], "big") % count
     return f"{index:04d}-of-{count:04d}"
 
@@ -138,12 +138,12 @@ def read_cohort(slides: Path, *, root: Path | None = None, tasks: Mapping[str, T
 
     Args:
         slides: .csv (UTF-8, one header row) or .parquet.
-        root: where relative paths start; default: the manifest's folder.
-        tasks: whose label columns and classes must fit.
+        root: folder where relative paths start; default: the manifest's folder.
+        tasks: tasks whose label columns and classes the manifest must fit.
 
     Raises:
-        UserError: with every problem: row, column, value and the mend. Whether the files exist
-            is a separate question, see `missing_files`.
+        UserError: the manifest has problems; the message lists all of them with row, column, value
+            and fix. `missing_files` checks separately that the files exist.
     """
     rows, problems = _read_rows(slides, {task.label for task in tasks.values()})
     problems += _duplicates(rows) + _label_problems(rows, tasks)
@@ -151,23 +151,23 @@ def read_cohort(slides: Path, *, root: Path | None = None, tasks: Mapping[str, T
 
 
 def read_labels(slides: Path, *, root: Path | None = None, labels: Collection[str]) -> Cohort:
-    """Read a manifest as a job does: with some label columns, without judging their values.
+    """Read a manifest for a job: with some label columns, whose values are not checked.
 
     Raises:
-        UserError: with every problem of ids, paths and um/px.
+        UserError: ids, paths or um/px have problems; the message lists all of them.
     """
     rows, problems = _read_rows(slides, labels)
     return _cohort(slides, root, rows, problems + _duplicates(rows))
 
 
 def find_mask(folder: Path, slide_id: str) -> Path:
-    """`{slide_id}.png`, `.tif` or `.tiff` in a folder; the first where there is none."""
+    """Return `{slide_id}.png`, `.tif` or `.tiff` in a folder; the first if none exists."""
     names = [folder / f"{slide_id}{suffix}" for suffix in MASK_SUFFIXES]
     return next((path for path in names if path.exists()), names[0])
 
 
 def missing_files(cohort: Cohort, tissue_masks: Path | None = None) -> UserError | None:
-    """An error that names every slide whose file, annotation or mask is not there, or None."""
+    """Return an error that names every slide with a missing file, annotation or mask, or None."""
     problems, lacking = [], set()
     for row in cohort.rows:
         own = "column 'mask'" if row.mask is not None else "`cohort.tissue_masks`"
@@ -182,7 +182,7 @@ def missing_files(cohort: Cohort, tissue_masks: Path | None = None) -> UserError
     if not problems:
         return None
     return problem_list(
-        f"{len(lacking)} of {len(cohort.rows)} slides are missing a file; correct the paths, or "
+        f"files of {len(lacking)} of {len(cohort.rows)} slides do not exist; correct the paths, or "
         f"`cohort.root` (now {str(cohort.root)!r})",
         problems,
     )
@@ -192,14 +192,14 @@ def _read_rows(slides: Path, labels: Collection[str]) -> tuple[list[SlideRow], l
     header, records = _read_table(slides)
     required = (*columns.required_columns(), *sorted(labels))
     problems = [
-        f"column {name!r} is missing; required are {', '.join(required)}"
+        f"column {name!r} is missing; the required columns are {', '.join(required)}"
         for name in required
         if name not in header
     ]
     if problems:
         raise problem_list(f"{slides}: found columns {', '.join(header) or '(none)'}", problems)
     if not records:
-        raise UserError(f"{slides}: lists no slide; write one row a slide below the header.")
+        raise UserError(f"{slides}: lists no slides. Write one row per slide below the header.")
     rows = []
     for number, record in enumerate(records, start=2):
         row, wrong = _row(record, labels)
@@ -234,14 +234,14 @@ def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
             for record in reader:
                 if None in record:
                     raise UserError(
-                        f"{path}: row {reader.line_num} has more cells than the header; quote "
-                        "values that hold a comma."
+                        f"{path}: row {reader.line_num} has more cells than the header. Put values "
+                        "with a comma in quotes."
                     )
                 records.append(dict(record))
             return header, records
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read ({error.strerror}); see `cohort.slides`."
+            f"{path}: cannot be read ({error.strerror}). Check `cohort.slides` in the config."
         ) from None
     except (UnicodeDecodeError, csv.Error, ValueError) as error:
         raise UserError(f"{path}: is not a readable table: {error}") from None
@@ -270,14 +270,14 @@ def _row(record: Mapping[str, str], labels: Collection[str]) -> tuple[SlideRow, 
 
 
 def _duplicates(rows: list[SlideRow]) -> list[str]:
-    """Ids that differ in case only would be one file on some filesystems."""
+    """Find duplicate ids, ignoring case because some file systems do."""
     numbers: dict[str, list[int]] = defaultdict(list)
     for number, row in enumerate(rows, start=2):
         numbers[row.slide_id.lower()].append(number)
     return [
         f"rows {', '.join(map(str, found))}, column 'slide_id': "
         f"{rows[found[0] - 2].slide_id!r} is used {len(found)} times; ids must be unique "
-        "(capitals do not count)"
+        "(ignoring case)"
         for found in numbers.values()
         if len(found) > 1
     ]
@@ -301,13 +301,13 @@ def _label_problems(rows: list[SlideRow], tasks: Mapping[str, Task]) -> list[str
             by_patient[row.patient_id].setdefault(value, number)
             if value not in legal:
                 problems.append(
-                    f"row {number}, column {column!r}: {value!r} is in no task's classes; legal: "
-                    f"{', '.join(sorted(legal))}, or empty for unknown"
+                    f"row {number}, column {column!r}: {value!r} is in no task's classes; "
+                    f"use {', '.join(sorted(legal))}, or leave the cell empty if unknown"
                 )
         problems += [
             f"patient {patient!r}, column {column!r}: has "
             + " and ".join(f"{value!r} (row {number})" for value, number in found.items())
-            + "; a patient has one label, or give the lesions ids of their own"
+            + "; give all slides of a patient one label, or each lesion its own patient id"
             for patient, found in by_patient.items()
             if len(found) > 1
         ]

@@ -1,23 +1,24 @@
 """Stage 2, before training: slides of different patients that show the same tissue.
 
-The cohort's audit finds the same file under two names. A copy that was saved again (another
-compression, another format) has other bytes, so it is looked for here, in each encoder's features:
+The cohort's audit finds the same file under two names. A copy that was saved again (with another
+compression or format) has different bytes, so each encoder's features are searched for it:
 
-1. mean embedding of a slide, each feature standardised over the cohort's tiles; for every slide
-   the `NEIGHBOURS` nearest of other patients by cosine are candidates;
-2. of a candidate pair, up to `PROBES` tiles of the smaller slide are looked up among all tiles of
-   the other: the nearest by cosine. Of the same tissue, the nearest lies where the tile itself
-   lies, so the shifts from tile to nearest agree; of other tissue they scatter. With a the largest
-   share of probes whose shifts agree to a tile, and c the share of all pairs (probe, tile) with
-   such a shift,
+1. Each slide has a mean embedding, with each feature standardised over the cohort's tiles. For
+   every slide, the `NEIGHBOURS` nearest slides of other patients by cosine are candidates.
+2. For a candidate pair, up to `PROBES` tiles of the smaller slide are matched to their nearest tile
+   of the other slide by cosine. If the tissue is the same, the nearest tile is at the same place,
+   so the shifts from probe to match agree; otherwise they scatter. With a the largest share of
+   probes whose shifts agree within a tile, and c the share of all pairs (probe, tile) with such a
+   shift,
 
     shared = max(0, (a - c) / (1 - c))          1: the same tissue, about 0: chance
 
-No threshold on features is needed, which would differ between encoders. A pair above
-`folds.max_shared_tiles` stops the run. Turned or mirrored copies are not found, and copies whose
-grid is shifted by a part of a tile only by encoders that a shift hardly moves. On the demo's
-slides, pairs of different patients share 0.17 at most (all 1,770 of them), a slide and its
-copy at JPEG quality 90 to 50 share 0.75 to 1.0, and at a grid shifted by a quarter tile 0.1 to 0.2.
+This needs no threshold on features, which would differ between encoders. A pair above
+`folds.max_shared_tiles` stops the run. Rotated or mirrored copies are not found. Copies whose grid
+is shifted by part of a tile are found only with encoders that are nearly invariant to a shift. On
+the demo's slides, pairs of different patients share at most 0.17 (all 1,770 of them). A slide and
+its copy share 0.75 to 1.0 at JPEG quality 90 to 50, and 0.1 to 0.2 with a grid shifted by a quarter
+of a tile.
 
 The vote over shifts is that of geometric verification in image retrieval: Lowe, Distinctive image
 features from scale-invariant keypoints, IJCV 60, 2004, section 7.3.
@@ -43,23 +44,24 @@ from her2.storage.products import find_product
 log = logging.getLogger(__name__)
 
 SAMPLE = 256
-"""Tiles of a slide that its mean embedding is taken from, evenly spaced."""
+"""Number of evenly spaced tiles that a slide's mean embedding is computed from."""
 NEIGHBOURS = 5
 PROBES = 64
 LEAST_PROBES = 36
-"""Slides of fewer tiles are too small for their shifts to say anything: of random slides of 16
-tiles one pair in a hundred shares half of them by chance, of 36 none in 435 more than 0.3."""
+"""Slides with fewer tiles are too small for the shifts to be informative: of random slides of 16
+tiles, one pair in a hundred shares half of them by chance; of 36 tiles, none of 435 pairs shares
+more than 0.3."""
 SUSPICIOUS = 0.5
-"""`shared` above which the report says a pair aloud, whatever the config allows."""
+"""`shared` above which the report warns of a pair, whatever the config allows."""
 SHOWN = 20
-"""Pairs in the table, the most similar first."""
+"""Number of pairs in the table, the most similar first."""
 
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class Tissue:
-    """A slide's features, and where its tiles lie, in sides of a tile (n, 2)."""
+    """A slide's features, and the positions of its tiles (n, 2) in tile sides."""
 
     slide_id: str
     patient_id: str
@@ -69,9 +71,9 @@ class Tissue:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two slides of different patients; `cosine` of mean embeddings, `shared` in [0, 1].
+    """Two slides of different patients: `cosine` of mean embeddings, `shared` in [0, 1].
 
-    `shared` is None where a slide is too small to tell.
+    `shared` is None if a slide is too small to tell.
     """
 
     slide_a: str
@@ -90,12 +92,12 @@ def find_similar(
     Args:
         spec: the job.
         cohort: the audit's table, one row per slide, for the patients.
-        cache: holds the stores.
+        cache: the cache with the feature stores.
         features: the encoder's folder of feature entries.
         output: the table.
 
     Raises:
-        UserError: naming the pairs that share more tiles than `folds.max_shared_tiles`.
+        UserError: pairs share more tiles than `folds.max_shared_tiles`; the message names them.
     """
     patients = dict(pl.read_parquet(cohort, columns=["slide_id", "patient_id"]).iter_rows())
     entries = read_all_entries(features, spec.buckets, FeatureEntry)
@@ -110,9 +112,9 @@ def find_similar(
     if found:
         raise problem_list(
             f"{features.name}: slides of different patients show the same tissue by their features "
-            f"(more than folds.max_shared_tiles {spec.max_shared_tiles:g} of the tiles); one of "
-            "each pair would be in another fold than its copy. Keep one row, give both the same "
-            "patient_id, or raise the limit if you have looked at them and they differ",
+            f"(more than folds.max_shared_tiles {spec.max_shared_tiles:g} of the tiles), so a "
+            "slide and its copy could be in different folds. Remove one row, give both the same "
+            "patient_id, or raise the limit if you have looked at the slides and they differ",
             [
                 f"{p.slide_a} ({p.patient_a}) and {p.slide_b} ({p.patient_b}): {p.shared:.0%} of "
                 f"tiles, cosine of the means {p.cosine:.3f}"
@@ -127,13 +129,15 @@ def find_similar(
 
 
 def similar_pairs(slides: Sequence[Tissue]) -> list[Pair]:
-    """Candidates, the one that shares most first."""
+    """Return the candidate pairs, sorted by the share of shared tiles, the largest first."""
     if len(slides) < 2:
         return []
     means, mean, std = _mean_embeddings([slide.store for slide in slides])
     owners = np.array([slide.patient_id for slide in slides])
     found = {}
-    for index, row in enumerate(means):  # row by row: all pairs of 20,000 slides are 1.6 GB
+    for index, row in enumerate(
+        means
+    ):  # row by row, because all pairs of 20,000 slides take 1.6 GB
         cosine = means @ row
         cosine[owners == owners[index]] = -np.inf
         for other in np.argsort(-cosine)[:NEIGHBOURS]:
@@ -154,7 +158,7 @@ def similar_pairs(slides: Sequence[Tissue]) -> list[Pair]:
 
 
 def shared_tiles(a: Tissue, b: Tissue, mean: Floats, std: Floats) -> float | None:
-    """Share of the smaller slide's probes that have their place in the other, beyond chance."""
+    """Return the chance-corrected share of the smaller slide's probes that match the other."""
     small, large = (a, b) if len(a.store) <= len(b.store) else (b, a)
     rows = _spaced(len(small.store), PROBES)
     if len(rows) < LEAST_PROBES:
@@ -180,7 +184,7 @@ def shared_tiles(a: Tissue, b: Tissue, mean: Floats, std: Floats) -> float | Non
 
 
 def _mean_embeddings(stores: Sequence[FeatureStore]) -> tuple[Floats, Floats, Floats]:
-    """Standardised mean embeddings of unit length (s, d); mean and deviation of tiles (d,)."""
+    """Return standardised unit mean embeddings (s, d), and the tiles' mean and deviation (d,)."""
     means, squares = [], []
     for store in stores:
         rows = store.gather(_spaced(len(store), SAMPLE)).astype(np.float64)

@@ -1,10 +1,10 @@
-"""Stage 2, folds: who is tested, tuned on and trained on, by patient.
+"""Stage 2, folds: each patient's role (train, tune or test).
 
-Sites: `stratified` spreads the patients of each score and site evenly over the test parts;
-`preserved` and `leave_one_out` keep a site in one test part, so that a model is tested on sites it
-never saw. Source: Howard et al., The impact of site-specific digital histology signatures on deep
-learning model accuracy and bias, Nature Communications 12, 2021 (whose quadratic programme is here
-scikit-learn's StratifiedGroupKFold).
+Sites: `stratified` spreads the patients of each score and site evenly over the test sets;
+`preserved` and `leave_one_out` keep each site in one test set, so that a model is tested on unseen
+sites. Source: Howard et al., The impact of site-specific digital histology signatures on deep
+learning model accuracy and bias, Nature Communications 12, 2021 (scikit-learn's
+StratifiedGroupKFold replaces its quadratic programme).
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,23 +34,23 @@ def assign_roles(
     sites: Mapping[str, str] | None = None,
     scheme: Sites = "ignored",
 ) -> Roles:
-    """(repeat, fold) -> patient -> train, tune or test.
+    """Return (repeat, fold) -> patient -> train, tune or test.
 
-    Each patient is in the test part of exactly one fold of a repeat. The tune part is a
-    stratified share of the others.
+    Each patient is in the test set of exactly one fold per repeat. The tuning set is a stratified
+    share of the others.
 
     Args:
         patients: patient -> class index.
-        task: names the classes in errors.
-        folds: test parts a repeat.
-        repeats: whole cross-validations.
-        tune: share of the non-test patients.
-        seed: of repeat 0; repeat r uses its own stream.
-        sites: patient -> site, for the schemes that look at sites.
-        scheme: what is done about sites.
+        task: task whose classes errors name.
+        folds: number of test sets per repeat.
+        repeats: number of complete cross-validations.
+        tune: share of the non-test patients in the tuning set.
+        seed: random seed; each repeat has its own stream.
+        sites: patient -> site, for the schemes that use sites.
+        scheme: how sites are handled.
 
     Raises:
-        UserError: the patients do not suffice: says for what, and what would work.
+        UserError: there are too few patients; the message says for what, and what would work.
     """
     names = np.array(sorted(patients))
     labels = np.array([patients[name] for name in names], int)
@@ -62,12 +62,12 @@ def assign_roles(
     result: Roles = {}
     for repeat in range(repeats):
         state = np.random.SeedSequence([seed, repeat]).generate_state(2)
-        tests = _test_parts(labels, places, folds, scheme, int(state[0]))
+        tests = _draw_test_sets(labels, places, folds, scheme, int(state[0]))
         for fold, test in enumerate(tests):
             rest = np.setdiff1d(np.arange(len(names)), test)
             if scheme in ("preserved", "leave_one_out"):
                 _check_rest(labels, places, rest, test, task, scheme)
-            inner = _tune_part(labels[rest], tune, int(state[1]) ^ fold)
+            inner = _draw_tuning_set(labels[rest], tune, int(state[1]) ^ fold)
             roles = dict.fromkeys(names[test].tolist(), "test")
             roles |= dict.fromkeys(names[rest[~inner]].tolist(), "train")
             roles |= dict.fromkeys(names[rest[inner]].tolist(), "tune")
@@ -76,24 +76,24 @@ def assign_roles(
 
 
 def patient_sites(rows: Sequence[SlideRow], scheme: Sites) -> dict[str, str]:
-    """Patient -> site, of the labelled rows.
+    """Return patient -> site for the labelled rows.
 
     Raises:
-        UserError: a site must be kept together, and a patient has none or two.
+        UserError: sites must be kept together, and a patient has none or several.
     """
     found: dict[str, set[str]] = {}
     for row in rows:
         found.setdefault(row.patient_id, set()).update({row.site} if row.site else set())
     if scheme in ("preserved", "leave_one_out"):
         problems = [
-            f"patient {name}: " + (f"is of {' and '.join(sorted(of))}" if of else "has no site")
+            f"patient {name}: " + (f"has sites {' and '.join(sorted(of))}" if of else "has no site")
             for name, of in sorted(found.items())
             if len(of) != 1
         ]
         if problems:
             raise problem_list(
-                f"folds.sites {scheme} needs one site for each patient; fill the column 'site', "
-                "or use `sites: stratified` or ignored",
+                f"folds.sites {scheme} needs exactly one site per patient; fill the manifest's "
+                "column 'site', or set `folds.sites` to stratified or ignored",
                 problems,
             )
     return {name: "+".join(sorted(of)) for name, of in found.items()}
@@ -102,17 +102,18 @@ def patient_sites(rows: Sequence[SlideRow], scheme: Sites) -> dict[str, str]:
 def fixed_roles(
     rows: Sequence[SlideRow], patients: Mapping[str, int], task: Task, *, tune: float, seed: int
 ) -> Roles:
-    """The manifest's column `split`, as the one fold of one repeat.
+    """Return the manifest's column `split` as the only fold of one repeat.
 
     Args:
         rows: the labelled slides.
         patients: patient -> class index.
-        task: names the classes in errors.
-        tune: share of the train patients that is taken for tuning where the column names none.
-        seed: of that.
+        task: task whose classes errors name.
+        tune: share of the training patients that becomes the tuning set if the column names none.
+        seed: random seed of that draw.
 
     Raises:
-        UserError: a value is not legal or missing, a patient is on two sides, a part lacks a class.
+        UserError: a value is missing or illegal, a patient has several roles, or a class is missing
+            from a set.
     """
     found: dict[str, set[str]] = {}
     problems = []
@@ -130,9 +131,9 @@ def fixed_roles(
     ]
     if problems:
         raise problem_list(
-            "the manifest's column 'split' is used as it stands (folds.split): each labelled "
-            f"slide needs one of {', '.join(SPLITS)}, the same for all slides of a patient; mend "
-            "it, or set `folds.split: ignore` for cross-validation",
+            "the manifest's column 'split' defines the split (folds.split: use), so each labelled "
+            f"slide needs one of {', '.join(SPLITS)}, the same for all slides of a patient; fix "
+            "the column, or set `folds.split: ignore` for cross-validation",
             problems,
         )
     roles = {name: parts.pop() for name, parts in found.items()}
@@ -140,16 +141,18 @@ def fixed_roles(
         train = np.array(sorted(name for name, role in roles.items() if role == "train"))
         labels = np.array([patients[name] for name in train], int)
         _check_split(roles, patients, task, least=2)
-        chosen = _tune_part(labels, tune, int(np.random.SeedSequence(seed).generate_state(1)[0]))
+        chosen = _draw_tuning_set(
+            labels, tune, int(np.random.SeedSequence(seed).generate_state(1)[0])
+        )
         roles |= dict.fromkeys(train[chosen].tolist(), "tune")
     _check_split(roles, patients, task, least=1)
     return {(0, 0): roles}
 
 
-def _test_parts(
+def _draw_test_sets(
     labels: np.ndarray, sites: np.ndarray, folds: int, scheme: Sites, seed: int
 ) -> list[np.ndarray]:
-    """Indices of the patients of each test part."""
+    """Return the indices of the patients in each test set."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold  # slow to import
 
     everyone = np.arange(len(labels))
@@ -161,14 +164,14 @@ def _test_parts(
         return [test for _, test in grouped.split(everyone, labels, groups=sites)]
     if scheme == "leave_one_out":
         return [everyone[sites == site] for site in np.unique(sites)]
-    # Dealt out like cards, sorted by class and site: every run of one kind is spread evenly.
+    # Sorted by class and site, patients are dealt to the folds in turn: each kind spreads evenly.
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     dealt = shuffled[np.lexsort((sites[shuffled], labels[shuffled]))]
     return [np.sort(dealt[fold::folds]) for fold in range(folds)]
 
 
-def _tune_part(labels: np.ndarray, tune: float, seed: int) -> np.ndarray:
-    """Bool (n,): each class gives its share, at least one patient, and keeps at least one."""
+def _draw_tuning_set(labels: np.ndarray, tune: float, seed: int) -> np.ndarray:
+    """Draw the tuning set, bool (n,): a share of each class, at least one and never all."""
     generator = np.random.default_rng(seed)
     chosen = np.zeros(len(labels), bool)
     for label in np.unique(labels):
@@ -182,21 +185,22 @@ def _check_counts(labels: np.ndarray, task: Task, folds: int) -> None:
     counts = {
         name: int(np.count_nonzero(labels == index)) for index, name in enumerate(task.class_names)
     }
-    # One patient a fold for the test part, and beside the fullest one two for train and tune.
+    # One patient per fold for testing, and besides the largest test set two to train and tune on.
     least = max(folds, 4 if folds == 2 else 3)
     scarce = {name: count for name, count in counts.items() if count < least}
     if not scarce:
         return
     smallest = min(counts.values())
-    mend = (
-        f"set folds.number to {smallest}, or merge classes in `tasks`"
+    fix = (
+        f"Set folds.number to {smallest}, or merge classes in `tasks`"
         if smallest >= 3
-        else "merge classes in `tasks`, or add patients (three a class are the least)"
+        else "Merge classes in `tasks`, or add patients (at least three per class)"
     )
     raise UserError(
-        f"folds.number {folds} needs {least} patients in each class of {task.label!r}; too few in "
+        f"folds.number {folds} needs {least} patients in each class of {task.label!r}; there are "
+        "too few in "
         + ", ".join(f"{name!r} ({count})" for name, count in scarce.items())
-        + f": {mend}."
+        + f". {fix}."
     )
 
 
@@ -205,11 +209,11 @@ def _check_sites(sites: np.ndarray, task: Task, folds: int, scheme: Sites) -> No
     enough = len(names) == folds if scheme == "leave_one_out" else len(names) >= folds
     if enough and len(names) > 1:
         return
-    mend = f"set folds.number to {len(names)}, or " if len(names) > 1 else ""
+    fix = f"Set folds.number to {len(names)}, or use" if len(names) > 1 else "Use"
     raise UserError(
-        f"folds.number {folds} with `sites: {scheme}`: the patients with a label of {task.label!r} "
-        f"are of {len(names)} site{'s' * (len(names) != 1)} ({', '.join(names)}); {mend}use "
-        "`sites: stratified`."
+        f"folds.number {folds} with folds.sites {scheme}: the patients with a label of "
+        f"{task.label!r} come from {len(names)} site{'s' * (len(names) != 1)} "
+        f"({', '.join(names)}). {fix} `folds.sites: stratified`."
     )
 
 
@@ -221,19 +225,17 @@ def _check_rest(
     task: Task,
     scheme: Sites,
 ) -> None:
-    """Beside a test part, each class has a patient to train and one to tune on."""
+    """Check that outside a test set, each class has a patient to train and one to tune on."""
     tested = ", ".join(np.unique(sites[test]).tolist())
     if len(test) == 0:
-        raise UserError(
-            f"folds.sites {scheme}: the sites cannot be dealt to so many folds; lower folds.number."
-        )
+        raise UserError(f"folds.sites {scheme}: a fold is left without a site; lower folds.number.")
     for index, name in enumerate(task.class_names):
         left = int(np.count_nonzero(labels[rest] == index))
         if left < 2:
             raise UserError(
                 f"folds.sites {scheme}: with {tested} held out, class {name!r} of {task.label!r} "
-                f"has {left} patient{'s' * (left != 1)} left to train and tune on (two are the "
-                "least); use `sites: stratified`, or merge classes in `tasks`."
+                f"has {left} patient{'s' * (left != 1)} left to train and tune on, and needs two. "
+                "Set `folds.sites: stratified`, or merge classes in `tasks`."
             )
 
 
@@ -242,15 +244,15 @@ def _check_split(
 ) -> None:
     if "test" not in roles.values():
         raise UserError(
-            "the manifest's column 'split' names no test patient; fill it, or set `folds.split: "
+            "the manifest's column 'split' has no test patient. Fill it, or set `folds.split: "
             "ignore` for cross-validation."
         )
     for index, name in enumerate(task.class_names):
         count = sum(r == "train" and patients[p] == index for p, r in roles.items())
         if count < least:
             raise UserError(
-                f"the manifest's column 'split' leaves {count} train patient"
-                f"{'s' * (count != 1)} of class {name!r} of {task.label!r} (at least {least}"
-                f"{', one of them to tune on' * (least > 1)}); correct it, or set `folds.split: "
+                f"the manifest's column 'split' leaves {count} training patient"
+                f"{'s' * (count != 1)} of class {name!r} of {task.label!r} (at least {least} needed"
+                f"{', one of them to tune on' * (least > 1)}). Correct it, or set `folds.split: "
                 "ignore` for cross-validation."
             )

@@ -1,7 +1,7 @@
-"""Before every stage: the whole of `config.yaml` as typed, described, checked values.
+"""Before every stage: the whole `config.yaml` as typed, documented and validated values.
 
-The Snakefile and the command line read a config through `load_config` or `parse_config`, so that
-a wrong key is refused in the same words everywhere. `her2 config schema` prints the JSON schema
+The Snakefile and the command line read a config through `load_config` or `parse_config`, so a
+wrong key gives the same error everywhere. `her2 config schema` prints the JSON schema
 of these models for editors.
 """
 

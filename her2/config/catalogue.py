@@ -1,6 +1,6 @@
-"""Stage 1, encoder: the catalogue of published encoders, which is data (`catalogue.yaml`).
+"""Stage 1, encoder: the catalogue of published encoders, stored as data (`catalogue.yaml`).
 
-Reading a row needs no torch, so the config and `her2 encoders` can ask cheaply.
+Reading a row does not need torch, so it is cheap for the config and `her2 encoders`.
 """
 
 import difflib
@@ -22,7 +22,7 @@ else:
     LibraryName = Literal[NAMES]
 
 SCALE_TOLERANCE = 0.2
-"""A um/px further than this from the trained one, relative to it, deserves a warning."""
+"""Relative difference from the trained um/px above which a warning is given."""
 
 Channels = tuple[
     Annotated[float, Field(gt=0, lt=1)],
@@ -36,39 +36,40 @@ DOMAINS = {"he": "H&E", "he_ihc": "H&E + IHC", "ihc": "IHC", "natural": "natural
 
 
 class CatalogueRow(BaseModel):
-    """One published encoder, and how its authors feed it."""
+    """A published encoder, with the inputs and outputs that its authors use."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    name: str = Field(description="what `model:` says in a config")
-    title: str = Field(description="for people: network and training data")
-    library: LibraryName = Field(description="which builds the architecture")
+    name: str = Field(description="value of `model:` in a config")
+    title: str = Field(description="display name: network and training data")
+    library: LibraryName = Field(description="library that builds the architecture")
     architecture: str = Field(
-        description="the library's name; with a tag (`.a1_in1k`) the library also has the weights"
+        description="name in the library; with a tag (`.a1_in1k`), the library also has the weights"
     )
     hub: str | None = Field(
-        None, description="Hugging Face repository of the weights; none: the library fetches them"
+        None,
+        description="Hugging Face repository of the weights; default: the library fetches them",
     )
-    file: str | None = Field(None, description="the weights file in it")
+    file: str | None = Field(None, description="weights file in the repository")
     layout: Literal["timm", "transformers_vit", "transformers_dinov2"] = Field(
-        "timm", description="how the file names its tensors"
+        "timm", description="naming scheme of the file's tensors"
     )
     arguments: dict[str, bool | int | float | str] = Field(
         default_factory=dict,
-        description="for the constructor, where it differs from the architecture's defaults; "
+        description="arguments of the constructor that differ from the architecture's defaults; "
         "layers by name",
     )
-    size: Annotated[int, Field(ge=16, le=2048)] = Field(description="px a side of the patches")
+    size: Annotated[int, Field(ge=16, le=2048)] = Field(description="px per side of the patches")
     mpp: Mpp | None = Field(
-        None, description="um/px of the patches it was trained on; none: it saw no microscope"
+        None, description="um/px of the training patches; null: not trained on microscope images"
     )
-    also_mpp: tuple[Mpp, ...] = Field((), description="further um/px it was trained on")
-    feature: Feature = Field(description="what its authors keep of the output")
-    dimension: Annotated[int, Field(ge=1)] = Field(description="numbers a patch, under `feature`")
-    mean: Channels = Field(description="of RGB in [0, 1], subtracted")
-    std: Channels = Field(description="of RGB in [0, 1], divided by")
+    also_mpp: tuple[Mpp, ...] = Field((), description="further um/px of training patches")
+    feature: Feature = Field(description="part of the output that its authors use")
+    dimension: Annotated[int, Field(ge=1)] = Field(description="features per patch, with `feature`")
+    mean: Channels = Field(description="mean of RGB in [0, 1], subtracted")
+    std: Channels = Field(description="standard deviation of RGB in [0, 1], divided by")
     precision: Literal["float32", "bfloat16", "float16"] = Field(
-        description="the coarsest type that its authors or established pipelines run it in"
+        description="lowest precision that its authors or established pipelines run it in"
     )
     storage: Literal["float16", "float32"] = Field(
         "float16", description="type of the stored features; float32 for values beyond 65,504"
@@ -76,33 +77,35 @@ class CatalogueRow(BaseModel):
     domain: Domain = Field(
         description="training images: H&E, H&E with some IHC, IHC, photographs, none"
     )
-    licence: str = Field(min_length=1, description="of the weights")
-    gated: bool = Field(False, description="the weights are given on request")
-    ask_at: Url | None = Field(None, description="where to request them")
+    licence: str = Field(min_length=1, description="licence of the weights")
+    gated: bool = Field(False, description="True if access to the weights must be requested")
+    ask_at: Url | None = Field(None, description="page to request access")
     paper: Url | None = Field(None, description="publication")
-    card: Url = Field(description="the authors' description of the published weights")
-    note: str | None = Field(None, description="what surprises")
-    checked: str = Field(min_length=1, description="which sources the row was compared with")
+    card: Url = Field(description="model card of the published weights")
+    note: str | None = Field(None, description="anything unexpected")
+    checked: str = Field(min_length=1, description="sources that the row was checked against")
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> "CatalogueRow":
         if (self.hub is None) != (self.file is None):
-            raise ValueError("`hub` and `file` belong together")
+            raise ValueError("`hub` and `file` must be given together")
         if self.hub is None and self.layout != "timm":
-            raise ValueError("`layout` describes a file of a hub")
+            raise ValueError("`layout` needs `hub` and `file`")
         if self.gated and self.ask_at is None:
-            raise ValueError("`gated` without `ask_at`")
+            raise ValueError("`gated` needs `ask_at`")
         if self.domain in ("he", "he_ihc", "ihc") and self.mpp is None:
-            raise ValueError("trained on slides, so it has a `mpp`")
+            raise ValueError("an encoder trained on slides needs `mpp`")
         if self.arguments.get("img_size", self.size) != self.size:
-            raise ValueError("`img_size` is not `size`")
+            raise ValueError("`img_size` must equal `size`")
         taken = {"num_classes", "pretrained"} & self.arguments.keys()
         if taken:
-            raise ValueError(f"{', '.join(sorted(taken))}: set by the code that builds")
+            raise ValueError(
+                f"{', '.join(sorted(taken))}: not allowed in `arguments`, set by the code"
+            )
         return self
 
     def defaults(self) -> dict[str, Any]:
-        """What a config section takes from the row for the keys it leaves out."""
+        """Return the row's values for keys that a config section leaves out."""
         names = ("size", "mpp", "feature", "precision", "storage", "domain")
         values = {name: getattr(self, name) for name in names}
         return {name: value for name, value in values.items() if value is not None}
@@ -110,36 +113,36 @@ class CatalogueRow(BaseModel):
 
 @cache
 def catalogue() -> dict[str, CatalogueRow]:
-    """All rows by name, in the file's order."""
+    """Return all rows by name, in the file's order."""
     text = resources.files("her2.config").joinpath("catalogue.yaml").read_text(encoding="utf-8")
     rows: dict[str, dict[str, Any]] = yaml.safe_load(text)
     return {name: CatalogueRow(name=name, **values) for name, values in rows.items()}
 
 
 def row(name: str) -> CatalogueRow:
-    """The row of that name.
+    """Return the row with a name.
 
     Raises:
-        UserError: there is none; the nearest names are given.
+        UserError: there is no such row; the message lists the closest names.
     """
     rows = catalogue()
     if name in rows:
         return rows[name]
-    # People also write the hub's name, or another spelling of ours.
+    # Users may also write the hub's name, or spell the catalogue's name differently.
     plain = _plain(name.split("/")[-1])
     spellings = {_plain(key): key for key in rows} | {
         _plain(value.hub.split("/")[-1]): key for key, value in rows.items() if value.hub
     }
     near = difflib.get_close_matches(plain, spellings, n=8, cutoff=0.5)
     names = list(dict.fromkeys(spellings[spelling] for spelling in near))[:3]
-    hint = f"; near: {', '.join(names)}" if names else ""
+    hint = f"; did you mean {' or '.join(names)}?" if names else "."
     raise UserError(
-        f"encoders: the catalogue has no {name!r}{hint}. `her2 encoders` lists all {len(rows)}."
+        f"encoders: the catalogue has no {name!r}{hint} `her2 encoders` lists all {len(rows)}."
     )
 
 
 def table() -> str:
-    """The catalogue as plain text, one line an encoder."""
+    """Return the catalogue as plain text, one line per encoder."""
     head = (
         "name", "trained on", "architecture", "feature", "dimension", "px", "um/px", "precision",
         "licence", "access",
@@ -173,9 +176,9 @@ def table() -> str:
 
 
 def scale_warning(row: CatalogueRow, mpp: float) -> str | None:
-    """What to say when patches of `mpp` um/px are not what the encoder was trained on.
+    """Return a warning if an encoder was not trained on patches of `mpp` um/px, else None.
 
-    None within 20 % of a trained um/px, and for an encoder that has none.
+    There is no warning within 20 % of a trained um/px, nor for an encoder without one.
     """
     if row.mpp is None:
         return None
@@ -184,9 +187,9 @@ def scale_warning(row: CatalogueRow, mpp: float) -> str | None:
         return None
     scales = ", ".join(f"{scale:g}" for scale in trained)
     return (
-        f"{row.name} was trained at {scales} um/px and gets {mpp:g} um/px: nuclei look "
-        f"{min(trained, key=lambda scale: abs(mpp - scale) / scale) / mpp:.2g} times their size "
-        "to it."
+        f"{row.name} was trained at {scales} um/px but gets patches at {mpp:g} um/px, where nuclei "
+        f"appear {min(trained, key=lambda scale: abs(mpp - scale) / scale) / mpp:.2g} times as "
+        "large."
     )
 
 

@@ -1,4 +1,4 @@
-"""Config: the whole file, read and checked, with errors a person can act on."""
+"""Config: reading and checking the whole file, with errors that say how to fix them."""
 
 import difflib
 import os
@@ -28,7 +28,7 @@ from her2.metrics import selecting_metrics
 
 
 def _head_named_by_key(heads: Any) -> Any:
-    """`abmil: {gated: true}` means `abmil: {head: abmil, gated: true}`."""
+    """Read `abmil: {gated: true}` as `abmil: {head: abmil, gated: true}`."""
     if not isinstance(heads, Mapping):
         return heads
     return {
@@ -40,18 +40,22 @@ def _head_named_by_key(heads: Any) -> Any:
 
 
 class Config(Section):
-    """Everything a run depends on, beside the slides themselves."""
+    """Everything that a run depends on besides the slides."""
 
-    results: Path = Field(Path("results"), description="folder of everything that is made")
+    results: Path = Field(Path("results"), description="folder for all results")
     cache: Path = Field(
-        Path("cache"), description="content-addressed cache; HER2_CACHE in the environment wins"
+        Path("cache"),
+        description="content-addressed cache; the environment variable HER2_CACHE overrides it",
     )
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(2411, description="of all that is random")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
+        2411, description="seed of everything random"
+    )
     cohort: CohortSection
     tasks: Annotated[dict[Name, Task], *Ordered] = Field(min_length=1)
     tiling: TilingSection = TilingSection()
     patches: Annotated[dict[Name, PatchesSection], *Ordered] = Field(
-        default_factory=dict, description="labelled patch sets, for encoders of `source: pretrain`"
+        default_factory=dict,
+        description="labelled patch sets, for encoders with `source: pretrain`",
     )
     pretraining: PretrainingSection = PretrainingSection()
     encoders: Annotated[dict[Name, EncoderSection], *Ordered] = Field(min_length=1)
@@ -63,8 +67,8 @@ class Config(Section):
     folds: FoldsSection = FoldsSection()
     published_protocol: bool = Field(
         False,
-        description="beside the sound protocol, train and evaluate as arXiv 2411.05028 did: folds "
-        "over slides, last epoch, AUC over random bags; reported beside, labelled, never mixed",
+        description="in addition to the sound protocol, train and evaluate like arXiv 2411.05028: "
+        "folds over slides, last epoch, AUC over random bags; reported separately and labelled",
     )
     evaluation: EvaluationSection = EvaluationSection()
     heatmaps: HeatmapSection = HeatmapSection()
@@ -75,31 +79,34 @@ class Config(Section):
         for section in ("tasks", "heads"):
             for name in getattr(self, section):
                 if name.endswith(".as-published"):
-                    raise ValueError(f"{section}.{name}: the ending is taken; choose another name")
+                    raise ValueError(
+                        f"{section}.{name}: the ending .as-published is reserved; choose another "
+                        "name"
+                    )
         for name, encoder in self.encoders.items():
             if encoder.data is not None and encoder.data not in self.patches:
                 known = ", ".join(self.patches) or "(none)"
                 raise ValueError(
-                    f"encoders.{name}.data: there is no patch set {encoder.data!r}; `patches` has "
-                    f"{known}"
+                    f"encoders.{name}.data: there is no patch set {encoder.data!r}; `patches` "
+                    f"defines {known}"
                 )
             self._check_init(name, encoder)
         return self
 
     def _check_init(self, name: str, encoder: EncoderSection) -> None:
-        """`init` leads to published, random or loaded weights, of the same architecture."""
+        """Check that `init` leads to published, random or loaded weights of one architecture."""
         seen = [name]
         while encoder.init not in (None, "random", "published"):
             other = self.encoders.get(encoder.init or "")
             if other is None or encoder.init in seen:
                 raise ValueError(
-                    f"encoders.{seen[-1]}.init: {encoder.init!r} is not random, published or an "
-                    "encoder that does not begin from this one"
+                    f"encoders.{seen[-1]}.init: {encoder.init!r} is neither random, published nor "
+                    "an encoder that does not itself start from this one"
                 )
             if (other.library, other.architecture) != (encoder.library, encoder.architecture):
                 raise ValueError(
                     f"encoders.{seen[-1]}.init: {encoder.init!r} is a {other.model}, not a "
-                    f"{encoder.model}"
+                    f"{encoder.model}; name an encoder of the same architecture"
                 )
             seen.append(encoder.init or "")
             encoder = other
@@ -109,7 +116,7 @@ class Config(Section):
         plain = [name for name, task in self.tasks.items() if not task.ordinal]
         if self.training.loss == "ordinal" and plain:
             raise ValueError(
-                f"training.loss ordinal needs ordered classes; say `ordinal: true` in the task "
+                f"training.loss ordinal needs ordered classes; set `ordinal: true` in the task "
                 f"{plain[0]!r} or use cross_entropy"
             )
         select = self.training.select
@@ -117,7 +124,7 @@ class Config(Section):
         if select in ordinal and plain:
             *others, last = (name for name in get_args(Select) if name not in ordinal)
             raise ValueError(
-                f"training.select {select} needs ordered classes; say `ordinal: true` in the "
+                f"training.select {select} needs ordered classes; set `ordinal: true` in the "
                 f"task {plain[0]!r} or select by {', '.join(others)} or {last}"
             )
         return self
@@ -127,25 +134,25 @@ class Config(Section):
         defaults = her2_groupings()
         for name, sides in self.evaluation.groupings.items():
             if sides == defaults.get(name):
-                continue  # other cohorts have other classes, and need not empty the defaults
+                continue  # the defaults are skipped in cohorts with other classes
             if not any(set(sides.classes) <= set(t.class_names) for t in self.tasks.values()):
                 known = "; ".join(
                     f"{task} has {', '.join(t.class_names)}" for task, t in self.tasks.items()
                 )
                 raise ValueError(
-                    f"evaluation.groupings.{name}: no task has all of the classes "
+                    f"evaluation.groupings.{name}: no task has all the classes "
                     f"{', '.join(sides.classes)} ({known})"
                 )
         return self
 
     @property
     def cache_folder(self) -> Path:
-        """The cache: HER2_CACHE in the environment wins, so that a lab can share one."""
+        """Return HER2_CACHE if set, so that a lab can share one cache, else `cache`."""
         return Path(os.environ.get("HER2_CACHE", self.cache))
 
     @property
     def grids(self) -> dict[str, tuple[float, int]]:
-        """Grid name -> (um/px, px a side), one for each that an encoder asks for."""
+        """Return grid name -> (um/px, px per side), for all grids that the encoders use."""
         return {e.grid: (e.mpp, e.size) for e in self.encoders.values()}
 
 
@@ -153,16 +160,16 @@ def parse_config(values: Mapping[str, Any], *, source: str = "config") -> Config
     """Check a config.
 
     Args:
-        values: what YAML gave.
-        source: the name that errors begin with.
+        values: the parsed YAML.
+        source: name at the start of errors.
 
     Raises:
-        UserError: with every problem: the key, its value and what would be legal.
+        UserError: the config has problems; the message lists them all, with the legal values.
     """
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        # The branches of a union say the same thing twice.
+        # The branches of a union repeat the same problem.
         problems = list(dict.fromkeys(_problem(dict(item)) for item in error.errors()))
         raise problem_list(f"{source}: {len(problems)} problem(s)", problems) from None
 
@@ -171,21 +178,23 @@ def load_config(path: Path) -> Config:
     """Read and check a YAML file.
 
     Raises:
-        UserError: it cannot be read, is not YAML, or does not check.
+        UserError: the file cannot be read, is not YAML, or is not a valid config.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}). Check the path of the config."
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is not YAML: {error}") from None
+        raise UserError(f"{path}: is not valid YAML: {error}") from None
     if not isinstance(values, dict):
-        raise UserError(f"{path}: holds no settings; begin from the config.yaml of the project.")
+        raise UserError(f"{path}: has no settings. Start from the project's config.yaml.")
     return parse_config(values, source=str(path))
 
 
 def _problem(item: dict[str, Any]) -> str:
-    """One pydantic error as `key: what is wrong; what would be legal`."""
+    """Describe a pydantic error as `key: problem; what is legal`."""
     location = [part for part in item["loc"] if part not in ("[key]", "constrained-str")]
     head = location.pop(2) if location[:1] == ["heads"] and len(location) > 2 else None
     key = ".".join(str(part) for part in location)
@@ -201,24 +210,24 @@ def _problem(item: dict[str, Any]) -> str:
             )
             near = difflib.get_close_matches(str(location[-1]), legal, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            return f"{key}: unknown key; {hint}legal here: {', '.join(legal)}"
+            return f"{key}: unknown key; {hint}the legal keys are {', '.join(legal)}"
         case "union_tag_invalid" | "union_tag_not_found":
             named = value.get("head") if isinstance(value, Mapping) else value
             near = difflib.get_close_matches(str(named or location[-1]), HEADS, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            return f"{key}: which head? {hint}`head:` is one of {', '.join(HEADS)}"
+            return f"{key}: unknown or missing head; {hint}set `head:` to one of {', '.join(HEADS)}"
         case "missing":
-            return f"{key}: missing; it has no default"
+            return f"{key}: missing, and it has no default"
         case "string_pattern_mismatch":
             pattern = item["ctx"]["pattern"]
             if pattern == NAME_PATTERN:
                 return (
-                    f"{key}: {value!r} is not a legal name (letters, digits, '.', '_', '-'; the "
-                    "first a letter or digit)"
+                    f"{key}: {value!r} is not a legal name; use letters, digits, '.', '_' and '-', "
+                    "beginning with a letter or digit"
                 )
             return f"{key}: {value!r} does not match {pattern}"
         case "string_type" if isinstance(value, str | int | float | bool):
-            return f"{key}: {value!r} is not text to YAML; put it in quotes"
+            return f"{key}: YAML does not read {value!r} as text; put it in quotes"
         case "value_error":
             return f"{key}: {item['ctx']['error']}" if key else str(item["ctx"]["error"])
         case _:
@@ -227,7 +236,7 @@ def _problem(item: dict[str, Any]) -> str:
 
 
 def _legal_keys(parents: list[str]) -> list[str]:
-    """The keys that the section at `parents` knows (names of a dict section are skipped)."""
+    """Return the legal keys of the section at `parents` (names in a mapping are skipped)."""
     model: type[Section] = Config
     for part in parents:
         field = model.model_fields.get(part)
@@ -239,7 +248,7 @@ def _legal_keys(parents: list[str]) -> list[str]:
 
 
 def _sections_in(annotation: Any) -> list[type[Section]]:
-    """The sections that a field of this type may hold."""
+    """Return the sections that a field of this type may contain."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
     return [section for part in get_args(annotation) for section in _sections_in(part)]

@@ -10,45 +10,48 @@ from her2.filters.registry import LISTED
 
 
 class CohortSection(Section):
-    """Which slides, and where."""
+    """The slides and their files."""
 
-    slides: Path = Field(description="the manifest: .csv or .parquet, one row a slide")
+    slides: Path = Field(description="the manifest: .csv or .parquet, one row per slide")
     root: Path | None = Field(
-        None, description="where relative slide paths start; default: the manifest's folder"
+        None, description="folder where relative paths start; default: the manifest's folder"
     )
     masks: Path | None = Field(
         None,
-        description="folder of ground truths, {slide_id}.png or .tif (white = positive; covers "
-        "the whole slide, at any size), .geojson (QuPath) or .xml (ImageScope): drawn beside the "
-        "attention and measured against it; never used for training",
+        description="folder of ground truths: {slide_id}.png or .tif (white = positive; covers "
+        "the whole slide, at any size), .geojson (QuPath) or .xml (ImageScope). They are drawn "
+        "beside the attention and compared with it, and never used for training",
     )
     mask_classes: tuple[str, ...] = Field(
         (),
-        description="classes of the regions in `masks` that are positive; default: all regions",
+        description="classes of regions in `masks` that are positive; default: all regions",
     )
     tissue_masks: Path | None = Field(
         None,
-        description="folder of {slide_id}.png, .tif or .tiff: tissue from another program (not "
-        "zero = tissue; covers the whole slide, at any size) in place of our own detection. One "
-        "for every slide; or, for some, the manifest's column `mask`",
+        description="folder of {slide_id}.png, .tif or .tiff: tissue masks from another program "
+        "(not zero = tissue; covers the whole slide, at any size), used instead of the tissue "
+        "detection. Every slide needs one; for single slides, use the manifest's column `mask`",
     )
     synthetic: bool = Field(
-        False, description="draw the demo slides of the manifest; every figure says synthetic"
+        False, description="generate the manifest's slides as a demo; every figure says synthetic"
     )
-    slides_per_bucket: Count = Field(64, description="slides of one job (about)")
+    slides_per_bucket: Count = Field(64, description="approximate number of slides per job")
     max_excluded: Share = Field(
-        0.2, description="the run stops when a larger share of the slides cannot be used"
+        0.2, description="the run stops if a larger share of the slides cannot be used"
     )
 
 
 class Task(Section):
     """A label column mapped to ordered classes."""
 
-    label: Name = Field(description="column of the manifest")
+    label: Name = Field(description="column of the manifest with the labels")
     classes: Annotated[dict[ClassName, list[str]], *Ordered] = Field(
-        min_length=2, description="class name -> values of the label column, in order"
+        min_length=2,
+        description="class name -> values of the label column, in order of the classes",
     )
-    ordinal: bool = Field(False, description="the classes are ordered (kappa is then meaningful)")
+    ordinal: bool = Field(
+        False, description="true: the classes are ordered (kappa is then meaningful)"
+    )
 
     @model_validator(mode="after")
     def _each_value_has_one_class(self) -> "Task":
@@ -64,11 +67,11 @@ class Task(Section):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Class names in the config's order."""
+        """Return the class names in the config's order."""
         return tuple(self.classes)
 
     def class_index(self, value: str) -> int | None:
-        """The class (0-based) of a label value, None for a value the task does not name."""
+        """Return the class (0-based) of a label value, or None if it is not in the task."""
         for index, values in enumerate(self.classes.values()):
             if value in values:
                 return index
@@ -99,34 +102,34 @@ def _with_filter_options(section: type[_AnySection]) -> type[_AnySection]:
 
 @_with_filter_options
 class TilingSection(Section):
-    """What becomes a tile."""
+    """Tissue detection, the grid of tiles, and which tiles are kept."""
 
-    min_tissue: Share = Field(0.5, description="smallest share of tissue in a tile")
+    min_tissue: Share = Field(0.5, description="minimum share of tissue in a tile")
     overlap: Annotated[float, Field(ge=0, lt=0.9)] = Field(
-        0.0, description="share of a tile's side that its neighbour repeats"
+        0.0, description="share of a tile's side that overlaps with its neighbour"
     )
-    min_tiles: Count = Field(4, description="a slide with fewer tiles is excluded")
+    min_tiles: Count = Field(4, description="slides with fewer tiles are excluded")
     max_tiles: Count | None = Field(
         None,
-        description="at most this many tiles of a slide, drawn at random by `seed` and the slide's "
-        "content; default: all",
+        description="maximum number of tiles per slide, drawn at random from `seed` and the "
+        "slide's content; default: all tiles",
     )
     max_enlargement: Annotated[float, Field(ge=1)] = Field(
-        1.1, description="a slide coarser than the target um/px by more than this is excluded"
+        1.1, description="slides coarser than the target um/px by a larger factor are excluded"
     )
-    thumbnail_mpp: Mpp = Field(8.0, description="um/px of the image the tissue mask is made on")
+    thumbnail_mpp: Mpp = Field(8.0, description="um/px of the image used for tissue detection")
     min_tissue_um: Positive = Field(
-        100.0, description="tissue pieces and holes narrower than this (um) are ignored"
+        100.0, description="pieces of tissue and holes narrower than this (um) are ignored"
     )
     annotation_classes: tuple[str, ...] = Field(
         (),
-        description="of the regions in the manifest's `annotation` only these classes (QuPath) or "
-        "layers (ImageScope); default: all",
+        description="classes (QuPath) or layers (ImageScope) of the regions to use from the "
+        "manifest's column `annotation`; default: all",
     )
     annotation_origin: Literal["level0", "bounds"] = Field(
         "level0",
-        description="what annotations count from: the slide's corner, or the corner of its scanned "
-        "part (as QuPath does for MIRAX and Leica SCN, unless opened with --no-crop)",
+        description="origin of the annotations: the slide's corner, or the corner of its scanned "
+        "area (QuPath's origin for MIRAX and Leica SCN, unless opened with --no-crop)",
     )
 
 
@@ -134,37 +137,39 @@ PatchFormat = Literal["folders", "csv", "bci", "pcam", "ihc4bc"]
 
 
 class PatchesSection(Section):
-    """A labelled patch data set, for `source: pretrain`."""
+    """A labelled set of patches, for `source: pretrain`."""
 
     format: PatchFormat = Field(
-        description="folders: a folder of class folders; csv: path,label[,case_id]; bci, pcam, "
-        "ihc4bc: those sets as published"
+        description="folders: one folder per class; csv: path,label[,case_id]; bci, pcam, ihc4bc: "
+        "these data sets as published"
     )
-    path: Path = Field(description="the folder, or the .csv; relative paths in it start there")
+    path: Path = Field(
+        description="the folder, or the .csv; paths in it are relative to its folder"
+    )
     classes: Annotated[dict[ClassName, list[str]], *Ordered] | None = Field(
         None,
         min_length=2,
-        description="class name -> labels of the set, in order; labels not named are left out. "
-        "Default: every label is a class",
+        description="class name -> labels of the set, in order of the classes; other labels are "
+        "left out. Default: every label is a class",
     )
     labels: Path | None = Field(
-        None, description="ihc4bc: a csv `path,label`, for images that lie in no class folders"
+        None, description="ihc4bc: a csv `path,label`, for images that are not in class folders"
     )
     slides: Path | None = Field(
         None,
-        description="a csv with a column `path`: the slides the patches were cut from, where you "
-        "have them; the overlap audit then also compares contents",
+        description="a csv with a column `path` of the slides that the patches were cut from, if "
+        "available; the overlap audit then also compares contents",
     )
     mpp: Mpp | None = Field(
         None,
-        description="um/px of the patches: the encoder then sees windows at its own um/px; "
-        "without it a whole patch is scaled to the encoder's size",
+        description="um/px of the patches: the encoder then gets crops at its own um/px; default: "
+        "unknown, and whole patches are scaled to the encoder's size",
     )
 
     @model_validator(mode="after")
     def _labels_and_classes(self) -> "PatchesSection":
         if self.labels is not None and self.format != "ihc4bc":
-            raise ValueError("`labels` belongs to `format: ihc4bc`, and only there")
+            raise ValueError("`labels` is only for `format: ihc4bc`")
         seen: dict[str, str] = {}
         for name, labels in (self.classes or {}).items():
             if not labels:

@@ -1,4 +1,4 @@
-"""Config: encoders, how they are pre-trained and how they are run."""
+"""Config: encoders, their pre-training, and embedding."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 else:
     Source = Literal[(*NAMES, "catalogue", "random", "checkpoint", "pretrain")]
 WEIGHTS_FILES = ("weights.safetensors", "model.safetensors", "pytorch_model.bin")
-"""Weights in a folder: this project's, or a downloaded copy of a hub's."""
+"""Weights files in a folder: of this project, or downloaded from a hub."""
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -26,7 +26,7 @@ Deviations = Annotated[float, Field(gt=0, le=1)]
 
 
 class EncoderSection(Section):
-    """One frozen patch encoder: where its weights come from and what patch it is given."""
+    """A frozen patch encoder: the source of its weights, and its input."""
 
     source: Source = Field(
         description=f"{' or '.join(NAMES)}: published weights; "
@@ -39,42 +39,43 @@ class EncoderSection(Section):
         "the row's name",
     )
     mpp: Mpp = Field(description="um/px of the patches")
-    size: Annotated[int, Field(ge=16, le=2048)] = Field(description="px a side of the patches")
+    size: Annotated[int, Field(ge=16, le=2048)] = Field(description="px per side of the patches")
     checkpoint: Path | None = Field(
         None,
-        description="source checkpoint: .safetensors, or .pt/.pth/.bin of tensors only; source "
-        "catalogue: the row's weights file, downloaded before",
+        description="source checkpoint: .safetensors, or .pt/.pth/.bin with tensors only; source "
+        "catalogue: the row's weights file, if already downloaded",
     )
     data: Name | None = Field(None, description="source pretrain: a patch set of `patches`")
     init: Name | None = Field(
         None,
-        description="source pretrain: the weights to begin from: random, published (ImageNet), or "
+        description="source pretrain: the initial weights: random, published (ImageNet), or "
         "another encoder's name",
     )
     mean: tuple[Means, Means, Means] | None = Field(
         None,
-        exclude_if=lambda value: value is None,  # or every encoder made before would be made again
-        description="of R, G, B in [0, 1], subtracted from each patch; goes with `std`; default: "
-        "those of the library's published weights; source pretrain: those of the patches",
+        exclude_if=lambda value: value is None,  # or every existing encoder would be made again
+        description="mean of R, G, B in [0, 1], subtracted from each patch; needs `std`; default: "
+        "the mean of the library's published weights; source pretrain: that of the patches",
     )
     std: tuple[Deviations, Deviations, Deviations] | None = Field(
         None,
         exclude_if=lambda value: value is None,
-        description="of R, G, B in [0, 1], by which what is left is divided",
+        description="standard deviation of R, G, B in [0, 1], by which the patch is then divided; "
+        "needs `mean`",
     )
     domain: Domain | None = Field(
         None,
-        description="images it was trained on; default: the catalogue's, none for random weights, "
-        "natural for those of timm and torchvision",
+        description="training images; default: the catalogue's entry, none for random weights, "
+        "natural for weights of timm and torchvision",
     )
     allow_overlap: bool = Field(
         False,
-        description="do not stop when the pre-training data hold patients of the cohort; every "
-        "figure of the encoder is marked instead",
+        description="do not stop if the pre-training data contain patients of the cohort; every "
+        "result of the encoder is marked instead",
     )
-    feature: Feature = Field("pooled", description="what is kept of the model's output")
+    feature: Feature = Field("pooled", description="part of the model's output that is used")
     precision: Precision = Field(
-        "auto", description="auto: bfloat16 where the hardware has it, else float32 (CPU)"
+        "auto", description="auto: bfloat16 if the hardware supports it, else float32 (CPU)"
     )
     storage: Literal["float16", "float32"] = Field(
         "float16", description="type of the stored features; float32 for values beyond 65,504"
@@ -83,7 +84,7 @@ class EncoderSection(Section):
     @model_validator(mode="before")
     @classmethod
     def _catalogue_row(cls, values: Any) -> Any:
-        """A row gives size, um/px, feature, precision and storage where the config does not."""
+        """Fill in missing size, um/px, feature, precision and storage from the catalogue's row."""
         if not isinstance(values, Mapping):
             return values
         source = values.get("source")
@@ -102,7 +103,7 @@ class EncoderSection(Section):
     @model_validator(mode="after")
     def _mean_and_std(self) -> "EncoderSection":
         if (self.mean is None) != (self.std is None):
-            raise ValueError("`mean` and `std` belong together")
+            raise ValueError("`mean` and `std` must be given together")
         if self.mean is not None and self.source in ("catalogue", "pretrain"):
             raise ValueError(f"source {self.source} has its own `mean` and `std`; leave them out")
         return self
@@ -111,114 +112,116 @@ class EncoderSection(Section):
     def _library_and_checkpoint(self) -> "EncoderSection":
         if self.source == "catalogue":
             if self.checkpoint is not None and catalogue.row(self.model).hub is None:
-                raise ValueError(f"{self.model} comes from its library and takes no `checkpoint`")
+                raise ValueError(f"{self.model} is loaded by its library; leave out `checkpoint`")
             return self
         if (self.source == "checkpoint") != (self.checkpoint is not None):
             raise ValueError(
-                "`checkpoint: PATH` belongs to `source: checkpoint` or `source: catalogue`"
+                "`source: checkpoint` needs `checkpoint: PATH`, which only it and `source: "
+                "catalogue` allow"
             )
         if (self.source == "pretrain") != (self.data is not None and self.init is not None):
-            raise ValueError("`data` and `init` belong to `source: pretrain`, and only there")
+            raise ValueError("`source: pretrain` needs `data` and `init`, which only it allows")
         if self.domain is None:
             raise ValueError(
-                "say which images it was trained on: `domain: he`, ihc, he_ihc, natural or none"
+                "state which images it was trained on: `domain: he`, ihc, he_ihc, natural or none"
             )
         if "/" not in self.model and self.source in ("random", "checkpoint", "pretrain"):
             named = " or ".join(f"{name}/{self.model}" for name in NAMES)
-            raise ValueError(f"say which library: {named}")
+            raise ValueError(f"`model` {self.model!r} does not name the library; write {named}")
         if self.source in NAMES and self.library != self.source:
-            raise ValueError(f"source {self.source} cannot load {self.model}")
+            raise ValueError(f"source {self.source} cannot load {self.model}, of another library")
         return self
 
     @property
     def library(self) -> str:
-        """Name of the library that builds the architecture."""
+        """Return the name of the library that builds the architecture."""
         if self.source == "catalogue":
             return catalogue.row(self.model).library
         return self.model.split("/")[0] if "/" in self.model else self.source
 
     @property
     def architecture(self) -> str:
-        """The model's name within its library."""
+        """Return the model's name in its library."""
         if self.source == "catalogue":
             return catalogue.row(self.model).architecture
         return self.model.split("/")[-1]
 
     def local_weights(self) -> Path | None:
-        """The file that `checkpoint` means: itself, or the weights in the folder it names.
+        """Return the weights file: `checkpoint`, or the weights in that folder; None without it.
 
         Raises:
-            UserError: there is none.
+            UserError: the file does not exist.
         """
         path = self.checkpoint
         if path is None or path.is_file():
             return path
         if not path.is_dir():
-            raise UserError(f"encoders: checkpoint {str(path)!r} does not exist.")
+            raise UserError(f"encoders: checkpoint {str(path)!r} does not exist. Check the path.")
         found = [path / name for name in WEIGHTS_FILES if (path / name).is_file()]
         if not found:
             raise UserError(
                 f"encoders: checkpoint {str(path)!r} is a folder without "
-                f"{' or '.join(WEIGHTS_FILES)}; name the file itself."
+                f"{' or '.join(WEIGHTS_FILES)}. Set it to the weights file."
             )
         return found[0]
 
     @property
     def grid(self) -> str:
-        """The tile grid it reads, e.g. `224px-0.5mpp`: encoders that agree share their tiles."""
+        """Return its grid, e.g. `224px-0.5mpp`; encoders with the same grid share their tiles."""
         return f"{self.size}px-{self.mpp:.10g}mpp"
 
 
 class EmbeddingSection(Section):
-    """How stage 1 runs; the features depend on `max_failed_tiles` alone."""
+    """Options of embedding, of which only `max_failed_tiles` changes the results."""
 
     batch_size: Count = Field(
         64,
-        description="patches a batch, at most (a CPU core takes what its caches hold); changes no "
-        "feature",
+        description="maximum number of patches per batch (a CPU uses smaller batches that fit its "
+        "caches); does not change features",
     )
     compile: Literal["auto", "never", "always"] = Field(
         "auto",
-        description="torch.compile; auto: where it saves several times what it costs; changes no "
-        "feature",
+        description="torch.compile; auto: if it saves several times its own duration; does not "
+        "change features",
     )
     max_failed_tiles: Share = Field(
-        0.05, description="a slide with a larger share of unreadable tiles is excluded"
+        0.05, description="slides with a larger share of unreadable tiles are excluded"
     )
     scratch: str | None = Field(
         None,
         min_length=1,
-        description="a folder on a disk of the machine that reads, such as $TMPDIR on a cluster: "
-        "each slide is copied there before it is read, and deleted after. For slides on a slow "
-        "network disk; changes no feature",
+        description="folder on a local disk of the node, such as $TMPDIR on a cluster: each slide "
+        "is copied there before it is read and deleted afterwards. For slides on a slow network "
+        "disk; does not change features",
     )
 
 
 class PretrainingSection(Section):
-    """How `source: pretrain` trains a backbone on labelled patches."""
+    """Pre-training of a backbone on labelled patches, for `source: pretrain`."""
 
     epochs: Count = Field(
-        20, description="at most; an epoch draws as many patches as the train part has"
+        20, description="maximum number of epochs; each draws as many patches as are in training"
     )
-    batch_size: Count = Field(64, description="patches a step")
-    learning_rate: Positive = Field(1e-3, description="of AdamW, at its peak")
+    batch_size: Count = Field(64, description="patches per step")
+    learning_rate: Positive = Field(1e-3, description="peak learning rate of AdamW")
     weight_decay: Annotated[float, Field(ge=0)] = Field(
-        0.05, description="of AdamW; biases and normalisation layers are not decayed"
+        0.05, description="weight decay of AdamW, not of biases and normalisation layers"
     )
     warmup: Share = Field(
-        0.1, description="share of the steps over which the learning rate rises; then a cosine"
+        0.1,
+        description="share of the steps in which the learning rate rises, before a cosine decay",
     )
     validation: Annotated[float, Field(gt=0, lt=0.5)] = Field(
         0.2,
-        description="share of the cases (patches, where cases are unknown) that picks the epoch, "
-        "unless the set brings a validation part",
+        description="share of the cases (patches, if cases are unknown) that selects the epoch, "
+        "unless the data set has its own validation set",
     )
-    patience: Count = Field(8, description="epochs without a better one before stopping")
+    patience: Count = Field(8, description="epochs without improvement before training stops")
     augmentation: Annotated[float, Field(ge=0, le=2)] = Field(
         1.0,
-        description="strength of the changes of stain, light and scale (1: stain within 15 %, "
-        "scale within 10 %); flips and turns are always on",
+        description="strength of random changes of stain, brightness and scale (1: stain within "
+        "15 %, scale within 10 %); flips and rotations are always on",
     )
     precision: Precision = Field(
-        "auto", description="auto: bfloat16 where the hardware has it, else float32"
+        "auto", description="auto: bfloat16 if the hardware supports it, else float32"
     )

@@ -1,4 +1,4 @@
-"""Config: the section of a head is one of those that the modules of `her2.heads` declare."""
+"""Config: the section of a head, one of those that the modules of `her2.heads` declare."""
 
 from typing import TYPE_CHECKING, Annotated, TypeAlias, Union
 
@@ -9,11 +9,11 @@ from pydantic_core import CoreSchema
 from her2.heads import HeadOptions, discover
 
 HEADS = discover()
-"""Head -> its section."""
+"""Head -> config section."""
 
 
 class _TagFromKey:
-    """In YAML the key may name the head; so the JSON schema lets more than one section match."""
+    """A marker that lets several sections match in the JSON schema, as YAML may omit `head`."""
 
     @classmethod
     def __get_pydantic_json_schema__(

@@ -1,9 +1,9 @@
-"""Before every stage: what each job depends on, as one canonical JSON string.
+"""Before every stage: the spec of each job, everything it depends on as canonical JSON.
 
-A rule's single parameter is the spec of its job; Snakemake compares it as text, so a job runs
-again when its spec changes and whatever else changed in the config. The job parses the same
-string: what re-runs a stage and what the stage reads cannot drift apart. Paths are not in a spec
-(a moved folder changes no result), and neither are batch sizes or thread counts.
+A rule's only parameter is the spec of its job. Snakemake compares it as text, so a job runs again
+if its spec changes, and only then, whatever else changes in the config. The job parses the same
+string, so what re-runs a stage and what the stage reads cannot drift apart. A spec contains no
+paths (moving a folder changes no result), batch sizes or thread counts.
 """
 
 from typing import Literal, TypeVar
@@ -44,12 +44,12 @@ VERSIONS = {
     "attention": 3,
     "report": 4,
 }
-"""Raise a stage's number when its output changes for the same input: that, and only that, makes
-its products anew. A golden test fails when an output changes and its number does not."""
+"""Version of each stage. Raise it if the output changes for the same input; only then are existing
+products made again. A golden test fails if an output changes without its version."""
 
 
 class SyntheticSlide(Section):
-    """What a demo slide is drawn from: its row of the manifest."""
+    """The row of the manifest that a demo slide is generated from."""
 
     slide_id: str
     patient_id: str
@@ -67,7 +67,7 @@ class SyntheticSpec(Section):
 
 
 class PatchesSpec(Section):
-    """One patch set of the demo."""
+    """A patch set of the demo."""
 
     version: int = VERSIONS["synthetic"]
     kind: Literal["he", "ihc", "natural"]
@@ -80,8 +80,8 @@ class PatchesSpec(Section):
 class TileSpec(Section):
     """A bucket of slides on a grid.
 
-    `rows` digests ids, paths and um/px of its slides, and where their annotations and masks are;
-    `seed` is that of the draw of `max_tiles`, None where all tiles are kept.
+    `rows` digests the ids, paths and um/px of its slides and the paths of their annotations and
+    masks. `seed` is the seed for drawing `max_tiles` tiles, or None if all tiles are kept.
     """
 
     version: int = VERSIONS["tile"]
@@ -105,7 +105,7 @@ class AuditSpec(Section):
 
 
 class CohortSpec(Section):
-    """The table of all slides on all grids; `rows` digests all that the manifest says of them."""
+    """The table of all slides on all grids; `rows` digests all their cells in the manifest."""
 
     version: int = VERSIONS["cohort"]
     rows: str
@@ -115,7 +115,7 @@ class CohortSpec(Section):
 
 
 class EncoderSpec(Section):
-    """One encoder's weights and transforms."""
+    """An encoder's weights and transforms."""
 
     version: int = VERSIONS["encoder"]
     encoder: EncoderSection
@@ -125,7 +125,7 @@ class EncoderSpec(Section):
 
 
 class OverlapSpec(Section):
-    """An encoder's pre-training data against the cohort; the table comes as a file."""
+    """The overlap of an encoder's pre-training data with the cohort; its table is an input file."""
 
     version: int = VERSIONS["overlap"]
     domain: Domain
@@ -133,7 +133,7 @@ class OverlapSpec(Section):
 
 
 class EmbedSpec(Section):
-    """A bucket of slides through an encoder."""
+    """The embedding of a bucket of slides."""
 
     version: int = VERSIONS["embed"]
     bucket: str
@@ -142,16 +142,19 @@ class EmbedSpec(Section):
 
 
 Protocol = Literal["sound", "published"]
-"""sound: patients grouped, best epoch of the tune part, slides and patients counted. published: as
-arXiv 2411.05028 did it, for comparison: folds over slides, last epoch, random bags counted."""
+"""sound: grouped by patient, best epoch on the tuning set, metrics over slides and patients.
+published: like arXiv 2411.05028, for comparison: folds over slides, last epoch, metrics over random
+bags."""
 
 
 Sites = Literal["ignored", "stratified", "preserved", "leave_one_out"]
 
 
 class FoldsSpec(Section):
-    """Folds of one task; `rows` digests ids, patients, labels, and what else of the manifest
-    decides: sites, the fixed split."""
+    """The folds of a task.
+
+    `rows` digests ids, patients, labels and, if they matter, sites or the fixed split.
+    """
 
     version: int = VERSIONS["folds"]
     rows: str
@@ -166,7 +169,7 @@ class FoldsSpec(Section):
 
 
 class SimilarSpec(Section):
-    """Near-identical slides of an encoder's features; the cohort's table comes as a file."""
+    """The search for near-identical slides by features; the cohort's table is an input file."""
 
     version: int = VERSIONS["similar"]
     buckets: tuple[str, ...]
@@ -174,7 +177,7 @@ class SimilarSpec(Section):
 
 
 class TrainSpec(Section):
-    """Some folds of one encoder, head and task; `runs` lists (repeat, fold)."""
+    """A chunk of runs of an encoder, head and task; `runs` lists (repeat, fold)."""
 
     version: int = VERSIONS["train"]
     task: Task
@@ -188,7 +191,7 @@ class TrainSpec(Section):
 
 
 class EvaluateSpec(Section):
-    """Figures of one encoder, head and task."""
+    """The metrics of an encoder, head and task."""
 
     version: int = VERSIONS["evaluate"]
     task: Task
@@ -199,8 +202,10 @@ class EvaluateSpec(Section):
 
 
 class CompareSpec(Section):
-    """Encoders, and heads, against each other on a task; `domains` is what the images are that
-    each encoder was trained on."""
+    """The comparison of encoders and of heads on a task.
+
+    `domains` has the kind of training images of each encoder.
+    """
 
     version: int = VERSIONS["compare"]
     task: Task
@@ -212,7 +217,7 @@ class CompareSpec(Section):
 
 
 class ControlSpec(Section):
-    """Controls of one encoder and head on a task; `grid` is the encoder's."""
+    """The controls of an encoder and head on a task; `grid` is the encoder's."""
 
     version: int = VERSIONS["control"]
     task: Task
@@ -222,7 +227,7 @@ class ControlSpec(Section):
 
 
 class HeatmapSpec(Section):
-    """Attention pictures of one encoder, head and task; ground truths come as files."""
+    """The attention maps of an encoder, head and task; ground truths are input files."""
 
     version: int = VERSIONS["heatmap"]
     task: Task
@@ -237,8 +242,10 @@ class HeatmapSpec(Section):
 
 
 class AttentionSpec(Section):
-    """How far the attention of one encoder and head on a task can be believed; ground truths come
-    as files, `mask_classes` are the classes of their regions."""
+    """The localisation and faithfulness of the attention of an encoder and head on a task.
+
+    Ground truths are input files; `mask_classes` are the classes of their positive regions.
+    """
 
     version: int = VERSIONS["attention"]
     task: Task
@@ -253,8 +260,10 @@ class AttentionSpec(Section):
 
 
 class ReportSpec(Section):
-    """The report; `config` is shown in it. `chunks` are of each head; with `split` the manifest's
-    fixed split was used."""
+    """The report, which shows `config`.
+
+    `chunks` are those of each head. `split` is True if the manifest's fixed split was used.
+    """
 
     version: int = VERSIONS["report"]
     config: Config
@@ -268,7 +277,7 @@ Spec = TypeVar("Spec", bound=Section)
 
 
 def dump(spec: Section) -> str:
-    """The canonical string of a spec."""
+    """Return the canonical string of a spec."""
     return canonical_json(spec.model_dump(mode="json", context=KEEP_ORDER))
 
 
@@ -276,7 +285,7 @@ def load(kind: type[Spec], text: str) -> Spec:
     """Parse a spec.
 
     Raises:
-        UserError: it is not of this kind, or of another version of the code.
+        UserError: it is not of this kind, or from another version of the stage.
     """
     try:
         spec = kind.model_validate_json(text)
@@ -285,7 +294,7 @@ def load(kind: type[Spec], text: str) -> Spec:
     version, current = getattr(spec, "version", None), kind.model_fields.get("version")
     if current is not None and version != current.default:
         raise UserError(
-            f"--spec: is of version {version} of this stage, the code is of {current.default}; "
-            "run snakemake again."
+            f"--spec: is for version {version} of this stage, but the code has version "
+            f"{current.default}. Run snakemake again."
         )
     return spec

@@ -1,4 +1,4 @@
-"""Every stage: the one exception that means the user can mend it, and whose turn any other was."""
+"""Every stage: the errors that a user can fix, and the slide that any other error came from."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -7,13 +7,13 @@ from contextlib import contextmanager
 class UserError(Exception):
     """A mistake in a config, a manifest or a file: shown as its message, without a traceback.
 
-    The message names the slide or the config key, the value, and the mend.
+    The message names the slide or the config key, the value, and the fix.
     """
 
 
 @contextmanager
 def blamed_on(name: str) -> Iterator[None]:
-    """Add the slide (or fold) at work to an exception that nobody expected; see `her2.cli.main`."""
+    """Add the slide (or fold) being processed to an unexpected exception; see `her2.cli.main`."""
     try:
         yield
     except UserError:
@@ -24,7 +24,7 @@ def blamed_on(name: str) -> Iterator[None]:
 
 
 def problem_list(headline: str, problems: Iterable[str], *, limit: int = 50) -> UserError:
-    """One error out of many problems, so that a person can mend a manifest in one pass."""
+    """Join many problems into one error, so that a user can fix all of them in one pass."""
     found = list(problems)
     lines = [headline, *(f"  - {problem}" for problem in found[:limit])]
     if len(found) > limit:
@@ -37,8 +37,8 @@ class SlideError(Exception):
 
 
 class SlideUnfit(SlideError):
-    """A slide that reads well and still cannot be used."""
+    """A slide that can be read but not used."""
 
 
 class TileError(Exception):
-    """One region that cannot be read; the slide itself stays usable."""
+    """A region that cannot be read, on a slide that stays usable."""

@@ -1,9 +1,9 @@
-"""Every stage: what a job reports of itself, for `her2 status` and the lines of progress.
+"""Every stage: the events a job reports, for `her2 status` and the progress lines.
 
 Beside its log `x.log` a job writes `x.jsonl`, one JSON object per event. Rules send stderr to the
-log, so the job finds the file by its own stderr; without such a log (at a terminal) nothing is
-written. Each event is one append of one line: it survives a kill of the next instant, and the
-attempts of a job that is tried again follow each other, each from its own `began`.
+log, so the job finds the file by its own stderr. Without such a log (at a terminal) nothing is
+written. Each event is one append of one line, so it survives if the job is killed right after. The
+attempts of a job that is retried follow each other, and each starts with its own `began`.
 """
 
 import json
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 Kind = Literal["began", "tiled", "embedded", "trained", "left_out", "ended", "failed"]
-"""Of a job: began, ended, failed. Of one of its slides: tiled, embedded, left_out. Of one of its
-folds: trained."""
+"""began, ended and failed concern the job; tiled, embedded and left_out one of its slides; trained
+one of its folds."""
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +29,9 @@ _output: int | None = None
 class Event:
     """Something that happened in a job.
 
-    `name` is the slide or the fold, `cached` says that the cache had it, `tiles` counts those of a
-    slide, `reason` is why a slide is left out or a job failed, `time` is in seconds since 1970.
+    `name` is the slide or the fold, `cached` is True if the product was in the cache, `tiles` is
+    the slide's number of tiles, `reason` is why a slide is left out or a job failed, and `time` is
+    in seconds since 1970.
     """
 
     kind: Kind
@@ -42,16 +43,16 @@ class Event:
 
 
 def events_path(log: Path) -> Path:
-    """Return where a job with this log writes its events."""
+    """Return the path of the events file that belongs to a job's log."""
     return log.with_suffix(".jsonl")
 
 
 def begin_events() -> None:
-    """Write events from now on, if stderr goes to a log; the first is `began`."""
+    """Write events from now on if stderr goes to a log, starting with `began`."""
     global _output
     try:
         stderr = _STDERR.readlink()
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return
     if stderr.suffix == ".log" and stderr.is_file():
         _output = os.open(events_path(stderr), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -61,22 +62,22 @@ def begin_events() -> None:
 def write_event(
     kind: Kind, name: str = "", *, cached: bool = False, tiles: int = 0, reason: str = ""
 ) -> None:
-    """Append an event to the job's file; nothing happens where there is none."""
+    """Append an event to the job's file, or do nothing if it has none."""
     global _output
     if _output is None:
         return
     line = json.dumps(asdict(Event(kind, name, cached, tiles, reason)))
     try:
-        os.write(_output, f"{line}\n".encode())  # in one call: threads and a kill leave whole lines
-    except OSError as error:  # the disk is full: the job itself says so, if it has to write there
-        log.warning("no more events are written: %s", error)
+        os.write(_output, f"{line}\n".encode())  # one call: lines stay whole
+    except OSError as error:  # a full disk: the job itself fails if it needs it
+        log.warning("no more events are written, so `her2 status` is incomplete: %s", error)
         _output = None
 
 
 def read_events(path: Path, offset: int = 0) -> tuple[list[Event], int]:
-    """Read the events from a byte of the file on, and where the next ones will begin.
+    """Read the events from byte `offset` on, and return them with the offset to continue from.
 
-    A line that has no end yet is left for later.
+    An incomplete last line is left for the next call.
     """
     with path.open("rb") as stream:
         stream.seek(offset)
@@ -88,8 +89,5 @@ def _parsed(lines: Iterable[bytes]) -> Iterator[Event]:
     for line in lines:
         try:
             yield Event(**json.loads(line))
-        except (
-            ValueError,
-            TypeError,
-        ):  # cut short when the machine went down, and the next attempt followed
-            continue
+        except (ValueError, TypeError):
+            continue  # cut short when the machine went down during an earlier attempt

@@ -1,4 +1,4 @@
-"""Every stage: canonical JSON, digests, and files that are either whole or absent."""
+"""Every stage: canonical JSON, digests, and files that are either complete or absent."""
 
 import errno
 import hashlib
@@ -18,19 +18,19 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def canonical_json(value: Any) -> str:
-    """The one spelling of a JSON value: keys sorted, no spaces, NaN refused."""
+    """Return the canonical JSON of a value: keys sorted, no spaces, NaN refused."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
 
 
 def digest(value: Any) -> str:
-    """SHA-256 (hex) of the canonical JSON of `value`."""
+    """Return the SHA-256 (hex) of the canonical JSON of `value`."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 (hex) of all the bytes of a file."""
+    """Return the SHA-256 (hex) of a file's bytes."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -39,15 +39,15 @@ def file_digest(path: Path) -> str:
 def atomic_path(
     target: Path, *, megabytes: float | None = None, sync: bool = True
 ) -> Iterator[Path]:
-    """A temporary path beside `target`, moved onto it when the block ends well.
+    """Yield a temporary path beside `target`, and move it onto `target` if the block succeeds.
 
-    The file is synced before the move, so that after a power cut the name shows either the old
-    bytes or all of the new ones. On an error the temporary file is removed; when the disk is full
-    the error says that `megabytes` are needed. Without `sync` that holds for a killed process
-    alone: for files that are written often and know when they are torn.
+    The file is synced before the move, so after a power cut `target` holds either the old bytes or
+    all of the new ones. On an error the temporary file is removed. If the disk is full, the error
+    says that `megabytes` are needed. Without `sync`, only a killed process is survived, not a power
+    cut: for files that are written often and whose damage is noticed when they are read.
 
     Raises:
-        UserError: the folder cannot be written, or the disk is full.
+        UserError: the folder cannot be written to, or the disk is full.
     """
     # The suffix stays last, because writers (OpenCV, matplotlib) choose the format by it.
     temporary = target.with_name(f".{secrets.token_hex(6)}.tmp.{target.name}")
@@ -66,13 +66,13 @@ def atomic_path(
 
 @contextmanager
 def atomic_folder(target: Path, *, megabytes: float | None = None) -> Iterator[Path]:
-    """A temporary folder beside `target`, renamed to it when the block ends well.
+    """Yield a temporary folder beside `target`, and rename it to `target` if the block succeeds.
 
-    When `target` exists by then (another job was first), the new folder is dropped: both hold
-    the product of the same key.
+    If another job has made `target` in the meantime, the new folder is dropped: both hold the
+    product of the same key.
 
     Raises:
-        UserError: the folder cannot be written, or the disk is full.
+        UserError: the folder cannot be written to, or the disk is full.
     """
     temporary = target.with_name(f".{secrets.token_hex(6)}.tmp.{target.name}")
     with _refused_writes(target, temporary, megabytes):
@@ -105,7 +105,7 @@ def write_json(target: Path, value: Any) -> None:
 
 
 def link(source: Path, name: Path) -> None:
-    """Give a cache product a name for people: a hard link, or a copy across filesystems."""
+    """Link a cache product under a readable name; copy it if that is on another file system."""
     name.parent.mkdir(parents=True, exist_ok=True)
     if name.exists() and name.samefile(source):
         return
@@ -122,7 +122,7 @@ def link(source: Path, name: Path) -> None:
 
 @contextmanager
 def _refused_writes(target: Path, temporary: Path, megabytes: float | None) -> Iterator[None]:
-    """A refused write of `temporary`, or of a folder above it, as a UserError naming `target`."""
+    """Turn a refused write of `temporary` or a parent folder into a UserError about `target`."""
     try:
         yield
     except Exception as error:
@@ -131,12 +131,12 @@ def _refused_writes(target: Path, temporary: Path, megabytes: float | None) -> I
             raise
         raise UserError(
             f"{target}: cannot be written ({reason}).{_space(reason, target, megabytes)} Check the "
-            "folder's permissions and the free space (df -h), or name another folder in the config."
+            "folder's permissions and the free space (df -h), or set another folder in the config."
         ) from error
 
 
 def _space(reason: str, target: Path, megabytes: float | None) -> str:
-    """When the disk is full: what is free below `target`, and what is needed if that is known."""
+    """Describe the free space at `target` and the space needed; empty unless the disk is full."""
     if reason not in {os.strerror(number) for number in _FULL}:
         return ""
     needed = "" if megabytes is None else f" About {megabytes:,.1f} MB are needed there."
@@ -146,15 +146,15 @@ def _space(reason: str, target: Path, megabytes: float | None) -> str:
 
 
 def _refusal(error: Exception, temporary: Path) -> str | None:
-    """Why the system refused to write, None when that is not what the error says."""
+    """Return why the system refused to write, or None for any other error."""
     if isinstance(error, OSError) and error.errno is not None:
-        name = error.filename  # none when the disk is full
+        name = error.filename  # None when the disk is full
         if name is None:
             return error.strerror
         above = isinstance(name, str) and temporary.is_relative_to(name)
         below = isinstance(name, str) and Path(name).is_relative_to(temporary)
         return error.strerror if above or below else None
-    # Polars and safetensors are written in Rust, and have errors of their own.
+    # Polars and safetensors are written in Rust and raise their own errors.
     number = re.search(r"\(os error (\d+)\)", str(error))
     return os.strerror(int(number[1])) if number and int(number[1]) in _FULL else None
 

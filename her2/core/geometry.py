@@ -1,4 +1,4 @@
-"""Areas of masks inside rectangles that cut through px."""
+"""Areas of masks inside rectangles, exact where edges cut through px."""
 
 import cv2
 import numpy as np
@@ -8,11 +8,11 @@ from her2.core.types import Mask
 
 
 def share_inside(mask: Mask, boxes: NDArray[np.float64]) -> NDArray[np.float32]:
-    """The share of a mask in rectangles.
+    """Return the share of each rectangle that a mask covers.
 
     Args:
         mask: (h, w).
-        boxes: (n, 4) left, top, right, bottom in mask px; fractions are honoured.
+        boxes: (n, 4) left, top, right, bottom in mask px; may be fractional.
 
     Returns:
         float32 (n,), 0 to 1.
@@ -34,7 +34,7 @@ def share_inside(mask: Mask, boxes: NDArray[np.float64]) -> NDArray[np.float32]:
 def _bilinear(
     table: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """A summed-area table between its px: exact for rectangles that cut through px."""
+    """Interpolate a summed-area table: exact for rectangles that cut through px."""
     x0, y0 = np.floor(x).astype(int), np.floor(y).astype(int)
     x1, y1 = np.minimum(x0 + 1, table.shape[1] - 1), np.minimum(y0 + 1, table.shape[0] - 1)
     fx, fy = x - x0, y - y0

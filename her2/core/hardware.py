@@ -1,6 +1,6 @@
-"""Before torch is loaded: the CPUs of this job's allocation, and whether bfloat16 is native.
+"""Hardware queries without torch: the job's CPUs, its GPU, and native bfloat16.
 
-Loading torch takes seconds. A job whose products are all in the cache asks here instead.
+Loading torch takes seconds, which a job whose products are all in the cache need not spend.
 """
 
 import ctypes
@@ -11,27 +11,27 @@ from pathlib import Path
 from typing import Literal
 
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
-"""Of x86 (`flags`) and of ARM (`Features`) in /proc/cpuinfo."""
+"""CPU features in /proc/cpuinfo, of x86 (`flags`) and ARM (`Features`)."""
 _COMPUTE_CAPABILITY_MAJOR = 75
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR of the CUDA driver API."""
 
 SPIN_COUNT = 1000
-"""Turns that a thread waits busily for the others of its job before it sleeps (GOMP_SPINCOUNT).
+"""Spins before a waiting thread sleeps (GOMP_SPINCOUNT).
 
 Tens of microseconds: longer than the gap between two operations of a network, far shorter than the
-time that the kernel gives another process. GNU OpenMP's own 300,000 turns are milliseconds: beside
-another busy process the threads that wait burn the very time that the late one needs.
+time slice of another process. GNU OpenMP's default of 300,000 spins takes milliseconds: beside
+another busy process, the waiting threads then use up the CPU time that the late one needs.
 """
 
 Accelerator = Literal["none", "bfloat16", "float16"]
-"""No usable CUDA device, or the half precision that the first one has natively."""
+"""`none` without a usable CUDA device, else the half precision native to the first one."""
 
 
 def allowed_cpus() -> int:
-    """Return the number of CPUs that this process may use, never the machine's number of cores.
+    """Return the number of CPUs that this process may use, not the machine's number of cores.
 
-    It is the least of the affinity and the quota of the cgroup (a container), as joblib finds
-    them, and of SLURM's allocation.
+    The result is the minimum of the CPU affinity and the cgroup quota (of a container), as joblib
+    finds them, and SLURM's allocation.
     """
     import joblib  # takes a tenth of a second, which most commands need not spend
 
@@ -41,17 +41,17 @@ def allowed_cpus() -> int:
 
 
 def bound_busy_waiting() -> None:
-    """Let the threads of this process and its children wait busily for a moment only.
+    """Limit how long threads of this process and its children spin while they wait.
 
-    OpenMP reads these settings when torch is loaded, so this has to come before. What a user has
-    set stays.
+    OpenMP reads these settings when torch is loaded, so call this first. A user's own settings are
+    kept.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
 
 
 def cpu_has_bfloat16() -> bool:
-    """From the kernel's list of CPU features; torch has no public question for it."""
+    """Return True if the kernel lists bfloat16 for this CPU; torch has no public query for it."""
     try:
         with Path("/proc/cpuinfo").open(encoding="ascii", errors="ignore") as stream:
             line = next((line for line in stream if line.startswith(("flags", "Features"))), "")
@@ -61,17 +61,17 @@ def cpu_has_bfloat16() -> bool:
 
 
 def gpu_withheld() -> bool:
-    """Whether this is a SLURM job that was given no GPU: it leaves those of the node alone."""
+    """Return True in a SLURM job without a GPU, which must not use those of the node."""
     given = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE")
     hidden = "CUDA_VISIBLE_DEVICES" not in os.environ
     return "SLURM_JOB_ID" in os.environ and hidden and not any(map(os.environ.get, given))
 
 
 def accelerator() -> Accelerator | None:
-    """What torch would find, without loading it; None: only torch can tell.
+    """Return what torch would find, without loading it; None if only torch can tell.
 
-    Asks the CUDA driver (cuInit, cuDeviceGetCount: they honour CUDA_VISIBLE_DEVICES) and reads
-    for which CUDA torch was built from its version file.
+    The CUDA driver is asked (cuInit and cuDeviceGetCount respect CUDA_VISIBLE_DEVICES), and the
+    CUDA version that torch was built for is read from torch's version file.
     """
     built_for = _torch_cuda()
     if built_for is None:
@@ -86,7 +86,7 @@ def accelerator() -> Accelerator | None:
     if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)) or count.value == 0:
         return "none"
     if driver.cuDriverGetVersion(ctypes.byref(version)) or version.value // 1000 < built_for:
-        return None  # an old driver may still do, by forward compatibility
+        return None  # an old driver may still work, by forward compatibility
     if driver.cuDeviceGet(ctypes.byref(device), 0) or driver.cuDeviceGetAttribute(
         ctypes.byref(major), _COMPUTE_CAPABILITY_MAJOR, device
     ):
@@ -95,7 +95,7 @@ def accelerator() -> Accelerator | None:
 
 
 def auto_precision() -> str | None:
-    """What `precision: auto` becomes here, without loading torch; None: only torch can tell."""
+    """Return what `precision: auto` means here, without torch; None if only torch can tell."""
     match accelerator():
         case None:
             return None
@@ -106,8 +106,8 @@ def auto_precision() -> str | None:
 
 
 def _torch_cuda() -> int | None:
-    """Major version of CUDA that torch was built for, 0 for none; None when it does not say."""
-    found = importlib.util.find_spec("torch")  # finds it, runs nothing of it
+    """Return the major CUDA version torch was built for: 0 for none, None if unknown."""
+    found = importlib.util.find_spec("torch")  # does not run it
     if found is None or found.origin is None:
         return None
     try:

@@ -1,13 +1,13 @@
-"""Every stage that draws: how its figures look, their colours, and what all of them say."""
+"""Style and colours of all figures, and the notes that all of them carry."""
 
 from dataclasses import dataclass
 from typing import Any
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito, Color Universal Design (2008): told apart by people who see few colours."""
+"""Okabe and Ito, Color Universal Design (2008): distinguishable with colour blindness."""
 
 STYLE: Any = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same glyphs on every machine
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so it is the same everywhere
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
@@ -22,30 +22,30 @@ STYLE: Any = {
     "legend.frameon": False,
     "legend.fontsize": 8.5,
     "figure.facecolor": "white",
-    "text.parse_math": False,  # names of classes are text
+    "text.parse_math": False,  # class names may contain $
     "svg.fonttype": "path",
     "svg.hashsalt": "her2",
 }
-"""Of every figure; for `matplotlib.rc_context`."""
+"""Settings of every figure, for `matplotlib.rc_context`."""
 
 
 @dataclass(frozen=True, slots=True)
 class FigureContext:
-    """What all figures of a run share, made once from the job.
+    """The context that all figures of a run share, made once from the job.
 
-    `synthetic`: the slides were drawn by a program, and every figure has to say so.
+    `synthetic` is True if the slides were drawn by a program, which every figure must say.
     """
 
     synthetic: bool
 
     def title(self, text: str) -> str:
-        """Return a figure's title, which says when its data are synthetic."""
+        """Return a figure's title, marked if its data are synthetic."""
         return f"{text} (synthetic data)" if self.synthetic else text
 
     def subject(self, name: str) -> str:
-        """Return what a figure is about, for the words that stand for it."""
+        """Return a figure's subject for its alternative text, marked if its data are synthetic."""
         return f"{name} on synthetic data" if self.synthetic else name
 
     def warning(self, words: str, noun: str) -> str:
-        """Return a picture's warning, which says when the `noun` that it shows is synthetic."""
+        """Return a picture's warning, which also says if the `noun` that it shows is synthetic."""
         return f"{words}  SYNTHETIC {noun}." if self.synthetic else words

@@ -1,4 +1,4 @@
-"""Every stage: a section of the config, and the kinds of values that sections share."""
+"""Every stage: the base class of config sections, and the value types that they share."""
 
 from typing import Annotated, Any
 
@@ -14,7 +14,7 @@ from pydantic import (
 )
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-"""Ids and names become parts of paths: no separator, no space, no leading dot."""
+"""Pattern of ids and names, which become parts of paths: no separator, space or leading dot."""
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=128)]
 ClassName = Name | Annotated[str, StringConstraints(pattern=r"^[0-9]\+$")]
@@ -22,7 +22,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Mpp = Annotated[float, Field(ge=0.05, le=20)]
-"""Micrometres per pixel; from beyond the finest scanners to a thumbnail."""
+"""Micrometres per pixel, from finer than any scanner to a thumbnail."""
 
 
 def _from_pairs(value: Any) -> Any:
@@ -38,14 +38,14 @@ def _to_pairs(value: Any, handler: SerializerFunctionWrapHandler, info: Serializ
 
 
 KEEP_ORDER = "keep order"
-"""Context of a JSON dump in which mappings whose order means something become lists of pairs:
-canonical JSON sorts keys, and would make of low, mid, high another scale."""
+"""Context of a JSON dump that writes ordered mappings as lists of pairs. Canonical JSON sorts keys,
+which would turn the scale low, mid, high into another one."""
 
 Ordered = (BeforeValidator(_from_pairs), WrapSerializer(_to_pairs, when_used="json"))
-"""Marks such a mapping: `Annotated[dict[...], *Ordered]`."""
+"""Annotation of such a mapping: `Annotated[dict[...], *Ordered]`."""
 
 
 class Section(BaseModel):
-    """A part of the config: immutable, and a key it does not know is an error."""
+    """A part of the config: immutable, and without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

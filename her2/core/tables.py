@@ -1,4 +1,4 @@
-"""Every stage with a table: Parquet for programs, CSV for people and spreadsheets."""
+"""Output tables: Parquet for programs, CSV for people and spreadsheets."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from her2.core.files import atomic_path
 
 
 def write_csv(table: pl.DataFrame, path: Path) -> None:
-    """Write a CSV, safe to open in a spreadsheet program, atomically."""
+    """Write a CSV that is safe to open in a spreadsheet, atomically."""
     with atomic_path(path) as temporary:
         guard_cells(table).write_csv(temporary)
 
@@ -21,7 +21,7 @@ def write_table(table: pl.DataFrame, stem: Path) -> None:
 
 
 def guard_cells(table: pl.DataFrame) -> pl.DataFrame:
-    """Text that a spreadsheet would run as a formula gets a single quote before it."""
+    """Put a single quote before text that a spreadsheet would run as a formula."""
     texts = [name for name, kind in table.schema.items() if kind == pl.String]
     return table.with_columns(
         pl.when(pl.col(name).str.contains(r"^[=+\-@\t\r]"))

@@ -19,10 +19,10 @@ Mask = NDArray[np.bool_]
 """(height, width), True on tissue."""
 
 Feature = Literal["pooled", "class_token", "class_and_mean", "flattened"]
-"""What is kept of an encoder's output."""
+"""The part of an encoder's output that is kept as features."""
 
 Domain = Literal["he", "ihc", "he_ihc", "natural", "none"]
-"""Images that an encoder was trained on: H&E, IHC, H&E with some IHC, photographs, none."""
+"""An encoder's training images: H&E, IHC, H&E with some IHC, photographs, none."""
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of RGB in [0, 1], three values each."""

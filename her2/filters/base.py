@@ -1,4 +1,4 @@
-"""Stage 1, tile: what an artefact filter declares, and what it is given to work on."""
+"""Stage 1, tile: the declaration of an artefact filter, and its inputs and outputs."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ if TYPE_CHECKING:  # a config is parsed without numpy
     from her2.core.types import RGB, Density, Mask
 
 Options = Mapping[str, float]
-"""The config's values of a filter's own keys of `tiling:`, its `max_<name>` among them."""
+"""Values of a filter's own keys of `tiling:` in the config, including `max_<name>`."""
 
 
 class Where(IntEnum):
-    """What an area filter looks for, in the order in which the filters run."""
+    """The kind of area that a filter finds, in the order in which the filters run."""
 
     OUTSIDE = 0
-    """Glass that was not scanned. It is not tissue; its share is of the whole slide."""
+    """Glass that was not scanned. It is not tissue. Its share is relative to the whole slide."""
     OVER = 1
-    """Lies on glass and tissue and hides both. It is not tissue; its share is of all that is
-    tissue or hidden in this way."""
+    """A cover over glass and tissue, such as pen. It is not tissue. Its share is relative to the
+    area that is tissue or covered."""
     WITHIN = 2
-    """Spoilt tissue. It stays tissue; its share is of the same area."""
+    """Damaged tissue. It remains tissue. Its share is relative to the same area as for OVER."""
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A key that a filter adds to `tiling:`, and its bounds (inclusive; None: no upper bound)."""
+    """A key that a filter adds to `tiling:`, with inclusive bounds (None for no upper bound)."""
 
     default: float
     description: str
@@ -41,11 +41,11 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Thumbnail:
-    """The thumbnail of a slide, for a filter that finds an area; all arrays are (h, w).
+    """The thumbnail of a slide, the input of an area filter; masks are (h, w).
 
-    `density` is the optical density of `rgb`, smoothed, with glass at 0. `outside` is what filters
-    `OUTSIDE` found. `tissue` is known to filters `WITHIN` alone (without what filters `OVER`
-    found); for others it is all False.
+    `density` is the blurred optical density of `rgb`, with glass at 0. `outside` is the area that
+    `OUTSIDE` filters found. `tissue` is given only to `WITHIN` filters, without the area that
+    `OVER` filters found; for others it is all False.
     """
 
     rgb: RGB
@@ -57,12 +57,12 @@ class Thumbnail:
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """The tiles (n) of a slide that no earlier filter rejected, for a filter that reads tiles.
+    """The n tiles of a slide that no earlier filter rejected, the input of a tile filter.
 
     `centres_um` is (n, 2), x and y. `mpp` and `size_px` are those of a tile as the encoder sees it,
-    `spacing_um` the distance between neighbours. `read(tile, side_px)` returns a tile by its number
-    as RGB (side, side, 3) and raises `her2.core.errors.TileError` where it cannot be read: such a
-    tile's value is NaN, or the whole slide counts as damaged.
+    and `spacing_um` is the distance between neighbours. `read(tile, side_px)` returns a tile by its
+    number as RGB (side, side, 3). It raises `her2.core.errors.TileError` if the tile cannot be
+    read. The filter then returns NaN for it; otherwise the whole slide counts as damaged.
     """
 
     centres_um: NDArray[np.float64]
@@ -73,9 +73,9 @@ class Tiles:
 
 
 class Measured(NamedTuple):
-    """What a filter says of tiles: values (n,), NaN where unknown, and whether each was read.
+    """A filter's values of tiles (n,), NaN if unknown, and a flag per tile that was read.
 
-    A value that was not measured on the tile itself comes from a neighbour.
+    The value of a tile that was not read is a neighbour's.
     """
 
     values: NDArray[np.float32]
@@ -84,17 +84,17 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """What every filter declares.
+    """The declaration common to all filters.
 
     Attributes:
-        name: that of its module, and of its column in the tile table.
-        limit: default of `tiling.max_<name>`, 0 to 1. A tile with more is rejected; 1 rejects none.
-        description: of that key in the config.
+        name: name of the module, and of the column in the tile table.
+        limit: default of `tiling.max_<name>`, 0 to 1. A tile above it is rejected; 1 rejects none.
+        description: description of that key in the config.
         options: further keys of `tiling:`.
-        colour: R, G and B of its outline and of rejected tiles in QC pictures.
-        legend: what the legend of the gallery calls it; also "most <legend>" among its sort orders.
-        references: works that `methods` cites, "Authors year" -> where they appeared.
-        listing: its place where filters are listed for people; equal numbers go by name.
+        colour: R, G and B of outlines and rejected tiles in QC pictures.
+        legend: name in the gallery's legend, and in its sort order "most <legend>".
+        references: publications that `methods` cites, "Authors year" -> journal.
+        listing: position in lists of filters; equal numbers are sorted by name.
     """
 
     name: str
@@ -108,12 +108,12 @@ class Filter:
 
     @property
     def limit_key(self) -> str:
-        """The key of `tiling:` that holds the limit."""
+        """Return the key of `tiling:` for the limit."""
         return f"max_{self.name}"
 
     @property
     def keys(self) -> dict[str, Option]:
-        """Every key that the filter adds to `tiling:`."""
+        """Return every key that the filter adds to `tiling:`."""
         limit = Option(self.limit, self.description, at_most=1)
         return {self.limit_key: limit, **self.options}
 
@@ -124,11 +124,11 @@ class Filter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AreaFilter(Filter):
-    """A filter that finds an artefact on the thumbnail; a tile's value is its share under it.
+    """A filter that finds an artefact on the thumbnail; a tile's value is the share it covers.
 
     Attributes:
-        where: what kind of area it is.
-        find: returns the mask (h, w) of the artefact on a thumbnail.
+        where: kind of area.
+        find: function that returns the mask (h, w) of the artefact on a thumbnail.
         methods: completes "at most 5 % of a kept tile was ..." in the methods text.
     """
 
@@ -139,14 +139,15 @@ class AreaFilter(Filter):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TileFilter(Filter):
-    """A filter that reads tiles and gives each a value from 0 to 1, the higher the worse.
+    """A filter that reads tiles and gives each a value from 0 to 1, where higher is worse.
 
-    It runs after the area filters, on tiles that none of them rejected, and not at all where its
-    limit is 1.
+    It runs after the area filters, on tiles that none of them rejected, and only if its limit is
+    below 1.
 
     Attributes:
-        measure: returns the values of tiles.
-        methods: returns the clause about a kept tile in the methods text, from the options.
+        measure: function that returns the values of tiles.
+        methods: function of the options that returns the clause about a kept tile in the methods
+            text.
     """
 
     measure: Callable[[Tiles, Options], Measured]

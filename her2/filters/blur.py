@@ -1,6 +1,6 @@
 """Artefact filter: lack of focus.
 
-A thumbnail of 8 um/px looks the same in and out of focus, so tiles are read.
+A thumbnail of 8 um/px looks the same in and out of focus, so the filter reads tiles.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from her2.core.types import RGB
 
 _TRIES = 4
-"""Tiles of a square that are tried when the first cannot be read."""
+"""Number of tiles tried per square if the first cannot be read."""
 _FINEST_MPP = 0.5
-"""At finer um/px the optics limit what a sharp image can show, and all tiles would look soft."""
+"""At a finer um/px, the optics limit sharpness, so that all tiles would look blurred."""
 _LEAST_SIDE_PX = 16
 
 
 def blur_effect(tile: RGB) -> float:
     """Measure perceived blur, 0 (sharp) to 1.
 
-    It is how little of the variation between neighbours a blur of 9 px takes away, on the worse
-    axis. Contrast and stain hardly matter.
+    The measure is the share of the variation between neighbouring px that remains after a blur of
+    9 px, on the worse axis. It hardly depends on contrast and stain.
 
     Source: Crete, Dolmiere, Ladret and Nicolas, Proc. SPIE 6492, 2007.
     """
@@ -43,7 +43,7 @@ def blur_effect(tile: RGB) -> float:
         variation = np.abs(np.diff(grey, axis=axis))
         lost = np.maximum(0, variation - np.abs(np.diff(blurred, axis=axis)))
         whole = float(variation.sum())
-        # An even surface has nothing that could be out of focus.
+        # A uniform surface cannot be out of focus.
         found = max(found, (whole - float(lost.sum())) / whole if whole > 0 else 0.0)
     return found
 
@@ -54,21 +54,21 @@ def measure_blur(
     limit: float,
     measure: Callable[[int], float],
 ) -> Measured:
-    """Measure blur from few reads: one tile per square, all tiles where one is blurred.
+    """Measure blur with few reads: one tile per square, and every tile near blurred ones.
 
-    The tile nearest the centre of each square of side `step` is measured and speaks for the
-    others. Where it is blurred, all of that square and the eight around it are measured, and so on
-    outwards: the extent of a blurred area is known tile by tile, and sharp ones cost little. A
-    blurred spot smaller than a square can be missed.
+    The tile nearest the centre of each square of side `step` is measured and represents the others.
+    If it is blurred, all tiles of that square and its eight neighbours are measured, and so on
+    outwards. So a blurred area is measured tile by tile, and sharp areas cost little. A blurred
+    spot smaller than a square can be missed.
 
     Args:
-        centres: (n, 2) of the tiles, any unit.
+        centres: (n, 2) centres of the tiles, in any unit.
         step: side of a square in that unit.
-        limit: above it a tile is blurred.
-        measure: blur of a tile by its number; NaN where it cannot be read.
+        limit: blur above which a tile is blurred.
+        measure: function that returns a tile's blur by its number, or NaN if it cannot be read.
 
     Returns:
-        Blur of each tile, and whether it was measured on that very tile.
+        The blur of each tile, and a flag per tile that was measured itself.
     """
     import numpy as np
 
@@ -82,7 +82,7 @@ def measure_blur(
         parts = np.split(order, np.cumsum(np.bincount(owners.ravel()))[:-1])
         squares = {(int(x), int(y)): part for (x, y), part in zip(unique, parts, strict=True)}
 
-    def look(tile: int) -> bool:
+    def is_blurred(tile: int) -> bool:
         if not measured[tile]:
             blur[tile], measured[tile] = measure(tile), True
         return bool(blur[tile] > limit)
@@ -90,11 +90,11 @@ def measure_blur(
     blurred = []
     for square, tiles in squares.items():
         distance = np.abs(centres[tiles] - (np.array(square) + 0.5) * step).sum(axis=1)
-        for speaker in tiles[np.argsort(distance, kind="stable")][:_TRIES]:
-            if look(int(speaker)):
+        for nearest in tiles[np.argsort(distance, kind="stable")][:_TRIES]:
+            if is_blurred(int(nearest)):
                 blurred.append(square)
-            if np.isfinite(blur[speaker]):
-                blur[tiles] = np.where(measured[tiles], blur[tiles], blur[speaker])
+            if np.isfinite(blur[nearest]):
+                blur[tiles] = np.where(measured[tiles], blur[tiles], blur[nearest])
                 break
     done: set[tuple[int, int]] = set()
     while blurred:
@@ -102,8 +102,8 @@ def measure_blur(
         for square in ((x + i, y + j) for i in (-1, 0, 1) for j in (-1, 0, 1)):
             if square in squares and square not in done:
                 done.add(square)
-                # Not any(): every tile of the square is to be measured.
-                if sum([look(int(tile)) for tile in squares[square]]):
+                # Not any(), because every tile of the square must be measured.
+                if sum([is_blurred(int(tile)) for tile in squares[square]]):
                     blurred.append(square)
     return Measured(blur, measured)
 
@@ -115,7 +115,7 @@ def _measure(tiles: Tiles, options: Options) -> Measured:
         try:
             return blur_effect(tiles.read(tile, side_px))
         except TileError:
-            return math.nan  # embedding will meet it again, and count it
+            return math.nan  # embedding reads it again and counts it as failed
 
     step_um = max(options["blur_step_um"], tiles.spacing_um / 2)
     return measure_blur(tiles.centres_um, step_um, options["max_blur"], measure)
@@ -124,7 +124,7 @@ def _measure(tiles: Tiles, options: Options) -> Measured:
 def _methods(options: Options) -> str:
     step_um = options["blur_step_um"]
     where = (
-        f"on one tile in a square of {step_um:g} um and around blurred ones"
+        f"on one tile per square of {step_um:g} um and around blurred ones"
         if step_um
         else "on every tile"
     )
@@ -137,13 +137,13 @@ def _methods(options: Options) -> str:
 FILTER = TileFilter(
     name="blur",
     limit=0.65,
-    description="largest perceived blur of a tile (Crete 2007; sharp tiles have 0.2 to 0.5, "
-    "out of focus 0.7 and more); 1: blur is not measured, which saves reading tiles twice",
+    description="maximum perceived blur of a tile (Crete 2007; sharp tiles have 0.2 to 0.5, tiles "
+    "out of focus 0.7 or more); 1: blur is not measured, so tiles are not read twice",
     options={
         "blur_step_um": Option(
             500.0,
-            "blur is measured on one tile in a square of this side (um), and on every tile "
-            "in and around squares that are blurred; 0: on every tile",
+            "blur is measured on one tile per square of this side (um), and on every tile in and "
+            "around blurred squares; 0: on every tile",
         )
     },
     measure=_measure,

@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from her2.core.types import RGB, Mask
 
 BORDER_LEVEL = 40
-"""Grey level (of 255) below which what touches the image's edge is the scanner's border."""
+"""Grey level (of 255) below which px connected to the image's edge are the scanner's border."""
 
 
 def border_mask(rgb: RGB) -> Mask:
-    """Find black that is connected to the image's edge: glass that was not scanned."""
+    """Find black areas connected to the image's edge, which is glass that was not scanned."""
     import cv2
     import numpy as np
 
@@ -38,7 +38,7 @@ def _find(thumbnail: Thumbnail, _: Options) -> Mask:
 FILTER = AreaFilter(
     name="border",
     limit=0.05,
-    description="largest share of a tile in the scanner's black border; 1: rejects no tile",
+    description="maximum share of a tile in the scanner's black border; 1: no tile is rejected",
     where=Where.OUTSIDE,
     find=_find,
     colour=(120, 120, 120),

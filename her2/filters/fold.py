@@ -17,20 +17,20 @@ FOLD_WIDTH_UM = 160.0
 FOLD_LENGTH_UM = 200.0
 FOLD_MARGIN_UM = 32.0
 HAEMATOXYLIN_EOSIN = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11))
-"""Optical densities in R, G, B. Source: Ruifrok and Johnston, 2001."""
+"""Optical densities of the two stains in R, G, B. Source: Ruifrok and Johnston, 2001."""
 
 
 def fold_mask(density: Density, tissue: Mask, *, mpp: float) -> Mask:
-    """Find folds: narrow bands, clearly darker than the tissue on both sides in both stains.
+    """Find folds: narrow bands that are clearly darker in both stains than the tissue beside them.
 
-    A doubled section doubles eosin as well as haematoxylin, which sets it apart from epithelium
-    and lymphocytes, dark by haematoxylin alone. Glass at a tissue's edge does not count as a
-    lighter side. Two levels, as in Kothari, Phan and Wang, J. Pathol. Inform. 4:22, 2013: clear
-    folds, and around them what is a fold less clearly.
+    A folded section has twice the eosin as well as the haematoxylin. This separates it from
+    epithelium and lymphocytes, which are dark by haematoxylin alone. Glass at a tissue's edge does
+    not count as a lighter side. There are two thresholds, as in Kothari, Phan and Wang, J. Pathol.
+    Inform. 4:22, 2013: clear folds, and less clear ones around them.
 
     Args:
-        density: (h, w, 3) of the thumbnail.
-        tissue: (h, w).
+        density: (h, w, 3) optical density of the thumbnail.
+        tissue: (h, w) tissue mask.
         mpp: um/px of the thumbnail.
     """
     import cv2
@@ -62,7 +62,7 @@ def _relative(values: NDArray[Any], inside: Mask) -> NDArray[np.float32]:
 
 
 def _above_both_sides(values: NDArray[np.float32], inside: Mask, mpp: float) -> NDArray[np.float32]:
-    """White top-hat of `values` among tissue alone: what is outside it never lowers the ground."""
+    """Return the white top-hat of `values` within tissue, unaffected by what is outside."""
     import cv2
     import numpy as np
 
@@ -81,7 +81,7 @@ def _find(thumbnail: Thumbnail, _: Options) -> Mask:
 FILTER = AreaFilter(
     name="fold",
     limit=0.2,
-    description="largest share of a tile in a tissue fold; 1: folds reject no tile",
+    description="maximum share of a tile in a tissue fold; 1: no tile is rejected",
     where=Where.WITHIN,
     find=_find,
     colour=(200, 30, 130),

@@ -10,22 +10,23 @@ if TYPE_CHECKING:
     from her2.core.types import Density, Mask
 
 PEN_UM = 48.0
-"""Ink specks narrower than this are left to the tiles' own share of pen, which is then 0."""
+"""Ink specks narrower than this are ignored."""
 PEN_MARGIN_UM = 16.0
 """A stroke has a soft edge of about this width."""
 
 
 def pen_mask(density: Density, *, mpp: float, border: Mask | None = None) -> Mask:
-    """Find felt pen and ink: blue, green and teal by their colour, black by having none.
+    """Find felt pen and ink: blue, green and teal by their colour, black by its lack of colour.
 
-    Blue and green inks absorb red more than green, which no haematoxylin or eosin does. Over
-    tissue the colours mix, so weaker signs count where they hang together with clear ones. Red
-    ink has the colour of blood and of strong eosin, and is not looked for.
+    Blue and green inks absorb red more than green, which neither haematoxylin nor eosin does. Over
+    tissue the colours mix, so weaker signs count if connected to clear ones. Red ink is not
+    detected, because it has the colour of blood and strong eosin.
 
     Args:
-        density: (h, w, 3) of the thumbnail, see `her2.tiling.tissue.optical_density`.
+        density: (h, w, 3) optical density of the thumbnail, see
+            `her2.tiling.tissue.optical_density`.
         mpp: um/px of the thumbnail.
-        border: what is black without being ink; its smoothed edge is none either.
+        border: (h, w) black area that is not ink; neither is its blurred edge.
     """
     import cv2
     import numpy as np
@@ -53,7 +54,7 @@ def _find(thumbnail: Thumbnail, _: Options) -> Mask:
 FILTER = AreaFilter(
     name="pen",
     limit=0.05,
-    description="largest share of a tile under pen marks or ink; 1: pen rejects no tile",
+    description="maximum share of a tile under pen marks or ink; 1: no tile is rejected",
     where=Where.OVER,
     find=_find,
     colour=(230, 120, 0),

@@ -1,4 +1,4 @@
-"""Stage 1, tile: the artefact filters that are installed."""
+"""Stage 1, tile: the installed artefact filters."""
 
 import pkgutil
 import re
@@ -12,10 +12,10 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def _installed() -> list[Filter]:
-    """Read the filter of each module of the package.
+    """Return the filter of each module in the package.
 
     Raises:
-        TypeError: a module does not define `FILTER`, or by a name that is not its own.
+        TypeError: a module does not define `FILTER`, or the filter is not named like the module.
     """
     found: list[Filter] = []
     for module in pkgutil.iter_modules(filters.__path__):
@@ -23,21 +23,21 @@ def _installed() -> list[Filter]:
             continue
         one = getattr(import_module(f"{filters.__name__}.{module.name}"), "FILTER", None)
         if not isinstance(one, AreaFilter | TileFilter):
-            raise TypeError(f"{filters.__name__}.{module.name} does not define FILTER, a filter")
+            raise TypeError(f"{filters.__name__}.{module.name} does not define FILTER as a filter")
         if one.name != module.name or not _NAME.fullmatch(one.name):
             raise TypeError(
-                f"{filters.__name__}.{module.name}: the filter's name {one.name!r} must be that of "
-                "its module, in lower case"
+                f"{filters.__name__}.{module.name}: the filter's name {one.name!r} must be its "
+                "module's name, in lower case"
             )
         found.append(one)
     return found
 
 
 LISTED: tuple[Filter, ...] = tuple(sorted(_installed(), key=lambda one: (one.listing, one.name)))
-"""All filters, as they are listed for people."""
+"""All filters, in the order of lists for people."""
 AREA_FILTERS: tuple[AreaFilter, ...] = tuple(
     sorted((one for one in LISTED if isinstance(one, AreaFilter)), key=lambda one: one.where)
 )
 TILE_FILTERS: tuple[TileFilter, ...] = tuple(one for one in LISTED if isinstance(one, TileFilter))
 FILTERS: tuple[Filter, ...] = (*AREA_FILTERS, *TILE_FILTERS)
-"""All filters, as they run: a tile with several faults counts under the first."""
+"""All filters, in the order in which they run; a tile is rejected by the first that applies."""

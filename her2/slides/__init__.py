@@ -1,1 +1,1 @@
-"""A slide on disk: its files, its identity, its um/px, its px, and what people drew on it."""
+"""A slide on disk: its files, its identity, its um/px, its pixels and its annotations."""

@@ -1,7 +1,7 @@
-"""Stage 1, tile: regions that a person drew, from QuPath (GeoJSON) or Aperio ImageScope (XML).
+"""Stage 1, tile: annotated regions, from QuPath (GeoJSON) or Aperio ImageScope (XML).
 
-Coordinates are px of level 0. QuPath counts from the corner of the scanned area where a format
-gives one (MIRAX, Leica SCN): `tiling.annotation_origin: bounds` is for such files.
+Coordinates are level-0 px. QuPath counts from the corner of the scanned area where a format gives
+one (MIRAX, Leica SCN). Set `tiling.annotation_origin: bounds` for such files.
 """
 
 import json
@@ -24,19 +24,19 @@ Ring = NDArray[np.float64]
 """(n, 2) x, y in level-0 px; closed, whether or not the last point repeats the first."""
 
 _FINEST = 8
-"""Polygons are filled on px this many times finer than the mask: OpenCV fills every px that an
-outline touches, which makes areas larger by half a px all around."""
+"""Polygons are filled on a raster this many times finer than the mask, because OpenCV fills every
+px that an outline touches, which enlarges areas by half a px on every side."""
 _LARGEST_FILL = 1 << 26
 _SHIFT = 4
 _FAR_PX = 1e6
 _OUTLINES = frozenset({"0", "1", "2"})
-"""ImageScope's types of regions with an area: polygon, rectangle, ellipse (not arrow, ruler)."""
+"""ImageScope's region types with an area: polygon, rectangle, ellipse (not arrow, ruler)."""
 _CELLS = frozenset({"detection", "cell", "tile", "tma_core"})
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """An area: its outline, then its holes; `negative` ones are taken away from all others."""
+    """An area: its outline, then its holes. A `negative` region is subtracted from all others."""
 
     rings: tuple[Ring, ...]
     name: str
@@ -44,16 +44,16 @@ class Region:
 
 
 class _Malformed(Exception):
-    """What is wrong with a file, without its name."""
+    """A malformed file; the message says what is wrong, without the file's name."""
 
 
 def read_regions(path: Path) -> tuple[Region, ...]:
-    """The regions of an annotation file: `.xml` is ImageScope's, all else GeoJSON.
+    """Read the regions of an annotation file: ImageScope's `.xml`, anything else as GeoJSON.
 
-    Points and lines have no area and are left out, and so are QuPath's cells and tiles.
+    Points and lines, which have no area, are left out, and so are QuPath's cells and tiles.
 
     Raises:
-        SlideError: naming the file and what is wrong with it.
+        SlideError: the file is absent or malformed; the message names it and the problem.
     """
     try:
         content = path.read_bytes()
@@ -76,12 +76,12 @@ def chosen_regions(
     file: str,
     key: str = "tiling.annotation_classes",
 ) -> tuple[Region, ...]:
-    """The regions of some classes (all of them where none is named), and every negative one.
+    """Return the regions of some classes (all if none is given), and every negative region.
 
     Args:
-        regions: of a file.
-        classes: which, as the config's `key` names them.
-        file, key: their names in errors.
+        regions: the regions of one file.
+        classes: class names from the config's `key`.
+        file, key: names of the file and the config key for errors.
 
     Raises:
         SlideUnfit: there is no such region.
@@ -89,12 +89,12 @@ def chosen_regions(
     positive = [region for region in regions if not region.negative]
     chosen = [region for region in positive if not classes or region.name in classes]
     if not positive:
-        raise SlideUnfit(f"its annotation {file} holds no region with an area")
+        raise SlideUnfit(f"its annotation {file} has no region with an area")
     if not chosen:
         found = ", ".join(sorted({region.name or "(no class)" for region in positive}))
         raise SlideUnfit(
-            f"its annotation {file} has no region of the class {', '.join(sorted(classes))} "
-            f"({key}); it has {found}"
+            f"its annotation {file} has no region of class {', '.join(sorted(classes))} ({key}); "
+            f"its classes are {found}"
         )
     return tuple(chosen) + tuple(region for region in regions if region.negative)
 
@@ -106,13 +106,13 @@ def region_mask(
     size_px: tuple[int, int],
     origin_px: tuple[float, float] = (0.0, 0.0),
 ) -> Mask:
-    """Where the regions are: px of which at least half is inside one, and not in a negative one.
+    """Rasterise regions: True where at least half of a px is inside one and not in a negative one.
 
     Args:
-        regions: in level-0 px.
+        regions: regions in level-0 px.
         shape: (h, w) of the result, which covers the whole slide.
         size_px: (width, height) of the slide at level 0.
-        origin_px: level-0 place of the regions' (0, 0).
+        origin_px: level-0 position of the regions' (0, 0).
     """
     scale = np.array([shape[1] / size_px[0], shape[0] / size_px[1]])
     inside, outside = np.zeros(shape, bool), np.zeros(shape, bool)
@@ -133,7 +133,7 @@ def _fill(mask: Mask, rings: Sequence[Ring]) -> None:
     size = (int(right - left), int(bottom - top))
     factor = int(np.clip((_LARGEST_FILL / (size[0] * size[1])) ** 0.5, 2, _FINEST))
     fine = np.zeros((size[1] * factor, size[0] * factor), np.uint8)
-    # OpenCV counts from the centre of the first px, and in 1/16 px.
+    # OpenCV counts from the centre of the first px, in units of 1/16 px.
     points = [
         np.clip((ring - (left, top)) * factor - 0.5, -_FAR_PX, _FAR_PX) * 2**_SHIFT
         for ring in rings
@@ -150,7 +150,7 @@ def _geojson_regions(content: bytes) -> Iterator[Region]:
     for number, feature in enumerate(_features(value), start=1):
         properties = feature.get("properties") or {}
         if not isinstance(properties, dict):
-            raise _Malformed(f"feature {number}: its properties are no object")
+            raise _Malformed(f"feature {number}: its properties are not an object")
         if str(properties.get("objectType", "")).lower() in _CELLS:
             continue
         for rings in _polygons(feature.get("geometry"), number):
@@ -158,7 +158,7 @@ def _geojson_regions(content: bytes) -> Iterator[Region]:
 
 
 def _features(value: Any) -> list[dict[str, Any]]:
-    """The features of a FeatureCollection, a bare list, one feature or one geometry."""
+    """Return the features of a FeatureCollection, a bare list, one feature or one geometry."""
     kind = value.get("type") if isinstance(value, dict) else None
     if kind == "FeatureCollection":
         value = value.get("features")
@@ -180,44 +180,44 @@ def _polygons(geometry: Any, number: int) -> Iterator[tuple[Ring, ...]]:
             yield _rings(coordinates, number)
         case "MultiPolygon":
             if not isinstance(coordinates, list):
-                raise _Malformed(f"feature {number}: its coordinates are no list")
+                raise _Malformed(f"feature {number}: its coordinates are not a list")
             for polygon in coordinates:
                 yield _rings(polygon, number)
         case "GeometryCollection":
             parts = geometry.get("geometries")
             if not isinstance(parts, list):
-                raise _Malformed(f"feature {number}: its geometries are no list")
+                raise _Malformed(f"feature {number}: its geometries are not a list")
             for part in parts:
                 if isinstance(part, dict) and part.get("type") == "GeometryCollection":
-                    raise _Malformed(f"feature {number}: a collection inside a collection")
+                    raise _Malformed(f"feature {number}: it nests a geometry collection in another")
                 yield from _polygons(part, number)
         case "Point" | "MultiPoint" | "LineString" | "MultiLineString":
             return
         case _:
-            raise _Malformed(f"feature {number}: {str(kind)[:40]!r} is no geometry of GeoJSON")
+            raise _Malformed(f"feature {number}: {str(kind)[:40]!r} is not a GeoJSON geometry")
 
 
 def _rings(coordinates: Any, number: int) -> tuple[Ring, ...]:
     if not isinstance(coordinates, list) or not coordinates:
-        raise _Malformed(f"feature {number}: a polygon without rings")
+        raise _Malformed(f"feature {number}: its polygon has no rings")
     return tuple(_ring(points, f"feature {number}") for points in coordinates)
 
 
 def _ring(points: Any, where: str) -> Ring:
     try:
-        # A third coordinate (z) is legal, and says nothing here.
+        # A third coordinate (z) is legal and ignored.
         ring = np.array([(float(point[0]), float(point[1])) for point in points], np.float64)
     except (TypeError, ValueError, IndexError, KeyError, OverflowError):
         raise _Malformed(f"{where}: a point is not two numbers") from None
     if len(ring) < 3:
-        raise _Malformed(f"{where}: an outline of {len(ring)} points")
+        raise _Malformed(f"{where}: an outline of {len(ring)} point(s), fewer than 3")
     if not np.isfinite(ring).all():
         raise _Malformed(f"{where}: a coordinate is not finite")
     return ring
 
 
 def _class_name(properties: dict[str, Any]) -> str:
-    """QuPath's classification, {name} or (since 0.5) {names}; the object's name without one."""
+    """Return QuPath's classification, {name} or (since 0.5) {names}, else the object's name."""
     found = properties.get("classification")
     if isinstance(found, dict):
         names = found.get("names")
@@ -228,7 +228,7 @@ def _class_name(properties: dict[str, Any]) -> str:
 def _aperio_regions(content: bytes) -> Iterator[Region]:
     root = _safe_xml(content)
     if root.tag != "Annotations":
-        raise _Malformed(f"is not ImageScope's XML: it begins with <{root.tag[:40]}>")
+        raise _Malformed(f"is not ImageScope XML: its root element is <{root.tag[:40]}>")
     number = 0
     for layer in root.iter("Annotation"):
         for region in layer.iter("Region"):
@@ -243,7 +243,7 @@ def _aperio_regions(content: bytes) -> Iterator[Region]:
 
 
 def _box_or_ellipse(points: list[tuple[str | None, str | None]], kind: str, where: str) -> Ring:
-    """A rectangle or ellipse of two points is given by opposite corners of its box."""
+    """Return an outline; two points are opposite corners of a rectangle or an ellipse's box."""
     if kind == "0" or len(points) != 2:
         return _ring(points, where)
     (x0, y0), (x1, y1), _ = _ring([*points, points[0]], where)
@@ -255,7 +255,7 @@ def _box_or_ellipse(points: list[tuple[str | None, str | None]], kind: str, wher
 
 
 def _safe_xml(content: bytes) -> ET.Element:
-    """Parse XML that declares no document type: entities could then neither grow nor reach out."""
+    """Parse XML but refuse a document type, so that no entity can expand or read other files."""
 
     def refuse(*_: object) -> None:
         raise _Malformed("has a document type (<!DOCTYPE>), which is not read for safety")

@@ -1,7 +1,7 @@
-"""Which files make a slide, in the formats of several files that OpenSlide opens.
+"""The files that make up a slide, for the multi-file formats that OpenSlide opens.
 
-An index is checked before it is used: the files it names are there, in its folder or below it. That
-is more than OpenSlide asks for. Source: https://openslide.org/formats/ and OpenSlide's own readers.
+An index is checked before it is used: the files it names must exist in its folder or below it. That
+is stricter than OpenSlide. Source: https://openslide.org/formats/ and OpenSlide's own readers.
 """
 
 import codecs
@@ -15,14 +15,14 @@ from pathlib import Path, PurePosixPath
 from her2.core.errors import SlideError
 
 _HEAD_BYTES = 1 << 16
-"""OpenSlide reads no Hamamatsu index that is longer, and a DICOM file's UIDs stand within it."""
+"""OpenSlide rejects longer Hamamatsu indexes, and a DICOM file's UIDs lie within these bytes."""
 
 _SERIES_UID = re.compile(rb"\x20\x00\x0d\x00UI..[\d.]+[\0 ]?\x20\x00\x0e\x00UI(..)", re.DOTALL)
-"""DICOM's element (0020,000E) up to its size, in explicit little endian as OpenSlide demands. A
-file's own stands right behind (0020,000D); those of other files that it refers to do not.
+"""DICOM's Series Instance UID (0020,000E) up to its length, in explicit little endian, as OpenSlide
+requires. A file's own follows (0020,000D) directly; those of files it refers to do not.
 """
 _INSTANCE_UID = re.compile(rb"\x08\x00\x18\x00UI(..)", re.DOTALL)
-"""(0008,0018)."""
+"""DICOM's SOP Instance UID (0008,0018)."""
 
 _HAMAMATSU = re.compile(r"ImageFile.*|MapFile|MacroImage|OptimisationFile")
 _INDEX_KEYS = {
@@ -30,9 +30,9 @@ _INDEX_KEYS = {
     "Uncompressed Virtual Microscope Specimen": _HAMAMATSU,
     "NanoZoomer Digital Pathology Image Set": re.compile(r"Image\d+"),
 }
-"""Sections of Hamamatsu's indexes, and their keys whose values are files."""
+"""Sections of Hamamatsu's indexes -> their keys whose values are files."""
 _NOT_NEEDED = "OptimisationFile"
-"""It holds positions that OpenSlide otherwise searches for: the px are the same without it."""
+"""Holds positions that OpenSlide otherwise searches for, so the px are the same without it."""
 _INDEX_SUFFIXES = (".vms", ".vmu", ".ndpis")
 _MIRAX_KEYS = {"HIERARCHICAL": re.compile("INDEXFILE"), "DATAFILE": re.compile(r"FILE_\d+")}
 _SHOWN = 5
@@ -42,11 +42,11 @@ def companions(path: Path) -> list[Path] | None:
     """Return all files of a MIRAX, Hamamatsu VMS, VMU, NDPIS or DICOM slide, `path` among them.
 
     Returns:
-        Files in a fixed order that does not depend on the file system, all within the folder of
-        `path`; None for a slide of any other format, which is one file.
+        Files in an order that does not depend on the file system, all within the folder of `path`;
+        None for any other format, whose slides are single files.
 
     Raises:
-        SlideError: a file that belongs to the slide is absent, or outside its folder.
+        SlideError: a file of the slide is absent or outside its folder.
         OSError: a file cannot be read.
     """
     if path.suffix.lower() == ".mrxs":
@@ -58,7 +58,7 @@ def companions(path: Path) -> list[Path] | None:
     if section is not None:
         return _indexed(path, section)
     if path.suffix.lower() in _INDEX_SUFFIXES:
-        raise SlideError(f"{path.name} does not say which files make the slide; copy it again")
+        raise SlideError(f"{path.name} does not list the slide's files; copy it again")
     return None
 
 
@@ -66,8 +66,8 @@ def _mirax(path: Path) -> list[Path]:
     folder = path.with_suffix("")
     if not folder.is_dir():
         raise SlideError(
-            f"{path.name} lacks its folder {folder.name}, which holds its px; copy it beside the "
-            "file"
+            f"the folder {folder.name} with the image data of {path.name} is missing; copy it "
+            "beside the file"
         )
     index = folder / "Slidedat.ini"
     if index.is_file():
@@ -76,7 +76,7 @@ def _mirax(path: Path) -> list[Path]:
 
 
 def _index_section(head: bytes) -> str | None:
-    """The section of a Hamamatsu index, None for another kind of file."""
+    """Return the section of a Hamamatsu index, or None for any other file."""
     if b"\0" in head or len(head) == _HEAD_BYTES:
         return None
     lines = {line.strip() for line in head.removeprefix(codecs.BOM_UTF8).splitlines()}
@@ -84,7 +84,7 @@ def _index_section(head: bytes) -> str | None:
 
 
 def _indexed(path: Path, section: str) -> list[Path]:
-    """A Hamamatsu index and the files it names."""
+    """Return a Hamamatsu index and the files it names."""
     named = _names(path, {section: _INDEX_KEYS[section]})
     if not (path.parent / named.get(_NOT_NEEDED, "")).is_file():
         named.pop(_NOT_NEEDED, None)
@@ -93,7 +93,7 @@ def _indexed(path: Path, section: str) -> list[Path]:
 
 
 def _names(index: Path, keys: Mapping[str, re.Pattern[str]]) -> dict[str, str]:
-    """The names of files that an INI-like index holds, by their keys."""
+    """Return key -> file name from an INI-like index."""
     parser = configparser.ConfigParser(
         delimiters=("=",), comment_prefixes=("#",), strict=False, interpolation=None
     )
@@ -102,7 +102,7 @@ def _names(index: Path, keys: Mapping[str, re.Pattern[str]]) -> dict[str, str]:
     try:
         parser.read_string("\n".join(line.strip() for line in lines))
     except configparser.Error:
-        raise SlideError(f"{index.name} is a damaged index; copy it again") from None
+        raise SlideError(f"{index.name} is damaged; copy it again") from None
     return {
         key: name
         for section, pattern in keys.items()
@@ -118,12 +118,12 @@ def _check_named(index: str, folder: Path, named: Mapping[str, str]) -> None:
     if outside:
         raise SlideError(
             f"{index} names {_listed(outside)}, outside its folder; put the slide's files beside "
-            "it, and their plain names into it"
+            "it and write their names without folders"
         )
     absent = [name for name in named.values() if not (folder / name).is_file()]
     if absent:
         raise SlideError(
-            f"{index} names {_listed(absent)}, which its folder lacks; copy the slide's files there"
+            f"{index} names {_listed(absent)}, missing in its folder; copy the slide's files there"
         )
 
 
@@ -138,17 +138,17 @@ def _listed(names: list[str]) -> str:
 
 
 def _dicom(path: Path, head: bytes) -> list[Path]:
-    """The files of a DICOM file's series, in the order of their UIDs, whatever they are called."""
+    """Return the files of a DICOM file's series in the order of their UIDs."""
     series = _uid(_SERIES_UID, head)
     if not series:
         raise SlideError(
             f"{path.name} has no Series Instance UID near its start, so the files of its series "
-            "are unknown; export it again, in explicit little endian"
+            "are unknown; export it again in explicit little endian"
         )
     found = []
     with os.scandir(path.parent) as entries:
         for entry in entries:
-            # OpenSlide passes over what it cannot read; a level of a slide is not passed over here.
+            # OpenSlide skips unreadable files; here, a level of the slide must not be skipped.
             if not entry.is_file() or not (
                 entry.name.endswith(".dcm") or os.access(entry, os.R_OK)
             ):
@@ -162,7 +162,7 @@ def _dicom(path: Path, head: bytes) -> list[Path]:
 
 @lru_cache(maxsize=1 << 16)
 def _uids(path: Path, size: int, mtime_ns: int) -> tuple[bytes, bytes]:
-    """The series and the instance of a file, read once however many slides share its folder."""
+    """Return the series and instance UIDs; cached, because many slides may share a folder."""
     head = _head(path)
     return _uid(_SERIES_UID, head), _uid(_INSTANCE_UID, head)
 
@@ -173,7 +173,7 @@ def _head(path: Path) -> bytes:
 
 
 def _uid(element: re.Pattern[bytes], head: bytes) -> bytes:
-    """A UID near the start of a DICOM file; empty where there is none."""
+    """Return a UID near the start of a DICOM file, or empty bytes."""
     found = element.search(head)
     if found is None:
         return b""

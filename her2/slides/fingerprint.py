@@ -1,4 +1,4 @@
-"""Stage 1, tile: what identifies a slide's content, whatever the file is called."""
+"""Stage 1, tile: the fingerprint that identifies a slide's content, whatever its file name."""
 
 import hashlib
 import io
@@ -13,15 +13,14 @@ _BLOCKS = 64
 
 
 def fingerprint(path: Path) -> str:
-    """Return what identifies a slide's content, read in milliseconds: SHA-256 (hex).
+    """Return a digest of a slide's content, SHA-256 (hex), in milliseconds.
 
-    Taken over the size, the first and last MiB and 64 evenly spaced blocks of 64 KiB of each of the
-    slide's files (`her2.slides.backends.slide_files`). Names and times do not count. Two scans
-    differ everywhere, so a sample tells them apart; a change of a few bytes inside a gigabyte can
-    go unseen.
+    It covers the size, the first and last MiB and 64 evenly spaced blocks of 64 KiB of each of the
+    slide's files (`her2.slides.backends.slide_files`), but no names or times. Two scans differ
+    everywhere, so a sample tells them apart. A change of a few bytes in a gigabyte can be missed.
 
     Raises:
-        SlideError: a file is absent or cannot be read, or the slide's own file is empty.
+        SlideError: a file is absent or cannot be read, or the slide's file is empty.
     """
     result = hashlib.sha256()
     try:

@@ -1,11 +1,11 @@
-"""Stage 1, embed: pixels of JPEG TIFF and SVS without OpenSlide's detour over RGBA.
+"""Stage 1, embed: pixels of JPEG TIFF and SVS without OpenSlide's detour through RGBA.
 
-OpenSlide draws through a 32-bit canvas and Pillow; decoding the file's own JPEG tiles into RGB
-takes a quarter of its time (benchmarks/embed.py) and gives the same bytes: both use libjpeg-turbo
-with its exact transform. tifffile decodes a tile; which tiles a rectangle needs, whether they are
-whole, and keeping those that the next rectangle needs too is done here. Whatever is not plain
-(another codec, a level that is not a whole number of times smaller, a damaged or absent tile) is
-left to OpenSlide.
+OpenSlide draws through a 32-bit canvas and Pillow. Decoding the file's own JPEG tiles into RGB
+takes a quarter of the time (benchmarks/embed.py) and gives the same bytes, because both use
+libjpeg-turbo with its exact transform. tifffile decodes a tile. This module finds the tiles that a
+rectangle needs, checks that they are complete, and keeps those that the next rectangle needs too.
+Everything else (another codec, a level whose downsample is not a whole number, a damaged or absent
+tile) is left to OpenSlide.
 """
 
 import os
@@ -25,24 +25,24 @@ from numpy.typing import NDArray
 from her2.core.types import RGB
 
 KEPT_BYTES = 32 << 20
-"""Decoded tiles that a slide keeps: several columns of a band, see `her2.embedding.reading`."""
+"""Decoded tiles kept per slide: several columns of a band, see `her2.embedding.reading`."""
 
 _PHOTOMETRIC = {tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR}
 _START_OF_SCAN, _END_OF_IMAGE = b"\xff\xda", b"\xff\xd9"
 _RESTARTS = b"\xff\xdd"
-"""The segment that says every how many blocks a restart marker stands."""
+"""Marker of the segment that sets the interval of restart markers."""
 _MARKER, _MARKER_OR_RESTART = (
     re.compile(rb"\xff[^\x00\xd0-\xd7\xff]"),
     re.compile(rb"\xff[^\x00\xff]"),
 )
 _HOLE = bytes(16)
 _DAMAGE = (tifffile.TiffFileError, ImportError, OSError, RuntimeError, ValueError)
-"""tifffile's, and those of imagecodecs, whose codecs may also be absent."""
+"""Errors of tifffile and of imagecodecs, whose codecs may be absent."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Level:
-    """A page of the file, and what decodes one of its tiles: (bytes, index) -> (1, h, w, 3), ..."""
+    """A page of the file, and the decoder of its tiles: (bytes, index) -> (1, h, w, 3), ..."""
 
     page: tifffile.TiffPage
     decode: Callable[[bytes, int], tuple[NDArray[Any] | None, object, object]]
@@ -56,9 +56,9 @@ class JpegTiles:
     """The levels of a TIFF that are grids of JPEG tiles. Reads are thread-safe.
 
     Args:
-        path: of the slide.
+        path: the slide's file.
         level_sizes: (width, height) px of OpenSlide's levels.
-        downsamples: of OpenSlide's levels.
+        downsamples: downsamples of OpenSlide's levels.
     """
 
     reader = "jpeg"
@@ -76,7 +76,7 @@ class JpegTiles:
         self._kept_bytes = 0
 
     def __len__(self) -> int:
-        """Levels that can be read."""
+        """Return the number of levels that can be read."""
         return len(self._levels)
 
     def close(self) -> None:
@@ -84,15 +84,15 @@ class JpegTiles:
         os.close(self._file)
 
     def read(self, level: int, left: int, top: int, size: tuple[int, int]) -> RGB | None:
-        """A rectangle of a level.
+        """Read a rectangle of a level.
 
         Args:
-            level: OpenSlide's number.
+            level: OpenSlide's level number.
             left, top: px of the level.
             size: (width, height) px.
 
         Returns:
-            uint8 (height, width, 3), or None when OpenSlide has to read it.
+            uint8 (height, width, 3), or None if OpenSlide has to read it.
         """
         found = self._levels.get(level)
         right, bottom = left + size[0], top + size[1]
@@ -150,7 +150,7 @@ def open_jpeg_tiles(
     level_sizes: Sequence[tuple[int, int]],
     downsamples: Sequence[float],
 ) -> JpegTiles | None:
-    """Return the JPEG tiles of a TIFF whose levels are pages, None when it has none."""
+    """Open the JPEG tiles of a TIFF whose levels are pages; None if it has none."""
     try:
         found = JpegTiles(path, level_sizes, downsamples)
     except _DAMAGE:
@@ -162,12 +162,12 @@ def open_jpeg_tiles(
 
 
 def _looks_whole(content: bytes) -> bool:
-    """Whether the first marker in the coded image is the one that ends it, and no hole is in it.
+    """Return True if the coded image ends at its first marker and has no run of zeros (a hole).
 
-    OpenSlide takes libjpeg's warnings for errors and imagecodecs passes over them, so a stream
-    that may be damaged is OpenSlide's to judge. Source: ITU-T T.81, B.1.1.2 and B.1.1.5: in coded
-    data a byte FF is followed by 00, or by D0 to D7 where the header announces restarts. What is
-    left are wrong bits that read as legal codes, of which OpenSlide sees no more than a part.
+    OpenSlide treats libjpeg's warnings as errors while imagecodecs ignores them, so a stream that
+    may be damaged is left to OpenSlide. Source: ITU-T T.81, B.1.1.2 and B.1.1.5: in coded data a
+    byte FF is followed by 00, or by D0 to D7 if the header announces restarts. Undetected are wrong
+    bits that read as legal codes, of which OpenSlide notices only some.
     """
     scan = content.find(_START_OF_SCAN)
     if scan < 0:
@@ -182,7 +182,7 @@ def _looks_whole(content: bytes) -> bool:
 def _levels(
     path: Path, level_sizes: Sequence[tuple[int, int]], downsamples: Sequence[float]
 ) -> dict[int, _Level]:
-    """Levels whose px OpenSlide would not interpolate: their corners fall on whole px."""
+    """Find the levels with whole-number downsamples, whose px OpenSlide does not interpolate."""
     found = {}
     with tifffile.TiffFile(path) as tiff:
         pages = {
@@ -199,6 +199,6 @@ def _levels(
             page = pages.get((size[0], size[1]))
             if page is None or downsamples[number] != int(downsamples[number]):
                 continue
-            # Taken while the file is open: some of it is read from there.
+            # Read now, while the file is open.
             found[number] = _Level(page, partial(page.decode, jpegtables=page.jpegtables))
     return found

@@ -1,4 +1,4 @@
-"""Masks that another program or a person made, as PNG or TIFF of any size."""
+"""Masks made by another program or by hand, as PNG or TIFF of any size."""
 
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,16 @@ _ASPECT_SLACK = 0.02
 
 
 def read_mask(path: Path, shape: tuple[int, int], *, size_px: tuple[int, int]) -> Mask:
-    """Tissue where the mask is not zero, at the size of the thumbnail.
+    """Read a mask, True where it is not zero, at the size of the thumbnail.
 
     Args:
-        path: PNG or TIFF; of a pyramid the smallest page that is large enough is read. Any
-            channel counts, but not transparency; of a palette the indices do.
+        path: PNG or TIFF. Of a pyramid, the smallest page that is large enough is read. Every
+            channel counts except transparency; of a palette, the indices count.
         shape: (h, w) of the result, which covers the whole slide, as the mask must.
         size_px: (width, height) of the slide at level 0.
 
     Raises:
-        SlideError: naming the file and what is wrong with it.
+        SlideError: the mask cannot be used; the message names the file and the problem.
     """
     return fitted(read_values(path, shape, size_px=size_px, what="tissue mask") != 0, shape)
 
@@ -33,20 +33,20 @@ def read_mask(path: Path, shape: tuple[int, int], *, size_px: tuple[int, int]) -
 def read_values(
     path: Path, shape: tuple[int, int], *, size_px: tuple[int, int], what: str
 ) -> NDArray[Any]:
-    """The largest channel of a picture (h, w) that covers the whole slide, as it is stored.
+    """Read the stored values (h, w), the largest channel's, of an image of the whole slide.
 
     Args:
-        path, shape, size_px: as in `read_mask`.
-        what: the file's name in errors.
+        path, shape, size_px: see `read_mask`.
+        what: what errors call the file.
 
     Raises:
-        SlideError: naming the file and what is wrong with it.
+        SlideError: the image cannot be used; the message names the file and the problem.
     """
     try:
         image = _tiff(path, shape) if path.suffix.lower() in (".tif", ".tiff") else _flat(path)
     except FileNotFoundError:
         raise SlideError(f"its {what} {path.name} does not exist") from None
-    # Decoders raise what they like on broken files.
+    # Decoders raise all kinds of errors on broken files.
     except Exception as error:
         detail = str(error).replace(str(path), path.name)
         raise SlideError(
@@ -54,17 +54,17 @@ def read_values(
         ) from None
     height, width = image.shape
     stretch = (width / height) / (size_px[0] / size_px[1])
-    # A side of few px is rounded by much.
+    # Rounding matters more when a side has few px.
     if abs(np.log(stretch)) > _ASPECT_SLACK + 1 / min(height, width):
         raise SlideError(
-            f"its {what} {path.name} ({width} x {height} px) has not the shape of the slide "
-            f"({size_px[0]} x {size_px[1]} px); a mask covers the whole slide"
+            f"its {what} {path.name} ({width} x {height} px) has another aspect ratio than the "
+            f"slide ({size_px[0]} x {size_px[1]} px); a mask must cover the whole slide"
         )
     return image
 
 
 def fitted(mask: Mask, shape: tuple[int, int]) -> Mask:
-    """A mask at another size (h, w): px of which at least half is set."""
+    """Resize a mask to (h, w): True where at least half of a px is set."""
     larger = shape[0] > mask.shape[0] or shape[1] > mask.shape[1]
     interpolation = cv2.INTER_LINEAR if larger else cv2.INTER_AREA
     found: Mask = cv2.resize(mask.astype(np.float32), shape[::-1], interpolation=interpolation) >= (
@@ -92,7 +92,7 @@ def _tiff(path: Path, shape: tuple[int, int]) -> NDArray[Any]:
         values = np.invert(values)
     if page.extrasamples and axes.endswith("S"):  # transparency
         values = values[..., : values.shape[-1] - len(page.extrasamples)]
-    # All other axes (channels, planes of one) join.
+    # Merge all other axes (channels, single planes).
     others = tuple(i for i, name in enumerate(axes) if name not in "YX")
     return np.asarray(values.max(axis=others) if others else values)
 

@@ -1,6 +1,6 @@
-"""Stage 1, tile and embed: a slide as exact um/px and RGB regions, whatever its format.
+"""Stage 1, tile and embed: a slide's exact um/px and RGB regions, whatever its format.
 
-What is particular to a format is its backend's, see `her2.slides.backends`.
+Everything specific to a format is in its backend, see `her2.slides.backends`.
 """
 
 import logging
@@ -21,15 +21,15 @@ log = logging.getLogger(__name__)
 
 
 RESAMPLING = Image.Resampling.BICUBIC
-"""Pillow widens every filter by the reduction, so this is antialiased."""
+"""Antialiased, because Pillow widens every filter by the reduction."""
 
 _STRIP_PX = 4096
-"""Thumbnails of slides without a pyramid are read in pieces of this many px a side."""
+"""Thumbnails of slides without a pyramid are read in squares of this many px per side."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Micrometres per level-0 px on each axis, and who says so."""
+    """Micrometres per level-0 px on each axis, and their source."""
 
     mpp_x: float
     mpp_y: float
@@ -40,7 +40,7 @@ class Slide:
     """An open slide. All coordinates are px in the level 0 reference frame. Reads are thread-safe.
 
     Raises:
-        SlideError: the file cannot be opened, or is too damaged to tell its size.
+        SlideError: the file cannot be opened, or is too damaged to tell the slide's size.
     """
 
     def __init__(self, path: Path) -> None:
@@ -73,30 +73,29 @@ class Slide:
 
     @property
     def reader(self) -> str:
-        """What decodes its px now, see `decode_directly`."""
+        """Return the name of the current decoder, see `decode_directly`."""
         return self._opened.reader if self._decoder is None else self._decoder.reader
 
     def scale(self, manifest_mpp: float | None = None) -> Scale:
-        """The slide's um/px: the manifest's when it gives one, else the file's metadata.
+        """Return the slide's um/px: the manifest's if given, else that of the file's metadata.
 
-        An objective's nominal power is never turned into um/px: 20x means anything from 0.4 to
-        0.55.
+        The nominal magnification is never converted to um/px: 20x means anything from 0.4 to 0.55.
 
         Raises:
-            SlideUnfit: neither gives a scale, or the metadata's is absurd.
+            SlideUnfit: neither gives a scale, or the metadata's is out of range.
         """
         if manifest_mpp is not None:
             return Scale(manifest_mpp, manifest_mpp, "manifest")
         if self._opened.mpp is None:
             raise SlideUnfit(
-                "no um/px in its metadata; give it in the manifest's column 'mpp' (um/px at full "
+                "no um/px in its metadata; set it in the manifest's column 'mpp' (um/px at full "
                 "resolution)"
             )
         x, y = self._opened.mpp
         if not all(MPP_RANGE[0] <= value <= MPP_RANGE[1] for value in (x, y)):
             raise SlideUnfit(
                 f"um/px {x:g} x {y:g} in its metadata is outside {MPP_RANGE[0]}-{MPP_RANGE[1]}; "
-                "give the right one in the manifest's column 'mpp'"
+                "set the right one in the manifest's column 'mpp'"
             )
         return Scale(x, y, "metadata")
 
@@ -110,25 +109,26 @@ class Slide:
         *,
         scanned: bool = False,
     ) -> RGB:
-        """A rectangle of the slide, resampled to exactly `out` px.
+        """Read a rectangle of the slide, resampled to exactly `out` px.
 
         Args:
-            x, y: top left, level-0 px; fractions are honoured.
-            width, height: level-0 px; fractions are honoured.
+            x, y: top left, level-0 px; may be fractional.
+            width, height: level-0 px; may be fractional.
             out: (width, height) of the result, px.
-            scanned: expect an image there: a rectangle that the file holds nothing of (a tile
-                lost in copying reads as transparent) is an error instead of white.
+            scanned: expect image data: a rectangle without any (a tile lost in copying reads as
+                transparent) is an error instead of white.
 
         Returns:
-            uint8 (out height, out width, 3); what lies outside the scanned area is white.
+            uint8 (out height, out width, 3), white outside the scanned area.
 
         Raises:
-            TileError: the file is damaged there, or (with `scanned`) empty.
+            TileError: the file is damaged in this region or, with `scanned`, empty.
         """
         level = self._level(min(width / out[0], height / out[1]))
         factor = self.downsamples[level]
-        # Whole level px around the rectangle; OpenSlide takes their corner in level-0 px. Rounded
-        # down, so that neither the rectangle begins before it nor the read ends beyond the slide.
+        # Read whole px of the level around the rectangle. OpenSlide takes their corner in level-0
+        # px. It is rounded down, so that the rectangle does not begin before it and the read does
+        # not end beyond the slide.
         left, top = (math.floor(v / factor) for v in (x, y))
         corner = math.floor(left * factor), math.floor(top * factor)
         box_left, box_top = (x - corner[0]) / factor, (y - corner[1]) / factor
@@ -154,9 +154,9 @@ class Slide:
         return np.asarray(image if as_it_is else image.resize(out, RESAMPLING, box=box))
 
     def decode_directly(self, x: float, y: float, width: float, height: float) -> bool:
-        """Take the backend's faster way to the px from now on, where it has one.
+        """Use the backend's faster decoder from now on, if it has one; return whether it is used.
 
-        One region is read both ways first, and unless the two are equal nothing changes.
+        One region is read both ways first. If the two differ, the decoder is not used.
 
         Args:
             x, y, width, height: the region to compare, level-0 px.
@@ -174,15 +174,15 @@ class Slide:
             return True
         self._decoder = None
         found.close()
-        log.warning("%s: px decoded directly differ from those of %s, which reads all of them",
-                    self.path.name, self.reader)  # fmt: skip
+        log.warning("%s: directly decoded pixels differ from those of %s, so %s reads this slide",
+                    self.path.name, self.reader, self.reader)  # fmt: skip
         return False
 
     def thumbnail(self, mpp: float, scale: Scale) -> RGB:
-        """The whole slide at `mpp` um/px: uint8 (h, w, 3), each side at least one px.
+        """Read the whole slide at `mpp` um/px: uint8 (h, w, 3), each side at least one px.
 
         Raises:
-            TileError: some part of the level it is read from is damaged.
+            TileError: a part of the level that it is read from is damaged.
         """
         step_x, step_y = mpp / scale.mpp_x, mpp / scale.mpp_y
         width = max(1, round(self.width_px / step_x))
@@ -200,29 +200,29 @@ class Slide:
         return result
 
     def read_level(self, target_mpp: float, scale: Scale) -> int:
-        """The pyramid level that tiles at `target_mpp` um/px are read from."""
+        """Return the pyramid level that tiles at `target_mpp` um/px are read from."""
         return self._level(min(target_mpp / scale.mpp_x, target_mpp / scale.mpp_y))
 
     def _level(self, downsample: float) -> int:
-        """The coarsest level that still only needs to be reduced (1 % of slack)."""
+        """Return the coarsest level that needs no enlargement (with 1 % tolerance)."""
         fitting = [i for i, d in enumerate(self.downsamples) if d <= downsample * 1.01]
         return max(fitting, default=0)
 
 
 def _extent(end: float, available: int) -> int:
-    """How many px of a level reach `end`; of those that the slide's border cuts, the whole ones.
+    """Return how many px of a level reach `end`, without those that the slide's border cuts.
 
-    A level's size is rounded, so it may lack a little of what level 0 has.
+    A level's size is rounded, so the level may be slightly shorter than level 0.
     """
     wanted = max(1, math.ceil(end - 1e-6))
     return max(1, available) if available < wanted <= available + 2 else wanted
 
 
 def _on_white(image: Image.Image, scanned: bool) -> Image.Image:
-    """RGBA (transparent where nothing was scanned) -> RGB on white.
+    """Convert RGBA (transparent where nothing was scanned) to RGB on white.
 
     Raises:
-        TileError: all of it is transparent, where something `scanned` is expected.
+        TileError: all of it is transparent although it should be `scanned`.
     """
     if image.mode != "RGBA":
         return image.convert("RGB")
@@ -231,7 +231,7 @@ def _on_white(image: Image.Image, scanned: bool) -> Image.Image:
     if least == 255:
         return image.convert("RGB")
     if scanned and most == 0:
-        raise TileError("the file holds no image there")
+        raise TileError("the file has no image data there")
     white = Image.new("RGB", image.size, (255, 255, 255))
     white.paste(image, mask=alpha)
     return white

@@ -1,7 +1,7 @@
-"""Stage 1, embed: slides copied to the node's own disk, one ahead of the one that is read.
+"""Stage 1, embed: slides copied to the node's local disk, one slide ahead of reading.
 
-OpenSlide reads a slide in many small pieces, which a network disk answers slowly; copying the file
-first is one long read. What a slide is, its fingerprint and its features do not change by it.
+OpenSlide reads a slide in many small pieces, which a network disk serves slowly, while copying the
+file first is one long read. Copying changes neither the slide's fingerprint nor its features.
 """
 
 import fcntl
@@ -24,11 +24,11 @@ log = logging.getLogger(__name__)
 
 PREFIX = "her2-slides-"
 RESERVE_BYTES = 256 << 20
-"""Left free on the scratch disk, for what else the job writes there."""
+"""Space left free on the scratch disk for the job's other files."""
 
 
 class Stager:
-    """Opens the slides of a job in order, each from a copy where there is room for one."""
+    """The slides of a job, opened in order, each from a local copy if there is room for one."""
 
     def __init__(self, folder: Path, paths: Sequence[Path]) -> None:
         self._folder = folder
@@ -39,10 +39,10 @@ class Stager:
         self._lock = threading.Lock()
 
     def open(self, path: Path) -> Slide:
-        """Open a slide, and let the copying of the next begin.
+        """Open a slide, and start to copy the next one.
 
         Raises:
-            SlideError: it cannot be opened, or lacks files.
+            SlideError: it cannot be opened, or files are missing.
         """
         with self._lock:
             return self._open(path)
@@ -50,7 +50,7 @@ class Stager:
     def _open(self, path: Path) -> Slide:
         ahead = self._copies.pop(path, None)
         copy = ahead.result() if ahead is not None else None
-        if copy is None:  # the first; or there was no room while the one before was open
+        if copy is None:  # the first slide, or no room while the previous one was open
             copy = self._copier.submit(self._copy, path, last=True).result()
         after = self._next.get(path)
         if after is not None and after not in self._copies:
@@ -60,13 +60,13 @@ class Stager:
         return Slide(path) if copy is None else _Copy(copy)
 
     def close(self) -> None:
-        """Stop copying, and say what was done; the folder goes with what is still in it."""
+        """Stop copying and log how many slides were copied; `staged` removes the folder."""
         self._copier.shutdown(wait=True, cancel_futures=True)
         log.info("scratch disk %s: %d of %d slides were read from copies there",
                  self._folder.parent, self._copied, self._opened)  # fmt: skip
 
     def _copy(self, path: Path, *, last: bool) -> Path | None:
-        """The copy of a slide, or None for one that is read where it lies."""
+        """Copy a slide and return the copy, or None if the slide is read in place."""
         self._number += 1
         target = self._folder / str(self._number)
         try:
@@ -78,18 +78,18 @@ class Stager:
             if size > free:
                 if last:
                     log.warning(
-                        "%s: read where it lies: it has %.1f GB, and the scratch disk (%s) %.1f GB "
-                        "free", path.name, size / 1e9, self._folder, max(0, free) / 1e9,
+                        "%s: read in place: the slide has %.1f GB, and the scratch disk (%s) %.1f "
+                        "GB free", path.name, size / 1e9, self._folder, max(0, free) / 1e9,
                     )  # fmt: skip
                 return None
             for file in files:
                 goal = target / file.relative_to(path.parent)
                 goal.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, goal)
-        except OSError as error:  # a quota, a file that went away: opening it says what is wrong
+        except OSError as error:  # a quota or a vanished file: opening it reports the cause
             shutil.rmtree(target, ignore_errors=True)
             if last:
-                log.warning("%s: read where it lies: cannot be copied to the scratch disk (%s): %s",
+                log.warning("%s: read in place: it cannot be copied to the scratch disk (%s): %s",
                             path.name, self._folder, error)  # fmt: skip
             return None
         return target / path.name
@@ -105,16 +105,17 @@ class _Copy(Slide):
 
 @contextmanager
 def staged(scratch: str | None, paths: Sequence[Path]) -> Iterator[Stager | None]:
-    """A stage in a folder of its own on the scratch disk, removed when the block ends.
+    """Yield a stager with its own folder on the scratch disk, removed when the block ends.
 
-    Folders of jobs that were killed are removed at the next job's start.
+    Folders of killed jobs are removed when the next job starts.
 
     Args:
-        scratch: a folder; variables in it are those of this machine (`$TMPDIR`). None: no stage.
+        scratch: a folder, which may contain variables of this machine (`$TMPDIR`); None for no
+            staging.
         paths: the slides, in the order in which they will be opened.
 
     Raises:
-        UserError: the folder is not there, or cannot be written.
+        UserError: the folder does not exist or is not writable.
     """
     if scratch is None:
         yield None
@@ -125,7 +126,7 @@ def staged(scratch: str | None, paths: Sequence[Path]) -> Iterator[Stager | None
         tempfile.TemporaryDirectory(prefix=PREFIX, dir=root, ignore_cleanup_errors=True) as name,
         (Path(name) / "lock").open("w") as lock,
     ):
-        fcntl.flock(lock, fcntl.LOCK_EX)  # goes with the process
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released when the process ends
         stager = Stager(Path(name), paths)
         try:
             yield stager
@@ -134,30 +135,30 @@ def staged(scratch: str | None, paths: Sequence[Path]) -> Iterator[Stager | None
 
 
 def scratch_folder(scratch: str) -> Path:
-    """The folder that `embedding.scratch` names on this machine.
+    """Return the folder that `embedding.scratch` names on this machine.
 
     Raises:
-        UserError: a variable in it is not set here, or it is no folder that can be written.
+        UserError: a variable in it is not set, or it is not a writable folder.
     """
     text = os.path.expandvars(scratch)
-    text = text.replace("$TMPDIR", tempfile.gettempdir())  # where it is not set: the system's
+    text = text.replace("$TMPDIR", tempfile.gettempdir())  # if it is not set: the system's
     path = Path(text)
     if "$" in text or not path.is_dir() or not os.access(path, os.W_OK | os.X_OK):
         raise UserError(
-            f"embedding.scratch: {scratch!r} is {text!r} on {os.uname().nodename}, which is no "
-            "folder that can be written; name one that is on every node, such as $TMPDIR."
+            f"embedding.scratch: {scratch!r} is {text!r} on {os.uname().nodename}, which is not a "
+            "writable folder. Set one that exists on every node, such as $TMPDIR."
         )
     return path
 
 
 def _sweep(root: Path) -> None:
-    """Remove the folders of processes that ended without doing it."""
+    """Remove the folders that killed processes left behind."""
     for lock in root.glob(f"{PREFIX}*/lock"):
         try:
             with lock.open("w") as stream:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(lock.parent, ignore_errors=True)
-        except OSError:  # in use, or another user's
+        except OSError:  # in use, or owned by another user
             continue
 
 

@@ -1,1 +1,1 @@
-"""What lies between the stages: the cache, tile tables, feature stores, entries."""
+"""What the stages exchange: the cache, tile tables, feature stores, entries."""

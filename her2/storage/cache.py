@@ -1,8 +1,8 @@
 """Between the stages: the content-addressed cache, key -> product.
 
 A product's key is the SHA-256 of everything that determines its bits, and nothing else; see
-`her2.config.jobs` for what that is. A product is one file (or, for a trained fold, one folder),
-written beside its place and renamed into it, so a name that exists is a product that is whole.
+`her2.config.jobs`. A product is one file (or, for an encoder or a trained fold, one folder). It is
+written under a temporary name and then renamed, so a product that exists is complete.
 """
 
 import os
@@ -26,9 +26,9 @@ SUFFIXES: dict[Kind, str] = {
     "models": "",
 }
 QUARANTINE = "quarantine"
-"""Folder of broken products: no key leads there."""
+"""Folder of broken products, which no key refers to."""
 STALE_SECONDS = 7 * 24 * 3600
-"""A temporary file older than this belongs to no living job."""
+"""A temporary file older than this belongs to no running job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +48,20 @@ class Cache:
     root: Path
 
     def path(self, kind: Kind, key: str) -> Path:
-        """Where the product of a key is, or would be."""
+        """Return the path that the product of a key has or would have."""
         return self.root / kind / key[:2] / f"{key}{SUFFIXES[kind]}"
 
     def find(self, kind: Kind, key: str) -> Path | None:
-        """The product of a key, None when nobody has made it yet."""
+        """Return the path of a key's product, or None if it has not been made yet."""
         path = self.path(kind, key)
         return path if path.exists() else None
 
     @contextmanager
     def publish(self, kind: Kind, key: str, *, megabytes: float | None = None) -> Iterator[Path]:
-        """A temporary path that becomes the product when all went well.
+        """Yield a temporary path that becomes the product if the block succeeds.
 
-        Encoders and models are folders. `megabytes` is what it takes, for the error of a full disk.
+        Encoders and models are folders. `megabytes` is the space needed, for the error on a full
+        disk.
         """
         target = self.path(kind, key)
         write = atomic_path if SUFFIXES[kind] else atomic_folder
@@ -68,7 +69,7 @@ class Cache:
             yield temporary
 
     def products(self) -> Iterator[Product]:
-        """Everything in the cache, sorted by kind and key."""
+        """Yield every product in the cache, sorted by kind and key."""
         for kind, suffix in SUFFIXES.items():
             for path in sorted((self.root / kind).glob(f"[0-9a-f][0-9a-f]/*{suffix}")):
                 key = path.name.removesuffix(suffix)
@@ -76,7 +77,7 @@ class Cache:
                     yield Product(kind, key, path, size_bytes(path))
 
     def quarantine(self, product: Product) -> Path:
-        """Move a product aside, so that its key is free to be made anew; where it is then."""
+        """Move a product aside, so that it can be made again, and return its new path."""
         target = self.root / QUARANTINE / product.kind / product.path.name
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
@@ -85,11 +86,11 @@ class Cache:
         return target
 
     def quarantined(self) -> list[Path]:
-        """What was moved aside."""
+        """Return the products that were moved aside."""
         return sorted((self.root / QUARANTINE).glob("*/*"))
 
     def leftovers(self, *, older_than_seconds: float = STALE_SECONDS) -> list[Path]:
-        """Temporary files and folders that a killed job left behind."""
+        """Return the temporary files and folders that killed jobs left behind."""
         limit = time.time() - older_than_seconds
         return sorted(
             path
@@ -100,7 +101,7 @@ class Cache:
 
 
 def remove(path: Path) -> None:
-    """Delete a product or a leftover; a folder is renamed first, so that none is seen half."""
+    """Delete a product or a leftover; a folder is renamed first, so none appears half deleted."""
     if path.is_dir():
         doomed = path.with_name(f".{os.getpid()}.tmp.{path.name}")
         path.rename(doomed)
@@ -110,7 +111,7 @@ def remove(path: Path) -> None:
 
 
 def size_bytes(path: Path) -> int:
-    """Of a file, or of all files of a folder."""
+    """Return the size of a file, or the total size of a folder's files."""
     if path.is_dir():
         return sum(item.stat().st_size for item in path.rglob("*") if item.is_file())
     return path.stat().st_size

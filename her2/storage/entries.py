@@ -1,7 +1,7 @@
-"""Between the stages: what one job made, as a small JSON file that Snakemake can compare.
+"""Between the stages: the entries file of a job, a small JSON file that Snakemake can compare.
 
-A file of entries is sorted, holds no times and no host names, and is written last: equal work
-gives equal bytes, so nothing downstream runs again. The products themselves are in the cache.
+An entries file is sorted, contains no times or host names, and is written last. Equal work gives
+equal bytes, so nothing downstream runs again. The products themselves are in the cache.
 """
 
 import json
@@ -15,12 +15,12 @@ from her2.core.files import write_json
 from her2.storage.facts import SlideFacts, fact_columns, facts_of_columns
 
 Status = Literal["ok", "excluded", "failed"]
-"""ok: usable. excluded: read well, but not usable (the reason says why). failed: not readable."""
+"""ok: usable. excluded: readable but not usable (see the reason). failed: not readable."""
 
 
 @dataclass(frozen=True, slots=True)
 class TileEntry:
-    """What tiling made of a slide; `facts` is None for a slide that was not tiled."""
+    """The result of tiling a slide; `facts` is None if it was not tiled."""
 
     status: Status
     reason: str | None = None
@@ -29,16 +29,16 @@ class TileEntry:
     facts: SlideFacts | None = None
 
     def columns(self) -> dict[str, Any]:
-        """Return the entry flat: a line of the JSON file, and columns of the cohort's table."""
+        """Return the flat entry, for the entries file and the cohort's table."""
         own = {"status": self.status, "reason": self.reason, "key": self.key, "tiles": self.tiles}
         return {**own, **fact_columns(self.facts)}
 
     @classmethod
     def of_columns(cls, columns: Mapping[str, Any]) -> "TileEntry":
-        """Return the entry that gave these columns.
+        """Return the entry with these columns.
 
         Raises:
-            KeyError, TypeError: they are not those of an entry.
+            KeyError, TypeError: the columns are not those of an entry.
         """
         facts = dict(columns)
         own = {name: facts.pop(name) for name in ("status", "reason", "key", "tiles")}
@@ -47,7 +47,7 @@ class TileEntry:
 
 @dataclass(frozen=True, slots=True)
 class FeatureEntry:
-    """What embedding made of a slide."""
+    """The result of embedding a slide."""
 
     status: Status
     reason: str | None = None
@@ -59,9 +59,9 @@ class FeatureEntry:
 
 @dataclass(frozen=True, slots=True)
 class FoldEntry:
-    """A trained fold: where its model, predictions and attention are.
+    """A trained fold: the key of its model, predictions and attention, and how it was trained.
 
-    `trials` combinations of options were tried, and the tune part chose `options` (JSON).
+    `trials` combinations of options were tried, and the tuning set selected `options` (JSON).
     """
 
     key: str
@@ -79,7 +79,7 @@ Entry = TypeVar("Entry", TileEntry, FeatureEntry, FoldEntry)
 
 
 def write_entries(path: Path, entries: Mapping[str, TileEntry | FeatureEntry | FoldEntry]) -> None:
-    """Write what a job made, one entry per slide (or fold)."""
+    """Write the entries file of a job, one entry per slide (or fold)."""
     write_json(
         path,
         {
@@ -90,10 +90,10 @@ def write_entries(path: Path, entries: Mapping[str, TileEntry | FeatureEntry | F
 
 
 def read_entries(path: Path, entry: type[Entry]) -> dict[str, Entry]:
-    """Read what a job made.
+    """Read the entries file of a job.
 
     Raises:
-        UserError: the file is absent or not one of entries.
+        UserError: the file is absent or not an entries file.
     """
     build: Callable[..., Any] = entry
     if issubclass(entry, TileEntry):
@@ -106,13 +106,12 @@ def read_entries(path: Path, entry: type[Entry]) -> dict[str, Entry]:
         return {name: build(**columns) for name, columns in values.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
-            f"{path}: is not a readable file of entries ({error}); delete it and run "
-            "snakemake again."
+            f"{path}: is not a readable entries file ({error}). Delete it and run snakemake again."
         ) from None
 
 
 def read_all_entries(folder: Path, names: Iterable[str], entry: type[Entry]) -> dict[str, Entry]:
-    """Read the entries of several jobs of a folder (`{name}.json`), as one mapping."""
+    """Read several entries files of a folder (`{name}.json`) into one mapping."""
     found: dict[str, Entry] = {}
     for name in names:
         found |= read_entries(folder / f"{name}.json", entry)
@@ -120,16 +119,16 @@ def read_all_entries(folder: Path, names: Iterable[str], entry: type[Entry]) -> 
 
 
 def check_excluded(reasons: dict[str, str], *, total: int, limit: float, where: str) -> None:
-    """Stop when too many slides cannot be used: that is a fault of the run, not of slides.
+    """Stop if too many slides cannot be used, which points to a mistake in the setup.
 
     Raises:
-        UserError: naming them and their reasons.
+        UserError: too many slides cannot be used; the message gives each slide's reason.
     """
-    # 29 of 100 is not more than 0.29, whatever 0.29 * 100 is in floating point.
+    # 29 of 100 is not more than 0.29, but in floating point 29 > 0.29 * 100 may hold.
     if len(reasons) <= limit * total + 1e-9 and len(reasons) < total:
         return
     raise problem_list(
         f"{len(reasons)} of {total} slides cannot be used ({where}), more than "
-        f"cohort.max_excluded {limit:g}; mend them, or raise the limit if they are to be left out",
+        f"cohort.max_excluded {limit:g}; fix them, or raise the limit to run without them",
         [f"{name}: {reason}" for name, reason in sorted(reasons.items())],
     )

@@ -1,7 +1,7 @@
-"""Between the stages: what tiling finds out about a slide, and its forms on disk.
+"""Between the stages: the facts that tiling determines about a slide, and their forms on disk.
 
-A tile table carries these facts; the entries of a tile job, the table of the cohort and the
-feature stores take them from there.
+A tile table stores these facts. The entries of a tiling job, the cohort's table and the feature
+stores take them from there.
 """
 
 from collections.abc import Mapping
@@ -14,11 +14,11 @@ from her2.filters.registry import FILTERS, LISTED
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlideFacts:
-    """What is true of a slide and its tiling.
+    """The facts about a slide and its tiling.
 
-    `shares` is by area filter, as `her2.filters.base.Where` defines them. `rejected` counts tiles
-    with enough tissue by the filter that rejected them, `not_drawn` those that `tiling.max_tiles`
-    left out. `regions` is None where no region was annotated.
+    `shares` has each area filter's share, as `her2.filters.base.Where` defines it. `rejected`
+    counts the tiles with enough tissue that each filter rejected, `not_drawn` those that
+    `tiling.max_tiles` left out. `regions` is None if the slide has no annotation.
     """
 
     fingerprint: str
@@ -38,7 +38,7 @@ class SlideFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TileGrid:
-    """The grid on a slide: the tile asked for, its size in level-0 px, the level it is read at."""
+    """The grid on a slide: the requested tile, its size in level-0 px, and the level to read."""
 
     target_mpp: float
     tile_px: int
@@ -49,9 +49,9 @@ class TileGrid:
 
 @dataclass(frozen=True, slots=True)
 class StoredSlide:
-    """What a feature store says of its slide, under `slide` in its attributes.
+    """The slide of a feature store, under `slide` in its attributes.
 
-    `mpp` is (x, y) in um/px; `level0_tile` and `size_px` are (width, height) in level-0 px, of a
+    `mpp` is (x, y) in um/px. `level0_tile` and `size_px` are (width, height) in level-0 px, of a
     tile and of the slide.
     """
 
@@ -63,7 +63,7 @@ class StoredSlide:
 
     @classmethod
     def of(cls, facts: SlideFacts, grid: TileGrid) -> "StoredSlide":
-        """Take what features need from the facts of a tile table."""
+        """Return the facts of a tile table that a feature store needs."""
         return cls(
             fingerprint=facts.fingerprint,
             mpp=(facts.mpp_x, facts.mpp_y),
@@ -74,7 +74,7 @@ class StoredSlide:
 
     @classmethod
     def read(cls, attributes: Mapping[str, Any]) -> "StoredSlide":
-        """Read it from the attributes of a store.
+        """Read the slide from the attributes of a store.
 
         Raises:
             KeyError: a part is missing.
@@ -101,7 +101,7 @@ _READS = "_reads"
 
 
 def fact_columns(facts: SlideFacts | None) -> dict[str, Any]:
-    """Return facts flat, in the column order of the cohort's table; without facts, None or 0."""
+    """Return flat facts in the column order of the cohort's table; None or 0 if there are none."""
     if facts is None:
         return {**dict.fromkeys((*_PLAIN, *_SHARES)), **dict.fromkeys(_REJECTED, 0), "not_drawn": 0}
     return {
@@ -113,10 +113,10 @@ def fact_columns(facts: SlideFacts | None) -> dict[str, Any]:
 
 
 def facts_of_columns(columns: Mapping[str, Any]) -> SlideFacts | None:
-    """Return the facts that `fact_columns` gave; None for a slide without.
+    """Return the facts from the columns of `fact_columns`; None for a slide without facts.
 
     Raises:
-        TypeError: there is a column too many or too few.
+        TypeError: a column is unknown or missing.
     """
     plain: dict[str, Any] = dict(columns)
     shares = {name: plain.pop(name, None) for name in _SHARES}
@@ -131,12 +131,12 @@ def facts_of_columns(columns: Mapping[str, Any]) -> SlideFacts | None:
 
 
 def table_metadata(facts: SlideFacts, grid: TileGrid, reads: Mapping[str, int]) -> dict[str, Any]:
-    """Return what the metadata of a tile table say.
+    """Return the metadata of a tile table.
 
     Args:
-        facts: of the slide.
-        grid: on the slide.
-        reads: the tiles read for each filter that reads tiles.
+        facts: the slide's facts.
+        grid: the slide's grid.
+        reads: number of tiles read for each filter that reads tiles.
     """
     return {
         **{name: getattr(facts, name) for name in _PLAIN},
@@ -149,9 +149,9 @@ def table_metadata(facts: SlideFacts, grid: TileGrid, reads: Mapping[str, int]) 
 
 
 def of_table_metadata(values: Mapping[str, Any]) -> tuple[SlideFacts, TileGrid, dict[str, int]]:
-    """Return the facts, grid and reads that `table_metadata` gave.
+    """Return the facts, grid and reads from the metadata of `table_metadata`.
 
-    Filters are not asked: a table made with other filters than those installed is read as well.
+    The installed filters do not matter: a table made with other filters can be read as well.
 
     Raises:
         KeyError, TypeError: a fact is missing.

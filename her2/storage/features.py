@@ -1,8 +1,8 @@
-"""Between the stages: the feature store, one `*.zarr.zip` a slide.
+"""Between the stages: the feature store, one `*.zarr.zip` per slide.
 
-Zarr v3 in an uncompressed zip: one file is published atomically, each of its members has a CRC,
-and an uncompressed chunk can be mapped into memory where it lies, so training gathers rows
-without reading or copying a store.
+The format is Zarr v3 in an uncompressed zip. One file can be published atomically, each of its
+members has a CRC, and an uncompressed chunk can be memory-mapped, so training gathers rows without
+reading or copying a whole store.
 """
 
 import json
@@ -22,27 +22,27 @@ from numpy.typing import NDArray
 from her2.core.errors import UserError
 
 CHUNK_BYTES = 1 << 30
-"""Below this the features of a slide are one chunk."""
+"""Up to this size, the features of a slide are one chunk."""
 
 SPOOL_BYTES = 64 << 20
-"""Above this the rows of a slide wait on disk for the rest."""
+"""Above this size, the rows of a slide are collected on disk instead of in memory."""
 BLOCK_BYTES = 8 << 20
 """Rows are written and read in blocks of about this size."""
 
 _NO_ROWS: NDArray[Any] = np.empty((0, 0))
 _DAMAGE = (OSError, KeyError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile)
-"""What reading a damaged file raises: a wrong bit may also read as encryption, or as a format of
-the future, which zipfile answers with a RuntimeError."""
+"""Errors from reading a damaged file. A flipped bit may also read as encryption or as a newer
+format, for which zipfile raises a RuntimeError."""
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureStore:
-    """The features of a slide, mapped into memory.
+    """The features of a slide, memory-mapped.
 
-    `chunks` are float16 or float32 (rows of the chunk, d), in row order; `attributes` hold
-    identity, provenance and the throughput receipt.
+    `chunks` are float16 or float32 (rows of the chunk, d), in row order. `attributes` contain the
+    identity, the provenance and the throughput.
     """
 
     path: Path
@@ -54,15 +54,15 @@ class FeatureStore:
 
     @property
     def dimension(self) -> int:
-        """Features a tile."""
+        """Return the number of features per tile."""
         return int(self.chunks[0].shape[1])
 
     def all(self) -> NDArray[Any]:
-        """All rows (n, d); no copy when the store is one chunk."""
+        """Return all rows (n, d), without a copy if the store is one chunk."""
         return self.chunks[0] if len(self.chunks) == 1 else np.concatenate(self.chunks)
 
     def gather(self, rows: NDArray[np.integer[Any]]) -> NDArray[Any]:
-        """Some rows (len(rows), d), in the order asked for; only they are read."""
+        """Return some rows (len(rows), d) in the requested order; no others are read."""
         if len(self.chunks) == 1:
             return self.chunks[0][rows]
         size = len(self.chunks[0])
@@ -70,15 +70,15 @@ class FeatureStore:
 
 
 class RowSpool:
-    """The features of a slide while they are computed: rows come in any order, in parts.
+    """A buffer for the features of a slide while they are computed, in any order.
 
-    Small slides stay in memory; larger ones go to a file without a name beside the cache, so
-    memory does not grow with the slide and a killed job leaves nothing. Calls for different rows
-    may come from several threads at once.
+    Small slides stay in memory. Larger ones go to an unnamed file beside the cache, so memory does
+    not grow with the slide and a killed job leaves nothing behind. Several threads may put
+    different rows at the same time.
 
     Args:
-        rows, dimension, dtype: of the features.
-        folder: where the file goes; made when it is not there.
+        rows, dimension, dtype: shape (rows, dimension) and type of the features.
+        folder: folder of the file; created if absent.
     """
 
     def __init__(self, rows: int, dimension: int, dtype: str, folder: Path) -> None:
@@ -93,7 +93,7 @@ class RowSpool:
             self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 closed below
 
     def put(self, rows: NDArray[np.int64], values: NDArray[Any]) -> None:
-        """Keep `values` (len(rows), d) as these rows.
+        """Store `values` (len(rows), d) as these rows.
 
         Raises:
             OSError: the disk is full.
@@ -109,12 +109,12 @@ class RowSpool:
         ):
             view = memoryview(part.tobytes())
             place = int(first) * self._row_bytes
-            while view:  # a write may stop short of the end at a limit, and the next one says why
+            while view:  # a write may be partial at a limit, and the next one raises
                 written = os.pwrite(self._file.fileno(), view, place)
                 view, place = view[written:], place + written
 
     def blocks(self, kept: NDArray[np.bool_]) -> Iterator[NDArray[Any]]:
-        """The rows `kept` (n,), in order, in parts of a few MiB."""
+        """Yield the rows where `kept` (n,) is True, in order, in blocks of a few MiB."""
         step = max(1, BLOCK_BYTES // self._row_bytes)
         for start in range(0, self.shape[0], step):
             stop = min(start + step, self.shape[0])
@@ -123,13 +123,13 @@ class RowSpool:
             else:
                 assert self._file is not None
                 size, place = (stop - start) * self._row_bytes, start * self._row_bytes
-                # Rows that were never put lie beyond the end, and are not among the kept.
+                # Rows beyond the end of the file were never put, so they are not kept.
                 content = os.pread(self._file.fileno(), size, place).ljust(size, b"\0")
                 block = np.frombuffer(content, self.dtype).reshape(-1, self.shape[1])
             yield block[kept[start:stop]]
 
     def close(self) -> None:
-        """Give memory and disk back."""
+        """Free the memory or the disk space."""
         self._memory = None
         if self._file is not None:
             self._file.close()
@@ -141,10 +141,10 @@ def write_store(
     coords: NDArray[np.int32],
     attributes: Mapping[str, Any],
 ) -> None:
-    """Write a store; publishing it atomically is the caller's part.
+    """Write a store; the caller publishes it atomically.
 
     Args:
-        path: of the new file.
+        path: the new file.
         features: (n, d) float16 or float32, finite, n >= 1.
         coords: (n, 2) int32, level-0 px.
         attributes: JSON values.
@@ -153,7 +153,7 @@ def write_store(
         ValueError: shapes do not agree, or a value is not finite.
     """
     if features.ndim != 2:
-        raise ValueError(f"features {features.shape} do not go with coords {coords.shape}")
+        raise ValueError(f"features {features.shape} do not fit coords {coords.shape}")
     step = max(1, BLOCK_BYTES // max(1, features.itemsize * features.shape[1]))
     blocks = (features[start : start + step] for start in range(0, len(features), step))
     write_rows(path, blocks, features.shape, features.dtype, coords, lambda: attributes)
@@ -167,20 +167,20 @@ def write_rows(
     coords: NDArray[np.int32],
     attributes: Callable[[], Mapping[str, Any]],
 ) -> None:
-    """As `write_store`, with features that come in blocks of rows and are never all in memory.
+    """Write a store like `write_store`, from blocks of rows that are never all in memory.
 
     Args:
-        path: of the new file.
-        blocks: (k, d) each, one after the other `shape` (n, d) in all.
-        shape, dtype: of the features.
+        path: the new file.
+        blocks: consecutive blocks of rows (k, d), `shape` (n, d) in total.
+        shape, dtype: shape and type of all features.
         coords: (n, 2) int32, level-0 px.
-        attributes: asked for last, so that they can say how long the rest took.
+        attributes: called last, so that it can include how long the rest took.
 
     Raises:
         ValueError: shapes do not agree, or a value is not finite.
     """
     if coords.shape != (shape[0], 2) or shape[0] == 0:
-        raise ValueError(f"features {shape} do not go with coords {coords.shape}")
+        raise ValueError(f"features {shape} do not fit coords {coords.shape}")
     size = min(shape[0], max(1, CHUNK_BYTES // (dtype.itemsize * shape[1])))
     try:
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
@@ -202,7 +202,7 @@ def _write_chunks(
     dtype: np.dtype[Any],
     size: int,
 ) -> None:
-    """Chunks of `size` rows; the last is padded, as zarr does it."""
+    """Write chunks of `size` rows, the last one padded, as zarr does."""
     rows = (_finite(block) for block in blocks)
     rest = np.empty((0, shape[1]), dtype)
     for number in range(-(-shape[0] // size)):
@@ -228,7 +228,7 @@ def _finite(block: NDArray[Any]) -> NDArray[Any]:
 
 
 def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
-    """A member to write: no time of its own, so equal content gives equal bytes."""
+    """Open a member for writing, without a time stamp so that equal content gives equal bytes."""
     info = zipfile.ZipInfo(name)
     info.external_attr = 0o644 << 16
     return archive.open(info, "w")
@@ -237,7 +237,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
 def _metadata(
     shape: tuple[int, ...], dtype: np.dtype[Any], size: int, attributes: Mapping[str, Any]
 ) -> dict[str, bytes]:
-    """The `zarr.json` files, as zarr itself writes them."""
+    """Return the `zarr.json` files, written by zarr itself."""
     import zarr
     import zarr.storage
 
@@ -260,10 +260,10 @@ def _metadata(
 
 
 def open_store(path: Path) -> FeatureStore:
-    """Open a store for training: reads its small members, maps the features.
+    """Open a store for training: read its small members and map the features.
 
     Raises:
-        UserError: it is not a feature store.
+        UserError: the file is not a feature store.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -271,7 +271,7 @@ def open_store(path: Path) -> FeatureStore:
             array = json.loads(archive.read("features/zarr.json"))
             rows, dimension = array["shape"]
             if rows < 1:
-                raise ValueError("it holds no tile")
+                raise ValueError("it has no tiles")
             size = array["chunk_grid"]["configuration"]["chunk_shape"][0]
             dtype = np.dtype(array["data_type"]).newbyteorder("<")
             chunks = [
@@ -286,7 +286,7 @@ def open_store(path: Path) -> FeatureStore:
 
 
 def allow_open_files(count: int) -> None:
-    """A mapped store keeps its file open, and many systems allow 1,024 unless asked for more."""
+    """Allow `count` mapped stores, which stay open; many systems allow 1,024 files by default."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count + 256
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -295,10 +295,10 @@ def allow_open_files(count: int) -> None:
 
 
 def read_attributes(path: Path) -> dict[str, Any]:
-    """The attributes alone.
+    """Read only the attributes.
 
     Raises:
-        UserError: it is not a feature store.
+        UserError: the file is not a feature store.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -309,10 +309,10 @@ def read_attributes(path: Path) -> dict[str, Any]:
 
 
 def read_coords(path: Path) -> NDArray[np.int32]:
-    """Where the rows lie: int32 (n, 2), level-0 px, top left.
+    """Read the top left corners of the tiles: int32 (n, 2), level-0 px.
 
     Raises:
-        UserError: it is not a feature store.
+        UserError: the file is not a feature store.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -326,32 +326,32 @@ def read_coords(path: Path) -> NDArray[np.int32]:
 
 
 def store_problems(path: Path) -> list[str]:
-    """What is wrong with a store, reading all of it (CRC, shapes, finite); empty when sound."""
+    """Read all of a store and return its problems (CRC, shapes, non-finite values), or none."""
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
         if bad is not None:
-            return [f"checksum of {bad} is wrong"]
+            return [f"has a wrong checksum in {bad}"]
         features, coords = open_store(path), read_coords(path)
     except (UserError, *_DAMAGE) as error:
         return [f"cannot be read: {error}"]
     problems = []
     if len(features) != len(coords):
-        problems.append(f"{len(features)} features for {len(coords)} coordinates")
+        problems.append(f"has {len(features)} rows of features for {len(coords)} coordinates")
     step = max(1, BLOCK_BYTES // (features.dimension * features.chunks[0].itemsize))
     if not all(
         np.isfinite(chunk[start : start + step]).all()
         for chunk in features.chunks
         for start in range(0, len(chunk), step)
     ):
-        problems.append("holds values that are not finite")
+        problems.append("contains values that are not finite")
     return problems
 
 
 def _map(
     path: Path, member: zipfile.ZipInfo, dtype: np.dtype[Any], rows: int, dimension: int
 ) -> NDArray[Any]:
-    """Map an uncompressed member: its bytes begin behind its local header."""
+    """Map an uncompressed member, whose bytes begin after its local header."""
     if member.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{member.filename} is compressed")
     if member.file_size != rows * dimension * dtype.itemsize:
@@ -367,6 +367,6 @@ def _map(
 
 def _broken(path: Path, error: Exception) -> UserError:
     return UserError(
-        f"{path}: is not a feature store ({error}); remove it (her2 cache verify finds all such) "
-        "and run snakemake again."
+        f"{path}: is not a feature store ({error}). Delete it and run snakemake again. "
+        "`her2 cache verify` finds all damaged files."
     )

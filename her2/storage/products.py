@@ -1,8 +1,8 @@
-"""Between the stages: the product that a manifest names, also when the cache has lost it.
+"""Between the stages: the product that an entry names, even if the cache has lost it.
 
-What stands in `results/` under a slide's or fold's name is the product itself (a link, or a copy on
-another disk). So a cache that was deleted is filled from there, not by new work, once the product
-has been read whole and found to be that of its key.
+The file in `results/` under a slide's or fold's name is the product itself (a link, or a copy on
+another disk). So a deleted cache is refilled from there instead of by new work, after the product
+has been read completely and found to match its key.
 """
 
 import logging
@@ -17,25 +17,25 @@ log = logging.getLogger(__name__)
 
 
 def find_product(cache: Cache, kind: Kind, key: str, name: Path) -> Path:
-    """The product of a key in the cache; taken back from its name in the results if need be.
+    """Return the product of a key in the cache, restored from the results if necessary.
 
     Raises:
-        UserError: it is in neither place, or not sound there.
+        UserError: it is in neither place, or damaged in the results.
     """
     path = cache.find(kind, key)
     if path is not None:
         return path
-    problem = "is not there"
+    problem = "does not exist"
     if name.exists():
         problem = product_problem(Product(kind, key, name, 0)) or ""
     if problem:
         raise UserError(
             f"{name.name}: its product ({kind}, {key[:12]}) is not in the cache {cache.root}, and "
-            f"{name} {problem}; delete the manifests (.json) in {name.parent} and run snakemake "
-            "again."
+            f"{name} {problem}. Delete the entries files (.json) in {name.parent} and run "
+            "snakemake again."
         )
     with cache.publish(kind, key) as temporary:
         for item in sorted(name.iterdir()) if name.is_dir() else [name]:
             link(item, temporary / item.name if name.is_dir() else temporary)
-    log.info("%s: taken back into the cache", name)
+    log.info("%s: restored to the cache", name)
     return cache.path(kind, key)

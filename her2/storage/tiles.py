@@ -1,4 +1,4 @@
-"""Stage 1, tile: the tile table, one Parquet file a slide."""
+"""Stage 1, tile: the tile table, one Parquet file per slide."""
 
 import hashlib
 import json
@@ -23,11 +23,11 @@ _IDENTITY_KEY = b"her2.key"
 class TileTable:
     """The tiles of a slide: `coords` int32 (n, 2), top left x and y in level-0 px.
 
-    `tissue` (n,) is the share of a tile that is tissue. `quality` has more columns (n,), by name:
-    for each artefact filter (`her2.filters`) the share of the tile under it or the value that it
-    measured (NaN: not known), and for the latter `<name>_read`, 1 where that was measured on this
-    very tile, 0 where a neighbour speaks for it; `annotated` is the share in annotated regions.
-    `reads` counts the tiles that filters read, the rejected ones too.
+    `tissue` (n,) is the share of a tile that is tissue. `quality` has further columns (n,) by name.
+    For each artefact filter (`her2.filters`) it has the share of the tile that the artefact covers,
+    or the measured value (NaN if unknown) and `<name>_read`: 1 if the value was measured on the
+    tile itself, 0 if it is a neighbour's. `annotated` is the share in annotated regions. `reads`
+    counts the tiles that each filter read, including rejected ones.
     """
 
     coords: NDArray[np.int32]
@@ -42,12 +42,12 @@ class TileTable:
 
     @property
     def coords_digest(self) -> str:
-        """Digest of where the tiles are and how large."""
+        """Return the digest of the tiles' positions and size."""
         return coords_digest(self.coords, (self.grid.level0_width, self.grid.level0_height))
 
 
 def coords_digest(coords: NDArray[np.int32], level0_tile: Sequence[float]) -> str:
-    """Digest of where tiles are (n, 2) and how large (width, height), in level-0 px."""
+    """Return the digest of tiles' positions (n, 2) and size (width, height), in level-0 px."""
     content = hashlib.sha256(coords.astype("<i4").tobytes()).hexdigest()
     return digest([content, list(level0_tile)])
 
@@ -74,7 +74,7 @@ def write_table(path: Path, table: TileTable, key: str) -> None:
 
 
 def read_key(path: Path) -> str | None:
-    """The key of the table in a file; None where it does not say."""
+    """Return the key stored in a tile table, or None if it has none."""
     try:
         found = (pa.parquet.read_schema(path).metadata or {}).get(_IDENTITY_KEY)
     except (OSError, ValueError, pa.ArrowException):
@@ -83,10 +83,10 @@ def read_key(path: Path) -> str | None:
 
 
 def read_table(path: Path) -> TileTable:
-    """Read what `write_table` wrote.
+    """Read a tile table.
 
     Raises:
-        UserError: it is not a tile table.
+        UserError: the file is not a tile table.
     """
     try:
         table = pa.parquet.read_table(path, page_checksum_verification=True)
@@ -97,6 +97,6 @@ def read_table(path: Path) -> TileTable:
         return TileTable(coords.astype(np.int32), tissue, facts, grid, columns, reads)
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise UserError(
-            f"{path}: is not a tile table ({error}); remove it (her2 cache verify finds all such) "
-            "and run snakemake again."
+            f"{path}: is not a tile table ({error}). Delete it and run snakemake again. "
+            "`her2 cache verify` finds all damaged files."
         ) from None

@@ -1,4 +1,4 @@
-"""Upkeep of the cache: read every product again, and find those that nobody uses."""
+"""Maintenance of the cache: verify every product, and find those no longer used."""
 
 import json
 from collections.abc import Collection, Iterable
@@ -13,7 +13,7 @@ from her2.storage.tiles import coords_digest, read_key, read_table
 
 
 def broken_products(cache: Cache, *, threads: int = 1) -> tuple[int, list[tuple[Product, str]]]:
-    """Read everything: how many products there are, and each broken one with its problem."""
+    """Verify every product; return the number of products, and the broken ones with problems."""
     products = list(cache.products())
     with ThreadPoolExecutor(threads) as pool:
         problems = list(pool.map(product_problem, products))
@@ -22,30 +22,30 @@ def broken_products(cache: Cache, *, threads: int = 1) -> tuple[int, list[tuple[
 
 
 def forget(keys: Collection[str], results: Iterable[Path]) -> list[Path]:
-    """Delete the manifests and cards that name one of the keys: their jobs run again; which."""
-    forgotten = []
+    """Delete and return the entries files and cards with one of the keys: their jobs run again."""
+    deleted = []
     for folder in results:
-        for path in _manifests(folder):
+        for path in _entries_files(folder):
             if _named(path) & set(keys):
                 path.unlink()
-                forgotten.append(path)
-    return forgotten
+                deleted.append(path)
+    return deleted
 
 
 def product_problem(product: Product) -> str | None:
-    """What is wrong with a product, None when it is sound."""
+    """Return the problem of a product, or None if it is intact."""
     match product.kind:
         case "tiles":
             try:
                 read_table(product.path)
                 if read_key(product.path) != product.key:
-                    return "holds the tiles of another key"
+                    return "contains the tiles of another key"
             except UserError as error:
                 return str(error).removeprefix(f"{product.path}: ")
         case "qc":
             content = product.path.read_bytes()
             if content[:2] != b"\xff\xd8" or content[-2:] != b"\xff\xd9":
-                return "is not a whole JPEG"
+                return "is not a complete JPEG"
         case "features":
             problems = store_problems(product.path) or _identity_problems(product)
             return "; ".join(problems) or None
@@ -57,48 +57,50 @@ def product_problem(product: Product) -> str | None:
 
 
 def unused_products(cache: Cache, results: Iterable[Path]) -> list[Product]:
-    """Products that no manifest below the results folders names.
+    """Return the products that no entries file below the results folders names.
 
     Raises:
-        UserError: a folder holds no manifest at all; pruning by it would delete everything.
+        UserError: a folder has no entries file, so pruning by it would delete everything.
     """
     used: set[str] = set()
     for folder in results:
         keys = _keys(folder)
         if not keys:
-            raise UserError(f"{folder}: holds no manifests; name a results folder to keep.")
+            raise UserError(
+                f"{folder}: has no entries files. Name the results folder of a run to keep."
+            )
         used |= keys
     return [product for product in cache.products() if product.key not in used]
 
 
 def _keys(folder: Path) -> set[str]:
-    return {key for path in _manifests(folder) for key in _named(path)}
+    return {key for path in _entries_files(folder) for key in _named(path)}
 
 
-def _manifests(folder: Path) -> list[Path]:
+def _entries_files(folder: Path) -> list[Path]:
     stages = ("tiles", "encoders", "features", "models")
     return [path for stage in stages for path in sorted((folder / stage).rglob("*.json"))]
 
 
 def _named(path: Path) -> set[str]:
-    """The keys in a manifest or card."""
+    """Return the keys in an entries file or a card."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8")).values()
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{path}: is not a readable manifest ({error}), so what it names is unknown; "
-            "delete it, run snakemake again, then prune."
+            f"{path}: is not a readable entries file ({error}), so the products it names are "
+            "unknown. Delete it, run snakemake again, then prune."
         ) from None
     return {entry["key"] for entry in entries if isinstance(entry, dict) and entry.get("key")}
 
 
 def _identity_problems(product: Product) -> list[str]:
-    """Whether the store is of this key, and its content that of its identity."""
+    """Check that the store belongs to its key and its content to its identity."""
     found = read_attributes(product.path)
     if found.get("key") != product.key:
-        return ["holds the features of another key"]
+        return ["contains the features of another key"]
     identity = found.get("identity")
-    if identity is None:  # a store of the first version of the stage
+    if identity is None:  # a store from version 1 of the stage
         return []
     try:
         store = open_store(product.path)
@@ -115,19 +117,19 @@ def _identity_problems(product: Product) -> list[str]:
             where = read_coords(product.path)
             wrong["coordinates"] = identity["tiles"] != coords_digest(where, level0_tile)
     except (KeyError, TypeError) as error:
-        return [f"has no complete identity ({error})"]
-    return [f"its {name} is not that of its key" for name, bad in wrong.items() if bad]
+        return [f"has an incomplete identity ({error})"]
+    return [f"has a different {name} than its key says" for name, bad in wrong.items() if bad]
 
 
 def _encoder_problem(product: Product) -> str | None:
-    from her2.encoders.stage import load_encoder  # torch, only when there is one to read
+    from her2.encoders.stage import load_encoder  # imports torch
 
     try:
         _, card = load_encoder(product.path)
     except UserError as error:
         return str(error).removeprefix(f"{product.path}: ")
     if card.provenance.get("key") != product.key:
-        return "holds the encoder of another key"
+        return "contains the encoder of another key"
     return None
 
 
@@ -135,10 +137,10 @@ def _model_problem(product: Product) -> str | None:
     try:
         card = json.loads((product.path / "card.json").read_text(encoding="utf-8"))
         if card["key"] != product.key:
-            return "holds the model of another key"
+            return "contains the model of another key"
         for name, wanted in card["files"].items():
             if file_digest(product.path / name) != wanted:
-                return f"{name} was changed"
+                return f"has a changed file {name}"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"is not a trained fold ({error})"
     return None

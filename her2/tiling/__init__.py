@@ -1,1 +1,1 @@
-"""Stage 1, tile: where the tissue is, and the grid of tiles on it."""
+"""Stage 1, tile: tissue detection, and the grid of tiles on the tissue."""

@@ -1,4 +1,4 @@
-"""Stage 1, tile: artefact filters at work on a slide. What each looks for is in `her2.filters`."""
+"""Stage 1, tile: running the artefact filters of `her2.filters` on a slide."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -18,13 +18,13 @@ from her2.slides.slide import Scale, Slide
 from her2.storage.facts import TileGrid
 
 _MANY = 100
-"""From so many tiles on it pays to ask whether they can be decoded without OpenSlide."""
+"""From this number of tiles, it is worth checking if they can be decoded without OpenSlide."""
 KEPT = -1
-"""The verdict on a tile that no filter rejects."""
+"""Verdict on a tile that no filter rejects."""
 
 
 def find_areas(where: Where, thumbnail: Thumbnail, tiling: TilingSection) -> dict[str, Mask]:
-    """Run the area filters of one kind: filter -> mask (h, w)."""
+    """Run the area filters of one kind, and return filter -> mask (h, w)."""
     found = (one for one in AREA_FILTERS if one.where is where)
     return {one.name: one.find(thumbnail, one.chosen(tiling)) for one in found}
 
@@ -51,16 +51,16 @@ def area_shares(masks: Mapping[str, Mask], tissue: Mask, region: Mask | None) ->
 
 
 def union(masks: Iterable[Mask], start: Mask) -> Mask:
-    """Return what is in `start` or in any of the masks."""
+    """Return the union of `start` and the masks."""
     return reduce(np.logical_or, masks, start)
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What the filters say of tiles (n).
+    """The filters' judgement of n tiles.
 
-    `verdict` is the number (in `FILTERS`) of the filter that rejected a tile, or `KEPT`. `values`
-    are by filter, `read` by filter that reads tiles, see `her2.filters.base.Measured`.
+    `verdict` is the index in `FILTERS` of the filter that rejected a tile, or `KEPT`. `values` has
+    an array per filter, `read` one per filter that reads tiles, see `her2.filters.base.Measured`.
     """
 
     verdict: NDArray[np.int64]
@@ -69,12 +69,12 @@ class Judgement:
 
     @property
     def kept(self) -> NDArray[np.int64]:
-        """Rows of the tiles that no filter rejected."""
+        """Return the rows of the tiles that no filter rejected."""
         return np.flatnonzero(self.verdict == KEPT)
 
     @property
     def rejected(self) -> dict[str, int]:
-        """Number of rejected tiles by filter, in the order in which filters run."""
+        """Return the number of tiles each filter rejected, in the order in which filters run."""
         return {one.name: int((self.verdict == i).sum()) for i, one in enumerate(FILTERS)}
 
 
@@ -87,15 +87,15 @@ def judge(
     masks: Mapping[str, Mask],
     tiling: TilingSection,
 ) -> Judgement:
-    """Ask every filter about tiles; one that reads tiles is asked about those not rejected yet.
+    """Run every filter on tiles; a filter that reads tiles gets only those not yet rejected.
 
     Args:
         slide: an open slide.
-        scale: its um/px.
-        grid: what a tile is.
-        coords: (n, 2) of the tiles, level-0 px.
-        boxes: (n, 4) of the tiles, px of the masks.
-        masks: of the area filters.
+        scale: the slide's um/px.
+        grid: size of a tile.
+        coords: (n, 2) top left corners of the tiles, level-0 px.
+        boxes: (n, 4) left, top, right, bottom of the tiles, px of the masks.
+        masks: masks of the area filters.
         tiling: limits and options.
     """
     made = Judgement(np.full(len(coords), KEPT), {}, {})
@@ -107,7 +107,7 @@ def judge(
             rows = made.kept if one in active else made.kept[:0]
             if one in active[:1] and len(rows) >= _MANY:
                 x, y = coords[rows[0]]
-                with suppress(TileError):  # the tile itself is met again
+                with suppress(TileError):  # the filter reads the tile again
                     slide.decode_directly(float(x), float(y), grid.level0_width, grid.level0_height)
             values, made.read[one.name] = _measure(one, slide, scale, grid, coords, rows, tiling)
         made.values[one.name] = values
@@ -125,7 +125,7 @@ def _measure(
     rows: NDArray[np.int64],
     tiling: TilingSection,
 ) -> Measured:
-    """Measure some rows of the tiles; the others are unknown."""
+    """Measure some rows of the tiles; the others stay NaN."""
     values = np.full(len(coords), np.nan, np.float32)
     read = np.zeros(len(coords), bool)
     if not len(rows):

@@ -1,4 +1,4 @@
-"""Stage 1, tile: an open slide -> its tile table on a grid at an exact um/px, and a QC picture."""
+"""Stage 1, tile: the tile table of a slide, on a grid at an exact um/px, and its QC picture."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -25,21 +25,21 @@ from her2.tiling.tissue import optical_density, tissue_mask
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """What beside the slide itself decides on its tiles."""
+    """Inputs besides the slide that determine its tiles."""
 
     regions: tuple[Region, ...] | None = None
-    """Tiles only inside these; None: the whole slide."""
+    """Regions that tiles are restricted to; None for the whole slide."""
     mask: Path | None = None
-    """Tissue from another program."""
+    """Tissue mask from another program."""
     seed: int | None = None
-    """Of the draw when there are more than `max_tiles`."""
+    """Random seed for drawing tiles if there are more than `max_tiles`."""
 
 
 def grid_axis(length_px: int, tile: float, overlap: float) -> NDArray[np.int32]:
-    """Where tiles begin along one axis, level-0 px.
+    """Return the starts of the tiles along one axis, level-0 px.
 
-    Tile i begins at floor(i * tile * (1 - overlap)): rounded once, so that a fractional tile side
-    does not drift across a slide; every tile lies inside `length_px`.
+    Tile i begins at floor(i * tile * (1 - overlap)), rounded only once so that a fractional tile
+    side does not drift across a slide. Every tile lies inside `length_px`.
     """
     stride = tile * (1 - overlap)
     if length_px < tile:
@@ -62,18 +62,18 @@ def tile_slide(
 
     Args:
         slide: an open slide.
-        scale: its um/px.
+        scale: the slide's um/px.
         mpp: target um/px.
-        size: target px a side.
-        tiling: what becomes a tile.
-        fingerprint: of the slide's content.
-        sources: annotated regions, a mask, a seed.
+        size: target px per side.
+        tiling: options of tiling.
+        fingerprint: fingerprint of the slide's content.
+        sources: annotated regions, tissue mask and seed.
 
     Returns:
-        The tiles in rows from the top, and the QC picture (h, w, 3).
+        The tiles, row by row from the top, and the QC picture (h, w, 3).
 
     Raises:
-        SlideUnfit: too coarse for the target.
+        SlideUnfit: the slide is too coarse for the target.
         SlideError: the mask cannot be used.
         TileError: the thumbnail cannot be read.
     """
@@ -81,10 +81,10 @@ def tile_slide(
     if enlargement > tiling.max_enlargement:
         raise SlideUnfit(
             f"its {max(scale.mpp_x, scale.mpp_y):.3g} um/px is {enlargement:.2f} times coarser "
-            f"than the {mpp:g} um/px asked for (tiling.max_enlargement {tiling.max_enlargement:g})"
+            f"than the target {mpp:g} um/px (tiling.max_enlargement {tiling.max_enlargement:g})"
         )
     width, height = size * mpp / scale.mpp_x, size * mpp / scale.mpp_y
-    # A mask with fewer than 8 px a tile would measure the share of tissue coarsely.
+    # With fewer than 8 mask px per tile side, the share of tissue would be too coarse.
     thumbnail_mpp = min(tiling.thumbnail_mpp, mpp * size / 8)
     thumbnail = slide.thumbnail(thumbnail_mpp, scale)
     layers = _layers(slide, thumbnail, thumbnail_mpp, tiling, sources)
@@ -138,7 +138,7 @@ def tile_slide(
 def _layers(
     slide: Slide, thumbnail: RGB, mpp: float, tiling: TilingSection, sources: Sources
 ) -> Layers:
-    """Find tissue and artefacts on the thumbnail; tissue is without what hides it, in regions."""
+    """Find artefacts, and tissue without what covers it, restricted to the regions."""
     density = optical_density(thumbnail, mpp=mpp)
     nowhere = np.zeros(density.shape[:2], bool)
     view = Thumbnail(thumbnail, density, mpp, outside=nowhere, tissue=nowhere)
@@ -173,7 +173,7 @@ def _grid(slide: Slide, width: float, height: float, overlap: float) -> NDArray[
 def _on_mask(
     coords: NDArray[np.int32], width: float, height: float, slide: Slide, mask: Mask
 ) -> NDArray[np.float64]:
-    """Tiles as (n, 4) left, top, right, bottom in px of the mask."""
+    """Return tiles as (n, 4) left, top, right, bottom in px of the mask."""
     to_mask = np.array([mask.shape[1] / slide.width_px, mask.shape[0] / slide.height_px])
     opposite = coords + np.array([width, height])
     return np.concatenate([coords * to_mask, opposite * to_mask], axis=1)
@@ -182,7 +182,7 @@ def _on_mask(
 def _draw(
     kept: NDArray[np.int64], limit: int | None, fingerprint: str, seed: int | None
 ) -> NDArray[np.int64]:
-    """At most `limit` rows in their order: the same ones whatever the slide is called."""
+    """Draw at most `limit` rows, in order; the draw does not depend on the slide's name."""
     if limit is None or len(kept) <= limit:
         return kept
     words = hashlib.sha256(f"{seed}\0{fingerprint}".encode()).digest()

@@ -1,4 +1,4 @@
-"""Stage 1, tile: the quality-control picture of a slide. Nothing else reads it."""
+"""Stage 1, tile: the quality-control picture of a slide."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from her2.filters.registry import LISTED
 
 SIDE_PX = 1024
 TISSUE, TILE, REGION = (0, 150, 90), (40, 90, 200), (0, 0, 0)
-"""RGB. Kept tiles have one colour; rejected ones have that of their filter, and a cross."""
+"""RGB colours. Kept tiles share one; a rejected tile has its filter's colour and a cross."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """Masks (h, w) of a thumbnail: tissue, artefacts by area filter, and the annotated regions.
+    """Masks (h, w) of a thumbnail: tissue, artefacts by area filter, and annotated regions.
 
-    `region` is None where nobody drew one.
+    `region` is None if the slide has no annotation.
     """
 
     tissue: Mask
@@ -34,13 +34,13 @@ def draw(
     tiles: NDArray[np.float64],
     rejected: Sequence[tuple[Filter, NDArray[np.float64]]],
 ) -> RGB:
-    """Draw the outlines of tissue, regions and artefacts, and all tiles that had enough tissue.
+    """Draw the outlines of tissue, regions and artefacts, and all tiles with enough tissue.
 
     Args:
         thumbnail: (h, w, 3).
-        layers: masks of its shape.
-        tiles: kept ones, (n, 4) left, top, right, bottom in thumbnail px.
-        rejected: filter and box of each of the others.
+        layers: masks of the same shape.
+        tiles: kept tiles, (n, 4) left, top, right, bottom in thumbnail px.
+        rejected: filter and box of each rejected tile.
     """
     height, width = layers.tissue.shape
     factor = min(4.0, SIDE_PX / max(height, width))

@@ -1,4 +1,4 @@
-"""Stage 1, tile: a bucket of slides -> tile tables in the cache, and the bucket's entries."""
+"""Stage 1, tile: tile tables of a bucket of slides, and the bucket's entries file."""
 
 import logging
 from collections.abc import Mapping
@@ -38,13 +38,13 @@ def tile_bucket(
 
     Args:
         spec: the job.
-        cohort: where the slides, their annotations and masks are.
-        cache: gets tile tables and QC pictures.
-        output: the file of entries to write; links with the slides' names go beside it.
-        tissue_masks: folder of masks that replace our tissue detection.
-        threads: slides at a time.
+        cohort: the manifest, for the files of slides, annotations and masks.
+        cache: cache for tile tables and QC pictures.
+        output: the entries file to write; links with the slides' names are put beside it.
+        tissue_masks: folder of masks that replace the tissue detection.
+        threads: number of slides tiled at the same time.
     """
-    cv2.setNumThreads(1)  # the pool's threads are what the job was given
+    cv2.setNumThreads(1)  # the pool uses all of the job's threads
 
     def tile(row: SlideRow) -> TileEntry:
         with blamed_on(row.slide_id):
@@ -62,17 +62,17 @@ def tile_bucket(
 def tile_key(
     spec: TileSpec, cohort: Cohort, row: SlideRow, tissue_masks: Path | None, *, content: str
 ) -> str:
-    """Identity of a slide's tile table: everything that determines it, and nothing else.
+    """Return the key of a slide's tile table, from everything that determines the table.
 
     Args:
         spec: the job.
-        cohort: where the slide's annotation and mask are.
-        row: of the slide.
-        tissue_masks: folder of masks that replace our tissue detection.
+        cohort: the manifest, for the files of the annotation and the mask.
+        row: the slide's row.
+        tissue_masks: folder of masks that replace the tissue detection.
         content: the slide's fingerprint.
 
     Raises:
-        SlideError: its annotation or its mask cannot be read.
+        SlideError: the annotation or mask cannot be read.
     """
     return digest(
         {
@@ -141,12 +141,12 @@ def _tile_row(
 
 
 def _warn_of_origin(spec: TileSpec, row: SlideRow, annotation: Path, slide: Slide) -> None:
-    """QuPath counts from the scanned part of some formats, and its files do not say so."""
+    """Warn if QuPath may count from the scanned area, which its files do not say."""
     from_level0 = spec.tiling.annotation_origin == "level0"
     if from_level0 and slide.bounds_corner_px != (0, 0) and annotation.suffix.lower() != ".xml":
         x, y = slide.bounds_corner_px
         log.warning(
-            "%s: its scanned part begins at %d, %d; QuPath's annotations count from there, unless "
+            "%s: its scanned area begins at %d, %d. QuPath's annotations count from there unless "
             "it opened the slide with --no-crop: set tiling.annotation_origin to bounds",
             row.slide_id,
             x,
@@ -155,7 +155,7 @@ def _warn_of_origin(spec: TileSpec, row: SlideRow, annotation: Path, slide: Slid
 
 
 def _content(path: Path | None, what: str) -> str | None:
-    """What identifies an annotation or mask: its bytes, not its name."""
+    """Return the digest of an annotation or mask, or None without one."""
     if path is None:
         return None
     try:
@@ -171,19 +171,21 @@ def _entry(key: str, table: TileTable, min_tiles: int) -> TileEntry:
     words = _words(facts.rejected)
     if facts.tissue_mm2 == 0:
         reason = (
-            "no tissue found" if facts.regions is None else "no tissue in its annotated regions"
+            "no tissue found"
+            if facts.regions is None
+            else "no tissue found in its annotated regions"
         )
     elif len(table) < min_tiles:
         found = f"{len(table)} tile(s) with tissue"
         if words:
             total = len(table) + sum(facts.rejected.values())
-            found = f"{len(table)} of {total} tiles with tissue left (rejected: {words})"
+            found = f"{len(table)} of {total} tiles with tissue kept (rejected: {words})"
         reason = f"{found}, fewer than tiling.min_tiles {min_tiles}"
     return TileEntry("excluded" if reason else "ok", reason, key, len(table), facts)
 
 
 def _words(rejected: Mapping[str, int]) -> str:
-    """Return `12 for pen, 3 for blur`, as filters run; empty when no tile was rejected."""
+    """Return e.g. `12 for pen, 3 for blur`, in the order of the filters; empty if all are kept."""
     found = [(rejected.get(one.name, 0), one.name) for one in FILTERS]
     return ", ".join(f"{number} for {name}" for number, name in found if number)
 
@@ -195,7 +197,7 @@ def _cached(cache: Cache, key: str) -> TileTable | None:
 
 def _publish(cache: Cache, key: str, table: TileTable, picture: RGB) -> None:
     with cache.publish("qc", key) as path:
-        # Not cv2.imwrite: it says nothing when the disk is full.
+        # cv2.imwrite would ignore a full disk.
         bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
         path.write_bytes(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes())
     with cache.publish("tiles", key) as path:
@@ -208,6 +210,6 @@ def _name_products(entries: dict[str, TileEntry], cache: Cache, folder: Path) ->
         if entry.key:
             link(cache.path("tiles", entry.key), table)
             link(cache.path("qc", entry.key), picture)
-        else:  # a file that read well once must not stand for one that no longer does
+        else:  # old products must not look like those of a slide that now fails
             table.unlink(missing_ok=True)
             picture.unlink(missing_ok=True)

@@ -1,9 +1,9 @@
-"""Stage 1, tile: where the tissue is, from a thumbnail. Pure functions on arrays.
+"""Stage 1, tile: tissue detection on a thumbnail, as pure functions on arrays.
 
-Tissue is told by what its stains do: haematoxylin and eosin both absorb green most. Compared with
-the slide's own glass, in optical density, that sets the palest pink apart from grey dirt, bubbles,
-shadows and yellowed mounting medium, whatever else is on the slide; no threshold depends on how
-dark the darkest tissue is.
+Tissue is recognised by its stains: haematoxylin and eosin both absorb green most. In optical
+density relative to the slide's own glass, this separates even the palest pink from grey dirt,
+bubbles, shadows and yellowed mounting medium, whatever else is on the slide. No threshold depends
+on how dark the darkest tissue is.
 """
 
 import cv2
@@ -14,21 +14,21 @@ from her2.core.morphology import drop_small
 from her2.core.types import RGB, Density, Mask
 
 SMOOTHING_UM = 8.0
-"""Sigma of the filter before all: noise and single nuclei go, structures of a tile stay."""
+"""Sigma of the initial blur, which removes noise and single nuclei but keeps larger structures."""
 DEFAULT_GLASS = (244.0, 244.0, 244.0)
-"""Where a slide shows no glass at all."""
+"""Glass colour of a slide that shows no glass."""
 STAIN_RANGE = (0.04, 0.12)
-"""The least density by which green exceeds red or blue on tissue: 0.04 is a saturation of 4 %.
-Raised to six times the glass's own noise, but no further than to the upper bound."""
+"""Bounds of the least density by which green exceeds red or blue on tissue; 0.04 is a saturation of
+4 %. Within them, the threshold is six times the noise of the glass."""
 DARKEST = 2.4
-"""Where less than 9 % of the light of every colour is left, colour means nothing."""
+"""Density above which (less than 9 % of the light in every channel) colour is meaningless."""
 EDGE_SHARE = 0.4
 EDGE_UM = 16.0
-"""A faint px within this distance of tissue is its smoothed edge unless it has this share of it."""
+"""A faint px this close to tissue is its blurred edge unless it has this share of the stain."""
 
 
 def optical_density(thumbnail: RGB, *, mpp: float) -> Density:
-    """Smooth a thumbnail and compare it with its glass: ln(glass / light), (h, w, 3).
+    """Return the optical density of a blurred thumbnail, ln(glass / light), (h, w, 3).
 
     Source: Beer-Lambert, as in Ruifrok and Johnston, Anal. Quant. Cytol. Histol. 23, 2001.
     """
@@ -40,10 +40,10 @@ def optical_density(thumbnail: RGB, *, mpp: float) -> Density:
 
 
 def glass_colour(image: NDArray[np.generic]) -> tuple[float, float, float]:
-    """The colour of empty glass: the brightest that is common among bright, almost grey px.
+    """Return the colour of empty glass: the brightest common colour of bright, almost grey px.
 
-    Pale tissue is not taken for glass: its green is below red and blue. Where less than 0.3 % of
-    the image is glass, `DEFAULT_GLASS`.
+    Pale tissue is not mistaken for glass, because its green is below red and blue. If less than
+    0.3 % of the image is glass, the result is `DEFAULT_GLASS`.
     """
     px = image.reshape(-1, 3)
     px = px[:: max(1, len(px) // 500_000)].astype(np.float32)
@@ -59,7 +59,7 @@ def glass_colour(image: NDArray[np.generic]) -> tuple[float, float, float]:
 
 
 def stain(density: Density) -> NDArray[np.float32]:
-    """By how much green is absorbed more than red or blue: (h, w), 0 on what is grey."""
+    """Return by how much green is absorbed more than red or blue: (h, w), 0 where grey."""
     red, green, blue = cv2.split(density)
     return np.asarray(green - cv2.min(red, blue), np.float32)
 
@@ -67,13 +67,13 @@ def stain(density: Density) -> NDArray[np.float32]:
 def tissue_mask(
     density: Density, *, mpp: float, min_tissue_um: float, exclude: Mask | None = None
 ) -> Mask:
-    """Tissue, by its stain.
+    """Find tissue by its stain, and return its mask (h, w).
 
     Args:
-        density: of the thumbnail, see `optical_density`.
+        density: optical density of the thumbnail, see `optical_density`.
         mpp: um/px of the thumbnail.
-        min_tissue_um: pieces and holes narrower than this are removed, filled.
-        exclude: what is no tissue whatever its colour (pen, the scanner's border).
+        min_tissue_um: pieces narrower than this are removed, and such holes filled.
+        exclude: px that are not tissue whatever their colour (pen, the scanner's border).
     """
     amount = stain(density)
     mask = (amount > _threshold(density, amount)) & (_least(density) < DARKEST)
@@ -86,7 +86,7 @@ def tissue_mask(
 
 
 def _threshold(density: Density, amount: NDArray[np.float32]) -> float:
-    """Above the glass's own scatter: median + 6 robust standard deviations, within bounds."""
+    """Return the threshold: median + 6 robust standard deviations of the glass, within bounds."""
     red, green, blue = cv2.split(np.abs(density))
     glass = amount[cv2.max(cv2.max(red, green), blue) < 0.04]
     if len(glass) < 100:
@@ -102,7 +102,7 @@ def _least(density: Density) -> NDArray[np.float32]:
 
 
 def _clean(mask: Mask, *, min_px: float) -> Mask:
-    """Opening removes specks; then small holes are filled and small pieces dropped."""
+    """Remove specks by opening, then fill small holes and drop small pieces."""
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3))
     opened = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, kernel).astype(bool)
     return drop_small(~drop_small(~opened, min_px**2), min_px**2)

@@ -1,4 +1,4 @@
-"""A column of the manifest is one declaration: reader, plan, cohort table, controls and report."""
+"""A column of the manifest is one declaration for reader, plan, table, controls and report."""
 
 import subprocess
 import sys
@@ -162,7 +162,7 @@ def test_a_declaration_changes_no_spec_of_a_cohort_without_the_column(
 
 @pytest.mark.usefixtures("declared")
 def test_rows_are_digested_as_values_by_the_alphabet_then_what_was_declared_since() -> None:
-    """The list is what caches hold under: another one would make everybody compute again."""
+    """The columns determine cache keys: another list would invalidate every cache."""
     row = SlideRow("s", "s.svs", "p", {"her2": "0"}, mpp=0.5, site="north", other={"lab": "east"})
     cohort = Cohort((row,), Path())
     names = ("slide_id", "path", "mpp", "annotation", "mask")
@@ -188,8 +188,8 @@ def test_the_controls_and_the_report_take_a_declared_column(tmp_path: Path) -> N
     [
         ({"in_table": False}, "need `in_table`"),
         ({"label": ""}, "a `label`"),
-        ({"read_by": ("tile",)}, "which the job `cohort` makes"),
-        ({"covariate": "number"}, "a number has no subgroups"),
+        ({"read_by": ("tile",)}, "needs the job `cohort`"),
+        ({"covariate": "number"}, "a number cannot be a `subgroup`"),
     ],
 )
 def test_a_declaration_that_the_controls_cannot_follow_is_refused(

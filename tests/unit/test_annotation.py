@@ -1,4 +1,4 @@
-"""Regions that a person drew: read from QuPath and ImageScope, filled px by px."""
+"""Annotated regions: read from QuPath and ImageScope, and rasterised."""
 
 import json
 import math
@@ -173,15 +173,15 @@ def test_xml_with_a_document_type_is_refused(tmp_path, text):
         ([1, 2], "is not GeoJSON"),
         ({"type": "FeatureCollection"}, "is not GeoJSON"),
         ([{"type": "Feature"}], "feature 1 has no geometry"),
-        ([feature("Circle", [1])], "'Circle' is no geometry of GeoJSON"),
-        ([feature("Polygon", [])], "feature 1: a polygon without rings"),
+        ([feature("Circle", [1])], "'Circle' is not a GeoJSON geometry"),
+        ([feature("Polygon", [])], "feature 1: its polygon has no rings"),
         ([feature("Polygon", [SQUARE]), feature("Polygon", [[[1, 2], [3, 4]]])],
-         "feature 2: an outline of 2 points"),
+         "feature 2: an outline of 2 point"),
         ([feature("Polygon", [[[1, 2], [3], [4, 5]]])], "a point is not two numbers"),
         ([feature("Polygon", [[["a", 2], [3, 1], [4, 5]]])], "a point is not two numbers"),
         ([feature("Polygon", [[[math.nan, 2], [3, 1], [4, 5]]])], "a coordinate is not finite"),
         ([feature("Polygon", [[[math.inf, 2], [3, 1], [4, 5]]])], "a coordinate is not finite"),
-        ([feature("MultiPolygon", 3)], "its coordinates are no list"),
+        ([feature("MultiPolygon", 3)], "its coordinates are not a list"),
     ],
 )  # fmt: skip
 def test_a_malformed_file_is_named_with_its_problem(tmp_path, value, problem):
@@ -196,8 +196,8 @@ def test_a_malformed_file_is_named_with_its_problem(tmp_path, value, problem):
     ("text", "problem"),
     [
         ("<Annotations>", "is not XML"),
-        ("<ASAP_Annotations/>", "begins with <ASAP_Annotations>"),
-        (imagescope(xml_region([[1, 2]])), "region 1: an outline of 1 points"),
+        ("<ASAP_Annotations/>", "root element is <ASAP_Annotations>"),
+        (imagescope(xml_region([[1, 2]])), "region 1: an outline of 1 point"),
         (imagescope('<Region><Vertices><Vertex X="1"/></Vertices></Region>'), "not two numbers"),
     ],
 )
@@ -218,9 +218,9 @@ def test_a_class_that_nobody_drew_excludes_the_slide_and_names_those_there_are(t
     regions = read_regions(write(tmp_path, [tumour(SQUARE), feature("Polygon", [HOLE])]))
     assert len(chosen_regions(regions, [], file="f")) == 2
     assert len(chosen_regions(regions, ["Tumor"], file="f")) == 1
-    with pytest.raises(SlideUnfit, match=r"no region of the class Stroma .*\(no class\), Tumor"):
+    with pytest.raises(SlideUnfit, match=r"no region of class Stroma .*\(no class\), Tumor"):
         chosen_regions(regions, ["Stroma"], file="f")
-    with pytest.raises(SlideUnfit, match="holds no region"):
+    with pytest.raises(SlideUnfit, match="has no region"):
         chosen_regions((), [], file="f")
 
 
@@ -234,7 +234,7 @@ POLYGONS = st.tuples(
 
 @given(POLYGONS, st.sampled_from([50, 131, 400]))
 def test_the_area_filled_is_that_of_the_polygon(polygon, side):
-    """A regular polygon's area by its formula, clipped by none here."""
+    """The expected value is the formula for the area of a regular polygon."""
     x, y, radius, corners, turn = polygon
     angle = turn + np.arange(corners) * 2 * np.pi / corners
     ring = np.stack([x + radius * np.cos(angle), y + radius * np.sin(angle)], axis=1)

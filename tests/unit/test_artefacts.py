@@ -1,4 +1,4 @@
-"""Pen, folds, borders and blur, on drawn sections whose truth is known px by px."""
+"""Pen, folds, borders and blur, on synthetic sections with a ground truth for every px."""
 
 from dataclasses import dataclass, replace
 
@@ -31,7 +31,7 @@ MARKS: dict[str, dict[str, object]] = {
 
 @dataclass(frozen=True)
 class Drawn:
-    """A section: full size, at 8 um/px, and what is where at 8 um/px."""
+    """A synthetic section: at full size, at 8 um/px, and its ground truth at 8 um/px."""
 
     rgb: np.ndarray
     thumbnail: np.ndarray
@@ -51,7 +51,7 @@ def small(mask: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def drawn() -> dict[tuple[str, str], Drawn]:
-    """Each section without and with each mark: the truth is where the two differ."""
+    """Each section with and without each mark; the ground truth is where the two differ."""
     found = {}
     for number, name in enumerate(SECTIONS):
         params = slide_params(
@@ -84,7 +84,7 @@ def share(part: np.ndarray, whole: np.ndarray) -> float:
 
 
 def beside(mask: np.ndarray, um: float) -> np.ndarray:
-    """What is at most `um` away from a mask, at 8 um/px."""
+    """Return the px at most `um` away from a mask, at 8 um/px."""
     side = 2 * round(um / 8) + 1
     return cv2.dilate(mask.astype(np.uint8), np.ones((side, side), np.uint8)).astype(bool)
 
@@ -100,7 +100,7 @@ def test_a_section_without_marks_has_neither_pen_nor_fold(drawn, name):
 @pytest.mark.parametrize("name", SECTIONS)
 @pytest.mark.parametrize("colour", ["blue", "green", "black"])
 def test_pen_is_found_on_glass_and_over_tissue(drawn, name, colour):
-    """At least 0.85 of it, and no px further than the stroke's margin from it."""
+    """At least 0.85 of it is found, and no px further away than the stroke's margin."""
     case = drawn[name, colour]
     pen = pen_mask(case.density, mpp=8.0)
     assert share(pen, case.mark) >= 0.85
@@ -111,7 +111,7 @@ def test_pen_is_found_on_glass_and_over_tissue(drawn, name, colour):
 @pytest.mark.parametrize("name", SECTIONS)
 @pytest.mark.parametrize("mark", ["plain", "blue", "green", "black", "fold"])
 def test_tissue_is_found_whatever_marks_it(drawn, name, mark):
-    """0.93 of the tissue that is neither fat nor under pen; 0.96 of what is found is tissue."""
+    """Recall is 0.93 on tissue that is neither fat nor under pen; precision is 0.96."""
     case = drawn[name, mark]
     pen = pen_mask(case.density, mpp=8.0)
     found = tissue_mask(case.density, mpp=8.0, min_tissue_um=100, exclude=pen)
@@ -121,7 +121,7 @@ def test_tissue_is_found_whatever_marks_it(drawn, name, mark):
 
 
 def test_folds_are_found_where_they_are_clear(drawn):
-    """Faint ones, and those in fat, are missed; what is found is a fold."""
+    """Faint folds and folds in fat are missed, but every found fold is one."""
     recalls, precisions = [], []
     for name in SECTIONS:
         case = drawn[name, "fold"]
@@ -135,7 +135,7 @@ def test_folds_are_found_where_they_are_clear(drawn):
 
 
 def test_dense_nuclei_are_no_fold():
-    """A nest of lymphocytes is as dark as a fold, by haematoxylin alone."""
+    """A nest of lymphocytes is as dark as a fold, but by haematoxylin alone."""
     stroma, fold, nest = (0.1, 0.6), (0.2, 1.3), (1.6, 0.3)
     vectors = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])
     amounts = np.full((120, 160, 2), stroma)
@@ -187,7 +187,7 @@ def test_grey_is_neither_border_nor_pen(grey):
 
 
 def crete(grey: np.ndarray) -> float:
-    """The measure as its paper writes it, px by px."""
+    """Compute the measure px by px, as defined in the paper."""
     grey = grey.astype(float)
     results = []
     for image in (grey, grey.T):
@@ -216,7 +216,7 @@ def test_blur_is_measured_as_in_its_paper():
 
 
 def test_defocus_is_told_from_focus_in_every_section(drawn):
-    """At the default limit: no sharp tile is lost, 0.9 of those with 1.5 um of blur are found."""
+    """At the default limit, no sharp tile is rejected, and 0.9 of those with 1.5 um of blur are."""
     limit = TilingSection().model_dump()["max_blur"]
     for name in SECTIONS:
         case = drawn[name, "plain"]
@@ -245,7 +245,7 @@ PLACES = st.lists(
 
 @given(PLACES, st.integers(0, 30), st.integers(1, 8))
 def test_where_one_tile_a_square_is_blurred_all_around_it_are_measured(places, edge, step):
-    """Everything right of `edge` is blurred: the border between is known tile by tile."""
+    """Everything right of `edge` is blurred, so the border is known for each tile."""
     centres = np.array(places, float).reshape(-1, 2) + 0.5
     truth = np.where(centres[:, 0] > edge, 0.9, 0.2)
     asked: list[int] = []

@@ -21,7 +21,7 @@ def entry(number: int, status="ok", **changed: object) -> TileEntry:
 
 
 def audit(folder: Path, entries: dict[str, TileEntry], **changed: object) -> pl.DataFrame:
-    """Two buckets on two grids of the same entries."""
+    """Write two buckets of the same entries for two grids."""
     names = sorted(entries)
     rows = tuple(
         SlideRow(name, f"{name}.svs", f"p-{name}", {"her2": "0"} if name != names[-1] else {})
@@ -99,7 +99,7 @@ def test_more_unusable_slides_than_allowed_stop_the_run_by_name(tmp_path):
     entries = good(7) | {f"bad{n}": entry(n, "excluded") for n in (20, 21, 22)}
     message = refusal(tmp_path, entries, max_excluded=0.2)
     assert message.startswith(f"3 of 10 slides cannot be used (grid {GRIDS[0]}), more than")
-    assert "cohort.max_excluded 0.2; mend them, or raise the limit" in message
+    assert "cohort.max_excluded 0.2; fix them, or raise the limit" in message
     for number in (20, 21, 22):
         assert f"  - bad{number}: reason {number}" in message
     assert "s1" not in message
@@ -140,5 +140,5 @@ def test_an_absent_or_broken_file_of_entries_is_named(tmp_path):
 
 
 def test_an_absent_table_says_what_to_run(tmp_path):
-    with pytest.raises(UserError, match="run `snakemake` up to the cohort's table"):
+    with pytest.raises(UserError, match="Run `snakemake` up to the cohort's table"):
         read_cohort_table(tmp_path)

@@ -1,4 +1,4 @@
-"""A slide reader is one file: added to the package, its slides go through the real stages."""
+"""Adding a slide reader means adding one file; its slides go through the real stages."""
 
 import json
 import logging
@@ -80,7 +80,7 @@ class Pair(OpenedSlide):
 
 @pytest.fixture
 def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One more file in the package, for as long as the test runs."""
+    """Add a file to the package for the duration of the test."""
     folder = tmp_path / "package"
     folder.mkdir()
     (folder / "pair.py").write_text(READER)
@@ -90,7 +90,7 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def cohort(reader: None, drawn_slide: Path, tmp_path: Path) -> Cohort:
-    """The same px twice: as a slide of the added reader, and as a PNG."""
+    """Write the same px as a slide of the added reader and as a PNG."""
     with Slide(drawn_slide) as slide:
         px = slide.region(0, 0, 768, 768, (768, 768))
     folder = tmp_path / "slides"
@@ -108,7 +108,7 @@ def tiled(cohort: Cohort, folder: Path) -> dict[str, TileEntry]:
 
 
 def embedded(cohort: Cohort, folder: Path) -> dict[str, FeatureEntry]:
-    """From copies on a scratch disk."""
+    """The slides are read from copies on a scratch disk."""
     section = EncoderSection(
         source="random", model="timm/resnet10t", mpp=MPP, size=SIZE, precision="float32"
     )
@@ -192,7 +192,7 @@ def test_beyond_the_border_an_added_reader_is_white_too(cohort: Cohort) -> None:
 
 
 def test_readers_are_imported_when_a_slide_is_asked_for() -> None:
-    """Jobs that open none, and a config that is parsed, do not wait for their libraries."""
+    """Parsing a config and jobs that open no slide do not import the readers' libraries."""
     code = (
         "import sys, her2.slides.slide, her2.slides.fingerprint, her2.slides.staging\n"
         "print(*sorted({'openslide', 'tifffile', 'imagecodecs'} & set(sys.modules)))"

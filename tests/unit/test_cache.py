@@ -133,7 +133,7 @@ def test_an_absent_cache_is_empty(cache):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_leftovers_older_than_a_week_are_nobody_s(cache, kind):
-    """A killed job cannot tidy up; a living one may take days."""
+    """A killed job cannot clean up, while a running one may take days."""
     day = 24 * 3600
     killed = cache.publish(kind, KEY)
     old = killed.__enter__()

@@ -1,4 +1,4 @@
-"""The catalogue: every row is loadable, and says of itself what the libraries say."""
+"""The catalogue: every row can be loaded and agrees with the libraries."""
 
 import re
 import subprocess
@@ -195,7 +195,8 @@ def test_no_warning_within_twenty_per_cent_of_a_trained_scale(name: str) -> None
 
 def test_a_scale_warning_names_both_scales() -> None:
     assert scale_warning(row("uni"), 1.0) == (
-        "uni was trained at 0.5 um/px and gets 1 um/px: nuclei look 0.5 times their size to it."
+        "uni was trained at 0.5 um/px but gets patches at 1 um/px, where nuclei appear 0.5 times "
+        "as large."
     )
     # Virchow2 saw 0.25, 0.5, 1 and 2 um/px, and nothing between.
     assert scale_warning(row("virchow2"), 1.0) is None
@@ -226,7 +227,7 @@ def test_photographs_have_no_scale_to_warn_about() -> None:
     ],
 )
 def test_an_unknown_name_gets_near_ones(wanted: str, near: str) -> None:
-    with pytest.raises(UserError, match=f"near: {near}"):
+    with pytest.raises(UserError, match=f"did you mean {near}"):
         row(wanted)
 
 
@@ -252,11 +253,11 @@ def test_layers_are_named_and_only_named() -> None:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"gated": True, "ask_at": None}, "without `ask_at`"),
-        ({"file": None}, "belong together"),
-        ({"hub": None, "file": None, "layout": "transformers_vit"}, "file of a hub"),
-        ({"mpp": None}, "has a `mpp`"),
-        ({"size": 256}, "not `size`"),
+        ({"gated": True, "ask_at": None}, "needs `ask_at`"),
+        ({"file": None}, "must be given together"),
+        ({"hub": None, "file": None, "layout": "transformers_vit"}, "needs `hub` and `file`"),
+        ({"mpp": None}, "needs `mpp`"),
+        ({"size": 256}, "must equal `size`"),
         ({"arguments": {"num_classes": 0}}, "set by the code"),
         ({"mean": (123.7, 116.3, 103.5)}, "less than 1"),
         ({"normalisation": "imagenet"}, "not permitted"),
@@ -274,7 +275,7 @@ def test_a_row_that_contradicts_itself_is_refused(
 
 
 def _transformers_state(layout: str, *, width: int, depth: int, tokens: int) -> dict[str, Tensor]:
-    """Random weights under the names that transformers' ViTModel and Dinov2Model save."""
+    """Return random weights with the names that transformers' ViTModel and Dinov2Model save."""
     torch.manual_seed(0)
     state: dict[str, Tensor] = {
         "embeddings.cls_token": torch.randn(1, 1, width),
@@ -313,7 +314,7 @@ def _transformers_state(layout: str, *, width: int, depth: int, tokens: int) -> 
 
 
 def _transformers_forward(state: dict[str, Tensor], images: Tensor, *, heads: int) -> Tensor:
-    """What transformers computes from them: (b, t, d), written from its model description."""
+    """Compute transformers' output from them, (b, t, d), following its model description."""
 
     def linear(x: Tensor, name: str) -> Tensor:
         return functional.linear(x, state[f"{name}.weight"], state[f"{name}.bias"])
@@ -386,7 +387,7 @@ def test_weights_laid_out_by_transformers_compute_the_same_in_timm(
 
 @pytest.mark.parametrize("name", ["phikon", "phikon-v2"])
 def test_the_mapping_gives_the_whole_architecture(name: str) -> None:
-    """Names and shapes only: the layout at full size, against the row's own architecture."""
+    """Names and shapes of the full-size layout are compared with the row's architecture."""
     item = row(name)
     width, depth = item.dimension, 12 if name == "phikon" else 24
     with torch.device("meta"):
@@ -412,7 +413,7 @@ def test_another_layout_is_refused_by_name(state: dict[str, Tensor]) -> None:
 
 
 def test_positions_for_another_size_are_resampled_as_timm_does_at_run_time() -> None:
-    """The authors of kaiko-vitl14 let timm interpolate in every forward; we do it once."""
+    """The authors of kaiko-vitl14 let timm interpolate in every forward pass; we do it once."""
     more = {"reg_tokens": 4, "no_embed_class": True}
     torch.manual_seed(0)
     authors = _small_vit(74 * 8, dynamic_img_size=True, **more)

@@ -440,7 +440,7 @@ def test_prune_refuses_a_folder_that_names_nothing(cache, tmp_path, monkeypatch,
         monkeypatch, capsys, "cache", "prune", "--cache", cache.root,
         "--keep", tmp_path / "wrong", "--yes",
     )  # fmt: skip
-    assert "holds no manifests" in shown
+    assert "has no entries files" in shown
     assert len(stored(cache)) == 2
 
 

@@ -104,7 +104,7 @@ def test_two_slides_of_a_patient_may_agree_or_be_silent(write_csv):
 
 
 def test_two_tasks_share_a_label_column(write_csv):
-    """2+ is a class of one task only; a value is legal when some task names it."""
+    """2+ is a class of one task only, and a value is legal if any task has it."""
     tasks = {"score": SCORE, "binary": BINARY}
     cohort = read_cohort(write_csv([row(1, her2="2+"), row(2, her2="1+")]), tasks=tasks)
     assert [r.labels["her2"] for r in cohort.rows] == ["2+", "1+"]
@@ -131,7 +131,7 @@ def test_an_empty_file_is_answered_with_the_columns_to_write(tmp_path):
 def test_a_manifest_without_a_row_is_refused(tmp_path):
     path = tmp_path / "slides.csv"
     path.write_text("slide_id,path,patient_id,her2\n")
-    assert "lists no slide; write one row a slide" in refusal(path)
+    assert "lists no slides. Write one row per slide" in refusal(path)
 
 
 def test_a_manifest_that_is_not_there_is_named(tmp_path):
@@ -165,7 +165,7 @@ ILLEGAL_IDS = ["../up", "a b", "<script>", "a/b", ".hidden", "", "é", "-x", "a\
 def test_an_id_that_cannot_be_part_of_a_path_is_refused(write_csv, column, value):
     message = refusal(write_csv([row(1), row(2, **{column: value})]))
     assert f"row 3: column {column!r}: {value!r} is not a legal id" in message
-    assert "use letters, digits" in message
+    assert "128 letters, digits" in message
 
 
 @pytest.mark.parametrize("ids", [("a", "a"), ("Case1", "case1")])
@@ -179,19 +179,19 @@ def test_a_patient_has_one_label(write_csv):
     rows = [row(1, patient_id="p", her2="0"), row(2), row(3, patient_id="p", her2="3+")]
     message = refusal(write_csv(rows))
     assert "patient 'p', column 'her2': has '0' (row 2) and '3+' (row 4)" in message
-    assert "give the lesions ids of their own" in message
+    assert "each lesion its own patient id" in message
 
 
 def test_a_label_that_no_task_knows_is_named_with_the_legal_ones(write_csv):
     message = refusal(write_csv([row(1, her2="4+")]))
     assert "row 2, column 'her2': '4+' is in no task's classes" in message
-    assert "legal: 0, 1+, 2+, 3+, or empty" in message
+    assert "use 0, 1+, 2+, 3+, or leave the cell empty" in message
 
 
 @pytest.mark.parametrize("cell", ["0", "50", "nan", "NaN", "-0.5", "inf", "0,25", "20x", "0.04"])
 def test_an_absurd_um_per_px_is_refused(write_csv, cell):
     message = refusal(write_csv([row(1, mpp=cell)]))
-    assert f"row 2: column 'mpp': {cell!r} is not a scale in um/px" in message
+    assert f"row 2: column 'mpp': {cell!r} is not a um/px" in message
     assert "leave the cell empty" in message
 
 
@@ -237,7 +237,7 @@ def test_every_missing_file_is_named(write_csv, tmp_path):
     cohort = read_cohort(write_csv([row(1), row(2), row(3)]), tasks=TASKS)
     message = str(missing_files(cohort))
     assert message.startswith(
-        "2 of 3 slides are missing a file; correct the paths, or `cohort.root`"
+        "files of 2 of 3 slides do not exist; correct the paths, or `cohort.root`"
     )
     assert re.findall(r"slide '(s\d)'", message) == ["s2", "s3"]
     assert str(tmp_path / "s2.svs") in message
@@ -306,7 +306,7 @@ def test_the_number_of_buckets_is_the_smallest_power_of_two_that_holds_all(slide
 
 
 def test_slides_spread_evenly_over_buckets():
-    """4096 slides in 64 buckets: 64 each, give or take four standard deviations (binomial)."""
+    """4096 slides in 64 buckets give 64 each, within four standard deviations (binomial)."""
     cohort = cohort_of([f"case-{n:05d}" for n in range(4096)])
     sizes = [len(rows) for rows in cohort.buckets(64).values()]
     assert len(sizes) == 64

@@ -54,7 +54,7 @@ def test_a_misspelt_key_is_answered_with_the_right_one_and_all_legal_ones(
     message = refusal(put(config_values, wrong, 1))
     assert wrong.replace("/", ".") in message
     assert f"did you mean {right!r}" in message
-    legal = message.split("legal here: ")[1].splitlines()[0].split(", ")
+    legal = message.split("the legal keys are ")[1].splitlines()[0].split(", ")
     assert {right, another} <= set(legal)
     assert wrong.split("/")[-1] not in legal
 
@@ -108,7 +108,7 @@ def test_a_class_without_quotes_is_answered_with_how_to_write_it(config_values):
     """YAML reads `0: [0]` as numbers."""
     read = yaml.safe_load("{0: [0], 1+: [1+]}")
     message = refusal(put(config_values, "tasks/score/classes", read))
-    assert "tasks.score.classes.0: 0 is not text to YAML; put it in quotes" in message
+    assert "tasks.score.classes.0: YAML does not read 0 as text; put it in quotes" in message
     assert "constrained-str" not in message
 
 
@@ -145,11 +145,11 @@ def test_encoders_that_agree_share_a_grid(config_values):
     ("changed", "complaint"),
     [
         ({"model": "resnet18"}, "timm/resnet18 or torchvision/resnet18"),
-        ({"source": "checkpoint"}, "`checkpoint: PATH` belongs to"),
-        ({"checkpoint": "x.safetensors"}, "`checkpoint: PATH` belongs to"),
+        ({"source": "checkpoint"}, "needs `checkpoint: PATH`"),
+        ({"checkpoint": "x.safetensors"}, "needs `checkpoint: PATH`"),
         ({"source": "torchvision"}, "torchvision cannot load timm/resnet18"),
         ({"model": "timm/../x"}, "does not match"),
-        ({"mean": [0.5, 0.5, 0.5]}, "`mean` and `std` belong together"),
+        ({"mean": [0.5, 0.5, 0.5]}, "`mean` and `std` must be given together"),
         ({"mean": [0.5] * 3, "std": [0.5, 0.5, 0]}, "greater than 0"),
         (
             {"source": "catalogue", "model": "uni", "mean": [0.5] * 3, "std": [0.5] * 3},
@@ -186,10 +186,10 @@ def test_a_config_does_not_change_once_read(config_values):
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (b"", "holds no settings"),
-        (b"- a\n- b\n", "holds no settings"),
-        (b"cohort: {slides: [", "is not YAML"),
-        (b"title: \xff\xfe", "is not YAML"),
+        (b"", "has no settings"),
+        (b"- a\n- b\n", "has no settings"),
+        (b"cohort: {slides: [", "is not valid YAML"),
+        (b"title: \xff\xfe", "is not valid YAML"),
     ],
 )
 def test_a_file_that_is_no_config_is_named(tmp_path, content, complaint):
@@ -238,7 +238,7 @@ def test_every_preset_is_legal(path):
 
 
 def test_the_paper_preset_has_the_paper_s_settings():
-    """DOMAIN facts of arXiv 2411.05028: AlexNet features, 96 px, Ilse not gated, 64 x 100."""
+    """The settings of arXiv 2411.05028: AlexNet features, 96 px, ungated attention, 64 x 100."""
     config = load_config(PRESETS / "paper.yaml")
     for encoder in config.encoders.values():
         assert (encoder.library, encoder.architecture) == ("torchvision", "alexnet")
@@ -273,7 +273,7 @@ def test_the_page_has_every_key_of_every_section():
 def test_an_unknown_key_of_a_search_is_answered_with_those_of_a_search(config_values):
     config_values["heads"] = {"abmil": {"search": {"trial": 3, "options": {"attention": [1]}}}}
     with pytest.raises(
-        UserError, match=r"unknown key; did you mean 'trials'\? legal here: options"
+        UserError, match=r"unknown key; did you mean 'trials'\? the legal keys are options"
     ):
         parse_config(config_values)
 
@@ -287,5 +287,5 @@ def test_an_illegal_value_of_a_search_names_the_head(config_values):
 
 def test_kappa_picks_no_epoch_where_classes_have_no_order(config_values):
     config_values["training"] = {"select": "quadratic_kappa"}
-    with pytest.raises(UserError, match="needs ordered classes; say `ordinal: true` in the task"):
+    with pytest.raises(UserError, match="needs ordered classes; set `ordinal: true` in the task"):
         parse_config(config_values)

@@ -1,4 +1,4 @@
-"""The pins: one set of versions for pip and conda, and the one that is tested."""
+"""Pip and conda install the same pinned versions, which are the tested ones."""
 
 import ast
 import re
@@ -31,7 +31,7 @@ def lines(name: str) -> list[str]:
 
 
 def pins(name: str) -> dict[str, Requirement]:
-    """Package -> its line in the lock, for this interpreter and platform."""
+    """Return package -> its line in the lock, for this interpreter and platform."""
     wanted = [Requirement(line) for line in lines(name)]
     here = [pin for pin in wanted if pin.marker is None or pin.marker.evaluate()]
     assert len({canonicalize_name(pin.name) for pin in here}) == len(here)
@@ -99,7 +99,7 @@ def test_every_direct_dependency_is_pinned_within_its_declared_range(lock, decla
 
 
 def imported_packages() -> dict[str, Path]:
-    """Top-level module -> one file of her2 that imports it, without the standard library."""
+    """Return top-level module (not in the standard library) -> a file of her2 that imports it."""
     found: dict[str, Path] = {}
     for path in sorted((ROOT / "her2").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -16,7 +16,7 @@ from her2.core.events import events_path, read_events, write_event
 
 
 def run(log: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """`her2 ...` as a rule calls it."""
+    """Run `her2 ...` like a rule does."""
     with log.open("w") as stream:
         return subprocess.run(
             [sys.executable, "-m", "her2", *map(str, arguments)],
@@ -30,7 +30,7 @@ def kinds(log: Path) -> list[str]:
 
 @pytest.fixture
 def own_events(tmp_path, monkeypatch):
-    """This process writes events."""
+    """Let this process write events."""
     output = os.open(tmp_path / "x.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     monkeypatch.setattr(events, "_output", output)
     yield tmp_path / "x.jsonl"

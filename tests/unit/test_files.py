@@ -35,7 +35,7 @@ def names(folder: Path) -> list[str]:
 
 
 def fail(path: Path) -> None:
-    """Write a half, then stop."""
+    """Write half of the text, then raise an error."""
     (path / "part" if path.is_dir() else path).write_text("half")
     raise RuntimeError("killed")
 
@@ -134,7 +134,7 @@ def test_a_target_below_a_broken_link_is_an_error_that_names_it(tmp_path, write)
 
 @pytest.fixture
 def read_only_folder():
-    """A folder where even root, for the time of the test somebody else, may not write."""
+    """Return a read-only folder, and act as another user than root during the test."""
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         folder = Path(name)
         folder.chmod(0o555)

@@ -1,4 +1,4 @@
-"""An artefact filter costs one file, and what the installed ones write stays as it is."""
+"""Adding an artefact filter means adding one file, and leaves other filters' output unchanged."""
 
 import importlib
 import json
@@ -127,7 +127,7 @@ print(json.dumps({
 
 @pytest.mark.parametrize(("name", "module"), [("speck", SPECK), ("dim", DIM)])
 def test_a_filter_costs_one_file(tmp_path, write_slide, name, module):
-    """From the config's key to the report, by nothing but a module in the package's path."""
+    """One module in the package's path provides everything from the config key to the report."""
     generator = np.random.default_rng(1)
     image = np.full((1200, 1200, 3), (205, 135, 180), float)
     image[generator.random((1200, 1200)) < 0.3] = (95, 60, 140)
@@ -184,7 +184,7 @@ def test_a_filter_costs_one_file(tmp_path, write_slide, name, module):
     ("text", "problem"),
     [
         ("", "her2.filters.mine does not define FILTER"),
-        (SPECK, "her2.filters.mine: the filter's name 'speck' must be that of its module"),
+        (SPECK, "her2.filters.mine: the filter's name 'speck' must be its module's name"),
     ],
 )
 def test_a_module_that_is_no_filter_is_named(tmp_path, text, problem):
@@ -206,7 +206,7 @@ def test_a_config_is_parsed_without_cv2_and_scipy():
 
 
 def test_filters_run_from_the_coarse_to_the_fine():
-    """What is outside is known before ink is looked for, ink before tissue, areas before tiles."""
+    """Unscanned glass is found before ink, ink before tissue, and areas before tiles are read."""
     assert [one.where for one in AREA_FILTERS] == sorted(one.where for one in AREA_FILTERS)
     assert (*AREA_FILTERS, *TILE_FILTERS) == FILTERS
     first = ["border", "pen", "fold", "blur"]
@@ -217,7 +217,7 @@ def test_filters_run_from_the_coarse_to_the_fine():
 
 @pytest.mark.parametrize("one", LISTED, ids=lambda one: one.name)
 def test_a_filter_s_names_are_its_own(one):
-    """Its columns, keys and colour are no other's, and what it cites is listed."""
+    """Its columns, keys and colour are unique, and its citations are listed."""
     plain = {item.name for kind in (SlideFacts, TileGrid, TileEntry) for item in fields(kind)}
     columns = {"x", "y", "tissue", "annotated", "slide_id", "patient_id", "site", "scanner",
                "split", "annotation", "mask", "grid"}  # fmt: skip

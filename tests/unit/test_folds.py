@@ -47,7 +47,7 @@ def folds_of(rows: list[SlideRow], folder: Path, **changed: object) -> pl.DataFr
 
 @st.composite
 def cohorts(draw: st.DrawFn) -> tuple[list[SlideRow], int, int]:
-    """Rows of patients with 1 to 3 slides and one label or none; a number of folds that fits."""
+    """Draw patients with 1 to 3 slides and at most one label, and a fitting number of folds."""
     folds = draw(st.integers(2, 5))
     rows, number = [], 0
     for her2 in (*TASK.class_names, None):
@@ -221,7 +221,7 @@ def test_a_value_that_a_task_does_not_name_counts_as_unlabelled(tmp_path: Path) 
     assert class_of(low, {"her2": "1+"}) == 1
 
 
-def test_a_class_with_fewer_patients_than_folds_is_named_with_its_count_and_the_mend(
+def test_a_class_with_fewer_patients_than_folds_is_named_with_its_count_and_the_fix(
     tmp_path: Path,
 ) -> None:
     rows = [*balanced(6, classes=3), *(row(f"q{i}", "a", "3+") for i in range(4))]
@@ -231,7 +231,7 @@ def test_a_class_with_fewer_patients_than_folds_is_named_with_its_count_and_the_
     assert "folds.number 5" in text
     assert "'3+' (4)" in text
     assert "'2+'" not in text
-    assert "set folds.number to 4," in text
+    assert "Set folds.number to 4," in text
     assert not (tmp_path / "folds.parquet").exists()
     assert len(folds_of(rows, tmp_path, folds=4))  # the mend works
 
@@ -241,14 +241,14 @@ def test_two_folds_need_four_patients_of_a_class_and_three_folds_need_three(
 ) -> None:
     # Of three patients, two are tested together: one is left for train and tune.
     rows = balanced(3)
-    with pytest.raises(UserError, match="needs 4 patients.*: set folds.number to 3,"):
+    with pytest.raises(UserError, match=r"needs 4 patients.*\. Set folds.number to 3,"):
         folds_of(rows, tmp_path, folds=2)
     assert len(folds_of(rows, tmp_path, folds=3))
 
 
 def test_slides_do_not_make_up_for_patients(tmp_path: Path) -> None:
     rows = [*balanced(6, classes=3), *(row("q", letter, "3+") for letter in "abcdef")]
-    with pytest.raises(UserError, match=r"'3\+' \(1\): merge classes"):
+    with pytest.raises(UserError, match=r"'3\+' \(1\)\. Merge classes"):
         folds_of(rows, tmp_path, folds=2)
 
 
@@ -281,7 +281,7 @@ def test_a_patient_may_have_labelled_and_unlabelled_slides(tmp_path: Path) -> No
 
 
 def sited(counts: dict[str, dict[str, int]]) -> list[SlideRow]:
-    """Patients by site and score."""
+    """Count patients by site and score."""
     return [
         replace(row(f"{site}{her2[0]}{i}", "a", her2), site=site)
         for site, scores in counts.items()
@@ -375,9 +375,9 @@ def refused(rows: list[SlideRow], folder: Path, **changed: object) -> str:
 
 def test_fewer_sites_than_folds_say_how_many_and_what_would_work(tmp_path: Path) -> None:
     text = refused(sited(EVEN), tmp_path, folds=5, sites="preserved")
-    assert "are of 4 sites (east, north, south, west); set folds.number to 4, or use" in text
+    assert "come from 4 sites (east, north, south, west). Set folds.number to 4, or use" in text
     one = refused(sited({"east": EVEN["east"]}), tmp_path, folds=2, sites="leave_one_out")
-    assert "are of 1 site (east); use `sites: stratified`" in one
+    assert "come from 1 site (east). Use `folds.sites: stratified`" in one
 
 
 def test_a_score_that_one_site_holds_alone_is_named_with_the_site(tmp_path: Path) -> None:
@@ -395,7 +395,7 @@ def test_a_patient_without_a_site_or_of_two_is_named(tmp_path: Path) -> None:
     rows.append(replace(rows[1], slide_id="again", site="west"))
     text = refused(rows, tmp_path, sites="preserved")
     assert f"patient {rows[0].patient_id}: has no site" in text
-    assert f"patient {rows[1].patient_id}: is of east and west" in text
+    assert f"patient {rows[1].patient_id}: has sites east and west" in text
     assert len(folds_of(rows, tmp_path, sites="stratified"))
 
 
@@ -403,7 +403,7 @@ def test_a_patient_without_a_site_or_of_two_is_named(tmp_path: Path) -> None:
 
 
 def split(rows: list[SlideRow], test: int = 2, tune: int = 0) -> list[SlideRow]:
-    """The first patients of each score are tested, the next tuned on."""
+    """Assign the first patients of each score to the test set, the next to the tuning set."""
     seen: Counter[str] = Counter()
     found = []
     for r in rows:
@@ -451,9 +451,9 @@ def test_a_split_that_does_not_fit_is_refused_with_every_problem(tmp_path: Path)
 
 def test_a_split_whose_train_part_lacks_a_class_names_it(tmp_path: Path) -> None:
     rows = [replace(r, split="test") if r.labels["her2"] == "3+" else r for r in split(balanced())]
-    assert "leaves 0 train patients of class '3+'" in refused(rows, tmp_path, split=True)
+    assert "leaves 0 training patients of class '3+'" in refused(rows, tmp_path, split=True)
     trained = [replace(r, split="train") for r in rows]
-    assert "names no test patient" in refused(trained, tmp_path, split=True)
+    assert "has no test patient" in refused(trained, tmp_path, split=True)
 
 
 def test_an_unlabelled_slide_needs_no_split(tmp_path: Path) -> None:

@@ -24,14 +24,14 @@ WIDTH, HEIGHT, MPP = 640, 544, 0.5
 
 
 def picture() -> np.ndarray:
-    """Tissue whose colour tells the place, on glass: smooth, so that JPEG keeps it."""
+    """Draw tissue whose colour encodes its position, smooth so that JPEG preserves it."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     tissue = np.dstack([150 + x * 50 / WIDTH, 60 + y * 50 / HEIGHT, np.full(x.shape, 150)])
     return np.where(oval()[..., None], tissue, 243).astype(np.uint8)
 
 
 def oval(margin_um: float = 0) -> np.ndarray:
-    """Where the tissue is, grown by a margin."""
+    """Return the mask of the tissue, grown by a margin."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     grown = margin_um / MPP
     return np.hypot((x - 320) / (290 + grown), (y - 260) / (220 + grown)) < 1
@@ -136,7 +136,7 @@ def test_flat_images_ask_for_um_per_px(slide_file):
 
 @pytest.mark.parametrize("corner", [(200, 150), (301, 93)])
 def test_px_are_those_of_the_image(slide_file, corner):
-    """Within what JPEG of quality 95 changes in a smooth image."""
+    """The tolerance is the change by JPEG of quality 95 in a smooth image."""
     x, y = corner
     image = picture().astype(int)
     with Slide(slide_file[1]) as slide:
@@ -210,7 +210,7 @@ def test_a_dicom_slide_is_its_series_whatever_else_lies_beside_it(tmp_path):
 
 @pytest.fixture
 def with_a_hole(tmp_path) -> Path:
-    """An SVS of one colour; its tile of 240 px at (240, 240) has no bytes."""
+    """Write an SVS of one colour whose tile of 240 px at (240, 240) has no bytes."""
     path = write_svs(tmp_path, np.full((HEIGHT, WIDTH, 3), (200, 120, 170), np.uint8))
     with tifffile.TiffFile(path) as tiff:
         counts = tiff.pages[0].tags["TileByteCounts"]
@@ -222,10 +222,10 @@ def with_a_hole(tmp_path) -> Path:
 
 
 def test_a_tile_that_was_lost_is_an_error_where_tissue_is_expected(with_a_hole):
-    """A tile of no bytes reads as transparent: white would be embedded in its place."""
+    """A tile without bytes reads as transparent and would be embedded as white."""
     with Slide(with_a_hole) as slide:
         assert (slide.region(240, 240, 96, 96, (96, 96)) == 255).all()
-        with pytest.raises(TileError, match="holds no image there"):
+        with pytest.raises(TileError, match="has no image data there"):
             slide.region(240, 240, 96, 96, (96, 96), scanned=True)
         half = slide.region(192, 240, 96, 96, (96, 96), scanned=True)
         assert half[:, :40].mean() < 180
@@ -234,7 +234,7 @@ def test_a_tile_that_was_lost_is_an_error_where_tissue_is_expected(with_a_hole):
 
 
 def test_a_lost_tile_is_never_embedded_as_white(with_a_hole):
-    """Nor when JPEG tiles are decoded without OpenSlide."""
+    """This also holds if JPEG tiles are decoded without OpenSlide."""
     options = TilingSection.model_validate({"min_tissue": 0, "min_tissue_um": 20, "max_blur": 1})
     with Slide(with_a_hole) as slide:
         table, _ = tile_slide(

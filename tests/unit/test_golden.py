@@ -1,7 +1,7 @@
-"""A stage whose output changes gets a new version, or caches would go on serving the old.
+"""A stage whose output changes gets a new version, or caches would still serve the old output.
 
-`golden.json` holds what each stage makes of a fixed input, and under which version. After a change
-that is meant, raise the stage's number in `her2.config.jobs.VERSIONS` and renew the file with
+`golden.json` has each stage's output for a fixed input, and its version. After an intended change,
+raise the stage's number in `her2.config.jobs.VERSIONS` and regenerate the file with
 `python -m tests.unit.test_golden`.
 """
 
@@ -31,7 +31,7 @@ TASK = Task(label="x", classes={"a": ["0"], "b": ["1"], "c": ["2"]}, ordinal=Tru
 
 
 class _Painted:
-    """A slide that is an array: pink discs on glass, at 0.5 um/px."""
+    """A slide in memory: pink discs on glass, at 0.5 um/px."""
 
     width_px, height_px, vendor = 4000, 3000, "painted"
 
@@ -125,7 +125,7 @@ STAGES: dict[str, Callable[[], Any]] = {
 
 
 def renewed() -> dict[str, Any]:
-    """What `golden.json` should hold now."""
+    """Return the current content for `golden.json`."""
     return {name: {"version": VERSIONS[name], "output": make()} for name, make in STAGES.items()}
 
 

@@ -1,4 +1,4 @@
-"""Scores regrouped into two sides: which tasks have them, and their figures."""
+"""Groupings of scores into negative and positive: the tasks that have them, and their metrics."""
 
 import numpy as np
 import polars as pl
@@ -57,10 +57,10 @@ def test_the_config_names_groupings_in_its_own_order() -> None:
     ("grouping", "words"),
     [
         ({"negative": ["0"], "positive": ["4+"]}, r"evaluation\.groupings\.mine: no task has"),
-        ({"negative": ["0"], "positive": ["0", "1+"]}, "'0' is named twice"),
+        ({"negative": ["0"], "positive": ["0", "1+"]}, "'0' is listed twice"),
         ({"negative": [], "positive": ["0"]}, r"groupings\.mine\.negative"),
         ({"negative": [0], "positive": ["1+"]}, "put it in quotes"),
-        ({"low": ["0"], "positive": ["1+"]}, "legal here: negative, positive"),
+        ({"low": ["0"], "positive": ["1+"]}, "the legal keys are negative, positive"),
     ],
 )
 def test_a_grouping_that_cannot_be_is_refused_by_its_key(grouping: object, words: str) -> None:

@@ -44,7 +44,7 @@ def test_the_least_of_affinity_and_slurm_counts(
 
 
 def test_a_container_s_quota_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """joblib reads the cgroup's files itself; that its answer is taken is what is tested here."""
+    """joblib reads the cgroup's files itself; this tests only that its answer is used."""
     monkeypatch.setattr("joblib.cpu_count", lambda: 3)
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "16")
     assert allowed_cpus() == 3
@@ -75,7 +75,7 @@ def test_what_torch_was_built_for_is_read_from_its_version_file(
 
 
 class Driver:
-    """A CUDA driver that answers as told."""
+    """A CUDA driver with given answers."""
 
     def __init__(self, *, devices: int = 1, version: int = 13000, major: int = 9) -> None:
         self.answers = {"devices": devices, "version": version, "major": major}

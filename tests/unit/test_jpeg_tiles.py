@@ -20,7 +20,7 @@ REAL = Path(__file__).resolve().parents[3] / "shared" / "slides" / "cmu-1-small-
 
 
 def both(path: Path) -> tuple[Slide, Slide]:
-    """The slide through OpenSlide alone, and decoded directly."""
+    """Open the slide through OpenSlide alone, and with direct decoding."""
     plain, direct = Slide(path), Slide(path)
     assert direct.decode_directly(0, 0, 96, 96)
     return plain, direct
@@ -34,7 +34,7 @@ def both(path: Path) -> tuple[Slide, Slide]:
 def test_any_region_is_the_same_both_ways(
     drawn_slide: Path, x: float, y: float, side: float, out: int
 ) -> None:
-    """Also beyond the border, resampled, and from a coarser level."""
+    """This includes regions beyond the border, resampled, and from a coarser level."""
     plain, direct = both(drawn_slide)
     with plain, direct:
         region = (x, y, side, side, (out, out))
@@ -74,7 +74,7 @@ def test_only_jpeg_tiles_are_decoded_directly(write_slide, tmp_path: Path, compr
 def test_a_level_that_is_not_a_whole_number_of_times_smaller_is_left_to_openslide(
     write_slide, tmp_path: Path
 ) -> None:
-    """There OpenSlide interpolates between px."""
+    """At such levels OpenSlide interpolates between px."""
     levels = [np.zeros((side, side, 3), np.uint8) for side in (513, 128)]
     path = write_slide(tmp_path / "slide.tif", *levels, compression="jpeg")
     with Slide(path) as slide:
@@ -94,7 +94,7 @@ def test_a_reader_that_decodes_otherwise_is_not_used(
     with Slide(drawn_slide) as slide:
         assert not slide.decode_directly(0, 0, 96, 96)
         assert slide.reader == "openslide"
-    assert "decoded directly differ from those of openslide" in caplog.text
+    assert "directly decoded pixels differ from those of openslide" in caplog.text
 
 
 def half_lost(content: bytearray) -> None:
@@ -121,7 +121,7 @@ def all_lost(content: bytearray) -> None:
     "change", [half_lost, end_lost, another_marker, restart_that_nobody_announced, all_lost]
 )
 def test_damage_that_openslide_sees_is_seen_here(drawn_slide: Path, tmp_path: Path, change) -> None:
-    """imagecodecs passes over what libjpeg only warns of: half a tile would be grey, not failed."""
+    """imagecodecs ignores libjpeg's warnings, so half a tile would be grey instead of failing."""
     path = tmp_path / "damaged.svs"
     shutil.copy(drawn_slide, path)
     column, row = 1, 1
@@ -145,7 +145,7 @@ def test_damage_that_openslide_sees_is_seen_here(drawn_slide: Path, tmp_path: Pa
 
 
 def test_a_tile_that_the_file_lacks_is_no_white_tile(drawn_slide: Path, tmp_path: Path) -> None:
-    """A TIFF may say that a tile has no bytes: nothing was scanned there, or it was lost."""
+    """A tile of a TIFF may have no bytes: it was not scanned, or it was lost."""
     path = tmp_path / "sparse.svs"
     shutil.copy(drawn_slide, path)
     with tifffile.TiffFile(path, mode="r+b") as tiff:
@@ -157,5 +157,5 @@ def test_a_tile_that_the_file_lacks_is_no_white_tile(drawn_slide: Path, tmp_path
         assert slide.decode_directly(2 * SVS_TILE, 0, 96, 96)
         white = slide.region(0, 0, 96, 96, (96, 96))
         assert (white == 255).all()
-        with pytest.raises(TileError, match="holds no image"):
+        with pytest.raises(TileError, match="has no image data"):
             slide.region(0, 0, 96, 96, (96, 96), scanned=True)

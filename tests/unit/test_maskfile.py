@@ -1,4 +1,4 @@
-"""Tissue masks from other programs: whatever their size, depth and compression."""
+"""Tissue masks from other programs, of any size, depth and compression."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_a_mask_of_any_size_covers_the_slide(tmp_path, size, value, suffix):
 
 
 def variants(folder):
-    """The same half, as programs write masks."""
+    """Return the same mask in the forms that programs write."""
     plain = half(60, 80)
     images = {
         "one bit": Image.fromarray(plain),
@@ -70,7 +70,7 @@ def test_a_mask_is_what_is_not_zero_in_whatever_form(tmp_path):
 
 
 def test_of_a_pyramid_the_smallest_sufficient_level_is_read(tmp_path):
-    """Level 0 says otherwise, and is not asked."""
+    """Level 0 differs, and must not be read."""
     with tifffile.TiffWriter(tmp_path / "p.tif") as tiff:
         tiff.write(np.ones((240, 320), np.uint8), tile=(64, 64), subifds=2)
         tiff.write(half(120, 160).astype(np.uint8), tile=(64, 64), subfiletype=1)
@@ -81,7 +81,9 @@ def test_of_a_pyramid_the_smallest_sufficient_level_is_read(tmp_path):
 
 def test_a_mask_of_another_shape_than_the_slide_is_refused(tmp_path):
     Image.fromarray(half(80, 60)).save(tmp_path / "m.png")
-    with pytest.raises(SlideError, match=r"m\.png \(60 x 80 px\) has not the shape of the slide"):
+    with pytest.raises(
+        SlideError, match=r"m\.png \(60 x 80 px\) has another aspect ratio than the slide"
+    ):
         read_mask(tmp_path / "m.png", SHAPE, size_px=SIZE_PX)
 
 

@@ -1,4 +1,4 @@
-"""A shared case stops the run by name, unless the config takes the blame."""
+"""A shared case stops the run and is named, unless the config allows the overlap."""
 
 from pathlib import Path
 

@@ -55,7 +55,7 @@ def folders(root: Path, counts: dict[str, int], suffix: str = ".png") -> Path:
 
 
 def with_cases(tmp_path: Path, cases: dict[str, dict[str, int]]) -> PatchSet:
-    """A csv set: case -> label -> patches."""
+    """Write a csv set from case -> label -> patches."""
     rows, number = [], 0
     for case, labels in cases.items():
         for label, count in labels.items():
@@ -285,7 +285,7 @@ def test_a_class_of_an_absent_label_names_the_labels_there_are(tmp_path):
     [
         ({"classes": {"a": ["0"], "b": ["0"]}}, "is in 'a' and 'b'"),
         ({"classes": {"a": ["0"], "b": []}}, "lists no label"),
-        ({"labels": "x.csv"}, "belongs to `format: ihc4bc`"),
+        ({"labels": "x.csv"}, "is only for `format: ihc4bc`"),
         ({"shape": 3}, "Extra inputs"),
     ],
 )

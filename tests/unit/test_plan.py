@@ -37,7 +37,7 @@ ROWS = tuple(
 
 
 def plan(changed: dict[str, object] | None = None, rows: tuple[SlideRow, ...] = ROWS) -> Plan:
-    """A plan; `changed` maps slash/separated keys to values."""
+    """Return a plan; `changed` maps slash/separated keys to values."""
     values = copy.deepcopy(VALUES)
     for path, value in (changed or {}).items():
         *parents, last = path.split("/")
@@ -49,7 +49,7 @@ def plan(changed: dict[str, object] | None = None, rows: tuple[SlideRow, ...] = 
 
 
 def all_specs(of: Plan) -> dict[str, str]:
-    """Every spec of every job, by the name of the stage and its wildcards."""
+    """Return the spec of every job, by stage and wildcards."""
     config, found = of.config, {"audit": of.audit_spec(), "cohort": of.cohort_spec()}
     found["report"] = of.report_spec("her2 0.1.0")
     found["similar"] = of.similar_spec()
@@ -127,7 +127,7 @@ def test_the_order_of_keys_in_the_config_is_seen_where_tables_are_ordered_at_mos
 
 
 def test_the_order_of_classes_survives_the_spec_and_is_part_of_it():
-    """An ordinal scale; canonical JSON sorts keys."""
+    """The order is an ordinal scale, although canonical JSON sorts keys."""
     key, names = "tasks/score/classes", ("low", "mid", "high")
     one, two = (plan({key: {name: [name] for name in order}}) for order in (names, sorted(names)))
     assert stages_that_change(one, two) == {
@@ -290,7 +290,7 @@ def tile_text(change: Callable[[dict], None]) -> str:
 
 def test_a_spec_of_another_version_of_the_code_is_refused():
     text = tile_text(lambda values: values.update(version=values["version"] + 1))
-    with pytest.raises(UserError, match=r"of version \d+ of this stage.*run snakemake again"):
+    with pytest.raises(UserError, match=r"for version \d+ of this stage.*Run snakemake again"):
         jobs.load(jobs.TileSpec, text)
 
 
@@ -348,7 +348,7 @@ def test_truths_are_the_files_that_are_there(tmp_path):
 
 
 def test_the_demo_s_truths_are_those_that_its_slides_bring():
-    """Before any is drawn: otherwise a second run would find new inputs, and run again."""
+    """Otherwise a second run would find new inputs and run again."""
     drawn = plan({"cohort/masks": "root/masks", "cohort/synthetic": True}).truth_files
     assert drawn == [f"root/masks/{row.slide_id}.png" for row in ROWS]
 

@@ -19,12 +19,12 @@ SPEC = SimilarSpec(buckets=("b",), max_shared_tiles=0.5)
 
 
 def grid(side: int = SIDE) -> np.ndarray:
-    """Places of a square of tiles, row by row, in sides of a tile."""
+    """Return the positions of a square of tiles, row by row, in tile sides."""
     return np.stack(np.divmod(np.arange(side**2), side), axis=1).astype(np.float32)
 
 
 def tissue(name: str, seed: int, *, kinds: int = 6, noise: float = 0.3, side: int = SIDE) -> Tissue:
-    """Tiles of a few kinds that are the same in all slides, each with a face of its own."""
+    """Return tiles of a few kinds that all slides share, each with individual features."""
     kind = np.random.default_rng(99).normal(size=(kinds, D))
     generator = np.random.default_rng(seed)
     features = kind[generator.integers(kinds, size=side**2)]
@@ -37,7 +37,7 @@ def store(features: np.ndarray) -> FeatureStore:
 
 
 def copied(of: Tissue, name: str, *, change: float = 0.0, drop: slice = slice(None)) -> Tissue:
-    """The same tiles, with features as of another compression, or fewer of them."""
+    """Return the same tiles with features as after another compression, or fewer tiles."""
     features = of.store.all().astype(np.float32)
     other = features + change * np.random.default_rng(5).normal(size=features.shape)
     return Tissue(name, f"p-{name}", store(other[drop]), of.places[drop])

@@ -1,6 +1,6 @@
-"""What tiling writes about a slide keeps its form: old caches and results folders are read.
+"""The stored facts about a slide keep their form, so that old caches and results can be read.
 
-The forms are those of version 0.1.0 with its four filters; a filter more adds its own columns.
+The forms are those of version 0.1.0 with its four filters; another filter adds its own columns.
 """
 
 import json
@@ -151,7 +151,7 @@ def test_the_table_of_the_cohort_has_the_columns_it_had(tmp_path):
 
 
 def test_the_spec_and_the_key_of_tiles_are_what_they_were(tmp_path):
-    """Or every slide of everybody would be tiled again."""
+    """Otherwise every slide in every cache would be tiled again."""
     tiling = OPTIONS | {key: o.default for one in SINCE for key, o in one.keys.items()}
     spec = {"bucket": "0000-of-0001", "mpp": 0.5, "rows": "r", "seed": None, "size": 96,
             "tiling": tiling, "version": 2}  # fmt: skip
@@ -167,7 +167,7 @@ def test_the_spec_and_the_key_of_tiles_are_what_they_were(tmp_path):
 
 
 def test_a_reason_is_the_same_from_the_cache(tmp_path, write_slide):
-    """Rejected tiles are counted in the order in which filters run, not in that of the file."""
+    """Rejected tiles are listed in the order in which filters run, not in that of the file."""
     image = np.full((768, 768, 3), (205, 135, 180), np.uint8)
     image[:, 330:390] = (38, 62, 168)
     image += np.random.default_rng(1).integers(0, 30, image.shape, np.uint8)

@@ -1,4 +1,4 @@
-"""Every file of a slide is in its fingerprint and goes to the scratch disk; none other is."""
+"""All files of a slide, and no others, are fingerprinted and copied to the scratch disk."""
 
 import hashlib
 import os
@@ -40,7 +40,7 @@ def write_ndpis(folder: Path) -> Path:
 
 
 def write_series(folder: Path) -> Path:
-    """A DICOM slide of three levels, two of which do not say by their names that they are DICOM."""
+    """Write a DICOM slide of three levels, two of which do not have the suffix of DICOM."""
     for level, name in enumerate(("level0", "1.2.840.7", "level2.dcm")):
         write_dicom(folder / name, PICTURE[:: 2**level, :: 2**level], mpp=MPP, level=level)
     return folder / "level2.dcm"
@@ -69,7 +69,7 @@ WRITERS: dict[str, tuple[Callable[[Path], Path], set[str]]] = {
 
 @pytest.fixture(params=WRITERS)
 def slide(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, set[Path]]:
-    """A slide and its files, among others that are not."""
+    """Write a slide and its files among other files."""
     write, names = WRITERS[request.param]
     folder = tmp_path / "slides"
     folder.mkdir()
@@ -154,10 +154,10 @@ def test_an_index_is_known_by_its_content_as_openslide_knows_it(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("lost", "message"),
     [
-        ("a.jpg", "a.vms names a.jpg, which its folder lacks; copy the slide's files there"),
-        ("a(1,0).jpg", r"a.vms names a\(1,0\).jpg, which"),
-        ("a_map2.jpg", "a.vms names a_map2.jpg, which"),
-        ("a_macro.jpg", "a.vms names a_macro.jpg, which"),
+        ("a.jpg", "a.vms names a.jpg, missing in its folder; copy the slide's files there"),
+        ("a(1,0).jpg", r"a.vms names a\(1,0\).jpg, missing"),
+        ("a_map2.jpg", "a.vms names a_map2.jpg, missing"),
+        ("a_macro.jpg", "a.vms names a_macro.jpg, missing"),
     ],
 )
 def test_a_file_that_an_index_names_in_vain_is_named(tmp_path, lost, message) -> None:
@@ -171,13 +171,13 @@ def test_a_data_file_that_a_mirax_folder_lacks_is_named(tmp_path: Path) -> None:
     path = write_mirax(tmp_path / "a.mrxs", PICTURE, mpp=MPP)
     (tmp_path / "a" / "deep" / "Data0001.dat").unlink()
     with pytest.raises(
-        SlideError, match="a/Slidedat.ini names deep/Data0001.dat, which its folder"
+        SlideError, match="a/Slidedat.ini names deep/Data0001.dat, missing in its folder"
     ):
         fingerprint(path)
 
 
 def test_a_mirax_slide_that_reads_another_ones_px_is_refused(tmp_path: Path) -> None:
-    """OpenSlide opens it, and a change of those px would be unseen."""
+    """OpenSlide opens it, but a change of those px would go unnoticed."""
     write_mirax(tmp_path / "b.mrxs", PICTURE, mpp=MPP)
     path = write_mirax(tmp_path / "a.mrxs", PICTURE, mpp=MPP)
     index = tmp_path / "a" / "Slidedat.ini"
@@ -191,7 +191,7 @@ def test_a_mirax_slide_that_reads_another_ones_px_is_refused(tmp_path: Path) -> 
 
 def test_all_absent_files_are_named_at_once(tmp_path: Path) -> None:
     (tmp_path / "a.ndpis").write_text(NDPIS)
-    with pytest.raises(SlideError, match="a.ndpis names a.ndpi, b.ndpi, which its folder lacks"):
+    with pytest.raises(SlideError, match="a.ndpis names a.ndpi, b.ndpi, missing in its folder"):
         slide_files(tmp_path / "a.ndpis")
 
 
@@ -208,7 +208,7 @@ def test_a_vms_slide_without_its_optimisation_file_reads_the_same(tmp_path: Path
 
 @pytest.mark.parametrize("name", ["../a.jpg", "/etc/passwd", "b/../../a.jpg", r"..\a.jpg"])
 def test_an_index_that_leaves_its_folder_is_refused(tmp_path: Path, name: str) -> None:
-    """OpenSlide follows it."""
+    """OpenSlide would read such a file."""
     (tmp_path / "inside").mkdir()
     write_vms(tmp_path / "a.vms", PICTURE)
     path = write_vms(tmp_path / "inside" / "a.vms", PICTURE)
@@ -220,11 +220,11 @@ def test_an_index_that_leaves_its_folder_is_refused(tmp_path: Path, name: str) -
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.vms", b"[Virtual Microscope Specimen]\nMapFile\n", "a.vms is a damaged index"),
+        ("a.vms", b"[Virtual Microscope Specimen]\nMapFile\n", "a.vms is damaged"),
         ("a.vms", b"[Virtual Microscope Specimen]\nMapFile=\xff.jpg\n", "a.vms names \ufffd.jpg"),
-        ("a.vmu", b"[Other]\nMapFile=a.jpg\n", "a.vmu does not say which files make the slide"),
-        ("a.ndpis", b"\0" * 100, "a.ndpis does not say which files make the slide"),
-        ("a.mrxs", b"x", "a.mrxs lacks its folder a, .*; copy it beside the file"),
+        ("a.vmu", b"[Other]\nMapFile=a.jpg\n", "a.vmu does not list the slide's files"),
+        ("a.ndpis", b"\0" * 100, "a.ndpis does not list the slide's files"),
+        ("a.mrxs", b"x", "the folder a .* of a.mrxs is missing; copy it beside the file"),
         ("a.dcm", bytes(128) + b"DICM" + bytes(100), "a.dcm has no Series Instance UID"),
         ("a.vms", b"", "the file is empty"),
     ],
@@ -244,12 +244,12 @@ def test_the_check_of_a_cohort_names_what_every_slide_lacks(tmp_path: Path) -> N
     rows = tuple(SlideRow(name[0], name, name, {}) for name in names)
     with pytest.raises(UserError, match=r"^2 problem\(s\)") as error:
         check_files(Cohort(rows, tmp_path))
-    assert "a.vms names a.jpg, which its folder lacks" in str(error.value)
-    assert "b.mrxs lacks its folder b" in str(error.value)
+    assert "a.vms names a.jpg, missing in its folder" in str(error.value)
+    assert "the folder b with the image data of b.mrxs is missing" in str(error.value)
 
 
 def test_tiling_waits_for_all_files_of_a_slide(tmp_path: Path, config_values) -> None:
-    """Snakemake compares their times: a change of any of them has the slide looked at again."""
+    """Snakemake compares the times of all of them, so a change of any has the slide tiled again."""
     folder = tmp_path / "slides"
     folder.mkdir()
     vms = write_vms(folder / "a.vms", PICTURE)
@@ -264,7 +264,7 @@ def test_tiling_waits_for_all_files_of_a_slide(tmp_path: Path, config_values) ->
 
 
 def test_a_slide_is_cold_by_the_size_of_all_its_files(tmp_path: Path) -> None:
-    """Its index alone is a thousandth of them."""
+    """The index alone is a thousandth of the total."""
     path = write_vms(tmp_path / "a.vms", PICTURE)
     facts = slide_facts(width_px=512, height_px=256)
     table = TileTable(np.zeros((1, 2), np.int32), np.ones(1, np.float32), facts, tile_grid(64))
@@ -303,7 +303,7 @@ def test_names_in_a_mirax_folder_do_not_count(tmp_path):
 
 
 def blob(name: str, size: int) -> bytes:
-    """Bytes that are the same everywhere."""
+    """Return the same bytes on every machine."""
     blocks = (hashlib.sha256(f"{name}{i}".encode()).digest() for i in range(-(-size // 32)))
     return b"".join(blocks)[:size]
 
@@ -364,5 +364,5 @@ def uid(group: int, element: int, value: bytes) -> bytes:
     ],
 )
 def test_fingerprints_that_caches_hold_stay(tmp_path: Path, write, expected: str) -> None:
-    """Taken before the files of a slide had one list."""
+    """The expected fingerprints were recorded before readers listed a slide's files."""
     assert fingerprint(write(tmp_path)) == expected

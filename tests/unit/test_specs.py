@@ -1,4 +1,4 @@
-"""What a job depends on keeps its meaning on the way through the shell."""
+"""Specs keep their meaning on the way through the shell."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def evaluate_spec(*names: str) -> str:
 
 
 def test_the_order_of_classes_survives() -> None:
-    """An ordinal scale is an order; canonical JSON alone would sort it by the alphabet."""
+    """Ordinal classes keep their order, although canonical JSON sorts keys."""
     text = evaluate_spec("low", "mid", "high")
     assert jobs.load(jobs.EvaluateSpec, text).task.class_names == ("low", "mid", "high")
 
@@ -25,5 +25,5 @@ def test_another_order_of_classes_is_another_job() -> None:
 def test_a_spec_of_another_version_of_the_code_is_refused() -> None:
     current = f'"version":{jobs.VERSIONS["evaluate"]}'
     text = evaluate_spec("low", "high").replace(current, '"version":0')
-    with pytest.raises(UserError, match="run snakemake again"):
+    with pytest.raises(UserError, match="Run snakemake again"):
         jobs.load(jobs.EvaluateSpec, text)

@@ -30,7 +30,7 @@ PICTURE = np.random.default_rng(5).integers(0, 256, (256, 384, 3), np.uint8)
 
 @pytest.fixture
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that stands for another disk than the slides'."""
+    """Return a folder that counts as another disk than the slides'."""
     monkeypatch.setattr(staging, "_same_disk", lambda *_: False)
     folder = tmp_path / "scratch"
     folder.mkdir()
@@ -49,7 +49,7 @@ def copies(scratch: Path) -> set[str]:
 
 
 def settle(stage: staging.Stager) -> None:
-    """Wait for what is being copied."""
+    """Wait until the current copy is finished."""
     for future in stage._copies.values():
         future.result()
 
@@ -92,7 +92,7 @@ def test_a_full_scratch_disk_is_named_and_the_slide_read_where_it_lies(
     with staged(str(scratch), slides) as stage, caplog.at_level(logging.WARNING):
         assert stage.open(slides[0]).path == slides[0]
     (record,) = caplog.records
-    assert "a.svs: read where it lies" in record.message
+    assert "a.svs: read in place" in record.message
     assert str(scratch) in record.message
     assert "0.0 GB free" in record.message
 
@@ -172,7 +172,7 @@ def test_a_slide_of_several_files_that_lacks_one_fails_with_the_files_name(
     (tmp_path / "a_map2.jpg").unlink()
     with staged(str(scratch), [slides[0], index]) as stage:
         stage.open(slides[0]).close()
-        with pytest.raises(SlideError, match="a.vms names a_map2.jpg, which its folder lacks"):
+        with pytest.raises(SlideError, match="a.vms names a_map2.jpg, missing in its folder"):
             stage.open(index)
 
 
@@ -210,7 +210,7 @@ def test_variables_are_those_of_the_machine_that_reads(
     monkeypatch.delenv("NODE_DISK")
     with pytest.raises(UserError, match=r"embedding.scratch: '\$NODE_DISK'"):
         scratch_folder("$NODE_DISK")
-    with pytest.raises(UserError, match="no folder that can be written"):
+    with pytest.raises(UserError, match="not a writable folder"):
         scratch_folder(str(tmp_path / "nowhere"))
 
 

@@ -153,7 +153,7 @@ def test_a_value_that_is_not_finite_is_refused(tmp_path: Path, value: float) -> 
 def test_shapes_that_do_not_agree_are_refused(
     tmp_path: Path, values: np.ndarray, where: np.ndarray
 ) -> None:
-    with pytest.raises(ValueError, match="do not go with"):
+    with pytest.raises(ValueError, match="do not fit"):
         write_store(tmp_path / "slide.zarr.zip", values, where, {})
 
 
@@ -167,7 +167,7 @@ def test_a_flipped_byte_is_found(tmp_path: Path, array: str) -> None:
     path = written(tmp_path, values)
     content = (values if array == "features" else coords()).tobytes()
     flip_byte(path, path.read_bytes().index(content) + 9)
-    assert store_problems(path) == [f"checksum of {array}/c/0/0 is wrong"]
+    assert store_problems(path) == [f"has a wrong checksum in {array}/c/0/0"]
 
 
 def test_non_finite_values_that_another_program_stored_are_found(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_non_finite_values_that_another_program_stored_are_found(tmp_path: Path)
         group = zarr.create_group(archive, zarr_format=3, attributes={})
         for name, values in (("features", np.full((2, 3), np.nan)), ("coords", coords(2))):
             group.create_array(name, data=values, chunks=values.shape, compressors=None)
-    assert store_problems(path) == ["holds values that are not finite"]
+    assert store_problems(path) == ["contains values that are not finite"]
 
 
 def test_rows_without_coordinates_are_found(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_rows_without_coordinates_are_found(tmp_path: Path) -> None:
         group = zarr.create_group(archive, zarr_format=3, attributes={})
         for name, values in (("features", features(3)), ("coords", coords(2))):
             group.create_array(name, data=values, chunks=values.shape, compressors=None)
-    assert store_problems(path) == ["3 features for 2 coordinates"]
+    assert store_problems(path) == ["has 3 rows of features for 2 coordinates"]
 
 
 def test_a_text_file_is_not_a_store(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_a_truncated_store_is_refused(tmp_path: Path, share: float) -> None:
     path = written(tmp_path, features())
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(UserError, match="remove it"):
+    with pytest.raises(UserError, match="Delete it"):
         open_store(path)
     assert store_problems(path)
 
@@ -235,5 +235,5 @@ def test_a_store_without_a_tile_is_refused(tmp_path: Path) -> None:
     with zarr.storage.ZipStore(path, mode="w") as store:
         group = zarr.create_group(store, zarr_format=3, attributes={})
         group.create_array("features", shape=(0, 4), dtype="float16", chunks=(1, 4))
-    with pytest.raises(UserError, match="holds no tile"):
+    with pytest.raises(UserError, match="has no tiles"):
         open_store(path)

@@ -1,4 +1,4 @@
-"""A map that cannot be a slide's names it, before a picture or a file is made of it."""
+"""A map that does not fit its slide is an error that names it, before any file is made."""
 
 from pathlib import Path
 

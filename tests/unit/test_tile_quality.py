@@ -1,4 +1,4 @@
-"""Which tiles of a slide are worth embedding: artefacts, regions, masks from elsewhere, a cap."""
+"""Selection of tiles: artefacts, annotated regions, external masks, and a maximum number."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ PINK = (205, 135, 180)
 
 
 def tissue_with(*, seed: int = 1) -> np.ndarray:
-    """Tissue with detail down to the px (nuclei and grain), on the whole slide but a rim."""
+    """Draw tissue with detail down to the px (nuclei and grain) on all of a slide but its rim."""
     generator = np.random.default_rng(seed)
     image = np.full((SIDE_PX, SIDE_PX, 3), 243, np.uint8)
     section = np.full((SIDE_PX - 96, SIDE_PX - 96, 3), PINK, np.uint8)
@@ -65,7 +65,7 @@ def inside(mask: np.ndarray, place: tuple[int, int]) -> float:
 
 @pytest.fixture(scope="module")
 def marked(tmp_path_factory, write_slide, plain) -> tuple[Path, dict[str, np.ndarray]]:
-    """A pen stroke, a fold, a black border and a corner out of focus, apart from each other."""
+    """Draw a pen stroke, a fold, a black border and a blurred corner, all separate."""
     image, truth = plain.copy(), {}
     for name in ("pen", "fold", "border", "blur"):
         truth[name] = np.zeros((SIDE_PX, SIDE_PX), bool)
@@ -89,7 +89,7 @@ ALL_OFF = {one.limit_key: 1 for one in LISTED}
 
 @pytest.mark.parametrize("name", ["pen", "fold", "border"])
 def test_an_artefact_s_column_is_its_share_of_the_tile(marked, name):
-    """To a px of the thumbnail (6 um) along its outline, and the pen's margin of 16 um."""
+    """The tolerance is a thumbnail px (6 um) along the outline plus the pen's margin of 16 um."""
     path, truth = marked
     table, _ = cut(path, **ALL_OFF, min_tissue=0.2)
     found = table.quality[name]
@@ -171,7 +171,7 @@ def test_a_slide_out_of_focus_is_excluded_and_says_so(tmp_path, write_slide, pla
     number = entry.facts.rejected["blur"]
     assert number > 100
     assert entry.reason == (
-        f"0 of {number} tiles with tissue left (rejected: {number} for blur), "
+        f"0 of {number} tiles with tissue kept (rejected: {number} for blur), "
         "fewer than tiling.min_tiles 4"
     )
 
@@ -288,13 +288,13 @@ def test_of_the_regions_some_classes_can_be_chosen(folder):
     absent = SPEC.model_copy(update={"tiling": TilingSection(annotation_classes=("DCIS",))})
     entry = run(folder, absent, annotation=name)
     assert entry.status == "excluded"
-    assert "no region of the class DCIS" in entry.reason
+    assert "no region of class DCIS" in entry.reason
 
 
 def test_regions_of_a_cropped_slide_count_from_its_scanned_part_when_told_so(
     folder, monkeypatch, caplog
 ):
-    """As in MIRAX: the scanned part begins at 288, 192."""
+    """As in MIRAX, the scanned area begins at 288, 192."""
     plain = Slide.__init__
 
     def cropped(self: Slide, path: Path) -> None:
@@ -309,7 +309,7 @@ def test_regions_of_a_cropped_slide_count_from_its_scanned_part_when_told_so(
     }
     assert "begins at 288, 192" not in caplog.text
     assert min(places(tiles_of(folder, run(folder, annotation=name)))) < (288, 192)
-    assert "a: its scanned part begins at 288, 192" in caplog.text
+    assert "a: its scanned area begins at 288, 192" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -317,11 +317,11 @@ def test_regions_of_a_cropped_slide_count_from_its_scanned_part_when_told_so(
     [
         (lambda path: path.write_text("{"), "failed", "its annotation roi.geojson is not JSON"),
         (lambda path: None, "failed", "its annotation roi.geojson does not exist"),
-        (lambda path: path.write_text("[]"), "excluded", "holds no region with an area"),
+        (lambda path: path.write_text("[]"), "excluded", "has no region with an area"),
         (
             lambda path: annotate(path.parent, square(5000, 5000, 6000, 6000)),
             "excluded",
-            "no tissue in its annotated regions",
+            "no tissue found in its annotated regions",
         ),
     ],
 )
@@ -344,7 +344,7 @@ def test_an_annotation_counts_by_its_content_alone(folder, monkeypatch):
 
 
 def test_a_mask_from_elsewhere_is_the_tissue(folder):
-    """A third of the slide's size; and our own detection is not asked."""
+    """The mask has a third of the slide's size, and tissue detection is not used."""
     mask = np.zeros((400, 400), np.uint8)
     mask[64:160, 32:288] = 1
     Image.fromarray(mask).save(folder / "m.png")
@@ -372,7 +372,7 @@ def test_a_mask_that_is_no_use_is_the_slide_s_reason(folder):
     assert entry.status == "failed"
     assert "its tissue mask a.png does not exist" in entry.reason
     Image.new("L", (100, 300), 1).save(folder / "m.png")
-    assert "has not the shape of the slide" in run(folder, mask="m.png").reason
+    assert "has another aspect ratio than the slide" in run(folder, mask="m.png").reason
 
 
 def test_a_changed_mask_is_another_tiling(folder):
@@ -394,13 +394,13 @@ def test_a_check_of_the_cohort_reads_annotations_and_masks(folder):
         return Cohort((SlideRow("a", "a.tif", "p", {}, **row),), folder)
 
     check_files(cohort(annotation="roi.geojson", mask="m.png"))
-    with pytest.raises(UserError, match="slide 'a'.*no region of the class X"):
+    with pytest.raises(UserError, match="slide 'a'.*no region of class X"):
         check_files(cohort(annotation="roi.geojson"), classes=["X"])
     (folder / "roi.geojson").write_text("{")
     with pytest.raises(UserError, match=r"slide 'a'.*roi\.geojson is not JSON"):
         check_files(cohort(annotation="roi.geojson"))
     Image.new("L", (100, 300), 1).save(folder / "m.png")
-    with pytest.raises(UserError, match=r"m\.png .* has not the shape"):
+    with pytest.raises(UserError, match=r"m\.png .* has another aspect ratio"):
         check_files(cohort(mask="m.png"))
 
 
@@ -410,7 +410,7 @@ def test_missing_annotations_and_masks_are_named_before_a_run(folder):
         SlideRow("b", "a.tif", "q", {}),
     )
     message = str(missing_files(Cohort(rows, folder), folder / "masks"))
-    assert message.startswith("2 of 2 slides are missing a file")
+    assert message.startswith("files of 2 of 2 slides do not exist")
     for part in ("'annotation'", "no.json", "'mask'", "no.png", "`cohort.tissue_masks`", "b.png"):
         assert part in message
 

@@ -97,7 +97,7 @@ def cut(path: Path, *, mpp: float, size: int, slide_mpp: float | None = None, **
 
 @pytest.fixture(scope="module")
 def full_slide(tmp_path_factory, write_slide) -> Path:
-    """500 x 400 px of tissue, 0.25 um/px across and 0.5 down."""
+    """The slide is 500 x 400 px of tissue, at 0.25 um/px across and 0.5 down."""
     path = tmp_path_factory.mktemp("full") / "full.tif"
     return write_slide(path, full_of_tissue(400, 500), mpp=(0.25, 0.5))
 
@@ -118,7 +118,7 @@ def test_a_slide_full_of_tissue_gives_the_whole_grid(full_slide, overlap):
 
 
 def test_only_tiles_with_enough_tissue_are_kept(tmp_path, write_slide):
-    """Tissue on the left 140 of 512 px; tiles of 64 px: two are full, the third is a fifth."""
+    """With tissue on the left 140 of 512 px, two tiles of 64 px are full, a third to a fifth."""
     image = np.full((256, 512, 3), 243, np.uint8)
     image[:, :140] = PINK
     path = write_slide(tmp_path / "half.tif", image, mpp=(0.5, 0.5))
@@ -185,7 +185,7 @@ def test_the_digest_of_coordinates_sees_place_order_and_tile_size(full_slide):
 
 @pytest.mark.skipif(not REAL_SLIDE.exists(), reason=f"{REAL_SLIDE} is not on this machine")
 def test_a_real_slide_is_cut_on_the_exact_grid():
-    """CMU-1-Small-Region (Aperio, 0.499 um/px, 2220 x 2967 px), OpenSlide's test data."""
+    """The slide is OpenSlide's CMU-1-Small-Region (Aperio, 0.499 um/px, 2220 x 2967 px)."""
     options = {"min_tissue": 0.5, "max_pen": 1, "max_fold": 1, "max_blur": 1}
     table, _ = cut(REAL_SLIDE, mpp=0.5, size=224, **options)
     facts = table.facts
@@ -218,7 +218,7 @@ def test_a_real_slide_is_cut_on_the_exact_grid():
 
 @pytest.mark.skipif(not REAL_SLIDE.exists(), reason=f"{REAL_SLIDE} is not on this machine")
 def test_tissue_of_a_real_slide_is_where_one_sees_it():
-    """Places picked by eye on the thumbnail, in um; ink flecks and a lumen among the glass."""
+    """Positions (um) were picked by eye on the thumbnail; the glass has ink flecks and a lumen."""
     with Slide(REAL_SLIDE) as slide:
         density = optical_density(slide.thumbnail(8.0, slide.scale()), mpp=8.0)
     mask = tissue_mask(density, mpp=8.0, min_tissue_um=100)
@@ -252,7 +252,7 @@ def cohort_of(folder: Path, *names: str, **mpp: float) -> Cohort:
 
 @pytest.fixture
 def bucket(tmp_path, drawn_slide) -> Path:
-    """A folder of slides with a good one."""
+    """Return a folder with a good slide."""
     (tmp_path / "slides").mkdir()
     shutil.copyfile(drawn_slide, tmp_path / "slides" / "good.svs")
     return tmp_path
@@ -294,15 +294,15 @@ def test_bad_slides_do_not_stop_the_good_one(
 
     reasons = {
         "text": ("failed", "not a slide that OpenSlide or Pillow can open"),
-        "truncated": ("failed", "cut off; compare it with the original and copy it again"),
+        "truncated": ("failed", "truncated; compare it with the original and copy it again"),
         "empty": ("failed", "0 bytes); copy it again"),
         "folder": ("failed", "cannot be read (Is a directory)"),
         "missing": ("failed", "cannot be read (No such file or directory)"),
         "bomb": ("failed", "1440000 pixels"),
-        "unscaled": ("excluded", "give it in the manifest's column 'mpp'"),
-        "flat": ("excluded", "give it in the manifest's column 'mpp'"),
+        "unscaled": ("excluded", "set it in the manifest's column 'mpp'"),
+        "flat": ("excluded", "set it in the manifest's column 'mpp'"),
         "zero": ("excluded", "column 'mpp'"),
-        "fifty": ("excluded", "give the right one in the manifest's column 'mpp'"),
+        "fifty": ("excluded", "set the right one in the manifest's column 'mpp'"),
         "nan": ("excluded", "column 'mpp'"),
         "coarse": ("excluded", "tiling.max_enlargement 1.1"),
         "glass": ("excluded", "no tissue found"),
@@ -324,7 +324,7 @@ def test_bad_slides_do_not_stop_the_good_one(
 
 
 def test_entries_tell_neither_machine_nor_time(tmp_path, drawn_slide):
-    """Two folders, two runs, the same bytes."""
+    """Two runs in two folders give the same bytes."""
     contents = []
     for name in ("one", "two"):
         slides = tmp_path / name / "slides"
@@ -389,7 +389,7 @@ def refuse(*_: object, **__: object) -> None:
 
 
 def test_a_slide_is_cut_once(bucket, monkeypatch, caplog):
-    """Not again for another name, place or time of the file, nor when results are deleted."""
+    """Another name, folder or time of the file, or deleted results, do not repeat the work."""
     slides = bucket / "slides"
     first = run(bucket, cohort_of(slides, "good.svs"))["good"]
     monkeypatch.setattr(stage, "tile_slide", refuse)
@@ -521,7 +521,7 @@ print("left", sorted(str(path) for path in folder.rglob("*") if path.is_file()))
 
 
 def test_a_full_disk_is_one_message_that_names_the_file(tmp_path, drawn_slide):
-    """A limit on the size of files stands for it: writes fail in the same place."""
+    """A limit on file sizes simulates a full disk: writes fail in the same place."""
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path), str(drawn_slide)],
         capture_output=True,

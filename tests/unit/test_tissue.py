@@ -43,7 +43,7 @@ def test_a_slide_full_of_tissue_is_all_tissue(colour):
 
 
 def test_pale_tissue_beside_dark_is_tissue_too():
-    """Otsu alone would part the two."""
+    """Otsu's threshold alone would separate the two."""
     image = np.full((200, 300, 3), PALE, float)
     image[:, 150:] = (120, 60, 130)
     assert mask_of(noisy(image, np.random.default_rng(1), 3)).mean() > 0.99
@@ -53,7 +53,7 @@ def test_pale_tissue_beside_dark_is_tissue_too():
 
 
 def section(colour: tuple[int, int, int], *, dark: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """A lobed piece of one colour on glass; with `dark`, half of it is dark tumour."""
+    """Draw a lobed piece of one colour on glass; with `dark`, half of it is dark tumour."""
     y, x = np.mgrid[:200, :300]
     angle = np.arctan2(y - 100, x - 150)
     truth = np.hypot((y - 100) / 75, (x - 150) / 115) < 1 + 0.12 * np.sin(5 * angle)
@@ -65,7 +65,7 @@ def section(colour: tuple[int, int, int], *, dark: bool = False) -> tuple[np.nda
 
 
 def with_bubbles(image: np.ndarray) -> np.ndarray:
-    """Air under the cover slip: dark, slightly coloured rims, a bright one inside, grey between."""
+    """Draw air under the cover slip: dark, coloured rims, a bright one inside, grey between."""
     for x, y, radius in ((60, 50, 28), (150, 90, 40), (250, 160, 30), (40, 165, 22)):
         inside = np.zeros(image.shape[:2], np.uint8)
         cv2.circle(inside, (x, y), radius, 1, -1)
@@ -76,7 +76,7 @@ def with_bubbles(image: np.ndarray) -> np.ndarray:
 
 
 def kinds() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Each slide that a threshold on one channel fails on."""
+    """Return the slides on which a threshold on one channel fails."""
     found = {
         "ordinary": section((205, 135, 180)),
         "pale, saturation 0.07": section((238, 222, 232)),
@@ -95,7 +95,7 @@ def kinds() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 @pytest.mark.parametrize("kind", kinds())
 def test_the_mask_holds_on_every_kind_of_slide(kind):
-    """Intersection over union with what was drawn: at least 0.97."""
+    """The intersection over union with the drawn tissue is at least 0.97."""
     image, truth = kinds()[kind]
     found = mask_of(noisy(image, np.random.default_rng(2), 2.5))
     assert (found & truth).sum() / (found | truth).sum() >= 0.97
@@ -131,7 +131,7 @@ def test_grey_dirt_is_not_tissue():
 
 
 def test_specks_are_ignored_and_pieces_are_kept():
-    """At 8 um/px 100 um are 12.5 px: 156 px of area."""
+    """At 8 um/px, 100 um are 12.5 px, an area of 156 px."""
     image = glass()
     for x in range(10, 290, 12):
         cv2.circle(image, (x, 20), 2, PINK, -1)
@@ -171,7 +171,7 @@ def test_a_tiny_thumbnail_has_a_mask_of_its_shape(shape):
 
 
 def overlap(start: float, end: float, length: int) -> np.ndarray:
-    """How much of each px [i, i + 1] lies between `start` and `end`."""
+    """Return the share of each px [i, i + 1] between `start` and `end`."""
     edges = np.arange(length)
     return np.clip(np.minimum(end, edges + 1) - np.maximum(start, edges), 0, 1)
 

@@ -358,7 +358,7 @@ def test_a_test_part_without_a_usable_slide_leaves_an_empty_typed_table(tmp_path
 def test_a_store_that_left_the_cache_is_an_error_with_its_mend(world: World) -> None:
     key = world.entries()["n1-a"].key
     world.cache.path("features", key).unlink()
-    with pytest.raises(UserError, match="n1-a.*is not in the cache.*delete the manifests"):
+    with pytest.raises(UserError, match="n1-a.*is not in the cache.*Delete the entries files"):
         world.train()
 
 

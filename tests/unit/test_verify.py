@@ -20,7 +20,7 @@ from tests.unit.tile_makers import slide_facts, tile_grid
 
 @pytest.fixture
 def cache(tmp_path) -> Cache:
-    """A sound cache with a product of each kind, under the key digest(kind)."""
+    """Return an intact cache with a product of each kind, under the key digest(kind)."""
     cache = Cache(tmp_path / "cache")
     coords = np.arange(40, dtype=np.int32).reshape(20, 2)
     with cache.publish("tiles", digest("tiles")) as path:
@@ -68,7 +68,7 @@ def test_sound_products_are_sound(cache):
 def test_a_flipped_bit_in_a_feature_is_found(cache):
     path = cache.path("features", digest("features"))
     flip(path, first_value(path) + 31)
-    assert "checksum of features/c/0/0 is wrong" in the_broken(cache, "features")
+    assert "has a wrong checksum in features/c/0/0" in the_broken(cache, "features")
 
 
 def test_a_truncated_store_is_found(cache):
@@ -85,7 +85,7 @@ def test_a_store_of_another_key_is_found(cache):
 
 
 def test_no_flipped_bit_stops_the_search(cache):
-    """A wrong bit in a header reads as encryption or another version, not as a checksum."""
+    """A wrong bit in a header reads as encryption or another version, not as a wrong checksum."""
     path = cache.path("features", digest("features"))
     whole = path.read_bytes()
     data = first_value(path)
@@ -104,7 +104,7 @@ def test_no_flipped_bit_stops_the_search(cache):
 
 def test_changed_weights_are_found(cache):
     flip(cache.path("models", digest("models")) / "model.safetensors", 3)
-    assert the_broken(cache, "models") == "model.safetensors was changed"
+    assert the_broken(cache, "models") == "has a changed file model.safetensors"
 
 
 def test_a_lost_file_of_a_model_is_found(cache):
@@ -160,7 +160,7 @@ def test_a_parquet_file_of_something_else_is_found(cache):
 def test_a_truncated_picture_is_found(cache):
     path = cache.path("qc", digest("qc"))
     path.write_bytes(path.read_bytes()[:-5])
-    assert the_broken(cache, "qc") == "is not a whole JPEG"
+    assert the_broken(cache, "qc") == "is not a complete JPEG"
 
 
 def test_several_broken_products_are_all_named(cache):
@@ -182,7 +182,7 @@ def test_many_readers_find_what_one_finds(cache):
 def identified(
     cache: Cache, *, identity: dict[str, object] | None = None, **changes: object
 ) -> Product:
-    """A store whose identity says what it holds, but for some changes of it or the attributes."""
+    """Write a store that matches its identity, except for some changes to it or the attributes."""
     coords = np.arange(40, dtype=np.int32).reshape(20, 2)
     identity = {
         "version": 2, "fingerprint": "f", "tiles": coords_digest(coords, (16, 16)), "encoder": "e",
@@ -215,7 +215,7 @@ def test_a_store_that_is_what_its_key_says_is_sound(cache):
         ({"backwards": True}, "coordinates"),
         ({"identity": {"storage": "float32"}}, "type"),
         ({"identity": {"tiles": "00"}}, "coordinates"),
-        ({"encoder": None}, "no complete identity"),
+        ({"encoder": None}, "an incomplete identity"),
     ],
 )
 def test_a_store_of_other_content_than_its_key_says_is_found(cache, changes, problem):
@@ -295,10 +295,10 @@ def test_a_model_s_card_beside_the_manifest_does_not_confuse(cache, tmp_path):
 
 
 def test_a_folder_without_manifests_is_refused(cache, tmp_path):
-    """Else one wrong path would delete the whole cache."""
+    """Otherwise one wrong path would delete the whole cache."""
     keep = results(tmp_path / "results", "tiles", digest("tiles"))
     (tmp_path / "wrong").mkdir()
-    with pytest.raises(UserError, match="holds no manifests; name a results folder"):
+    with pytest.raises(UserError, match="has no entries files. Name the results folder"):
         unused_products(cache, [keep, tmp_path / "wrong"])
 
 
@@ -307,7 +307,7 @@ def test_a_manifest_that_cannot_be_read_is_refused(cache, tmp_path, content):
     keep = results(tmp_path / "results", "tiles", digest("tiles"))
     (keep / "features").mkdir()
     (keep / "features" / "broken.json").write_text(content)
-    with pytest.raises(UserError, match=r"broken\.json: is not a readable manifest"):
+    with pytest.raises(UserError, match=r"broken\.json: is not a readable entries file"):
         unused_products(cache, [keep])
 
 
@@ -315,7 +315,7 @@ NAMES = {"tiles": "s1.parquet", "features": "s1.zarr.zip", "models": "r0f0"}
 
 
 def lose(cache: Cache, kind: Kind, results: Path) -> Path:
-    """Leave a product under its name in the results alone; where it stands."""
+    """Keep a product only under its name in the results, and return that path."""
     product, name = cache.path(kind, digest(kind)), results / NAMES[kind]
     results.mkdir()
     product.rename(name)
@@ -334,16 +334,16 @@ def test_what_the_cache_lost_is_taken_back_from_its_name(cache, kind, tmp_path):
 @pytest.mark.parametrize("kind", NAMES)
 def test_what_is_broken_or_of_another_key_is_not_taken_back(cache, kind, tmp_path):
     name = lose(cache, kind, tmp_path / "results")
-    with pytest.raises(UserError, match=r"another key.*delete the manifests"):
+    with pytest.raises(UserError, match=r"another key.*Delete the entries files"):
         find_product(cache, kind, digest("another"), name)
     content = next(iter(sorted(name.glob("model*")))) if name.is_dir() else name
     content.write_bytes(content.read_bytes()[:-20])
-    with pytest.raises(UserError, match="delete the manifests"):
+    with pytest.raises(UserError, match="Delete the entries files"):
         find_product(cache, kind, digest(kind), name)
     assert cache.find(kind, digest(kind)) is None
 
 
 @pytest.mark.parametrize("kind", NAMES)
 def test_what_is_nowhere_says_what_to_delete(cache, kind, tmp_path):
-    with pytest.raises(UserError, match=r"is not there; delete the manifests \(.json\) in"):
+    with pytest.raises(UserError, match=r"does not exist. Delete the entries files \(.json\) in"):
         find_product(cache, kind, digest("another"), tmp_path / NAMES[kind])

@@ -237,14 +237,14 @@ def the_folder_moved(project: Project) -> Work:
 
 
 def a_failed_slide_fixed(project: Project) -> Work:
-    """A slide was cut off when it was copied; the run went on without it; then it is whole."""
+    """A slide truncated in copying is left out of the run, and used once it is complete."""
     name, path = project.rows()[0].split(",")[:2]
     whole = (project.folder / path).read_bytes()
     (project.folder / path).write_bytes(whole[:20_000])
     before = project.snakemake()
     assert before.code == 0, before.output
     table = (project.folder / "results/cohort/slides.csv").read_text()
-    assert "cut off" in next(line for line in table.splitlines() if line.startswith(name))
+    assert "truncated" in next(line for line in table.splitlines() if line.startswith(name))
     (project.folder / path).write_bytes(whole)
     return work()  # the cache has held it since the first run
 

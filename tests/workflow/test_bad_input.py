@@ -80,7 +80,7 @@ def test_one_class_with_fewer_patients_than_folds_says_what_would_work(project: 
     run = project.snakemake()
     assert run.code != 0
     assert "folds.number 9 needs 9 patients in each class" in run.output
-    assert "set folds.number to 6, or merge classes" in run.output
+    assert "Set folds.number to 6, or merge classes" in run.output
     assert "Traceback" not in run.output
     assert set(run.work["trained"]) == set()
 

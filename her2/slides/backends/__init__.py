@@ -1,6 +1,6 @@
-"""Slide readers, one module each; see `her2.slides.backend` for what such a module says.
+"""Slide readers, one module each; see `her2.slides.backend` for their interface.
 
-They are found by listing this package, and imported when the first slide is asked for.
+They are found by listing this package, and imported when the first slide is opened.
 """
 
 import pkgutil
@@ -13,17 +13,17 @@ from her2.slides.backend import Backend, OpenedSlide, UnreadableSlide
 
 
 def backends() -> list[Backend]:
-    """Return the readers in the order in which they are asked."""
+    """Return the readers in the order in which they are tried."""
     names = (item.name for item in pkgutil.iter_modules(__path__))
     found = [cast(Backend, import_module(f"{__name__}.{name}")) for name in names]
     return sorted(found, key=lambda backend: (backend.ORDER, backend.NAME))
 
 
 def slide_files(path: Path) -> list[Path]:
-    """Return all files of a slide, `path` among them, in an order that is the slide's own.
+    """Return all files of a slide, `path` among them, in an order that depends on the slide only.
 
     Raises:
-        SlideError: files of the slide are absent or cannot be known.
+        SlideError: files of the slide are absent or cannot be determined.
         OSError: a file cannot be read.
     """
     for backend in backends():
@@ -34,10 +34,10 @@ def slide_files(path: Path) -> list[Path]:
 
 
 def open_slide(path: Path) -> OpenedSlide:
-    """Open a slide by the first backend that knows its content.
+    """Open a slide with the first backend that reads its format.
 
     Raises:
-        SlideError: none does, or the file is too damaged.
+        SlideError: there is no such backend, or the file is too damaged.
     """
     asked = backends()
     detail = ""
@@ -52,6 +52,6 @@ def open_slide(path: Path) -> OpenedSlide:
         detail = f" ({error})"
     *first, last = (backend.NAME for backend in asked)
     raise SlideError(
-        f"not a slide that {', '.join(first)} or {last} can open, or cut off; compare it with the "
-        f"original and copy it again{detail}"
+        f"not a slide that {', '.join(first)} or {last} can open, or truncated; compare it with "
+        f"the original and copy it again{detail}"
     )

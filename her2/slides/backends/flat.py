@@ -1,4 +1,4 @@
-"""Flat images (PNG, JPEG, ...): one level in memory, whose um/px the manifest must give."""
+"""Flat images (PNG, JPEG, ...): one level in memory; the manifest must give the um/px."""
 
 from pathlib import Path
 
@@ -23,19 +23,19 @@ def open_slide(path: Path) -> "FlatImage | None":
 
     Raises:
         FileNotFoundError: there is no such file.
-        UnreadableSlide: it is cut off, too large for memory, or a TIFF that is no flat image.
+        UnreadableSlide: it is truncated, too large for memory, or a tiled TIFF.
     """
     try:
         image = Image.open(path)
         if _TILE_WIDTH_TAG in getattr(image, "tag_v2", ()):
-            # OpenSlide reads every whole tiled TIFF; the first page of half a one is no slide.
+            # OpenSlide reads every complete tiled TIFF, so this one is truncated.
             raise UnreadableSlide("a tiled TIFF that OpenSlide refuses")
-        image.load()  # Pillow decodes at the first read otherwise, and not thread-safely
+        image.load()  # otherwise Pillow decodes at the first read, which is not thread-safe
     except UnidentifiedImageError:
         return None
     except FileNotFoundError:
         raise
-    # SyntaxError is Pillow's for a broken PNG.
+    # Pillow raises SyntaxError for a broken PNG.
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UnreadableSlide(error) from error
     return FlatImage(image)
@@ -44,7 +44,7 @@ def open_slide(path: Path) -> "FlatImage | None":
 class FlatImage(OpenedSlide):
     """A decoded image."""
 
-    reader = "openslide"  # its ImageSlide, which knows what is beyond the border
+    reader = "openslide"  # its ImageSlide pads beyond the border
     vendor = "flat image"
     downsamples = (1.0,)
 
@@ -55,9 +55,9 @@ class FlatImage(OpenedSlide):
     def read_region(
         self, corner: tuple[int, int], level: int, size: tuple[int, int]
     ) -> Image.Image:
-        """Return px of the image, see `OpenedSlide`."""
+        """Return a region of the image, see `OpenedSlide`."""
         return self._handle.read_region(corner, level, size)
 
     def close(self) -> None:
-        """Let the image go."""
+        """Release the image."""
         self._handle.close()

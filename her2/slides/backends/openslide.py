@@ -1,4 +1,4 @@
-"""The scanners' formats, through OpenSlide (Goode et al. 2013, doi:10.4103/2153-3539.119005)."""
+"""Scanner formats, read by OpenSlide (Goode et al. 2013, doi:10.4103/2153-3539.119005)."""
 
 import math
 import re
@@ -16,21 +16,21 @@ NAME = "OpenSlide"
 ORDER = 50
 
 _UM_IN = {"nm": 1e-3, "\u00b5m": 1.0, "\u03bcm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4}
-"""Two characters look like the sign for micro."""
+"""Two Unicode characters look like the micro sign."""
 _LEVELS_ARE_PAGES = {"aperio", "generic-tiff"}
-"""Vendors of TIFF files in which each level is a page, a plain grid of tiles."""
+"""Vendors whose TIFF files hold each level as a page, a plain grid of tiles."""
 
 
 def files(path: Path) -> list[Path] | None:
-    """Return the files of a slide of several, see `her2.slides.files`."""
+    """Return the files of a multi-file slide, see `her2.slides.files`."""
     return companions(path)
 
 
 def open_slide(path: Path) -> "OpenSlideFile | None":
-    """Open a file of any of OpenSlide's formats.
+    """Open a file in any of OpenSlide's formats.
 
     Raises:
-        UnreadableSlide: it is too damaged to tell its size.
+        UnreadableSlide: it is too damaged to tell the slide's size.
     """
     try:
         return OpenSlideFile(path)
@@ -43,8 +43,8 @@ def open_slide(path: Path) -> "OpenSlideFile | None":
 class OpenSlideFile(OpenedSlide):
     """A file that OpenSlide opened.
 
-    After one unreadable region an OpenSlide handle answers every later read with the same error, so
-    it is opened anew each time that happens.
+    After an unreadable region, an OpenSlide handle answers every later read with the same error, so
+    the file is reopened each time that happens.
     """
 
     reader = "openslide"
@@ -71,16 +71,16 @@ class OpenSlideFile(OpenedSlide):
     def read_region(
         self, corner: tuple[int, int], level: int, size: tuple[int, int]
     ) -> Image.Image:
-        """Return px of a level, see `OpenedSlide`."""
+        """Return a region of a level, see `OpenedSlide`."""
         handle = self._handle
         try:
             return handle.read_region(corner, level, size)
         except (openslide.OpenSlideError, OSError):
             with self._lock:
-                # Not closed here: another thread may be inside it. It goes when they let go.
+                # Another thread may still use the handle, so it is left to the garbage collector.
                 if self._handle is handle:
                     self._handle = self._open_again()
-        # The error may have been another region's, latched. On a fresh handle it is this one's.
+        # The error may come from another region. On a fresh handle it is this region's.
         fresh = self._open_again()
         try:
             return fresh.read_region(corner, level, size)
@@ -94,7 +94,7 @@ class OpenSlideFile(OpenedSlide):
         self._handle.close()
 
     def tile_decoder(self) -> TileDecoder | None:
-        """Return a decoder of the JPEG tiles of a TIFF."""
+        """Return a decoder for a TIFF of JPEG tiles, or None."""
         if self.vendor not in _LEVELS_ARE_PAGES:
             return None
         from her2.slides.jpeg import open_jpeg_tiles
@@ -108,14 +108,14 @@ class OpenSlideFile(OpenedSlide):
             if not self._path.exists():
                 raise SlideError("the file does not exist") from None
             raise SlideError(
-                f"the file changed while it was read; copy it again ({error})"
+                f"the file changed while it was being read; copy it again ({error})"
             ) from error
 
 
 def _ome_mpp(description: str) -> tuple[float, float] | None:
-    """um/px of OME-TIFF, whose writers need not fill the TIFF's own resolution tags.
+    """Return the um/px (x, y) of an OME-TIFF, which need not fill the TIFF resolution tags.
 
-    Source: OME-XML, Pixels@PhysicalSizeX and @PhysicalSizeXUnit (um where it is absent).
+    Source: OME-XML, Pixels@PhysicalSizeX and @PhysicalSizeXUnit (um if absent).
     """
     pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", description) if "<OME" in description else None
     if pixels is None:

@@ -18,9 +18,7 @@ from her2.report.results import Results, read_results
 log = logging.getLogger(__name__)
 
 
-def build_report(
-    spec: ReportSpec, results: Path, output: Path, *, draw: Draw = draw_figure
-) -> None:
+def build_report(spec: ReportSpec, results: Path, output: Path) -> None:
     """Write the page of a run, and the files beside it first.
 
     These are `tables/*.csv`, `figures/*`, `methods.txt` and `checklist.csv`.
@@ -29,11 +27,15 @@ def build_report(
         spec: the job.
         results: the results folder of the run.
         output: the HTML file, self-contained, with one script that is pinned by its hash.
-        draw: the function that draws a figure.
 
     Raises:
         UserError: a table of the run is missing or broken, or the page cannot be written.
     """
+    write_report(spec, results, output, draw_figure)
+
+
+def write_report(spec: ReportSpec, results: Path, output: Path, draw: Draw) -> None:
+    """Write what `build_report` does; `draw` makes the files of each figure."""
     run = read_results(spec, results)
 
     # Sections import large libraries, so an incomplete folder is reported before that.

@@ -25,7 +25,7 @@ from her2.explanation.agreement import AGREEMENT
 from her2.explanation.faithfulness import FAITHFULNESS, FAITHFULNESS_SUMMARY
 from her2.explanation.localisation import LOCALISATION, LOCALISATION_SUMMARY, MEASURES
 from her2.pretraining.overlap import Overlap
-from her2.report.build import build_report
+from her2.report.build import write_report
 from her2.report.figures.base import Drawn, Figure
 from her2.storage.entries import FeatureEntry, FoldEntry, TileEntry, write_entries
 from her2.storage.features import write_store
@@ -315,7 +315,7 @@ def blank(figure: Figure) -> Drawn:
 
 def build_page(spec: ReportSpec, results: Path, output: Path) -> None:
     """Build the report, all of it but the drawing of its figures."""
-    build_report(spec, results, output, draw=blank)
+    write_report(spec, results, output, blank)
 
 
 def attention_tables(task: Task) -> dict[str, pl.DataFrame]:

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from sklearn.metrics import precision_recall_curve
 
 from her2.metrics import all_metrics, grouping_metrics, headline_metrics, metric_named
 from her2.report.figures.base import Figure
@@ -190,6 +189,8 @@ def precision_curves(model: EvaluatedModel, *, sign: str = "") -> list[Curve]:
 
     `sign` marks every area.
     """
+    from sklearn.metrics import precision_recall_curve
+
     target = model.patients["target"].to_numpy()
     curves = []
     for index, name in enumerate(model.task.class_names):

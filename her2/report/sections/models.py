@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from sklearn.metrics import roc_curve
 
 from her2.mil.selection import SELECT_WORDS
 from her2.report.figures.base import Figure
@@ -150,6 +149,8 @@ def roc_curves(model: EvaluatedModel, *, sign: str = "") -> list[Curve]:
 
     `sign` marks every area.
     """
+    from sklearn.metrics import roc_curve
+
     target = model.patients["target"].to_numpy()
     curves = []
     for index, name in enumerate(model.task.class_names):

@@ -292,7 +292,7 @@ def changed(table: pl.DataFrame, make) -> pl.DataFrame:
         (without, "has no attention"),
         (
             lambda table: changed(table, lambda v: v[:-1]),
-            r"has attention of \d+ tiles, and features",
+            r"has attention for \d+ tiles but features",
         ),
         (
             lambda table: changed(table, lambda v: [float("nan"), *v[1:]]),

@@ -1,4 +1,4 @@
-"""Whatever stops a run, the same command goes on from there, and nothing finished is done twice."""
+"""Whatever stops a run, the same command continues from there and repeats no finished work."""
 
 import os
 import signal
@@ -94,7 +94,7 @@ def test_a_killed_stage_is_named_and_the_next_call_just_works(busy: Project) -> 
     assert "embed_bucket tiny/" in last
     assert "killed, or out of memory or time" in last
     assert "log: results/logs/embed_bucket/tiny/" in last
-    assert "ended, and some jobs failed" in her2_status(busy)
+    assert "ended with failed jobs" in her2_status(busy)
     assert_finishes(busy, embedded)
 
 

@@ -247,7 +247,7 @@ class Plan:
         return heads + twins if self.config.published_protocol else heads
 
     def folds_spec(self, name: str) -> str:
-        """Return the spec of the folds of one task; `name` may have the published protocol's suffix."""
+        """Return the spec of the folds of one task, also under the published protocol."""
         task, protocol = split_protocol(name)
         columns = [*columns_read_by("folds"), self.config.tasks[task].label]
         sites = "ignored" if self.split or protocol == "published" else self.folds.sites

@@ -60,8 +60,8 @@ def test_the_methods_state_the_numbers_of_the_run(tmp_path: Path) -> None:
     results = read(tmp_path, LOST)
     text = " ".join(methods.methods(results))
     for words in (
-        "of 26 slides of 26 patients",
-        "over 21 slides of 21 patients",
+        "of 26 slides from 26 patients",
+        "for 21 slides from 21 patients",
         "224 x 224 px at 0.5 um/px",
         "each of 2 frozen encoders",
         "with 3 folds",

@@ -131,7 +131,7 @@ def grid_rows(results: Results) -> list[GridRow]:
                 excluded=by_status.get("excluded", 0),
                 failed=by_status.get("failed", 0),
                 mpp=span(scales),
-                sources=", ".join(f"{name} {number}" for name, number in sorted(sources.items()))
+                sources=", ".join(f"{name} ({number})" for name, number in sorted(sources.items()))
                 or "-",
                 tiles=count(int(usable["tiles"].sum())),
                 rejected=rejected,

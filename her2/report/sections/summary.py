@@ -35,7 +35,7 @@ def _sentence(
     total: int,
 ) -> str:
     best, top = rows[0]
-    words = f"{plural(top['n'], 'held-out patient')} in {plural(len(best.slides), 'slide')}"
+    words = f"{plural(top['n'], 'held-out patient')} with {plural(len(best.slides), 'slide')}"
     text = f"Task {task_name}, {words}: "
     figure = f"{number(top['value'], sign=mark(results, best.encoder))} "
     figure += interval(top["low"], top["high"])
@@ -46,7 +46,7 @@ def _sentence(
         text += (
             f"the macro AUC of {plural(total, 'model')} (encoder and head) ranges from "
             f"{number(least)} to {figure}, the highest with {best.encoder} / {best.head} "
-            f"(pre-training: {domain(results, best.encoder)})"
+            f"({_pretraining(results, best.encoder)})"
         )
     if verdict := chance(top["low"], top["high"]):
         text += f", {verdict}"
@@ -60,6 +60,12 @@ def _sentence(
             "by their intervals."
         )
     return text
+
+
+def _pretraining(results: Results, encoder: str) -> str:
+    if results.config.encoders[encoder].domain in (None, "none"):
+        return "no pre-training"
+    return f"pre-trained on {domain(results, encoder)} images"
 
 
 def _macro(model: EvaluatedModel) -> dict[str, Any]:

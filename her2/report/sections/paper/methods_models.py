@@ -193,7 +193,7 @@ def folds(results: Results) -> str:
 
 def parts(results: Results) -> str:
     """Return the number of patients in each set, for each task; see `_sizes`."""
-    return "; ".join(f"{task}: {_sizes(table)}" for task, table in results.folds.items())
+    return "; ".join(f"{_sizes(table)} (task {task})" for task, table in results.folds.items())
 
 
 def _picked(results: Results) -> list[str]:

@@ -122,7 +122,7 @@ def _facts(results: Results) -> _Facts:
         sites=config.folds.sites,
         evaluation=config.evaluation,
         tasks=[
-            f"{name}: {', '.join(task.class_names)} from the column {task.label}"
+            f"{name} ({', '.join(task.class_names)}, from the column {task.label})"
             for name, task in config.tasks.items()
         ],
         encoders=list(config.encoders),
@@ -137,7 +137,7 @@ def _facts(results: Results) -> _Facts:
         balance=methods_models.balance(results),
         who_is_in=" ".join(methods.who_is_in(results, item) for item in flows),
         evaluated="; ".join(
-            f"{item.task_name}: {methods.evaluated(results, item)}" for item in flows
+            f"{methods.evaluated(results, item)} (task {item.task_name})" for item in flows
         ),
         characteristics=_characteristics(results),
         trained_models=sum(len(model.folds) for model in results.models),

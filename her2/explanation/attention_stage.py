@@ -188,13 +188,13 @@ def _followed(
     threads: int,
 ) -> list[Followed]:
     """Return the curves of slides whose attention is not uniform."""
-    telling = [slide for slide in slides if not is_uniform(attention[slide.slide_id, 0])]
-    if not telling:
+    varied = [slide for slide in slides if not is_uniform(attention[slide.slide_id, 0])]
+    if not varied:
         return []
     device = pick_device(threads)
     models: dict[str, SavedModel] = {}
     found = []
-    for slide in telling:
+    for slide in varied:
         run = run_name(slide.repeat, slide.fold)
         if run not in models:
             models[run] = load_model(sources.models[run], device)

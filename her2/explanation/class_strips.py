@@ -111,7 +111,7 @@ def _draw_score(
 
 
 class _OpenSlides:
-    """Open slides, at most `OPENED` of them, and the reasons why others are not open."""
+    """A set of at most `OPENED` open slides, with the reasons why others are not open."""
 
     def __init__(self, held_out: HeldOut, cohort: Cohort, stack: ExitStack) -> None:
         self._held_out, self._stack = held_out, stack

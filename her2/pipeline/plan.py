@@ -201,7 +201,7 @@ class Plan:
         """Return the table or folder of the patch set that an encoder is pre-trained on."""
         return str(self.config.patches[self.config.encoders[name].data or ""].path)
 
-    def begins_from(self, name: str) -> list[str]:
+    def starts_from(self, name: str) -> list[str]:
         """Return the encoder of the config that another one starts from, if any."""
         init = self.config.encoders[name].init
         return [init] if init not in (None, "random", "published") else []

@@ -103,7 +103,7 @@ class RunProgress:
         ]
 
     def close(self) -> list[Stage]:
-        """Do the same for a run that has ended, where jobs still running count as failed."""
+        """Read the new events of a run that has ended; jobs still running count as failed."""
         found = self.update()
         for job in self.jobs:
             log = Path(self.record.folder, job.job.log)
@@ -166,15 +166,15 @@ def _newer(path: Path, than: float) -> bool:
         return False
 
 
-def _tiles_of(manifest: Path) -> int:
+def _tiles_of(path: Path) -> int:
     """Return the number of tiles that an embedding job has to embed, once they are cut."""
     try:
-        return _tiles_in(manifest, manifest.stat().st_mtime_ns)
+        return _tiles_in(path, path.stat().st_mtime_ns)
     except (OSError, ValueError):
         return 0
 
 
 @cache  # called for thousands of jobs every few seconds
-def _tiles_in(manifest: Path, mtime_ns: int) -> int:
-    entries = json.loads(manifest.read_text(encoding="utf-8")).values()
+def _tiles_in(path: Path, mtime_ns: int) -> int:
+    entries = json.loads(path.read_text(encoding="utf-8")).values()
     return sum(entry["tiles"] for entry in entries if entry["status"] == "ok")

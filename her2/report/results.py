@@ -138,7 +138,7 @@ class Results:
         return tuple(model for model in self.models if model.task_name == task_name)
 
 
-def one_row_a_slide(results: Results) -> pl.DataFrame:
+def one_row_per_slide(results: Results) -> pl.DataFrame:
     """Return the cohort table without its grids: one row per slide."""
     return results.cohort.unique("slide_id", keep="first").sort("slide_id")
 

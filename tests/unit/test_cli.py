@@ -35,7 +35,7 @@ def command(*arguments: object) -> Result:
 
 
 def failing(monkeypatch, capsys, *arguments: object) -> str:
-    """What a user sees of a mistake, through the real entry point."""
+    """Return the output that a user sees after a mistake, through the real entry point."""
     monkeypatch.setattr(sys, "argv", ["her2", *map(str, arguments)])
     with pytest.raises(SystemExit) as exit_:
         main()

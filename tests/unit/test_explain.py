@@ -1,4 +1,4 @@
-"""What Snakemake plans, as data."""
+"""The jobs that Snakemake plans, as data."""
 
 import shutil
 import subprocess

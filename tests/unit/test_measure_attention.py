@@ -61,7 +61,7 @@ class World:
         )
 
     def attention(self, slide_id: str, repeat: int = 0) -> np.ndarray:
-        """What the model that tested the slide stored."""
+        """Return what the model that tested the slide stored."""
         folds = pl.read_parquet(self.root / "folds.parquet").filter(
             (pl.col("slide_id") == slide_id)
             & (pl.col("role") == "test")

@@ -123,7 +123,7 @@ def test_the_page_asks_nothing_of_any_network(tmp_path):
 
 
 def test_the_only_script_is_our_own_and_the_policy_names_its_hash(tmp_path):
-    """What hostile text could smuggle in would not run, even if it were not escaped."""
+    """Even if hostile text were not escaped, the policy would keep it from running."""
     page = report(tmp_path, Cohort(title=HOSTILE))
     scripts = re.findall(r"<script([^>]*)>(.*?)</script>", page.source, flags=re.DOTALL)
     assert [attributes for attributes, _ in scripts] == [""]

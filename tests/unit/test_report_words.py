@@ -1,4 +1,4 @@
-"""What the report says in words: flow, methods, checklist, warnings; each number of a table."""
+"""The report's text: flow, methods, checklist and warnings, with every number from a table."""
 
 import re
 from dataclasses import replace

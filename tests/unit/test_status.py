@@ -1,4 +1,4 @@
-"""What a person at the terminal is told of a run, from its record and its jobs' events."""
+"""The terminal's view of a run, from its record and its jobs' events."""
 
 import io
 import json

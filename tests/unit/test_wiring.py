@@ -96,7 +96,7 @@ def test_every_attempt_gets_as_much_again():
 
 
 def test_untracked_parameters_are_functions_of_input(files):
-    """By that name of the argument Snakemake tells them from the tracked ones."""
+    """Snakemake tells them from tracked ones by the name of this argument."""
     for parameter in (untracked(1), option("--a", 1), files.folder("x")):
         assert parameter.__code__.co_varnames[:2] == ("wildcards", "input")
 

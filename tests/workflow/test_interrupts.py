@@ -53,7 +53,7 @@ def stop_in_embedding(project: Project, stop: str) -> tuple[int, str, list[str]]
 
 
 def her2_status(project: Project) -> str:
-    """What `her2 status` says of a project."""
+    """Return the output of `her2 status` for a project."""
     done = project.her2("status")
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -35,7 +35,7 @@ rule pretrain_encoder:
     input:
         patches=lambda wildcards: PLAN.patch_source(wildcards.encoder),
         init=lambda wildcards: [
-            f"{RESULTS}/encoders/{name}/card.json" for name in PLAN.begins_from(wildcards.encoder)
+            f"{RESULTS}/encoders/{name}/card.json" for name in PLAN.starts_from(wildcards.encoder)
         ],
     output:
         card=f"{RESULTS}/encoders/{{encoder}}/card.json",

@@ -56,12 +56,12 @@ class Figure:
 
     @property
     def width(self) -> int:
-        """CSS px."""
+        """Return the width in CSS px."""
         return round(self.size_in[0] * _CSS_PX_PER_INCH)
 
     @property
     def height(self) -> int:
-        """CSS px."""
+        """Return the height in CSS px."""
         return round(self.size_in[1] * _CSS_PX_PER_INCH)
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Following:
+class FaithfulnessCurve:
     """Mean probability, with limits, over the share of tiles removed or added."""
 
     share: Sequence[float]
@@ -46,7 +46,7 @@ def shuffled_figure(
 
 
 def faithfulness_figure(
-    curves: Mapping[str, Mapping[str, Following]], name: str, context: FigureContext
+    curves: Mapping[str, Mapping[str, FaithfulnessCurve]], name: str, context: FigureContext
 ) -> Figure:
     """Return deletion and insertion curves, given as curve -> order -> probabilities.
 

@@ -7,7 +7,7 @@ from statistics import median
 import polars as pl
 
 from her2.report.format import count, percent, span, without_folders
-from her2.report.results import Results, one_row_a_slide
+from her2.report.results import Results, one_row_per_slide
 from her2.report.section import Section
 from her2.report.sections import flow, leakage
 from her2.report.sections.gallery import CAUSES
@@ -80,7 +80,7 @@ class Excluded:
 def composition(results: Results, task_name: str) -> Composition:
     """Return patients and slides per class, and per site where sites are known."""
     task = results.config.tasks[task_name]
-    records = one_row_a_slide(results).select(
+    records = one_row_per_slide(results).select(
         "slide_id", "patient_id", "site", label=pl.col(f"label_{task.label}")
     )
     rows = [
@@ -177,7 +177,7 @@ def excluded_slides(results: Results) -> list[Excluded]:
         )
         for row in rows.to_dicts()
     ]
-    sites = dict(one_row_a_slide(results).select("slide_id", "site").iter_rows())
+    sites = dict(one_row_per_slide(results).select("slide_id", "site").iter_rows())
     for name, section in results.config.encoders.items():
         tiled = set(
             results.cohort.filter((pl.col("grid") == section.grid) & (pl.col("status") == "ok"))[

@@ -7,7 +7,7 @@ import polars as pl
 
 from her2.cohort.split import SPLITS
 from her2.report.format import plural
-from her2.report.results import EvaluatedModel, Results, one_row_a_slide
+from her2.report.results import EvaluatedModel, Results, one_row_per_slide
 
 SET_NAMES = {"train": "training", "tune": "tuning", "test": "test"}
 """Role -> its name in text."""
@@ -57,7 +57,7 @@ def flows(results: Results) -> list[Flow]:
 
 def _flow(results: Results, model: EvaluatedModel) -> Flow:
     section = results.config.encoders[model.encoder]
-    table = one_row_a_slide(results)
+    table = one_row_per_slide(results)
     grid = results.cohort.filter(pl.col("grid") == section.grid)
     entries = results.features[model.encoder]
     label, split = f"label_{model.task.label}", "split"

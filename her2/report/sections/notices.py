@@ -12,7 +12,7 @@ from her2.config.catalogue import row as catalogue_row
 from her2.config.catalogue import scale_warning
 from her2.metrics import headline_metrics
 from her2.report.format import plural
-from her2.report.results import EvaluatedModel, Results, one_row_a_slide
+from her2.report.results import EvaluatedModel, Results, one_row_per_slide
 from her2.report.section import Link, Section
 from her2.report.sections import overlap
 from her2.report.sections.cohort import Excluded, excluded_slides
@@ -89,7 +89,7 @@ def _columns(results: Results) -> list[Notice]:
         if name in results.cohort.columns
         and results.cohort[name].null_count() < len(results.cohort)
     ]
-    slides = one_row_a_slide(results)
+    slides = one_row_per_slide(results)
     for name, text in (
         ("annotation", "tiled in their annotated regions only"),
         ("mask", "tiled in the tissue of a mask from another program"),

@@ -10,7 +10,7 @@ import polars as pl
 from her2.config.names import run_name
 from her2.explanation.listing import ATTENTION, TRUTH
 from her2.report.figures.base import Figure, Picture, jpeg
-from her2.report.figures.controls import Following, faithfulness_figure
+from her2.report.figures.controls import FaithfulnessCurve, faithfulness_figure
 from her2.report.format import number, plural, without_folders
 from her2.report.results import EvaluatedModel, Results
 from her2.report.sections.overlap import mark
@@ -175,10 +175,10 @@ def faithfulness_curves(results: Results, model: EvaluatedModel) -> Figure | Non
     table = model.attention["faithfulness"].filter(pl.col("value").is_not_null())
     if not len(table):
         return None
-    found: dict[str, dict[str, Following]] = {}
+    found: dict[str, dict[str, FaithfulnessCurve]] = {}
     for curve, order in table.select("curve", "order").unique(maintain_order=True).iter_rows():
         own = table.filter((pl.col("curve") == curve) & (pl.col("order") == order)).sort("share")
-        found.setdefault(curve, {})[order] = Following(
+        found.setdefault(curve, {})[order] = FaithfulnessCurve(
             *(own[name].to_list() for name in ("share", "value", "low", "high"))
         )
     return faithfulness_figure(found, model.name, results.figure_context)

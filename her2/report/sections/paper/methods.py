@@ -13,7 +13,7 @@ from her2.config import PretrainingSection, TilingSection
 from her2.filters.base import AreaFilter, TileFilter
 from her2.filters.registry import LISTED
 from her2.report.format import count, listed, percent, plural
-from her2.report.results import Results, one_row_a_slide
+from her2.report.results import Results, one_row_per_slide
 from her2.report.sections import cohort as cohort_section
 from her2.report.sections import flow, provenance
 from her2.report.sections.headline import domain
@@ -78,7 +78,7 @@ class _Cohort:
 
 def cohort(results: Results) -> str:
     """Describe the slides and patients, the exclusions, and who was evaluated."""
-    table = one_row_a_slide(results)
+    table = one_row_per_slide(results)
     before = []
     for task in results.config.tasks:
         made = cohort_section.composition(results, task)

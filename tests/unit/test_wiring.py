@@ -64,7 +64,7 @@ def test_missing_weights_are_named_before_anything_runs(values):
 def test_a_folder_whose_place_is_a_file_is_refused(values, tmp_path):
     (tmp_path / "file").touch()
     values["results"] = str(tmp_path / "file/results")
-    with pytest.raises(UserError, match=r"file/results: cannot be written \(look at .*file\)"):
+    with pytest.raises(UserError, match=r"file/results: cannot be written \(check .*file\)"):
         read_plan(values, check_files=True)
 
 

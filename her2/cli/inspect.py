@@ -18,9 +18,9 @@ from her2.storage.entries import FeatureEntry, TileEntry, read_entries
 ConfigOption = Annotated[Path, typer.Option("--config", help="the run's config")]
 _SLIDES_SHOWN = 20
 _STATE_WORDS = {
-    "running": "running",
-    "finished": "finished",
-    "failed": "ended with failed jobs. Fix the cause, then rerun the same command",
+    "running": "is running",
+    "finished": "has finished",
+    "failed": "has ended with failed jobs. Fix the cause, then rerun the same command",
     "stopped": "was stopped. Rerun the same command to continue from there",
     "killed": "was killed and left the folder locked. Run `snakemake --unlock`, then rerun the "
     "same command",
@@ -74,7 +74,7 @@ def _run_lines(run: record.RunRecord, state: record.RunState) -> list[str]:
     progress_of_run = status.RunProgress(run)
     found = progress_of_run.close() if over else progress_of_run.update()
     words = _STATE_WORDS[state]
-    lines = [f"The run started {began} on {run.host} (process {run.pid}) {words}.", ""]
+    lines = [f"The run that started {began} on {run.host} (process {run.pid}) {words}.", ""]
     lines.append(
         f"{'stage':22}{'up to date':>11}{'done':>7}{'running':>9}{'failed':>8}{'waiting':>9}"
     )

@@ -100,7 +100,7 @@ def test_a_killed_stage_is_named_and_the_next_call_just_works(busy: Project) -> 
 
 def test_a_killed_snakemake_asks_for_one_unlock(busy: Project) -> None:
     _, _, embedded = stop_in_embedding(busy, "kill all")
-    assert "`snakemake --unlock`, then the same command again" in her2_status(busy)
+    assert "`snakemake --unlock`, then rerun the same command" in her2_status(busy)
     refused = busy.snakemake("features")
     assert refused.code != 0
     assert "--unlock" in refused.output

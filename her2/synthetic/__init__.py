@@ -42,8 +42,8 @@ HER2_SHARE = {"0": 0.05, "1+": 0.25, "2+": 0.50, "3+": 0.80}
 SHARE_SPREAD = 0.12
 MASK_DOWNSAMPLE = 8
 APP_MAG = 20
-# Of a few editions, the one whose pen marks and folds fall on all scores of the default cohort:
-# with one slide in six marked, chance alone can leave a score without any.
+# Chosen among a few editions because its pen marks and folds fall on all scores of the default
+# cohort: with one slide in six marked, a score can end up without any by chance.
 EDITION = "l"
 PEN_CHANCE = FOLD_CHANCE = 1 / 6
 
@@ -68,8 +68,9 @@ SITES = {
 
 
 def demo_manifest(n_patients: int = 48, seed: int = 2411) -> list[dict[str, str]]:
-    """Rows of the demo's slides.csv: slide_id, path (relative to the cohort root), patient_id,
-    her2, site.
+    """Return the rows of the demo's slides.csv.
+
+    Columns are slide_id, path (relative to the cohort root), patient_id, her2 and site.
 
     Scores are balanced over patients, sites within each score; every fourth patient of a score
     has two slides. Patient numbers are shuffled, so an id tells nothing.
@@ -79,7 +80,7 @@ def demo_manifest(n_patients: int = 48, seed: int = 2411) -> list[dict[str, str]
     rows = []
     for i, number in enumerate(numbers.tolist()):
         score, nth = i % len(scores), i // len(scores)
-        # nth // 4 turns the alternation round, or all two-slide patients would share one site.
+        # nth // 4 reverses the alternation, or all patients with two slides would share one site.
         site = list(SITES)[(nth + nth // 4 + score) % len(SITES)]
         patient_id = f"demo-{number:03d}"
         for letter in "ab" if nth % 4 == 3 else "a":
@@ -99,7 +100,7 @@ def demo_manifest(n_patients: int = 48, seed: int = 2411) -> list[dict[str, str]
 def slide_params(
     *, slide_id: str, patient_id: str, her2: str, site: str, seed: int
 ) -> TissueParams:
-    """The look of one slide. Stain and HER2 share belong to the patient, artefacts to the slide."""
+    """Draw the look of one slide: stain and HER2 share per patient, artefacts per slide."""
     if her2 not in HER2_SHARE:
         raise ValueError(f"her2 is {her2!r}; legal are {', '.join(HER2_SHARE)}")
     if site not in SITES:
@@ -162,12 +163,12 @@ def draw_slide(
 
 
 def slide_generator(seed: int, patient_id: str, slide_id: str) -> np.random.Generator:
-    """The generator of one slide's tissue; it knows neither score nor site."""
+    """Return the random generator of one slide's tissue, which depends on neither score nor site."""
     return _generator(seed, "tissue", patient_id, slide_id)
 
 
 def _generator(seed: int, *names: str) -> np.random.Generator:
-    # A hash, because Python's own changes from one process to the next.
+    # Not Python's own hash, which changes from one process to the next.
     digest = hashlib.sha256("\0".join([EDITION, str(seed), *names]).encode()).digest()
     return np.random.default_rng(np.frombuffer(digest, np.uint32))
 

@@ -1,4 +1,4 @@
-"""Demo cohort: pen marks and tissue folds, which a tissue detector has to survive."""
+"""Demo cohort: pen marks and tissue folds, to test the detection of tissue and artefacts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def add_pen(rng: np.random.Generator, rgb: NDArray[np.uint8], colour: str, mpp: 
     streaks = smooth_noise(rng, side, 9 / mpp)[band]
     cover *= np.clip(0.86 + 0.05 * streaks, 0.6, 0.97)
     for c, level in enumerate(PENS[colour]):
-        # Ink absorbs: what lies under it shows through, tinted.
+        # Ink absorbs light, so what lies under it shows through, tinted.
         through = rgb[band, :, c].astype(np.float32)
         rgb[band, :, c] = np.clip(through * (1 - cover * (1 - level / 255)), 0, 255)
 

@@ -1,4 +1,4 @@
-"""Demo patch sets: paints tumour as HER2 immunohistochemistry, blue nuclei and brown membranes.
+"""Demo patch sets: tumour in HER2 immunohistochemistry, with blue nuclei and brown membranes.
 
 The score is in the membranes alone, as in the ASCO/CAP guideline: how many cells stain, how
 strongly and how completely round the cell. Nuclei, spacing and nest shapes vary from case to case
@@ -93,7 +93,7 @@ def draw_ihc(
 
 
 def _plan(rng: np.random.Generator, side_px: int, mpp: float) -> RegionPlan:
-    """A field inside a tumour: nests over most of it, stroma between them, no edge of tissue."""
+    """Plan a field inside a tumour: mostly nests, stroma between them, no edge of the tissue."""
     field = smooth_noise(rng, side_px, 130 / mpp) + 0.35 * smooth_noise(rng, side_px, 45 / mpp)
     edge = np.asarray(0.4 * (field - np.quantile(field, 1 - NEST_SHARE)), np.float32)
     nothing = np.zeros((side_px, side_px), np.bool_)
@@ -115,7 +115,7 @@ def _membranes(
         for span in (look.cells, look.amount, look.complete, look.width_um)
     )
     border, label = voronoi_borders(xy, side)
-    # Clones lie together: the field decides more than the single cell does.
+    # Cells of a clone lie together, so the field matters more than the single cell.
     rank = at(smooth_noise(rng, side, 60 / mpp), xy) + 0.7 * rng.standard_normal(len(xy))
     stained = rank < np.quantile(rank, share)
     cell_amount = np.zeros(int(label.max()) + 1, np.float32)

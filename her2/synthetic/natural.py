@@ -1,4 +1,4 @@
-"""Demo patch sets: textures of the everyday world, without any tissue.
+"""Demo patch sets: textures of everyday surfaces, without any tissue.
 
 Six kinds of surface in many colours and scales; lengths are in pixels, as in a photograph.
 """
@@ -19,10 +19,10 @@ Picture = NDArray[np.float64]  # (side, side, 3) in [0, 1]
 
 
 def draw_natural(rng: np.random.Generator, kind: str, side_px: int) -> NDArray[np.uint8]:
-    """A photograph of one kind of surface: RGB (side_px, side_px, 3) uint8."""
+    """Draw a photograph of one kind of surface: RGB (side_px, side_px, 3) uint8."""
     picture_rng, light_rng = rng.spawn(2)
     drawn = NATURAL[kind](picture_rng, side_px)
-    # A lens is never as sharp as a drawing, light falls unevenly, and a sensor adds noise.
+    # A photograph is less sharp than a drawing, unevenly lit and noisy.
     picture = np.asarray(blur(drawn, light_rng.uniform(0.5, 0.8)), np.float64)
     light = 1 + light_rng.uniform(0.03, 0.12) * smooth_noise(light_rng, side_px, 1.5 * side_px)
     picture = picture * light[..., None] * light_rng.uniform(0.8, 1.15)
@@ -31,7 +31,7 @@ def draw_natural(rng: np.random.Generator, kind: str, side_px: int) -> NDArray[n
 
 
 def _clouds(rng: np.random.Generator, side: int) -> Picture:
-    """1/f noise between the colour of the sky and that of the cloud."""
+    """Draw clouds: 1/f noise between the colours of sky and cloud."""
     frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None])
     frequency[0, 0] = 1
     spectrum = np.fft.rfft2(rng.standard_normal((side, side))) / frequency ** rng.uniform(1.3, 1.8)
@@ -44,7 +44,7 @@ def _clouds(rng: np.random.Generator, side: int) -> Picture:
 
 
 def _wood(rng: np.random.Generator, side: int) -> Picture:
-    """Rings of a trunk cut lengthwise: bands of a bent distance, and fibres along them."""
+    """Draw wood cut lengthwise: bent bands of growth rings, and fibres along them."""
     u, v = _turned(rng, side)
     bend = rng.uniform(4, 14) * smooth_noise(rng, side, rng.uniform(50, 120))
     period = rng.uniform(7, 24)
@@ -59,7 +59,7 @@ def _wood(rng: np.random.Generator, side: int) -> Picture:
 
 
 def _leaves(rng: np.random.Generator, side: int) -> Picture:
-    """Leaves on leaves, each with a midrib and a darker edge."""
+    """Draw overlapping leaves, each with a midrib and a darker edge."""
     hues = [(0.2, 0.42), (0.2, 0.42), (0.05, 0.17), (0.95, 1.05)]
     base = _colour(rng, hues, (0.4, 0.95), (0.35, 0.85))
     picture = np.empty((side, side, 3), np.float32)
@@ -91,7 +91,7 @@ def _leaf(
 
 
 def _bricks(rng: np.random.Generator, side: int) -> Picture:
-    """Courses of bricks or tiles with mortar between, each brick of its own shade."""
+    """Draw courses of bricks or tiles with mortar between them, each brick in its own shade."""
     u, v = _turned(rng, side, spread=0.25)
     height = rng.uniform(11, 30)
     width = height * rng.choice([1.0, 2.0, 2.4, 3.0])
@@ -112,7 +112,7 @@ def _bricks(rng: np.random.Generator, side: int) -> Picture:
 
 
 def _water(rng: np.random.Generator, side: int) -> Picture:
-    """Waves of a few directions and lengths; steep faces mirror the sky."""
+    """Draw waves of a few directions and lengths, whose steep faces reflect the sky."""
     y, x = np.mgrid[0:side, 0:side].astype(np.float64)
     wind, height = rng.uniform(0, 2 * np.pi), np.zeros((side, side))
     longest = rng.uniform(18, 60)
@@ -133,7 +133,7 @@ def _water(rng: np.random.Generator, side: int) -> Picture:
 
 
 def _sand(rng: np.random.Generator, side: int) -> Picture:
-    """Grains on faint ripples, and a few pebbles."""
+    """Draw sand: grains on faint ripples, and a few pebbles."""
     grain_px = rng.uniform(0.5, 1.4)
     grains = blur(rng.standard_normal((side, side)), grain_px)
     grains /= grains.std()
@@ -170,7 +170,7 @@ def _colour(
     saturation: tuple[float, float],
     value: tuple[float, float],
 ) -> Colour:
-    """A random colour; `hues` are alternatives, each as likely."""
+    """Draw a random colour from one of the `hues`, which are equally likely."""
     hue = rng.uniform(*hues[rng.integers(len(hues))]) % 1
     return np.array(hsv_to_rgb(hue, rng.uniform(*saturation), rng.uniform(*value)))
 
@@ -182,7 +182,7 @@ def _mix(first: NDArray[np.float64], second: Colour, share: NDArray[np.float64])
 def _turned(
     rng: np.random.Generator, side: int, spread: float = np.pi
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Coordinates (side, side) along and across a random direction, from the centre, in px."""
+    """Return coordinates (side, side) along and across a random direction, from the centre, in px."""
     y, x = np.mgrid[0:side, 0:side] - side / 2
     turn = rng.uniform(-spread, spread)
     return x * np.cos(turn) + y * np.sin(turn), -x * np.sin(turn) + y * np.cos(turn)

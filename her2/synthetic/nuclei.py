@@ -1,4 +1,4 @@
-"""Demo cohort: noise, cell positions and nucleus stamps that the tissue painter uses."""
+"""Demo cohort: noise, cell positions and nucleus stamps, from which tissue is painted."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ class Stamp:
 
 
 def smooth_noise(rng: np.random.Generator, side_px: int, wavelength_px: float) -> FloatImage:
-    """Random field (side_px, side_px) that varies over about `wavelength_px`; sd near 1."""
+    """Draw a random field (side_px, side_px) that varies over about `wavelength_px`, sd near 1."""
     n = max(4, int(np.ceil(side_px / max(wavelength_px, 1.0))) + 1)
     coarse = rng.standard_normal((n, n), dtype=np.float32) * np.float32(1.3)
     return resize(coarse, side_px)
 
 
 def broad_noise(rng: np.random.Generator, side_px: int, wavelength_px: float) -> FloatImage:
-    """`smooth_noise` for long wavelengths, at a fraction of the cost.
+    """Draw `smooth_noise` of a long wavelength at a fraction of the cost.
 
     The last step is linear: OpenCV's cubic kernel ripples on a ramp, which bent fibres show.
     """
@@ -74,13 +74,13 @@ def broad_noise(rng: np.random.Generator, side_px: int, wavelength_px: float) ->
 
 
 def blur(image: NDArray[Any], sigma_px: float, sigma_y_px: float = 0.0) -> FloatImage:
-    """Gaussian blur as float32; one width for both directions unless `sigma_y_px` is given."""
+    """Blur with a Gaussian, as float32, equally in both directions unless `sigma_y_px` is given."""
     as_float = image.astype(np.float32)
     return np.asarray(cv2.GaussianBlur(as_float, (0, 0), sigma_px, sigmaY=sigma_y_px), np.float32)
 
 
 def resize(field: FloatImage, side_px: int) -> FloatImage:
-    """Cubic resize of a float field to (side_px, side_px)."""
+    """Resize a float field to (side_px, side_px) by cubic interpolation."""
     return np.asarray(
         cv2.resize(field, (side_px, side_px), interpolation=cv2.INTER_CUBIC), np.float32
     )
@@ -89,7 +89,7 @@ def resize(field: FloatImage, side_px: int) -> FloatImage:
 def hex_positions(
     rng: np.random.Generator, side_px: int, spacing_px: float, jitter: float
 ) -> NDArray[np.int32]:
-    """Jittered hexagonal grid over the square: (n, 2) int32 of x, y in pixels.
+    """Draw a jittered hexagonal grid over the square: (n, 2) int32 of x, y in px.
 
     Cells pack to a distance of each other, which independent positions would not.
     """

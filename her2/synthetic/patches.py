@@ -1,4 +1,4 @@
-"""Demo patch sets to pre-train encoders on: IHC, H&E and non-medical pictures, all drawn.
+"""Demo patch sets for pre-training encoders: drawn IHC, H&E and non-medical pictures.
 
 The three are as different as the real ones: the IHC set shows the stain that defines the score on
 tumour whose nuclei say nothing of it, the H&E set the morphology of the demo slides on other
@@ -94,7 +94,7 @@ def draw_patch_set(
 
 
 def _ihc_cases(size_px: int, mpp: float, seed: int) -> Iterator[Case]:
-    """Endless cases, one score each in turn; a case is a field inside its tumour."""
+    """Yield cases without end, taking the scores in turn; a case is a field inside its tumour."""
     fine_px = IHC_SIDE * size_px * OVERSAMPLING
     number = 0
     while True:
@@ -109,7 +109,7 @@ def _ihc_cases(size_px: int, mpp: float, seed: int) -> Iterator[Case]:
 
 
 def _he_cases(size_px: int, mpp: float, seed: int) -> Iterator[Case]:
-    """Endless patients `pre-...`, drawn as the demo's slides are, without pen marks and folds."""
+    """Yield patients `pre-...` without end, drawn like the demo's slides but without artefacts."""
     side_px = round(HE_SIDE_UM / mpp) * OVERSAMPLING
     fine_mpp = mpp / OVERSAMPLING
     number = 0
@@ -143,7 +143,7 @@ def _he_cases(size_px: int, mpp: float, seed: int) -> Iterator[Case]:
 
 
 def _natural_cases(size_px: int, mpp: float, seed: int) -> Iterator[Case]:
-    """Endless photographs, one kind each in turn; a case is the photograph."""
+    """Yield photographs without end, taking the kinds in turn; a case is a photograph."""
     number = 0
     while True:
         for kind in NATURAL:
@@ -156,7 +156,7 @@ def _natural_cases(size_px: int, mpp: float, seed: int) -> Iterator[Case]:
 
 
 def _patch_shares(mask: NDArray[np.bool_], size_px: int, stride_px: int) -> NDArray[np.float64]:
-    """Share of the mask in each patch of a grid, (rows, columns)."""
+    """Return the share of the mask in each patch of a grid, (rows, columns)."""
     total = cv2.integral(mask.astype(np.uint8))
     low = np.arange(0, mask.shape[0] - size_px + 1, stride_px)
     high = low + size_px
@@ -171,7 +171,7 @@ def _cut(
     size_px: int,
     rng: np.random.Generator,
 ) -> list[tuple[str, RgbImage]]:
-    """Patches at corners (n, 2) y, x of the image at its final um/px, in random order."""
+    """Cut patches at corners (n, 2), y and x, of the image at its final um/px, in random order."""
     side = fine.shape[0] // OVERSAMPLING
     rgb = np.asarray(cv2.resize(fine, (side, side), interpolation=cv2.INTER_AREA), np.uint8)
     return [

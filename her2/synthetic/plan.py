@@ -1,4 +1,4 @@
-"""Demo cohort: plans where tissue, tumour nests, HER2-positive areas and fat lie in a square."""
+"""Demo cohort: where tissue, tumour nests, HER2-positive areas and fat lie in a square."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def plan_region(
     edge = resize(nest_field, side_px) + np.float32(0.025) * rough
     nest = (edge > 0) & tissue
     fat = (resize(fat_field, side_px) > 0) & tissue & (edge < -0.12)
-    # Blurred before enlarging: a cut through a nest is then a curve, not a staircase.
+    # Blurred before enlarging, so that a cut through a nest is a curve, not a staircase.
     inside = resize(blur(positive, 0.8), side_px) > 0.5
     return RegionPlan(tissue, nest, nest & inside, fat, edge)
 
 
 def _outline(rng: np.random.Generator, n: int) -> FloatImage:
-    """Field (n, n), positive on tissue: a warped ellipse over 48-62 % of the square."""
+    """Draw a field (n, n), positive on tissue: a warped ellipse over 48-62 % of the square."""
     y, x = np.mgrid[-1 : 1 : n * 1j, -1 : 1 : n * 1j].astype(np.float32)
     angle, stretch = rng.uniform(0, np.pi), rng.uniform(1.0, 1.45)
     u = (x * np.cos(angle) + y * np.sin(angle)) / stretch**0.5
@@ -76,7 +76,7 @@ def _outline(rng: np.random.Generator, n: int) -> FloatImage:
 def _nests(
     rng: np.random.Generator, tissue_field: FloatImage, cell_um: float
 ) -> tuple[FloatImage, NDArray[np.int64], FloatImage]:
-    """Tumour nests: a field positive inside, the nest of every cell, position along the nest.
+    """Draw tumour nests: a field positive inside, the nest of every cell, position along the nest.
 
     Nests are warped discs of 150-500 um, filling 37-47 % of the tissue.
     """
@@ -88,7 +88,7 @@ def _nests(
     candidates = np.argwhere(tissue_field > 0.04)
     centres = [candidates[rng.integers(len(candidates))]]
     for _ in range(count - 1):
-        # Best of a few candidates: nests keep apart, as lobules do.
+        # The best of a few candidates, so that nests keep apart, as lobules do.
         tries = candidates[rng.integers(len(candidates), size=7)]
         gap = np.min([np.hypot(*(tries - c).T) for c in centres], axis=0)
         centres.append(tries[int(gap.argmax())])
@@ -120,7 +120,7 @@ def _her2_cells(
     along: FloatImage,
     share: float,
 ) -> BoolImage:
-    """HER2-positive cells of the plan: whole nests in random order, the last one cut through."""
+    """Choose the HER2-positive cells: whole nests in random order, the last one cut through."""
     order = rng.permutation(int(nest_id.max()) + 1)
     within = 0.5 + 0.3 * along + 0.02 * smooth_noise(rng, along.shape[0], 6)
     priority = order[nest_id] + np.clip(within, 0.0, 0.999)
@@ -133,7 +133,7 @@ def _her2_cells(
 def _fat(
     rng: np.random.Generator, tissue_field: FloatImage, nest_field: FloatImage, cell_um: float
 ) -> FloatImage:
-    """Field (n, n), positive where the stroma is fat: one or two lobules on most slides."""
+    """Draw a field (n, n), positive where the stroma is fat: one or two lobules on most slides."""
     n = tissue_field.shape[0]
     y, x = np.mgrid[0:n, 0:n].astype(np.float32)
     free = np.argwhere((tissue_field > 0) & (nest_field < -0.3))

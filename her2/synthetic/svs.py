@@ -1,4 +1,4 @@
-"""Demo cohort: writes an RGB image as the pyramidal SVS that an Aperio scanner makes."""
+"""Demo cohort: an RGB image as a pyramidal SVS like those of an Aperio scanner."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TILE_PX = 240
 LEVEL_STEP = 4
 MIN_LEVEL_PX = 128
 THUMBNAIL_PX = 512
-# OpenSlide knows the vendor by these words.
+# OpenSlide recognises the vendor by these words.
 LIBRARY = "Aperio Image Library v12.0.0"
 
 

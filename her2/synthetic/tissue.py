@@ -1,4 +1,4 @@
-"""Demo cohort: paints a planned square of tissue as H&E, with known HER2 areas.
+"""Demo cohort: a planned square of tissue painted as H&E, with known HER2 areas.
 
 Light is absorbed as in a stained section (Beer-Lambert, Ruifrok & Johnston 2001): every structure
 adds haematoxylin or eosin, and RGB = glass * exp(-(H * h + E * e)). The HER2 signal is a
@@ -51,7 +51,7 @@ def draw_region(
     stroma_rng, cell_rng, artefact_rng, grain_rng = rng.spawn(4)
     stains = paint_stroma(stroma_rng, plan, side_px, mpp)
     paint_tumour(cell_rng, plan, stains, mpp)
-    # A section is not equally thick everywhere.
+    # The thickness of a section varies.
     thickness = 1.0 + 0.03 * smooth_noise(stroma_rng, side_px, 250 / mpp)
     for stain, strength in (
         (stains.haematoxylin, params.haematoxylin_strength),
@@ -76,7 +76,7 @@ def draw_region(
 
 
 def paint_stroma(rng: np.random.Generator, plan: RegionPlan, side_px: int, mpp: float) -> Stains:
-    """Stains (side_px, side_px) of fibres, spindle cells, lymphocytes and fat."""
+    """Paint fibres, spindle cells, lymphocytes and fat: stains (side_px, side_px)."""
     fibre_rng, fat_rng, spindle_rng, lymph_rng = rng.spawn(4)
     fibres, clefts, across = _fibres(fibre_rng, side_px, mpp)
     tissue = blur(plan.tissue, 1.0 / mpp)
@@ -95,7 +95,7 @@ def paint_stroma(rng: np.random.Generator, plan: RegionPlan, side_px: int, mpp: 
     xy = hex_positions(spindle_rng, side_px, SPINDLE_SPACING_UM / mpp, 0.3)
     keep = at(stroma, xy) & (spindle_rng.random(len(xy)) < 0.5)
     scatter(spindle_rng, stains, SPINDLE, xy, keep, mpp, angle=_along(across, xy))
-    # Lymphocytes crowd in patches and along nests.
+    # Lymphocytes are dense in patches and along nests.
     xy = hex_positions(lymph_rng, side_px, LYMPHOCYTE_SPACING_UM / mpp, 0.3)
     crowd = at(broad_noise(lymph_rng, side_px, 70 / mpp), xy)
     near_nest = at(plan.nest_edge, xy) > -0.15
@@ -110,7 +110,7 @@ def paint_stroma(rng: np.random.Generator, plan: RegionPlan, side_px: int, mpp: 
 def _fibres(
     rng: np.random.Generator, side_px: int, mpp: float
 ) -> tuple[FloatImage, FloatImage, FloatImage]:
-    """Two wavy, streaked textures (sd near 1), and how far every pixel lies across the streaks.
+    """Draw two wavy, streaked textures (sd near 1), and the position of each px across them.
 
     A texture stretched along x is looked up through a smoothly bent coordinate system, elsewhere
     in the texture for every section.
@@ -131,7 +131,7 @@ def _fibres(
 @lru_cache(maxsize=2)
 def _streaks(mpp: float) -> FloatImage:
     """Return two textures (TEXTURE_PX, TEXTURE_PX, 2) stretched along x, without seams."""
-    # Wrapped before the blur, or the repeated texture would show its seams.
+    # Wrapped before the blur, or the repeated texture would show seams.
     rim = 128
     noise = np.random.default_rng(TEXTURE_PX).standard_normal((TEXTURE_PX,) * 2, dtype=np.float32)
     noise = np.pad(noise, rim, mode="wrap")
@@ -145,7 +145,7 @@ def _streaks(mpp: float) -> FloatImage:
 
 
 def _along(across: FloatImage, xy: NDArray[np.int32]) -> NDArray[np.float32]:
-    """Direction (n,) of the streaks at points (n, 2) x, y in radians: where `across` is level."""
+    """Return the direction (n,) of the streaks, in radians, at points (n, 2) x, y."""
     last = across.shape[0] - 1
     x, y = xy.T
     dx = across[y, np.minimum(x + 1, last)] - across[y, np.maximum(x - 1, 0)]
@@ -154,7 +154,7 @@ def _along(across: FloatImage, xy: NDArray[np.int32]) -> NDArray[np.float32]:
 
 
 def at(image: NDArray[Any], xy: NDArray[np.int32]) -> NDArray[Any]:
-    """Values (n,) of an image at the points (n, 2) x, y."""
+    """Return the values (n,) of an image at the points (n, 2) x, y."""
     return image[xy[:, 1], xy[:, 0]]
 
 
@@ -187,13 +187,13 @@ def _paint_fat(
     stains: Stains,
     mpp: float,
 ) -> None:
-    """Adipocytes: rounded empty cells of about 60 um with thin eosinophilic membranes."""
+    """Paint adipocytes: rounded empty cells of about 60 um with thin eosinophilic membranes."""
     side = fat.shape[0]
     small = max(32, side // 4)
     spacing = 58 / mpp * small / side
     xy = hex_positions(rng, small, spacing, 0.17)
     border, label = voronoi_borders(xy, small)
-    # Whole cells only: an adipocyte is inside the lobule or not.
+    # Whole cells only: an adipocyte is either inside the lobule or outside.
     full_xy = np.minimum((xy * (side / small)).astype(np.int32), side - 1)
     chosen = np.zeros(int(label.max()) + 1, np.float32)
     chosen[at(label, xy)] = at(fat, full_xy)
@@ -206,7 +206,7 @@ def _paint_fat(
 
 
 def voronoi_borders(xy: NDArray[np.int32], side_px: int) -> tuple[BoolImage, NDArray[np.int32]]:
-    """Borders of the Voronoi cells of points (n, 2), and the label of the cell of every pixel."""
+    """Return the borders of the Voronoi cells of points (n, 2), and the cell of every px."""
     points = np.ones((side_px, side_px), np.uint8)
     points[xy[:, 1], xy[:, 0]] = 0
     _, label = cv2.distanceTransformWithLabels(
@@ -253,7 +253,7 @@ def _chicken_wire(
     stains: Stains,
     mpp: float,
 ) -> None:
-    """Membranes on the Voronoi borders of the positive cells."""
+    """Paint membranes on the Voronoi borders of the positive cells."""
     border, label = voronoi_borders(xy, plan.nest.shape[0])
     chosen = np.zeros(int(label.max()) + 1, np.bool_)
     chosen[at(label, xy)] = at(plan.positive, xy)
@@ -267,7 +267,7 @@ def _chicken_wire(
 
 
 def match_mean_colour(stains: Stains, vectors: FloatImage, plan: RegionPlan) -> NDArray[np.float32]:
-    """Factors (3,) on the optical density of positive areas that make both means equal.
+    """Return factors (3,) on the optical density of positive areas that make both means equal.
 
     Solves mean(exp(-k * density)) over positive pixels = mean(exp(-density)) over negative nest
     pixels for each channel by bisection, on every third pixel of every third row.

@@ -163,7 +163,7 @@ def draw_slide(
 
 
 def slide_generator(seed: int, patient_id: str, slide_id: str) -> np.random.Generator:
-    """Return the random generator of one slide's tissue, which depends on neither score nor site."""
+    """Return the generator of one slide's tissue, which depends on neither score nor site."""
     return _generator(seed, "tissue", patient_id, slide_id)
 
 

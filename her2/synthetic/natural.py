@@ -182,7 +182,7 @@ def _mix(first: NDArray[np.float64], second: Colour, share: NDArray[np.float64])
 def _turned(
     rng: np.random.Generator, side: int, spread: float = np.pi
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return coordinates (side, side) along and across a random direction, from the centre, in px."""
+    """Return coordinates (side, side), px from the centre, along and across a random direction."""
     y, x = np.mgrid[0:side, 0:side] - side / 2
     turn = rng.uniform(-spread, spread)
     return x * np.cos(turn) + y * np.sin(turn), -x * np.sin(turn) + y * np.cos(turn)

@@ -140,7 +140,7 @@ def test_a_slurm_job_uses_a_gpu_only_when_it_was_given_one(
     assert pick_device(1) == CPU
     (record,) = caplog.records
     assert record.levelname == "WARNING"
-    assert "SLURM gave this job no GPU, though the node has one" in record.message
+    assert "SLURM allotted no GPU to this job, though the node has one" in record.message
     monkeypatch.setenv("SLURM_JOB_GPUS", "1")
     assert pick_device(1) == CUDA
 

@@ -134,17 +134,17 @@ class TestCard:
     def test_a_card_edited_by_hand_is_refused(self, made: Path, edit: dict[str, object]) -> None:
         values = json.loads((made / CARD_NAME).read_text())
         (made / CARD_NAME).write_text(json.dumps(values | edit))
-        with pytest.raises(UserError, match=r"card\.json: does not agree with its own digest"):
+        with pytest.raises(UserError, match=r"card\.json: does not match its own digest"):
             read_card(made)
 
     @pytest.mark.parametrize("text", ["", "[]", "{}", '{"digest": "x"}', '{"digest": "x", "a": 1}'])
     def test_something_else_is_no_card(self, tmp_path: Path, text: str) -> None:
         (tmp_path / CARD_NAME).write_text(text)
-        with pytest.raises(UserError, match="is not an encoder's card"):
+        with pytest.raises(UserError, match="is not a valid encoder card"):
             read_card(tmp_path)
 
     def test_an_absent_card_is_a_user_error(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match="make it again"):
+        with pytest.raises(UserError, match="make the encoder again"):
             read_card(tmp_path)
 
 
@@ -333,7 +333,9 @@ class TestRefusals:
         self, tmp_path: Path, model: str, near: str
     ) -> None:
         library, name = model.split("/")
-        with pytest.raises(UserError, match=f"{library} knows no model '{name}'; near: .*{near}"):
+        with pytest.raises(
+            UserError, match=f"{library} has no model '{name}'. Similar names: .*{near}"
+        ):
             materialise(section(model), 1, tmp_path)
 
     @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_two_heads_of_one_name_are_refused(write: Write) -> None:
 
 def test_one_citation_for_two_works_is_refused(write: Write) -> None:
     write("cites_another", MINE.replace("Doe 2031", "Lu et al. 2021"))
-    with pytest.raises(UserError, match="'Lu et al. 2021' appeared in 'Results 7' here"):
+    with pytest.raises(UserError, match="'Lu et al. 2021' appeared in 'Results 7'"):
         discover()
 
 

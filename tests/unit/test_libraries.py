@@ -134,7 +134,7 @@ def encoder(package: Path, out: Path, **values: object) -> subprocess.CompletedP
 
 def test_what_a_library_does_not_know_is_a_named_error(package: Path, tmp_path: Path) -> None:
     wrong = encoder(package, tmp_path, model="colours/mean-color")
-    assert "colours knows no model 'mean-color'; near: mean-colour" in wrong.stderr
+    assert "colours has no model 'mean-color'. Similar names: mean-colour." in wrong.stderr
     model = "colours/mean-colour-of-unknown-authors"
     silent = encoder(package, tmp_path, model=model)
     assert "colours does not say how patches are normalised" in silent.stderr

@@ -172,9 +172,9 @@ def test_a_finished_run_trains_no_more(tmp_path, monkeypatch):
 
 def test_a_checkpoint_of_other_data_or_seed_is_not_continued(tmp_path, unkilled, caplog):
     run(tmp_path, patch_set((16, 20, 16)))
-    assert "of other data or settings" not in caplog.text
+    assert "with other data or settings" not in caplog.text
     assert weights_digest(run(tmp_path).state) == weights_digest(unkilled.state)
-    assert "of other data or settings" in caplog.text
+    assert "with other data or settings" in caplog.text
 
 
 def test_a_broken_checkpoint_is_not_continued(tmp_path, unkilled, caplog):
@@ -182,8 +182,8 @@ def test_a_broken_checkpoint_is_not_continued(tmp_path, unkilled, caplog):
     (tmp_path / f".abc.tmp.{CHECKPOINT}").write_bytes(b"a leftover")
     (tmp_path / "checkpoint.pt").write_bytes(b"as version 0.1 wrote it")
     found = run(tmp_path)
-    assert "training begins anew" in caplog.text
-    assert "checkpoint.pt: is no checkpoint of this version" in caplog.text
+    assert "training starts over" in caplog.text
+    assert "checkpoint.pt: is not a complete checkpoint of this version" in caplog.text
     assert weights_digest(found.state) == weights_digest(unkilled.state)
     assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
 
@@ -398,7 +398,9 @@ def test_patches_at_another_um_px_are_cut_to_what_the_encoder_sees(tmp_path):
     patches = patch_set(side=64, mpp=0.5)
     settings = PretrainingSection(epochs=1, batch_size=8)
     run(tmp_path, patches, mpp=1.0, settings=settings)
-    with pytest.raises(UserError, match="covers 32 um, the encoder sees 32 px at 2 um/px = 64 um"):
+    with pytest.raises(
+        UserError, match="covers 32 um, but the encoder sees 32 px at 2 um/px = 64 um"
+    ):
         run(tmp_path, patches, mpp=2.0, settings=settings)
 
 

@@ -92,7 +92,7 @@ def test_a_checkpoint_of_another_training_is_left_alone(
     other, optimiser = made()
     found = Checkpoint(tmp_path / "c", Line, "data B").load(other, optimiser)
     assert found.history == []
-    assert "it is of other data or settings" in caplog.text
+    assert "it was written with other data or settings" in caplog.text
     assert torch.equal(other.one.weight, made()[0].one.weight)
 
 

@@ -109,7 +109,7 @@ def test_p_and_interval_agree_on_zero() -> None:
 
 
 def test_resamples_that_are_all_the_same_are_told() -> None:
-    assert unvarying(np.ones(50)) == "interval not defined: every resample gives the same"
+    assert unvarying(np.ones(50)) == "interval not defined: all resamples give the same value"
     assert unvarying(np.array([1.0, 0.99])) == ""
     assert unvarying(np.array([np.nan, np.nan])) == ""  # another reason, told elsewhere
 

@@ -1,4 +1,4 @@
-"""Temperatures come from tune parts alone; calibration is measured before and after."""
+"""Temperatures come from tuning sets alone; calibration is measured before and after."""
 
 import numpy as np
 import polars as pl
@@ -91,7 +91,7 @@ def test_a_tune_part_that_is_all_right_is_at_the_bound_and_says_so() -> None:
     probabilities = np.array([[0.7, 0.1, 0.1, 0.1], [0.1, 0.7, 0.1, 0.1]])
     found, note = fit_temperature(np.array([0, 1]), probabilities)
     assert found == BOUNDS[0]
-    assert note == "at the bound 0.05: the tune part holds no temperature"
+    assert note == "at the bound 0.05: the tuning set does not determine a temperature"
     found, note = fit_temperature(np.array([1, 0]), probabilities)
     assert found == BOUNDS[1]
     assert "at the bound 20" in note
@@ -100,7 +100,7 @@ def test_a_tune_part_that_is_all_right_is_at_the_bound_and_says_so() -> None:
 def test_equal_probabilities_fit_every_temperature() -> None:
     assert fit_temperature(np.array([0, 1, 2]), np.full((3, 4), 0.25)) == (
         1.0,
-        "every temperature fits the tune part alike",
+        "every temperature fits the tuning set equally well",
     )
 
 
@@ -155,9 +155,9 @@ def test_folds_without_a_tune_part_stay_as_predicted_and_are_named() -> None:
     table = predictions().filter((pl.col("fold") != 1) | (pl.col("role") == "test"))
     temperatures = fit_temperatures(table, SCORE)
     row = temperatures.row(by_predicate=pl.col("run") == "r0f1", named=True)
-    assert (row["temperature"], row["n_tune"], row["note"]) == (None, 0, "no tune part")
+    assert (row["temperature"], row["n_tune"], row["note"]) == (None, 0, "no tuning set")
     scaled, note = scaled_predictions(table, temperatures, SCORE)
-    assert note == "no temperature in r0f1: left as predicted"
+    assert note == "left as predicted for lack of a temperature: r0f1"
     assert scaled is not None
     own = pl.col("fold") == 1
     np.testing.assert_allclose(
@@ -172,7 +172,7 @@ def test_without_any_tune_part_the_second_state_is_na() -> None:
     found = calibration_table(states(table), SCORE, SECTION, level="slide", seed=1)
     scaled = found.filter(pl.col("state") == SCALED)
     assert scaled["value"].null_count() == 3
-    assert set(scaled["note"]) == {"not defined: no fold has a tune part"}
+    assert set(scaled["note"]) == {"not defined: no fold has a tuning set"}
     assert found.filter(pl.col("state") == PREDICTED)["value"].null_count() == 0
     reliable = reliability_table(states(table), SCORE, SECTION, level="slide")
     assert set(reliable["state"]) == {PREDICTED}

@@ -127,7 +127,7 @@ def test_only_slides_that_all_tested_are_compared_and_the_rest_is_said(target: n
     whole = table(noisy(target, 1, 1), target)
     found = compared({"one": whole, "two": whole.filter(pl.col("patient_id") != "p000")})
     assert found["n"].unique().to_list() == [79]
-    assert set(found["note"]) == {"1 patients not tested by all left out"}
+    assert set(found["note"]) == {"patients left out because not all models tested them: 1"}
 
 
 def test_a_patient_counts_with_the_slides_that_all_tested(target: np.ndarray) -> None:
@@ -177,7 +177,7 @@ def test_an_absent_class_is_not_compared_and_counts_in_no_family(target: np.ndar
         assert found[column].null_count() == len(found)
     assert set(found["family"]) == {0}
     assert set(found["note"]) == {
-        "not defined: a class is absent", "not defined: no patient of the positive side",
+        "not defined: a class is absent", "not defined: no patient on the positive side",
     }  # fmt: skip
 
 
@@ -318,7 +318,7 @@ def test_a_significant_defeat_is_no_proof_of_the_statement(target: np.ndarray) -
     assert row["difference"] < 0
     assert row["p"] < 0.05
     assert row["holds"] is False
-    assert "does not speak for the statement" in row["note"]
+    assert "does not support the statement" in row["note"]
 
 
 def test_a_domain_without_encoder_leaves_its_line_open(target: np.ndarray) -> None:

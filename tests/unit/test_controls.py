@@ -24,7 +24,7 @@ SPEC = ControlSpec(task=SCORE, grid="g", evaluation=SECTION, seed=3)
 
 
 def folds_of(table: pl.DataFrame) -> pl.DataFrame:
-    """The folds table in which these test and tune parts were held out."""
+    """Return the folds table in which these test and tune rows were held out."""
     slides = table.select("slide_id", "patient_id", label="target").unique().sort("slide_id")
     runs = table.select("repeat", "fold").unique()
     roles = table.select("slide_id", "repeat", "fold", "role")
@@ -110,7 +110,7 @@ def test_the_covariates_auc_is_scikit_learns_of_their_mean_predictions() -> None
 
 
 def test_a_test_patients_own_label_changes_none_of_its_covariates_predictions() -> None:
-    # Without a tune part in the tables: a patient that is tune elsewhere may matter there.
+    # Without tune rows, where a patient of another fold may matter.
     model = predictions(60, tuned=False)
     folds, cohort = folds_of(model), cohort_of(model)
     before = control_tables(SPEC, model, folds, cohort)["covariates_predictions"]
@@ -141,7 +141,7 @@ def test_the_tune_part_picks_the_strength_and_the_test_part_does_not() -> None:
         table = folds.with_columns(label=other)
         return predict_by_covariates(found, table, tested, SCORE).drop("target")
 
-    # Site decides the label in the train part: a tune part that agrees asks for a weak penalty,
+    # Site decides the label in the training set: a tuning set that agrees asks for a weak penalty,
     # one of other labels for a strong one.
     plain = with_other_labels("none")
     assert with_other_labels("test").equals(plain)
@@ -162,7 +162,7 @@ def test_a_site_or_scanner_that_is_missing_is_a_level_of_its_own() -> None:
     assert inputs["site"]["used"]
     assert inputs["site"]["missing"] == 20
     assert not inputs["scanner"]["used"]
-    assert inputs["scanner"]["note"] == "not known of any slide"
+    assert inputs["scanner"]["note"] == "not known for any slide"
     row = tables["covariates"].filter(pl.col("class") == "3+").row(0, named=True)
     assert row["covariates"] > 0.99
 

@@ -510,7 +510,7 @@ def test_a_fold_that_lacks_a_class_is_na_and_the_others_are_not() -> None:
 
 
 def few(targets: Sequence[int], probabilities: Sequence[Sequence[float]]) -> pl.DataFrame:
-    """Predictions of one fold for the task SCORE, a patient a row, without a tune part."""
+    """Return predictions of one fold for the task SCORE, one row per patient, no tuning set."""
     records = [
         {"slide_id": f"s{i}", "patient_id": f"p{i}", "repeat": 0, "fold": 0, "role": "test",
          "target": target, **dict(zip(PROBS, row, strict=True))}
@@ -536,7 +536,7 @@ def test_tables_of_one_patient_are_full_of_reasons() -> None:
             assert value is not None or row["note"], (table, row)
             assert row.get("low") is None, (table, row)
             assert row["note"], (table, row)
-    assert found["temperatures"]["note"].to_list() == ["no tune part"]
+    assert found["temperatures"]["note"].to_list() == ["no tuning set"]
     assert len(found["decision"]) == 0
 
 
@@ -552,7 +552,7 @@ def test_equal_probabilities_are_chance_by_ties_and_have_no_interval() -> None:
     metrics = {(row["metric"], row["class"]): row for row in found["metrics"].to_dicts()}
     row = metrics["auc", "macro"]
     assert (row["value"], row["low"], row["high"]) == (0.5, None, None)
-    assert row["note"] == "interval not defined: every resample gives the same"
+    assert row["note"] == "interval not defined: all resamples give the same value"
     assert metrics["auprc", "3+"]["value"] == metrics["auprc", "3+"]["prevalence"]
     delong = found["binary"].filter(pl.col("method") == "delong")
     assert delong["low"].null_count() == len(delong)
@@ -565,7 +565,7 @@ def test_a_class_above_all_others_has_no_interval_and_is_no_certainty() -> None:
     binary = found["binary"].filter((pl.col("metric") == "auc") & (pl.col("method") == "bootstrap"))
     for row in (metrics["auc", "3+"], metrics["auc", "macro"], *binary.to_dicts()):
         assert (row["value"], row["low"], row["high"]) == (1.0, None, None)
-        assert "every resample gives the same" in row["note"]
+        assert "all resamples give the same value" in row["note"]
 
 
 def test_a_class_of_one_patient_gives_no_interval_to_what_rests_on_it() -> None:

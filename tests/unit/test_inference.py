@@ -202,4 +202,6 @@ def test_a_machine_without_a_compiler_goes_on_without(
 
     monkeypatch.setattr(inference.torch, "compile", broken)
     assert compile_if_faster(slow, patches(1, 32), 1e-4) is None
-    assert "torch.compile failed, going on without: no working C++ compiler" in caplog.text
+    assert (
+        "torch.compile failed, the encoder runs uncompiled: no working C++ compiler" in caplog.text
+    )

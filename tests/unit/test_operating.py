@@ -1,4 +1,4 @@
-"""Operating points and decision curves: thresholds of the tune part, counts of the test part."""
+"""Operating points and decision curves: thresholds from tuning sets, counts from test sets."""
 
 import numpy as np
 import polars as pl
@@ -88,7 +88,7 @@ def test_thresholds_are_of_the_tune_part_and_counts_of_the_test_part() -> None:
 
 
 def test_what_is_asked_is_met_on_the_tune_part_itself() -> None:
-    """The test part made a copy of the tune part: then the promise is kept exactly."""
+    """With a test set that copies the tuning set, the required figure is met exactly."""
     table = predictions(160).filter(pl.col("role") == "tune")
     copied = pl.concat([table, table.with_columns(role=pl.lit("test"))])
     assert row(copied, "specificity")["specificity"] >= 0.9
@@ -124,7 +124,7 @@ def test_a_fold_whose_tune_part_lacks_a_side_is_left_out_and_named() -> None:
         (pl.col("fold") != 2) | (pl.col("role") == "test") | (pl.col("target") < 2)
     )
     found = row(table, "sensitivity")
-    assert found["note"].startswith("no threshold in r0f2: the tune part lacks a side")
+    assert found["note"].startswith("test sets of r0f2 left out: no threshold")
     tested = table.filter((pl.col("role") == "test") & (pl.col("fold") != 2))
     assert found["n_positive"] + found["n_negative"] == len(tested)
 
@@ -132,7 +132,7 @@ def test_a_fold_whose_tune_part_lacks_a_side_is_left_out_and_named() -> None:
 def test_without_a_tune_part_there_is_no_operating_point() -> None:
     found = operating_table(predictions(tuned=False), SCORE, SECTION, level="patient")
     assert found["sensitivity"].null_count() == len(found) == 6
-    assert all("no threshold in r0f0, r0f1" in note for note in found["note"])
+    assert all("test sets of r0f0, r0f1 left out" in note for note in found["note"])
 
 
 def test_a_side_that_was_not_tested_has_no_rate() -> None:
@@ -140,7 +140,7 @@ def test_a_side_that_was_not_tested_has_no_rate() -> None:
     found = row(table, "specificity")
     assert found["sensitivity"] is None
     assert found["specificity"] is not None
-    assert found["note"] == "sensitivity not defined: no patient of the positive side"
+    assert found["note"] == "sensitivity not defined: no patient on the positive side"
 
 
 def test_net_benefit_is_the_published_formula() -> None:

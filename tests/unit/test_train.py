@@ -131,25 +131,27 @@ def test_float16_features_train_a_float32_model() -> None:
 def test_nan_features_stop_training_naming_epoch_and_slides() -> None:
     train = noise(4, seed=0)
     train[2].store.all()[3, 1] = np.nan
-    with pytest.raises(UserError, match="n0-2: its features hold values that are not finite"):
+    with pytest.raises(UserError, match="n0-2: its features contain values that are not finite"):
         fit(train, noise(4, seed=1), balance="none")
-    with pytest.raises(UserError, match="the loss is nan in epoch 0, of the slides n0-2; lower"):
+    with pytest.raises(UserError, match="the loss is nan in epoch 0 for the slides n0-2; lower"):
         fit(train, noise(4, seed=1), balance="none", standardise=False)
 
 
 def test_a_learning_rate_that_explodes_stops_training_naming_epoch_and_slides() -> None:
-    with pytest.raises(UserError, match=r"epoch \d+, of the slides n0-.*learning_rate"):
+    with pytest.raises(UserError, match=r"epoch \d+ for the slides n0-.*learning_rate"):
         fit(noise(16, seed=0), noise(4, seed=1), learning_rate=1e30)
 
 
 def test_a_last_step_that_explodes_is_not_kept_as_a_model() -> None:
-    # One batch: the loss is taken before the step, so only the tune part can tell.
-    with pytest.raises(UserError, match=r"tune slide n1-0 .* epoch 0; lower training\.learning"):
+    # One batch: the loss is computed before the step, so only the tuning set can show the damage.
+    with pytest.raises(
+        UserError, match=r"slide n1-0 of the tuning set .* epoch 0; lower training\.learning"
+    ):
         fit(noise(4, seed=0), noise(4, seed=1), epochs=1, learning_rate=3e37)
 
 
 def test_a_class_without_a_train_slide_is_an_error_that_names_it() -> None:
-    with pytest.raises(UserError, match=r"no usable slide of class 2\+, 3\+ in the train part"):
+    with pytest.raises(UserError, match=r"no usable slide of class 2\+, 3\+ in the training set"):
         fit(
             noise(8, seed=0),
             noise(4, seed=1, classes=4),
@@ -167,7 +169,7 @@ def test_a_tune_part_may_lack_a_class() -> None:
 
 
 def test_an_empty_tune_part_is_an_error() -> None:
-    with pytest.raises(UserError, match="no usable slide in the tune part"):
+    with pytest.raises(UserError, match="no usable slide in the tuning set"):
         fit(noise(8, seed=0), [])
 
 

@@ -383,11 +383,11 @@ def test_a_test_slide_of_another_encoder_stops_the_job(world: World) -> None:
         world.train(world.spec.model_copy(update={"runs": RUNS[:1]}))
 
 
-def test_a_slide_without_a_feature_manifest_is_named(world: World) -> None:
+def test_a_slide_without_an_entry_is_named(world: World) -> None:
     entries = world.entries()
     del entries["p3-a"]
     world.set_entries(entries)
-    with pytest.raises(UserError, match="p3-a: is in the folds table and in no feature manifest"):
+    with pytest.raises(UserError, match="p3-a: is in the folds table but in no entries file"):
         world.train()
 
 
@@ -621,15 +621,15 @@ def test_a_heads_folder_stands_for_all_of_its_folds(world: World) -> None:
     folder, out = elsewhere(world, ["new-a"]), world.root / "out.parquet"
     expected = predict_slides(models, folder, out, threads=1)
     assert predict_slides([world.output.parent], folder, out, threads=1).equals(expected)
-    with pytest.raises(UserError, match=r"json: is a file; name folders of trained folds, or"):
+    with pytest.raises(UserError, match=r"json: is a file; give folders of trained folds, or"):
         predict_slides([models[0], world.output], folder, out, threads=1)
 
 
 @pytest.mark.parametrize(
     ("store", "words"),
     [
-        ({"encoder": "f"}, "new-a: is of the encoder f, the model of e"),
-        ({"d": D + 1}, f"new-a: has {D + 1} features a tile, the model {D}"),
+        ({"encoder": "f"}, "new-a: comes from encoder f, the model from e"),
+        ({"d": D + 1}, f"new-a: has {D + 1} features per tile, the model expects {D}"),
     ],
 )
 def test_features_of_another_encoder_are_refused_by_name(
@@ -652,7 +652,7 @@ def test_tiles_of_another_scale_are_refused(world: World) -> None:
         {"encoder": {"digest": "e"}, "target": {"mpp": 1.0, "px": 224}},
     )
     assert mismatches(store, model) == [
-        "has tiles of 224 px at 1 um/px, the model of 224 px at 0.5"
+        "has tiles of 224 px at 1 um/px, the model expects 224 px at 0.5"
     ]
 
 
@@ -694,5 +694,5 @@ def test_an_empty_folder_and_a_strange_table_are_refused(world: World) -> None:
     model = trained_model(world)
     with pytest.raises(UserError, match="holds no feature store"):
         predict_slides([model], world.root, world.root / "out.csv", threads=1)
-    with pytest.raises(UserError, match=r"write a .csv or .parquet"):
+    with pytest.raises(UserError, match=r"must be a .csv or .parquet"):
         predict_slides([model], world.root, world.root / "out.xlsx", threads=1)

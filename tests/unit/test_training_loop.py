@@ -321,15 +321,15 @@ def test_of_equal_epochs_the_one_of_the_lower_loss_is_better() -> None:
 
 def test_a_metric_that_the_tune_part_cannot_tell_is_refused_with_its_mend() -> None:
     three = ("0", "1+", "2+")
-    with pytest.raises(UserError, match=r"macro_auc is not defined: .*class 2\+ in the tune part"):
+    with pytest.raises(UserError, match=r"macro_auc is not defined: .*class 2\+ in the tuning set"):
         fit(noise(9, seed=0, classes=3), noise(4, seed=1), class_names=three, select="macro_auc")
-    with pytest.raises(UserError, match="the tune part has one class"):
+    with pytest.raises(UserError, match="the tuning set has only one class"):
         fit(noise(8, seed=0), noise(3, seed=1, classes=1), select="quadratic_kappa")
 
 
 def test_a_bag_of_no_tile_is_refused_by_name() -> None:
     empty = bag("void", np.zeros((0, D), np.float16), 1)
-    with pytest.raises(UserError, match="void: the feature store holds no tile"):
+    with pytest.raises(UserError, match="void: the feature store contains no tiles"):
         fit([*noise(4, seed=0), empty], noise(2, seed=1))
 
 
@@ -413,7 +413,7 @@ def test_a_checkpoint_that_cannot_be_used_is_said_aloud_and_changes_nothing(
         fit(train, tune, checkpoint=tmp_path / "o", head=HEAD.model_copy(update={"attention": 4}))
         (tmp_path / "o").replace(path)
     found = fit(train, tune, checkpoint=path)
-    assert "training begins anew" in caplog.text
+    assert "training starts over" in caplog.text
     assert same_bits(found, fit(train, tune))
 
 
@@ -438,7 +438,7 @@ def test_a_loss_that_explodes_keeps_the_last_good_epoch_and_says_where(tmp_path:
     train[3].store.all()[:, 1] = np.nan  # damage that comes later
     with pytest.raises(UserError) as caught:
         fit(train, tune, checkpoint=path, epochs=4, standardise=False, balance="none")
-    assert "the loss is nan in epoch 2, of the slides n0-3;" in str(caught.value)
+    assert "the loss is nan in epoch 2 for the slides n0-3;" in str(caught.value)
     assert f"The last good epoch (1) is kept in {path}" in str(caught.value)
     assert len(json.loads(header(path))["history"]) == 2
 
@@ -523,7 +523,10 @@ def test_a_trial_that_explodes_is_a_trial_without_figures() -> None:
     def never(head: AttentionSection, number: int) -> Trained:
         raise UserError("the loss is nan")
 
-    with pytest.raises(UserError, match="none of 3 trials could be trained; the last: the loss is"):
+    with pytest.raises(
+        UserError,
+        match="none of the 3 trials could be trained. The last failed because the loss is",
+    ):
         search(SEARCHED, seed=5, select="loss", train=never)
     with pytest.raises(UserError, match="^the loss is nan$"):
         search(HEAD, seed=5, select="loss", train=never)
@@ -532,10 +535,10 @@ def test_a_trial_that_explodes_is_a_trial_without_figures() -> None:
 @pytest.mark.parametrize(
     ("options", "trials", "problem"),
     [
-        ({"width": [1, 2]}, 2, "'width' is none of attention, dropout, gated, hidden"),
+        ({"width": [1, 2]}, 2, "'width' is not an option of this head; it has attention, dropout"),
         ({"dropout": [0.1, 1.5]}, 2, "search.options.dropout: 1.5: Input should be less than 1"),
         ({"hidden": [8, 16]}, 3, "trials 3 is more than the 2 combinations"),
-        ({"search": [1, 2]}, 2, "'search' is none of"),
+        ({"search": [1, 2]}, 2, "'search' is not an option"),
     ],
 )
 def test_an_impossible_search_is_refused(

@@ -233,6 +233,6 @@ def no_space(path: Path, slide: PendingSlide, card: Any, error: OSError) -> str:
     megabytes = 2 * rows * dimension * slide.spool.dtype.itemsize / 1e6
     return (
         f"{slide.slide_id}: its features cannot be written to {path} ({error.strerror}). About "
-        f"{megabytes:,.1f} MB are needed there. Free space (`df -h`, `her2 cache prune`) or set another "
-        "`cache`, then run snakemake again."
+        f"{megabytes:,.1f} MB are needed there. Free space (`df -h`, `her2 cache prune`) or set "
+        "another `cache`, then run snakemake again."
     )

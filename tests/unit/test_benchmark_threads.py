@@ -1,4 +1,4 @@
-"""The benchmark of waiting threads runs through, and leaves no process behind."""
+"""The benchmark of waiting threads runs to its end, and leaves no process behind."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from her2.core.hardware import SPIN_COUNT
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_benchmark_says_every_way_of_waiting_alone_and_beside() -> None:
     command = ["--seconds", "0.1", "--rounds", "1", "--size", "32", "--batch-size", "2"]
     done = subprocess.run(

@@ -39,7 +39,7 @@ def states(table: pl.DataFrame) -> dict[str, tuple[pl.DataFrame | None, str]]:
 
 
 def drawn(n: int, temperature: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Targets drawn from probabilities, and these probabilities raised to the temperature."""
+    """Draw targets from probabilities, and apply a temperature to these probabilities."""
     generator = np.random.default_rng(seed)
     true = generator.dirichlet(np.ones(4), n)
     target = (true.cumsum(axis=1) < generator.random((n, 1))).sum(axis=1).clip(max=3)
@@ -179,7 +179,7 @@ def test_without_any_tune_part_the_second_state_is_na() -> None:
 
 
 def test_the_ece_is_the_published_sum_over_ten_bins() -> None:
-    """Guo 2017, equation 3, with the bins of calibration_curve."""
+    """The value is equation 3 of Guo 2017, with the bins of calibration_curve."""
     table = predictions(200, sharpness=2)
     pooled = out_of_fold(table, SCORE.class_names, by="patient_id")
     probabilities, target = pooled.select(PROBS).to_numpy(), pooled["target"].to_numpy()
@@ -232,7 +232,7 @@ def test_reliability_counts_every_row_once_and_has_wilsons_interval() -> None:
 
 
 def test_wilsons_interval_is_the_formula() -> None:
-    """Wilson 1927: (p + z^2/2n -+ z sqrt(p q / n + z^2/4n^2)) / (1 + z^2/n), 7 of 10."""
+    """(p + z^2/2n -+ z sqrt(p q / n + z^2/4n^2)) / (1 + z^2/n) (Wilson 1927), for 7 of 10."""
     z, n, p = 1.959963984540054, 10, 0.7
     middle, reach = p + z * z / 2 / n, z * np.sqrt(p * (1 - p) / n + z * z / 4 / n / n)
     expected = (middle - reach) / (1 + z * z / n), (middle + reach) / (1 + z * z / n)

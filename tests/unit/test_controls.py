@@ -1,4 +1,4 @@
-"""Controls: covariates alone, shuffled labels and parts of the cohort, beside one model."""
+"""Controls of one model: covariates alone, shuffled labels and subgroups of the cohort."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def folds_of(table: pl.DataFrame) -> pl.DataFrame:
 
 
 def cohort_of(table: pl.DataFrame, *, site: object = None, seed: int = 5) -> pl.DataFrame:
-    """Slides whose measures know nothing of the label; `site` by label, or at random."""
+    """Return slides whose measures are independent of the label; `site` by label, or random."""
     generator = np.random.default_rng(seed)
     slides = table.select("slide_id", "target").unique().sort("slide_id")
     n = len(slides)
@@ -192,7 +192,7 @@ def test_where_no_covariate_differs_there_is_a_reason_and_no_figure() -> None:
 
 
 def test_a_slide_outside_the_task_makes_no_covariate_differ() -> None:
-    """A constant says nothing: its AUC of 0.5 would pass for a control that the model beats."""
+    """A constant carries no information, and its AUC of 0.5 would look like a passed control."""
     model = predictions(40)
     folds = folds_of(model)
     cohort = cohort_of(model).with_columns(
@@ -313,7 +313,7 @@ def test_labels_with_signal_give_the_least_p_there_is() -> None:
 
 
 def test_folds_of_another_mix_and_level_alone_are_no_signal() -> None:
-    """Each fold has its class and its own level: pooled AUC is 1, within a fold nothing is left."""
+    """Each fold has one class and its own level: the pooled AUC is 1 without any signal."""
     model = predictions(80, tuned=False)
     model = model.with_columns(fold=pl.col("target"), repeat=pl.lit(0, pl.Int32))
     sure = {

@@ -54,7 +54,7 @@ def state_of(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
-    """The folder of a small random encoder."""
+    """Make the folder of a small random encoder."""
     folder = tmp_path / "made"
     materialise(section(), 1, folder)
     return folder
@@ -249,7 +249,7 @@ class TestNormalisation:
 
 class TestFeature:
     def features(self, folder: Path, **changed: object) -> tuple[torch.Tensor, nn.Module]:
-        """Our features, and timm's own model with the same weights."""
+        """Return our features, and those of timm's own model with the same weights."""
         materialise(section(VIT, **changed), 1, folder)
         encoder, _ = load_encoder(folder)
         model = timm.create_model("test_vit", num_classes=0, img_size=32).eval()
@@ -392,7 +392,7 @@ def test_the_licence_is_the_one_that_timm_states() -> None:
 
 
 class Payload:
-    """A pickle that creates a file when it is loaded by a plain unpickler."""
+    """An object whose pickle creates a file when a plain unpickler loads it."""
 
     def __init__(self, target: Path) -> None:
         self.target = target

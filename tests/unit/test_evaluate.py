@@ -40,7 +40,7 @@ SECTION = EvaluationSection(bootstrap=400)
 
 
 def probabilities(labels: np.ndarray, signal: float, seed: int, classes: int = 4) -> np.ndarray:
-    """Rows that sum to one; `signal` is how far the true class stands out of normal noise."""
+    """Return rows that sum to one, with the true class raised by `signal` above normal noise."""
     logits = np.random.default_rng(seed).normal(size=(len(labels), classes))
     logits[np.arange(len(labels)), labels] += signal
     return np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -49,7 +49,7 @@ def probabilities(labels: np.ndarray, signal: float, seed: int, classes: int = 4
 def slides_table(
     labels: np.ndarray, probs: np.ndarray, patients: Sequence[str] | None = None
 ) -> pl.DataFrame:
-    """What `out_of_fold` gives."""
+    """Return a table like that of `out_of_fold`."""
     names = [f"s{i:03d}" for i in range(len(labels))]
     return pl.DataFrame(
         {
@@ -63,7 +63,7 @@ def slides_table(
 
 
 def cohort_labels(n: int = 80) -> np.ndarray:
-    """Some of each class, of some more than of others."""
+    """Return labels of all classes, with unequal counts."""
     return np.tile([0, 1, 2, 3, 1, 2, 2, 3, 0, 1], -(-n // 10))[:n]
 
 
@@ -254,7 +254,7 @@ def test_the_confusion_table_counts_every_pair() -> None:
 
 
 class Models:
-    """A folds table and trained folds, as `make_folds` and `train_folds` leave them."""
+    """A folds table and trained folds, as `make_folds` and `train_folds` write them."""
 
     def __init__(self, root: Path, *, repeats: int = 2, patients: int = 24) -> None:
         self.cache, self.models = Cache(root / "cache"), root / "models"
@@ -302,7 +302,7 @@ class Models:
         return FoldEntry(key, 1, 1, 1, 0, 1, 0.5)
 
     def change(self, slide_id: str, value: float | None) -> None:
-        """Another probability for a slide of the first fold."""
+        """Set another probability for a slide of the first fold."""
         path = self.cache.path("models", self.manifests["r0f0-r0f1"]["r0f0"].key)
         table = pl.read_parquet(path / "predictions.parquet")
         assert slide_id in table["slide_id"].to_list()
@@ -423,7 +423,7 @@ def test_a_fold_that_left_the_cache_is_named_with_the_mend(models: Models) -> No
 
 
 def test_a_tune_prediction_of_a_test_slide_is_refused(models: Models) -> None:
-    """Whatever a model says of its test part must not fit a temperature or a threshold."""
+    """No prediction for a test set may influence a temperature or a threshold."""
     table = pl.read_parquet(models.folds)
     slide = table.filter(pl.col("role") == "tune")["slide_id"][0]
     changed = pl.when((pl.col("slide_id") == slide) & (pl.col("role") == "tune"))
@@ -451,8 +451,8 @@ def test_a_model_without_its_tune_part_is_named(models: Models) -> None:
         models.gather()
 
 
-def test_what_the_models_say_of_their_tune_parts_is_in_no_figure(models: Models) -> None:
-    """Only temperatures, thresholds and what they do follow from it."""
+def test_predictions_for_tuning_sets_are_in_no_figure(models: Models) -> None:
+    """Only temperatures, thresholds and the figures based on them depend on it."""
     before = evaluation_tables(models.spec, models.gather())
     reversed_tune = models.gather().with_columns(
         pl.when(pl.col("role") == "tune")
@@ -569,7 +569,7 @@ def test_a_class_above_all_others_has_no_interval_and_is_no_certainty() -> None:
 
 
 def test_a_class_of_one_patient_gives_no_interval_to_what_rests_on_it() -> None:
-    """Every resample of one patient is that patient: an interval would be too narrow."""
+    """Every resample of one patient is that patient, so an interval would be too narrow."""
     labels = np.array([0] * 9 + [1] * 9 + [2] * 9 + [3])
     found = measured(slides_table(labels, probabilities(labels, 1.0, seed=0)))
     for name in (("auc", "3+"), ("auc", "macro"), ("balanced_accuracy", "")):
@@ -591,7 +591,7 @@ def test_a_table_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     "module", ["her2.evaluation.stage", "her2.evaluation.compare", "her2.evaluation.controls.stage"]
 )
 def test_a_stage_of_tables_starts_without_slow_imports(module: str) -> None:
-    """Each is seconds of every job; the controls import scikit-learn when they fit covariates."""
+    """The imports take seconds per job; only the fit of covariates needs scikit-learn."""
     slow = {"torch", "sklearn", "scipy.stats", "statsmodels", "pandas", "matplotlib", "zarr"}
     code = f"import sys, {module}; print(*sorted({slow!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

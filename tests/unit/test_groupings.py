@@ -1,4 +1,4 @@
-"""Scores regrouped into two sides: which tasks have them, and their figures."""
+"""Groupings of the classes into two sides: the tasks that have them, and their figures."""
 
 import numpy as np
 import polars as pl

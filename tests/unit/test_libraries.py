@@ -1,4 +1,4 @@
-"""An encoder library is one file: each claim is about a copy of the package with one file more."""
+"""An encoder library is one file; the tests add one to a copy of the package."""
 
 import json
 import os
@@ -95,7 +95,7 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a copy of the package that has one library more."""
+    """Return a folder with a copy of the package that has one more library."""
     folder = tmp_path_factory.mktemp("package")
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(Path(her2.__file__).parent, folder / "her2", ignore=ignored)
@@ -126,7 +126,7 @@ def test_a_library_of_one_file_materialises_and_embeds(package: Path, tmp_path: 
 
 
 def encoder(package: Path, out: Path, **values: object) -> subprocess.CompletedProcess[str]:
-    """`her2 encoder` in the copy."""
+    """Run `her2 encoder` in the copy."""
     section = {"source": "random", "mpp": 1.0, "size": 64} | values
     spec = json.dumps({"encoder": section, "seed": 1})
     return python(package, "-m", "her2", "encoder", "--spec", spec, "--out", str(out))

@@ -106,7 +106,7 @@ def test_other_test_predictions_leave_the_thresholds_alone() -> None:
 
 
 def test_repeats_and_slides_add_no_patients_to_the_interval() -> None:
-    """The same calls twice: the same rates, over as many patients."""
+    """Repeating the same predictions changes neither the rates nor the number of patients."""
     table = predictions(80)
     again = table.with_columns(repeat=pl.lit(1, pl.Int32))
     twin = table.with_columns(slide_id=pl.col("slide_id") + "-twin")
@@ -144,7 +144,7 @@ def test_a_side_that_was_not_tested_has_no_rate() -> None:
 
 
 def test_net_benefit_is_the_published_formula() -> None:
-    """Vickers and Elkin 2006, on 4 patients by hand."""
+    """The formula of Vickers and Elkin 2006 is computed by hand for 4 patients."""
     positive = np.array([True, True, False, False])
     scores = np.array([0.9, 0.3, 0.6, 0.1])
     found = net_benefit(positive, scores, np.array([0.05, 0.25, 0.5, 0.95]))

@@ -1,4 +1,4 @@
-"""A shared case stops the run by name, unless the config takes the blame."""
+"""A case that is also in the cohort stops the run with its name, unless the config allows it."""
 
 from pathlib import Path
 

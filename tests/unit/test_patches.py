@@ -55,7 +55,7 @@ def folders(root: Path, counts: dict[str, int], suffix: str = ".png") -> Path:
 
 
 def with_cases(tmp_path: Path, cases: dict[str, dict[str, int]]) -> PatchSet:
-    """A csv set: case -> label -> patches."""
+    """Write a csv set from a mapping of case -> label -> number of patches."""
     rows, number = [], 0
     for case, labels in cases.items():
         for label, count in labels.items():

@@ -41,7 +41,7 @@ def _one_thread():
 
 
 def patch_set(counts: tuple[int, ...] = (16, 16, 16), side: int = SIDE, **changed) -> PatchSet:
-    """Stripes: each class has its own width, in random colours; four cases a class."""
+    """Make stripes in random colours whose width is the class, with four cases per class."""
     labels = np.repeat(np.arange(len(counts)), counts)
 
     def read(index: int) -> np.ndarray:
@@ -96,7 +96,7 @@ def unkilled(tmp_path_factory) -> Pretrained:
 
 
 def stuck_after(reads: int, patches: PatchSet) -> PatchSet:
-    """The same patches, but a reader that hangs at some point, so that a kill falls there."""
+    """Return the same patches with a reader that hangs at some point, where the job is killed."""
     lock, seen = threading.Lock(), []
 
     def read(index: int) -> np.ndarray:

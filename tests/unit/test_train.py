@@ -22,7 +22,7 @@ def _one_thread() -> None:
 
 
 def tune_loss(trained: Trained, tune: Sequence[Bag], classes: int = 2) -> float:
-    """Mean cross-entropy a slide, by scikit-learn."""
+    """Return the mean cross-entropy per slide, by scikit-learn."""
     probabilities = np.array([predict(trained.model, b).probabilities for b in tune], float)
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     return log_loss([b.label for b in tune], probabilities, labels=range(classes))

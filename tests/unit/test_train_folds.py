@@ -47,7 +47,7 @@ def _one_thread() -> None:
 
 @dataclass
 class World:
-    """A folder with folds, feature manifests and a cache of stores."""
+    """A folder with folds, entries files and a cache of stores."""
 
     root: Path
     spec: TrainSpec
@@ -197,8 +197,8 @@ def test_exactly_the_held_out_and_the_unlabelled_slides_are_predicted(world: Wor
         assert sums.to_numpy() == pytest.approx(np.ones(len(table)))
 
 
-def test_the_kept_model_s_word_on_its_tune_part_is_stored_apart(world: World) -> None:
-    """Its log loss is the tune loss that picked the epoch, so it is that very model's."""
+def test_predictions_for_the_tuning_set_are_stored_separately(world: World) -> None:
+    """Their log loss is the tuning loss that picked the epoch, so they come from the kept model."""
     for name, entry in world.train().items():
         folder = world.products(entry.key)
         table = pl.read_parquet(folder / "tune.parquet")
@@ -570,7 +570,7 @@ def trained_model(world: World, **changed: object) -> Path:
 
 
 def elsewhere(world: World, names: list[str], **store: object) -> Path:
-    """A folder of stores with the slides' names, as embedding leaves it."""
+    """Return a folder of stores named by slide, as embedding writes it."""
     folder = world.root / "elsewhere"
     for name in names:
         key = world.add_store(name, **store).key

@@ -1,4 +1,4 @@
-"""What both trainings share: tied weights and history in a checkpoint, patience, prefetching."""
+"""Parts that both trainings share: checkpoints, patience, prefetching."""
 
 import math
 import threading
@@ -29,7 +29,7 @@ class Line:
 
 
 class Tied(nn.Module):
-    """Two layers that share a weight, channels-last, and a counter in another type."""
+    """A model with two layers that share a channels-last weight, and an integer counter."""
 
     def __init__(self) -> None:
         super().__init__()

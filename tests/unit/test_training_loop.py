@@ -337,11 +337,11 @@ def test_a_bag_of_no_tile_is_refused_by_name() -> None:
 
 
 class Killed(BaseException):
-    """Not an error that anything catches."""
+    """An exception that no handler catches."""
 
 
 def killed_after(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
-    """The process 'dies' in the middle of an epoch."""
+    """Raise `Killed` in the middle of an epoch, like a process that is killed."""
     real = train_module.bag_loss
     calls = 0
 

@@ -87,7 +87,7 @@ def test_a_temperature_of_one_changes_nothing(raw: np.ndarray) -> None:
     np.testing.assert_allclose(scale(probabilities, 1.0), probabilities)
 
 
-def test_a_tune_part_that_is_all_right_is_at_the_bound_and_says_so() -> None:
+def test_a_tuning_set_that_is_all_right_is_at_the_bound_and_says_so() -> None:
     probabilities = np.array([[0.7, 0.1, 0.1, 0.1], [0.1, 0.7, 0.1, 0.1]])
     found, note = fit_temperature(np.array([0, 1]), probabilities)
     assert found == BOUNDS[0]
@@ -104,7 +104,7 @@ def test_equal_probabilities_fit_every_temperature() -> None:
     )
 
 
-def test_a_fold_s_temperature_is_that_of_its_own_tune_part() -> None:
+def test_a_fold_s_temperature_is_that_of_its_own_tuning_set() -> None:
     table = predictions(sharpness=2)
     found = fit_temperatures(table, SCORE)
     own = table.filter((pl.col("fold") == 2) & (pl.col("role") == "tune"))
@@ -151,7 +151,7 @@ def test_temperatures_mend_what_is_too_sure() -> None:
         assert after["n"] == 400
 
 
-def test_folds_without_a_tune_part_stay_as_predicted_and_are_named() -> None:
+def test_folds_without_a_tuning_set_stay_as_predicted_and_are_named() -> None:
     table = predictions().filter((pl.col("fold") != 1) | (pl.col("role") == "test"))
     temperatures = fit_temperatures(table, SCORE)
     row = temperatures.row(by_predicate=pl.col("run") == "r0f1", named=True)
@@ -167,7 +167,7 @@ def test_folds_without_a_tune_part_stay_as_predicted_and_are_named() -> None:
     assert set(found.filter(pl.col("state") == SCALED)["note"]) == {note}
 
 
-def test_without_any_tune_part_the_second_state_is_na() -> None:
+def test_without_any_tuning_set_the_second_state_is_na() -> None:
     table = predictions(tuned=False)
     found = calibration_table(states(table), SCORE, SECTION, level="slide", seed=1)
     scaled = found.filter(pl.col("state") == SCALED)

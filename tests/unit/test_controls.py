@@ -129,7 +129,7 @@ def test_a_test_patients_own_label_changes_none_of_its_covariates_predictions() 
     assert not after.filter(~here).drop("target").equals(before.filter(~here).drop("target"))
 
 
-def test_the_tune_part_picks_the_strength_and_the_test_part_does_not() -> None:
+def test_the_tuning_set_picks_the_strength_and_the_test_set_does_not() -> None:
     model = predictions(60)
     cohort, folds = cohort_of(model, site="label"), folds_of(model)
     found = covariates_of(cohort, cohort["slide_id"].to_list())
@@ -372,7 +372,7 @@ def test_an_absent_class_is_null_with_the_reason_and_the_others_have_figures() -
     assert tables["covariates_predictions"]["prob_3+"].to_list() == [0.0] * 45
 
 
-def test_a_site_that_no_train_part_has_is_predicted_by_the_rest() -> None:
+def test_a_site_that_no_training_set_has_is_predicted_by_the_rest() -> None:
     model = predictions(60)
     cohort = cohort_of(model).with_columns(
         site=pl.when(pl.col("slide_id") == "s000-0").then(pl.lit("new")).otherwise("site")

@@ -381,7 +381,7 @@ def test_a_probability_that_is_not_finite_is_refused_naming_the_slide(
     models: Models, value: float | None
 ) -> None:
     models.change("s00-b", value)
-    with pytest.raises(UserError, match=r"1 predictions cannot be evaluated .*: s00-b;"):
+    with pytest.raises(UserError, match=r"1 predictions cannot be evaluated .*: s00-b\."):
         models.evaluate()
     assert not models.output.exists()
 
@@ -389,7 +389,7 @@ def test_a_probability_that_is_not_finite_is_refused_naming_the_slide(
 def test_a_predicted_slide_that_the_folds_do_not_hold_out_is_refused(models: Models) -> None:
     table = pl.read_parquet(models.folds).filter(pl.col("slide_id") != "s04-a")
     table.write_parquet(models.folds)
-    with pytest.raises(UserError, match="not held out in the folds table.*: s04-a;"):
+    with pytest.raises(UserError, match=r"not held out in the folds table.*: s04-a\."):
         models.gather()
 
 
@@ -402,7 +402,7 @@ def test_a_prediction_of_a_train_slide_is_refused(models: Models) -> None:
     table.with_columns(role=trained.then(pl.lit("train")).otherwise("role")).write_parquet(
         models.folds
     )
-    with pytest.raises(UserError, match="not held out .*: s04-a;"):
+    with pytest.raises(UserError, match=r"not held out .*: s04-a\."):
         models.gather()
 
 
@@ -444,7 +444,7 @@ def test_a_patient_of_two_classes_is_refused(models: Models) -> None:
         models.gather()
 
 
-def test_a_model_without_its_tune_part_is_named(models: Models) -> None:
+def test_a_model_without_its_tuning_set_is_named(models: Models) -> None:
     folder = models.cache.path("models", models.manifests["r1f0-r1f1"]["r1f1"].key)
     (folder / "tune.parquet").unlink()
     with pytest.raises(UserError, match=r"r1f1: its model has no tune\.parquet"):
@@ -480,7 +480,7 @@ def test_permuting_the_predictions_changes_no_table(models: Models) -> None:
             assert_frame_equal(before[name], after[name], rel_tol=1e-9)
 
 
-def test_each_fold_is_measured_on_its_own_test_part(models: Models) -> None:
+def test_each_fold_is_measured_on_its_own_test_set(models: Models) -> None:
     table = models.gather()
     found = fold_figures(table, BINARY, level="slide")
     for repeat, fold in ((0, 0), (1, 1)):

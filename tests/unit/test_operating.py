@@ -59,7 +59,7 @@ def test_a_threshold_holds_what_was_asked_and_gives_the_most_of_the_other(
     assert legal[at][1] == max(rate[1] for rate in legal.values())
 
 
-def test_thresholds_are_of_the_tune_part_and_counts_of_the_test_part() -> None:
+def test_thresholds_come_from_the_tuning_set_and_counts_from_the_test_set() -> None:
     table = predictions(160)
     counts, thresholds = np.zeros((2, 2)), []
     for fold in range(4):
@@ -87,7 +87,7 @@ def test_thresholds_are_of_the_tune_part_and_counts_of_the_test_part() -> None:
     assert found["note"] == ""
 
 
-def test_what_is_asked_is_met_on_the_tune_part_itself() -> None:
+def test_what_is_asked_is_met_on_the_tuning_set_itself() -> None:
     """With a test set that copies the tuning set, the required figure is met exactly."""
     table = predictions(160).filter(pl.col("role") == "tune")
     copied = pl.concat([table, table.with_columns(role=pl.lit("test"))])
@@ -119,7 +119,7 @@ def test_repeats_and_slides_add_no_patients_to_the_interval() -> None:
         assert by_slide[name] == pytest.approx(once[name])
 
 
-def test_a_fold_whose_tune_part_lacks_a_side_is_left_out_and_named() -> None:
+def test_a_fold_whose_tuning_set_lacks_a_side_is_left_out_and_named() -> None:
     table = predictions().filter(
         (pl.col("fold") != 2) | (pl.col("role") == "test") | (pl.col("target") < 2)
     )
@@ -129,10 +129,10 @@ def test_a_fold_whose_tune_part_lacks_a_side_is_left_out_and_named() -> None:
     assert found["n_positive"] + found["n_negative"] == len(tested)
 
 
-def test_without_a_tune_part_there_is_no_operating_point() -> None:
+def test_without_a_tuning_set_there_is_no_operating_point() -> None:
     found = operating_table(predictions(tuned=False), SCORE, SECTION, level="patient")
     assert found["sensitivity"].null_count() == len(found) == 6
-    assert all("test sets of r0f0, r0f1 left out" in note for note in found["note"])
+    assert all("test sets of r0f0, r0f1" in note for note in found["note"])
 
 
 def test_a_side_that_was_not_tested_has_no_rate() -> None:

@@ -106,7 +106,7 @@ def test_what_ran_before_does_not_change_a_model() -> None:
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
-def test_standardisation_knows_the_train_part_alone() -> None:
+def test_standardisation_knows_the_training_set_alone() -> None:
     train, tune = noise(12, seed=0), noise(6, seed=1)
     shifted = [bag(b.slide_id, b.store.all() + 100, b.label) for b in tune]
     trained = fit(train, shifted, epochs=1)
@@ -159,7 +159,7 @@ def test_a_class_without_a_train_slide_is_an_error_that_names_it() -> None:
         )
 
 
-def test_a_tune_part_may_lack_a_class() -> None:
+def test_a_tuning_set_may_lack_a_class() -> None:
     trained = fit(
         noise(12, seed=0, classes=3), noise(4, seed=1), class_names=("0", "1+", "2+"), epochs=1
     )
@@ -168,7 +168,7 @@ def test_a_tune_part_may_lack_a_class() -> None:
     )
 
 
-def test_an_empty_tune_part_is_an_error() -> None:
+def test_an_empty_tuning_set_is_an_error() -> None:
     with pytest.raises(UserError, match="no usable slide in the tuning set"):
         fit(noise(8, seed=0), [])
 

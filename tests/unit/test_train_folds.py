@@ -289,7 +289,7 @@ def test_what_does_not_determine_a_model_is_not_in_its_key(world: World) -> None
     assert {name: entry.key for name, entry in world.train(same, threads=2).items()} == keys
 
 
-def test_labels_of_the_test_part_are_no_input_of_a_model(tmp_path: Path) -> None:
+def test_labels_of_the_test_set_are_no_input_of_a_model(tmp_path: Path) -> None:
     straight, altered = build(tmp_path / "a", runs=RUNS[:1]), build(tmp_path / "b", runs=RUNS[:1])
     with_labels(straight, [], lambda label: label)
     with_labels(altered, altered.part("test"), lambda label: 1 - label)
@@ -338,7 +338,7 @@ def test_more_excluded_slides_than_allowed_stop_the_job_by_name(world: World) ->
     assert all(f"{name}: cut off" in str(caught.value) for name in lost)
 
 
-def test_a_test_part_without_a_usable_slide_leaves_an_empty_typed_table(tmp_path: Path) -> None:
+def test_a_test_set_without_a_usable_slide_leaves_an_empty_typed_table(tmp_path: Path) -> None:
     world = build(tmp_path, cohort(unlabelled=0), runs=RUNS[:1], max_excluded=0.9)
     lost = {name: FeatureEntry("failed", "cut off") for name in world.part("test")}
     world.set_entries(world.entries() | lost)

@@ -274,7 +274,7 @@ def test_weights_of_the_classes_are_inverse_to_their_slides() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data(), classes=st.integers(2, 4))
-def test_figures_of_the_tune_part_are_those_of_scikit_learn(
+def test_figures_of_the_tuning_set_are_those_of_scikit_learn(
     data: st.DataObject, classes: int
 ) -> None:
     extra = data.draw(st.lists(st.integers(0, classes - 1), max_size=12))
@@ -319,7 +319,7 @@ def test_of_equal_epochs_the_one_of_the_lower_loss_is_better() -> None:
     assert TuneFigures(0.9, 0.5, {"macro_auc": 0.6}).rank("macro_auc") > low.rank("macro_auc")
 
 
-def test_a_metric_that_the_tune_part_cannot_tell_is_refused_with_its_mend() -> None:
+def test_a_metric_that_the_tuning_set_cannot_tell_is_refused_with_its_fix() -> None:
     three = ("0", "1+", "2+")
     with pytest.raises(UserError, match=r"macro_auc is not defined: .*class 2\+ in the tuning set"):
         fit(noise(9, seed=0, classes=3), noise(4, seed=1), class_names=three, select="macro_auc")
@@ -492,7 +492,7 @@ def test_a_fold_tries_so_many_different_combinations_of_the_listed_values() -> N
     assert draws(HEAD, seed=5) == [{}]
 
 
-def test_the_trial_that_is_best_on_the_tune_part_is_kept() -> None:
+def test_the_trial_that_is_best_on_the_tuning_set_is_kept() -> None:
     train, tune = key_instances(24, seed=0), key_instances(12, seed=1)
     kept, trials = search(
         SEARCHED,

@@ -154,19 +154,23 @@ def cache_prune(
     print(f"{what} deleted", file=sys.stderr)
 
 
-@synthetic_app.command("slide")
-def synthetic_slide(
+@synthetic_app.command("slides")
+def synthetic_slides(
     spec: Annotated[str, typer.Option(help="what the job depends on, as JSON")],
-    slide: Annotated[Path, typer.Option(help="the .svs to write")],
-    mask: Annotated[Path, typer.Option(help="the .png to write")],
-    side_px: Annotated[int, typer.Option(min=256)] = 3072,
+    root: Annotated[Path, typer.Option(help="gets slides/{slide_id}.svs and masks/{slide_id}.png")],
 ) -> None:
-    """Draw one demo slide and the mask of its planted signal."""
+    """Draw a bucket of demo slides and the masks of their planted signal."""
     from her2.synthetic import draw_slide
 
     job = jobs.load(jobs.SyntheticSpec, spec)
-    fields = job.model_dump(exclude={"version"})
-    draw_slide(**fields, slide_path=slide, mask_path=mask, side_px=side_px)
+    for slide in job.slides:
+        draw_slide(
+            **slide.model_dump(),
+            seed=job.seed,
+            slide_path=root / "slides" / f"{slide.slide_id}.svs",
+            mask_path=root / "masks" / f"{slide.slide_id}.png",
+            side_px=job.side_px,
+        )
 
 
 @synthetic_app.command("patches")

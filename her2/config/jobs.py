@@ -27,7 +27,7 @@ from her2.core.errors import UserError
 from her2.core.files import canonical_json
 
 VERSIONS = {
-    "synthetic": 1,
+    "synthetic": 2,
     "tile": 2,
     "audit": 2,
     "cohort": 2,
@@ -48,14 +48,21 @@ VERSIONS = {
 its products anew. A golden test fails when an output changes and its number does not."""
 
 
-class SyntheticSpec(Section):
-    """One demo slide."""
+class SyntheticSlide(Section):
+    """What a demo slide is drawn from: its row of the manifest."""
 
-    version: int = VERSIONS["synthetic"]
     slide_id: str
     patient_id: str
     her2: str
     site: str
+
+
+class SyntheticSpec(Section):
+    """A bucket of demo slides."""
+
+    version: int = VERSIONS["synthetic"]
+    slides: tuple[SyntheticSlide, ...]
+    side_px: int
     seed: int
 
 

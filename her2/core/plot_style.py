@@ -1,5 +1,6 @@
-"""Every stage that draws: how its figures look, and their colours."""
+"""Every stage that draws: how its figures look, their colours, and what all of them say."""
 
+from dataclasses import dataclass
 from typing import Any
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -26,3 +27,25 @@ STYLE: Any = {
     "svg.hashsalt": "her2",
 }
 """Of every figure; for `matplotlib.rc_context`."""
+
+
+@dataclass(frozen=True, slots=True)
+class FigureContext:
+    """What all figures of a run share, made once from the job.
+
+    `synthetic`: the slides were drawn by a program, and every figure has to say so.
+    """
+
+    synthetic: bool
+
+    def title(self, text: str) -> str:
+        """Return a figure's title, which says when its data are synthetic."""
+        return f"{text} (synthetic data)" if self.synthetic else text
+
+    def subject(self, name: str) -> str:
+        """Return what a figure is about, for the words that stand for it."""
+        return f"{name} on synthetic data" if self.synthetic else name
+
+    def warning(self, words: str, noun: str) -> str:
+        """Return a picture's warning, which says when the `noun` that it shows is synthetic."""
+        return f"{words}  SYNTHETIC {noun}." if self.synthetic else words

@@ -111,6 +111,11 @@ def materialise(encoder: EncoderSection, seed: int, folder: Path) -> EncoderCard
     elif encoder.source == "random":
         provenance = {"seed": seed}
     mean, std = normalisation(encoder)
+    if encoder.source == "checkpoint" and encoder.mean is None:
+        log.info(
+            "%s: `mean` and `std` are not set, so patches are normalised with those of the weights "
+            "that %s publishes: %s, %s", path, library, mean, std,
+        )  # fmt: skip
     state = {name: tensor.contiguous() for name, tensor in backbone.state_dict().items()}
     card = EncoderCard(
         source=encoder.source,

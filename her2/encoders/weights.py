@@ -6,7 +6,6 @@ from math import isqrt
 from typing import Any
 
 import torch
-from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from her2.config.catalogue import CatalogueRow
@@ -54,6 +53,8 @@ def weights_for(
     Raises:
         UserError: names that do not belong to the row's layout.
     """
+    from timm.layers.pos_embed import resample_abs_pos_embed
+
     result = _from_transformers(row, state) if row.layout != "timm" else dict(state)
     vit: Any = backbone
     positions, own = result.get("pos_embed"), getattr(vit, "pos_embed", None)

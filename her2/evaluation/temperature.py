@@ -8,7 +8,6 @@ import math
 
 import numpy as np
 import polars as pl
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 from her2.config import Task
@@ -32,6 +31,7 @@ def fit_temperature(target: Ints, probabilities: Floats) -> tuple[float, str]:
 
     The loss is convex in 1 / T, so a single search between the bounds finds the minimum.
     """
+    from scipy.optimize import minimize_scalar
 
     logits = _logits(probabilities)
 

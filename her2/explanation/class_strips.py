@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from her2.cohort.manifest import Cohort
 from her2.core.errors import SlideError, TileError
 from her2.core.files import atomic_path
+from her2.core.plot_style import FigureContext
 from her2.explanation.held_out import HeldOut
 from her2.explanation.held_out_slides import HeldOutSlide
 from her2.explanation.localisation import is_uniform
@@ -20,10 +21,10 @@ from her2.explanation.strips import (
     MOST,
     SHOWN,
     Candidate,
-    Shot,
+    TileImage,
     candidates,
     draw_strip,
-    read_shot,
+    read_tile_image,
     times_words,
 )
 from her2.explanation.tiles import UNIFORM, SlideTiles
@@ -37,7 +38,7 @@ FOLDER = "scores"
 
 
 def draw_scores(
-    held_out: HeldOut, cohort: Cohort, output: Path, *, synthetic: bool
+    held_out: HeldOut, cohort: Cohort, output: Path, context: FigureContext
 ) -> list[dict[str, object]]:
     """One picture a score, `scores/{index of the class}.png`, and what is in it.
 
@@ -45,7 +46,7 @@ def draw_scores(
         held_out: all held-out slides; only a few are opened.
         cohort: where they are.
         output: the folder that `scores/` is in.
-        synthetic: the slides are drawn.
+        context: what all figures of the run share.
 
     Returns:
         Of each score: `label`, `slides`, `patients`, and `picture` with its `tiles`, `tile_um` and
@@ -66,7 +67,7 @@ def draw_scores(
             about["note"] = UNIFORM
         else:
             path = output / FOLDER / f"{index}.png"
-            about |= _draw_score(held_out, cohort, held, values, path, label, synthetic)
+            about |= _draw_score(held_out, cohort, held, values, path, context)
         found.append(about)
     return found
 
@@ -77,27 +78,26 @@ def _draw_score(
     held: list[HeldOutSlide],
     attention: list[NDArray[np.float32]],
     path: Path,
-    label: str,
-    synthetic: bool,
+    context: FigureContext,
 ) -> dict[str, object]:
-    shown: dict[str, list[tuple[Candidate, SlideTiles, Shot]]] = {}
+    shown: dict[str, list[tuple[Candidate, SlideTiles, TileImage]]] = {}
     with ExitStack() as stack:
-        shelf = _Shelf(held_out, cohort, stack)
+        opened = _OpenSlides(held_out, cohort, stack)
         for end in (MOST, LEAST):
-            shown[end] = _pick(shelf, candidates(held, attention, end))
-        not_opened = [{"slide_id": k, "reason": v} for k, v in sorted(shelf.reasons.items())]
-    rows = {end: [shot for _, _, shot in items] for end, items in shown.items()}
+            shown[end] = _pick(opened, candidates(held, attention, end))
+        not_opened = [{"slide_id": k, "reason": v} for k, v in sorted(opened.reasons.items())]
+    rows = {end: [image for _, _, image in items] for end, items in shown.items()}
     if not any(rows.values()):
         return {"not_opened": not_opened, "note": "none of the slides could be read"}
     first = next(tiles for items in shown.values() for _, tiles, _ in items)
     tile_um = first.level0_tile[0] * first.scale.mpp_x
     people = len({one.patient_id for one in held})
     headline = (
-        f"Score {label}",
+        f"Score {held[0].label}",
         f"the extremes of all tiles of {len(held)} held-out slides of {people} patients",
     )
     with atomic_path(path) as temporary:
-        draw_strip(rows, headline=headline, tile_um=tile_um, synthetic=synthetic, path=temporary)
+        draw_strip(rows, context, headline=headline, tile_um=tile_um, path=temporary)
     return {
         "picture": f"{FOLDER}/{path.name}",
         "tile_um": round(tile_um, 3),
@@ -110,7 +110,7 @@ def _draw_score(
     }
 
 
-class _Shelf:
+class _OpenSlides:
     """Slides that are open, at most `OPENED` of them, and why others are not."""
 
     def __init__(self, held_out: HeldOut, cohort: Cohort, stack: ExitStack) -> None:
@@ -119,7 +119,7 @@ class _Shelf:
         self._open: dict[str, tuple[Slide, SlideTiles]] = {}
         self.reasons: dict[str, str] = {}
 
-    def shot(self, one: Candidate) -> tuple[SlideTiles, Shot] | None:
+    def tile(self, one: Candidate) -> tuple[SlideTiles, TileImage] | None:
         """The tile, None where its slide is one too many or cannot be read."""
         name = one.held.slide_id
         tried = len(self._open) + len(self.reasons)
@@ -131,7 +131,7 @@ class _Shelf:
                 self._open[name] = slide, self._held_out.tiles(one.held)
             slide, tiles = self._open[name]
             caption = times_words(one.times_tiles), name
-            return tiles, read_shot(slide, tiles, one.row, caption)
+            return tiles, read_tile_image(slide, tiles, one.row, caption)
         except (SlideError, TileError) as error:
             log.warning("%s: none of its tiles is shown: %s", name, error)
             self._open.pop(name, None)
@@ -139,15 +139,17 @@ class _Shelf:
             return None
 
 
-def _pick(shelf: _Shelf, ordered: list[Candidate]) -> list[tuple[Candidate, SlideTiles, Shot]]:
+def _pick(
+    opened: _OpenSlides, ordered: list[Candidate]
+) -> list[tuple[Candidate, SlideTiles, TileImage]]:
     """The first ones that can be read, of a patient no more than are allowed."""
-    found: list[tuple[Candidate, SlideTiles, Shot]] = []
+    found: list[tuple[Candidate, SlideTiles, TileImage]] = []
     given: dict[str, int] = {}
     for one in ordered:
         patient = one.held.patient_id
         if len(found) == SHOWN:
             break
-        if given.get(patient, 0) < A_PATIENT and (read := shelf.shot(one)) is not None:
+        if given.get(patient, 0) < A_PATIENT and (read := opened.tile(one)) is not None:
             given[patient] = given.get(patient, 0) + 1
             found.append((one, *read))
     return found

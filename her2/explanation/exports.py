@@ -6,7 +6,7 @@ Parquet for analysis, GeoJSON for QuPath, and a pyramidal OME-TIFF of the overla
 import hashlib
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import cv2
@@ -61,8 +61,11 @@ def facts(tiles: SlideTiles, *, synthetic: bool) -> dict[str, object]:
     }
 
 
-def write_parquet(tiles: SlideTiles, path: Path, *, synthetic: bool) -> None:
-    """One row a tile: its rectangle in level-0 px, and the values; `facts` as JSON under `her2`."""
+def write_parquet(tiles: SlideTiles, path: Path, about: Mapping[str, object]) -> None:
+    """Write one row per tile: its rectangle in level-0 px, and the values.
+
+    `about`, which `facts` returns, goes into the metadata as JSON under `her2`.
+    """
     width, height = tiles.level0_tile
     columns = {
         "x_level0_px": tiles.coords[:, 0],
@@ -72,7 +75,7 @@ def write_parquet(tiles: SlideTiles, path: Path, *, synthetic: bool) -> None:
         **values(tiles),
     }
     table = pa.table({name: pa.array(column) for name, column in columns.items()})
-    metadata = {METADATA_KEY: canonical_json(facts(tiles, synthetic=synthetic))}
+    metadata = {METADATA_KEY: canonical_json(about)}
     pa.parquet.write_table(table.replace_schema_metadata(metadata), path)
 
 
@@ -82,22 +85,22 @@ def rectangles(tiles: SlideTiles) -> NDArray[np.int64]:
 
 
 def write_geojson(
-    tiles: SlideTiles, path: Path, *, origin_px: tuple[int, int], synthetic: bool
+    tiles: SlideTiles, path: Path, about: Mapping[str, object], *, origin_px: tuple[int, int]
 ) -> None:
     """A FeatureCollection of tile objects, as QuPath 0.4 and later import it.
 
     Args:
         tiles: of the slide.
         path: of the file.
+        about: what `facts` returns.
         origin_px: the level-0 px that QuPath counts from: the corner of the scanned area where the
             format gives one (MIRAX, Leica SCN), else (0, 0).
-        synthetic: the slide is drawn.
 
     Source: GeoJSON, RFC 7946; QuPath's `objectType` "tile" and `measurements` (name -> number).
     """
     head = {
         "type": "FeatureCollection",
-        "her2": {**facts(tiles, synthetic=synthetic), "origin_level0_px": origin_px},
+        "her2": {**about, "origin_level0_px": origin_px},
     }
     with path.open("w", encoding="utf-8") as stream:
         stream.write(canonical_json(head)[:-1] + ',"features":[\n')

@@ -14,16 +14,15 @@ from matplotlib.figure import Figure as Canvas
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar
 from numpy.typing import NDArray
 
-from her2.core.plot_style import STYLE
+from her2.core.plot_style import STYLE, FigureContext
 from her2.core.types import RGB, Mask
 from her2.explanation.exports import WARNING
+from her2.explanation.listing import ATTENTION, CONTRIBUTION, THUMBNAIL, TRUTH
 from her2.explanation.tiles import SlideTiles
 from her2.slides.slide import Scale
 
 SIDE_PX = 640
 """The longer side of a thumbnail in the picture."""
-ATTENTION, CONTRIBUTION, THUMBNAIL, TRUTH = "attention", "contribution", "thumbnail", "truth"
-"""Names of the panels, as `heatmaps.json` lists them."""
 
 _SEQUENTIAL, _DIVERGING = "viridis", "PuOr_r"
 """Both keep their order for people who see few colours; orange is for, purple is against."""
@@ -143,9 +142,9 @@ def panels(tiles: SlideTiles, thumbnail: RGB, truth: Mask | None, truth_title: s
 def draw_picture(
     parts: Sequence[Panel],
     scale: Scale,
+    context: FigureContext,
     *,
     headline: tuple[str, str],
-    synthetic: bool,
     path: Path,
 ) -> None:
     """Write the panels side by side as PNG, with scale bar, colour bars and what to be wary of.
@@ -153,8 +152,8 @@ def draw_picture(
     Args:
         parts: panels of one size.
         scale: um/px of their images on each axis.
+        context: what all figures of the run share.
         headline: two lines above them all.
-        synthetic: the slide is drawn.
         path: of the PNG.
     """
     height, width = parts[0].image.shape[:2]
@@ -180,8 +179,9 @@ def draw_picture(
         for line, weight, inches in zip(headline, ("bold", "normal"), (1.5, 1.31), strict=True):
             spot = 0.02 / len(parts), (tall + inches) / sides[1]
             fit_text(canvas, spot, line, 0.97 * sides[0], fontsize=9.5, fontweight=weight)
-        words = f"{WARNING}: it says where the model looked, not what is there."
-        words += "  SYNTHETIC slide." if synthetic else ""
+        words = context.warning(
+            f"{WARNING}: it says where the model looked, not what is there.", "slide"
+        )
         canvas.text(0.02 / len(parts), 0.1 / sides[1], words, fontsize=8.5, color="#9c2a00")
         canvas.savefig(path, format="png", metadata=PNG_METADATA)
 

@@ -3,7 +3,6 @@
 Each slide is shown by the one model of the first repeat that never saw its patient.
 """
 
-import json
 import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from her2.config import HeatmapFormat
 from her2.config.jobs import HeatmapSpec
 from her2.core.errors import SlideError, TileError
 from her2.core.files import atomic_path, write_json
+from her2.core.plot_style import FigureContext
 from her2.core.types import RGB, Mask
 from her2.explanation import exports, strips
 from her2.explanation.class_strips import FOLDER as SCORES
@@ -87,23 +87,11 @@ def draw_heatmaps(
     drawn = [_draw_slide(spec, cohort, held_out, held, masks, output.parent) for held in chosen]
     scores: list[dict[str, object]] = []
     if spec.slides:
-        scores = draw_scores(held_out, cohort, output.parent, synthetic=spec.synthetic)
+        scores = draw_scores(held_out, cohort, output.parent, FigureContext(spec.synthetic))
     _remove_others(output.parent, drawn, scores)
     write_json(output.with_name("tiles.json"), scores)
     write_json(output, drawn)
     return drawn
-
-
-def read_heatmaps(path: Path) -> list[dict[str, object]]:
-    """Read `heatmaps.json`: of each drawn slide a row.
-
-    `slide_id`, `patient_id`, `label`, `predicted`, `fold`, `picture`, `panels` (names), `tiles`
-    (how many), `um_per_px` (of the thumbnail), `files` and `tile_strip` (None where there is no
-    strip), and where something is to be said a `note`. Paths start where the list lies. Of a slide
-    that could not be read: `slide_id` and the `reason`.
-    """
-    found: list[dict[str, object]] = json.loads(path.read_text(encoding="utf-8"))
-    return found
 
 
 def _draw_slide(
@@ -124,7 +112,7 @@ def _draw_slide(
             thumbnail = _thumbnail(slide, tiles, SIDE_PX)
             if "ome_tiff" in spec.formats:
                 large = _thumbnail(slide, tiles, exports.OME_SIDE_PX)
-            shots = None if tiles.uniform else strips.slide_shots(slide, tiles)
+            images = None if tiles.uniform else strips.slide_tile_images(slide, tiles)
             origin_px = slide.bounds_corner_px
     except (SlideError, TileError) as error:
         log.warning("%s: no heatmap: %s", held.slide_id, error)
@@ -135,20 +123,21 @@ def _draw_slide(
     except SlideError as error:
         log.warning("%s: no truth beside its heatmap: %s", held.slide_id, error)
         notes.append(str(error))
-    parts = panels(tiles, thumbnail, truth, truth_words(synthetic=spec.synthetic))
+    context = FigureContext(spec.synthetic)
+    parts = panels(tiles, thumbnail, truth, truth_words(context))
     scale = picture_scale(tiles, thumbnail)
     picture = f"{SLIDES}/{held.slide_id}.png"
     with atomic_path(folder / picture) as path:
-        draw_picture(parts, scale, headline=_headline(tiles), synthetic=spec.synthetic, path=path)
+        draw_picture(parts, scale, context, headline=_headline(tiles), path=path)
     strip = None
-    if shots is not None:
+    if images is not None:
         strip = f"{STRIPS}/{held.slide_id}.png"
         with atomic_path(folder / strip) as path:
             strips.draw_strip(
-                shots,
+                images,
+                context,
                 headline=_headline(tiles),
                 tile_um=tiles.level0_tile[0] * tiles.scale.mpp_x,
-                synthetic=spec.synthetic,
                 path=path,
             )
     files = _export(spec, tiles, folder, large, origin_px)
@@ -193,9 +182,9 @@ def _truth(
     )
 
 
-def truth_words(*, synthetic: bool) -> str:
+def truth_words(context: FigureContext) -> str:
     """What the yellow of the panel of the truth is."""
-    return "Planted HER2-positive morphology" if synthetic else "Annotated positive area"
+    return "Planted HER2-positive morphology" if context.synthetic else "Annotated positive area"
 
 
 def _thumbnail(slide: Slide, tiles: SlideTiles, side_px: int) -> RGB:
@@ -216,15 +205,16 @@ def _export(
 ) -> list[str]:
     """Write the asked formats; their paths below `folder`."""
     names = []
+    facts = exports.facts(tiles, synthetic=spec.synthetic)
     for kind, suffix in SUFFIXES.items():
         if kind not in spec.formats:
             continue
         names.append(f"{SLIDES}/{tiles.slide_id}{suffix}")
         with atomic_path(folder / names[-1]) as path:
             if kind == "parquet":
-                exports.write_parquet(tiles, path, synthetic=spec.synthetic)
+                exports.write_parquet(tiles, path, facts)
             elif kind == "geojson":
-                exports.write_geojson(tiles, path, origin_px=origin_px, synthetic=spec.synthetic)
+                exports.write_geojson(tiles, path, facts, origin_px=origin_px)
             elif large is not None:
                 words = "Rank of attention in the slide, dark blue lowest to yellow highest. "
                 words += f"{exports.WARNING}." + (" Synthetic slide." if spec.synthetic else "")

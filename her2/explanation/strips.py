@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure as Canvas
 from numpy.typing import NDArray
 
-from her2.core.plot_style import STYLE
+from her2.core.plot_style import STYLE, FigureContext
 from her2.core.types import RGB
 from her2.explanation.exports import WARNING
 from her2.explanation.heatmap import PNG_METADATA, fit_text
@@ -37,7 +37,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Shot:
+class TileImage:
     """The image of a tile (px, px, 3) as the encoder saw it, with the lines of words below it."""
 
     image: RGB
@@ -50,7 +50,9 @@ def extreme_rows(attention: NDArray[np.float32], number: int, end: str) -> NDArr
     return np.asarray(np.argsort(keys, kind="stable")[:number], np.int64)
 
 
-def read_shot(slide: Slide, tiles: SlideTiles, row: int, caption: tuple[str, ...]) -> Shot:
+def read_tile_image(
+    slide: Slide, tiles: SlideTiles, row: int, caption: tuple[str, ...]
+) -> TileImage:
     """A tile at the encoder's own um/px.
 
     Raises:
@@ -58,10 +60,10 @@ def read_shot(slide: Slide, tiles: SlideTiles, row: int, caption: tuple[str, ...
     """
     x, y = tiles.coords[row].tolist()
     side = tiles.encoder_px
-    return Shot(slide.region(x, y, *tiles.level0_tile, (side, side)), caption)
+    return TileImage(slide.region(x, y, *tiles.level0_tile, (side, side)), caption)
 
 
-def slide_shots(slide: Slide, tiles: SlideTiles) -> dict[str, list[Shot]]:
+def slide_tile_images(slide: Slide, tiles: SlideTiles) -> dict[str, list[TileImage]]:
     """The most and the least attended tiles of one slide.
 
     Raises:
@@ -69,7 +71,7 @@ def slide_shots(slide: Slide, tiles: SlideTiles) -> dict[str, list[Shot]]:
     """
     return {
         end: [
-            read_shot(slide, tiles, int(row), (times_words(float(tiles.times_tiles[row])),))
+            read_tile_image(slide, tiles, int(row), (times_words(float(tiles.times_tiles[row])),))
             for row in extreme_rows(tiles.attention, SHOWN, end)
         ]
         for end in (MOST, LEAST)
@@ -100,24 +102,24 @@ def times_words(times_tiles: float) -> str:
 
 
 def draw_strip(
-    rows: dict[str, list[Shot]],
+    rows: dict[str, list[TileImage]],
+    context: FigureContext,
     *,
     headline: tuple[str, str],
     tile_um: float,
-    synthetic: bool,
     path: Path,
 ) -> None:
     """Write tiles as PNG, the most attended in the first line and the least in the second.
 
     Args:
         rows: `most` and `least`.
+        context: what all figures of the run share.
         headline: two lines above them.
         tile_um: side of a tile.
-        synthetic: the slides are drawn.
         path: of the PNG.
     """
-    columns = max(1, *(len(shots) for shots in rows.values()))
-    lines = max(len(shot.caption) for shots in rows.values() for shot in shots)
+    columns = max(1, *(len(images) for images in rows.values()))
+    lines = max(len(tile.caption) for images in rows.values() for tile in images)
     step = _TILE_IN + 0.18 + 0.14 * lines  # inches, with the captions
     with mpl.rc_context(STYLE):
         size = (1.05 + columns * (_TILE_IN + 0.08), _HEAD_IN + step * len(rows) + 0.5)
@@ -137,21 +139,21 @@ def draw_strip(
 
         write(0.08, 0.1, headline[0], size[0] - 0.2, fontsize=9.5, fontweight="bold")
         write(0.08, 0.3, headline[1], size[0] - 0.2, fontsize=9)
-        for line, (end, shots) in enumerate(rows.items()):
+        for line, (end, images) in enumerate(rows.items()):
             top = _HEAD_IN + line * step
             write(0.08, top + 0.4 * _TILE_IN, f"{end}\nattended", 0.9, fontsize=9)
-            for column, shot in enumerate(shots):
+            for column, tile in enumerate(images):
                 left = 1.0 + column * (_TILE_IN + 0.08)
                 place(left, top, _TILE_IN, _TILE_IN).imshow(
-                    shot.image, interpolation="antialiased", aspect="auto"
+                    tile.image, interpolation="antialiased", aspect="auto"
                 )
-                for number, words in enumerate(shot.caption):
+                for number, words in enumerate(tile.caption):
                     below = top + _TILE_IN + 0.04 + 0.13 * number
                     write(left, below, words, _TILE_IN, fontsize=7.5)
-        words = (
+        words = context.warning(
             f"Each tile is {tile_um:.0f} \u00b5m wide. 1\u00d7: its attention if all tiles weighed "
-            f"the same.\n{WARNING}."
+            f"the same.\n{WARNING}.",
+            "slides",
         )
-        words += "  SYNTHETIC slides." if synthetic else ""
         write(0.08, size[1] - 0.42, words, size[0], fontsize=8, color="#9c2a00")
         canvas.savefig(path, format="png", metadata=PNG_METADATA)

@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import log_loss
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from her2.config import Select
@@ -68,6 +66,9 @@ def fit_baseline(
     Raises:
         ValueError: a class is absent from the training set.
     """
+    from sklearn.metrics import log_loss
+    from sklearn.preprocessing import StandardScaler
+
     (x, y), (x_tune, y_tune) = train, tune
     absent = sorted(set(range(classes)) - set(np.unique(y).tolist()))
     if absent:

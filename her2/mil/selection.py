@@ -44,16 +44,6 @@ class TuneFigures:
         """Return the figures by name, the metrics in alphabetical order."""
         return {"loss": self.loss, "accuracy": self.accuracy, **dict(sorted(self.metrics.items()))}
 
-    @classmethod
-    def from_row(cls, row: Mapping[str, float]) -> "TuneFigures":
-        """Read a row that `row` returned.
-
-        Raises:
-            KeyError: the row lacks a metric that can select.
-        """
-        names = selecting_metrics()
-        return cls(row["loss"], row["accuracy"], {name: row[name] for name in names})
-
 
 @dataclass(frozen=True, slots=True)
 class Epoch:

@@ -16,8 +16,13 @@ from her2.config.names import PUBLISHED, chunks, split_protocol
 from her2.core.errors import SlideError, UserError
 from her2.slides.backends import slide_files
 
+DEMO_SIDE_PX = 2880
+"""Width and height of the demo's slides at 0.5 um/px: 15 tiles of 96 um, half of them tissue. A
+float32 image of this size stays below the 32 MiB above which glibc asks the kernel for new memory
+every time, which took as long as the drawing."""
+
 DEMO_PATCHES = {"he": 300, "ihc": 225, "natural": 150}
-"""Patches a class of the demo's sets: 900 each, small enough to learn from in a minute."""
+"""Patches per class of the demo's sets: 900 each, small enough to learn from in a minute."""
 
 
 @dataclass(frozen=True)
@@ -86,23 +91,36 @@ class Plan:
         """The manifest's columns that some task reads, sorted."""
         return tuple(sorted({task.label for task in self.config.tasks.values()}))
 
-    def synthetic_spec(self, slide_id: str) -> str:
-        """Spec of drawing one demo slide."""
-        row = self.slides[slide_id]
-        if "her2" not in row.labels:
+    @cached_property
+    def synthetic_specs(self) -> dict[str, str]:
+        """Bucket -> spec of drawing its demo slides.
+
+        Raises:
+            UserError: slides without a score; all of them are named.
+        """
+        if unscored := [row.slide_id for row in self.cohort.rows if "her2" not in row.labels]:
             raise UserError(
-                f"{slide_id}: a synthetic slide is drawn from its score; fill its column 'her2', "
-                "or set `cohort.synthetic: false`."
+                f"{', '.join(unscored)}: a synthetic slide is drawn from its score; fill the "
+                "column 'her2', or set `cohort.synthetic: false`."
             )
-        return jobs.dump(
-            jobs.SyntheticSpec(
-                slide_id=slide_id,
-                patient_id=row.patient_id,
-                her2=row.labels["her2"],
-                site=row.site or "",
-                seed=self.config.seed,
+        return {
+            bucket: jobs.dump(
+                jobs.SyntheticSpec(
+                    slides=tuple(
+                        jobs.SyntheticSlide(
+                            slide_id=row.slide_id,
+                            patient_id=row.patient_id,
+                            her2=row.labels["her2"],
+                            site=row.site or "",
+                        )
+                        for row in rows
+                    ),
+                    side_px=DEMO_SIDE_PX,
+                    seed=self.config.seed,
+                )
             )
-        )
+            for bucket, rows in self.by_bucket.items()
+        }
 
     def tile_spec(self, grid: str, bucket: str) -> str:
         """Spec of tiling one bucket on one grid."""

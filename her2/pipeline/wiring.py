@@ -53,6 +53,8 @@ def read_plan(values: Mapping[str, Any], *, check_files: bool) -> Plan:
     plan = Plan(config, cohort)
     # Asked here, before anything runs and where a mistake is told without a traceback.
     _ = plan.local_weights, plan.chunks
+    if section.synthetic:
+        _ = plan.synthetic_specs  # a slide without a score cannot be drawn
     return plan
 
 

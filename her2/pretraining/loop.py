@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
@@ -196,6 +195,8 @@ def validate(
     present = np.unique(target)
     aucs = [math.nan]
     if len(present) > 1:
+        from sklearn.metrics import roc_auc_score
+
         aucs = [roc_auc_score(target == c, probabilities[:, c]) for c in present]
     return (
         float(np.mean([losses[target == c].mean() for c in present])),

@@ -11,8 +11,9 @@ from her2.cohort.audit import read_cohort_table
 from her2.config import Config, Task
 from her2.config.jobs import ReportSpec
 from her2.core.errors import UserError
+from her2.core.plot_style import FigureContext
 from her2.encoders.card import EncoderCard, read_card
-from her2.explanation.heatmap_stage import read_heatmaps
+from her2.explanation.listing import read_heatmaps
 from her2.pretraining.overlap import Overlap, read_overlap
 from her2.storage.entries import FeatureEntry, FoldEntry, read_all_entries
 from her2.storage.features import read_attributes
@@ -45,7 +46,7 @@ RECEIPTS = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class EvaluatedModel:
     """One encoder and head on a task: the tables of its evaluation, and how it was trained.
 
     `folds` and `histories` are by run (`r0f3`); a history that has no link is absent. `controls`
@@ -92,7 +93,7 @@ class Model:
         return self.metrics.filter(pl.col("level") == name)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # tables have no equality of one answer
 class Results:
     """A finished run.
 
@@ -112,7 +113,7 @@ class Results:
     cards: Mapping[str, EncoderCard]
     precisions: Mapping[str, tuple[str, ...]]
     devices: Mapping[str, tuple[str, ...]]
-    models: tuple[Model, ...]
+    models: tuple[EvaluatedModel, ...]
     overlaps: Mapping[str, Overlap]
     pretraining: Mapping[str, pl.DataFrame]
     comparisons: Mapping[str, pl.DataFrame]
@@ -127,9 +128,19 @@ class Results:
         """The slides are drawn."""
         return self.config.cohort.synthetic
 
-    def task_models(self, task_name: str) -> tuple[Model, ...]:
+    @property
+    def figure_context(self) -> FigureContext:
+        """What all figures of the page share."""
+        return FigureContext(self.synthetic)
+
+    def task_models(self, task_name: str) -> tuple[EvaluatedModel, ...]:
         """The models of one task, in the config's order."""
         return tuple(model for model in self.models if model.task_name == task_name)
+
+
+def one_row_a_slide(results: Results) -> pl.DataFrame:
+    """Return the cohort table without its grids: one row per slide."""
+    return results.cohort.unique("slide_id", keep="first").sort("slide_id")
 
 
 def read_results(spec: ReportSpec, folder: Path) -> Results:
@@ -206,7 +217,7 @@ def _comparisons(config: Config, folder: Path) -> dict[str, pl.DataFrame]:
 
 def _model(
     config: Config, folder: Path, names: tuple[str, str, str], chunks: tuple[str, ...]
-) -> Model:
+) -> EvaluatedModel:
     task, encoder, head = names
     evaluation, models, heatmaps, controls, attention = (
         folder / stage / task / encoder / head
@@ -215,7 +226,7 @@ def _model(
     folds = read_all_entries(models, chunks, FoldEntry)
     histories = {run: models / run / "history.parquet" for run in folds}
     tables = {name: _table(evaluation / f"{name}.parquet") for name in TABLES}
-    return Model(
+    return EvaluatedModel(
         task_name=task,
         encoder=encoder,
         head=head,

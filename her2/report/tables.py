@@ -8,7 +8,7 @@ from her2.report.format import interval, number
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class TableCell:
     """One figure: `0.617`, `[0.529, 0.704]`, and what has to be said beside it."""
 
     value: str
@@ -17,31 +17,33 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
-class Sheet:
+class PageTable:
     """A table: the first cell of a row is its head; titles that begin with # stand over numbers."""
 
     caption: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[tuple[TableCell, ...], ...]
     note: str = ""
 
 
-Row = Sequence[Cell | str]
+TableRow = Sequence[TableCell | str]
 
 
-def sheet(caption: str, columns: Iterable[str], rows: Iterable[Row], note: str = "") -> Sheet:
+def page_table(
+    caption: str, columns: Iterable[str], rows: Iterable[TableRow], note: str = ""
+) -> PageTable:
     """A table of cells; plain text is a cell without interval and note."""
     cells = tuple(
-        tuple(Cell(item) if isinstance(item, str) else item for item in row) for row in rows
+        tuple(TableCell(item) if isinstance(item, str) else item for item in row) for row in rows
     )
-    return Sheet(caption, tuple(columns), cells, note)
+    return PageTable(caption, tuple(columns), cells, note)
 
 
 def figure_cell(
     record: Mapping[str, Any] | None, *, digits: int = 3, sign: str = "", name: str = "value"
-) -> Cell:
+) -> TableCell:
     """The cell of a record with `value` (or another name), `low`, `high` and `note`."""
     if record is None:
-        return Cell("NA", note="not evaluated")
+        return TableCell("NA", note="not evaluated")
     ends = interval(record.get("low"), record.get("high"), digits)
-    return Cell(number(record[name], digits, sign=sign), ends, record.get("note") or "")
+    return TableCell(number(record[name], digits, sign=sign), ends, record.get("note") or "")

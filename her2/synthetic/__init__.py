@@ -135,7 +135,7 @@ def draw_slide(
     seed: int,
     slide_path: Path,
     mask_path: Path,
-    side_px: int = 3072,
+    side_px: int,
     mpp: float = 0.5,
 ) -> None:
     """Draw one slide: an SVS (OpenSlide vendor `aperio`) and a PNG mask at 1/8 of level 0.

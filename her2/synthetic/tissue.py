@@ -7,6 +7,7 @@ morphology, never a colour: `match_mean_colour` removes the difference that the 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -18,6 +19,7 @@ from her2.synthetic.nuclei import (
     LYMPHOCYTE,
     SOLID,
     SPINDLE,
+    TURNS,
     VESICULAR,
     FloatImage,
     NucleusKind,
@@ -25,7 +27,7 @@ from her2.synthetic.nuclei import (
     blur,
     broad_noise,
     hex_positions,
-    make_stamp,
+    make_stamps,
     paste_nuclei,
     resize,
     smooth_noise,
@@ -34,8 +36,7 @@ from her2.synthetic.plan import BoolImage, RegionPlan, TissueParams, plan_region
 
 NEGATIVE_SPACING_UM, POSITIVE_SPACING_UM = 10.0, 17.0
 SPINDLE_SPACING_UM, LYMPHOCYTE_SPACING_UM = 17.0, 8.5
-TURNS = 32  # directions that a nucleus can lie in
-STAMPS_A_KIND = 3 * TURNS
+TEXTURE_PX = 1024
 
 
 def draw_region(
@@ -64,10 +65,11 @@ def draw_region(
     rgb = np.empty((side_px, side_px, 3), np.uint8)
     grain = grain_rng.standard_normal((side_px, side_px), dtype=np.float32) * np.float32(1.6)
     for c in range(3):
-        density = stains.haematoxylin * vectors[0, c] + stains.eosin * vectors[1, c]
-        density[plan.positive] *= scale[c]
-        light = params.glass[c] * np.asarray(cv2.exp(-density)) + grain
-        rgb[..., c] = np.clip(light + np.float32(0.5), 0, 255)
+        density = stains.haematoxylin * -vectors[0, c]
+        density -= stains.eosin * vectors[1, c]
+        np.multiply(density, scale[c], out=density, where=plan.positive)
+        cv2.exp(density, density)
+        rgb[..., c] = cv2.addWeighted(density, params.glass[c], grain, 1, 0, dtype=cv2.CV_8U)
     if params.pen is not None:
         add_pen(artefact_rng, rgb, params.pen, mpp)
     return rgb, plan.positive
@@ -76,7 +78,7 @@ def draw_region(
 def paint_stroma(rng: np.random.Generator, plan: RegionPlan, side_px: int, mpp: float) -> Stains:
     """Stains (side_px, side_px) of fibres, spindle cells, lymphocytes and fat."""
     fibre_rng, fat_rng, spindle_rng, lymph_rng = rng.spawn(4)
-    fibres, clefts, angle = _fibres(fibre_rng, side_px, mpp)
+    fibres, clefts, across = _fibres(fibre_rng, side_px, mpp)
     tissue = blur(plan.tissue, 1.0 / mpp)
     density = broad_noise(fibre_rng, side_px, 130 / mpp)
     eosin = np.clip(0.55 + 0.07 * density + 0.12 * fibres, 0.08, None)
@@ -92,7 +94,7 @@ def paint_stroma(rng: np.random.Generator, plan: RegionPlan, side_px: int, mpp: 
     stroma = plan.tissue & ~plan.nest & ~plan.fat
     xy = hex_positions(spindle_rng, side_px, SPINDLE_SPACING_UM / mpp, 0.3)
     keep = at(stroma, xy) & (spindle_rng.random(len(xy)) < 0.5)
-    scatter(spindle_rng, stains, SPINDLE, xy, keep, mpp, angle=angle)
+    scatter(spindle_rng, stains, SPINDLE, xy, keep, mpp, angle=_along(across, xy))
     # Lymphocytes crowd in patches and along nests.
     xy = hex_positions(lymph_rng, side_px, LYMPHOCYTE_SPACING_UM / mpp, 0.3)
     crowd = at(broad_noise(lymph_rng, side_px, 70 / mpp), xy)
@@ -108,34 +110,47 @@ def paint_stroma(rng: np.random.Generator, plan: RegionPlan, side_px: int, mpp: 
 def _fibres(
     rng: np.random.Generator, side_px: int, mpp: float
 ) -> tuple[FloatImage, FloatImage, FloatImage]:
-    """Two wavy, streaked textures (sd near 1) and the local direction of the streaks (radians).
+    """Two wavy, streaked textures (sd near 1), and how far every pixel lies across the streaks.
 
-    A texture stretched along x is looked up through a smoothly bent coordinate system.
+    A texture stretched along x is looked up through a smoothly bent coordinate system, elsewhere
+    in the texture for every section.
     """
-    n = 1024
+    x = np.arange(side_px, dtype=np.float32)
+    turn = float(rng.uniform(0, np.pi))
+    cos, sin = np.float32(np.cos(turn)), np.float32(np.sin(turn))
+    shift = rng.uniform(0, TEXTURE_PX, 2).astype(np.float32)
+    u = (x * cos + shift[0])[None] + (x * sin)[:, None]
+    v = (shift[1] - x * sin)[None] + (x * cos)[:, None]
+    v += broad_noise(rng, side_px, 190 / mpp) * np.float32(38 / mpp)
+    v += broad_noise(rng, side_px, 60 / mpp) * np.float32(6 / mpp)
+    looked_up = cv2.remap(_streaks(mpp), u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+    first, second = np.moveaxis(np.asarray(looked_up, np.float32), -1, 0)
+    return first, second, v
+
+
+@lru_cache(maxsize=2)
+def _streaks(mpp: float) -> FloatImage:
+    """Return two textures (TEXTURE_PX, TEXTURE_PX, 2) stretched along x, without seams."""
     # Wrapped before the blur, or the repeated texture would show its seams.
     rim = 128
-    streaks = np.pad(rng.standard_normal((n, n), dtype=np.float32), rim, mode="wrap")
+    noise = np.random.default_rng(TEXTURE_PX).standard_normal((TEXTURE_PX,) * 2, dtype=np.float32)
+    noise = np.pad(noise, rim, mode="wrap")
     fine, broad = (
-        blur(streaks, along_um / mpp, across_um / mpp)[rim:-rim, rim:-rim]
+        blur(noise, along_um / mpp, across_um / mpp)[rim:-rim, rim:-rim]
         for along_um, across_um in ((6.5, 0.5), (13.0, 1.9))
     )
     fine /= fine.std()
     broad /= broad.std()
-    texture = np.stack(
-        [0.75 * fine + 0.55 * broad, np.roll(0.35 * fine + 0.85 * broad, 331, 0)], -1
-    )
-    y, x = np.mgrid[0:side_px, 0:side_px].astype(np.float32)
-    turn = float(rng.uniform(0, np.pi))
-    bend = broad_noise(rng, side_px, 190 / mpp) * np.float32(38 / mpp)
-    bend += broad_noise(rng, side_px, 60 / mpp) * np.float32(6 / mpp)
-    u = x * np.float32(np.cos(turn)) + y * np.float32(np.sin(turn))
-    v = -x * np.float32(np.sin(turn)) + y * np.float32(np.cos(turn)) + bend
-    looked_up = cv2.remap(texture, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
-    first, second = np.moveaxis(np.asarray(looked_up, np.float32), -1, 0)
-    dy, dx = (np.asarray(cv2.Sobel(v, cv2.CV_32F, i, 1 - i)) for i in (0, 1))
-    angle = np.arctan2(-dx, dy).astype(np.float32)
-    return first, second, angle
+    return np.stack([0.75 * fine + 0.55 * broad, np.roll(0.35 * fine + 0.85 * broad, 331, 0)], -1)
+
+
+def _along(across: FloatImage, xy: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Direction (n,) of the streaks at points (n, 2) x, y in radians: where `across` is level."""
+    last = across.shape[0] - 1
+    x, y = xy.T
+    dx = across[y, np.minimum(x + 1, last)] - across[y, np.maximum(x - 1, 0)]
+    dy = across[np.minimum(y + 1, last), x] - across[np.maximum(y - 1, 0), x]
+    return np.arctan2(-dx, dy)
 
 
 def at(image: NDArray[Any], xy: NDArray[np.int32]) -> NDArray[Any]:
@@ -150,17 +165,17 @@ def scatter(
     xy: NDArray[np.int32],
     keep: BoolImage,
     mpp: float,
-    angle: FloatImage | None = None,
+    angle: NDArray[np.float32] | None = None,
 ) -> None:
-    """Paint nuclei of one kind at `xy[keep]`, along `angle` (an image, radians) where given.
+    """Paint nuclei of one kind at `xy[keep]`, along `angle` (n,) in radians where given.
 
     Random numbers are drawn for all of `xy`, so a change of `keep` alters no other nucleus.
     """
-    stamps = [make_stamp(rng, kind, i / TURNS * np.pi, mpp) for i in range(STAMPS_A_KIND)]
+    stamps = make_stamps(kind, mpp)
     choice = rng.integers(len(stamps), size=len(xy))
     strength = np.exp(rng.normal(0.0, 0.1, len(xy))).astype(np.float32)
     if angle is not None:
-        turn = np.round(at(angle, xy) / np.pi * TURNS).astype(np.int64) % TURNS
+        turn = np.round(angle / np.pi * TURNS).astype(np.int64) % TURNS
         choice = turn + TURNS * (choice % (len(stamps) // TURNS))
     paste_nuclei(stains, xy[keep], stamps, choice[keep], strength[keep])
 

@@ -17,10 +17,11 @@ from her2.config.jobs import CohortSpec
 from her2.core.errors import UserError
 from her2.core.files import digest
 from her2.evaluation.controls.covariates import covariates_of
-from her2.storage.entries import TileEntry, write_manifest
+from her2.storage.entries import TileEntry, write_entries
 from tests.unit.prediction_makers import predictions
 from tests.unit.test_controls import cohort_of
 from tests.unit.test_plan import ROWS, plan, stages_that_change
+from tests.unit.tile_makers import slide_facts
 
 ROOT = Path(__file__).parents[2]
 TASKS = {"score": Task(label="her2", classes={"0": ["0"], "1+": ["1"]})}
@@ -114,10 +115,10 @@ def test_a_declared_column_is_read_and_stands_in_the_cohort_table(tmp_path: Path
     assert cohort.rows[0].other == {"lab": "east", "thickness_um": 3.5}
     assert cohort.rows[1].other == {}
     entries = {
-        row.slide_id: TileEntry("ok", None, f"{i:064x}", 10, f"f{i}", mpp_x=0.5, mpp_y=0.5)
+        row.slide_id: TileEntry("ok", None, f"{i:064x}", 10, slide_facts(fingerprint=f"f{i}"))
         for i, row in enumerate(cohort.rows)
     }
-    write_manifest(tmp_path / "tiles" / "g" / "b.json", entries)
+    write_entries(tmp_path / "tiles" / "g" / "b.json", entries)
     spec = CohortSpec(rows="", buckets=("b",), grids=("g",), labels=("her2",))
     tabulate_cohort(spec, cohort, tmp_path / "tiles", tmp_path / "cohort")
     table = read_cohort_table(tmp_path / "cohort")

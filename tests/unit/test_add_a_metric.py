@@ -93,12 +93,9 @@ assert "Nobody 1901, Journal of Examples 1" in methods
 TRAIN = (
     BEGIN
     + """
-import numpy as np, torch
-from her2.config import TrainingSection, parse_config
-from her2.heads.mean import MeanSection
+import numpy as np
 from her2.mil.selection import SELECT_WORDS
-from her2.mil.train import train_fold
-from tests.unit.bag_makers import bag
+from tests.unit.bag_makers import bag, fit
 
 assert SELECT_WORDS["certainty"] == "the highest certainty"
 generator = np.random.default_rng(0)
@@ -106,16 +103,15 @@ train, tune = (
     [bag(f"{part}{i}", generator.normal(size=(3, 4)) + i % 2, i % 2) for i in range(12)]
     for part in ("train", "tune")
 )
-trained = train_fold(
-    train, tune, head=MeanSection(), class_names=("a", "b"), seed=1,
-    training=TrainingSection(select="certainty", epochs=8, learning_rate=0.05),
-    device=torch.device("cpu"), checkpoint=Path(sys.argv[2]) / "fold.ckpt",
+checkpoint = Path(sys.argv[2]) / "fold.ckpt"
+trained = fit(
+    train, tune, select="certainty", epochs=8, patience=8, learning_rate=0.02, checkpoint=checkpoint
 )
 rows = [epoch.row() for epoch in trained.history]
 found = [row["tune_certainty"] for row in rows]
 assert trained.best_epoch == found.index(max(found)), found
 assert 0 < min(found) < max(found) < 1
-assert (Path(sys.argv[2]) / "fold.ckpt").exists()
+assert checkpoint.exists()
 """
 )
 

@@ -148,11 +148,26 @@ def test_encoders_that_agree_share_a_grid(config_values):
         ({"checkpoint": "x.safetensors"}, "`checkpoint: PATH` belongs to"),
         ({"source": "torchvision"}, "torchvision cannot load timm/resnet18"),
         ({"model": "timm/../x"}, "does not match"),
+        ({"mean": [0.5, 0.5, 0.5]}, "`mean` and `std` belong together"),
+        ({"mean": [0.5] * 3, "std": [0.5, 0.5, 0]}, "greater than 0"),
+        (
+            {"source": "catalogue", "model": "uni", "mean": [0.5] * 3, "std": [0.5] * 3},
+            "source catalogue has its own `mean` and `std`",
+        ),
     ],
 )
 def test_an_encoder_says_where_its_weights_come_from(config_values, changed, complaint):
     config_values["encoders"]["tiny"] |= changed
     assert complaint in refusal(config_values)
+
+
+def test_an_encoder_that_states_no_normalisation_is_the_job_it_was(config_values):
+    section = parse_config(config_values).encoders["tiny"]
+    assert not {"mean", "std"} & section.model_dump(mode="json").keys()
+    stated = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 1.0)}
+    config_values["encoders"]["tiny"] |= stated
+    dumped = parse_config(config_values).encoders["tiny"].model_dump()
+    assert {name: dumped[name] for name in stated} == stated
 
 
 def test_a_head_is_named_by_its_key_or_by_itself(config_values):

@@ -368,7 +368,7 @@ def test_an_absent_class_is_null_with_the_reason_and_the_others_have_figures() -
             assert row["note"] == ("not defined: a class is absent" if gone else ""), row
     assert tables["covariates"].filter(pl.col("class") == "macro")["reached"].to_list() == [None]
     assert tables["shuffled_draws"]["auc"].null_count() == SECTION.permutations
-    # No train part has it.
+    # No training set has it.
     assert tables["covariates_predictions"]["prob_3+"].to_list() == [0.0] * 45
 
 

@@ -228,6 +228,18 @@ class TestNormalisation:
         assert {"mean": card.mean, "std": card.std} == stated
         assert card.digest != materialise(section(), 1, tmp_path / "own").digest
 
+    def test_what_a_local_file_is_taken_to_want_is_logged(
+        self, made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        own = checkpoint(made / WEIGHTS_NAME)
+        with caplog.at_level("INFO"):
+            materialise(own, 1, tmp_path / "own")
+        assert "normalised as for the weights that timm publishes: (0.5, 0.5, 0.5)" in caplog.text
+        caplog.clear()
+        stated = own.model_copy(update={"mean": (0.4,) * 3, "std": (0.5,) * 3})
+        materialise(stated, 1, tmp_path / "stated")
+        assert "normalised as" not in caplog.text
+
     def test_a_name_that_timm_gave_up_has_none_that_is_known(self, tmp_path: Path) -> None:
         old = section("timm/vit_tiny_patch16_224_in21k", size=224)  # trained with one half
         with pytest.raises(UserError, match="does not say how .*; set `mean` and `std` of R, G, B"):

@@ -415,7 +415,7 @@ def test_a_patient_in_two_parts_is_refused(models: Models) -> None:
         models.gather()
 
 
-def test_a_fold_that_left_the_cache_is_named_with_the_mend(models: Models) -> None:
+def test_a_fold_that_left_the_cache_is_named_with_the_fix(models: Models) -> None:
     folder = models.cache.path("models", models.manifests["r1f0-r1f1"]["r1f1"].key)
     shutil.rmtree(folder)
     with pytest.raises(UserError, match="r1f1: .*is not in the cache.*run snakemake again"):

@@ -10,13 +10,13 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from her2.report.build import build_report
 from her2.report.format import percent
 from her2.report.results import Results, read_results
 from her2.report.sections import gallery as module
 from her2.report.sections.cohort import grid_rows
 from her2.report.sections.gallery import gallery
-from tests.unit.test_report import HOSTILE, Cohort, Page
+from tests.unit.report_maker import HOSTILE, Cohort, build_page
+from tests.unit.test_report import Page
 
 GRID = "224px-0.5mpp"
 
@@ -82,7 +82,7 @@ def test_a_run_without_artefacts_says_none(tmp_path):
 
 def test_partly_annotated_cohorts_are_warned_of(tmp_path):
     run_with(tmp_path, {"annotation": {0: "a.json", 5: "b.json"}}, Cohort())
-    build_report(Cohort().spec(), tmp_path / "results", tmp_path / "report.html")
+    build_page(Cohort().spec(), tmp_path / "results", tmp_path / "report.html")
     page = Page(tmp_path / "report.html")
     assert "2 of 18 slides were tiled in their annotated regions only" in page.text
 
@@ -112,7 +112,7 @@ def test_of_more_slides_the_worst_are_shown(tmp_path, monkeypatch):
 def test_in_a_browser_the_script_runs_under_the_page_s_own_policy(tmp_path):
     """It alone shows the tools and counts the slides; hostile text stays text."""
     cohort = Cohort(tile_reasons={4: ("excluded", f"no tissue {HOSTILE}")})
-    build_report(cohort.write(tmp_path / "results"), tmp_path / "results", tmp_path / "r.html")
+    build_page(cohort.write(tmp_path / "results"), tmp_path / "results", tmp_path / "r.html")
     done = subprocess.run(
         [
             "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",

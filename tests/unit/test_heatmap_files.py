@@ -118,7 +118,7 @@ class TestParquet:
         assert facts["warning"] == "Attention is not HER2 staining"
 
     def test_the_tiles_keep_their_exact_size(self, tmp_path: Path) -> None:
-        write_parquet(some_tiles(3, (394.9, 395.1)), tmp_path / "x.parquet", synthetic=False)
+        write_parquet(some_tiles(3, (394.9, 395.1)), tmp_path / "x.parquet", {})
         table = pl.read_parquet(tmp_path / "x.parquet")
         assert table.row(1)[:4] == (395, 0, 394.9, 395.1)
 
@@ -199,7 +199,7 @@ class TestGeoJSON:
     ) -> None:
         path = tmp_path_factory.mktemp("x") / "x.geojson"
         tiles = some_tiles(4, (width, height))
-        write_geojson(tiles, path, origin_px=(x, y), synthetic=False)
+        write_geojson(tiles, path, {}, origin_px=(x, y))
         found = json.loads(path.read_text())
         assert found["her2"]["origin_level0_px"] == [x, y]
         for feature, corners in zip(found["features"], tiles.corners(), strict=True):
@@ -210,14 +210,14 @@ class TestGeoJSON:
         tiles = some_tiles(2, (10.0, 10.0))
         hostile = 'contribution_"</script>\u00e9\\'
         tiles.maps[hostile] = np.array([-1, np.float32(1e-30)], np.float32)
-        write_geojson(tiles, tmp_path / "x.geojson", origin_px=(0, 0), synthetic=False)
+        write_geojson(tiles, tmp_path / "x.geojson", {}, origin_px=(0, 0))
         features = json.loads((tmp_path / "x.geojson").read_text(encoding="utf-8"))["features"]
         values = [item["properties"]["measurements"][hostile] for item in features]
         np.testing.assert_array_equal(np.float32(values), tiles.maps[hostile])
 
     def test_fifty_thousand_tiles_are_a_few_megabytes(self, tmp_path: Path) -> None:
         tiles = some_tiles(50_000, (395.0, 395.0))
-        write_geojson(tiles, tmp_path / "x.geojson", origin_px=(0, 0), synthetic=False)
+        write_geojson(tiles, tmp_path / "x.geojson", {}, origin_px=(0, 0))
         assert (tmp_path / "x.geojson").stat().st_size < 400 * len(tiles)
         features = json.loads((tmp_path / "x.geojson").read_text())["features"]
         assert len(features) == len(tiles)

@@ -15,6 +15,7 @@ from PIL import Image
 import her2.explanation.heatmap_stage
 from her2.config import HeatmapSection
 from her2.core.errors import UserError
+from her2.core.plot_style import FigureContext
 from her2.explanation.heatmap import (
     draw_picture,
     length_words,
@@ -23,9 +24,9 @@ from her2.explanation.heatmap import (
     picture_scale,
     scale_bar_um,
 )
-from her2.explanation.heatmap_stage import read_heatmaps
 from her2.explanation.held_out import find_held_out
 from her2.explanation.held_out_slides import HeldOutSlide
+from her2.explanation.listing import read_heatmaps
 from her2.explanation.strips import times_words
 from her2.explanation.tiles import SlideTiles, ranks
 from her2.slides.slide import Slide
@@ -203,8 +204,8 @@ class TestPicture:
         draw_picture(
             panels(tiles, thumbnail, None, "")[:number],
             picture_scale(tiles, thumbnail),
+            FigureContext(synthetic=True),
             headline=("W" * 128, "scored and " + "W" * 128),
-            synthetic=True,
             path=tmp_path / "x.png",
         )
         image = np.asarray(Image.open(tmp_path / "x.png").convert("L"))

@@ -11,14 +11,18 @@ import pytest
 from her2.config import Config, parse_config
 from her2.config.heads import HEADS
 from her2.pretraining.overlap import Overlap
-from her2.report.build import build_report
 from her2.report.format import count
-from her2.report.paper import checklist, methods, methods_models
-from her2.report.paper.methods_models import BALANCE, FIT_BALANCE, LOSSES, OPTIMISERS
-from her2.report.paper.references import REFERENCES, references
 from her2.report.results import Results, read_results
 from her2.report.sections import published_protocol
-from tests.unit.report_maker import HOSTILE, Cohort
+from her2.report.sections.paper import checklist, methods, methods_models
+from her2.report.sections.paper.methods_models import (
+    BALANCE,
+    FIT_BALANCE,
+    LOSSES,
+    OPTIMISERS,
+)
+from her2.report.sections.paper.references import known_works, references
+from tests.unit.report_maker import HOSTILE, Cohort, build_page
 
 CITATION = re.compile(r"[A-Z]\w+(?: et al\.| and [A-Z]\w+)? (?:19|20)\d\d")
 SLIPS = re.compile(
@@ -121,12 +125,12 @@ def test_whatever_is_configured_the_words_are_in_order(
     assert not SLIPS.search("\n".join(filled)), SLIPS.search("\n".join(filled))
     body, _, listed = words.rpartition("\nReferences. ")
     for work in CITATION.findall(body):
-        assert f"{work}, {REFERENCES[work]}" in listed
+        assert f"{work}, {known_works()[work]}" in listed
 
 
 def test_only_what_is_named_is_in_the_list_of_references() -> None:
     assert references(["(Guo et al. 2017)"]) == "References. Guo et al. 2017, ICML, PMLR 70."
-    for name in REFERENCES:
+    for name in known_works():
         assert CITATION.fullmatch(name)
 
 
@@ -220,7 +224,7 @@ def test_hostile_names_are_plain_in_the_text_and_harmless_on_the_page(tmp_path: 
         values={"evaluation": {"bootstrap": 100, "groupings": grouping}}, sites=("=1+1", "b")
     )
     spec = cohort.write(tmp_path / "results")
-    build_report(spec, tmp_path / "results", tmp_path / "report.html")
+    build_page(spec, tmp_path / "results", tmp_path / "report.html")
     assert HOSTILE in (tmp_path / "methods.txt").read_text(encoding="utf-8")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert HOSTILE not in page
@@ -230,7 +234,7 @@ def test_hostile_names_are_plain_in_the_text_and_harmless_on_the_page(tmp_path: 
 def test_the_checklist_names_sections_that_the_page_has(tmp_path: Path) -> None:
     cohort = Cohort()
     spec = cohort.write(tmp_path / "results")
-    build_report(spec, tmp_path / "results", tmp_path / "report.html")
+    build_page(spec, tmp_path / "results", tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     table = pl.read_csv(tmp_path / "checklist.csv", infer_schema=False)
     anchors = [name for name in table["anchor"] if name]
@@ -245,7 +249,7 @@ def test_figures_of_a_model_that_is_gone_are_removed_and_other_files_stay(tmp_pa
     page = tmp_path / "report" / "report.html"
     for number, encoders in enumerate([("one", "two"), ("one",)]):
         folder = tmp_path / f"results{number}"
-        build_report(Cohort(encoders=encoders).write(folder), folder, page)
+        build_page(Cohort(encoders=encoders).write(folder), folder, page)
         (page.parent / "figures" / "mine.svg").touch()
     names = {path.name for path in (page.parent / "figures").iterdir()}
     assert "score.one.abmil.roc.svg" in names

@@ -314,8 +314,19 @@ def test_text_that_is_no_spec_is_refused(text):
 
 
 def test_a_demo_slide_is_drawn_from_its_row():
-    spec = jobs.load(jobs.SyntheticSpec, plan().synthetic_spec("s03"))
-    assert (spec.slide_id, spec.patient_id, spec.her2, spec.site) == ("s03", "p3", "0", "north")
+    found = plan()
+    specs = {name: jobs.load(jobs.SyntheticSpec, x) for name, x in found.synthetic_specs.items()}
+    for name, rows in found.by_bucket.items():
+        assert [s.slide_id for s in specs[name].slides] == [row.slide_id for row in rows]
+    slides = {slide.slide_id: slide for spec in specs.values() for slide in spec.slides}
+    drawn = slides["s03"]
+    assert (drawn.patient_id, drawn.her2, drawn.site) == ("p3", "0", "north")
+
+
+def test_demo_slides_without_a_score_are_refused_by_name():
+    rows = (ROWS[0], replace(ROWS[1], labels={}), replace(ROWS[2], labels={}))
+    with pytest.raises(UserError, match=f"^{ROWS[1].slide_id}, {ROWS[2].slide_id}: .*synthetic"):
+        _ = plan(rows=rows).synthetic_specs
 
 
 def test_buckets_are_named_in_order_and_hold_all_slides():

@@ -115,7 +115,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from tests.unit.test_pretrain import patch_set, run, stuck_after
-# Statistics read the train part once, an epoch reads everything: the third epoch is cut short.
+# Statistics read the training patches once, an epoch reads all: the third epoch is cut short.
 run(Path(sys.argv[1]), stuck_after(36 + 2 * 48 + 20, patch_set()))
 """
 

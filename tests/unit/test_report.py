@@ -24,7 +24,7 @@ from her2.report.build import build_report
 from her2.report.results import read_results
 from her2.report.script import script, script_hash
 from her2.report.sections import comparison, headline, models, notices, overlap, pretraining
-from tests.unit.report_maker import HOSTILE, PRETRAINED, Cohort
+from tests.unit.report_maker import HOSTILE, PRETRAINED, Cohort, build_page
 
 HOSTILE_SITE = '<img src=x onerror="alert(2)">'
 
@@ -76,7 +76,7 @@ class Page(HTMLParser):
 def report(tmp_path: Path, cohort: Cohort) -> Page:
     spec = cohort.write(tmp_path / "results")
     output = tmp_path / "report" / "report.html"
-    build_report(spec, tmp_path / "results", output)
+    build_page(spec, tmp_path / "results", output)
     return Page(output)
 
 
@@ -162,6 +162,8 @@ def test_equal_results_give_equal_bytes(tmp_path):
         "score.one.abmil.roc.svg", "score.two.abmil.reliability.pdf",
     }  # fmt: skip
     assert first == second
+    assert b"<path" in first["score.one.abmil.roc.svg"]
+    assert first["score.two.abmil.reliability.pdf"].startswith(b"%PDF-1")
 
 
 @pytest.mark.parametrize("synthetic", [True, False])
@@ -196,7 +198,7 @@ def test_rows_keep_the_order_of_the_config_and_say_what_encoders_were_trained_on
     cohort = Cohort(encoders=("zebra", "mid", "ant"), pretrained={"mid": {}})
     cohort.write(tmp_path / "results")
     spec = load(ReportSpec, dump(cohort.spec()))
-    build_report(spec, tmp_path / "results", tmp_path / "report" / "report.html")
+    build_page(spec, tmp_path / "results", tmp_path / "report" / "report.html")
     page = Page(tmp_path / "report" / "report.html")
     first = next(index for index, row in enumerate(page.rows) if row[0].startswith("Encoder"))
     rows = [row[:2] for row in page.rows[first + 1 : first + 4]]
@@ -454,7 +456,7 @@ def test_encoders_that_lost_different_slides_show_their_own_counts(tmp_path):
     old = tmp_path / "results" / "evaluation" / "score" / "two" / "abmil" / "metrics.parquet"
     new = tmp_path / "b" / "evaluation" / "score" / "two" / "abmil" / "metrics.parquet"
     old.write_bytes(new.read_bytes())
-    build_report(spec, tmp_path / "results", tmp_path / "report" / "report.html")
+    build_page(spec, tmp_path / "results", tmp_path / "report" / "report.html")
     page = Page(tmp_path / "report" / "report.html")
     assert page.row("one / abmil")[2].endswith("6 of 18")
     assert page.row("two / abmil")[2].endswith("5 of 17")
@@ -498,7 +500,7 @@ def test_a_broken_picture_is_listed_and_stops_nothing(tmp_path):
     cohort = Cohort()
     spec = cohort.write(tmp_path / "results")
     next((tmp_path / "results" / "heatmaps").rglob("*.png")).write_bytes(b"not a picture")
-    build_report(spec, tmp_path / "results", tmp_path / "report.html")
+    build_page(spec, tmp_path / "results", tmp_path / "report.html")
     assert "its picture cannot be read" in Page(tmp_path / "report.html").text
 
 
@@ -511,7 +513,7 @@ def test_a_broken_picture_of_tiles_is_said_and_stops_nothing(tmp_path):
     (folder / "heatmaps.json").write_text(json.dumps(listed))
     score = {"label": "0", "slides": 3, "patients": 3, "picture": "broken.png"}
     (folder / "tiles.json").write_text(json.dumps([score]))
-    build_report(spec, tmp_path / "results", tmp_path / "report.html")
+    build_page(spec, tmp_path / "results", tmp_path / "report.html")
     page = Page(tmp_path / "report.html")
     assert "Score 0: 3 held-out slides of 3 patients; the picture of its tiles cannot" in page.text
     assert page.text.count("the picture of its tiles cannot be read") == 2
@@ -597,7 +599,7 @@ def test_a_missing_table_is_named(tmp_path):
     spec = cohort.write(tmp_path / "results")
     next((tmp_path / "results" / "evaluation").rglob("metrics.parquet")).unlink()
     with pytest.raises(UserError, match=r"metrics\.parquet.*run snakemake again"):
-        build_report(spec, tmp_path / "results", tmp_path / "report.html")
+        build_page(spec, tmp_path / "results", tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
 
 

@@ -9,12 +9,11 @@ import polars as pl
 import pytest
 
 from her2.core.tables import guard_cells
-from her2.report.build import build_report, tables
-from her2.report.figures.curves import Curve
-from her2.report.paper import checklist, methods
+from her2.report.build import tables
 from her2.report.results import Results, read_results
 from her2.report.sections import comparison, controls, flow, model_detail, summary
-from tests.unit.report_maker import HOSTILE, Cohort
+from her2.report.sections.paper import checklist, methods
+from tests.unit.report_maker import HOSTILE, Cohort, build_page
 
 LOST = Cohort(
     encoders=("one", "two"),
@@ -102,7 +101,7 @@ def test_the_checklist_has_all_27_items_and_marks_what_only_the_author_knows(
 def test_text_and_checklist_lie_beside_the_page_and_formulas_stay_text(tmp_path: Path) -> None:
     cohort = Cohort(sites=("=1+1", HOSTILE))
     spec = cohort.write(tmp_path / "results")
-    build_report(spec, tmp_path / "results", tmp_path / "report" / "report.html")
+    build_page(spec, tmp_path / "results", tmp_path / "report" / "report.html")
     results = read_results(spec, tmp_path / "results")
     folder = tmp_path / "report"
     text = (folder / "methods.txt").read_text(encoding="utf-8")
@@ -122,12 +121,12 @@ def test_covariates_that_reach_a_headline_get_a_box(tmp_path: Path) -> None:
         reached=pl.lit(True), covariates=pl.lit(0.91), note=pl.lit("")
     )
     reached = replace(model, controls=dict(model.controls) | {"covariates": table})
-    (box,) = controls.reached(replace(results, models=(reached,)))
+    (box,) = controls.covariate_warnings(replace(results, models=(reached,)))
     assert "0.910" in box.text
     assert model.name in box.text
     cleared = table.with_columns(reached=pl.lit(False))
     above = replace(model, controls=dict(model.controls) | {"covariates": cleared})
-    assert controls.reached(replace(results, models=(above,))) == []
+    assert controls.covariate_warnings(replace(results, models=(above,))) == []
 
 
 @pytest.mark.parametrize(
@@ -226,7 +225,7 @@ def test_the_box_says_whether_covariates_reach_a_headline_or_come_near(tmp_path:
             reached=pl.lit(True), difference=pl.lit(difference), low=pl.lit(-0.1)
         )
         changed = replace(model, controls=dict(model.controls) | {"covariates": table})
-        (box,) = controls.reached(replace(results, models=(changed,)))
+        (box,) = controls.covariate_warnings(replace(results, models=(changed,)))
         titles.append(box.title)
     assert titles == [
         "Covariates alone reach this headline.",
@@ -238,7 +237,7 @@ def test_tables_of_an_earlier_report_do_not_stay_beside_a_new_one(tmp_path: Path
     page = tmp_path / "report" / "report.html"
     for number, encoders in enumerate([("one", "two"), ("one",)]):
         folder = tmp_path / f"results{number}"
-        build_report(Cohort(encoders=encoders).write(folder), folder, page)
+        build_page(Cohort(encoders=encoders).write(folder), folder, page)
         assert (page.parent / "tables" / "comparison.csv").exists() == (len(encoders) > 1)
 
 
@@ -250,17 +249,13 @@ def test_the_numbers_behind_drawn_figures_are_tables_too(tmp_path: Path) -> None
         assert len(found[name]) == rows > 0
 
 
-def test_a_precision_curve_has_a_point_a_threshold_and_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drawn: list[Curve] = []
-    monkeypatch.setattr(model_detail, "precision_figure", lambda curves, **_: drawn.extend(curves))
+def test_a_precision_curve_has_a_point_a_threshold_and_no_other(tmp_path: Path) -> None:
     results = read(tmp_path, Cohort(signal=0.0))
     (model,) = results.models
-    model_detail.precision(results, model)
-    assert [curve.name for curve in drawn] == list(model.task.class_names)
+    curves = model_detail.precision_curves(model)
+    assert [curve.name for curve in curves] == list(model.task.class_names)
     target = model.patients["target"].to_numpy()
-    for index, curve in enumerate(drawn):
+    for index, curve in enumerate(curves):
         scores = model.patients[f"prob_{curve.name}"].to_numpy()
         for recall, precision in zip(curve.x, curve.y, strict=True):
             picks = [

@@ -114,7 +114,8 @@ def test_the_score_changes_nothing_but_the_membranes():
         rgb, nest = draw_ihc(np.random.default_rng(5), score, 256, 0.5)
         images[score] = rgb.astype(int)
         inside = cv2.erode(nest.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
-        outside = cv2.dilate(nest.astype(np.uint8), np.ones((15, 15), np.uint8)) == 0
+        # The widest blur of a membrane reaches 8 px beyond the nest.
+        outside = cv2.dilate(nest.astype(np.uint8), np.ones((17, 17), np.uint8)) == 0
         assert inside.any()
         assert outside.any()
         # Stroma is the same to the last grey level; so are the grain and the stain.

@@ -354,14 +354,14 @@ def test_a_test_set_without_a_usable_slide_leaves_an_empty_typed_table(tmp_path:
     }
 
 
-def test_a_store_that_left_the_cache_is_an_error_with_its_mend(world: World) -> None:
+def test_a_store_that_left_the_cache_is_an_error_with_its_fix(world: World) -> None:
     key = world.entries()["n1-a"].key
     world.cache.path("features", key).unlink()
     with pytest.raises(UserError, match="n1-a.*is not in the cache.*delete the manifests"):
         world.train()
 
 
-def test_a_broken_store_is_an_error_with_its_mend(world: World) -> None:
+def test_a_broken_store_is_an_error_with_its_fix(world: World) -> None:
     path = world.cache.path("features", world.entries()["n1-a"].key)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="is not a feature store .*run snakemake again"):

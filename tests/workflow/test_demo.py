@@ -2,6 +2,7 @@
 
 import csv
 import random
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -51,6 +52,20 @@ def test_the_demo_ends_with_a_report(demo: tuple[Project, Run]) -> None:
 def test_the_demos_second_run_has_nothing_to_do(demo: tuple[Project, Run]) -> None:
     run = demo[0].snakemake(config=None)
     assert run.idle, run.output
+
+
+def test_a_deleted_slide_is_drawn_again_with_its_bucket_alone(demo: tuple[Project, Run]) -> None:
+    project, _ = demo
+    slides = project.folder / "resources/demo/slides"
+    kept = {path.name for path in slides.iterdir()}
+    slide = slides / "demo-001-a.svs"
+    aside = slide.rename(project.folder / slide.name)
+    try:
+        run = project.snakemake("--dry-run", config=None)
+    finally:
+        aside.rename(slide)
+    assert len(re.findall(r"^rule draw_slides_\w+:", run.output, re.MULTILINE)) == 1, run.output
+    assert {path.name for path in slides.iterdir()} == kept
 
 
 def test_the_true_labels_clear_chance(demo: tuple[Project, Run]) -> None:

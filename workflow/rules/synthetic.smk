@@ -1,6 +1,6 @@
-"""The demo cohort: one drawn slide a rule, from the committed manifest.
+"""The demo cohort: drawn slides, a rule for each bucket, from the committed manifest.
 
-in:  nothing but the row of the manifest
+in:  nothing but the rows of the manifest
 out: {root}/slides/{slide}.svs          pyramidal SVS
      {root}/masks/{slide}.png           its planted signal
      {root}/patches/{kind}/labels.csv   labelled patches to pre-train on: he, ihc, natural
@@ -8,25 +8,31 @@ out: {root}/slides/{slide}.svs          pyramidal SVS
 
 if CONFIG.cohort.synthetic:
 
-    rule draw_slide:
-        output:
-            slide=f"{ROOT}/slides/{{slide}}.svs",
-            mask=f"{ROOT}/masks/{{slide}}.png",
-        log:
-            f"{RESULTS}/logs/draw_slide/{{slide}}.log",
-        benchmark:
-            f"{RESULTS}/benchmarks/draw_slide/{{slide}}.tsv"
-        conda:
-            "../../envs/her2.yaml"
-        threads: 1
-        resources:
-            mem_mb=growing(1500),
-            runtime=growing(5),
-        params:
-            spec=lambda wildcards: PLAN.synthetic_spec(wildcards.slide),
-        shell:
-            "python -m her2 synthetic slide --spec {params.spec:q}"
-            " --slide {output.slide:q} --mask {output.mask:q} 2> {log:q}"
+    # A rule has one list of outputs, and which slides are a bucket's no pattern can tell.
+    for bucket, rows in PLAN.by_bucket.items():
+
+        rule:
+            name:
+                f"draw_slides_{bucket.replace('-', '_')}"
+            output:
+                slides=[f"{ROOT}/slides/{row.slide_id}.svs" for row in rows],
+                masks=[f"{ROOT}/masks/{row.slide_id}.png" for row in rows],
+            log:
+                f"{RESULTS}/logs/draw_slides/{bucket}.log",
+            benchmark:
+                f"{RESULTS}/benchmarks/draw_slides/{bucket}.tsv"
+            conda:
+                "../../envs/her2.yaml"
+            threads: 1
+            resources:
+                mem_mb=growing(1500),
+                runtime=growing(30),
+            params:
+                spec=PLAN.synthetic_specs[bucket],
+                root=untracked(ROOT),
+            shell:
+                "python -m her2 synthetic slides --spec {params.spec:q} --root {params.root:q}"
+                " 2> {log:q}"
 
     rule draw_patches:
         output:

@@ -1,56 +1,127 @@
-"""Stage 2, report: pictures as data URIs and figures as files, equal bytes for equal numbers."""
+"""Stage 2, report: what stands on the page as a picture, embedded or drawn from numbers.
+
+A `Figure` knows how it is drawn and is drawn late, by `draw_figures`, so that collecting what the
+page shows needs no plotting library.
+"""
 
 import base64
 import dataclasses
 import io
 import json
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
 from her2.core.files import atomic_path, write_json
+from her2.core.plot_style import STYLE
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
 
 # All of them, so that no date and no version is written.
 _SVG_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 _PDF_METADATA = dict.fromkeys(("CreationDate", "Creator", "Producer", "ModDate"))
 _LIST = "figures.json"
+_CSS_PX_PER_INCH = 96
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
-    """A picture on the page; `alt` says in words what it shows. Sizes are CSS px.
-
-    A figure that was drawn from numbers also has a `name`, of its files, and their content.
-    """
+class Picture:
+    """An image embedded in the page; `alt` says in words what it shows. Sizes are CSS px."""
 
     uri: str
     alt: str
     width: int
     height: int
-    name: str = ""
-    svg: bytes = b""
-    pdf: bytes = b""
 
 
-def vector(canvas: Canvas, alt: str, name: str) -> Figure:
-    """A drawn figure, for the page (SVG) and as files (SVG, PDF)."""
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A figure to be drawn from numbers.
+
+    Attributes:
+        name: of its files, without suffix; no two figures of a page share one.
+        alt: what it shows, in words.
+        size_in: width and height in inches.
+        paint: draws it on an empty canvas of that size.
+    """
+
+    name: str
+    alt: str
+    size_in: tuple[float, float]
+    paint: "Callable[[Canvas], None]"
+
+    @property
+    def width(self) -> int:
+        """CSS px."""
+        return round(self.size_in[0] * _CSS_PX_PER_INCH)
+
+    @property
+    def height(self) -> int:
+        """CSS px."""
+        return round(self.size_in[1] * _CSS_PX_PER_INCH)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """The contents of a figure's files."""
+
+    svg: bytes
+    pdf: bytes
+
+
+Draw = Callable[[Figure], Drawn]
+
+
+def draw_figure(figure: Figure) -> Drawn:
+    """Draw a figure as SVG and PDF; equal numbers give equal bytes."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure as Canvas
+
     svg, pdf = io.BytesIO(), io.BytesIO()
-    canvas.savefig(svg, format="svg", metadata=_SVG_METADATA)
-    canvas.savefig(pdf, format="pdf", metadata=_PDF_METADATA)
-    width, height = (round(side * 96) for side in canvas.get_size_inches())
-    uri = _uri("image/svg+xml", svg.getvalue())
-    return Figure(uri, alt, width, height, name, svg.getvalue(), pdf.getvalue())
+    with mpl.rc_context(STYLE):
+        canvas = Canvas(figsize=figure.size_in, layout="constrained")
+        figure.paint(canvas)
+        canvas.savefig(svg, format="svg", metadata=_SVG_METADATA)
+        canvas.savefig(pdf, format="pdf", metadata=_PDF_METADATA)
+    return Drawn(svg.getvalue(), pdf.getvalue())
 
 
-def jpeg(path: Path, *, side_px: tuple[int, int], quality: int, alt: str) -> Figure:
-    """A picture shrunk to fit into `side_px` (width, height).
+def draw_figures(shown: Any, folder: Path, draw: Draw = draw_figure) -> dict[str, str]:
+    """Draw every figure among what the page shows, as `{name}.svg` and `{name}.pdf`.
+
+    Files that an earlier report wrote and this one does not have are removed, by `figures.json`.
+
+    Args:
+        shown: nested mappings, sequences and dataclasses.
+        folder: where the files go.
+        draw: how a figure is drawn.
+
+    Returns:
+        Name of the figure -> its SVG as a data URI.
+    """
+    uris: dict[str, str] = {}
+    written = set()
+    for figure in _figures(shown):
+        drawn = draw(figure)
+        uris[figure.name] = _uri("image/svg+xml", drawn.svg)
+        for suffix, content in (("svg", drawn.svg), ("pdf", drawn.pdf)):
+            written.add(f"{figure.name}.{suffix}")
+            with atomic_path(folder / f"{figure.name}.{suffix}") as path:
+                path.write_bytes(content)
+    listed = folder / _LIST
+    for name in json.loads(listed.read_text(encoding="utf-8")) if listed.exists() else ():
+        if name not in written and Path(name).name == name:
+            (folder / name).unlink(missing_ok=True)
+    write_json(listed, sorted(written))
+    return uris
+
+
+def jpeg(path: Path, *, side_px: tuple[int, int], quality: int, alt: str) -> Picture:
+    """Shrink a picture so that it fits into `side_px` (width, height).
 
     Raises:
         OSError: it cannot be read.
@@ -60,35 +131,16 @@ def jpeg(path: Path, *, side_px: tuple[int, int], quality: int, alt: str) -> Fig
         small.thumbnail(side_px, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=quality, optimize=True)
-    return Figure(_uri("image/jpeg", buffer.getvalue()), alt, small.width, small.height)
+    return Picture(_uri("image/jpeg", buffer.getvalue()), alt, small.width, small.height)
 
 
-def write_figures(shown: Any, folder: Path) -> list[str]:
-    """Write every drawn figure among what the page shows as `{name}.svg` and `{name}.pdf`.
-
-    Files that an earlier report wrote and this one does not have are removed, by `figures.json`.
-
-    Returns:
-        The names of the files.
-    """
-    contents = {}
-    for figure in _figures(shown):
-        if figure.name:
-            contents[f"{figure.name}.svg"] = figure.svg
-            contents[f"{figure.name}.pdf"] = figure.pdf
-    listed = folder / _LIST
-    for name in json.loads(listed.read_text(encoding="utf-8")) if listed.exists() else ():
-        if name not in contents and Path(name).name == name:
-            (folder / name).unlink(missing_ok=True)
-    for name, content in contents.items():
-        with atomic_path(folder / name) as path:
-            path.write_bytes(content)
-    write_json(listed, sorted(contents))
-    return sorted(contents)
+def file_name(model: str, kind: str) -> str:
+    """Return `score.uni2.abmil.roc`: names hold no slash and no space."""
+    return f"{model.replace(' / ', '.')}.{kind}"
 
 
 def _figures(shown: Any) -> Iterator[Figure]:
-    """The figures in nested mappings, sequences and dataclasses."""
+    """Yield the figures in nested mappings, sequences and dataclasses."""
     if isinstance(shown, Figure):
         yield shown
     elif isinstance(shown, Mapping):
@@ -104,18 +156,3 @@ def _figures(shown: Any) -> Iterator[Figure]:
 
 def _uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def title(text: str, synthetic: bool) -> str:
-    """A figure's title, that says when its data are synthetic."""
-    return f"{text} (synthetic data)" if synthetic else text
-
-
-def data_words(synthetic: bool) -> str:
-    """For the words that stand for a figure."""
-    return " on synthetic data" if synthetic else ""
-
-
-def file_name(model: str, kind: str) -> str:
-    """`score.uni2.abmil.roc`: names hold no slash and no space."""
-    return f"{model.replace(' / ', '.')}.{kind}"

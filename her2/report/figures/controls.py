@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import matplotlib as mpl
-from matplotlib.figure import Figure as Canvas
+from her2.core.plot_style import PALETTE, FigureContext
+from her2.report.figures.base import Figure, file_name
 
-from her2.core.plot_style import PALETTE, STYLE
-from her2.report.figures.base import Figure, data_words, file_name, title, vector
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,35 +22,36 @@ class Following:
 
 
 def shuffled_figure(
-    draws: Sequence[float], observed: float, p: str, *, name: str, synthetic: bool
+    draws: Sequence[float], observed: float, p: str, name: str, context: FigureContext
 ) -> Figure:
     """Macro AUC with shuffled labels as a histogram, and the one observed."""
-    with mpl.rc_context(STYLE):
-        canvas = Canvas(figsize=(4.8, 3.0), layout="constrained")
+
+    def paint(canvas: "Canvas") -> None:
         axes = canvas.subplots()
         axes.hist(draws, bins=30, color="#b5b5b5", label=f"{len(draws):,} permutations")
         axes.axvline(observed, color=PALETTE[1], linewidth=2, label=f"observed {observed:.3f}")
         axes.set(
             xlabel="Macro AUC",
             ylabel="Permutations",
-            title=title("Labels shuffled within the folds", synthetic),
+            title=context.title("Labels shuffled within the folds"),
         )
         # Under the frame: the observed line may stand anywhere in it.
         canvas.legend(loc="outside lower center", ncols=2)
-        alt = (
-            f"Macro AUC of {name}{data_words(synthetic)} under {len(draws):,} permutations of the "
-            f"labels, from {min(draws):.3f} to {max(draws):.3f}; observed {observed:.3f}, p {p}."
-        )
-        return vector(canvas, alt, file_name(name, "shuffled"))
+
+    alt = (
+        f"Macro AUC of {context.subject(name)} under {len(draws):,} permutations of the "
+        f"labels, from {min(draws):.3f} to {max(draws):.3f}; observed {observed:.3f}, p {p}."
+    )
+    return Figure(file_name(name, "shuffled"), alt, (4.8, 3.0), paint)
 
 
 def faithfulness_figure(
-    curves: Mapping[str, Mapping[str, Following]], *, name: str, synthetic: bool
+    curves: Mapping[str, Mapping[str, Following]], name: str, context: FigureContext
 ) -> Figure:
     """Deletion and insertion: curve -> order -> probabilities; a frame a curve."""
     words = {"deletion": "Share of tiles removed", "insertion": "Share of tiles put in"}
-    with mpl.rc_context(STYLE):
-        canvas = Canvas(figsize=(7.2, 3.0), layout="constrained")
+
+    def paint(canvas: "Canvas") -> None:
         frames = canvas.subplots(1, len(curves), squeeze=False, sharey=True)[0]
         for axes, (curve, orders) in zip(frames, curves.items(), strict=True):
             for index, (order, found) in enumerate(orders.items()):
@@ -64,12 +66,11 @@ def faithfulness_figure(
                     axes.fill_between(found.share, low, high, color=colour, alpha=0.15, linewidth=0)
             axes.set(
                 xlabel=words.get(curve, curve),
-                title=title(curve[:1].upper() + curve[1:], synthetic),
+                title=context.title(curve[:1].upper() + curve[1:]),
             )
             axes.grid(True)
         frames[0].set_ylabel("P(predicted class)")
         frames[0].legend(loc="best")
-        alt = (
-            f"Deletion and insertion curves of {name}{data_words(synthetic)}, means over patients."
-        )
-        return vector(canvas, alt, file_name(name, "faithfulness"))
+
+    alt = f"Deletion and insertion curves of {context.subject(name)}, means over patients."
+    return Figure(file_name(name, "faithfulness"), alt, (7.2, 3.0), paint)

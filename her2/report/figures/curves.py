@@ -2,16 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Canvas
+from her2.core.plot_style import PALETTE, FigureContext
+from her2.report.figures.base import Figure, file_name
 
-from her2.core.plot_style import PALETTE, STYLE
-from her2.report.figures.base import Figure, data_words, file_name, title, vector
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
 
 _DASHES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1.5, 1)))
+_SQUARE_IN = (4.8, 4.8)
 _GREY = "#8a8a8a"
 _DOTS: tuple[int, tuple[int, int]] = (0, (2, 2))
 
@@ -52,49 +53,52 @@ class Benefit:
     treat_all: Sequence[float]
 
 
-def roc_figure(curves: Sequence[Curve], *, name: str, synthetic: bool) -> Figure:
+def roc_figure(curves: Sequence[Curve], name: str, context: FigureContext) -> Figure:
     """ROC curves of all classes in one frame, with the diagonal of chance."""
-    with mpl.rc_context(STYLE):
-        canvas, axes = _square()
+
+    def paint(canvas: "Canvas") -> None:
+        axes = _square(canvas)
         axes.plot([0, 1], [0, 1], color=_GREY, linewidth=0.9, linestyle=_DOTS)
         _lines(axes, curves, "AUC")
         axes.set(
             xlabel="False positive rate",
             ylabel="True positive rate",
-            title=title("ROC, one score against the rest", synthetic),
+            title=context.title("ROC, one score against the rest"),
         )
         axes.legend(loc="lower right")
-        areas = ", ".join(f"{curve.name} {curve.area}" for curve in curves)
-        alt = f"ROC curves of {name}{data_words(synthetic)}, patient level. AUC: {areas}."
-        return vector(canvas, alt, file_name(name, "roc"))
+
+    areas = ", ".join(f"{curve.name} {curve.area}" for curve in curves)
+    alt = f"ROC curves of {context.subject(name)}, patient level. AUC: {areas}."
+    return Figure(file_name(name, "roc"), alt, _SQUARE_IN, paint)
 
 
-def precision_figure(curves: Sequence[Curve], *, name: str, synthetic: bool) -> Figure:
+def precision_figure(curves: Sequence[Curve], name: str, context: FigureContext) -> Figure:
     """Precision over recall of all classes; dotted: the share of the class, which is chance."""
-    with mpl.rc_context(STYLE):
-        canvas, axes = _square()
+
+    def paint(canvas: "Canvas") -> None:
+        axes = _square(canvas)
         for index, curve in enumerate(curves):
             axes.axhline(curve.level, color=_colour(index), linewidth=0.8, linestyle=_DOTS)
         _lines(axes, curves, "AUPRC", steps="steps-post")
         axes.set(
             xlabel="Recall",
             ylabel="Precision",
-            title=title("Precision and recall", synthetic),
+            title=context.title("Precision and recall"),
         )
-        canvas.set_figheight(5.3)
         _legend(canvas, axes, columns=2)
-        areas = ", ".join(f"{curve.name} {curve.area}" for curve in curves)
-        alt = f"Precision-recall curves of {name}{data_words(synthetic)}, patients. AUPRC: {areas}."
-        return vector(canvas, alt, file_name(name, "precision"))
+
+    areas = ", ".join(f"{curve.name} {curve.area}" for curve in curves)
+    alt = f"Precision-recall curves of {context.subject(name)}, patients. AUPRC: {areas}."
+    return Figure(file_name(name, "precision"), alt, (4.8, 5.3), paint)
 
 
 def reliability_figure(
-    states: Mapping[str, Sequence[Reliability]], *, name: str, synthetic: bool
+    states: Mapping[str, Sequence[Reliability]], name: str, context: FigureContext
 ) -> Figure:
     """Observed share over the probability that was given; a frame a state, on the diagonal is
     right."""
-    with mpl.rc_context(STYLE):
-        canvas = Canvas(figsize=(4.2 * len(states), 4.5), layout="constrained")
+
+    def paint(canvas: "Canvas") -> None:
         frames = canvas.subplots(1, len(states), squeeze=False)[0]
         for axes, (state, classes) in zip(frames, states.items(), strict=True):
             axes.plot([0, 1], [0, 1], color=_GREY, linewidth=0.9, linestyle=_DOTS)
@@ -118,17 +122,18 @@ def reliability_figure(
             axes.set(
                 xlabel="Probability given",
                 ylabel="Share observed",
-                title=title(state[:1].upper() + state[1:], synthetic),
+                title=context.title(state[:1].upper() + state[1:]),
             )
         _legend(canvas, frames[0], columns=6)
-        alt = f"Reliability of {name}{data_words(synthetic)}, patients: {', '.join(states)}."
-        return vector(canvas, alt, file_name(name, "reliability"))
+
+    alt = f"Reliability of {context.subject(name)}, patients: {', '.join(states)}."
+    return Figure(file_name(name, "reliability"), alt, (4.2 * len(states), 4.5), paint)
 
 
-def benefit_figure(groupings: Sequence[Benefit], *, name: str, synthetic: bool) -> Figure:
+def benefit_figure(groupings: Sequence[Benefit], name: str, context: FigureContext) -> Figure:
     """Decision curves: net benefit over the threshold, a frame a grouping."""
-    with mpl.rc_context(STYLE):
-        canvas = Canvas(figsize=(3.6 * len(groupings), 3.6), layout="constrained")
+
+    def paint(canvas: "Canvas") -> None:
         frames = canvas.subplots(1, len(groupings), squeeze=False)[0]
         for axes, one in zip(frames, groupings, strict=True):
             axes.plot(one.threshold, one.treat_all, color=PALETTE[1], linestyle=_DASHES[1],
@@ -140,35 +145,35 @@ def benefit_figure(groupings: Sequence[Benefit], *, name: str, synthetic: bool) 
                 xlim=(0, 1),
                 ylim=(-0.15 * top, 1.08 * top),
                 xlabel="Threshold probability",
-                title=title(one.name, synthetic),
+                title=context.title(one.name),
             )
             axes.grid(True)
         frames[0].set_ylabel("Net benefit")
         _legend(canvas, frames[0], columns=3)
-        names = ", ".join(one.name for one in groupings)
-        alt = f"Net benefit of {name}{data_words(synthetic)} over thresholds: {names}."
-        return vector(canvas, alt, file_name(name, "benefit"))
+
+    names = ", ".join(one.name for one in groupings)
+    alt = f"Net benefit of {context.subject(name)} over thresholds: {names}."
+    return Figure(file_name(name, "benefit"), alt, (3.6 * len(groupings), 3.6), paint)
 
 
-def _square() -> tuple[Canvas, Axes]:
-    canvas = Canvas(figsize=(4.8, 4.8), layout="constrained")
+def _square(canvas: "Canvas") -> "Axes":
     axes = canvas.subplots()
     _unit(axes)
-    return canvas, axes
+    return axes
 
 
-def _legend(canvas: Canvas, axes: Axes, *, columns: int) -> None:
+def _legend(canvas: "Canvas", axes: "Axes", *, columns: int) -> None:
     """Under the frames: curves may run anywhere in them."""
     canvas.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
 
 
-def _unit(axes: Axes) -> None:
+def _unit(axes: "Axes") -> None:
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     axes.grid(True)
 
 
 def _lines(
-    axes: Axes,
+    axes: "Axes",
     curves: Sequence[Curve],
     measure: str,
     *,

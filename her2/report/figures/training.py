@@ -1,21 +1,20 @@
 """Stage 2, report: figures of how models and encoders were trained."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import matplotlib as mpl
-from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import MaxNLocator
+from her2.core.plot_style import PALETTE, FigureContext
+from her2.report.figures.base import Figure, file_name
 
-from her2.core.plot_style import PALETTE, STYLE
-from her2.report.figures.base import Figure, data_words, file_name, title, vector
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
 
 
 def learning_figure(
     histories: Mapping[str, Mapping[str, Sequence[float]]],
     kept: Mapping[str, int],
-    *,
     name: str,
-    synthetic: bool,
+    context: FigureContext,
 ) -> Figure | None:
     """Losses over epochs of every fold, the kept epoch marked; None without histories.
 
@@ -23,12 +22,14 @@ def learning_figure(
         histories: run -> `epoch` (from 0), `train_loss`, `tune_loss`.
         kept: run -> the epoch (from 0) whose model was kept.
         name: of the model.
-        synthetic: the slides are drawn.
+        context: what all figures of the run share.
     """
     if not histories:
         return None
-    with mpl.rc_context(STYLE):
-        canvas = Canvas(figsize=(7.2, 3.4), layout="constrained")
+
+    def paint(canvas: "Canvas") -> None:
+        from matplotlib.ticker import MaxNLocator
+
         axes = canvas.subplots()
         for index, (run, history) in enumerate(histories.items()):
             epochs = [epoch + 1 for epoch in history["epoch"]]
@@ -50,18 +51,19 @@ def learning_figure(
         axes.set(
             xlabel="Epoch",
             ylabel="Cross-entropy a slide",
-            title=title("Loss of every fold", synthetic),
+            title=context.title("Loss of every fold"),
         )
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(True)
         axes.legend(loc="best", ncols=3)
-        alt = f"Train and tune loss over epochs of {len(histories)} folds of {name}"
-        alt += f"{data_words(synthetic)}; the kept epochs are in the table of folds."
-        return vector(canvas, alt, file_name(name, "learning"))
+
+    alt = f"Train and tune loss over epochs of {len(histories)} folds of {context.subject(name)}"
+    alt += "; the kept epochs are in the table of folds."
+    return Figure(file_name(name, "learning"), alt, (7.2, 3.4), paint)
 
 
 def pretraining_figure(
-    history: Mapping[str, Sequence[float]], best: int, *, name: str, synthetic: bool
+    history: Mapping[str, Sequence[float]], best: int, name: str, context: FigureContext
 ) -> Figure:
     """Losses and balanced accuracy of one encoder's pre-training, the best epoch marked.
 
@@ -69,16 +71,18 @@ def pretraining_figure(
         history: `epoch` (from 0), `train_loss`, `validation_loss`, `balanced_accuracy`.
         best: the epoch (from 0) that was kept.
         name: of the encoder.
-        synthetic: the slides are drawn.
+        context: what all figures of the run share.
     """
-    with mpl.rc_context(STYLE):
-        canvas = Canvas(figsize=(7.2, 3.2), layout="constrained")
+
+    def paint(canvas: "Canvas") -> None:
+        from matplotlib.ticker import MaxNLocator
+
         left, right = canvas.subplots(1, 2)
         epochs = [epoch + 1 for epoch in history["epoch"]]
         losses = history["validation_loss"]
         left.plot(epochs, history["train_loss"], color="#9a9a9a", linewidth=1.2, label="train")
         left.plot(epochs, losses, color=PALETTE[0], linewidth=1.5, label="validation")
-        left.set(ylabel="Cross-entropy a patch", title=title("Loss", synthetic))
+        left.set(ylabel="Cross-entropy a patch", title=context.title("Loss"))
         accuracy = history["balanced_accuracy"]
         right.plot(epochs, accuracy, color=PALETTE[0], linewidth=1.5, label="validation")
         right.set(ylim=(0, 1.03), ylabel="Balanced accuracy", title="Validation patches")
@@ -97,8 +101,9 @@ def pretraining_figure(
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(True)
             axes.legend(loc="best")
-        alt = (
-            f"Train loss, validation loss and balanced accuracy over {len(epochs)} epochs of "
-            f"pre-training {name}{data_words(synthetic)}; best: epoch {best + 1}."
-        )
-        return vector(canvas, alt, file_name(name, "pretraining"))
+
+    alt = (
+        f"Train loss, validation loss and balanced accuracy over {len(history['epoch'])} epochs of "
+        f"pre-training {context.subject(name)}; best: epoch {best + 1}."
+    )
+    return Figure(file_name(name, "pretraining"), alt, (7.2, 3.2), paint)

@@ -1,13 +1,15 @@
 """Stage 2, report: what the cohort is, and which of its slides could not be used."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from statistics import median
 
 import polars as pl
 
 from her2.report.format import count, percent, span, without_folders
-from her2.report.results import Results
+from her2.report.results import Results, one_row_a_slide
+from her2.report.section import Section
+from her2.report.sections import flow, leakage
 from her2.report.sections.gallery import CAUSES
 
 
@@ -73,11 +75,6 @@ class Excluded:
     encoder: str
     status: str
     reason: str
-
-
-def one_row_a_slide(results: Results) -> pl.DataFrame:
-    """The cohort table without its grids."""
-    return results.cohort.unique("slide_id", keep="first").sort("slide_id")
 
 
 def composition(results: Results, task_name: str) -> Composition:
@@ -222,3 +219,43 @@ def _rejected(table: pl.DataFrame) -> tuple[str, str]:
 def _median(values: pl.Series, digits: int) -> str:
     numbers = values.drop_nulls().to_list()
     return f"{median(numbers):,.{digits}f}" if numbers else "-"
+
+
+@dataclass(frozen=True, slots=True)
+class CohortData:
+    """What became of the slides, who is in the cohort, its tiles and features, and its audit."""
+
+    flows: list[flow.Flow]
+    compositions: list[Composition]
+    grids: list[GridRow]
+    encoders: list[EncoderRow]
+    checks: tuple[leakage.Check, ...]
+    pairs: tuple[leakage.SimilarPair, ...]
+    excluded: list[Excluded]
+
+
+def _collect(results: Results) -> CohortData:
+    return CohortData(
+        flows=flow.flows(results),
+        compositions=[composition(results, task) for task in results.config.tasks],
+        grids=grid_rows(results),
+        encoders=encoder_rows(results),
+        checks=leakage.checks(results),
+        pairs=leakage.pairs(results),
+        excluded=excluded_slides(results),
+    )
+
+
+def excluded_table(results: Results) -> pl.DataFrame:
+    """Return the slides that are not used, one row per reason."""
+    schema = dict.fromkeys((field.name for field in fields(Excluded)), pl.String)
+    return pl.DataFrame([asdict(row) for row in excluded_slides(results)], schema=schema)
+
+
+SECTION = Section(
+    anchor="cohort",
+    title="Cohort",
+    order=30,
+    collect=_collect,
+    tables={"excluded": excluded_table, "similar": leakage.pairs_table},
+)

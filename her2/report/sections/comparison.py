@@ -7,8 +7,11 @@ import polars as pl
 
 from her2.report.format import interval, number, p_value, signed
 from her2.report.results import Results
+from her2.report.section import Link, Section
 from her2.report.sections.overlap import mark, seen
-from her2.report.tables import Cell, Row, Sheet, sheet
+from her2.report.sections.pretraining import PretrainingRow, pretraining, pretraining_table
+from her2.report.sections.published_protocol import ProtocolRow, protocols
+from her2.report.tables import PageTable, TableCell, TableRow, page_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +31,9 @@ class Comparison:
     task_name: str
     kind: str
     within: str
-    macro: Sheet
-    classes: Sheet
-    groupings: Sheet | None
+    macro: PageTable
+    classes: PageTable
+    groupings: PageTable | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +137,10 @@ def statement_table(results: Results) -> pl.DataFrame | None:
 
 def _pairs(
     results: Results, kind: str, table: pl.DataFrame, caption: str, column: str | None = None
-) -> Sheet:
+) -> PageTable:
     """A row a pair (and class or grouping); `difference` is first minus second."""
     what = {"encoders": "Encoder", "heads": "Head"}[kind]
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     for row in table.to_dicts():
         marks = {name: _mark(results, kind, row, name) for name in ("first", "second")}
         low, high = row["low"], row["high"]
@@ -155,14 +158,16 @@ def _pairs(
                 *middle,
                 number(row["first_value"], sign=marks["first"]),
                 number(row["second_value"], sign=marks["second"]),
-                Cell(signed(row["difference"], sign=either), interval(low, high), note),
+                TableCell(signed(row["difference"], sign=either), interval(low, high), note),
                 p_value(row["p"]),
-                Cell(p_value(row["p_holm"]), note=f"of {row['family']}" if row["family"] else ""),
+                TableCell(
+                    p_value(row["p_holm"]), note=f"of {row['family']}" if row["family"] else ""
+                ),
                 str(row["n"]),
             )
         )
     titles = {"class": ["Score"], "grouping": ["Grouping", "Method"]}.get(column or "", [])
-    return sheet(
+    return page_table(
         caption,
         (what, "Other", *titles, "#Its AUC", "#The other's AUC", "#Difference", "#p",
          "#p, Holm", "#Patients"),
@@ -187,3 +192,48 @@ def _statement(row: dict[str, Any]) -> str:
     text = f"{words}: {signed(row['difference'])} {ends}, p {p_value(row['p'])}, "
     text += f"{row['n']} patients ({row['first']} against {row['second']}). {holds}"
     return f"{text} {row['note'][:1].upper() + row['note'][1:]}." if row["note"] else text
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonData:
+    """Encoders and heads against each other, and what was pre-trained here."""
+
+    comparisons: list[Comparison]
+    shared_tiles: list[Shared]
+    protocols: list[ProtocolRow]
+    pretraining: list[PretrainingRow]
+
+    @property
+    def compared(self) -> bool:
+        """There is more than the pre-training."""
+        return bool(self.comparisons or self.protocols)
+
+
+def _collect(results: Results) -> ComparisonData:
+    return ComparisonData(
+        comparisons=comparisons(results),
+        shared_tiles=shared_tiles(results),
+        protocols=protocols(results),
+        pretraining=pretraining(results),
+    )
+
+
+def _links(data: ComparisonData) -> list[Link]:
+    found = [Link("Comparison", "comparison")] if data.compared else []
+    return found + ([Link("Pre-training", "pretraining")] if data.pretraining else [])
+
+
+SECTION = Section(
+    anchor="comparison",
+    title="Comparison",
+    order=40,
+    collect=_collect,
+    is_shown=lambda data: data.compared or bool(data.pretraining),
+    heading=lambda data: "Comparison" if data.compared else "Encoders made here",
+    links=_links,
+    tables={
+        "comparison": comparison_table,
+        "statement": statement_table,
+        "pretraining": pretraining_table,
+    },
+)

@@ -9,16 +9,18 @@ from her2.evaluation.controls.subgroups import subgroup_labels
 from her2.report.figures.base import Figure
 from her2.report.figures.controls import shuffled_figure
 from her2.report.format import NA, interval, number, p_value, signed
-from her2.report.results import Model, Results
+from her2.report.results import EvaluatedModel, Results
+from her2.report.section import Section
+from her2.report.sections.model_tables import stacked_controls
 from her2.report.sections.overlap import mark
-from her2.report.tables import Cell, Row, Sheet, figure_cell, sheet
+from her2.report.tables import PageTable, TableCell, TableRow, figure_cell, page_table
 
 SUBGROUPS = subgroup_labels()
 MACRO = pl.col("class") == "macro"
 
 
 @dataclass(frozen=True, slots=True)
-class Reached:
+class CovariateWarning:
     """A headline that a model of covariates alone reaches; `title` says in which way."""
 
     name: str
@@ -27,16 +29,16 @@ class Reached:
     text: str
 
 
-def covariates_cell(model: Model) -> Cell:
+def covariates_cell(model: EvaluatedModel) -> TableCell:
     """Macro AUC of covariates alone on the same patients and folds, beside the headline."""
     row = _macro(model.controls["covariates"])
     if row is None:
-        return Cell(NA, note="not evaluated")
+        return TableCell(NA, note="not evaluated")
     ends = interval(row["covariates_low"], row["covariates_high"])
-    return Cell(number(row["covariates"]), ends, row["note"] or "")
+    return TableCell(number(row["covariates"]), ends, row["note"] or "")
 
 
-def reached(results: Results) -> list[Reached]:
+def covariate_warnings(results: Results) -> list[CovariateWarning]:
     """The models whose macro AUC is not above that of covariates, or not clearly so."""
     found = []
     for model in results.models:
@@ -55,13 +57,13 @@ def reached(results: Results) -> list[Reached]:
             if row["difference"] <= 0
             else "This headline is not shown to be above covariates alone."
         )
-        found.append(Reached(model.name, model.anchor, title, text))
+        found.append(CovariateWarning(model.name, model.anchor, title, text))
     return found
 
 
-def covariates_sheet(results: Results) -> Sheet:
+def covariates_page_table(results: Results) -> PageTable:
     """Macro and class AUC of each model beside that of covariates, and the paired difference."""
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     for model in results.models:
         sign = mark(results, model.encoder)
         for row in model.controls["covariates"].to_dicts():
@@ -70,15 +72,15 @@ def covariates_sheet(results: Results) -> Sheet:
                 (
                     model.name + sign,
                     row["class"],
-                    Cell(
+                    TableCell(
                         number(row["model"], sign=sign),
                         interval(row["model_low"], row["model_high"]),
                     ),
-                    Cell(
+                    TableCell(
                         number(row["covariates"]),
                         interval(row["covariates_low"], row["covariates_high"]),
                     ),
-                    Cell(
+                    TableCell(
                         signed(row["difference"], sign=sign),
                         interval(row["low"], row["high"]),
                         row["note"] or "",
@@ -87,7 +89,7 @@ def covariates_sheet(results: Results) -> Sheet:
                     verdict,
                 )
             )
-    return sheet(
+    return page_table(
         "AUC of the models and of covariates alone, patients",
         ("Task / encoder / head", "Score", "#Model", "#Covariates alone", "#Difference", "#p",
          "By the covariates"),
@@ -98,11 +100,11 @@ def covariates_sheet(results: Results) -> Sheet:
     )  # fmt: skip
 
 
-def inputs_sheet(results: Results) -> Sheet | None:
+def inputs_page_table(results: Results) -> PageTable | None:
     """Which covariates there were; one table, of the first model, as grids differ little."""
     if not results.models:
         return None
-    rows: list[Row] = [
+    rows: list[TableRow] = [
         (
             row["covariate"],
             row["kind"],
@@ -113,16 +115,16 @@ def inputs_sheet(results: Results) -> Sheet | None:
         )
         for row in results.models[0].controls["inputs"].to_dicts()
     ]
-    return sheet(
+    return page_table(
         f"Covariates ({results.models[0].name})",
         ("Covariate", "Kind", "Used", "#Levels", "#Missing", "Note"),
         rows,
     )
 
 
-def shuffled_sheet(results: Results) -> Sheet:
+def shuffled_page_table(results: Results) -> PageTable:
     """Macro AUC under shuffled labels."""
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     for model in results.models:
         row = _macro(model.controls["shuffled"])
         if row is not None:
@@ -130,12 +132,12 @@ def shuffled_sheet(results: Results) -> Sheet:
                 (
                     model.name + mark(results, model.encoder),
                     number(row["value"], sign=mark(results, model.encoder)),
-                    Cell(number(row["mean"]), interval(row["low"], row["high"])),
-                    Cell(p_value(row["p"]), note=row["note"] or ""),
+                    TableCell(number(row["mean"]), interval(row["low"], row["high"])),
+                    TableCell(p_value(row["p"]), note=row["note"] or ""),
                     f"{row['permutations']:,}",
                 )
             )
-    return sheet(
+    return page_table(
         "Macro AUC with the labels of held-out patients shuffled within their folds",
         ("Task / encoder / head", "#Observed", "#Shuffled", "#p", "#Permutations"),
         rows,
@@ -144,18 +146,18 @@ def shuffled_sheet(results: Results) -> Sheet:
     )
 
 
-def shuffled(results: Results, model: Model) -> Figure | None:
+def shuffled(results: Results, model: EvaluatedModel) -> Figure | None:
     """The distribution of one model; None where it is not defined."""
     row = _macro(model.controls["shuffled"])
     draws = model.controls["shuffled_draws"].filter(MACRO)["auc"].drop_nulls().to_list()
     if row is None or row["value"] is None or not draws:
         return None
     return shuffled_figure(
-        draws, row["value"], p_value(row["p"]), name=model.name, synthetic=results.synthetic
+        draws, row["value"], p_value(row["p"]), model.name, results.figure_context
     )
 
 
-def subgroups_sheet(results: Results, model: Model) -> Sheet | None:
+def subgroups_page_table(results: Results, model: EvaluatedModel) -> PageTable | None:
     """AUC by site, scanner and other columns of the manifest, and by amount of tissue."""
     table = model.controls["subgroups"]
     if not len(table):
@@ -165,7 +167,7 @@ def subgroups_sheet(results: Results, model: Model) -> Sheet | None:
     for row in table.to_dicts():
         groups.setdefault((row["by"], row["group"]), {})[row["class"]] = row
     names = ("macro", *model.task.class_names)
-    rows: list[Row] = [
+    rows: list[TableRow] = [
         (
             SUBGROUPS.get(by, by),
             group,
@@ -174,7 +176,7 @@ def subgroups_sheet(results: Results, model: Model) -> Sheet | None:
         )
         for (by, group), own in groups.items()
     ]
-    return sheet(
+    return page_table(
         f"AUC in parts of the cohort{sign}, patients",
         ("By", "Part", "#Patients", *(f"#AUC {name}" for name in names)),
         rows,
@@ -186,6 +188,32 @@ def _macro(table: pl.DataFrame) -> dict[str, Any] | None:
     return rows[0] if rows else None
 
 
-def _used(model: Model) -> list[str]:
+def _used(model: EvaluatedModel) -> list[str]:
     inputs = model.controls["inputs"]
     return [str(name) for name in inputs.filter(pl.col("used"))["covariate"]]
+
+
+@dataclass(frozen=True, slots=True)
+class ControlsData:
+    """The tables of the controls."""
+
+    covariates: PageTable
+    inputs: PageTable | None
+    shuffled: PageTable
+
+
+def _collect(results: Results) -> ControlsData:
+    return ControlsData(
+        covariates=covariates_page_table(results),
+        inputs=inputs_page_table(results),
+        shuffled=shuffled_page_table(results),
+    )
+
+
+SECTION = Section(
+    anchor="controls",
+    title="Controls",
+    order=70,
+    collect=_collect,
+    tables=stacked_controls("covariates", "inputs", "shuffled"),
+)

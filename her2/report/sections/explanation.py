@@ -1,15 +1,17 @@
 """Stage 2, report: whether attention lies on positive tissue, and whether predictions follow it."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
-from her2.report.figures.base import Figure
-from her2.report.figures.controls import Following, faithfulness_figure
 from her2.report.format import NA, plural
-from her2.report.results import Model, Results
+from her2.report.results import Results
+from her2.report.section import Section
+from her2.report.sections.model_tables import stacked_attention
 from her2.report.sections.overlap import mark
-from her2.report.tables import Cell, Row, Sheet, figure_cell, sheet
+from her2.report.sections.pictures import ModelPictures, all_pictures, truth_words
+from her2.report.tables import PageTable, TableCell, TableRow, figure_cell, page_table
 
 LOCALISED = {
     "auc": "AUC of attention, inside against outside",
@@ -21,19 +23,19 @@ LOCALISED = {
 """What the measures are called; `area_share` is the chance level of the second and the last."""
 
 
-def localisation(results: Results) -> Sheet | None:
+def localisation(results: Results) -> PageTable | None:
     """A row a model: where its attention lies, over all held-out slides with a truth."""
     return _localisation(results, "all")
 
 
-def localisation_by_class(results: Results) -> list[Sheet]:
+def localisation_by_class(results: Results) -> list[PageTable]:
     """The same for each score, where a slide of it has tiles inside and outside."""
     names = dict.fromkeys(name for task in results.config.tasks.values() for name in task.classes)
     return [found for name in names if (found := _localisation(results, name)) is not None]
 
 
-def _localisation(results: Results, name: str) -> Sheet | None:
-    rows: list[Row] = []
+def _localisation(results: Results, name: str) -> PageTable | None:
+    rows: list[TableRow] = []
     defined = False
     for model in results.models:
         table = model.attention["localisation_summary"].filter(pl.col("class") == name)
@@ -52,7 +54,7 @@ def _localisation(results: Results, name: str) -> Sheet | None:
     if not rows or (name != "all" and not defined):
         return None
     which = "all scores" if name == "all" else f"score {name}"
-    return sheet(
+    return page_table(
         f"Localisation, {which}: means over patients",
         ("Task / encoder / head", "#Patients (slides)",
          *(f"#{title}" for title in LOCALISED.values())),
@@ -60,28 +62,28 @@ def _localisation(results: Results, name: str) -> Sheet | None:
     )  # fmt: skip
 
 
-def _measured(own: dict[str, dict[str, Any]], measure: str) -> Cell:
+def _measured(own: dict[str, dict[str, Any]], measure: str) -> TableCell:
     found = own.get(measure)
     if found is None:  # no truths at all: one row says why
         return figure_cell(next(iter(own.values()), None), digits=3)
     return figure_cell(found, digits=2 if measure == "enrichment" else 3)
 
 
-def faithfulness(results: Results) -> Sheet:
+def faithfulness(results: Results) -> PageTable:
     """A row a model: the areas between its curves and those of random order."""
     names = dict.fromkeys(
         name
         for model in results.models
         for name in model.attention["faithfulness_summary"]["measure"].drop_nulls()
     )
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     for model in results.models:
         table = model.attention["faithfulness_summary"]
         own = {row["measure"]: row for row in table.to_dicts()}
         first = next(iter(own.values()), None)
         over = f"{first['patients']} ({first['slides']})" if first else NA
         rows.append((model.name, over, *(figure_cell(own.get(name)) for name in names)))
-    return sheet(
+    return page_table(
         "Faithfulness: area between the curve by attention and the one in random order",
         ("Task / encoder / head", "#Patients (slides)",
          *(f"#{name[:1].upper()}{name[1:]}" for name in names)),
@@ -91,34 +93,57 @@ def faithfulness(results: Results) -> Sheet:
     )  # fmt: skip
 
 
-def agreement(results: Results) -> Sheet:
+def agreement(results: Results) -> PageTable:
     """A row a model: rank correlation of attention between repeats."""
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     for model in results.models:
         for row in model.attention["agreement"].to_dicts():
             over = f"{plural(row['slides'] or 0, 'slide')}, {plural(row['pairs'] or 0, 'pair')}"
             rows.append((model.name, figure_cell(row), over))
-    return sheet(
+    return page_table(
         "Agreement of a slide's attention between repeats (Spearman's rank correlation)",
         ("Task / encoder / head", "#Mean over patients", "Over"),
         rows,
     )
 
 
-def curves(results: Results, model: Model) -> Figure | None:
-    """Deletion and insertion of one model; None where attention tells no tiles apart."""
-    table = model.attention["faithfulness"].filter(pl.col("value").is_not_null())
-    if not len(table):
-        return None
-    found: dict[str, dict[str, Following]] = {}
-    for curve, order in table.select("curve", "order").unique(maintain_order=True).iter_rows():
-        own = table.filter((pl.col("curve") == curve) & (pl.col("order") == order)).sort("share")
-        found.setdefault(curve, {})[order] = Following(
-            *(own[name].to_list() for name in ("share", "value", "low", "high"))
-        )
-    return faithfulness_figure(found, name=model.name, synthetic=results.synthetic)
-
-
 def localised(results: Results) -> bool:
     """Some slide has a truth."""
     return any(len(model.attention["localisation"]) for model in results.models)
+
+
+@dataclass(frozen=True, slots=True)
+class ExplanationData:
+    """Where attention lies, whether predictions follow it, and its pictures.
+
+    `localised`: some slide has a truth, `truth` in words.
+    """
+
+    localised: bool
+    localisation: PageTable | None
+    by_class: list[PageTable]
+    faithfulness: PageTable
+    agreement: PageTable
+    pictures: tuple[ModelPictures, ...]
+    truth: str
+
+
+def _collect(results: Results) -> ExplanationData:
+    return ExplanationData(
+        localised=localised(results),
+        localisation=localisation(results),
+        by_class=localisation_by_class(results),
+        faithfulness=faithfulness(results),
+        agreement=agreement(results),
+        pictures=all_pictures(results),
+        truth=truth_words(results),
+    )
+
+
+SECTION = Section(
+    anchor="attention",
+    title="Explanation",
+    order=60,
+    collect=_collect,
+    tables=stacked_attention("localisation_summary", "faithfulness_summary", "agreement"),
+)

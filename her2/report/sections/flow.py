@@ -7,8 +7,7 @@ import polars as pl
 
 from her2.cohort.split import SPLITS
 from her2.report.format import plural
-from her2.report.results import Model, Results
-from her2.report.sections.cohort import one_row_a_slide
+from her2.report.results import EvaluatedModel, Results, one_row_a_slide
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ def flows(results: Results) -> list[Flow]:
     ]  # fmt: skip
 
 
-def _flow(results: Results, model: Model) -> Flow:
+def _flow(results: Results, model: EvaluatedModel) -> Flow:
     section = results.config.encoders[model.encoder]
     table = one_row_a_slide(results)
     grid = results.cohort.filter(pl.col("grid") == section.grid)

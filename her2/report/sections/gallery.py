@@ -8,14 +8,15 @@ from typing import Any
 import polars as pl
 
 from her2.filters.registry import LISTED
-from her2.report.figures.base import Figure, jpeg
+from her2.report.figures.base import Picture, jpeg
 from her2.report.format import percent, plural, without_folders
 from her2.report.results import Results
+from her2.report.section import Section
 
 SHOWN = 500
 """Slides of one grid on the page, the worst first; the others stay files."""
 CAUSES = tuple(one.name for one in LISTED)
-MUCH = 0.1
+MARKED_FROM = 0.1
 """From this share of rejected tiles on a slide is marked."""
 _SIZES = ((60, 480, 80), (150, 320, 75), (SHOWN, 208, 70))
 """Up to so many slides: px of the longer side, JPEG quality. 500 slides stay below 10 MB."""
@@ -39,7 +40,7 @@ class Card:
     causes: tuple[tuple[str, float], ...]
     marked: bool
     facts: tuple[tuple[str, str], ...]
-    figure: Figure | None
+    figure: Picture | None
 
     @property
     def words(self) -> str:
@@ -67,6 +68,8 @@ class Gallery:
     marked: int
     regions: bool
     """Some slides were tiled in annotated regions only."""
+    marked_from: float
+    """The share of rejected tiles from which on a slide is marked."""
     causes: tuple[Cause, ...]
 
 
@@ -89,6 +92,7 @@ def gallery(results: Results) -> Gallery:
         unusable=sum(card.status != "ok" for card in cards),
         marked=sum(card.marked for card in cards),
         regions=any(row.get("regions") is not None for row in rows),
+        marked_from=MARKED_FROM,
         causes=tuple(
             Cause(one.name, one.legend, "rgb({} {} {})".format(*one.colour)) for one in LISTED
         ),
@@ -129,7 +133,7 @@ def _card(row: dict[str, Any], folder: Path, side: int, quality: int) -> Card:
         tissue_mm2=row["tissue_mm2"] or 0.0,
         lost=lost,
         causes=causes,
-        marked=row["status"] == "ok" and lost >= MUCH,
+        marked=row["status"] == "ok" and lost >= MARKED_FROM,
         facts=tuple(_facts(row)),
         figure=figure,
     )
@@ -158,3 +162,6 @@ def _facts(row: dict[str, Any]) -> list[tuple[str, str]]:
     if row["site"]:
         found.append(("Site", row["site"]))
     return found
+
+
+SECTION = Section(anchor="quality", title="Quality control", order=80, collect=gallery)

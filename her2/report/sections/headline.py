@@ -9,10 +9,10 @@ from her2.config import EncoderSection
 from her2.libraries import NAMES
 from her2.metrics import headline_metrics
 from her2.report.format import NA, interval, number
-from her2.report.results import Model, Results
+from her2.report.results import EvaluatedModel, Results
 from her2.report.sections.controls import covariates_cell
 from her2.report.sections.overlap import mark
-from her2.report.tables import Cell
+from her2.report.tables import TableCell
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,8 @@ class HeadlineRow:
     domain: str
     source: str
     anchor: str
-    cells: tuple[Cell, ...]
-    covariates: Cell | None
+    cells: tuple[TableCell, ...]
+    covariates: TableCell | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,7 @@ def protocol(results: Results) -> str:
     return grouped + sites[section.sites]
 
 
-def find(model: Model, level: str, metric: str, name: str = "") -> dict[str, Any] | None:
+def find(model: EvaluatedModel, level: str, metric: str, name: str = "") -> dict[str, Any] | None:
     """The record of one figure; None when the evaluation does not hold it."""
     rows = model.level(level).filter((pl.col("metric") == metric) & (pl.col("class") == name))
     return rows.to_dicts()[0] if len(rows) else None
@@ -162,9 +162,9 @@ def _positive(record: dict[str, Any] | None) -> str:
     return f"{record['n_positive']} of {record['n']}" if record else ""
 
 
-def _cell(record: dict[str, Any] | None, *, digits: int, with_count: bool, sign: str) -> Cell:
+def _cell(record: dict[str, Any] | None, *, digits: int, with_count: bool, sign: str) -> TableCell:
     if record is None:
-        return Cell(NA, note="not evaluated")
+        return TableCell(NA, note="not evaluated")
     notes = [record["note"]] if record["note"] else []
     macro_auc = record["metric"] == "auc" and record["class"] == "macro"
     if macro_auc and (words := chance(record["low"], record["high"])):
@@ -172,4 +172,4 @@ def _cell(record: dict[str, Any] | None, *, digits: int, with_count: bool, sign:
     if with_count and record["n_positive"] is not None:
         notes.append(_positive(record))
     value = number(record["value"], digits, sign=sign)
-    return Cell(value, interval(record["low"], record["high"], digits), "; ".join(notes))
+    return TableCell(value, interval(record["low"], record["high"], digits), "; ".join(notes))

@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from sklearn.metrics import precision_recall_curve
 
 from her2.metrics import all_metrics, grouping_metrics, headline_metrics, metric_named
 from her2.report.figures.base import Figure
@@ -17,28 +16,28 @@ from her2.report.figures.curves import (
     reliability_figure,
 )
 from her2.report.format import NA, interval, number, percent
-from her2.report.results import Model, Results
+from her2.report.results import EvaluatedModel, Results
 from her2.report.sections.overlap import mark
-from her2.report.tables import Cell, Row, Sheet, figure_cell, sheet
+from her2.report.tables import PageTable, TableCell, TableRow, figure_cell, page_table
 
 STATES = {"as predicted": "as predicted", "temperature": "with temperature"}
 PATIENT = pl.col("level") == "patient"
 
 
-def figures_sheet(results: Results, model: Model) -> Sheet:
+def figures_page_table(results: Results, model: EvaluatedModel) -> PageTable:
     """Every pooled figure at both levels."""
     sign = mark(results, model.encoder)
     found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for row in model.metrics.filter(pl.col("level").is_in(["patient", "slide"])).to_dicts():
         found.setdefault((row["metric"], row["class"]), {})[row["level"]] = row
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     for (metric, name), levels in found.items():
         any_row, declared = next(iter(levels.values())), metric_named(metric)
         share = any_row["prevalence"]
         beside = f"prevalence {share:.3f}" if metric == "auprc" and share is not None else ""
         rows.append(
             (
-                Cell(f"{declared.label} {name}".rstrip(), note=beside),
+                TableCell(f"{declared.label} {name}".rstrip(), note=beside),
                 *(
                     figure_cell(levels.get(level), digits=declared.decimals, sign=sign)
                     for level in ("patient", "slide")
@@ -46,7 +45,7 @@ def figures_sheet(results: Results, model: Model) -> Sheet:
                 _counted(any_row),
             )
         )
-    return sheet(
+    return page_table(
         f"All figures{sign}, pooled out of fold",
         ("Figure", "#Patients", "#Slides", "#Positive patients"),
         rows,
@@ -54,7 +53,7 @@ def figures_sheet(results: Results, model: Model) -> Sheet:
     )
 
 
-def folds_sheet(model: Model) -> Sheet:
+def folds_page_table(model: EvaluatedModel) -> PageTable:
     """Figures of each fold's own test part, at patient level."""
     wanted = [
         (metric, name)
@@ -71,7 +70,7 @@ def folds_sheet(model: Model) -> Sheet:
         for metric, name in wanted
         if any((metric.name, name) in rows for rows in by_run.values())
     ]
-    rows: list[Row] = [
+    rows: list[TableRow] = [
         (
             run,
             str(next(iter(found.values()))["n"]),
@@ -80,7 +79,7 @@ def folds_sheet(model: Model) -> Sheet:
         for run, found in by_run.items()
     ]
     titles = [f"#{metric.label} {name}".rstrip() for metric, name in wanted]
-    return sheet(
+    return page_table(
         "Each fold by itself, patients",
         ("Fold", "#Patients", *titles),
         rows,
@@ -88,14 +87,14 @@ def folds_sheet(model: Model) -> Sheet:
     )
 
 
-def binary_sheet(results: Results, model: Model) -> Sheet | None:
+def binary_page_table(results: Results, model: EvaluatedModel) -> PageTable | None:
     """Regrouped scores: AUC by bootstrap and by DeLong, and the other metrics of two groups."""
     table = model.binary.filter(PATIENT)
     if not len(table):
         return None
     sign = mark(results, model.encoder)
     others = [metric for metric in grouping_metrics() if metric.name != "auc"]
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     for name in table["grouping"].unique(maintain_order=True):
         own = {
             (row["metric"], row["method"]): row
@@ -108,7 +107,7 @@ def binary_sheet(results: Results, model: Model) -> Sheet | None:
                 name,
                 f"{first['n_positive']} of {first['n']}",
                 figure_cell(first, sign=sign),
-                Cell(interval(delong["low"], delong["high"]) or NA, note=delong["note"] or "")
+                TableCell(interval(delong["low"], delong["high"]) or NA, note=delong["note"] or "")
                 if delong
                 else NA,
                 *(
@@ -119,7 +118,7 @@ def binary_sheet(results: Results, model: Model) -> Sheet | None:
                 ),
             )
         )
-    return sheet(
+    return page_table(
         f"Scores in two groups{sign}, patients (negative vs positive)",
         (
             "Grouping",
@@ -134,16 +133,16 @@ def binary_sheet(results: Results, model: Model) -> Sheet | None:
     )
 
 
-def calibration_sheet(model: Model) -> Sheet:
+def calibration_page_table(model: EvaluatedModel) -> PageTable:
     """The metrics of calibration before and after the temperature."""
     table = model.calibration.filter(PATIENT)
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     for metric in table["metric"].unique(maintain_order=True):
         own = {row["state"]: row for row in table.filter(pl.col("metric") == metric).to_dicts()}
         declared = metric_named(metric)
         cells = (figure_cell(own.get(state), digits=declared.decimals) for state in STATES)
         rows.append((declared.label, *cells))
-    return sheet(
+    return page_table(
         "Calibration, patients",
         ("Figure", *(f"#{words}" for words in STATES.values())),
         rows,
@@ -151,12 +150,12 @@ def calibration_sheet(model: Model) -> Sheet:
     )
 
 
-def operating_sheet(model: Model) -> Sheet | None:
+def operating_page_table(model: EvaluatedModel) -> PageTable | None:
     """Sensitivity and specificity at thresholds of the tune parts."""
     table = model.operating.filter(PATIENT)
     if not len(table):
         return None
-    rows: list[Row] = [
+    rows: list[TableRow] = [
         (
             row["grouping"],
             f"{row['fixed']} {percent(row['asked'])}",
@@ -165,11 +164,11 @@ def operating_sheet(model: Model) -> Sheet | None:
             number(row["ppv"], 2),
             number(row["npv"], 2),
             f"{row['n_positive']} / {row['n_negative']}",
-            Cell(_span(row["threshold_min"], row["threshold_max"]), note=row["note"] or ""),
+            TableCell(_span(row["threshold_min"], row["threshold_max"]), note=row["note"] or ""),
         )
         for row in table.to_dicts()
     ]
-    return sheet(
+    return page_table(
         "Operating points, patients",
         ("Grouping", "Asked of the tune part", "#Sensitivity", "#Specificity", "#PPV", "#NPV",
          "#Positive / negative", "#Thresholds of the folds"),
@@ -179,9 +178,20 @@ def operating_sheet(model: Model) -> Sheet | None:
     )  # fmt: skip
 
 
-def precision(results: Results, model: Model) -> Figure:
-    """Precision over recall of the patients, a curve a class."""
-    target, sign = model.patients["target"].to_numpy(), mark(results, model.encoder)
+def precision(results: Results, model: EvaluatedModel) -> Figure:
+    """Return precision over recall of the patients, one curve per class."""
+    curves = precision_curves(model, sign=mark(results, model.encoder))
+    return precision_figure(curves, model.name, results.figure_context)
+
+
+def precision_curves(model: EvaluatedModel, *, sign: str = "") -> list[Curve]:
+    """Return the curve of each class against the rest; a class that is absent has no points.
+
+    `sign` marks every area.
+    """
+    from sklearn.metrics import precision_recall_curve
+
+    target = model.patients["target"].to_numpy()
     curves = []
     for index, name in enumerate(model.task.class_names):
         positive = target == index
@@ -203,10 +213,10 @@ def precision(results: Results, model: Model) -> Figure:
                 level=float(positive.mean()) if len(positive) else 0.0,
             )
         )
-    return precision_figure(curves, name=model.name, synthetic=results.synthetic)
+    return curves
 
 
-def reliability(results: Results, model: Model) -> Figure | None:
+def reliability(results: Results, model: EvaluatedModel) -> Figure | None:
     """Reliability before and after the temperature; None without predictions."""
     table = model.reliability.filter(PATIENT & (pl.col("n") > 0))
     states = {}
@@ -225,10 +235,10 @@ def reliability(results: Results, model: Model) -> Figure | None:
             ]
     if not states:
         return None
-    return reliability_figure(states, name=model.name, synthetic=results.synthetic)
+    return reliability_figure(states, model.name, results.figure_context)
 
 
-def benefit(results: Results, model: Model) -> Figure | None:
+def benefit(results: Results, model: EvaluatedModel) -> Figure | None:
     """Decision curves of the groupings; None where no grouping has both sides."""
     table = model.decision.filter(PATIENT & (pl.col("state") == "as predicted"))
     found = [
@@ -243,20 +253,20 @@ def benefit(results: Results, model: Model) -> Figure | None:
     ]
     if not found:
         return None
-    return benefit_figure(found, name=model.name, synthetic=results.synthetic)
+    return benefit_figure(found, model.name, results.figure_context)
 
 
 def _counted(row: dict[str, Any]) -> str:
     return "" if row["n_positive"] is None else f"{row['n_positive']} of {row['n']}"
 
 
-def _plain(row: dict[str, Any] | None, digits: int) -> Cell:
+def _plain(row: dict[str, Any] | None, digits: int) -> TableCell:
     """A fold's figure; why it is not defined is in the table beside the page."""
-    return Cell(number(row["value"] if row else None, digits))
+    return TableCell(number(row["value"] if row else None, digits))
 
 
-def _ends(row: dict[str, Any], name: str) -> Cell:
-    return Cell(number(row[name]), interval(row[f"{name}_low"], row[f"{name}_high"]))
+def _ends(row: dict[str, Any], name: str) -> TableCell:
+    return TableCell(number(row[name]), interval(row[f"{name}_low"], row[f"{name}_high"]))
 
 
 def _span(low: float | None, high: float | None) -> str:
@@ -265,7 +275,7 @@ def _span(low: float | None, high: float | None) -> str:
     return f"{low:.3f}" if low == high else f"{low:.3f}\N{EN DASH}{high:.3f}"
 
 
-def _temperature_words(model: Model) -> str:
+def _temperature_words(model: EvaluatedModel) -> str:
     """What the temperatures are, and what has to be said of them."""
     found: list[float] = model.temperatures["temperature"].drop_nulls().to_list()
     notes = [note for note in model.temperatures["note"].unique().sort() if note]

@@ -1,27 +1,29 @@
 """Stage 2, report: all that is shown of one encoder and head on a task."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 import polars as pl
-from sklearn.metrics import roc_curve
 
 from her2.mil.selection import SELECT_WORDS
 from her2.report.figures.base import Figure
 from her2.report.figures.curves import Curve, roc_figure
 from her2.report.figures.training import learning_figure
 from her2.report.format import number
-from her2.report.results import Model, Results
+from her2.report.results import DETAILS, EvaluatedModel, Results
+from her2.report.section import Link, Section
 from her2.report.sections import controls, model_detail
 from her2.report.sections.headline import find
-from her2.report.sections.overlap import mark
-from her2.report.tables import Sheet
+from her2.report.sections.model_tables import stacked, stacked_controls
+from her2.report.sections.overlap import mark, seen
+from her2.report.tables import PageTable
 from her2.storage.entries import FoldEntry
 
 UNLABELLED_SHOWN = 50
-DRAWN = 12
+FULLY_DRAWN = 12
 """Models of which every figure is drawn; of further ones the ROC curves, and all tables."""
 
 
@@ -62,7 +64,7 @@ class Unlabelled:
 class ModelSection:
     """All that is shown of one encoder and head on a task.
 
-    `figures` have their captions; there are none of a model after the first `DRAWN`.
+    `figures` have their captions; there are none of a model after the first `FULLY_DRAWN`.
     """
 
     name: str
@@ -71,8 +73,8 @@ class ModelSection:
     classes: tuple[str, ...]
     roc: Figure
     figures: tuple[tuple[Figure, str], ...]
-    sheets: tuple[Sheet, ...]
-    folds_figures: Sheet
+    tables: tuple[PageTable, ...]
+    fold_figures: PageTable
     confusion: tuple[ConfusionRow, ...]
     folds: tuple[FoldRow, ...]
     curves: Figure | None
@@ -81,36 +83,36 @@ class ModelSection:
     unlabelled: Unlabelled
 
 
-def model_section(results: Results, model: Model, *, drawn: bool = True) -> ModelSection:
+def model_section(
+    results: Results, model: EvaluatedModel, *, all_figures: bool = True
+) -> ModelSection:
     """One encoder and head on a task, at patient level."""
     marked = mark(results, model.encoder)
-    sheets = (
-        model_detail.figures_sheet(results, model),
-        model_detail.binary_sheet(results, model),
-        model_detail.calibration_sheet(model),
-        model_detail.operating_sheet(model),
-        controls.subgroups_sheet(results, model),
+    tables = (
+        model_detail.figures_page_table(results, model),
+        model_detail.binary_page_table(results, model),
+        model_detail.calibration_page_table(model),
+        model_detail.operating_page_table(model),
+        controls.subgroups_page_table(results, model),
     )
     return ModelSection(
         name=model.name,
         mark=marked,
         anchor=model.anchor,
         classes=model.task.class_names,
-        roc=roc_figure(
-            roc_curves(model, sign=marked), name=model.name, synthetic=results.synthetic
-        ),
-        figures=_figures(results, model) if drawn else (),
-        sheets=tuple(found for found in sheets if found is not None),
-        folds_figures=model_detail.folds_sheet(model),
+        roc=roc_figure(roc_curves(model, sign=marked), model.name, results.figure_context),
+        figures=_figures(results, model) if all_figures else (),
+        tables=tuple(found for found in tables if found is not None),
+        fold_figures=model_detail.folds_page_table(model),
         confusion=confusion_rows(model),
         folds=fold_rows(model),
         curves=learning_figure(
             {run: table.to_dict(as_series=False) for run, table in model.histories.items()},
             {run: model.folds[run].best_epoch for run in model.histories},
-            name=model.name,
-            synthetic=results.synthetic,
+            model.name,
+            results.figure_context,
         )
-        if drawn
+        if all_figures
         else None,
         selected=SELECT_WORDS[results.config.training.select],
         trials=max((entry.trials for entry in model.folds.values()), default=1),
@@ -118,7 +120,7 @@ def model_section(results: Results, model: Model, *, drawn: bool = True) -> Mode
     )
 
 
-def _figures(results: Results, model: Model) -> tuple[tuple[Figure, str], ...]:
+def _figures(results: Results, model: EvaluatedModel) -> tuple[tuple[Figure, str], ...]:
     found = (
         (
             model_detail.precision(results, model),
@@ -142,11 +144,13 @@ def _figures(results: Results, model: Model) -> tuple[tuple[Figure, str], ...]:
     return tuple((figure, words) for figure, words in found if figure is not None)
 
 
-def roc_curves(model: Model, *, sign: str = "") -> list[Curve]:
+def roc_curves(model: EvaluatedModel, *, sign: str = "") -> list[Curve]:
     """One-vs-rest curves of the patients; a class that is absent has no points.
 
     `sign` marks every area.
     """
+    from sklearn.metrics import roc_curve
+
     target = model.patients["target"].to_numpy()
     curves = []
     for index, name in enumerate(model.task.class_names):
@@ -164,7 +168,7 @@ def roc_curves(model: Model, *, sign: str = "") -> list[Curve]:
     return curves
 
 
-def confusion_rows(model: Model) -> tuple[ConfusionRow, ...]:
+def confusion_rows(model: EvaluatedModel) -> tuple[ConfusionRow, ...]:
     """Counts of patients and their share of the true class."""
     table = model.confusion.filter(pl.col("level") == "patient")
     counts = {(true, guess): n for _, true, guess, n, _ in table.iter_rows()}
@@ -180,7 +184,7 @@ def confusion_rows(model: Model) -> tuple[ConfusionRow, ...]:
     return tuple(rows)
 
 
-def fold_rows(model: Model) -> tuple[FoldRow, ...]:
+def fold_rows(model: EvaluatedModel) -> tuple[FoldRow, ...]:
     """One row a fold, repeats in order."""
     return tuple(
         FoldRow(
@@ -204,7 +208,7 @@ def chosen(entry: FoldEntry) -> dict[str, Any]:
     return found
 
 
-def unlabelled_table(model: Model) -> pl.DataFrame:
+def unlabelled_table(model: EvaluatedModel) -> pl.DataFrame:
     """`slide_id, patient_id, predicted, prob_<class>, models`: means over all models."""
     columns = [f"prob_{name}" for name in model.task.class_names]
     table = (
@@ -224,7 +228,7 @@ def unlabelled_table(model: Model) -> pl.DataFrame:
     )
 
 
-def unlabelled(model: Model) -> Unlabelled:
+def unlabelled(model: EvaluatedModel) -> Unlabelled:
     """The first slides of `unlabelled_table`."""
     table = unlabelled_table(model)
     return Unlabelled(
@@ -237,3 +241,54 @@ def unlabelled(model: Model) -> Unlabelled:
         ),
         total=len(table),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelsData:
+    """All models; every figure is drawn of the first `fully_drawn`."""
+
+    models: list[ModelSection]
+    fully_drawn: int
+
+
+def _collect(results: Results) -> ModelsData:
+    return ModelsData(
+        [
+            model_section(results, model, all_figures=index < FULLY_DRAWN)
+            for index, model in enumerate(results.models)
+        ],
+        FULLY_DRAWN,
+    )
+
+
+def folds_table(results: Results) -> pl.DataFrame:
+    """Return one row per trained fold."""
+    rows = [
+        {
+            "task": model.task_name,
+            "encoder": model.encoder,
+            "head": model.head,
+            **{key: value for key, value in asdict(row).items() if key != "tune_loss"},
+            "tune_loss": model.folds[row.run].tune_loss,
+            "options": model.folds[row.run].options,
+            "overlap": seen(results, model.encoder),
+        }
+        for model in results.models
+        for row in fold_rows(model)
+    ]
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+SECTION = Section(
+    anchor="models",
+    title="Encoders and heads",
+    order=50,
+    collect=_collect,
+    links=lambda data: (Link(f"Encoders and heads ({len(data.models)})", "models"),),
+    tables={
+        **{name: stacked(attrgetter(name)) for name in DETAILS},
+        **stacked_controls("subgroups"),
+        "folds": folds_table,
+        "unlabelled": stacked(unlabelled_table),
+    },
+)

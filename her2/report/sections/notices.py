@@ -1,6 +1,7 @@
 """Stage 2, report: everything that was not as asked, in sentences near the top of the page."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -11,10 +12,11 @@ from her2.config.catalogue import row as catalogue_row
 from her2.config.catalogue import scale_warning
 from her2.metrics import headline_metrics
 from her2.report.format import plural
-from her2.report.results import Model, Results
+from her2.report.results import EvaluatedModel, Results, one_row_a_slide
+from her2.report.section import Link, Section
 from her2.report.sections import overlap
-from her2.report.sections.cohort import Excluded, one_row_a_slide
-from her2.report.sections.pictures import Attention
+from her2.report.sections.cohort import Excluded, excluded_slides
+from her2.report.sections.pictures import ModelPictures, all_pictures
 
 FEW_PATIENTS = 10
 """Of a class: below this a bootstrap interval is a rough guess."""
@@ -28,7 +30,9 @@ class Notice:
     anchor: str
 
 
-def notices(results: Results, excluded: list[Excluded], pictures: list[Attention]) -> list[Notice]:
+def notices(
+    results: Results, excluded: Sequence[Excluded], pictures: Sequence[ModelPictures]
+) -> list[Notice]:
     """What makes figures too good first; then in the order of the pipeline."""
     found = [*_overlaps(results), *_similar(results), *_scales(results)]
     found += [*_columns(results), *_slides(results, excluded), *_encoders(results)]
@@ -111,7 +115,7 @@ def _scales(results: Results) -> list[Notice]:
     return found
 
 
-def _slides(results: Results, excluded: list[Excluded]) -> list[Notice]:
+def _slides(results: Results, excluded: Sequence[Excluded]) -> list[Notice]:
     groups = Counter((row.stage, row.encoder or row.grid, row.status) for row in excluded)
     return [
         Notice(f"{plural(number, 'slide')} {status} at the {stage} stage ({where}).", "excluded")
@@ -151,7 +155,7 @@ def _encoders(results: Results) -> list[Notice]:
     return found
 
 
-def _figures(model: Model) -> list[Notice]:
+def _figures(model: EvaluatedModel) -> list[Notice]:
     levels: dict[tuple[str, str], list[str]] = {}
     labels = {metric.name: metric.label for metric in headline_metrics()}
     for row in model.metrics.filter(pl.col("metric").is_in(list(labels))).to_dicts():
@@ -180,7 +184,7 @@ def _figures(model: Model) -> list[Notice]:
     return found
 
 
-def _folds(results: Results, model: Model) -> list[Notice]:
+def _folds(results: Results, model: EvaluatedModel) -> list[Notice]:
     found = []
     limit, total = results.config.training.epochs, len(model.folds)
     first = sum(entry.best_epoch == 0 and entry.epochs > 1 for entry in model.folds.values())
@@ -204,7 +208,7 @@ def _folds(results: Results, model: Model) -> list[Notice]:
     return found
 
 
-def _predictions(results: Results, model: Model) -> list[Notice]:
+def _predictions(results: Results, model: EvaluatedModel) -> list[Notice]:
     """Labelled slides with features must be in the evaluation (of a fixed split: the tested)."""
     label = f"label_{model.task.label}"
     rows = results.cohort.select("slide_id", label, "split").unique().iter_rows()
@@ -223,3 +227,16 @@ def _predictions(results: Results, model: Model) -> list[Notice]:
     names = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
     text = f"{model.name}: {plural(len(absent), 'labelled slide')} with features but no prediction"
     return [Notice(f"{text}: {names}.", model.anchor)]
+
+
+def _collect(results: Results) -> list[Notice]:
+    return notices(results, excluded_slides(results), all_pictures(results))
+
+
+SECTION = Section(
+    anchor="notices",
+    title="Warnings",
+    order=20,
+    collect=_collect,
+    links=lambda found: (Link(f"Warnings ({len(found)})", "notices"),),
+)

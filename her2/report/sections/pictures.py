@@ -2,16 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import polars as pl
 
 from her2.config.names import run_name
-from her2.explanation.heatmap import ATTENTION, TRUTH
-from her2.report.figures.base import Figure, jpeg
+from her2.explanation.listing import ATTENTION, TRUTH
+from her2.report.figures.base import Figure, Picture, jpeg
+from her2.report.figures.controls import Following, faithfulness_figure
 from her2.report.format import number, plural, without_folders
-from her2.report.results import Model, Results
-from her2.report.sections import explanation
+from her2.report.results import EvaluatedModel, Results
 from her2.report.sections.overlap import mark
 
 ATTENTION_SHOWN = 24
@@ -31,8 +32,8 @@ class AttentionPicture:
     run: str
     tiles: int
     note: str
-    figure: Figure
-    strip: Figure | None
+    figure: Picture
+    strip: Picture | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +42,11 @@ class ScoreTiles:
 
     label: str
     words: str
-    figure: Figure | None
+    figure: Picture | None
 
 
 @dataclass(frozen=True, slots=True)
-class Attention:
+class ModelPictures:
     """The pictures of one encoder and head; `not_drawn` are (slide, reason)."""
 
     name: str
@@ -59,7 +60,13 @@ class Attention:
     has_truth: bool
 
 
-def attention(results: Results, model: Model) -> Attention:
+@lru_cache(maxsize=1)
+def all_pictures(results: Results) -> tuple[ModelPictures, ...]:
+    """Read the pictures of all models; once, since the warnings name those that are missing."""
+    return tuple(model_pictures(results, model) for model in results.models)
+
+
+def model_pictures(results: Results, model: EvaluatedModel) -> ModelPictures:
     """The pictures that `heatmaps.json` lists."""
     drawn = [item for item in model.heatmaps if "picture" in item]
     not_drawn = [
@@ -75,13 +82,13 @@ def attention(results: Results, model: Model) -> Attention:
             pictures.append(_picture(results, model, item))
         except OSError:
             not_drawn.append((str(item["slide_id"]), "its picture cannot be read"))
-    return Attention(
+    return ModelPictures(
         name=model.name,
         mark=mark(results, model.encoder),
         anchor=model.anchor.replace("model/", "attention/", 1),
         pictures=tuple(pictures),
         scores=tuple(_score(model, item) for item in model.scores),
-        curves=explanation.curves(results, model),
+        curves=faithfulness_curves(results, model),
         not_drawn=tuple(sorted(not_drawn)),
         left_out=len(drawn) - len(shown),
         has_truth=any(TRUTH in _panels(item) for item in shown),
@@ -95,7 +102,7 @@ def _spread(items: list[dict[str, object]], number_: int) -> list[dict[str, obje
     return [items[i * len(items) // number_] for i in range(number_)]
 
 
-def _picture(results: Results, model: Model, item: dict[str, Any]) -> AttentionPicture:
+def _picture(results: Results, model: EvaluatedModel, item: dict[str, Any]) -> AttentionPicture:
     slide_id = item["slide_id"]
     rows = model.slides.filter(pl.col("slide_id") == slide_id).to_dicts()
     names = model.task.class_names
@@ -122,7 +129,7 @@ def _picture(results: Results, model: Model, item: dict[str, Any]) -> AttentionP
     )
 
 
-def _strip(model: Model, item: Mapping[str, Any]) -> tuple[Figure | None, str]:
+def _strip(model: EvaluatedModel, item: Mapping[str, Any]) -> tuple[Picture | None, str]:
     """The most and least attended tiles of a slide, or why they are not shown."""
     if not item.get("tile_strip"):
         return None, ""
@@ -134,7 +141,7 @@ def _strip(model: Model, item: Mapping[str, Any]) -> tuple[Figure | None, str]:
         return None, "the picture of its tiles cannot be read"
 
 
-def _score(model: Model, item: Mapping[str, Any]) -> ScoreTiles:
+def _score(model: EvaluatedModel, item: Mapping[str, Any]) -> ScoreTiles:
     """A row of `tiles.json`."""
     people = f"{plural(item['slides'], 'held-out slide')} of {plural(item['patients'], 'patient')}"
     words = f"Score {item['label']}: {people}"
@@ -161,3 +168,17 @@ def truth_words(results: Results) -> str:
     if results.synthetic:
         return "planted HER2-positive morphology"
     return "annotated positive area (cohort.masks)"
+
+
+def faithfulness_curves(results: Results, model: EvaluatedModel) -> Figure | None:
+    """Deletion and insertion of one model; None where attention tells no tiles apart."""
+    table = model.attention["faithfulness"].filter(pl.col("value").is_not_null())
+    if not len(table):
+        return None
+    found: dict[str, dict[str, Following]] = {}
+    for curve, order in table.select("curve", "order").unique(maintain_order=True).iter_rows():
+        own = table.filter((pl.col("curve") == curve) & (pl.col("order") == order)).sort("share")
+        found.setdefault(curve, {})[order] = Following(
+            *(own[name].to_list() for name in ("share", "value", "low", "high"))
+        )
+    return faithfulness_figure(found, model.name, results.figure_context)

@@ -93,7 +93,7 @@ def _row(results: Results, name: str, facts: dict[str, Any]) -> PretrainingRow:
         curves=None
         if history is None
         else pretraining_figure(
-            history.to_dict(as_series=False), epoch, name=name, synthetic=results.synthetic
+            history.to_dict(as_series=False), epoch, name, results.figure_context
         ),
     )
 

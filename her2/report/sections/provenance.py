@@ -1,15 +1,17 @@
 """Stage 2, report: what made these figures, and how to make them again."""
 
 import platform
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
 
+import polars as pl
 import yaml
 
 from her2.core.files import canonical_json, digest
 from her2.report.format import portable, without_folders
 from her2.report.results import Results
+from her2.report.section import Section
 
 LIST_SHOWN = 10
 PACKAGES = (
@@ -125,3 +127,17 @@ def _version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return "not installed"
+
+
+def encoders_table(results: Results) -> pl.DataFrame:
+    """Return one row per encoder, with digests in full."""
+    return pl.DataFrame([asdict(row) for row in encoder_facts(results)])
+
+
+SECTION = Section(
+    anchor="provenance",
+    title="Provenance",
+    order=110,
+    collect=provenance,
+    tables={"encoders": encoders_table},
+)

@@ -8,7 +8,7 @@ from her2.config.names import PUBLISHED
 from her2.report.format import interval, number
 from her2.report.results import Results, read_metrics
 from her2.report.sections.overlap import mark
-from her2.report.tables import Cell
+from her2.report.tables import TableCell
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +18,10 @@ class ProtocolRow:
     task_name: str
     encoder: str
     head: str
-    sound_patients: Cell
-    sound_slides: Cell
-    published_slides: Cell
-    published_bags: Cell
+    sound_patients: TableCell
+    sound_slides: TableCell
+    published_slides: TableCell
+    published_bags: TableCell
 
 
 def protocols(results: Results) -> list[ProtocolRow]:
@@ -49,11 +49,11 @@ def protocols(results: Results) -> list[ProtocolRow]:
     return rows
 
 
-def _macro(metrics: pl.DataFrame, level: str) -> Cell:
+def _macro(metrics: pl.DataFrame, level: str) -> TableCell:
     row = metrics.row(
         by_predicate=(pl.col("level") == level)
         & (pl.col("metric") == "auc")
         & (pl.col("class") == "macro"),
         named=True,
     )
-    return Cell(number(row["value"]), interval(row["low"], row["high"]))
+    return TableCell(number(row["value"]), interval(row["low"], row["high"]))

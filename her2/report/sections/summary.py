@@ -1,12 +1,16 @@
 """Stage 2, report: what was found, in the sentences that a reader needs first."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
 from her2.report.format import interval, number, plural
-from her2.report.results import Model, Results
+from her2.report.results import EvaluatedModel, Results
+from her2.report.section import Section
+from her2.report.sections import comparison, controls, headline
 from her2.report.sections.headline import chance, domain
+from her2.report.sections.model_tables import stack_models, stacked
 from her2.report.sections.overlap import mark
 
 
@@ -27,7 +31,7 @@ def sentences(results: Results) -> list[str]:
 def _sentence(
     results: Results,
     task_name: str,
-    rows: list[tuple[Model, dict[str, Any]]],
+    rows: list[tuple[EvaluatedModel, dict[str, Any]]],
     total: int,
 ) -> str:
     best, top = rows[0]
@@ -55,8 +59,75 @@ def _sentence(
     return text
 
 
-def _macro(model: Model) -> dict[str, Any]:
+def _macro(model: EvaluatedModel) -> dict[str, Any]:
     rows = model.metrics.filter(
         (pl.col("level") == "patient") & (pl.col("metric") == "auc") & (pl.col("class") == "macro")
     ).to_dicts()
     return rows[0] if rows else {"value": None}
+
+
+@dataclass(frozen=True, slots=True)
+class SummaryData:
+    """The figures that a reader needs first, by patient and by slide.
+
+    `compared` says whether the page has a comparison; `published` whether an encoder has weights
+    of others.
+    """
+
+    sentences: list[str]
+    by_patient: list[headline.Headline]
+    by_slide: list[headline.Headline]
+    covariate_warnings: list[controls.CovariateWarning]
+    statements: list[comparison.Statement]
+    compared: bool
+    published: bool
+
+
+def summary(results: Results) -> SummaryData:
+    """Collect the sentences and the headline figures of all tasks."""
+    by_patient, by_slide = (
+        [headline.headline(results, task, level) for task in results.config.tasks]
+        for level in ("patient", "slide")
+    )
+    return SummaryData(
+        sentences=sentences(results),
+        by_patient=by_patient,
+        by_slide=by_slide,
+        covariate_warnings=controls.covariate_warnings(results),
+        statements=comparison.statements(results),
+        compared=bool(results.comparisons),
+        published=headline.published(results),
+    )
+
+
+def headline_table(results: Results) -> pl.DataFrame:
+    """Return the AUCs of the patients, with what each encoder was trained on."""
+    domains = {name: domain(results, name) for name in results.config.encoders}
+    found = stack_models(results, lambda model: model.metrics).filter(
+        (pl.col("metric") == "auc")
+        & (pl.col("level") == "patient")
+        & (pl.col("class") != "weighted")
+    )
+    return found.select(
+        "task",
+        "encoder",
+        pl.col("encoder").replace_strict(domains).alias("domain"),
+        "head",
+        "class",
+        "n_positive",
+        "n",
+        pl.col("value").alias("auc"),
+        "low",
+        "high",
+        "note",
+        "overlap",
+    )
+
+
+SECTION = Section(
+    anchor="headline",
+    title="Summary",
+    order=10,
+    collect=summary,
+    tables={"headline": headline_table, "metrics": stacked(lambda model: model.metrics)},
+)

@@ -12,6 +12,7 @@ import polars as pl
 
 from her2.report.format import count
 from her2.report.results import Results
+from her2.report.section import Section
 
 PARTS = ("reading", "waiting", "encoding", "writing")
 LIMITING = 0.35
@@ -155,3 +156,13 @@ def _advice(shares: Mapping[str, float], receipts: list[Receipt]) -> tuple[str, 
 def _span(values: Iterable[int]) -> str:
     found = sorted(set(values))
     return count(found[0]) if len(found) == 1 else f"{found[0]}-{found[-1]}"
+
+
+SECTION = Section(
+    anchor="throughput",
+    title="Throughput and cost",
+    short_title="Throughput",
+    order=90,
+    collect=throughput,
+    tables={"throughput": throughput_table},
+)

@@ -1,0 +1,163 @@
+"""Stage 2, report: find the sections, collect what they show, and lay out the page.
+
+Equal results give equal bytes: no hosts, no folders of the machine, and no times but those that
+the feature stores record of their own making.
+"""
+
+import importlib
+import pkgutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from her2.config import Config
+from her2.report import format, script, sections
+from her2.report.figures.base import Figure, Picture
+from her2.report.results import Results
+from her2.report.section import Link, Section
+from her2.report.sections import headline, overlap
+
+_FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True)
+class PageContext:
+    """What every section of a page may use, made once from the results.
+
+    Attributes:
+        config: of the run.
+        software: version of her2.
+        synthetic: the slides are drawn.
+        protocol: how patients were divided, in words.
+        confidence: of all intervals, as `95 %`.
+        repeats: of the cross-validation; 1 for a fixed split.
+        footnotes: what the mark of some encoders means.
+    """
+
+    config: Config
+    software: str
+    synthetic: bool
+    protocol: str
+    confidence: str
+    repeats: int
+    footnotes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ShownSection:
+    """A section with the data of a run; `name` is that of its module and template."""
+
+    name: str
+    section: Section[Any]
+    data: Any
+
+    @property
+    def heading(self) -> str:
+        """The title, or what the section makes of its data."""
+        make = self.section.heading
+        return make(self.data) if make else self.section.title
+
+    @property
+    def links(self) -> Sequence[Link]:
+        """Its entries in the navigation."""
+        make = self.section.links
+        if make:
+            return make(self.data)
+        return (Link(self.section.short_title or self.section.title, self.section.anchor),)
+
+
+def find_sections() -> dict[str, Section[Any]]:
+    """List the modules of `her2.report.sections` that declare a section, in the page's order.
+
+    Raises:
+        LookupError: a section has no template or a template no section, or two sections share
+            their order, their anchor or a table.
+    """
+    modules = {
+        info.name: importlib.import_module(f"{sections.__name__}.{info.name}")
+        for info in pkgutil.iter_modules(sections.__path__)
+    }
+    found: dict[str, Section[Any]] = {
+        name: module.SECTION for name, module in modules.items() if hasattr(module, "SECTION")
+    }
+    templates = {
+        path.name.removesuffix(".html.j2")
+        for path in (_FOLDER / "templates" / "sections").glob("*.html.j2")
+    }
+    if lonely := sorted(templates ^ found.keys()):
+        raise LookupError(
+            f"her2/report: {', '.join(lonely)}: a section is a module in sections/ with SECTION "
+            "and a template of the same name in templates/sections/"
+        )
+    claims = Counter(
+        claim
+        for section in found.values()
+        for claim in (
+            f"order {section.order}",
+            f"anchor {section.anchor}",
+            *(f"table {name}" for name in section.tables),
+        )
+    )
+    if twice := [claim for claim, number in claims.items() if number > 1]:
+        raise LookupError(f"her2/report/sections: more than one section has {', '.join(twice)}")
+    return dict(sorted(found.items(), key=lambda item: item[1].order))
+
+
+def collect_sections(results: Results) -> tuple[ShownSection, ...]:
+    """Collect what the page shows, section by section."""
+    collected = (
+        ShownSection(name, section, section.collect(results))
+        for name, section in find_sections().items()
+    )
+    return tuple(shown for shown in collected if shown.section.is_shown(shown.data))
+
+
+def page_context(results: Results) -> PageContext:
+    """Make what all sections of a page share."""
+    return PageContext(
+        config=results.config,
+        software=results.software,
+        synthetic=results.synthetic,
+        protocol=headline.protocol(results),
+        confidence=f"{100 * results.config.evaluation.confidence:g} %",
+        repeats=1 if results.split else results.config.folds.repeats,
+        footnotes=overlap.footnotes(results),
+    )
+
+
+def render(
+    context: PageContext, shown: Sequence[ShownSection], figure_uris: Mapping[str, str]
+) -> str:
+    """Lay out the page.
+
+    Args:
+        context: what all sections share.
+        shown: the sections, in order.
+        figure_uris: name of each figure -> its picture as a data URI.
+
+    Returns:
+        HTML: self-contained, with one script, pinned by its hash.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_FOLDER / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+    def uri(picture: Figure | Picture) -> str:
+        return picture.uri if isinstance(picture, Picture) else figure_uris[picture.name]
+
+    environment.filters |= {"count": format.count, "plural": format.plural, "uri": uri}
+    environment.globals["page"] = context
+    return environment.get_template("page.html.j2").render(
+        style=(_FOLDER / "style.css").read_text(encoding="utf-8"),
+        script=script.script(),
+        script_hash=script.script_hash(),
+        sections=shown,
+    )

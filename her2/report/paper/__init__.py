@@ -1,1 +1,0 @@
-"""Text for a paper: the methods draft, the checklist, the references."""

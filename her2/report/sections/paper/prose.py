@@ -1,0 +1,56 @@
+"""Stage 2, report: fill the templates of the prose, which are plain text."""
+
+import dataclasses
+import re
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jinja2
+
+from her2.report import format
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+FOLDER = Path(__file__).parents[2] / "templates" / "methods"
+_BREAKS = re.compile(r"[ \n]+")
+
+
+def paragraph(template: str, facts: "DataclassInstance") -> str:
+    """Return the paragraph that `{template}.txt.j2` makes of the fields of `facts`.
+
+    Line breaks and runs of spaces become one space, so that a template may be laid out to be read.
+    """
+    return _fill(_environment().get_template(f"{template}.txt.j2"), facts)
+
+
+def sentence(source: str, facts: "DataclassInstance") -> str:
+    """Return the text that a template given as text makes of the fields of `facts`."""
+    return _fill(_environment().from_string(source), facts)
+
+
+def _fill(template: jinja2.Template, facts: "DataclassInstance") -> str:
+    # Not dataclasses.asdict: it would turn what the fields hold into dicts as well.
+    values = {field.name: getattr(facts, field.name) for field in dataclasses.fields(facts)}
+    return _BREAKS.sub(" ", template.render(values)).strip(" ")
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER),
+        autoescape=False,  # plain text; the page escapes it
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "count": format.count,
+        "plural": format.plural,
+        "percent": format.percent,
+        "listed": format.listed,
+        "g": lambda value: f"{value:g}",
+        "was": lambda number: "was" if number == 1 else "were",
+    }
+    return environment

@@ -7,8 +7,8 @@ Each study has 100 patients, 40 / 30 / 20 / 10 in four classes. The score of a c
 normal noise, higher by `--shift` for the patients of that class. Its true one-vs-rest AUC, and so
 the mean over classes, is Phi(shift / sqrt 2). An interval that is not defined counts as missing the
 truth, and does not enter the mean width. At slide level a patient has one to three slides that
-share half of the variance. A second model is equally good; half of its noise's variance is that of
-the first.
+share half of the variance. A second model is equally good, and half of the variance of its noise is
+shared with the first.
 """
 
 import argparse

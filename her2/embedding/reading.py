@@ -23,8 +23,7 @@ BAND_TILES = 8
 """Height in tiles of the bands in which tiles are cut, column by column. Neighbours are then read
 soon after each other, so a small cache of decoded blocks serves slides of any width."""
 _COLD_SHARE = 0.02
-"""A slide is cold (not in the page cache) if more than this share of its bytes came from storage.
-"""
+"""Share of bytes from storage above which a slide is cold (was not in the page cache)."""
 
 
 @dataclass

@@ -255,8 +255,8 @@ def _attributes(
 def receipt(slide: PendingSlide, tiles: int, compute: "ComputeFacts") -> JSON:
     """Return a record of how a slide's features were computed.
 
-    `seconds_reading` is summed over threads (on CUDA it overlaps with the others), on a CPU all
-    `seconds_` are. `patches_per_second` is the job's pace during this slide.
+    On a CPU all `seconds_` are summed over the threads. On CUDA only `seconds_reading` is, and it
+    overlaps with the others. `patches_per_second` is the job's pace during this slide.
     """
     spent = {name: round(value, 3) for name, value in slide.seconds.items()}
     busy = spent["waiting"] + spent["encoding"]

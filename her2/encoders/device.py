@@ -64,7 +64,10 @@ def _expected(visible: str | None) -> bool:
 
 @cache
 def _own_gpu() -> int:
-    """Claim the first visible GPU that no other her2 process has claimed, and return its index."""
+    """Claim the first visible GPU that no other her2 process has claimed, and return its index.
+
+    Where all are claimed, one is shared.
+    """
     count = torch.cuda.device_count()
     for index in range(count):
         uuid = torch.cuda.get_device_properties(index).uuid

@@ -164,8 +164,9 @@ def _results(
 def holm(p: Floats) -> Floats:
     """Correct p values (n,) for multiple testing.
 
-    The k-th smallest of n is multiplied by n - k + 1, then raised to the largest product before it
-    and limited to 1. Source: Holm, Scandinavian Journal of Statistics 6(2), 1979.
+    The k-th smallest of n is multiplied by n - k + 1. The results are limited to 1 and made
+    monotonic: none is below that of a smaller p value. Source: Holm, Scandinavian Journal of
+    Statistics 6(2), 1979.
     """
     order = np.argsort(p)
     raised = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))

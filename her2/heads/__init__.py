@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """The report's name of an option, as its mark: `Annotated[Count, Words("query width")]`."""
+    """A mark with an option's name in the report: `Annotated[Count, Words("query width")]`."""
 
     text: str
 

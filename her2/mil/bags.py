@@ -109,7 +109,7 @@ def pieces(bag: Bag, rows: int) -> Iterator[Tensor]:
 
 
 def _draw(generator: np.random.Generator, n: int, count: int) -> NDArray[np.int64]:
-    """Draw row numbers, sorted because gathering in file order is faster; their order is free."""
+    """Draw row numbers, sorted because gathering in file order is faster."""
     if n <= count:
         return np.arange(n)
     return np.sort(generator.choice(n, size=count, replace=False, shuffle=False))

@@ -80,7 +80,7 @@ def search(
             best = trained
     if best is None:
         raise UserError(
-            f"none of the {len(trials)} trials could be trained. The last failed because "
+            f"none of the {len(trials)} trials could be trained. The last error: "
             f"{trials[-1].problem}"
         )
     return best, trials

@@ -234,7 +234,7 @@ class TestNormalisation:
         own = checkpoint(made / WEIGHTS_NAME)
         with caplog.at_level("INFO"):
             materialise(own, 1, tmp_path / "own")
-        assert "normalised as for the weights that timm publishes: (0.5, 0.5, 0.5)" in caplog.text
+        assert "with those of the weights that timm publishes: (0.5, 0.5, 0.5)" in caplog.text
         caplog.clear()
         stated = own.model_copy(update={"mean": (0.4,) * 3, "std": (0.5,) * 3})
         materialise(stated, 1, tmp_path / "stated")

@@ -525,7 +525,7 @@ def test_a_trial_that_explodes_is_a_trial_without_figures() -> None:
 
     with pytest.raises(
         UserError,
-        match="none of the 3 trials could be trained. The last failed because the loss is",
+        match="none of the 3 trials could be trained. The last error: the loss is",
     ):
         search(SEARCHED, seed=5, select="loss", train=never)
     with pytest.raises(UserError, match="^the loss is nan$"):

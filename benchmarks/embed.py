@@ -258,7 +258,7 @@ def encode_alone(
     """
     device = pick_device(threads)
     encoder, card = load_encoder(folder)
-    precision = resolve_precision(card.precision, device)  # type: ignore[arg-type]
+    precision = resolve_precision(card.precision, device)
     prepare(encoder, device, precision)
     dtype = DTYPES[precision]
 

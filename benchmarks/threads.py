@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from her2.core.hardware import SPIN_COUNT
 
@@ -38,7 +39,8 @@ def work(threads: int, size: int, batch_size: int) -> None:
     torch.manual_seed(0)
     backbone = timm.create_model("resnet18", num_classes=0)
     encoder = Encoder(backbone, feature="pooled", mean=(0.5,) * 3, std=(0.5,) * 3)
-    model = Classifier(encoder, 512, 4).to(memory_format=torch.channels_last)
+    model = Classifier(encoder, 512, 4)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stub
     optimiser = torch.optim.AdamW(model.parameters())
     patches = torch.randint(0, 256, (batch_size, size, size, 3), dtype=torch.uint8)
     batches = [(patches, torch.randint(0, 4, (batch_size,)), None)]
@@ -86,12 +88,13 @@ class Worker:
 
 def measure(options: argparse.Namespace) -> dict[str, list[list[tuple[float, float]]]]:
     """Return the turns of each strategy, alone and beside busy processes."""
-    arrangements = {OWN: ({}, options.threads)}
+    arrangements: dict[str, tuple[dict[str, str], int]] = {OWN: ({}, options.threads)}
     arrangements["asleep"] = ({"OMP_WAIT_POLICY": "PASSIVE"}, options.threads)
     for turns in options.spin:
         arrangements[f"{turns} turns"] = ({"GOMP_SPINCOUNT": str(turns)}, options.threads)
     arrangements["one thread"] = ({}, 1)
-    busy, workers = [], {}
+    busy: list[subprocess.Popen[Any]] = []
+    workers: dict[str, Worker] = {}
     try:
         for _ in range(options.busy):
             busy.append(subprocess.Popen([sys.executable, "-c", "while True: pass"]))

@@ -275,16 +275,16 @@ class Cohort:
             write_table(table, folder / "attention" / where / name)
         models = folder / "models" / "score" / encoder / "abmil"
         chosen = '{"attention":64,"gated":true}' if self.trials > 1 else ""
-        folds = {
+        trained = {
             f"r0f{fold}": FoldEntry("k", 10, 3, 6, 1, 3, 0.75, self.trials, chosen)
             for fold in range(3)
         }
-        for run in folds:
+        for run in trained:
             (models / run).mkdir(parents=True)
             pl.DataFrame(
                 {"epoch": [0, 1, 2], "train_loss": [1.0, 0.8, 0.6], "tune_loss": [1.0, 0.75, 0.8]}
             ).write_parquet(models / run / "history.parquet")
-        write_entries(models / "r0f0-r0f2.json", folds)
+        write_entries(models / "r0f0-r0f2.json", trained)
         heatmaps = folder / "heatmaps" / "score" / encoder / "abmil"
         heatmaps.mkdir(parents=True)
         drawn: list[dict[str, object]] = []

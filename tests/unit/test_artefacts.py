@@ -217,7 +217,7 @@ def test_blur_is_measured_as_in_its_paper():
 
 def test_defocus_is_told_from_focus_in_every_section(drawn):
     """At the default limit: no sharp tile is lost, 0.9 of those with 1.5 um of blur are found."""
-    limit = TilingSection().max_blur
+    limit = TilingSection().model_dump()["max_blur"]
     for name in SECTIONS:
         case = drawn[name, "plain"]
         solid = cv2.erode((case.tissue & ~case.fat).astype(np.uint8), np.ones((3, 3), np.uint8))

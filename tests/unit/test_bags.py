@@ -22,7 +22,7 @@ def numbered(n: int, offset: int = 0, d: int = 3) -> np.ndarray:
     return np.repeat(np.arange(1, n + 1, dtype=np.float32)[:, None] + offset, d, axis=1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     sizes=st.lists(st.integers(1, 12), min_size=1, max_size=4),
     bag_size=st.integers(1, 9),

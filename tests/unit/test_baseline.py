@@ -4,7 +4,7 @@ import torch
 from scipy.optimize import minimize
 
 from her2.heads.logistic import LogisticSection
-from her2.mil.baseline import fit_baseline
+from her2.mil.baseline import Baseline, fit_baseline
 
 D = 5
 
@@ -79,7 +79,7 @@ def test_balance_makes_a_rare_class_count_as_much() -> None:
         for b in (False, True)
     )
 
-    def called_rare(fit: object) -> int:
+    def called_rare(fit: Baseline) -> int:
         z = (torch.from_numpy(x).float() - fit.mean) / fit.std
         logits = fit.head(z[:, None], torch.ones(100, 1, dtype=torch.bool)).logits
         return int(logits.argmax(1).sum())

@@ -17,7 +17,7 @@ from her2.evaluation.delong import area_interval
 from her2.metrics.auc import auc
 from her2.metrics.base import Binary, mean
 
-QUICK = settings(max_examples=80, deadline=None)
+QUICK = settings(max_examples=80)
 
 
 def patient_weights(

@@ -64,7 +64,7 @@ def test_no_other_temperature_has_a_lower_log_loss() -> None:
     assert min(losses, key=losses.__getitem__) == best
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     hnp.arrays(float, (5, 4), elements=st.one_of(st.just(0.0), st.floats(1e-9, 1))),
     st.floats(*BOUNDS),
@@ -80,7 +80,7 @@ def test_a_temperature_never_changes_the_most_probable_class(
     np.testing.assert_array_equal(scaled[np.arange(5), best], scaled.max(axis=1))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(hnp.arrays(float, (5, 4), elements=st.floats(1e-6, 1)))
 def test_a_temperature_of_one_changes_nothing(raw: np.ndarray) -> None:
     probabilities = raw / raw.sum(axis=1, keepdims=True)

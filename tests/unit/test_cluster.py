@@ -1,6 +1,7 @@
 """The tests' own SLURM cluster takes nothing away from the machine that it runs on."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def test_it_is_put_back_after_an_error_and_after_a_killed_test(etc: Path) -> Non
 def test_a_controller_of_the_sites_is_left_alone(
     etc: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster.shutil, "which", lambda name, **_: f"/usr/sbin/{name}")
+    monkeypatch.setattr(shutil, "which", lambda name, **_: f"/usr/sbin/{name}")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(cluster, "_answers", lambda: True)
     assert "not the tests' own answers" in str(cluster.why_not())
@@ -60,5 +61,5 @@ def test_why_there_is_no_cluster_is_said(
     etc: Path, monkeypatch: pytest.MonkeyPatch, user: int, there: bool, words: str
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: user)
-    monkeypatch.setattr(cluster.shutil, "which", lambda name, **_: name if there else None)
+    monkeypatch.setattr(shutil, "which", lambda name, **_: name if there else None)
     assert words in str(cluster.why_not())

@@ -339,10 +339,10 @@ def test_two_equal_models_differ_in_about_5_of_100_studies() -> None:
     rejected = {"bootstrap": 0, "delong": 0}
     for study in range(500):
         shared = target + generator.normal(size=90)
-        scores = [shared + generator.normal(size=90) for _ in range(2)]
+        one, other = (shared + generator.normal(size=90) for _ in range(2))
         areas = bootstrapped(
-            lambda weights, s=scores: np.stack(
-                [auc(Binary(target, one, weights)) for one in s], axis=1
+            lambda weights, scores=(one, other): np.stack(
+                [auc(Binary(target, score, weights)) for score in scores], axis=1
             ),
             np.arange(90),
             target.astype(int),
@@ -350,7 +350,7 @@ def test_two_equal_models_differ_in_about_5_of_100_studies() -> None:
             seed=study,
         )
         rejected["bootstrap"] += difference(areas[:, 0] - areas[:, 1], 0.95, (30, 60))["p"] < 0.05
-        rejected["delong"] += compare_areas(target, *scores, 0.95).p < 0.05
+        rejected["delong"] += compare_areas(target, one, other, 0.95).p < 0.05
     print({name: count / 500 for name, count in rejected.items()})
     for name, count in rejected.items():
         assert 0.03 <= count / 500 <= 0.08, (name, count)

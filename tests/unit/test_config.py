@@ -8,6 +8,7 @@ import yaml
 from her2.config import Config, TilingSection, load_config, parse_config
 from her2.config.page import page
 from her2.core.errors import UserError
+from her2.heads.abmil import AttentionSection
 
 
 def put(values: dict, path: str, value: object) -> dict:
@@ -174,7 +175,7 @@ def test_a_head_is_named_by_its_key_or_by_itself(config_values):
     config_values["heads"] = {"abmil": None, "wide": {"head": "abmil", "attention": 512}}
     heads = parse_config(config_values).heads
     assert heads["abmil"].head == heads["wide"].head == "abmil"
-    assert heads["wide"].attention == 512
+    assert heads["wide"].model_dump()["attention"] == 512
 
 
 def test_a_config_does_not_change_once_read(config_values):
@@ -243,6 +244,7 @@ def test_the_paper_preset_has_the_paper_s_settings():
         assert (encoder.library, encoder.architecture) == ("torchvision", "alexnet")
         assert (encoder.size, encoder.mpp, encoder.feature) == (96, 1.0, "flattened")
     head, training = config.heads["abmil"], config.training
+    assert isinstance(head, AttentionSection)
     assert (head.attention, head.gated, head.hidden) == (256, False, 0)
     assert (training.bag_size, training.bags_per_batch) == (100, 64)
     assert (training.epochs, training.steps_per_epoch) == (50, 100)

@@ -116,13 +116,13 @@ def test_a_test_patients_own_label_changes_none_of_its_covariates_predictions() 
     before = control_tables(SPEC, model, folds, cohort)["covariates_predictions"]
     patient, fold = before["patient_id"][0], before["fold"][0]
     own = pl.col("patient_id") == patient
-    other = [
+    other_model, other_folds = (
         table.with_columns(
             pl.when(own).then((pl.col(name) + 1) % 4).otherwise(pl.col(name)).alias(name)
         )
         for table, name in ((model, "target"), (folds, "label"))
-    ]
-    after = control_tables(SPEC, *other, cohort)["covariates_predictions"]
+    )
+    after = control_tables(SPEC, other_model, other_folds, cohort)["covariates_predictions"]
     here = pl.col("fold") == fold
     assert after.filter(here).drop("target").equals(before.filter(here).drop("target"))
     # In the other folds it is learnt from, so there the change is seen.

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import safetensors.torch
 import timm
-import timm.data
 import torch
 import torchvision
+from timm.data.config import resolve_data_config
 from torch import nn
 
 from her2.config import EncoderSection
 from her2.core.errors import UserError
-from her2.encoders import stage as module
 from her2.encoders.backbones import Encoder, build_backbone, normalisation
 from her2.encoders.card import CARD_NAME, WEIGHTS_NAME, read_card
 from her2.encoders.stage import load_encoder, load_weights, materialise, weights_digest
@@ -153,7 +152,7 @@ class TestLoading:
         torch.manual_seed(1)
         backbone = timm.create_model("test_resnet", num_classes=0).eval()
         encoder, card = load_encoder(made)
-        config = timm.data.resolve_data_config({}, model=backbone)
+        config = resolve_data_config({}, model=backbone)
         x = patches().permute(0, 3, 1, 2).float() / 255
         x = (x - torch.tensor(config["mean"])[:, None, None]) / torch.tensor(config["std"])[
             :, None, None
@@ -208,9 +207,7 @@ class TestNormalisation:
         ],
     )
     def test_it_is_timms_own(self, name: str) -> None:
-        config = timm.data.resolve_data_config(
-            pretrained_cfg=timm.get_pretrained_cfg(name).to_dict()
-        )
+        config = resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
         mean, std = normalisation(section(name, source="timm"))
         assert mean == pytest.approx(config["mean"])
         assert std == pytest.approx(config["std"])
@@ -546,7 +543,7 @@ def test_a_job_that_dies_while_writing_leaves_no_card(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.safetensors.torch, "save_file", full)
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(UserError, match=r"weights\.safetensors: cannot be written \(No space"):
         materialise(section(), 1, tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -264,7 +264,8 @@ class Models:
         for repeat in range(repeats):
             entries = {}
             for fold in range(2):
-                held, tuned = [], []
+                held: list[tuple] = []
+                tuned: list[tuple] = []
                 for i in range(patients):
                     label = i % 2 if i < patients - 2 else None  # the last two: unlabelled
                     tested = (i // 2 + repeat) % 2 == fold
@@ -408,8 +409,8 @@ def test_a_prediction_of_a_train_slide_is_refused(models: Models) -> None:
 
 def test_a_patient_in_two_parts_is_refused(models: Models) -> None:
     table = pl.read_parquet(models.folds)
-    moved = pl.when((pl.col("slide_id") == "s00-b") & (pl.col("role") == "test"))
-    moved = moved.then(pl.lit("tune")).otherwise("role")
+    tested = (pl.col("slide_id") == "s00-b") & (pl.col("role") == "test")
+    moved = pl.when(tested).then(pl.lit("tune")).otherwise("role")
     table.with_columns(role=moved).write_parquet(models.folds)
     with pytest.raises(UserError, match="p00 in test and tune"):
         models.gather()

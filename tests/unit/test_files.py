@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from her2.core import files
 from her2.core.errors import UserError
 from her2.core.files import (
     atomic_folder,
@@ -202,7 +201,7 @@ def test_across_filesystems_a_link_is_a_copy(tmp_path, monkeypatch):
     def refuse(*_: object) -> None:
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
-    monkeypatch.setattr(files.os, "link", refuse)
+    monkeypatch.setattr(os, "link", refuse)
     source, name = tmp_path / "key", tmp_path / "slide"
     source.write_text("x")
     link(source, name)

@@ -1,6 +1,7 @@
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import polars as pl
@@ -17,9 +18,7 @@ from her2.core.errors import UserError
 
 TASK = Task(label="her2", classes={"0": ["0"], "1+": ["1+"], "2+": ["2+"], "3+": ["3+"]})
 BINARY = Task(label="her2", classes={"negative": ["0", "1+"], "positive": ["2+", "3+"]})
-QUICK = settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+QUICK = settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def row(patient: str, letter: str, her2: str | None) -> SlideRow:
@@ -141,7 +140,7 @@ def test_an_unlabelled_slide_is_predicted_in_every_fold_and_learnt_from_in_none(
 @QUICK
 @given(case=cohorts(), random=st.randoms(use_true_random=False))
 def test_the_order_of_patients_changes_no_role(
-    case: tuple[list[SlideRow], int, int], random: object
+    case: tuple[list[SlideRow], int, int], random: Random
 ) -> None:
     rows, folds, repeats = case
     patients = {r.patient_id: TASK.class_index(r.labels["her2"]) for r in rows if r.labels}

@@ -149,7 +149,7 @@ def test_px_are_those_of_the_image(slide_file, corner):
 
 def test_every_format_gives_the_same_tiles(slide_file, tmp_path_factory):
     name, path = slide_file
-    options = TilingSection(min_tissue_um=20, max_blur=1)
+    options = TilingSection.model_validate({"min_tissue_um": 20, "max_blur": 1})
     with Slide(path) as slide:
         scale = slide.scale(manifest_mpp(name))
         table, _ = tile_slide(slide, scale, mpp=MPP, size=64, tiling=options, fingerprint="f" * 64)
@@ -235,11 +235,11 @@ def test_a_tile_that_was_lost_is_an_error_where_tissue_is_expected(with_a_hole):
 
 def test_a_lost_tile_is_never_embedded_as_white(with_a_hole):
     """Nor when JPEG tiles are decoded without OpenSlide."""
+    options = TilingSection.model_validate({"min_tissue": 0, "min_tissue_um": 20, "max_blur": 1})
     with Slide(with_a_hole) as slide:
         table, _ = tile_slide(
-            slide, slide.scale(), mpp=MPP, size=80, fingerprint="f" * 64,
-            tiling=TilingSection(min_tissue=0, min_tissue_um=20, max_blur=1),
-        )  # fmt: skip
+            slide, slide.scale(), mpp=MPP, size=80, tiling=options, fingerprint="f" * 64
+        )
     pending = pending_slide(
         "s", with_a_hole, table, "k", RowSpool(len(table), 2, "float16", Path())
     )

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from her2.report.figures.base import jpeg
 from her2.report.format import percent
 from her2.report.results import Results, read_results
 from her2.report.sections import gallery as module
@@ -95,7 +96,7 @@ def test_five_hundred_slides_stay_below_ten_megabytes(tmp_path):
     path = tmp_path / "results" / "tiles" / GRID / "slide-00.qc.jpg"
     Image.fromarray(noise).resize((1024, 1024), Image.Resampling.BICUBIC).save(path)
     side, quality = next((s, q) for limit, s, q in module._SIZES if limit >= module.SHOWN)
-    one = module.jpeg(path, side_px=(side, side), quality=quality, alt="")
+    one = jpeg(path, side_px=(side, side), quality=quality, alt="")
     assert max(one.width, one.height) == side
     assert len(one.uri) * module.SHOWN < 15e6
     assert gallery(run).left_out == 0

@@ -1,3 +1,5 @@
+import ctypes
+import importlib.util
 import json
 import os
 import subprocess
@@ -68,7 +70,7 @@ def test_what_torch_was_built_for_is_read_from_its_version_file(
 ) -> None:
     (tmp_path / "version.py").write_text(version)
     spec = type("Spec", (), {"origin": str(tmp_path / "__init__.py")})
-    monkeypatch.setattr(hardware.importlib.util, "find_spec", lambda _: spec)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: spec)
     assert hardware._torch_cuda() == cuda
 
 
@@ -114,7 +116,7 @@ def test_the_driver_says_which_half_precision_is_native(
     monkeypatch: pytest.MonkeyPatch, driver: Driver, built_for: int | None, expected: str | None
 ) -> None:
     monkeypatch.setattr(hardware, "_torch_cuda", lambda: built_for)
-    monkeypatch.setattr(hardware.ctypes, "CDLL", lambda _: driver)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: driver)
     assert accelerator() == expected
 
 
@@ -123,7 +125,7 @@ def test_a_machine_without_a_driver_has_no_accelerator(monkeypatch: pytest.Monke
         raise OSError("libcuda.so.1: cannot open shared object file")
 
     monkeypatch.setattr(hardware, "_torch_cuda", lambda: 13)
-    monkeypatch.setattr(hardware.ctypes, "CDLL", absent)
+    monkeypatch.setattr(ctypes, "CDLL", absent)
     assert accelerator() == "none"
 
 
@@ -144,7 +146,8 @@ def test_threads_of_a_job_wait_busily_for_a_moment_unless_the_user_says_how(
     environment = {name: value for name, value in os.environ.items() if name not in unset}
     environment |= {"OMP_DISPLAY_ENV": "VERBOSE"}  # GNU OpenMP prints what it read when it loads
     if setting is not None:
-        environment |= [setting.split("=")]
+        name, value = setting.split("=")
+        environment[name] = value
     done = subprocess.run(
         [sys.executable, "-m", "her2", *command],
         env=environment,

@@ -63,7 +63,7 @@ def test_the_gate_is_there_only_when_asked_for() -> None:
     assert "gate.weight" not in head(gated=False).state_dict()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(order=st.permutations(range(7)), gated=st.booleans(), hidden=st.sampled_from([0, 4]))
 def test_the_order_of_instances_changes_no_logit(
     order: list[int], gated: bool, hidden: int
@@ -75,7 +75,7 @@ def test_the_order_of_instances_changes_no_logit(
     torch.testing.assert_close(shuffled.attention, straight.attention[:, order])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     padding=st.integers(1, 9),
     filling=st.sampled_from([0.0, 1.0, -3e4, 1e6]),
@@ -94,7 +94,7 @@ def test_masked_padding_changes_nothing(
     torch.testing.assert_close(output.attention[:, :5], plain.attention)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     counts=st.lists(st.integers(1, 8), min_size=1, max_size=4),
     scale=st.sampled_from([1.0, 100.0]),

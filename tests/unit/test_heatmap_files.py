@@ -187,7 +187,7 @@ class TestGeoJSON:
         assert first == (world.coords()[0] - [100, 30]).tolist()
         assert found["her2"]["origin_level0_px"] == [100, 30]
 
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     @given(
         width=st.floats(5, 2000),
         height=st.floats(5, 2000),
@@ -290,5 +290,5 @@ class TestOmeTiff:
 
         opened = Large()
         tiles = some_tiles(3, (395.0, 395.0))
-        _thumbnail(opened, tiles, OME_SIDE_PX)  # type: ignore[arg-type]
+        _thumbnail(opened, tiles, OME_SIDE_PX)
         assert 100_000 * 0.2431 / opened.asked == pytest.approx(OME_SIDE_PX)

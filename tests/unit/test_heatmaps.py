@@ -2,6 +2,7 @@ import json
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,7 +13,6 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
-import her2.explanation.heatmap_stage
 from her2.config import HeatmapSection
 from her2.core.errors import UserError
 from her2.core.plot_style import FigureContext
@@ -57,7 +57,7 @@ class Drawn:
 
     world: World
     rows: dict[str, dict[str, object]]
-    scores: dict[str, dict[str, object]]
+    scores: dict[str, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory, drawn_slide: Path) -> Drawn:
     return Drawn(world, {row["slide_id"]: row for row in rows}, read_scores(world))
 
 
-def read_scores(world: World) -> dict[str, dict[str, object]]:
+def read_scores(world: World) -> dict[str, dict[str, Any]]:
     return {row["label"]: row for row in json.loads((world.folder / "tiles.json").read_text())}
 
 
@@ -105,7 +105,7 @@ def some_tiles(
 
 
 class TestOverlay:
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(best=st.integers(0, 8), seed=st.integers(0, 1000))
     def test_the_tile_of_most_attention_is_the_brightest_and_in_its_place(
         self, best: int, seed: int
@@ -113,10 +113,10 @@ class TestOverlay:
         values = np.random.default_rng(seed).random(9).astype(np.float32)
         values[best] = 2
         painted = overlay(np.full((90, 90, 3), 200, np.uint8), grid(90, 3), ranks(values))
-        row, column = np.unravel_index(brightness(painted).argmax(), (90, 90))
+        row, column = divmod(int(brightness(painted).argmax()), 90)
         assert (row // 30, column // 30) == divmod(best, 3)
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(seed=st.integers(0, 1000))
     def test_more_attention_is_brighter_on_equal_tissue(self, seed: int) -> None:
         values = np.random.default_rng(seed).permutation(9).astype(np.float32)
@@ -212,7 +212,7 @@ class TestPicture:
         border = np.concatenate([image[:3].ravel(), image[-3:].ravel(), image[:, -3:].ravel()])
         assert border.min() == 255
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(width=st.floats(20, 1e6))
     def test_the_scale_bar_is_a_round_length_of_a_tenth_to_a_quarter_of_the_width(
         self, width: float
@@ -354,11 +354,10 @@ def test_regions_of_qupath_are_drawn_where_they_are_counted_from(
             self.bounds_corner_px = (SIDE_PX // 2, 0)
 
     shown: list[np.ndarray] = []
-    make = her2.explanation.heatmap_stage.panels
 
     def note(tiles: SlideTiles, thumbnail: np.ndarray, truth: np.ndarray, words: str) -> object:
         shown.append(truth)
-        return make(tiles, thumbnail, truth, words)
+        return panels(tiles, thumbnail, truth, words)
 
     monkeypatch.setattr("her2.explanation.heatmap_stage.Slide", Mirax)
     monkeypatch.setattr("her2.explanation.heatmap_stage.panels", note)
@@ -377,7 +376,7 @@ def test_regions_of_qupath_are_drawn_where_they_are_counted_from(
 def test_a_head_without_attention_of_its_own_is_drawn_and_says_so(world: World) -> None:
     world.train(uniform=True)
     for item in world.draw(slides=2):
-        assert item["note"].startswith("this head has no attention of its own")
+        assert str(item["note"]).startswith("this head has no attention of its own")
         assert item["tile_strip"] is None
     scores = read_scores(world).values()
     assert all("no attention of its own" in row["note"] for row in scores)

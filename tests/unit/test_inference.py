@@ -6,7 +6,6 @@ import timm
 import torch
 from torch import nn
 
-from her2.embedding import inference
 from her2.embedding.inference import (
     COMPILE_GAIN,
     COMPILE_MARGIN,
@@ -184,7 +183,7 @@ def slow(images: torch.Tensor) -> torch.Tensor:
 def test_a_compiled_encoder_is_kept_when_it_is_equal_and_faster(
     monkeypatch: pytest.MonkeyPatch, compiled, taken: bool
 ) -> None:
-    monkeypatch.setattr(inference.torch, "compile", lambda forward, dynamic: compiled)
+    monkeypatch.setattr(torch, "compile", lambda forward, dynamic: compiled)
     images = patches(4, 64)
     found = compile_if_faster(slow, images, 1e-4)
     assert (found is compiled) == taken
@@ -200,7 +199,7 @@ def test_a_machine_without_a_compiler_goes_on_without(
 
         return run
 
-    monkeypatch.setattr(inference.torch, "compile", broken)
+    monkeypatch.setattr(torch, "compile", broken)
     assert compile_if_faster(slow, patches(1, 32), 1e-4) is None
     assert (
         "torch.compile failed, the encoder runs uncompiled: no working C++ compiler" in caplog.text

@@ -26,9 +26,7 @@ def both(path: Path) -> tuple[Slide, Slide]:
     return plain, direct
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     x=st.floats(0, 700), y=st.floats(0, 700),
     side=st.floats(20, 400), out=st.integers(16, 200),

@@ -57,7 +57,8 @@ def test_attention_on_the_inside_alone_is_perfect(count, seed):
     inside = np.random.default_rng(seed).random(count) < 0.4
     assume(0 < inside.sum() < count)
     found = locate(inside / inside.sum(), inside)
-    assert (found.auc, found.mass_share, found.pointing) == (1, pytest.approx(1), 1)
+    assert (found.auc, found.pointing) == (1, 1)
+    assert found.mass_share == pytest.approx(1)
 
 
 @pytest.mark.parametrize(("inside", "which"), [([0, 0, 0], "no tile"), ([1, 1, 1], "every tile")])

@@ -32,7 +32,7 @@ def test_ordinal_probabilities_are_products_of_conditional_ones() -> None:
     np.testing.assert_allclose(logits.softmax(1)[0], expected, rtol=1e-6)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(SCORES)
 def test_ordinal_probabilities_sum_to_one_and_passing_never_gets_likelier(
     scores: list[float],
@@ -45,7 +45,7 @@ def test_ordinal_probabilities_sum_to_one_and_passing_never_gets_likelier(
     assert (passing.diff() <= 1e-12).all()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(SCORES, st.data())
 def test_a_higher_output_moves_probability_to_higher_classes_only(
     scores: list[float], data: st.DataObject

@@ -86,7 +86,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     ]
     cohort = Cohort((*rows, SlideRow("u0-a", "x.svs", "u0", {})), root)
     coords = np.array([(x, y) for y in range(SIDE) for x in range(SIDE)], np.int32) * TILE_PX
-    entries = {}
+    entries: dict[str, FeatureEntry] = {}
     for row in cohort.rows:
         generator = np.random.default_rng(len(entries))
         # Some tiles are missing, so that no slide's attention can be taken for another's.

@@ -1,5 +1,6 @@
 import warnings
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from her2.metrics.classes import balanced_accuracy, macro_f1
 from her2.metrics.ordinal import ordinal_mae, quadratic_kappa
 from her2.metrics.probability_scores import brier, log_loss
 
-QUICK = settings(max_examples=80, deadline=None)
+QUICK = settings(max_examples=80)
 CLASSES = 4
 
 
@@ -166,7 +167,7 @@ def test_a_row_of_weight_three_counts_as_three_rows(
 @QUICK
 @given(scored(), st.randoms(use_true_random=False))
 def test_auc_does_not_know_the_order_of_rows(
-    case: tuple[np.ndarray, np.ndarray], random: object
+    case: tuple[np.ndarray, np.ndarray], random: Random
 ) -> None:
     positive, scores = case
     order = np.arange(len(scores))

@@ -39,7 +39,7 @@ def tuned(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, float]:
     return positive, scores, draw(st.sampled_from([0.5, 0.8, 0.9, 0.95]))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(tuned())
 def test_a_threshold_holds_what_was_asked_and_gives_the_most_of_the_other(
     case: tuple[np.ndarray, np.ndarray, float],

@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,7 +17,7 @@ from her2.core.errors import UserError
 from her2.core.files import canonical_json
 from her2.pipeline.plan import Plan
 
-VALUES = {
+VALUES: dict[str, Any] = {
     "cohort": {"slides": "slides.csv", "slides_per_bucket": 4},
     "tasks": {
         "score": {"label": "her2", "classes": {"0": ["0"], "3+": ["3+"]}},
@@ -132,9 +133,9 @@ def test_the_order_of_classes_survives_the_spec_and_is_part_of_it():
     assert stages_that_change(one, two) == {
         "folds", "train", "evaluate", "compare", "heatmap", "attention", "report",
     }  # fmt: skip
-    for kind, text in ((jobs.FoldsSpec, one.folds_spec("score")),
-                       (jobs.EvaluateSpec, one.evaluate_spec("score", "abmil"))):  # fmt: skip
-        assert jobs.load(kind, text).task.class_names == names
+    folds = jobs.load(jobs.FoldsSpec, one.folds_spec("score"))
+    evaluation = jobs.load(jobs.EvaluateSpec, one.evaluate_spec("score", "abmil"))
+    assert folds.task.class_names == evaluation.task.class_names == names
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,8 @@ def patch_set(counts: tuple[int, ...] = (16, 16, 16), side: int = SIDE, **change
     def read(index: int) -> np.ndarray:
         rng = np.random.default_rng(index)
         stripes = (np.arange(side) + rng.integers(8)) // (1 + 2 * int(labels[index])) % 2
-        image = np.where(stripes[:, None, None], *rng.integers(0, 256, (2, 1, 1, 3)))
+        one, other = rng.integers(0, 256, (2, 1, 1, 3))
+        image = np.where(stripes[:, None, None], one, other)
         image = np.broadcast_to(image, (side, side, 3)) + rng.integers(-9, 9, (side, side, 3))
         return np.clip(image, 0, 255).astype(np.uint8)
 

@@ -1,5 +1,6 @@
 """The pre-training stage without its loop: source slides of the patches, downloads, folders."""
 
+import time
 from pathlib import Path
 
 import huggingface_hub
@@ -66,7 +67,7 @@ def test_a_folder_without_weights_says_what_was_looked_for(tmp_path: Path) -> No
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
 
 
 @pytest.mark.usefixtures("patient")

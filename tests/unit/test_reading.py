@@ -34,9 +34,7 @@ def test_tiles_are_cut_in_bands_column_by_column() -> None:
     """For any width of slide, the neighbours of a tile are cut within two columns of a band."""
     coords = grid(50, 3 * BAND_TILES)
     order = band_order(coords, 10.0)
-    place = np.empty(len(order), int)
-    place[order] = np.arange(len(order))
-    place = place.reshape(3 * BAND_TILES, 50)
+    place = np.argsort(order).reshape(3 * BAND_TILES, 50)
     assert (np.diff(place, axis=1) == BAND_TILES).all()
     inside = np.delete(np.diff(place, axis=0), [BAND_TILES - 1, 2 * BAND_TILES - 1], axis=0)
     assert (inside == 1).all()
@@ -71,7 +69,8 @@ def test_the_feed_hands_out_every_tile_once(sizes: list[int], count: int, across
 
 def test_threads_share_a_feed() -> None:
     slides = [pending(str(i), grid(97, 1)) for i in range(5)]
-    queue, found, lock = TileQueue(slides), [], threading.Lock()
+    queue, lock = TileQueue(slides), threading.Lock()
+    found: list[tuple[str, int]] = []
 
     def work() -> None:
         while parts := queue.take(7):

@@ -79,23 +79,23 @@ def shift_px(profile: np.ndarray, places: np.ndarray) -> float:
         (0.55, 0.55, 0.5),
     ],
 )
-@pytest.mark.parametrize("corner", [(0, 0), (37, 101)])
+@pytest.mark.parametrize(("x", "y"), [(0, 0), (37, 101)])
 def test_a_region_shows_its_place_at_the_target_scale(
-    ramp_slide, wave_slide, mpp_x, mpp_y, target, corner
+    ramp_slide, wave_slide, mpp_x, mpp_y, target, x, y
 ):
     size = 48
     width, height = size * target / mpp_x, size * target / mpp_y
     with Slide(ramp_slide) as slide:
-        region = slide.region(*corner, width, height, (size, size))
+        region = slide.region(x, y, width, height, (size, size))
     assert region.shape == (size, size, 3)
     assert region.dtype == np.uint8
-    check_place(region, *corner, width, height)
-    check_phase(wave_slide, *corner, width, height, size)
+    check_place(region, x, y, width, height)
+    check_phase(wave_slide, x, y, width, height, size)
 
 
-@pytest.mark.parametrize("corner", [(10.25, 20.75), (10.5, 20.99), (10.999, 20.001)])
-def test_fractions_of_a_px_are_honoured(wave_slide, corner):
-    check_phase(wave_slide, *corner, 96.5, 97.25, 48)
+@pytest.mark.parametrize(("x", "y"), [(10.25, 20.75), (10.5, 20.99), (10.999, 20.001)])
+def test_fractions_of_a_px_are_honoured(wave_slide, x, y):
+    check_phase(wave_slide, x, y, 96.5, 97.25, 48)
 
 
 def check_phase(path: Path, x: float, y: float, width: float, height: float, size: int) -> None:
@@ -372,7 +372,12 @@ def test_a_bad_tile_does_not_spoil_those_after_it(damaged):
 def test_a_bad_tile_costs_two_openings_and_later_reads_none(damaged, monkeypatch):
     opened = []
     plain = openslide.OpenSlide
-    monkeypatch.setattr(openslide, "OpenSlide", lambda path: opened.append(1) or plain(path))
+
+    def noted(path):
+        opened.append(path)
+        return plain(path)
+
+    monkeypatch.setattr(openslide, "OpenSlide", noted)
     with Slide(damaged[1]) as slide:
         with pytest.raises(TileError):
             read_tile(slide, 4)

@@ -173,7 +173,8 @@ def test_a_reason_is_the_same_from_the_cache(tmp_path, write_slide):
     image += np.random.default_rng(1).integers(0, 30, image.shape, np.uint8)
     write_slide(tmp_path / "a.tif", image, mpp=(0.5, 0.5))
     cohort = Cohort((SlideRow("a", "a.tif", "p", {}),), tmp_path)
-    tiling = TilingSection(min_tiles=1000, max_pen=0, max_blur=0.05, blur_step_um=0)
+    limits = {"min_tiles": 1000, "max_pen": 0, "max_blur": 0.05, "blur_step_um": 0}
+    tiling = TilingSection.model_validate(limits)
     spec = SPEC.model_copy(update={"tiling": tiling})
     output = tmp_path / "tiles" / "0000-of-0001.json"
     contents = []

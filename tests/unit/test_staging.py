@@ -88,7 +88,7 @@ def test_a_full_scratch_disk_is_named_and_the_slide_read_where_it_lies(
     slides: list[Path], scratch: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(staging.shutil, "disk_usage", lambda _: Usage(1, 1, staging.RESERVE_BYTES))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1, 1, staging.RESERVE_BYTES))
     with staged(str(scratch), slides) as stage, caplog.at_level(logging.WARNING):
         assert stage.open(slides[0]).path == slides[0]
     (record,) = caplog.records
@@ -101,7 +101,7 @@ def test_room_that_comes_back_is_used(
     slides: list[Path], scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = [10**12, 0, 10**12, 0]  # of a; ahead of b; again, when a is closed; ahead of c
-    monkeypatch.setattr(staging.shutil, "disk_usage", lambda _: Usage(1, 1, free.pop(0)))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1, 1, free.pop(0)))
     with staged(str(scratch), slides) as stage:
         first = stage.open(slides[0])
         settle(stage)
@@ -118,7 +118,7 @@ def test_a_copy_that_breaks_off_leaves_nothing_and_says_why(
         target.write_bytes(source.read_bytes()[:100])
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
-    monkeypatch.setattr(staging.shutil, "copyfile", half)
+    monkeypatch.setattr(shutil, "copyfile", half)
     with staged(str(scratch), slides[:1]) as stage, caplog.at_level(logging.WARNING):
         assert stage.open(slides[0]).path == slides[0]
         assert copies(scratch) == set()

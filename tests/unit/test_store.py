@@ -40,7 +40,8 @@ def written(folder: Path, values: np.ndarray) -> Path:
 def read_with_zarr(path: Path) -> tuple[np.ndarray, np.ndarray, dict]:
     with zarr.storage.ZipStore(path, mode="r") as archive:
         group = zarr.open_group(archive, mode="r")
-        return group["features"][:], group["coords"][:], dict(group.attrs)
+        features, coords = (np.asarray(group[name][:]) for name in ("features", "coords"))
+        return features, coords, dict(group.attrs)
 
 
 def flip_byte(path: Path, offset: int) -> None:
@@ -104,9 +105,7 @@ def test_one_chunk_gathers_in_the_order_asked_for(tmp_path: Path) -> None:
     np.testing.assert_array_equal(open_store(written(tmp_path, values)).gather(rows), values[rows])
 
 
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     values=hnp.arrays(
         st.sampled_from([np.float16, np.float32]),

@@ -24,6 +24,7 @@ from her2.mil import train as train_module
 from her2.mil.apply import mismatches, predict_slides
 from her2.mil.bags import Bag
 from her2.mil.fold import load_model
+from her2.mil.losses import bag_loss
 from her2.mil.maps import read_maps
 from her2.mil.stage import train_folds
 from her2.storage.cache import Cache
@@ -395,9 +396,9 @@ def test_a_patient_in_two_parts_stops_the_job_before_training(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stage, "train_fold", refuse)
-    crossing = pl.when(pl.col("slide_id") == "n0-b").then(pl.lit("train"))
-    crossing = crossing.when(pl.col("slide_id") == "n0-a").then(pl.lit("test"))
-    world.table().with_columns(role=crossing.otherwise("role")).write_parquet(world.folds)
+    crossing = {"n0-b": "train", "n0-a": "test"}
+    role = pl.col("slide_id").replace_strict(crossing, default=pl.col("role"))
+    world.table().with_columns(role=role).write_parquet(world.folds)
     with pytest.raises(UserError, match="n0 in test and train"):
         world.train()
 
@@ -482,13 +483,12 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(
 def test_a_fold_that_explodes_keeps_its_last_good_checkpoint(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = train_module.bag_loss
     calls = 0
 
     def exploding(*arguments: object, **options: object) -> torch.Tensor:
         nonlocal calls
         calls += 1
-        return real(*arguments, **options) * (float("nan") if calls > 2 else 1)
+        return bag_loss(*arguments, **options) * (float("nan") if calls > 2 else 1)
 
     monkeypatch.setattr(train_module, "bag_loss", exploding)
     with pytest.raises(UserError, match="the loss is nan in epoch 1.*The last good epoch .0. is"):

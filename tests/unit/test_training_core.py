@@ -31,6 +31,8 @@ class Line:
 class Tied(nn.Module):
     """A model with two layers that share a channels-last weight, and an integer counter."""
 
+    steps: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.one = nn.Conv2d(3, 3, 2)
@@ -44,7 +46,8 @@ class Tied(nn.Module):
 
 def made() -> tuple[Tied, torch.optim.Optimizer]:
     torch.manual_seed(0)
-    model = Tied().to(memory_format=torch.channels_last)
+    model = Tied()
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stub
     return model, torch.optim.AdamW(model.parameters(), lr=0.1)
 
 

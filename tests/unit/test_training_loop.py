@@ -27,7 +27,9 @@ from her2.heads.abmil import AttentionSection
 from her2.mil import batches as feed_module
 from her2.mil import model as model_module
 from her2.mil import train as train_module
+from her2.mil.bags import sample_batch
 from her2.mil.batches import AHEAD, bag_batches
+from her2.mil.losses import bag_loss
 from her2.mil.model import Model, predict
 from her2.mil.search import draws, search
 from her2.mil.selection import TuneFigures, tune_figures
@@ -62,11 +64,10 @@ def same_bits(one: Trained, other: Trained) -> bool:
 
 def test_the_worker_stays_ahead_of_the_step_and_not_further(monkeypatch: pytest.MonkeyPatch):
     begun: list[str] = []
-    real = feed_module.sample_batch
 
     def counted(*arguments: object, **options: object) -> object:
         begun.append(threading.current_thread().name)
-        return real(*arguments, **options)
+        return sample_batch(*arguments, **options)
 
     monkeypatch.setattr(feed_module, "sample_batch", counted)
     batches = iter(bag_batches(noise(40, seed=0), training(balance="none"), seed=1, epoch=0))
@@ -102,11 +103,9 @@ def test_what_fails_in_the_worker_reaches_the_step() -> None:
 
 
 def test_time_spent_waiting_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = feed_module.sample_batch
-
     def slow(*arguments: object, **options: object) -> object:
         time.sleep(0.03)
-        return real(*arguments, **options)
+        return sample_batch(*arguments, **options)
 
     monkeypatch.setattr(feed_module, "sample_batch", slow)
     trained = fit(noise(20, seed=0), noise(4, seed=1), epochs=1)
@@ -161,7 +160,7 @@ def test_the_cosine_is_that_of_torch() -> None:
         scheduler.step()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     steps=st.integers(1, 50),
     epochs=st.integers(1, 30),
@@ -272,7 +271,7 @@ def test_weights_of_the_classes_are_inverse_to_their_slides() -> None:
 # The best epoch
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data(), classes=st.integers(2, 4))
 def test_figures_of_the_tuning_set_are_those_of_scikit_learn(
     data: st.DataObject, classes: int
@@ -342,7 +341,6 @@ class Killed(BaseException):
 
 def killed_after(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
     """Raise `Killed` in the middle of an epoch, like a process that is killed."""
-    real = train_module.bag_loss
     calls = 0
 
     def dying(*arguments: object, **options: object) -> object:
@@ -350,7 +348,7 @@ def killed_after(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
         calls += 1
         if calls > 4 * epochs + 2:  # 16 slides in batches of four, so two steps into the next
             raise Killed
-        return real(*arguments, **options)
+        return bag_loss(*arguments, **options)
 
     monkeypatch.setattr(train_module, "bag_loss", dying)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from numpy.typing import DTypeLike
 from PIL import Image
 
 from her2.core.errors import SlideError
@@ -23,7 +24,9 @@ def corners(box: tuple[int, int, int, int]) -> list[list[int]]:
     return [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
 
 
-def picture(path: Path, *, downsample: int = 5, white: int = 255, kind: type = np.uint8) -> Path:
+def picture(
+    path: Path, *, downsample: int = 5, white: int = 255, kind: DTypeLike = np.uint8
+) -> Path:
     mask = np.zeros((SIZE_PX[1] // downsample, SIZE_PX[0] // downsample), kind)
     left, top, right, bottom = (value // downsample for value in BOX)
     mask[top:bottom, left:right] = white

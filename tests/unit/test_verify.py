@@ -47,6 +47,13 @@ def flip(path: Path, place: int) -> None:
     path.write_bytes(content)
 
 
+def first_value(path: Path) -> int:
+    """Where in the file the first chunk of features begins."""
+    chunk = open_store(path).chunks[0]
+    assert isinstance(chunk, np.memmap)
+    return chunk.offset
+
+
 def the_broken(cache: Cache, kind) -> str:
     count, broken = broken_products(cache)
     assert count == 4
@@ -60,7 +67,7 @@ def test_sound_products_are_sound(cache):
 
 def test_a_flipped_bit_in_a_feature_is_found(cache):
     path = cache.path("features", digest("features"))
-    flip(path, open_store(path).chunks[0].offset + 31)
+    flip(path, first_value(path) + 31)
     assert "checksum of features/c/0/0 is wrong" in the_broken(cache, "features")
 
 
@@ -81,7 +88,7 @@ def test_no_flipped_bit_stops_the_search(cache):
     """A wrong bit in a header reads as encryption or another version, not as a checksum."""
     path = cache.path("features", digest("features"))
     whole = path.read_bytes()
-    data = open_store(path).chunks[0].offset
+    data = first_value(path)
     found = 0
     for place in range(0, len(whole), 7):
         changed = bytearray(whole)
@@ -165,21 +172,22 @@ def test_several_broken_products_are_all_named(cache):
 
 def test_many_readers_find_what_one_finds(cache):
     path = cache.path("features", digest("features"))
-    flip(path, open_store(path).chunks[0].offset + 31)
+    flip(path, first_value(path) + 31)
     assert broken_products(cache, threads=4) == broken_products(cache)
 
 
 # The identity of a store against its content
 
 
-def identified(cache: Cache, **changes: object) -> Product:
-    """A store whose identity says what it holds, but for some changes of its attributes."""
+def identified(
+    cache: Cache, *, identity: dict[str, object] | None = None, **changes: object
+) -> Product:
+    """A store whose identity says what it holds, but for some changes of it or the attributes."""
     coords = np.arange(40, dtype=np.int32).reshape(20, 2)
     identity = {
         "version": 2, "fingerprint": "f", "tiles": coords_digest(coords, (16, 16)), "encoder": "e",
         "precision": "bfloat16", "storage": "float16",
-    }  # fmt: skip
-    identity |= changes.pop("identity", {})
+    } | (identity or {})  # fmt: skip
     attributes = {
         "key": digest(identity), "identity": identity, "tiles": 20, "failed_tiles": 0,
         "slide": {"fingerprint": "f", "level0_tile": [16, 16]}, "encoder": {"digest": "e"},

@@ -1,14 +1,14 @@
-"""How often the 95 % intervals hold the true figure: simulated studies with a known AUC.
+"""Coverage of the 95 % intervals, in simulated studies with a known AUC.
 
     python benchmarks/coverage.py            500 studies (a minute), true AUC 0.76
     python benchmarks/coverage.py --shift 2  true AUC 0.92
 
-Each study has 100 patients, 40 / 30 / 20 / 10 in four classes. A class's score is normal noise, a
-standard deviation (`--shift`) higher for the patients of that class, so that its true one-vs-rest
-AUC is Phi(shift / sqrt 2); so is the mean over classes. An interval that is not defined counts as
-one that misses the truth, and not in the mean width. At slide level a patient has one to three
-slides that share half of the variance. A second model is as good, with noise of its own beside a
-common part.
+Each study has 100 patients, 40 / 30 / 20 / 10 in four classes. The score of a class is standard
+normal noise, higher by `--shift` for the patients of that class. Its true one-vs-rest AUC, and so
+the mean over classes, is Phi(shift / sqrt 2). An interval that is not defined counts as missing the
+truth, and does not enter the mean width. At slide level a patient has one to three slides that
+share half of the variance. A second model is equally good, and half of the variance of its noise is
+shared with the first.
 """
 
 import argparse
@@ -28,14 +28,17 @@ SIZES = (40, 30, 20, 10)
 CONFIDENCE = 0.95
 SHIFT = 1.0
 SHARED = 0.5
-"""Share of the noise's variance that a patient's slides, and two models of a patient, share."""
+"""Share of the noise's variance that is common to a patient's slides, and to two models."""
 TRUTH = float(norm.cdf(SHIFT / np.sqrt(2)))
 
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """Of one method and figure: `n` patients of the class (or all), the share of `studies` whose
-    interval holds the truth, and the interval's mean width."""
+    """Coverage of one method and figure.
+
+    `n` is the number of patients in the class (or of all), `coverage` the share of `studies` whose
+    interval contains the truth, `width` the interval's mean width.
+    """
 
     method: str
     figure: str
@@ -46,7 +49,7 @@ class Coverage:
 
 
 def coverages(*, studies: int, resamples: int, seed: int, shift: float = SHIFT) -> list[Coverage]:
-    """Simulate and count; the rows in a fixed order."""
+    """Simulate studies, and return the coverages in a fixed order."""
     generator = np.random.default_rng(seed)
     truth = float(norm.cdf(shift / np.sqrt(2)))
     target = np.repeat(np.arange(len(SIZES)), SIZES)
@@ -103,7 +106,7 @@ def coverages(*, studies: int, resamples: int, seed: int, shift: float = SHIFT) 
 
 
 def table(rows: list[Coverage]) -> str:
-    """Markdown."""
+    """Return the coverages as a Markdown table."""
     lines = ["| method | figure | n | coverage | mean width |", "| --- | --- | --- | --- | --- |"]
     lines += [
         f"| {row.method} | {row.figure} | {row.n} | {100 * row.coverage:.1f} % | {row.width:.3f} |"
@@ -118,7 +121,7 @@ def _scores(
     generator: np.random.Generator,
     shift: float = SHIFT,
 ) -> NDArray[np.float64]:
-    """(n, c): noise of variance 1, `SHARED` of it common, higher for the true class."""
+    """Return scores (n, c): noise of variance 1, `SHARED` of it common, plus the shift."""
     own = generator.normal(size=common.shape)
     noise = np.sqrt(SHARED) * common + np.sqrt(1 - SHARED) * own
     noise[np.arange(len(target)), target] += shift
@@ -128,7 +131,7 @@ def _scores(
 def _areas(
     target: NDArray[np.int64], scores: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """AUC of each class and macro, for each model in `scores` (n, models x c): (b, k)."""
+    """Return the class AUCs and the macro AUC (b, k) of each model in `scores` (n, models x c)."""
     count = len(SIZES)
     found = []
     for first in range(0, scores.shape[1], count):

@@ -1,13 +1,12 @@
-"""What planning costs: dry runs of large cohorts, and the no-op of a finished one.
+"""Cost of planning: dry runs of large cohorts, and a run of a finished project.
 
     python benchmarks/dag.py            every size (two minutes)
     python benchmarks/dag.py --quick    100 and 1,000 slides
 
-A manifest and as many small files are generated in a temporary folder; Snakemake reads them as it
-would read slides, and plans every job without running it. Seconds and peak memory are those of the
-whole `snakemake` process. "ms a job" is what a job costs beyond starting Snakemake, taken from the
-smallest project of one encoder. Below the table: what a job costs when it runs on this machine,
-beside its work.
+A manifest and one small file per slide are generated in a temporary folder. Snakemake treats the
+files as slides, and plans every job without running it. Seconds and peak memory are those of the
+whole `snakemake` process. "ms per job" is the cost of a job beyond that of the smallest project.
+The line below the table tells the overhead of running a job on this machine.
 """
 
 import argparse
@@ -32,7 +31,7 @@ CLASSES = ("0", "1+", "2+", "3+")
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """A project to plan; `limit_seconds` and `limit_mb` are what it may cost (None: no limit)."""
+    """A project to plan; `limit_seconds` and `limit_mb` limit its cost (None: no limit)."""
 
     slides: int
     encoders: int
@@ -44,7 +43,7 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """One call of Snakemake: wall seconds, peak resident MB of one process, jobs planned."""
+    """Cost of one call of Snakemake: wall seconds, peak resident MB, jobs planned."""
 
     seconds: float
     peak_mb: float
@@ -62,7 +61,7 @@ FINISHED = Size(1_000, 10, 5, 25, limit_seconds=10)
 
 
 def make_project(folder: Path, size: Size) -> None:
-    """A manifest, a small file a slide and a config."""
+    """Write a manifest, one small file per slide and a config."""
     slides = folder / "slides"
     slides.mkdir(parents=True)
     with (folder / "slides.csv").open("w", newline="") as stream:
@@ -90,7 +89,7 @@ def snakemake(folder: Path, *arguments: str) -> tuple[Cost, str]:
     """Run Snakemake in a project.
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: Snakemake failed.
     """
     command = [SNAKEMAKE, "--snakefile", str(REPOSITORY / "Snakefile"), "--cores", "2"]
     command += [*arguments, "--configfile", "config.yaml"]
@@ -115,7 +114,7 @@ def snakemake(folder: Path, *arguments: str) -> tuple[Cost, str]:
 
 
 def dry_run(folder: Path) -> Cost:
-    """Plan every job."""
+    """Plan every job, and return the cost."""
     return snakemake(folder, "--dry-run", "--quiet", "rules")[0]
 
 
@@ -132,7 +131,7 @@ def finish(folder: Path) -> None:
 
 
 def overhead_ms(folder: Path, jobs: int = 100) -> float:
-    """Milliseconds that Snakemake needs to run a job that does nothing, beyond its own start."""
+    """Return the milliseconds in which Snakemake runs a job that does nothing."""
     folder.mkdir()
     outputs = [f"out/{number}" for number in range(jobs)]
     text = f"rule all:\n    input: {outputs!r}\nrule one:\n    output: 'out/{{n}}'\n"
@@ -147,7 +146,7 @@ def overhead_ms(folder: Path, jobs: int = 100) -> float:
 
 
 def start_seconds(module: str) -> float:
-    """Seconds until a stage's module is imported, the better of two."""
+    """Return the seconds until a stage's module is imported, the lower of two."""
     seconds = []
     for _ in range(2):
         begin = time.perf_counter()
@@ -156,8 +155,8 @@ def start_seconds(module: str) -> float:
     return min(seconds)
 
 
-def row(what: str, size: Size, cost: Cost, a_job_ms: str) -> str:
-    """A line of the table."""
+def row(what: str, size: Size, cost: Cost, ms_per_job: str) -> str:
+    """Return a line of the table."""
     held = []
     if size.limit_seconds is not None:
         held.append(f"{size.limit_seconds:g} s")
@@ -165,24 +164,25 @@ def row(what: str, size: Size, cost: Cost, a_job_ms: str) -> str:
         held.append(f"{size.limit_mb:,.0f} MB")
     return (
         f"| {what} | {size.slides:,} x {size.encoders} x {size.heads} x {size.folds} "
-        f"| {cost.jobs:,} | {cost.seconds:.1f} | {cost.peak_mb:,.0f} | {a_job_ms} "
+        f"| {cost.jobs:,} | {cost.seconds:.1f} | {cost.peak_mb:,.0f} | {ms_per_job} "
         f"| {' and '.join(held) or '-'} |"
     )
 
 
 def exceeded(size: Size, cost: Cost) -> bool:
-    """Whether a cost is beyond what its project may cost."""
+    """Tell whether a cost exceeds the limits of its project."""
     slow = size.limit_seconds is not None and cost.seconds > size.limit_seconds
     return slow or (size.limit_mb is not None and cost.peak_mb > size.limit_mb)
 
 
 def main() -> int:
-    """Print the table; 1 when a limit is exceeded."""
+    """Print the table; return 1 if a limit is exceeded."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="up to 1,000 slides")
     quick = parser.parse_args().quick
     print(
-        "| what | slides x encoders x heads x folds | jobs | seconds | peak MB | ms a job | limit |"
+        "| run | slides x encoders x heads x folds | jobs | seconds | peak MB | ms per job "
+        "| limit |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- |")
     beyond, base = [], None
@@ -193,8 +193,8 @@ def main() -> int:
             cost = dry_run(folder)
             base = base or cost
             jobs = cost.jobs - base.jobs
-            a_job = f"{(cost.seconds - base.seconds) / jobs * 1e3:.2f}" if jobs > 50 else "-"
-            print(row("dry run", size, cost, a_job), flush=True)
+            each = f"{(cost.seconds - base.seconds) / jobs * 1e3:.2f}" if jobs > 50 else "-"
+            print(row("dry run", size, cost, each), flush=True)
             if exceeded(size, cost):
                 beyond.append(size)
         folder = Path(temporary) / "finished"
@@ -202,16 +202,16 @@ def main() -> int:
         finish(folder)
         cost, output = snakemake(folder)
         if "Nothing to be done" not in output:
-            raise RuntimeError(f"the finished project was not finished:\n{output[-2000:]}")
-        print(row("no-op", FINISHED, cost, "-"), flush=True)
+            raise RuntimeError(f"the finished project still has jobs to run:\n{output[-2000:]}")
+        print(row("finished", FINISHED, cost, "-"), flush=True)
         if exceeded(FINISHED, cost):
             beyond.append(FINISHED)
         overhead = overhead_ms(Path(temporary) / "overhead")
     stages = {"tile": "her2.tiling.stage", "train": "her2.mil.stage", "report": "her2.report.build"}
     starts = ", ".join(f"{name} {start_seconds(module):.1f}" for name, module in stages.items())
-    print(f"\nSnakemake runs an empty job in {overhead:.0f} ms; a stage starts in (s): {starts}")
+    print(f"\nSnakemake runs an empty job in {overhead:.0f} ms. Stages start in (s): {starts}")
     for size in beyond:
-        print(f"beyond its limit: {size}", file=sys.stderr)
+        print(f"exceeds its limit: {size}", file=sys.stderr)
     return int(bool(beyond))
 
 

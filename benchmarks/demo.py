@@ -1,14 +1,14 @@
-"""What the demo costs: CPU and wall seconds, in total and per rule, and the figures it ends with.
+"""Cost of the demo: CPU and wall seconds, in total and per rule, and its resulting AUCs.
 
     python benchmarks/demo.py                   this checkout
     python benchmarks/demo.py OTHER .           two checkouts, side by side
-    python benchmarks/demo.py --keep FOLDER     leave the run's folder there, to look into
+    python benchmarks/demo.py --keep FOLDER     keep the folder of the run, for inspection
 
-Copies what git tracks into an empty folder and runs `snakemake --cores 2` there, as a new user
-does: nothing is taken from an earlier run. CPU seconds are user and system time of the whole run
-with all its processes; they change little with what else the machine does, wall seconds do. A
-rule's seconds are those of its shell and its children, told by the shell as it ends; the rest is
-Snakemake's own.
+Copies the files that git tracks into an empty folder and runs `snakemake --cores 2` there, like a
+new user, so nothing is reused from earlier runs. CPU seconds are the user and system time of all
+processes of the run. Unlike wall seconds, they hardly change with the load of the machine. The
+seconds of a rule are those of its shell and the shell's children, which the shell writes when it
+exits; the rest is Snakemake's own.
 """
 
 import argparse
@@ -40,7 +40,7 @@ fi
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """All jobs of a rule: how many, and their CPU seconds together."""
+    """All jobs of a rule: their number, and their CPU seconds in total."""
 
     jobs: int
     cpu_seconds: float
@@ -57,7 +57,7 @@ class Cost:
 
 
 def copy_tracked(checkout: Path, folder: Path) -> None:
-    """Copy what git tracks of a checkout, as it lies there now."""
+    """Copy the files of a checkout that git tracks, in their current state."""
     listing = subprocess.run(
         ["git", "ls-files", "-z"], cwd=checkout, capture_output=True, text=True, check=True
     ).stdout
@@ -105,7 +105,7 @@ def run_demo(checkout: Path, scratch: Path) -> Cost:
 
 
 def read_times(folder: Path) -> dict[str, Rule]:
-    """Return rule -> its jobs and CPU seconds, the most costly first."""
+    """Return the jobs and CPU seconds of each rule, the most costly first."""
     seconds: dict[str, list[float]] = {}
     for path in folder.iterdir():
         name, *lines = path.read_text().splitlines()
@@ -117,7 +117,7 @@ def read_times(folder: Path) -> dict[str, Rule]:
 
 
 def read_auc(folder: Path) -> dict[str, float]:
-    """Return encoder -> macro AUC of the demo's one head, over patients."""
+    """Return the macro AUC of each encoder at patient level, under the demo's only head."""
     wanted = (
         (pl.col("level") == "patient") & (pl.col("metric") == "auc") & (pl.col("class") == "macro")
     )
@@ -145,7 +145,7 @@ def print_table(costs: list[Cost]) -> None:
 
 
 def main() -> None:
-    """Run the demo of each checkout in turn and print what it cost."""
+    """Run the demo of each checkout in turn, and print the costs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkouts", type=Path, nargs="*", default=[REPOSITORY])
     parser.add_argument("--keep", type=Path, help="folder for the runs; it must not exist")
@@ -157,7 +157,8 @@ def main() -> None:
     print_table(costs)
     if len(costs) == 2:
         first, second = costs
-        print(f"\nThe second costs {second.cpu_seconds / first.cpu_seconds:.2f} of the first.")
+        ratio = second.cpu_seconds / first.cpu_seconds
+        print(f"\nThe second takes {ratio:.2f} times the CPU seconds of the first.")
 
 
 if __name__ == "__main__":

@@ -1,22 +1,24 @@
-"""How fast stage 1 embeds, against what limits it, in one run on one machine.
+"""Speed of stage 1's embedding, compared with its limits in the same run.
 
     python benchmarks/embed.py [--quick] [--threads 2] [--encoders resnet50 vit_small_patch16_224]
 
 For each encoder (random weights) and material it prints
 
-- read: tiles/s of reading alone, all threads, as the embedder reads;
-- encode: patches/s of the encoder alone, best of the arrangements tried, patches in memory;
-- limit: the smaller of the two; on a CPU, whose cores do both, also 1 / (1/read + 1/encode);
-- end to end: patches/s of the whole `her2 embed` command, start of Python, model load and
-  publication included, and inside: the same from the first tile to the last store;
-- CPU: the encoder's own CPU seconds as a share of those of the whole command. On a CPU this is what
-  end to end reaches of the encoder alone when nothing else runs, and other programs move it little;
-- cores: that the command had, on average (a busy machine gives it less than --threads);
-- idle: share of the time in which the device had nothing to do (CPU: cores that did not encode);
-- RSS: peak memory of the command.
+- read: tiles/s of reading alone, with all threads, in the embedder's way
+- encode: patches/s of the encoder alone, with patches in memory, in the fastest arrangement
+- combined: 1 / (1/read + 1/encode), the limit of a CPU, whose cores do both
+- end-to-end: patches/s of the whole `her2 embed` command, including the start of Python, loading
+  the model and publishing
+- inside: the same from the first tile to the last store
+- /limit: the figure before it as a share of the smaller of read and encode
+- CPU: CPU seconds of the encoder as a share of those of the whole command, which other programs on
+  the machine hardly change
+- cores: average number of cores that the command had (below --threads on a busy machine)
+- idle: share of the time in which the device had nothing to do (CPU: cores that did not encode)
+- RSS: peak memory of the command
 
-Material: a JPEG pyramid made here, a real SVS where ../shared/slides has one, and a cohort of 20
-slides of 100 tiles. Ratios are within the run; a busy machine changes all figures alike.
+Material: a generated JPEG pyramid, a real SVS if one is found, and cohorts of 20 slides of 100
+tiles and of one slide of 2,000. A busy machine changes all figures of a run, so compare ratios.
 """
 
 import argparse
@@ -67,7 +69,7 @@ JPEG_PX = 256
 
 @dataclass(frozen=True)
 class Material:
-    """Slides on a grid, tiled."""
+    """A cohort of slides, tiled on a grid."""
 
     name: str
     folder: Path
@@ -93,7 +95,7 @@ class Material:
 
 
 def drawn(side_px: int) -> np.ndarray:
-    """A patch of drawn tissue with a scanner's noise, no glass in it."""
+    """Return drawn tissue with a scanner's noise and without glass."""
     params = slide_params(slide_id="s", patient_id="p", her2="2+", site="north", seed=1)
     image, _ = draw_region(slide_generator(1, "p", "s"), params, 3072, MPP)
     first = (3072 - side_px) // 2
@@ -103,7 +105,7 @@ def drawn(side_px: int) -> np.ndarray:
 
 
 def write_pyramid(path: Path, patch: np.ndarray, width: int, height: int) -> None:
-    """A plain tiled TIFF, JPEG 4:2:0, levels of 1/2, whose tiles repeat those of `patch`."""
+    """Write a tiled TIFF (JPEG 4:2:0, levels of 1/2) whose tiles repeat those of `patch`."""
     with tifffile.TiffWriter(path, bigtiff=True) as tiff:
         level = 0
         while min(width, height) >= JPEG_PX and len(patch) >= JPEG_PX:
@@ -141,7 +143,7 @@ def write_pyramid(path: Path, patch: np.ndarray, width: int, height: int) -> Non
 
 
 def materials(folder: Path, size: int, height: int) -> Iterator[Material]:
-    """The slides to embed, written and tiled."""
+    """Write and tile the slides to embed."""
     patch = drawn(2048)
     side = 25_000
     write_pyramid(folder / "pyramid.tif", patch, side, height)
@@ -152,7 +154,7 @@ def materials(folder: Path, size: int, height: int) -> Iterator[Material]:
     slides = {}
     for number in range(20):
         path = folder / f"small-{number:02d}.tif"
-        # A grid of 10 x 10 tiles; each file differs, or the cache would know the second.
+        # A grid of 10 x 10 tiles. All files differ, else the cache would serve all but the first.
         write_pyramid(path, np.roll(patch, 37 * number, axis=1), 10 * size, 10 * size)
         slides[path.stem] = path
     write_pyramid(one, patch, 50 * size, 40 * size)
@@ -161,7 +163,7 @@ def materials(folder: Path, size: int, height: int) -> Iterator[Material]:
 
 
 def tiled(folder: Path, name: str, slides: dict[str, Path], size: int) -> Material:
-    """Slides as a cohort of one bucket, tiled at `size` px."""
+    """Tile slides at `size` px, as a cohort of one bucket."""
     rows = tuple(SlideRow(key, str(path), key, {}) for key, path in sorted(slides.items()))
     assert all(bucket_of(row.slide_id, 1) == BUCKET for row in rows)
     made = Material(name, folder / name.replace(" ", "-") / str(size), Cohort(rows, folder))
@@ -176,7 +178,7 @@ def tiled(folder: Path, name: str, slides: dict[str, Path], size: int) -> Materi
 
 
 def in_threads(count: int, work: Callable[[], None]) -> float:
-    """Seconds until `count` threads have all done `work`."""
+    """Return the seconds until `count` threads have all done `work`."""
     threads = [threading.Thread(target=work) for _ in range(count)]
     begin = time.perf_counter()
     for thread in threads:
@@ -187,7 +189,7 @@ def in_threads(count: int, work: Callable[[], None]) -> float:
 
 
 def read_alone(material: Material, threads: int, limit: int) -> float:
-    """Tiles/s, as the embedder reads them, of `limit` tiles at most."""
+    """Return tiles/s of reading in the embedder's way, over at most `limit` tiles."""
     passages = [
         pending_slide(
             str(path), path, table, "", RowSpool(len(table), 1, "float16", material.folder)
@@ -209,7 +211,7 @@ def read_alone(material: Material, threads: int, limit: int) -> float:
 
 
 def read_ways(path: Path, table: TileTable, limit: int = 400) -> dict[str, float]:
-    """Tiles/s a core: read_region a tile, a super-tile of 4 x 4, and the JPEG tiles themselves."""
+    """Return tiles/s per core: by read_region, by super-tiles of 4 x 4, and from the JPEG tiles."""
     grid = table.grid
     passage = pending_slide("", path, table, "", RowSpool(1, 1, "float16", path.parent))
     rows = passage.order[:limit]
@@ -248,8 +250,12 @@ def read_ways(path: Path, table: TileTable, limit: int = 400) -> dict[str, float
 def encode_alone(
     folder: Path, threads: int, batch_size: int, seconds: float, *, all_ways: bool
 ) -> tuple[dict[str, float], str, str, float]:
-    """Patches/s of the encoder alone by arrangement, patches resident; device and precision; CPU
-    seconds a patch of the first arrangement, the embedder's."""
+    """Measure the encoder alone, with patches in memory.
+
+    Returns:
+        Patches/s by arrangement, the device, the precision, and CPU seconds per patch of the first
+        arrangement, which is the embedder's.
+    """
     device = pick_device(threads)
     encoder, card = load_encoder(folder)
     precision = resolve_precision(card.precision, device)
@@ -306,7 +312,7 @@ def encode_alone(
 
 @dataclass(frozen=True)
 class Run:
-    """One call of `her2 embed`."""
+    """Figures of one call of `her2 embed`."""
 
     seconds: float
     inside_seconds: float
@@ -319,7 +325,7 @@ class Run:
 def whole_command(
     material: Material, encoder: Path, threads: int, batch_size: int, compiling: str
 ) -> Run:
-    """Run `her2 embed` with no feature of the material in the cache."""
+    """Run `her2 embed` with none of the material's features in the cache."""
     out = material.folder / "features" / f"{time.time_ns()}" / f"{BUCKET}.json"
     spec = EmbedSpec(bucket=BUCKET, rows="", max_failed_tiles=0.05)
     command = [
@@ -334,7 +340,7 @@ def whole_command(
     with tempfile.TemporaryFile("w+") as log:
         begin = time.perf_counter()
         child = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
-        _, status, usage = os.wait4(child.pid, 0)  # its own peak and CPU time
+        _, status, usage = os.wait4(child.pid, 0)  # for the child's peak memory and CPU time
         seconds = time.perf_counter() - begin
         log.seek(0)
         text = log.read()
@@ -357,17 +363,17 @@ def whole_command(
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a pyramid of fewer rows, less time")
-    parser.add_argument("--height", type=int, help="of the pyramid, px; its width is 25,000")
+    parser.add_argument("--quick", action="store_true", help="a smaller pyramid, less time")
+    parser.add_argument("--height", type=int, help="height of the pyramid in px; width 25,000")
     parser.add_argument("--threads", type=int, default=allowed_cpus())
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--compile", default="auto", choices=("auto", "never", "always"))
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--seconds", type=float, default=None, help="for each encoder alone")
+    parser.add_argument("--seconds", type=float, default=None, help="time for each encoder alone")
     parser.add_argument("--encoders", nargs="+", default=["resnet50", "vit_small_patch16_224"])
-    parser.add_argument("--only", nargs="+", default=None, help="some materials, by name")
+    parser.add_argument("--only", nargs="+", default=None, help="names of the materials")
     options = parser.parse_args()
     seconds = options.seconds or (4.0 if options.quick else 10.0)
     with tempfile.TemporaryDirectory() as temporary:
@@ -382,7 +388,7 @@ def main() -> None:
         print(f"load of the machine at the start: {os.getloadavg()[0]:.1f}")
         path, table = made[0].tables()[0]
         ways = read_ways(path, table)
-        print("reading, tiles/s a core:", ", ".join(f"{k} {v:.0f}" for k, v in ways.items()))
+        print("reading, tiles/s per core:", ", ".join(f"{k} {v:.0f}" for k, v in ways.items()))
         for name in options.encoders:
             encoder = folder / "encoders" / name
             section = EncoderSection(
@@ -402,7 +408,7 @@ def main() -> None:
                         "   inside  /limit   CPU cores  idle  RSS MB"
                     )
                 run = runs[material.name] = whole_command(material, *options_, options.compile)
-                # Again afterwards: on a shared machine the limit moves while the command runs.
+                # Repeated afterwards, as on a shared machine the limit changes during the command.
                 after, _, _, cost_after = encode_alone(*options_, seconds, all_ways=False)
                 encode = statistics.mean([max(alone.values()), max(after.values())])
                 busy = (cost + cost_after) / 2 * run.patches / run.cpu_seconds
@@ -418,9 +424,9 @@ def main() -> None:
             if {"20 x 100 tiles", "1 x 2000 tiles"} <= set(runs):
                 many, one = runs["20 x 100 tiles"], runs["1 x 2000 tiles"]
                 print(
-                    "20 slides of 100 tiles against one of 2,000: "
-                    f"{one.inside_seconds / many.inside_seconds:.2f} of its pace, "
-                    f"{one.cpu_seconds / many.cpu_seconds:.2f} by CPU seconds"
+                    "speed on 20 slides of 100 tiles relative to one slide of 2,000: "
+                    f"{one.inside_seconds / many.inside_seconds:.2f} by wall time, "
+                    f"{one.cpu_seconds / many.cpu_seconds:.2f} by CPU time"
                 )
         print(json.dumps({"torch": torch.__version__, "load": os.getloadavg()[0]}))
 

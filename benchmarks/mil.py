@@ -1,15 +1,14 @@
-"""Stage 2 on generated features: waiting for data, epochs beside h5, four jobs, inference.
+"""Stage 2 on generated features: epochs compared with h5 files, parallel jobs, inference.
 
     python benchmarks/mil.py            200 slides x 5,000 tiles x 1,024 (8 GB of disk, minutes)
-    python benchmarks/mil.py --small    24 x 60 x 32: everything runs, the figures mean nothing
+    python benchmarks/mil.py --small    24 x 60 x 32: a check that it runs, without useful figures
 
-Features are made in a temporary folder, as feature stores and as h5 files of two layouts: what
-TRIDENT writes (float32, a chunk a row) and one contiguous float16 array. The h5 epochs train the
-same model on sub-bags of the same size, but read whole bags through a plain DataLoader; the same
-with a worker process, as our batches have a worker thread, stands beside it. All is warm: every
-figure is of data that was read before. A model computes in one thread, as a training job of the
-workflow does. Epochs are wall seconds; inference and its matrix products are seconds of the
-computing thread.
+Features are generated in a temporary folder, as feature stores and as h5 files with two layouts:
+TRIDENT's (float32, one chunk per row) and one contiguous float16 array. The h5 epochs train the
+same model on sub-bags of the same size, but read whole bags through a plain DataLoader, both
+without and with a worker process (our batches have a worker thread). All data have been read before
+and are in the page cache. Models compute in one thread, like the workflow's training jobs. Epochs
+are in wall seconds, inference and matrix products in seconds of the computing thread.
 """
 
 import argparse
@@ -47,7 +46,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Generated features."""
+    """Size of the generated features."""
 
     slides: int
     tiles: int
@@ -56,7 +55,7 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A figure, and the limit that it is held against ('' for none)."""
+    """A measured figure, its limit ('' for none) and whether it is met."""
 
     what: str
     value: str
@@ -65,7 +64,7 @@ class Line:
 
 
 def make_stores(folder: Path, size: Size) -> None:
-    """One feature store a slide; rows of one random matrix, each slide in an order of its own."""
+    """Write one feature store per slide, with the rows of one random matrix in different orders."""
     generator = np.random.default_rng(0)
     base = generator.normal(size=(size.tiles, size.dimension)).astype(np.float16)
     coords = np.zeros((size.tiles, 2), np.int32)
@@ -75,7 +74,7 @@ def make_stores(folder: Path, size: Size) -> None:
 
 
 def open_bags(folder: Path) -> list[Bag]:
-    """The stores as bags of four classes."""
+    """Open the stores as bags of four classes."""
     return [
         Bag(path.name, path.name, path.name, open_store(path), index % len(CLASSES))
         for index, path in enumerate(sorted(folder.glob("*.zarr.zip")))
@@ -83,7 +82,7 @@ def open_bags(folder: Path) -> list[Bag]:
 
 
 def make_h5(folder: Path, bags: list[Bag], kind: str) -> list[Path]:
-    """The same features as h5: `rows` (float32, a chunk a row) or `contiguous` (float16)."""
+    """Write the features as h5: `rows` (float32, one chunk per row) or `contiguous` (float16)."""
     paths = []
     for bag in bags:
         values = bag.store.all()
@@ -99,7 +98,7 @@ def make_h5(folder: Path, bags: list[Bag], kind: str) -> list[Path]:
 
 
 class WholeBags(Dataset):
-    """What many MIL codes do: open the file, read the whole bag, keep some rows."""
+    """A dataset that reads whole bags and keeps some rows, as is common in MIL code."""
 
     def __init__(self, paths: list[Path], bag_size: int) -> None:
         self.paths, self.bag_size = paths, bag_size
@@ -115,7 +114,7 @@ class WholeBags(Dataset):
 
 
 class LoaderBatches:
-    """A DataLoader in the place of our batches."""
+    """A DataLoader with the interface of our batches."""
 
     def __init__(self, loader: DataLoader) -> None:
         self.loader = loader
@@ -131,14 +130,14 @@ class LoaderBatches:
 
 
 def new_model(head: AttentionSection, dimension: int, precision: str = "float32") -> Model:
-    """A model of four classes."""
+    """Build a model for four classes."""
     torch.manual_seed(0)
     mean, std = torch.zeros(dimension), torch.ones(dimension)
     return Model(head.build(dimension, len(CLASSES)), mean, std, precision=precision)
 
 
 def thread_seconds(runs: list[Callable[[], object]], times: int) -> list[float]:
-    """What each costs this thread: the least of some turns, after one that is not counted."""
+    """Return the lowest thread time of each function over some turns, after one warm-up turn."""
     found: list[list[float]] = [[] for _ in runs]
     for _ in range(times + 1):
         for run, seconds in zip(runs, found, strict=True):
@@ -149,11 +148,11 @@ def thread_seconds(runs: list[Callable[[], object]], times: int) -> list[float]:
 
 
 def epochs(folder: Path, bags: list[Bag], training: TrainingSection, times: int) -> list[Line]:
-    """Time per epoch of our batches and of both h5 layouts, and the share of it spent waiting.
+    """Measure epochs of our batches and of both h5 layouts, and the share spent waiting for data.
 
-    The three take turns, so that other load on the machine meets all of them. The ratios are held
-    against their targets for bags of the config's default size: with larger ones the model, which
-    is the same for all, takes most of the time.
+    They take turns, so that other load on the machine affects all of them. The ratios have targets
+    only for bags of the config's default size: with larger bags the model, which is the same for
+    all, takes most of the time.
     """
     held = training.bag_size == TrainingSection().bag_size
     head = AttentionSection(head="abmil")
@@ -181,16 +180,16 @@ def epochs(folder: Path, bags: list[Bag], training: TrainingSection, times: int)
         return lambda: train_epoch(model, optimiser, batches, training, None, 0)
 
     layouts = (
-        ("float32, a chunk a row", "rows", 0, 5.0),
+        ("float32, one chunk per row", "rows", 0, 5.0),
         ("float16, contiguous", "contiguous", 0, 2.0),
-        ("float32, a chunk a row, a worker", "rows", 1, None),
-        ("float16, contiguous, a worker", "contiguous", 1, None),
+        ("float32, one chunk per row, one worker", "rows", 1, None),
+        ("float16, contiguous, one worker", "contiguous", 1, None),
     )
     runs = {"ours": ours} | {words: whole(kind, n) for words, kind, n, _ in layouts}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(2 * times + 1):  # the first turn is not counted
+    for turn in range(2 * times + 1):  # the first turn is a warm-up
         for name, run in runs.items():
-            if "chunk" in name and turn > 1:  # seconds each, and far from its target
+            if "chunk" in name and turn > 1:  # slow, and far beyond its target anyway
                 continue
             start = time.perf_counter()
             run()
@@ -202,7 +201,7 @@ def epochs(folder: Path, bags: list[Bag], training: TrainingSection, times: int)
     of = f"(bag_size {training.bag_size}, {training.precision})"
     lines = [
         Line(f"epoch, our batches {of}", f"{best['ours']:.2f} s"),
-        Line(f"share of it waiting for data {of}", f"{share:.1%}", "<= 5 %", share <= 0.05),
+        Line(f"share of the epoch waiting for data {of}", f"{share:.1%}", "<= 5 %", share <= 0.05),
     ]
     for words, _, _, target in layouts:
         ratio = best[words] / best["ours"]
@@ -219,7 +218,7 @@ def epochs(folder: Path, bags: list[Bag], training: TrainingSection, times: int)
 
 
 def inference(bags: list[Bag], head: AttentionSection, precision: str, times: int) -> list[Line]:
-    """All slides predicted whole, beside the matrix products of the same model alone."""
+    """Measure predicting all slides, compared with the matrix products of the model alone."""
     model = new_model(head, bags[0].store.dimension, precision)
     module, kind = model.head, torch.bfloat16 if precision == "bfloat16" else torch.float32
     x = torch.randn(len(bags[0]), bags[0].store.dimension, dtype=kind)
@@ -239,7 +238,7 @@ def inference(bags: list[Bag], head: AttentionSection, precision: str, times: in
         whole, *alone = thread_seconds(
             [
                 lambda: [predict(model, bag) for bag in bags],
-                lambda: products(512),  # of whole bags or of pieces, whichever is faster
+                lambda: products(512),  # in pieces or for whole bags, whichever is faster
                 lambda: products(len(x)),
             ],
             times,
@@ -260,14 +259,14 @@ def inference(bags: list[Bag], head: AttentionSection, precision: str, times: in
 
 
 def own_memory_mb() -> dict[str, float]:
-    """Private pages of this process in MB (USS), and those of them that are dirty."""
+    """Return the private memory of this process in MB (USS), and the dirty part of it."""
     lines = [line.split() for line in Path("/proc/self/smaps_rollup").read_text().splitlines()]
     found = {line[0]: int(line[1]) / 1024 for line in lines if len(line) > 2 and line[2] == "kB"}
     return {"uss": sum(found[name] for name in USS), "dirty": found["Private_Dirty:"]}
 
 
 def job(folder: Path, fold: int, epochs: int) -> None:
-    """One fold job, as a process: says its memory before, waits to be told, says its peak."""
+    """Run one fold job: print its memory, wait for a line, train, print its peak memory."""
     torch.set_num_threads(1)
     bags = open_bags(folder)
     print(json.dumps(own_memory_mb()), flush=True)
@@ -297,11 +296,11 @@ def job(folder: Path, fold: int, epochs: int) -> None:
     done.set()
     watcher.join()
     print(json.dumps(peaks), flush=True)
-    sys.stdin.readline()  # pages stay shared until all have spoken
+    sys.stdin.readline()  # keeps pages shared until all jobs have reported
 
 
 def jobs_at_once(folder: Path, jobs: int) -> list[Line]:
-    """Some fold jobs at once: what is private to them beyond what they began with."""
+    """Measure the private memory that parallel fold jobs use beyond that at their start."""
     command = [sys.executable, __file__, "--job"]
     processes = [
         subprocess.Popen(
@@ -338,21 +337,21 @@ def jobs_at_once(folder: Path, jobs: int) -> list[Line]:
         for found, name in ((before, "uss"), (after, "uss"), (after, "dirty"))
     )
     return [
-        Line(f"{jobs} jobs at once: USS with torch alone, summed", f"{start:,.0f} MB"),
+        Line(f"{jobs} jobs at once: USS after importing torch, summed", f"{start:,.0f} MB"),
         Line(
             f"{jobs} jobs at once: USS at the peak beyond that",
             f"{peak - start:,.0f} MB",
             "< 1,500 MB",
             peak - start < 1500,
         ),
-        Line("    of which dirty (not the page cache's)", f"{dirty - start:,.0f} MB"),
+        Line("    of which dirty (not in the page cache)", f"{dirty - start:,.0f} MB"),
     ]
 
 
 def main() -> int:
-    """Print the table; 1 when a limit is missed."""
+    """Print the table; return 1 if a limit is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--small", action="store_true", help="everything runs, nothing is measured")
+    parser.add_argument("--small", action="store_true", help="only check that everything runs")
     parser.add_argument("--job", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -381,7 +380,7 @@ def main() -> int:
         ]
         for part in parts:
             for line in part():
-                verdict = ("held" if line.held else "MISSED") if line.limit else ""
+                verdict = ("met" if line.held else "MISSED") if line.limit else ""
                 print(f"| {line.what} | {line.value} | {line.limit} | {verdict} |", flush=True)
                 missed = missed or not line.held
     return int(missed and not arguments.small)

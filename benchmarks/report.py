@@ -1,10 +1,10 @@
-"""How large the report is and how long it takes, for large cohorts.
+"""Size and build time of the report for large cohorts.
 
     python benchmarks/report.py [--slides 500 10000] [--encoders 5]
 
-Makes the results folder of a run that never was (tables by the stages' own code on drawn
-predictions; textured pictures, of which most are links to one), builds the report and prints its
-size, the time and the peak memory of the process that built it. Limits at 500 slides: 15 MB, 60 s.
+Makes the results folder of a simulated run (tables computed by the stages from random predictions,
+and textured pictures, most of them copies), builds the report and prints its size, the time and the
+peak memory of the building process. Limits at 500 slides: 15 MB, 60 s.
 """
 
 import argparse
@@ -30,7 +30,7 @@ TEXTURES = 12
 
 
 def texture(path: Path, width: int, height: int, seed: int) -> None:
-    """A picture that compresses about as tissue does."""
+    """Write a picture that compresses about as well as tissue."""
     generator = np.random.default_rng(seed)
     coarse = generator.integers(120, 255, (height // 24, width // 24, 3), dtype=np.uint8)
     picture = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.int16)
@@ -39,7 +39,7 @@ def texture(path: Path, width: int, height: int, seed: int) -> None:
 
 
 def make_results(folder: Path, slides: int, encoders: int) -> ReportSpec:
-    """The results folder of `slides` slides, a patient each."""
+    """Write the results folder of `slides` slides, one per patient."""
     names = tuple(f"encoder{index}" for index in range(encoders))
     cohort = Cohort(
         encoders=names, labels=("0", "1", "2") * (slides // 3), signal=0.5, synthetic=True
@@ -72,7 +72,7 @@ def make_results(folder: Path, slides: int, encoders: int) -> ReportSpec:
 
 
 def build_apart(spec: ReportSpec, folder: Path) -> tuple[float, float]:
-    """Seconds and peak MB of building the report in a process of its own."""
+    """Build the report in a separate process, and return its seconds and peak MB."""
     code = (
         "import resource, sys; from pathlib import Path;"
         "from her2.report.build import build_report;"
@@ -93,7 +93,7 @@ def build_apart(spec: ReportSpec, folder: Path) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Print a row a size."""
+    """Print one row per size."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--slides", type=int, nargs="+", default=[500, 10_000])
     parser.add_argument("--encoders", type=int, default=5)

@@ -1,9 +1,9 @@
-"""CPU seconds from the start of the process to the stage function, of each stage.
+"""CPU seconds of each stage, from the start of the process to the stage function.
 
     python benchmarks/startup.py [--repeats 5] [stage ...]
 
-Prints the median of fresh processes that load the command line and the stage's module, and which
-of the slow packages they import. CPU seconds, since a busy machine only adds waiting.
+Prints the median of fresh processes that load the command line and the stage's module, and the slow
+packages that they import. CPU seconds are used because a busy machine hardly changes them.
 """
 
 import argparse
@@ -25,7 +25,7 @@ print(time.process_time(), *(name for name in {heavy!r} if name in sys.modules))
 
 
 def start(stage: str) -> tuple[float, list[str]]:
-    """Return the CPU seconds of one start of a stage, and which heavy packages it loads."""
+    """Return the CPU seconds of one start of a stage, and the heavy packages that it loads."""
     code = _PROBE.format(module=STAGES[stage][0].partition(":")[0], heavy=HEAVY)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     seconds, *loaded = done.stdout.split()
@@ -33,7 +33,7 @@ def start(stage: str) -> tuple[float, list[str]]:
 
 
 def main() -> None:
-    """Print a line per stage."""
+    """Print one line per stage."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -1,15 +1,14 @@
-"""Training in several torch threads, alone and beside a busy process: how threads should wait.
+"""Waiting strategies of torch threads: training speed alone and beside a busy process.
 
     python benchmarks/threads.py                    two threads and one busy process, two minutes
     python benchmarks/threads.py --threads 8 --busy 4
-    python benchmarks/threads.py --seconds 0.2 --rounds 1 --size 32    everything runs
+    python benchmarks/threads.py --seconds 0.2 --rounds 1 --size 32    quick check that it runs
 
-Steps of a pre-training (ResNet-18, patches in memory) in processes that differ in how a thread
-waits for the others of its process: as GNU OpenMP does by itself, asleep at once, with a bound on
-busy waiting (`her2` sets SPIN_COUNT), and one thread, which waits for none. The arrangements take
-turns of a few seconds; all but one stand still meanwhile. A ratio is of two turns of one round, so
-other load on the machine meets both. Steps per CPU second say what waiting burns, whatever the
-load.
+Runs training steps (ResNet-18, patches in memory) in processes whose threads wait for each other in
+different ways: GNU OpenMP's default, sleeping at once, bounded busy waiting (`her2` sets
+SPIN_COUNT), and a single thread without waiting. The processes take turns of a few seconds, one at
+a time. Ratios compare two turns of the same round, so that other load on the machine affects both.
+Steps per CPU second show the cost of busy waiting independently of the load.
 """
 
 import argparse
@@ -29,7 +28,7 @@ SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
 
 
 def work(threads: int, size: int, batch_size: int) -> None:
-    """Train for as many seconds as each line of the standard input says; print what was done."""
+    """Train for the number of seconds in each line of the standard input; print steps and times."""
     import timm
     import torch
 
@@ -61,7 +60,7 @@ def work(threads: int, size: int, batch_size: int) -> None:
 
 
 class Worker:
-    """A process that trains when it is told to."""
+    """A process that trains on request."""
 
     def __init__(self, environment: dict[str, str], *arguments: object) -> None:
         kept = {name: value for name, value in os.environ.items() if name not in SETTINGS}
@@ -74,7 +73,7 @@ class Worker:
         )
 
     def line(self) -> str:
-        """Wait for what it prints."""
+        """Wait for a line that the process prints."""
         assert self.process.stdout is not None
         return self.process.stdout.readline()
 
@@ -88,7 +87,7 @@ class Worker:
 
 
 def measure(options: argparse.Namespace) -> dict[str, list[list[tuple[float, float]]]]:
-    """Return for each arrangement its turns, alone and beside busy processes."""
+    """Return the turns of each strategy, alone and beside busy processes."""
     arrangements: dict[str, tuple[dict[str, str], int]] = {OWN: ({}, options.threads)}
     arrangements["asleep"] = ({"OMP_WAIT_POLICY": "PASSIVE"}, options.threads)
     for turns in options.spin:
@@ -102,7 +101,7 @@ def measure(options: argparse.Namespace) -> dict[str, list[list[tuple[float, flo
             busy[-1].send_signal(signal.SIGSTOP)
         for name, (environment, threads) in arrangements.items():
             workers[name] = Worker(environment, threads, options.size, options.batch_size)
-            assert workers[name].line() == "ready\n"  # one after the other
+            assert workers[name].line() == "ready\n"  # so that they start one after the other
         found: dict[str, list[list[tuple[float, float]]]] = {name: [[], []] for name in workers}
         for _ in range(options.rounds):
             for place, what in enumerate((signal.SIGSTOP, signal.SIGCONT)):
@@ -120,13 +119,13 @@ def measure(options: argparse.Namespace) -> dict[str, list[list[tuple[float, flo
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print."""
+    """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--busy", type=int, default=1, help="busy processes beside")
+    parser.add_argument("--busy", type=int, default=1, help="number of busy processes")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of a turn, at least one step")
-    parser.add_argument("--size", type=int, default=96, help="px a side of the patches")
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of a turn")
+    parser.add_argument("--size", type=int, default=96, help="side of the patches in px")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--spin", type=int, nargs="+", default=[SPIN_COUNT])
     parser.add_argument("--work", type=int, nargs=3, help=argparse.SUPPRESS)
@@ -136,10 +135,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     found = measure(options)
     print(
-        f"{options.threads} threads, {options.busy} busy beside, {os.cpu_count()} CPUs, load "
+        f"{options.threads} threads, {options.busy} busy processes, {os.cpu_count()} CPUs, load "
         f"{os.getloadavg()[0]:.1f}; medians of {options.rounds} turns"
     )
-    print(f"{'':14}{'alone':^34}{'beside':^34}")
+    print(f"{'':14}{'alone':^34}{'beside busy processes':^34}")
     print(f"{'waiting':14}" + f"{'steps/s':>10}{'ratio':>10}{'/CPU s':>14}" * 2)
     for name, places in found.items():
         cells = ""

@@ -1,10 +1,10 @@
-"""What tiling a slide costs, part by part, on a JPEG pyramid that it makes; one run, one machine.
+"""Cost of tiling a slide, part by part, on a generated JPEG pyramid.
 
     python benchmarks/tile.py [--side 25000] [--slide FILE ...]
 
-Each part is timed alone, on one thread, three times, the best shown: the file is in the page cache,
-so this is the cost of the work, not of the disk. `all tiles` is what measuring blur on every tile
-would cost instead of on one in a square (tiling.blur_step_um).
+Each part is timed alone on one thread, as the best of three runs. The file is in the page cache, so
+the times are those of the computation, not of the disk. `whole, blur of all tiles` measures blur on
+every tile instead of on one tile per square (tiling.blur_step_um).
 """
 
 import argparse
@@ -34,8 +34,8 @@ MPP, SIZE, PATTERN_PX = 0.5, 224, 2400
 def main() -> None:
     """Print a table for each slide."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--side", type=int, default=25_000, help="px of the slide that is made")
-    parser.add_argument("--slide", type=Path, nargs="*", default=[], help="other slides")
+    parser.add_argument("--side", type=int, default=25_000, help="side of the pyramid in px")
+    parser.add_argument("--slide", type=Path, nargs="*", default=[], help="further slides")
     options = parser.parse_args()
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def write_pyramid(path: Path, side: int) -> None:
-    """Four drawn sections side by side, again and again: JPEG tiles of 256 px, levels of 1/4."""
+    """Write a pyramid of repeated drawn tissue, with JPEG tiles of 256 px and levels of 1/4."""
     params = slide_params(slide_id="b", patient_id="b", her2="2+", site="north", seed=1)
     pattern, _ = draw_region(slide_generator(1, "b", "b"), params, PATTERN_PX, MPP)
     repeats = -(-side // PATTERN_PX)
@@ -70,7 +70,7 @@ def write_pyramid(path: Path, side: int) -> None:
 
 
 def measure(path: Path) -> None:
-    """Time the parts of one slide."""
+    """Time and print the parts of tiling one slide."""
     with Slide(path) as slide:
         scale = slide.scale()
         options = TilingSection()
@@ -88,14 +88,14 @@ def measure(path: Path) -> None:
         mpp = options.thumbnail_mpp
         off = {"max_blur": 1.0}
         parts: list[tuple[str, Callable[[], object]]] = [
-            ("thumbnail, read", lambda: slide.thumbnail(mpp, scale)),
+            ("reading the thumbnail", lambda: slide.thumbnail(mpp, scale)),
             ("optical density", lambda: optical_density(thumbnail, mpp=mpp)),
             ("tissue", lambda: tissue_mask(density, mpp=mpp, min_tissue_um=100)),
             ("pen", lambda: pen_mask(density, mpp=mpp)),
             ("fold", lambda: fold_mask(density, tissue, mpp=mpp)),
             ("border", lambda: border_mask(thumbnail)),
             ("whole, without blur", lambda: whole(**off)),
-            ("whole, as by default", whole),
+            ("whole, default options", whole),
             ("whole, blur of all tiles", lambda: whole(blur_step_um=0)),
         ]
         table, _ = tile_slide(
@@ -110,7 +110,7 @@ def measure(path: Path) -> None:
 
 
 def best(part: Callable[[], object]) -> float:
-    """Seconds of the fastest of three calls."""
+    """Return the seconds of the fastest of three calls."""
     times = []
     for _ in range(3):
         begin = time.perf_counter()

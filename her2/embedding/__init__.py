@@ -1,1 +1,1 @@
-"""Stage 1, embed: tiles through a frozen encoder into feature stores."""
+"""Stage 1, embed: run tiles through a frozen encoder into feature stores."""

@@ -1,7 +1,7 @@
-"""Stage 1, embed: the pass of a CPU over the tiles of many slides.
+"""Stage 1, embed: encode the tiles of many slides on a CPU.
 
-Every core is a worker of its own: it cuts a small batch, encodes it and hands the rows over, so no
-core waits for another and reading takes nothing but its own time.
+Every core is an independent worker: it cuts a small batch, encodes it and hands over the rows. So
+no core waits for another.
 """
 
 import threading
@@ -36,7 +36,7 @@ def _work(embedder: Embedder, queue: TileQueue) -> None:
     size = embedder.card.size
     images = np.empty((embedder.batch_size, size, size, 3), np.uint8)
     try:
-        torch.set_num_threads(1)  # a setting of each thread
+        torch.set_num_threads(1)  # applies to the calling thread only
         with torch.no_grad():
             while not embedder.stopped and (parts := queue.take(embedder.batch_size)):
                 filled, read = 0, list[Part]()

@@ -1,8 +1,8 @@
-"""Stage 1, embed: a CUDA device fed by reader threads.
+"""Stage 1, embed: encode tiles on a CUDA device that reader threads feed.
 
-Readers cut ahead, batches are copied from pinned memory on a stream of their own, computed
-asynchronously, copied back into pinned memory, and fetched one batch late: device, copies and
-readers all work at once.
+Readers cut tiles ahead. Batches are copied from pinned memory on a separate stream, computed
+asynchronously, copied back into pinned memory and fetched one batch late. So device, copies and
+readers work at the same time.
 """
 
 import queue
@@ -18,12 +18,12 @@ from her2.embedding.reading import Part, TileGroup, TileQueue, read_part
 from her2.embedding.session import Embedder
 
 READ_GROUP = 16
-"""Tiles a reader takes at a time."""
+"""Number of tiles that a reader takes at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Flight:
-    """A batch on the device: where its result lands, when it began and ended, whose rows."""
+    """A batch on the device: its result, its start and end, and its rows."""
 
     landed: Tensor
     started: torch.cuda.Event
@@ -37,7 +37,7 @@ def run_on_cuda(embedder: Embedder, tiles: TileQueue) -> None:
 
 
 class CudaPass:
-    """The pass of a CUDA device: readers ahead of it, copies beside it, results behind it."""
+    """One run of a CUDA device over a queue of tiles, with its readers and copies."""
 
     def __init__(self, owner: Embedder, tiles: TileQueue) -> None:
         self.owner, self.tiles = owner, tiles
@@ -47,10 +47,10 @@ class CudaPass:
         self.copies = torch.cuda.Stream(owner.device)
         self.pinned = owner.device.type == "cuda"
         self.last: torch.cuda.Event | None = None
-        """When the batch before was done."""
+        """End of the previous batch."""
 
     def run(self) -> None:
-        """Encode until every reader has ended."""
+        """Encode until every reader has finished."""
         owner = self.owner
         readers = [
             threading.Thread(target=self._read, name=f"reader-{i}") for i in range(owner.threads)
@@ -64,7 +64,7 @@ class CudaPass:
             owner.fail(error)
         finally:
             while any(reader.is_alive() for reader in readers):
-                try:  # a reader may stand before a full queue
+                try:  # a reader may be blocked by a full queue
                     self.groups.get(timeout=0.05)
                 except queue.Empty:
                     continue
@@ -109,13 +109,13 @@ class CudaPass:
             self._land()
 
     def _pinned(self) -> Tensor:
-        """A new one each time; torch hands the memory out again once its copy is over."""
+        """Allocate a pinned batch; torch reuses the memory once its copy has finished."""
         size = self.owner.card.size
         shape = (self.owner.batch_size, size, size, 3)
         return torch.empty(shape, dtype=torch.uint8, pin_memory=self.pinned)
 
     def _start(self, batch: Tensor, parts: list[Part]) -> None:
-        """Start copies and kernels of a batch; returns while they run."""
+        """Start copies and kernels of a batch, and return while they run."""
         owner = self.owner
         computing = torch.cuda.current_stream(owner.device)
         with torch.cuda.stream(self.copies):
@@ -134,7 +134,7 @@ class CudaPass:
             owner.consider_compiling(patches, seconds, self.tiles.left, 1)
 
     def _land(self) -> float:
-        """Fetch the oldest batch; the seconds that the device spent on it."""
+        """Fetch the oldest batch; return the seconds that the device spent on it."""
         flight = self.flying.popleft()
         flight.done.synchronize()
         seconds = flight.started.elapsed_time(flight.done) / 1000

@@ -1,8 +1,8 @@
-"""Stage 1, embed: an encoder made ready to be run many times, with the results it has anyway.
+"""Stage 1, embed: prepare an encoder for fast inference.
 
-What is done here changes features by less than their precision does, so it is no part of their
-identity: batch normalisation folded into the convolution before it, weights cast once instead of
-at each batch, channels last, and `torch.compile` where the work pays for it.
+Batch normalisation is folded into the preceding convolution, weights are cast once instead of per
+batch, memory is channels-last, and `torch.compile` is used where it pays. These steps change
+features by less than the computing precision does, so they are not part of the features' identity.
 """
 
 import logging
@@ -23,32 +23,33 @@ Compile = Literal["auto", "never", "always"]
 Forward = Callable[[Tensor], Tensor]
 
 COMPILE_SECONDS = {"cpu": 30.0, "cuda": 60.0}
-"""What compiling costs, about (benchmarks/embed.py --compile)."""
+"""Approximate cost of compiling (benchmarks/embed.py --compile)."""
 COMPILE_GAIN = 0.15
-"""Share of the encoder's time that it saves, about: of networks of convolutions everywhere, of
-transformers on CUDA alone (on a CPU they are matrix products, which it leaves as they are)."""
+"""Approximate share of the encoder's time that compiling saves: for convolutional networks on all
+devices, for transformers on CUDA only (on a CPU their time goes into matrix products, which
+compiling does not change)."""
 COMPILE_MARGIN = 3.0
-"""Compile when it is expected to save so many times what it costs."""
+"""Compile only if it is expected to save this many times its cost."""
 CPU_BATCH_PX = 8 * 224 * 224
-"""Pixels a core takes at a time: with more, activations leave its caches (ResNet-50 at 224 px in
-bfloat16: 47 patches/s a core in batches of 8, 33 in batches of 32)."""
+"""Pixels that a core encodes at a time. With more, activations leave its caches (ResNet-50 at
+224 px in bfloat16: 47 patches/s per core in batches of 8, 33 in batches of 32)."""
 
 
 def prepare(encoder: Encoder, device: torch.device, precision: str) -> Encoder:
-    """Fold, cast, lay out and move an encoder; it is changed in place."""
+    """Fold, cast and move an encoder to its device, in place."""
     folded = fold_batch_norm(encoder.backbone)
     if folded:
         log.info("%d batch normalisations folded into convolutions", folded)
     if precision != "float32":
-        # Autocast would cast these at every batch. Normalisation, position embeddings and layer
-        # scales stay float32, as autocast has them.
+        # Autocast would cast these weights in every batch. Normalisation, position embeddings and
+        # layer scales stay float32, as under autocast.
         for module in encoder.backbone.modules():
             if type(module) in (nn.Conv2d, nn.Linear):
                 for parameter in module.parameters(recurse=False):
                     parameter.data = parameter.data.to(DTYPES[precision])
         if device.type == "cpu":
-            # PyTorch's fused attention in bfloat16 on a CPU takes longer than the matrix products
-            # that it replaces (ViT-S at 224 px: 28 patches/s a core against 38); not in float32.
+            # On a CPU in bfloat16, PyTorch's fused attention is slower than the matrix products it
+            # replaces (ViT-S at 224 px: 28 against 38 patches/s per core). In float32 it is not.
             for module in encoder.backbone.modules():
                 if isinstance(getattr(module, "fused_attn", None), bool):
                     module.fused_attn = False  # type: ignore[assignment]  # timm's switch
@@ -58,16 +59,17 @@ def prepare(encoder: Encoder, device: torch.device, precision: str) -> Encoder:
 
 
 def fold_batch_norm(backbone: nn.Module) -> int:
-    """Fold each batch normalisation whose input is one convolution's alone; how many there were.
+    """Fold batch normalisations into the convolutions before them; return how many were folded.
 
     w' = w g / sqrt(v + e), b' = (b - m) g / sqrt(v + e) + t (Jacob 2018, arXiv 1712.05877).
-    Networks that cannot be traced, and those of other normalisations, stay as they are.
+    A normalisation is folded if it is the only user of its convolution's output. Networks that
+    cannot be traced, and those with other normalisations, are left unchanged.
     """
     if not any(type(module) is nn.BatchNorm2d for module in backbone.modules()):
         return 0
     try:
         graph = fx.symbolic_trace(backbone).graph
-    except Exception as error:  # code of any kind is traced, and fails in any way
+    except Exception as error:  # tracing arbitrary code can raise any type of error
         log.info("batch normalisation not folded: %s", str(error).splitlines()[0])
         return 0
     modules = dict(backbone.named_modules())
@@ -98,14 +100,14 @@ def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def batch_limit(size: int, batch_size: int, device: torch.device) -> int:
-    """Patches of `size` px a batch: `batch_size`, on a CPU no more than its caches hold."""
+    """Return the number of patches per batch: `batch_size`, or on a CPU what its caches hold."""
     if device.type != "cpu":
         return batch_size
     return max(1, min(batch_size, CPU_BATCH_PX // size**2))
 
 
 def compiling_pays(encoder: Encoder, device: torch.device, seconds_left: float) -> bool:
-    """Whether `torch.compile` saves more of the encoder's remaining time than it costs."""
+    """Tell whether `torch.compile` would save several times its cost in the remaining time."""
     convolutions = sum(isinstance(module, nn.Conv2d) for module in encoder.backbone.modules())
     if device.type == "cpu" and convolutions <= 1:
         return False
@@ -113,12 +115,12 @@ def compiling_pays(encoder: Encoder, device: torch.device, seconds_left: float) 
 
 
 def compile_if_faster(forward: Forward, patches: Tensor, tolerance: float) -> Forward | None:
-    """The compiled `forward` if it gives the same on `patches` and takes less time, else None.
+    """Compile `forward`; return None unless it is faster and gives the same features.
 
     Args:
-        forward: the encoder as it is run.
-        patches: a batch of the size that it will be run on, on the device.
-        tolerance: largest difference, as a share of the largest value.
+        forward: the encoder's function.
+        patches: a batch of the size that will be used, on the device.
+        tolerance: largest difference allowed, as a share of the largest value.
     """
     import torch._inductor.config
 
@@ -129,14 +131,18 @@ def compile_if_faster(forward: Forward, patches: Tensor, tolerance: float) -> Fo
     try:
         compiled = torch.compile(forward, dynamic=False)
         found = compiled(patches)
-    except Exception as error:  # no C++ compiler, an unknown operator: whatever it is, go on
-        log.warning("torch.compile failed, going on without: %s", str(error).splitlines()[0])
+    except Exception as error:  # no C++ compiler, an unknown operator and so on: run uncompiled
+        log.warning(
+            "torch.compile failed, the encoder runs uncompiled: %s", str(error).splitlines()[0]
+        )
         return None
     seconds = time.perf_counter() - begin
     expected = forward(patches)
     difference = float((found - expected).abs().max() / expected.abs().max())
     if not difference <= tolerance:
-        log.warning("torch.compile changes features by %.1e, going on without", difference)
+        log.warning(
+            "torch.compile changes features by %.1e, so the encoder runs uncompiled", difference
+        )
         return None
     before, after = (min(_seconds(run, patches) for _ in range(3)) for run in (forward, compiled))
     log.info(

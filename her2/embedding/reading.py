@@ -1,4 +1,4 @@
-"""Stage 1, embed: tiles of many slides, cut by any number of threads, each slide opened once."""
+"""Stage 1, embed: cut the tiles of many slides with several threads, opening each slide once."""
 
 import logging
 import threading
@@ -20,18 +20,17 @@ from her2.storage.tiles import TileTable
 log = logging.getLogger(__name__)
 
 BAND_TILES = 8
-"""Tiles are cut in bands of this many rows, column by column: neighbours are then read soon after
-each other, and what was decoded for one serves the next from a small cache on slides of any width.
-"""
+"""Height in tiles of the bands in which tiles are cut, column by column. Neighbours are then read
+soon after each other, so a small cache of decoded blocks serves slides of any width."""
 _COLD_SHARE = 0.02
-"""A slide of whose bytes at least this share came from storage was not in the page cache."""
+"""Share of bytes from storage above which a slide is cold (was not in the page cache)."""
 
 
 @dataclass
 class PendingSlide:
-    """A slide on its way through the embedder: rows fill as they come back from the device.
+    """A slide in the embedder, whose rows fill as they come back from the device.
 
-    `seconds` are summed over threads. `order` (n,) are the rows in the order they are cut.
+    `seconds` are summed over threads. `order` (n,) holds the rows in the order of cutting.
     """
 
     slide_id: str
@@ -42,11 +41,11 @@ class PendingSlide:
     readable: NDArray[np.bool_]
     order: NDArray[np.int64]
     waiting: int
-    """Tiles that are neither encoded nor given up yet."""
+    """Number of tiles that are neither encoded nor given up yet."""
     unread: int
-    """Tiles that are not cut yet."""
+    """Number of tiles that are not cut yet."""
     stager: Stager | None = None
-    """Opens it from a copy on a disk of this machine."""
+    """Opens the slide from a copy on a local disk."""
     error: str | None = None
     handle: Slide | None = None
     reader: str = "openslide"
@@ -57,18 +56,18 @@ class PendingSlide:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, what: str, seconds: float) -> None:
-        """Count time spent on this slide, from any thread."""
+        """Add time spent on this slide, from any thread."""
         with self.lock:
             self.seconds[what] += seconds
 
     @property
     def cold(self) -> bool | None:
-        """Whether its bytes came from storage; None where the system does not tell."""
+        """Whether the slide's bytes came from storage; None where the system does not tell."""
         if self.storage_bytes is None:
             return None
         try:
             size = sum(file.stat().st_size for file in slide_files(self.path))
-        except (OSError, SlideError):  # it went away
+        except (OSError, SlideError):  # the file has disappeared
             return None
         return self.storage_bytes > _COLD_SHARE * size
 
@@ -76,7 +75,7 @@ class PendingSlide:
 def pending_slide(
     slide_id: str, path: Path, table: TileTable, key: str, spool: RowSpool
 ) -> PendingSlide:
-    """A slide of which nothing is done yet."""
+    """Create the state of a slide before any of its tiles is cut."""
     count = len(table)
     return PendingSlide(
         slide_id=slide_id,
@@ -92,14 +91,14 @@ def pending_slide(
 
 
 def band_order(coords: NDArray[np.int32], tile_height: float) -> NDArray[np.int64]:
-    """The order to cut tiles in: bands of `BAND_TILES` rows, each column by column.
+    """Return the order in which to cut tiles: bands of `BAND_TILES` rows, column by column.
 
     Args:
-        coords: (n, 2), level-0 px.
-        tile_height: level-0 px.
+        coords: upper left corners (n, 2) in level-0 px.
+        tile_height: height of a tile in level-0 px.
 
     Returns:
-        int64 (n,): every row once.
+        int64 (n,): a permutation of the rows.
     """
     x, y = coords[:, 0], coords[:, 1]
     return np.lexsort((y, x, (y // (BAND_TILES * tile_height)).astype(np.int64)))
@@ -110,23 +109,25 @@ Part = tuple[PendingSlide, NDArray[np.int64]]
 
 
 class TileQueue:
-    """Hands out the tiles of many slides, in order; any thread may take. Longest slides first, so
-    that the end of a job does not wait for one of them."""
+    """Thread-safe queue of the tiles of many slides.
+
+    Slides with the most tiles come first, so that the end of a job does not wait for one of them.
+    """
 
     def __init__(self, slides: Sequence[PendingSlide]) -> None:
         self._slides = sorted(slides, key=lambda slide: (-len(slide.table), slide.slide_id))
         self._lock = threading.Lock()
-        self._next = 0  # slide
-        self._row = 0  # in its order
+        self._next = 0  # index of the current slide
+        self._row = 0  # position in its order
         self.left = sum(len(slide.table) for slide in slides)
 
     @property
     def paths(self) -> list[Path]:
-        """The slides' files, in the order in which they are opened."""
+        """Files of the slides, in the order in which they are opened."""
         return [slide.path for slide in self._slides]
 
     def take(self, count: int, *, across: bool = True) -> list[Part]:
-        """The next tiles, `count` at most and none at the end; `across`: of more than one slide."""
+        """Take up to `count` tiles, none at the end; with `across` from more than one slide."""
         found: list[Part] = []
         with self._lock:
             while count and self._next < len(self._slides):
@@ -146,7 +147,7 @@ class TileQueue:
 
 @dataclass(frozen=True, slots=True)
 class TileGroup:
-    """Tiles that were cut: `images` uint8 (k, size, size, 3) of the rows `rows` (k,)."""
+    """Cut tiles: `images` uint8 (k, size, size, 3) of the rows `rows` (k,)."""
 
     slide: PendingSlide
     rows: NDArray[np.int64]
@@ -157,8 +158,8 @@ class TileGroup:
 def read_part(slide: PendingSlide, rows: NDArray[np.int64], images: NDArray[np.uint8]) -> TileGroup:
     """Cut tiles into the front of `images` (at least len(rows), size, size, 3).
 
-    A tile that cannot be read is left out and listed; a slide that cannot be opened fails all of
-    its tiles and says why in `error`.
+    Tiles that cannot be read are left out and listed in `failed`. If the slide cannot be opened,
+    all of its tiles fail and `error` tells why.
     """
     with blamed_on(slide.slide_id):
         return _read_part(slide, rows, images)
@@ -189,7 +190,7 @@ def _read_part(
             count += 1
         except TileError as error:
             log.warning("%s: tile at %d, %d cannot be read: %s", slide.slide_id, x, y, error)
-        except SlideError as error:  # the file went away while it was read
+        except SlideError as error:  # the file disappeared while it was read
             slide.error = str(error)
     with slide.lock:
         slide.seconds["reading"] += time.perf_counter() - begin
@@ -203,7 +204,7 @@ def _read_part(
 
 
 def _open(slide: PendingSlide) -> None:
-    """Once, by the thread that comes first; the others wait for it."""
+    """Open the slide once, in the first thread that needs it; the others wait."""
     with slide.lock:
         if slide.handle is not None or slide.error is not None:
             return
@@ -222,13 +223,13 @@ def _open(slide: PendingSlide) -> None:
         except SlideError as error:
             slide.error = str(error)
         except TileError:
-            pass  # read_part meets it again, and counts it
+            pass  # read_part will fail on the same tile and count it
         slide.reader = handle.reader
         slide.handle = handle
 
 
 def _storage_bytes() -> int | None:
-    """What this process has fetched from storage so far, not from the page cache (Linux)."""
+    """Return the bytes this process has read from storage, not from the page cache (Linux)."""
     try:
         with Path("/proc/self/io").open(encoding="ascii") as stream:
             return next(int(line.split()[1]) for line in stream if line.startswith("read_bytes"))

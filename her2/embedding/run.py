@@ -1,6 +1,6 @@
-"""Stage 1, embed: many slides through one encoder, on the device that it is on.
+"""Stage 1, embed: run many slides through one encoder, on its device.
 
-Batches cross slide borders, and finished slides are published while others are encoded.
+Batches may contain tiles of several slides. Finished slides are published while others are encoded.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from her2.slides.staging import staged
 def embed_slides(
     embedder: Embedder, slides: Sequence[PendingSlide], scratch: str | None = None
 ) -> None:
-    """Embed every tile of the slides and have each slide published.
+    """Embed every tile of the slides, and publish each slide.
 
     Args:
-        embedder: the encoder, on its device.
-        slides: those that are not in the cache.
-        scratch: a folder of this machine to copy slides to before they are read.
+        embedder: the encoder on its device.
+        slides: slides that are not in the cache.
+        scratch: folder on a local disk to which slides are copied before they are read.
 
     Raises:
         UserError: a value is not finite, or a slide could not be published.

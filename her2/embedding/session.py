@@ -1,4 +1,4 @@
-"""Stage 1, embed: an encoder on a device, and what becomes of the rows it computes."""
+"""Stage 1, embed: an encoder on a device, and the storing and publishing of its features."""
 
 import logging
 import os
@@ -32,18 +32,18 @@ from her2.encoders.stage import load_encoder
 log = logging.getLogger(__name__)
 
 _WARM_BATCHES = 3
-"""Batches before the encoder's pace is believed: the first ones are slow."""
+"""Number of batches after which the encoder's pace is measured; the first ones are slow."""
 _PUBLISHING = 8
-"""Slides that may wait for the writer."""
+"""Number of slides that may wait for the writer."""
 _TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2, "float16": 1e-2}
-"""How far a compiled encoder may be from the plain one, as a share of the largest value."""
+"""Largest difference of a compiled encoder's features, as a share of the largest value."""
 
 Publish = Callable[[PendingSlide, "ComputeFacts"], None]
 
 
 @dataclass(frozen=True, slots=True)
 class ComputeFacts:
-    """How a job ran, for the receipts of its slides."""
+    """Facts of a job's computation, for the receipts of its slides."""
 
     device: str
     on_cpu: bool
@@ -52,20 +52,20 @@ class ComputeFacts:
     batch_size: int
     compiled: bool
     workers: int
-    """That `seconds` of a slide are summed over."""
+    """Number of workers over which the `seconds` of a slide are summed."""
 
 
 class Embedder:
     """An encoder on a device.
 
     Args:
-        folder: of the encoder.
-        device: where it runs.
-        precision: what it computes in.
-        batch_size: patches a batch, at most.
-        threads: of the job.
-        compiling: whether `torch.compile` is used.
-        publish: called from a thread of its own for each slide whose tiles are all done.
+        folder: the encoder's folder.
+        device: device on which it runs.
+        precision: type in which it computes.
+        batch_size: largest number of patches per batch.
+        threads: number of threads of the job.
+        compiling: when to use `torch.compile`.
+        publish: called in a separate thread for each slide whose tiles are all done.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Embedder:
 
     @contextmanager
     def publishing(self) -> Iterator[None]:
-        """Publish finished slides from a thread of its own while the block runs.
+        """Publish finished slides from a separate thread while the block runs.
 
         Raises:
             UserError: a value is not finite, or a slide could not be published.
@@ -102,26 +102,26 @@ class Embedder:
             with ThreadPoolExecutor(1, thread_name_prefix="writer") as self._writer:
                 yield
         finally:
-            # A thread whose join Ctrl-C interrupts is taken for ended by Python 3.11, which then
-            # exits in the middle of a store. So what is being published is waited for here.
+            # When Ctrl-C interrupts the join of a thread, Python 3.11 considers it finished and
+            # exits in the middle of writing a store. So wait here for the slides being published.
             for _ in range(_PUBLISHING):
                 self._room.acquire()
         if self._errors:
             raise self._errors[0]
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Features (b, d) float32 of uint8 patches (b, h, w, 3), both on the device."""
+        """Embed uint8 patches (b, h, w, 3): float32 (b, d), both on the device."""
         dtype = DTYPES[self.precision]
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             return self.encoder(patches).float()
 
     def encode(self, patches: Tensor) -> Tensor:
-        """As `forward`, compiled where that was found to be faster."""
+        """Embed patches like `forward`, with the compiled encoder where that is faster."""
         full = len(patches) == self.batch_size
         return (self.compiled if full and self.compiled else self.forward)(patches)
 
     def consider_compiling(self, patches: Tensor, seconds: float, left: int, workers: int) -> None:
-        """After a few full batches decide once whether the rest of the job is worth it."""
+        """Decide once, after a few full batches, whether compiling pays for the rest of the job."""
         if self.compiling == "never" or len(patches) < self.batch_size:
             return
         with self._compile_lock:
@@ -134,17 +134,17 @@ class Embedder:
             self.compiled = compile_if_faster(self.forward, patches, _TOLERANCE[self.precision])
 
     def fail(self, error: BaseException) -> None:
-        """Stop the job: no thread begins another batch."""
+        """Stop the job, so that no thread starts another batch."""
         self._errors.append(error)
         self._stop.set()
 
     @property
     def stopped(self) -> bool:
-        """Something failed."""
+        """Whether the job was stopped by a failure."""
         return self._stop.is_set()
 
     def land(self, values: NDArray[np.float32], parts: list[Part]) -> None:
-        """Hand each slide its rows: `values` (b, d), in the order of the parts.
+        """Store the rows of each slide: `values` (b, d), in the order of the parts.
 
         Raises:
             UserError: a value is not finite, or the rows cannot be written.
@@ -166,13 +166,13 @@ class Embedder:
             self.advance(slide, len(rows))
 
     def give_up(self, group: TileGroup) -> None:
-        """Tiles that cannot be read are done, too."""
+        """Count the unreadable tiles of a group as done."""
         if len(group.failed):
             group.slide.readable[group.failed] = False
             self.advance(group.slide, len(group.failed))
 
     def advance(self, slide: PendingSlide, rows: int) -> None:
-        """Some rows are done; with the last of them the slide is published."""
+        """Count rows of a slide as done, and publish the slide after the last of them."""
         with slide.lock:
             slide.waiting -= rows
             done = slide.waiting == 0
@@ -180,13 +180,13 @@ class Embedder:
             self._room.acquire()
             try:
                 future = self._writer.submit(self._publish, slide)
-            except RuntimeError:  # the job is being stopped
+            except RuntimeError:  # the writer is shut down because the job is stopping
                 self._room.release()
                 raise
             future.add_done_callback(self._published)
 
     def _publish(self, slide: PendingSlide) -> None:
-        """Also after a failure elsewhere: what is finished need not be done again."""
+        """Publish a finished slide, even after a failure elsewhere, so that it is not redone."""
         try:
             self.publish(slide, self._compute_facts())
         finally:
@@ -211,28 +211,28 @@ class Embedder:
     def _not_finite(self, slide_id: str, values: NDArray[np.float32]) -> str:
         if np.isfinite(values).all():
             return (
-                f"{slide_id}: features beyond the range of {self.card.storage}; set the encoder's "
-                "`storage: float32`."
+                f"{slide_id}: its features exceed the range of {self.card.storage}; set "
+                "`storage: float32` for the encoder."
             )
         return (
-            f"{slide_id}: the encoder gave values that are not finite in {self.precision}; set the "
-            "encoder's `precision: float32`."
+            f"{slide_id}: the encoder's output is not finite in {self.precision}; set "
+            "`precision: float32` for the encoder."
         )
 
 
 def device_name(device: torch.device) -> str:
-    """For people."""
+    """Return the name of a device for logs and receipts."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU ({os.uname().machine})"
 
 
 def no_space(path: Path, slide: PendingSlide, card: Any, error: OSError) -> str:
-    """What to say when the disk refuses the features of a slide."""
+    """Return the message for features that the disk does not take."""
     rows, dimension = slide.spool.shape
     megabytes = 2 * rows * dimension * slide.spool.dtype.itemsize / 1e6
     return (
-        f"{slide.slide_id}: {path}: its features cannot be written ({error.strerror}); about "
-        f"{megabytes:,.1f} MB are needed there. Free some (df -h, her2 cache prune) or name "
-        "another `cache`; then run snakemake again."
+        f"{slide.slide_id}: its features cannot be written to {path} ({error.strerror}). About "
+        f"{megabytes:,.1f} MB are needed there. Free space (`df -h`, `her2 cache prune`) or set "
+        "another `cache`, then run snakemake again."
     )

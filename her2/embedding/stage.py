@@ -1,6 +1,6 @@
-"""Stage 1, embed: a bucket of slides through one encoder into feature stores.
+"""Stage 1, embed: run a bucket of slides through one encoder into feature stores.
 
-What the cache holds is looked up without loading torch; the rest goes through
+The cache is searched without loading torch; slides that it lacks go through
 `her2.embedding.session`.
 """
 
@@ -39,10 +39,10 @@ JSON = dict[str, Any]
 
 
 def identity(spec: EmbedSpec, table: TileTable, card: EncoderCard, precision: str) -> JSON:
-    """Everything that determines the bits of a slide's features, and nothing else.
+    """Return everything that determines the bits of a slide's features, and nothing else.
 
-    Within a precision, batch size, threads, device, compilation and processor change the last
-    digits of a sum; those are the precision's noise and not identity (docs/embedding.md).
+    Batch size, threads, device, compilation and processor change only the last digits of sums. That
+    is the noise of the precision and not part of the identity (docs/embedding.md).
     """
     return {
         "stage": "embed",
@@ -56,7 +56,7 @@ def identity(spec: EmbedSpec, table: TileTable, card: EncoderCard, precision: st
 
 
 def feature_key(spec: EmbedSpec, table: TileTable, card: EncoderCard, precision: str) -> str:
-    """The key of a feature store: the digest of its identity."""
+    """Return the cache key of a feature store, which is the digest of its identity."""
     return digest(identity(spec, table, card, precision))
 
 
@@ -76,16 +76,16 @@ def embed_bucket(
     """Embed the slides of a bucket that the cache does not hold yet.
 
     Args:
-        spec: the job.
-        cohort: where the slides are.
-        cache: gets the stores.
-        tiles: the bucket's tile entries.
+        spec: the job's spec.
+        cohort: the cohort, which locates the slides.
+        cache: receives the stores.
+        tiles: the entries file of the bucket's tiles.
         encoder: the encoder's folder.
-        output: the file of entries to write; links with the slides' names go beside it.
-        batch_size: patches a batch, at most.
-        threads: of the job; no more are used than its allocation has.
-        compiling: whether `torch.compile` is used.
-        scratch: a folder of this machine to copy slides to before they are read.
+        output: the entries file to write; links to the stores, named by slide, go beside it.
+        batch_size: largest number of patches per batch.
+        threads: number of threads; no more are used than the job's allocation has.
+        compiling: when to use `torch.compile`.
+        scratch: folder on a local disk to which slides are copied before they are read.
 
     Raises:
         UserError: a store cannot be written, or values do not fit the storage type.
@@ -110,7 +110,7 @@ def embed_bucket(
     todo = _look_up(spec, cache, card, precision, tables, entries)
     if todo and device is None:
         device, used = _device(card, threads)
-        if used != precision:  # the driver and torch disagree: torch is who computes
+        if used != precision:  # the driver and torch disagree, and torch does the computing
             precision = used
             todo = _look_up(spec, cache, card, precision, tables, entries)
     if todo and device is not None:
@@ -136,7 +136,7 @@ def _look_up(
     tables: dict[str, tuple[Path, TileTable]],
     entries: dict[str, FeatureEntry],
 ) -> list[PendingSlide]:
-    """Enter what the cache holds; what it does not hold is still to do."""
+    """Add an entry for each slide in the cache, and return the slides still to embed."""
     todo = []
     for slide_id, (slide, table) in tables.items():
         key = feature_key(spec, table, card, precision)
@@ -153,7 +153,7 @@ def _look_up(
 
 @dataclass(frozen=True, slots=True)
 class _Options:
-    """How a job runs, none of which changes a feature."""
+    """Options of a job that do not change its features."""
 
     encoder: Path
     batch_size: int
@@ -253,10 +253,10 @@ def _attributes(
 
 
 def receipt(slide: PendingSlide, tiles: int, compute: "ComputeFacts") -> JSON:
-    """How the features of a slide came about.
+    """Return a record of how a slide's features were computed.
 
-    On a CPU `seconds_` are summed over the threads, and on CUDA those of reading are (they pass
-    beside the others). `patches_per_second` is the job's pace while it was at this slide.
+    On a CPU all `seconds_` are summed over the threads. On CUDA only `seconds_reading` is, and it
+    overlaps with the others. `patches_per_second` is the job's pace during this slide.
     """
     spent = {name: round(value, 3) for name, value in slide.seconds.items()}
     busy = spent["waiting"] + spent["encoding"]

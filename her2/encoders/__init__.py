@@ -1,1 +1,1 @@
-"""Stage 1, encoder: whatever the source, one folder of weights and a card."""
+"""Stage 1, encoder: from any source, a folder with weights and a card."""

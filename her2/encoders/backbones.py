@@ -13,7 +13,7 @@ from her2.core.types import Normalisation
 
 
 class Encoder(nn.Module):
-    """Embed uint8 patches; conversion and normalisation happen on the device, in batch."""
+    """Encoder of uint8 patches that converts and normalises them on the device, in batches."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Encoder(nn.Module):
         self.register_buffer("bias", -torch.tensor(mean) / torch.tensor(std), persistent=False)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Embed.
+        """Embed patches.
 
         Args:
             patches: uint8 (b, h, w, 3), RGB.
@@ -63,7 +63,7 @@ def build_backbone(
     """Build an architecture of a library without its classifier.
 
     Raises:
-        UserError: the library does not know it, or it has no such feature.
+        UserError: the library does not have the architecture, or that has no such feature.
         OSError, RuntimeError: the published weights could not be fetched.
     """
     libraries.check_known(library, architecture)
@@ -80,17 +80,17 @@ def build_backbone(
 def default_arguments(
     library: str, architecture: str, *, feature: Feature, size_px: int
 ) -> dict[str, Any]:
-    """Return what the architecture must be told to take patches of `size_px` a side.
+    """Return the arguments that make an architecture take patches of `size_px` pixels per side.
 
     Raises:
-        UserError: the library does not know the architecture.
+        UserError: the library does not have the architecture.
     """
     libraries.check_known(library, architecture)
     return libraries.library(library).arguments(architecture, feature=feature, size_px=size_px)
 
 
 def normalisation(encoder: EncoderSection) -> Normalisation:
-    """Return the mean and standard deviation (RGB in [0, 1]) that an encoder's patches get.
+    """Return the mean and standard deviation (RGB in [0, 1]) that normalise an encoder's patches.
 
     Raises:
         UserError: the config states none, and the library does not know those of its weights.
@@ -106,6 +106,6 @@ def normalisation(encoder: EncoderSection) -> Normalisation:
         raise UserError(
             f"encoders: {encoder.library} does not say how patches are normalised for "
             f"{encoder.architecture!r}; set `mean` and `std` of R, G, B in [0, 1] as its authors "
-            "state them (photographs of ImageNet: [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])."
+            "state them (for ImageNet: [0.485, 0.456, 0.406] and [0.229, 0.224, 0.225])."
         )
     return found

@@ -1,4 +1,4 @@
-"""Stage 1, encoder: the card that says what an encoder is, and the digest that identifies it.
+"""Stage 1, encoder: the card that describes an encoder, and the digest that identifies it.
 
 Reading a card needs no torch, so a rule or a report can ask about an encoder cheaply.
 """
@@ -17,10 +17,10 @@ WEIGHTS_NAME = "weights.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class EncoderCard:
-    """All that is known of an encoder.
+    """Everything that is known about an encoder.
 
-    `size` is px a side, `mpp` um/px, `mean` and `std` are of RGB in [0, 1];
-    `weights_sha256` is over names, types, shapes and values, not over the file.
+    `size` is in px per side, `mpp` in um/px, `mean` and `std` refer to RGB in [0, 1].
+    `weights_sha256` covers names, types, shapes and values, not the bytes of the file.
     """
 
     source: str
@@ -41,7 +41,7 @@ class EncoderCard:
 
     @property
     def digest(self) -> str:
-        """Identity of what the encoder computes: not its name, source, licence or um/px."""
+        """Identity of the encoder's function, whatever its name, source, licence and um/px."""
         return digest(
             {
                 "library": self.library,
@@ -56,7 +56,7 @@ class EncoderCard:
 
 
 def write_card(folder: Path, card: EncoderCard) -> None:
-    """Write `card.json`; equal encoders give equal bytes."""
+    """Write `card.json`; equal cards give equal bytes."""
     write_json(folder / CARD_NAME, {**asdict(card), "digest": card.digest})
 
 
@@ -64,7 +64,7 @@ def read_card(folder: Path) -> EncoderCard:
     """Read the card of an encoder folder.
 
     Raises:
-        UserError: there is none, or it was edited by hand.
+        UserError: there is no card, or it was edited by hand.
     """
     path = folder / CARD_NAME
     try:
@@ -74,7 +74,13 @@ def read_card(folder: Path) -> EncoderCard:
             values[name] = tuple(values[name])
         card = EncoderCard(**values)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: is not an encoder's card ({error}); make it again.") from None
+        raise UserError(
+            f"{path}: is not a valid encoder card ({error}); delete its folder and make the "
+            "encoder again."
+        ) from None
     if stated != card.digest:
-        raise UserError(f"{path}: does not agree with its own digest; make the encoder again.")
+        raise UserError(
+            f"{path}: does not match its own digest, so it was edited; delete its folder and make "
+            "the encoder again."
+        )
     return card

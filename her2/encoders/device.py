@@ -1,4 +1,4 @@
-"""Stages that compute with torch: which device, precision and threads a job really has."""
+"""Stages that compute with torch: the device, precision and threads that a job has."""
 
 import logging
 import os
@@ -20,17 +20,18 @@ DTYPES: dict[str, torch.dtype] = {
 }
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
-"""Is there where the kernel has NVIDIA's driver loaded."""
+"""A file that exists where the kernel has loaded NVIDIA's driver."""
 
 _claims: list[socket.socket] = []
 
 
 def pick_device(threads: int) -> torch.device:
-    """One CUDA device for this process, else the CPU with `threads` threads (said out loud).
+    """Pick a CUDA device for this process, or the CPU with `threads` threads, and log which.
 
-    Only devices that CUDA_VISIBLE_DEVICES leaves visible are considered: SLURM sets it to the GPU
-    that it gave the job. A job that it gave none leaves those alone that it can see all the same.
-    Of several visible ones, as on a workstation, the first that no other her2 process has taken.
+    Only devices visible under CUDA_VISIBLE_DEVICES are considered; SLURM sets it to the GPU that it
+    allotted to the job. A SLURM job without an allotted GPU uses none, even where it can see one.
+    Where several are visible, as on a workstation, the first one that no other her2 process has
+    claimed is picked.
     """
     torch.set_num_threads(max(1, min(threads, allowed_cpus())))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -38,36 +39,39 @@ def pick_device(threads: int) -> torch.device:
     usable = torch.cuda.is_available()
     if usable and not gpu_withheld():
         device = torch.device("cuda", _own_gpu())
-        torch.cuda.set_device(device)  # or pinned memory opens a context on the first one
+        torch.cuda.set_device(device)  # else pinned memory would open a context on the first GPU
         count = torch.cuda.device_count()
         log.info("device: %s (%s of %d%s)", torch.cuda.get_device_name(device), device, count, note)
         return device
-    said = f"device: CPU, {torch.get_num_threads()} threads"
+    cpu = f"device: CPU, {torch.get_num_threads()} threads"
     if usable:
-        log.warning("%s; SLURM gave this job no GPU, though the node has one: ask for it with the "
-                    "resource `gpu: 1`, or set CUDA_VISIBLE_DEVICES", said)  # fmt: skip
+        log.warning("%s; SLURM allotted no GPU to this job, though the node has one. Request it "
+                    "with the resource `gpu: 1`, or set CUDA_VISIBLE_DEVICES", cpu)  # fmt: skip
     elif _expected(visible):
-        log.warning("%s; no usable CUDA device%s, though there is a GPU: look at `nvidia-smi` and "
-                    "at torch.version.cuda", said, note)  # fmt: skip
+        log.warning("%s; no usable CUDA device%s, though there is a GPU. Compare the driver's "
+                    "version in `nvidia-smi` with torch.version.cuda", cpu, note)  # fmt: skip
     else:
-        log.info("%s; no usable CUDA device%s", said, note)
+        log.info("%s; no usable CUDA device%s", cpu, note)
     return torch.device("cpu")
 
 
 def _expected(visible: str | None) -> bool:
-    """Whether running on the CPU is a surprise: a GPU was given, or the machine has one."""
+    """Tell whether a GPU was to be expected: the job was allotted one, or the machine has one."""
     if visible is not None:
-        return visible.strip() not in ("", "-1", "NoDevFiles")  # the last is old SLURM's for none
+        return visible.strip() not in ("", "-1", "NoDevFiles")  # old SLURM: NoDevFiles for no GPU
     return NVIDIA_DRIVER.exists() and not gpu_withheld()
 
 
 @cache
 def _own_gpu() -> int:
-    """The index of the first visible GPU that no other process has taken, now taken by this one."""
+    """Claim the first visible GPU that no other her2 process has claimed, and return its index.
+
+    Where all are claimed, one is shared.
+    """
     count = torch.cuda.device_count()
     for index in range(count):
         uuid = torch.cuda.get_device_properties(index).uuid
-        # A name in Linux's abstract namespace: it needs no file, and goes when the process does.
+        # A name in Linux's abstract namespace needs no file and vanishes with the process.
         claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             claim.bind(f"\0her2-gpu-{uuid}")
@@ -81,7 +85,10 @@ def _own_gpu() -> int:
 
 
 def resolve_precision(wanted: Precision, device: torch.device) -> str:
-    """`auto` -> bfloat16 where the hardware has it natively, else float32."""
+    """Return the precision for a device; `auto` is bfloat16 where the hardware has it natively.
+
+    Elsewhere `auto` is float16 on a GPU and float32 on a CPU.
+    """
     if wanted != "auto":
         return wanted
     if device.type == "cuda":

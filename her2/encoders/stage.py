@@ -1,6 +1,6 @@
 """Stage 1, encoder: published, random or local weights -> `weights.safetensors` + `card.json`.
 
-The only stage that may need a network. Everything downstream sees the folder alone.
+This is the only stage that may need a network. Later stages see only the folder.
 """
 
 import hashlib
@@ -47,11 +47,11 @@ def materialise_encoder(spec: EncoderSpec, output: Path) -> EncoderCard:
     """Write the folder of an encoder that needs no training here.
 
     Args:
-        spec: the job.
-        output: folder that gets `weights.safetensors`, then `card.json`.
+        spec: the job's spec.
+        output: folder for `weights.safetensors` and then `card.json`.
 
     Raises:
-        UserError: see `materialise`.
+        UserError: for the reasons that `materialise` gives.
     """
     return materialise(spec.encoder, spec.seed, output)
 
@@ -60,17 +60,18 @@ def materialise(encoder: EncoderSection, seed: int, folder: Path) -> EncoderCard
     """Write an encoder's folder.
 
     Args:
-        encoder: what to make.
-        seed: of random weights.
-        folder: gets `weights.safetensors`, then `card.json`.
+        encoder: the encoder's section of the config.
+        seed: seed of random weights.
+        folder: folder for `weights.safetensors` and then `card.json`.
 
     Raises:
-        UserError: unknown architecture, weights that do not fit, no network, unsafe file.
+        UserError: the architecture is unknown, the weights do not fit it or could not be fetched,
+            or their file is not safe to read.
     """
     library, architecture = encoder.library, encoder.architecture
     known = row(encoder.model) if encoder.source == "catalogue" else None
     if known is not None:
-        # Layers stay names here: the card is JSON, and build_backbone resolves them.
+        # Layers are given by name, since the card is JSON; build_backbone resolves them.
         size = {"img_size": encoder.size} if "img_size" in known.arguments else {}
         arguments = {**known.arguments, **size}
     else:
@@ -112,8 +113,8 @@ def materialise(encoder: EncoderSection, seed: int, folder: Path) -> EncoderCard
     mean, std = normalisation(encoder)
     if encoder.source == "checkpoint" and encoder.mean is None:
         log.info(
-            "%s: `mean` and `std` are not set, so patches are normalised as for the weights that "
-            "%s publishes: %s, %s", path, library, mean, std,
+            "%s: `mean` and `std` are not set, so patches are normalised with those of the weights "
+            "that %s publishes: %s, %s", path, library, mean, std,
         )  # fmt: skip
     state = {name: tensor.contiguous() for name, tensor in backbone.state_dict().items()}
     card = EncoderCard(
@@ -143,7 +144,10 @@ def materialise(encoder: EncoderSection, seed: int, folder: Path) -> EncoderCard
 
 
 def load_encoder(folder: Path) -> tuple[Encoder, EncoderCard]:
-    """Read an encoder's folder: the module in evaluation mode, on the CPU, and its card.
+    """Read an encoder's folder.
+
+    Returns:
+        the module in evaluation mode, on the CPU; its card.
 
     Raises:
         UserError: the weights are not those of the card.
@@ -155,7 +159,7 @@ def load_encoder(folder: Path) -> tuple[Encoder, EncoderCard]:
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{path}: cannot be read ({error}); make the encoder again.") from None
     if weights_digest(state) != card.weights_sha256:
-        raise UserError(f"{path}: holds other weights than its card says; make it again.")
+        raise UserError(f"{path}: holds other weights than its card says; make the encoder again.")
     feature: Feature = card.feature  # type: ignore[assignment]
     backbone = build_backbone(
         card.library, card.architecture, feature=feature, arguments=card.arguments
@@ -166,7 +170,7 @@ def load_encoder(folder: Path) -> tuple[Encoder, EncoderCard]:
 
 
 def weights_digest(state: dict[str, Tensor]) -> str:
-    """SHA-256 (hex) over names, types, shapes and values, in the order of the names."""
+    """Return the SHA-256 (hex) of names, types, shapes and values, in the order of the names."""
     result = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
@@ -177,10 +181,10 @@ def weights_digest(state: dict[str, Tensor]) -> str:
 
 
 def fetch(row: CatalogueRow) -> Path:
-    """The weights file of a row, from the Hugging Face hub or its cache on this machine.
+    """Return a row's weights file, from the Hugging Face hub or its cache on this machine.
 
     Raises:
-        UserError: access was not granted, or no network.
+        UserError: access has not been granted, or there is no network.
     """
     assert row.hub is not None
     assert row.file is not None
@@ -189,8 +193,9 @@ def fetch(row: CatalogueRow) -> Path:
         return Path(_retried(lambda: huggingface_hub.hf_hub_download(hub, file)))
     except huggingface_hub.errors.GatedRepoError:
         raise UserError(
-            f"encoders: {row.name}: the weights are given on request. Ask at "
-            f"{row.ask_at or row.card}, then run `hf auth login` (or set HF_TOKEN) and start again."
+            f"encoders: {row.name}: access to the weights must be requested. Request it at "
+            f"{row.ask_at or row.card}, run `hf auth login` (or set HF_TOKEN), then rerun the same "
+            "command."
         ) from None
     except OSError as error:
         raise UserError(
@@ -201,29 +206,29 @@ def fetch(row: CatalogueRow) -> Path:
 
 
 def _retried(call: Callable[[], T]) -> T:
-    """Networks fail for moments: three tries, a few seconds apart."""
+    """Call up to three times, a few seconds apart, because networks fail for moments."""
     for attempt in range(1, _ATTEMPTS):
         try:
             return call()
         except huggingface_hub.errors.GatedRepoError:
             raise
         except OSError as error:
-            log.warning("try %d of %d: %s", attempt, _ATTEMPTS, _first_line(error))
+            log.warning("attempt %d of %d failed: %s", attempt, _ATTEMPTS, _first_line(error))
             time.sleep(2**attempt)
     return call()
 
 
 def load_weights(backbone: nn.Module, path: Path, row: CatalogueRow | None = None) -> None:
-    """Fill a backbone from a local file; a classifier's weights in it are left out.
+    """Load a backbone's weights from a local file; a classifier's weights in it are left out.
 
     Args:
-        backbone: to fill.
-        path: .safetensors, or a torch file holding tensors only.
-        row: whose weights these are: says how the file names its tensors.
+        backbone: changed in place.
+        path: a .safetensors file, or a torch file that holds only tensors.
+        row: the catalogue row of these weights, which tells how the file names its tensors.
 
     Raises:
-        UserError: unreadable, not tensors only, or not of this architecture (the first
-            mismatches are named).
+        UserError: the file is unreadable, holds more than tensors, or belongs to another
+            architecture (the first mismatches are named).
     """
     state = _read_tensors(path)
     if row is None or row.layout == "timm":
@@ -256,10 +261,10 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         values = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path}: holds more than tensors ({_first_line(error)}); code in a weights file is "
-            "never run here. Save its state_dict as .safetensors."
+            f"{path}: holds more than tensors ({_first_line(error)}), and code in a weights file "
+            "is never run. Save its state_dict as .safetensors."
         ) from None
-    except Exception as error:  # torch's reader meets bytes of any kind, and fails in any way
+    except Exception as error:  # torch raises any type of error on bytes that are no weights
         raise UserError(f"{path}: is not a weights file ({_first_line(error)}).") from None
     while isinstance(values, dict):
         inner = next((values[n] for n in _WRAPPERS if isinstance(values.get(n), dict)), None)
@@ -267,12 +272,12 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             break
         values = inner
     if not isinstance(values, dict) or not any(isinstance(v, Tensor) for v in values.values()):
-        raise UserError(f"{path}: holds no named tensors (looked for a state_dict).")
+        raise UserError(f"{path}: holds no named tensors; save a state_dict.")
     return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
 def _strip_prefixes(state: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
-    """Training wrappers put `module.` and the like before every name."""
+    """Remove the prefixes, such as `module.`, that training wrappers put before every name."""
     expected = set(backbone.state_dict())
     while not expected & set(state):
         prefix = next((p for p in _PREFIXES if any(name.startswith(p) for name in state)), None)
@@ -285,7 +290,7 @@ def _strip_prefixes(state: dict[str, Tensor], backbone: nn.Module) -> dict[str, 
 def _licence(encoder: EncoderSection, row: CatalogueRow | None) -> str:
     if row is not None:
         return row.licence
-    if encoder.source not in NAMES:  # the weights are not the library's
+    if encoder.source not in NAMES:  # the weights do not come from the library
         return ""
     return library_of(encoder.library).licence(encoder.architecture)
 
@@ -293,7 +298,7 @@ def _licence(encoder: EncoderSection, row: CatalogueRow | None) -> str:
 def feature_dimension(
     backbone: nn.Module, encoder: EncoderSection, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> int:
-    """Features a patch, by giving it a blank one.
+    """Return the number of features per patch, found by encoding a blank patch.
 
     Raises:
         UserError: the architecture does not take patches of this size.
@@ -306,7 +311,7 @@ def feature_dimension(
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(
             f"encoders: {encoder.model} cannot take patches of {encoder.size} px "
-            f"({_first_line(error)}); set `size` to one it was made for."
+            f"({_first_line(error)}); set `size` to a size that it supports."
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Stage 1, encoder: tensors of a published file under the names of timm's architectures."""
+"""Stage 1, encoder: the tensors of a published file, renamed for timm's architectures."""
 
 import re
 from collections.abc import Mapping
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from her2.config.catalogue import CatalogueRow
 from her2.core.errors import UserError
 
-# transformers -> timm, after `encoder.layer.N.`. The reverse is what transformers' own converters
-# do (models/vit/convert_dino_to_pytorch.py, models/dinov2/convert_dinov2_to_hf.py).
+# transformers -> timm, after `encoder.layer.N.`. transformers' own converters do the reverse
+# (models/vit/convert_dino_to_pytorch.py, models/dinov2/convert_dinov2_to_hf.py).
 _BLOCK = {
     "transformers_vit": {
         "layernorm_before": "norm1",
@@ -45,13 +45,13 @@ _QKV = {"attention.attention.query": "q", "attention.attention.key": "k",
 def weights_for(
     row: CatalogueRow, state: Mapping[str, Tensor], backbone: nn.Module
 ) -> dict[str, Tensor]:
-    """Return a file's tensors under timm's names, position embeddings at the backbone's grid.
+    """Return a file's tensors under timm's names, with position embeddings on the backbone's grid.
 
-    Resampling is timm's own (bicubic, antialiased), as when timm loads weights for another size.
-    Whether all tensors are there is for the caller to check.
+    timm resamples them (bicubic, antialiased), as it does when it loads weights for another size.
+    The caller must check that no tensor is missing.
 
     Raises:
-        UserError: names that are not of the row's layout.
+        UserError: names that do not belong to the row's layout.
     """
     from timm.layers.pos_embed import resample_abs_pos_embed
 
@@ -62,7 +62,7 @@ def weights_for(
         return result
     prefix = 0 if vit.no_embed_class else int(vit.num_prefix_tokens)
     tokens = positions.shape[1] - prefix if positions.ndim == 3 else -1
-    if tokens > 0 and isqrt(tokens) ** 2 == tokens:  # else another architecture's
+    if tokens > 0 and isqrt(tokens) ** 2 == tokens:  # else it belongs to another architecture
         result["pos_embed"] = resample_abs_pos_embed(
             positions, new_size=list(vit.patch_embed.grid_size), num_prefix_tokens=prefix
         )

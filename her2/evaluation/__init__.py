@@ -1,1 +1,1 @@
-"""Stage 2, evaluate: figures from the predictions table alone."""
+"""Stage 2, evaluate: compute figures from the predictions table alone."""

@@ -1,4 +1,4 @@
-"""Stage 2, evaluate: figures of the regrouped scores, by bootstrap and by DeLong."""
+"""Stage 2, evaluate: figures of the groupings, by bootstrap and by DeLong."""
 
 import math
 
@@ -33,10 +33,10 @@ BINARY = {
 def binary_table(
     table: pl.DataFrame, task: Task, section: EvaluationSection, *, level: str, seed: int
 ) -> pl.DataFrame:
-    """The metrics of each grouping; the AUC has a row by bootstrap and one by DeLong.
+    """Return the metrics of each grouping; the AUC has a row by bootstrap and one by DeLong.
 
-    Bootstrap resamples are those of `figures`: patients within their class. DeLong takes rows as
-    independent, so it has no interval where a patient has two slides.
+    The bootstrap resamples patients within their class, as in `figures`. DeLong's method assumes
+    independent rows, so there is no such interval where a patient has two slides.
 
     Returns:
         `level, grouping, metric, value, low, high, method, n, n_positive, prevalence, note`.
@@ -92,7 +92,7 @@ def binary_table(
 
 
 def _measure(sides: Sides, metrics: tuple[Metric, ...], weights: Floats) -> Floats:
-    """One column per metric (b, k); NaN without rows of both sides."""
+    """Return one column per metric (b, k); NaN without rows of both sides."""
     if side_missing(sides.positive):
         return np.full((len(weights), len(metrics)), np.nan)
     rows = Binary(sides.positive, sides.scores, weights[:, sides.kept])
@@ -102,13 +102,13 @@ def _measure(sides: Sides, metrics: tuple[Metric, ...], weights: Floats) -> Floa
 def _delong(rows: Rows, sides: Sides, confidence: float) -> tuple[float, float, float, str]:
     area, low, high = area_interval(sides.positive, sides.scores, confidence)
     if not rows.single:
-        return area, math.nan, math.nan, "no DeLong interval: slides of a patient are dependent"
+        return area, math.nan, math.nan, "no DeLong interval: slides of one patient are dependent"
     note = "no DeLong interval: its variance is 0 or not defined" if math.isnan(low) else ""
     return area, low, high, note
 
 
 def _sizes(rows: Rows, sides: Sides) -> tuple[int, int]:
-    """Patients of the positive and of the negative side."""
+    """Return the numbers of patients on the positive and on the negative side."""
     patients = rows.patients[sides.kept]
     positive, negative = (
         len(np.unique(patients[side])) for side in (sides.positive, ~sides.positive)
@@ -119,7 +119,7 @@ def _sizes(rows: Rows, sides: Sides) -> tuple[int, int]:
 def _too_few(rows: Rows, sides: Sides) -> str:
     counts = zip(("positive", "negative"), _sizes(rows, sides), strict=True)
     few = [name for name, number in counts if number < 2]
-    return f"interval not defined: fewer than 2 patients of the {few[0]} side" if few else ""
+    return f"interval not defined: fewer than 2 patients on the {few[0]} side" if few else ""
 
 
 def _record(

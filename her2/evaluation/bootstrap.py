@@ -1,36 +1,36 @@
-"""Stage 2, evaluate: resampling of patients, and the intervals and p values made of it.
+"""Stage 2, evaluate: bootstrap over patients, with its intervals and p values.
 
-Resamples are `weights` (b, n): how often each row counts in each of b resamples. A row of ones
-gives the figure itself, by the same code (`her2.metrics`).
+Resamples are `weights` (b, n), which tell how often each row counts in each of b resamples. A row
+of ones gives the figure of the sample itself, by the same code (`her2.metrics`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-# scipy.stats has these too, and takes half a second to import.
+# scipy.stats has these functions too, but takes half a second to import.
 from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 from her2.core.types import Floats, Ints
 
 BLOCK_VALUES = 1_000_000
-"""Weights in memory at a time: 8 MB, and some such arrays beside it."""
+"""Number of weights in memory at a time: 8 MB, plus a few arrays of the same size."""
 
 
 def weight_blocks(patients: Ints, target: Ints, *, resamples: int, seed: int) -> Iterator[Floats]:
-    """Bootstrap over patients, stratified by class: how often each row counts, a block at a time.
+    """Yield the weights of a bootstrap over patients, stratified by class, in blocks.
 
     Patients are drawn with replacement within their class, and bring all of their rows. The draws
-    do not depend on how large the blocks are.
+    do not depend on the size of the blocks.
 
     Args:
-        patients: (n,) patient of each row, 0 to p - 1.
-        target: (n,) class of each row; a patient has one class.
-        resamples: in all.
-        seed: of the draws.
+        patients: patient of each row (n,), 0 to p - 1.
+        target: class of each row (n,); a patient has one class.
+        resamples: total number of resamples.
+        seed: seed of the draws.
 
     Yields:
-        (b, n), until they are `resamples` rows together.
+        (b, n), which add up to `resamples` rows.
     """
     count = int(patients.max()) + 1
     label = np.zeros(count, int)
@@ -58,7 +58,7 @@ def bootstrapped(
     resamples: int,
     seed: int,
 ) -> Floats:
-    """What `measure`, (b, n) weights -> (b, k) figures, gives of all rows and of each resample.
+    """Measure all rows, then each resample; `measure` turns weights (b, n) into figures (b, k).
 
     Returns:
         (1 + resamples, k), the point figures first. Without rows all are NaN.
@@ -72,18 +72,19 @@ def bootstrapped(
 
 
 def interval(values: Floats, confidence: float, sizes: Sequence[int]) -> tuple[float, float]:
-    """Expanded percentile interval; NaN when a resample is undefined, or a group has one patient.
+    """Return the expanded percentile interval of a bootstrap.
 
-    Percentiles of resamples are too close together where groups are small: resampling n patients
-    gives (n - 1) / n of the variance, and its tails are normal where Student's are wider. So the
-    percentiles are those of an interval wider by as much.
+    In small groups the percentiles of resamples are too close together: resampling n patients gives
+    (n - 1) / n of the variance, and normal tails instead of Student's wider ones. So percentiles
+    are taken further out by that much. The limits are NaN when a resample is undefined or a group
+    has only one patient.
 
     Source: Hesterberg, The American Statistician 69(4), 2015.
 
     Args:
-        values: (b,) of the resamples.
-        confidence: of the interval.
-        sizes: patients of each group that the figure sets against each other; see `expansion`.
+        values: figures of the resamples (b,).
+        confidence: confidence level of the interval.
+        sizes: number of patients in each group that the figure contrasts; see `expansion`.
     """
     if np.isnan(values).any() or min(sizes, default=0) < 2:
         return float("nan"), float("nan")
@@ -94,26 +95,27 @@ def interval(values: Floats, confidence: float, sizes: Sequence[int]) -> tuple[f
 
 
 def unvarying(values: Floats) -> str:
-    """Why resamples (b,) say nothing of how a figure could vary: all of them are the same.
+    """Return a note if all resamples (b,) are equal, which gives no interval; else "".
 
-    So it is with an AUC of 1: no resample mixes what is apart, and "1 to 1" would be certainty.
+    This happens with an AUC of 1: perfect separation holds in every resample, and an interval of
+    "1 to 1" would claim certainty.
     """
     same = not np.isnan(values).any() and np.ptp(values) <= 1e-12
-    return "interval not defined: every resample gives the same" if same else ""
+    return "interval not defined: all resamples give the same value" if same else ""
 
 
 def two_sided(values: Floats, sizes: Sequence[int]) -> float:
-    """p of the resamples of a difference being 0, two-sided, to go with `interval`.
+    """Return the two-sided p value of a difference being 0, which matches `interval`.
 
-    The share of resamples on the far side of zero, counting one more so that it is never 0, taken
-    for a normal tail and expanded.
+    The share of resamples on the far side of zero (with one added, so that it is never 0) is
+    treated as a normal tail and expanded.
     """
     tail = min(np.count_nonzero(values <= 0), np.count_nonzero(values >= 0))
     return tail_p((tail + 1) / (len(values) + 1), sizes)
 
 
 def tail_p(share: float, sizes: Sequence[int]) -> float:
-    """The two-sided p of a share of resamples on one side of zero."""
+    """Return the two-sided p value for a share of resamples on one side of zero."""
     if min(sizes, default=0) < 2:
         return float("nan")
     factor, freedom = expansion(sizes)
@@ -121,10 +123,10 @@ def tail_p(share: float, sizes: Sequence[int]) -> float:
 
 
 def expansion(sizes: Sequence[int]) -> tuple[float, float]:
-    """How much too narrow resamples within groups are, and Student's degrees of freedom.
+    """Return the factor by which intervals of resamples are too narrow, and Student's freedom.
 
-    Both as of a contrast of the groups' means with equal variance of a patient (Welch and
-    Satterthwaite: Biometrika 34, 1947; Biometrics Bulletin 2, 1946).
+    Both are those of a contrast of group means with equal variance per patient (Welch, Biometrika
+    34, 1947; Satterthwaite, Biometrics Bulletin 2, 1946).
     """
     counts = np.asarray(sizes, np.float64)
     shares = 1 / counts

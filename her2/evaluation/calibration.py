@@ -1,4 +1,4 @@
-"""Stage 2, evaluate: whether probabilities mean what they say, before and after a temperature.
+"""Stage 2, evaluate: calibration of the probabilities, before and after temperature scaling.
 
 Source: Guo, Pleiss, Sun and Weinberger, ICML 2017 (ECE).
 """
@@ -45,7 +45,7 @@ RELIABILITY = {
 
 
 States = Mapping[str, tuple[pl.DataFrame | None, str]]
-"""State -> its predictions (None: there are none) and what has to be said of them."""
+"""State -> its predictions (None if it has none) and a note on them."""
 
 
 def calibration_table(
@@ -56,9 +56,9 @@ def calibration_table(
     level: str,
     seed: int,
 ) -> pl.DataFrame:
-    """The metrics of calibration in each state of the predictions, with bootstrap intervals.
+    """Return the calibration metrics in each state of the predictions, with bootstrap intervals.
 
-    An ECE adds up absolute values, so resamples lie above it: its interval tends to be too high.
+    An ECE sums absolute values, so resampling inflates it and its interval tends to be too high.
 
     Returns:
         `level, state, metric, value, low, high, n, note`.
@@ -104,7 +104,7 @@ def calibration_table(
 
 
 def _measure(rows: Rows, metrics: tuple[Metric, ...], weights: Floats) -> Floats:
-    """One column per metric (b, k)."""
+    """Return one column per metric (b, k)."""
     classified = rows.weighted(weights)
     return np.stack([one.overall(classified) for one in metrics if one.overall], axis=1)
 
@@ -116,8 +116,9 @@ def reliability_table(
     *,
     level: str,
 ) -> pl.DataFrame:
-    """For each class: the share that is of it among rows to which it was given with like
-    probability, with Wilson's interval (Wilson, JASA 22, 1927).
+    """Return the observed share of each class among rows with similar predicted probability.
+
+    The interval is Wilson's (Wilson, JASA 22, 1927).
 
     Returns:
         `level, state, class, bin, mean_probability, observed_share, low, high, n`; a bin without

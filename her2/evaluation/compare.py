@@ -1,4 +1,4 @@
-"""Stage 2, compare: encoders, and heads, against each other on identical patients and folds."""
+"""Stage 2, compare: compare encoders, and heads, on identical patients and folds."""
 
 from collections.abc import Iterator, Mapping
 from itertools import combinations
@@ -18,7 +18,7 @@ from her2.evaluation.groupings import two_sides
 from her2.evaluation.paired import MACRO, Model, Paired, Question, difference, pair_models
 from her2.evaluation.paper_claim import statement_table
 
-FEW_RESAMPLES = "p_holm is as low as so few resamples allow (evaluation.bootstrap)"
+FEW_RESAMPLES = "p_holm is as low as this number of resamples allows (evaluation.bootstrap)"
 COMPARISON = {
     "kind": pl.String,
     "within": pl.String,
@@ -44,15 +44,15 @@ def compare(spec: CompareSpec, evaluation: Path, output: Path) -> pl.DataFrame:
     """Write `statement` and `comparison`, as Parquet and CSV.
 
     Args:
-        spec: the job.
+        spec: the job's spec.
         evaluation: the task's folder of evaluated models, `{encoder}/{head}/predictions.parquet`.
         output: folder of the tables.
 
     Returns:
-        The comparison.
+        The table `comparison`.
 
     Raises:
-        UserError: the models disagree on a slide's class or fold, or share no patient.
+        UserError: the models disagree on a slide's class or fold, or have no patient in common.
     """
     predictions = {
         (encoder, head): pl.read_parquet(evaluation / encoder / head / "predictions.parquet")
@@ -69,20 +69,21 @@ def compare(spec: CompareSpec, evaluation: Path, output: Path) -> pl.DataFrame:
 
 
 def comparison_table(paired: Paired | None, spec: CompareSpec) -> pl.DataFrame:
-    """Every pair of encoders under each head, and every pair of heads under each encoder.
+    """Compare each pair of encoders under each head, and each pair of heads under each encoder.
 
-    AUC per class, macro and per grouping on the patients that all models of the task tested, at
-    patient level; `difference` is first minus second. `paired.difference` says how the bootstrap's
-    p and interval are made; groupings have a second row with the paired test of DeLong.
+    The AUC (of each class, macro and of each grouping) is computed at patient level, on the
+    patients that all models of the task tested. `difference` is first minus second, with the
+    bootstrap interval and p value of `paired.difference`. Groupings have a second row with DeLong's
+    paired test.
 
     `p_holm` corrects for the family (Holm, Scandinavian Journal of Statistics 6(2), 1979). A family
-    is all tests of the task of one kind (encoders or heads), of one sort (macro AUC, AUC of a
-    class, AUC of a grouping) and by one method; `family` is how many they are. Tests that are not
+    consists of the task's tests of one kind (encoders or heads), of one sort (macro AUC, AUC of a
+    class, AUC of a grouping) and by one method; `family` is their number. Tests that are not
     defined are not counted.
 
     Returns:
         `kind, within, first, second, class, grouping, first_value, second_value, difference, low,
-        high, p, p_holm, family, method, n, note`; no rows for one model alone.
+        high, p, p_holm, family, method, n, note`; no rows for a single model.
     """
     if paired is None:
         return pl.DataFrame(schema=COMPARISON)
@@ -112,7 +113,7 @@ def comparison_table(paired: Paired | None, spec: CompareSpec) -> pl.DataFrame:
 
 
 def _pairs(spec: CompareSpec) -> Iterator[tuple[str, str, tuple[str, str], tuple[Model, Model]]]:
-    """Kind, what both share, the names of the two, and the two models."""
+    """Yield the kind, the name that both share, the two names, and the two models."""
     for head in spec.heads:
         for first, second in combinations(spec.encoders, 2):
             yield "encoders", head, (first, second), ((first, head), (second, head))
@@ -124,11 +125,15 @@ def _pairs(spec: CompareSpec) -> Iterator[tuple[str, str, tuple[str, str], tuple
 def _results(
     paired: Paired, models: tuple[Model, Model], question: Question
 ) -> Iterator[dict[str, Any]]:
-    """What the columns from `first_value` on hold, by each method that the question has."""
+    """Yield the values from column `first_value` on, for each method that the question has."""
     first, second = (paired.areas[model][question] for model in models)
     problem = paired.problems[question]
     values = {"first_value": null(first[0]), "second_value": null(second[0])}
-    left_out = f"{paired.left_out} patients not tested by all left out" if paired.left_out else ""
+    left_out = (
+        f"patients left out because not all models tested them: {paired.left_out}"
+        if paired.left_out
+        else ""
+    )
     record = values | {
         "method": "bootstrap",
         "difference": null(first[0] - second[0]),
@@ -157,10 +162,11 @@ def _results(
 
 
 def holm(p: Floats) -> Floats:
-    """Correct p values (n,) for their number.
+    """Correct p values (n,) for multiple testing.
 
-    The k-th smallest of n is multiplied by n - k + 1; none falls below a smaller one's, or above 1.
-    Source: Holm, Scandinavian Journal of Statistics 6(2), 1979.
+    The k-th smallest of n is multiplied by n - k + 1. The results are limited to 1 and made
+    monotonic: none is below that of a smaller p value. Source: Holm, Scandinavian Journal of
+    Statistics 6(2), 1979.
     """
     order = np.argsort(p)
     raised = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
@@ -170,7 +176,7 @@ def holm(p: Floats) -> Floats:
 
 
 def _holm(table: pl.DataFrame, *, least_p: Mapping[Question, float], alpha: float) -> pl.DataFrame:
-    """Fill `p_holm` and `family`; `least_p` is the least that a bootstrap can give."""
+    """Fill `p_holm` and `family`; `least_p` is the lowest p value that the bootstrap can give."""
     sort = (
         pl.when(pl.col("grouping") != "")
         .then(pl.lit("grouping"))
@@ -193,7 +199,7 @@ def _holm(table: pl.DataFrame, *, least_p: Mapping[Question, float], alpha: floa
             adjusted = holm(np.array([p[i] for i in tested]))
             for i, value in zip(tested, adjusted, strict=True):
                 corrected[i] = float(value)
-            # Of b resamples no p is below `least_p`: a large family then cannot be told apart.
+            # With b resamples no p is below `least_p`, so a large family cannot become significant.
             for i in tested if key[2] == "bootstrap" else ():
                 least = least_p[asked[i]]
                 if len(tested) * least > alpha and p[i] <= least * (1 + 1e-9):

@@ -1,8 +1,8 @@
-"""Stage 2, evaluate: the net benefit of acting on the regrouped scores, threshold by threshold.
+"""Stage 2, evaluate: decision curves, the net benefit of acting on the groupings' scores.
 
-Source: Vickers and Elkin, Medical Decision Making 26(6), 2006. A patient is treated whose
-probability is at least the threshold; a false positive costs threshold / (1 - threshold) of what a
-true positive gains. Treating nobody has a net benefit of 0.
+Source: Vickers and Elkin, Medical Decision Making 26(6), 2006. Patients are treated if their
+probability is at least the threshold. A false positive costs threshold / (1 - threshold) times the
+gain of a true positive. Treating no one has a net benefit of 0.
 """
 
 import numpy as np
@@ -27,7 +27,7 @@ DECISION = {
 
 
 def net_benefit(positive: Bools, scores: Floats, thresholds: Floats) -> Floats:
-    """TP / n - FP / n * t / (1 - t) at each threshold t (k,), of rows (n,)."""
+    """Return TP / n - FP / n * t / (1 - t) of rows (n,) at each threshold t (k,)."""
     treated = scores[None] >= thresholds[:, None]
     hits, misses = (treated & positive).sum(axis=1), (treated & ~positive).sum(axis=1)
     result: Floats = (hits - misses * thresholds / (1 - thresholds)) / len(positive)
@@ -37,7 +37,7 @@ def net_benefit(positive: Bools, scores: Floats, thresholds: Floats) -> Floats:
 def decision_table(
     states: States, task: Task, section: EvaluationSection, *, level: str
 ) -> pl.DataFrame:
-    """Net benefit of the model and of treating everyone, for each grouping and state.
+    """Return the net benefit of the model and of treating everyone, per grouping and state.
 
     Returns:
         `level, grouping, state, threshold, net_benefit, treat_all, n`; no rows for a state without

@@ -1,8 +1,8 @@
 """Stage 2, evaluate: AUC, its variance and covariance without resampling (DeLong).
 
 Sources: DeLong, DeLong and Clarke-Pearson, Biometrics 44(3), 1988; the computation by ranks after
-Sun and Xu, IEEE Signal Processing Letters 21(11), 2014. Rows are taken as independent: one a
-patient.
+Sun and Xu, IEEE Signal Processing Letters 21(11), 2014. Rows must be independent, which means one
+per patient.
 """
 
 import math
@@ -17,7 +17,7 @@ from her2.core.types import Floats
 
 @dataclass(frozen=True, slots=True)
 class AreaTest:
-    """AUC `first` minus `second` on the same patients, its interval and two-sided p."""
+    """Two AUCs on the same patients, and the interval and two-sided p value of their difference."""
 
     first: float
     second: float
@@ -27,12 +27,12 @@ class AreaTest:
 
     @property
     def difference(self) -> float:
-        """First minus second."""
+        """Difference of the AUCs, first minus second."""
         return self.first - self.second
 
 
 def ranks(scores: Floats) -> Floats:
-    """Ranks from 1 up within each row of scores (m, n); equal scores share their mean rank."""
+    """Return ranks from 1 within each row of scores (m, n); equal scores share their mean rank."""
     found = np.empty(scores.shape)
     for row, own in zip(found, scores, strict=True):
         ordered = np.sort(own)
@@ -42,21 +42,22 @@ def ranks(scores: Floats) -> Floats:
 
 
 def covariance(positive: NDArray[np.bool_], scores: Floats) -> tuple[Floats, Floats]:
-    """AUCs of some scores of the same rows, and the covariance of these AUCs.
+    """Return the AUCs of several scores of the same rows, and their covariance.
 
     Args:
-        positive: (n,).
-        scores: (m, n), a row a model.
+        positive: (n,), True for positive rows.
+        scores: (m, n), one row per model.
 
     Returns:
-        (m,) and (m, m). NaN without positives or negatives; the covariance also with one of either.
+        (m,) and (m, m). Both are NaN without positives or negatives. The covariance is also NaN
+        with only one positive or one negative.
     """
     count = len(scores)
     ups, downs = int(positive.sum()), int((~positive).sum())
     if ups == 0 or downs == 0:
         return np.full(count, np.nan), np.full((count, count), np.nan)
     overall = ranks(scores)
-    # How far up each positive stands among the negatives, and each negative among the positives.
+    # Share of negatives below each positive, and share of positives above each negative.
     above = (overall[:, positive] - ranks(scores[:, positive])) / downs
     below = 1 - (overall[:, ~positive] - ranks(scores[:, ~positive])) / ups
     areas: Floats = above.mean(axis=1)
@@ -69,10 +70,10 @@ def covariance(positive: NDArray[np.bool_], scores: Floats) -> tuple[Floats, Flo
 def area_interval(
     positive: NDArray[np.bool_], scores: Floats, confidence: float
 ) -> tuple[float, float, float]:
-    """AUC of scores (n,) and its interval, made on the logit scale so that it stays within 0 to 1.
+    """Return the AUC of scores (n,) and its interval, from the logit scale to stay within 0 to 1.
 
     Returns:
-        area, low, high; NaN limits where the variance is not defined or 0 (an AUC of 0 or 1).
+        area, low, high; the limits are NaN where the variance is 0 (an AUC of 0 or 1) or undefined.
     """
     areas, spread = covariance(positive, scores[None])
     area, variance = float(areas[0]), float(spread[0, 0])
@@ -87,10 +88,10 @@ def area_interval(
 def compare_areas(
     positive: NDArray[np.bool_], first: Floats, second: Floats, confidence: float
 ) -> AreaTest:
-    """Paired test of two scores (n,) of the same rows.
+    """Test the difference of the AUCs of two scores (n,) of the same rows.
 
-    `p` and limits are NaN where the variance of the difference is not defined. Where it is 0 (the
-    same order twice) the interval is the difference and p is 1.
+    `p` and the limits are NaN where the variance of the difference is not defined. If both scores
+    give the same order, the interval is 0 to 0 and p is 1.
     """
     areas, spread = covariance(positive, np.stack([first, second]))
     variance = float(spread[0, 0] + spread[1, 1] - 2 * spread[0, 1])

@@ -1,4 +1,4 @@
-"""Stage 2, evaluate: the figures of slides and patients, pooled with intervals and of each fold."""
+"""Stage 2, evaluate: figures of slides and patients, pooled with intervals and per fold."""
 
 import numpy as np
 import polars as pl
@@ -35,7 +35,7 @@ FOLD_FIGURES = {
 
 
 def figure_names(task: Task) -> list[tuple[Metric, str]]:
-    """(metric, class) of each column of `measure`."""
+    """Return the metric and class of each column of `measure`."""
     return [
         (metric, name)
         for metric in metrics_in("metrics", ordinal=task.ordinal)
@@ -44,13 +44,13 @@ def figure_names(task: Task) -> list[tuple[Metric, str]]:
 
 
 def measure(rows: Rows, task: Task, weights: Floats) -> Floats:
-    """Every figure of `figure_names` (b, k) for weights (b, n)."""
+    """Return every figure of `figure_names` (b, k) for weights (b, n)."""
     if not len(rows):
         return np.full((len(weights), len(figure_names(task))), np.nan)
     metrics = metrics_in("metrics", ordinal=task.ordinal)
     classified = rows.weighted(weights)
     by_class: dict[str, list[Floats]] = {one.name: [] for one in metrics if one.one_vs_rest}
-    # Class by class: the metrics of a class share its sorted weights, which then leave the memory.
+    # Class by class, because the metrics of a class share its sorted weights, which are then freed.
     for index in range(classified.classes):
         against_rest = classified.one_vs_rest(index)
         for metric in metrics:
@@ -69,7 +69,7 @@ def measure(rows: Rows, task: Task, weights: Floats) -> Floats:
 def figures(
     table: pl.DataFrame, task: Task, section: EvaluationSection, *, level: str, seed: int
 ) -> pl.DataFrame:
-    """Figures of a table of slides or patients, with patient-bootstrap intervals.
+    """Return the figures of a table of slides or patients, with patient-bootstrap intervals.
 
     Returns:
         `level, metric, class, value, low, high, n, n_positive, prevalence, note`; a figure that is
@@ -109,7 +109,7 @@ def figures(
 
 
 def fold_figures(predictions: pl.DataFrame, task: Task, *, level: str) -> pl.DataFrame:
-    """The figures of each model on its own test part; a fold is too small for an interval.
+    """Return the figures of each model on its own test set, which is too small for intervals.
 
     Returns:
         `level, run, metric, class, value, n, n_positive, note`.
@@ -136,7 +136,11 @@ def fold_figures(predictions: pl.DataFrame, task: Task, *, level: str) -> pl.Dat
 
 
 def confusion_table(table: pl.DataFrame, task: Task, *, level: str) -> pl.DataFrame:
-    """`level, true, predicted, count, share` (of the true class), one row a pair of classes."""
+    """Return the confusion matrix as a table with one row per pair of classes.
+
+    Returns:
+        `level, true, predicted, count, share` (share of the true class).
+    """
     names = task.class_names
     rows = rows_of(table, task)
     matrix = rows.weighted(np.ones((1, len(rows)))).matrices[0]
@@ -163,7 +167,7 @@ def confusion_table(table: pl.DataFrame, task: Task, *, level: str) -> pl.DataFr
 
 
 def null(value: float) -> float | None:
-    """None for NaN."""
+    """Return a number, or None for NaN."""
     return None if np.isnan(value) else float(value)
 
 
@@ -174,7 +178,7 @@ def _positive(rows: Rows, task: Task, name: str) -> int | None:
 
 
 def _absent(rows: Rows, task: Task, name: str, level: str) -> str:
-    """Why a figure is not defined."""
+    """Return the reason why a figure is not defined."""
     if not len(rows):
         return f"not defined: no {level} was tested"
     present = {task.class_names[index] for index in np.unique(rows.target)}
@@ -182,11 +186,11 @@ def _absent(rows: Rows, task: Task, name: str, level: str) -> str:
         return f"not defined: every {level} is of this class"
     if name in task.class_names or len(present) < len(task.class_names):
         return "not defined: a class is absent"
-    return "not defined: the predictions leave nothing to chance"
+    return "not defined: no disagreement is expected by chance"
 
 
 def _sizes(rows: Rows, task: Task, metric: Metric, name: str) -> tuple[int, ...]:
-    """Patients of the groups that a figure sets against each other, or of all."""
+    """Return the number of patients in each group that a figure contrasts, or in total."""
     if name in task.class_names:
         return rows.sides(task.class_names.index(name))
     if metric.each_class:
@@ -195,7 +199,7 @@ def _sizes(rows: Rows, task: Task, metric: Metric, name: str) -> tuple[int, ...]
 
 
 def _too_few(rows: Rows, task: Task, metric: Metric, name: str) -> str:
-    """Why a figure has no interval: resampling one patient gives that patient again."""
+    """Return the reason why a figure has no interval: a single patient cannot be resampled."""
     counts = rows.class_patients()
     if metric.each_class:
         if name in task.class_names:

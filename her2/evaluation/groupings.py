@@ -1,7 +1,7 @@
-"""Stage 2, evaluate: scores regrouped into two sides, as a clinical question would.
+"""Stage 2, evaluate: classes regrouped into two sides, as in a clinical question.
 
-The score of a row is P(positive side) / (P(positive side) + P(negative side)); rows of neither
-side are left out. A task of two classes is its own grouping.
+The score of a row is P(positive side) / (P(positive side) + P(negative side)). Rows of neither side
+are left out. A task with two classes is its own grouping.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from her2.evaluation.predictions import Rows
 
 @dataclass(frozen=True, slots=True)
 class Grouping:
-    """Class indices of both sides."""
+    """A grouping, with the class indices of both sides."""
 
     name: str
     negative: tuple[int, ...]
@@ -26,8 +26,8 @@ class Grouping:
 class Sides:
     """The rows (m of n) of a grouping.
 
-    `kept` (n,) which they are; of them `positive` (m,) and `scores` (m,). `undecided` of them have
-    probability 0 for both sides and are scored 0.5.
+    `kept` (n,) selects them; `positive` (m,) and `scores` (m,) describe them. `undecided` is the
+    number of rows with probability 0 for both sides, which are scored 0.5.
     """
 
     kept: Bools
@@ -40,14 +40,14 @@ class Sides:
 
     @property
     def note(self) -> str:
-        """What has to be said of the scores."""
+        """A note on the scores, empty if there is nothing to note."""
         if not self.undecided:
             return ""
         return f"{self.undecided} with probability 0 for both sides scored 0.5"
 
 
 def groupings_of(task: Task, section: EvaluationSection) -> tuple[Grouping, ...]:
-    """The groupings of the config that name only classes of the task, in its order."""
+    """Return the config's groupings that name only classes of the task, in the config's order."""
     names = task.class_names
     found = {
         name: Grouping(
@@ -65,7 +65,7 @@ def groupings_of(task: Task, section: EvaluationSection) -> tuple[Grouping, ...]
 
 
 def two_sides(rows: Rows, grouping: Grouping) -> Sides:
-    """Rows of either side, and how much their probabilities lean to the positive one."""
+    """Return the rows of both sides, scored by their probability of the positive side."""
     kept = np.isin(rows.target, (*grouping.negative, *grouping.positive))
     probabilities = rows.probabilities[kept]
     up = probabilities[:, list(grouping.positive)].sum(axis=1)
@@ -80,9 +80,9 @@ def two_sides(rows: Rows, grouping: Grouping) -> Sides:
 
 
 def side_missing(positive: Bools) -> str:
-    """Why two sides cannot be told apart; empty when they can."""
+    """Return the reason why two sides cannot be compared, "" if they can."""
     if not len(positive):
-        return "not defined: no patient of either side"
+        return "not defined: no patient on either side"
     if not positive.any():
-        return "not defined: no patient of the positive side"
-    return "" if not positive.all() else "not defined: no patient of the negative side"
+        return "not defined: no patient on the positive side"
+    return "" if not positive.all() else "not defined: no patient on the negative side"

@@ -1,6 +1,6 @@
-"""Stage 2, evaluate: sensitivity at a fixed specificity, and back, of the regrouped scores.
+"""Stage 2, evaluate: the groupings' sensitivity at a fixed specificity, and vice versa.
 
-Each fold's threshold comes from its tune part alone, and is applied to that fold's test part.
+Each fold's threshold is chosen on its tuning set alone and applied to its test set.
 """
 
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ OPERATING = {
 
 @dataclass(slots=True)
 class _Calls:
-    """Test rows of all folds: what they are, whether they were called positive, whose they are."""
+    """Test rows of all folds: their side, whether they were called positive, and their patient."""
 
     positive: list[Bools] = field(default_factory=list)
     called: list[Bools] = field(default_factory=list)
@@ -48,26 +48,26 @@ class _Calls:
 
 
 def threshold(positive: Bools, scores: Floats, fixed: str, asked: float) -> float:
-    """The least threshold with the asked specificity, or the greatest with the asked sensitivity.
+    """Return the lowest threshold with a specificity, or the highest with a sensitivity.
 
-    A row is called positive from the threshold up. Of the thresholds that hold what is asked on
-    these rows it is the best for the other side.
+    Rows at or above the threshold are called positive. Among the thresholds with the required
+    figure on these rows, this one is best for the other side.
 
     Args:
-        positive: (n,), with both sides.
+        positive: (n,), with rows of both sides.
         scores: (n,).
         fixed: `specificity` or `sensitivity`.
-        asked: its least value, 0 to 1.
+        asked: the smallest value required of it, 0 to 1.
     """
     order = np.argsort(-scores, kind="stable")
-    last = np.flatnonzero(np.diff(scores[order], append=-np.inf))  # of each group of equal scores
+    last = np.flatnonzero(np.diff(scores[order], append=-np.inf))  # last rows of equal scores
     hits = np.concatenate([[0], np.cumsum(positive[order])[last]])
     called = np.concatenate([[0], last + 1])
     true_rate, false_rate = hits / hits[-1], (called - hits) / (called[-1] - hits[-1])
-    # Nothing is called above every score.
+    # At a threshold above all scores no row is called positive.
     at_scores = scores[order][last]
     thresholds = np.concatenate([[np.nextafter(at_scores[0], np.inf)], at_scores])
-    tolerance = 1e-12  # 1 - 0.9 is not 0.1
+    tolerance = 1e-12  # in floats 1 - 0.9 differs from 0.1
     if fixed == "specificity":
         return float(thresholds[np.flatnonzero(false_rate <= 1 - asked + tolerance)[-1]])
     return float(thresholds[np.flatnonzero(true_rate >= asked - tolerance)[0]])
@@ -76,11 +76,10 @@ def threshold(positive: Bools, scores: Floats, fixed: str, asked: float) -> floa
 def operating_table(
     predictions: pl.DataFrame, task: Task, section: EvaluationSection, *, level: str
 ) -> pl.DataFrame:
-    """What each grouping's asked specificity and sensitivity come to on the test parts.
+    """Return figures on the test sets at each grouping's required specificity and sensitivity.
 
-    Counts are pooled over folds. A patient (or slide) that several repeats test counts as the
-    share of them that called it positive. Intervals are Wilson's, of as many trials as there are
-    patients.
+    Counts are pooled over folds. A patient (or slide) tested in several repeats counts by the share
+    of repeats that called it positive. Intervals are Wilson's, with one trial per patient.
 
     Returns:
         `level, grouping, fixed, asked, sensitivity, sensitivity_low, sensitivity_high,
@@ -116,8 +115,8 @@ def _calls(
         calls.patients += kept["patient_id"].to_list()
     if lacking:
         calls.notes.append(
-            f"no threshold in {', '.join(lacking)}: the tune part lacks a side; its test part is "
-            "left out"
+            f"test sets of {', '.join(lacking)} left out: no threshold, because the tuning set "
+            "lacks a side"
         )
     return calls
 
@@ -135,7 +134,7 @@ def _sides(
 
 def _record(calls: _Calls, confidence: float) -> dict[str, object]:
     if not calls.thresholds:
-        note = "; ".join(calls.notes) or "not defined: nobody was tested"
+        note = "; ".join(calls.notes) or "not defined: no one was tested"
         return {"n_positive": 0, "n_negative": 0, "note": note}
     table = pl.DataFrame(
         {
@@ -145,7 +144,7 @@ def _record(calls: _Calls, confidence: float) -> dict[str, object]:
             "called": np.concatenate(calls.called).astype(float),
         }
     )
-    # One row a patient (or slide): over repeats, the share of its models that called it.
+    # One row per patient (or slide), with the share of repeats that called it positive.
     table = table.group_by("name", "patient", "positive").agg(pl.col("called").mean())
     ups, downs = table.filter(pl.col("positive")), table.filter(~pl.col("positive"))
     true_positive, false_positive = float(ups["called"].sum()), float(downs["called"].sum())
@@ -166,7 +165,7 @@ def _record(calls: _Calls, confidence: float) -> dict[str, object]:
         share = _ratio(hits, len(rows))
         if share is None:
             side = "positive" if name == "sensitivity" else "negative"
-            calls.notes.append(f"{name} not defined: no patient of the {side} side")
+            calls.notes.append(f"{name} not defined: no patient on the {side} side")
             continue
         trials = rows["patient"].n_unique()
         low, high = wilson(share * trials, trials, confidence)

@@ -1,7 +1,7 @@
-"""Stage 2, compare: what several models say of the same patients, slides and folds.
+"""Stage 2, compare: predictions of several models for the same patients, slides and folds.
 
-Each bootstrap resample draws the same patients for all models, so what is hard for all cancels in
-their differences.
+Each bootstrap resample draws the same patients for all models, so that patients who are hard for
+all of them cancel out in the differences.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,18 +22,18 @@ from her2.metrics.base import Binary
 Model = tuple[str, str]
 """Encoder, head."""
 Question = tuple[str, str]
-"""(class or `macro`, "") or ("", grouping): an AUC that a model has."""
+"""(class or `macro`, "") or ("", grouping): names one AUC of a model."""
 MACRO: Question = ("macro", "")
 
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """Models on common patients, in one order.
+    """Predictions of several models for their common patients, in the same order.
 
-    `rows` are each model's patients. `areas` are each model's AUC of each question: (1 + b,), of
-    all patients and of b resamples. `problems` say of a question why its AUC, or its interval, is
-    not defined; `counts` its patients, `sizes` those of each group that it sets against each other.
-    `left_out` patients were not tested by all models.
+    `rows` holds the patients of each model. `areas` holds each model's AUC for each question,
+    (1 + b,): of all patients and of b resamples. For each question, `problems` tells why its AUC or
+    interval is not defined, `counts` its number of patients, `sizes` those in each group that it
+    contrasts. `left_out` is the number of patients not tested by all models.
     """
 
     task: Task
@@ -50,16 +50,16 @@ class Paired:
 def pair_models(
     predictions: Mapping[Model, pl.DataFrame], task: Task, section: EvaluationSection, *, seed: int
 ) -> Paired:
-    """Bring models to the slides (of every repeat) that all of them tested.
+    """Restrict models to the slides (of every repeat) that all of them tested.
 
     Args:
         predictions: the predictions table of each model.
-        task: what they predict.
-        section: groupings, resamples.
-        seed: of the resamples.
+        task: the task that they predict.
+        section: the `evaluation` section of the config, for groupings and resamples.
+        seed: seed of the resamples.
 
     Raises:
-        UserError: they disagree on a slide's class or fold, or share no patient.
+        UserError: the models disagree on a slide's class or fold, or have no patient in common.
     """
     tested = {model: table.filter(pl.col("role") == "test") for model, table in predictions.items()}
     common = _common(tested)
@@ -70,7 +70,10 @@ def pair_models(
         rows[model] = rows_of(averaged(shared, task.class_names, by="patient_id"), task)
     one = next(iter(rows.values()))
     if not len(one):
-        raise UserError("the models to compare have no patient in common; see what was excluded.")
+        raise UserError(
+            f"the models to compare ({', '.join('/'.join(model) for model in rows)}) have no "
+            "patient in common; see the report's list of excluded slides."
+        )
     groupings = {grouping.name: grouping for grouping in groupings_of(task, section)}
     questions: list[Question] = [(name, "") for name in task.class_names]
     questions += [MACRO, *(("", name) for name in groupings)]
@@ -100,14 +103,14 @@ def pair_models(
 
 
 def difference(draws: Floats, confidence: float, sizes: Sequence[int]) -> dict[str, float]:
-    """`difference, low, high, p` of values (1 + b,), the point first; see `interval`."""
+    """Return `difference, low, high, p` of values (1 + b,), the point first; see `interval`."""
     low, high = interval(draws[1:], confidence, sizes)
     p = two_sided(draws[1:], sizes)
     return {"difference": float(draws[0]), "low": low, "high": high, "p": p}
 
 
 def _common(tested: Mapping[Model, pl.DataFrame]) -> pl.DataFrame:
-    """`slide_id, repeat` that all models tested, in the same fold."""
+    """Return the `slide_id, repeat` pairs that all models tested, in the same fold."""
     keys = ["slide_id", "repeat"]
     merged = (
         pl.concat([table.select(*keys, "fold", "target") for table in tested.values()])
@@ -126,7 +129,7 @@ def _common(tested: Mapping[Model, pl.DataFrame]) -> pl.DataFrame:
 
 
 def _areas(rows: Rows, task: Task, groupings: tuple[Grouping, ...], weights: Floats) -> Floats:
-    """AUC of each class, macro and each grouping (b, k)."""
+    """Return the AUC of each class, the macro AUC and that of each grouping (b, k)."""
     classified = rows.weighted(weights)
     found = [auc(classified.one_vs_rest(index)) for index in range(len(task.class_names))]
     found.append(np.mean(found, axis=0))
@@ -144,7 +147,10 @@ def _areas(rows: Rows, task: Task, groupings: tuple[Grouping, ...], weights: Flo
 def _sizes(
     rows: Rows, task: Task, groupings: Mapping[str, Grouping], question: Question
 ) -> tuple[int, ...]:
-    """Patients of a class and the rest, of both sides of a grouping, or of every class."""
+    """Return the numbers of patients in the groups of a question.
+
+    The groups are a class and the rest, both sides of a grouping, or all classes.
+    """
     name, grouping = question
     if grouping:
         positive = two_sides(rows, groupings[grouping]).positive
@@ -157,9 +163,9 @@ def _sizes(
 def _problem(
     rows: Rows, task: Task, groupings: Mapping[str, Grouping], question: Question
 ) -> tuple[str, int]:
-    """Why an AUC or its interval is not defined (empty: they are), and over how many patients.
+    """Return why an AUC or its interval is not defined ("" if both are), and its patient count.
 
-    Resampling one patient gives that patient again, so that a side of one has no interval.
+    A side with a single patient has no interval, because it cannot be resampled.
     """
     name, grouping = question
     counts = rows.class_patients()

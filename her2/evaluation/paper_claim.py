@@ -1,7 +1,4 @@
-"""Stage 2, compare: "H&E pre-training beats IHC and non-medical" as one line a head.
-
-The statement is that of arXiv 2411.05028.
-"""
+"""Stage 2, compare: the claim of arXiv 2411.05028, "H&E pre-training beats IHC and non-medical"."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,22 +24,22 @@ STATEMENT = {
     "note": pl.String,
 }
 WORDS: dict[Domain, str] = {"he": "H&E", "ihc": "IHC", "natural": "non-medical"}
-"""Encoders of both stains (`he_ihc`) and untrained ones are on no side."""
+"""Groups of the claim; encoders of both stains (`he_ihc`) and untrained ones are in none."""
 
 
 def statement_table(
     paired: Paired | None, domains: Mapping[str, Domain], heads: tuple[str, ...]
 ) -> pl.DataFrame:
-    """Mean macro AUC of the H&E encoders minus that of the IHC ones, and of the non-medical ones.
+    """Return the H&E encoders' mean macro AUC minus that of the IHC and of the non-medical ones.
 
-    `H&E - both` is the smaller of the two differences, with the bootstrap interval of the smaller;
-    its p is the larger of the two (intersection-union test: Berger, Technometrics 24(4), 1982).
-    `holds`: the interval lies above 0.
+    `H&E - both` is the smaller of the two differences, with the bootstrap interval of the smaller.
+    Its p is the larger of the two (intersection-union test: Berger, Technometrics 24(4), 1982).
+    `holds` tells whether the interval lies above 0.
 
     Args:
-        paired: all models on common patients; None where nothing could be paired.
-        domains: encoder -> images that it was trained on.
-        heads: a head gives three rows.
+        paired: all models on common patients; None for a single model.
+        domains: encoder -> kind of images that it was trained on.
+        heads: the heads, each of which gives three rows.
 
     Returns:
         `head, statement, first, second, difference, low, high, p, n, holds, note`.
@@ -75,7 +72,7 @@ def _of_head(
     if record.get("p") is not None:
         record["p"] = max(one["p"] for one in records)
         if record["difference"] <= 0:
-            record["note"] = "H&E is not above both, so that p does not speak for the statement"
+            record["note"] = "H&E is not above both, so p does not support the statement"
     second = ", ".join([*groups["ihc"], *groups["natural"]])
     name = f"{WORDS['he']} - both"
     return [
@@ -102,7 +99,7 @@ def _lacking(groups: Mapping[Domain, list[str]], needed: tuple[Domain, ...]) -> 
 
 
 def _record(paired: Paired | None, values: Floats | None, lacking: str) -> dict[str, Any]:
-    """What the columns from `difference` on hold."""
+    """Return the values of the columns from `difference` on."""
     if values is None or paired is None:
         return {"note": lacking or "not defined: fewer than 2 models"}
     problem = paired.problems[MACRO]

@@ -1,7 +1,7 @@
-"""Stage 2, evaluate: what the folds' models predicted, as one table, by slide and by patient.
+"""Stage 2, evaluate: the predictions of all folds as one table, by slide and by patient.
 
-Figures are made of `test` rows alone. `tune` rows (of the part that picked the epoch) fit
-temperatures and thresholds, `predict` rows are slides without a label.
+Figures are computed from `test` rows alone. Temperatures and thresholds are fitted on `tune` rows
+(the tuning set); `predict` rows are slides without a label.
 """
 
 from collections.abc import Sequence
@@ -23,14 +23,15 @@ from her2.storage.entries import FoldEntry, read_all_entries
 from her2.storage.products import find_product
 
 KEYS = {"slide": ("slide_id", "patient_id"), "patient": ("patient_id",)}
-"""Level -> what makes a row of it."""
+"""Level -> key columns of its rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Slides or patients of a known class.
+    """Slides or patients with a known class.
 
-    `target` (n,) class index, `probabilities` (n, c), `patients` (n,) a number for each patient.
+    `target` (n,) holds class indices, `probabilities` is (n, c), `patients` (n,) holds the number
+    of each row's patient.
     """
 
     target: Ints
@@ -41,41 +42,41 @@ class Rows:
         return len(self.target)
 
     def weighted(self, weights: Floats) -> Classified:
-        """These rows with weights (b, n), as metrics take them."""
+        """Return these rows with weights (b, n), in the form that metrics take."""
         return Classified(self.target, self.probabilities, weights)
 
     @property
     def single(self) -> bool:
-        """No patient has two rows: they may count as independent."""
+        """Whether no patient has two rows, so that rows are independent."""
         return len(np.unique(self.patients)) == len(self.patients)
 
     def class_patients(self) -> Ints:
-        """How many patients each class has (c,)."""
+        """Return the number of patients in each class (c,)."""
         target = self.target[np.unique(self.patients, return_index=True)[1]]
         return np.bincount(target, minlength=self.probabilities.shape[1])
 
     def sides(self, index: int) -> tuple[int, int]:
-        """Patients of a class, and of all others."""
+        """Return the number of patients in a class, and in all others."""
         counts = self.class_patients()
         return int(counts[index]), int(counts.sum() - counts[index])
 
     @property
     def count_patients(self) -> int:
-        """Patients of all classes."""
+        """Total number of patients."""
         return len(np.unique(self.patients))
 
 
 def gather_predictions(
     spec: EvaluateSpec, cache: Cache, *, folds: Path, models: Path
 ) -> pl.DataFrame:
-    """One row a slide that a fold's model did not learn from, repeat and fold.
+    """Collect the predictions for slides that a fold's model was not trained on.
 
     Returns:
-        `slide_id, patient_id, repeat, fold, role` (test; predict for unlabelled slides; tune for
-        the part that picked the epoch), `target` (class index or null), `prob_<class>`.
+        One row per slide, repeat and fold: `slide_id, patient_id, repeat, fold, role` (test, tune,
+        or predict for unlabelled slides), `target` (class index or null), `prob_<class>`.
 
     Raises:
-        UserError: a prediction is not finite, or not of the role that the folds table says, or a
+        UserError: a prediction is not finite or has another role than in the folds table, or a
             patient has two classes.
     """
     table = pl.read_parquet(folds)
@@ -106,7 +107,7 @@ def gather_predictions(
 
 
 def out_of_fold(predictions: pl.DataFrame, classes: Sequence[str], *, by: str) -> pl.DataFrame:
-    """Test rows averaged over repeats (and, for `by="patient_id"`, over a patient's slides).
+    """Average test rows over repeats (and, for `by="patient_id"`, over a patient's slides).
 
     Returns:
         `patient_id` (and `slide_id`), `target`, `predicted` (most probable class), `prob_<class>`.
@@ -115,7 +116,7 @@ def out_of_fold(predictions: pl.DataFrame, classes: Sequence[str], *, by: str) -
 
 
 def averaged(rows: pl.DataFrame, classes: Sequence[str], *, by: str) -> pl.DataFrame:
-    """Mean probabilities of the rows of each slide or patient, as `out_of_fold` gives them."""
+    """Average the probabilities of each slide's or patient's rows; columns as in `out_of_fold`."""
     columns = [f"prob_{name}" for name in classes]
     keys = list(KEYS[by.removesuffix("_id")])
     table = (
@@ -128,7 +129,7 @@ def averaged(rows: pl.DataFrame, classes: Sequence[str], *, by: str) -> pl.DataF
 
 
 def rows_of(table: pl.DataFrame, task: Task) -> Rows:
-    """The arrays of a table of slides or patients."""
+    """Return the arrays of a table of slides or patients."""
     names = table["patient_id"].to_numpy()
     return Rows(
         target=table["target"].cast(pl.Int64).to_numpy(),
@@ -140,13 +141,13 @@ def rows_of(table: pl.DataFrame, task: Task) -> Rows:
 
 
 def runs(predictions: pl.DataFrame) -> list[tuple[str, int, int]]:
-    """(`r0f3`, repeat, fold) of every model, in order."""
+    """Return the name (`r0f3`), repeat and fold of every model, in order."""
     found = predictions.select("repeat", "fold").unique().sort("repeat", "fold").iter_rows()
     return [(run_name(repeat, fold), repeat, fold) for repeat, fold in found]
 
 
 def of_run(predictions: pl.DataFrame, repeat: int, fold: int, role: str) -> pl.DataFrame:
-    """The rows of one model and role."""
+    """Return the rows of one model and role."""
     return predictions.filter(
         (pl.col("repeat") == repeat) & (pl.col("fold") == fold) & (pl.col("role") == role)
     )
@@ -155,8 +156,8 @@ def of_run(predictions: pl.DataFrame, repeat: int, fold: int, role: str) -> pl.D
 def _read(path: Path, run: str) -> pl.DataFrame:
     if not path.exists():
         raise UserError(
-            f"{run}: its model has no {path.name} ({path.parent}); delete the model manifests and "
-            "run snakemake again."
+            f"{run}: its model has no {path.name} ({path.parent}); delete the entries files of the "
+            "models and run snakemake again."
         )
     return pl.read_parquet(path)
 
@@ -175,7 +176,7 @@ def _check_predictions(table: pl.DataFrame, columns: list[str]) -> None:
         names = ", ".join(bad["slide_id"].unique().sort().head(8).to_list())
         raise UserError(
             f"{len(bad)} predictions cannot be evaluated (not finite, or not held out in the folds "
-            f"table): {names}; delete the model manifests and run snakemake again."
+            f"table): {names}. Delete the entries files of the models and run snakemake again."
         )
     torn = (
         table.drop_nulls("target")
@@ -187,7 +188,7 @@ def _check_predictions(table: pl.DataFrame, columns: list[str]) -> None:
     if len(torn):
         first = torn.row(0, named=True)
         raise UserError(
-            f"{len(torn)} patients have slides of two classes, the first {first['patient_id']} "
-            f"({', '.join(first['slide_id'][:8])}); give each patient one label in the manifest "
+            f"{len(torn)} patients have slides of two classes, first {first['patient_id']} "
+            f"({', '.join(first['slide_id'][:8])}). Give each patient one label in the manifest "
             "and run snakemake again."
         )

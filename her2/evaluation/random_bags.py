@@ -1,4 +1,4 @@
-"""Stage 2, evaluate: AUC over random bags, as arXiv 2411.05028 counts."""
+"""Stage 2, evaluate: AUC over random bags, as computed in arXiv 2411.05028."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from her2.storage.entries import FoldEntry, read_all_entries
 def bag_figures(
     spec: EvaluateSpec, cache: Cache, models: Path, predictions: pl.DataFrame
 ) -> pl.DataFrame:
-    """Figures at level `bag`; bags of a slide are not independent, so there is no interval."""
+    """Return figures at level `bag`, without intervals as bags of a slide are not independent."""
     classes = spec.task.class_names
     target = dict(predictions.select("slide_id", "target").unique().iter_rows())
     parts = [
@@ -43,8 +43,8 @@ def bag_figures(
                 "n": len(bags),
                 "n_positive": counts.get(name),
                 "prevalence": counts[name] / len(bags) if name in counts else None,
-                "note": "random bags, pooled over folds; those of a slide are not independent: "
-                "no interval",
+                "note": "random bags, pooled over folds; no interval, because bags of one slide "
+                "are not independent",
             }
             for name, value in values.items()
         ],

@@ -1,4 +1,4 @@
-"""Stage 2, evaluate: intervals of shares.
+"""Stage 2, evaluate: confidence intervals of shares.
 
 Source: Wilson, Journal of the American Statistical Association 22(158), 1927.
 """
@@ -9,7 +9,7 @@ from scipy.special import ndtri
 
 
 def wilson(count: float, trials: int, confidence: float) -> tuple[float, float]:
-    """Wilson's score interval of `count` of `trials`; the count may be a sum of shares."""
+    """Return Wilson's score interval of `count` of `trials`; the count can be a sum of shares."""
     part, critical = count / trials, -float(ndtri((1 - confidence) / 2))
     squared = critical**2
     denominator = 1 + squared / trials

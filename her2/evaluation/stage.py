@@ -1,7 +1,7 @@
-"""Stage 2, evaluate: out-of-fold predictions of an encoder and head -> tables of figures.
+"""Stage 2, evaluate: tables of figures from the out-of-fold predictions of an encoder and head.
 
-Each table is a function of the predictions table, the task and the config; what they hold is in
-`docs/statistics.md`.
+Each table is a function of the predictions table, the task and the config. `docs/statistics.md`
+describes them.
 """
 
 from collections.abc import Callable
@@ -31,17 +31,17 @@ from her2.storage.cache import Cache
 def evaluate(
     spec: EvaluateSpec, cache: Cache, *, folds: Path, models: Path, output: Path
 ) -> pl.DataFrame:
-    """Write the tables of a model, as Parquet and CSV: all that `evaluation_tables` makes.
+    """Write all tables of `evaluation_tables` for a model, as Parquet and CSV.
 
     Args:
-        spec: the job.
+        spec: the job's spec.
         cache: holds the trained folds.
         folds: the task's folds table.
-        models: the folder of the chunks' entries.
+        models: folder of the chunks' entries files.
         output: folder of the tables.
 
     Returns:
-        The metrics.
+        The table `metrics`.
 
     Raises:
         UserError: a prediction is missing or not finite, or a patient has two classes.
@@ -57,10 +57,10 @@ def evaluate(
 
 
 def evaluation_tables(spec: EvaluateSpec, predictions: pl.DataFrame) -> dict[str, pl.DataFrame]:
-    """Name -> table, the predictions last (they are the rule's output).
+    """Return the tables by name, with the predictions last because they are the rule's output.
 
-    Under the published protocol a patient's slides are on both sides of a fold, so there the tables
-    know slides only.
+    Under the published protocol a patient's slides can be on both sides of a fold, so the tables
+    have figures at slide level only.
     """
     task, section, seed = spec.task, spec.evaluation, spec.seed
     levels = ("slide",) if spec.protocol == "published" else ("patient", "slide")

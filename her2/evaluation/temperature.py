@@ -1,4 +1,4 @@
-"""Stage 2, evaluate: a temperature for each fold's model, fitted on its tune part alone.
+"""Stage 2, evaluate: temperature scaling of each fold's model, fitted on its tuning set alone.
 
 Source: Guo, Pleiss, Sun and Weinberger, ICML 2017.
 """
@@ -17,7 +17,7 @@ from her2.evaluation.predictions import of_run, rows_of, runs
 log = logging.getLogger(__name__)
 
 BOUNDS = (0.05, 20.0)
-"""Of a temperature; at a bound the tune part did not hold one (all of it right, or no signal)."""
+"""Bounds of a temperature, reached where the tuning set is predicted perfectly or not at all."""
 TEMPERATURES = {
     "run": pl.String,
     "temperature": pl.Float64,
@@ -27,9 +27,9 @@ TEMPERATURES = {
 
 
 def fit_temperature(target: Ints, probabilities: Floats) -> tuple[float, str]:
-    """The temperature of least log loss on rows (n, c), and what has to be said of it.
+    """Return the temperature with the lowest log loss on rows (n, c), and a note on it.
 
-    The loss is convex in 1 / T, so that one search between the bounds finds its least.
+    The loss is convex in 1 / T, so a single search between the bounds finds the minimum.
     """
     from scipy.optimize import minimize_scalar
 
@@ -41,18 +41,18 @@ def fit_temperature(target: Ints, probabilities: Floats) -> tuple[float, str]:
 
     low, high = math.log(BOUNDS[0]), math.log(BOUNDS[1])
     if np.ptp([loss(low), loss(0.0), loss(high)]) < 1e-12:
-        return 1.0, "every temperature fits the tune part alike"
+        return 1.0, "every temperature fits the tuning set equally well"
     found = float(
         minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x
     )
-    for bound in BOUNDS:  # towards one the loss may be flat: then the search stops short of it
+    for bound in BOUNDS:  # near a bound the loss can be flat, and the search stops short of it
         if loss(math.log(bound)) < loss(found) + 1e-9:
-            return bound, f"at the bound {bound:g}: the tune part holds no temperature"
+            return bound, f"at the bound {bound:g}: the tuning set does not determine a temperature"
     return math.exp(found), ""
 
 
 def scale(probabilities: Floats, temperature: float | Floats) -> Floats:
-    """Softmax of log-probabilities (n, c) over T, one for all or (n, 1) one for each row.
+    """Return the softmax of log-probabilities (n, c) divided by T, a number or one per row (n, 1).
 
     The most probable class stays the most probable.
     """
@@ -61,15 +61,15 @@ def scale(probabilities: Floats, temperature: float | Floats) -> Floats:
 
 
 def _logits(probabilities: Floats) -> Floats:
-    """Log-probabilities; 0 counts as the least float step."""
+    """Return log-probabilities, clipped at float epsilon."""
     return np.log(np.clip(probabilities, np.finfo(np.float64).eps, None))
 
 
 def fit_temperatures(predictions: pl.DataFrame, task: Task) -> pl.DataFrame:
-    """A temperature for each fold's model, from the slides of its tune part.
+    """Fit a temperature for each fold's model on the slides of its tuning set.
 
     Returns:
-        `run, temperature, n_tune, note`; the temperature is null without a tune part.
+        `run, temperature, n_tune, note`; the temperature is null without a tuning set.
     """
     records = []
     for run, repeat, fold in runs(predictions):
@@ -77,7 +77,7 @@ def fit_temperatures(predictions: pl.DataFrame, task: Task) -> pl.DataFrame:
         temperature, note = (
             fit_temperature(rows.target, rows.probabilities)
             if len(rows)
-            else (None, "no tune part")
+            else (None, "no tuning set")
         )
         records.append({"run": run, "temperature": temperature, "n_tune": len(rows), "note": note})
     return pl.DataFrame(records, schema=TEMPERATURES)
@@ -86,17 +86,17 @@ def fit_temperatures(predictions: pl.DataFrame, task: Task) -> pl.DataFrame:
 def scaled_predictions(
     predictions: pl.DataFrame, temperatures: pl.DataFrame, task: Task
 ) -> tuple[pl.DataFrame | None, str]:
-    """Every row's probabilities at its model's temperature, and a note.
+    """Return the predictions scaled by their model's temperature, and a note.
 
-    None where no model has a temperature. Where only some have none, their rows stay as predicted,
-    and the note counts them.
+    They are None where no model has a temperature. Where only some models lack one, their rows stay
+    as predicted, and the note names these models.
     """
     lacking = temperatures.filter(pl.col("temperature").is_null())["run"].to_list()
     if len(lacking) == len(temperatures):
-        return None, "not defined: no fold has a tune part"
+        return None, "not defined: no fold has a tuning set"
     note = ""
     if lacking:
-        note = f"no temperature in {', '.join(lacking)}: left as predicted"
+        note = f"left as predicted for lack of a temperature: {', '.join(lacking)}"
         log.warning("%s", note)
     given = dict(temperatures.select("run", pl.col("temperature").fill_null(1.0)).iter_rows())
     by_run = {(repeat, fold): given[run] for run, repeat, fold in runs(predictions)}

@@ -1,4 +1,4 @@
-"""Config and stage 2, train: the heads, one file each, and what a head's file says.
+"""Config and stage 2, train: the heads, one file each, and what a head's file declares.
 
 Every module of this package is a head (or a family of them), found by listing the package:
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """Marks an option with what the report calls it: `Annotated[Count, Words("query width")]`."""
+    """A mark with an option's name in the report: `Annotated[Count, Words("query width")]`."""
 
     text: str
 
@@ -42,17 +42,17 @@ AttentionWidth = Annotated[Count, Words("attention width")]
 
 def named(name: str) -> Any:
     """Return the field `head` of a section, which is the tag of the union of all heads."""
-    return Field(name, description="which; the section's name may say it")
+    return Field(name, description="which head; the section's name can state it instead")
 
 
 class HeadOptions(Section):
-    """A head as the config names it: the base of every head's section.
+    """A head as the config names it, the base class of every head's section.
 
     Attributes:
         head: the name, a `Literal`.
-        label: what it is, as the report says it after the head's name.
-        citations: works that the label is followed by, in order: authors and year, and where the
-            work appeared.
+        label: the description that follows the head's name in the report.
+        citations: works cited after the label, in order: authors and year -> where the work
+            appeared.
         trained_by_gradient: whether it has epochs, and so can be trained without a tuning set.
         reads_order: whether the order of the tiles changes its logits.
         even: whether every tile of a slide has the same attention.
@@ -69,7 +69,7 @@ class HeadOptions(Section):
 
     @classmethod
     def words(cls, option: str) -> str:
-        """Return what the report calls an option."""
+        """Return the report's name of an option."""
         marks = [mark for mark in cls.model_fields[option].metadata if isinstance(mark, Words)]
         return marks[0].text if marks else option.replace("_", " ")
 
@@ -80,21 +80,25 @@ class HeadOptions(Section):
 
 
 class SearchSection(Section):
-    """Random search of a head's options, in every fold anew: the tune part chooses."""
+    """Random search of a head's options, repeated in every fold; the tuning set chooses."""
 
-    trials: Annotated[int, Field(ge=2)] = Field(description="combinations that each fold trains")
+    trials: Annotated[int, Field(ge=2)] = Field(description="combinations trained per fold")
     options: dict[str, Annotated[list[bool | int | float], Field(min_length=1)]] = Field(
         min_length=1, description="option of the head -> values to draw from"
     )
 
 
 class Projected(HeadOptions):
-    """What every head has that reads tiles."""
+    """The options of every head that reads tiles."""
 
-    hidden: Width = Field(0, description="width of a projection (linear + ReLU) first; 0: none")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.25, description="on the input features")
+    hidden: Width = Field(
+        0, description="width of a first projection (linear + ReLU); 0: no projection"
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.25, description="dropout rate of the input features"
+    )
     search: SearchSection | None = Field(
-        None, description="random search of the options above; costs `trials` trainings a fold"
+        None, description="random search of the options above; trains `trials` models per fold"
     )
 
     @model_validator(mode="after")
@@ -104,7 +108,10 @@ class Projected(HeadOptions):
         legal = sorted(set(type(self).model_fields) - {"head", "search"})
         for name, values in self.search.options.items():
             if name not in legal:
-                raise ValueError(f"search.options: {name!r} is none of {', '.join(legal)}")
+                raise ValueError(
+                    f"search.options: {name!r} is not an option of this head; "
+                    f"it has {', '.join(legal)}"
+                )
             for value in values:
                 self.with_options({name: value})
         count = math.prod(len(values) for values in self.search.options.values())
@@ -130,23 +137,27 @@ class Projected(HeadOptions):
 
 
 class Attending(Projected):
-    """What every head has that learns attention (Ilse 2018)."""
+    """The options of every head that learns attention (Ilse 2018)."""
 
-    hidden: Width = Field(64, description="width of a projection (linear + ReLU) first; 0: none")
+    hidden: Width = Field(
+        64, description="width of a first projection (linear + ReLU); 0: no projection"
+    )
     attention: AttentionWidth = Field(128, description="width of the attention's hidden layer")
-    gated: bool = Field(True, description="gated attention, equation 9 of the paper; else 8")
+    gated: bool = Field(
+        True, description="true: gated attention, equation 9 of the paper; false: equation 8"
+    )
 
 
 class Fitted(HeadOptions):
     """A linear classifier of the slide's mean embedding that scikit-learn fits.
 
     There are no epochs: the tuning set picks one of `estimators`. `network` builds mean pooling
-    without a projection, which the chosen coefficients are copied into. Options that are lists
+    without a projection, into which the chosen coefficients are copied. Options that are lists
     hold one value for each estimator.
 
     Attributes:
-        method: the fit, in a word or two.
-        picked: what the tuning set picks.
+        method: name of the fit, in a word or two.
+        picked: the quantity that the tuning set picks.
     """
 
     trained_by_gradient: ClassVar[bool] = False
@@ -159,7 +170,7 @@ class Fitted(HeadOptions):
         """Return scikit-learn's linear classifiers, not yet fitted.
 
         Args:
-            balanced: each class weighs the same, else each slide.
+            balanced: whether each class weighs the same; otherwise each slide does.
         """
 
 
@@ -173,7 +184,7 @@ def discover() -> dict[str, type[HeadOptions]]:
     found: dict[str, type[HeadOptions]] = {}
     works: dict[str, str] = {}
     for item in pkgutil.iter_modules(__path__):
-        if item.ispkg:  # what heads are made of
+        if item.ispkg:  # `layers`, the parts of heads, declares none
             continue
         module = import_module(f"{__name__}.{item.name}")
         for section in _declared(module):
@@ -187,8 +198,9 @@ def discover() -> dict[str, type[HeadOptions]]:
             for work, where in section.citations.items():
                 if works.setdefault(work, where) != where:
                     raise UserError(
-                        f"{module.__file__}: {work!r} appeared in {where!r} here and in "
-                        f"{works[work]!r} elsewhere; tell them apart, as in '{work}b'."
+                        f"{module.__file__}: {work!r} appeared in {where!r} according to this "
+                        f"file and in {works[work]!r} according to another. If these are two "
+                        f"works, name one of them '{work}b'."
                     )
     return dict(sorted(found.items()))
 
@@ -212,6 +224,6 @@ def _declared(module: ModuleType) -> list[type[HeadOptions]]:
     if missing:
         raise UserError(
             f"{module.__file__}: declares no head: {', '.join(missing)} missing. Every module of "
-            "this package is a head; her2/heads/mean.py is a short one to copy."
+            "this package must declare one; her2/heads/mean.py is a short example to copy."
         )
     return sections

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class AttentionSection(Attending):
-    """Attention-based MIL, with one map."""
+    """Attention-based MIL with one map."""
 
     head: Literal["abmil"] = named("abmil")
     label = "attention-based pooling"
@@ -36,7 +36,7 @@ def network(options: AttentionSection, dimension: int, outputs: int) -> "Head":
             self.classifier = nn.Linear(self.width, outputs)
 
         def pool(self, parts: tuple[Tensor, ...], mask: Tensor) -> Output:
-            """Instances (b, n, width), scores (b, n, 1) -> logits (b, o), attention (b, n)."""
+            """Pool instances (b, n, width) by scores (b, n, 1): logits (b, o), attention (b, n)."""
             h, scores = parts
             weights = masked_softmax(scores, mask).squeeze(2)  # (b, n)
             z = torch.einsum("bn,bnd->bd", weights, h.to(weights.dtype))  # (b, width)

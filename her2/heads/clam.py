@@ -1,6 +1,6 @@
 r"""CLAM with one map (SB) or one map per output (MB), and its instance loss.
 
-    bag       as `abmil` (SB) or `multibranch` (MB)
+    bag       that of `abmil` (SB) or `multibranch` (MB)
     instance  u_kc = W_c h_k + b_c in R^2, for each output c: "is this tile evidence for c?"
               in the class: the B tiles that c's map ranks first are labelled 1, the last B are 0
               out of the class (`subtyping`): the first B are labelled 0
@@ -10,8 +10,8 @@ The instance loss is the smooth top-1 SVM of the paper, with margin and temperat
 
     L(u, y) = log sum_j exp(u_j + 1[j != y]) - u_y = softplus(1 + u_{1-y} - u_y)
 
-Departures: features, not hidden layers, are dropped out (as in the other heads here); a bag of
-fewer than 2B tiles labels half of them at each end, so that no tile is its own opposite; with
+Departures: dropout acts on the features, not on hidden layers (as in the other heads here). In a
+bag of fewer than 2B tiles half are labelled at each end, so that no tile gets both labels. With
 ordered outputs a bag is in the class of every threshold that it passes.
 
 Sources: Lu et al., Data-efficient and weakly supervised computational pathology on whole-slide
@@ -33,30 +33,35 @@ if TYPE_CHECKING:
 
 
 class _ClamSection(Attending):
-    """The options of both; defaults of the paper."""
+    """The options of both variants, with the paper's defaults."""
 
     citations: ClassVar = {"Lu et al. 2021": "Nature Biomedical Engineering 5"}
-    hidden: Width = Field(512, description="width of a projection (linear + ReLU) first; 0: none")
+    hidden: Width = Field(
+        512, description="width of a first projection (linear + ReLU); 0: no projection"
+    )
     attention: AttentionWidth = Field(256, description="width of the attention's hidden layer")
-    instances: Count = Field(8, description="tiles labelled at each end of the attention")
-    instance_weight: Share = Field(0.3, description="of the tiles' loss in the whole")
+    instances: Count = Field(
+        8, description="tiles labelled at each end of the ranking by attention"
+    )
+    instance_weight: Share = Field(0.3, description="weight of the tiles' loss in the total loss")
     subtyping: bool = Field(
-        False, description="tiles also speak against the classes that the slide is not of"
+        False,
+        description="top-ranked tiles also count as evidence against the slide's other classes",
     )
 
 
 class ClamSBSection(_ClamSection):
-    """CLAM (Lu 2021) with one map; defaults of the paper."""
+    """CLAM (Lu 2021) with one map and the paper's defaults."""
 
     head: Literal["clam_sb"] = named("clam_sb")
     label = "CLAM with one attention branch"
 
 
 class ClamMBSection(_ClamSection):
-    """CLAM (Lu 2021) with one map per output; defaults of the paper."""
+    """CLAM (Lu 2021) with one map per output and the paper's defaults."""
 
     head: Literal["clam_mb"] = named("clam_mb")
-    label = "CLAM with one attention branch an output"
+    label = "CLAM with one attention branch per output"
 
 
 def network(options: ClamSBSection | ClamMBSection, dimension: int, outputs: int) -> "Head":
@@ -78,21 +83,21 @@ def network(options: ClamSBSection | ClamMBSection, dimension: int, outputs: int
             self.subtyping = options.subtyping
 
         def encode(self, bag: Tensor) -> tuple[Tensor, ...]:
-            """Features (b, n, d) -> instances, scores, instance classes (b, n, 2 o)."""
+            """Encode features (b, n, d): instances, scores and instance classes (b, n, 2 o)."""
             h, scores = super().encode(bag)  # (b, n, width), (b, n, o or 1)
             return h, scores, self.instance_classifier(h)
 
         def pool(self, parts: tuple[Tensor, ...], mask: Tensor) -> Output:
-            """As `multibranch`, and the instances' scores (b, n, o, 2)."""
+            """Pool like `multibranch`, and add the instances' scores (b, n, o, 2)."""
             return super().pool(parts, mask)._replace(instances=parts[2].unflatten(2, (-1, 2)))
 
         def instance_loss(self, output: Output, mask: Tensor, members: Tensor) -> Tensor:
-            """The instance term.
+            """Return the instance term of the loss, a scalar.
 
             Args:
-                output: of `forward`.
-                mask: bool (b, n).
-                members: bool (b, o), the outputs that a bag's label is in the class of.
+                output: the result of `forward`.
+                mask: bool (b, n), True on instances that exist.
+                members: bool (b, o), True where the bag's label is in the class of the output.
             """
             assert output.instances is not None
             scores = output.instances.float()  # (b, n, o, 2)
@@ -106,7 +111,7 @@ def network(options: ClamSBSection | ClamMBSection, dimension: int, outputs: int
             count = each.clamp(min=1)[:, None]  # (b, 1)
 
             def mean(picked: Tensor, label: int) -> Tensor:
-                """Mean loss of the picked instances, (b, o)."""
+                """Return the mean loss of the picked instances, (b, o)."""
                 return (smooth_top1_svm(picked, label) * used).sum(dim=1) / count
 
             inside = (mean(first, 1) + mean(last, 0)) / 2  # (b, o)
@@ -116,7 +121,7 @@ def network(options: ClamSBSection | ClamMBSection, dimension: int, outputs: int
 
         @staticmethod
         def _pick(scores: Tensor, maps: Tensor, k: int) -> Tensor:
-            """The k instances of each map that it ranks first, best first: (b, k, o, 2)."""
+            """Return the scores of each map's k top-ranked instances, best first (b, k, o, 2)."""
             index = maps.topk(k, dim=1).indices[..., None]  # (b, k, 1 or o, 1)
             return scores.gather(1, index.expand(-1, -1, *scores.shape[2:]))
 
@@ -124,7 +129,7 @@ def network(options: ClamSBSection | ClamMBSection, dimension: int, outputs: int
 
 
 def smooth_top1_svm(scores: "Tensor", label: int) -> "Tensor":
-    """The smooth top-1 SVM loss of scores (..., 2) for one label; margin and temperature 1."""
+    """Return the smooth top-1 SVM loss of scores (..., 2); margin and temperature are 1."""
     from torch.nn import functional
 
     return functional.softplus(1 + scores[..., 1 - label] - scores[..., label])

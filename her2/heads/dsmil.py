@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 
 class DualStreamSection(Projected):
-    """DSMIL (Li 2021); defaults of the authors' code."""
+    """DSMIL (Li 2021), with the defaults of the authors' code."""
 
     head: Literal["dsmil"] = named("dsmil")
     label = "dual-stream multiple-instance learning"
     citations: ClassVar = {"Li et al. 2021": "CVPR"}
     query: Annotated[Count, Words("query width")] = Field(
-        128, description="width in which tiles are compared"
+        128, description="width of the vectors by which tiles are compared"
     )
 
 
 def network(options: DualStreamSection, dimension: int, outputs: int) -> "Head":
-    """Build max pooling and attention around its choice, averaged."""
+    """Build the mean of max pooling and attention to the instances that it selects."""
     import torch
     from torch import Tensor, nn
 
@@ -53,19 +53,19 @@ def network(options: DualStreamSection, dimension: int, outputs: int) -> "Head":
             self.classifier = nn.Linear(outputs * self.width, outputs)
 
         def encode(self, bag: Tensor) -> tuple[Tensor, ...]:
-            """Features (b, n, d) -> instances (b, n, width), logits (b, n, o), (b, n, query)."""
+            """Encode features (b, n, d): instances, logits (b, n, o) and queries (b, n, query)."""
             h = self.project(self.dropout(bag))  # (b, n, width)
             return h, self.instance(h), self.query(h)
 
         def pool(self, parts: tuple[Tensor, ...], mask: Tensor) -> Output:
-            """What `encode` gave -> logits (b, o), attention (b, n, o)."""
+            """Pool the result of `encode`: logits (b, o), attention (b, n, o)."""
             h, scores, q = parts
             scores = scores.masked_fill(~mask[:, :, None], -torch.inf)  # (b, n, o)
             best, critical = scores.max(dim=1)  # (b, o), (b, o)
             critical = critical[:, :, None].expand(-1, -1, q.shape[2])  # (b, o, query)
             alike = torch.einsum("bnq,boq->bno", q, q.gather(1, critical)) / q.shape[2] ** 0.5
             weights = masked_softmax(alike, mask)  # (b, n, o)
-            # The map v is linear and a map's weights sum to one: v of the mean is the mean of v.
+            # v is affine and the weights of a map sum to one, so v(mean h) is the mean of v(h).
             mean = torch.einsum("bno,bnw->bow", weights, h.to(weights.dtype))  # (b, o, width)
             z = self.value(mean)  # (b, o, width)
             return Output((best + self.classifier(z.flatten(1))) / 2, weights)

@@ -1,8 +1,8 @@
-r"""Mean embedding and logistic regression, the baseline nobody should lose to.
+r"""Mean embedding and logistic regression, the baseline that any other head should beat.
 
     logits = W (mean_k x_k - m) / s + b
 
-m and s are the mean and standard deviation of the train slides' mean embeddings; W minimises the
+m and s are the mean and standard deviation of the training slides' mean embeddings. W minimises the
 multinomial cross-entropy + ||W||^2 / (2 C), solved to convergence by scikit-learn. C is the one of
 `strengths` that is best on the tuning set.
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class LogisticSection(Fitted):
-    """Logistic regression of the mean embedding; of `training` it reads `balance` and `select`."""
+    """Logistic regression of the mean embedding; it reads only `training.balance` and `.select`."""
 
     head: Literal["logistic"] = named("logistic")
     label = "logistic regression of the mean embedding"
@@ -31,11 +31,11 @@ class LogisticSection(Fitted):
     strengths: Annotated[tuple[Positive, ...], Words("inverse strength of the penalty")] = Field(
         (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0),
         min_length=1,
-        description="C, the inverse of the penalty; the tune part picks one",
+        description="C, the inverse of the penalty; the tuning set picks one",
     )
 
     def estimators(self, *, balanced: bool) -> list[Any]:
-        """Return one logistic regression for each strength."""
+        """Return one unfitted logistic regression per strength."""
         from sklearn.linear_model import LogisticRegression
 
         weight = "balanced" if balanced else None

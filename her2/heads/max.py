@@ -2,8 +2,8 @@ r"""Max pooling of instance logits.
 
     logits_c = max_k (W h_k + b)_c,    h_k = x_k, or ReLU(P x_k + p)
 
-The instance-level maximum (mi-Net): a slide is as positive as its most positive tile. Each output
-has its own map, one on the instance that decides and zero elsewhere.
+This is the instance-level maximum (mi-Net): a slide is as positive as its most positive tile. Each
+output has its own map, which is one on the deciding instance and zero elsewhere.
 
 Source: Wang, Yan, Tang, Bai, Liu, Revisiting multiple instance neural networks, Pattern
 Recognition 74, 2018 (arXiv 1610.02501); on slides, Campanella et al., Nature Medicine 25, 2019.
@@ -26,7 +26,7 @@ class MaxSection(Projected):
 
 
 def network(options: MaxSection, dimension: int, outputs: int) -> "Head":
-    """Build a classifier of every instance, where each output takes its largest logit."""
+    """Build a classifier of instances; a bag gets the largest logit of each output."""
     import torch
     from torch import Tensor, nn
 
@@ -38,11 +38,11 @@ def network(options: MaxSection, dimension: int, outputs: int) -> "Head":
             self.classifier = nn.Linear(self.width, outputs)
 
         def encode(self, bag: Tensor) -> tuple[Tensor, ...]:
-            """Features (b, n, d) -> instance logits (b, n, o)."""
+            """Encode features (b, n, d): instance logits (b, n, o)."""
             return (self.classifier(self.project(self.dropout(bag))),)
 
         def pool(self, parts: tuple[Tensor, ...], mask: Tensor) -> Output:
-            """Instance logits (b, n, o) -> logits (b, o), attention (b, n, o)."""
+            """Pool instance logits (b, n, o): logits (b, o), attention (b, n, o)."""
             scores = parts[0].masked_fill(~mask[:, :, None], -torch.inf)
             logits, deciding = scores.max(dim=1)  # (b, o), (b, o)
             weights = torch.zeros_like(scores, dtype=torch.float32)  # (b, n, o)

@@ -1,10 +1,10 @@
-r"""Mean pooling, the baseline of every attention.
+r"""Mean pooling, the baseline for every attention head.
 
     logits = W (1/n) sum_k h_k + b,    h_k = x_k, or ReLU(P x_k + p)
 
-With `hidden: 0` a linear model of the slide's mean embedding; `logistic` fits that one by
-logistic regression instead of by gradient steps. With a projection it is the embedding-level mean
-of MI-Net.
+With `hidden: 0` this is a linear model of the slide's mean embedding; `logistic` fits the same
+model by logistic regression instead of gradient steps. With a projection it is the embedding-level
+mean of MI-Net.
 
 Source: Wang, Yan, Tang, Bai, Liu, Revisiting multiple instance neural networks, Pattern
 Recognition 74, 2018 (arXiv 1610.02501).
@@ -40,7 +40,7 @@ def network(options: MeanSection, dimension: int, outputs: int) -> "Head":
             self.classifier = nn.Linear(self.width, outputs)
 
         def pool(self, parts: tuple[Tensor, ...], mask: Tensor) -> Output:
-            """Instances (b, n, width) -> logits (b, o), attention (b, n)."""
+            """Pool instances (b, n, width): logits (b, o), attention (b, n)."""
             weights = mask / mask.sum(dim=1, keepdim=True)  # (b, n)
             z = torch.einsum("bn,bnw->bw", weights, parts[0].to(weights.dtype))  # (b, width)
             return Output(self.classifier(z), weights)

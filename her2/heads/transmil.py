@@ -1,6 +1,6 @@
 r"""TransMIL, a transformer over the tiles of a slide.
 
-    H_0 = [class token; ReLU(P x_k + p)]      tiles repeated from the first on, to fill a square
+    H_0 = [class token; ReLU(P x_k + p)]      tiles, repeated from the first to fill a square
     H_1 = H_0 + MSA(LN(H_0))
     H_2 = [class token; PPEG(tiles of H_1)]   sum of identity and 7x7, 5x5, 3x3 depthwise
                                               convolutions over the square
@@ -11,14 +11,15 @@ MSA is Nystrom attention with m landmarks (means of m segments of the sequence),
     softmax(Q K~^T) pinv( softmax(Q~ K~^T) ) softmax(Q~ K^T) V + conv_33(V)
 
 **Not permutation-invariant**: PPEG and the convolution read the tiles in the order of the tile
-table. Masked tiles are taken out before that order matters, one bag at a time, so padding changes
+table. Masked tiles are removed before that order matters, one bag at a time, so padding changes
 nothing.
 
 Departures: a sequence of at most m tokens uses exact attention, which the formula equals when
-every token is a landmark; landmarks are means of segments that differ by at most one token,
-instead of a sequence filled with zero tokens that others attend to; each matrix, not the whole
-batch, scales its own pseudo-inverse, which runs in float32. `attention` is the last layer's exact
-softmax of the class token over the tiles, averaged over the heads (the paper maps the same row).
+every token is a landmark. Landmarks are means of segments whose lengths differ by at most one
+token; the authors instead pad the sequence with zero tokens, which other tokens attend to. The
+pseudo-inverse of each matrix is scaled by that matrix, not by the whole batch, and runs in float32.
+`attention` is the last layer's exact softmax of the class token over the tiles, averaged over the
+heads (the paper maps the same row).
 
 Sources: Shao et al., TransMIL: transformer based correlated multiple instance learning for whole
 slide image classification, NeurIPS 2021 (arXiv 2106.00908); Xiong et al., Nystromformer, AAAI 2021
@@ -38,17 +39,21 @@ if TYPE_CHECKING:
 
 
 class TransMILSection(Projected):
-    """TransMIL (Shao 2021); defaults of the authors' code."""
+    """TransMIL (Shao 2021), with the defaults of the authors' code."""
 
     head: Literal["transmil"] = named("transmil")
     label = "TransMIL"
     citations: ClassVar = {"Shao et al. 2021": "NeurIPS 34"}
     reads_order = True
     hidden: Annotated[int, Field(ge=8, multiple_of=8), Words("projection width")] = Field(
-        512, description="width"
+        512, description="width of the transformer"
     )
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="on the input features")
-    landmarks: Count = Field(256, description="longer sequences of tiles are approximated by these")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="dropout rate of the input features"
+    )
+    landmarks: Count = Field(
+        256, description="number of landmarks that approximate a longer sequence of tiles"
+    )
 
 
 def network(options: TransMILSection, dimension: int, outputs: int) -> "Head":
@@ -77,7 +82,7 @@ def network(options: TransMILSection, dimension: int, outputs: int) -> "Head":
             self.classifier = nn.Linear(hidden, outputs)
 
         def pool(self, parts: tuple[Tensor, ...], mask: Tensor) -> Output:
-            """Instances (b, n, hidden) -> logits (b, o), attention (b, n)."""
+            """Pool instances (b, n, hidden): logits (b, o), attention (b, n)."""
             h = parts[0]
             logits, attention = [], torch.zeros(mask.shape, device=mask.device)
             for index in range(len(h)):
@@ -88,9 +93,9 @@ def network(options: TransMILSection, dimension: int, outputs: int) -> "Head":
             return Output(torch.stack(logits), attention)
 
         def _encode(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
-            """Tiles (n, hidden) of one bag -> class token (hidden,), its attention (n,)."""
+            """Encode one bag's tiles (n, hidden): class token (hidden,), its attention (n,)."""
             n, side = len(tiles), math.isqrt(len(tiles) - 1) + 1
-            # What layers add up in stays float32 under mixed precision.
+            # The residual stream stays float32 under mixed precision.
             tiles = tiles.to(self.token.dtype)
             x = torch.cat([self.token, tiles, tiles[: side**2 - n]])  # (1 + side^2, hidden)
             x = x + self.layers[0](self.norms[0](x))[0]
@@ -98,7 +103,7 @@ def network(options: TransMILSection, dimension: int, outputs: int) -> "Head":
             grid = grid + sum(convolve(grid[None])[0] for convolve in self.convolutions)
             x = torch.cat([x[:1], grid.flatten(1).T])  # (1 + side^2, hidden)
             added, row = self.layers[1](self.norms[1](x))
-            # A repeated tile's weight belongs to the tile; the class token's own is left out.
+            # A repetition's weight goes to its tile; the class token's own weight is left out.
             weights = row[1 : n + 1] + functional.pad(row[n + 1 :], (0, 2 * n - side**2))  # (n,)
             return self.norms[2](x[0] + added[0]), weights / weights.sum()
 

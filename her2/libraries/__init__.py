@@ -1,6 +1,6 @@
-"""Encoder libraries, one file each: the file's name is what `source` and `model` say in a config.
+"""Encoder libraries, one file each; `source` and `model` in a config name the file.
 
-The config asks these files which names are legal, in processes that must stay light: a file
+The config asks these files which names are legal, in processes that must stay light. So a file
 imports its library and torch inside the methods that need them.
 """
 
@@ -23,10 +23,10 @@ NAMES: tuple[str, ...] = tuple(sorted(module.name for module in pkgutil.iter_mod
 
 
 class Library(ABC):
-    """What is asked of an encoder library; its file ends with `LIBRARY = Mine()`."""
+    """Interface of an encoder library; its file ends with `LIBRARY = Mine()`."""
 
     domain: ClassVar[Domain]
-    """Images that its published weights were trained on, unless a config says otherwise."""
+    """Kind of images its published weights were trained on, unless a config says otherwise."""
 
     @abstractmethod
     def names(self) -> Collection[str]:
@@ -48,9 +48,9 @@ class Library(ABC):
         """Build an architecture that `knows` accepts, without its classifier.
 
         Called with normalised patches (b, 3, h, w), the module returns floats (b, d), or under
-        `flattened` the last feature maps in any shape. Where it has a class token it also has
-        `forward_features`, which returns tokens (b, t, d), the class token first, and
-        `num_prefix_tokens`, how many of them are no patch.
+        `flattened` the last feature maps in any shape. A module with a class token also has
+        `forward_features`, which returns tokens (b, t, d) with the class token first, and
+        `num_prefix_tokens`, the number of tokens that are not patches.
 
         Raises:
             UserError: the architecture does not have this feature.
@@ -59,15 +59,15 @@ class Library(ABC):
 
     @abstractmethod
     def arguments(self, architecture: str, *, feature: Feature, size_px: int) -> dict[str, Any]:
-        """Return what `build` must be told for patches of `size_px` a side; JSON-able."""
+        """Return the arguments of `build` for patches of `size_px` pixels per side, as JSON."""
 
     @abstractmethod
     def normalisation(self, architecture: str) -> Normalisation | None:
-        """Return what the published weights were trained with; None where that is not known."""
+        """Return the normalisation of the published weights; None where it is not known."""
 
     @abstractmethod
     def licence(self, architecture: str) -> str:
-        """Return the licence of the published weights, empty where the library states none."""
+        """Return the licence of the published weights; "" where the library states none."""
 
 
 @cache
@@ -82,10 +82,10 @@ def check_known(name: str, architecture: str) -> None:
     """Check that a library has an architecture.
 
     Raises:
-        UserError: it has not; the nearest names are given.
+        UserError: it does not; the message lists the nearest names.
     """
     if library(name).knows(architecture):
         return
     near = difflib.get_close_matches(architecture, library(name).names(), n=3)
-    hint = f"; near: {', '.join(near)}" if near else ""
-    raise UserError(f"encoders: {name} knows no model {architecture!r}{hint}.")
+    hint = f" Similar names: {', '.join(near)}." if near else ""
+    raise UserError(f"encoders: {name} has no model {architecture!r}.{hint}")

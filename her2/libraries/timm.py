@@ -1,6 +1,6 @@
 """timm, PyTorch image models (Wightman 2019, https://github.com/huggingface/pytorch-image-models).
 
-`resnet18` is an architecture, `resnet18.a1_in1k` one with published weights.
+`resnet18` is an architecture, `resnet18.a1_in1k` an architecture with published weights.
 """
 
 from collections.abc import Mapping
@@ -21,13 +21,13 @@ class Timm(Library):
     domain = "natural"
 
     def names(self) -> list[str]:
-        """Return the architectures, without and with the tags of their weights."""
+        """Return the architectures, with and without the tags of their weights."""
         import timm
 
         return [*timm.list_models(), *timm.list_models(include_tags=True)]
 
     def knows(self, architecture: str) -> bool:
-        """Tell whether timm has a model; unlike `names`, this counts names it has deprecated."""
+        """Tell whether timm has a model; unlike `names`, this includes deprecated names."""
         import timm
 
         try:
@@ -44,7 +44,7 @@ class Timm(Library):
         arguments: Mapping[str, Any],
         pretrained: bool,
     ) -> "nn.Module":
-        """Build a model; what `feature` needs of it is in the arguments."""
+        """Build a model; the arguments already contain what `feature` needs."""
         import timm
 
         return timm.create_model(
@@ -52,7 +52,7 @@ class Timm(Library):
         )
 
     def arguments(self, architecture: str, *, feature: Feature, size_px: int) -> dict[str, Any]:
-        """Return the size for models made for one size, and no pooling for `flattened`."""
+        """Return `img_size` for models of a fixed size, and `global_pool` for `flattened`."""
         found: dict[str, Any] = {}
         config = _published(architecture)
         if config is not None and config.fixed_input_size:
@@ -62,23 +62,23 @@ class Timm(Library):
         return found
 
     def normalisation(self, architecture: str) -> Normalisation | None:
-        """Return mean and standard deviation of the weights' configuration."""
+        """Return mean and standard deviation from the weights' configuration."""
         config = _published(architecture)
         return None if config is None else (tuple(config.mean), tuple(config.std))
 
     def licence(self, architecture: str) -> str:
-        """Return the licence of the weights' configuration."""
+        """Return the licence from the weights' configuration."""
         config = _published(architecture)
         return "" if config is None else str(config.license or "")
 
 
 def with_layers(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments with layer classes in the place of their names.
+    """Return the arguments with layer classes in place of their names.
 
-    A card keeps the names; only these few mean something, and nothing is evaluated.
+    A card stores the names. Only a few are allowed, and no text is evaluated.
 
     Raises:
-        UserError: another name.
+        UserError: a name that is not allowed.
     """
     from timm.layers.mlp import SwiGLUPacked
     from torch import nn
@@ -94,13 +94,13 @@ def with_layers(arguments: Mapping[str, Any]) -> dict[str, Any]:
         layers = known.get(key, {})
         if value not in layers:
             legal = ", ".join(layers) or "none"
-            raise UserError(f"encoders: {key}: {value!r} is not a layer known here ({legal}).")
+            raise UserError(f"encoders: {key}: {value!r} is not a supported layer ({legal}).")
         result[key] = layers[value]
     return result
 
 
 def _published(architecture: str) -> "PretrainedCfg | None":
-    """Return what timm says of an architecture's weights; None for a name it has deprecated."""
+    """Return timm's configuration of an architecture's weights; None for a deprecated name."""
     import timm
 
     return timm.models.get_pretrained_cfg(architecture)

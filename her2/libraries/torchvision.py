@@ -17,7 +17,7 @@ class Torchvision(Library):
     domain = "natural"
 
     def names(self) -> list[str]:
-        """Return the classification models: not those of detection, segmentation or video."""
+        """Return the classification models, without those of detection, segmentation or video."""
         from torchvision import models
 
         found: list[str] = models.list_models(module=models)
@@ -48,21 +48,21 @@ class Torchvision(Library):
             if hasattr(model, name):
                 setattr(model, name, nn.Identity())
                 return model
-        raise UserError(f"encoders: torchvision/{architecture} has no classifier to take off.")
+        raise UserError(f"encoders: torchvision/{architecture} has no classifier to remove.")
 
     def arguments(self, architecture: str, *, feature: Feature, size_px: int) -> dict[str, Any]:
-        """Return nothing: the models take patches of any size, or of one alone."""
+        """Return no arguments: the size of a model's patches cannot be chosen."""
         return {}
 
     def normalisation(self, architecture: str) -> Normalisation | None:
-        """Return mean and standard deviation of the transforms that come with the weights."""
+        """Return mean and standard deviation from the transforms published with the weights."""
         from torchvision import models
 
         transform = models.get_model_weights(architecture).DEFAULT.transforms()
         return tuple(transform.mean), tuple(transform.std)
 
     def licence(self, architecture: str) -> str:
-        """Return nothing: torchvision states no licence of its weights."""
+        """Return "": torchvision states no licence for its weights."""
         return ""
 
 

@@ -1,8 +1,8 @@
-"""The metrics, by name. Each is declared in a module of this package, and nowhere else.
+"""The metrics by name, each declared in a module of this package and nowhere else.
 
-A module lists what it declares in `METRICS`; all modules but `base` are read. The config looks
+A module lists its declarations in `METRICS`. All modules but `base` are read. The config looks
 names up here, so importing a metric must stay light: libraries beyond numpy are imported by the
-function that needs them.
+functions that need them.
 """
 
 from functools import cache
@@ -15,10 +15,10 @@ from her2.metrics.base import Metric, Selection, Table
 
 @cache
 def all_metrics() -> tuple[Metric, ...]:
-    """Every metric, in the order of tables and text.
+    """Return all metrics, in the order of tables and text.
 
     Raises:
-        ValueError: a name is used twice.
+        ValueError: two metrics have the same name.
     """
     modules = [
         import_module(f"{__name__}.{module.name}")
@@ -35,22 +35,22 @@ def all_metrics() -> tuple[Metric, ...]:
 
 
 def metric_named(name: str) -> Metric:
-    """The metric of this name.
+    """Return the metric with a name.
 
     Raises:
-        UserError: there is none, as in tables that were made with a module that is gone.
+        UserError: there is none, as after deleting a module whose metric is in the tables.
     """
     for metric in all_metrics():
         if metric.name == name:
             return metric
     raise UserError(
-        f"metric {name!r}: is in the tables, and no module of her2/metrics declares it; put its "
-        "module back, or delete the folder `evaluation` of the results and run snakemake again."
+        f"metric {name!r}: is in the tables, but no module of her2/metrics declares it. Restore "
+        "its module, or delete the folder `evaluation` of the results and run snakemake again."
     )
 
 
 def metrics_in(table: Table, *, ordinal: bool) -> tuple[Metric, ...]:
-    """The metrics of a table, for a task whose classes are ordered or not."""
+    """Return the metrics of a table; those of ordered classes only where the task is `ordinal`."""
     return tuple(
         metric
         for metric in all_metrics()
@@ -59,18 +59,18 @@ def metrics_in(table: Table, *, ordinal: bool) -> tuple[Metric, ...]:
 
 
 def grouping_metrics() -> tuple[Metric, ...]:
-    """The metrics of two groups of classes."""
+    """Return the metrics that compare two groups of classes."""
     return tuple(metric for metric in all_metrics() if metric.grouping)
 
 
 def headline_metrics() -> tuple[Metric, ...]:
-    """The metrics of the report's headline, in the order of its columns."""
+    """Return the metrics of the report's headline, in the order of its columns."""
     found = [(metric.headline, metric) for metric in all_metrics() if metric.headline is not None]
     return tuple(metric for _, metric in sorted(found, key=lambda pair: pair[0]))
 
 
 def selecting_metrics() -> dict[str, tuple[Metric, Selection]]:
-    """Value of `training.select` (beside `loss`) -> the metric that picks the epoch, and how."""
+    """Return the metric and its selection for each value of `training.select` other than `loss`."""
     return {
         metric.selection.name: (metric, metric.selection)
         for metric in all_metrics()

@@ -6,17 +6,17 @@ from her2.metrics.base import Metric
 _HEAD = """\
 # Metrics
 
-Made by `python -m her2.metrics` from the declarations in `her2/metrics/`; change those, not this
-page. How the figures are pooled and where their intervals come from is in
-[statistics.md](statistics.md). Each is checked against scikit-learn or its formula in the tests.
+This page is made by `python -m her2.metrics` from the declarations in `her2/metrics/`. Change
+those, not this page. [statistics.md](statistics.md) explains how the figures are pooled and where
+their intervals come from. The tests check each metric against scikit-learn or its formula.
 
-| `metric` | what it is | better | in the tables | `training.select` |
+| `metric` | definition | better | tables | `training.select` |
 | --- | --- | --- | --- | --- |
 """
 
 
 def page() -> str:
-    """The page: a metric a row."""
+    """Return the page, which has one row per metric."""
     return _HEAD + "".join(f"{_row(metric)}\n" for metric in all_metrics())
 
 

@@ -1,4 +1,4 @@
-"""Area under the ROC curve: the share of concordant pairs, ties counting half."""
+"""Area under the ROC curve: the share of concordant pairs, with ties counting half."""
 
 import numpy as np
 
@@ -7,17 +7,17 @@ from her2.metrics.base import Binary, Classified, Metric, Selection
 
 
 def auc(rows: Binary) -> Floats:
-    """Share of (positive, negative) pairs in the right order (b,); NaN without both sides."""
+    """Return the share of concordant (positive, negative) pairs (b,); NaN without both sides."""
     counts = rows.ranked
     pairs = counts.positives * counts.negatives
     defined = pairs > 0
-    # A negative of rank k has hit_k positives above it, less half of those with its own score.
+    # A negative in group k has hit_k positives at or above it; those of its own score count half.
     concordant = ((counts.every - counts.up) * (counts.hit - counts.up / 2)).sum(axis=1)
     return np.where(defined, concordant / np.where(defined, pairs, 1), np.nan)
 
 
 def _macro(rows: Classified) -> float:
-    """Mean over the classes, by scikit-learn; NaN where a class is absent."""
+    """Return the mean AUC of the classes by scikit-learn; NaN where a class is absent."""
     from sklearn.metrics import roc_auc_score
 
     if len(np.unique(rows.target)) < rows.classes:
@@ -34,8 +34,9 @@ METRICS = (
         name="auc",
         label="AUC",
         phrase="AUC",
-        definition="one-vs-rest: share of pairs (of the class, of the rest) in the right order, "
-        "ties half; `macro` is the plain mean of the classes, `weighted` their mean by prevalence",
+        definition="one-vs-rest: share of pairs (one of the class, one of the rest) in the right "
+        "order, with ties counting half; `macro` is the unweighted mean over the classes, "
+        "`weighted` the mean weighted by prevalence",
         order=10,
         each_class=True,
         one_vs_rest=auc,
@@ -45,6 +46,6 @@ METRICS = (
         selection=Selection(
             name="macro_auc", words="the highest macro AUC", compute=_macro, needs="all"
         ),
-        note="Weighted: classes weigh as they are frequent.",
+        note="Weighted: mean over the classes, weighted by their prevalence.",
     ),
 )

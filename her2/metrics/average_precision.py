@@ -1,6 +1,6 @@
 """Area under the precision-recall curve, in steps: sum of (R_k - R_{k-1}) P_k.
 
-The definition is scikit-learn's `average_precision_score`. Chance gives the prevalence.
+The definition is scikit-learn's `average_precision_score`. Its value by chance is the prevalence.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from her2.metrics.base import Binary, Metric
 
 
 def average_precision(rows: Binary) -> Floats:
-    """Mean precision over the steps of recall (b,); NaN without both sides."""
+    """Return the mean precision over the steps of recall (b,); NaN without both sides."""
     counts = rows.ranked
     defined = counts.positives * counts.negatives > 0
     precision = np.divide(

@@ -1,7 +1,7 @@
-"""What a metric declares of itself, and the predictions it is computed from.
+"""The declaration of a metric, and the predictions it is computed from.
 
-A metric is computed for many bootstrap resamples at once: `weights` (b, n) say how often each of n
-rows counts in each of b resamples. A row of ones gives the figure itself.
+A metric is computed for many bootstrap resamples at once: `weights` (b, n) tell how often each of n
+rows counts in each of b resamples. A row of ones gives the figure of the sample itself.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,8 +21,9 @@ Mean = Literal["macro", "weighted"]
 class RankedCounts:
     """Weights summed over the rows of equal score, highest score first, each (b, groups).
 
-    `up` and `every` are of the positive and of all rows of a group. `hit` and `called` are the same
-    of the group and all above it: what a threshold at its score would call positive.
+    `up` and `every` sum the positive rows and all rows of a group. `hit` and `called` are their
+    cumulative sums over the group and all groups above it, which are the rows that a threshold at
+    the group's score calls positive.
     """
 
     up: Floats
@@ -32,12 +33,12 @@ class RankedCounts:
 
     @property
     def positives(self) -> Floats:
-        """Weight of all positive rows (b,)."""
+        """Total weight of the positive rows (b,)."""
         return self.hit[:, -1]
 
     @property
     def negatives(self) -> Floats:
-        """Weight of all negative rows (b,)."""
+        """Total weight of the negative rows (b,)."""
         return self.called[:, -1] - self.hit[:, -1]
 
 
@@ -51,9 +52,9 @@ class Binary:
 
     @cached_property
     def ranked(self) -> RankedCounts:
-        """Counts by score. Sorting the weights is most of the work of what is made of them."""
+        """Counts by score; cached, because sorting takes most of the time of every metric."""
         order = np.argsort(-self.scores, kind="stable")
-        # Equal scores form one group: within it, pairs count half, and no threshold lies in it.
+        # Rows of equal score form one group: their pairs count half, and no threshold parts them.
         starts = np.flatnonzero(np.diff(self.scores[order], prepend=np.inf))
         every = self.weights[:, order]
         up = every * self.positive[order]
@@ -73,12 +74,12 @@ class Classified:
 
     @property
     def classes(self) -> int:
-        """How many classes there are, c."""
+        """Number of classes, c."""
         return self.probabilities.shape[1]
 
     @cached_property
     def predicted(self) -> Ints:
-        """The most probable class (n,); of equals the first."""
+        """The most probable class (n,); the first of equally probable ones."""
         return self.probabilities.argmax(axis=1).astype(np.int64)
 
     @cached_property
@@ -93,20 +94,21 @@ class Classified:
         return counts / self.weights.sum(axis=1, keepdims=True)
 
     def one_vs_rest(self, index: int) -> Binary:
-        """A class, scored by its probability, against all others."""
+        """Return the rows as one class, scored by its probability, against all others."""
         return Binary(self.target == index, self.probabilities[:, index], self.weights)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """How a metric picks the best epoch (and the best trial of a search) on the tuning set.
+    """A metric's choice of the best epoch (and the best trial of a search) on the tuning set.
 
     Attributes:
         name: the value of `training.select`, and `tune_{name}` in a fold's history.
-        words: what the report says of the epoch that was kept: `the highest macro AUC`.
-        compute: (rows, with a single resample of ones) -> the figure, NaN where it is not defined.
-            It is called after every epoch.
-        needs: classes that the tuning set must hold; training stops early where it does not.
+        words: the criterion in the report's words: `the highest macro AUC`.
+        compute: function of rows with a single resample of ones that returns the figure, NaN where
+            it is not defined. It is called after every epoch.
+        needs: the classes that the tuning set must contain; a run without them is refused before
+            training.
     """
 
     name: str
@@ -117,32 +119,32 @@ class Selection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """A figure of predictions: what it is called, what it needs and how it is computed.
+    """A figure computed from predictions, with its names, requirements and functions.
 
     It has at least one of `one_vs_rest`, `overall` and `grouping`, each of which returns one value
     per resample, (b,), and NaN where the metric is not defined.
 
     Attributes:
-        name: in the column `metric` of the tables.
-        label: on the page.
-        phrase: in the methods text: `the Brier score (Brier 1950)`.
-        definition: in docs/metrics.md.
-        order: of metrics in tables and text; equal ones are sorted by name.
-        larger_is_better: whether more of it is better.
-        ordinal: it is of ordered classes alone; other tasks do not have it.
-        each_class: it counts every class alike, however rare, so that its interval needs patients
-            of each.
+        name: its name in the column `metric` of the tables.
+        label: its name on the report's page.
+        phrase: its name in the methods text: `the Brier score (Brier 1950)`.
+        definition: its definition in docs/metrics.md.
+        order: sort key in tables and text; metrics with equal keys are sorted by name.
+        larger_is_better: whether a larger value is better.
+        ordinal: whether it is defined for ordered classes only; other tasks omit it.
+        each_class: whether it weighs every class alike, however rare, so that its interval needs
+            patients of each class.
         one_vs_rest: computes it for each class against the rest.
-        means: over the classes, given beside those.
+        means: the means over the classes that are given beside those.
         overall: computes it over all classes at once.
         grouping: computes it for two groups of classes (`evaluation.groupings`).
-        tables: that hold it for all classes: `metrics`, and `calibration` where it is given before
-            and after the temperature.
-        headline: its place among the columns of the report's headline; None: it has none.
-        selection: how it picks the best epoch; None: it does not.
-        decimals: on the page.
+        tables: tables with its figures over all classes: `metrics`, and `calibration` for figures
+            before and after temperature scaling.
+        headline: its place among the columns of the report's headline; None: not in it.
+        selection: its choice of the best epoch; None: it cannot choose.
+        decimals: number of decimals on the page.
         note: a sentence below the report's table of all figures.
-        references: works that `phrase` names, `Brier 1950`, and where they appeared.
+        references: works that `phrase` cites, such as `Brier 1950` -> where they appeared.
     """
 
     name: str
@@ -165,20 +167,20 @@ class Metric:
     references: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse a declaration that no table could hold."""
+        """Refuse a declaration that fits no table."""
         if not (self.one_vs_rest or self.overall or self.grouping):
             raise ValueError(f"metric {self.name!r} computes nothing")
         if "calibration" in self.tables and self.overall is None:
-            raise ValueError(f"metric {self.name!r} is of calibration and has no `overall`")
+            raise ValueError(f"metric {self.name!r} is in `calibration` but has no `overall`")
 
     def columns(self, class_names: tuple[str, ...]) -> tuple[str, ...]:
-        """What stands in the column `class`: class names, means, and nothing for all at once."""
+        """Return its values of the column `class`: class names, means, and "" for all classes."""
         each = (*class_names, *self.means) if self.one_vs_rest else ()
         return (*each, "") if self.overall else each
 
 
 def confusion(target: Ints, predicted: Ints, classes: int, weights: Floats) -> Floats:
-    """Confusion matrices (b, c, c) of class indices (n,): rows are the true classes."""
+    """Return the confusion matrices (b, c, c) of class indices (n,); rows are the true classes."""
     cells = np.zeros((len(target), classes * classes))
     cells[np.arange(len(target)), target * classes + predicted] = 1
     matrices: Floats = (weights @ cells).reshape(-1, classes, classes)
@@ -186,12 +188,15 @@ def confusion(target: Ints, predicted: Ints, classes: int, weights: Floats) -> F
 
 
 def mean(values: Floats, weights: Floats) -> Floats:
-    """Weighted means (b,) of values (n,); NaN where nothing counts."""
+    """Return the weighted means (b,) of values (n,); NaN where all weights are 0."""
     return share(weights @ values, weights.sum(axis=1))
 
 
 def mean_over_classes(kind: Mean, values: Floats, rows: Classified) -> Floats:
-    """Mean (b,) of the classes' values (b, c): plain, or weighted by prevalence in the resample."""
+    """Return the mean (b,) of the classes' values (b, c).
+
+    A `weighted` mean is weighted by the classes' prevalence in each resample.
+    """
     if kind == "macro":
         plain: Floats = values.mean(axis=1)
         return plain
@@ -200,11 +205,11 @@ def mean_over_classes(kind: Mean, values: Floats, rows: Classified) -> Floats:
 
 
 def share(part: Floats, whole: Floats) -> Floats:
-    """Part of whole; NaN where the whole is 0."""
+    """Divide a part by its whole; NaN where the whole is 0."""
     part, whole = np.broadcast_arrays(part, whole)
     return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
 
 
 def steps(classes: int) -> Ints:
-    """Distance of every pair of ordered classes (c, c)."""
+    """Return the distance between every two ordered classes (c, c)."""
     return np.abs(np.arange(classes)[:, None] - np.arange(classes)[None, :])

@@ -1,4 +1,4 @@
-"""Expected calibration error: how far confidence is from the share that is right.
+"""Expected calibration error: the mean gap between confidence and accuracy.
 
 Source: Guo, Pleiss, Sun and Weinberger, ICML 2017.
 """
@@ -9,18 +9,18 @@ from her2.core.types import Floats, Ints
 from her2.metrics.base import Classified, Metric
 
 BINS = 10
-"""Of equal width."""
+"""Number of bins, which have equal widths."""
 
 
 def expected_calibration_error(rows: Classified) -> Floats:
-    """Sum over the bins of |correct minus confidence| / n (b,), of the most probable class."""
+    """Return the sum over the bins of |correct minus confidence| / n (b,) of the top class."""
     total = rows.weights.sum(axis=1)
     result: Floats = np.abs(rows.weights @ _gaps(rows)).sum(axis=1) / np.maximum(total, 1)
     return result
 
 
 def _gaps(rows: Classified) -> Floats:
-    """(n, bins): correct minus confidence of each row, in the column of its confidence's bin."""
+    """Return correct minus confidence of each row in the column of its bin, else 0 (n, bins)."""
     confidences = rows.probabilities.max(axis=1)
     gaps = np.zeros((len(rows.target), BINS))
     correct = rows.predicted == rows.target
@@ -29,7 +29,7 @@ def _gaps(rows: Classified) -> Floats:
 
 
 def bins_of(probabilities: Floats) -> Ints:
-    """Bin of each probability (n,): (0, 0.1] is 0, with 0 itself in it, (0.9, 1] is 9."""
+    """Return the bin of each probability (n,): [0, 0.1] is 0, (0.1, 0.2] is 1, (0.9, 1] is 9."""
     edges = np.arange(1, BINS) / BINS
     return np.digitize(probabilities, edges, right=True).astype(np.int64)
 
@@ -39,8 +39,8 @@ METRICS = (
         name="ece",
         label="Expected calibration error",
         phrase=f"the expected calibration error ({BINS} bins, Guo et al. 2017)",
-        definition=f"{BINS} equal bins of the top probability, mean of |accuracy - confidence| "
-        "(Guo 2017)",
+        definition=f"mean of |accuracy - confidence| over {BINS} equal bins of the top "
+        "probability (Guo 2017)",
         order=70,
         larger_is_better=False,
         overall=expected_calibration_error,

@@ -1,4 +1,4 @@
-"""Agreement of predicted and true class where each class counts alike: mean recall, mean F1."""
+"""Agreement of predicted and true class with equal weight per class: mean recall, mean F1."""
 
 import numpy as np
 
@@ -7,14 +7,17 @@ from her2.metrics.base import Classified, Metric, Selection, share
 
 
 def balanced_accuracy(rows: Classified) -> Floats:
-    """Mean recall of the classes (b,); NaN where a class is absent."""
+    """Return the mean recall of the classes (b,); NaN where a class is absent."""
     hits = np.diagonal(rows.matrices, axis1=1, axis2=2)
     result: Floats = share(hits, rows.matrices.sum(axis=2)).mean(axis=1)
     return result
 
 
 def macro_f1(rows: Classified) -> Floats:
-    """Mean F1 of the classes (b,): 0 for one never predicted; NaN where a class is absent."""
+    """Return the mean F1 of the classes (b,); NaN where a class is absent.
+
+    A class that is never predicted has F1 = 0.
+    """
     support = rows.matrices.sum(axis=2)
     hits = np.diagonal(rows.matrices, axis1=1, axis2=2)
     f1 = share(2 * hits, support + rows.matrices.sum(axis=1))
@@ -22,8 +25,8 @@ def macro_f1(rows: Classified) -> Floats:
     return result
 
 
-def _of_present(rows: Classified) -> float:
-    """Mean recall of the classes that a (small) tuning set holds."""
+def _over_present_classes(rows: Classified) -> float:
+    """Return the mean recall of the classes that a (small) tuning set contains."""
     recall = share(np.diagonal(rows.matrices[0]), rows.matrices[0].sum(axis=1))
     return float(np.mean(recall[~np.isnan(recall)]))
 
@@ -39,7 +42,9 @@ METRICS = (
         overall=balanced_accuracy,
         headline=2,
         selection=Selection(
-            name="balanced_accuracy", words="the highest balanced accuracy", compute=_of_present
+            name="balanced_accuracy",
+            words="the highest balanced accuracy",
+            compute=_over_present_classes,
         ),
     ),
     Metric(

@@ -7,7 +7,7 @@ from her2.metrics.base import Classified, Metric, Selection, share, steps
 
 
 def quadratic_kappa(rows: Classified) -> Floats:
-    """Cohen's kappa with quadratic weights (b,): agreement on ordered classes beyond chance.
+    """Return Cohen's kappa with quadratic weights (b,): chance-corrected ordinal agreement.
 
     Source: Cohen, Psychological Bulletin 70(4), 1968.
     """
@@ -22,13 +22,13 @@ def quadratic_kappa(rows: Classified) -> Floats:
 
 
 def ordinal_mae(rows: Classified) -> Floats:
-    """Mean distance of predicted and true class (b,), in steps of the ordered classes."""
+    """Return the mean distance of predicted and true class (b,), in steps of ordered classes."""
     costs = (rows.matrices * steps(rows.classes)).sum(axis=(1, 2))
     return share(costs, rows.matrices.sum(axis=(1, 2)))
 
 
 def _kappa(rows: Classified) -> float:
-    """Quadratic kappa by scikit-learn; NaN where there is one class alone."""
+    """Return the quadratic kappa by scikit-learn; NaN where there is only one class."""
     from sklearn.metrics import cohen_kappa_score
 
     if len(np.unique(rows.target)) < 2:
@@ -59,7 +59,7 @@ METRICS = (
         name="ordinal_mae",
         label="Mean absolute error, in classes",
         phrase="the mean error in steps",
-        definition="mean distance in steps; ordered classes",
+        definition="mean distance of predicted and true class in steps; ordered classes",
         order=60,
         larger_is_better=False,
         ordinal=True,

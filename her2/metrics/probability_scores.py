@@ -1,4 +1,4 @@
-"""Means of a loss of each row's probabilities: Brier score, log loss."""
+"""Mean losses of predicted probabilities: Brier score, log loss."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from her2.metrics.base import Binary, Classified, Metric, mean
 
 
 def brier(rows: Classified) -> Floats:
-    """Squared errors summed over the classes (b,), 0 to 2.
+    """Return the mean of the squared error summed over the classes (b,), 0 to 2.
 
     Source: Brier, Monthly Weather Review 78(1), 1950.
     """
@@ -17,12 +17,12 @@ def brier(rows: Classified) -> Floats:
 
 
 def binary_brier(rows: Binary) -> Floats:
-    """Mean squared error of the positive side's probability (b,), 0 to 1."""
+    """Return the mean squared error of the positive side's probability (b,), 0 to 1."""
     return mean((rows.scores - rows.positive) ** 2, rows.weights)
 
 
 def log_loss(rows: Classified) -> Floats:
-    """Mean of -log of the true class's probability (b,); 0 counts as the least float step."""
+    """Return the mean of -log of the true class's probability (b,), clipped at float epsilon."""
     given = rows.probabilities[np.arange(len(rows.target)), rows.target]
     return mean(-np.log(np.clip(given, np.finfo(np.float64).eps, 1)), rows.weights)
 
@@ -32,7 +32,7 @@ METRICS = (
         name="brier",
         label="Brier score",
         phrase="the Brier score (Brier 1950)",
-        definition="squared error summed over the classes, 0 to 2 (Brier 1950); of a grouping, "
+        definition="squared error summed over the classes, 0 to 2 (Brier 1950); for a grouping, "
         "0 to 1",
         order=80,
         larger_is_better=False,

@@ -1,4 +1,4 @@
-"""After stage 2: trained folds on the feature stores of another cohort (`her2 predict`)."""
+"""After stage 2: apply trained folds to the feature stores of another cohort (`her2 predict`)."""
 
 import logging
 from collections.abc import Sequence
@@ -27,26 +27,26 @@ SUFFIX = ".zarr.zip"
 def predict_slides(
     models: Sequence[Path], features: Path, output: Path, *, threads: int
 ) -> pl.DataFrame:
-    """Predict every slide of a folder by one or more models of a task.
+    """Predict every slide of a folder with one or more models of a task.
 
     Args:
-        models: folders of trained folds, e.g. `results/models/score/uni2/abmil/r0f0`, or of a
-            head, which stands for all of its folds.
-        features: folder of `{slide_id}.zarr.zip`; feature manifests beside them tell which slides
-            have no features, and why.
-        output: `.csv` or `.parquet`.
-        threads: of the CPU as a device.
+        models: folders of trained folds, e.g. `results/models/score/uni2/abmil/r0f0`, or the folder
+            of a head, which stands for all of its folds.
+        features: folder of `{slide_id}.zarr.zip`; entries files beside them tell which slides have
+            no features, and why.
+        output: a `.csv` or `.parquet` file.
+        threads: number of CPU threads for torch.
 
     Returns:
-        One row a slide: `slide_id, status, reason, predicted, prob_<class>` (the mean of the
-        models), `tiles, models`. A slide without features has its reason and no probabilities.
+        One row per slide: `slide_id, status, reason, predicted, prob_<class>` (the mean over the
+        models), `tiles, models`. A slide without features has a reason and no probabilities.
 
     Raises:
-        UserError: a store is of another encoder, dimension or um/px than the models, the models
-            do not go together, or there is nothing to predict.
+        UserError: a store comes from another encoder, dimension or um/px than the models, the
+            models cannot be combined, or there is nothing to predict.
     """
     if output.suffix not in (".csv", ".parquet"):
-        raise UserError(f"--out {output}: write a .csv or .parquet.")
+        raise UserError(f"--out {output}: the file must be a .csv or .parquet.")
     device = pick_device(threads)
     saved = [load_model(folder, device) for folder in _fold_folders(models)]
     classes = _check_models(saved)
@@ -59,8 +59,8 @@ def predict_slides(
         problems += [f"{name}: {p}" for p in mismatches(open_store(path), saved[0])]
     if problems:
         raise problem_list(
-            f"{features}: features that the model {saved[0].folder} was not trained on; embed the "
-            "slides with its encoder",
+            f"{features}: these features do not fit the model {saved[0].folder}; embed the slides "
+            "with its encoder",
             problems,
         )
     records: list[dict[str, Any]] = []
@@ -92,35 +92,37 @@ def predict_slides(
 
 
 def mismatches(store: FeatureStore, saved: SavedModel) -> list[str]:
-    """Why a model must not predict a store; empty when it may."""
+    """Return the reasons why a model cannot predict a store; empty if it can."""
     card, found = saved.card, store.attributes
     problems = []
     digest = found["encoder"]["digest"]
     if digest != card["encoder_digest"]:
         problems.append(
-            f"is of the encoder {digest[:12]}, the model of {card['encoder_digest'][:12]}"
+            f"comes from encoder {digest[:12]}, the model from {card['encoder_digest'][:12]}"
         )
     if store.dimension != card["dimension"]:
-        problems.append(f"has {store.dimension} features a tile, the model {card['dimension']}")
+        problems.append(
+            f"has {store.dimension} features per tile, the model expects {card['dimension']}"
+        )
     tiles, wanted = found.get("target"), card["tiles"]
     if tiles is not None and wanted is not None and tiles != wanted:
         problems.append(
-            f"has tiles of {tiles['px']} px at {tiles['mpp']:g} um/px, the model of "
+            f"has tiles of {tiles['px']} px at {tiles['mpp']:g} um/px, the model expects "
             f"{wanted['px']} px at {wanted['mpp']:g}"
         )
     if len(store) == 0:
-        problems.append("holds no tile")
+        problems.append("contains no tiles")
     return problems
 
 
 def _fold_folders(models: Sequence[Path]) -> list[Path]:
-    """The folders of single folds; a head's folder is replaced by those of its folds."""
+    """Return the folders of single folds; a head's folder is replaced by those of its folds."""
     found: list[Path] = []
     for path in models:
         if path.is_file():
             raise UserError(
-                f"{path}: is a file; name folders of trained folds, or the head's folder "
-                f"({path.parent}) for all of them."
+                f"{path}: is a file; give folders of trained folds, or the head's folder "
+                f"({path.parent}) for all of its folds."
             )
         folds = sorted(path.glob(f"*/{CARD_NAME}"))
         found += [path] if (path / CARD_NAME).exists() or not folds else [f.parent for f in folds]
@@ -128,7 +130,7 @@ def _fold_folders(models: Sequence[Path]) -> list[Path]:
 
 
 def _check_models(saved: Sequence[SavedModel]) -> tuple[str, ...]:
-    """The classes, the same for all models."""
+    """Return the classes, after checking that all models agree."""
     first = saved[0]
     for other in saved[1:]:
         differ = [
@@ -145,15 +147,15 @@ def _check_models(saved: Sequence[SavedModel]) -> tuple[str, ...]:
 
 
 def _without_features(features: Path, paths: dict[str, Path]) -> dict[str, FeatureEntry]:
-    """Slides that the folder's manifests name and that have no store."""
+    """Return the slides that are in the folder's entries files but have no store."""
     found: dict[str, FeatureEntry] = {}
-    for manifest in sorted(features.glob("*-of-*.json")):
-        found |= read_entries(manifest, FeatureEntry)
+    for path in sorted(features.glob("*-of-*.json")):
+        found |= read_entries(path, FeatureEntry)
     missing = {name: entry for name, entry in found.items() if name not in paths}
     ready = [name for name, entry in missing.items() if entry.status == "ok"]
     if ready:
         raise UserError(
-            f"{features}: the manifests name slides whose stores are not there "
-            f"({', '.join(ready[:5])}); run snakemake again."
+            f"{features}: the feature stores of some slides are missing ({', '.join(ready[:5])}); "
+            "run snakemake again."
         )
     return missing

@@ -1,4 +1,4 @@
-"""Stage 2, train: slides as bags of features; rows are gathered, stores not read whole."""
+"""Stage 2, train: slides as bags of features, gathered by row from memory-mapped stores."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from torch import Tensor
 from her2.core.errors import UserError
 from her2.storage.features import FeatureStore
 
-# Stores are mapped read-only. Torch has no such tensors and says so, once a process: here.
+# Stores are mapped read-only. Torch warns once per process that it has no read-only tensors.
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     torch.from_numpy(np.frombuffer(b"read", np.uint8))
@@ -20,7 +20,7 @@ with warnings.catch_warnings():
 
 @dataclass(frozen=True, slots=True)
 class Bag:
-    """A slide of a fold. `label` is its class index, None where there is none."""
+    """A slide of a fold; `label` is its class index, None for an unlabelled slide."""
 
     slide_id: str
     patient_id: str
@@ -33,13 +33,15 @@ class Bag:
 
 
 def check_dimensions(bags: Sequence[Bag]) -> int:
-    """The features' dimension, the same for all bags.
+    """Return the dimension of the features, after checking that all bags agree.
 
     Raises:
-        UserError: no bag, or stores of different encoders.
+        UserError: there is no bag, or the stores come from different encoders.
     """
     if not bags:
-        raise UserError("there is no slide with features to train on; see the feature manifests.")
+        raise UserError(
+            "no slide with features to train on; see the reason of each slide in the entries files."
+        )
     kinds = {
         (bag.store.attributes["encoder"]["digest"], bag.store.dimension): bag.slide_id
         for bag in bags
@@ -48,31 +50,33 @@ def check_dimensions(bags: Sequence[Bag]) -> int:
         raise UserError(
             "the stores come from different encoders, e.g. those of "
             + " and ".join(sorted(kinds.values()))
-            + "; embed the cohort again with one."
+            + "; embed the cohort again with one encoder."
         )
     return bags[0].store.dimension
 
 
 def statistics(bags: Sequence[Bag], *, per_bag: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (d,) of the train part's features, each slide counted alike.
+    """Return mean and standard deviation (d,) of the training set's features.
+
+    Each slide has the same weight.
 
     Raises:
-        UserError: naming a slide whose features are not finite.
+        UserError: the features of a slide, which is named, are not finite.
     """
     generator = np.random.default_rng(seed)
-    # Sums in float64: over 100,000 rows, float32 is off in the third digit.
+    # Sums in float64: float32 sums over 100,000 rows are off in the third digit.
     mean, square = np.zeros((2, bags[0].store.dimension))
     for bag in bags:
         rows = bag.store.gather(_draw(generator, len(bag), per_bag)).astype(np.float64)
         if not np.isfinite(rows).all():
             raise UserError(
-                f"{bag.slide_id}: its features hold values that are not finite; `her2 cache "
-                "verify` finds damaged stores: remove it and run snakemake again."
+                f"{bag.slide_id}: its features contain values that are not finite. Find its "
+                "damaged store with `her2 cache verify`, remove it and run snakemake again."
             )
         mean += rows.mean(axis=0) / len(bags)
         square += (rows**2).mean(axis=0) / len(bags)
     std = np.sqrt(np.maximum(square - mean**2, 0))
-    # A feature that never varies carries nothing; dividing by its zero would.
+    # A feature that never varies carries no information, and must not be divided by zero.
     std[std < 1e-6 * np.maximum(1.0, np.abs(mean))] = 1.0
     return torch.from_numpy(mean.astype(np.float32)), torch.from_numpy(std.astype(np.float32))
 
@@ -80,10 +84,11 @@ def statistics(bags: Sequence[Bag], *, per_bag: int, seed: int) -> tuple[Tensor,
 def sample_batch(
     bags: Sequence[Bag], *, bag_size: int, generator: np.random.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Random sub-bags without replacement: features (b, n, d), mask (b, n), labels (b,).
+    """Draw sub-bags without replacement: features (b, n, d), mask (b, n), labels (b,).
 
     n is `bag_size`; a smaller slide gives all its tiles, and the rest of its row is masked.
-    Features keep the stores' type: half of the bytes, and converting is cheap where they are used.
+    Features keep the type of the stores, which takes half of the bytes of float32; converting them
+    where they are used is cheap.
     """
     kind = np.result_type(*(bag.store.chunks[0].dtype for bag in bags))
     features = np.zeros((len(bags), bag_size, bags[0].store.dimension), kind)
@@ -97,14 +102,14 @@ def sample_batch(
 
 
 def pieces(bag: Bag, rows: int) -> Iterator[Tensor]:
-    """All tiles of a slide in order, (at most `rows`, d) of the store's type; not to be written."""
+    """Yield all tiles of a slide in order, (at most `rows`, d) of the store's type, read-only."""
     for chunk in bag.store.chunks:
         for start in range(0, len(chunk), rows):
             yield torch.from_numpy(chunk[start : start + rows])
 
 
 def _draw(generator: np.random.Generator, n: int, count: int) -> NDArray[np.int64]:
-    """Sorted row numbers: rows in file order are gathered faster, and order means nothing."""
+    """Draw row numbers, sorted because gathering in file order is faster."""
     if n <= count:
         return np.arange(n)
     return np.sort(generator.choice(n, size=count, replace=False, shuffle=False))

@@ -2,10 +2,10 @@ r"""Stage 2, train: linear classifiers of the mean embedding, fitted by scikit-l
 
     logits = W (mean_k x_k - m) / s + b
 
-m and s are the mean and standard deviation of the train slides' mean embeddings. A head's
+m and s are the mean and standard deviation of the training slides' mean embeddings. A head's
 estimators (`her2.heads.Fitted`) each fit W and b, and the tuning set picks one of them. Because
-standardising and averaging commute, the fit is mean pooling without a projection behind the
-standardisation (m, s): it is stored, loaded and asked for predictions like any other network.
+standardising and averaging commute, the fit equals mean pooling without a projection after the
+standardisation (m, s), and is stored, loaded and used for predictions like any other network.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """The chosen fit: `head` reads (features - mean) / std. `best` indexes `candidates`."""
+    """The chosen fit; `head` reads (features - mean) / std, and `best` indexes `candidates`."""
 
     head: Head
     mean: Tensor
@@ -56,15 +56,15 @@ def fit_baseline(
     """Fit each of a head's estimators and keep the best on the tuning set.
 
     Args:
-        train: mean embeddings (s, d) and class indices (s,); every class is present.
-        tune: the same of the tuning set.
-        head: whose estimators are fitted.
+        train: mean embeddings (s, d) and class indices (s,) of the training set, with every class.
+        tune: the same for the tuning set.
+        head: the head whose estimators are fitted.
         classes: number of classes.
-        balanced: each class weighs the same in the fit, else each slide.
-        select: what the best model has on the tuning set.
+        balanced: whether each class weighs the same in the fit; otherwise each slide does.
+        select: criterion by which the best model is picked on the tuning set.
 
     Raises:
-        ValueError: a class is absent from the train part.
+        ValueError: a class is absent from the training set.
     """
     from sklearn.metrics import log_loss
     from sklearn.preprocessing import StandardScaler
@@ -72,8 +72,8 @@ def fit_baseline(
     (x, y), (x_tune, y_tune) = train, tune
     absent = sorted(set(range(classes)) - set(np.unique(y).tolist()))
     if absent:
-        raise ValueError(f"no slide of class {absent} in the train part")
-    # float64: a mean over thousands of tiles varies little from slide to slide.
+        raise ValueError(f"no slide of class {absent} in the training set")
+    # float64, because a mean over thousands of tiles varies little from slide to slide.
     scaler = StandardScaler().fit(np.asarray(x, np.float64))
     x, x_tune = (scaler.transform(np.asarray(part, np.float64)) for part in (x, x_tune))
     models, candidates = head.estimators(balanced=balanced), []
@@ -98,7 +98,7 @@ def fit_baseline(
 def _network(head: Fitted, model: Any, classes: int) -> Head:
     """Return the network with a fitted estimator's coefficients, in evaluation mode.
 
-    Two classes have one row of coefficients, which is the second's logit beside zero.
+    For two classes there is one row of coefficients: the logit of the second, with 0 for the first.
     """
     weight, bias = model.coef_, model.intercept_
     if classes == 2:

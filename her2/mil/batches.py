@@ -1,4 +1,4 @@
-"""Stage 2, train: batches of sub-bags, gathered by a worker that stays ahead of the step."""
+"""Stage 2, train: batches of sub-bags, gathered by a worker ahead of the training step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from her2.mil.bags import Bag, sample_batch
 from her2.training.prefetch import Prefetch
 
 AHEAD = 3
-"""Batches that are ready or being gathered while one is trained on."""
+"""Number of batches that are ready or being gathered while one is trained on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Batch:
 def bag_batches(
     bags: Sequence[Bag], training: TrainingSection, *, seed: int, epoch: int
 ) -> Prefetch[Batch]:
-    """Return the batches of an epoch. All that is random in them comes from (seed, epoch)."""
+    """Return the batches of an epoch; all randomness in them derives from (seed, epoch)."""
     order = epoch_order(bags, training, np.random.default_rng((seed, epoch)))
     size = training.bags_per_batch
     batches = [
@@ -45,7 +45,7 @@ def bag_batches(
 def epoch_order(
     bags: Sequence[Bag], training: TrainingSection, generator: np.random.Generator
 ) -> np.ndarray:
-    """Return which bags an epoch takes: each once, or as many draws with every class as likely."""
+    """Return the indices of an epoch's bags: each once, or random draws, by `training.balance`."""
     if training.balance in ("none", "loss"):
         return generator.permutation(len(bags))
     count = len(bags)

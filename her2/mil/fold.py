@@ -1,9 +1,9 @@
-"""Stage 2, train: a trained fold as a folder, written last file last, and read again.
+"""Stage 2, train: write a trained fold to a folder, and read it again.
 
-`model.safetensors`, `card.json`, `history.parquet`, and of the slides that the fold held out
-`predictions.parquet`, `attention.parquet` and, where a head has more than one map or
-contributions of tiles, `maps.safetensors`. `tune.parquet` has the predictions for the part that
-picked the epoch: temperatures and thresholds are fitted on it. A search adds `trials.parquet`.
+The folder holds `model.safetensors`, `card.json` (written last), `history.parquet`, and for the
+slides that the fold held out `predictions.parquet`, `attention.parquet` and, where a head has
+several maps or contributions of tiles, `maps.safetensors`. `tune.parquet` has the predictions for
+the tuning set, on which temperatures and thresholds are fitted. A search adds `trials.parquet`.
 """
 
 import json
@@ -35,12 +35,12 @@ from her2.storage.entries import FoldEntry
 
 MODEL_NAME = "model.safetensors"
 PUBLISHED_BAGS = 1600
-"""Random test bags of a fold under the published protocol."""
+"""Number of random test bags per fold under the published protocol."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """What is written of a trained fold, beside what it predicts."""
+    """The parts of a trained fold that are written beside its predictions."""
 
     key: str
     parts: Mapping[str, Sequence[Bag]]
@@ -51,7 +51,7 @@ class Fold:
 
 @dataclass(frozen=True, slots=True)
 class SavedModel:
-    """A fold's model as it was saved, and its card."""
+    """A fold's saved model and its card."""
 
     folder: Path
     model: Model
@@ -59,12 +59,12 @@ class SavedModel:
 
     @property
     def task(self) -> Task:
-        """What it predicts."""
+        """The task that the model predicts."""
         return Task.model_validate(self.card["task"])
 
 
 def write_fold(folder: Path, spec: TrainSpec, fold: Fold) -> None:
-    """Predict what the fold held out, and write all of it, the card last."""
+    """Predict the held-out slides, and write all files of the fold, the card last."""
     held_out = sorted([*fold.parts["test"], *fold.parts["predict"]], key=lambda bag: bag.slide_id)
     _write_predictions(folder, spec, fold.trained.model, held_out)
     tuned = [(bag, predict(fold.trained.model, bag).probabilities) for bag in fold.parts["tune"]]
@@ -87,7 +87,7 @@ def write_fold(folder: Path, spec: TrainSpec, fold: Fold) -> None:
 
 
 def _card(spec: TrainSpec, fold: Fold) -> dict[str, Any]:
-    """Identity of a model, and what has to agree with a slide that it may predict."""
+    """Return the identity of a model, and the facts that a slide must match to be predicted."""
     trained, parts = fold.trained, fold.parts
     store = parts["train"][0].store
     return {
@@ -113,14 +113,14 @@ def _card(spec: TrainSpec, fold: Fold) -> dict[str, Any]:
 
 
 def folds_digest(parts: Mapping[str, Sequence[Bag]]) -> str:
-    """Digest of who was where: role -> (slide, patient)."""
+    """Return the digest of the slides and patients in each role."""
     return digest(
         {role: [(bag.slide_id, bag.patient_id) for bag in bags] for role, bags in parts.items()}
     )
 
 
 def read_entry(folder: Path) -> FoldEntry:
-    """The line of a chunk's manifest about a fold."""
+    """Return a fold's entry in the entries file of its chunk."""
     card = json.loads((folder / CARD_NAME).read_text(encoding="utf-8"))
     trials = card["search"]
     return FoldEntry(
@@ -137,15 +137,15 @@ def read_entry(folder: Path) -> FoldEntry:
 
 
 def load_model(folder: Path, device: torch.device) -> SavedModel:
-    """Read a model folder: tensors only, and only those that the card describes.
+    """Read the model in a fold's folder.
 
     Raises:
-        UserError: it is no model folder, or its files are not those of its card.
+        UserError: the folder holds no model, or its files do not match its card.
     """
     try:
         card = json.loads((folder / CARD_NAME).read_text(encoding="utf-8"))
         if file_digest(folder / MODEL_NAME) != card["files"][MODEL_NAME]:
-            raise ValueError(f"{MODEL_NAME} is not the one that its card describes")
+            raise ValueError(f"{MODEL_NAME} does not match its card")
         head: HeadSection = TypeAdapter(HeadSection).validate_python(card["head"])
         classes, dimension = len(Task.model_validate(card["task"]).classes), card["dimension"]
         module = head.build(dimension, output_count(card["loss"], classes))
@@ -182,8 +182,8 @@ def _write_predictions(
 def _probability_table(
     spec: TrainSpec, rows: Sequence[tuple[Bag, NDArray[np.floating[Any]]]]
 ) -> pl.DataFrame:
-    """`slide_id, patient_id, prob_<class>`."""
-    # Types are stated, because a part can be left without a usable slide.
+    """Return a table of `slide_id, patient_id, prob_<class>`."""
+    # With explicit types, because a role can be left without a usable slide.
     columns: dict[str, Any] = {"slide_id": pl.String, "patient_id": pl.String}
     columns |= {f"prob_{name}": pl.Float64 for name in spec.task.class_names}
     records = [(bag.slide_id, bag.patient_id, *map(float, given)) for bag, given in rows]
@@ -191,7 +191,7 @@ def _probability_table(
 
 
 def _write_random_bags(folder: Path, spec: TrainSpec, fold: Fold) -> None:
-    """`bags.parquet`: the random bags whose AUC arXiv 2411.05028 reports."""
+    """Write `bags.parquet`: predictions of random bags, whose AUC arXiv 2411.05028 reports."""
     test = fold.parts["test"]
     if not test:
         return
@@ -209,6 +209,6 @@ def _write_random_bags(folder: Path, spec: TrainSpec, fold: Fold) -> None:
 
 
 def _chosen(head: Mapping[str, Any], trials: Sequence[str]) -> str:
-    """The combination among the trials that the kept head has."""
+    """Return the options of the trial that was kept."""
     options = (json.loads(text) for text in trials)
     return next(canonical_json(o) for o in options if all(head[k] == v for k, v in o.items()))

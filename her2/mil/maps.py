@@ -1,4 +1,4 @@
-"""Stage 2, after train: the maps of a trained fold, read without torch."""
+"""Stage 2, after train: read the attention maps of a trained fold without torch."""
 
 from pathlib import Path
 
@@ -11,12 +11,12 @@ MAPS_NAME = "maps.safetensors"
 
 
 def read_maps(folder: Path, slide_id: str) -> dict[str, NDArray[np.float32]]:
-    """All maps that a fold stored of a held-out slide.
+    """Read all maps that a fold stored for a held-out slide.
 
     Returns:
-        `attention` (n, o): a map an output, each sums to one; `contribution` (n, o): what each
-        tile adds to each output. The card's `outputs` name the columns. Empty for a head with one
-        map, which is in `attention.parquet`.
+        `attention` (n, o): one map per output, each of which sums to one; `contribution` (n, o):
+        the summand of each tile in each output. The card's `outputs` name the columns. Empty for a
+        head with a single map, which is in `attention.parquet`.
     """
     path = folder / MAPS_NAME
     if not path.exists():

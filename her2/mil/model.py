@@ -1,4 +1,4 @@
-"""Stage 2, train: a model of a fold, and what it says of a slide."""
+"""Stage 2, train: a fold's model, and its prediction for a slide."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,17 +13,18 @@ from her2.mil.bags import Bag, pieces, sample_batch
 from her2.mil.losses import Loss, class_logits
 
 PIECE_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
-"""Of the float32 features that are encoded at a time: on a CPU such a piece stays in its cache."""
+"""Size of the float32 features that are encoded at a time; on a CPU a piece fits its cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a model says of a slide.
+    """A model's prediction for a slide.
 
-    `probabilities` (c,) float32. `attention` (n,) float32 explains them: of a head with one map an
-    output, it is the map of the predicted class (or, ordered, of the highest threshold that it
-    passes; of the lowest if none). `maps` (n, o) are all maps of such a head, `contribution`
-    (n, o) what each tile adds to each output of an additive one; None for other heads.
+    `probabilities` (c,) and `attention` (n,) are float32. For a head with one map per output, the
+    attention is the map of the predicted class, or with ordered classes that of the highest
+    threshold passed (the lowest threshold if none is). `maps` (n, o) holds all maps of such a head,
+    `contribution` (n, o) the summand of each tile in each output of an additive head. They are None
+    for other heads.
     """
 
     probabilities: NDArray[np.float32]
@@ -33,7 +34,7 @@ class Prediction:
 
 
 class Model(nn.Module):
-    """Standardisation by the train part's statistics, then a head."""
+    """A head after standardisation by the training set's statistics."""
 
     def __init__(
         self,
@@ -53,19 +54,19 @@ class Model(nn.Module):
         self.register_buffer("std", std)
 
     def forward(self, bag: Tensor, mask: Tensor) -> Output:
-        """Features (b, n, d) and mask (b, n) -> logits (b, o) and attention (b, n) or (b, n, o)."""
-        # A padded row is zero before, and no number that matters after: it is masked.
+        """Classify features (b, n, d): logits (b, o) and attention (b, n) or (b, n, o)."""
+        # Standardising makes padded rows nonzero, which has no effect because they are masked.
         return self._pool(self._encode((bag.float() - self.mean).div_(self.std)), mask)
 
     def whole(self, bag: Bag) -> Output:
-        """All tiles of a slide as one bag, encoded in pieces: logits (1, o), attention (1, n, ...).
+        """Classify all tiles of a slide as one bag: logits (1, o), attention (1, n, ...).
 
-        Beyond one piece only what the head pools is held, not the features.
+        Tiles are encoded in pieces; only the input of the head's `pool` is held for all of them.
         """
         return self.pooled(self.encoded(bag))
 
     def encoded(self, bag: Bag) -> tuple[Tensor, ...]:
-        """What the head pools of all tiles of a slide: each (1, n, ...), rows as in the store."""
+        """Encode all tiles of a slide: inputs of `pool`, each (1, n, ...), in the store's order."""
         device = self.mean.device
         rows = max(1, PIECE_BYTES.get(device.type, PIECE_BYTES["cpu"]) // (4 * bag.store.dimension))
         found = []
@@ -75,7 +76,7 @@ class Model(nn.Module):
         return tuple(torch.cat(part, dim=1) for part in zip(*found, strict=True))
 
     def pooled(self, parts: tuple[Tensor, ...]) -> Output:
-        """Pool all rows of what `encoded` gave, or of a choice of them: logits (1, o) and so on."""
+        """Pool the parts from `encoded`, or a selection of their rows: logits (1, o) and so on."""
         shape = (1, parts[0].shape[1])
         return self._pool(parts, torch.ones(shape, dtype=torch.bool, device=parts[0].device))
 
@@ -84,7 +85,7 @@ class Model(nn.Module):
             return self.head.encode(features)
 
     def _pool(self, parts: tuple[Tensor, ...], mask: Tensor) -> Output:
-        """Sums over thousands of tiles and the logits stay float32."""
+        """Pool in float32, as sums over thousands of tiles and the logits need its precision."""
         mixed = self.mixed and self.head.pools_in_products
         with torch.autocast(mask.device.type, torch.bfloat16, enabled=mixed):
             return self.head.pool(tuple(part.float() for part in parts), mask)
@@ -92,7 +93,7 @@ class Model(nn.Module):
 
 @torch.inference_mode()
 def predict(model: Model, bag: Bag) -> Prediction:
-    """What a model says of a slide, from all of its tiles."""
+    """Predict a slide from all of its tiles."""
     output = model.eval().whole(bag)
     probabilities = class_logits(output.logits.double(), model.loss).softmax(dim=1)[0]
     attention, maps = output.attention[0], None  # (n,) or (n, o)
@@ -108,10 +109,10 @@ def predict(model: Model, bag: Bag) -> Prediction:
 def predict_bags(
     model: Model, bags: Sequence[Bag], *, count: int, bag_size: int, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Random bags of random slides, both drawn anew each time.
+    """Predict `count` random bags, each from a random slide.
 
     Returns:
-        Which slide each bag is of (count,), and class probabilities (count, c).
+        The index of each bag's slide (count,), and class probabilities (count, c).
     """
     generator, device = np.random.default_rng(seed), model.mean.device
     drawn = generator.integers(len(bags), size=count)

@@ -1,8 +1,8 @@
-"""Stage 2, train: random search of a head's options inside a fold, chosen by its tune part.
+"""Stage 2, train: random search of a head's options inside a fold, decided on its tuning set.
 
-Nested: every fold searches anew, in its own train and tune parts, so no option was ever chosen on
-a slide that it is tested on. Draws are those of scikit-learn's ParameterSampler (without
-replacement). Source: Bergstra, Bengio, Random search for hyper-parameter optimization, JMLR 13,
+The search is nested: each fold searches on its own training and tuning sets, so options are never
+chosen on slides they are tested on. Combinations are drawn without replacement by scikit-learn's
+ParameterSampler. Source: Bergstra, Bengio, Random search for hyper-parameter optimization, JMLR 13,
 2012.
 """
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One combination of options that a fold trained; `problem` says why it has no figures."""
+    """One combination of options that a fold tried; `problem` tells why it has no figures."""
 
     trial: int
     options: str
@@ -33,10 +33,10 @@ class Trial:
 
 
 def draws(head: HeadSection, seed: int) -> list[dict[str, Any]]:
-    """The combinations that a fold tries; one that is empty where nothing is searched."""
+    """Return the combinations that a fold tries, a single empty one where nothing is searched."""
     if not isinstance(head, Projected) or head.search is None:
         return [{}]
-    # Here, as every reader of a trained fold imports this module and few folds are searched.
+    # Imported here because all readers of trained folds import this module, and few of them search.
     from sklearn.model_selection import ParameterSampler
 
     sampler = ParameterSampler(head.search.options, head.search.trials, random_state=seed % 2**32)
@@ -46,13 +46,13 @@ def draws(head: HeadSection, seed: int) -> list[dict[str, Any]]:
 def search(
     head: HeadSection, *, seed: int, select: Select, train: Callable[[HeadSection, int], Trained]
 ) -> tuple[Trained, list[Trial]]:
-    """Train each combination and keep the one that is best on the tune part.
+    """Train each combination and keep the one that is best on the tuning set.
 
     Args:
-        head: a section, with or without a search.
-        seed: of the draws.
-        select: what the best has on the tune part.
-        train: (section, number of the trial) -> a trained fold.
+        head: the head's section, with or without a search.
+        seed: seed of the drawn combinations.
+        select: criterion by which the best combination is picked on the tuning set.
+        train: trains a fold from a section and the number of the trial.
 
     Raises:
         UserError: no trial could be trained.
@@ -68,18 +68,19 @@ def search(
         except UserError as error:
             if len(combinations) == 1:
                 raise
-            log.warning("trial %d %s: %s", number, text, error)
+            log.warning("trial %d %s failed: %s", number, text, error)
             trials.append(Trial(number, text, None, None, None, str(error)))
             continue
         figures = trained.best.tune
         value = figures.value(select)
         trials.append(Trial(number, text, trained.best_epoch, figures.loss, value))
         if len(combinations) > 1:
-            log.info("trial %d %s: tune %s %.4f", number, text, select, value)
+            log.info("trial %d %s: %s %.4f on the tuning set", number, text, select, value)
         if best is None or figures.rank(select) > best.best.tune.rank(select):
             best = trained
     if best is None:
         raise UserError(
-            f"none of {len(trials)} trials could be trained; the last: {trials[-1].problem}"
+            f"none of the {len(trials)} trials could be trained. The last error: "
+            f"{trials[-1].problem}"
         )
     return best, trials

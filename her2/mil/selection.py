@@ -1,4 +1,4 @@
-"""Stage 2, train: figures of the tuning set, and what makes an epoch or a trial the better one."""
+"""Stage 2, train: figures on the tuning set, by which epochs and trials are compared."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,18 +12,18 @@ from her2.metrics import selecting_metrics
 from her2.metrics.base import Classified
 
 SELECT_WORDS: dict[Select, str] = {
-    "loss": "the least loss",
+    "loss": "the lowest loss",
     **{name: selection.words for name, (_, selection) in selecting_metrics().items()},
 }
-"""What the report says of the epoch that was kept."""
+"""The criterion by which an epoch was kept, in the report's words."""
 
 
 @dataclass(frozen=True, slots=True)
 class TuneFigures:
-    """Figures of the slides of a tuning set; NaN where one is not defined.
+    """Figures on a tuning set; NaN where one is not defined.
 
-    `loss` is the mean cross-entropy of a slide. `metrics` are those that can select, by the name
-    that they have in `training.select`.
+    `loss` is the mean cross-entropy per slide. `metrics` holds the figures that can select, under
+    their names in `training.select`.
     """
 
     loss: float
@@ -31,25 +31,25 @@ class TuneFigures:
     metrics: Mapping[str, float]
 
     def value(self, select: Select) -> float:
-        """The figure that `training.select` names."""
+        """Return the figure that `training.select` names."""
         return self.loss if select == "loss" else self.metrics[select]
 
     def rank(self, select: Select) -> tuple[float, float]:
-        """What the best has most of; of equals the lower loss wins."""
+        """Return the rank by which the best is chosen; a tie goes to the lower loss."""
         value = self.value(select)
         larger = select != "loss" and selecting_metrics()[select][0].larger_is_better
         return value if larger else -value, -self.loss
 
     def row(self) -> dict[str, float]:
-        """Name -> figure; the metrics by the alphabet."""
+        """Return the figures by name, the metrics in alphabetical order."""
         return {"loss": self.loss, "accuracy": self.accuracy, **dict(sorted(self.metrics.items()))}
 
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """One line of a fold's history; `train_loss` is the mean cross-entropy per slide.
+    """One epoch of a fold's history; `train_loss` is the mean cross-entropy per slide.
 
-    `learning_rate` is that of the epoch's last step (0 for a fit that has none).
+    `learning_rate` is that of the epoch's last step (0 for a fit without steps).
     """
 
     epoch: int
@@ -58,7 +58,7 @@ class Epoch:
     tune: TuneFigures
 
     def row(self) -> dict[str, float]:
-        """Return it as a row of `history.parquet`."""
+        """Return the epoch as a row of `history.parquet`."""
         own = {key: value for key, value in asdict(self).items() if key != "tune"}
         return own | {f"tune_{key}": value for key, value in self.tune.row().items()}
 
@@ -68,7 +68,7 @@ UNDEFINED = TuneFigures(math.nan, math.nan, dict.fromkeys(selecting_metrics(), m
 
 
 def tune_figures(probabilities: NDArray[np.floating], labels: Sequence[int]) -> TuneFigures:
-    """Figures of class probabilities (s, c) and class indices (s,), s >= 1."""
+    """Return the figures of class probabilities (s, c) and class indices (s,), s >= 1."""
     scores, truth = np.asarray(probabilities, np.float64), np.asarray(labels, np.int64)
     rows = Classified(truth, scores, np.ones((1, len(truth))))
     return TuneFigures(

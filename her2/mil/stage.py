@@ -1,4 +1,4 @@
-"""Stage 2, train: some folds of one encoder, head and task, through the cache."""
+"""Stage 2, train: train a chunk of folds of one encoder, head and task, through the cache."""
 
 import logging
 import os
@@ -39,15 +39,15 @@ def train_folds(
     """Train the folds of a chunk that the cache does not hold yet.
 
     Args:
-        spec: the job.
-        cache: holds the stores, gets the folds.
+        spec: the job's spec.
+        cache: holds the feature stores, and receives the folds.
         folds: the task's folds table.
-        features: the encoder's folder of feature manifests.
-        output: the manifest to write; links go to a folder for each fold beside it.
-        threads: of the CPU as a device.
+        features: the encoder's folder of entries files.
+        output: the entries file to write; each fold's files are linked into a folder beside it.
+        threads: number of CPU threads for torch.
 
     Raises:
-        UserError: too many slides without features, or a fold that cannot be trained.
+        UserError: too many slides have no features, or a fold cannot be trained.
     """
     table = pl.read_parquet(folds)
     if spec.protocol == "sound":
@@ -60,7 +60,7 @@ def train_folds(
         where=f"features in {features}",
     )
     bags = _open_bags(table, entries, cache, features)
-    check_dimensions(list(bags.values()))  # the held-out slides too: their shape may agree
+    check_dimensions(list(bags.values()))  # with the held-out slides, which training would not read
     device = pick_device(threads)
     _repeatable(device)
     found: dict[str, FoldEntry] = {}
@@ -74,7 +74,7 @@ def train_folds(
                 trained = _train(spec, cache, key, parts, (repeat, fold), device)
             share = trained.waited_seconds / trained.seconds if trained.seconds else 0.0
             log.info(
-                "%s: trained %d epochs, %.1f s, %.1f %% of it waiting for data",
+                "%s: trained %d epochs in %.1f s, of which %.1f %% waiting for data",
                 *(name, len(trained.history), trained.seconds, 100 * share),
             )
             write_event("trained", name)
@@ -95,7 +95,7 @@ def _train(
     run: tuple[int, int],
     device: torch.device,
 ) -> Trained:
-    """Train a fold (each trial of its search) and publish it; then its checkpoints are dropped."""
+    """Train a fold (each trial of its search), publish it and delete its checkpoints."""
     seed = int(digest([spec.seed, *run])[:8], 16)
 
     def train(head: HeadSection, trial: int) -> Trained:
@@ -120,7 +120,7 @@ def _train(
 
 
 def _link_all(product: Path, folder: Path) -> None:
-    """The fold's files under its name, and none of a fold that had the name before."""
+    """Link a fold's files into its folder, and remove those of a fold that had this name before."""
     items = {item.name: item for item in product.iterdir()}
     for old in folder.iterdir() if folder.is_dir() else ():
         if old.name not in items:
@@ -130,22 +130,22 @@ def _link_all(product: Path, folder: Path) -> None:
 
 
 def checkpoint_path(cache: Cache, key: str, trial: int = 0) -> Path:
-    """Where a fold in training is kept; by its name `her2 cache prune` knows it as a leftover."""
+    """Return the path of a fold's checkpoint; its name lets `her2 cache prune` recognise it."""
     product = cache.path("models", key)
     return product.with_name(f".checkpoint.tmp.{key}-{trial}.safetensors")
 
 
 def _repeatable(device: torch.device) -> None:
-    """On a GPU some sums run in no fixed order unless asked for; on a CPU they always do."""
+    """Make sums on a GPU run in a fixed order, as they always do on a CPU."""
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def fold_key(spec: TrainSpec, parts: dict[str, list[Bag]], repeat: int, fold: int) -> str:
-    """Identity of a trained fold.
+    """Return the cache key of a trained fold.
 
-    The labels of the test part are not in it: they cannot change the model.
+    It does not depend on the labels of the test set, which cannot change the model.
     """
     return digest(
         {
@@ -168,7 +168,7 @@ def fold_key(spec: TrainSpec, parts: dict[str, list[Bag]], repeat: int, fold: in
 def _open_bags(
     table: pl.DataFrame, entries: dict[str, FeatureEntry], cache: Cache, features: Path
 ) -> dict[str, Bag]:
-    """Slide -> bag, for the slides that have features."""
+    """Return the bags of the slides that have features, by slide id."""
     bags = {}
     slides = table.select("slide_id", "patient_id", "label").unique().sort("slide_id")
     allow_open_files(2 * len(slides))
@@ -176,8 +176,8 @@ def _open_bags(
         entry = entries.get(slide_id)
         if entry is None:
             raise UserError(
-                f"{slide_id}: is in the folds table and in no feature manifest; run snakemake "
-                "again so that both are of one manifest."
+                f"{slide_id}: is in the folds table but in no entries file of {features}; run "
+                "snakemake again, so that both are made from the same manifest."
             )
         if entry.status != "ok" or entry.key is None:
             continue
@@ -187,12 +187,12 @@ def _open_bags(
 
 
 def _parts(rows: pl.DataFrame, bags: dict[str, Bag], *, grouped: bool) -> dict[str, list[Bag]]:
-    """Role -> bags in the order of their ids; slides without features are absent."""
+    """Return the bags of each role, sorted by slide id, without slides that have no features."""
     parts: dict[str, list[Bag]] = {role: [] for role in ("train", "tune", "test", "predict")}
     for slide_id, role in rows.sort("slide_id").select("slide_id", "role").iter_rows():
         if slide_id in bags:
             parts[role].append(bags[slide_id])
     patients = [{bag.patient_id for bag in parts[role]} for role in ("train", "tune", "test")]
     if grouped and any(patients[i] & patients[j] for i, j in ((0, 1), (0, 2), (1, 2))):
-        raise UserError("a patient is in two parts of a fold; make the folds again.")
+        raise UserError("a patient has two roles in a fold; make the folds again.")
     return parts

@@ -1,4 +1,4 @@
-"""Stage 2, train: one fold. The tune part picks the epoch; the test part is not seen here."""
+"""Stage 2, train: train one fold; the tuning set picks the epoch, the test set is not used."""
 
 import logging
 import math
@@ -32,10 +32,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A fold's model (of its best epoch) and how it got there.
+    """A fold's model (its best epoch) and its history.
 
-    `head` are the options that it was built with. `seconds` and `waited_seconds` (for data) are of
-    the training steps of this process, which may have gone on from a checkpoint.
+    `head` holds the options it was built with. `seconds` and `waited_seconds` (for data) count the
+    training steps of this process only, which may have resumed from a checkpoint.
     """
 
     model: Model
@@ -63,22 +63,22 @@ def train_fold(
     keep_last: bool = False,
     checkpoint: Path | None = None,
 ) -> Trained:
-    """Train on the train part until the tune part is no longer predicted better.
+    """Train on the training set until predictions for the tuning set stop improving.
 
     Args:
-        train: bags to learn from.
-        tune: bags that pick the epoch, by `training.select`.
-        head: a section without search.
-        training: how.
-        class_names: of the task, in order.
-        seed: of weights, draws and dropout.
-        device: where.
-        keep_last: all epochs are trained and the last is kept; the tune part may then be empty.
-        checkpoint: a file to go on from if it is there, and to write after every epoch. It stays
-            when training fails: it holds the last good epoch.
+        train: bags of the training set.
+        tune: bags of the tuning set, which pick the epoch by `training.select`.
+        head: the head's section, without a search.
+        training: the `training` section of the config.
+        class_names: classes of the task, in order.
+        seed: seed of weights, draws and dropout.
+        device: device to train on.
+        keep_last: train all epochs and keep the last; the tuning set may then be empty.
+        checkpoint: file to resume from if it exists, written after every epoch. When training
+            fails, it still holds the last good epoch.
 
     Raises:
-        UserError: a class is absent from the train part, the tune part is empty or lacks a class
+        UserError: a class is absent from the training set, the tuning set is empty or lacks a class
             that `training.select` needs, or the loss is not finite.
     """
     _check_parts(train, tune, class_names, training, keep_last=keep_last)
@@ -128,7 +128,7 @@ def train_fold(
 
 
 def rate_factor(step: int, steps_per_epoch: int, training: TrainingSection) -> float:
-    """Return what the learning rate of a step (from 0) is multiplied with."""
+    """Return the factor of the learning rate in a step (from 0)."""
     warmup = training.warmup_epochs * steps_per_epoch
     return factor(
         step,
@@ -139,7 +139,7 @@ def rate_factor(step: int, steps_per_epoch: int, training: TrainingSection) -> f
 
 
 class _NotFiniteError(Exception):
-    """A loss or a prediction that is not finite, in words."""
+    """A message about a loss or prediction that is not finite."""
 
 
 def _kept(checkpoint: Path | None, epoch: int) -> str:
@@ -156,7 +156,7 @@ def _fit_baseline(
     classes: int,
     device: torch.device,
 ) -> Trained:
-    """Fit a classifier of mean embeddings; an "epoch" is an estimator."""
+    """Fit a classifier of mean embeddings; each estimator counts as an epoch of the history."""
 
     def part(bags: Sequence[Bag]) -> tuple[np.ndarray, np.ndarray]:
         means = [bag.store.all().mean(axis=0, dtype=np.float64) for bag in bags]
@@ -231,7 +231,7 @@ def _loss(
 
 
 def _blame(model: Model, output: Output, batch: Batch, epoch: int, value: float) -> str:
-    """Which slides' losses are not finite: one with damaged features, or all."""
+    """Return a message that names the slides whose loss is not finite, or all of the batch."""
     losses = [
         bag_loss(output.logits[i : i + 1].cpu(), batch.labels[i : i + 1], loss=model.loss)
         for i in range(len(batch.bags))
@@ -243,15 +243,18 @@ def _blame(model: Model, output: Output, batch: Batch, epoch: int, value: float)
     ]
     names = ", ".join(dict.fromkeys(named or [bag.slide_id for bag in batch.bags]))
     return (
-        f"the loss is {value} in epoch {epoch}, of the slides {names}; lower "
-        "training.learning_rate, or look for damaged stores (her2 cache verify)."
+        f"the loss is {value} in epoch {epoch} for the slides {names}; lower "
+        "training.learning_rate, or look for damaged stores with `her2 cache verify`."
     )
 
 
 def _class_weights(
     bags: Sequence[Bag], training: TrainingSection, classes: int, device: torch.device
 ) -> Tensor | None:
-    """(c,) for `balance: loss`: inverse to the classes' slides, 1 on average over the slides."""
+    """Return class weights (c,) for `balance: loss`, inverse to the classes' counts of slides.
+
+    Their mean over the slides is 1.
+    """
     if training.balance != "loss":
         return None
     counts = np.bincount([bag.label or 0 for bag in bags], minlength=classes)
@@ -266,7 +269,7 @@ def _tune(model: Model, bags: Sequence[Bag], epoch: int) -> TuneFigures:
         probabilities = predict(model, bag).probabilities
         if not np.isfinite(probabilities).all():
             raise _NotFiniteError(
-                f"the predictions of the tune slide {bag.slide_id} are not finite in epoch "
+                f"the prediction for slide {bag.slide_id} of the tuning set is not finite in epoch "
                 f"{epoch}; lower training.learning_rate."
             )
         found.append(probabilities)
@@ -283,16 +286,18 @@ def _check_parts(
 ) -> None:
     empty = [bag.slide_id for bag in (*train, *tune) if len(bag) == 0]
     if empty:
-        raise UserError(f"{', '.join(empty)}: the feature store holds no tile; embed it again.")
+        raise UserError(
+            f"{', '.join(empty)}: the feature store contains no tiles; embed the slide again."
+        )
     if absent := _absent(train, class_names):
         raise UserError(
-            f"no usable slide of class {', '.join(absent)} in the train part; lower folds.number, "
-            "merge classes in `tasks`, or see the audit for slides that were left out."
+            f"no usable slide of class {', '.join(absent)} in the training set; lower "
+            "folds.number, merge classes in `tasks`, or see the audit for slides left out."
         )
     if keep_last:
         return
     if not tune:
-        raise UserError("no usable slide in the tune part; raise folds.tune or add slides.")
+        raise UserError("no usable slide in the tuning set; raise folds.tune or add slides.")
     if training.select == "loss":
         return
     needs = selecting_metrics()[training.select][1].needs
@@ -300,12 +305,12 @@ def _check_parts(
     if needs == "all" and absent:
         raise UserError(
             f"training.select {training.select} is not defined: no usable slide of class "
-            f"{', '.join(absent)} in the tune part; raise folds.tune, or select by loss."
+            f"{', '.join(absent)} in the tuning set; raise folds.tune, or select by loss."
         )
     if needs == "two" and len(class_names) - len(absent) < 2:
         raise UserError(
-            f"training.select {training.select} is not defined: the tune part has one class; raise "
-            "folds.tune, or select by loss."
+            f"training.select {training.select} is not defined: the tuning set has only one class; "
+            "raise folds.tune, or select by loss."
         )
 
 

@@ -1,8 +1,7 @@
-"""Stage 1, pre-training: what a patch may look like without its class changing.
+"""Stage 1, pre-training: augmentation that leaves a patch's class unchanged.
 
-Scale is left nearly alone, because it carries meaning: how large a nucleus is separates classes.
-Colour is varied as a laboratory varies it, in the amounts of stain (optical density), after
-Tellez 2018 (arXiv 1808.05896).
+Scale varies little, because the size of a nucleus separates classes. Colour varies in the amounts
+of stain (optical density), as it does between laboratories, after Tellez 2018 (arXiv 1808.05896).
 """
 
 import cv2
@@ -18,13 +17,13 @@ STAIN_GAIN, STAIN_SHIFT, BRIGHTNESS = 0.15, 0.02, 0.06
 
 
 def window(shape: tuple[int, ...], window_px: float | None) -> float:
-    """Side (px of the patch) of what the encoder sees: the whole patch unless a window is set."""
+    """Return the side, in px of the patch, of the encoder's window; by default the whole patch."""
     whole = min(shape[0], shape[1])
     return whole if window_px is None else min(window_px, whole)
 
 
 def plain(image: NDArray[np.uint8], size_px: int, window_px: float | None) -> NDArray[np.uint8]:
-    """The centre of a patch, uint8 (size_px, size_px, 3): what validation sees."""
+    """Return the centre of a patch, uint8 (size_px, size_px, 3), as validation uses it."""
     side = round(window(image.shape, window_px))
     top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
     return _resized(image[top : top + side, left : left + side], size_px)
@@ -37,9 +36,10 @@ def moved(
     strength: float,
     generator: np.random.Generator,
 ) -> NDArray[np.uint8]:
-    """A random square of a patch, flipped and turned by right angles, uint8 (size_px, size_px, 3).
+    """Cut a random square, flip and rotate it by right angles: uint8 (size_px, size_px, 3).
 
-    The square's side is the window's within `strength` times 10 %, and inside the patch.
+    The square lies inside the patch, and its side is that of the window within `strength` times
+    10 %.
     """
     scale = 1 + SCALE * strength * generator.uniform(-1, 1)
     side = round(min(window(image.shape, window_px) * scale, *image.shape[:2]))
@@ -53,10 +53,10 @@ def moved(
 def stain_changes(
     count: int, strength: float, generator: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Random changes of stain: matrices (count, 3, 3) and shifts (count, 3) of optical density.
+    """Draw changes of stain: matrices (count, 3, 3) and shifts (count, 3) of optical density.
 
-    Each of haematoxylin, eosin and DAB gets a gain and a shift of its own, and all of the light a
-    factor; together they are one affine map of the optical density.
+    Haematoxylin, eosin and DAB each get their own gain and shift, and the light gets a factor.
+    Together these are one affine map of the optical density.
     """
     gain = 1 + strength * STAIN_GAIN * generator.uniform(-1, 1, (count, 3))
     shift = strength * STAIN_SHIFT * generator.uniform(-1, 1, (count, 3))
@@ -67,7 +67,7 @@ def stain_changes(
 
 
 def restain(patches: Tensor, matrices: Tensor, shifts: Tensor) -> Tensor:
-    """Apply `stain_changes` to uint8 patches (b, h, w, 3); float (b, h, w, 3) in [0, 255]."""
+    """Apply `stain_changes` to uint8 patches (b, h, w, 3); return floats in [0, 255]."""
     b, h, w, _ = patches.shape
     density = -torch.log((patches.float() + 1) / 256).reshape(b, h * w, 3)
     changed = torch.baddbmm(shifts[:, None], density, matrices)

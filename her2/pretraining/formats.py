@@ -1,4 +1,4 @@
-"""Stage 1, pre-training data: how each patch data set names its images, labels and cases."""
+"""Stage 1, pre-training data: the images, labels and cases of each patch data set's format."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ _BCI_PART: dict[str, Part] = {"train": "train", "val": "valid", "valid": "valid"
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A patch as its format names it; the pixels are not read yet."""
+    """A patch as listed by its format; its pixels have not been read yet."""
 
     id: str
     label: str
@@ -29,17 +29,17 @@ class Listed:
 
 
 Listing = tuple[list[Listed], list[str]]
-"""The patches, and what is wrong."""
+"""The patches, and the problems found."""
 
 
 def list_folders(section: PatchesSection) -> Listing:
-    """`path/{label}/**/image`; cases are unknown."""
+    """List images in class folders, `path/{label}/**/image`; their cases are unknown."""
     root = section.path
     rows, problems = [], []
     for path in _images(root):
         relative = path.relative_to(root)
         if len(relative.parts) == 1:
-            problems.append(f"{relative}: lies in no class folder")
+            problems.append(f"{relative}: is not in a class folder")
         rows.append(Listed(relative.as_posix(), relative.parts[0], path))
     filled = {row.label for row in rows}
     problems += [
@@ -51,7 +51,10 @@ def list_folders(section: PatchesSection) -> Listing:
 
 
 def list_csv(section: PatchesSection) -> Listing:
-    """Columns `path` (relative to the file, or absolute), `label` and, optionally, `case_id`."""
+    """List a csv with the columns `path`, `label` and optionally `case_id`.
+
+    A path is absolute or relative to the csv.
+    """
     table, problems = read_csv(section.path, ("path", "label"))
     if problems:
         return [], problems
@@ -59,7 +62,8 @@ def list_csv(section: PatchesSection) -> Listing:
         blank = table["case_id"].null_count()
         if 0 < blank < len(table):
             problems.append(
-                f"case_id is blank in {blank} of {len(table)} rows: fill it, or drop the column"
+                f"case_id is blank in {blank} of {len(table)} rows; fill them in, or remove the "
+                "column"
             )
     rows = []
     for record in table.to_dicts():
@@ -69,19 +73,19 @@ def list_csv(section: PatchesSection) -> Listing:
 
 
 def list_bci(section: PatchesSection) -> Listing:
-    """`00000_train_1+.png` (Liu 2022): number, part, score. The set names no patient."""
+    """List BCI (Liu 2022): `00000_train_1+.png` is number, part, score; patients are unknown."""
     rows, problems = [], []
     seen: dict[str, str] = {}
     for path in _images(section.path):
         name = path.relative_to(section.path).as_posix()
         found = _BCI_STEM.search(path.stem)
         if found is None:
-            problems.append(f"{name}: the name does not end in a score, as 00000_train_1+.png does")
+            problems.append(f"{name}: the name must end in a score, as in 00000_train_1+.png")
             continue
         if path.name in seen:
             problems.append(
-                f"{name}: has the name of {seen[path.name]}; H&E and IHC pairs share their names, "
-                "so let `path` be the folder of one stain"
+                f"{name}: has the same name as {seen[path.name]}; the H&E and IHC images of a pair "
+                "share a name, so set `path` to the folder of one stain"
             )
             continue
         seen[path.name] = name
@@ -92,9 +96,9 @@ def list_bci(section: PatchesSection) -> Listing:
 
 
 def list_ihc4bc(section: PatchesSection) -> Listing:
-    """`xxx_caseid_region_row_col.png` in class folders, or with a csv of `path,label`.
+    """List `xxx_caseid_region_row_col.png` in class folders, or with a csv of `path,label`.
 
-    Neighbouring patches of this set overlap by half, so only a split by case is honest.
+    Neighbouring patches of this set overlap by half, so only a split by case avoids leakage.
     """
     problems: list[str] = []
     if section.labels is None:
@@ -127,7 +131,7 @@ LISTERS: dict[str, Callable[[PatchesSection], Listing]] = {
 
 
 def _images(root: Path) -> Iterator[Path]:
-    """Image files below a folder, sorted; hidden ones (of file managers) are none."""
+    """Yield the image files below a folder, sorted, without the hidden ones of file managers."""
     for path in sorted(root.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
         if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
@@ -135,7 +139,10 @@ def _images(root: Path) -> Iterator[Path]:
 
 
 def read_csv(path: Path, columns: tuple[str, ...]) -> tuple[pl.DataFrame, list[str]]:
-    """A table of text, and what is wrong with it; blanks are null, only in other columns legal."""
+    """Read a table of text; return it and its problems.
+
+    Blanks are null, and a problem where they are in `columns`.
+    """
     try:
         table = pl.read_csv(path, infer_schema=False)
     except (OSError, pl.exceptions.PolarsError) as error:
@@ -143,18 +150,19 @@ def read_csv(path: Path, columns: tuple[str, ...]) -> tuple[pl.DataFrame, list[s
     absent = [name for name in columns if name not in table.columns]
     if absent:
         have = ", ".join(table.columns)
-        return table, [f"{path.name}: no column {', '.join(absent)}; it has {have}"]
+        return table, [f"{path.name}: no column {', '.join(absent)}; its columns are {have}"]
     blank = table.with_row_index("row", 2).filter(pl.any_horizontal(pl.col(columns).is_null()))
-    return table, [f"{path.name}: row {row}: blank" for row in blank["row"].to_list()]
+    needed = " or ".join(columns)
+    return table, [f"{path.name}: row {row}: blank {needed}" for row in blank["row"].to_list()]
 
 
 def _missing(rows: list[Listed]) -> list[str]:
-    """Files that are absent, and files that are named twice."""
+    """Return a problem for each file that is absent and each that is listed twice."""
     problems, seen = [], set()
     for row in rows:
         if row.path in seen:
             problems.append(f"{row.id}: is listed twice")
         elif not row.path.is_file():
-            problems.append(f"{row.id}: there is no such file")
+            problems.append(f"{row.id}: the file does not exist")
         seen.add(row.path)
     return problems

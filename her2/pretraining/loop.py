@@ -1,6 +1,6 @@
 """Stage 1, pre-training: batches of patches, an epoch and its validation.
 
-All that is random in an epoch comes from (seed, epoch).
+All randomness in an epoch derives from (seed, epoch).
 """
 
 import math
@@ -22,11 +22,11 @@ from her2.training.prefetch import Prefetch
 from her2.training.schedule import factor, set_rate
 
 Batch = tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]
-"""Patches uint8 (b, size, size, 3), labels (b,), changes of stain (None: leave them alone)."""
+"""Patches uint8 (b, size, size, 3), labels (b,), changes of stain (None: no change)."""
 
 
 class Classifier(nn.Module):
-    """An encoder and a linear layer on its embedding; the layer is thrown away afterwards."""
+    """An encoder and a linear layer on its embedding; the layer is discarded after training."""
 
     def __init__(self, encoder: Encoder, dimension: int, classes: int) -> None:
         super().__init__()
@@ -34,13 +34,13 @@ class Classifier(nn.Module):
         self.head = nn.Linear(dimension, classes)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Patches (b, h, w, 3) in [0, 255] -> logits (b, c)."""
+        """Classify patches (b, h, w, 3) in [0, 255]: logits (b, c)."""
         return self.head(self.encoder(patches))
 
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """One line of the history. Figures are of the validation part, each class counted alike."""
+    """One epoch of the history; figures on the validation part weigh each class equally."""
 
     epoch: int
     train_loss: float
@@ -50,13 +50,13 @@ class Epoch:
 
     @property
     def rank(self) -> tuple[float, float]:
-        """What the best epoch has most of: balanced accuracy; of equals the lower loss wins."""
+        """The rank by which the best epoch is chosen: balanced accuracy, then lower loss."""
         return self.balanced_accuracy, -self.validation_loss
 
 
 @dataclass(frozen=True, slots=True)
 class PatchBatches:
-    """Patches on their way to the device: cut and moved in threads, in a fixed order."""
+    """Batches of patches that threads cut and augment, in a fixed order."""
 
     patches: PatchSet
     size_px: int
@@ -66,7 +66,7 @@ class PatchBatches:
     threads: int
 
     def training(self, indices: NDArray[np.int64], seed: int, epoch: int) -> Prefetch[Batch]:
-        """Return an epoch: as many draws as there are patches, every class as often."""
+        """Return an epoch's batches: as many draws as patches, the same number from each class."""
         order = balanced_order(self.patches.labels[indices], np.random.default_rng([seed, epoch]))
         parts = _parts(indices[order], self.batch_size)
 
@@ -84,7 +84,7 @@ class PatchBatches:
         return Prefetch(load, len(parts), ahead=2 * self.threads, threads=self.threads)
 
     def validation(self, indices: NDArray[np.int64]) -> Prefetch[Batch]:
-        """Return every patch once, as it is."""
+        """Return batches of every patch once, without augmentation."""
         parts = _parts(indices, 2 * self.batch_size)
 
         def load(number: int) -> Batch:
@@ -97,7 +97,7 @@ class PatchBatches:
         return Prefetch(load, len(parts), ahead=2 * self.threads, threads=self.threads)
 
     def steps(self, patches: int) -> int:
-        """Return the number of batches of an epoch over so many patches."""
+        """Return the number of batches in an epoch over `patches` patches."""
         return len(_parts(np.arange(patches), self.batch_size))
 
     def _batch(
@@ -111,10 +111,10 @@ class PatchBatches:
 
 
 def balanced_order(labels: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
-    """As many draws as patches, shuffled: each class equally often, and within a class each patch.
+    """Draw as many patches as there are, shuffled, with each class equally often.
 
-    A class runs through permutations of its patches: none comes a second time before all came
-    once. Counts of classes differ by one at most.
+    Each class runs through permutations of its patches, so that no patch repeats before all others
+    of its class were drawn. The counts of the classes differ by at most one.
     """
     classes = generator.permutation(np.unique(labels))
     draws = []
@@ -128,7 +128,7 @@ def balanced_order(labels: NDArray[np.int64], generator: np.random.Generator) ->
 
 
 def learning_rate(step: int, steps: int, *, peak: float, warmup: float) -> float:
-    """Return a step's rate: a rise over the first `warmup` share of all steps, then a cosine."""
+    """Return a step's learning rate: a rise over the `warmup` share of steps, then a cosine."""
     rise = warmup * steps
     return peak * factor(step, rise=rise + 1, decay_from=rise, total=steps)
 
@@ -172,9 +172,9 @@ def train_epoch(
 def validate(
     model: Classifier, batches: Prefetch[Batch], *, device: torch.device, dtype: torch.dtype
 ) -> tuple[float, float, float]:
-    """Return cross-entropy and balanced accuracy (each class counted alike), one-vs-rest AUC.
+    """Return cross-entropy, balanced accuracy and one-vs-rest AUC, all as means over the classes.
 
-    The AUC is the classes' mean, NaN where only one class is present.
+    The AUC is NaN where only one class is present.
 
     Raises:
         UserError: the outputs are not finite.
@@ -210,5 +210,5 @@ def _autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 
 
 def _parts(indices: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
-    """Batches of nearly equal size: batch statistics of a last, small one would be noise."""
+    """Split into batches of nearly equal size, as the statistics of a small one would be noisy."""
     return np.array_split(indices, max(1, round(len(indices) / batch_size)))

@@ -1,4 +1,4 @@
-"""Stage 1, overlap: did an encoder's pre-training see patients that the cohort tests on?"""
+"""Stage 1, overlap: patients of the cohort that an encoder's pre-training saw."""
 
 import json
 import logging
@@ -17,10 +17,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """What an encoder's pre-training shares with the labelled patients of the cohort.
+    """The overlap of an encoder's pre-training data with the labelled patients of the cohort.
 
-    `known` is false when it saw tissue and names no case and no slide, so that nobody can tell
-    (photographs hold no patients); `patients` are those of the cohort that it saw.
+    `known` is false where the data show tissue but name neither cases nor slides, so that the
+    overlap cannot be determined (photographs show no patients). `patients` are those of the cohort
+    that the pre-training saw.
     """
 
     known: bool
@@ -32,14 +33,14 @@ def audit_overlap(spec: OverlapSpec, encoder: Path, cohort: Path, output: Path) 
     """Write the overlap of one encoder as JSON.
 
     Args:
-        spec: the job.
+        spec: the job's spec.
         encoder: the encoder's folder.
         cohort: the audit's table, one row per slide.
         output: the JSON file.
 
     Raises:
-        UserError: there is one, and the encoder does not say `allow_overlap: true`. Every labelled
-            patient is in the test part of some fold, so any overlap leaks.
+        UserError: patients overlap and the encoder does not set `allow_overlap: true`. Every
+            labelled patient is in the test set of some fold, so any overlap leaks.
     """
     cards = lineage(encoder)
     found: dict[str, str] = {}
@@ -48,13 +49,17 @@ def audit_overlap(spec: OverlapSpec, encoder: Path, cohort: Path, output: Path) 
         found = find_overlap(card, table) | found
     if found and not spec.allow_overlap:
         raise problem_list(
-            f"{encoder.name}: its pre-training data hold patients that this cohort tests on: "
-            "its figures would be too good; pre-train without them, or give the encoder "
-            "`allow_overlap: true` to have every one of its figures marked",
+            f"{encoder.name}: its pre-training data contain patients that this cohort tests on, "
+            "so its figures would be too good. Pre-train without them, or set "
+            "`allow_overlap: true` for the encoder to have all of its figures marked",
             [f"patient {patient}: {reason}" for patient, reason in sorted(found.items())],
         )
     if found:
-        log.warning("%s: %d patients overlap, allowed by the config", encoder.name, len(found))
+        log.warning(
+            "%s: its pre-training data contain %d patients of the cohort, as `allow_overlap: true` "
+            "permits",
+            *(encoder.name, len(found)),
+        )
     result = Overlap(
         known=spec.domain in ("natural", "none")
         or all(_cases(card) or _fingerprints(card) for card in cards if card.source != "random"),
@@ -66,7 +71,10 @@ def audit_overlap(spec: OverlapSpec, encoder: Path, cohort: Path, output: Path) 
 
 
 def lineage(encoder: Path) -> list[EncoderCard]:
-    """The card of an encoder, and of each encoder beside it that its weights began from."""
+    """Return the cards of an encoder and of the encoders that its weights were initialised from.
+
+    Only encoders in the same parent folder are followed.
+    """
     cards = [read_card(encoder)]
     while True:
         start = cards[-1].provenance.get("init", {}).get("from", "")
@@ -77,10 +85,10 @@ def lineage(encoder: Path) -> list[EncoderCard]:
 
 
 def find_overlap(card: EncoderCard, cohort: pl.DataFrame) -> dict[str, str]:
-    """Patient -> how they were found: by case id, or by the content of a slide.
+    """Return patient -> reason for the overlapping patients, found by case id or slide content.
 
-    A case id matches a patient id or a slide id whatever its capitals; only patients with a label
-    count, since nobody tests on the others.
+    A case id matches a patient id or a slide id regardless of case. Only patients with a label
+    count, since no one is tested on the others.
     """
     cases = {case.lower(): case for case in _cases(card)}
     fingerprints = set(_fingerprints(card))
@@ -98,7 +106,7 @@ def find_overlap(card: EncoderCard, cohort: pl.DataFrame) -> dict[str, str]:
 
 
 def read_overlap(path: Path) -> Overlap:
-    """Read what `audit_overlap` wrote."""
+    """Read the file that `audit_overlap` wrote."""
     values = json.loads(path.read_text(encoding="utf-8"))
     return Overlap(**values | {"patients": tuple(values["patients"])})
 

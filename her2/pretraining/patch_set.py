@@ -1,4 +1,4 @@
-"""Stage 1, pre-training data: labelled patches as one set, whatever they were read from."""
+"""Stage 1, pre-training data: labelled patches as one set, independent of their format."""
 
 import logging
 from collections import Counter
@@ -19,11 +19,11 @@ RgbPatch = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class PatchSet:
-    """Labelled patches; the pixels are read one patch at a time, from any thread.
+    """Labelled patches whose pixels are read one patch at a time, from any thread.
 
-    `labels` (n,) are class indices; `cases` name the patient or slide, all None where unknown;
-    `parts` are the set's own split, None where it has none. `digest` covers names, labels, cases,
-    parts and content, not where the files lie.
+    `labels` (n,) are class indices. `cases` name the patient or slide of each patch, all None where
+    unknown. `parts` are the set's own split, None where it has none. `digest` covers names, labels,
+    cases, parts and content, but not the location of the files.
     """
 
     name: str
@@ -38,9 +38,9 @@ class PatchSet:
     digest: str
     mpp: float | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
-    """Labels that `classes` does not name -> patches."""
+    """Number of patches of each label that `classes` does not name."""
     unusable: tuple[str, ...] = ()
-    """`id: reason` of the images that could not be used."""
+    """`id: reason` for each image that could not be used."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -52,7 +52,7 @@ class PatchSet:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Class name -> patches."""
+        """Number of patches of each class."""
         found = np.bincount(self.labels, minlength=len(self.class_names)).tolist()
         return dict(zip(self.class_names, found, strict=True))
 
@@ -60,17 +60,17 @@ class PatchSet:
 def class_table(
     where: str, section: PatchesSection, labels: Sequence[str]
 ) -> tuple[tuple[str, ...], dict[str, int], dict[str, int]]:
-    """Class names in order, label -> class index, label left out -> patches.
+    """Return class names in order, label -> class index, and left-out label -> patch count.
 
     Raises:
-        UserError: fewer than two classes, or a class that names a label the set has not.
+        UserError: there are fewer than two classes, or a class names a label that the set lacks.
     """
     counts = Counter(labels)
     found = ", ".join(f"{label} ({count})" for label, count in sorted(counts.items()))
     if section.classes is None:
         if len(counts) < 2:
             raise UserError(
-                f"{where}: {section.path}: holds one class, {found}; a classifier needs two."
+                f"{where}: {section.path}: has only one class, {found}; a classifier needs two."
             )
         return tuple(sorted(counts)), {label: i for i, label in enumerate(sorted(counts))}, {}
     index = {label: i for i, group in enumerate(section.classes.values()) for label in group}
@@ -82,5 +82,5 @@ def class_table(
         )
     left_out = {label: count for label, count in sorted(counts.items()) if label not in index}
     if left_out:
-        log.info("%s: left out, as no class names them: %s", where, left_out)
+        log.info("%s: labels left out because no class names them: %s", where, left_out)
     return tuple(section.classes), index, left_out

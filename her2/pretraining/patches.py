@@ -1,6 +1,7 @@
 """Stage 1, pre-training data: labelled patches, read and checked before anything trains.
 
-`patch_formats` knows how each data set names its patches; here they become one `PatchSet`.
+`her2.pretraining.formats` lists the patches of each data set; this module makes a `PatchSet` of
+them.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 MAX_UNUSABLE = 0.05
 """A set with a larger share of unreadable or non-RGB images is refused."""
 KEEP_BYTES = 1 << 30
-"""Decoded images are kept in memory up to this total; the others are decoded at each use."""
+"""Limit of the decoded images kept in memory; images beyond it are decoded at each use."""
 
 
 def read_patch_set(
@@ -32,26 +33,26 @@ def read_patch_set(
     """List, check and digest a patch set; every image file is decoded once.
 
     Args:
-        name: its key in the config; begins every message.
-        section: which set, and where.
-        scratch: where a gzipped HDF5 is unpacked, once, under the digest of its bytes.
-        threads: that decode.
+        name: the set's key in the config, with which every message begins.
+        section: the set's section of the config.
+        scratch: folder in which a gzipped HDF5 is unpacked once, named by the digest of its bytes.
+        threads: number of decoding threads.
 
     Raises:
-        UserError: with all problems of the set at once.
+        UserError: the set has problems; the message lists all of them.
     """
     where = f"patches.{name}"
     exists = section.path.is_file() if section.format == "csv" else section.path.is_dir()
     if not exists:
         kind = "file" if section.format == "csv" else "folder"
-        raise UserError(f"{where}.path: there is no {kind} {str(section.path)!r}.")
+        raise UserError(f"{where}.path: the {kind} {str(section.path)!r} does not exist.")
     if section.format == "pcam":
-        from her2.pretraining.pcam import read_pcam  # which needs h5py, as no other set does
+        from her2.pretraining.pcam import read_pcam  # only this format needs h5py
 
         return read_pcam(name, section, scratch)
     rows, problems = LISTERS[section.format](section)
     if not rows and not problems:
-        problems = [f"no image ({', '.join(SUFFIXES)}) was found"]
+        problems = [f"no image was found ({', '.join(SUFFIXES)})"]
     if problems:
         raise problem_list(f"{where}: {section.path}: {len(problems)} problem(s)", problems)
     class_names, index, left_out = class_table(where, section, [row.label for row in rows])
@@ -63,9 +64,9 @@ def read_rgb(path: Path) -> RgbPatch:
     """Decode an image file to RGB uint8 (h, w, 3).
 
     Raises:
-        ValueError: with the reason: unreadable, or not 8-bit RGB. Grey, CMYK and palette images
-            are not converted: a set that holds some by accident should hear of it. An alpha
-            channel that is opaque everywhere is dropped.
+        ValueError: the file is unreadable or not 8-bit RGB. Grey, CMYK and palette images are not
+            converted, so that a set with stray ones is noticed. An alpha channel that is opaque
+            everywhere is dropped.
     """
     try:
         with Image.open(path) as image:
@@ -82,7 +83,7 @@ def read_rgb(path: Path) -> RgbPatch:
 
 
 class _Images:
-    """Index -> pixels; what fits into KEEP_BYTES is decoded once."""
+    """Function from index to pixels; images that fit into KEEP_BYTES are decoded only once."""
 
     def __init__(self, paths: list[Path], kept: dict[int, RgbPatch]) -> None:
         self.paths = paths
@@ -117,7 +118,7 @@ def _read_images(
     kept: dict[int, RgbPatch] = {}
     kept_bytes = 0
     with ThreadPoolExecutor(threads, thread_name_prefix="reader") as pool:
-        # disable=None: a bar on a terminal, nothing in a log.
+        # disable=None shows the bar on a terminal but not in a log file.
         found = tqdm(pool.map(inspect, rows), where, len(rows), unit="patch", disable=None)
         for row, (content, pixels) in zip(rows, found, strict=True):
             if isinstance(pixels, str):
@@ -160,6 +161,6 @@ def _check_unusable(where: str, unusable: list[str], total: int) -> None:
     headline = f"{where}: {len(unusable)} of {total} images cannot be used"
     if len(unusable) > MAX_UNUSABLE * total:
         raise problem_list(
-            f"{headline}, more than {MAX_UNUSABLE:.0%}; mend or remove them", unusable, limit=10
+            f"{headline}, more than {MAX_UNUSABLE:.0%}; fix or remove them", unusable, limit=10
         )
-    log.warning("%s; they are left out: %s", headline, "; ".join(unusable[:10]))
+    log.warning("%s and are left out: %s", headline, "; ".join(unusable[:10]))

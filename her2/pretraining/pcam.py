@@ -1,4 +1,4 @@
-"""Stage 1, pre-training data: PatchCamelyon, read a patch at a time out of its HDF5 files."""
+"""Stage 1, pre-training data: PatchCamelyon, read one patch at a time from its HDF5 files."""
 
 import gzip
 import logging
@@ -27,13 +27,13 @@ _PCAM_LABELS = {0: "normal", 1: "tumour"}
 
 
 def read_pcam(name: str, section: PatchesSection, scratch: Path) -> PatchSet:
-    """PatchCamelyon (Veeling 2018): HDF5 pairs, read a patch at a time; case = source slide.
+    """Open PatchCamelyon (Veeling 2018): HDF5 pairs of images and labels; a case is a slide.
 
-    The train pair is needed; valid and test are used where they are there. Without the meta files
-    the cases are unknown.
+    The train pair is required; valid and test are used if present. Without the meta files the
+    cases are unknown.
 
     Raises:
-        UserError: with all problems: files absent or broken, lengths that do not agree.
+        UserError: files are missing or damaged, or their lengths differ; all problems are listed.
     """
     problems: list[str] = []
     pairs = [
@@ -48,7 +48,7 @@ def read_pcam(name: str, section: PatchesSection, scratch: Path) -> PatchSet:
     known = all(pair.cases is not None for pair in pairs)
     if not known:
         log.warning(
-            "patches.%s: no meta csv for every part, so the source slides are unknown", name
+            "patches.%s: not every part has a meta csv, so the source slides are unknown", name
         )
     labels = [_PCAM_LABELS[value] for pair in pairs for value in pair.labels.tolist()]
     class_names, index, left_out = class_table(f"patches.{name}", section, labels)
@@ -81,7 +81,7 @@ class _Pair:
 
 
 def _pcam_pair(root: Path, part: Part, scratch: Path, problems: list[str]) -> _Pair | None:
-    """One part of PatchCamelyon; what is wrong is added to `problems`."""
+    """Open one part of PatchCamelyon, and add its problems to `problems`."""
     stems = {what: _PCAM.format(part=part, what=what) for what in ("x", "y", "meta")}
     found = {what: _plain_or_gzipped(root / f"{stems[what]}.h5") for what in ("x", "y")}
     absent = [f"{stems[what]}.h5[.gz]: missing" for what, path in found.items() if path is None]
@@ -105,10 +105,12 @@ def _pcam_pair(root: Path, part: Part, scratch: Path, problems: list[str]) -> _P
                 )
             labels = np.asarray(targets[:]).reshape(len(targets)).astype(np.int64)
     except (OSError, EOFError, KeyError, zlib.error) as error:
-        problems.append(f"{stems['x']}, {stems['y']}: cannot be read ({error}); download again")
+        problems.append(
+            f"{stems['x']}, {stems['y']}: cannot be read ({error}); download both again"
+        )
         return None
     if strange := sorted(set(np.unique(labels).tolist()) - set(_PCAM_LABELS)):
-        problems.append(f"{found['y']}: labels {strange}; 0 and 1 are legal")
+        problems.append(f"{found['y']}: has labels {strange}; only 0 and 1 are legal")
     digests = [files["x"][1], files["y"][1]]
     cases: list[str | None] | None = None
     if meta.is_file():
@@ -118,13 +120,15 @@ def _pcam_pair(root: Path, part: Part, scratch: Path, problems: list[str]) -> _P
             cases = table["wsi"].to_list()
             digests.append(file_digest(meta))
             if len(cases) != len(labels):
-                problems.append(f"{meta} has {len(cases)} rows, {found['y']} {len(labels)} labels")
+                problems.append(
+                    f"{meta} has {len(cases)} rows, {found['y']} has {len(labels)} labels"
+                )
     return _Pair(part, files["x"][0], labels, cases, digests)
 
 
 @dataclass
 class _Hdf5Patches:
-    """Index -> pixels out of a few HDF5 files; h5py serialises the reads of all threads."""
+    """Function from index to pixels in a few HDF5 files; reads of all threads are serialised."""
 
     paths: list[Path]
     numbers: NDArray[np.int64]  # (n, 2): file, row
@@ -141,7 +145,7 @@ class _Hdf5Patches:
 
 
 def _unpacked(path: Path, scratch: Path) -> tuple[Path, str]:
-    """The plain HDF5 of a file, and the SHA-256 of the file as it was given."""
+    """Return the uncompressed HDF5 of a file, and the SHA-256 of the file as given."""
     content = file_digest(path)
     if path.suffix != ".gz":
         return path, content

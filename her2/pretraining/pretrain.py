@@ -1,7 +1,7 @@
 """Stage 1, pre-training: a backbone learns the classes of a labelled patch set.
 
-What is kept is the backbone without its classifier, with the normalisation of its training
-patches; downstream it is an encoder like any other.
+The result is the backbone without its classifier, with the normalisation of its training patches.
+It is used like any other encoder.
 """
 
 import logging
@@ -43,12 +43,12 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.safetensors"
 COVERAGE = 0.9
-"""A patch must cover this much of the side of what the encoder sees."""
+"""Smallest share of the side of the encoder's window that a patch must cover."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pretrained:
-    """A trained backbone (of its best epoch), its normalisation, and how it got there."""
+    """A trained backbone (its best epoch), its normalisation and its history."""
 
     state: dict[str, Tensor]
     mean: tuple[float, float, float]
@@ -56,7 +56,7 @@ class Pretrained:
     history: tuple[Epoch, ...]
     best_epoch: int
     facts: dict[str, Any]
-    """For the encoder's card; JSON-able and free of times and hosts."""
+    """Provenance for the encoder's card, as JSON, without times or host names."""
 
 
 def pretrain(
@@ -73,28 +73,28 @@ def pretrain(
     checkpoint_dir: Path,
     threads: int = 1,
 ) -> Pretrained:
-    """Train a backbone to tell the classes of a patch set apart.
+    """Train a backbone to classify the patches of a set.
 
-    The best epoch on the validation part is kept: the highest balanced accuracy, and of equals
-    the lowest loss. A checkpoint after every epoch lets a killed run continue; it ends with the
-    weights of one that was not killed. On one machine and with one number of torch threads, equal
-    arguments give equal weights.
+    The epoch with the highest balanced accuracy on the validation part is kept; a tie goes to the
+    lower loss. A killed training resumes from the checkpoint of its last epoch and ends with the
+    same weights as an uninterrupted one. On one machine and with the same number of torch threads,
+    equal arguments give equal weights.
 
     Args:
         patches: the labelled patches.
-        backbone: without classifier, holding the weights to start from; changed in place.
-        feature: what the encoder will keep of its output, and so what the classifier sees.
-        size_px: px a side of what the backbone is given.
-        mpp: um/px of it; used where the patches' own um/px is known.
-        init: what the starting weights are, for the facts.
-        settings: how to train.
-        seed: of the split, the order, the augmentation and the classifier's first weights.
-        device: where to train.
-        checkpoint_dir: this run's own folder; remove it once the result is safe.
-        threads: that read and augment patches.
+        backbone: a backbone without classifier, with its starting weights; changed in place.
+        feature: the part of the backbone's output that the encoder keeps and the classifier sees.
+        size_px: side of the backbone's input in px.
+        mpp: um/px of that input; used where the um/px of the patches is known.
+        init: description of the starting weights, for the facts.
+        settings: the `pretraining` section of the config.
+        seed: seed of the split, the order, the augmentation and the classifier's first weights.
+        device: device to train on.
+        checkpoint_dir: this training's own folder; remove it once the result is stored.
+        threads: number of threads that read and augment patches.
 
     Raises:
-        UserError: the set cannot be parted, its patches are too small, the backbone does not take
+        UserError: the set cannot be split, its patches are too small, the backbone does not take
             them, or the loss is not finite.
     """
     split = split_patches(patches, share=settings.validation, seed=seed)
@@ -159,10 +159,12 @@ def pretrain(
 
 
 def _checkpoint(folder: Path, identity: str) -> Checkpoint[Epoch]:
-    """Return the run's checkpoint; what else a killed job or an older version left is removed."""
+    """Return the training's checkpoint, and remove other files of killed jobs or old versions."""
     for leftover in folder.glob("*"):
         if leftover.name != CHECKPOINT:
-            log.warning("%s: is no checkpoint of this version, or half of one; removed", leftover)
+            log.warning(
+                "%s: is not a complete checkpoint of this version and was removed", leftover
+            )
             leftover.unlink()
     return Checkpoint(folder / CHECKPOINT, Epoch, identity, sync=True)
 
@@ -170,9 +172,9 @@ def _checkpoint(folder: Path, identity: str) -> Checkpoint[Epoch]:
 def channel_statistics(
     patches: PatchSet, indices: NDArray[np.int64], *, threads: int = 1
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and standard deviation of R, G, B in [0, 1] over whole patches, one at a time.
+    """Return mean and standard deviation of R, G, B in [0, 1] over whole patches.
 
-    From counts of the 256 values, so the sums are exact whatever the order and the number.
+    They are computed from counts of the 256 values, so they do not depend on the order of patches.
     """
     levels = np.arange(256) / 255
 
@@ -191,7 +193,7 @@ def channel_statistics(
     n = totals.sum(axis=1)
     mean = totals @ levels / n
     variance = (totals * (levels - mean[:, None]) ** 2).sum(axis=1) / n
-    # A channel that never varies carries nothing; dividing by its zero would.
+    # A channel that never varies carries no information, and must not be divided by zero.
     std = np.where(variance > 1e-12, np.sqrt(variance), 1.0)
     r, g, b = mean.tolist()
     sr, sg, sb = std.tolist()
@@ -228,7 +230,7 @@ def _run_epoch(
     )  # fmt: skip
     figures = validate(model, batches.validation(split.validation), device=device, dtype=dtype)
     log.info(
-        "%s: train loss %.4f; validation loss %.4f, balanced accuracy %.3f, mean AUC %.3f",
+        "%s: training loss %.4f, validation loss %.4f, balanced accuracy %.3f, mean AUC %.3f",
         name, loss, *figures,
     )  # fmt: skip
     return Epoch(epoch, loss, *figures)
@@ -258,7 +260,7 @@ def _facts(patches: PatchSet, split: Split, state: TrainingState[Epoch]) -> dict
 
 
 def _window(patches: PatchSet, size_px: int, mpp: float) -> float | None:
-    """Side, in px of the patches, of what the encoder sees; None: the whole patch."""
+    """Return the side of the encoder's window in px of the patches; None: the whole patch."""
     if patches.mpp is None:
         return None
     wanted = size_px * mpp / patches.mpp
@@ -266,15 +268,15 @@ def _window(patches: PatchSet, size_px: int, mpp: float) -> float | None:
     if side < COVERAGE * wanted:
         raise UserError(
             f"patches.{patches.name}: a patch of {side} px at {patches.mpp:g} um/px covers "
-            f"{side * patches.mpp:.0f} um, the encoder sees {size_px} px at {mpp:g} um/px = "
-            f"{size_px * mpp:.0f} um. Lower the encoder's `size` or `mpp`, or leave out the "
+            f"{side * patches.mpp:.0f} um, but the encoder sees {size_px} px at {mpp:g} um/px = "
+            f"{size_px * mpp:.0f} um. Lower the encoder's `size` or `mpp`, or remove the "
             "patches' `mpp` to scale them to fit."
         )
     return wanted
 
 
 def _precision(settings: PretrainingSection, device: torch.device) -> str:
-    """float16 would need its gradients scaled: hardware without bfloat16 trains in float32."""
+    """Return the precision; float32 in place of float16, whose gradients would need scaling."""
     found = resolve_precision(settings.precision, device)
     return "float32" if found == "float16" else found
 
@@ -296,5 +298,5 @@ def _dimension(encoder: Encoder, size_px: int) -> int:
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(
             f"pretraining: the backbone cannot take patches of {size_px} px "
-            f"({str(error).splitlines()[0]}); set `size` to one it was made for."
+            f"({str(error).splitlines()[0]}); set `size` to a size that it supports."
         ) from None

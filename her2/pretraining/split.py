@@ -1,4 +1,4 @@
-"""Stage 1, pre-training data: train and validation parts, no case on both sides."""
+"""Stage 1, pre-training data: train and validation parts that share no case."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from her2.pretraining.patch_set import PatchSet
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Indices, sorted; `test` is the set's own test part: neither trained on nor selected on."""
+    """Sorted indices; `test`, the set's own test part, is used for neither training nor choice."""
 
     train: NDArray[np.int64]
     validation: NDArray[np.int64]
@@ -20,10 +20,10 @@ class Split:
 
 
 def split_patches(patches: PatchSet, *, share: float, seed: int) -> Split:
-    """Part a set into train, validation and (where the set has one) test.
+    """Split a set into train, validation and (where the set has one) test.
 
-    A set that brings a `valid` part keeps it. Else `share` of the other patches validate: whole
-    cases, stratified by class, where cases are known; random patches of each class where not.
+    A set's own `valid` part is kept. Otherwise `share` of the train patches become the validation
+    part: whole cases, stratified by class, where cases are known, else random patches per class.
 
     Raises:
         UserError: a class cannot be on both sides, or a case is in two of the set's own parts.
@@ -52,8 +52,8 @@ def split_patches(patches: PatchSet, *, share: float, seed: int) -> Split:
     if problems:
         unit = "cases" if known else "patches"
         raise problem_list(
-            f"{where}: cannot be parted into train and validation; each class needs two {unit} "
-            "at least (add some, or merge classes with `classes`)",
+            f"{where}: cannot be split into train and validation. Each class needs at least two "
+            f"{unit}; add some, or merge classes with `classes`",
             problems,
         )
     return split
@@ -62,7 +62,7 @@ def split_patches(patches: PatchSet, *, share: float, seed: int) -> Split:
 def _some_patches(
     patches: PatchSet, pool: NDArray[np.int64], share: float, generator: np.random.Generator
 ) -> NDArray[np.bool_]:
-    """Bool over `pool`: `share` of each class, one at least, never all."""
+    """Choose `share` of each class in `pool`, at least one patch and never all; return a mask."""
     chosen = np.zeros(len(pool), bool)
     labels = patches.labels[pool]
     for label in np.unique(labels):
@@ -74,10 +74,10 @@ def _some_patches(
 def _some_cases(
     patches: PatchSet, pool: NDArray[np.int64], share: float, generator: np.random.Generator
 ) -> NDArray[np.bool_]:
-    """Bool over `pool`: whole cases whose patches come near `share` of every class.
+    """Choose whole cases in `pool` that hold about `share` of every class; return a mask.
 
-    Cases are offered in random order and taken while that brings the shares nearer; the best of
-    several orders is kept.
+    Cases are tried in random order and taken if that brings the shares nearer. The best of several
+    orders is kept.
     """
     names, case = np.unique([str(patches.cases[i]) for i in pool], return_inverse=True)
     counts = np.zeros((len(names), len(patches.class_names)))
@@ -111,8 +111,8 @@ def _check_own_parts(where: str, patches: PatchSet, parts: NDArray[np.str_]) -> 
     ]
     if crossing:
         raise problem_list(
-            f"{where}: cases that are in two of the set's own parts; a validation figure would "
-            "count what was learned by heart",
+            f"{where}: cases are in two of the set's own parts, so the validation would reward "
+            "memorised patches. Move each case into one part",
             crossing,
             limit=10,
         )

@@ -36,18 +36,18 @@ def pretrain_encoder(
     """Pre-train an encoder unless the cache holds it, and link it into its folder.
 
     Args:
-        spec: the job.
-        cache: gets the encoder, and the checkpoints of an unfinished one.
-        output: folder that gets `weights.safetensors`, `history.parquet`, then `card.json`.
-        init: folder of the encoder to begin from, where the config names one.
-        threads: that read patches, and of the CPU as a device.
+        spec: the job's spec.
+        cache: receives the encoder, and checkpoints while it is unfinished.
+        output: folder for `weights.safetensors`, `history.parquet` and then `card.json`.
+        init: folder of the encoder to start from, where the config names one.
+        threads: number of threads that read patches, and of CPU threads for torch.
 
     Raises:
-        UserError: the patch set is wrong, the weights to begin from do not fit, or training fails.
+        UserError: the patch set is invalid, the starting weights do not fit, or training fails.
     """
     encoder, name = spec.encoder, spec.encoder.data
     if name is None or spec.patches is None or spec.pretraining is None:
-        raise UserError("--spec: is not of an encoder with `source: pretrain`.")
+        raise UserError("--spec: does not describe an encoder with `source: pretrain`.")
     device = pick_device(threads)
     patches = read_patch_set(name, spec.patches, scratch=cache.root / "scratch", threads=threads)
     backbone, arguments, start = _starting_weights(encoder, spec.seed, init)
@@ -74,18 +74,18 @@ def pretrain_encoder(
         shutil.rmtree(checkpoints, ignore_errors=True)
         log.info("encoder pre-trained on %s: %d epochs", name, len(trained.history))
     else:
-        log.info("encoder pre-trained on %s: from the cache", name)
+        log.info("encoder pre-trained on %s: found in the cache", name)
     product = cache.path("encoders", key)
-    for item in (WEIGHTS_NAME, HISTORY_NAME, CARD_NAME):  # the card last: it is what jobs wait for
+    for item in (WEIGHTS_NAME, HISTORY_NAME, CARD_NAME):  # the card last, since jobs wait for it
         link(product / item, output / item)
     return read_card(output)
 
 
 def slide_fingerprints(section: PatchesSection) -> list[str]:
-    """Of the slides that the patches were cut from, where the config names them.
+    """Return the fingerprints of the patches' source slides, where the config names the slides.
 
     Raises:
-        UserError: the table or a slide cannot be read; all of them are named.
+        UserError: the table or some slides cannot be read; the message names all of them.
     """
     if section.slides is None:
         return []
@@ -104,7 +104,7 @@ def slide_fingerprints(section: PatchesSection) -> list[str]:
 def encoder_key(
     spec: EncoderSpec, patches: PatchSet, start: dict[str, Any], slides: list[str]
 ) -> str:
-    """Identity of a pre-trained encoder."""
+    """Return the cache key of a pre-trained encoder."""
     encoder = spec.encoder
     return digest(
         {
@@ -116,7 +116,7 @@ def encoder_key(
             "slides": slides,
             "model": [encoder.library, encoder.architecture, encoder.feature],
             "target": [encoder.mpp, encoder.size],
-            # The name too: the audit follows it to what the weights began from.
+            # Not only the weights: the overlap audit follows the name to the encoder's origin.
             "start": [start["from"], start["weights_sha256"]],
             "settings": (spec.pretraining or PretrainingSection()).model_dump(mode="json"),
             "card": [encoder.precision, encoder.storage],
@@ -128,7 +128,7 @@ def encoder_key(
 def _starting_weights(
     encoder: EncoderSection, seed: int, init: Path | None
 ) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
-    """Backbone, its arguments, and what its weights are, for the card."""
+    """Return the backbone, its arguments, and a description of its weights for the card."""
     library, architecture = encoder.library, encoder.architecture
     arguments = default_arguments(
         library, architecture, feature=encoder.feature, size_px=encoder.size
@@ -138,7 +138,7 @@ def _starting_weights(
         if card.feature != encoder.feature or card.arguments != arguments:
             raise UserError(
                 f"encoders: {init.name} was built for another `feature` or `size` "
-                f"({card.feature}, {card.size} px); give both the same."
+                f"({card.feature}, {card.size} px); set the same for both encoders."
             )
         backbone = loaded.backbone.requires_grad_(True)
         start = {"from": init.name}
@@ -155,8 +155,8 @@ def _starting_weights(
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"encoders: the published weights of {encoder.model} could not be fetched "
-                f"({error}). Name an encoder with `source: timm` or `checkpoint` as `init`: it is "
-                "fetched once, where there is a network."
+                f"({error}). Set `init` to an encoder with `source: timm` or `checkpoint`, which "
+                "can be made once on a machine with a network."
             ) from None
         start = {"from": encoder.init or "random"}
     return backbone, arguments, {**start, "weights_sha256": weights_digest(backbone.state_dict())}
@@ -201,7 +201,7 @@ def _write(
         storage=encoder.storage,
         licence="",
         weights_sha256=weights_digest(state),
-        # The set's name is the config's affair: the same patches under another are this encoder.
+        # Without the set's name: the same patches under another name give the same encoder.
         provenance={k: v for k, v in trained.facts.items() if k != "data"} | facts,
     )
     write_card(product, card)

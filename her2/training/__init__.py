@@ -1,1 +1,1 @@
-"""What every training here shares: epochs, checkpoints, the learning rate, batches made ahead."""
+"""Parts shared by all trainings: epochs, checkpoints, the learning rate, prefetched batches."""

@@ -1,10 +1,10 @@
-"""What a killed job resumes from, written after every epoch.
+"""Checkpoint from which a killed job resumes, written after every epoch.
 
-One safetensors file: the tensors of the model, of its best epoch and of the optimiser, and the
-history as JSON in the header. Random numbers are drawn from (seed, epoch), so no generator's state
-is needed; nothing is pickled. A file that is not synced to the disk, which on a busy one takes
-longer than a short epoch, loses nothing when its process is killed, and what a power cut tears is
-known by its checksum.
+It is a safetensors file with the tensors of the model, of its best epoch and of the optimiser, and
+with the history as JSON in the header. Nothing is pickled. Random numbers are drawn from
+(seed, epoch), so the state of a generator is not needed. By default the file is not synced to the
+disk, because on a busy disk that takes longer than a short epoch. A killed process still loses
+nothing, and a file torn by a power cut is recognised by its checksum.
 """
 
 import json
@@ -31,11 +31,11 @@ E = TypeVar("E")
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint(Generic[E]):
-    """Where a training is kept.
+    """The checkpoint file of one training.
 
-    `epoch_type` is the dataclass of its history. `identity` is what the training depends on beyond
-    what the path says: a checkpoint of another one is not resumed from. `sync` brings the file to
-    the disk at once.
+    `epoch_type` is the dataclass of its history. `identity` stands for everything the training
+    depends on beyond what the path tells; a checkpoint with another identity is not resumed from.
+    `sync` forces the file to the disk at once.
     """
 
     path: Path
@@ -46,7 +46,7 @@ class Checkpoint(Generic[E]):
     def save(
         self, model: nn.Module, optimiser: torch.optim.Optimizer, state: TrainingState[E]
     ) -> None:
-        """Replace the file by one of now."""
+        """Replace the file by one with the current state."""
         tensors = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
         tensors |= {f"best/{name}": tensor for name, tensor in state.best_state.items()}
         for index, values in optimiser.state_dict()["state"].items():
@@ -56,7 +56,7 @@ class Checkpoint(Generic[E]):
             "history": [asdict(epoch) for epoch in state.history],  # type: ignore[call-overload]
             "best_epoch": state.best_epoch,
         }
-        # Copies: save_file refuses tensors that share memory, as tied weights do.
+        # save_file refuses tensors that share memory, as tied weights do; hence the copies.
         copies = {
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, tensor in tensors.items()
@@ -66,10 +66,10 @@ class Checkpoint(Generic[E]):
             safetensors.torch.save_file(copies, temporary, metadata=metadata)
 
     def load(self, model: nn.Module, optimiser: torch.optim.Optimizer) -> TrainingState[E]:
-        """Put model and optimiser where a killed job left them.
+        """Restore model and optimiser to the state in which a killed job left them.
 
         Without a file, or with one that is damaged, of an older version or of another training,
-        the state is empty, nothing is changed, and the log says why.
+        the returned state is empty and nothing is changed. The reason is logged.
         """
         if not self.path.exists():
             return TrainingState()
@@ -84,7 +84,7 @@ class Checkpoint(Generic[E]):
             safetensors.SafetensorError,
         ) as error:
             log.warning(
-                "the checkpoint %s cannot be used (%s); training begins anew", self.path, error
+                "the checkpoint %s cannot be used (%s); training starts over", self.path, error
             )
             return TrainingState()
         log.info("resuming after %d epochs, from %s", len(state.history), self.path)
@@ -96,22 +96,22 @@ class Checkpoint(Generic[E]):
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
             checksum = stream.metadata()["checksum"]
         if str(_checksum(tensors)) != checksum:
-            raise ValueError("it is torn")
+            raise ValueError("its checksum does not match")
         if facts["identity"] != self.identity:
-            raise ValueError("it is of other data or settings")
+            raise ValueError("it was written with other data or settings")
         state = TrainingState(
             TypeAdapter(list[self.epoch_type]).validate_python(facts["history"]),  # type: ignore[name-defined]
             facts["best_epoch"],
             _under("best/", tensors),
         )
         weights = _under("model/", tensors)
-        # Before anything is copied: half a model would be worse than none.
+        # Compare everything before copying anything, so that no model is restored in part.
         shapes = [
             {name: (t.shape, t.dtype) for name, t in found.items()}
             for found in (model.state_dict(), weights, state.best_state)
         ]
         if shapes[0] != shapes[1] or shapes[0] != shapes[2] or not state.history:
-            raise ValueError("it is of another model")
+            raise ValueError("it belongs to another model")
         model.load_state_dict(weights)
         groups = optimiser.state_dict()["param_groups"]
         states = _optimiser_states(tensors)

@@ -1,4 +1,4 @@
-"""Epochs until nothing is left or nothing becomes better, with a checkpoint after each."""
+"""The loop over epochs, with early stopping and a checkpoint after each epoch."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -24,18 +24,18 @@ def train_epochs(
 ) -> TrainingState[E]:
     """Train a model, and leave it with the weights of its best epoch.
 
-    All that is random in an epoch has to come from its number, so a resumed training needs no
-    memory of the random numbers before: it ends with the weights of one that was never killed.
+    All randomness in an epoch must derive from its number. A resumed training then needs no earlier
+    random state and ends with the same weights as one that was never killed.
 
     Args:
         model: changed in place.
-        optimiser: of its parameters.
-        run_epoch: trains the epoch of a number (from 0) and measures it.
-        rank: what the best epoch has most of; None: the last is kept.
-        epochs: at most.
-        patience: epochs that may pass without a better one; None: all are trained.
-        checkpoint: to resume from if it is there, and to write after every epoch. It stays when
-            an epoch fails: it holds the last good one.
+        optimiser: the optimiser of its parameters.
+        run_epoch: trains and measures the epoch with a given number (from 0).
+        rank: the value that is largest for the best epoch; None: the last epoch is kept.
+        epochs: the largest number of epochs.
+        patience: number of epochs without improvement before stopping; None: never stop early.
+        checkpoint: resumed from if it exists, and written after every epoch. When an epoch fails,
+            it still holds the previous one.
     """
     state = TrainingState[E]() if checkpoint is None else checkpoint.load(model, optimiser)
     while not state.finished(epochs, patience):

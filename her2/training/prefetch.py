@@ -1,4 +1,4 @@
-"""Batches made by threads that stay ahead of the step."""
+"""Batches prepared by threads ahead of the training step."""
 
 import time
 from collections import deque
@@ -10,24 +10,24 @@ T = TypeVar("T")
 
 
 class Prefetch(Generic[T]):
-    """Iterate over `load(0), load(1), ...` in this order, made a few ahead of the consumer.
+    """Iterable over `load(0), load(1), ...` in this order, prepared a few batches ahead.
 
-    The workers are threads: what takes time in a batch (faulting pages in, copying rows, decoding
-    and resizing images) runs without the interpreter's lock, and threads share mapped stores.
-    `waited_seconds` is how long the consumer stood still for them. What fails in a worker is raised
-    where its batch would have been.
+    The workers are threads, because the slow parts of a batch (faulting pages in, copying rows,
+    decoding and resizing images) release the interpreter's lock, and threads share mapped stores.
+    `waited_seconds` is the time for which the consumer waited for batches. An exception in a worker
+    is raised in place of its batch.
     """
 
     def __init__(
         self, load: Callable[[int], T], count: int, *, ahead: int, threads: int = 1
     ) -> None:
-        """Prepare; work begins with the iteration.
+        """Set up the workers; they start with the iteration.
 
         Args:
-            load: makes the batch of a number; called in threads.
-            count: of batches.
-            ahead: batches that are ready or being made while one is used.
-            threads: that make them.
+            load: returns the batch with a given number; called in threads.
+            count: number of batches.
+            ahead: number of batches that are ready or in preparation while one is used.
+            threads: number of threads.
         """
         self.load, self.count = load, count
         self.ahead, self.threads = ahead, threads

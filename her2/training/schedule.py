@@ -3,11 +3,11 @@ r"""The learning rate of each step: a linear rise, then constant or half a cosin
     factor(t) = min(1, (t + 1) / R)                                            constant
     factor(t) = min(1, (t + 1) / R) * (1 + cos(pi * max(0, t - D) / (T - D))) / 2    cosine
 
-t counts steps from 0 of the whole training, which has T; R steps rise, and D is where the cosine
-begins.
+t counts the steps of the whole training from 0, and T is their number. The rate rises over the
+first R steps, and the cosine begins at step D.
 
-Sources: Loshchilov, Hutter, SGDR, ICLR 2017 (arXiv 1608.03983), one period without restart; the
-linear rise is that of Goyal et al. 2017 (arXiv 1706.02677), by steps.
+Sources: Loshchilov, Hutter, SGDR, ICLR 2017 (arXiv 1608.03983), one period without restart; Goyal
+et al. 2017 (arXiv 1706.02677) for the linear rise, here per step.
 """
 
 import math
@@ -16,11 +16,11 @@ import torch
 
 
 def factor(step: int, *, rise: float, decay_from: float | None, total: int) -> float:
-    """Return what the learning rate of a step is multiplied with, above 0 and at most 1.
+    """Return the factor of a step's learning rate, above 0 and at most 1.
 
     Args:
         step: t, from 0.
-        rise: R in steps; 0 for none.
+        rise: R in steps; 0: no rise.
         decay_from: D in steps; None: the rate stays constant.
         total: T in steps.
     """
@@ -32,6 +32,6 @@ def factor(step: int, *, rise: float, decay_from: float | None, total: int) -> f
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Give all of an optimiser's parameters a learning rate."""
+    """Set the learning rate of all of an optimiser's parameters."""
     for group in optimiser.param_groups:
         group["lr"] = rate

@@ -1,4 +1,4 @@
-"""How far a training has come: its history, its best epoch and when it is over."""
+"""Progress of a training: its history, its best epoch and whether it is finished."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,24 +7,24 @@ from typing import Generic, TypeVar
 from torch import Tensor, nn
 
 E = TypeVar("E")
-"""One line of a history: a dataclass of numbers."""
+"""One epoch of a history: a dataclass of numbers."""
 
 Rank = Callable[[E], tuple[float, ...]]
-"""What the best epoch has most of."""
+"""Function of an epoch whose value is largest for the best one."""
 
 
 @dataclass
 class TrainingState(Generic[E]):
-    """How far a training has come; `best_state` are the weights of its best epoch, on the CPU."""
+    """Progress of a training; `best_state` holds the weights of its best epoch, on the CPU."""
 
     history: list[E] = field(default_factory=list)
     best_epoch: int = 0
     best_state: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, epoch: E, model: nn.Module, rank: Rank[E] | None) -> None:
-        """Note an epoch, and keep its weights when it is the best so far.
+        """Record an epoch, and keep its weights if it is the best so far.
 
-        Without a rank the last epoch is always the best. Of equals the first stays.
+        Without a rank the last epoch is always the best. Among equal epochs the first is kept.
         """
         self.history.append(epoch)
         number = len(self.history) - 1
@@ -35,7 +35,7 @@ class TrainingState(Generic[E]):
             }
 
     def finished(self, epochs: int, patience: int | None) -> bool:
-        """Tell whether no epoch is left, or `patience` of them were no better than the best."""
+        """Tell whether all epochs are done, or the last `patience` ones were no better."""
         done = len(self.history)
         stale = patience is not None and done > 0 and done - 1 - self.best_epoch >= patience
         return done >= epochs or stale

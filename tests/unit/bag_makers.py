@@ -19,13 +19,13 @@ BINARY = ("negative", "positive")
 
 
 def bag(name: str, features: np.ndarray, label: int | None) -> Bag:
-    """A bag whose store is in memory."""
+    """Return a bag whose store is in memory."""
     store = FeatureStore(Path("/nowhere"), (features,), {"encoder": {"digest": "e"}})
     return Bag(name, f"p-{name}", f"k-{name}", store, label)
 
 
 def noise(count: int, *, seed: int, tiles: int = 12, classes: int = 2) -> list[Bag]:
-    """Bags that say nothing about their labels."""
+    """Return bags that carry no information on their labels."""
     generator = np.random.default_rng(seed)
     return [
         bag(f"n{seed}-{i}", generator.normal(size=(tiles, D)).astype(np.float32), i % classes)
@@ -34,7 +34,7 @@ def noise(count: int, *, seed: int, tiles: int = 12, classes: int = 2) -> list[B
 
 
 def key_instances(count: int, *, seed: int, tiles: int = 30) -> list[Bag]:
-    """Positive bags hold three tiles of a kind of their own; the mean of every bag is zero."""
+    """Return bags with mean zero, in which positive ones have three tiles of a special kind."""
     generator = np.random.default_rng(seed)
     bags = []
     for i in range(count):

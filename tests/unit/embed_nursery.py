@@ -1,9 +1,9 @@
-"""Embeds in children that are killed, doubled or starved of disk; run by test_embed_trust.py.
+"""Embedding jobs that are killed, run twice or short of disk space; used by test_embed_trust.py.
 
     python -m tests.unit.embed_nursery FOLDER
 
-torch is loaded once, here, and a child is a fork of this process: a job that takes a second can
-then be killed twenty times in half a minute. Prints JSON.
+torch is loaded once and jobs are forks of this process, so a job that takes a second can
+be killed twenty times in half a minute. Prints JSON.
 """
 
 import json
@@ -49,7 +49,7 @@ TILES_A_SIDE = (8, 7, 6, 5, 5, 4, 4, 3, 3, 2)
 
 @dataclass(frozen=True)
 class Material:
-    """Slides of noise, their tile tables and an encoder."""
+    """Make slides of noise, their tile tables and an encoder."""
 
     folder: Path
 
@@ -60,7 +60,7 @@ class Material:
         return Cohort(rows, self.folder / "slides")
 
     def fresh(self, name: str) -> Cache:
-        """A cache that holds the tile tables alone."""
+        """Return a cache that holds only the tile tables."""
         root = self.folder / name
         shutil.rmtree(root, ignore_errors=True)
         shutil.copytree(self.folder / "cache", root)
@@ -105,7 +105,7 @@ def make(folder: Path) -> Material:
 
 
 def fork(work: Callable[[], None], log: Path) -> int:
-    """Start `work` in a child whose log goes to a file; its process id."""
+    """Start `work` in a child that logs to a file, and return its process id."""
     child = os.fork()
     if child:
         return child
@@ -124,13 +124,13 @@ def fork(work: Callable[[], None], log: Path) -> int:
 
 
 def broken(cache: Cache) -> list[str]:
-    """Problems of the feature stores."""
+    """Return the problems of the feature stores."""
     found = [product_problem(p) for p in cache.products() if p.kind == "features"]
     return [problem for problem in found if problem is not None]
 
 
 def stores(cache: Cache) -> dict[str, tuple[int, int]]:
-    """Each store's inode and time of writing: another of them is another piece of work."""
+    """Return each store's inode and time of writing, which change if it is written again."""
     found = {}
     for product in cache.products():
         if product.kind == "features":
@@ -140,7 +140,7 @@ def stores(cache: Cache) -> dict[str, tuple[int, int]]:
 
 
 def wait_for_store(cache: Cache, number: int, child: int) -> None:
-    """Until the cache holds so many stores, or the child has ended."""
+    """Wait until the cache holds a number of stores, or the child has ended."""
     while len(list((cache.root / "features").glob("*/*.zarr.zip"))) < number:
         if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             return
@@ -193,7 +193,7 @@ def kills(material: Material) -> dict[str, object]:
 
 
 def twins(material: Material) -> dict[str, object]:
-    """Two jobs, the same slides, the same cache, the same moment."""
+    """Run two jobs at the same time on the same slides and cache."""
     cache = material.fresh("twins")
     log = material.folder / "twins.log"
     children = [fork(partial(material.embed, cache, out), log) for out in ("a", "b")]
@@ -207,7 +207,7 @@ def twins(material: Material) -> dict[str, object]:
 
 
 def starved(material: Material, *, spooled: bool) -> dict[str, object]:
-    """Files may not grow beyond what a small slide needs, then they may."""
+    """Run with a limit on file sizes that suits only a small slide, then without it."""
     cache, log = material.fresh("starved"), material.folder / f"starved-{spooled}.log"
 
     def work() -> None:

@@ -1,4 +1,4 @@
-"""Predictions tables for tests: a cohort of the four scores, folds, repeats and tune parts."""
+"""Predictions tables for tests: a cohort of the four scores, folds, repeats and tuning sets."""
 
 import numpy as np
 import polars as pl
@@ -23,7 +23,7 @@ def predictions(
     tuned: bool = True,
     seed: int = 0,
 ) -> pl.DataFrame:
-    """Each patient is tested once a repeat; the next fold's patients are the tune part.
+    """Test each patient once per repeat; the next fold's patients are the tuning set.
 
     Probabilities are the softmax of normal noise, `signal` higher for the true class, times
     `sharpness`. With `sharpness` 1 and the classes alike they are calibrated: they are the

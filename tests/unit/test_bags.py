@@ -12,13 +12,13 @@ from her2.storage.features import FeatureStore, open_store, write_store
 
 
 def bag(features: np.ndarray, *, name: str = "s", label: int | None = 0, encoder: str = "e") -> Bag:
-    """A bag whose store is in memory."""
+    """Return a bag whose store is in memory."""
     store = FeatureStore(Path("/nowhere"), (features,), {"encoder": {"digest": encoder}})
     return Bag(name, f"patient-of-{name}", f"key-of-{name}", store, label)
 
 
 def numbered(n: int, offset: int = 0, d: int = 3) -> np.ndarray:
-    """Row i is i + offset + 1 in every column, so a row tells where it came from; no row is 0."""
+    """Return rows of i + offset + 1, by which a row is recognised; no row is 0."""
     return np.repeat(np.arange(1, n + 1, dtype=np.float32)[:, None] + offset, d, axis=1)
 
 

@@ -14,7 +14,7 @@ def logistic(*strengths: float) -> LogisticSection:
 
 
 def slides(count: int, classes: int, seed: int, shift: float = 1.5) -> tuple[np.ndarray, ...]:
-    """Bags (count, 7, d) whose mean moves with the class; class indices (count,)."""
+    """Return bags (count, 7, d) whose mean depends on the class, and class indices (count,)."""
     generator = np.random.default_rng(seed)
     labels = np.arange(count) % classes
     bags = generator.normal(size=(count, 7, D))

@@ -1,4 +1,4 @@
-"""The benchmark of stage 2 runs through, so that its figures can be asked for at any time."""
+"""The benchmark of stage 2 runs to its end, so that its figures are available at any time."""
 
 import os
 import subprocess
@@ -19,7 +19,8 @@ def test_the_benchmark_runs_in_small_and_says_every_figure(tmp_path: Path) -> No
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for figure in (
-        "waiting for data", "a chunk a row", "contiguous", "USS at the peak", "full-bag inference",
+        "waiting for data", "one chunk per row", "contiguous", "USS at the peak",
+        "full-bag inference",
     ):  # fmt: skip
         assert any(figure in line and "| " in line for line in done.stdout.splitlines()), figure
     assert not list(tmp_path.glob("her2-*"))  # 8 GB in the real run

@@ -1,4 +1,4 @@
-"""The benchmark of waiting threads runs through, and leaves no process behind."""
+"""The benchmark of waiting threads runs to its end, and leaves no process behind."""
 
 import os
 import subprocess

@@ -82,7 +82,7 @@ def test_the_interval_of_large_groups_is_numpys_percentiles() -> None:
 
 
 def test_the_interval_of_few_patients_is_students() -> None:
-    """Of normal resamples of a mean: Student's, and wider by sqrt(n / (n - 1))."""
+    """For normal resamples of a mean it is Student's, wider by sqrt(n / (n - 1))."""
     n = 12
     values = norm.ppf((np.arange(200_000) + 0.5) / 200_000)  # resamples whose spread is 1
     low, high = interval(values, 0.95, (n,))
@@ -91,7 +91,7 @@ def test_the_interval_of_few_patients_is_students() -> None:
 
 
 def test_two_groups_have_welchs_degrees_of_freedom() -> None:
-    """Those that scipy gives two samples whose variances are equal to the last bit."""
+    """They equal scipy's for two samples with exactly equal variances."""
     generator = np.random.default_rng(1)
     samples = [generator.normal(size=size) for size in (10, 90)]
     first, second = ((own - own.mean()) / own.std(ddof=1) for own in samples)
@@ -109,7 +109,7 @@ def test_p_and_interval_agree_on_zero() -> None:
 
 
 def test_resamples_that_are_all_the_same_are_told() -> None:
-    assert unvarying(np.ones(50)) == "interval not defined: every resample gives the same"
+    assert unvarying(np.ones(50)) == "interval not defined: all resamples give the same value"
     assert unvarying(np.array([1.0, 0.99])) == ""
     assert unvarying(np.array([np.nan, np.nan])) == ""  # another reason, told elsewhere
 

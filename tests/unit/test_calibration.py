@@ -1,4 +1,4 @@
-"""Temperatures come from tune parts alone; calibration is measured before and after."""
+"""Temperatures come from tuning sets alone; calibration is measured before and after."""
 
 import numpy as np
 import polars as pl
@@ -39,7 +39,7 @@ def states(table: pl.DataFrame) -> dict[str, tuple[pl.DataFrame | None, str]]:
 
 
 def drawn(n: int, temperature: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Targets drawn from probabilities, and these probabilities raised to the temperature."""
+    """Draw targets from probabilities, and apply a temperature to these probabilities."""
     generator = np.random.default_rng(seed)
     true = generator.dirichlet(np.ones(4), n)
     target = (true.cumsum(axis=1) < generator.random((n, 1))).sum(axis=1).clip(max=3)
@@ -87,11 +87,11 @@ def test_a_temperature_of_one_changes_nothing(raw: np.ndarray) -> None:
     np.testing.assert_allclose(scale(probabilities, 1.0), probabilities)
 
 
-def test_a_tune_part_that_is_all_right_is_at_the_bound_and_says_so() -> None:
+def test_a_tuning_set_that_is_all_right_is_at_the_bound_and_says_so() -> None:
     probabilities = np.array([[0.7, 0.1, 0.1, 0.1], [0.1, 0.7, 0.1, 0.1]])
     found, note = fit_temperature(np.array([0, 1]), probabilities)
     assert found == BOUNDS[0]
-    assert note == "at the bound 0.05: the tune part holds no temperature"
+    assert note == "at the bound 0.05: the tuning set does not determine a temperature"
     found, note = fit_temperature(np.array([1, 0]), probabilities)
     assert found == BOUNDS[1]
     assert "at the bound 20" in note
@@ -100,11 +100,11 @@ def test_a_tune_part_that_is_all_right_is_at_the_bound_and_says_so() -> None:
 def test_equal_probabilities_fit_every_temperature() -> None:
     assert fit_temperature(np.array([0, 1, 2]), np.full((3, 4), 0.25)) == (
         1.0,
-        "every temperature fits the tune part alike",
+        "every temperature fits the tuning set equally well",
     )
 
 
-def test_a_fold_s_temperature_is_that_of_its_own_tune_part() -> None:
+def test_a_fold_s_temperature_is_that_of_its_own_tuning_set() -> None:
     table = predictions(sharpness=2)
     found = fit_temperatures(table, SCORE)
     own = table.filter((pl.col("fold") == 2) & (pl.col("role") == "tune"))
@@ -151,13 +151,13 @@ def test_temperatures_mend_what_is_too_sure() -> None:
         assert after["n"] == 400
 
 
-def test_folds_without_a_tune_part_stay_as_predicted_and_are_named() -> None:
+def test_folds_without_a_tuning_set_stay_as_predicted_and_are_named() -> None:
     table = predictions().filter((pl.col("fold") != 1) | (pl.col("role") == "test"))
     temperatures = fit_temperatures(table, SCORE)
     row = temperatures.row(by_predicate=pl.col("run") == "r0f1", named=True)
-    assert (row["temperature"], row["n_tune"], row["note"]) == (None, 0, "no tune part")
+    assert (row["temperature"], row["n_tune"], row["note"]) == (None, 0, "no tuning set")
     scaled, note = scaled_predictions(table, temperatures, SCORE)
-    assert note == "no temperature in r0f1: left as predicted"
+    assert note == "left as predicted for lack of a temperature: r0f1"
     assert scaled is not None
     own = pl.col("fold") == 1
     np.testing.assert_allclose(
@@ -167,19 +167,19 @@ def test_folds_without_a_tune_part_stay_as_predicted_and_are_named() -> None:
     assert set(found.filter(pl.col("state") == SCALED)["note"]) == {note}
 
 
-def test_without_any_tune_part_the_second_state_is_na() -> None:
+def test_without_any_tuning_set_the_second_state_is_na() -> None:
     table = predictions(tuned=False)
     found = calibration_table(states(table), SCORE, SECTION, level="slide", seed=1)
     scaled = found.filter(pl.col("state") == SCALED)
     assert scaled["value"].null_count() == 3
-    assert set(scaled["note"]) == {"not defined: no fold has a tune part"}
+    assert set(scaled["note"]) == {"not defined: no fold has a tuning set"}
     assert found.filter(pl.col("state") == PREDICTED)["value"].null_count() == 0
     reliable = reliability_table(states(table), SCORE, SECTION, level="slide")
     assert set(reliable["state"]) == {PREDICTED}
 
 
 def test_the_ece_is_the_published_sum_over_ten_bins() -> None:
-    """Guo 2017, equation 3, with the bins of calibration_curve."""
+    """The value is equation 3 of Guo 2017, with the bins of calibration_curve."""
     table = predictions(200, sharpness=2)
     pooled = out_of_fold(table, SCORE.class_names, by="patient_id")
     probabilities, target = pooled.select(PROBS).to_numpy(), pooled["target"].to_numpy()
@@ -232,7 +232,7 @@ def test_reliability_counts_every_row_once_and_has_wilsons_interval() -> None:
 
 
 def test_wilsons_interval_is_the_formula() -> None:
-    """Wilson 1927: (p + z^2/2n -+ z sqrt(p q / n + z^2/4n^2)) / (1 + z^2/n), 7 of 10."""
+    """(p + z^2/2n -+ z sqrt(p q / n + z^2/4n^2)) / (1 + z^2/n) (Wilson 1927), for 7 of 10."""
     z, n, p = 1.959963984540054, 10, 0.7
     middle, reach = p + z * z / 2 / n, z * np.sqrt(p * (1 - p) / n + z * z / 4 / n / n)
     expected = (middle - reach) / (1 + z * z / n), (middle + reach) / (1 + z * z / n)

@@ -246,7 +246,7 @@ def test_layers_are_named_and_only_named() -> None:
         {"mlp_layer": "silu"},
         {"norm_layer": "LayerNorm"},
     ):
-        with pytest.raises(UserError, match="not a layer known here"):
+        with pytest.raises(UserError, match="not a supported layer"):
             with_layers(bad)
 
 

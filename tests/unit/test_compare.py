@@ -1,4 +1,4 @@
-"""Differences between models are paired: what is hard for both cancels."""
+"""Differences between models are paired, so that cases hard for both cancel out."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +27,7 @@ SECTION = EvaluationSection(bootstrap=500)
 
 
 def table(scores: np.ndarray, target: np.ndarray) -> pl.DataFrame:
-    """The predictions table of a model: a slide a patient, two folds."""
+    """Return a model's predictions table, with one slide per patient and two folds."""
     n = len(target)
     scores = 1 / (1 + np.exp(-scores))
     return pl.DataFrame(
@@ -65,7 +65,7 @@ def spec_of(
 
 
 def compared(tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
-    """Encoders under one head."""
+    """Return the models of several encoders under one head."""
     models = {(name, "h"): one for name, one in tables.items()}
     return comparison_table(pair_models(models, TASK, SECTION, seed=1), spec_of(tuple(tables)))
 
@@ -97,7 +97,7 @@ def test_an_encoder_does_not_differ_from_itself(target: np.ndarray) -> None:
 
 
 def test_pairing_narrows_the_interval(target: np.ndarray) -> None:
-    """Two nearly equal encoders: the spread of the difference is far below that of either AUC."""
+    """For two nearly equal encoders, the difference varies far less than either AUC."""
     first = noisy(target, 1, 1)
     second = first + np.random.default_rng(3).normal(scale=0.05, size=len(first))
     found = only(
@@ -127,11 +127,11 @@ def test_only_slides_that_all_tested_are_compared_and_the_rest_is_said(target: n
     whole = table(noisy(target, 1, 1), target)
     found = compared({"one": whole, "two": whole.filter(pl.col("patient_id") != "p000")})
     assert found["n"].unique().to_list() == [79]
-    assert set(found["note"]) == {"1 patients not tested by all left out"}
+    assert set(found["note"]) == {"patients left out because not all models tested them: 1"}
 
 
 def test_a_patient_counts_with_the_slides_that_all_tested(target: np.ndarray) -> None:
-    """A slide that one encoder lost would otherwise be compared with nothing."""
+    """A slide that one encoder lacks has no counterpart to be compared with."""
     first = table(noisy(target, 1, 1), target)
     spare = first.head(1).with_columns(
         pl.lit("spare").alias("slide_id"), prob_a=pl.lit(0.999), prob_b=pl.lit(0.001)
@@ -177,7 +177,7 @@ def test_an_absent_class_is_not_compared_and_counts_in_no_family(target: np.ndar
         assert found[column].null_count() == len(found)
     assert set(found["family"]) == {0}
     assert set(found["note"]) == {
-        "not defined: a class is absent", "not defined: no patient of the positive side",
+        "not defined: a class is absent", "not defined: no patient on the positive side",
     }  # fmt: skip
 
 
@@ -270,7 +270,7 @@ DOMAINS: dict[str, Domain] = {
 
 
 def stated(signals: Mapping[str, float], target: np.ndarray) -> dict[str, dict]:
-    """Statement -> row, of encoders that see the target so well."""
+    """Return the rows by statement, for encoders with these signals."""
     models = {
         (name, "h"): table(noisy(target, signal, seed), target)
         for seed, (name, signal) in enumerate(signals.items())
@@ -318,7 +318,7 @@ def test_a_significant_defeat_is_no_proof_of_the_statement(target: np.ndarray) -
     assert row["difference"] < 0
     assert row["p"] < 0.05
     assert row["holds"] is False
-    assert "does not speak for the statement" in row["note"]
+    assert "does not support the statement" in row["note"]
 
 
 def test_a_domain_without_encoder_leaves_its_line_open(target: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Controls: covariates alone, shuffled labels and parts of the cohort, beside one model."""
+"""Controls of one model: covariates alone, shuffled labels and subgroups of the cohort."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ SPEC = ControlSpec(task=SCORE, grid="g", evaluation=SECTION, seed=3)
 
 
 def folds_of(table: pl.DataFrame) -> pl.DataFrame:
-    """The folds table in which these test and tune parts were held out."""
+    """Return the folds table in which these test and tune rows were held out."""
     slides = table.select("slide_id", "patient_id", label="target").unique().sort("slide_id")
     runs = table.select("repeat", "fold").unique()
     roles = table.select("slide_id", "repeat", "fold", "role")
@@ -86,7 +86,7 @@ def test_the_covariates_auc_is_scikit_learns_of_their_mean_predictions() -> None
 
 
 def test_a_test_patients_own_label_changes_none_of_its_covariates_predictions() -> None:
-    # Without a tune part in the tables: a patient that is tune elsewhere may matter there.
+    # Without tune rows, where a patient of another fold may matter.
     model = predictions(60, tuned=False)
     folds, cohort = folds_of(model), cohort_of(model)
     before = control_tables(SPEC, model, folds, cohort)["covariates_predictions"]
@@ -105,7 +105,7 @@ def test_a_test_patients_own_label_changes_none_of_its_covariates_predictions() 
     assert not after.filter(~here).drop("target").equals(before.filter(~here).drop("target"))
 
 
-def test_the_tune_part_picks_the_strength_and_the_test_part_does_not() -> None:
+def test_the_tuning_set_picks_the_strength_and_the_test_set_does_not() -> None:
     model = predictions(60)
     cohort, folds = cohort_of(model, site="label"), folds_of(model)
     found = covariates_of(cohort, cohort["slide_id"].to_list())
@@ -117,7 +117,7 @@ def test_the_tune_part_picks_the_strength_and_the_test_part_does_not() -> None:
         table = folds.with_columns(label=other)
         return predict_by_covariates(found, table, tested, SCORE).drop("target")
 
-    # Site decides the label in the train part: a tune part that agrees asks for a weak penalty,
+    # Site decides the label in the training set: a tuning set that agrees asks for a weak penalty,
     # one of other labels for a strong one.
     plain = with_other_labels("none")
     assert with_other_labels("test").equals(plain)
@@ -138,7 +138,7 @@ def test_a_site_or_scanner_that_is_missing_is_a_level_of_its_own() -> None:
     assert inputs["site"]["used"]
     assert inputs["site"]["missing"] == 20
     assert not inputs["scanner"]["used"]
-    assert inputs["scanner"]["note"] == "not known of any slide"
+    assert inputs["scanner"]["note"] == "not known for any slide"
     row = tables["covariates"].filter(pl.col("class") == "3+").row(0, named=True)
     assert row["covariates"] > 0.99
 
@@ -168,7 +168,7 @@ def test_where_no_covariate_differs_there_is_a_reason_and_no_figure() -> None:
 
 
 def test_a_slide_outside_the_task_makes_no_covariate_differ() -> None:
-    """A constant says nothing: its AUC of 0.5 would pass for a control that the model beats."""
+    """A constant carries no information, and its AUC of 0.5 would look like a passed control."""
     model = predictions(40)
     folds = folds_of(model)
     cohort = cohort_of(model).with_columns(
@@ -289,7 +289,7 @@ def test_labels_with_signal_give_the_least_p_there_is() -> None:
 
 
 def test_folds_of_another_mix_and_level_alone_are_no_signal() -> None:
-    """Each fold has its class and its own level: pooled AUC is 1, within a fold nothing is left."""
+    """Each fold has one class and its own level: the pooled AUC is 1 without any signal."""
     model = predictions(80, tuned=False)
     model = model.with_columns(fold=pl.col("target"), repeat=pl.lit(0, pl.Int32))
     sure = {
@@ -344,11 +344,11 @@ def test_an_absent_class_is_null_with_the_reason_and_the_others_have_figures() -
             assert row["note"] == ("not defined: a class is absent" if gone else ""), row
     assert tables["covariates"].filter(pl.col("class") == "macro")["reached"].to_list() == [None]
     assert tables["shuffled_draws"]["auc"].null_count() == SECTION.permutations
-    # No train part has it.
+    # No training set has it.
     assert tables["covariates_predictions"]["prob_3+"].to_list() == [0.0] * 45
 
 
-def test_a_site_that_no_train_part_has_is_predicted_by_the_rest() -> None:
+def test_a_site_that_no_training_set_has_is_predicted_by_the_rest() -> None:
     model = predictions(60)
     cohort = cohort_of(model).with_columns(
         site=pl.when(pl.col("slide_id") == "s000-0").then(pl.lit("new")).otherwise("site")

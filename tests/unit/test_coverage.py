@@ -1,4 +1,4 @@
-"""Intervals hold the true figure in about 95 of 100 studies, of small classes and of slides too."""
+"""Intervals contain the true figure in about 95 of 100 studies, also for small classes."""
 
 import numpy as np
 import pytest

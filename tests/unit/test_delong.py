@@ -1,4 +1,4 @@
-"""DeLong's variance, against the paper's example as SAS prints it, and its definition."""
+"""DeLong's variance agrees with the paper's example as printed by SAS, and with its definition."""
 
 import numpy as np
 import pytest
@@ -64,7 +64,7 @@ def test_the_paired_test_is_that_which_sas_prints(name: str) -> None:
 
 @pytest.mark.parametrize("name", PRINTED)
 def test_the_interval_is_the_plain_one_carried_to_the_logit_scale(name: str) -> None:
-    """By the delta method the error of logit(A) is that of A over A (1 - A)."""
+    """By the delta method, the error of logit(A) is that of A divided by A (1 - A)."""
     area, low, high = area_interval(POSITIVE, SCORES[name], 0.95)
     _, spread = covariance(POSITIVE, SCORES[name][None])
     logits = [np.log(value / (1 - value)) for value in (low, area, high)]
@@ -74,7 +74,7 @@ def test_the_interval_is_the_plain_one_carried_to_the_logit_scale(name: str) -> 
 
 
 def by_definition(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Areas and covariance from the pairs themselves, equations 3 to 6 of the paper."""
+    """Compute areas and covariance from all pairs, by equations 3 to 6 of the paper."""
     kernel = [
         [[1.0 if up > down else 0.5 if up == down else 0.0 for down in row[~positive]]
          for up in row[positive]]
@@ -95,7 +95,7 @@ def by_definition(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray,
 
 @st.composite
 def studies(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
-    """Two of each side at least, and two models with many ties."""
+    """Draw at least two rows of each side, and scores of two models with many ties."""
     n = draw(st.integers(4, 20))
     positive = draw(hnp.arrays(bool, n))
     positive[:4] = [True, True, False, False]

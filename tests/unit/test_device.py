@@ -95,7 +95,7 @@ def test_a_job_on_the_cpu_says_so_and_warns_where_a_gpu_was_expected(
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Two devices that torch pretends to see; their ids, so that a test can take one."""
+    """Make torch see two fake devices, and return their ids."""
     ids = [f"test-{uuid.uuid4()}" for _ in range(2)]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(ids))
@@ -112,7 +112,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 def held_elsewhere(gpu: str) -> subprocess.Popen[str]:
-    """Another process that has taken a GPU as pick_device takes it."""
+    """Start another process that claims a GPU in the way of pick_device."""
     code = f"""if True:
         from types import SimpleNamespace
         import torch
@@ -140,7 +140,7 @@ def test_a_slurm_job_uses_a_gpu_only_when_it_was_given_one(
     assert pick_device(1) == CPU
     (record,) = caplog.records
     assert record.levelname == "WARNING"
-    assert "SLURM gave this job no GPU, though the node has one" in record.message
+    assert "SLURM allotted no GPU to this job, though the node has one" in record.message
     monkeypatch.setenv("SLURM_JOB_GPUS", "1")
     assert pick_device(1) == CUDA
 

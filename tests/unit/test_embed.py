@@ -45,7 +45,7 @@ def _keep_threads() -> None:
 
 @pytest.fixture(scope="module")
 def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of drawn slides of 768 px at 0.5 um/px: 6 x 6 tiles of 64 px at 1 um/px."""
+    """Write drawn slides of 768 px at 0.5 um/px, which have 6 x 6 tiles of 64 px at 1 um/px."""
     folder = tmp_path_factory.mktemp("slides")
     for slide_id, her2 in zip(IDS, ("0", "2+", "3+"), strict=True):
         draw_slide(
@@ -63,7 +63,7 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def encoders(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """The folder of a random encoder with these options, made once."""
+    """Return the folder of a random encoder with these options, made only once."""
     root = tmp_path_factory.mktemp("encoders")
 
     def make(model: str = "resnet10t", seed: int = 1, **options: object) -> Path:
@@ -129,7 +129,7 @@ class Job:
         return read_coords(self.cache.path("features", entry.key))
 
     def one_by_one(self, slide_id: str, rows: np.ndarray | None = None) -> np.ndarray:
-        """What each tile gives when it is read and encoded alone."""
+        """Return the features of each tile, read and encoded one by one."""
         table = self.table(slide_id)
         coords = table.coords if rows is None else table.coords[rows]
         encoder, _ = load_encoder(self.encoder)
@@ -150,13 +150,13 @@ def rows(ids: tuple[str, ...] = IDS) -> tuple[SlideRow, ...]:
 def tiled(
     slides: Path, encoders: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Job:
-    """Tiled once; tests work on copies."""
+    """Tile the slides once; tests work on copies."""
     return Job(tmp_path_factory.mktemp("tiled"), Cohort(rows(), slides), encoders()).tile()
 
 
 @pytest.fixture(scope="module")
 def embedded(tiled: Job, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """Embedded once; for tests that only look."""
+    """Embed the slides once, for tests that only read."""
     job = copy_of(tiled, tmp_path_factory.mktemp("embedded"))
     job.embed()
     return job
@@ -169,7 +169,7 @@ def job(tiled: Job, tmp_path: Path) -> Job:
 
 @pytest.fixture
 def own_slides(tiled: Job, tmp_path: Path) -> Job:
-    """As `job`, with copies of the slides that a test may damage; not tiled yet."""
+    """Return a job like `job`, not yet tiled, with copies of the slides that a test may damage."""
     shutil.copytree(tiled.cohort.root, tmp_path / "slides")
     return replace(tiled, root=tmp_path / "job", cohort=Cohort(rows(), tmp_path / "slides"))
 
@@ -188,7 +188,7 @@ def refuse(*_: object, **__: object) -> None:
 
 
 def spoil_output(monkeypatch: pytest.MonkeyPatch, change: Callable) -> None:
-    """An encoder whose output is changed."""
+    """Change the output of the encoder."""
     forward = Encoder.forward
     monkeypatch.setattr(Encoder, "forward", lambda self, patches: change(forward(self, patches)))
 
@@ -217,7 +217,7 @@ def damage(path: Path, column: int, row: int) -> None:
 
 
 def touching(job: Job, slide_id: str, column: int, row: int) -> np.ndarray:
-    """Which tiles of a slide overlap a 240 px JPEG tile."""
+    """Return the tiles of a slide that overlap a 240 px JPEG tile."""
     table = job.table(slide_id)
     side = table.grid.level0_width
     low = np.array([column, row]) * SVS_TILE
@@ -501,7 +501,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def test_a_job_whose_stores_are_all_in_the_cache_does_not_load_torch(embedded: Job) -> None:
-    """It takes seconds, a bucket."""
+    """Loading torch would take seconds per bucket."""
     manifest = embedded.root / "slides.csv"
     lines = [f"{row.slide_id},{row.path},{row.patient_id}" for row in embedded.cohort.rows]
     manifest.write_text("\n".join(["slide_id,path,patient_id", *lines]) + "\n")
@@ -537,7 +537,7 @@ def keys(found: dict[str, FeatureEntry]) -> list[str | None]:
 def test_names_places_times_orders_and_sizes_of_a_job_are_not_identity(
     own_slides: Job, embedded: Job, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    """The stores of `embedded` serve: the encoder is not even loaded."""
+    """The stores of `embedded` are used, so the encoder is not even loaded."""
     monkeypatch.setattr(embedder_module, "load_encoder", refuse)
     folder, options = own_slides.cohort.root, {}
     ordered = rows()
@@ -560,7 +560,7 @@ def test_names_places_times_orders_and_sizes_of_a_job_are_not_identity(
 
 
 def test_all_that_changes_features_is_identity(embedded: Job) -> None:
-    """One change at a time, of the tile table, the encoder's card, or how it is run."""
+    """The tile table, the encoder's card and the precision are changed one at a time."""
     spec = EmbedSpec(bucket=BUCKET, rows="", max_failed_tiles=0.05)
     table, card = embedded.table(IDS[0]), read_card(embedded.encoder)
     assert feature_key(spec, table, card, "float32") == entries(embedded)[IDS[0]].key

@@ -1,4 +1,4 @@
-"""Memory does not grow with the slide: rows are written as they come."""
+"""Memory does not grow with the size of a slide, because rows are written as they come."""
 
 import os
 import subprocess
@@ -73,7 +73,7 @@ print(round(grown))
 
 
 def test_a_slide_of_200_000_tiles_takes_no_more_memory_than_a_small_one(tmp_path: Path) -> None:
-    """Its features are 400 MB; the limit that users were promised is 2 GB beyond the model."""
+    """The slide's features take 400 MB; the documented limit is 2 GB beyond the model."""
     done = subprocess.run(
         [sys.executable, "-c", LARGE_SLIDE, str(tmp_path)],
         cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,

@@ -1,4 +1,4 @@
-"""The cache stays true whatever happens to the jobs that fill it."""
+"""The cache stays valid whatever happens to the jobs that fill it."""
 
 import json
 import os
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def happened(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What became of the jobs of `embed_nursery`, all run once."""
+    """Run all jobs of `embed_nursery` once, and return their results."""
     folder = tmp_path_factory.mktemp("nursery") / "material"
     done = subprocess.run(
         [sys.executable, "-m", "tests.unit.embed_nursery", str(folder)],

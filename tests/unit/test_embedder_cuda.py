@@ -1,4 +1,4 @@
-"""The pass of a CUDA device: its order and its errors, here on a stand-in without a device.
+"""Order and errors of embedding on a CUDA device, tested on a stand-in without a device.
 
 Where there is a GPU, `test_a_gpu_gives_the_features_of_the_cpu` of test_embed.py runs it.
 """
@@ -24,7 +24,7 @@ SIZE, DIMENSION = 16, 3
 
 
 class Event:
-    """A moment on a device that does everything at once."""
+    """An event of a device that does everything immediately."""
 
     def __init__(self, enable_timing: bool = False) -> None:
         self.recorded = False
@@ -40,7 +40,7 @@ class Event:
 
 
 class FakeSlide:
-    """Tiles whose px are column, row and slide; one that is damaged at (0, 0)."""
+    """A slide whose pixels are column, row and slide number; its tile at (0, 0) can be damaged."""
 
     reader = "fake"
 
@@ -102,7 +102,7 @@ def pending(name: str, columns: int, rows: int) -> PendingSlide:
 def embedded(
     slides: list[PendingSlide], batch_size: int, threads: int = 3
 ) -> dict[str, np.ndarray]:
-    """Rows by slide, as they were published."""
+    """Return the published rows by slide."""
     found: dict[str, np.ndarray] = {}
 
     def publish(slide: PendingSlide, pace: object) -> None:

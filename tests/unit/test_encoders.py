@@ -53,7 +53,7 @@ def state_of(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
-    """The folder of a small random encoder."""
+    """Make the folder of a small random encoder."""
     folder = tmp_path / "made"
     materialise(section(), 1, folder)
     return folder
@@ -133,17 +133,17 @@ class TestCard:
     def test_a_card_edited_by_hand_is_refused(self, made: Path, edit: dict[str, object]) -> None:
         values = json.loads((made / CARD_NAME).read_text())
         (made / CARD_NAME).write_text(json.dumps(values | edit))
-        with pytest.raises(UserError, match=r"card\.json: does not agree with its own digest"):
+        with pytest.raises(UserError, match=r"card\.json: does not match its own digest"):
             read_card(made)
 
     @pytest.mark.parametrize("text", ["", "[]", "{}", '{"digest": "x"}', '{"digest": "x", "a": 1}'])
     def test_something_else_is_no_card(self, tmp_path: Path, text: str) -> None:
         (tmp_path / CARD_NAME).write_text(text)
-        with pytest.raises(UserError, match="is not an encoder's card"):
+        with pytest.raises(UserError, match="is not a valid encoder card"):
             read_card(tmp_path)
 
     def test_an_absent_card_is_a_user_error(self, tmp_path: Path) -> None:
-        with pytest.raises(UserError, match="make it again"):
+        with pytest.raises(UserError, match="make the encoder again"):
             read_card(tmp_path)
 
 
@@ -231,7 +231,7 @@ class TestNormalisation:
         own = checkpoint(made / WEIGHTS_NAME)
         with caplog.at_level("INFO"):
             materialise(own, 1, tmp_path / "own")
-        assert "normalised as for the weights that timm publishes: (0.5, 0.5, 0.5)" in caplog.text
+        assert "with those of the weights that timm publishes: (0.5, 0.5, 0.5)" in caplog.text
         caplog.clear()
         stated = own.model_copy(update={"mean": (0.4,) * 3, "std": (0.5,) * 3})
         materialise(stated, 1, tmp_path / "stated")
@@ -258,7 +258,7 @@ class TestNormalisation:
 
 class TestFeature:
     def features(self, folder: Path, **changed: object) -> tuple[torch.Tensor, nn.Module]:
-        """Our features, and timm's own model with the same weights."""
+        """Return our features, and those of timm's own model with the same weights."""
         materialise(section(VIT, **changed), 1, folder)
         encoder, _ = load_encoder(folder)
         model = timm.create_model("test_vit", num_classes=0, img_size=32).eval()
@@ -342,7 +342,9 @@ class TestRefusals:
         self, tmp_path: Path, model: str, near: str
     ) -> None:
         library, name = model.split("/")
-        with pytest.raises(UserError, match=f"{library} knows no model '{name}'; near: .*{near}"):
+        with pytest.raises(
+            UserError, match=f"{library} has no model '{name}'. Similar names: .*{near}"
+        ):
             materialise(section(model), 1, tmp_path)
 
     @pytest.mark.parametrize(
@@ -399,7 +401,7 @@ def test_the_licence_is_the_one_that_timm_states() -> None:
 
 
 class Payload:
-    """A pickle that creates a file when it is loaded by a plain unpickler."""
+    """An object whose pickle creates a file when a plain unpickler loads it."""
 
     def __init__(self, target: Path) -> None:
         self.target = target

@@ -40,7 +40,7 @@ SECTION = EvaluationSection(bootstrap=400)
 
 
 def probabilities(labels: np.ndarray, signal: float, seed: int, classes: int = 4) -> np.ndarray:
-    """Rows that sum to one; `signal` is how far the true class stands out of normal noise."""
+    """Return rows that sum to one, with the true class raised by `signal` above normal noise."""
     logits = np.random.default_rng(seed).normal(size=(len(labels), classes))
     logits[np.arange(len(labels)), labels] += signal
     return np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -49,7 +49,7 @@ def probabilities(labels: np.ndarray, signal: float, seed: int, classes: int = 4
 def slides_table(
     labels: np.ndarray, probs: np.ndarray, patients: Sequence[str] | None = None
 ) -> pl.DataFrame:
-    """What `out_of_fold` gives."""
+    """Return a table like that of `out_of_fold`."""
     names = [f"s{i:03d}" for i in range(len(labels))]
     return pl.DataFrame(
         {
@@ -63,7 +63,7 @@ def slides_table(
 
 
 def cohort_labels(n: int = 80) -> np.ndarray:
-    """Some of each class, of some more than of others."""
+    """Return labels of all classes, with unequal counts."""
     return np.tile([0, 1, 2, 3, 1, 2, 2, 3, 0, 1], -(-n // 10))[:n]
 
 
@@ -254,7 +254,7 @@ def test_the_confusion_table_counts_every_pair() -> None:
 
 
 class Models:
-    """A folds table and trained folds, as `make_folds` and `train_folds` leave them."""
+    """A folds table and trained folds, as `make_folds` and `train_folds` write them."""
 
     def __init__(self, root: Path, *, repeats: int = 2, patients: int = 24) -> None:
         self.cache, self.models = Cache(root / "cache"), root / "models"
@@ -303,7 +303,7 @@ class Models:
         return FoldEntry(key, 1, 1, 1, 0, 1, 0.5)
 
     def change(self, slide_id: str, value: float | None) -> None:
-        """Another probability for a slide of the first fold."""
+        """Set another probability for a slide of the first fold."""
         path = self.cache.path("models", self.manifests["r0f0-r0f1"]["r0f0"].key)
         table = pl.read_parquet(path / "predictions.parquet")
         assert slide_id in table["slide_id"].to_list()
@@ -382,7 +382,7 @@ def test_a_probability_that_is_not_finite_is_refused_naming_the_slide(
     models: Models, value: float | None
 ) -> None:
     models.change("s00-b", value)
-    with pytest.raises(UserError, match=r"1 predictions cannot be evaluated .*: s00-b;"):
+    with pytest.raises(UserError, match=r"1 predictions cannot be evaluated .*: s00-b\."):
         models.evaluate()
     assert not models.output.exists()
 
@@ -390,7 +390,7 @@ def test_a_probability_that_is_not_finite_is_refused_naming_the_slide(
 def test_a_predicted_slide_that_the_folds_do_not_hold_out_is_refused(models: Models) -> None:
     table = pl.read_parquet(models.folds).filter(pl.col("slide_id") != "s04-a")
     table.write_parquet(models.folds)
-    with pytest.raises(UserError, match="not held out in the folds table.*: s04-a;"):
+    with pytest.raises(UserError, match=r"not held out in the folds table.*: s04-a\."):
         models.gather()
 
 
@@ -403,7 +403,7 @@ def test_a_prediction_of_a_train_slide_is_refused(models: Models) -> None:
     table.with_columns(role=trained.then(pl.lit("train")).otherwise("role")).write_parquet(
         models.folds
     )
-    with pytest.raises(UserError, match="not held out .*: s04-a;"):
+    with pytest.raises(UserError, match=r"not held out .*: s04-a\."):
         models.gather()
 
 
@@ -416,7 +416,7 @@ def test_a_patient_in_two_parts_is_refused(models: Models) -> None:
         models.gather()
 
 
-def test_a_fold_that_left_the_cache_is_named_with_the_mend(models: Models) -> None:
+def test_a_fold_that_left_the_cache_is_named_with_the_fix(models: Models) -> None:
     folder = models.cache.path("models", models.manifests["r1f0-r1f1"]["r1f1"].key)
     shutil.rmtree(folder)
     with pytest.raises(UserError, match="r1f1: .*is not in the cache.*run snakemake again"):
@@ -424,7 +424,7 @@ def test_a_fold_that_left_the_cache_is_named_with_the_mend(models: Models) -> No
 
 
 def test_a_tune_prediction_of_a_test_slide_is_refused(models: Models) -> None:
-    """Whatever a model says of its test part must not fit a temperature or a threshold."""
+    """No prediction for a test set may influence a temperature or a threshold."""
     table = pl.read_parquet(models.folds)
     slide = table.filter(pl.col("role") == "tune")["slide_id"][0]
     changed = pl.when((pl.col("slide_id") == slide) & (pl.col("role") == "tune"))
@@ -445,15 +445,15 @@ def test_a_patient_of_two_classes_is_refused(models: Models) -> None:
         models.gather()
 
 
-def test_a_model_without_its_tune_part_is_named(models: Models) -> None:
+def test_a_model_without_its_tuning_set_is_named(models: Models) -> None:
     folder = models.cache.path("models", models.manifests["r1f0-r1f1"]["r1f1"].key)
     (folder / "tune.parquet").unlink()
     with pytest.raises(UserError, match=r"r1f1: its model has no tune\.parquet"):
         models.gather()
 
 
-def test_what_the_models_say_of_their_tune_parts_is_in_no_figure(models: Models) -> None:
-    """Only temperatures, thresholds and what they do follow from it."""
+def test_predictions_for_tuning_sets_are_in_no_figure(models: Models) -> None:
+    """Only temperatures, thresholds and the figures based on them depend on it."""
     before = evaluation_tables(models.spec, models.gather())
     reversed_tune = models.gather().with_columns(
         pl.when(pl.col("role") == "tune")
@@ -481,7 +481,7 @@ def test_permuting_the_predictions_changes_no_table(models: Models) -> None:
             assert_frame_equal(before[name], after[name], rel_tol=1e-9)
 
 
-def test_each_fold_is_measured_on_its_own_test_part(models: Models) -> None:
+def test_each_fold_is_measured_on_its_own_test_set(models: Models) -> None:
     table = models.gather()
     found = fold_figures(table, BINARY, level="slide")
     for repeat, fold in ((0, 0), (1, 1)):
@@ -511,7 +511,7 @@ def test_a_fold_that_lacks_a_class_is_na_and_the_others_are_not() -> None:
 
 
 def few(targets: Sequence[int], probabilities: Sequence[Sequence[float]]) -> pl.DataFrame:
-    """Predictions of one fold for the task SCORE, a patient a row, without a tune part."""
+    """Return predictions of one fold for the task SCORE, one row per patient, no tuning set."""
     records = [
         {"slide_id": f"s{i}", "patient_id": f"p{i}", "repeat": 0, "fold": 0, "role": "test",
          "target": target, **dict(zip(PROBS, row, strict=True))}
@@ -537,7 +537,7 @@ def test_tables_of_one_patient_are_full_of_reasons() -> None:
             assert value is not None or row["note"], (table, row)
             assert row.get("low") is None, (table, row)
             assert row["note"], (table, row)
-    assert found["temperatures"]["note"].to_list() == ["no tune part"]
+    assert found["temperatures"]["note"].to_list() == ["no tuning set"]
     assert len(found["decision"]) == 0
 
 
@@ -553,7 +553,7 @@ def test_equal_probabilities_are_chance_by_ties_and_have_no_interval() -> None:
     metrics = {(row["metric"], row["class"]): row for row in found["metrics"].to_dicts()}
     row = metrics["auc", "macro"]
     assert (row["value"], row["low"], row["high"]) == (0.5, None, None)
-    assert row["note"] == "interval not defined: every resample gives the same"
+    assert row["note"] == "interval not defined: all resamples give the same value"
     assert metrics["auprc", "3+"]["value"] == metrics["auprc", "3+"]["prevalence"]
     delong = found["binary"].filter(pl.col("method") == "delong")
     assert delong["low"].null_count() == len(delong)
@@ -566,11 +566,11 @@ def test_a_class_above_all_others_has_no_interval_and_is_no_certainty() -> None:
     binary = found["binary"].filter((pl.col("metric") == "auc") & (pl.col("method") == "bootstrap"))
     for row in (metrics["auc", "3+"], metrics["auc", "macro"], *binary.to_dicts()):
         assert (row["value"], row["low"], row["high"]) == (1.0, None, None)
-        assert "every resample gives the same" in row["note"]
+        assert "all resamples give the same value" in row["note"]
 
 
 def test_a_class_of_one_patient_gives_no_interval_to_what_rests_on_it() -> None:
-    """Every resample of one patient is that patient: an interval would be too narrow."""
+    """Every resample of one patient is that patient, so an interval would be too narrow."""
     labels = np.array([0] * 9 + [1] * 9 + [2] * 9 + [3])
     found = measured(slides_table(labels, probabilities(labels, 1.0, seed=0)))
     for name in (("auc", "3+"), ("auc", "macro"), ("balanced_accuracy", "")):
@@ -592,7 +592,7 @@ def test_a_table_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     "module", ["her2.evaluation.stage", "her2.evaluation.compare", "her2.evaluation.controls.stage"]
 )
 def test_a_stage_of_tables_starts_without_slow_imports(module: str) -> None:
-    """Each is seconds of every job; the controls import scikit-learn when they fit covariates."""
+    """The imports take seconds per job; only the fit of covariates needs scikit-learn."""
     slow = {"torch", "sklearn", "scipy.stats", "statsmodels", "pandas", "matplotlib", "zarr"}
     code = f"import sys, {module}; print(*sorted({slow!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Groupings of scores into negative and positive: the tasks that have them, and their metrics."""
+"""Groupings of the classes into two sides: the tasks that have them, and their figures."""
 
 import numpy as np
 import polars as pl
@@ -143,7 +143,7 @@ def test_dependent_slides_have_no_delong_interval() -> None:
     delong = found.filter(pl.col("method") == "delong")
     assert delong["value"].null_count() == 0
     assert delong["low"].null_count() == len(delong)
-    assert set(delong["note"]) == {"no DeLong interval: slides of a patient are dependent"}
+    assert set(delong["note"]) == {"no DeLong interval: slides of one patient are dependent"}
     assert found.filter(pl.col("method") == "bootstrap")["low"].null_count() == 0
 
 
@@ -154,5 +154,5 @@ def test_a_missing_side_leaves_its_grouping_open_and_the_others_not() -> None:
     )
     low = found.filter(pl.col("grouping") == "0 vs 1+")
     assert low["value"].null_count() == len(low) == 4
-    assert all(n.startswith("not defined: no patient of the positive side") for n in low["note"])
+    assert all(n.startswith("not defined: no patient on the positive side") for n in low["note"])
     assert found.filter(pl.col("grouping") != "0 vs 1+")["value"].null_count() == 0

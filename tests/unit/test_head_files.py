@@ -1,4 +1,4 @@
-"""What a head's file has to say, and what is said of one that does not."""
+"""The declarations that a head's file needs, and the messages about missing ones."""
 
 import re
 from collections.abc import Callable
@@ -34,7 +34,7 @@ Write = Callable[[str, str], Path]
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Puts a file into the package, for as long as the test runs."""
+    """Return a function that adds a file to the package for the duration of a test."""
     monkeypatch.setattr(her2.heads, "__path__", [*her2.heads.__path__, str(tmp_path)])
 
     def new(name: str, text: str) -> Path:
@@ -83,7 +83,7 @@ def test_two_heads_of_one_name_are_refused(write: Write) -> None:
 
 def test_one_citation_for_two_works_is_refused(write: Write) -> None:
     write("cites_another", MINE.replace("Doe 2031", "Lu et al. 2021"))
-    with pytest.raises(UserError, match="'Lu et al. 2021' appeared in 'Results 7' here"):
+    with pytest.raises(UserError, match="'Lu et al. 2021' appeared in 'Results 7'"):
         discover()
 
 

@@ -30,11 +30,11 @@ SMALL = {
     "attention": 8, "classifier": 7, "dropout": 0.0, "hidden": 16, "instances": 3, "query": 4,
     "subtyping": True,
 }  # fmt: skip
-"""Values for options that heads have, so that tests are quick and draw nothing at random."""
+"""Values of heads' options that make tests quick and free of randomness."""
 
 
 def small(name: str) -> HeadOptions:
-    """A head whose file was found, with small options; no projection where the default is none."""
+    """Build a head with small options; without a projection where the default is none."""
     fields = SECTIONS[name].model_fields
     options = {key: value for key, value in SMALL.items() if key in fields}
     if "hidden" in fields and fields["hidden"].default == 0:
@@ -68,7 +68,7 @@ def build(name: str, d: int = D, o: int = C, seed: int = 0, **changed: object) -
 
 
 def bags(*counts: int, seed: int = 0, width: int = 0) -> tuple[Tensor, Tensor]:
-    """Bags of these sizes, filled up with a value that would be noticed."""
+    """Return bags of these sizes, padded with a value that would be noticed."""
     generator = torch.Generator().manual_seed(seed)
     mask = torch.arange(max(*counts, width))[None] < torch.tensor(counts)[:, None]
     features = torch.randn(*mask.shape, D, generator=generator)
@@ -76,7 +76,7 @@ def bags(*counts: int, seed: int = 0, width: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def maps(output: Output) -> Tensor:
-    """Attention as (b, n, m)."""
+    """Return the attention as (b, n, m)."""
     return output.attention if output.attention.ndim == 3 else output.attention[:, :, None]
 
 
@@ -167,7 +167,7 @@ def test_gradients_reach_all_parameters(name: str) -> None:
 
 
 def shifts_all_scores_alike(parameter: str) -> bool:
-    """A softmax over instances does not see the bias of its scores."""
+    """A softmax over instances does not depend on the bias of its scores."""
     return parameter.endswith("score.bias")
 
 
@@ -187,7 +187,7 @@ def test_mixed_precision_gives_no_nan_and_about_the_same_logits(name: str) -> No
 
 
 def loss(model: nn.Module, output: Output, mask: Tensor, labels: Tensor) -> Tensor:
-    """What the training loop minimises."""
+    """Return the loss that the training loop minimises."""
     value = functional.cross_entropy(output.logits.float(), labels)
     if isinstance(model, InstanceSupervised):
         belongs = members(labels, "cross_entropy", output.logits.shape[1])
@@ -200,10 +200,10 @@ def loss(model: nn.Module, output: Output, mask: Tensor, labels: Tensor) -> Tens
 
 
 def planted(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Bags (count, 12, d) that hold the same things; what goes together is the class.
+    """Return bags (count, 12, d) of the same parts, whose combination determines the class.
 
-    Each bag has one instance of each colour, and one of these bears the mark: its colour is the
-    class. So the mean is that of noise, and the noise's is taken away: all bags have mean zero.
+    Each bag has one instance of each colour, one of which is marked, and its colour is the
+    class. So the mean of a bag is that of the noise, which is removed: all bags have mean zero.
     """
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % C
@@ -251,7 +251,7 @@ def test_a_key_instance_is_found_where_the_mean_tells_nothing(name: str) -> None
 
 
 def test_mean_pooling_cannot_solve_the_planted_problem() -> None:
-    """All bags have the mean zero, so a linear model of the mean says the same of each."""
+    """All bags have mean zero, so a linear model of the mean predicts the same for each."""
     features, _, labels = planted(90, seed=1)
     logits = trained("mean")(features, everything(features)).logits
     torch.testing.assert_close(logits, logits[:1].expand(90, C), rtol=0, atol=1e-5)
@@ -262,7 +262,7 @@ def test_mean_pooling_cannot_solve_the_planted_problem() -> None:
 
 @pytest.mark.parametrize("name", ["max", "abmil", "multibranch", "clam_sb", "clam_mb", "additive"])
 def test_attention_points_at_the_key_instance_of_all_classes_but_one(name: str) -> None:
-    """One class may be told by the absence of the others' evidence."""
+    """One class can be recognised by the absence of evidence for the others."""
     features, key, labels = planted(90, seed=1)
     weights = maps(trained(name)(features, everything(features)))
     own = weights[range(90), :, labels if weights.shape[2] == C else 0]  # the class's map
@@ -289,7 +289,7 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 
 
 def by_hand_attention(p: dict[str, np.ndarray], x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Instances (n, width) and weights (n, m) of gated attention."""
+    """Compute instances (n, width) and weights (n, m) of gated attention."""
 
     def linear(name: str, values: np.ndarray) -> np.ndarray:
         return values @ p[f"{name}.weight"].T + p[f"{name}.bias"]
@@ -392,7 +392,7 @@ def test_the_smooth_svm_is_the_formula_of_its_paper() -> None:
 @pytest.mark.parametrize("name", ["clam_sb", "clam_mb"])
 @pytest.mark.parametrize("subtyping", [False, True])
 def test_the_instance_loss_is_the_one_by_hand(name: str, subtyping: bool) -> None:
-    """B = 3: two bags of 9 and 5 tiles label 3 and 2 at each end."""
+    """With B = 3, bags of 9 and 5 tiles have 3 and 2 labelled at each end."""
     model = build(name, subtyping=subtyping)
     features, mask = bags(9, 5)
     output = model(features, mask)
@@ -440,7 +440,7 @@ def test_a_bag_below_all_thresholds_has_no_tile_in_a_class() -> None:
 
 
 def test_transmil_reads_the_order_of_tiles() -> None:
-    """PPEG convolves over tiles in the order given; this is the paper's design."""
+    """PPEG convolves over tiles in their given order, as in the paper."""
     model, (features, mask) = build("transmil"), bags(9)
     straight, turned = model(features, mask), model(features.flip(1), mask)
     assert (straight.logits - turned.logits).abs().max() > 1e-4
@@ -508,7 +508,7 @@ def test_a_layer_is_multi_head_attention_beside_its_convolution() -> None:
 
 
 def test_the_nystrom_form_is_exact_where_segments_are_constant() -> None:
-    """Tokens that repeat within a landmark's segment make the attention matrix of that rank."""
+    """Where tokens repeat within each segment, the approximation by landmarks is exact."""
     few = 3 * torch.randn(3, 2, 6, 8, generator=torch.Generator().manual_seed(0))
     q, k, v = few.repeat_interleave(5, dim=2)
     k = q  # a well conditioned middle matrix
@@ -525,7 +525,7 @@ def test_segments_are_those_of_array_split(n: int, count: int) -> None:
 
 @pytest.mark.parametrize(("diagonal", "iterations"), [(6, 6), (4, 10)])
 def test_the_iteration_finds_the_pseudo_inverse(diagonal: int, iterations: int) -> None:
-    """Condition numbers 2 and 19; six iterations are the paper's."""
+    """The condition numbers are 2 and 19; the paper uses six iterations."""
     scores = torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(0))
     matrix = (scores + diagonal * torch.eye(16)).softmax(dim=2)
     expected = torch.linalg.pinv(matrix)

@@ -32,7 +32,7 @@ def bags(b: int, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def by_hand(model: torch.nn.Module, bag: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Equations 8 and 9 of Ilse 2018 for one bag (n, d), in float64 and without torch."""
+    """Compute equations 8 and 9 of Ilse 2018 for one bag (n, d), in float64 and without torch."""
     p = {name: tensor.double().numpy() for name, tensor in model.state_dict().items()}
     h = bag.astype(float)
     if "project.0.weight" in p:

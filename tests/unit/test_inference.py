@@ -23,7 +23,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def encoder(model: str, **options: object) -> Encoder:
-    """Random weights, and statistics of batch normalisation that are not those of the start."""
+    """Set random weights, and batch-normalisation statistics unlike the initial ones."""
     torch.manual_seed(3)
     backbone = timm.create_model(model, num_classes=0, **options)
     for module in backbone.modules():
@@ -39,7 +39,7 @@ def encoder(model: str, **options: object) -> Encoder:
 
 
 def patches(count: int, size: int) -> torch.Tensor:
-    """Smooth coloured patches, each another."""
+    """Return smooth coloured patches, all different."""
     generator = torch.Generator().manual_seed(1)
     rough = torch.rand((count, 3, 6, 6), generator=generator)
     smooth = nn.functional.interpolate(rough, size=size, mode="bicubic").clamp(0, 1)
@@ -201,4 +201,6 @@ def test_a_machine_without_a_compiler_goes_on_without(
 
     monkeypatch.setattr(torch, "compile", broken)
     assert compile_if_faster(slow, patches(1, 32), 1e-4) is None
-    assert "torch.compile failed, going on without: no working C++ compiler" in caplog.text
+    assert (
+        "torch.compile failed, the encoder runs uncompiled: no working C++ compiler" in caplog.text
+    )

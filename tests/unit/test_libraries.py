@@ -1,4 +1,4 @@
-"""An encoder library is one file: each claim is about a copy of the package with one file more."""
+"""An encoder library is one file; the tests add one to a copy of the package."""
 
 import json
 import os
@@ -95,7 +95,7 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a copy of the package that has one library more."""
+    """Return a folder with a copy of the package that has one more library."""
     folder = tmp_path_factory.mktemp("package")
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(Path(her2.__file__).parent, folder / "her2", ignore=ignored)
@@ -126,7 +126,7 @@ def test_a_library_of_one_file_materialises_and_embeds(package: Path, tmp_path: 
 
 
 def encoder(package: Path, out: Path, **values: object) -> subprocess.CompletedProcess[str]:
-    """`her2 encoder` in the copy."""
+    """Run `her2 encoder` in the copy."""
     section = {"source": "random", "mpp": 1.0, "size": 64} | values
     spec = json.dumps({"encoder": section, "seed": 1})
     return python(package, "-m", "her2", "encoder", "--spec", spec, "--out", str(out))
@@ -134,7 +134,7 @@ def encoder(package: Path, out: Path, **values: object) -> subprocess.CompletedP
 
 def test_what_a_library_does_not_know_is_a_named_error(package: Path, tmp_path: Path) -> None:
     wrong = encoder(package, tmp_path, model="colours/mean-color")
-    assert "colours knows no model 'mean-color'; near: mean-colour" in wrong.stderr
+    assert "colours has no model 'mean-color'. Similar names: mean-colour." in wrong.stderr
     model = "colours/mean-colour-of-unknown-authors"
     silent = encoder(package, tmp_path, model=model)
     assert "colours does not say how patches are normalised" in silent.stderr

@@ -165,7 +165,7 @@ def test_the_bootstrap_draws_patients_within_their_class():
     )
     (found,) = over_patients(rows, ["x"], FEW)
     assert (found.value, found.low, found.high) == (2, None, None)
-    assert found.note == "interval not defined: every resample gives the same"
+    assert found.note == "interval not defined: all resamples give the same value"
 
 
 # Which slides

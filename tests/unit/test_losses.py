@@ -60,7 +60,7 @@ def test_a_higher_output_moves_probability_to_higher_classes_only(
 
 
 def test_the_ordinal_loss_is_the_corn_loss_by_hand() -> None:
-    """Binary cross-entropies of the bags that reach each threshold, over the number of bags."""
+    """Return the binary cross-entropies of bags that reach each threshold, per bag."""
     scores = [[0.3, -0.7, 1.1], [-0.2, 0.4, 0.9], [1.5, 0.1, -2.0], [0.8, 0.6, 0.2]]
     labels = [0, 1, 2, 3]
     total = 0.0
@@ -74,7 +74,7 @@ def test_the_ordinal_loss_is_the_corn_loss_by_hand() -> None:
 
 
 def test_the_ordinal_loss_is_the_value_that_coral_pytorch_documents() -> None:
-    """The example in the docstring of coral_pytorch.losses.corn_loss: 0.7127.
+    """The docstring of coral_pytorch.losses.corn_loss has this example, with the value 0.7127.
 
     There the sum is divided by the number of bag-threshold pairs.
     """

@@ -32,7 +32,7 @@ CLASSES = 4
 
 @st.composite
 def scored(draw: st.DrawFn, *, ties: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """Labels with both classes, and scores; few distinct values, so that many are equal."""
+    """Draw labels of both classes, and scores with few distinct values, so that many are equal."""
     n = draw(st.integers(2, 30))
     positive = draw(hnp.arrays(bool, n))
     positive[0], positive[1] = True, False
@@ -43,7 +43,7 @@ def scored(draw: st.DrawFn, *, ties: bool = True) -> tuple[np.ndarray, np.ndarra
 
 @st.composite
 def classified(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """True and predicted classes (every class is there) and whole-number weights, 1 or more."""
+    """Draw true and predicted classes (every class occurs) and integer weights of at least 1."""
     n = draw(st.integers(CLASSES, 40))
     target = np.concatenate(
         [np.arange(CLASSES), draw(hnp.arrays(np.int64, n - CLASSES, elements=_class()))]

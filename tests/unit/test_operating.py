@@ -1,4 +1,4 @@
-"""Operating points and decision curves: thresholds of the tune part, counts of the test part."""
+"""Operating points and decision curves: thresholds from tuning sets, counts from test sets."""
 
 import numpy as np
 import polars as pl
@@ -59,7 +59,7 @@ def test_a_threshold_holds_what_was_asked_and_gives_the_most_of_the_other(
     assert legal[at][1] == max(rate[1] for rate in legal.values())
 
 
-def test_thresholds_are_of_the_tune_part_and_counts_of_the_test_part() -> None:
+def test_thresholds_come_from_the_tuning_set_and_counts_from_the_test_set() -> None:
     table = predictions(160)
     counts, thresholds = np.zeros((2, 2)), []
     for fold in range(4):
@@ -87,8 +87,8 @@ def test_thresholds_are_of_the_tune_part_and_counts_of_the_test_part() -> None:
     assert found["note"] == ""
 
 
-def test_what_is_asked_is_met_on_the_tune_part_itself() -> None:
-    """The test part made a copy of the tune part: then the promise is kept exactly."""
+def test_what_is_asked_is_met_on_the_tuning_set_itself() -> None:
+    """With a test set that copies the tuning set, the required figure is met exactly."""
     table = predictions(160).filter(pl.col("role") == "tune")
     copied = pl.concat([table, table.with_columns(role=pl.lit("test"))])
     assert row(copied, "specificity")["specificity"] >= 0.9
@@ -106,7 +106,7 @@ def test_other_test_predictions_leave_the_thresholds_alone() -> None:
 
 
 def test_repeats_and_slides_add_no_patients_to_the_interval() -> None:
-    """The same calls twice: the same rates, over as many patients."""
+    """Repeating the same predictions changes neither the rates nor the number of patients."""
     table = predictions(80)
     again = table.with_columns(repeat=pl.lit(1, pl.Int32))
     twin = table.with_columns(slide_id=pl.col("slide_id") + "-twin")
@@ -119,20 +119,20 @@ def test_repeats_and_slides_add_no_patients_to_the_interval() -> None:
         assert by_slide[name] == pytest.approx(once[name])
 
 
-def test_a_fold_whose_tune_part_lacks_a_side_is_left_out_and_named() -> None:
+def test_a_fold_whose_tuning_set_lacks_a_side_is_left_out_and_named() -> None:
     table = predictions().filter(
         (pl.col("fold") != 2) | (pl.col("role") == "test") | (pl.col("target") < 2)
     )
     found = row(table, "sensitivity")
-    assert found["note"].startswith("no threshold in r0f2: the tune part lacks a side")
+    assert found["note"].startswith("test sets of r0f2 left out: no threshold")
     tested = table.filter((pl.col("role") == "test") & (pl.col("fold") != 2))
     assert found["n_positive"] + found["n_negative"] == len(tested)
 
 
-def test_without_a_tune_part_there_is_no_operating_point() -> None:
+def test_without_a_tuning_set_there_is_no_operating_point() -> None:
     found = operating_table(predictions(tuned=False), SCORE, SECTION, level="patient")
     assert found["sensitivity"].null_count() == len(found) == 6
-    assert all("no threshold in r0f0, r0f1" in note for note in found["note"])
+    assert all("test sets of r0f0, r0f1" in note for note in found["note"])
 
 
 def test_a_side_that_was_not_tested_has_no_rate() -> None:
@@ -140,11 +140,11 @@ def test_a_side_that_was_not_tested_has_no_rate() -> None:
     found = row(table, "specificity")
     assert found["sensitivity"] is None
     assert found["specificity"] is not None
-    assert found["note"] == "sensitivity not defined: no patient of the positive side"
+    assert found["note"] == "sensitivity not defined: no patient on the positive side"
 
 
 def test_net_benefit_is_the_published_formula() -> None:
-    """Vickers and Elkin 2006, on 4 patients by hand."""
+    """The formula of Vickers and Elkin 2006 is computed by hand for 4 patients."""
     positive = np.array([True, True, False, False])
     scores = np.array([0.9, 0.3, 0.6, 0.1])
     found = net_benefit(positive, scores, np.array([0.05, 0.25, 0.5, 0.95]))

@@ -1,4 +1,4 @@
-"""A shared case stops the run and is named, unless the config allows the overlap."""
+"""A case that is also in the cohort stops the run with its name, unless the config allows it."""
 
 from pathlib import Path
 

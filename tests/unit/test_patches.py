@@ -55,7 +55,7 @@ def folders(root: Path, counts: dict[str, int], suffix: str = ".png") -> Path:
 
 
 def with_cases(tmp_path: Path, cases: dict[str, dict[str, int]]) -> PatchSet:
-    """Write a csv set from case -> label -> patches."""
+    """Write a csv set from a mapping of case -> label -> number of patches."""
     rows, number = [], 0
     for case, labels in cases.items():
         for label, count in labels.items():
@@ -145,7 +145,7 @@ def test_bci_names_without_a_score_are_all_named(tmp_path):
         read("bci", tmp_path / "set")
     assert "one.png" in str(error.value)
     assert "two_4+.png" in str(error.value)
-    assert "00000_train" not in str(error.value).split("\n", 1)[1].replace("as 00000_train", "")
+    assert "00000_train" not in str(error.value).split("\n", 1)[1].replace("as in 00000_train", "")
 
 
 def test_ihc4bc_cases_come_from_the_names(tmp_path):
@@ -295,7 +295,7 @@ def test_a_wrong_section_is_refused(values, message):
 
 
 def test_one_class_is_refused(tmp_path):
-    with pytest.raises(UserError, match="holds one class, a .3."):
+    with pytest.raises(UserError, match="has only one class, a .3."):
         read("folders", folders(tmp_path / "set", {"a": 3}))
 
 
@@ -307,7 +307,7 @@ def test_an_empty_set_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("kind", "what"), [("folders", "folder"), ("csv", "file")])
 def test_a_missing_path_is_named(tmp_path, kind, what):
-    with pytest.raises(UserError, match=f"patches.p.path: there is no {what} .*nowhere"):
+    with pytest.raises(UserError, match=f"patches.p.path: the {what} .*nowhere.* does not exist"):
         read(kind, tmp_path / "nowhere")
 
 
@@ -331,21 +331,21 @@ def test_all_missing_files_of_a_csv_are_named_at_once(tmp_path):
         read("csv", write_table(tmp_path / "labels.csv", rows))
     message = str(error.value)
     assert "4 problem(s)" in message
-    assert "2.png: there is no such file" in message
-    assert "3.png: there is no such file" in message
+    assert "2.png: the file does not exist" in message
+    assert "3.png: the file does not exist" in message
     assert "1.png: is listed twice" in message
     assert "case_id is blank in 1 of 4 rows" in message
 
 
 def test_a_csv_without_its_columns_says_which_it_has(tmp_path):
     table = write_table(tmp_path / "labels.csv", [{"file": "1.png", "label": "a"}])
-    with pytest.raises(UserError, match="no column path; it has file, label"):
+    with pytest.raises(UserError, match="no column path; its columns are file, label"):
         read("csv", table)
 
 
 def test_a_blank_label_names_its_row(tmp_path):
     rows = [{"path": "1.png", "label": "a"}, {"path": "2.png", "label": ""}]
-    with pytest.raises(UserError, match="row 3: blank"):
+    with pytest.raises(UserError, match="row 3: blank path or label"):
         read("csv", write_table(tmp_path / "labels.csv", rows))
 
 
@@ -458,7 +458,7 @@ def test_a_random_split_gives_each_class_its_share(tmp_path):
 
 def test_a_class_of_a_single_case_cannot_be_split(tmp_path):
     found = with_cases(tmp_path, {"c1": {"a": 3}, "c2": {"a": 3}, "c3": {"b": 5}})
-    with pytest.raises(UserError, match="needs two cases at least.*\n.*class 'b' has no"):
+    with pytest.raises(UserError, match="needs at least two cases.*\n.*class 'b' has no"):
         split_patches(found, share=0.2, seed=1)
 
 

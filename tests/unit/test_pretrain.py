@@ -41,7 +41,7 @@ def _one_thread():
 
 
 def patch_set(counts: tuple[int, ...] = (16, 16, 16), side: int = SIDE, **changed) -> PatchSet:
-    """Stripes: each class has its own width, in random colours; four cases a class."""
+    """Make stripes in random colours whose width is the class, with four cases per class."""
     labels = np.repeat(np.arange(len(counts)), counts)
 
     def read(index: int) -> np.ndarray:
@@ -97,7 +97,7 @@ def unkilled(tmp_path_factory) -> Pretrained:
 
 
 def stuck_after(reads: int, patches: PatchSet) -> PatchSet:
-    """The same patches, but a reader that hangs at some point, so that a kill falls there."""
+    """Return the same patches with a reader that hangs at some point, where the job is killed."""
     lock, seen = threading.Lock(), []
 
     def read(index: int) -> np.ndarray:
@@ -116,7 +116,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from tests.unit.test_pretrain import patch_set, run, stuck_after
-# Statistics read the train part once, an epoch reads everything: the third epoch is cut short.
+# Statistics read the training patches once, an epoch reads all: the third epoch is cut short.
 run(Path(sys.argv[1]), stuck_after(36 + 2 * 48 + 20, patch_set()))
 """
 
@@ -173,9 +173,9 @@ def test_a_finished_run_trains_no_more(tmp_path, monkeypatch):
 
 def test_a_checkpoint_of_other_data_or_seed_is_not_continued(tmp_path, unkilled, caplog):
     run(tmp_path, patch_set((16, 20, 16)))
-    assert "of other data or settings" not in caplog.text
+    assert "with other data or settings" not in caplog.text
     assert weights_digest(run(tmp_path).state) == weights_digest(unkilled.state)
-    assert "of other data or settings" in caplog.text
+    assert "with other data or settings" in caplog.text
 
 
 def test_a_broken_checkpoint_is_not_continued(tmp_path, unkilled, caplog):
@@ -183,8 +183,8 @@ def test_a_broken_checkpoint_is_not_continued(tmp_path, unkilled, caplog):
     (tmp_path / f".abc.tmp.{CHECKPOINT}").write_bytes(b"a leftover")
     (tmp_path / "checkpoint.pt").write_bytes(b"as version 0.1 wrote it")
     found = run(tmp_path)
-    assert "training begins anew" in caplog.text
-    assert "checkpoint.pt: is no checkpoint of this version" in caplog.text
+    assert "training starts over" in caplog.text
+    assert "checkpoint.pt: is not a complete checkpoint of this version" in caplog.text
     assert weights_digest(found.state) == weights_digest(unkilled.state)
     assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
 
@@ -399,7 +399,9 @@ def test_patches_at_another_um_px_are_cut_to_what_the_encoder_sees(tmp_path):
     patches = patch_set(side=64, mpp=0.5)
     settings = PretrainingSection(epochs=1, batch_size=8)
     run(tmp_path, patches, mpp=1.0, settings=settings)
-    with pytest.raises(UserError, match="covers 32 um, the encoder sees 32 px at 2 um/px = 64 um"):
+    with pytest.raises(
+        UserError, match="covers 32 um, but the encoder sees 32 px at 2 um/px = 64 um"
+    ):
         run(tmp_path, patches, mpp=2.0, settings=settings)
 
 

@@ -1,4 +1,4 @@
-"""The pre-training stage around its loop: slides behind the patches, downloads, folders."""
+"""The pre-training stage without its loop: source slides of the patches, downloads, folders."""
 
 import time
 from pathlib import Path

@@ -31,7 +31,7 @@ def test_the_order_of_cutting_holds_every_tile_once(places: list[tuple[int, int]
 
 
 def test_tiles_are_cut_in_bands_column_by_column() -> None:
-    """A tile's neighbours are read within two columns of a band, whatever the slide's width."""
+    """For any width of slide, the neighbours of a tile are cut within two columns of a band."""
     coords = grid(50, 3 * BAND_TILES)
     order = band_order(coords, 10.0)
     place = np.argsort(order).reshape(3 * BAND_TILES, 50)

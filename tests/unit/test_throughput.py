@@ -7,7 +7,7 @@ from her2.report.sections.throughput import ThroughputRow, throughput, throughpu
 
 
 def receipt(**changes: Any) -> dict[str, Any]:
-    """Return the receipt of a slide on which two cores spent ten seconds, nine in the encoder."""
+    """Return the receipt of a slide that took two cores ten seconds, nine for encoding."""
     return {
         "device": "CPU (x86_64)", "on_cpu": True, "precision": "bfloat16", "threads": 2,
         "workers": 2, "batch_size": 8, "compiled": False, "reader": "jpeg", "cold": False,
@@ -17,7 +17,7 @@ def receipt(**changes: Any) -> dict[str, Any]:
 
 
 def cuda(**changes: Any) -> dict[str, Any]:
-    """Return the receipt of a slide with ten seconds of a GPU and twenty of each of 8 readers."""
+    """Return the receipt of a slide that took a GPU ten seconds, and eight readers twenty each."""
     return receipt(
         **{
             "device": "a GPU", "on_cpu": False, "threads": 8, "workers": 1, "batch_size": 64,

@@ -22,7 +22,7 @@ def _one_thread() -> None:
 
 
 def tune_loss(trained: Trained, tune: Sequence[Bag], classes: int = 2) -> float:
-    """Mean cross-entropy a slide, by scikit-learn."""
+    """Return the mean cross-entropy per slide, by scikit-learn."""
     probabilities = np.array([predict(trained.model, b).probabilities for b in tune], float)
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     return log_loss([b.label for b in tune], probabilities, labels=range(classes))
@@ -106,7 +106,7 @@ def test_what_ran_before_does_not_change_a_model() -> None:
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
-def test_standardisation_knows_the_train_part_alone() -> None:
+def test_standardisation_knows_the_training_set_alone() -> None:
     train, tune = noise(12, seed=0), noise(6, seed=1)
     shifted = [bag(b.slide_id, b.store.all() + 100, b.label) for b in tune]
     trained = fit(train, shifted, epochs=1)
@@ -131,25 +131,27 @@ def test_float16_features_train_a_float32_model() -> None:
 def test_nan_features_stop_training_naming_epoch_and_slides() -> None:
     train = noise(4, seed=0)
     train[2].store.all()[3, 1] = np.nan
-    with pytest.raises(UserError, match="n0-2: its features hold values that are not finite"):
+    with pytest.raises(UserError, match="n0-2: its features contain values that are not finite"):
         fit(train, noise(4, seed=1), balance="none")
-    with pytest.raises(UserError, match="the loss is nan in epoch 0, of the slides n0-2; lower"):
+    with pytest.raises(UserError, match="the loss is nan in epoch 0 for the slides n0-2; lower"):
         fit(train, noise(4, seed=1), balance="none", standardise=False)
 
 
 def test_a_learning_rate_that_explodes_stops_training_naming_epoch_and_slides() -> None:
-    with pytest.raises(UserError, match=r"epoch \d+, of the slides n0-.*learning_rate"):
+    with pytest.raises(UserError, match=r"epoch \d+ for the slides n0-.*learning_rate"):
         fit(noise(16, seed=0), noise(4, seed=1), learning_rate=1e30)
 
 
 def test_a_last_step_that_explodes_is_not_kept_as_a_model() -> None:
-    # One batch: the loss is taken before the step, so only the tune part can tell.
-    with pytest.raises(UserError, match=r"tune slide n1-0 .* epoch 0; lower training\.learning"):
+    # One batch: the loss is computed before the step, so only the tuning set can show the damage.
+    with pytest.raises(
+        UserError, match=r"slide n1-0 of the tuning set .* epoch 0; lower training\.learning"
+    ):
         fit(noise(4, seed=0), noise(4, seed=1), epochs=1, learning_rate=3e37)
 
 
 def test_a_class_without_a_train_slide_is_an_error_that_names_it() -> None:
-    with pytest.raises(UserError, match=r"no usable slide of class 2\+, 3\+ in the train part"):
+    with pytest.raises(UserError, match=r"no usable slide of class 2\+, 3\+ in the training set"):
         fit(
             noise(8, seed=0),
             noise(4, seed=1, classes=4),
@@ -157,7 +159,7 @@ def test_a_class_without_a_train_slide_is_an_error_that_names_it() -> None:
         )
 
 
-def test_a_tune_part_may_lack_a_class() -> None:
+def test_a_tuning_set_may_lack_a_class() -> None:
     trained = fit(
         noise(12, seed=0, classes=3), noise(4, seed=1), class_names=("0", "1+", "2+"), epochs=1
     )
@@ -166,8 +168,8 @@ def test_a_tune_part_may_lack_a_class() -> None:
     )
 
 
-def test_an_empty_tune_part_is_an_error() -> None:
-    with pytest.raises(UserError, match="no usable slide in the tune part"):
+def test_an_empty_tuning_set_is_an_error() -> None:
+    with pytest.raises(UserError, match="no usable slide in the tuning set"):
         fit(noise(8, seed=0), [])
 
 

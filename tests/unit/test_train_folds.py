@@ -48,7 +48,7 @@ def _one_thread() -> None:
 
 @dataclass
 class World:
-    """A folder with folds, feature manifests and a cache of stores."""
+    """A folder with folds, entries files and a cache of stores."""
 
     root: Path
     spec: TrainSpec
@@ -198,8 +198,8 @@ def test_exactly_the_held_out_and_the_unlabelled_slides_are_predicted(world: Wor
         assert sums.to_numpy() == pytest.approx(np.ones(len(table)))
 
 
-def test_the_kept_model_s_word_on_its_tune_part_is_stored_apart(world: World) -> None:
-    """Its log loss is the tune loss that picked the epoch, so it is that very model's."""
+def test_predictions_for_the_tuning_set_are_stored_separately(world: World) -> None:
+    """Their log loss is the tuning loss that picked the epoch, so they come from the kept model."""
     for name, entry in world.train().items():
         folder = world.products(entry.key)
         table = pl.read_parquet(folder / "tune.parquet")
@@ -290,7 +290,7 @@ def test_what_does_not_determine_a_model_is_not_in_its_key(world: World) -> None
     assert {name: entry.key for name, entry in world.train(same, threads=2).items()} == keys
 
 
-def test_labels_of_the_test_part_are_no_input_of_a_model(tmp_path: Path) -> None:
+def test_labels_of_the_test_set_are_no_input_of_a_model(tmp_path: Path) -> None:
     straight, altered = build(tmp_path / "a", runs=RUNS[:1]), build(tmp_path / "b", runs=RUNS[:1])
     with_labels(straight, [], lambda label: label)
     with_labels(altered, altered.part("test"), lambda label: 1 - label)
@@ -339,7 +339,7 @@ def test_more_excluded_slides_than_allowed_stop_the_job_by_name(world: World) ->
     assert all(f"{name}: cut off" in str(caught.value) for name in lost)
 
 
-def test_a_test_part_without_a_usable_slide_leaves_an_empty_typed_table(tmp_path: Path) -> None:
+def test_a_test_set_without_a_usable_slide_leaves_an_empty_typed_table(tmp_path: Path) -> None:
     world = build(tmp_path, cohort(unlabelled=0), runs=RUNS[:1], max_excluded=0.9)
     lost = {name: FeatureEntry("failed", "cut off") for name in world.part("test")}
     world.set_entries(world.entries() | lost)
@@ -355,14 +355,14 @@ def test_a_test_part_without_a_usable_slide_leaves_an_empty_typed_table(tmp_path
     }
 
 
-def test_a_store_that_left_the_cache_is_an_error_with_its_mend(world: World) -> None:
+def test_a_store_that_left_the_cache_is_an_error_with_its_fix(world: World) -> None:
     key = world.entries()["n1-a"].key
     world.cache.path("features", key).unlink()
     with pytest.raises(UserError, match="n1-a.*is not in the cache.*Delete the entries files"):
         world.train()
 
 
-def test_a_broken_store_is_an_error_with_its_mend(world: World) -> None:
+def test_a_broken_store_is_an_error_with_its_fix(world: World) -> None:
     path = world.cache.path("features", world.entries()["n1-a"].key)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="is not a feature store .*run snakemake again"):
@@ -384,11 +384,11 @@ def test_a_test_slide_of_another_encoder_stops_the_job(world: World) -> None:
         world.train(world.spec.model_copy(update={"runs": RUNS[:1]}))
 
 
-def test_a_slide_without_a_feature_manifest_is_named(world: World) -> None:
+def test_a_slide_without_an_entry_is_named(world: World) -> None:
     entries = world.entries()
     del entries["p3-a"]
     world.set_entries(entries)
-    with pytest.raises(UserError, match="p3-a: is in the folds table and in no feature manifest"):
+    with pytest.raises(UserError, match="p3-a: is in the folds table but in no entries file"):
         world.train()
 
 
@@ -570,7 +570,7 @@ def trained_model(world: World, **changed: object) -> Path:
 
 
 def elsewhere(world: World, names: list[str], **store: object) -> Path:
-    """A folder of stores with the slides' names, as embedding leaves it."""
+    """Return a folder of stores named by slide, as embedding writes it."""
     folder = world.root / "elsewhere"
     for name in names:
         key = world.add_store(name, **store).key
@@ -621,15 +621,15 @@ def test_a_heads_folder_stands_for_all_of_its_folds(world: World) -> None:
     folder, out = elsewhere(world, ["new-a"]), world.root / "out.parquet"
     expected = predict_slides(models, folder, out, threads=1)
     assert predict_slides([world.output.parent], folder, out, threads=1).equals(expected)
-    with pytest.raises(UserError, match=r"json: is a file; name folders of trained folds, or"):
+    with pytest.raises(UserError, match=r"json: is a file; give folders of trained folds, or"):
         predict_slides([models[0], world.output], folder, out, threads=1)
 
 
 @pytest.mark.parametrize(
     ("store", "words"),
     [
-        ({"encoder": "f"}, "new-a: is of the encoder f, the model of e"),
-        ({"d": D + 1}, f"new-a: has {D + 1} features a tile, the model {D}"),
+        ({"encoder": "f"}, "new-a: comes from encoder f, the model from e"),
+        ({"d": D + 1}, f"new-a: has {D + 1} features per tile, the model expects {D}"),
     ],
 )
 def test_features_of_another_encoder_are_refused_by_name(
@@ -652,7 +652,7 @@ def test_tiles_of_another_scale_are_refused(world: World) -> None:
         {"encoder": {"digest": "e"}, "target": {"mpp": 1.0, "px": 224}},
     )
     assert mismatches(store, model) == [
-        "has tiles of 224 px at 1 um/px, the model of 224 px at 0.5"
+        "has tiles of 224 px at 1 um/px, the model expects 224 px at 0.5"
     ]
 
 
@@ -694,5 +694,5 @@ def test_an_empty_folder_and_a_strange_table_are_refused(world: World) -> None:
     model = trained_model(world)
     with pytest.raises(UserError, match="holds no feature store"):
         predict_slides([model], world.root, world.root / "out.csv", threads=1)
-    with pytest.raises(UserError, match=r"write a .csv or .parquet"):
+    with pytest.raises(UserError, match=r"must be a .csv or .parquet"):
         predict_slides([model], world.root, world.root / "out.xlsx", threads=1)

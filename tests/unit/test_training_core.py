@@ -1,4 +1,4 @@
-"""What both trainings share: tied weights and history in a checkpoint, patience, prefetching."""
+"""Parts that both trainings share: checkpoints, patience, prefetching."""
 
 import math
 import threading
@@ -29,7 +29,7 @@ class Line:
 
 
 class Tied(nn.Module):
-    """Two layers that share a weight, channels-last, and a counter in another type."""
+    """A model with two layers that share a channels-last weight, and an integer counter."""
 
     steps: torch.Tensor
 
@@ -95,7 +95,7 @@ def test_a_checkpoint_of_another_training_is_left_alone(
     other, optimiser = made()
     found = Checkpoint(tmp_path / "c", Line, "data B").load(other, optimiser)
     assert found.history == []
-    assert "it is of other data or settings" in caplog.text
+    assert "it was written with other data or settings" in caplog.text
     assert torch.equal(other.one.weight, made()[0].one.weight)
 
 

@@ -273,7 +273,7 @@ def test_weights_of_the_classes_are_inverse_to_their_slides() -> None:
 
 @settings(max_examples=40)
 @given(data=st.data(), classes=st.integers(2, 4))
-def test_figures_of_the_tune_part_are_those_of_scikit_learn(
+def test_figures_of_the_tuning_set_are_those_of_scikit_learn(
     data: st.DataObject, classes: int
 ) -> None:
     extra = data.draw(st.lists(st.integers(0, classes - 1), max_size=12))
@@ -318,17 +318,17 @@ def test_of_equal_epochs_the_one_of_the_lower_loss_is_better() -> None:
     assert TuneFigures(0.9, 0.5, {"macro_auc": 0.6}).rank("macro_auc") > low.rank("macro_auc")
 
 
-def test_a_metric_that_the_tune_part_cannot_tell_is_refused_with_its_mend() -> None:
+def test_a_metric_that_the_tuning_set_cannot_tell_is_refused_with_its_fix() -> None:
     three = ("0", "1+", "2+")
-    with pytest.raises(UserError, match=r"macro_auc is not defined: .*class 2\+ in the tune part"):
+    with pytest.raises(UserError, match=r"macro_auc is not defined: .*class 2\+ in the tuning set"):
         fit(noise(9, seed=0, classes=3), noise(4, seed=1), class_names=three, select="macro_auc")
-    with pytest.raises(UserError, match="the tune part has one class"):
+    with pytest.raises(UserError, match="the tuning set has only one class"):
         fit(noise(8, seed=0), noise(3, seed=1, classes=1), select="quadratic_kappa")
 
 
 def test_a_bag_of_no_tile_is_refused_by_name() -> None:
     empty = bag("void", np.zeros((0, D), np.float16), 1)
-    with pytest.raises(UserError, match="void: the feature store holds no tile"):
+    with pytest.raises(UserError, match="void: the feature store contains no tiles"):
         fit([*noise(4, seed=0), empty], noise(2, seed=1))
 
 
@@ -336,11 +336,11 @@ def test_a_bag_of_no_tile_is_refused_by_name() -> None:
 
 
 class Killed(BaseException):
-    """Not an error that anything catches."""
+    """An exception that no handler catches."""
 
 
 def killed_after(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
-    """The process 'dies' in the middle of an epoch."""
+    """Raise `Killed` in the middle of an epoch, like a process that is killed."""
     calls = 0
 
     def dying(*arguments: object, **options: object) -> object:
@@ -411,7 +411,7 @@ def test_a_checkpoint_that_cannot_be_used_is_said_aloud_and_changes_nothing(
         fit(train, tune, checkpoint=tmp_path / "o", head=HEAD.model_copy(update={"attention": 4}))
         (tmp_path / "o").replace(path)
     found = fit(train, tune, checkpoint=path)
-    assert "training begins anew" in caplog.text
+    assert "training starts over" in caplog.text
     assert same_bits(found, fit(train, tune))
 
 
@@ -436,7 +436,7 @@ def test_a_loss_that_explodes_keeps_the_last_good_epoch_and_says_where(tmp_path:
     train[3].store.all()[:, 1] = np.nan  # damage that comes later
     with pytest.raises(UserError) as caught:
         fit(train, tune, checkpoint=path, epochs=4, standardise=False, balance="none")
-    assert "the loss is nan in epoch 2, of the slides n0-3;" in str(caught.value)
+    assert "the loss is nan in epoch 2 for the slides n0-3;" in str(caught.value)
     assert f"The last good epoch (1) is kept in {path}" in str(caught.value)
     assert len(json.loads(header(path))["history"]) == 2
 
@@ -490,7 +490,7 @@ def test_a_fold_tries_so_many_different_combinations_of_the_listed_values() -> N
     assert draws(HEAD, seed=5) == [{}]
 
 
-def test_the_trial_that_is_best_on_the_tune_part_is_kept() -> None:
+def test_the_trial_that_is_best_on_the_tuning_set_is_kept() -> None:
     train, tune = key_instances(24, seed=0), key_instances(12, seed=1)
     kept, trials = search(
         SEARCHED,
@@ -521,7 +521,10 @@ def test_a_trial_that_explodes_is_a_trial_without_figures() -> None:
     def never(head: AttentionSection, number: int) -> Trained:
         raise UserError("the loss is nan")
 
-    with pytest.raises(UserError, match="none of 3 trials could be trained; the last: the loss is"):
+    with pytest.raises(
+        UserError,
+        match="none of the 3 trials could be trained. The last error: the loss is",
+    ):
         search(SEARCHED, seed=5, select="loss", train=never)
     with pytest.raises(UserError, match="^the loss is nan$"):
         search(HEAD, seed=5, select="loss", train=never)
@@ -530,10 +533,10 @@ def test_a_trial_that_explodes_is_a_trial_without_figures() -> None:
 @pytest.mark.parametrize(
     ("options", "trials", "problem"),
     [
-        ({"width": [1, 2]}, 2, "'width' is none of attention, dropout, gated, hidden"),
+        ({"width": [1, 2]}, 2, "'width' is not an option of this head; it has attention, dropout"),
         ({"dropout": [0.1, 1.5]}, 2, "search.options.dropout: 1.5: Input should be less than 1"),
         ({"hidden": [8, 16]}, 3, "trials 3 is more than the 2 combinations"),
-        ({"search": [1, 2]}, 2, "'search' is none of"),
+        ({"search": [1, 2]}, 2, "'search' is not an option"),
     ],
 )
 def test_an_impossible_search_is_refused(

@@ -1,1 +1,1 @@
-"""Stage 2, control: what else than the tissue could have given the figures."""
+"""Stage 2, control: explanations of the figures other than the tissue."""

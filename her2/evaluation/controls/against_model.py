@@ -1,4 +1,4 @@
-"""Stage 2, control: a model's AUC beside that of covariates, on the same patients."""
+"""Stage 2, control: a model's AUC compared with that of covariates, on the same patients."""
 
 import polars as pl
 
@@ -34,11 +34,11 @@ def compare_with_covariates(
     *,
     seed: int,
 ) -> pl.DataFrame:
-    """AUC of each class and macro, of both, and the paired difference (model minus covariates).
+    """Compare AUCs (each class and macro); the paired difference is model minus covariates.
 
-    `reached`: the covariates' AUC is not below the model's, or the interval of the difference
-    holds 0, so that the figure may be no more than what they give. Null where the model's is
-    higher and the difference has no interval: then nothing says by how much it could vary.
+    `reached` is true where the covariates' AUC is not below the model's, or the interval of the
+    difference contains 0, so that covariates alone may explain the figure. It is null where the
+    model's AUC is higher but the difference has no interval.
     """
     names = ("model", ""), ("covariates", "")
     paired = pair_models(
@@ -88,7 +88,7 @@ def compare_with_covariates(
 
 
 def no_covariates(task: Task, reason: str) -> pl.DataFrame:
-    """The same table where there is nothing to compare with."""
+    """Return the same table with nulls and the reason why there is no comparison."""
     rows = [{"class": name, "note": reason} for name in (*task.class_names, "macro")]
     return pl.DataFrame(rows, schema=COVARIATES)
 

@@ -1,7 +1,7 @@
-"""Stage 2, control: the labels predicted from what is known without looking at the tissue.
+"""Stage 2, control: the labels predicted from facts that are known without looking at the tissue.
 
-On TCGA the size of a slide alone told low from zero with an AUC of 0.92: a headline means
-something only beside such a figure, on the same patients in the same folds.
+On TCGA the size of a slide alone separated low from zero with an AUC of 0.92. A headline figure has
+a meaning only next to such a figure, on the same patients in the same folds.
 """
 
 import math
@@ -25,19 +25,19 @@ NUMBERS = {
     "size": pl.col("width_px") * pl.col("height_px"),
     "mpp": (pl.col("mpp_x") * pl.col("mpp_y")).sqrt(),
 }
-"""Covariates by what they are computed from in tiling; the logarithm of each is used."""
+"""Covariates computed from the results of tiling; the logarithm of each is used."""
 WORDS = {
     "tissue": "tissue area",
     "tiles": "number of tiles",
     "size": "slide size",
     "mpp": "um/px",
 }
-"""What the report calls them; columns of the manifest have a label of their own."""
+"""Names of these covariates in the report; the manifest's columns have labels of their own."""
 MISSING = "(missing)"
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)
-"""Inverse strengths of the L2 penalty that the tune part picks from."""
+"""Inverse strengths of the L2 penalty, one of which the tuning set picks."""
 WITHOUT_TUNE = 1.0
-"""scikit-learn's own, for a fold without a tune part."""
+"""scikit-learn's default strength, for a fold without a tuning set."""
 
 INPUTS = {
     "covariate": pl.String,
@@ -51,7 +51,11 @@ INPUTS = {
 
 @dataclass(frozen=True, slots=True)
 class Covariates:
-    """`table` has a row a slide: `slide_id` and the used columns; `inputs` is about all of them."""
+    """Covariates of slides.
+
+    `table` has one row per slide, with `slide_id` and the covariates. `inputs` describes all
+    covariates, used or not.
+    """
 
     table: pl.DataFrame
     numbers: tuple[str, ...]
@@ -60,17 +64,18 @@ class Covariates:
 
     @property
     def any_used(self) -> bool:
-        """Something differs between slides."""
+        """Whether any covariate differs between slides."""
         return bool(self.numbers or self.categories)
 
 
 def covariates_of(cohort: pl.DataFrame, slides: Sequence[str]) -> Covariates:
-    """The covariates of some slides, by the cohort's table of one grid.
+    """Return the covariates of some slides, from the cohort's table for one grid.
 
-    One that is not known of any slide, or the same for all, is not used, and `inputs` says why.
+    A covariate that is not known for any slide, or the same for all, is not used; `inputs` tells
+    why.
     """
     table = cohort.filter(pl.col("slide_id").is_in(list(slides))).sort("slide_id")
-    # A declared column is in the table where some slide has a value.
+    # A declared column is in the table only if some slide has a value.
     numbers, categories = (
         {name: label for name, label in covariates(kind).items() if name in cohort.columns}
         for kind in ("number", "category")
@@ -88,10 +93,10 @@ def covariates_of(cohort: pl.DataFrame, slides: Sequence[str]) -> Covariates:
         if name not in categories:
             known = known.filter(known.is_finite())
         missing, levels = len(table) - len(known), known.n_unique()
-        # That a category is missing of some is a level of its own.
+        # A missing category is a level of its own.
         varies = levels + (name in categories and missing > 0) > 1
         note = "" if varies else "the same for every slide"
-        note = "not known of any slide" if not len(known) else note
+        note = "not known for any slide" if not len(known) else note
         if varies and len(known):
             used.append(name)
         records.append(
@@ -123,20 +128,20 @@ def covariates_of(cohort: pl.DataFrame, slides: Sequence[str]) -> Covariates:
 def predict_by_covariates(
     found: Covariates, folds: pl.DataFrame, tested: pl.DataFrame, task: Task
 ) -> pl.DataFrame:
-    """Cross-validated predictions of a multinomial logistic regression, in a model's own folds.
+    """Cross-validate a multinomial logistic regression of the covariates in a model's folds.
 
     Args:
-        found: covariates of all slides that take part.
+        found: covariates of all slides of the model.
         folds: `slide_id, patient_id, label, repeat, fold, role`.
-        tested: the model's test rows, `slide_id, repeat, fold`: exactly these are predicted.
-        task: the classes.
+        tested: the model's test rows, `slide_id, repeat, fold`; exactly these are predicted.
+        task: the task, for its classes.
 
     Returns:
-        As `her2.evaluation.predictions.gather_predictions`, test rows alone. A fold whose train
-        part lacks a class gives that class the probability 0.
+        Test rows with the columns of `her2.evaluation.predictions.gather_predictions`. A class that
+        the training set of a fold lacks gets the probability 0.
 
     Raises:
-        UserError: a train part has fewer than two classes.
+        UserError: a training set has fewer than two classes.
     """
     rows = folds.join(found.table, on="slide_id", how="inner").sort("repeat", "fold", "slide_id")
     parts = []
@@ -148,8 +153,8 @@ def predict_by_covariates(
             continue
         if train["label"].n_unique() < 2:
             raise UserError(
-                f"r{repeat}f{fold}: fewer than two classes to learn covariates from, as no model "
-                "of the fold can have had; run snakemake again."
+                f"r{repeat}f{fold}: its training set has fewer than two classes in the folds "
+                "table, which does not match the trained model; run snakemake again."
             )
         probabilities = _fit(found, train, tune, test, len(task.class_names))
         parts.append(
@@ -171,10 +176,10 @@ def predict_by_covariates(
 def _fit(
     found: Covariates, train: pl.DataFrame, tune: pl.DataFrame, test: pl.DataFrame, classes: int
 ) -> np.ndarray:
-    """Probabilities (n, c) of the test part; the tune part picks the strength."""
+    """Return probabilities (n, c) for the test set; the tuning set picks the strength."""
     from sklearn.metrics import log_loss  # slow to import
 
-    # For a number that is not known.
+    # Missing numbers are replaced by the training set's median.
     medians = {name: train[name].median() for name in found.numbers}
     inputs = [_matrix(found, part, medians) for part in (train, tune, test)]
     labels = train["label"].to_numpy()
@@ -221,7 +226,7 @@ def _matrix(found: Covariates, part: pl.DataFrame, medians: Mapping[str, object]
 
 
 def _spread(model: "Pipeline", part: np.ndarray, classes: int) -> np.ndarray:
-    """Probabilities over all classes, also those that the train part lacks."""
+    """Return probabilities over all classes, with 0 for those that the training set lacks."""
     values = np.zeros((len(part), classes))
     values[:, model.classes_] = model.predict_proba(part)
     return values

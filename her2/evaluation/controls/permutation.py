@@ -1,8 +1,8 @@
-"""Stage 2, control: do predictions and labels go together at all?
+"""Stage 2, control: a permutation test of the association of predictions and labels.
 
-Labels of held-out patients are shuffled within their test folds, so that folds of another mean
-probability or another mix of classes give nothing away. This tests that the predictions know
-something of the labels, not what they know it from.
+Labels of held-out patients are shuffled within their test folds, so that differences of mean
+probability or class mix between folds do not count. The test shows that the predictions carry
+information on the labels, but not where this information comes from.
 """
 
 import numpy as np
@@ -31,11 +31,11 @@ DRAWS = {"class": pl.String, "draw": pl.Int64, "auc": pl.Float64}
 def shuffle_labels(
     predictions: pl.DataFrame, task: Task, *, permutations: int, confidence: float, seed: int
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """AUC of each class and macro, observed and under permutations.
+    """Return the AUC of each class and the macro AUC, observed and under permutations.
 
     Returns:
-        `class, value, mean, low, high, p, permutations, n, note` with
-        p = (1 + how many reach the observed) / (1 + permutations), and every draw of the macro AUC.
+        `class, value, mean, low, high, p, permutations, n, note` with p = (1 + number of draws that
+        reach the observed AUC) / (1 + permutations); the macro AUC of every draw.
     """
     table = out_of_fold(predictions, task.class_names, by="patient_id")
     rows = rows_of(table, task)
@@ -94,7 +94,7 @@ def _shuffled(target: Ints, folds: Ints, generator: np.random.Generator) -> Ints
 
 
 def _areas(targets: Ints, probabilities: Floats) -> Floats:
-    """AUC of each class and macro (b, c + 1) of labels (b, n), by the ranks of the scores."""
+    """Return the AUC of each class and the macro AUC (b, c + 1) of labels (b, n), from ranks."""
     count = probabilities.shape[1]
     found = np.full((len(targets), count + 1), np.nan)
     for index in range(count):

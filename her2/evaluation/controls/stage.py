@@ -1,4 +1,4 @@
-"""Stage 2, control: the controls of one encoder and head on a task, from tables alone."""
+"""Stage 2, control: run the controls of one encoder and head on a task, from tables alone."""
 
 import logging
 from pathlib import Path
@@ -24,17 +24,17 @@ def control(
     """Write the tables of the controls, `covariates` last.
 
     Args:
-        spec: the job.
-        predictions: of the model.
+        spec: the job's spec.
+        predictions: the model's predictions table.
         folds: the task's folds table.
         cohort: the table of all slides on all grids.
         output: folder of the tables.
 
     Returns:
-        Name -> table.
+        The tables by name.
 
     Raises:
-        UserError: a predicted slide is not in the cohort's table or in its fold's test part, or
+        UserError: a predicted slide is not in the cohort's table or not in its fold's test set, or
             patients cross folds.
     """
     tables = control_tables(
@@ -48,7 +48,7 @@ def control(
 def control_tables(
     spec: ControlSpec, predictions: pl.DataFrame, folds: pl.DataFrame, cohort: pl.DataFrame
 ) -> dict[str, pl.DataFrame]:
-    """All tables by name."""
+    """Return all tables by name."""
     check_disjoint(folds)
     section, task = spec.evaluation, spec.task
     usable = cohort.filter((pl.col("grid") == spec.grid) & (pl.col("status") == "ok"))
@@ -56,8 +56,8 @@ def control_tables(
     absent = sorted(set(tested["slide_id"]) - set(usable["slide_id"]))
     if absent:
         raise UserError(
-            f"{absent[0]}: was predicted and is not usable in the cohort's table; run snakemake "
-            "again."
+            f"{absent[0]}: was predicted but is not usable according to the cohort's table; run "
+            "snakemake again."
         )
     _check_held_out(tested, folds)
     found = covariates_of(usable, slides_of_model(folds, predictions))
@@ -80,30 +80,30 @@ def control_tables(
 
 
 def slides_of_model(folds: pl.DataFrame, predictions: pl.DataFrame) -> list[str]:
-    """Slides with a label that the model can have learnt from or was tested on.
+    """Return the labelled slides on which the model can have been trained or tested.
 
-    A slide without features is in no part of the model's folds. Here it is known by being held out
-    in the folds table and never predicted. Where every fold learns from a slide (a fixed split),
-    the predictions cannot tell, and it takes part.
+    Slides without features are left out: they are held out in the folds table but have no
+    prediction. A slide without features that is in every training set (under a fixed split) cannot
+    be recognised in this way and is included.
     """
     labelled = folds.filter(pl.col("role") != "predict")
     held_out = set(labelled.filter(pl.col("role") != "train")["slide_id"])
     lost = held_out - set(predictions["slide_id"])
     if lost:
-        log.info("%d slides have no predictions of this encoder and are left out", len(lost))
+        log.info("%d slides have no prediction by this encoder and are left out", len(lost))
     return sorted(set(labelled["slide_id"]) - lost)
 
 
 def _check_held_out(tested: pl.DataFrame, folds: pl.DataFrame) -> None:
-    """Else covariates would be fitted to the very slides they are tested on."""
+    """Check that no tested slide is one on which covariates would be fitted."""
     keys = ["slide_id", "repeat", "fold"]
     parts = folds.filter(pl.col("role") == "test").select(keys)
     moved = tested.join(parts, on=keys, how="anti").sort("repeat", "fold", "slide_id")
     if len(moved):
         first = moved.row(0, named=True)
         raise UserError(
-            f"{first['slide_id']}: was tested in r{first['repeat']}f{first['fold']} and is not in "
-            "its test part by the folds table; run snakemake again."
+            f"{first['slide_id']}: was tested in r{first['repeat']}f{first['fold']} but is not in "
+            "its test set according to the folds table; run snakemake again."
         )
 
 
@@ -115,14 +115,14 @@ def _covariates(
     tested: pl.DataFrame,
     task: Task,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Predictions by covariates, and the model beside them."""
+    """Return the predictions by covariates, and their comparison with the model."""
     reason = ""
     if not len(tested):
         reason = "not defined: no slide was tested"
     elif not found.any_used:
         reason = "not defined: no covariate differs between the slides of the task"
     if reason:
-        log.warning("covariates: %s", reason)
+        log.warning("comparison with covariates: %s", reason)
         return predictions.clear(), no_covariates(task, reason)
     by_covariates = predict_by_covariates(found, folds, tested, task)
     compared = compare_with_covariates(

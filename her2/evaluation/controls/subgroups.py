@@ -1,4 +1,4 @@
-"""Stage 2, control: AUC in parts of the cohort: by site, scanner and the like, by tissue."""
+"""Stage 2, control: AUC in subgroups of the cohort, by site, scanner and so on, and by tissue."""
 
 import polars as pl
 
@@ -19,12 +19,12 @@ SUBGROUPS = {
     "note": pl.String,
 }
 FEW = 10
-"""Patients of a part: below this an interval is a rough guess."""
+"""Number of patients in a subgroup below which its interval is noted as unreliable."""
 UNKNOWN = "(not known)"
 
 
 def subgroup_labels() -> dict[str, str]:
-    """What the table's column `by` holds -> what the report calls it, in its order."""
+    """Return the values of the table's column `by` and their names in the report, in its order."""
     return subgroups() | {"tissue": "amount of tissue"}
 
 
@@ -36,18 +36,18 @@ def subgroup_figures(
     *,
     seed: int,
 ) -> pl.DataFrame:
-    """Macro and class AUC of the patients of each part, at patient level.
+    """Return the macro AUC and class AUCs of each subgroup, at patient level.
 
-    A patient has the site, scanner and so on of the first slide that names one; its tissue is the
-    sum over its tested slides, cut into thirds of the patients. A column that is the same for all,
-    or unknown, gives no rows.
+    A patient has the site, scanner and so on of their first slide that names one. Their amount of
+    tissue is the sum over their tested slides, and patients are cut into thirds by it. A column
+    that is the same for all patients, or unknown, gives no rows.
 
     Args:
-        predictions: of one model.
-        cohort: one row a slide: `slide_id, tissue_mm2` and columns of the manifest.
-        task: the classes.
-        section: resamples.
-        seed: of the resamples.
+        predictions: the predictions table of one model.
+        cohort: one row per slide: `slide_id, tissue_mm2` and columns of the manifest.
+        task: the task, for its classes.
+        section: the `evaluation` section of the config, for the resamples.
+        seed: seed of the resamples.
     """
     names = [name for name in subgroups() if name in cohort.columns]
     patients = out_of_fold(predictions, task.class_names, by="patient_id")
@@ -71,7 +71,7 @@ def subgroup_figures(
     parts = []
     for by in (*names, "tissue"):
         groups = about[by].unique().sort().to_list()
-        # Thirds go by rank, so that they differ even where all amounts are the same.
+        # Thirds are cut by rank, so there are three even where all amounts are the same.
         if len(groups) < 2 or (by == "tissue" and about["tissue_mm2"].n_unique() < 2):
             continue
         for group in groups:
@@ -98,7 +98,7 @@ def _part(own: pl.DataFrame, task: Task, section: EvaluationSection, seed: int) 
 
 
 def _thirds(tissue: pl.Expr) -> pl.Expr:
-    """`1 (least)`, `2`, `3 (most)`, by rank; of equals the first by order."""
+    """Return `1 (least)`, `2` or `3 (most)` by rank; equal amounts are ranked by their order."""
     third = (3 * (tissue.rank("ordinal") - 1) / pl.len()).floor()
     names = ("1 (least)", "2", "3 (most)")
     chosen = pl.when(third == 0).then(pl.lit(names[0]))

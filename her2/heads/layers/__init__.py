@@ -1,4 +1,4 @@
-"""The parts of heads' networks. They import torch, so heads import them inside `network`."""
+"""Parts of the heads' networks. They import torch, so heads import them inside `network`."""
 
 from her2.heads.layers.attention import Attention, MultiBranch, masked_softmax
 from her2.heads.layers.head import Head, InstanceSupervised, Output

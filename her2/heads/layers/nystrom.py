@@ -2,8 +2,8 @@
 
     softmax(Q K~^T) pinv( softmax(Q~ K~^T) ) softmax(Q~ K^T) V,    Q~, K~ means of m segments
 
-Source: Xiong et al., Nystromformer, AAAI 2021 (arXiv 2102.03902); the convolution of the values is
-that of TransMIL.
+Source: Xiong et al., Nystromformer, AAAI 2021 (arXiv 2102.03902). The convolution of the values is
+TransMIL's.
 """
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 ATTENTION_HEADS = 8
 
 ATTENTION_DROPOUT = 0.1
-"""On what the self-attention adds."""
+"""Dropout rate of the self-attention's output."""
 
 
 class NystromAttention(nn.Module):
@@ -27,7 +27,7 @@ class NystromAttention(nn.Module):
         self.out = nn.Sequential(nn.Linear(width, width), nn.Dropout(ATTENTION_DROPOUT))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (n, width) -> what they gain (n, width), the first one's attention (n,)."""
+        """Attend tokens (n, width): their increments (n, width), the first's attention (n,)."""
         parts = self.qkv(x).unflatten(1, (3, ATTENTION_HEADS, -1)).permute(1, 2, 0, 3)
         q, k, v = parts  # each (heads, n, width / heads)
         q = q * q.shape[2] ** -0.5
@@ -37,7 +37,7 @@ class NystromAttention(nn.Module):
 
 
 def nystrom(q: Tensor, k: Tensor, v: Tensor, landmarks: int) -> Tensor:
-    """softmax(q k^T) v with q, k, v (heads, n, e), approximated where n is beyond `landmarks`."""
+    """Return softmax(q k^T) v of (heads, n, e) each, approximated where n exceeds `landmarks`."""
     if q.shape[1] <= landmarks:
         return (q @ k.mT).softmax(dim=2) @ v
     q_few, k_few = segment_means(q, landmarks), segment_means(k, landmarks)  # (heads, m, e)
@@ -47,7 +47,7 @@ def nystrom(q: Tensor, k: Tensor, v: Tensor, landmarks: int) -> Tensor:
 
 
 def segment_means(x: Tensor, count: int) -> Tensor:
-    """Means of `count` consecutive segments, as even as can be: (heads, n, e) -> (heads, m, e)."""
+    """Return the means (heads, m, e) of `count` = m nearly equal consecutive segments."""
     length, longer = divmod(x.shape[1], count)
     head, tail = x.split([longer * (length + 1), x.shape[1] - longer * (length + 1)], dim=1)
     means = [
@@ -59,7 +59,7 @@ def segment_means(x: Tensor, count: int) -> Tensor:
 
 
 def pseudo_inverse(matrix: Tensor, iterations: int = 6) -> Tensor:
-    """Moore-Penrose inverse (heads, m, m) by Nystromformer's iteration."""
+    """Return the Moore-Penrose inverse (heads, m, m) by Nystromformer's iteration."""
     with torch.autocast(matrix.device.type, enabled=False):
         a = matrix.float()
         size = a.abs().sum(dim=1).amax(dim=1) * a.abs().sum(dim=2).amax(dim=1)  # (heads,)

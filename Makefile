@@ -1,4 +1,4 @@
-# A virtual environment from the pinned versions, and what one does with it. No conda, no GPU.
+# A virtual environment with the pinned versions, and tasks that use it. No conda or GPU is needed.
 
 PYTHON ?= python3
 CORES ?= all
@@ -10,13 +10,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 REPORT := results/report/report.html
 
-# Rules call `python -m her2`, which has to be the environment's python.
+# Rules call `python -m her2`, which must find the environment's python.
 ON_PATH := PATH="$(CURDIR)/$(BIN):$$PATH"
 VERSIONS := $(BIN)/python -c 'import sys; from importlib.metadata import version; \
 	print("Python", sys.version.split()[0], \
 	*(f"| {name} {version(name)}" for name in ("her2", "snakemake", "torch", "torchvision", "timm", \
 	"openslide-bin", "zarr")))'
-# Without a GPU the CUDA libraries of the lock are dead weight (5 GB): see docs/install.md.
+# Without a GPU the CUDA libraries of the lock file are useless (5 GB); see docs/install.md.
 LOCK := $(if $(CPU),grep -vE '^(nvidia-|cuda-|triton=)',cat) envs/lock.txt
 COMPILE = $(BIN)/uv --no-config pip compile --quiet pyproject.toml --universal --python-version 3.11 \
 	--fork-strategy fewest --no-annotate --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
@@ -25,14 +25,14 @@ COMPILE = $(BIN)/uv --no-config pip compile --quiet pyproject.toml --universal -
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    install the pinned environment into $(VENV), run the demo cohort, name the report"
-	@echo "make test    the same environment plus the test tools; lint, types and tests (10 minutes)"
-	@echo "make test-all    and the nightly tests: demo, SLURM, kills, simulations (30 minutes)"
-	@echo "make env     the environment alone"
-	@echo "make lock    renew the pins in envs/ after a change of dependencies (UPGRADE=1: newest versions)"
-	@echo "make clean   remove $(VENV) and the tools' caches; results/, resources/ and cache/ stay"
+	@echo "make demo    install the pinned environment into $(VENV), run the demo cohort, print the report's path"
+	@echo "make test    install the test tools as well; run linters, type checks and tests (10 minutes)"
+	@echo "make test-all    make test, then the nightly tests: demo, SLURM, kills, simulations (30 minutes)"
+	@echo "make env     install the environment only"
+	@echo "make lock    update the pins in envs/ after dependencies change (UPGRADE=1: newest versions)"
+	@echo "make clean   remove $(VENV) and the tools' caches; results/, resources/ and cache/ are kept"
 	@echo
-	@echo "PYTHON=python3.12       interpreter (3.11 or newer) for a new $(VENV); after 'make clean'"
+	@echo "PYTHON=python3.12       interpreter (3.11 or newer) for a new $(VENV); run 'make clean' first"
 	@echo "CPU=1                   without the CUDA libraries; needs PyTorch's CPU index (docs/install.md)"
 	@echo "CORES=4                 cores that the demo may use (all)"
 	@echo "SNAKEMAKE_ARGS=-n       more arguments for snakemake"
@@ -52,7 +52,7 @@ test: $(VENV)/installed-lock-test.txt
 	$(BIN)/lint-imports --no-logo
 	$(ON_PATH) $(BIN)/pytest -m 'not nightly' -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
-# One at a time: each of these fills every core by itself.
+# Run one at a time, since each of these uses every core.
 test-all: test
 	$(ON_PATH) $(BIN)/pytest -m '$(NIGHTLY)' $(PYTEST_ARGS) || [ $$? = 5 ]
 
@@ -64,22 +64,22 @@ lock: | $(BIN)/pip
 	$(COMPILE) --extra slurm --output-file envs/lock.txt
 	$(COMPILE) --extra slurm --extra test --constraint envs/lock.txt --output-file envs/lock-test.txt
 	$(BIN)/python envs/make_conda_env.py
-	@echo "Renewed envs/lock.txt, envs/lock-test.txt and envs/her2.yaml; 'make test' installs and tests them."
+	@echo "Updated envs/lock.txt, envs/lock-test.txt and envs/her2.yaml; 'make test' installs and tests them."
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find her2 tests envs -name __pycache__ -type d -prune -exec rm -rf {} +
-	@echo "results/, resources/ and cache/ hold work: remove them by hand."
+	@echo "results/, resources/ and cache/ hold your work; remove them by hand."
 
-# ensurepip writes bin/pip last, so that an interrupted venv is made anew.
+# ensurepip writes bin/pip last, so that an interrupted environment is made again.
 $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; $(PYTHON) is " + sys.version.split()[0] + ". Choose another: make PYTHON=python3.12 ...")'
-	@$(PYTHON) -c 'import ensurepip, venv' || { echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu, run apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 
-# The stamps are written last: each is a copy of the lock that was installed.
+# The stamps are written last, and each is a copy of the lock file that was installed.
 $(VENV)/installed-lock.txt: envs/lock.txt pyproject.toml | $(BIN)/pip
-	@echo "Installing the pinned packages into $(VENV) (about 6 GB; minutes, the first time)"
+	@echo "Installing the pinned packages into $(VENV) (about 6 GB; takes minutes the first time)"
 	$(LOCK) | $(PIP) install --requirement /dev/stdin
 	$(PIP) install --no-deps --editable .
 	@cp envs/lock.txt $@

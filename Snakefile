@@ -2,7 +2,7 @@
 
 snakemake --cores 8                           the demo (config.yaml)
 snakemake --cores 8 --configfile mine.yaml    your slides
-Targets: features, train, report (the default makes everything).
+Targets: features, train, report (the default builds everything).
 """
 
 from snakemake.utils import min_version
@@ -13,8 +13,8 @@ min_version("9.0")
 report: "workflow/report/workflow.rst"
 
 
-# A config file of one's own replaces the demo's instead of lying on top of it; single values
-# given by --config do lie on top.
+# Your own config file replaces the demo's instead of being merged into it. Single values given by
+# --config are merged.
 if not workflow.overwrite_configfiles and "cohort" not in config:
 
     configfile: "config.yaml"
@@ -52,13 +52,13 @@ rule all:
 
 
 rule report:
-    """Everything, as the default."""
+    """Build everything, like the default."""
     input:
         rules.build_report.output,
 
 
 rule features:
-    """Stage 1 alone: tiles and embeddings of every slide."""
+    """Run stage 1 only: tiles and embeddings of every slide."""
     input:
         expand(
             f"{RESULTS}/features/{{encoder}}/{{bucket}}.json",
@@ -70,6 +70,6 @@ rule features:
 
 
 rule train:
-    """Stage 2 up to the trained folds."""
+    """Run stage 2 up to the trained folds."""
     input:
         FILES.each_model(f"{RESULTS}/models/{{task}}/{{encoder}}/{{head}}/{{chunk}}.json"),

@@ -1,4 +1,4 @@
-"""The `her2` command: questions about a manifest, a config and the cache; the demo's material."""
+"""The `her2` command: checks of a manifest, a config and the cache, and the demo's data."""
 
 import csv
 import json
@@ -14,33 +14,34 @@ CacheOption = Annotated[
     Path, typer.Option("--cache", envvar="HER2_CACHE", help="the content-addressed cache")
 ]
 
-cohort_app = typer.Typer(help="Questions about a manifest.", no_args_is_help=True)
-config_app = typer.Typer(help="Questions about a config.", no_args_is_help=True)
-cache_app = typer.Typer(help="The content-addressed cache.", no_args_is_help=True)
-synthetic_app = typer.Typer(help="The synthetic demo cohort.", no_args_is_help=True)
+cohort_app = typer.Typer(help="Check a manifest.", no_args_is_help=True)
+config_app = typer.Typer(help="Check and describe a config.", no_args_is_help=True)
+cache_app = typer.Typer(help="Manage the content-addressed cache.", no_args_is_help=True)
+synthetic_app = typer.Typer(help="Draw the synthetic demo cohort.", no_args_is_help=True)
 
 
 @cohort_app.command("check")
 def cohort_check(
     slides: Path,
     config: Annotated[
-        Path | None, typer.Option(help="whose tasks the labels must fit; default: config.yaml")
+        Path | None,
+        typer.Option(help="config whose tasks the labels must fit; default: config.yaml"),
     ] = None,
     root: Annotated[Path | None, typer.Option(help="where relative paths start")] = None,
 ) -> None:
-    """Check a manifest: ids, labels, files, annotations, masks; no two slides are one file."""
+    """Check a manifest: ids, labels, files, annotations and masks, and duplicate files."""
     from her2.cohort.check import check_files
     from her2.cohort.manifest import read_cohort
     from her2.config import load_config
 
     settings = load_config(config or Path("config.yaml"))
     if root is None and config is not None:
-        root = settings.cohort.root  # the default config's is the demo's, and of no use here
+        root = settings.cohort.root  # the default config's root is the demo's, useless here
     cohort = read_cohort(slides, root=root, tasks=settings.tasks)
     masks = settings.cohort.tissue_masks if config is not None else None
     check_files(cohort, tissue_masks=masks, classes=settings.tiling.annotation_classes)
     patients = len({row.patient_id for row in cohort.rows})
-    print(f"{slides}: {len(cohort.rows)} slides of {patients} patients, no problem found")
+    print(f"{slides}: {len(cohort.rows)} slides of {patients} patients, no problems found")
 
 
 @config_app.command("check")
@@ -49,7 +50,7 @@ def config_check(config: Path) -> None:
     from her2.config import load_config
 
     load_config(config)
-    print(f"{config}: no problem found")
+    print(f"{config}: no problems found")
 
 
 @config_app.command("schema")
@@ -62,7 +63,7 @@ def config_schema() -> None:
 
 @config_app.command("page")
 def config_page() -> None:
-    """Print docs/config.md: every key with its meaning, limits and default."""
+    """Print docs/config.md, which lists every key with its meaning, limits and default."""
     from her2.config.page import page
 
     print(page(), end="")
@@ -70,7 +71,7 @@ def config_page() -> None:
 
 @cache_app.command("ls")
 def cache_ls(cache: CacheOption = Path("cache")) -> None:
-    """List the products: kind, key, megabytes."""
+    """List the products with kind, key and megabytes."""
     from her2.storage.cache import Cache
 
     totals: dict[str, list[int]] = {}
@@ -84,16 +85,16 @@ def cache_ls(cache: CacheOption = Path("cache")) -> None:
 @cache_app.command("verify")
 def cache_verify(
     cache: CacheOption = Path("cache"),
-    threads: Annotated[int, typer.Option(min=0, help="readers; 0: as many as allowed")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="reader threads; 0: all allowed cores")] = 0,
     quarantine: Annotated[
-        bool, typer.Option("--quarantine", help="move the broken ones aside, to be made anew")
+        bool, typer.Option("--quarantine", help="move broken products aside, to be made again")
     ] = False,
     results: Annotated[
         list[Path] | None,
-        typer.Option(help="with --quarantine: results folders whose jobs then run again"),
+        typer.Option(help="with --quarantine: results folders whose jobs should run again"),
     ] = None,
 ) -> None:
-    """Read every product again and name the broken ones; exits with 1 when there are any."""
+    """Read every product and name the broken ones; exit with 1 if there are any."""
     from her2.core.hardware import allowed_cpus
     from her2.storage.cache import Cache
     from her2.storage.verify import broken_products, forget
@@ -109,29 +110,31 @@ def cache_verify(
         for product, _ in broken:
             print(f"moved to {store.quarantine(product)}", file=sys.stderr)
         for path in forget([product.key for product, _ in broken], results or [Path("results")]):
-            print(f"{path} named one of them and is deleted: its job runs again", file=sys.stderr)
+            print(
+                f"{path} named one of them and was deleted; its job will run again", file=sys.stderr
+            )
     raise typer.Exit(1)
 
 
 @cache_app.command("prune")
 def cache_prune(
     keep: Annotated[
-        list[Path] | None, typer.Option(help="results folders whose products stay")
+        list[Path] | None, typer.Option(help="results folders whose products are kept")
     ] = None,
     config: Annotated[
-        list[Path] | None, typer.Option(help="configs whose results' products stay")
+        list[Path] | None, typer.Option(help="configs whose results' products are kept")
     ] = None,
     cache: CacheOption = Path("cache"),
-    yes: Annotated[bool, typer.Option("--yes", help="delete, do not only say what")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="delete; without this, only list")] = False,
 ) -> None:
-    """Delete products that no manifest of the kept results folders names; says what, first."""
+    """List and delete the products that no entries file of the kept results folders names."""
     from her2.config import load_config
     from her2.storage.cache import Cache, remove, size_bytes
     from her2.storage.verify import unused_products
 
     folders = [*(keep or []), *(load_config(path).results for path in config or [])]
     if not folders:
-        raise typer.BadParameter("say what stays, by --keep RESULTS or --config CONFIG")
+        raise typer.BadParameter("name what to keep with --keep RESULTS or --config CONFIG")
     store = Cache(cache)
     unused = unused_products(store, folders)
     aside = [*store.quarantined(), *store.leftovers()]
@@ -147,7 +150,7 @@ def cache_prune(
     size = sum(product.size_bytes for product in unused)
     what = f"{len(unused)} products ({size / 1e6:.1f} MB) and {len(aside)} leftovers"
     if not yes:
-        print(f"{what} would be deleted; say --yes to do it", file=sys.stderr)
+        print(f"{what} would be deleted; add --yes to delete them", file=sys.stderr)
         return
     for path in [*(product.path for product in unused), *aside]:
         remove(path)
@@ -157,7 +160,7 @@ def cache_prune(
 @synthetic_app.command("slides")
 def synthetic_slides(
     spec: Annotated[str, typer.Option(help="what the job depends on, as JSON")],
-    root: Annotated[Path, typer.Option(help="gets slides/{slide_id}.svs and masks/{slide_id}.png")],
+    root: Annotated[Path, typer.Option(help="folder of slides/{id}.svs and masks/{id}.png")],
 ) -> None:
     """Draw a bucket of demo slides and the masks of their planted signal."""
     from her2.synthetic import draw_slide
@@ -176,7 +179,7 @@ def synthetic_slides(
 @synthetic_app.command("patches")
 def synthetic_patches(
     spec: Annotated[str, typer.Option(help="what the job depends on, as JSON")],
-    out: Annotated[Path, typer.Option(help="what the job writes")],
+    out: Annotated[Path, typer.Option(help="the file that the job writes")],
 ) -> None:
     """Draw one labelled patch set: H&E, IHC or photographs."""
     from her2.synthetic.patches import draw_patch_set

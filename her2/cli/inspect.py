@@ -1,4 +1,4 @@
-"""The `her2` command: how far a run is, and what is true of one slide."""
+"""The `her2` command: the progress of a run, and the state of one slide."""
 
 import time
 from collections import Counter
@@ -18,24 +18,24 @@ from her2.storage.entries import FeatureEntry, TileEntry, read_entries
 ConfigOption = Annotated[Path, typer.Option("--config", help="the run's config")]
 _SLIDES_SHOWN = 20
 _STATE_WORDS = {
-    "running": "running",
-    "finished": "finished",
-    "failed": "ended, and some jobs failed; after the mend give the same command again",
-    "stopped": "was stopped; the same command goes on from there",
-    "killed": "was killed and has left the folder locked: `snakemake --unlock`, then the same "
-    "command again",
-    "elsewhere": "runs on that machine, or was killed there and has left the folder locked (then: "
-    "`snakemake --unlock`, and the same command again)",
+    "running": "is running",
+    "finished": "has finished",
+    "failed": "has ended with failed jobs. Fix the cause, then rerun the same command",
+    "stopped": "was stopped. Rerun the same command to continue from there",
+    "killed": "was killed and left the folder locked. Run `snakemake --unlock`, then rerun the "
+    "same command",
+    "elsewhere": "is running on that machine, or was killed there and left the folder locked (then "
+    "run `snakemake --unlock` and rerun the same command)",
 }
 
 
 def show_status(
     config: ConfigOption = Path("config.yaml"),
     watch: Annotated[
-        float | None, typer.Option(min=1, help="print again every so many seconds until it ends")
+        float | None, typer.Option(min=1, help="print again every N seconds until the run ends")
     ] = None,
 ) -> None:
-    """Say what is done, running, failed and left out, and how much disk it takes."""
+    """Show what is done, running, failed and left out, and the disk space used."""
     settings = load_config(config)
     while True:
         run = record.read_run(settings.results)
@@ -49,13 +49,13 @@ def show_status(
 
 
 def explain_slide(
-    slide: Annotated[str, typer.Argument(help="slide_id of the manifest")],
+    slide: Annotated[str, typer.Argument(help="a slide_id of the manifest")],
     config: ConfigOption = Path("config.yaml"),
     snakefile: Annotated[
-        Path | None, typer.Option(help="default: the one here, or beside the package")
+        Path | None, typer.Option(help="default: the one here, or next to the package")
     ] = None,
 ) -> None:
-    """Say for one slide what exists, under which identity, what would run again and why."""
+    """Show what exists for one slide, under which keys, and what would run again and why."""
     from her2.pipeline.explain import explain, planned_jobs
 
     settings = load_config(config)
@@ -73,7 +73,8 @@ def _run_lines(run: record.RunRecord, state: record.RunState) -> list[str]:
     began = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.began))
     progress_of_run = status.RunProgress(run)
     found = progress_of_run.close() if over else progress_of_run.update()
-    lines = [f"The run of {began} on {run.host} (process {run.pid}) {_STATE_WORDS[state]}.", ""]
+    words = _STATE_WORDS[state]
+    lines = [f"The run that started {began} on {run.host} (process {run.pid}) {words}.", ""]
     lines.append(
         f"{'stage':22}{'up to date':>11}{'done':>7}{'running':>9}{'failed':>8}{'waiting':>9}"
     )
@@ -89,7 +90,7 @@ def _run_lines(run: record.RunRecord, state: record.RunState) -> list[str]:
 
 
 def _slide_lines(settings: Config) -> list[str]:
-    """Slides by what became of them, and the reasons of those that were left out."""
+    """Return the numbers of slides by status, and the reasons for those that were left out."""
     counts: Counter[str] = Counter()
     reasons: dict[str, str] = {}
     entries: list[tuple[str, str, TileEntry | FeatureEntry]] = []
@@ -97,9 +98,9 @@ def _slide_lines(settings: Config) -> list[str]:
         section = settings.cohort
         cohort = read_cohort(section.slides, root=section.root, tasks=settings.tasks)
         buckets = Plan(settings, cohort).buckets
-        for path in _manifests(settings.results / "tiles", settings.grids, buckets):
+        for path in _entries_files(settings.results / "tiles", settings.grids, buckets):
             entries += [("tiles", *item) for item in read_entries(path, TileEntry).items()]
-        for path in _manifests(settings.results / "features", settings.encoders, buckets):
+        for path in _entries_files(settings.results / "features", settings.encoders, buckets):
             entries += [("features", *item) for item in read_entries(path, FeatureEntry).items()]
     except UserError as error:
         return ["", str(error)]
@@ -123,13 +124,13 @@ def _slide_lines(settings: Config) -> list[str]:
     return lines
 
 
-def _manifests(folder: Path, names: Iterable[str], buckets: Iterable[str]) -> list[Path]:
+def _entries_files(folder: Path, names: Iterable[str], buckets: Iterable[str]) -> list[Path]:
     paths = (folder / name / f"{bucket}.json" for name in names for bucket in buckets)
     return [path for path in paths if path.exists()]
 
 
 def _disk_lines(settings: Config) -> list[str]:
-    """Names in results/ that are links into the cache take no room of their own."""
+    """Return the disk space of cache and results; links into the cache count only once."""
     cache = settings.cache_folder
     parts = [
         f"{path.name} {_megabytes(status.disk_usage(path))}"
@@ -140,7 +141,7 @@ def _disk_lines(settings: Config) -> list[str]:
     return [
         "",
         f"Disk: cache {_megabytes(status.disk_usage(cache))} ({', '.join(parts) or 'empty'}); "
-        f"results {_megabytes(own)} beside it",
+        f"results {_megabytes(own)} in addition",
     ]
 
 

@@ -1,6 +1,6 @@
-"""The `her2` command: every stage, and a few questions, as thin calls of the package.
+"""The `her2` command: every stage, and a few queries, as thin calls of the package.
 
-Each command imports what it needs when it runs: `her2 --help` loads neither torch nor timm.
+Each command imports what it needs when it runs, so `her2 --help` loads neither torch nor timm.
 """
 
 import logging
@@ -34,7 +34,7 @@ app.command("explain")(explain_slide)
 
 
 def main() -> None:
-    """Run the command line; a user's mistake prints its message and exits with 1."""
+    """Run the command line; a user's mistake prints a message and exits with 1."""
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
     )
@@ -44,8 +44,8 @@ def main() -> None:
         app()
     except SystemExit as done:
         if done.code == 2:
-            write_event("failed", reason="its options are wrong, as its log says")
-        elif done.code:  # typer's, of Ctrl-C
+            write_event("failed", reason="its options are wrong; see its log")
+        elif done.code:  # typer's code for Ctrl-C
             write_event("failed", reason="interrupted")
         else:
             write_event("ended")
@@ -93,7 +93,7 @@ def predict(
     out: Annotated[Path, typer.Option("--out", help="the table, .csv or .parquet")],
     threads: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
-    """Predict slides of another cohort; features of another encoder are refused."""
+    """Predict slides of another cohort, whose features must come from the same encoder."""
     from her2.mil.apply import predict_slides
 
     predict_slides(models, features, out, threads=threads)

@@ -1,8 +1,8 @@
-"""The `her2` command: each stage as a command whose options come from its function.
+"""The `her2` command: stages as commands whose options come from their functions.
 
-A stage is a row of `STAGES`. Its module is imported when the command runs or its own help is asked
-for, so that `her2 --help` loads neither torch nor polars. The function's signature says which
-options there are, and the `Args:` of its docstring what each is for.
+A stage is a row of `STAGES`. Its module is imported only when the command runs or prints its help,
+so that `her2 --help` loads neither torch nor polars. The function's signature gives the options,
+and the `Args:` of its docstring their help.
 """
 
 import importlib
@@ -27,15 +27,15 @@ STAGES = {
     ),
     "audit": (
         "her2.cohort.audit:audit_cohort",
-        "After tile: stop on duplicates and on too many slides that cannot be used.",
+        "After tile: stop on duplicates, or when too many slides cannot be used.",
     ),
     "tabulate": (
         "her2.cohort.audit:tabulate_cohort",
-        "After tile: the table of the whole cohort.",
+        "After tile: write the table of the whole cohort.",
     ),
     "encoder": (
         "her2.encoders.stage:materialise_encoder",
-        "Stage 1: put an encoder's weights and card into a folder.",
+        "Stage 1: write an encoder's weights and card to a folder.",
     ),
     "pretrain": (
         "her2.pretraining.stage:pretrain_encoder",
@@ -51,49 +51,49 @@ STAGES = {
     ),
     "folds": (
         "her2.cohort.folds:make_folds",
-        "Stage 2: patient-grouped, stratified folds of a task.",
+        "Stage 2: make patient-grouped, stratified folds for a task.",
     ),
     "similar": (
         "her2.cohort.similar:find_similar",
-        "Stage 2: stop when slides of two patients show the same tissue, by their features.",
+        "Stage 2: stop when features show the same tissue in slides of two patients.",
     ),
     "train": (
         "her2.mil.stage:train_folds",
-        "Stage 2: train some folds of an encoder and head, predict what they hold out.",
+        "Stage 2: train some folds of an encoder and head, and predict their held-out slides.",
     ),
     "evaluate": (
         "her2.evaluation.stage:evaluate",
-        "Stage 2: out-of-fold figures of an encoder and head.",
+        "Stage 2: compute the out-of-fold metrics of an encoder and head.",
     ),
     "compare": (
         "her2.evaluation.compare:compare",
-        "Stage 2: differences between encoders on identical patients.",
+        "Stage 2: compare encoders, and heads, on identical patients.",
     ),
     "control": (
         "her2.evaluation.controls.stage:control",
-        "Stage 2: covariates alone, shuffled labels and parts of the cohort, beside one model.",
+        "Stage 2: compare a model with covariates alone, shuffled labels and its subgroups.",
     ),
     "heatmap": (
         "her2.explanation.heatmap_stage:draw_heatmaps",
-        "Stage 2: attention pictures of some held-out slides.",
+        "Stage 2: draw attention pictures of some held-out slides.",
     ),
     "attention": (
         "her2.explanation.attention_stage:measure_attention",
-        "Stage 2: localisation, faithfulness and agreement of attention.",
+        "Stage 2: measure localisation, faithfulness and agreement of attention.",
     ),
     "report": (
         "her2.report.build:build_report",
-        "Stage 2: one self-contained HTML page from the tables, and the tables beside it.",
+        "Stage 2: build the self-contained HTML report, and its tables.",
     ),
 }
 """Command -> (module:function, help). The function takes `spec`, of a class of `her2.config.jobs`,
-and whatever else `_options` knows how to ask for."""
+and other arguments that `_options` supports."""
 
 _RENAMED = {"output": "--out", "compiling": "--compile"}
 
 
 class StageGroup(TyperGroup):
-    """The commands of an app, after those of the stages."""
+    """The commands of the stages, followed by those of an app."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -102,14 +102,14 @@ class StageGroup(TyperGroup):
 
 
 class StageCommand(TyperCommand):
-    """A command that imports its function when its options are needed."""
+    """A command that imports its function only when its options are needed."""
 
     def __init__(self, name: str, target: str, help: str) -> None:
         super().__init__(name, help=help)
         self.target = target
 
     def get_params(self, ctx: Any) -> Any:
-        """Return the options, which depend on the function."""
+        """Return the options, derived from the function."""
         if self.callback is None:
             module, function = self.target.split(":")
             app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -120,7 +120,7 @@ class StageCommand(TyperCommand):
 
 
 def as_command(stage: Callable[..., object]) -> Callable[..., None]:
-    """Return a function for typer: the stage's, with options in the place of its arguments."""
+    """Return the function of a stage for typer, with options in place of its arguments."""
     parameters = inspect.signature(stage, eval_str=True).parameters
     words = _argument_help(stage)
 
@@ -135,7 +135,7 @@ def as_command(stage: Callable[..., object]) -> Callable[..., None]:
 
 
 def _options(one: Parameter, words: dict[str, str]) -> Iterator[Parameter]:
-    """Yield the options that a parameter of a stage is made of."""
+    """Yield the options that make up one parameter of a stage."""
     flag = _RENAMED.get(one.name, f"--{one.name.replace('_', '-')}")
     if one.name == "spec":
         yield _option("spec", str, typer.Option(flag, help="what the job depends on, as JSON"))
@@ -157,7 +157,7 @@ def _option(name: str, kind: Any, option: Any, default: Any = Parameter.empty) -
 
 
 def _value(one: Parameter, spec: Section, given: dict[str, Any]) -> Any:
-    """Return the argument of a stage that its options stand for."""
+    """Return the argument of a stage that its options make up."""
     if one.name == "spec":
         return spec
     if one.annotation is Cohort:
@@ -173,7 +173,7 @@ def _label_columns(spec: Section) -> tuple[str, ...]:
 
 
 def _argument_help(stage: Callable[..., object]) -> dict[str, str]:
-    """Return what the docstring's `Args:` says of each argument."""
+    """Return the help of each argument from the docstring's `Args:`."""
     text = (inspect.getdoc(stage) or "").partition("Args:\n")[2].partition("\n\n")[0]
     found = re.findall(r"^    (\w+): ((?:.|\n {8})+)", text, re.MULTILINE)
     return {name: " ".join(words.split()).rstrip(".") for name, words in found}

@@ -1,1 +1,1 @@
-"""Stage 2, explanation: what the attention of a model looked at, and how far to believe it."""
+"""Stage 2, explanation: pictures of a model's attention, and measures of its reliability."""

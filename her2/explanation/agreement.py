@@ -1,6 +1,6 @@
-"""Stage 2, explanation: do the models of two repeats attend to the same tiles of a slide?
+"""Stage 2, explanation: agreement of attention between the models of two repeats.
 
-Spearman's rank correlation of a held-out slide's attention between the repeats that tested it,
+It is Spearman's rank correlation of a held-out slide's attention between repeats that tested it,
 averaged over the pairs of repeats, then over a patient's slides, then over patients.
 """
 
@@ -28,9 +28,9 @@ AGREEMENT = {
 
 
 def rank_correlation(maps: Sequence[NDArray[np.floating]]) -> float | None:
-    """Mean over all pairs of maps (n,) of a slide of Spearman's rho.
+    """Return Spearman's rho, averaged over all pairs of maps (n,) of a slide.
 
-    None where fewer than two of the maps vary: the correlation with a constant is not defined.
+    None where fewer than two of the maps vary, as correlation with a constant is not defined.
     """
     ranks = [rankdata(values) for values in maps if not is_uniform(values)]
     pairs = [np.corrcoef(first, second)[0, 1] for first, second in combinations(ranks, 2)]
@@ -44,13 +44,13 @@ def agreement_table(
     *,
     repeats: int,
 ) -> pl.DataFrame:
-    """One row: the mean over patients of the slides' correlations.
+    """Return a one-row table with the mean over patients of the slides' correlations.
 
     Args:
-        slides: one for each correlation.
-        correlations: as `rank_correlation` gives them.
-        bootstrap: of the interval.
-        repeats: of the cross-validation; `pairs` is how many pairs they make.
+        slides: one slide per correlation.
+        correlations: return values of `rank_correlation`.
+        bootstrap: settings of the interval.
+        repeats: repeats of the cross-validation; `pairs` is the number of pairs they form.
     """
     rows = [
         {"patient_id": slide.patient_id, "label": slide.label, "spearman": value}

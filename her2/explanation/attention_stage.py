@@ -1,8 +1,8 @@
-"""Stage 2, attention: how far the attention of a model's held-out slides can be believed.
+"""Stage 2, attention: measures of the reliability of attention on a model's held-out slides.
 
-Reads folds, trained folds, feature stores and ground truths; opens no slide. Each slide is judged
-by the models that never saw its patient. Attention is that of the predicted class, as trained
-folds store it.
+The stage reads folds, trained folds, feature stores and ground truths, and opens no slide. Each
+slide is judged by the models that never saw its patient. Attention is that of the predicted class,
+as trained folds store it.
 """
 
 import logging
@@ -49,7 +49,7 @@ Attention = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class _Sources:
-    """Where what the measures read lies."""
+    """The places of the products that the measures read."""
 
     cache: Cache
     features: Path
@@ -57,10 +57,10 @@ class _Sources:
     models: dict[str, Path]
 
     def store(self, slide_id: str) -> Path:
-        """The feature store of a slide that has one."""
+        """Return the feature store of a slide that has one."""
         key = self.entries[slide_id].key
         if key is None:
-            raise UserError(f"{slide_id}: has no features; run snakemake again.")
+            raise UserError(f"{slide_id}: has no features. Run snakemake again.")
         return find_product(self.cache, "features", key, self.features / f"{slide_id}.zarr.zip")
 
 
@@ -83,16 +83,16 @@ def measure_attention(
         folds: the task's folds table.
         models: the folder of the chunks' entries.
         features: the encoder's folder of feature entries.
-        masks: folder of ground truths (`her2.explanation.truth`); None: there are none.
-        output: folder of the tables, `agreement` last.
-        threads: of the CPU as a device.
+        masks: folder of ground truths (`her2.explanation.truth`), if any.
+        output: folder of the tables; `agreement` is written last.
+        threads: CPU threads, where no other device is used.
 
     Returns:
-        Name -> table, as they were written.
+        Name -> table, as written.
 
     Raises:
-        UserError: a product is missing, a fold's model is not sound, or a slide's attention is
-            absent, not finite or of other tiles.
+        UserError: a product is missing, a fold's model is damaged, or a slide's attention is
+            absent, not finite or does not match its tiles.
     """
     table = pl.read_parquet(folds)
     check_disjoint(table)
@@ -132,7 +132,7 @@ def _localisation(
     attention: dict[tuple[str, int], Attention],
     masks: Path | None,
 ) -> pl.DataFrame:
-    """One row a slide that has a ground truth; a truth that cannot be used is a row too."""
+    """Return one row per slide with a ground truth, including ones that cannot be used."""
     if masks is None:
         return pl.DataFrame(schema=LOCALISATION)
     records = []
@@ -160,12 +160,12 @@ def _localisation(
 
 
 def _inside(spec: AttentionSpec, store: Path, truth: Path) -> NDArray[np.bool_]:
-    """Which tiles of a slide lie inside its truth (n,)."""
+    """Return a mask (n,) of the tiles that lie inside a slide's ground truth."""
     if spec.annotation_origin == "bounds" and truth.suffix.lower() in REGION_SUFFIXES:
         raise SlideError(
-            f"its ground truth {truth.name} counts from the scanned area "
-            "(tiling.annotation_origin: bounds), and features do not tell where that begins; "
-            "export it with level-0 coordinates, or as a picture"
+            f"its ground truth {truth.name} has coordinates relative to the scanned area "
+            "(tiling.annotation_origin: bounds), whose position the features do not record; "
+            "export it with level-0 coordinates or as a picture"
         )
     facts = read_attributes(store)["slide"]
     size_px, tile = tuple(facts["size_px"]), tuple(facts["level0_tile"])
@@ -175,7 +175,7 @@ def _inside(spec: AttentionSpec, store: Path, truth: Path) -> NDArray[np.bool_]:
 
 
 def _no_truth() -> pl.DataFrame:
-    """The summary of a cohort without ground truths: one row that says so."""
+    """Return the summary of a cohort without ground truths, a single row with the reason."""
     row = {"class": "all", "patients": 0, "slides": 0, "note": "not defined: no cohort.masks"}
     return pl.DataFrame([row], schema=LOCALISATION_SUMMARY)
 
@@ -187,14 +187,14 @@ def _followed(
     attention: dict[tuple[str, int], Attention],
     threads: int,
 ) -> list[Followed]:
-    """The curves of slides whose attention tells tiles apart."""
-    telling = [slide for slide in slides if not is_uniform(attention[slide.slide_id, 0])]
-    if not telling:
+    """Return the curves of slides whose attention is not uniform."""
+    varied = [slide for slide in slides if not is_uniform(attention[slide.slide_id, 0])]
+    if not varied:
         return []
     device = pick_device(threads)
     models: dict[str, SavedModel] = {}
     found = []
-    for slide in telling:
+    for slide in varied:
         run = run_name(slide.repeat, slide.fold)
         if run not in models:
             models[run] = load_model(sources.models[run], device)

@@ -1,4 +1,4 @@
-"""Stage 2, explanation: means over patients of what was measured on slides, with intervals."""
+"""Stage 2, explanation: means over patients of measurements on slides, with intervals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from her2.evaluation.bootstrap import bootstrapped, interval, unvarying
 
 @dataclass(frozen=True, slots=True)
 class Bootstrap:
-    """Resamples of patients, the confidence of the intervals, and the seed of the draws."""
+    """The number of resamples of patients, the confidence level of intervals, and the seed."""
 
     resamples: int
     confidence: float
@@ -20,7 +20,7 @@ class Bootstrap:
 
 @dataclass(frozen=True, slots=True)
 class Average:
-    """A mean over `patients`; None where it is not defined, with the reason in `note`."""
+    """A mean over `patients`, None with the reason in `note` where it is not defined."""
 
     value: float | None
     low: float | None
@@ -32,14 +32,14 @@ class Average:
 def over_patients(
     table: pl.DataFrame, columns: Sequence[str], bootstrap: Bootstrap
 ) -> list[Average]:
-    """The mean of each column over patients, a patient's value being the mean of its slides.
+    """Return the mean of each column over patients, where a patient is the mean of its slides.
 
     Intervals are expanded percentiles of resamples of patients within their class.
 
     Args:
-        table: `patient_id`, `label` and the columns (finite), a row a slide.
-        columns: what to average.
-        bootstrap: of the intervals.
+        table: `patient_id`, `label` and the columns (finite), one row per slide.
+        columns: columns to average.
+        bootstrap: settings of the intervals.
     """
     if not len(table):
         return [Average(None, None, None, 0)] * len(columns)

@@ -16,8 +16,8 @@ from her2.explanation.held_out import HeldOut
 from her2.explanation.held_out_slides import HeldOutSlide
 from her2.explanation.localisation import is_uniform
 from her2.explanation.strips import (
-    A_PATIENT,
     LEAST,
+    MAX_PER_PATIENT,
     MOST,
     SHOWN,
     Candidate,
@@ -33,24 +33,24 @@ from her2.slides.slide import Slide
 log = logging.getLogger(__name__)
 
 OPENED = 2 * SHOWN
-"""Slides opened for one score, at most."""
+"""Maximum number of slides opened for one score."""
 FOLDER = "scores"
 
 
 def draw_scores(
     held_out: HeldOut, cohort: Cohort, output: Path, context: FigureContext
 ) -> list[dict[str, object]]:
-    """One picture a score, `scores/{index of the class}.png`, and what is in it.
+    """Draw one picture per score, `scores/{index of the class}.png`, and return its contents.
 
     Args:
         held_out: all held-out slides; only a few are opened.
-        cohort: where they are.
-        output: the folder that `scores/` is in.
-        context: what all figures of the run share.
+        cohort: gives the slides' files.
+        output: the parent folder of `scores/`.
+        context: context that all figures of the run share.
 
     Returns:
-        Of each score: `label`, `slides`, `patients`, and `picture` with its `tiles`, `tile_um` and
-        `not_opened`, or a `note` that says why there is none.
+        For each score `label`, `slides`, `patients`, and either `picture` with its `tiles`,
+        `tile_um` and `not_opened`, or a `note` with the reason for its absence.
     """
     found: list[dict[str, object]] = []
     for index, label in enumerate(held_out.task.class_names):
@@ -94,7 +94,7 @@ def _draw_score(
     people = len({one.patient_id for one in held})
     headline = (
         f"Score {held[0].label}",
-        f"the extremes of all tiles of {len(held)} held-out slides of {people} patients",
+        f"most and least attended of all tiles of {len(held)} held-out slides of {people} patients",
     )
     with atomic_path(path) as temporary:
         draw_strip(rows, context, headline=headline, tile_um=tile_um, path=temporary)
@@ -111,7 +111,7 @@ def _draw_score(
 
 
 class _OpenSlides:
-    """Slides that are open, at most `OPENED` of them, and why others are not."""
+    """A set of at most `OPENED` open slides, with the reasons why others are not open."""
 
     def __init__(self, held_out: HeldOut, cohort: Cohort, stack: ExitStack) -> None:
         self._held_out, self._stack = held_out, stack
@@ -120,7 +120,7 @@ class _OpenSlides:
         self.reasons: dict[str, str] = {}
 
     def tile(self, one: Candidate) -> tuple[SlideTiles, TileImage] | None:
-        """The tile, None where its slide is one too many or cannot be read."""
+        """Return the tile, or None where its slide is over the limit or cannot be read."""
         name = one.held.slide_id
         tried = len(self._open) + len(self.reasons)
         if name in self.reasons or (name not in self._open and tried >= OPENED):
@@ -142,15 +142,15 @@ class _OpenSlides:
 def _pick(
     opened: _OpenSlides, ordered: list[Candidate]
 ) -> list[tuple[Candidate, SlideTiles, TileImage]]:
-    """The first ones that can be read, of a patient no more than are allowed."""
+    """Return the first candidates that can be read, at most `MAX_PER_PATIENT` per patient."""
     found: list[tuple[Candidate, SlideTiles, TileImage]] = []
-    given: dict[str, int] = {}
+    picked: dict[str, int] = {}
     for one in ordered:
         patient = one.held.patient_id
         if len(found) == SHOWN:
             break
-        if given.get(patient, 0) < A_PATIENT and (read := opened.tile(one)) is not None:
-            given[patient] = given.get(patient, 0) + 1
+        if picked.get(patient, 0) < MAX_PER_PATIENT and (read := opened.tile(one)) is not None:
+            picked[patient] = picked.get(patient, 0) + 1
             found.append((one, *read))
     return found
 

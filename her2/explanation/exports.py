@@ -1,6 +1,7 @@
-"""Stage 2, heatmaps: the numbers of a slide's tiles in files that other programs read.
+"""Stage 2, heatmaps: export of a slide's tile values for other programs.
 
-Parquet for analysis, GeoJSON for QuPath, and a pyramidal OME-TIFF of the overlay for any viewer.
+Formats: Parquet for analysis, GeoJSON for QuPath, and a pyramidal OME-TIFF of the overlay for any
+viewer.
 """
 
 import hashlib
@@ -23,17 +24,17 @@ from her2.slides.slide import Scale
 
 METADATA_KEY = b"her2"
 OME_SIDE_PX = 4096
-"""The longer side of the OME-TIFF's full resolution, at most."""
+"""Maximum of the longer side of the OME-TIFF at full resolution."""
 WARNING = "Attention is not HER2 staining"
 
 _TILE_PX = 256
 _QUALITY = 85
 _LEAST_LEVEL_PX = 256
-_FEATURES_A_PIECE = 2000
+_FEATURES_PER_PIECE = 2000
 
 
 def values(tiles: SlideTiles) -> dict[str, NDArray[np.float32]]:
-    """Column -> (n,): what is written of each tile, in Parquet and as QuPath's measurements."""
+    """Return column -> (n,), the values of each tile in Parquet and in QuPath's measurements."""
     return {
         "attention": tiles.attention,
         "attention_rank": tiles.rank,
@@ -43,7 +44,7 @@ def values(tiles: SlideTiles) -> dict[str, NDArray[np.float32]]:
 
 
 def facts(tiles: SlideTiles, *, synthetic: bool) -> dict[str, object]:
-    """What is true of all tiles of the slide; it goes into the files' metadata."""
+    """Return the facts common to all tiles of the slide, for the metadata of the files."""
     return {
         "slide_id": tiles.slide_id,
         "label": tiles.label,
@@ -80,19 +81,19 @@ def write_parquet(tiles: SlideTiles, path: Path, about: Mapping[str, object]) ->
 
 
 def rectangles(tiles: SlideTiles) -> NDArray[np.int64]:
-    """(n, 4) left, top, right, bottom in whole level-0 px."""
+    """Return (n, 4) left, top, right, bottom in whole level-0 px."""
     return np.asarray(np.rint(tiles.corners()), np.int64)
 
 
 def write_geojson(
     tiles: SlideTiles, path: Path, about: Mapping[str, object], *, origin_px: tuple[int, int]
 ) -> None:
-    """A FeatureCollection of tile objects, as QuPath 0.4 and later import it.
+    """Write a FeatureCollection of tile objects, as QuPath 0.4 and later import it.
 
     Args:
-        tiles: of the slide.
-        path: of the file.
-        about: what `facts` returns.
+        tiles: tiles of the slide.
+        path: the file.
+        about: the return value of `facts`.
         origin_px: the level-0 px that QuPath counts from: the corner of the scanned area where the
             format gives one (MIRAX, Leica SCN), else (0, 0).
 
@@ -110,15 +111,15 @@ def write_geojson(
 
 
 def _features(tiles: SlideTiles, origin_px: tuple[int, int]) -> Iterator[str]:
-    """Joined text of some features at a time; each is a line of its own."""
+    """Yield the text of the features in pieces of several, one feature per line."""
     boxes = rectangles(tiles) - np.array([*origin_px, *origin_px])
     columns = values(tiles)
     names = [json.dumps(name, ensure_ascii=False) for name in columns]
-    # numpy spells a float32 with the fewest digits that give it back.
+    # numpy writes a float32 with the fewest digits that reproduce it.
     texts = [np.char.mod("%s", column) for column in columns.values()]
-    for start in range(0, len(tiles), _FEATURES_A_PIECE):
+    for start in range(0, len(tiles), _FEATURES_PER_PIECE):
         lines = []
-        for i in range(start, min(start + _FEATURES_A_PIECE, len(tiles))):
+        for i in range(start, min(start + _FEATURES_PER_PIECE, len(tiles))):
             x, y, right, bottom = boxes[i].tolist()
             ring = f"[{x},{y}],[{right},{y}],[{right},{bottom}],[{x},{bottom}],[{x},{y}]"
             numbers = ",".join(f"{n}:{text[i]}" for n, text in zip(names, texts, strict=True))
@@ -130,17 +131,17 @@ def _features(tiles: SlideTiles, origin_px: tuple[int, int]) -> Iterator[str]:
 
 
 def write_ome_tiff(picture: RGB, path: Path, *, scale: Scale, name: str, about: str) -> None:
-    """A pyramid of JPEG tiles: each level is half of the one before, in its SubIFDs.
+    """Write a pyramid of JPEG tiles, each level half the size of the one before, in SubIFDs.
 
     Args:
         picture: (h, w, 3), the full resolution.
-        path: of the file.
+        path: the file.
         scale: um/px of the picture on each axis.
-        name: of the image, as viewers show it.
-        about: what the image is, in words.
+        name: name of the image, as viewers show it.
+        about: description of the image.
 
     Source: OME-TIFF 6, sub-resolutions. Resolution tags are written too, for OpenSlide and for
-    viewers that know TIFF alone.
+    viewers that only know TIFF.
     """
     levels = [picture]
     while max(levels[-1].shape[:2]) > 2 * _LEAST_LEVEL_PX:
@@ -156,7 +157,7 @@ def write_ome_tiff(picture: RGB, path: Path, *, scale: Scale, name: str, about: 
         "PhysicalSizeXUnit": um,
         "PhysicalSizeY": scale.mpp_y,
         "PhysicalSizeYUnit": um,
-        # By default a random one, and equal pictures would differ in their bytes.
+        # The default is random, and equal pictures would differ in their bytes.
         "UUID": str(uuid.uuid5(uuid.NAMESPACE_URL, f"her2/{name}/{content}")),
     }
     with tifffile.TiffWriter(path, ome=True) as tiff:

@@ -1,11 +1,12 @@
-"""Stage 2, explanation: does the prediction rest on the tiles that the attention points to?
+"""Stage 2, explanation: measures of whether predictions rely on the attended tiles.
 
-Deletion takes the most attended tiles away, insertion gives them first; either is followed by the
-probability of the class that the model predicts from all tiles, and set against tiles taken or
-given in random order. An attention that the model does not need gives the same curves as chance.
+Deletion removes the most attended tiles first, and insertion adds them first. Both follow the
+probability of the class that the model predicts from all tiles, and are compared with removing or
+adding tiles in random order. Attention that the model does not need gives the same curves as
+chance.
 
-Source: Petsiuk, Das, Saenko, RISE, BMVC 2018 (arXiv 1806.07421), of pixels; here a removed tile is
-no longer in the bag, so no replacement for it has to be invented.
+Source: Petsiuk, Das, Saenko, RISE, BMVC 2018 (arXiv 1806.07421), for pixels. Here a removed tile is
+left out of the bag, so it needs no replacement.
 """
 
 from collections.abc import Sequence
@@ -48,7 +49,7 @@ SHARES = {
     "deletion": (0.0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.95),
     "insertion": (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0),
 }
-"""Shares of tiles removed, or given. A bag needs a tile: so one ends and one begins at 5 %."""
+"""Shares of tiles removed or added. A bag needs tiles, so at least 5 % of them are kept."""
 ORDERS = ("attention", "random")
 RANDOM_ORDERS = 5
 
@@ -58,7 +59,7 @@ Curves = dict[tuple[str, str], Floats]
 
 @dataclass(frozen=True, slots=True)
 class Followed:
-    """The curves of a slide."""
+    """A slide with its curves."""
 
     slide: HeldOutSlide
     curves: Curves
@@ -66,20 +67,20 @@ class Followed:
 
 @torch.inference_mode()
 def follow(model: Model, bag: Bag, attention: NDArray[np.floating], *, seed: int) -> Curves:
-    """The curves of a slide, of the class that the model predicts from all of its tiles.
+    """Return a slide's curves for the class that the model predicts from all of its tiles.
 
     Args:
-        model: the fold's that held the slide out.
+        model: the model of the fold that held the slide out.
         bag: all tiles of the slide.
-        attention: (n,).
-        seed: of the random orders; their curves are averaged.
+        attention: attention of the tiles (n,).
+        seed: seed of the random orders, whose curves are averaged.
 
     Raises:
-        ValueError: attention is not of this bag.
+        ValueError: attention and bag differ in length.
     """
     if len(attention) != len(bag):
         raise ValueError(f"attention of {len(attention)} tiles for a bag of {len(bag)}")
-    # Tiles are described one by one, so that is done once; only pooling sees which there are.
+    # Each tile is encoded independently, so that is done once; only pooling depends on the subset.
     parts = model.eval().encoded(bag)
     predicted = int(_probabilities(model, parts, np.arange(len(bag))).argmax())
     generator = np.random.default_rng(seed)
@@ -108,7 +109,7 @@ def _curve(
 
 
 def _probabilities(model: Model, parts: tuple[Tensor, ...], rows: NDArray[np.int64]) -> Floats:
-    """What the model says of a bag of some of the tiles: (c,)."""
+    """Return the model's class probabilities (c,) for a bag of some of the tiles."""
     index = torch.from_numpy(rows).to(parts[0].device)
     output = model.pooled(tuple(part.index_select(1, index) for part in parts))
     found: Floats = class_logits(output.logits.double(), model.loss).softmax(dim=1)[0].cpu().numpy()
@@ -116,10 +117,10 @@ def _probabilities(model: Model, parts: tuple[Tensor, ...], rows: NDArray[np.int
 
 
 def area_between(curves: Curves, curve: str) -> float:
-    """Mean height of the attention's curve over the random one (below it, for deletion).
+    """Return the mean height of the attention curve above the random one (below, for deletion).
 
-    By the trapezoid rule over the shares, divided by their range: in units of probability. Positive
-    where the tiles that the attention points to carry the prediction; 0 is chance.
+    The trapezoid rule over the shares, divided by their range, gives units of probability. The area
+    is positive where the attended tiles carry the prediction, and 0 by chance.
     """
     shares = np.array(SHARES[curve])
     gain = curves[curve, "attention"] - curves[curve, "random"]
@@ -130,12 +131,12 @@ def area_between(curves: Curves, curve: str) -> float:
 def faithfulness_tables(
     followed: Sequence[Followed], bootstrap: Bootstrap, *, asked: int
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """`FAITHFULNESS` and `FAITHFULNESS_SUMMARY`: means over patients of their slides' means.
+    """Return `FAITHFULNESS` and `FAITHFULNESS_SUMMARY`, means over patients of slide means.
 
     Args:
         followed: slides whose attention is not uniform.
-        bootstrap: of the intervals.
-        asked: how many slides were to be followed.
+        bootstrap: settings of the intervals.
+        asked: number of slides that were to be followed.
     """
     points = [
         (curve, order, index, share)

@@ -1,4 +1,4 @@
-"""Stage 2, heatmaps: the picture of a slide, panels side by side on one scale."""
+"""Stage 2, heatmaps: the picture of a slide, with panels side by side on one scale."""
 
 import math
 from collections.abc import Sequence
@@ -25,17 +25,17 @@ SIDE_PX = 640
 """The longer side of a thumbnail in the picture."""
 
 _SEQUENTIAL, _DIVERGING = "viridis", "PuOr_r"
-"""Both keep their order for people who see few colours; orange is for, purple is against."""
+"""Both keep their order for colour-blind readers; orange is for, purple against, the class."""
 _STRENGTH = 0.55
 _TRUTH = (255, 196, 0)
 _PANEL_IN, _TALLEST_IN, _DPI = 3.3, 4.6, 150
-# None, so that no version is written.
+# Blank, so that no version is written.
 PNG_METADATA: Any = {"Software": None}
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """What colours mean: `ticks` are the words below its start, middle and end."""
+    """A colour bar; `ticks` are the labels below its start, middle and end."""
 
     colours: str
     label: str
@@ -44,7 +44,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One image (h, w, 3) of a picture; with a bar where its colours mean a number."""
+    """One image (h, w, 3) of a picture, with a colour bar where its colours encode a number."""
 
     name: str
     title: str
@@ -58,12 +58,12 @@ def overlay(
     shares: NDArray[np.floating[Any]],
     colours: str = _SEQUENTIAL,
 ) -> RGB:
-    """Colour tiles over the tissue.
+    """Return the thumbnail with its tiles coloured.
 
     Args:
         thumbnail: (h, w, 3).
         boxes: (n, 4) left, top, right, bottom in thumbnail px.
-        shares: (n,) from 0 to 1, where on the colour map each tile is.
+        shares: (n,) position of each tile on the colour map, from 0 to 1.
         colours: matplotlib's name of the colour map.
     """
     table = mpl.colormaps[colours](np.linspace(0, 1, 256), bytes=True)[:, :3]  # uint8 (256, 3)
@@ -78,14 +78,14 @@ def overlay(
 
 
 def thumbnail_boxes(tiles: SlideTiles, thumbnail: RGB) -> NDArray[np.float64]:
-    """(n, 4) left, top, right, bottom of the tiles in px of the thumbnail."""
+    """Return (n, 4) left, top, right, bottom of the tiles in px of the thumbnail."""
     width, height = tiles.size_px
     to_px = np.array([thumbnail.shape[1] / width, thumbnail.shape[0] / height] * 2)
     return np.asarray(tiles.corners() * to_px)
 
 
 def picture_scale(tiles: SlideTiles, thumbnail: RGB) -> Scale:
-    """Exact um/px of the thumbnail on each axis."""
+    """Return the exact um/px of the thumbnail on each axis."""
     width, height = tiles.size_px
     return Scale(
         width * tiles.scale.mpp_x / thumbnail.shape[1],
@@ -95,19 +95,19 @@ def picture_scale(tiles: SlideTiles, thumbnail: RGB) -> Scale:
 
 
 def panels(tiles: SlideTiles, thumbnail: RGB, truth: Mask | None, truth_title: str) -> list[Panel]:
-    """Thumbnail, attention, and where there are such the contribution and the truth.
+    """Return panels of thumbnail and attention, and of contribution and ground truth if any.
 
     Args:
-        tiles: of the slide.
-        thumbnail: (h, w, 3) of it.
-        truth: (h, w), what the slide's score comes from; None: not known.
-        truth_title: what that is, in words.
+        tiles: tiles of the slide.
+        thumbnail: (h, w, 3) of the slide.
+        truth: (h, w) mask of the positive tissue; None where it is not known.
+        truth_title: title of the ground-truth panel.
     """
     boxes = thumbnail_boxes(tiles, thumbnail)
     ranked = Bar(_SEQUENTIAL, "rank of attention in this slide", ("low", "", "high"))
     of_class = any(name.startswith("attention_") for name in tiles.maps)
     title = f"Attention, map of {tiles.predicted}" if of_class else "Attention"
-    title = "Attention: the same everywhere" if tiles.uniform else title
+    title = "Attention: uniform" if tiles.uniform else title
     found = [
         Panel(THUMBNAIL, "H&E", thumbnail),
         Panel(
@@ -119,7 +119,7 @@ def panels(tiles: SlideTiles, thumbnail: RGB, truth: Mask | None, truth_title: s
     ]
     if tiles.shown is not None:
         values = tiles.maps[tiles.shown]
-        # Beyond the 99th percentile colours are full, or one tile would make the others white.
+        # Colours saturate beyond the 99th percentile, or one tile would turn the others white.
         limit = float(np.quantile(np.abs(values), 0.99)) or 1.0
         shares = np.clip(values / (2 * limit) + 0.5, 0, 1)
         found.append(
@@ -147,14 +147,14 @@ def draw_picture(
     headline: tuple[str, str],
     path: Path,
 ) -> None:
-    """Write the panels side by side as PNG, with scale bar, colour bars and what to be wary of.
+    """Write the panels side by side as PNG, with scale bar, colour bars and a warning.
 
     Args:
         parts: panels of one size.
         scale: um/px of their images on each axis.
-        context: what all figures of the run share.
-        headline: two lines above them all.
-        path: of the PNG.
+        context: context that all figures of the run share.
+        headline: two lines above the panels.
+        path: the PNG.
     """
     height, width = parts[0].image.shape[:2]
     tall = min(_TALLEST_IN, _PANEL_IN * height * scale.mpp_y / (width * scale.mpp_x))
@@ -180,7 +180,7 @@ def draw_picture(
             spot = 0.02 / len(parts), (tall + inches) / sides[1]
             fit_text(canvas, spot, line, 0.97 * sides[0], fontsize=9.5, fontweight=weight)
         words = context.warning(
-            f"{WARNING}: it says where the model looked, not what is there.", "slide"
+            f"{WARNING}: it shows where the model looked, not what is there.", "slide"
         )
         canvas.text(0.02 / len(parts), 0.1 / sides[1], words, fontsize=8.5, color="#9c2a00")
         canvas.savefig(path, format="png", metadata=PNG_METADATA)
@@ -189,7 +189,7 @@ def draw_picture(
 def fit_text(
     canvas: Canvas, spot: tuple[float, float], text: str, inches: float, **looks: Any
 ) -> None:
-    """Write text at a spot (shares of the canvas), its middle left out where it is too long."""
+    """Write text at a spot (shares of the canvas), with the middle elided where it is too long."""
     artist = canvas.text(*spot, text, **looks)
     most = len(text)
     while most > 3 and (wide := artist.get_window_extent().width / canvas.dpi) > inches:
@@ -199,13 +199,13 @@ def fit_text(
 
 
 def scale_bar_um(width_um: float) -> float:
-    """The length that is 1, 2 or 5 times a power of ten and at most a quarter of the width."""
+    """Return the largest 1, 2 or 5 times a power of ten up to a quarter of the width."""
     power = 10.0 ** math.floor(math.log10(width_um / 4))
     return max(step * power for step in (1, 2, 5) if step * power <= width_um / 4)
 
 
 def length_words(um: float) -> str:
-    """`200 um`, and from a thousand on `2 mm`."""
+    """Return a length as `200 um`, or `2 mm` from a thousand up."""
     return f"{um / 1000:g} mm" if um >= 1000 else f"{um:g} \u00b5m"
 
 

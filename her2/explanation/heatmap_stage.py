@@ -1,4 +1,4 @@
-"""Stage 2, heatmaps: attention over some held-out slides, as pictures and as files of numbers.
+"""Stage 2, heatmaps: attention over some held-out slides, as pictures and as numeric files.
 
 Each slide is shown by the one model of the first repeat that never saw its patient.
 """
@@ -35,13 +35,13 @@ from her2.storage.cache import Cache
 log = logging.getLogger(__name__)
 
 SLIDES, STRIPS = "slides", "strips"
-"""Folders beside `heatmaps.json`, as `scores`: what a slide has, and its tiles in a picture."""
+"""Folders beside `heatmaps.json`: the files of each slide, and pictures of its tiles."""
 SUFFIXES: dict[HeatmapFormat, str] = {
     "parquet": ".parquet",
     "geojson": ".geojson",
     "ome_tiff": ".ome.tiff",
 }
-"""Of the formats that are written beside the picture."""
+"""Format -> suffix of the file that is written beside the picture."""
 
 
 def draw_heatmaps(
@@ -55,20 +55,20 @@ def draw_heatmaps(
     masks: Path | None = None,
     output: Path,
 ) -> list[dict[str, object]]:
-    """Draw the chosen slides and each score's tiles; write `tiles.json`, then `heatmaps.json`.
+    """Draw the chosen slides and each score's tiles, and write `tiles.json` and `heatmaps.json`.
 
     Args:
         spec: the job.
-        cohort: where the slides are.
+        cohort: gives the slides' files.
         cache: holds attention and features.
         folds: the task's folds table.
         models: the folder of the chunks' entries.
         features: the encoder's folder of feature entries.
-        masks: folder of ground truths to draw beside (`her2.explanation.truth`); None: none.
-        output: `heatmaps.json`; all else goes beside it, into `slides`, `strips` and `scores`.
+        masks: folder of ground truths to draw as a panel (`her2.explanation.truth`), if any.
+        output: `heatmaps.json`; the other files go beside it, in `slides`, `strips` and `scores`.
 
     Raises:
-        UserError: a fold has no sound attention of a slide that it held out, or a product is lost.
+        UserError: a fold has no valid attention for a slide it held out, or a product is missing.
     """
     held_out = find_held_out(
         spec.task,
@@ -102,7 +102,7 @@ def _draw_slide(
     masks: Path | None,
     folder: Path,
 ) -> dict[str, object]:
-    """A row of `heatmaps.json`."""
+    """Draw one slide and return its row of `heatmaps.json`."""
     tiles = held_out.tiles(held)
     row = next(row for row in cohort.rows if row.slide_id == held.slide_id)
     large: RGB | None = None
@@ -121,7 +121,7 @@ def _draw_slide(
     try:
         truth = _truth(spec, masks, tiles, thumbnail, origin_px)
     except SlideError as error:
-        log.warning("%s: no truth beside its heatmap: %s", held.slide_id, error)
+        log.warning("%s: heatmap without ground truth: %s", held.slide_id, error)
         notes.append(str(error))
     context = FigureContext(spec.synthetic)
     parts = panels(tiles, thumbnail, truth, truth_words(context))
@@ -165,10 +165,10 @@ def _truth(
     thumbnail: RGB,
     origin_px: tuple[int, int],
 ) -> Mask | None:
-    """Where the positive tissue is, at the size of the thumbnail; None where nobody says.
+    """Return a mask of the positive tissue at the size of the thumbnail, or None.
 
     Raises:
-        SlideError: there is a ground truth, and it cannot be used.
+        SlideError: the slide has a ground truth that cannot be used.
     """
     path = None if masks is None else find_truth(masks, tiles.slide_id)
     if path is None:
@@ -183,12 +183,12 @@ def _truth(
 
 
 def truth_words(context: FigureContext) -> str:
-    """What the yellow of the panel of the truth is."""
+    """Return what the yellow tint of the ground-truth panel stands for."""
     return "Planted HER2-positive morphology" if context.synthetic else "Annotated positive area"
 
 
 def _thumbnail(slide: Slide, tiles: SlideTiles, side_px: int) -> RGB:
-    """The whole slide, its longer side of `side_px`; not finer than its level 0."""
+    """Return the whole slide with a longer side of `side_px`, but no finer than level 0."""
     width, height = tiles.size_px
     longer_um = max(width * tiles.scale.mpp_x, height * tiles.scale.mpp_y)
     return slide.thumbnail(
@@ -203,7 +203,7 @@ def _export(
     large: RGB | None,
     origin_px: tuple[int, int],
 ) -> list[str]:
-    """Write the asked formats; their paths below `folder`."""
+    """Write the requested formats and return their paths below `folder`."""
     names = []
     facts = exports.facts(tiles, synthetic=spec.synthetic)
     for kind, suffix in SUFFIXES.items():
@@ -216,7 +216,7 @@ def _export(
             elif kind == "geojson":
                 exports.write_geojson(tiles, path, facts, origin_px=origin_px)
             elif large is not None:
-                words = "Rank of attention in the slide, dark blue lowest to yellow highest. "
+                words = "Rank of attention in the slide, dark blue (lowest) to yellow (highest). "
                 words += f"{exports.WARNING}." + (" Synthetic slide." if spec.synthetic else "")
                 exports.write_ome_tiff(
                     overlay(large, thumbnail_boxes(tiles, large), tiles.rank),
@@ -239,7 +239,7 @@ def _headline(tiles: SlideTiles) -> tuple[str, str]:
 def _remove_others(
     folder: Path, drawn: Sequence[dict[str, object]], scores: Sequence[dict[str, object]]
 ) -> None:
-    """An earlier run may have drawn other slides; what is not of this one goes."""
+    """Remove files that an earlier run drew of other slides."""
     kept: set[str] = set()
     for row in (*drawn, *scores):
         kept |= {str(row[name]) for name in ("picture", "tile_strip") if row.get(name)}

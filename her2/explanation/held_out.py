@@ -1,4 +1,4 @@
-"""Stage 2, heatmaps: the held-out slides, and the one model that never saw each of them."""
+"""Stage 2, heatmaps: held-out slides, each with the one model that never saw it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ from her2.storage.products import find_product
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """The held-out slides of an encoder, head and task, and where what is known of them lies.
+    """The held-out slides of an encoder, head and task, with the places of their products.
 
-    `attention` is that of each slide (n,), `models` are run -> (folder, key) of the first repeat.
+    `attention` is slide -> (n,), and `models` is run -> (folder, key) for the first repeat.
     """
 
     task: Task
@@ -33,10 +33,10 @@ class HeldOut:
     entries: Mapping[str, FeatureEntry]
 
     def tiles(self, held: HeldOutSlide) -> SlideTiles:
-        """What the fold that held the slide out says of its tiles.
+        """Return what the fold that held the slide out stored for its tiles.
 
         Raises:
-            UserError: the fold has no prediction of it, or its features are lost.
+            UserError: the fold has no prediction for it, or its features are missing.
         """
         folder, key = self.models[run_name(0, held.fold)]
         name = self.features / f"{held.slide_id}.zarr.zip"
@@ -55,18 +55,18 @@ def find_held_out(
     models: Path,
     features: Path,
 ) -> HeldOut:
-    """All slides with features that some fold of the first repeat tested, sorted by name.
+    """Find all slides with features that a fold of the first repeat tested, sorted by name.
 
     Args:
         task: the task.
-        chunks, buckets: names of the files of entries.
+        chunks, buckets: names of the entries files.
         cache: holds models and features.
         folds: the task's folds table.
         models: the folder of the chunks' entries.
         features: the encoder's folder of feature entries.
 
     Raises:
-        UserError: a model is lost, or has no sound attention of a slide that it held out.
+        UserError: a model is missing, or has no valid attention for a slide that it held out.
     """
     entries = read_all_entries(features, buckets, FeatureEntry)
     every = tested_slides(pl.read_parquet(folds), entries, task)

@@ -1,4 +1,4 @@
-"""Stage 2, explanation: which model may explain a slide: the one that never saw its patient."""
+"""Stage 2, explanation: held-out slides and their attention by models that never saw them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from her2.storage.entries import FeatureEntry
 
 @dataclass(frozen=True, slots=True)
 class HeldOutSlide:
-    """A labelled slide with features, and the fold of a repeat that tested it."""
+    """A labelled slide with features, and the repeat and fold that tested it."""
 
     slide_id: str
     patient_id: str
@@ -28,7 +28,7 @@ class HeldOutSlide:
 def tested_slides(
     folds: pl.DataFrame, entries: Mapping[str, FeatureEntry], task: Task
 ) -> list[HeldOutSlide]:
-    """Every slide and repeat in which a fold tested it, by slide and repeat."""
+    """Return every slide once per repeat in which a fold tested it, by slide and repeat."""
     usable = [name for name, entry in entries.items() if entry.status == "ok"]
     table = folds.filter((pl.col("role") == "test") & pl.col("slide_id").is_in(usable))
     rows = table.select("slide_id", "patient_id", "label", "repeat", "fold")
@@ -39,7 +39,7 @@ def tested_slides(
 
 
 def spread(slides: Sequence[HeldOutSlide], count: int, *, seed: int) -> list[HeldOutSlide]:
-    """At most `count` of the slides, drawn by the seed, the classes in turn; in order of ids."""
+    """Draw at most `count` slides, taking the classes in turn, and return them by id."""
     order = np.random.default_rng(seed).permutation(len(slides))
     by_class: dict[str, list[HeldOutSlide]] = {}
     for index in order:
@@ -57,15 +57,15 @@ def read_attention(
     models: Mapping[str, Path],
     entries: Mapping[str, FeatureEntry],
 ) -> dict[tuple[str, int], NDArray[np.float32]]:
-    """(slide, repeat) -> its attention (n,) by the fold that held it out.
+    """Return (slide, repeat) -> attention (n,) by the fold that held the slide out.
 
     Args:
-        slides: what is asked for.
-        models: run -> folder of its model.
-        entries: what embedding made of the slides.
+        slides: the slides to read.
+        models: run -> folder of the model.
+        entries: feature entries of the slides.
 
     Raises:
-        UserError: a slide's attention is absent, not finite or of other tiles.
+        UserError: a slide's attention is absent, not finite or does not match its tiles.
     """
     by_run: dict[str, list[HeldOutSlide]] = {}
     for slide in slides:
@@ -81,17 +81,17 @@ def read_attention(
             problem = _problem(values, entries[slide.slide_id].tiles)
             if values is None or problem:
                 raise UserError(
-                    f"{slide.slide_id}: {problem} in {path.parent}; delete the model manifests "
-                    "and run snakemake again."
+                    f"{slide.slide_id}: {problem} in {path.parent}. Delete the models' entries "
+                    "files and run snakemake again."
                 )
             found[slide.slide_id, slide.repeat] = np.asarray(values, np.float32)
     return found
 
 
 def _problem(attention: NDArray[np.float32] | None, tiles: int) -> str:
-    """Why stored attention cannot be explained; empty when it can."""
+    """Return why stored attention cannot be used; empty when it can."""
     if attention is None:
         return "has no attention"
     if len(attention) != tiles:
-        return f"has attention of {len(attention)} tiles, and features of {tiles},"
+        return f"has attention for {len(attention)} tiles but features of {tiles} tiles"
     return "" if np.isfinite(attention).all() else "has attention that is not finite"

@@ -1,9 +1,9 @@
-"""Stage 2, explanation: does attention lie where the positive tissue is?
+"""Stage 2, explanation: measures of whether attention lies where the positive tissue is.
 
-A tile is inside when at least half of it is. Per slide: AUC of attention inside against outside
-(chance 0.5), the share of attention inside against the share of tiles inside, and the pointing game
-(Zhang et al., Top-down neural attention by excitation backprop, ECCV 2016): is the most attended
-tile inside (chance: the share of tiles).
+A tile is inside when at least half of it is. Measures per slide: AUC of attention inside against
+outside (chance 0.5), the share of attention inside against the share of tiles inside, and the
+pointing game (Zhang et al., Top-down neural attention by excitation backprop, ECCV 2016), which
+asks whether the most attended tile is inside (chance: the share of tiles).
 """
 
 from dataclasses import dataclass
@@ -43,13 +43,13 @@ LOCALISATION_SUMMARY = {
 MEASURES = ("auc", "mass_share", "area_share", "enrichment", "pointing")
 UNIFORM = "not defined: every tile has the same attention"
 
-_PX_A_TILE = 16
+_PX_PER_TILE = 16
 _LARGEST_MASK = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A slide's attention against its truth; figures that are not defined are None, with `note`."""
+    """A slide's attention against its ground truth; undefined figures are None, with a `note`."""
 
     tiles: int
     inside_tiles: int
@@ -61,13 +61,13 @@ class Located:
 
 
 def is_uniform(attention: NDArray[np.floating]) -> bool:
-    """Whether attention says nothing of one tile that it does not say of all (but rounding)."""
+    """Return whether all tiles have the same attention, up to rounding."""
     return bool(np.ptp(attention) <= 1e-5 * np.abs(attention).max())
 
 
 def mask_shape(size_px: tuple[int, int], level0_tile: tuple[float, float]) -> tuple[int, int]:
-    """(h, w) of a mask of the whole slide on which a tile has about 16 x 16 px."""
-    width, height = (max(1.0, _PX_A_TILE * size_px[i] / level0_tile[i]) for i in (0, 1))
+    """Return (h, w) of a mask of the whole slide on which a tile has about 16 x 16 px."""
+    width, height = (max(1.0, _PX_PER_TILE * size_px[i] / level0_tile[i]) for i in (0, 1))
     shrink = min(1.0, (_LARGEST_MASK / (width * height)) ** 0.5)
     return max(1, round(height * shrink)), max(1, round(width * shrink))
 
@@ -78,23 +78,23 @@ def inside_tiles(
     level0_tile: tuple[float, float],
     size_px: tuple[int, int],
 ) -> Bools:
-    """Which tiles lie inside, by at least half (n,).
+    """Return a mask (n,) of the tiles that lie inside, by at least half.
 
     Args:
-        truth: (h, w), covers the whole slide.
+        truth: (h, w), covering the whole slide.
         coords: (n, 2) top left x, y in level-0 px.
         level0_tile: width and height of a tile in level-0 px.
         size_px: (width, height) of the slide at level 0.
     """
     scale = np.array([truth.shape[1] / size_px[0], truth.shape[0] / size_px[1]])
     boxes = np.concatenate([coords * scale, (coords + np.array(level0_tile)) * scale], axis=1)
-    # A rounded sum of areas may fall short of the half by as little.
+    # A rounded sum of areas may fall just short of the half.
     found: Bools = share_inside(truth, boxes) >= 0.5 - 1e-6
     return found
 
 
 def locate(attention: NDArray[np.floating], inside: Bools) -> Located:
-    """The figures of a slide: attention (n,), inside (n,)."""
+    """Return the figures of a slide with attention (n,) and inside (n,)."""
     values = np.asarray(attention, np.float64)
     count, within = len(inside), int(inside.sum())
     share = within / count
@@ -109,19 +109,19 @@ def locate(attention: NDArray[np.floating], inside: Bools) -> Located:
         share,
         mass_share=float(values[inside].sum() / values.sum()),
         auc=float(auc(Binary(inside, values, np.ones((1, count))))[0]),
-        # Of equally attended tiles any may be the first.
+        # Any of the equally attended tiles may be the first.
         pointing=float(inside[values == values.max()].mean()),
     )
 
 
 def summarise(table: pl.DataFrame, classes: tuple[str, ...], bootstrap: Bootstrap) -> pl.DataFrame:
-    """Means over patients (each the mean of its slides), over all and of each class.
+    """Return means over patients (each the mean of its slides), in total and by class.
 
-    A slide counts in every measure or in none: where its AUC is defined. So `area_share` is the
+    A slide counts in all measures if its AUC is defined, else in none, so `area_share` is the
     chance level of `mass_share` and `pointing` on the same slides.
 
     Returns:
-        `LOCALISATION_SUMMARY`, intervals from resampling patients within their class.
+        `LOCALISATION_SUMMARY`, with intervals from resampling patients within their class.
     """
     counted = table.filter(pl.col("auc").is_not_null()).with_columns(
         enrichment=pl.col("mass_share") / pl.col("area_share")
@@ -148,7 +148,7 @@ def summarise(table: pl.DataFrame, classes: tuple[str, ...], bootstrap: Bootstra
 
 
 def _why_none(table: pl.DataFrame, name: str) -> str:
-    """Why a class has no slide that counts."""
+    """Return the reason why no slide of a class counts."""
     rows = table if name == "all" else table.filter(pl.col("label") == name)
     if not len(rows):
         return "not defined: no held-out slide has a ground truth"

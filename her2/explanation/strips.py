@@ -1,4 +1,4 @@
-"""Stage 2, heatmaps: the most and least attended tiles of a slide, and of all slides of a score."""
+"""Stage 2, heatmaps: pictures of the most and least attended tiles of a slide or of a score."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ from her2.explanation.tiles import SlideTiles
 from her2.slides.slide import Slide
 
 SHOWN = 6
-"""Tiles at each end, in both kinds of picture."""
-A_PATIENT = 2
-"""Of them at most so many are of one patient, in the pictures of the cohort."""
+"""Number of tiles at each end, in both kinds of picture."""
+MAX_PER_PATIENT = 2
+"""Maximum number of tiles of one patient at each end, in the pictures of a score."""
 MOST, LEAST = "most", "least"
 
 _TILE_IN, _HEAD_IN, _DPI = 1.25, 0.58, 120
@@ -29,7 +29,7 @@ _TILE_IN, _HEAD_IN, _DPI = 1.25, 0.58, 120
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A tile of a held-out slide: its row, and its attention x the number of tiles."""
+    """A tile of a held-out slide, with its row and its attention x the number of tiles."""
 
     held: HeldOutSlide
     row: int
@@ -38,14 +38,14 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class TileImage:
-    """The image of a tile (px, px, 3) as the encoder saw it, with the lines of words below it."""
+    """The image of a tile (px, px, 3) as the encoder saw it, with its lines of caption."""
 
     image: RGB
     caption: tuple[str, ...]
 
 
 def extreme_rows(attention: NDArray[np.float32], number: int, end: str) -> NDArray[np.int64]:
-    """Rows of the most (or least) attended tiles, the extreme one first; of equals the first."""
+    """Return the rows of the most (or least) attended tiles, the extreme first, ties by row."""
     keys = -attention if end == MOST else attention
     return np.asarray(np.argsort(keys, kind="stable")[:number], np.int64)
 
@@ -53,7 +53,7 @@ def extreme_rows(attention: NDArray[np.float32], number: int, end: str) -> NDArr
 def read_tile_image(
     slide: Slide, tiles: SlideTiles, row: int, caption: tuple[str, ...]
 ) -> TileImage:
-    """A tile at the encoder's own um/px.
+    """Return the image of a tile at the encoder's own um/px.
 
     Raises:
         TileError: the slide is damaged there.
@@ -64,7 +64,7 @@ def read_tile_image(
 
 
 def slide_tile_images(slide: Slide, tiles: SlideTiles) -> dict[str, list[TileImage]]:
-    """The most and the least attended tiles of one slide.
+    """Return the most and the least attended tiles of one slide.
 
     Raises:
         TileError: the slide is damaged there.
@@ -81,21 +81,21 @@ def slide_tile_images(slide: Slide, tiles: SlideTiles) -> dict[str, list[TileIma
 def candidates(
     held: Sequence[HeldOutSlide], attention: Iterable[NDArray[np.float32]], end: str
 ) -> list[Candidate]:
-    """The tiles of many slides that can be among the shown, the extreme one first.
+    """Return the tiles of many slides that may be shown, the extreme one first.
 
-    A slide gives no more than a patient may; of equals, the first by name and row.
+    A slide contributes no more tiles than a patient may; ties are ordered by name and row.
     """
     found = [
         Candidate(slide, int(row), float(values[row] * np.float32(len(values))))
         for slide, values in zip(held, attention, strict=True)
-        for row in extreme_rows(values, A_PATIENT, end)
+        for row in extreme_rows(values, MAX_PER_PATIENT, end)
     ]
     sign = -1 if end == MOST else 1
     return sorted(found, key=lambda one: (sign * one.times_tiles, one.held.slide_id, one.row))
 
 
 def times_words(times_tiles: float) -> str:
-    """`12x`: how many times the attention that a tile would have if all weighed the same."""
+    """Return a tile's attention as a multiple of uniform attention: `12x`."""
     if times_tiles < 0.001:
         return "< 0.001\u00d7"
     return f"{times_tiles:.2g}\u00d7" if times_tiles < 99.5 else f"{times_tiles:.0f}\u00d7"
@@ -109,14 +109,14 @@ def draw_strip(
     tile_um: float,
     path: Path,
 ) -> None:
-    """Write tiles as PNG, the most attended in the first line and the least in the second.
+    """Write tiles as PNG, the most attended in the first row and the least in the second.
 
     Args:
-        rows: `most` and `least`.
-        context: what all figures of the run share.
-        headline: two lines above them.
-        tile_um: side of a tile.
-        path: of the PNG.
+        rows: images of `most` and `least`.
+        context: context that all figures of the run share.
+        headline: two lines above the tiles.
+        tile_um: side of a tile in um.
+        path: the PNG.
     """
     columns = max(1, *(len(images) for images in rows.values()))
     lines = max(len(tile.caption) for images in rows.values() for tile in images)
@@ -127,7 +127,7 @@ def draw_strip(
         canvas = Canvas(figsize=size, dpi=_DPI)
 
         def place(x: float, y: float, width: float, height: float) -> Any:
-            """Axes by inches from the top left corner."""
+            """Add axes, given in inches from the top left corner."""
             share = (x / size[0], 1 - (y + height) / size[1], width / size[0], height / size[1])
             axes = canvas.add_axes(share)
             axes.set_axis_off()
@@ -151,7 +151,7 @@ def draw_strip(
                     below = top + _TILE_IN + 0.04 + 0.13 * number
                     write(left, below, words, _TILE_IN, fontsize=7.5)
         words = context.warning(
-            f"Each tile is {tile_um:.0f} \u00b5m wide. 1\u00d7: its attention if all tiles weighed "
+            f"Each tile is {tile_um:.0f} \u00b5m wide. 1\u00d7: the attention if all tiles weighed "
             f"the same.\n{WARNING}.",
             "slides",
         )

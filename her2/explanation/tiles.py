@@ -1,4 +1,4 @@
-"""Stage 2, heatmaps: what the model that never saw a slide says of its tiles."""
+"""Stage 2, heatmaps: attention and maps of a slide's tiles, by a model that never saw it."""
 
 import json
 from dataclasses import dataclass
@@ -19,17 +19,17 @@ from her2.storage.facts import StoredSlide
 from her2.storage.features import read_attributes, read_coords
 
 UNIFORM = "this head has no attention of its own: all tiles weigh the same"
-"""The note beside what shows the attention of such a head."""
+"""The note beside pictures of heads without attention."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlideTiles:
-    """The tiles (n) that a model read of a slide, in the order of its feature store.
+    """The tiles (n) of a slide that a model read, in the order of its feature store.
 
     `coords` int32 (n, 2) are x and y of the top left corner in level-0 px. `attention` (n,) sums to
-    one. `maps` has more columns (n,): of a head with a map an output `attention_<output>`, of an
-    additive one `contribution_<output>`; `shown` names the contribution that speaks for the
-    predicted class. `encoder_px` is the side of a tile as the encoder saw it.
+    one. `maps` has more columns (n,): `attention_<output>` for a head with one map per output, and
+    `contribution_<output>` for an additive head. `shown` names the contribution to the predicted
+    class. `encoder_px` is the side of a tile as the encoder saw it.
     """
 
     held: HeldOutSlide
@@ -48,56 +48,56 @@ class SlideTiles:
 
     @property
     def level0_tile(self) -> tuple[float, float]:
-        """Width and height of a tile, level-0 px."""
+        """Return width and height of a tile in level-0 px."""
         return self.slide.level0_tile
 
     @property
     def size_px(self) -> tuple[int, int]:
-        """Width and height of the slide, level-0 px."""
+        """Return width and height of the slide in level-0 px."""
         return self.slide.size_px
 
     @property
     def scale(self) -> Scale:
-        """The slide's um/px and where they come from."""
+        """Return the slide's um/px and their source."""
         return Scale(*self.slide.mpp, self.slide.mpp_source)
 
     @property
     def slide_id(self) -> str:
-        """Of the slide."""
+        """Return the slide's name."""
         return self.held.slide_id
 
     @property
     def label(self) -> str:
-        """Its class by the manifest."""
+        """Return the slide's class by the manifest."""
         return self.held.label
 
     @property
     def predicted(self) -> str:
-        """The class that the model finds most probable."""
+        """Return the class that the model finds most probable."""
         return self.class_names[int(np.argmax(self.probabilities))]
 
     @property
     def uniform(self) -> bool:
-        """Whether no tile has more attention than another."""
+        """Return whether all tiles have the same attention."""
         return is_uniform(self.attention)
 
     @property
     def rank(self) -> NDArray[np.float32]:
-        """Rank of each tile's attention in the slide (n,), 0 lowest to 1 highest."""
+        """Return the rank of each tile's attention in the slide (n,), 0 lowest to 1 highest."""
         return ranks(self.attention)
 
     @property
     def times_tiles(self) -> NDArray[np.float32]:
-        """Attention x n: 1 is what each tile would have if all weighed the same."""
+        """Return attention x n, which is 1 for every tile if all weigh the same."""
         return np.asarray(self.attention * np.float32(len(self)), np.float32)
 
     def corners(self) -> NDArray[np.float64]:
-        """(n, 4) left, top, right, bottom, level-0 px."""
+        """Return (n, 4) left, top, right, bottom in level-0 px."""
         return np.concatenate([self.coords, self.coords + np.array(self.level0_tile)], axis=1)
 
 
 def ranks(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Ranks within the slide (n,), 0 lowest to 1 highest; equal values share their mean rank."""
+    """Return ranks within the slide (n,), 0 lowest to 1 highest; ties share their mean rank."""
     if len(values) < 2:
         return np.full(len(values), 0.5, np.float32)
     return np.asarray((rankdata(values) - 1) / (len(values) - 1), np.float32)
@@ -112,19 +112,19 @@ def read_tiles(
     key: str,
     store: Path,
 ) -> SlideTiles:
-    """What a fold's model says of a slide's tiles.
+    """Read what a fold's model stored for a slide's tiles.
 
     Args:
         held: the slide.
-        task: its classes.
-        attention: (n,) of its tiles.
+        task: gives the classes.
+        attention: attention of its tiles (n,).
         model: the folder of the fold that held it out.
-        key: of that model.
+        key: key of that model.
         store: its feature store.
 
     Raises:
-        UserError: the fold has no prediction of the slide, or a map of it that is not finite or
-            not of these tiles and the model's outputs.
+        UserError: the fold has no prediction for the slide, or a map of it is not finite or does
+            not match its tiles and the model's outputs.
     """
     attributes, coords = read_attributes(store), read_coords(store)
     table = pl.read_parquet(model / "predictions.parquet")
@@ -133,8 +133,8 @@ def read_tiles(
     )
     if len(probabilities) != 1:
         raise UserError(
-            f"{held.slide_id}: has no prediction in {model}; delete the model manifests and run "
-            "snakemake again."
+            f"{held.slide_id}: has no prediction in {model}. Delete the models' entries files and "
+            "run snakemake again."
         )
     outputs = json.loads((model / CARD_NAME).read_text(encoding="utf-8"))["outputs"]
     maps = {}
@@ -142,13 +142,13 @@ def read_tiles(
         problem = _problem(values, (len(coords), len(outputs)))
         if problem:
             raise UserError(
-                f"{held.slide_id}: its map {kind} in {model} {problem}; delete the model manifests "
-                "and run snakemake again."
+                f"{held.slide_id}: its map {kind} in {model} {problem}. Delete the models' entries "
+                "files and run snakemake again."
             )
         for column, name in enumerate(outputs):
             maps[f"{kind}_{name}"] = np.ascontiguousarray(values[:, column])
     found = probabilities.row(0)
-    # As `her2.mil.model.Prediction`: of an ordered task, the highest threshold that is passed.
+    # Like `her2.mil.model.Prediction`: for an ordered task, the highest threshold that is passed.
     thresholds = len(outputs) < len(task.class_names)
     shown = f"contribution_{outputs[max(0, int(np.argmax(found)) - thresholds)]}"
     return SlideTiles(
@@ -166,7 +166,10 @@ def read_tiles(
 
 
 def _problem(values: NDArray[np.float32], shape: tuple[int, int]) -> str:
-    """Why a stored map cannot be shown; empty when it can. JSON has no word for NaN."""
+    """Return why a stored map cannot be shown; empty when it can.
+
+    Values must be finite, since JSON cannot express NaN.
+    """
     if values.shape != shape:
         return f"is {values.shape}, not (tiles, outputs) {shape}"
     return "" if np.isfinite(values).all() else "is not finite"

@@ -1,8 +1,8 @@
-"""Stage 2, explanation: where a person (or the demo) says that the positive tissue is.
+"""Stage 2, explanation: ground truths of where the positive tissue is.
 
-In the folder `cohort.masks` one file a slide: `{slide_id}.png`, `.tif` or `.tiff` (white =
-positive), `.geojson` (QuPath) or `.xml` (Aperio ImageScope). It judges attention and is never
-trained on.
+A person (or the demo) provides one file per slide in the folder `cohort.masks`: `{slide_id}.png`,
+`.tif` or `.tiff` (white = positive), `.geojson` (QuPath) or `.xml` (Aperio ImageScope). Ground
+truths only evaluate attention and are never trained on.
 """
 
 from collections.abc import Collection
@@ -21,10 +21,10 @@ KEY = "cohort.mask_classes"
 
 
 def find_truth(folder: Path, slide_id: str) -> Path | None:
-    """The truth file of a slide; None where there is none.
+    """Return the ground-truth file of a slide, or None.
 
     Raises:
-        SlideError: there are several.
+        SlideError: the slide has several.
     """
     paths = (folder / f"{slide_id}{suffix}" for suffix in TRUTH_SUFFIXES)
     found = [path for path in paths if path.is_file()]
@@ -43,20 +43,19 @@ def truth_mask(
     classes: Collection[str] = (),
     origin_px: tuple[float, float] = (0.0, 0.0),
 ) -> Mask:
-    """Where the positive tissue is, over the whole slide: px of which at least half is.
+    """Return a mask of the whole slide, true for px of which at least half is positive.
 
     Args:
-        path: of a form that `TRUTH_SUFFIXES` names. Pictures cover the whole slide, at
-            any size; white is more than half of what their type can hold, or 1 where they hold 0
-            and 1 alone; of a palette the indices count. Regions are in level-0 px.
+        path: a file with one of `TRUTH_SUFFIXES`. Pictures cover the whole slide, at
+            any size. White is more than half of the maximum of their type, or 1 where they hold
+            only 0 and 1; with a palette, the indices count. Regions are in level-0 px.
         shape: (h, w) of the result.
         size_px: (width, height) of the slide at level 0.
-        classes: of regions; all where none is named.
-        origin_px: level-0 place of the regions' (0, 0).
+        classes: classes of the regions to use; all when empty.
+        origin_px: level-0 position of the regions' (0, 0).
 
     Raises:
-        SlideError: naming the file and what is wrong with it; also where it has no region, or none
-            of the classes.
+        SlideError: the file cannot be used, or has no region, or none of the classes.
     """
     if path.suffix.lower() in REGION_SUFFIXES:
         regions = chosen_regions(read_regions(path), classes, file=path.name, key=KEY)

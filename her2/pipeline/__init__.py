@@ -1,1 +1,1 @@
-"""Which jobs there are, what each depends on, and how far a run is."""
+"""The jobs of a run, what each depends on, and the progress of a run."""

@@ -1,7 +1,7 @@
-"""Beside every stage: what exists for one slide, under which identity, what would run and why.
+"""Beside every stage: the products of one slide, their keys, and what would run again and why.
 
-Two answers side by side: what the cache holds of the slide as it is now, and what Snakemake plans,
-asked of Snakemake itself.
+It shows side by side what the cache holds for the slide as it is now, and what Snakemake itself
+says it would run.
 """
 
 import ast
@@ -38,14 +38,14 @@ from her2.storage.tiles import read_table
 from her2.tiling.stage import tile_key
 
 _SHOWN = 12
-"""Digits of a digest that are shown."""
+"""Number of digits of a digest that are shown."""
 _LONG = 160
-"""Characters of a reason: a list of inputs can have thousands."""
+"""Maximum number of characters of a reason, since a list of inputs can have thousands."""
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A job that Snakemake would run, and why: in its words, and as keys `old -> new`."""
+    """A job that Snakemake would run, with its reason and the changed keys as `old -> new`."""
 
     rule: str
     wildcards: dict[str, str]
@@ -54,15 +54,15 @@ class Planned:
 
 
 def explain(plan: Plan, slide_id: str, jobs: list[Planned]) -> Iterator[str]:
-    """The lines of the answer.
+    """Yield the lines of the explanation.
 
     Args:
-        plan: of the config and the manifest as they are now.
-        slide_id: of the manifest.
-        jobs: what Snakemake would run.
+        plan: plan of the config and the manifest as they are now.
+        slide_id: a slide of the manifest.
+        jobs: the jobs that Snakemake would run.
 
     Raises:
-        UserError: the manifest has no such slide, or a manifest of results is broken.
+        UserError: the manifest has no such slide, or an entries file is broken.
     """
     if slide_id not in plan.slides:
         raise UserError(f"{slide_id}: is not in {plan.config.cohort.slides}.")
@@ -89,16 +89,16 @@ def explain(plan: Plan, slide_id: str, jobs: list[Planned]) -> Iterator[str]:
 
 
 def planned_jobs(snakefile: Path, config: Path) -> list[Planned]:
-    """Ask Snakemake what it would run, in the order of the stages, without the targets.
+    """Return the jobs that Snakemake would run, in the order of the stages, without targets.
 
-    It plans in this process, as for a dry run, which neither locks nor touches what jobs made.
+    Snakemake plans in this process, as for a dry run, which takes no lock and changes no output.
 
     Raises:
-        UserError: Snakemake cannot plan; with its words.
+        UserError: Snakemake cannot plan; the message includes its own.
     """
-    # The command line's parser, because it alone reads the profile, which says what is a reason.
+    # Only the command line's parser reads the profile, which sets the rerun triggers.
     _, arguments = parse_args(["--snakefile", str(snakefile), "--configfile", str(config), "-n"])
-    # As quiet as this, a dry run ends when the jobs are known.
+    # With these settings, a dry run ends as soon as the jobs are known.
     quietness = {Quietness.RULES, Quietness.PROGRESS}
     output = OutputSettings(dryrun=True, quiet=quietness, log_level_override=logging.CRITICAL)
     try:
@@ -112,7 +112,7 @@ def planned_jobs(snakefile: Path, config: Path) -> list[Planned]:
                 rerun_triggers=arguments.rerun_triggers, force_incomplete=arguments.rerun_incomplete
             )
             loaded.dag(settings).execute_workflow("dryrun")
-            # No public function returns the jobs: those there are print them.
+            # Public functions only print the jobs, and none returns them.
             workflow = loaded._workflow
     except (WorkflowError, RuleException) as error:
         raise UserError(f"snakemake cannot plan:\n{error}") from None
@@ -126,7 +126,7 @@ def planned_jobs(snakefile: Path, config: Path) -> list[Planned]:
 
 
 def _planned(job: Any, reason: Any) -> Planned:
-    """Return a job of Snakemake's and its `Reason` as plain data."""
+    """Return a Snakemake job and its `Reason` as plain data."""
     params = reason.params_changed
     text = str(reason).replace(f": {params}", "") if params else str(reason)
     if len(text) > _LONG:
@@ -142,19 +142,19 @@ def _planned(job: Any, reason: Any) -> Planned:
 def _spec_changes(before: Set[str], now: Set[str]) -> Iterator[str]:
     """Yield `tiling.min_tissue: 0.3 -> 0.31` for each value in which two specs differ.
 
-    Snakemake keeps parameters as their `repr`, without their names.
+    Snakemake stores parameters as their `repr`, without their names.
     """
     try:
         (old,), (new,) = (
             [_flat(json.loads(ast.literal_eval(one))) for one in of] for of in (before, now)
         )
-    except (ValueError, SyntaxError, TypeError):  # not one spec each: another version's parameters
+    except (ValueError, SyntaxError, TypeError):  # parameters of another version, not one spec each
         return
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) == new.get(key):
             continue
         if key == "rows":
-            yield "rows of the manifest: others, or other values in them"
+            yield "rows of the manifest: other rows, or other values in them"
         else:
             yield f"{key}: {_short(old.get(key))} -> {_short(new.get(key))}"
 
@@ -172,7 +172,7 @@ def _short(value: Any) -> str:
 
 
 def _tiles(plan: Plan, row: SlideRow, bucket: str, grid: str) -> Generator[str, None, str | None]:
-    """What was cut and what would be; returns the key of the tiles as they are to be."""
+    """Yield lines on the tiles as made and as they would be; return the key of the latter."""
     entry = _recorded(plan, "tiles", grid, bucket, row, TileEntry)
     yield from _made(entry)
     if entry is not None and entry.facts is not None:
@@ -200,12 +200,12 @@ def _features(
     folder = plan.config.results / "encoders" / encoder
     table = cache.find("tiles", tiles) if tiles else None
     if table is None or not (folder / CARD_NAME).exists():
-        yield "    now   known when its tiles are cut and the encoder's weights are there"
+        yield "    now   not known until its tiles are cut and the encoder's weights are there"
         return
     card = read_card(folder)
     made = entry.key if entry else None
     store = cache.find("features", made) if made else None
-    # Those that are there tell the precision of the machine that embeds, which may not be this one.
+    # Existing features record the precision of the embedding machine, which may not be this one.
     precision = card.precision if card.precision != "auto" else auto_precision() or "float32"
     if store is not None and card.precision == "auto":
         precision = read_attributes(store)["precision"]

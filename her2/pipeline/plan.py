@@ -1,8 +1,8 @@
-"""Before every stage: which jobs a config and a cohort make, and the spec of each.
+"""Before every stage: the jobs that a config and a cohort give, and the spec of each.
 
-The Snakefile asks a `Plan` for names and specs and does no more itself. Imports nothing heavy,
-writes nothing and reads nothing, since it runs at parse time in every job; only `Plan.tile_files`,
-asked for jobs that tile, looks up which files a slide consists of.
+The Snakefile asks a `Plan` for names and specs and does no more itself. The module imports nothing
+heavy, writes nothing and reads nothing, since it runs at parse time in every job. Only
+`Plan.tile_files`, which jobs that tile need, looks up the files of a slide.
 """
 
 from dataclasses import dataclass
@@ -27,48 +27,48 @@ DEMO_PATCHES = {"he": 300, "ihc": 225, "natural": 150}
 
 @dataclass(frozen=True)
 class Plan:
-    """A config and the cohort it names."""
+    """A config with the cohort that it names."""
 
     config: Config
     cohort: Cohort
 
     @cached_property
     def by_bucket(self) -> dict[str, tuple[SlideRow, ...]]:
-        """Bucket name -> its slides."""
+        """Return bucket name -> slides."""
         return self.cohort.buckets(self.config.cohort.slides_per_bucket)
 
     @property
     def buckets(self) -> tuple[str, ...]:
-        """Bucket names, sorted."""
+        """Return the bucket names, sorted."""
         return tuple(self.by_bucket)
 
     @cached_property
     def slides(self) -> dict[str, SlideRow]:
-        """Slide id -> row."""
+        """Return slide id -> row."""
         return {row.slide_id: row for row in self.cohort.rows}
 
     @cached_property
     def split(self) -> bool:
-        """Whether the manifest's column `split` stands in the place of cross-validation."""
+        """Return whether the manifest's column `split` replaces cross-validation."""
         if self.config.folds.split == "ignore" or not any(row.split for row in self.cohort.rows):
             return False
         if self.config.published_protocol:
             raise UserError(
-                "published_protocol: true splits slides at random, and the manifest has a column "
-                "'split'; set folds.split: ignore, or published_protocol: false."
+                "published_protocol: true splits slides at random, but the manifest has a column "
+                "'split'. Set folds.split: ignore, or published_protocol: false."
             )
         return True
 
     @cached_property
     def folds(self) -> FoldsSection:
-        """What `folds` of the config comes to on this cohort.
+        """Return the config's `folds` as they apply to this cohort.
 
         Raises:
             UserError: `leave_one_out` with another number of folds than there are sites.
         """
         section = self.config.folds
         if self.split:
-            # One fold, of one repeat; only parsing refuses such a number.
+            # One fold of one repeat, which only parsing refuses.
             return section.model_copy(update={"number": 1, "repeats": 1})
         labels = {task.label for task in self.config.tasks.values()}
         sites = {row.site for row in self.cohort.rows if row.site and labels & row.labels.keys()}
@@ -83,24 +83,24 @@ class Plan:
 
     @cached_property
     def chunks(self) -> dict[str, tuple[tuple[int, int], ...]]:
-        """Chunk name -> the (repeat, fold) pairs that one training job takes."""
+        """Return chunk name -> the (repeat, fold) pairs that one training job takes."""
         return chunks(self.folds)
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The manifest's columns that some task reads, sorted."""
+        """Return the manifest's columns that any task reads, sorted."""
         return tuple(sorted({task.label for task in self.config.tasks.values()}))
 
     @cached_property
     def synthetic_specs(self) -> dict[str, str]:
-        """Bucket -> spec of drawing its demo slides.
+        """Return bucket -> spec of drawing its demo slides.
 
         Raises:
-            UserError: slides without a score; all of them are named.
+            UserError: slides have no score; all of them are named.
         """
         if unscored := [row.slide_id for row in self.cohort.rows if "her2" not in row.labels]:
             raise UserError(
-                f"{', '.join(unscored)}: a synthetic slide is drawn from its score; fill the "
+                f"{', '.join(unscored)}: a synthetic slide is drawn from its score. Fill the "
                 "column 'her2', or set `cohort.synthetic: false`."
             )
         return {
@@ -123,7 +123,7 @@ class Plan:
         }
 
     def tile_spec(self, grid: str, bucket: str) -> str:
-        """Spec of tiling one bucket on one grid."""
+        """Return the spec of tiling one bucket on one grid."""
         mpp, size = self.config.grids[grid]
         return jobs.dump(
             jobs.TileSpec(
@@ -137,7 +137,7 @@ class Plan:
         )
 
     def tile_files(self, bucket: str) -> list[str]:
-        """What tiling a bucket reads: its slides, their annotations and masks."""
+        """Return the files that tiling a bucket reads: slides, annotations and masks."""
         masks = self.config.cohort.tissue_masks
         found = []
         for row in self.by_bucket[bucket]:
@@ -149,7 +149,7 @@ class Plan:
         return list(dict.fromkeys(str(path) for path in found if path is not None))
 
     def audit_spec(self) -> str:
-        """Spec of the checks of the whole cohort."""
+        """Return the spec of the checks of the whole cohort."""
         columns = (*columns_read_by("audit"), *self.labels)
         return jobs.dump(
             jobs.AuditSpec(
@@ -162,7 +162,7 @@ class Plan:
         )
 
     def cohort_spec(self) -> str:
-        """Spec of the table of the whole cohort."""
+        """Return the spec of the table of the whole cohort."""
         columns = (*columns_read_by("cohort"), *self.labels)
         return jobs.dump(
             jobs.CohortSpec(
@@ -174,12 +174,12 @@ class Plan:
         )
 
     def encoder_spec(self, name: str) -> str:
-        """Spec of materialising one encoder."""
+        """Return the spec of materialising one encoder."""
         encoder = self.config.encoders[name]
         trained = encoder.source == "pretrain"
         return jobs.dump(
             jobs.EncoderSpec(
-                # What is only said about an encoder does not make it another one.
+                # Statements about an encoder do not change what it computes.
                 encoder=encoder.model_copy(update={"domain": "none", "allow_overlap": False}),
                 patches=self.config.patches[encoder.data] if trained and encoder.data else None,
                 pretraining=self.config.pretraining if trained else None,
@@ -189,32 +189,32 @@ class Plan:
 
     @cached_property
     def local_weights(self) -> dict[str, list[str]]:
-        """Encoder -> the local file that its weights are read from, if they are.
+        """Return encoder -> the local file of its weights, if it has one.
 
         Raises:
-            UserError: there is no such file.
+            UserError: the file does not exist.
         """
         found = {name: e.local_weights() for name, e in self.config.encoders.items()}
         return {name: [str(path)] if path else [] for name, path in found.items()}
 
     def patch_source(self, name: str) -> str:
-        """The table or folder of the patch set that an encoder is pre-trained on."""
+        """Return the table or folder of the patch set that an encoder is pre-trained on."""
         return str(self.config.patches[self.config.encoders[name].data or ""].path)
 
-    def begins_from(self, name: str) -> list[str]:
-        """The encoder whose weights another one begins from, if it is one of the config's."""
+    def starts_from(self, name: str) -> list[str]:
+        """Return the encoder of the config that another one starts from, if any."""
         init = self.config.encoders[name].init
         return [init] if init not in (None, "random", "published") else []
 
     def overlap_spec(self, name: str) -> str:
-        """Spec of the overlap audit of one encoder."""
+        """Return the spec of the overlap audit of one encoder."""
         encoder = self.config.encoders[name]
         return jobs.dump(
             jobs.OverlapSpec(domain=encoder.domain or "none", allow_overlap=encoder.allow_overlap)
         )
 
     def patches_spec(self, kind: str) -> str:
-        """Spec of drawing one patch set of the demo."""
+        """Return the spec of drawing one patch set of the demo."""
         return jobs.dump(
             jobs.PatchesSpec.model_validate(
                 {
@@ -228,7 +228,7 @@ class Plan:
         )
 
     def embed_spec(self, bucket: str) -> str:
-        """Spec of embedding one bucket; the encoder itself comes as a file."""
+        """Return the spec of embedding one bucket; the encoder itself comes as a file."""
         return jobs.dump(
             jobs.EmbedSpec(
                 bucket=bucket,
@@ -239,16 +239,15 @@ class Plan:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The heads, and where the config asks for it each once more under the published
-        protocol, which shows in its name."""
+        """Return the heads, followed by their names under the published protocol if configured."""
         heads = tuple(self.config.heads)
-        # A fitted head is picked by the tuning set, which that protocol has not.
+        # A fitted head needs a tuning set, which that protocol lacks.
         trained = (name for name, head in self.config.heads.items() if head.trained_by_gradient)
         twins = tuple(f"{name}{PUBLISHED}" for name in trained)
         return heads + twins if self.config.published_protocol else heads
 
     def folds_spec(self, name: str) -> str:
-        """Spec of the folds of one task (with the suffix: under the published protocol)."""
+        """Return the spec of the folds of one task, also under the published protocol."""
         task, protocol = split_protocol(name)
         columns = [*columns_read_by("folds"), self.config.tasks[task].label]
         sites = "ignored" if self.split or protocol == "published" else self.folds.sites
@@ -269,7 +268,7 @@ class Plan:
         )
 
     def similar_spec(self) -> str:
-        """Spec of the search for near-identical slides; the encoder's features come as files."""
+        """Return the spec of the search for similar slides; the features come as files."""
         return jobs.dump(
             jobs.SimilarSpec(
                 buckets=self.buckets, max_shared_tiles=self.config.folds.max_shared_tiles
@@ -277,7 +276,7 @@ class Plan:
         )
 
     def train_spec(self, task: str, model: str, chunk: str) -> str:
-        """Spec of training one chunk of folds."""
+        """Return the spec of training one chunk of folds."""
         head, protocol = split_protocol(model)
         return jobs.dump(
             jobs.TrainSpec(
@@ -293,7 +292,7 @@ class Plan:
         )
 
     def evaluate_spec(self, task: str, model: str) -> str:
-        """Spec of evaluating one encoder and head on a task."""
+        """Return the spec of evaluating one encoder and head on a task."""
         return jobs.dump(
             jobs.EvaluateSpec(
                 task=self.config.tasks[task],
@@ -305,7 +304,7 @@ class Plan:
         )
 
     def compare_spec(self, task: str) -> str:
-        """Spec of comparing all encoders, and all heads, on a task."""
+        """Return the spec of comparing all encoders, and all heads, on a task."""
         return jobs.dump(
             jobs.CompareSpec(
                 task=self.config.tasks[task],
@@ -318,7 +317,7 @@ class Plan:
         )
 
     def control_spec(self, task: str, encoder: str) -> str:
-        """Spec of the controls of one encoder and head on a task."""
+        """Return the spec of the controls of one encoder and head on a task."""
         return jobs.dump(
             jobs.ControlSpec(
                 task=self.config.tasks[task],
@@ -329,7 +328,7 @@ class Plan:
         )
 
     def heatmap_spec(self, task: str) -> str:
-        """Spec of the attention pictures of one encoder and head on a task."""
+        """Return the spec of the attention pictures of one encoder and head on a task."""
         return jobs.dump(
             jobs.HeatmapSpec(
                 task=self.config.tasks[task],
@@ -345,7 +344,7 @@ class Plan:
         )
 
     def attention_spec(self, task: str) -> str:
-        """Spec of measuring the attention of one encoder and head on a task."""
+        """Return the spec of measuring the attention of one encoder and head on a task."""
         section = self.config.evaluation
         return jobs.dump(
             jobs.AttentionSpec(
@@ -363,20 +362,20 @@ class Plan:
 
     @cached_property
     def truth_files(self) -> list[str]:
-        """The ground truths in `cohort.masks`; the demo's are made by the rule of its slides."""
+        """Return the ground truths in `cohort.masks`; rules draw those of the demo."""
         folder = self.config.cohort.masks
         if folder is None:
             return []
         drawn = self.cohort.root / "masks"
         if self.config.cohort.synthetic and folder.absolute() == drawn.absolute():
             return [f"{drawn}/{row.slide_id}.png" for row in self.cohort.rows]
-        # One listing: asking for every name of every slide takes long on a shared disk.
+        # One listing, since asking for every name of every slide is slow on a shared disk.
         there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
         names = [f"{row.slide_id}{suffix}" for row in self.cohort.rows for suffix in TRUTH_SUFFIXES]
         return [str(folder / name) for name in names if name in there]
 
     def report_spec(self, software: str) -> str:
-        """Spec of the report; `software` names the versions it ran with."""
+        """Return the spec of the report; `software` names the versions it ran with."""
         return jobs.dump(
             jobs.ReportSpec(
                 config=self.config,
@@ -392,7 +391,10 @@ class Plan:
 
 
 def _slide_files(path: Path) -> list[Path]:
-    """A slide's files; its own alone where the others are unknown, which the job says of it."""
+    """Return a slide's files, or only the slide itself where the others are unknown.
+
+    The job then reports the problem.
+    """
     try:
         return slide_files(path)
     except (OSError, SlideError):

@@ -1,4 +1,4 @@
-"""Beside every stage: the lines that a person at the terminal sees while a run goes on."""
+"""Beside every stage: the progress lines that the terminal shows during a run."""
 
 import sys
 import threading
@@ -14,10 +14,10 @@ EVERY_SECONDS = 20.0
 
 
 class ProgressPrinter:
-    """Print how far a run is, from the hooks of the Snakefile.
+    """A printer of a run's progress, driven by the hooks of the Snakefile.
 
-    On a terminal it prints a line for each stage at work, every few seconds and from a thread of
-    its own; a file that Snakemake's output goes to stays as it is. At the end it says what failed.
+    On a terminal it prints a line per stage at work, every few seconds and from a thread of its
+    own. Redirected output gets no such lines. At the end it lists the jobs that failed.
     """
 
     def __init__(
@@ -29,18 +29,18 @@ class ProgressPrinter:
         self._run: RunProgress | None = None
 
     def begin(self, workflow: Any) -> None:
-        """Write down what the run is going to do, and follow it."""
+        """Record the jobs of the run, and follow it."""
         self._run = RunProgress(begin_run(workflow, self._plan))
         if self._stream.isatty():
             self._thread.start()
 
     def end(self, *, succeeded: bool) -> None:
-        """Write down how it ended, and name the jobs that failed, each with its reason and log."""
+        """Record the end of the run, and print failed jobs with their reasons and logs."""
         if self._run is None:
             return
         self._over.set()
         if self._thread.is_alive():
-            self._thread.join()  # it holds where in each file it is
+            self._thread.join()  # it shares the read positions of the event files
         end_run(self._run.record, self._plan.config.results, succeeded=succeeded)
         if failed := failures(self._run.close()):
             lines = ["", f"{len(failed)} job(s) failed:", *failure_lines(failed)]
@@ -57,7 +57,7 @@ class ProgressPrinter:
 
 
 def working_lines(found: Iterable[Stage], now: float) -> list[str]:
-    """Return one line for each stage that has begun and not ended."""
+    """Return one line per stage that has begun and not ended."""
     return [
         stage_line(stage, now)
         for stage in found
@@ -66,7 +66,7 @@ def working_lines(found: Iterable[Stage], now: float) -> list[str]:
 
 
 def stage_line(stage: Stage, now: float) -> str:
-    """`embed_bucket: 3 of 20 jobs, 96 of 300 slides, 12,345 of 60,000 tiles, 8 min left`."""
+    """Return `embed_bucket: 3 of 20 jobs, 96 of 300 slides, 12,345 of 60,000 tiles, 8 min left`."""
     parts = [f"{stage.count('done'):,} of {len(stage.jobs):,} jobs"]
     for (done, total), what in ((stage.slides, "slides"), (stage.tiles, "tiles")):
         if total:
@@ -80,14 +80,14 @@ def stage_line(stage: Stage, now: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`40 s`, `8 min`, `3.5 h`."""
+    """Return `40 s`, `8 min` or `3.5 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def failure_lines(failed: Iterable[JobProgress]) -> list[str]:
-    """Return what failed: the job, why (with the slide, where one is to blame), and its log."""
+    """Return, for each failed job, its name, the reason (with the slide, if known) and its log."""
     lines = []
     for job in failed:
         reason = job.reason.replace("\n", "\n    ")

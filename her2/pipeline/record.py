@@ -1,7 +1,7 @@
-"""Beside every stage: which jobs the latest run of Snakemake planned, and whether it lives.
+"""Beside every stage: the jobs that the latest run of Snakemake planned, and its state.
 
-The Snakefile's hooks write `results/run.json` when a run begins and ends. `her2 status`, the
-progress lines and the closing list of failed jobs read it; no stage does.
+The Snakefile's hooks write `results/run.json` when a run begins and ends. Only `her2 status`, the
+progress lines and the closing list of failed jobs read it.
 """
 
 import json
@@ -21,13 +21,13 @@ from her2.pipeline.plan import Plan
 RECORD_NAME = "run.json"
 
 RunState = Literal["running", "finished", "failed", "stopped", "killed", "elsewhere"]
-"""stopped: ended without a word, leaving nothing behind. killed: ended and left its lock.
-elsewhere: the lock is another machine's, where it may be running."""
+"""stopped: ended without recording it and left no lock. killed: ended and left its lock.
+elsewhere: the lock belongs to another machine, where it may be running."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A planned job. `slides` is how many it handles, `tiles` the manifest of their tiles."""
+    """A planned job; `slides` is the number it handles, `tiles` the entries file of their tiles."""
 
     rule: str
     name: str
@@ -38,12 +38,12 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """One call of Snakemake; times are seconds since 1970, `up_to_date` counts jobs by rule.
+    """One call of Snakemake, with times in seconds since 1970.
 
-    `rules` are those of the run in the order of the stages.
+    `rules` are those of the run in the order of the stages; `up_to_date` counts jobs by rule.
 
-    `began_on_disk` is when the run began by the clock of the results' file system, which on a
-    network disk is not this machine's: logs of the run are newer.
+    `began_on_disk` is the start of the run by the clock of the results' file system, which on a
+    network disk is not this machine's. Logs of the run are newer.
     """
 
     host: str
@@ -59,7 +59,7 @@ class RunRecord:
 
 
 def begin_run(workflow: Any, plan: Plan) -> RunRecord:
-    """Write down what a run is going to do, for the Snakefile's `onstart`.
+    """Record the jobs of a run that begins, for the Snakefile's `onstart`.
 
     The events of earlier runs of the same jobs are deleted.
     """
@@ -97,15 +97,15 @@ def begin_run(workflow: Any, plan: Plan) -> RunRecord:
 
 
 def end_run(record: RunRecord, results: Path, *, succeeded: bool) -> None:
-    """Write down how a run ended; for `onsuccess` and `onerror`."""
+    """Record the end of a run, for `onsuccess` and `onerror`."""
     _write(results, replace(record, ended=time.time(), succeeded=succeeded))
 
 
 def read_run(results: Path) -> RunRecord:
-    """The latest run.
+    """Read the record of the latest run.
 
     Raises:
-        UserError: there was none, or its record cannot be read.
+        UserError: there was no run, or its record cannot be read.
     """
     path = results / RECORD_NAME
     try:
@@ -113,15 +113,15 @@ def read_run(results: Path) -> RunRecord:
         jobs = tuple(Job(**job) for job in values.pop("jobs"))
         return RunRecord(**values | {"rules": tuple(values["rules"]), "jobs": jobs})
     except FileNotFoundError:
-        raise UserError(f"{results}: no run of snakemake has begun here yet.") from None
+        raise UserError(f"{results}: no run of snakemake has started here yet.") from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
-            f"{path}: cannot be read ({error}); delete it, it is only a record."
+            f"{path}: cannot be read ({error}). You can delete it; it is only a record."
         ) from None
 
 
 def run_state(record: RunRecord) -> RunState:
-    """Tell whether the run goes on, and if not how it ended."""
+    """Return whether the run continues, and if not how it ended."""
     locked = any(Path(record.folder, ".snakemake", "locks").glob("*"))
     if record.ended is not None and not locked:
         return "finished" if record.succeeded else "failed"
@@ -153,7 +153,7 @@ def _write(results: Path, record: RunRecord) -> None:
 
 
 def _alive(pid: int) -> bool:
-    """A process of this number runs, and is a Snakemake (numbers are used again)."""
+    """Return whether a process with this id is a running Snakemake (ids are reused)."""
     try:
         return b"snakemake" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:

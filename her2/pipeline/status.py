@@ -1,4 +1,4 @@
-"""Beside every stage: what is done, running and failed, from the events of a run's jobs."""
+"""Beside every stage: done, running and failed jobs of a run, from the jobs' events."""
 
 import json
 import os
@@ -13,14 +13,15 @@ from her2.pipeline.record import Job, RunRecord
 
 State = Literal["done", "running", "failed", "waiting"]
 
-SILENT = "it ended without a word: killed, or out of memory or time"
+SILENT = "it ended without a message: killed, or out of memory or time"
 
 
 @dataclass(slots=True)
 class JobProgress:
-    """How far a job is; `reason` is why it failed, `began` when its latest attempt did (seconds).
+    """The progress of a job, with the reason of a failure.
 
-    `tiles_of` is how many tiles it has before it, once they are cut.
+    `began` is the start of its latest attempt (seconds since 1970), and `tiles_of` the number of
+    tiles it has to embed, once they are cut.
     """
 
     job: Job
@@ -34,7 +35,7 @@ class JobProgress:
 
     def add(self, event: Event) -> None:
         """Take an event into account."""
-        if event.kind == "began":  # and whatever an earlier attempt did is done again
+        if event.kind == "began":  # a new attempt starts over
             self.state, self.began, self.reason = "running", event.time, ""
             self.slides = self.tiles = 0
         elif event.kind == "ended":
@@ -48,33 +49,33 @@ class JobProgress:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """The jobs of one rule. Slides and tiles are 0 of 0 where the stage has none."""
+    """The jobs of one rule; slides and tiles are 0 of 0 where the stage has none."""
 
     rule: str
     up_to_date: int
     jobs: tuple[JobProgress, ...]
 
     def count(self, state: State) -> int:
-        """Return how many jobs of this run are in a state."""
+        """Return the number of jobs of this run in a state."""
         return sum(job.state == state for job in self.jobs)
 
     @property
     def slides(self) -> tuple[int, int]:
-        """Slides handled, of how many."""
+        """Return the numbers of slides handled and in total."""
         return sum(job.slides for job in self.jobs), sum(job.job.slides for job in self.jobs)
 
     @property
     def tiles(self) -> tuple[int, int]:
-        """Tiles embedded (or found in the cache), of how many."""
+        """Return the numbers of tiles embedded (or found in the cache) and in total."""
         return sum(job.tiles for job in self.jobs), sum(job.tiles_of for job in self.jobs)
 
     def seconds_left(self, now: float) -> float | None:
-        """Estimate from the pace since its first job began; None before anything is done."""
+        """Estimate the time left from the pace since the first job began; None before any."""
         began = min((job.began for job in self.jobs if job.began is not None), default=None)
         done, total = self.count("done"), len(self.jobs)
         if all(job.tiles_of for job in self.jobs):
             done, total = self.tiles
-        elif self.slides[1]:  # of some jobs the tiles are not cut yet
+        elif self.slides[1]:  # the tiles of some jobs are not cut yet
             done, total = self.slides
         if began is None or not done:
             return None
@@ -82,14 +83,14 @@ class Stage:
 
 
 class RunProgress:
-    """The jobs of a run, and how far each is; `update` reads only what was written since."""
+    """The jobs of a run and their progress; `update` reads only what was written since."""
 
     def __init__(self, record: RunRecord) -> None:
         self.record = record
         self.jobs = [JobProgress(job) for job in record.jobs]
 
     def update(self) -> list[Stage]:
-        """Read the new events; return the stages in the order of the work."""
+        """Read the new events and return the stages in their order."""
         folder = Path(self.record.folder)
         found: dict[str, list[JobProgress]] = {rule: [] for rule in self.record.rules}
         for job in self.jobs:
@@ -102,11 +103,11 @@ class RunProgress:
         ]
 
     def close(self) -> list[Stage]:
-        """Do the same for a run of which nothing runs any more: what had begun has failed."""
+        """Read the new events of a run that has ended; jobs still running count as failed."""
         found = self.update()
         for job in self.jobs:
             log = Path(self.record.folder, job.job.log)
-            # A job that cannot even start the program leaves a log and no event.
+            # A job that could not even start the program leaves a log but no event.
             began = job.state == "waiting" and _newer(log, self.record.began_on_disk)
             if job.state == "running" or began:
                 job.state, job.reason = "failed", SILENT
@@ -119,7 +120,7 @@ def failures(found: Iterable[Stage]) -> list[JobProgress]:
 
 
 def disk_usage(folder: Path, *, without: frozenset[tuple[int, int]] = frozenset()) -> int:
-    """Return the bytes of the files below a folder: each inode once, and none of `without`."""
+    """Return the bytes of the files below a folder, each inode once and none of `without`."""
     seen = set(without)
     total = 0
     for path in _files(folder):
@@ -131,7 +132,7 @@ def disk_usage(folder: Path, *, without: frozenset[tuple[int, int]] = frozenset(
 
 
 def inodes(folder: Path) -> frozenset[tuple[int, int]]:
-    """Return what the files below a folder are to the filesystem: names of one file agree."""
+    """Return the (device, inode) pairs of the files below a folder, equal for hard links."""
     stats = (path.stat(follow_symlinks=False) for path in _files(folder))
     return frozenset((stat.st_dev, stat.st_ino) for stat in stats)
 
@@ -165,15 +166,15 @@ def _newer(path: Path, than: float) -> bool:
         return False
 
 
-def _tiles_of(manifest: Path) -> int:
-    """Return how many tiles an embedding job has before it, once they are cut."""
+def _tiles_of(path: Path) -> int:
+    """Return the number of tiles that an embedding job has to embed, once they are cut."""
     try:
-        return _tiles_in(manifest, manifest.stat().st_mtime_ns)
+        return _tiles_in(path, path.stat().st_mtime_ns)
     except (OSError, ValueError):
         return 0
 
 
-@cache  # thousands of jobs are looked at every few seconds
-def _tiles_in(manifest: Path, mtime_ns: int) -> int:
-    entries = json.loads(manifest.read_text(encoding="utf-8")).values()
+@cache  # called for thousands of jobs every few seconds
+def _tiles_in(path: Path, mtime_ns: int) -> int:
+    entries = json.loads(path.read_text(encoding="utf-8")).values()
     return sum(entry["tiles"] for entry in entries if entry["status"] == "ok")

@@ -1,7 +1,7 @@
-"""Before every stage: what the rules in workflow/rules say their inputs, outputs and parameters by.
+"""Before every stage: helpers for the inputs, outputs and parameters of the rules.
 
-`common.smk` reads the plan and gives these names to the rule files, which only put them together.
-Snakemake calls the functions that are returned here, and knows their arguments by their names.
+`common.smk` reads the plan and gives these names to the rule files, which only combine them.
+Snakemake calls the functions that are returned here and passes their arguments by name.
 """
 
 import os
@@ -25,25 +25,25 @@ CATEGORIES = {
     "attention": "Explanation",
     "heatmaps": "Explanation",
 }
-"""Folder of the results -> where Snakemake's own report shows its tables and pictures."""
+"""Folder of the results -> category of its tables and pictures in Snakemake's own report."""
 
 
 def read_plan(values: Mapping[str, Any], *, check_files: bool) -> Plan:
-    """Read the manifest that a config names, and check both.
+    """Read the manifest that a config names, check both, and return the plan.
 
     Args:
         values: Snakemake's config.
-        check_files: whether to ask the file system for every slide. The first process of a run
-            does, so that the thousands that follow need not.
+        check_files: whether to look up every slide in the file system. The first process of a run
+            does, so that the thousands of later ones need not.
 
     Raises:
-        UserError: with every problem of the first of these that has any: the config, the manifest,
+        UserError: all problems of the first of these that has any: the config, the manifest,
             missing files, folders that cannot be written, local weights, the folds.
     """
     config = parse_config(values)
     section = config.cohort
     cohort = read_cohort(section.slides, root=section.root, tasks=config.tasks)
-    # The demo's slides are made by rules.
+    # The demo's slides do not exist yet, since rules draw them.
     if check_files and not section.synthetic:
         absent = missing_files(cohort, section.tissue_masks)
         if absent:
@@ -51,10 +51,10 @@ def read_plan(values: Mapping[str, Any], *, check_files: bool) -> Plan:
     for folder in (config.results, config.cache_folder):
         check_writable(folder)
     plan = Plan(config, cohort)
-    # Asked here, before anything runs and where a mistake is told without a traceback.
+    # Evaluated here to report mistakes before anything runs, and without a traceback.
     _ = plan.local_weights, plan.chunks
     if section.synthetic:
-        _ = plan.synthetic_specs  # a slide without a score cannot be drawn
+        _ = plan.synthetic_specs  # fails for slides without a score
     return plan
 
 
@@ -63,36 +63,36 @@ def check_writable(folder: Path) -> None:
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not os.access(nearest, os.W_OK | os.X_OK) or not nearest.is_dir():
         raise UserError(
-            f"{folder}: cannot be written (look at {nearest}); name another folder in the config "
-            "(`results`, `cache`) or mend its permissions."
+            f"{folder}: cannot be written (check {nearest}). Name another folder in the config "
+            "(`results`, `cache`) or fix its permissions."
         )
 
 
 def one_of(names: Iterable[str]) -> str:
-    """Return a wildcard's pattern that matches these names alone, and nothing without any."""
+    """Return a wildcard pattern that matches only these names, and nothing if there are none."""
     return "|".join(re.escape(name) for name in names) or "(?!)"
 
 
 def growing(first: int) -> Callable[[Wildcards, int], int]:
-    """Return a resource that each further attempt of a job gets once more: MB or minutes."""
+    """Return a resource (MB or minutes) that grows by `first` with each attempt of a job."""
     return lambda wildcards, attempt: first * attempt
 
 
 def untracked(value: object) -> Callable[[Wildcards, object], object]:
-    """Return a parameter that re-runs nothing when it changes, for folders and speed.
+    """Return a parameter that triggers no rerun when it changes, for folders and speed.
 
-    Snakemake leaves what is a function of `input` out of the comparison with earlier runs.
+    Snakemake does not compare parameters that are functions of `input` with earlier runs.
     """
     return lambda wildcards, input: value
 
 
 def option(flag: str, value: object) -> Callable[[Wildcards, object], object]:
-    """Return an untracked flag with its value, or nothing where there is no value."""
+    """Return an untracked flag with its value, or nothing without a value."""
     return untracked([flag, str(value)] if value else [])
 
 
 class ResultFiles:
-    """Names in the results folder of a plan."""
+    """The names of files in the results folder of a plan."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -102,12 +102,12 @@ class ResultFiles:
         """Return an untracked parameter: a folder, with the job's wildcards filled in."""
         return lambda wildcards, input: f"{self.root}/{pattern.format(**wildcards)}"
 
-    def tile_manifest(self, encoder: str, bucket: str) -> str:
-        """Return the manifest of a bucket's tiles on an encoder's grid."""
+    def tile_entries(self, encoder: str, bucket: str) -> str:
+        """Return the entries file of a bucket's tiles on an encoder's grid."""
         return f"{self.root}/tiles/{self._plan.config.encoders[encoder].grid}/{bucket}.json"
 
     def each_model(self, pattern: str, heads: Iterable[str] | None = None) -> list[str]:
-        """Return a pattern for every task, encoder, head and (where it has one) chunk of folds."""
+        """Return a pattern filled in for every task, encoder, head and (if named) chunk."""
         values: dict[str, Iterable[str]] = {
             "task": self._plan.config.tasks,
             "encoder": self._plan.config.encoders,
@@ -118,17 +118,17 @@ class ResultFiles:
         return list(expand(pattern, **values))
 
     def model_table(self, folder: str, name: str) -> Any:
-        """Return a table of one model, marked for Snakemake's own report."""
+        """Return a table of one model, marked for inclusion in Snakemake's own report."""
         path = f"{self.root}/{folder}/{{task}}/{{encoder}}/{{head}}/{name}.csv"
         return _shown(path, folder, name, encoder="{encoder}", head="{head}", table=name)
 
     def task_table(self, name: str) -> Any:
-        """Return a table over all models of a task, marked likewise."""
+        """Return a table over all models of a task, marked for Snakemake's own report."""
         path = f"{self.root}/evaluation/{{task}}/{name}.csv"
         return _shown(path, "evaluation", name, encoder="all", head="all", table=name)
 
     def model_pictures(self, name: str) -> Any:
-        """Return a folder of pictures of one model, each of them marked likewise."""
+        """Return a folder of pictures of one model, each marked for Snakemake's own report."""
         path = directory(f"{self.root}/heatmaps/{{task}}/{{encoder}}/{{head}}/{name}")
         labels = {"encoder": "{encoder}", "head": "{head}", "kind": name, "picture": "{picture}"}
         return _shown(path, "heatmaps", name, patterns=["{picture}.png"], **labels)

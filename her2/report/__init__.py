@@ -1,1 +1,1 @@
-"""Stage 2, report: one self-contained HTML page from the tables of all stages."""
+"""Stage 2, report: build one self-contained HTML page from the tables of all stages."""

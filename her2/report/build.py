@@ -1,4 +1,4 @@
-"""Stage 2, report: read a finished run, write its page and the tables and figures beside it.
+"""Stage 2, report: read a finished run and write its page with tables and figures beside it.
 
 A section of the page is a module in `sections` and a template in `templates/sections`; see
 `her2.report.section`.
@@ -19,13 +19,14 @@ log = logging.getLogger(__name__)
 
 
 def build_report(spec: ReportSpec, results: Path, output: Path) -> None:
-    """Write `tables/*.csv`, `figures/*`, `methods.txt` and `checklist.csv` beside the page, and
-    the page last.
+    """Write the page of a run, and the files beside it first.
+
+    These are `tables/*.csv`, `figures/*`, `methods.txt` and `checklist.csv`.
 
     Args:
         spec: the job.
         results: the results folder of the run.
-        output: the HTML file: self-contained, with one script, pinned by its hash.
+        output: the HTML file, self-contained, with one script that is pinned by its hash.
 
     Raises:
         UserError: a table of the run is missing or broken, or the page cannot be written.
@@ -34,10 +35,10 @@ def build_report(spec: ReportSpec, results: Path, output: Path) -> None:
 
 
 def write_report(spec: ReportSpec, results: Path, output: Path, draw: Draw) -> None:
-    """Do the work of `build_report`; `draw` makes the files of each figure."""
+    """Write what `build_report` does; `draw` makes the files of each figure."""
     run = read_results(spec, results)
 
-    # Sections import large libraries; a folder that is not whole is told of before that.
+    # Sections import large libraries, so an incomplete folder is reported before that.
     from her2.report import page
     from her2.report.sections.paper import checklist, methods
 
@@ -59,7 +60,7 @@ def write_report(spec: ReportSpec, results: Path, output: Path, draw: Draw) -> N
 
 
 def tables(run: Results) -> dict[str, pl.DataFrame | None]:
-    """Make the tables of all sections for other programs; None where the run has none."""
+    """Return the tables of all sections for the CSV files; None where the run has none."""
     from her2.report.page import find_sections
 
     return {

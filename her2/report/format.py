@@ -1,4 +1,4 @@
-"""Stage 2, report: how numbers, paths and cells of tables are written."""
+"""Stage 2, report: formatting of numbers, paths and lists of names."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,12 @@ _ABSOLUTE = re.compile(r"""(?<![\w.<])(?:/[^\s/'"():,;<>]+)+/([^\s/'"():,;<>]+)"
 
 
 def number(value: float | None, digits: int = 3, *, sign: str = "") -> str:
-    """`0.617`, and the sign that marks it; NA for a figure that is not defined."""
+    """Return `0.617` with the sign that marks it; NA for an undefined figure."""
     return NA if value is None else f"{value:.{digits}f}{sign}"
 
 
 def signed(value: float | None, digits: int = 3, *, sign: str = "") -> str:
-    """`+0.052`, `-0.013`, `0.000`: a difference; NA for one that is not defined."""
+    """Return a difference as `+0.052`, `-0.013` or `0.000`; NA for an undefined one."""
     if value is None:
         return NA
     shown = f"{value:+.{digits}f}"
@@ -24,42 +24,42 @@ def signed(value: float | None, digits: int = 3, *, sign: str = "") -> str:
 
 
 def p_value(value: float | None) -> str:
-    """`0.031`, `< 0.001`; NA for one that is not defined."""
+    """Return a p value as `0.031` or `< 0.001`; NA for an undefined one."""
     if value is None:
         return NA
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def interval(low: float | None, high: float | None, digits: int = 3) -> str:
-    """`[0.529, 0.704]`; empty where there is none."""
+    """Return `[0.529, 0.704]`; empty without an interval."""
     return "" if low is None or high is None else f"[{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def count(value: int) -> str:
-    """`12,345`."""
+    """Return `12,345`."""
     return f"{value:,}"
 
 
 def plural(value: int, noun: str, nouns: str = "") -> str:
-    """`1 slide`, `2 slides`; `nouns` where the plural is not the noun with an s."""
+    """Return `1 slide` or `2 slides`; `nouns` is needed where the plural is not noun plus s."""
     return f"{value:,} {noun if value == 1 else nouns or f'{noun}s'}"
 
 
 def listed(names: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
+    """Return `a`, `a and b` or `a, b and c`."""
     if len(names) < 2:
         return "".join(names)
     return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def percent(share: float) -> str:
-    """`0 %`, `< 1 %`, `12 %`; never broken across lines."""
+    """Return `0 %`, `< 1 %` or `12 %`, with a space that does not break across lines."""
     text = "< 1 %" if 0 < share < 0.005 else f"{100 * share:.0f} %"
     return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def span(values: list[float]) -> str:
-    """`0.25` or `0.25-0.5`: the range of some um/px; a dash for none."""
+    """Return the range of some um/px as `0.25` or `0.25-0.5`; a dash for none."""
     if not values:
         return "-"
     low, high = f"{min(values):.4g}", f"{max(values):.4g}"
@@ -67,12 +67,12 @@ def span(values: list[float]) -> str:
 
 
 def without_folders(text: str) -> str:
-    """Absolute paths cut down to their names: where a machine keeps its files is not a result."""
+    """Cut absolute paths down to file names: where a machine keeps its files is not a result."""
     return _ABSOLUTE.sub(".../\\1", text)
 
 
 def portable(value: Any) -> Any:
-    """A config's values for YAML: paths as text, absolute ones as `.../NAME`."""
+    """Return a config's values for YAML: paths as text, absolute ones as `.../NAME`."""
     match value:
         case PurePath():
             return f".../{value.name}" if value.is_absolute() else value.as_posix()

@@ -1,4 +1,4 @@
-// Sorting, filtering and a large view of the quality-control gallery. Without it, all is shown.
+// Sorts, filters and enlarges the quality-control gallery. Without it, every slide is shown.
 "use strict";
 (() => {
   const list = document.querySelector(".gallery");
@@ -10,7 +10,7 @@
   const sort = tools.querySelector("[data-tool=sort]");
   const show = tools.querySelector("[data-tool=show]");
   const search = tools.querySelector("[data-tool=search]");
-  const told = tools.querySelector("[role=status]");
+  const status = tools.querySelector("[role=status]");
   const number = (card, name) => Number(card.dataset[name]);
   const shown = () => [...list.querySelectorAll(".card")].filter((card) => !card.closest("li").hidden);
   const original = new Map(cards.map((card, index) => [card, index]));
@@ -37,7 +37,7 @@
     }
     const visible = shown();
     focusable(visible[0]);
-    told.textContent = `${visible.length} of ${cards.length} slides`;
+    status.textContent = `${visible.length} of ${cards.length} slides`;
   }
 
   function look(card) {

@@ -1,7 +1,7 @@
-// Sorts tables, enlarges pictures, opens everything for print. Without it, all is there to read.
+// Sorts tables, enlarges pictures and opens everything for print. The page is complete without it.
 "use strict";
 (() => {
-  // A cell's number: what it says first, without its interval and notes; what is none goes last.
+  // The first number of a cell, without its interval and notes; cells without a number sort last.
   const text = (cell) => (cell.querySelector(".value") || cell).textContent.trim();
   const value = (cell) => {
     const found = text(cell).replace(/[,\u2212]/g, (sign) => (sign === "," ? "" : "-")).match(/^[<+[]?\s*(-?\d+(\.\d+)?(e[+-]?\d+)?)/);
@@ -71,7 +71,7 @@
   });
   viewer.addEventListener("close", () => opener?.focus());
 
-  // A link into a closed part opens it; print shows all of the page.
+  // A link into a closed part opens it, and print shows the whole page.
   function reveal() {
     const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
     const closed = target && target.closest("details:not([open])");

@@ -1,7 +1,7 @@
 """Stage 2, report: find the sections, collect what they show, and lay out the page.
 
-Equal results give equal bytes: no hosts, no folders of the machine, and no times but those that
-the feature stores record of their own making.
+Equal results give equal bytes: the page holds no host names, no folders of the machine, and no
+times except those that the feature stores record about how they were made.
 """
 
 import importlib
@@ -26,16 +26,16 @@ _FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True, slots=True)
 class PageContext:
-    """What every section of a page may use, made once from the results.
+    """Facts that every section of a page may use, made once from the results.
 
     Attributes:
-        config: of the run.
+        config: config of the run.
         software: version of her2.
-        synthetic: the slides are drawn.
-        protocol: how patients were divided, in words.
-        confidence: of all intervals, as `95 %`.
-        repeats: of the cross-validation; 1 for a fixed split.
-        footnotes: what the mark of some encoders means.
+        synthetic: true where the slides were drawn by a program.
+        protocol: the way patients were divided, in words.
+        confidence: confidence level of all intervals, as `95 %`.
+        repeats: repeats of the cross-validation; 1 for a fixed split.
+        footnotes: explanations of the mark that some encoders bear.
     """
 
     config: Config
@@ -57,13 +57,13 @@ class ShownSection:
 
     @property
     def heading(self) -> str:
-        """The title, or what the section makes of its data."""
+        """Return the title, or the heading that the section derives from its data."""
         make = self.section.heading
         return make(self.data) if make else self.section.title
 
     @property
     def links(self) -> Sequence[Link]:
-        """Its entries in the navigation."""
+        """Return the section's entries in the navigation."""
         make = self.section.links
         if make:
             return make(self.data)
@@ -88,9 +88,9 @@ def find_sections() -> dict[str, Section[Any]]:
         path.name.removesuffix(".html.j2")
         for path in (_FOLDER / "templates" / "sections").glob("*.html.j2")
     }
-    if lonely := sorted(templates ^ found.keys()):
+    if unpaired := sorted(templates ^ found.keys()):
         raise LookupError(
-            f"her2/report: {', '.join(lonely)}: a section is a module in sections/ with SECTION "
+            f"her2/report: {', '.join(unpaired)}: a section is a module in sections/ with SECTION "
             "and a template of the same name in templates/sections/"
         )
     claims = Counter(
@@ -102,13 +102,13 @@ def find_sections() -> dict[str, Section[Any]]:
             *(f"table {name}" for name in section.tables),
         )
     )
-    if twice := [claim for claim, number in claims.items() if number > 1]:
-        raise LookupError(f"her2/report/sections: more than one section has {', '.join(twice)}")
+    if shared := [claim for claim, number in claims.items() if number > 1]:
+        raise LookupError(f"her2/report/sections: more than one section has {', '.join(shared)}")
     return dict(sorted(found.items(), key=lambda item: item[1].order))
 
 
 def collect_sections(results: Results) -> tuple[ShownSection, ...]:
-    """Collect what the page shows, section by section."""
+    """Collect the data of every section that the page shows."""
     collected = (
         ShownSection(name, section, section.collect(results))
         for name, section in find_sections().items()
@@ -117,7 +117,7 @@ def collect_sections(results: Results) -> tuple[ShownSection, ...]:
 
 
 def page_context(results: Results) -> PageContext:
-    """Make what all sections of a page share."""
+    """Return the facts that all sections of a page share."""
     return PageContext(
         config=results.config,
         software=results.software,
@@ -132,15 +132,15 @@ def page_context(results: Results) -> PageContext:
 def render(
     context: PageContext, shown: Sequence[ShownSection], figure_uris: Mapping[str, str]
 ) -> str:
-    """Lay out the page.
+    """Return the page.
 
     Args:
-        context: what all sections share.
+        context: facts that all sections share.
         shown: the sections, in order.
         figure_uris: name of each figure -> its picture as a data URI.
 
     Returns:
-        HTML: self-contained, with one script, pinned by its hash.
+        Self-contained HTML with one script that is pinned by its hash.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER / "templates"),

@@ -1,4 +1,4 @@
-"""Stage 2, report: everything that the page is made of, read once and checked for being there."""
+"""Stage 2, report: everything that the page is made of, read once and checked to be present."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,11 +28,11 @@ DETAILS = (
     "operating",
     "decision",
 )
-"""Of one evaluation, beyond its metrics."""
+"""Tables of one evaluation, beyond its metrics."""
 TABLES = ("predictions", "slides", "patients", "metrics", *DETAILS)
-"""Of one evaluation."""
+"""All tables of one evaluation."""
 CONTROLS = ("covariates", "inputs", "shuffled", "shuffled_draws", "subgroups")
-"""Beside one evaluation."""
+"""Tables of the controls of one model."""
 ATTENTION = (
     "localisation",
     "localisation_summary",
@@ -40,17 +40,17 @@ ATTENTION = (
     "faithfulness_summary",
     "agreement",
 )
-"""Of one model's attention."""
+"""Tables of one model's attention."""
 RECEIPTS = 200
-"""Stores of an encoder, about, whose receipts are read."""
+"""Approximate number of stores per encoder whose receipts are read."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedModel:
-    """One encoder and head on a task: the tables of its evaluation, and how it was trained.
+    """One encoder and head on a task: the tables of its evaluation and of its training.
 
-    `folds` and `histories` are by run (`r0f3`); a history that has no link is absent. `controls`
-    and `attention` are tables by name. `heatmaps` is the list of `heatmaps.json`, `scores` that of
+    `folds` and `histories` are by run (`r0f3`); a missing history is left out. `controls` and
+    `attention` are tables by name. `heatmaps` is the list of `heatmaps.json`, `scores` that of
     `tiles.json`, and `pictures` their folder.
     """
 
@@ -80,16 +80,16 @@ class EvaluatedModel:
 
     @property
     def name(self) -> str:
-        """`task / encoder / head`."""
+        """Return `task / encoder / head`."""
         return f"{self.task_name} / {self.encoder} / {self.head}"
 
     @property
     def anchor(self) -> str:
-        """Of its section on the page; names hold no slash, so no two are equal."""
+        """Return the id of its section on the page, unique since names hold no slash."""
         return f"model/{self.task_name}/{self.encoder}/{self.head}"
 
     def level(self, name: str) -> pl.DataFrame:
-        """Figures at `patient` or `slide` level."""
+        """Return the metrics at `patient` or `slide` level."""
         return self.metrics.filter(pl.col("level") == name)
 
 
@@ -97,12 +97,12 @@ class EvaluatedModel:
 class Results:
     """A finished run.
 
-    `cohort` has one row a slide and grid; `features`, and the `precisions` and `devices` that they
-    were computed in and on, are by encoder, and so are `overlaps` and `pretraining` (epochs), for
-    those that have them. `comparisons` and `statements` are by task; a task of one encoder and head
-    has no comparison. `receipts` are by encoder: how the features of some slides came about, see
-    `her2.embedding.stage.receipt`. `similar` are pairs of slides by encoder, `folds` are by task.
-    `split`: the manifest's fixed split was used.
+    `cohort` has one row per slide and grid. `features`, and the `precisions` and `devices` that
+    they were computed in and on, are by encoder, and so are `overlaps` and `pretraining` (epochs)
+    for those that have them. `comparisons` and `statements` are by task; a task with one encoder
+    and head has no comparison. `receipts` are by encoder and describe how the features of some
+    slides were made, see `her2.embedding.stage.receipt`. `similar` are pairs of slides by encoder,
+    and `folds` are by task. `split` is true where the manifest's fixed split was used.
     """
 
     config: Config
@@ -125,20 +125,20 @@ class Results:
 
     @property
     def synthetic(self) -> bool:
-        """The slides are drawn."""
+        """Return whether the slides were drawn by a program."""
         return self.config.cohort.synthetic
 
     @property
     def figure_context(self) -> FigureContext:
-        """What all figures of the page share."""
+        """Return the context that all figures of the page share."""
         return FigureContext(self.synthetic)
 
     def task_models(self, task_name: str) -> tuple[EvaluatedModel, ...]:
-        """The models of one task, in the config's order."""
+        """Return the models of one task, in the config's order."""
         return tuple(model for model in self.models if model.task_name == task_name)
 
 
-def one_row_a_slide(results: Results) -> pl.DataFrame:
+def one_row_per_slide(results: Results) -> pl.DataFrame:
     """Return the cohort table without its grids: one row per slide."""
     return results.cohort.unique("slide_id", keep="first").sort("slide_id")
 
@@ -147,7 +147,7 @@ def read_results(spec: ReportSpec, folder: Path) -> Results:
     """Read the results folder of a run.
 
     Raises:
-        UserError: a table, card or manifest is missing or broken.
+        UserError: a table, card or entries file is missing or broken.
     """
     config = spec.config
     features = {
@@ -209,7 +209,7 @@ def _overlaps(config: Config, folder: Path) -> dict[str, Overlap]:
 
 
 def _comparisons(config: Config, folder: Path) -> dict[str, pl.DataFrame]:
-    """Results of before there was a comparison have none, and one encoder has no pair."""
+    """Return the comparisons by task; a single encoder and head has no pairs to compare."""
     paths = {task: folder / "evaluation" / task / "comparison.parquet" for task in config.tasks}
     tables = {task: _table(path) for task, path in paths.items() if path.exists()}
     return {task: table for task, table in tables.items() if len(table)}
@@ -243,7 +243,10 @@ def _model(
 
 
 def _receipts(spec: ReportSpec, folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The precisions and devices of the features: one store a bucket answers for its job."""
+    """Return the precisions and devices of the features, from one store per bucket.
+
+    One job computes all features of a bucket, so any of its stores will do.
+    """
     precisions, devices = set(), set()
     for bucket in spec.buckets:
         entries = read_all_entries(folder, [bucket], FeatureEntry)
@@ -260,7 +263,7 @@ def _receipts(spec: ReportSpec, folder: Path) -> tuple[tuple[str, ...], tuple[st
 def _slide_receipts(
     entries: Mapping[str, FeatureEntry], folder: Path
 ) -> tuple[Mapping[str, Any], ...]:
-    """Of as many slides as tell how a cohort went; the oldest stores have none."""
+    """Return the receipts of about `RECEIPTS` slides; the oldest stores have none."""
     paths = [
         path
         for slide_id, entry in sorted(entries.items())
@@ -279,7 +282,7 @@ def read_metrics(path: Path) -> pl.DataFrame:
     """Read the figures of one model.
 
     Raises:
-        UserError: they are missing or broken.
+        UserError: the table is missing or broken.
     """
     return _table(path)
 
@@ -299,4 +302,4 @@ def _heatmaps(path: Path) -> list[dict[str, object]]:
 
 
 def _broken(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path}: cannot be read ({error}); delete it and run snakemake again.")
+    return UserError(f"{path}: cannot be read ({error}). Delete it and run snakemake again.")

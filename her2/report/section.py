@@ -1,4 +1,4 @@
-"""Stage 2, report: what a section of the page is, declared by its module in `sections`."""
+"""Stage 2, report: the declaration of a section of the page by its module in `sections`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,18 +24,19 @@ class Link:
 class Section(Generic[Data]):
     """A section of the page: `SECTION` of a module in `her2.report.sections`.
 
-    Its template has the module's name and is given what `collect` returns as `data`.
+    Its template has the module's name and receives the return value of `collect` as `data`.
 
     Attributes:
-        anchor: id of its heading; links on the page lead to it.
+        anchor: id of its heading, the target of links on the page.
         title: its heading.
         short_title: its entry in the navigation where that is not the title.
-        order: sections stand on the page by this number; no two share one.
-        collect: reads from a run what the template lays out.
-        is_shown: whether a run has anything to show here.
-        heading: its heading where that depends on the data.
-        links: its entries in the navigation where those depend on the data.
-        tables: CSV files beside the page, by name without suffix; None where a run has none.
+        order: position on the page, lowest first; no two sections share one.
+        collect: returns the data of a run that the template lays out.
+        is_shown: returns whether a run has anything to show here.
+        heading: returns its heading where that depends on the data.
+        links: returns its entries in the navigation where those depend on the data.
+        tables: name of a CSV file beside the page, without suffix -> the function that returns its
+            table, or None where a run has none.
     """
 
     anchor: str

@@ -1,4 +1,4 @@
-"""Stage 2, report: a plain table of the page, as data; one macro lays all of them out."""
+"""Stage 2, report: plain tables of the page as data, all laid out by one macro."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from her2.report.format import interval, number
 
 @dataclass(frozen=True, slots=True)
 class TableCell:
-    """One figure: `0.617`, `[0.529, 0.704]`, and what has to be said beside it."""
+    """One figure: `0.617`, its interval `[0.529, 0.704]`, and a note beside it."""
 
     value: str
     interval: str = ""
@@ -18,7 +18,7 @@ class TableCell:
 
 @dataclass(frozen=True, slots=True)
 class PageTable:
-    """A table: the first cell of a row is its head; titles that begin with # stand over numbers."""
+    """A table whose first column holds the row heads; titles that begin with # head numbers."""
 
     caption: str
     columns: tuple[str, ...]
@@ -32,7 +32,7 @@ TableRow = Sequence[TableCell | str]
 def page_table(
     caption: str, columns: Iterable[str], rows: Iterable[TableRow], note: str = ""
 ) -> PageTable:
-    """A table of cells; plain text is a cell without interval and note."""
+    """Return a table of cells; plain text becomes a cell without interval and note."""
     cells = tuple(
         tuple(TableCell(item) if isinstance(item, str) else item for item in row) for row in rows
     )
@@ -42,7 +42,7 @@ def page_table(
 def figure_cell(
     record: Mapping[str, Any] | None, *, digits: int = 3, sign: str = "", name: str = "value"
 ) -> TableCell:
-    """The cell of a record with `value` (or another name), `low`, `high` and `note`."""
+    """Return the cell of a record with `value` (or another name), `low`, `high` and `note`."""
     if record is None:
         return TableCell("NA", note="not evaluated")
     ends = interval(record.get("low"), record.get("high"), digits)

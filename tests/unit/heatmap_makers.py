@@ -83,12 +83,12 @@ class World:
         return self.cache.path("models", self.keys[self.test_fold(slide_id)])
 
     def attention(self, slide_id: str) -> np.ndarray:
-        """By the model that held the slide out."""
+        """Return the attention by the model that held the slide out."""
         table = pl.read_parquet(self.model(slide_id) / "attention.parquet")
         return table.filter(pl.col("slide_id") == slide_id)["attention"][0].to_numpy()
 
     def coords(self) -> np.ndarray:
-        """Of every slide, level-0 px."""
+        """Return the top left corners of every slide's tiles in level-0 px."""
         return np.array(
             [(x, y) for y in range(PER_SIDE) for x in range(PER_SIDE)], np.int32
         ) * np.int32(TILE_PX)

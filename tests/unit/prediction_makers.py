@@ -54,3 +54,27 @@ def predictions(
         **{f"prob_{name}": pl.Float64 for name in SCORE.class_names},
     }  # fmt: skip
     return pl.DataFrame(records, schema=schema, orient="row")
+
+
+def cohort_of(table: pl.DataFrame, *, site: object = None, seed: int = 5) -> pl.DataFrame:
+    """Slides whose measures know nothing of the label; `site` by label, or at random."""
+    generator = np.random.default_rng(seed)
+    slides = table.select("slide_id", "target").unique().sort("slide_id")
+    n = len(slides)
+    sites = np.array(["a", "b", "c", "d"])
+    chosen = sites[slides["target"].to_numpy()] if site == "label" else generator.choice(sites, n)
+    return pl.DataFrame(
+        {
+            "slide_id": slides["slide_id"],
+            "grid": ["g"] * n,
+            "status": ["ok"] * n,
+            "site": chosen,
+            "scanner": generator.choice(["x", "y"], n),
+            "tissue_mm2": generator.uniform(1, 90, n),
+            "tiles": generator.integers(50, 900, n),
+            "width_px": generator.integers(10_000, 90_000, n),
+            "height_px": generator.integers(10_000, 90_000, n),
+            "mpp_x": generator.normal(0.25, 0.01, n),
+            "mpp_y": generator.normal(0.25, 0.01, n),
+        }
+    )

@@ -56,7 +56,7 @@ PRETRAINED: dict[str, object] = {
 
 @dataclass
 class Cohort:
-    """What a made-up run is like."""
+    """The description of a made-up run."""
 
     title: str = "A report"
     synthetic: bool = False
@@ -304,7 +304,7 @@ class Cohort:
 
 @functools.cache
 def _worlds() -> tempfile.TemporaryDirectory[str]:
-    """Where each run that never was is made once per process; it goes away with the process."""
+    """Return the folder of made-up runs, made once per process and deleted with it."""
     return tempfile.TemporaryDirectory(prefix="her2-worlds-")
 
 

@@ -18,8 +18,7 @@ from her2.core.errors import UserError
 from her2.core.files import digest
 from her2.evaluation.controls.covariates import covariates_of
 from her2.storage.entries import TileEntry, write_entries
-from tests.unit.prediction_makers import predictions
-from tests.unit.test_controls import cohort_of
+from tests.unit.prediction_makers import cohort_of, predictions
 from tests.unit.test_plan import ROWS, plan, stages_that_change
 from tests.unit.tile_makers import slide_facts
 

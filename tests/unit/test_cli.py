@@ -35,7 +35,7 @@ def command(*arguments: object) -> Result:
 
 
 def failing(monkeypatch, capsys, *arguments: object) -> str:
-    """What a user sees of a mistake, through the real entry point."""
+    """Return the output that a user sees after a mistake, through the real entry point."""
     monkeypatch.setattr(sys, "argv", ["her2", *map(str, arguments)])
     with pytest.raises(SystemExit) as exit_:
         main()
@@ -262,7 +262,7 @@ def config(tmp_path, config_values) -> Path:
 def test_a_sound_config_is_said_to_be_sound(config):
     result = command("config", "check", config)
     assert result.exit_code == 0
-    assert "no problem found" in result.output
+    assert "no problems found" in result.output
 
 
 def test_a_misspelt_key_is_shown(config, config_values, monkeypatch, capsys):
@@ -289,7 +289,7 @@ def test_a_sound_manifest_is_counted(tmp_path, config, write_csv, drawn_slide):
     slides = write_csv([rows_of(1)])
     result = command("cohort", "check", slides, "--config", config)
     assert result.exit_code == 0, result.output
-    assert "1 slides of 1 patients, no problem found" in result.output
+    assert "1 slides of 1 patients, no problems found" in result.output
 
 
 def test_files_that_are_one_or_none_are_named(

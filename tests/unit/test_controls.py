@@ -17,7 +17,7 @@ from her2.evaluation.controls.covariates import covariates_of, predict_by_covari
 from her2.evaluation.controls.permutation import _areas, _shuffled, shuffle_labels
 from her2.evaluation.controls.stage import control, control_tables, slides_of_model
 from her2.evaluation.controls.subgroups import subgroup_figures
-from tests.unit.prediction_makers import SCORE, predictions
+from tests.unit.prediction_makers import SCORE, cohort_of, predictions
 
 SECTION = EvaluationSection(bootstrap=300, permutations=100)
 SPEC = ControlSpec(task=SCORE, grid="g", evaluation=SECTION, seed=3)
@@ -33,30 +33,6 @@ def folds_of(table: pl.DataFrame) -> pl.DataFrame:
         .join(roles, on=["slide_id", "repeat", "fold"], how="left")
         .with_columns(pl.col("role").fill_null("train"))
         .sort("repeat", "fold", "slide_id")
-    )
-
-
-def cohort_of(table: pl.DataFrame, *, site: object = None, seed: int = 5) -> pl.DataFrame:
-    """Slides whose measures know nothing of the label; `site` by label, or at random."""
-    generator = np.random.default_rng(seed)
-    slides = table.select("slide_id", "target").unique().sort("slide_id")
-    n = len(slides)
-    sites = np.array(["a", "b", "c", "d"])
-    chosen = sites[slides["target"].to_numpy()] if site == "label" else generator.choice(sites, n)
-    return pl.DataFrame(
-        {
-            "slide_id": slides["slide_id"],
-            "grid": ["g"] * n,
-            "status": ["ok"] * n,
-            "site": chosen,
-            "scanner": generator.choice(["x", "y"], n),
-            "tissue_mm2": generator.uniform(1, 90, n),
-            "tiles": generator.integers(50, 900, n),
-            "width_px": generator.integers(10_000, 90_000, n),
-            "height_px": generator.integers(10_000, 90_000, n),
-            "mpp_x": generator.normal(0.25, 0.01, n),
-            "mpp_y": generator.normal(0.25, 0.01, n),
-        }
     )
 
 

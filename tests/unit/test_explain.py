@@ -1,4 +1,4 @@
-"""What Snakemake plans, as data."""
+"""The jobs that Snakemake plans, as data."""
 
 import shutil
 import subprocess
@@ -79,7 +79,7 @@ def test_a_changed_spec_is_said_key_by_key_and_what_follows_comes_after(workflow
     assert (upper.rule, upper.wildcards) == ("upper", {})
     assert upper.reason == "Params have changed since last execution"
     assert upper.changes == (
-        "rows of the manifest: others, or other values in them",
+        "rows of the manifest: other rows, or other values in them",
         "tiling.min_tissue: 0.3 -> 0.31",
         "version: 1 -> 2",
     )

@@ -1,4 +1,4 @@
-"""What other programs read of a heatmap: Parquet, GeoJSON as QuPath reads it, OME-TIFF."""
+"""The files of a heatmap for other programs: Parquet, GeoJSON as QuPath reads it, OME-TIFF."""
 
 import json
 import re

@@ -184,7 +184,7 @@ class TestPanels:
 
     def test_uniform_attention_is_said_and_has_no_bar(self) -> None:
         _, panel = panels(some_tiles(np.ones(9)), self.thumbnail, None, "")
-        assert panel.title == "Attention: the same everywhere"
+        assert panel.title == "Attention: uniform"
         assert panel.bar is None
 
 
@@ -254,7 +254,7 @@ def test_attention_of_other_tiles_than_the_store_s_is_refused(world: World) -> N
     path = world.model(name) / "attention.parquet"
     table = pl.read_parquet(path).with_columns(pl.col("attention").list.head(5))
     table.write_parquet(path)
-    with pytest.raises(UserError, match=rf"attention of 5 tiles, and features of {TILES}"):
+    with pytest.raises(UserError, match=rf"attention for 5 tiles but features of {TILES}"):
         world.draw(slides=1)
 
 

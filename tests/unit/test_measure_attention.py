@@ -61,7 +61,7 @@ class World:
         )
 
     def attention(self, slide_id: str, repeat: int = 0) -> np.ndarray:
-        """What the model that tested the slide stored."""
+        """Return what the model that tested the slide stored."""
         folds = pl.read_parquet(self.root / "folds.parquet").filter(
             (pl.col("slide_id") == slide_id)
             & (pl.col("role") == "test")
@@ -292,7 +292,7 @@ def changed(table: pl.DataFrame, make) -> pl.DataFrame:
         (without, "has no attention"),
         (
             lambda table: changed(table, lambda v: v[:-1]),
-            r"has attention of \d+ tiles, and features",
+            r"has attention for \d+ tiles but features",
         ),
         (
             lambda table: changed(table, lambda v: [float("nan"), *v[1:]]),

@@ -65,7 +65,7 @@ def test_numbers_of_the_cohort_are_those_of_the_tables(results: Results) -> None
     assert f"This gave {count(usable['tiles'].sum())} tiles on {len(usable)} slides" in words
     assert f"The slides are from {results.cohort['site'].n_unique()} sites" in words
     for name, card in results.cards.items():
-        assert re.search(rf"{name} \(resnet18 of timm, {card.dimension} features a tile", words)
+        assert re.search(rf"{name} \(resnet18 of timm, {card.dimension} features per tile", words)
         assert card.weights_sha256[:12] in words
 
 
@@ -73,7 +73,7 @@ def test_numbers_of_the_parts_are_those_of_the_folds(results: Results) -> None:
     table = results.folds["score"].filter(pl.col("role") == "test")
     sizes = table.group_by("fold").len()["len"].unique().to_list()
     assert len(sizes) == 1
-    assert f"and {sizes[0]} test patients a fold" in text(results)
+    assert f"and {sizes[0]} test patients per fold" in text(results)
 
 
 def test_uneven_parts_are_given_as_a_range() -> None:
@@ -86,7 +86,7 @@ def test_uneven_parts_are_given_as_a_range() -> None:
         schema=["patient_id", "repeat", "fold", "role"],
         orient="row",
     )
-    assert methods_models._sizes(table) == "1 train, 1 tune and 1 to 2 test patients a fold"
+    assert methods_models._sizes(table) == "1 training, 1 tuning and 1 to 2 test patients per fold"
 
 
 def test_every_kind_of_head_is_described_and_its_source_listed(results: Results) -> None:
@@ -144,7 +144,7 @@ def test_every_choice_of_the_config_has_its_words() -> None:
 def test_a_baseline_has_no_epochs_and_no_steps(results: Results) -> None:
     words = text(configured(results, heads={"logistic": {"head": "logistic"}}))
     assert "inverse strength of the penalty was chosen" in words
-    assert "The tune part picked the strength of the penalty" in words
+    assert "The tuning set was used to choose the strength of the penalty" in words
     assert "epoch without" not in words
     assert "AdamW" not in methods_models.models(
         configured(results, heads={"logistic": {"head": "logistic"}})
@@ -158,14 +158,17 @@ def test_a_local_file_of_an_untrained_encoder_is_not_called_published(results: R
     }  # fmt: skip
     encoders = results.config.model_dump(mode="json")["encoders"] | {"one": section}
     words = text(configured(results, encoders=encoders))
-    assert "weights of a local file, not trained on any image" in words
+    assert "weights from a local file, not trained on any image" in words
     assert "published" not in words
 
 
 def test_an_encoder_made_here_has_its_patches_and_epoch(results: Results) -> None:
     words = text(results)
-    assert "two was trained on 1,200 normal and 800 tumour patches, from random weights" in words
-    assert "by case: no patient is on both sides; epoch 2 of 3 was kept" in words
+    assert (
+        "two was trained on 1,200 normal and 800 tumour patches, starting from random weights"
+        in words
+    )
+    assert "by case: no patient is on both sides. Epoch 2 of 3 was kept" in words
 
 
 def test_searched_options_are_not_given_as_set(results: Results) -> None:
@@ -178,9 +181,9 @@ def test_searched_options_are_not_given_as_set(results: Results) -> None:
 
 def test_patients_that_an_encoder_saw_are_said(results: Results) -> None:
     saw = replace(results, overlaps={"two": Overlap(True, ("p1",), True)})
-    assert "its training saw 1 patient of this cohort" in text(saw)
+    assert "its training included 1 patient of this cohort" in text(saw)
     unknown = replace(results, overlaps={"two": Overlap(False, (), False)})
-    assert "whether its training saw patients of this cohort is not known" in text(unknown)
+    assert "whether its training included patients of this cohort is unknown" in text(unknown)
 
 
 @pytest.mark.parametrize(("value", "drawn"), [("train", True), ("Validation", False)])
@@ -191,7 +194,7 @@ def test_a_fixed_split_is_not_called_cross_validation(
     words = text(replace(results, split=True, cohort=cohort))
     assert "The manifest's fixed split (column 'split') was used." in words
     assert "cross-validation" not in words
-    assert ("The column names no tune part: 20" in words) is drawn
+    assert ("The column names no tuning set: 20" in words) is drawn
 
 
 def test_the_published_protocol_is_named_only_where_it_ran(
@@ -206,7 +209,7 @@ def test_the_published_protocol_is_named_only_where_it_ran(
 def test_tissue_of_mask_files_is_not_called_detected(results: Results) -> None:
     cohort = results.cohort.with_columns(tissue_source=pl.lit("mask file"), regions=pl.lit(2))
     words = methods.tiles(replace(results, cohort=cohort))
-    assert "Tissue was taken from mask files of another program." in words
+    assert "Tissue was taken from mask files made by another program." in words
     assert "only annotated regions were used" in words
 
 
@@ -214,7 +217,7 @@ def test_two_tasks_have_their_own_numbers(results: Results) -> None:
     whole = results.config.model_dump(mode="json")["tasks"]
     low = {"label": "her2", "classes": {"low": ["0", "1"], "high": ["2"]}}
     words = text(configured(results, tasks=whole | {"low": low}))
-    assert "Before exclusions the column her2 gave 16 patients of low and 8 of high" in words
+    assert "Before exclusions, the column her2 gave 16 patients of low and 8 of high" in words
     assert "low vs high" in words
 
 

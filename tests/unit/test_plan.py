@@ -228,7 +228,7 @@ def test_a_split_column_can_be_ignored():
 
 def test_the_published_protocol_does_not_go_with_a_split_column():
     found = plan({"published_protocol": True}, with_row(0, split="test"))
-    with pytest.raises(UserError, match="set folds.split: ignore, or published_protocol: false"):
+    with pytest.raises(UserError, match="Set folds.split: ignore, or published_protocol: false"):
         _ = found.chunks
 
 

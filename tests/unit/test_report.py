@@ -123,7 +123,7 @@ def test_the_page_asks_nothing_of_any_network(tmp_path):
 
 
 def test_the_only_script_is_our_own_and_the_policy_names_its_hash(tmp_path):
-    """What hostile text could smuggle in would not run, even if it were not escaped."""
+    """Even if hostile text were not escaped, the policy would keep it from running."""
     page = report(tmp_path, Cohort(title=HOSTILE))
     scripts = re.findall(r"<script([^>]*)>(.*?)</script>", page.source, flags=re.DOTALL)
     assert [attributes for attributes, _ in scripts] == [""]
@@ -169,7 +169,7 @@ def test_equal_results_give_equal_bytes(tmp_path):
 @pytest.mark.parametrize("synthetic", [True, False])
 def test_the_synthetic_banner_is_shown_if_and_only_if_the_slides_are_drawn(tmp_path, synthetic):
     page = report(tmp_path, Cohort(synthetic=synthetic))
-    sentence = "every figure on this page comes from drawn slides, not from patients"
+    sentence = "every result on this page comes from slides drawn by a program, not from patients"
     assert (f"Synthetic data: {sentence}" in page.text) is synthetic
     parts = {part.split('"')[1]: part for part in page.source.split("<h2 id=")[1:]}
     for name in ("headline", "cohort", "models", "attention", "controls"):
@@ -228,7 +228,7 @@ def test_each_pair_of_encoders_is_compared_as_in_the_table(tmp_path):
             f"{format.p_value(row['p_holm'])} of {row['family']}",
             "18",
         ]
-    assert "corrected for the number of tests of the family" in page.text
+    assert "corrected for the number of tests in the family" in page.text
     found = table(tmp_path, "comparison")
     assert found["difference"].to_list() == pytest.approx(every["difference"].to_list())
     assert set(found["overlap"]) == {None}
@@ -292,7 +292,7 @@ def test_pretraining_figures_that_are_not_finite_are_na(tmp_path):
     card = replace(results.cards["plain"], provenance=facts)
     row = pretraining.pretraining(replace(results, cards={"plain": card}))[0]
     assert (row.balanced_accuracy, row.mean_auc, row.best_epoch) == ("NA", "NA", 1)
-    assert row.test == "test part: 0.750, NA"
+    assert row.test == "test set: 0.750, NA"
 
 
 def test_every_figure_of_an_encoder_that_saw_the_patients_is_marked(tmp_path):
@@ -306,8 +306,10 @@ def test_every_figure_of_an_encoder_that_saw_the_patients_is_marked(tmp_path):
             overlaps={"clean": clean, "leaky": saw},
         ),
     )
-    words = "† leaky: pre-trained on 12 patients of this cohort: p00, p01, p02, p03, p04, "
-    assert page.text.count(f"{words}p05, p06, p07, p08, p09, ...; these figures are too good") == 4
+    words = "† leaky: pre-trained on 12 patients of this cohort (p00, p01, p02, p03, p04, "
+    assert (
+        page.text.count(f"{words}p05, p06, p07, p08, p09, ...), so its results are optimistic") == 4
+    )
     marked = page.row("leaky† / abmil")
     titles = page.row("Encoder / head")
     covariates = next(i for i, title in enumerate(titles) if title.startswith("Covariates"))
@@ -341,14 +343,12 @@ def test_the_mark_passes_to_encoders_that_begin_from_a_marked_one(tmp_path):
     assert overlap.mark(replace(results, config=config), "second") == overlap.MARK
 
 
-def test_an_overlap_that_nobody_can_know_is_said(tmp_path):
+def test_an_unknown_overlap_gives_a_warning(tmp_path):
     cohort = Cohort(
         pretrained={"plain": {"cases": []}}, overlaps={"plain": Overlap(False, (), False)}
     )
     page = report(tmp_path, cohort)
-    assert (
-        "plain: nobody can tell whether its pre-training saw patients of this cohort" in page.text
-    )
+    assert "plain: it is unknown whether its pre-training saw patients of this cohort" in page.text
     assert "†" not in page.source
     assert table(tmp_path, "headline")["overlap"].to_list() == [None] * 4
 
@@ -465,7 +465,7 @@ def test_encoders_that_lost_different_slides_show_their_own_counts(tmp_path):
 def test_unlabelled_slides_are_counted_and_their_predictions_averaged(tmp_path):
     cohort = Cohort(labels=("0", "1", "2") * 6 + (None,) * 60)
     page = report(tmp_path, cohort)
-    assert "60 slides without a label; predicted, not trained on." in page.text
+    assert "60 slides without a label. These slides are predicted, not trained on." in page.text
     assert "the first 50 of 60" in page.text
     rows = table(tmp_path, "unlabelled")
     assert len(rows) == 60
@@ -489,11 +489,11 @@ def test_sites_add_up_to_all(tmp_path):
 
 def test_attention_pictures_say_what_they_are_and_missing_ones_why(tmp_path):
     page = report(tmp_path, Cohort(synthetic=True))
-    assert "Painted by the model of the fold that never saw the patient." in page.text
+    assert "Attention is from the model of the fold that never saw the patient." in page.text
     assert "Attention is not HER2 staining." in page.text
     assert "planted HER2-positive morphology" in page.text
     assert page.row("slide-99") == ["slide-99", f"{HOSTILE} in .../slide-99.svs"]
-    assert "1 slide without picture." in page.text
+    assert "1 slide without a picture." in page.text
 
 
 def test_a_broken_picture_is_listed_and_stops_nothing(tmp_path):
@@ -538,19 +538,19 @@ def test_no_folder_of_the_machine_is_on_the_page(tmp_path):
 
 def test_precision_is_what_the_features_were_computed_in(tmp_path):
     page = report(tmp_path, Cohort(precision="bfloat16"))
-    assert "bfloat16 asked: auto on CPU (x86_64)" in page.text
+    assert "bfloat16 requested: auto on CPU (x86_64)" in page.text
 
 
 @pytest.mark.parametrize(
     ("asked", "used", "words"),
     [
         ("auto", ("bfloat16", "float32"), "in more than one precision (bfloat16, float32)"),
-        ("float16", ("float32",), "asked for float16, computed in float32"),
+        ("float16", ("float32",), "float16 was requested, but features were computed in float32"),
         ("auto", ("float32",), None),
         ("float32", ("float32",), None),
     ],
 )
-def test_a_precision_that_was_not_asked_for_is_warned_of(tmp_path, asked, used, words):
+def test_a_precision_that_was_not_requested_gives_a_warning(tmp_path, asked, used, words):
     cohort = Cohort()
     cohort.write(tmp_path)
     results = read_results(cohort.spec(), tmp_path)
@@ -606,10 +606,10 @@ def test_a_missing_table_is_named(tmp_path):
 def test_the_audit_says_what_was_looked_for_and_found(tmp_path):
     similar = {"plain": [("slide-00", "slide-05", "p0", "p5", 0.9312, 0.1734)]}
     page = report(tmp_path, Cohort(similar=similar))
-    assert page.row("Patients in two parts of a fold")[1:] == [
+    assert page.row("Patients in two sets of the same fold")[1:] == [
         "task score: 18 patients, 3 folds", "0", "always",
     ]  # fmt: skip
-    assert page.row("Slides with the content of another")[1:] == ["18 slides", "0", "always"]
+    assert page.row("Slides with the same content as another")[1:] == ["18 slides", "0", "always"]
     assert page.row("Slides of two patients")[1:] == [
         "features of plain", "0 (most tiles shared: 0.17)", "above 0.5 of the tiles",
     ]  # fmt: skip
@@ -620,13 +620,13 @@ def test_the_audit_says_what_was_looked_for_and_found(tmp_path):
     assert table.row(0) == ("plain", *similar["plain"][0])
 
 
-def test_an_allowed_copy_is_said_aloud(tmp_path):
+def test_an_allowed_copy_gives_a_warning(tmp_path):
     similar = {"plain": [("slide-00", "slide-05", "p0", "p5", 0.99, 0.83)]}
     values = {"folds": {"number": 3, "max_shared_tiles": 0.9}}
     page = report(tmp_path, Cohort(similar=similar, values=values))
     assert (
-        "plain: slide-00 and slide-05 are of two patients and share 83% of their tiles by their "
-        "features; allowed by folds.max_shared_tiles 0.9." in page.text
+        "plain: slide-00 and slide-05 belong to different patients but share 83% of their tiles "
+        "according to their features. This is allowed by folds.max_shared_tiles: 0.9." in page.text
     )
 
 
@@ -641,8 +641,8 @@ def test_a_fixed_split_is_said_and_its_train_slides_are_not_missed(tmp_path):
     ("sites", "words"),
     [
         ("ignored", "cross-validation with 3 folds, grouped by patient."),
-        ("preserved", "grouped by patient, each site in one test part."),
-        ("stratified", "grouped by patient, test parts alike in sites."),
+        ("preserved", "grouped by patient, each site in a single test set."),
+        ("stratified", "grouped by patient, test sets with similar proportions of each site."),
     ],
 )
 def test_the_page_says_how_patients_were_divided(tmp_path, sites, words):
@@ -652,14 +652,15 @@ def test_the_page_says_how_patients_were_divided(tmp_path, sites, words):
 
 def test_the_metric_that_kept_the_epoch_is_stated(tmp_path):
     page = report(tmp_path, Cohort(values={"training": {"select": "macro_auc"}}))
-    assert "The kept epoch had the highest macro AUC on the tune part" in page.text
+    assert "The kept epoch had the highest macro AUC on the tuning set" in page.text
     assert "trials" not in page.text
 
 
 def test_the_number_of_trials_of_a_search_is_stated_with_what_each_fold_chose(tmp_path):
     page = report(tmp_path, Cohort(trials=12))
     assert (
-        "Options of the head were searched: 12 trials in each fold, chosen inside it." in page.text
+        "Options of the head were searched with 12 trials in each fold and chosen within the fold."
+        in page.text
     )
     rows = [row for row in page.rows if row[0].strip() == "r0f0"]
     assert [cell.strip() for cell in rows[-1][-2:]] == ["12", "attention 64, gated True"]

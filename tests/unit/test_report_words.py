@@ -1,4 +1,4 @@
-"""What the report says in words: flow, methods, checklist, warnings; each number of a table."""
+"""The report's text: flow, methods, checklist and warnings, with every number from a table."""
 
 import re
 from dataclasses import replace
@@ -60,8 +60,8 @@ def test_the_methods_state_the_numbers_of_the_run(tmp_path: Path) -> None:
     results = read(tmp_path, LOST)
     text = " ".join(methods.methods(results))
     for words in (
-        "of 26 slides of 26 patients",
-        "over 21 slides of 21 patients",
+        "of 26 slides from 26 patients",
+        "for 21 slides from 21 patients",
         "224 x 224 px at 0.5 um/px",
         "each of 2 frozen encoders",
         "with 3 folds",
@@ -153,7 +153,7 @@ def test_the_statement_of_the_paper_is_one_line(
         assert "+0.050 [-0.010, 0.110], p 0.080, 18 patients" in found.text
 
 
-def test_the_summary_names_the_range_and_warns_of_the_highest(tmp_path: Path) -> None:
+def test_the_summary_names_the_range_and_warns_of_selection(tmp_path: Path) -> None:
     results = read(tmp_path, Cohort(encoders=("one", "two"), signal=0.3))
     (sentence,) = summary.sentences(results)
     values = []
@@ -165,21 +165,21 @@ def test_the_summary_names_the_range_and_warns_of_the_highest(tmp_path: Path) ->
         )
         values.append(rows["value"][0])
     assert f"{min(values):.3f} to {max(values):.3f}" in sentence
-    assert "flattered" in sentence
+    assert "optimistic by selection" in sentence
     (alone,) = summary.sentences(replace(results, models=results.models[:1]))
-    assert "flattered" not in alone
+    assert "optimistic" not in alone
 
 
 def test_an_absent_class_is_said_in_the_summary(tmp_path: Path) -> None:
     results = read(tmp_path, Cohort(labels=("0", "1") * 8))
     assert summary.sentences(results) == [
-        "Task score: no macro AUC is defined; the table says why."
+        "Task score: no macro AUC is defined; the table gives the reason."
     ]
 
 
 def test_sharing_sample_size_and_fairness_are_never_filled_for_the_author(tmp_path: Path) -> None:
     items = {item.number: item for item in checklist.checklist(read(tmp_path, LOST))}
-    assert (items["18e"].topic, items["18f"].topic) == ("Sharing of data", "Sharing of code")
+    assert (items["18e"].topic, items["18f"].topic) == ("Data sharing", "Code sharing")
     assert all(items[number].by_author for number in ("10", "14", "18e", "18f"))
 
 
@@ -200,8 +200,8 @@ def test_the_checklist_names_only_the_parts_that_the_cohort_has(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("sites", "words"),
     [
-        ("leave_one_out", "a site that the train part lacks"),
-        ("ignored", "sites were not looked at"),
+        ("leave_one_out", "a site that the training set lacks"),
+        ("ignored", "sites were not considered"),
     ],
 )
 def test_how_test_parts_differ_follows_the_folds(tmp_path: Path, sites: str, words: str) -> None:

@@ -1,4 +1,4 @@
-"""What a person at the terminal is told of a run, from its record and its jobs' events."""
+"""The terminal's view of a run, from its record and its jobs' events."""
 
 import io
 import json
@@ -203,11 +203,11 @@ def test_a_record_is_read_as_it_was_written(run: RunRecord, tmp_path: Path) -> N
     assert read_run(tmp_path) == run
 
 
-def test_no_run_and_a_broken_record_are_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no run of snakemake has begun"):
+def test_no_run_and_a_broken_record_are_user_errors(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run of snakemake has started"):
         read_run(tmp_path)
     (tmp_path / RECORD_NAME).write_text("{")
-    with pytest.raises(UserError, match="delete it"):
+    with pytest.raises(UserError, match="You can delete it"):
         read_run(tmp_path)
 
 

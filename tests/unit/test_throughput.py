@@ -7,7 +7,7 @@ from her2.report.sections.throughput import ThroughputRow, throughput, throughpu
 
 
 def receipt(**changes: Any) -> dict[str, Any]:
-    """Of a slide that two cores spent ten seconds on, nine of them in the encoder."""
+    """Return the receipt of a slide on which two cores spent ten seconds, nine in the encoder."""
     return {
         "device": "CPU (x86_64)", "on_cpu": True, "precision": "bfloat16", "threads": 2,
         "workers": 2, "batch_size": 8, "compiled": False, "reader": "jpeg", "cold": False,
@@ -17,7 +17,7 @@ def receipt(**changes: Any) -> dict[str, Any]:
 
 
 def cuda(**changes: Any) -> dict[str, Any]:
-    """Of a slide that a GPU spent ten seconds on, and eight readers twenty each."""
+    """Return the receipt of a slide with ten seconds of a GPU and twenty of each of 8 readers."""
     return receipt(
         **{
             "device": "a GPU", "on_cpu": False, "threads": 8, "workers": 1, "batch_size": 64,
@@ -66,7 +66,7 @@ def test_what_ran_on_two_devices_or_in_two_precisions_is_two_rows() -> None:
         (receipt(seconds_reading=30.0, cold=True), "storage", "copy them to a faster disk"),
         (receipt(seconds_reading=30.0, reader="openslide"), "reading", "converted to JPEG TIFF"),
         (receipt(seconds_reading=30.0), "reading", "um/px that the slides' pyramid has"),
-        (receipt(seconds_writing=30.0), "writing", "put `cache` on a faster one"),
+        (receipt(seconds_writing=30.0), "writing", "Put `cache` on a faster one"),
         (cuda(), "encoder", "compile: always"),
         (cuda(compiled=True), "encoder", "more devices"),
         (cuda(precision="float32"), "encoder", "precision: auto"),

@@ -64,7 +64,7 @@ def test_missing_weights_are_named_before_anything_runs(values):
 def test_a_folder_whose_place_is_a_file_is_refused(values, tmp_path):
     (tmp_path / "file").touch()
     values["results"] = str(tmp_path / "file/results")
-    with pytest.raises(UserError, match=r"file/results: cannot be written \(look at .*file\)"):
+    with pytest.raises(UserError, match=r"file/results: cannot be written \(check .*file\)"):
         read_plan(values, check_files=True)
 
 
@@ -96,7 +96,7 @@ def test_every_attempt_gets_as_much_again():
 
 
 def test_untracked_parameters_are_functions_of_input(files):
-    """By that name of the argument Snakemake tells them from the tracked ones."""
+    """Snakemake tells them from tracked ones by the name of this argument."""
     for parameter in (untracked(1), option("--a", 1), files.folder("x")):
         assert parameter.__code__.co_varnames[:2] == ("wildcards", "input")
 

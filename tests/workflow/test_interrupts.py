@@ -1,4 +1,4 @@
-"""Whatever stops a run, the same command goes on from there, and nothing finished is done twice."""
+"""Whatever stops a run, the same command continues from there and repeats no finished work."""
 
 import os
 import signal
@@ -53,7 +53,7 @@ def stop_in_embedding(project: Project, stop: str) -> tuple[int, str, list[str]]
 
 
 def her2_status(project: Project) -> str:
-    """What `her2 status` says of a project."""
+    """Return the output of `her2 status` for a project."""
     done = project.her2("status")
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -94,13 +94,13 @@ def test_a_killed_stage_is_named_and_the_next_call_just_works(busy: Project) -> 
     assert "embed_bucket tiny/" in last
     assert "killed, or out of memory or time" in last
     assert "log: results/logs/embed_bucket/tiny/" in last
-    assert "ended, and some jobs failed" in her2_status(busy)
+    assert "ended with failed jobs" in her2_status(busy)
     assert_finishes(busy, embedded)
 
 
 def test_a_killed_snakemake_asks_for_one_unlock(busy: Project) -> None:
     _, _, embedded = stop_in_embedding(busy, "kill all")
-    assert "`snakemake --unlock`, then the same command again" in her2_status(busy)
+    assert "`snakemake --unlock`, then rerun the same command" in her2_status(busy)
     refused = busy.snakemake("features")
     assert refused.code != 0
     assert "--unlock" in refused.output

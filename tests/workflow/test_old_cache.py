@@ -4,9 +4,6 @@ import tarfile
 from pathlib import Path
 
 import pytest
-import safetensors.torch
-import timm
-import torch
 
 from tests.workflow.project import REPOSITORY, Project
 
@@ -21,6 +18,10 @@ SLIDES = [f"s{number}" for number in range(8)]
 
 def write_even_weights(path: Path) -> None:
     """Weights by arithmetic: the same on every machine, and not worth keeping in a file."""
+    import safetensors.torch  # here, since it is slow and every test beside this one does without
+    import timm
+    import torch
+
     state = {
         name: (((torch.arange(values.numel()) * 7919) % 201 - 100).float() / 2000).reshape(
             values.shape

@@ -23,7 +23,7 @@ def test_the_published_protocol_is_evaluated_beside_the_sound_one(project: Proje
     assert counted["low"].null_count() == len(counted)  # bags of a slide are not independent
     assert "slide" in table["level"].to_list()
     page = (project.folder / "results/report/report.html").read_text()
-    assert "What the protocol alone does" in page
+    assert "Effect of the evaluation protocol" in page
 
 
 def test_the_published_folds_split_slides_and_the_sound_ones_patients(project: Project) -> None:

@@ -1,6 +1,6 @@
-"""Stage 2, explanation: how far the attention of each task, encoder and head can be believed.
+"""Stage 2, explanation: measure the reliability of attention for each task, encoder and head.
 
-in:  the folds, the manifests of the trained folds and of the features, the ground truths there are
+in:  the folds, the entries of the trained folds and of the features, and ground truths, if any
 out: attention/{task}/{encoder}/{head}/agreement.parquet, and the tables of localisation and
      faithfulness (docs/explanation.md), each also as CSV
 """

@@ -1,4 +1,4 @@
-"""The config and the cohort, read and checked once, and the names that the rules are written in.
+"""Read and check the config and the cohort once, and define the names that the rules use.
 
 Parse time reads `config.yaml` and the manifest, and writes nothing.
 """
@@ -9,12 +9,12 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-# Of this workflow, also where another one uses it as a module. From a repository on the web no
-# package comes along: then it has to be installed.
+# The folder of this workflow, also where another one uses it as a module. A module loaded from the
+# web comes without the package, which then has to be installed.
 HERE = Path(str(workflow.current_basedir)).parent.parent
 if (HERE / "her2").is_dir():
     sys.path.insert(0, str(HERE))
-    # Jobs find it in every kind of environment (conda unsets PYTHONPATH before this).
+    # Lets jobs find it in every kind of environment (conda unsets PYTHONPATH before this).
     shell.prefix(f"set -euo pipefail; export PYTHONPATH={shlex.quote(str(HERE))}; ")
 
 from her2 import __version__
@@ -37,8 +37,8 @@ CACHE = untracked(str(CONFIG.cache_folder))
 SLIDES = untracked(["--slides", str(CONFIG.cohort.slides), "--root", ROOT])
 
 
-# On a cluster these run where Snakemake does: the first may need a network, and the others take
-# seconds, less than a place in the queue.
+# On a cluster these run on the machine of Snakemake: the first may need a network, and the others
+# take seconds, less than a wait in the queue.
 localrules:
     materialise_encoder,
     audit_cohort,

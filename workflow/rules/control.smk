@@ -1,8 +1,8 @@
-"""Stage 2, controls of each task, encoder and head: what else could have given its figures.
+"""Stage 2, controls of each task, encoder and head: test other explanations of the results.
 
 in:  its predictions, the folds, the table of the cohort
 out: controls/{task}/{encoder}/{head}/covariates.parquet, and the tables of shuffled labels and of
-     parts of the cohort (docs/controls.md), each also as CSV
+     subgroups (docs/controls.md), each also as CSV
 """
 
 

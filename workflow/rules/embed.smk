@@ -1,16 +1,16 @@
-"""Stage 1, embed: every tile through a frozen encoder, once.
+"""Stage 1, embed: compute the features of every tile with a frozen encoder, once.
 
-in:  the tile manifest of a bucket (and the slides it names), the encoder's card
+in:  the tile entries of a bucket (and the slides they name), the encoder's card
 out: features/{encoder}/{bucket}.json   slide -> key, tiles, failed tiles, status, reason
 """
 
 
 rule embed_bucket:
     input:
-        # Not the slides: another file of a slide has another key in the tile manifest.
-        tiles=lambda wildcards: FILES.tile_manifest(wildcards.encoder, wildcards.bucket),
+        # Slides are not listed: a changed slide has another key in the tile entries.
+        tiles=lambda wildcards: FILES.tile_entries(wildcards.encoder, wildcards.bucket),
         card=f"{RESULTS}/encoders/{{encoder}}/card.json",
-        # The card holds the weights' digest: it decides, not the time of a large file.
+        # The card holds the digest of the weights, which decides instead of the file's time.
         weights=ancient(f"{RESULTS}/encoders/{{encoder}}/weights.safetensors"),
     output:
         f"{RESULTS}/features/{{encoder}}/{{bucket}}.json",
@@ -24,7 +24,7 @@ rule embed_bucket:
     resources:
         mem_mb=growing(8000),
         runtime=growing(120),
-        # Asked of a cluster; on one machine it counts when capped: `--resources gpu=1`.
+        # Requested from a cluster; on one machine it only counts with `--resources gpu=1`.
         gpu=1,
     params:
         spec=lambda wildcards: PLAN.embed_spec(wildcards.bucket),

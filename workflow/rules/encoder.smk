@@ -1,8 +1,8 @@
-"""Stage 1, encoder: whatever the source, one folder of weights and a card.
+"""Stage 1, encoder: make one folder of weights and a card, whatever the source.
 
 in:  published weights, or a local file of them; for `source: pretrain` a labelled patch set
 out: encoders/{encoder}/card.json, weights.safetensors
-     encoders/{encoder}/overlap.json   what its pre-training shares with the cohort; else it stops
+     encoders/{encoder}/overlap.json   patients its pre-training shares with the cohort, if allowed
 """
 
 
@@ -35,7 +35,7 @@ rule pretrain_encoder:
     input:
         patches=lambda wildcards: PLAN.patch_source(wildcards.encoder),
         init=lambda wildcards: [
-            f"{RESULTS}/encoders/{name}/card.json" for name in PLAN.begins_from(wildcards.encoder)
+            f"{RESULTS}/encoders/{name}/card.json" for name in PLAN.starts_from(wildcards.encoder)
         ],
     output:
         card=f"{RESULTS}/encoders/{{encoder}}/card.json",
@@ -47,7 +47,7 @@ rule pretrain_encoder:
         f"{RESULTS}/benchmarks/pretrain_encoder/{{encoder}}.tsv"
     wildcard_constraints:
         encoder=one_of(n for n, e in CONFIG.encoders.items() if e.source == "pretrain"),
-    # Hours, and all of its encoder's jobs wait for it: before whatever else is ready.
+    # It takes hours and all jobs of its encoder wait for it, so it runs before other ready jobs.
     priority: 10
     conda:
         "../../envs/her2.yaml"

@@ -1,10 +1,10 @@
-"""Stage 2, evaluation of each task, encoder and head.
+"""Stage 2, evaluation: compute the metrics of each task, encoder and head, and compare them.
 
-in:  the folds and the manifests of the trained folds
-out: evaluation/{task}/{encoder}/{head}/predictions.parquet, and the tables of figures that are made
-     of it (docs/statistics.md), each also as CSV
+in:  the folds and the entries of the trained folds
+out: evaluation/{task}/{encoder}/{head}/predictions.parquet, and the tables that are computed from
+     it (docs/statistics.md), each also as CSV
      evaluation/{task}/comparison.parquet   encoders and heads against each other, paired
-     evaluation/{task}/statement.csv        H&E pre-training against the others, a line a head
+     evaluation/{task}/statement.csv        H&E pre-training against the others, one row per head
 """
 
 

@@ -1,12 +1,12 @@
-"""Stage 2, explanation of each task, encoder and head: what the models looked at.
+"""Stage 2, explanation of each task, encoder and head: draw the models' attention.
 
-in:  the folds, the manifests of the trained folds and of the features, the slides themselves, the
-     ground truths there are
-out: heatmaps/{task}/{encoder}/{head}/heatmaps.json   a row a drawn slide, and what it lists:
+in:  the folds, the entries of the trained folds and of the features, the slides themselves, and
+     ground truths, if any
+out: heatmaps/{task}/{encoder}/{head}/heatmaps.json   one row per drawn slide, and the files it lists:
        slides/   picture, and the tiles as Parquet, GeoJSON and OME-TIFF (docs/explanation.md)
        strips/   most and least attended tiles of a drawn slide
-     heatmaps/{task}/{encoder}/{head}/tiles.json      the same of all held-out slides of a score:
-       scores/   a picture a score
+     heatmaps/{task}/{encoder}/{head}/tiles.json      the same for all held-out slides of a score:
+       scores/   one picture per score
 """
 
 

@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page, and every table beside it.
+"""The report: build one self-contained HTML page, and every table beside it.
 
 in:  the tables of all stages
 out: report/report.html, methods.txt, checklist.csv, tables/*.csv, figures/*.svg and *.pdf

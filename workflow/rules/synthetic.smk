@@ -1,14 +1,14 @@
-"""The demo cohort: drawn slides, a rule for each bucket, from the committed manifest.
+"""The demo cohort: draw its slides from the committed manifest, with one rule per bucket.
 
 in:  nothing but the rows of the manifest
 out: {root}/slides/{slide}.svs          pyramidal SVS
-     {root}/masks/{slide}.png           its planted signal
+     {root}/masks/{slide}.png           the slide's planted signal
      {root}/patches/{kind}/labels.csv   labelled patches to pre-train on: he, ihc, natural
 """
 
 if CONFIG.cohort.synthetic:
 
-    # A rule has one list of outputs, and which slides are a bucket's no pattern can tell.
+    # No wildcard pattern can express which slides belong to a bucket, so each has its own rule.
     for bucket, rows in PLAN.by_bucket.items():
 
         rule:

@@ -1,15 +1,15 @@
-"""Stage 1, tile: where the tissue is, on each grid that an encoder asks for.
+"""Stage 1, tile: find the tissue tiles on each grid that an encoder asks for.
 
 in:  the slides of a bucket, their annotations and tissue masks where they have any
 out: tiles/{grid}/{bucket}.json   slide -> key, tiles, um/px, status, reason
-     cohort/audited.parquet    who the slides are; stops on duplicates and mass failure
-     cohort/slides.parquet, .csv  one row a slide and grid, for people and the report
+     cohort/audited.parquet    the slides; stops on duplicates and mass failure
+     cohort/slides.parquet, .csv  one row per slide and grid, for people and the report
 """
 
 
 rule tile_bucket:
     input:
-        # Judged by mtime, and cheaply found unchanged by their content.
+        # A newer mtime triggers the job, which finds unchanged contents quickly.
         files=lambda wildcards: PLAN.tile_files(wildcards.bucket),
     output:
         f"{RESULTS}/tiles/{{grid}}/{{bucket}}.json",

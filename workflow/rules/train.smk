@@ -1,16 +1,16 @@
-"""Stage 2, folds and training: from here on only feature stores are read.
+"""Stage 2, folds and training: make folds and train on the feature stores.
 
-in:  the manifest's labels; the feature manifests of an encoder
+in:  the manifest's labels; the feature entries of an encoder
 out: folds/{task}.parquet                          slide, repeat, fold -> role
-     features/{encoder}/similar.parquet            slides of two patients that look the same
-     models/{task}/{encoder}/{head}/{chunk}.json   fold -> key, epochs, tune loss
+     features/{encoder}/similar.parquet            similar slides of different patients
+     models/{task}/{encoder}/{head}/{chunk}.json   fold -> key, epochs, tuning loss
 """
 
 
 rule make_folds:
     input:
-        # Not read: duplicates and mass failure must stop the run before anything is trained. Not
-        # ancient(): Snakemake then overlooks a changed spec whenever the audit itself runs.
+        # Not read, but duplicates and mass failure must stop the run before anything is trained.
+        # Not ancient(), as Snakemake would overlook a changed spec whenever the audit itself runs.
         audit=f"{RESULTS}/cohort/audited.parquet",
     output:
         f"{RESULTS}/folds/{{task}}.parquet",
@@ -60,12 +60,12 @@ rule find_similar_slides:
 
 rule train_folds:
     input:
-        # Not read: copies under the names of two patients stop the run here.
+        # Not read, but copies under the names of two patients stop the run here.
         similar=f"{RESULTS}/features/{{encoder}}/similar.parquet",
         folds=lambda wildcards: (
             f"{RESULTS}/folds/{folds_name(wildcards.task, wildcards.head)}.parquet"
         ),
-        # Not read: an encoder that saw the cohort's patients stops the run here.
+        # Not read, but an encoder that saw the cohort's patients stops the run here.
         overlap=f"{RESULTS}/encoders/{{encoder}}/overlap.json",
         features=expand(f"{RESULTS}/features/{{{{encoder}}}}/{{bucket}}.json", bucket=PLAN.buckets),
     output:

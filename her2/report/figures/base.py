@@ -1,7 +1,7 @@
-"""Stage 2, report: what stands on the page as a picture, embedded or drawn from numbers.
+"""Stage 2, report: pictures on the page, embedded from files or drawn from numbers.
 
-A `Figure` knows how it is drawn and is drawn late, by `draw_figures`, so that collecting what the
-page shows needs no plotting library.
+A `Figure` knows how to draw itself and is drawn late, by `draw_figures`, so that collecting the
+data of the page needs no plotting library.
 """
 
 import base64
@@ -21,7 +21,7 @@ from her2.core.plot_style import STYLE
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
-# All of them, so that no date and no version is written.
+# Every field that matplotlib fills is blanked, so that no date and no version is written.
 _SVG_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 _PDF_METADATA = dict.fromkeys(("CreationDate", "Creator", "Producer", "ModDate"))
 _LIST = "figures.json"
@@ -30,7 +30,7 @@ _CSS_PX_PER_INCH = 96
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An image embedded in the page; `alt` says in words what it shows. Sizes are CSS px."""
+    """An image embedded in the page; `alt` describes it in words. Sizes are in CSS px."""
 
     uri: str
     alt: str
@@ -43,10 +43,10 @@ class Figure:
     """A figure to be drawn from numbers.
 
     Attributes:
-        name: of its files, without suffix; no two figures of a page share one.
-        alt: what it shows, in words.
+        name: name of its files, without suffix; no two figures of a page share one.
+        alt: a description of what it shows.
         size_in: width and height in inches.
-        paint: draws it on an empty canvas of that size.
+        paint: the function that draws it on an empty canvas of that size.
     """
 
     name: str
@@ -56,12 +56,12 @@ class Figure:
 
     @property
     def width(self) -> int:
-        """CSS px."""
+        """Return the width in CSS px."""
         return round(self.size_in[0] * _CSS_PX_PER_INCH)
 
     @property
     def height(self) -> int:
-        """CSS px."""
+        """Return the height in CSS px."""
         return round(self.size_in[1] * _CSS_PX_PER_INCH)
 
 
@@ -91,14 +91,15 @@ def draw_figure(figure: Figure) -> Drawn:
 
 
 def draw_figures(shown: Any, folder: Path, draw: Draw = draw_figure) -> dict[str, str]:
-    """Draw every figure among what the page shows, as `{name}.svg` and `{name}.pdf`.
+    """Draw every figure that the page shows, as `{name}.svg` and `{name}.pdf`.
 
-    Files that an earlier report wrote and this one does not have are removed, by `figures.json`.
+    Files that an earlier report wrote (listed in `figures.json`) and this one does not have are
+    removed.
 
     Args:
         shown: nested mappings, sequences and dataclasses.
         folder: where the files go.
-        draw: how a figure is drawn.
+        draw: the function that draws a figure.
 
     Returns:
         Name of the figure -> its SVG as a data URI.
@@ -124,7 +125,7 @@ def jpeg(path: Path, *, side_px: tuple[int, int], quality: int, alt: str) -> Pic
     """Shrink a picture so that it fits into `side_px` (width, height).
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the picture cannot be read.
     """
     with Image.open(path) as image:
         small = image.convert("RGB")
@@ -135,7 +136,7 @@ def jpeg(path: Path, *, side_px: tuple[int, int], quality: int, alt: str) -> Pic
 
 
 def file_name(model: str, kind: str) -> str:
-    """Return `score.uni2.abmil.roc`: names hold no slash and no space."""
+    """Return `score.uni2.abmil.roc`, a file name without slashes and spaces."""
     return f"{model.replace(' / ', '.')}.{kind}"
 
 

@@ -1,4 +1,4 @@
-"""Stage 2, report: figures of the controls and of faithfulness."""
+"""Stage 2, report: figures of shuffled labels and of faithfulness."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Following:
-    """Mean probability over the share of tiles removed or put in, with limits."""
+class FaithfulnessCurve:
+    """Mean probability, with limits, over the share of tiles removed or added."""
 
     share: Sequence[float]
     value: Sequence[float]
@@ -24,7 +24,7 @@ class Following:
 def shuffled_figure(
     draws: Sequence[float], observed: float, p: str, name: str, context: FigureContext
 ) -> Figure:
-    """Macro AUC with shuffled labels as a histogram, and the one observed."""
+    """Return a histogram of macro AUC with shuffled labels, and the AUC observed."""
 
     def paint(canvas: "Canvas") -> None:
         axes = canvas.subplots()
@@ -35,7 +35,7 @@ def shuffled_figure(
             ylabel="Permutations",
             title=context.title("Labels shuffled within the folds"),
         )
-        # Under the frame: the observed line may stand anywhere in it.
+        # Under the frame, since the observed line may be anywhere in it.
         canvas.legend(loc="outside lower center", ncols=2)
 
     alt = (
@@ -46,10 +46,13 @@ def shuffled_figure(
 
 
 def faithfulness_figure(
-    curves: Mapping[str, Mapping[str, Following]], name: str, context: FigureContext
+    curves: Mapping[str, Mapping[str, FaithfulnessCurve]], name: str, context: FigureContext
 ) -> Figure:
-    """Deletion and insertion: curve -> order -> probabilities; a frame a curve."""
-    words = {"deletion": "Share of tiles removed", "insertion": "Share of tiles put in"}
+    """Return deletion and insertion curves, given as curve -> order -> probabilities.
+
+    Each curve has its own frame.
+    """
+    words = {"deletion": "Share of tiles removed", "insertion": "Share of tiles added"}
 
     def paint(canvas: "Canvas") -> None:
         frames = canvas.subplots(1, len(curves), squeeze=False, sharey=True)[0]

@@ -1,4 +1,4 @@
-"""Stage 2, report: curves of one model's predictions: ROC, precision, reliability, net benefit."""
+"""Stage 2, report: ROC, precision-recall, reliability and net-benefit curves of one model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ _DOTS: tuple[int, tuple[int, int]] = (0, (2, 2))
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A ROC or precision-recall curve; no points when it is not defined.
+    """A ROC or precision-recall curve, without points when it is not defined.
 
-    `area` is written as on the page; `level` is the height of chance.
+    `area` is formatted as on the page; `level` is the height of the chance line.
     """
 
     name: str
@@ -34,7 +34,10 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Reliability:
-    """A class: mean probability and observed share of each bin with rows, and Wilson's limits."""
+    """The reliability of one class: mean probability, observed share and Wilson limits per bin.
+
+    Bins without rows are left out.
+    """
 
     name: str
     probability: Sequence[float]
@@ -45,7 +48,7 @@ class Reliability:
 
 @dataclass(frozen=True, slots=True)
 class Benefit:
-    """Net benefit over thresholds of a grouping, of the model and of treating all."""
+    """Net benefit of the model and of treating everyone, over the thresholds of a grouping."""
 
     name: str
     threshold: Sequence[float]
@@ -54,7 +57,7 @@ class Benefit:
 
 
 def roc_figure(curves: Sequence[Curve], name: str, context: FigureContext) -> Figure:
-    """ROC curves of all classes in one frame, with the diagonal of chance."""
+    """Return the ROC curves of all classes in one frame, with the chance diagonal."""
 
     def paint(canvas: "Canvas") -> None:
         axes = _square(canvas)
@@ -63,7 +66,7 @@ def roc_figure(curves: Sequence[Curve], name: str, context: FigureContext) -> Fi
         axes.set(
             xlabel="False positive rate",
             ylabel="True positive rate",
-            title=context.title("ROC, one score against the rest"),
+            title=context.title("ROC, each score against the rest"),
         )
         axes.legend(loc="lower right")
 
@@ -73,7 +76,7 @@ def roc_figure(curves: Sequence[Curve], name: str, context: FigureContext) -> Fi
 
 
 def precision_figure(curves: Sequence[Curve], name: str, context: FigureContext) -> Figure:
-    """Precision over recall of all classes; dotted: the share of the class, which is chance."""
+    """Return precision over recall for all classes; a dotted line is the prevalence, or chance."""
 
     def paint(canvas: "Canvas") -> None:
         axes = _square(canvas)
@@ -95,8 +98,10 @@ def precision_figure(curves: Sequence[Curve], name: str, context: FigureContext)
 def reliability_figure(
     states: Mapping[str, Sequence[Reliability]], name: str, context: FigureContext
 ) -> Figure:
-    """Observed share over the probability that was given; a frame a state, on the diagonal is
-    right."""
+    """Return the observed share over the predicted probability, one frame per state.
+
+    A calibrated model lies on the diagonal.
+    """
 
     def paint(canvas: "Canvas") -> None:
         frames = canvas.subplots(1, len(states), squeeze=False)[0]
@@ -120,8 +125,8 @@ def reliability_figure(
                 )
             _unit(axes)
             axes.set(
-                xlabel="Probability given",
-                ylabel="Share observed",
+                xlabel="Predicted probability",
+                ylabel="Observed share",
                 title=context.title(state[:1].upper() + state[1:]),
             )
         _legend(canvas, frames[0], columns=6)
@@ -131,7 +136,7 @@ def reliability_figure(
 
 
 def benefit_figure(groupings: Sequence[Benefit], name: str, context: FigureContext) -> Figure:
-    """Decision curves: net benefit over the threshold, a frame a grouping."""
+    """Return decision curves, which show net benefit over the threshold, one frame per grouping."""
 
     def paint(canvas: "Canvas") -> None:
         frames = canvas.subplots(1, len(groupings), squeeze=False)[0]
@@ -163,7 +168,7 @@ def _square(canvas: "Canvas") -> "Axes":
 
 
 def _legend(canvas: "Canvas", axes: "Axes", *, columns: int) -> None:
-    """Under the frames: curves may run anywhere in them."""
+    """Put the legend under the frames, since curves may run anywhere in them."""
     canvas.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=columns)
 
 

@@ -1,4 +1,4 @@
-"""Stage 2, report: figures of how models and encoders were trained."""
+"""Stage 2, report: figures of the training of models and encoders."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -16,13 +16,15 @@ def learning_figure(
     name: str,
     context: FigureContext,
 ) -> Figure | None:
-    """Losses over epochs of every fold, the kept epoch marked; None without histories.
+    """Return the losses of every fold over epochs, with the kept epochs marked.
+
+    None without histories.
 
     Args:
         histories: run -> `epoch` (from 0), `train_loss`, `tune_loss`.
         kept: run -> the epoch (from 0) whose model was kept.
-        name: of the model.
-        context: what all figures of the run share.
+        name: name of the model.
+        context: context that all figures of the run share.
     """
     if not histories:
         return None
@@ -33,7 +35,7 @@ def learning_figure(
         axes = canvas.subplots()
         for index, (run, history) in enumerate(histories.items()):
             epochs = [epoch + 1 for epoch in history["epoch"]]
-            labels = ("train", "tune", "kept epoch") if index == 0 else (None, None, None)
+            labels = ("training", "tuning", "kept epoch") if index == 0 else (None, None, None)
             train, tune = history["train_loss"], history["tune_loss"]
             axes.plot(epochs, train, color="#9a9a9a", linewidth=0.9, label=labels[0])
             axes.plot(epochs, tune, color=PALETTE[0], linewidth=1.2, label=labels[1])
@@ -50,28 +52,28 @@ def learning_figure(
             )
         axes.set(
             xlabel="Epoch",
-            ylabel="Cross-entropy a slide",
+            ylabel="Cross-entropy per slide",
             title=context.title("Loss of every fold"),
         )
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(True)
         axes.legend(loc="best", ncols=3)
 
-    alt = f"Train and tune loss over epochs of {len(histories)} folds of {context.subject(name)}"
-    alt += "; the kept epochs are in the table of folds."
+    alt = f"Training and tuning loss by epoch for {len(histories)} folds of {context.subject(name)}"
+    alt += ". The kept epochs are in the table of folds."
     return Figure(file_name(name, "learning"), alt, (7.2, 3.4), paint)
 
 
 def pretraining_figure(
     history: Mapping[str, Sequence[float]], best: int, name: str, context: FigureContext
 ) -> Figure:
-    """Losses and balanced accuracy of one encoder's pre-training, the best epoch marked.
+    """Return losses and balanced accuracy of one encoder's pre-training, best epoch marked.
 
     Args:
         history: `epoch` (from 0), `train_loss`, `validation_loss`, `balanced_accuracy`.
         best: the epoch (from 0) that was kept.
-        name: of the encoder.
-        context: what all figures of the run share.
+        name: name of the encoder.
+        context: context that all figures of the run share.
     """
 
     def paint(canvas: "Canvas") -> None:
@@ -80,9 +82,9 @@ def pretraining_figure(
         left, right = canvas.subplots(1, 2)
         epochs = [epoch + 1 for epoch in history["epoch"]]
         losses = history["validation_loss"]
-        left.plot(epochs, history["train_loss"], color="#9a9a9a", linewidth=1.2, label="train")
+        left.plot(epochs, history["train_loss"], color="#9a9a9a", linewidth=1.2, label="training")
         left.plot(epochs, losses, color=PALETTE[0], linewidth=1.5, label="validation")
-        left.set(ylabel="Cross-entropy a patch", title=context.title("Loss"))
+        left.set(ylabel="Cross-entropy per patch", title=context.title("Loss"))
         accuracy = history["balanced_accuracy"]
         right.plot(epochs, accuracy, color=PALETTE[0], linewidth=1.5, label="validation")
         right.set(ylim=(0, 1.03), ylabel="Balanced accuracy", title="Validation patches")
@@ -103,7 +105,7 @@ def pretraining_figure(
             axes.legend(loc="best")
 
     alt = (
-        f"Train loss, validation loss and balanced accuracy over {len(history['epoch'])} epochs of "
+        f"Training and validation loss and balanced accuracy in {len(history['epoch'])} epochs of "
         f"pre-training {context.subject(name)}; best: epoch {best + 1}."
     )
     return Figure(file_name(name, "pretraining"), alt, (7.2, 3.2), paint)

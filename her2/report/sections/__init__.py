@@ -1,1 +1,1 @@
-"""One module per section of the page: what it shows, taken from the results."""
+"""Sections of the page, one module each, that take what they show from the results."""

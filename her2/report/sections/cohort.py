@@ -1,4 +1,4 @@
-"""Stage 2, report: what the cohort is, and which of its slides could not be used."""
+"""Stage 2, report: the cohort, and the slides of it that could not be used."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass, fields
@@ -7,7 +7,7 @@ from statistics import median
 import polars as pl
 
 from her2.report.format import count, percent, span, without_folders
-from her2.report.results import Results, one_row_a_slide
+from her2.report.results import Results, one_row_per_slide
 from her2.report.section import Section
 from her2.report.sections import flow, leakage
 from her2.report.sections.gallery import CAUSES
@@ -15,7 +15,7 @@ from her2.report.sections.gallery import CAUSES
 
 @dataclass(frozen=True, slots=True)
 class CompositionRow:
-    """(patients, slides) of a site or of all: each class, then those of no class, then all."""
+    """Numbers of (patients, slides) of a site or of all: each class, then no class, then all."""
 
     site: str
     cells: tuple[tuple[int, int], ...]
@@ -23,7 +23,7 @@ class CompositionRow:
 
 @dataclass(frozen=True, slots=True)
 class Composition:
-    """Who is in the cohort, by the classes of a task; `outside` has a label of no class."""
+    """The cohort by the classes of a task; `outside` counts slides whose label is of no class."""
 
     task_name: str
     label: str
@@ -36,7 +36,7 @@ class Composition:
 
 @dataclass(frozen=True, slots=True)
 class GridRow:
-    """A tile grid over the cohort; `rejected` is a share of the tiles with enough tissue."""
+    """One tile grid over the cohort; `rejected` is a share of the tiles with enough tissue."""
 
     grid: str
     encoders: str
@@ -54,7 +54,7 @@ class GridRow:
 
 @dataclass(frozen=True, slots=True)
 class EncoderRow:
-    """What an encoder made of the usable slides of its grid."""
+    """Numbers of slides and tiles that an encoder embedded from the usable slides of its grid."""
 
     encoder: str
     grid: str
@@ -78,9 +78,9 @@ class Excluded:
 
 
 def composition(results: Results, task_name: str) -> Composition:
-    """Patients and slides per class, and per site where sites are known."""
+    """Return patients and slides per class, and per site where sites are known."""
     task = results.config.tasks[task_name]
-    records = one_row_a_slide(results).select(
+    records = one_row_per_slide(results).select(
         "slide_id", "patient_id", "site", label=pl.col(f"label_{task.label}")
     )
     rows = [
@@ -114,7 +114,7 @@ def composition(results: Results, task_name: str) -> Composition:
 
 
 def grid_rows(results: Results) -> list[GridRow]:
-    """One row a grid, in the order of their names."""
+    """Return one row per grid, in the order of their names."""
     found = []
     for grid in sorted(results.config.grids):
         table = results.cohort.filter(pl.col("grid") == grid)
@@ -131,7 +131,7 @@ def grid_rows(results: Results) -> list[GridRow]:
                 excluded=by_status.get("excluded", 0),
                 failed=by_status.get("failed", 0),
                 mpp=span(scales),
-                sources=", ".join(f"{name} {number}" for name, number in sorted(sources.items()))
+                sources=", ".join(f"{name} ({number})" for name, number in sorted(sources.items()))
                 or "-",
                 tiles=count(int(usable["tiles"].sum())),
                 rejected=rejected,
@@ -144,7 +144,7 @@ def grid_rows(results: Results) -> list[GridRow]:
 
 
 def encoder_rows(results: Results) -> list[EncoderRow]:
-    """One row an encoder, in the config's order."""
+    """Return one row per encoder, in the config's order."""
     found = []
     for name, section in results.config.encoders.items():
         entries = results.features[name].values()
@@ -163,7 +163,7 @@ def encoder_rows(results: Results) -> list[EncoderRow]:
 
 
 def excluded_slides(results: Results) -> list[Excluded]:
-    """Every slide that is not used: once a grid it fell out of, or once an encoder."""
+    """Return every slide that is not used, once per grid or encoder that lost it."""
     rows = results.cohort.filter(pl.col("status") != "ok").sort("slide_id", "grid")
     found = [
         Excluded(
@@ -177,7 +177,7 @@ def excluded_slides(results: Results) -> list[Excluded]:
         )
         for row in rows.to_dicts()
     ]
-    sites = dict(one_row_a_slide(results).select("slide_id", "site").iter_rows())
+    sites = dict(one_row_per_slide(results).select("slide_id", "site").iter_rows())
     for name, section in results.config.encoders.items():
         tiled = set(
             results.cohort.filter((pl.col("grid") == section.grid) & (pl.col("status") == "ok"))[
@@ -201,7 +201,7 @@ def excluded_slides(results: Results) -> list[Excluded]:
 
 
 def _rejected(table: pl.DataFrame) -> tuple[str, str]:
-    """The share of tiles with enough tissue that artefacts cost, and that of each cause."""
+    """Return the share of tiles with enough tissue that artefacts cost, in total and by cause."""
     columns = [f"rejected_{name}" for name in CAUSES]
     numbers = {name: int(table[name].sum()) for name in columns if name in table.columns}
     kept = int(table["tiles"].sum()) + (int(table["not_drawn"].sum()) if numbers else 0)
@@ -223,7 +223,7 @@ def _median(values: pl.Series, digits: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CohortData:
-    """What became of the slides, who is in the cohort, its tiles and features, and its audit."""
+    """Data of the section: flow and composition of the cohort, tiles, features and audit."""
 
     flows: list[flow.Flow]
     compositions: list[Composition]

@@ -1,4 +1,4 @@
-"""Stage 2, report: encoders, and heads, against each other on identical patients, pair by pair."""
+"""Stage 2, report: pairwise comparison of encoders, and of heads, on identical patients."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from her2.report.tables import PageTable, TableCell, TableRow, page_table
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """Whether two encoders read the same tiles."""
+    """A pair of encoders; `same` is true where both read the same tiles."""
 
     encoder: str
     other: str
@@ -26,7 +26,7 @@ class Shared:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All pairs that share a head (or an encoder) of a task: macro AUC, classes, groupings."""
+    """Tables of all pairs that share a head (or an encoder) of a task."""
 
     task_name: str
     kind: str
@@ -38,7 +38,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A difference between domains of pre-training, in one line."""
+    """A difference between pre-training domains, in one line."""
 
     task_name: str
     head: str
@@ -46,7 +46,10 @@ class Statement:
 
 
 def comparisons(results: Results) -> list[Comparison]:
-    """Encoders under each head, then heads under each encoder; none where one stands alone."""
+    """Compare encoders under each head, then heads under each encoder.
+
+    A single encoder or head has nothing to be compared with.
+    """
     found = []
     for task_name, table in results.comparisons.items():
         for kind, within in table.select("kind", "within").unique(maintain_order=True).iter_rows():
@@ -79,7 +82,7 @@ def comparisons(results: Results) -> list[Comparison]:
 
 
 def statements(results: Results) -> list[Statement]:
-    """What arXiv 2411.05028 states of pre-training on H&E, measured here."""
+    """Return the claim of arXiv 2411.05028 about pre-training on H&E, as measured here."""
     found = []
     for task_name, table in results.statements.items():
         for row in table.to_dicts():
@@ -88,7 +91,7 @@ def statements(results: Results) -> list[Statement]:
 
 
 def shared_tiles(results: Results) -> list[Shared]:
-    """Which pairs of encoders read the same tile grid: um/px and size both agree."""
+    """Return, for each pair of encoders, whether their tile grids agree in um/px and size."""
     tables = [
         table.filter(pl.col("kind") == "encoders").select("first", "second")
         for table in results.comparisons.values()
@@ -107,7 +110,7 @@ def shared_tiles(results: Results) -> list[Shared]:
 
 
 def comparison_table(results: Results) -> pl.DataFrame | None:
-    """The tables of all tasks, with how many patients of the cohort either encoder saw."""
+    """Return the tables of all tasks, with the number of cohort patients each encoder saw."""
     parts = [
         table.select(pl.lit(task).alias("task"), pl.all())
         for task, table in results.comparisons.items()
@@ -127,7 +130,7 @@ def comparison_table(results: Results) -> pl.DataFrame | None:
 
 
 def statement_table(results: Results) -> pl.DataFrame | None:
-    """The statements of all tasks."""
+    """Return the statements of all tasks."""
     parts = [
         table.select(pl.lit(task).alias("task"), pl.all())
         for task, table in results.statements.items()
@@ -138,7 +141,7 @@ def statement_table(results: Results) -> pl.DataFrame | None:
 def _pairs(
     results: Results, kind: str, table: pl.DataFrame, caption: str, column: str | None = None
 ) -> PageTable:
-    """A row a pair (and class or grouping); `difference` is first minus second."""
+    """Return one row per pair (and class or grouping); `difference` is first minus second."""
     what = {"encoders": "Encoder", "heads": "Head"}[kind]
     rows: list[TableRow] = []
     for row in table.to_dicts():
@@ -169,7 +172,7 @@ def _pairs(
     titles = {"class": ["Score"], "grouping": ["Grouping", "Method"]}.get(column or "", [])
     return page_table(
         caption,
-        (what, "Other", *titles, "#Its AUC", "#The other's AUC", "#Difference", "#p",
+        (f"{what} A", f"{what} B", *titles, "#AUC of A", "#AUC of B", "#A minus B", "#p",
          "#p, Holm", "#Patients"),
         rows,
     )  # fmt: skip
@@ -183,7 +186,7 @@ def _statement(row: dict[str, Any]) -> str:
     words = {
         "H&E - IHC": "H&E minus IHC pre-training",
         "H&E - non-medical": "H&E minus non-medical pre-training",
-        "H&E - both": "H&E minus the better of both: the smaller of the two differences",
+        "H&E - both": "H&E minus the better of the two others (the smaller of the two differences)",
     }.get(row["statement"], row["statement"])
     if row["difference"] is None:
         return f"{words}: NA, {row['note'] or 'not defined'}."
@@ -196,7 +199,7 @@ def _statement(row: dict[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ComparisonData:
-    """Encoders and heads against each other, and what was pre-trained here."""
+    """Data of the section: pairwise comparisons, protocols, and encoders pre-trained here."""
 
     comparisons: list[Comparison]
     shared_tiles: list[Shared]
@@ -205,7 +208,7 @@ class ComparisonData:
 
     @property
     def compared(self) -> bool:
-        """There is more than the pre-training."""
+        """Return whether the section shows more than the pre-training."""
         return bool(self.comparisons or self.protocols)
 
 
@@ -229,7 +232,7 @@ SECTION = Section(
     order=40,
     collect=_collect,
     is_shown=lambda data: data.compared or bool(data.pretraining),
-    heading=lambda data: "Comparison" if data.compared else "Encoders made here",
+    heading=lambda data: "Comparison" if data.compared else "Encoders pre-trained here",
     links=_links,
     tables={
         "comparison": comparison_table,

@@ -1,4 +1,4 @@
-"""Stage 2, report: what else could have given the figures: chance, covariates, sites, tissue."""
+"""Stage 2, report: other explanations of the results: chance, covariates, sites, tissue."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ MACRO = pl.col("class") == "macro"
 
 @dataclass(frozen=True, slots=True)
 class CovariateWarning:
-    """A headline that a model of covariates alone reaches; `title` says in which way."""
+    """A headline AUC that covariates alone reach; `title` says whether fully or nearly."""
 
     name: str
     anchor: str
@@ -30,7 +30,7 @@ class CovariateWarning:
 
 
 def covariates_cell(model: EvaluatedModel) -> TableCell:
-    """Macro AUC of covariates alone on the same patients and folds, beside the headline."""
+    """Return the macro AUC of covariates alone, on the same patients and folds."""
     row = _macro(model.controls["covariates"])
     if row is None:
         return TableCell(NA, note="not evaluated")
@@ -39,7 +39,7 @@ def covariates_cell(model: EvaluatedModel) -> TableCell:
 
 
 def covariate_warnings(results: Results) -> list[CovariateWarning]:
-    """The models whose macro AUC is not above that of covariates, or not clearly so."""
+    """Return warnings for models whose macro AUC is not clearly above that of covariates."""
     found = []
     for model in results.models:
         row = _macro(model.controls["covariates"])
@@ -62,12 +62,12 @@ def covariate_warnings(results: Results) -> list[CovariateWarning]:
 
 
 def covariates_page_table(results: Results) -> PageTable:
-    """Macro and class AUC of each model beside that of covariates, and the paired difference."""
+    """Return the AUCs of each model and of covariates alone, and their paired differences."""
     rows: list[TableRow] = []
     for model in results.models:
         sign = mark(results, model.encoder)
         for row in model.controls["covariates"].to_dicts():
-            verdict = {True: "reached", False: "not reached", None: "not judged"}[row["reached"]]
+            verdict = {True: "yes", False: "no", None: "not judged"}[row["reached"]]
             rows.append(
                 (
                     model.name + sign,
@@ -92,16 +92,16 @@ def covariates_page_table(results: Results) -> PageTable:
     return page_table(
         "AUC of the models and of covariates alone, patients",
         ("Task / encoder / head", "Score", "#Model", "#Covariates alone", "#Difference", "#p",
-         "By the covariates"),
+         "Reached by covariates"),
         rows,
-        "Covariates: logistic regression on what is known without how the tissue looks, in the "
-        "same folds. Reached: its AUC is not below the model's, or the interval of the difference "
-        "holds 0. Not judged: one of the two is not defined, with the reason beside it.",
+        "Covariates alone: logistic regression on what is known apart from how the tissue looks, "
+        "in the same folds. Reached: its AUC is not below the model's, or the interval of the "
+        "difference contains 0. Not judged: one of the two is not defined, for the reason given.",
     )  # fmt: skip
 
 
 def inputs_page_table(results: Results) -> PageTable | None:
-    """Which covariates there were; one table, of the first model, as grids differ little."""
+    """Return the covariates of the first model; those of other grids differ little."""
     if not results.models:
         return None
     rows: list[TableRow] = [
@@ -123,7 +123,7 @@ def inputs_page_table(results: Results) -> PageTable | None:
 
 
 def shuffled_page_table(results: Results) -> PageTable:
-    """Macro AUC under shuffled labels."""
+    """Return the macro AUC of each model under shuffled labels."""
     rows: list[TableRow] = []
     for model in results.models:
         row = _macro(model.controls["shuffled"])
@@ -141,13 +141,13 @@ def shuffled_page_table(results: Results) -> PageTable:
         "Macro AUC with the labels of held-out patients shuffled within their folds",
         ("Task / encoder / head", "#Observed", "#Shuffled", "#p", "#Permutations"),
         rows,
-        "It asks whether predictions and labels go together at all; what they go together by is "
-        "the other controls' question.",
+        "This tests whether predictions and labels are associated at all. The other controls ask "
+        "what explains the association.",
     )
 
 
 def shuffled(results: Results, model: EvaluatedModel) -> Figure | None:
-    """The distribution of one model; None where it is not defined."""
+    """Return the histogram of one model; None where it is not defined."""
     row = _macro(model.controls["shuffled"])
     draws = model.controls["shuffled_draws"].filter(MACRO)["auc"].drop_nulls().to_list()
     if row is None or row["value"] is None or not draws:
@@ -158,7 +158,7 @@ def shuffled(results: Results, model: EvaluatedModel) -> Figure | None:
 
 
 def subgroups_page_table(results: Results, model: EvaluatedModel) -> PageTable | None:
-    """AUC by site, scanner and other columns of the manifest, and by amount of tissue."""
+    """Return AUC by site, scanner and other manifest columns, and by amount of tissue."""
     table = model.controls["subgroups"]
     if not len(table):
         return None
@@ -177,8 +177,8 @@ def subgroups_page_table(results: Results, model: EvaluatedModel) -> PageTable |
         for (by, group), own in groups.items()
     ]
     return page_table(
-        f"AUC in parts of the cohort{sign}, patients",
-        ("By", "Part", "#Patients", *(f"#AUC {name}" for name in names)),
+        f"AUC in subgroups of the cohort{sign}, patients",
+        ("By", "Subgroup", "#Patients", *(f"#AUC {name}" for name in names)),
         rows,
     )
 
@@ -195,7 +195,7 @@ def _used(model: EvaluatedModel) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class ControlsData:
-    """The tables of the controls."""
+    """Data of the section: the tables of the controls."""
 
     covariates: PageTable
     inputs: PageTable | None

@@ -1,4 +1,4 @@
-"""Stage 2, report: whether attention lies on positive tissue, and whether predictions follow it."""
+"""Stage 2, report: localisation, faithfulness and agreement of attention, and its pictures."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,16 +20,16 @@ LOCALISED = {
     "enrichment": "Attention / tiles inside",
     "pointing": "Most attended tile inside",
 }
-"""What the measures are called; `area_share` is the chance level of the second and the last."""
+"""Measure -> its title; `area_share` is the chance level of `mass_share` and `pointing`."""
 
 
 def localisation(results: Results) -> PageTable | None:
-    """A row a model: where its attention lies, over all held-out slides with a truth."""
+    """Return the localisation of each model over all held-out slides with a ground truth."""
     return _localisation(results, "all")
 
 
 def localisation_by_class(results: Results) -> list[PageTable]:
-    """The same for each score, where a slide of it has tiles inside and outside."""
+    """Return the localisation by score, for scores with a slide that has tiles in and out."""
     names = dict.fromkeys(name for task in results.config.tasks.values() for name in task.classes)
     return [found for name in names if (found := _localisation(results, name)) is not None]
 
@@ -50,7 +50,7 @@ def _localisation(results: Results, name: str) -> PageTable | None:
                 *(_measured(own, measure) for measure in LOCALISED),
             )
         )
-    # One row of reasons for all; scores without any are left out.
+    # The table over all scores stays to give the reasons; undefined scores are left out.
     if not rows or (name != "all" and not defined):
         return None
     which = "all scores" if name == "all" else f"score {name}"
@@ -64,13 +64,13 @@ def _localisation(results: Results, name: str) -> PageTable | None:
 
 def _measured(own: dict[str, dict[str, Any]], measure: str) -> TableCell:
     found = own.get(measure)
-    if found is None:  # no truths at all: one row says why
+    if found is None:  # without any ground truth the table has a single row, with the reason
         return figure_cell(next(iter(own.values()), None), digits=3)
     return figure_cell(found, digits=2 if measure == "enrichment" else 3)
 
 
 def faithfulness(results: Results) -> PageTable:
-    """A row a model: the areas between its curves and those of random order."""
+    """Return, for each model, the areas between its curves and those in random order."""
     names = dict.fromkeys(
         name
         for model in results.models
@@ -84,17 +84,17 @@ def faithfulness(results: Results) -> PageTable:
         over = f"{first['patients']} ({first['slides']})" if first else NA
         rows.append((model.name, over, *(figure_cell(own.get(name)) for name in names)))
     return page_table(
-        "Faithfulness: area between the curve by attention and the one in random order",
+        "Faithfulness: area between the curves in attention order and in random order",
         ("Task / encoder / head", "#Patients (slides)",
          *(f"#{name[:1].upper()}{name[1:]}" for name in names)),
         rows,
-        "Above 0: the prediction follows the attended tiles more than tiles drawn at random. "
-        "Removed means left out of the bag.",
+        "Above 0: the prediction depends on the attended tiles more than on random tiles. "
+        "A removed tile is left out of the bag.",
     )  # fmt: skip
 
 
 def agreement(results: Results) -> PageTable:
-    """A row a model: rank correlation of attention between repeats."""
+    """Return the rank correlation of attention between repeats, for each model."""
     rows: list[TableRow] = []
     for model in results.models:
         for row in model.attention["agreement"].to_dicts():
@@ -108,15 +108,15 @@ def agreement(results: Results) -> PageTable:
 
 
 def localised(results: Results) -> bool:
-    """Some slide has a truth."""
+    """Return whether any slide has a ground truth."""
     return any(len(model.attention["localisation"]) for model in results.models)
 
 
 @dataclass(frozen=True, slots=True)
 class ExplanationData:
-    """Where attention lies, whether predictions follow it, and its pictures.
+    """Data of the section: localisation, faithfulness, agreement and pictures.
 
-    `localised`: some slide has a truth, `truth` in words.
+    `localised` is true where any slide has a ground truth, which `truth` describes.
     """
 
     localised: bool

@@ -1,4 +1,4 @@
-"""Stage 2, report: what became of the slides of the manifest, in numbers that add up."""
+"""Stage 2, report: the flow of slides from the manifest to the results, in matching numbers."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -7,12 +7,15 @@ import polars as pl
 
 from her2.cohort.split import SPLITS
 from her2.report.format import plural
-from her2.report.results import EvaluatedModel, Results, one_row_a_slide
+from her2.report.results import EvaluatedModel, Results, one_row_per_slide
+
+SET_NAMES = {"train": "training", "tune": "tuning", "test": "test"}
+"""Role -> its name in text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Slides that leave at a step, and why; `rest` are those that go on."""
+    """Slides that are lost at a step, with the reason; `rest` slides remain."""
 
     left: int
     reason: str
@@ -21,7 +24,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """The way of a task's slides to the figures; `encoders` share it."""
+    """The flow of a task's slides to the results, shared by `encoders`."""
 
     task_name: str
     encoders: tuple[str, ...]
@@ -33,7 +36,7 @@ class Flow:
 
 
 def flows(results: Results) -> list[Flow]:
-    """One a task, or one for each group of encoders that lost different slides."""
+    """Return one flow per task, or one per group of encoders that lost the same slides."""
     found: dict[tuple[object, ...], list[str]] = {}
     flow_of: dict[tuple[object, ...], Flow] = {}
     for task_name in results.config.tasks:
@@ -54,7 +57,7 @@ def flows(results: Results) -> list[Flow]:
 
 def _flow(results: Results, model: EvaluatedModel) -> Flow:
     section = results.config.encoders[model.encoder]
-    table = one_row_a_slide(results)
+    table = one_row_per_slide(results)
     grid = results.cohort.filter(pl.col("grid") == section.grid)
     entries = results.features[model.encoder]
     label, split = f"label_{model.task.label}", "split"
@@ -70,12 +73,13 @@ def _flow(results: Results, model: EvaluatedModel) -> Flow:
         elif name not in entries or entries[name].status != "ok":
             left[1, "without features (could not be embedded)"] += 1
         elif value is None:
-            left[2, "without a label; predicted only"] += 1
+            left[2, "without a label (predicted only)"] += 1
         elif model.task.class_index(value) is None:
-            left[2, "with a label of no class of the task; predicted only"] += 1
+            left[2, "with a label of no class of the task (predicted only)"] += 1
         elif name not in tested and results.split:
-            part = SPLITS.get((row[split] or "").lower()) or "no part"
-            left[3, f"in the {part} part of the fixed split"] += 1
+            role = SPLITS.get((row[split] or "").lower())
+            words = f"the {SET_NAMES[role]} set" if role else "no set"
+            left[3, f"in {words} of the fixed split"] += 1
         elif name not in tested:
             left[3, "without a prediction"] += 1
     rest, steps = len(table), []

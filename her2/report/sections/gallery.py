@@ -1,4 +1,4 @@
-"""Stage 2, report: the quality-control gallery, a whole cohort to page through."""
+"""Stage 2, report: the quality-control gallery of all slides of a cohort."""
 
 import contextlib
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ from her2.report.results import Results
 from her2.report.section import Section
 
 SHOWN = 500
-"""Slides of one grid on the page, the worst first; the others stay files."""
+"""Maximum number of slides on the page, worst first; the others stay files."""
 CAUSES = tuple(one.name for one in LISTED)
 MARKED_FROM = 0.1
-"""From this share of rejected tiles on a slide is marked."""
+"""Share of rejected tiles from which a slide is marked."""
 _SIZES = ((60, 480, 80), (150, 320, 75), (SHOWN, 208, 70))
-"""Up to so many slides: px of the longer side, JPEG quality. 500 slides stay below 10 MB."""
+"""(maximum slides, px of the longer side, JPEG quality); 500 slides stay below 10 MB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A slide; `reason` is empty for a usable one, `figure` None where it could not be tiled.
+    """One slide; `reason` is empty for a usable one, `figure` None where it could not be tiled.
 
-    `lost` is the share of its tiles with enough tissue that were rejected, `causes` that of each
-    cause, `facts` what the large view adds.
+    `lost` is the share of its tiles with enough tissue that were rejected, `causes` the share by
+    cause, and `facts` what the enlarged view adds.
     """
 
     slide_id: str
@@ -44,13 +44,13 @@ class Card:
 
     @property
     def words(self) -> str:
-        """What was rejected: `pen 8 %, blur 3 %`; empty when nothing was."""
+        """Return the rejected shares as `pen 8 %, blur 3 %`; empty when nothing was rejected."""
         return ", ".join(f"{name} {percent(share)}" for name, share in self.causes if share)
 
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """A filter, as the legend and the sort orders show it; `colour` is a CSS colour."""
+    """A filter in the legend and the sort orders; `colour` is a CSS colour."""
 
     name: str
     legend: str
@@ -59,7 +59,7 @@ class Cause:
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
-    """Cards of one grid, worst first; `left_out` more are not shown."""
+    """The cards of one grid, worst first; `left_out` more are not shown."""
 
     grid: str
     cards: tuple[Card, ...]
@@ -67,14 +67,14 @@ class Gallery:
     unusable: int
     marked: int
     regions: bool
-    """Some slides were tiled in annotated regions only."""
+    """True where some slides were tiled in annotated regions only."""
     marked_from: float
-    """The share of rejected tiles from which on a slide is marked."""
+    """Share of rejected tiles from which a slide is marked."""
     causes: tuple[Cause, ...]
 
 
 def gallery(results: Results) -> Gallery:
-    """The slides of the first grid: unusable ones, then by the share of tiles they lost."""
+    """Return the slides of the first grid: unusable ones, then by the share of tiles lost."""
     grid = min(results.config.grids)
     table = results.cohort.filter(pl.col("grid") == grid)
     rows = sorted(
@@ -100,7 +100,7 @@ def gallery(results: Results) -> Gallery:
 
 
 def _candidates(row: dict[str, Any]) -> int:
-    """Tiles with enough tissue, before anything was rejected."""
+    """Return the number of tiles with enough tissue, before anything was rejected."""
     rejected = sum(row.get(f"rejected_{name}") or 0 for name in CAUSES)
     return (row["tiles"] or 0) + (row.get("not_drawn") or 0) + rejected
 
@@ -116,7 +116,7 @@ def _card(row: dict[str, Any], folder: Path, side: int, quality: int) -> Card:
     slide_id, lost = row["slide_id"], _lost(row)
     tiles = plural(row["tiles"] or 0, "tile")
     figure = None
-    # A slide that could not be opened has no picture; its card says why.
+    # A slide that could not be opened has no picture, and its card gives the reason.
     with contextlib.suppress(OSError):
         figure = jpeg(
             folder / f"{slide_id}.qc.jpg",

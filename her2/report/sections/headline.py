@@ -1,4 +1,4 @@
-"""Stage 2, report: the figures of each encoder and head, as they stand on the page."""
+"""Stage 2, report: the headline metrics of each encoder and head, as shown on the page."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from her2.report.tables import TableCell
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A head of the table of figures; `note` is how many of how many are positive."""
+    """A column head of the headline table; `note` is the number of positives, as `6 of 18`."""
 
     title: str
     note: str = ""
@@ -25,7 +25,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class HeadlineRow:
-    """One encoder and head; `domain` is what its encoder was trained on."""
+    """One encoder and head; `domain` names the images its encoder was trained on."""
 
     encoder: str
     mark: str
@@ -39,7 +39,7 @@ class HeadlineRow:
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """The figures of a task at one level (`patient` or `slide`)."""
+    """The headline metrics of a task at one level (`patient` or `slide`)."""
 
     task_name: str
     level: str
@@ -50,7 +50,7 @@ class Headline:
 SOURCES = {
     "random": "random weights, not trained on any image",
     **{name: f"published weights ({name})" for name in NAMES},
-    "checkpoint": "weights of a local file",
+    "checkpoint": "weights from a local file",
     "catalogue": "published weights (catalogue)",
     "pretrain": "pre-trained here",
 }
@@ -61,11 +61,11 @@ DOMAINS = {
     "natural": "non-medical",
     "none": "none (random)",
 }
-"""What the page calls the images an encoder was trained on."""
+"""Domain in the config -> its name on the page."""
 
 
 def headline(results: Results, task_name: str, level: str) -> Headline:
-    """The metrics of the headline (AUC for each class and macro first), a row per model."""
+    """Return the headline metrics (AUC for each class and macro first), one row per model."""
     models = results.task_models(task_name)
     classes = results.config.tasks[task_name].class_names
     wanted = [
@@ -78,7 +78,7 @@ def headline(results: Results, task_name: str, level: str) -> Headline:
     counts = {
         name: {_positive(find(model, level, "auc", name)) for model in models} for name in classes
     }
-    # Encoders may have lost different slides; then each cell says its own numbers.
+    # Encoders may have lost different slides. Then each cell states its own numbers.
     common = all(len(texts) == 1 for texts in counts.values())
     columns = [
         Column(
@@ -112,40 +112,40 @@ def headline(results: Results, task_name: str, level: str) -> Headline:
 
 
 def domain(results: Results, encoder: str) -> str:
-    """The images that an encoder was trained on, as its config declares them."""
+    """Return the name of the images that an encoder was trained on, as the config declares."""
     return DOMAINS[results.config.encoders[encoder].domain or "none"]
 
 
 def source(encoder: EncoderSection) -> str:
-    """Where an encoder's weights come from, in words."""
+    """Return the source of an encoder's weights, in words."""
     if encoder.source == "pretrain":
         return f"{SOURCES['pretrain']} on {encoder.data}, from {encoder.init}"
     return SOURCES[encoder.source]
 
 
 def published(results: Results) -> bool:
-    """An encoder has weights of others, whose training data nobody compared with the cohort."""
+    """Return whether any encoder's training data were not compared with the cohort."""
     sections = results.config.encoders.values()
     return any(section.source not in ("random", "pretrain") for section in sections)
 
 
 def chance(low: float | None, high: float | None) -> str:
-    """What an AUC's interval says about chance (0.5), in words; empty when it is above."""
+    """Return how an AUC's interval compares with chance (0.5); empty when it is above."""
     if low is None or high is None or low > 0.5:
         return ""
     return "worse than chance" if high < 0.5 else "not distinguishable from chance"
 
 
 def protocol(results: Results) -> str:
-    """How patients were divided, in words."""
+    """Return the way patients were divided, in words."""
     section = results.config.folds
     if results.split:
         return "the manifest's fixed split (column 'split')"
     sites = {
         "ignored": "",
-        "stratified": ", test parts alike in sites",
-        "preserved": ", each site in one test part",
-        "leave_one_out": ", each test part a site",
+        "stratified": ", test sets with similar proportions of each site",
+        "preserved": ", each site in a single test set",
+        "leave_one_out": ", one site as each test set",
     }
     repeats = f" and {section.repeats} repeats" if section.repeats > 1 else ""
     grouped = f"cross-validation with {section.number} folds{repeats}, grouped by patient"
@@ -153,7 +153,7 @@ def protocol(results: Results) -> str:
 
 
 def find(model: EvaluatedModel, level: str, metric: str, name: str = "") -> dict[str, Any] | None:
-    """The record of one figure; None when the evaluation does not hold it."""
+    """Return the record of one metric; None when the evaluation lacks it."""
     rows = model.level(level).filter((pl.col("metric") == metric) & (pl.col("class") == name))
     return rows.to_dicts()[0] if len(rows) else None
 

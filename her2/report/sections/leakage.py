@@ -1,4 +1,4 @@
-"""Stage 2, report: what was looked for that would leak from train to test, and what was found."""
+"""Stage 2, report: checks for leakage from training to test sets, and their findings."""
 
 from dataclasses import dataclass
 
@@ -9,12 +9,12 @@ from her2.report.format import NA, number, plural
 from her2.report.results import Results
 
 PAIRS_SHOWN = 5
-"""Of an encoder, on the page; the table beside it has more."""
+"""Pairs per encoder on the page; the CSV file has more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked for; `stops` says what happens when it is found."""
+    """One check; `stops` says when a finding stops the run."""
 
     what: str
     where: str
@@ -24,7 +24,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class SimilarPair:
-    """Two slides of different patients; see `her2.cohort.similar`."""
+    """A pair of slides of different patients; see `her2.cohort.similar`."""
 
     encoder: str
     slides: str
@@ -34,10 +34,10 @@ class SimilarPair:
 
 
 def checks(results: Results) -> tuple[Check, ...]:
-    """Patients across parts, contents under two names, copies by their features."""
+    """Return the checks for patients in two sets, duplicate files and duplicate tissue."""
     rows = [
         Check(
-            "Patients in two parts of a fold",
+            "Patients in two sets of the same fold",
             f"task {task}: {plural(table['patient_id'].n_unique(), 'patient')}, "
             f"{plural(table.select('repeat', 'fold').n_unique(), 'fold')}",
             str(len(crossing_patients(table))),
@@ -48,7 +48,7 @@ def checks(results: Results) -> tuple[Check, ...]:
     prints = results.cohort.select("slide_id", "fingerprint").unique().drop_nulls()
     rows.append(
         Check(
-            "Slides with the content of another",
+            "Slides with the same content as another",
             plural(len(prints), "slide"),
             str(len(prints) - prints["fingerprint"].n_unique()),
             "always",
@@ -70,7 +70,7 @@ def checks(results: Results) -> tuple[Check, ...]:
 
 
 def pairs(results: Results) -> tuple[SimilarPair, ...]:
-    """The most similar pairs of each encoder, for a person to look at."""
+    """Return the most similar pairs of each encoder, for a person to look at."""
     return tuple(
         SimilarPair(
             encoder=encoder,
@@ -85,7 +85,7 @@ def pairs(results: Results) -> tuple[SimilarPair, ...]:
 
 
 def pairs_table(results: Results) -> pl.DataFrame | None:
-    """All pairs that were kept, with their encoder; None where nothing was looked for."""
+    """Return all pairs that were kept, with their encoder; None where nothing was checked."""
     parts = [
         table.select(pl.lit(encoder).alias("encoder"), pl.all())
         for encoder, table in results.similar.items()

@@ -1,4 +1,4 @@
-"""Stage 2, report: the draft of a paper's methods, and the checklist of what it has to say."""
+"""Stage 2, report: the draft of a paper's methods, and the TRIPOD+AI checklist."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from her2.report.sections.paper.methods import methods
 
 @dataclass(frozen=True, slots=True)
 class MethodsData:
-    """Paragraphs, and the items of the TRIPOD+AI checklist."""
+    """Data of the section: paragraphs, and the items of the TRIPOD+AI checklist."""
 
     paragraphs: list[str]
     checklist: tuple[Item, ...]

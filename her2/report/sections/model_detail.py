@@ -1,4 +1,4 @@
-"""Stage 2, report: what the predictions of one model are worth beyond the headline."""
+"""Stage 2, report: tables and figures of one model beyond the headline."""
 
 from typing import Any
 
@@ -20,12 +20,12 @@ from her2.report.results import EvaluatedModel, Results
 from her2.report.sections.overlap import mark
 from her2.report.tables import PageTable, TableCell, TableRow, figure_cell, page_table
 
-STATES = {"as predicted": "as predicted", "temperature": "with temperature"}
+STATES = {"as predicted": "as predicted", "temperature": "with temperature scaling"}
 PATIENT = pl.col("level") == "patient"
 
 
 def figures_page_table(results: Results, model: EvaluatedModel) -> PageTable:
-    """Every pooled figure at both levels."""
+    """Return every pooled metric at both levels."""
     sign = mark(results, model.encoder)
     found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for row in model.metrics.filter(pl.col("level").is_in(["patient", "slide"])).to_dicts():
@@ -46,15 +46,15 @@ def figures_page_table(results: Results, model: EvaluatedModel) -> PageTable:
             )
         )
     return page_table(
-        f"All figures{sign}, pooled out of fold",
-        ("Figure", "#Patients", "#Slides", "#Positive patients"),
+        f"All metrics{sign}, pooled out-of-fold",
+        ("Metric", "#Patients", "#Slides", "#Positive patients"),
         rows,
         " ".join(metric.note for metric in all_metrics() if metric.note),
     )
 
 
 def folds_page_table(model: EvaluatedModel) -> PageTable:
-    """Figures of each fold's own test part, at patient level."""
+    """Return the metrics of each fold's own test set, at patient level."""
     wanted = [
         (metric, name)
         for metric in sorted(headline_metrics(), key=lambda metric: metric.order)
@@ -80,15 +80,15 @@ def folds_page_table(model: EvaluatedModel) -> PageTable:
     ]
     titles = [f"#{metric.label} {name}".rstrip() for metric, name in wanted]
     return page_table(
-        "Each fold by itself, patients",
+        "Each fold separately, patients",
         ("Fold", "#Patients", *titles),
         rows,
-        "A fold is too small for an interval; the spread between folds is no interval either.",
+        "A fold is too small for an interval, and the spread between folds is not an interval.",
     )
 
 
 def binary_page_table(results: Results, model: EvaluatedModel) -> PageTable | None:
-    """Regrouped scores: AUC by bootstrap and by DeLong, and the other metrics of two groups."""
+    """Return the metrics of regrouped scores, with the AUC by bootstrap and by DeLong."""
     table = model.binary.filter(PATIENT)
     if not len(table):
         return None
@@ -128,13 +128,13 @@ def binary_page_table(results: Results, model: EvaluatedModel) -> PageTable | No
             *(f"#{metric.label}" for metric in others),
         ),
         rows,
-        "The score is the probability of the positive side among both; patients of neither side "
-        "are left out.",
+        "Patients are ranked by the probability of the positive group as a share of both groups. "
+        "Patients in neither group are left out.",
     )
 
 
 def calibration_page_table(model: EvaluatedModel) -> PageTable:
-    """The metrics of calibration before and after the temperature."""
+    """Return the calibration metrics before and after temperature scaling."""
     table = model.calibration.filter(PATIENT)
     rows: list[TableRow] = []
     for metric in table["metric"].unique(maintain_order=True):
@@ -144,14 +144,14 @@ def calibration_page_table(model: EvaluatedModel) -> PageTable:
         rows.append((declared.label, *cells))
     return page_table(
         "Calibration, patients",
-        ("Figure", *(f"#{words}" for words in STATES.values())),
+        ("Metric", *(f"#{words}" for words in STATES.values())),
         rows,
         _temperature_words(model),
     )
 
 
 def operating_page_table(model: EvaluatedModel) -> PageTable | None:
-    """Sensitivity and specificity at thresholds of the tune parts."""
+    """Return sensitivity and specificity at thresholds set on the tuning sets."""
     table = model.operating.filter(PATIENT)
     if not len(table):
         return None
@@ -170,16 +170,16 @@ def operating_page_table(model: EvaluatedModel) -> PageTable | None:
     ]
     return page_table(
         "Operating points, patients",
-        ("Grouping", "Asked of the tune part", "#Sensitivity", "#Specificity", "#PPV", "#NPV",
+        ("Grouping", "Target on the tuning set", "#Sensitivity", "#Specificity", "#PPV", "#NPV",
          "#Positive / negative", "#Thresholds of the folds"),
         rows,
-        "Each fold's threshold comes from its tune part alone and is applied to its test part; "
-        "what was asked there need not be reached here. Wilson intervals.",
+        "Each fold's threshold is set on its tuning set alone and applied to its test set, "
+        "where the target need not be reached. Wilson intervals.",
     )  # fmt: skip
 
 
 def precision(results: Results, model: EvaluatedModel) -> Figure:
-    """Return precision over recall of the patients, one curve per class."""
+    """Return precision over recall at patient level, one curve per class."""
     curves = precision_curves(model, sign=mark(results, model.encoder))
     return precision_figure(curves, model.name, results.figure_context)
 
@@ -201,7 +201,7 @@ def precision_curves(model: EvaluatedModel, *, sign: str = "") -> list[Curve]:
         recall = rates = np.empty(0)
         if positive.any() and not positive.all():
             rates, recall, _ = precision_recall_curve(positive, model.patients[f"prob_{name}"])
-            # The last point, precision 1 at recall 0, is the library's own and no threshold's.
+            # The library adds a last point, precision 1 at recall 0, that no threshold gives.
             rates, recall = rates[:-1], recall[:-1]
         curves.append(
             Curve(
@@ -217,7 +217,7 @@ def precision_curves(model: EvaluatedModel, *, sign: str = "") -> list[Curve]:
 
 
 def reliability(results: Results, model: EvaluatedModel) -> Figure | None:
-    """Reliability before and after the temperature; None without predictions."""
+    """Return reliability before and after temperature scaling; None without predictions."""
     table = model.reliability.filter(PATIENT & (pl.col("n") > 0))
     states = {}
     for state, words in STATES.items():
@@ -239,7 +239,7 @@ def reliability(results: Results, model: EvaluatedModel) -> Figure | None:
 
 
 def benefit(results: Results, model: EvaluatedModel) -> Figure | None:
-    """Decision curves of the groupings; None where no grouping has both sides."""
+    """Return the decision curves of the groupings; None where no grouping has both groups."""
     table = model.decision.filter(PATIENT & (pl.col("state") == "as predicted"))
     found = [
         Benefit(
@@ -261,7 +261,7 @@ def _counted(row: dict[str, Any]) -> str:
 
 
 def _plain(row: dict[str, Any] | None, digits: int) -> TableCell:
-    """A fold's figure; why it is not defined is in the table beside the page."""
+    """Return a fold's metric; the CSV file gives the reason where it is not defined."""
     return TableCell(number(row["value"] if row else None, digits))
 
 
@@ -276,11 +276,13 @@ def _span(low: float | None, high: float | None) -> str:
 
 
 def _temperature_words(model: EvaluatedModel) -> str:
-    """What the temperatures are, and what has to be said of them."""
+    """Return the note on the temperatures of a model's folds."""
     found: list[float] = model.temperatures["temperature"].drop_nulls().to_list()
     notes = [note for note in model.temperatures["note"].unique().sort() if note]
-    text = "Temperature: one number a fold divides its log-probabilities, fitted on its tune part"
+    text = (
+        "Temperature: one number per fold, fitted on its tuning set, divides the log-probabilities"
+    )
     if found:
-        text += f"; {_span(min(found), max(found))} here"
+        text += f" (here {_span(min(found), max(found))})"
     text += ". ECE: 10 bins of equal width, of the most probable score (Guo 2017)."
     return " ".join([text, *(f"{note[:1].upper()}{note[1:]}." for note in notes)])

@@ -1,4 +1,4 @@
-"""Stage 2, report: tables of all models as one, for the CSV files beside the page."""
+"""Stage 2, report: tables of all models stacked into one, for the CSV files."""
 
 from collections.abc import Callable, Mapping
 
@@ -10,9 +10,9 @@ from her2.report.sections.overlap import seen
 
 
 def stack_models(results: Results, table: Callable[[EvaluatedModel], pl.DataFrame]) -> pl.DataFrame:
-    """Put a table of each model under each other, with the model's names in front.
+    """Stack one table of each model, with the names of task, encoder and head in front.
 
-    Columns may differ. `overlap` is how many patients of the cohort the encoder was pre-trained on.
+    Columns may differ. `overlap` is the number of cohort patients the encoder was pre-trained on.
     """
     parts = [
         table(model).select(
@@ -28,22 +28,22 @@ def stack_models(results: Results, table: Callable[[EvaluatedModel], pl.DataFram
 
 
 def stacked(table: Callable[[EvaluatedModel], pl.DataFrame]) -> MakeTable:
-    """Return what makes such a table of a run."""
+    """Return a function that stacks such a table for a run."""
     return lambda results: stack_models(results, table)
 
 
 def stacked_controls(*names: str) -> Mapping[str, MakeTable]:
-    """Return what makes tables of the models' controls, by name."""
+    """Return functions that stack the models' control tables, by name."""
     return {name: stacked(_entry("controls", name)) for name in names}
 
 
 def stacked_attention(*names: str) -> Mapping[str, MakeTable]:
-    """Return what makes tables of the models' attention, by name."""
+    """Return functions that stack the models' attention tables, by name."""
     return {name: stacked(_entry("attention", name)) for name in names}
 
 
 def _entry(field: str, name: str) -> Callable[[EvaluatedModel], pl.DataFrame]:
-    """Return what reads one table of a field that holds tables by name."""
+    """Return a function that reads one table from a field that holds tables by name."""
 
     def read(model: EvaluatedModel) -> pl.DataFrame:
         tables: Mapping[str, pl.DataFrame] = getattr(model, field)

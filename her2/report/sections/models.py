@@ -1,4 +1,4 @@
-"""Stage 2, report: all that is shown of one encoder and head on a task."""
+"""Stage 2, report: everything shown for one encoder and head on a task."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -24,12 +24,12 @@ from her2.storage.entries import FoldEntry
 
 UNLABELLED_SHOWN = 50
 FULLY_DRAWN = 12
-"""Models of which every figure is drawn; of further ones the ROC curves, and all tables."""
+"""Models with every figure; further models have all tables, but only the ROC curves drawn."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConfusionRow:
-    """A true class: (count, share of the row, is it the diagonal) for each predicted class."""
+    """A true class with (count, share of the row, is diagonal) for each predicted class."""
 
     name: str
     cells: tuple[tuple[int, float | None, bool], ...]
@@ -38,7 +38,7 @@ class ConfusionRow:
 
 @dataclass(frozen=True, slots=True)
 class FoldRow:
-    """A trained fold; epochs count from 1."""
+    """One trained fold; epochs count from 1."""
 
     run: str
     train_slides: int
@@ -62,9 +62,9 @@ class Unlabelled:
 
 @dataclass(frozen=True, slots=True)
 class ModelSection:
-    """All that is shown of one encoder and head on a task.
+    """Everything shown for one encoder and head on a task.
 
-    `figures` have their captions; there are none of a model after the first `FULLY_DRAWN`.
+    `figures` come with captions; models after the first `FULLY_DRAWN` have none.
     """
 
     name: str
@@ -86,7 +86,7 @@ class ModelSection:
 def model_section(
     results: Results, model: EvaluatedModel, *, all_figures: bool = True
 ) -> ModelSection:
-    """One encoder and head on a task, at patient level."""
+    """Return everything shown for one encoder and head on a task, at patient level."""
     marked = mark(results, model.encoder)
     tables = (
         model_detail.figures_page_table(results, model),
@@ -124,7 +124,7 @@ def _figures(results: Results, model: EvaluatedModel) -> tuple[tuple[Figure, str
     found = (
         (
             model_detail.precision(results, model),
-            "Precision over recall of each score; dotted: its prevalence, which is chance.",
+            "Precision over recall of each score. Dotted: its prevalence, the level of chance.",
         ),
         (
             controls.shuffled(results, model),
@@ -132,20 +132,20 @@ def _figures(results: Results, model: EvaluatedModel) -> tuple[tuple[Figure, str
         ),
         (
             model_detail.reliability(results, model),
-            "Share of patients with a score among those given like probability, with Wilson "
-            "intervals; dotted: what was given was right.",
+            "Observed share of patients with a score, by predicted probability, with Wilson "
+            "intervals. Dotted: perfect calibration.",
         ),
         (
             model_detail.benefit(results, model),
-            "Decision curves: net benefit of acting on the model, on all and on none, over the "
-            "probability from which one would act (Vickers and Elkin 2006).",
+            "Decision curves: net benefit of acting on the model, of treating everyone and of "
+            "treating no one, by threshold probability (Vickers and Elkin 2006).",
         ),
     )
     return tuple((figure, words) for figure, words in found if figure is not None)
 
 
 def roc_curves(model: EvaluatedModel, *, sign: str = "") -> list[Curve]:
-    """One-vs-rest curves of the patients; a class that is absent has no points.
+    """Return the one-vs-rest curves at patient level; a class that is absent has no points.
 
     `sign` marks every area.
     """
@@ -169,7 +169,7 @@ def roc_curves(model: EvaluatedModel, *, sign: str = "") -> list[Curve]:
 
 
 def confusion_rows(model: EvaluatedModel) -> tuple[ConfusionRow, ...]:
-    """Counts of patients and their share of the true class."""
+    """Return counts of patients, and their shares of the true class."""
     table = model.confusion.filter(pl.col("level") == "patient")
     counts = {(true, guess): n for _, true, guess, n, _ in table.iter_rows()}
     names = model.task.class_names
@@ -185,7 +185,7 @@ def confusion_rows(model: EvaluatedModel) -> tuple[ConfusionRow, ...]:
 
 
 def fold_rows(model: EvaluatedModel) -> tuple[FoldRow, ...]:
-    """One row a fold, repeats in order."""
+    """Return one row per fold, with repeats in order."""
     return tuple(
         FoldRow(
             run=run,
@@ -203,13 +203,16 @@ def fold_rows(model: EvaluatedModel) -> tuple[FoldRow, ...]:
 
 
 def chosen(entry: FoldEntry) -> dict[str, Any]:
-    """The options that a fold's search chose; empty without one."""
+    """Return the options that a fold's search chose; empty without a search."""
     found: dict[str, Any] = json.loads(entry.options) if entry.options else {}
     return found
 
 
 def unlabelled_table(model: EvaluatedModel) -> pl.DataFrame:
-    """`slide_id, patient_id, predicted, prob_<class>, models`: means over all models."""
+    """Return the predictions for unlabelled slides, averaged over the models of all folds.
+
+    Columns: `slide_id, patient_id, predicted, prob_<class>, models`.
+    """
     columns = [f"prob_{name}" for name in model.task.class_names]
     table = (
         model.predictions.filter(pl.col("role") == "predict")
@@ -229,7 +232,7 @@ def unlabelled_table(model: EvaluatedModel) -> pl.DataFrame:
 
 
 def unlabelled(model: EvaluatedModel) -> Unlabelled:
-    """The first slides of `unlabelled_table`."""
+    """Return the first slides of `unlabelled_table`."""
     table = unlabelled_table(model)
     return Unlabelled(
         classes=model.task.class_names,
@@ -245,7 +248,7 @@ def unlabelled(model: EvaluatedModel) -> Unlabelled:
 
 @dataclass(frozen=True, slots=True)
 class ModelsData:
-    """All models; every figure is drawn of the first `fully_drawn`."""
+    """Data of the section: all models, the first `fully_drawn` of them with every figure."""
 
     models: list[ModelSection]
     fully_drawn: int

@@ -1,4 +1,4 @@
-"""Stage 2, report: everything that was not as asked, in sentences near the top of the page."""
+"""Stage 2, report: warnings near the top of the page, one sentence each."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ from her2.config.catalogue import row as catalogue_row
 from her2.config.catalogue import scale_warning
 from her2.metrics import headline_metrics
 from her2.report.format import plural
-from her2.report.results import EvaluatedModel, Results, one_row_a_slide
+from her2.report.results import EvaluatedModel, Results, one_row_per_slide
 from her2.report.section import Link, Section
 from her2.report.sections import overlap
 from her2.report.sections.cohort import Excluded, excluded_slides
 from her2.report.sections.pictures import ModelPictures, all_pictures
 
 FEW_PATIENTS = 10
-"""Of a class: below this a bootstrap interval is a rough guess."""
+"""Patients of a class below which a bootstrap interval is only approximate."""
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A sentence, and the section (an id of the page) that has more."""
+    """A warning, with the id of the section that has the details."""
 
     text: str
     anchor: str
@@ -33,13 +33,15 @@ class Notice:
 def notices(
     results: Results, excluded: Sequence[Excluded], pictures: Sequence[ModelPictures]
 ) -> list[Notice]:
-    """What makes figures too good first; then in the order of the pipeline."""
+    """Return reasons for optimistic results first, then warnings in the order of the pipeline."""
     found = [*_overlaps(results), *_similar(results), *_scales(results)]
     found += [*_columns(results), *_slides(results, excluded), *_encoders(results)]
     for model in results.models:
         found += [*_figures(model), *_folds(results, model), *_predictions(results, model)]
     found += [
-        Notice(f"{item.name}: {plural(len(item.not_drawn), 'slide')} without picture.", item.anchor)
+        Notice(
+            f"{item.name}: {plural(len(item.not_drawn), 'slide')} without a picture.", item.anchor
+        )
         for item in pictures
         if item.not_drawn
     ]
@@ -50,8 +52,8 @@ def _overlaps(results: Results) -> list[Notice]:
     found = [Notice(f"{text}.", "overlap") for text in overlap.footnotes(results)]
     found += [
         Notice(
-            f"{name}: nobody can tell whether its pre-training saw patients of this cohort (its "
-            "data name no cases).",
+            f"{name}: it is unknown whether its pre-training saw patients of this cohort (its "
+            "data set names no cases).",
             "pretraining",
         )
         for name in overlap.unknown(results)
@@ -60,12 +62,12 @@ def _overlaps(results: Results) -> list[Notice]:
 
 
 def _similar(results: Results) -> list[Notice]:
-    """Pairs that the default limit would have stopped at."""
+    """Return pairs of slides that would have stopped the run at the default limit."""
     return [
         Notice(
-            f"{encoder}: {row['slide_a']} and {row['slide_b']} are of two patients and share "
-            f"{row['shared']:.0%} of their tiles by their features; allowed by "
-            f"folds.max_shared_tiles {results.config.folds.max_shared_tiles:g}.",
+            f"{encoder}: {row['slide_a']} and {row['slide_b']} belong to different patients but "
+            f"share {row['shared']:.0%} of their tiles according to their features. This is "
+            f"allowed by folds.max_shared_tiles: {results.config.folds.max_shared_tiles:g}.",
             "audit",
         )
         for encoder, table in results.similar.items()
@@ -74,20 +76,20 @@ def _similar(results: Results) -> list[Notice]:
 
 
 def _columns(results: Results) -> list[Notice]:
-    """Columns of the manifest that a user may expect to act, and that do not."""
+    """Return notices on manifest columns and settings that have no, or only partial, effect."""
     words, found = {}, []
     if results.split:
         text = "The manifest's fixed split is used (column 'split'): folds.number, folds.repeats "
         found = [Notice(f"{text}and folds.sites do not apply.", "cohort")]
     else:
-        words = {"split": "folds.split is ignore"}
+        words = {"split": "folds.split is 'ignore'"}
     found += [
         Notice(f"The manifest's column {name!r} is not used: {text}.", "cohort")
         for name, text in words.items()
         if name in results.cohort.columns
         and results.cohort[name].null_count() < len(results.cohort)
     ]
-    slides = one_row_a_slide(results)
+    slides = one_row_per_slide(results)
     for name, text in (
         ("annotation", "tiled in their annotated regions only"),
         ("mask", "tiled in the tissue of a mask from another program"),
@@ -96,8 +98,9 @@ def _columns(results: Results) -> list[Notice]:
         if 0 < number < len(slides):
             found.append(
                 Notice(
-                    f"{number} of {plural(len(slides), 'slide')} were {text}, the others were not: "
-                    "where that goes with a score, it can be learnt instead of the tissue.",
+                    f"{number} of {plural(len(slides), 'slide')} were {text}; the others were not. "
+                    "If this is associated with the score, a model can learn it instead of the "
+                    "tissue.",
                     "quality",
                 )
             )
@@ -105,7 +108,7 @@ def _columns(results: Results) -> list[Notice]:
 
 
 def _scales(results: Results) -> list[Notice]:
-    """Published encoders that get another um/px than they were trained at."""
+    """Return notices on published encoders used at another um/px than in their training."""
     found = []
     for name, encoder in results.config.encoders.items():
         if encoder.source == "catalogue":
@@ -136,19 +139,23 @@ def _encoders(results: Results) -> list[Notice]:
             found.append(
                 Notice(
                     f"{name}: its features were computed in more than one precision "
-                    f"({', '.join(used)}); they differ slightly between slides.",
+                    f"({', '.join(used)}), so they differ slightly between slides.",
                     "provenance",
                 )
             )
         elif used and card.precision not in ("auto", used[0]):
             found.append(
-                Notice(f"{name}: asked for {card.precision}, computed in {used[0]}.", "provenance")
+                Notice(
+                    f"{name}: {card.precision} was requested, but features were computed in "
+                    f"{used[0]}.",
+                    "provenance",
+                )
             )
         if len(on := results.devices[name]) > 1:
             found.append(
                 Notice(
                     f"{name}: its features were computed on more than one kind of device "
-                    f"({', '.join(on)}); they differ slightly between slides.",
+                    f"({', '.join(on)}), so they differ slightly between slides.",
                     "provenance",
                 )
             )
@@ -179,8 +186,8 @@ def _figures(model: EvaluatedModel) -> list[Notice]:
         if row["value"] is not None
     ]
     if few:
-        text = f"{model.name}: fewer than {FEW_PATIENTS} patients of class {', '.join(few)}; "
-        found.append(Notice(f"{text}the interval is a rough guess.", "headline"))
+        text = f"{model.name}: fewer than {FEW_PATIENTS} patients of class {', '.join(few)}. "
+        found.append(Notice(f"{text}Their intervals are only approximate.", "headline"))
     return found
 
 
@@ -192,16 +199,16 @@ def _folds(results: Results, model: EvaluatedModel) -> list[Notice]:
     if first:
         found.append(
             Notice(
-                f"{model.name}: in {first} of {plural(total, 'fold')} no epoch was better than the "
-                "first; those models had one epoch of training.",
+                f"{model.name}: in {first} of {plural(total, 'fold')}, no epoch improved on the "
+                "first, so the model kept had one epoch of training.",
                 model.anchor,
             )
         )
     if last:
         found.append(
             Notice(
-                f"{model.name}: {last} of {plural(total, 'fold')} kept the last of {limit} epochs "
-                "allowed; it was still getting better (training.epochs).",
+                f"{model.name}: {last} of {plural(total, 'fold')} kept the last of {limit} allowed "
+                "epochs. Training was still improving; raise training.epochs.",
                 model.anchor,
             )
         )
@@ -209,7 +216,10 @@ def _folds(results: Results, model: EvaluatedModel) -> list[Notice]:
 
 
 def _predictions(results: Results, model: EvaluatedModel) -> list[Notice]:
-    """Labelled slides with features must be in the evaluation (of a fixed split: the tested)."""
+    """Return a notice on labelled slides with features that were not evaluated.
+
+    Under a fixed split only the slides of its test set are expected.
+    """
     label = f"label_{model.task.label}"
     rows = results.cohort.select("slide_id", label, "split").unique().iter_rows()
     labelled = {

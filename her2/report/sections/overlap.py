@@ -1,4 +1,4 @@
-"""Stage 2, report: the mark of encoders whose pre-training saw patients of this cohort."""
+"""Stage 2, report: the mark on encoders whose pre-training saw patients of this cohort."""
 
 from her2.pretraining.overlap import Overlap
 from her2.report.results import Results
@@ -8,9 +8,9 @@ IDS_SHOWN = 10
 
 
 def overlap_of(results: Results, encoder: str) -> Overlap | None:
-    """What an encoder's pre-training saw, with that of the encoders it began from.
+    """Return the overlap of an encoder's pre-training, including the encoders it started from.
 
-    None where nothing was audited.
+    None where no pre-training was audited.
     """
     chain: list[str] = []
     name: str | None = encoder
@@ -28,19 +28,19 @@ def overlap_of(results: Results, encoder: str) -> Overlap | None:
 
 
 def mark(results: Results, encoder: str) -> str:
-    """`†` for every figure of an encoder that saw patients of this cohort, else empty."""
+    """Return `†` for an encoder that saw patients of this cohort, else an empty string."""
     found = overlap_of(results, encoder)
     return MARK if found is not None and found.patients else ""
 
 
 def seen(results: Results, encoder: str) -> int | None:
-    """How many of its patients; None where nobody can tell."""
+    """Return the number of cohort patients an encoder saw; None where it is unknown."""
     found = overlap_of(results, encoder)
     return None if found is None or not (found.known or found.patients) else len(found.patients)
 
 
 def footnotes(results: Results) -> tuple[str, ...]:
-    """What the mark means, for each encoder that bears it."""
+    """Return the meaning of the mark, for each encoder that bears it."""
     notes = []
     for name in results.config.encoders:
         found = overlap_of(results, name)
@@ -50,13 +50,13 @@ def footnotes(results: Results) -> tuple[str, ...]:
         ids = ", ".join(found.patients[:IDS_SHOWN]) + (", ..." if number > IDS_SHOWN else "")
         people = "1 patient" if number == 1 else f"{number:,} patients"
         notes.append(
-            f"{MARK} {name}: pre-trained on {people} of this cohort: {ids}; "
-            "these figures are too good"
+            f"{MARK} {name}: pre-trained on {people} of this cohort ({ids}), so "
+            "its results are optimistic"
         )
     return tuple(notes)
 
 
 def unknown(results: Results) -> tuple[str, ...]:
-    """The encoders of which nobody can tell, in the config's order."""
+    """Return the encoders whose overlap is unknown, in the config's order."""
     found = {name: overlap_of(results, name) for name in results.config.encoders}
     return tuple(name for name, item in found.items() if item is not None and not item.known)

@@ -1,4 +1,4 @@
-"""Stage 2, report: attention pictures, small enough for one page."""
+"""Stage 2, report: attention pictures, shrunk to fit on one page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,20 +10,20 @@ import polars as pl
 from her2.config.names import run_name
 from her2.explanation.listing import ATTENTION, TRUTH
 from her2.report.figures.base import Figure, Picture, jpeg
-from her2.report.figures.controls import Following, faithfulness_figure
+from her2.report.figures.controls import FaithfulnessCurve, faithfulness_figure
 from her2.report.format import number, plural, without_folders
 from her2.report.results import EvaluatedModel, Results
 from her2.report.sections.overlap import mark
 
 ATTENTION_SHOWN = 24
-"""Attention pictures on the page, over all models; the others stay files."""
+"""Maximum number of attention pictures on the page, over all models; the others stay files."""
 _ATTENTION_PX = (1200, 800)
 _STRIP_PX = (800, 600)
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionPicture:
-    """One slide: the panels that `heatmaps.json` names, side by side."""
+    """The attention picture of one slide: the panels that `heatmaps.json` names, side by side."""
 
     slide_id: str
     label: str
@@ -38,7 +38,7 @@ class AttentionPicture:
 
 @dataclass(frozen=True, slots=True)
 class ScoreTiles:
-    """Most and least attended tiles of all held-out slides of a score, or why there are none."""
+    """The most and least attended tiles of all held-out slides of a score, or a reason."""
 
     label: str
     words: str
@@ -47,7 +47,7 @@ class ScoreTiles:
 
 @dataclass(frozen=True, slots=True)
 class ModelPictures:
-    """The pictures of one encoder and head; `not_drawn` are (slide, reason)."""
+    """The pictures of one encoder and head; `not_drawn` holds (slide, reason)."""
 
     name: str
     mark: str
@@ -62,12 +62,12 @@ class ModelPictures:
 
 @lru_cache(maxsize=1)
 def all_pictures(results: Results) -> tuple[ModelPictures, ...]:
-    """Read the pictures of all models; once, since the warnings name those that are missing."""
+    """Read the pictures of all models, once, since the warnings need the missing ones too."""
     return tuple(model_pictures(results, model) for model in results.models)
 
 
 def model_pictures(results: Results, model: EvaluatedModel) -> ModelPictures:
-    """The pictures that `heatmaps.json` lists."""
+    """Return the pictures that `heatmaps.json` lists."""
     drawn = [item for item in model.heatmaps if "picture" in item]
     not_drawn = [
         (str(item["slide_id"]), without_folders(str(item.get("reason", "no reason recorded"))))
@@ -96,7 +96,7 @@ def model_pictures(results: Results, model: EvaluatedModel) -> ModelPictures:
 
 
 def _spread(items: list[dict[str, object]], number_: int) -> list[dict[str, object]]:
-    """Some of the items, evenly: they are sorted by class, and each class keeps its share."""
+    """Return evenly spaced items; as they are sorted by class, each class keeps its share."""
     if len(items) <= number_:
         return items
     return [items[i * len(items) // number_] for i in range(number_)]
@@ -109,8 +109,8 @@ def _picture(results: Results, model: EvaluatedModel, item: dict[str, Any]) -> A
     probabilities = [(name, number(rows[0][f"prob_{name}"], 2)) for name in names] if rows else []
     strip, unreadable = _strip(model, item)
     notes = (without_folders(str(item.get("note", ""))), unreadable)
-    said = {ATTENTION: "rank of attention", TRUTH: truth_words(results)}
-    shown = ", ".join(said.get(name, name) for name in _panels(item))
+    titles = {ATTENTION: "rank of attention", TRUTH: truth_words(results)}
+    shown = ", ".join(titles.get(name, name) for name in _panels(item))
     return AttentionPicture(
         slide_id=slide_id,
         label=item["label"],
@@ -130,7 +130,7 @@ def _picture(results: Results, model: EvaluatedModel, item: dict[str, Any]) -> A
 
 
 def _strip(model: EvaluatedModel, item: Mapping[str, Any]) -> tuple[Picture | None, str]:
-    """The most and least attended tiles of a slide, or why they are not shown."""
+    """Return the most and least attended tiles of a slide, or the reason for their absence."""
     if not item.get("tile_strip"):
         return None, ""
     alt = f"{item['slide_id']}: its most and least attended tiles"
@@ -142,7 +142,7 @@ def _strip(model: EvaluatedModel, item: Mapping[str, Any]) -> tuple[Picture | No
 
 
 def _score(model: EvaluatedModel, item: Mapping[str, Any]) -> ScoreTiles:
-    """A row of `tiles.json`."""
+    """Return what a row of `tiles.json` lists."""
     people = f"{plural(item['slides'], 'held-out slide')} of {plural(item['patients'], 'patient')}"
     words = f"Score {item['label']}: {people}"
     figure = None
@@ -164,21 +164,21 @@ def _panels(item: Mapping[str, Any]) -> Sequence[str]:
 
 
 def truth_words(results: Results) -> str:
-    """What the yellow of the panel of the truth is."""
+    """Return what the yellow tint of the ground-truth panel stands for."""
     if results.synthetic:
         return "planted HER2-positive morphology"
     return "annotated positive area (cohort.masks)"
 
 
 def faithfulness_curves(results: Results, model: EvaluatedModel) -> Figure | None:
-    """Deletion and insertion of one model; None where attention tells no tiles apart."""
+    """Return one model's deletion and insertion curves; None where attention is uniform."""
     table = model.attention["faithfulness"].filter(pl.col("value").is_not_null())
     if not len(table):
         return None
-    found: dict[str, dict[str, Following]] = {}
+    found: dict[str, dict[str, FaithfulnessCurve]] = {}
     for curve, order in table.select("curve", "order").unique(maintain_order=True).iter_rows():
         own = table.filter((pl.col("curve") == curve) & (pl.col("order") == order)).sort("share")
-        found.setdefault(curve, {})[order] = Following(
+        found.setdefault(curve, {})[order] = FaithfulnessCurve(
             *(own[name].to_list() for name in ("share", "value", "low", "high"))
         )
     return faithfulness_figure(found, model.name, results.figure_context)

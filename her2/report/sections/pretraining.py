@@ -1,4 +1,4 @@
-"""Stage 2, report: how the encoders that were pre-trained here learned."""
+"""Stage 2, report: the training of the encoders that were pre-trained here."""
 
 import math
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from her2.report.sections.overlap import mark
 
 @dataclass(frozen=True, slots=True)
 class PretrainingRow:
-    """One pre-trained encoder; figures are of its best epoch on the validation patches.
+    """One pre-trained encoder, with the results of its best epoch on the validation patches.
 
-    `test` has those on the set's own test part, empty where it has none.
+    `test` holds the results on the patch set's own test set, empty where it has none.
     """
 
     name: str
@@ -38,7 +38,7 @@ class PretrainingRow:
 
 
 def pretraining(results: Results) -> list[PretrainingRow]:
-    """One row an encoder of `source: pretrain`, in the config's order."""
+    """Return one row per encoder of `source: pretrain`, in the config's order."""
     return [
         _row(results, name, card.provenance)
         for name, card in results.cards.items()
@@ -47,7 +47,7 @@ def pretraining(results: Results) -> list[PretrainingRow]:
 
 
 def pretraining_table(results: Results) -> pl.DataFrame | None:
-    """`encoder, epoch, train_loss, ...` of every epoch, from 0; None without such encoders."""
+    """Return `encoder, epoch, train_loss, ...` per epoch, from 0; None without such encoders."""
     parts = [
         table.select(pl.lit(name).alias("encoder"), pl.all())
         for name, table in results.pretraining.items()
@@ -56,16 +56,16 @@ def pretraining_table(results: Results) -> pl.DataFrame | None:
 
 
 def split_words(split_by: str) -> str:
-    """What a card's `split_by` means for its validation figures."""
+    """Return what a card's `split_by` means for the validation results, in words."""
     words = {
         "case": "by case: no patient is on both sides",
         "patch (cases unknown)": "by patch",
-        "the set's own parts": "the set's own parts: no case is on both sides",
-        "the set's own parts (cases unknown)": "the set's own parts",
+        "the set's own parts": "by the set's own split: no case is on both sides",
+        "the set's own parts (cases unknown)": "by the set's own split",
     }.get(split_by, split_by)
     if "cases unknown" not in split_by:
         return words
-    return f"{words}; cases unknown: patches of one patient may be on both sides"
+    return f"{words} (cases unknown: patches of one patient may be on both sides)"
 
 
 def _row(results: Results, name: str, facts: dict[str, Any]) -> PretrainingRow:
@@ -86,7 +86,7 @@ def _row(results: Results, name: str, facts: dict[str, Any]) -> PretrainingRow:
         best_epoch=epoch + 1,
         balanced_accuracy=_figure(best.get("balanced_accuracy")),
         mean_auc=_figure(best.get("mean_auc")),
-        test=f"test part: {_figure(test.get('balanced_accuracy'))}, {_figure(test.get('mean_auc'))}"
+        test=f"test set: {_figure(test.get('balanced_accuracy'))}, {_figure(test.get('mean_auc'))}"
         if test
         else "",
         unusable=int(facts.get("unusable", {}).get("count", 0)),

@@ -1,4 +1,4 @@
-"""Stage 2, report: what made these figures, and how to make them again."""
+"""Stage 2, report: the software, encoders and config behind the results."""
 
 import platform
 from dataclasses import asdict, dataclass
@@ -31,7 +31,7 @@ PACKAGES = (
 
 @dataclass(frozen=True, slots=True)
 class EncoderFacts:
-    """An encoder's card, and what its features were really computed in and on."""
+    """An encoder's card, with the precision and devices its features were computed in and on."""
 
     name: str
     architecture: str
@@ -52,7 +52,7 @@ class EncoderFacts:
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Versions, encoders and devices, seeds and the config; no machine's name, and no times."""
+    """Versions, encoders and devices, seed and config, without machine names or times."""
 
     versions: tuple[tuple[str, str], ...]
     encoders: tuple[EncoderFacts, ...]
@@ -63,7 +63,10 @@ class Provenance:
 
 
 def provenance(results: Results) -> Provenance:
-    """Gather it. Absolute paths of the config are shown, and digested, as `.../NAME`."""
+    """Gather the provenance of a run.
+
+    Absolute paths of the config are shown, and digested, as `.../NAME`.
+    """
     shown = portable(results.config.model_dump(mode="python"))
     text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=96)
     return Provenance(
@@ -77,7 +80,7 @@ def provenance(results: Results) -> Provenance:
 
 
 def versions(software: str) -> tuple[tuple[str, str], ...]:
-    """(name, version) of this package, Python, and the packages that figures depend on."""
+    """Return (name, version) of this package, Python and the packages results depend on."""
     return (
         ("her2", software),
         ("Python", platform.python_version()),
@@ -86,7 +89,7 @@ def versions(software: str) -> tuple[tuple[str, str], ...]:
 
 
 def encoder_facts(results: Results) -> list[EncoderFacts]:
-    """One entry an encoder, in the config's order."""
+    """Return one entry per encoder, in the config's order."""
     found = []
     for name, card in results.cards.items():
         found.append(
@@ -116,7 +119,7 @@ def encoder_facts(results: Results) -> list[EncoderFacts]:
 
 
 def _shown(value: Any) -> str:
-    """Long lists (the cases of a patch set) are counted: the card has them."""
+    """Return a value as text; long lists (the cases of a patch set) are counted instead."""
     if isinstance(value, list) and len(value) > LIST_SHOWN:
         return f"({len(value):,})"
     return str(value) if isinstance(value, str | int) else canonical_json(value)
@@ -130,7 +133,7 @@ def _version(name: str) -> str:
 
 
 def encoders_table(results: Results) -> pl.DataFrame:
-    """Return one row per encoder, with digests in full."""
+    """Return one row per encoder, with full digests."""
     return pl.DataFrame([asdict(row) for row in encoder_facts(results)])
 
 

@@ -1,4 +1,4 @@
-"""Stage 2, report: what the protocol alone does, sound beside as published."""
+"""Stage 2, report: effect of the evaluation protocol, sound against as published."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class ProtocolRow:
 
 
 def protocols(results: Results) -> list[ProtocolRow]:
-    """One a model that has a twin; none unless the config asks for the published protocol."""
+    """Return one row per model that was also evaluated under the published protocol."""
     if not results.config.published_protocol:
         return []
     rows = []

@@ -1,4 +1,4 @@
-"""Stage 2, report: what was found, in the sentences that a reader needs first."""
+"""Stage 2, report: the main findings, in sentences and headline metrics."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +15,13 @@ from her2.report.sections.overlap import mark
 
 
 def sentences(results: Results) -> list[str]:
-    """One a task: over whom, the best and the range of macro AUC, and what that does not say."""
+    """Return one sentence per task: patients, range and best of macro AUC, and its caveats."""
     found = []
     for task_name in results.config.tasks:
         models = results.task_models(task_name)
         rows = [(model, row) for model in models if (row := _macro(model))["value"] is not None]
         if not rows:
-            found.append(f"Task {task_name}: no macro AUC is defined; the table says why.")
+            found.append(f"Task {task_name}: no macro AUC is defined; the table gives the reason.")
             continue
         rows.sort(key=lambda item: -item[1]["value"])
         found.append(_sentence(results, task_name, rows, len(models)))
@@ -35,7 +35,7 @@ def _sentence(
     total: int,
 ) -> str:
     best, top = rows[0]
-    words = f"{plural(top['n'], 'held-out patient')} in {plural(len(best.slides), 'slide')}"
+    words = f"{plural(top['n'], 'held-out patient')} with {plural(len(best.slides), 'slide')}"
     text = f"Task {task_name}, {words}: "
     figure = f"{number(top['value'], sign=mark(results, best.encoder))} "
     figure += interval(top["low"], top["high"])
@@ -44,19 +44,28 @@ def _sentence(
     else:
         least = rows[-1][1]["value"]
         text += (
-            f"of {plural(total, 'model')} (encoder and head) macro AUC runs from "
+            f"the macro AUC of {plural(total, 'model')} (encoder and head) ranges from "
             f"{number(least)} to {figure}, the highest with {best.encoder} / {best.head} "
-            f"(pre-training: {domain(results, best.encoder)})"
+            f"({_pretraining(results, best.encoder)})"
         )
     if verdict := chance(top["low"], top["high"]):
         text += f", {verdict}"
     text += "."
     if total > 1:
-        text += " The highest of several is flattered by having been picked: see the comparison."
+        text += " The best of several models is optimistic by selection; see the comparison."
     unclear = sum(bool(chance(row["low"], row["high"])) for _, row in rows)
     if total > 1 and unclear:
-        text += f" {unclear} of {total} are not above chance by their intervals."
+        text += (
+            f" {unclear} of {total} models {'is' if unclear == 1 else 'are'} not above chance "
+            "by their intervals."
+        )
     return text
+
+
+def _pretraining(results: Results, encoder: str) -> str:
+    if results.config.encoders[encoder].domain in (None, "none"):
+        return "no pre-training"
+    return f"pre-trained on {domain(results, encoder)} images"
 
 
 def _macro(model: EvaluatedModel) -> dict[str, Any]:
@@ -68,10 +77,10 @@ def _macro(model: EvaluatedModel) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class SummaryData:
-    """The figures that a reader needs first, by patient and by slide.
+    """Data of the section: sentences and headline metrics, by patient and by slide.
 
-    `compared` says whether the page has a comparison; `published` whether an encoder has weights
-    of others.
+    `compared` is true where the page has a comparison, `published` where an encoder has weights
+    that were not trained here.
     """
 
     sentences: list[str]
@@ -84,7 +93,7 @@ class SummaryData:
 
 
 def summary(results: Results) -> SummaryData:
-    """Collect the sentences and the headline figures of all tasks."""
+    """Collect the sentences and the headline metrics of all tasks."""
     by_patient, by_slide = (
         [headline.headline(results, task, level) for task in results.config.tasks]
         for level in ("patient", "slide")
@@ -101,7 +110,7 @@ def summary(results: Results) -> SummaryData:
 
 
 def headline_table(results: Results) -> pl.DataFrame:
-    """Return the AUCs of the patients, with what each encoder was trained on."""
+    """Return the AUCs at patient level, with the images each encoder was trained on."""
     domains = {name: domain(results, name) for name in results.config.encoders}
     found = stack_models(results, lambda model: model.metrics).filter(
         (pl.col("metric") == "auc")

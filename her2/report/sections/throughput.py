@@ -1,7 +1,7 @@
-"""Stage 2, report: how fast the features were made, what held it up, and what to change.
+"""Stage 2, report: speed of embedding, its bottleneck, and what to change about it.
 
-From the receipts in the feature stores, so it describes the machines and the load of the day: the
-only figures of the page that differ between two runs with equal results.
+It comes from the receipts in the feature stores, so it describes the machines and their load at
+the time. These are the only figures on the page that differ between runs with equal results.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,18 +16,17 @@ from her2.report.section import Section
 
 PARTS = ("reading", "waiting", "encoding", "writing")
 LIMITING = 0.35
-"""A part that takes at least this share of the workers' time is worth a change, however much the
-encoder takes."""
+"""Share of the workers' time from which a part is worth a change, whatever the encoder takes."""
 
 Receipt = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class ThroughputRow:
-    """One encoder on one kind of device: shares are of its workers' time.
+    """One encoder on one kind of device; shares are of its workers' time.
 
-    On a CPU every core reads and encodes; on CUDA reading goes on beside the device and is no
-    part of its time, and `waiting` is how long the device had nothing to do.
+    On a CPU every core reads and encodes. On CUDA, reading runs in parallel and is not part of
+    the device's time, and `waiting` is the time in which the device was idle.
     """
 
     encoder: str
@@ -48,23 +47,23 @@ class ThroughputRow:
 
     @property
     def share_text(self) -> str:
-        """`encoding 92 %, reading 7 %, writing 1 %`: the largest first."""
+        """Return `encoding 92%, reading 7%, writing 1%`, the largest first."""
         parts = sorted(((getattr(self, name), name) for name in PARTS), reverse=True)
         return ", ".join(f"{name} {share:.0%}" for share, name in parts if share >= 0.005)
 
     @property
     def hours_text(self) -> str:
-        """`0.02`, `31`: device hours."""
+        """Return device hours as `0.02` or `31`."""
         return f"{self.hours:,.0f}" if self.hours >= 10 else f"{self.hours:.2g}"
 
     @property
     def rate_text(self) -> str:
-        """`48.2`."""
+        """Return patches per second as `48.2`."""
         return f"{self.patches_per_second:,.1f}"
 
 
 def throughput(results: Results) -> list[ThroughputRow]:
-    """One row an encoder and device, in the config's order; none where nothing was recorded."""
+    """Return one row per encoder and device, in the config's order; none without receipts."""
     found = []
     for name, receipts in results.receipts.items():
         groups: dict[tuple[str, str], list[Receipt]] = {}
@@ -78,17 +77,20 @@ def throughput(results: Results) -> list[ThroughputRow]:
 
 
 def throughput_table(results: Results) -> pl.DataFrame | None:
-    """The same for other programs; None where nothing was recorded."""
+    """Return the rows as a table for the CSV file; None where nothing was recorded."""
     fields = [name for name in ThroughputRow.__dataclass_fields__ if name != "advice"]
     rows = [{name: getattr(row, name) for name in fields} for row in throughput(results)]
     return pl.DataFrame(rows) if rows else None
 
 
 def _row(encoder: str, receipts: list[Receipt], scale: float) -> ThroughputRow:
-    """`scale`: how many times the tiles of these receipts all slides of the encoder have."""
+    """Return the row of one encoder and device.
+
+    `scale` is the number of tiles of all slides of the encoder over those of its receipts.
+    """
     on_cpu = receipts[0]["on_cpu"]
     spent = {part: sum(r[f"seconds_{part}"] for r in receipts) for part in PARTS}
-    if not on_cpu:  # beside the device
+    if not on_cpu:  # these run in parallel with the device
         spent |= {"reading": 0.0, "writing": 0.0}
     total = sum(spent.values())
     busy_seconds = sum(
@@ -114,43 +116,43 @@ def _row(encoder: str, receipts: list[Receipt], scale: float) -> ThroughputRow:
 
 
 def _advice(shares: Mapping[str, float], receipts: list[Receipt]) -> tuple[str, str]:
-    """What takes the time, and what to change about it."""
+    """Return the bottleneck and what to change about it."""
     first = receipts[0]
     cold = 2 * sum(r["cold"] is True for r in receipts) > len(receipts)
     plain = 2 * sum(r["reader"] == "jpeg" for r in receipts) > len(receipts)
     if shares["waiting"] >= LIMITING:
         return "reading", (
-            "The device waits for tiles: give the job more threads"
-            + (", and the slides a faster disk (they came from storage)" if cold else "")
+            "The device waits for tiles. Give the job more threads"
+            + (", and put the slides on a faster disk (they came from storage)" if cold else "")
             + "."
         )
     if shares["reading"] >= LIMITING:
         if cold:
-            return "storage", "The slides came from storage: copy them to a faster disk first."
+            return "storage", "The slides came from storage. First copy them to a faster disk."
         if not plain:
             return "reading", (
-                "The slides' format has to be read by OpenSlide: more threads help, or slides "
+                "The slides' format has to be read by OpenSlide. More threads help, or slides "
                 "converted to JPEG TIFF."
             )
         return "reading", (
-            "Tiles are resampled: an um/px that the slides' pyramid has (0.25, 0.5, 1) is read "
-            "as it is; else more threads help."
+            "Tiles are resampled. An um/px that the slides' pyramid has (0.25, 0.5, 1) is read "
+            "without resampling; otherwise, more threads help."
         )
     if shares["writing"] >= LIMITING:
-        return "writing", "The cache is on a slow disk: put `cache` on a faster one."
+        return "writing", "The cache is on a slow disk. Put `cache` on a faster one."
     if first["on_cpu"]:
-        text = "A GPU, or more cores for the job (threads), would make it faster"
+        text = "A GPU, or more cores for the job (threads), would speed this up"
         if first["precision"] == "float32":
-            text += "; so would a CPU with bfloat16 (AVX-512 BF16, AMX), about three times"
+            text += ", and so would a CPU with bfloat16 (AVX-512 BF16, AMX), by about three times"
         return "encoder", text + "."
     if first["precision"] == "float32":
-        return "encoder", "`precision: auto` would compute in half precision, on this device."
+        return "encoder", "`precision: auto` would compute in half precision on this device."
     if not any(r["compiled"] for r in receipts):
         return "encoder", (
-            "The device is busy: `embedding.compile: always` may gain some, more jobs at once on "
-            "more devices the rest."
+            "The device is busy. `embedding.compile: always` may help a little; running more jobs "
+            "at once on more devices helps further."
         )
-    return "encoder", "The device is busy: more jobs at once on more devices would make it faster."
+    return "encoder", "The device is busy. Running more jobs at once on more devices would help."
 
 
 def _span(values: Iterable[int]) -> str:

@@ -1,4 +1,4 @@
 """Text for a paper: the methods draft, the checklist, the references.
 
-The prose is in `templates/methods`; the modules here say what is true of a run.
+The prose is in `templates/methods`; the modules here gather the facts of a run.
 """

@@ -1,6 +1,6 @@
-"""Stage 2, report: the TRIPOD+AI checklist, filled where the pipeline knows the answer.
+"""Stage 2, report: the TRIPOD+AI checklist, filled in where the pipeline knows the answer.
 
-Its items and their words are `templates/methods/checklist.yaml`.
+Its items and their wording are in `templates/methods/checklist.yaml`.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from her2.report.sections.paper.prose import FOLDER, sentence
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One item; `anchor` is the section of the page with the details, where there is one."""
+    """One item; `anchor` is the section of the page with details, if any."""
 
     number: str
     section: str
@@ -30,7 +30,7 @@ class Item:
 
     @property
     def filled_by(self) -> str:
-        """Return `pipeline`, `author`, or both where the author has to add to what is there."""
+        """Return `pipeline`, `author`, or both where the author has to complete the text."""
         if self.by_author:
             return "author"
         return "pipeline, author" if "[author: " in self.content else "pipeline"
@@ -38,7 +38,10 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
-    """An item of the file: `text` is a template, `author` what is asked where it stays empty."""
+    """An item of the file; `author` is what the author is asked where `text` stays empty.
+
+    `text` is a template.
+    """
 
     item: str
     section: str
@@ -70,7 +73,7 @@ def checklist(results: Results) -> tuple[Item, ...]:
 
 
 def checklist_table(results: Results) -> pl.DataFrame:
-    """Return the same as a table: `item, section, topic, content, anchor, filled_by`."""
+    """Return the items as a table: `item, section, topic, content, anchor, filled_by`."""
     return pl.DataFrame(
         [
             {
@@ -88,7 +91,7 @@ def checklist_table(results: Results) -> pl.DataFrame:
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """What the items may use; paragraphs of the methods come without the word they begin with."""
+    """Facts that the items may use; methods paragraphs come without their leading title."""
 
     synthetic: bool
     fixed_split: bool
@@ -119,7 +122,7 @@ def _facts(results: Results) -> _Facts:
         sites=config.folds.sites,
         evaluation=config.evaluation,
         tasks=[
-            f"{name}: {', '.join(task.class_names)} from the column {task.label}"
+            f"{name} ({', '.join(task.class_names)}, from the column {task.label})"
             for name, task in config.tasks.items()
         ],
         encoders=list(config.encoders),
@@ -134,7 +137,7 @@ def _facts(results: Results) -> _Facts:
         balance=methods_models.balance(results),
         who_is_in=" ".join(methods.who_is_in(results, item) for item in flows),
         evaluated="; ".join(
-            f"{item.task_name}: {methods.evaluated(results, item)}" for item in flows
+            f"{methods.evaluated(results, item)} (task {item.task_name})" for item in flows
         ),
         characteristics=_characteristics(results),
         trained_models=sum(len(model.folds) for model in results.models),
@@ -143,12 +146,12 @@ def _facts(results: Results) -> _Facts:
 
 
 def _bare(paragraph: str) -> str:
-    """Return a paragraph of the methods without the word that it begins with."""
+    """Return a paragraph of the methods without its leading title."""
     return paragraph.partition(". ")[2]
 
 
 def _characteristics(results: Results) -> list[str]:
-    """Return patients and slides by class, and how many sites; before exclusions."""
+    """Return patients and slides by class, and the number of sites, before exclusions."""
     texts = []
     for task in results.config.tasks:
         made = cohort.composition(results, task)

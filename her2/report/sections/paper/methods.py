@@ -1,7 +1,7 @@
 """Stage 2, report: a draft of a paper's methods, with the numbers of this run.
 
-What the run does not know is left to the author, as [author: ...]. The text is plain; the page
-escapes it. Works are named by authors and year, and listed at the end.
+What the run does not know is left to the author, as [author: ...]. The text is plain, and the page
+escapes it. Works are cited by authors and year, and listed at the end.
 """
 
 from collections import Counter
@@ -13,7 +13,7 @@ from her2.config import PretrainingSection, TilingSection
 from her2.filters.base import AreaFilter, TileFilter
 from her2.filters.registry import LISTED
 from her2.report.format import count, listed, percent, plural
-from her2.report.results import Results, one_row_a_slide
+from her2.report.results import Results, one_row_per_slide
 from her2.report.sections import cohort as cohort_section
 from her2.report.sections import flow, provenance
 from her2.report.sections.headline import domain
@@ -67,7 +67,7 @@ class _TaskCohort:
 
 @dataclass(frozen=True, slots=True)
 class _Cohort:
-    """`sites` is how many are named; `without_site` slides have none."""
+    """Facts of the cohort paragraph; `sites` counts named sites, `without_site` slides."""
 
     synthetic: bool
     sites: int
@@ -77,8 +77,8 @@ class _Cohort:
 
 
 def cohort(results: Results) -> str:
-    """Describe slides and patients, who is left out and why, and who is in the figures."""
-    table = one_row_a_slide(results)
+    """Describe the slides and patients, the exclusions, and who was evaluated."""
+    table = one_row_per_slide(results)
     before = []
     for task in results.config.tasks:
         made = cohort_section.composition(results, task)
@@ -98,7 +98,7 @@ def cohort(results: Results) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _WhoIsIn:
-    """`one_of_several`: other encoders of the run may have lost other slides."""
+    """Facts of a task's flow; `one_of_several` is true where the run has other encoders."""
 
     flow: flow.Flow
     one_of_several: bool
@@ -108,7 +108,7 @@ class _WhoIsIn:
 
 
 def who_is_in(results: Results, item: flow.Flow) -> str:
-    """Describe a task's slides and patients, who left and why, and who is in the figures."""
+    """Describe a task's slides and patients, the exclusions, and who was evaluated."""
     return paragraph(
         "who_is_in",
         _WhoIsIn(
@@ -139,7 +139,7 @@ def _by_class(names: tuple[str, ...], counts: list[int]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Tiles:
-    """`artefact_limits` and `tile_clauses` are of the filters that can reject a tile."""
+    """Facts of the tiles paragraph; limits and clauses come from filters that are in use."""
 
     tiling: TilingSection
     sizes: list[str]
@@ -152,7 +152,7 @@ class _Tiles:
 
 
 def tiles(results: Results) -> str:
-    """Describe how slides became tiles."""
+    """Describe the tiling of slides."""
     tiling, table = results.config.tiling, results.cohort
     known = "tissue_source" in table.columns
     sources = set(table["tissue_source"].drop_nulls()) if known else set()
@@ -187,7 +187,10 @@ def tiles(results: Results) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Encoder:
-    """`images`: what it was trained on, empty for none; `patients_seen` are of this cohort."""
+    """Facts of one encoder; `images` is empty where it was trained on none.
+
+    `patients_seen` counts patients of this cohort.
+    """
 
     name: str
     architecture: str
@@ -222,7 +225,7 @@ class _Encoders:
 
 
 def encoders(results: Results) -> str:
-    """Describe the encoders, and how those that were pre-trained here were trained."""
+    """Describe the encoders, and the training of those pre-trained here."""
     return paragraph(
         "encoders",
         _Encoders(
@@ -266,7 +269,7 @@ def _pretrained(results: Results, name: str) -> _Pretrained:
     return _Pretrained(
         name=name,
         classes=[f"{count(n)} {label}" for label, n in facts.get("classes", {}).items()],
-        start=f"{start} weights" if start in ("random", "published") else f"those of {start}",
+        start=f"{start} weights" if start in ("random", "published") else f"the weights of {start}",
         split=split_words(str(facts["split_by"])),
         kept_epoch=int(facts["best"]["epoch"]) + 1,
         epochs=facts["epochs"],
@@ -280,7 +283,7 @@ class _Software:
 
 
 def software(results: Results) -> str:
-    """Name the packages that figures depend on, with their versions."""
+    """Name the packages that results depend on, with their versions."""
     named = [
         f"{name} {version}" + (f" ({CITED[name]})" if name in CITED else "")
         for name, version in provenance.versions(results.software)

@@ -1,4 +1,4 @@
-"""Stage 2, report: the part of the methods on figures, comparisons, controls and explanation."""
+"""Stage 2, report: the methods of statistics, comparisons, controls and explanation."""
 
 from dataclasses import dataclass
 
@@ -16,10 +16,10 @@ from her2.report.sections.paper.prose import paragraph
 
 @dataclass(frozen=True, slots=True)
 class _Statistics:
-    """`repeated`: predictions of several repeats are averaged.
+    """Facts of the statistics paragraph; `repeated` is true where repeats are averaged.
 
-    The phrases of metrics: of those that no other sentence names, since the AUC has one of its own;
-    of those for ordered scores, none without such a task; and of calibration.
+    `metrics` holds phrases of metrics that no other sentence names (the AUC has its own),
+    `ordinal_metrics` those for ordered scores, if a task has them.
     """
 
     evaluation: EvaluationSection
@@ -33,7 +33,7 @@ class _Statistics:
 
 
 def statistics(results: Results) -> str:
-    """Describe levels, figures, intervals, calibration and thresholds."""
+    """Describe levels, metrics, intervals, calibration and thresholds."""
     config = results.config
     return paragraph(
         "statistics",
@@ -61,7 +61,7 @@ def statistics(results: Results) -> str:
 
 
 def grouping_names(results: Results) -> list[str]:
-    """Return the names of what divides scores in two groups, over all tasks."""
+    """Return the names of the groupings of scores into two groups, over all tasks."""
     names = dict.fromkeys(
         grouping.name
         for task in results.config.tasks.values()
@@ -72,7 +72,7 @@ def grouping_names(results: Results) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Comparison:
-    """`kinds` are what was compared, none where nothing was."""
+    """Facts of the comparison paragraph; `kinds` is empty where nothing was compared."""
 
     kinds: list[str]
     delong: bool
@@ -81,7 +81,7 @@ class _Comparison:
 
 
 def comparison(results: Results) -> str:
-    """Describe how encoders and heads were compared; empty where nothing was."""
+    """Describe the comparison of encoders and heads; empty where nothing was compared."""
     columns = {"kind": pl.String, "method": pl.String, "family": pl.Int64}
     whole = pl.concat(
         [pl.DataFrame(schema=columns)]
@@ -109,7 +109,7 @@ def _family_sizes(families: list[int]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Controls:
-    """`permutations` is the most of any model; `subgroups` are parts of the cohort, in words."""
+    """Facts of the controls paragraph; `permutations` is the maximum over all models."""
 
     covariates: list[str]
     permutations: int
@@ -117,7 +117,7 @@ class _Controls:
 
 
 def controls(results: Results) -> str:
-    """Describe covariates, shuffled labels and parts of the cohort."""
+    """Describe covariates, shuffled labels and subgroups."""
     return paragraph(
         "controls",
         _Controls(
@@ -136,13 +136,13 @@ def controls(results: Results) -> str:
 
 
 def subgroups(results: Results) -> list[str]:
-    """Return the parts of the cohort with an AUC of their own: `site`, `amount of tissue`."""
+    """Return the kinds of subgroups with their own AUC: `site`, `amount of tissue`."""
     found = _values(results, "subgroups", "by")
     return [words for by, words in SUBGROUPS.items() if by in found]
 
 
 def _values(results: Results, table: str, column: str, where: pl.Expr | None = None) -> list[str]:
-    """Return the values of a column of a control, over all models, in their order."""
+    """Return the distinct values of a column of a control, over all models, in order."""
     found: dict[str, None] = {}
     for model in results.models:
         rows = model.controls[table] if where is None else model.controls[table].filter(where)
@@ -152,7 +152,7 @@ def _values(results: Results, table: str, column: str, where: pl.Expr | None = N
 
 @dataclass(frozen=True, slots=True)
 class _Explanation:
-    """Over how many slides each was measured, in words; empty where it was not."""
+    """Facts of the explanation paragraph: slides behind each measure, empty if not measured."""
 
     synthetic: bool
     faithfulness_over: str
@@ -163,7 +163,7 @@ class _Explanation:
 
 
 def explanation(results: Results) -> str:
-    """Describe what was asked of attention, over how many slides."""
+    """Describe the measures of attention, with the numbers of slides."""
     return paragraph(
         "explanation",
         _Explanation(
@@ -176,7 +176,7 @@ def explanation(results: Results) -> str:
 
 
 def _over(results: Results, table: str) -> str:
-    """Return `12 slides` or `10 to 12 slides`: over how many the defined figures of all are."""
+    """Return the range of slides behind defined values: `12 slides` or `10 to 12 slides`."""
     numbers = [
         int(row["slides"])
         for model in results.models

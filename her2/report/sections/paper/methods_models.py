@@ -1,4 +1,4 @@
-"""Stage 2, report: the part of the methods on heads, training and folds."""
+"""Stage 2, report: the methods of heads, training and folds."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,16 +20,16 @@ LOSSES = {
     "ordinal": "the loss of conditional probabilities of ordered classes (CORN, Shi et al. 2023)",
 }
 BALANCE = {
-    "sampling": "slides were drawn so that classes were even",
-    "loss": "classes weighed the same in the loss",
+    "sampling": "slides were drawn so that classes were equally frequent",
+    "loss": "classes had equal weight in the loss",
     "slides": "slides were drawn uniformly, with replacement",
-    "none": "every slide was seen once an epoch, without balancing of classes",
+    "none": "every slide was seen once per epoch, without class balancing",
 }
 FIT_BALANCE = {
-    "sampling": "classes weighed the same",
-    "loss": "classes weighed the same",
-    "slides": "slides weighed the same",
-    "none": "slides weighed the same",
+    "sampling": "classes had equal weight",
+    "loss": "classes had equal weight",
+    "slides": "slides had equal weight",
+    "none": "slides had equal weight",
 }
 
 
@@ -48,7 +48,7 @@ class _Baseline:
 
 @dataclass(frozen=True, slots=True)
 class _Search:
-    """`options` are names with the values that were tried."""
+    """A random search; `options` holds names with the values that were tried."""
 
     name: str
     trials: int
@@ -57,7 +57,7 @@ class _Search:
 
 @dataclass(frozen=True, slots=True)
 class _Models:
-    """`trained` names the heads that are trained by steps; `baselines` are fitted."""
+    """Facts of the models paragraph; `trained` names heads trained by gradient descent."""
 
     heads: list[_Head]
     trained: list[str]
@@ -72,7 +72,7 @@ class _Models:
 
 
 def models(results: Results) -> str:
-    """Describe the heads and how they were trained."""
+    """Describe the heads and their training."""
     heads, training = results.config.heads, results.config.training
     return paragraph(
         "models",
@@ -107,17 +107,17 @@ def models(results: Results) -> str:
 
 
 def _label(head: HeadSection) -> str:
-    """Return `attention-based pooling, Ilse et al. 2018`: what a head is, and its sources."""
+    """Return a head's kind and sources: `attention-based pooling, Ilse et al. 2018`."""
     return f"{head.label}, {listed(list(head.citations))}" if head.citations else head.label
 
 
 def _options(head: HeadSection) -> list[str]:
-    """Return `dropout 0.25`, `attention width 128`, `gated`: the options set, not searched."""
+    """Return the options that were set, not searched: `dropout 0.25`, `gated`."""
     words = []
     searched = head.search.options if isinstance(head, Projected) and head.search else {}
     skipped = {"head", "search", *searched}
     for key, value in head.model_dump(mode="json").items():
-        chosen = isinstance(head, Fitted) and isinstance(value, list)  # by the tuning set
+        chosen = isinstance(head, Fitted) and isinstance(value, list)  # on the tuning set
         if key in skipped or chosen or value is None or (key == "hidden" and value == 0):
             continue
         name = head.words(key)
@@ -139,7 +139,7 @@ def _choices(head: Fitted) -> str:
 
 
 def balance(results: Results) -> str:
-    """Return what was done about uneven classes in training."""
+    """Return the way class imbalance was handled in training."""
     how = results.config.training.balance
     heads = results.config.heads.values()
     found = [BALANCE[how]] if any(head.trained_by_gradient for head in heads) else []
@@ -158,7 +158,11 @@ def _value(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Folds:
-    """`tune_drawn`: the fixed split names no tune part; `picked` is what the tune part decided."""
+    """Facts of the validation paragraph.
+
+    `tune_drawn` is true where the fixed split names no tuning set; `picked` lists what was chosen
+    on the tuning set.
+    """
 
     folds: FoldsSection
     seed: int
@@ -170,7 +174,7 @@ class _Folds:
 
 
 def folds(results: Results) -> str:
-    """Describe how patients were divided, with the numbers of the parts."""
+    """Describe the division of patients, with the size of each set."""
     section = results.config.folds
     named = {SPLITS.get((value or "").lower()) for value in _splits(results)}
     return paragraph(
@@ -188,12 +192,12 @@ def folds(results: Results) -> str:
 
 
 def parts(results: Results) -> str:
-    """Return how many patients the parts have, for each task; see `_sizes`."""
-    return "; ".join(f"{task}: {_sizes(table)}" for task, table in results.folds.items())
+    """Return the number of patients in each set, for each task; see `_sizes`."""
+    return "; ".join(f"{_sizes(table)} (task {task})" for task, table in results.folds.items())
 
 
 def _picked(results: Results) -> list[str]:
-    """Return what the tune part decided."""
+    """Return what was chosen on the tuning set."""
     heads = results.config.heads.values()
     searched = any(isinstance(head, Projected) and head.search is not None for head in heads)
     found = {
@@ -211,7 +215,10 @@ def _splits(results: Results) -> list[str | None]:
 
 
 def _sizes(table: pl.DataFrame) -> str:
-    """`10 to 12 train, 2 tune and 6 test patients a fold`, those without usable slides too."""
+    """Return `10 to 12 training, 2 tuning and 6 test patients per fold`.
+
+    Patients without usable slides count too.
+    """
     counts = (
         table.filter(pl.col("role") != "predict")
         .group_by("repeat", "fold", "role")
@@ -225,4 +232,4 @@ def _sizes(table: pl.DataFrame) -> str:
         parts.append(f"{low:,}" if low == high else f"{low:,} to {high:,}")
     train, tune, test = parts
     noun = "patient" if test == "1" else "patients"
-    return f"{train} train, {tune} tune and {test} test {noun}{' a fold' if several else ''}"
+    return f"{train} training, {tune} tuning and {test} test {noun}{' per fold' if several else ''}"

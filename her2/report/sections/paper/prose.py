@@ -1,4 +1,4 @@
-"""Stage 2, report: fill the templates of the prose, which are plain text."""
+"""Stage 2, report: fill in the plain-text templates of the prose."""
 
 import dataclasses
 import re
@@ -20,7 +20,7 @@ _BREAKS = re.compile(r"[ \n]+")
 def paragraph(template: str, facts: "DataclassInstance") -> str:
     """Return the paragraph that `{template}.txt.j2` makes of the fields of `facts`.
 
-    Line breaks and runs of spaces become one space, so that a template may be laid out to be read.
+    Line breaks and runs of spaces become one space, so that templates can be laid out readably.
     """
     return _fill(_environment().get_template(f"{template}.txt.j2"), facts)
 
@@ -52,5 +52,7 @@ def _environment() -> jinja2.Environment:
         "listed": format.listed,
         "g": lambda value: f"{value:g}",
         "was": lambda number: "was" if number == 1 else "were",
+        "has": lambda number: "has" if number == 1 else "have",
+        "capitalised": lambda text: text[:1].upper() + text[1:],
     }
     return environment

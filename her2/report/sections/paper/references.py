@@ -1,4 +1,4 @@
-"""Stage 2, report: the works that the draft of the methods names, and where they appeared."""
+"""Stage 2, report: the works that the methods draft cites, and where they appeared."""
 
 from collections.abc import Iterable, Mapping
 
@@ -12,9 +12,9 @@ from her2.report.sections.paper.prose import FOLDER
 
 
 def known_works() -> Mapping[str, str]:
-    """Return authors and year -> where it appeared: the prose's own list and what methods declare.
+    """Return authors and year -> where the work appeared.
 
-    Heads, filters, metrics and the measures of explanation bring their works along.
+    The prose has its own list; heads, filters, metrics and explanation measures declare theirs.
     """
     listed: dict[str, str] = yaml.safe_load(
         (FOLDER / "references.yaml").read_text(encoding="utf-8")
@@ -29,7 +29,7 @@ def known_works() -> Mapping[str, str]:
 
 
 def references(paragraphs: Iterable[str]) -> str:
-    """Return the list of the works that the paragraphs name, as one more paragraph."""
+    """Return the list of the works that the paragraphs cite, as one more paragraph."""
     text = " ".join(paragraphs)
     found = [f"{name}, {where}" for name, where in sorted(known_works().items()) if name in text]
     return f"References. {'; '.join(found)}."

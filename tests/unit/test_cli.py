@@ -230,7 +230,7 @@ def test_a_spec_of_another_version_is_refused(tmp_path, monkeypatch, capsys):
         "--cache", tmp_path, "--out", tmp_path / "m.json",
     )  # fmt: skip
     assert "version 999" in shown
-    assert "run snakemake again" in shown
+    assert "Run snakemake again" in shown
 
 
 def test_an_unexpected_error_ends_with_the_slide_that_was_at_work(tmp_path, monkeypatch, capsys):

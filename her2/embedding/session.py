@@ -9,7 +9,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -161,7 +160,7 @@ class Embedder:
             try:
                 slide.spool.put(rows, stored)
             except OSError as error:
-                raise UserError(no_space(slide.spool.folder, slide, self.card, error)) from error
+                raise UserError(no_space(slide.spool.folder, slide, error)) from error
             slide.add("writing", time.perf_counter() - begin)
             self.advance(slide, len(rows))
 
@@ -227,7 +226,7 @@ def device_name(device: torch.device) -> str:
     return f"CPU ({os.uname().machine})"
 
 
-def no_space(path: Path, slide: PendingSlide, card: Any, error: OSError) -> str:
+def no_space(path: Path, slide: PendingSlide, error: OSError) -> str:
     """Return the message for features that the disk does not take."""
     rows, dimension = slide.spool.shape
     megabytes = 2 * rows * dimension * slide.spool.dtype.itemsize / 1e6

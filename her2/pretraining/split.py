@@ -11,7 +11,7 @@ from her2.pretraining.patch_set import PatchSet
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Sorted indices; `test`, the set's own test part, is used for neither training nor choice."""
+    """Sorted indices; the test set of `test` is used for neither training nor choosing."""
 
     train: NDArray[np.int64]
     validation: NDArray[np.int64]

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -232,25 +233,25 @@ class Cohort:
     def _write_model(self, folder: Path, config: Config, encoder: str) -> None:
         task = config.tasks["score"]
         generator = np.random.default_rng([7, self.encoders.index(encoder)])
-        records = []
+        records: list[dict[str, Any]] = []
         for index in self.usable():
             label = self.labels[index]
             target = None if label is None else task.class_index(label)
             raw = generator.random(3)
             if target is not None:
                 raw[target] += self.signal
-            for fold in range(3) if target is None else [index % 3]:
-                records.append(
-                    {
-                        "slide_id": self.names[index],
-                        "patient_id": f"p{index}",
-                        "repeat": 0,
-                        "fold": fold,
-                        "role": "predict" if target is None else "test",
-                        "target": target,
-                        **dict(zip(("prob_0", "prob_1+", "prob_2+"), raw / raw.sum(), strict=True)),
-                    }
-                )
+            records.extend(
+                {
+                    "slide_id": self.names[index],
+                    "patient_id": f"p{index}",
+                    "repeat": 0,
+                    "fold": fold,
+                    "role": "predict" if target is None else "test",
+                    "target": target,
+                    **dict(zip(("prob_0", "prob_1+", "prob_2+"), raw / raw.sum(), strict=True)),
+                }
+                for fold in (range(3) if target is None else [index % 3])
+            )
         columns = {"slide_id": pl.String, "patient_id": pl.String, "repeat": pl.Int32,
                    "fold": pl.Int32, "role": pl.String, "target": pl.Int32,
                    "prob_0": pl.Float64, "prob_1+": pl.Float64, "prob_2+": pl.Float64}  # fmt: skip

@@ -164,7 +164,8 @@ def test_a_filter_costs_one_file(tmp_path, write_slide, name, module):
     legend = {"speck": "yellow specks", "dim": "too dark"}[name]
     assert f'<span style="border-color: rgb(0 90 0)"></span>{legend}</li>' in page
     assert f'<option value="rejected_{name} down">most {legend}</option>' in page
-    card = re.search(r'<div class="card [^>]*data-id="slide-03"[^>]*>.*?</template>', page, re.S)
+    pattern = r'<div class="card [^>]*data-id="slide-03"[^>]*>.*?</template>'
+    card = re.search(pattern, page, re.DOTALL)
     assert f'data-rejected_{name}="{number / 144:.4f}"' in card[0]
     assert f"{number} for {name}" in card[0]
     methods = (tmp_path / "methods.txt").read_text()
@@ -242,7 +243,7 @@ def test_a_filter_s_names_are_its_own(one):
 
 def test_the_example_of_the_contributing_page_is_a_filter():
     page = (ROOT / "CONTRIBUTING.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?AreaFilter.*?)```", page, re.S)
+    (example,) = re.findall(r"```python\n(.*?AreaFilter.*?)```", page, re.DOTALL)
     names = {"find": lambda thumbnail, options: thumbnail.outside}
     exec(textwrap.dedent(example), names)
     assert isinstance(names["FILTER"], AreaFilter)

@@ -33,7 +33,7 @@ def test_rules_that_can_use_a_gpu_are_those_of_the_profile() -> None:
     )
     asking = {
         name
-        for name, body in re.findall(r"^ *rule (\w+):\n(.*?)(?=^ *rule |\Z)", text, re.M | re.S)
+        for name, body in re.findall(r"(?ms)^ *rule (\w+):\n(.*?)(?=^ *rule |\Z)", text)
         if "gpu=1" in body
     }
     assert asking == set(profile("slurm")["set-resources"])

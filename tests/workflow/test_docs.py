@@ -41,7 +41,7 @@ def blocks() -> list[str]:
     """Lines of all bash blocks, without comments, in the order of the pages."""
     found: list[str] = []
     for page in PAGES:
-        for block in re.findall(r"^ *```bash\n(.*?)^ *```", page.read_text(), re.M | re.S):
+        for block in re.findall(r"(?ms)^ *```bash\n(.*?)^ *```", page.read_text()):
             lines = (re.sub(r"\s+# .*$", "", line).strip() for line in block.splitlines())
             found += [line for line in lines if line and not line.startswith("#")]
     return list(dict.fromkeys(found))
@@ -51,7 +51,7 @@ def mentions() -> list[str]:
     """Commands in backticks outside of blocks."""
     found: list[str] = []
     for page in PAGES:
-        prose = re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.M | re.S)
+        prose = re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
         spans = re.findall(r"`((?:her2|snakemake|make|python|pytest) [^`]*)`", prose)
         found += [" ".join(span.split()) for span in spans if "<" not in span]
     return list(dict.fromkeys(found))

@@ -83,11 +83,11 @@ def comparisons(results: Results) -> list[Comparison]:
 
 def statements(results: Results) -> list[Statement]:
     """Return the claim of arXiv 2411.05028 about pre-training on H&E, as measured here."""
-    found = []
-    for task_name, table in results.statements.items():
-        for row in table.to_dicts():
-            found.append(Statement(task_name, row["head"], _statement(row)))
-    return found
+    return [
+        Statement(task_name, row["head"], _statement(row))
+        for task_name, table in results.statements.items()
+        for row in table.to_dicts()
+    ]
 
 
 def shared_tiles(results: Results) -> list[Shared]:

@@ -216,8 +216,10 @@ def test_blur_is_measured_as_in_its_paper():
 
 
 def test_defocus_is_told_from_focus_in_every_section(drawn):
-    """At the default limit, no sharp tile is rejected, and 0.9 of those with 1.5 um of blur are."""
+    """At the default limit, no sharp tile is rejected; of tiles with 1.5 um of blur 0.9 are, and
+    0.85 of any one section's, which has some thirty."""
     limit = TilingSection().model_dump()["max_blur"]
+    rejected: list[bool] = []
     for name in SECTIONS:
         case = drawn[name, "plain"]
         solid = cv2.erode((case.tissue & ~case.fat).astype(np.uint8), np.ones((3, 3), np.uint8))
@@ -231,7 +233,9 @@ def test_defocus_is_told_from_focus_in_every_section(drawn):
                 soft.append(blur_effect(cv2.GaussianBlur(tile, (0, 0), 1.5 / MPP)))
         assert len(sharp) >= 3
         assert max(sharp) < limit - 0.05
-        assert np.mean(np.array(soft) > limit) >= 0.9
+        assert np.mean(np.array(soft) > limit) >= 0.85
+        rejected += [value > limit for value in soft]
+    assert np.mean(rejected) >= 0.9
 
 
 def test_an_even_surface_is_not_blurred():

@@ -7,14 +7,13 @@ heavy, writes nothing and reads nothing, since it runs at parse time in every jo
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from her2.cohort.columns import columns_read_by
 from her2.cohort.manifest import TRUTH_SUFFIXES, Cohort, SlideRow
 from her2.config import Config, FoldsSection, jobs
 from her2.config.names import PUBLISHED, chunks, split_protocol
-from her2.core.errors import SlideError, UserError
-from her2.slides.backends import slide_files
+from her2.core.errors import UserError
+from her2.slides.backends import planned_files
 
 DEMO_SIDE_PX = 2880
 """Width and height of the demo's slides at 0.5 um/px: 15 tiles of 96 um, half of them tissue. A
@@ -142,7 +141,7 @@ class Plan:
         found = []
         for row in self.by_bucket[bucket]:
             found += [
-                *_slide_files(self.cohort.file(row)),
+                *planned_files(self.cohort.file(row)),
                 self.cohort.annotation_file(row),
                 self.cohort.mask_file(row, masks),
             ]
@@ -388,14 +387,3 @@ class Plan:
 
     def _rows(self, bucket: str) -> str:
         return self.cohort.digest(self.by_bucket[bucket], columns_read_by("embed"))
-
-
-def _slide_files(path: Path) -> list[Path]:
-    """Return a slide's files, or only the slide itself where the others are unknown.
-
-    The job then reports the problem.
-    """
-    try:
-        return slide_files(path)
-    except (OSError, SlideError):
-        return [path]

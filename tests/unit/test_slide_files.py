@@ -14,7 +14,7 @@ from her2.config import parse_config
 from her2.core.errors import SlideError, UserError
 from her2.embedding.reading import pending_slide
 from her2.pipeline.plan import Plan
-from her2.slides.backends import slide_files
+from her2.slides.backends import planned_files, slide_files
 from her2.slides.fingerprint import fingerprint
 from her2.slides.slide import Slide
 from her2.storage.features import RowSpool
@@ -366,3 +366,15 @@ def uid(group: int, element: int, value: bytes) -> bytes:
 def test_fingerprints_that_caches_hold_stay(tmp_path: Path, write, expected: str) -> None:
     """The expected fingerprints were recorded before readers listed a slide's files."""
     assert fingerprint(write(tmp_path)) == expected
+
+
+def test_planning_reads_no_file_of_a_single_file_format(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 20,000 slides on a network disk, a look into each takes minutes at every start."""
+    vms, single = write_vms(tmp_path / "a.vms", PICTURE), tmp_path / "b.svs"
+    single.write_bytes(b"not read")
+    assert planned_files(vms) == slide_files(vms)
+    assert planned_files(tmp_path / "absent.vms") == [tmp_path / "absent.vms"]
+    monkeypatch.setattr("her2.slides.backends.slide_files", lambda path: pytest.fail(str(path)))
+    assert planned_files(single) == [single]

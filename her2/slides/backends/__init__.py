@@ -11,6 +11,10 @@ from typing import cast
 from her2.core.errors import SlideError
 from her2.slides.backend import Backend, OpenedSlide, UnreadableSlide
 
+_SINGLE_FILE_SUFFIXES = frozenset(
+    (".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif", ".svslide", ".png", ".jpg", ".jpeg")
+)
+
 
 def backends() -> list[Backend]:
     """Return the readers in the order in which they are tried."""
@@ -31,6 +35,20 @@ def slide_files(path: Path) -> list[Path]:
         if found is not None:
             return found
     return [path]
+
+
+def planned_files(path: Path) -> list[Path]:
+    """Return the files of a slide for planning, which happens for every slide at every start.
+
+    Files with the suffix of a single-file format are not read, since that takes minutes for
+    thousands of slides on a network disk. Problems are left to the job that tiles the slide.
+    """
+    if path.suffix.lower() in _SINGLE_FILE_SUFFIXES:
+        return [path]
+    try:
+        return slide_files(path)
+    except (OSError, SlideError):
+        return [path]
 
 
 def open_slide(path: Path) -> OpenedSlide:

@@ -54,7 +54,7 @@ def test_the_demos_second_run_has_nothing_to_do(demo: tuple[Project, Run]) -> No
     assert run.idle, run.output
 
 
-def test_a_deleted_slide_is_drawn_again_with_its_bucket_alone(demo: tuple[Project, Run]) -> None:
+def test_a_deleted_slide_is_drawn_again_by_one_job(demo: tuple[Project, Run]) -> None:
     project, _ = demo
     slides = project.folder / "resources/demo/slides"
     kept = {path.name for path in slides.iterdir()}

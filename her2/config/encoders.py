@@ -66,7 +66,8 @@ class EncoderSection(Section):
     domain: Domain | None = Field(
         None,
         description="training images; default: the catalogue's entry, none for random weights, "
-        "natural for weights of timm and torchvision",
+        "for published weights that of the library "
+        f"({', '.join(f'{name}: {library(name).domain}' for name in NAMES)})",
     )
     allow_overlap: bool = Field(
         False,

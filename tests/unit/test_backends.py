@@ -176,12 +176,15 @@ def test_a_file_that_it_misses_fails_the_slide_alone(cohort: Cohort, tmp_path: P
 
 def test_a_file_of_no_reader_names_all_of_them(reader: None, tmp_path: Path) -> None:
     (tmp_path / "a.svs").write_text("no slide")
-    with pytest.raises(SlideError, match="not a slide that NumPy, OpenSlide or Pillow can open"):
+    with pytest.raises(SlideError, match="not a slide that .*NumPy, .*OpenSlide.* can open"):
         Slide(tmp_path / "a.svs")
 
 
 def test_readers_are_asked_in_their_order(reader: None) -> None:
-    assert [backend.NAME for backend in backends.backends()] == ["NumPy", "OpenSlide", "Pillow"]
+    names = [backend.NAME for backend in backends.backends()]
+    assert [name for name in names if name in ("NumPy", "OpenSlide", "Pillow")] == [
+        "NumPy", "OpenSlide", "Pillow",
+    ]  # fmt: skip
 
 
 def test_beyond_the_border_an_added_reader_is_white_too(cohort: Cohort) -> None:

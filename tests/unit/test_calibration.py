@@ -171,7 +171,7 @@ def test_without_any_tuning_set_the_second_state_is_na() -> None:
     table = predictions(tuned=False)
     found = calibration_table(states(table), SCORE, SECTION, level="slide", seed=1)
     scaled = found.filter(pl.col("state") == SCALED)
-    assert scaled["value"].null_count() == 3
+    assert scaled["value"].null_count() == len(scaled) >= 3
     assert set(scaled["note"]) == {"not defined: no fold has a tuning set"}
     assert found.filter(pl.col("state") == PREDICTED)["value"].null_count() == 0
     reliable = reliability_table(states(table), SCORE, SECTION, level="slide")

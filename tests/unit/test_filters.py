@@ -184,12 +184,12 @@ def test_a_filter_costs_one_file(tmp_path, write_slide, name, module):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "her2.filters.mine does not define FILTER"),
-        (SPECK, "her2.filters.mine: the filter's name 'speck' must be its module's name"),
+        ("", "her2.filters.unfinished does not define FILTER"),
+        (SPECK, "her2.filters.unfinished: the filter's name 'speck' must be its module's"),
     ],
 )
 def test_a_module_that_is_no_filter_is_named(tmp_path, text, problem):
-    (tmp_path / "mine.py").write_text(text)
+    (tmp_path / "unfinished.py").write_text(text)
     code = "import sys, her2.filters; her2.filters.__path__.append(sys.argv[1]); import her2.config"
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=ROOT

@@ -153,6 +153,6 @@ def test_a_missing_side_leaves_its_grouping_open_and_the_others_not() -> None:
         table.filter(pl.col("target") != 1), SCORE, SECTION, level="patient", seed=1
     )
     low = found.filter(pl.col("grouping") == "0 vs 1+")
-    assert low["value"].null_count() == len(low) == 4
+    assert low["value"].null_count() == len(low) >= 4
     assert all(n.startswith("not defined: no patient on the positive side") for n in low["note"])
     assert found.filter(pl.col("grouping") != "0 vs 1+")["value"].null_count() == 0

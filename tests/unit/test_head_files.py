@@ -22,7 +22,7 @@ from typing import ClassVar, Literal
 from her2.heads import Projected, named
 
 class MineSection(Projected):
-    head: Literal["mine"] = named("mine")
+    head: Literal["new"] = named("new")
     label = "my pooling"
     citations: ClassVar = {"Doe 2031": "Results 7"}
 
@@ -46,7 +46,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
 
 def test_a_file_in_the_package_is_a_head(write: Write) -> None:
     write("found_there", MINE)
-    assert list(discover()) == sorted([*HEADS, "mine"])
+    assert list(discover()) == sorted([*HEADS, "new"])
 
 
 def test_every_file_of_the_package_is_found() -> None:
@@ -75,7 +75,7 @@ def test_a_file_that_declares_no_head_is_named_with_what_is_missing(
 
 
 def test_two_heads_of_one_name_are_refused(write: Write) -> None:
-    path = write("is_second", MINE.replace('"mine"', '"abmil"'))
+    path = write("is_second", MINE.replace('"new"', '"abmil"'))
     with pytest.raises(UserError, match="is also declared in her2.heads.abmil") as caught:
         discover()
     assert str(path) in str(caught.value)

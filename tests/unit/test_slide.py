@@ -444,7 +444,7 @@ def test_a_slide_that_goes_away_while_it_is_read_says_so(tmp_path, damaged):
 
 def test_a_text_file_named_svs_is_not_a_slide(tmp_path):
     (tmp_path / "a.svs").write_text("slide_id,path\n" * 100)
-    with pytest.raises(SlideError, match="not a slide that OpenSlide or Pillow can open") as error:
+    with pytest.raises(SlideError, match="not a slide that .*OpenSlide.* can open") as error:
         Slide(tmp_path / "a.svs")
     assert "copy it again" in str(error.value)
     assert str(tmp_path) not in str(error.value)

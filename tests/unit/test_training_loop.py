@@ -192,7 +192,7 @@ def test_the_history_says_the_rate_of_each_epoch() -> None:
 
 
 def test_a_warm_up_as_long_as_the_training_is_refused() -> None:
-    with pytest.raises(ValueError, match="`warmup_epochs` 4 leaves nothing of 4"):
+    with pytest.raises(ValueError, match="`warmup_epochs` 4 must be less than `epochs` 4"):
         training(epochs=4, warmup_epochs=4)
 
 

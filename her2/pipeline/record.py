@@ -88,7 +88,8 @@ def begin_run(workflow: Any, plan: Plan) -> RunRecord:
         jobs=tuple(sorted(planned, key=lambda job: (job.rule, job.name))),
     )
     for planned_job in record.jobs:
-        events_path(Path(planned_job.log)).unlink(missing_ok=True)
+        if planned_job.log:  # rules that include this workflow may have none
+            events_path(Path(planned_job.log)).unlink(missing_ok=True)
     _write(plan.config.results, record)
     clock = (plan.config.results / RECORD_NAME).stat().st_mtime
     record = replace(record, began_on_disk=clock)

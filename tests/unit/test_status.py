@@ -8,11 +8,14 @@ import subprocess
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from her2.core.errors import UserError
 from her2.core.events import Event
+from her2.pipeline.plan import Plan
 from her2.pipeline.progress import (
     ProgressPrinter,
     duration,
@@ -20,7 +23,7 @@ from her2.pipeline.progress import (
     stage_line,
     working_lines,
 )
-from her2.pipeline.record import RECORD_NAME, Job, RunRecord, read_run, run_state
+from her2.pipeline.record import RECORD_NAME, Job, RunRecord, begin_run, read_run, run_state
 from her2.pipeline.status import RunProgress, Stage, disk_usage, failures, inodes
 
 BEGAN = 1_000_000.0
@@ -148,6 +151,44 @@ def test_a_job_that_could_not_start_failed_and_one_that_never_did_waits(run: Run
     os.utime(Path(run.folder, "logs/b.log"), (1, 1))
     embed = RunProgress(run).close()[1]
     assert [job.state for job in embed.jobs] == ["failed", "waiting"]
+
+
+def test_a_file_that_cannot_be_read_hides_only_its_own_job(run: RunRecord) -> None:
+    write(run, "a", began(), embedded("a0", 100))
+    Path(run.folder, "logs/b.jsonl").mkdir()
+    Path(run.folder, "tiles/b.json").write_text('{"b0": {"status": "ok"}}')
+    embed = stages(run)[1]
+    assert [job.state for job in embed.jobs] == ["running", "waiting"]
+    assert embed.tiles == (100, 200)
+
+
+def test_jobs_without_events_are_done_once_the_run_has_succeeded(run: RunRecord) -> None:
+    Path(run.folder, "logs/train.log").write_text("of a rule that includes this workflow\n")
+    ended = replace(run, ended=time.time(), succeeded=True)
+    _, embed, train = RunProgress(ended).close()
+    assert (embed.count("done"), embed.slides, train.count("done")) == (2, (5, 5), 1)
+
+
+def test_no_failed_job_is_named_after_a_run_that_succeeded(
+    run: RunRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(run.folder, "logs/train.log").write_text("of a rule that includes this workflow\n")
+    monkeypatch.setattr("her2.pipeline.progress.begin_run", lambda workflow, plan: run)
+    monkeypatch.setattr("her2.pipeline.progress.end_run", lambda *args, **kwargs: None)
+    for succeeded in (True, False):
+        printer = ProgressPrinter(_PlanOfResults(), stream := io.StringIO())
+        printer.begin(None)
+        printer.end(succeeded=succeeded)
+        assert ("1 job(s) failed" in stream.getvalue()) is not succeeded
+
+
+def test_a_run_with_a_job_without_a_log_is_recorded(tmp_path: Path) -> None:
+    rule = SimpleNamespace(name="summary", norun=False)
+    job = SimpleNamespace(rule=rule, wildcards_dict={}, log=[])
+    dag = SimpleNamespace(jobs=[job], needrun=lambda job: True)
+    plan = SimpleNamespace(config=SimpleNamespace(results=tmp_path))
+    begin_run(SimpleNamespace(dag=dag, rules=[rule]), cast(Plan, plan))
+    assert [job.rule for job in read_run(tmp_path).jobs] == ["summary"]
 
 
 def test_only_what_is_new_is_read(run: RunRecord) -> None:

@@ -252,6 +252,15 @@ def test_no_run_and_a_broken_record_are_user_errors(tmp_path: Path) -> None:
         read_run(tmp_path)
 
 
+def test_a_record_of_another_version_is_no_puzzle(run: RunRecord, tmp_path: Path) -> None:
+    record = asdict(run)
+    for job in record["jobs"]:
+        job["output"] = "results/tiles/a.json"  # as in version 0.1.0 before events
+    (tmp_path / RECORD_NAME).write_text(json.dumps(record))
+    with pytest.raises(UserError, match="from another version of her2"):
+        read_run(tmp_path)
+
+
 class _Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True

@@ -115,7 +115,8 @@ class RunProgress:
                 continue
             log = Path(self.record.folder, job.job.log)
             # A job that could not even start the program leaves a log but no event.
-            began = job.state == "waiting" and _newer(log, self.record.began_on_disk)
+            logged = bool(job.job.log) and _newer(log, self.record.began_on_disk)
+            began = job.state == "waiting" and logged
             if job.state == "running" or began:
                 job.state, job.reason = "failed", SILENT
         return found

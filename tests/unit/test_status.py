@@ -169,6 +169,11 @@ def test_jobs_without_events_are_done_once_the_run_has_succeeded(run: RunRecord)
     assert (embed.count("done"), embed.slides, train.count("done")) == (2, (5, 5), 1)
 
 
+def test_a_job_without_a_log_that_never_started_waits(run: RunRecord) -> None:
+    outer = replace(run, jobs=(Job("summary", "", ""),), rules=("summary",))
+    assert [job.state for job in RunProgress(outer).close()[0].jobs] == ["waiting"]
+
+
 def test_no_failed_job_is_named_after_a_run_that_succeeded(
     run: RunRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -109,9 +110,15 @@ def cache_verify(
     if quarantine:
         for product, _ in broken:
             print(f"moved to {store.quarantine(product)}", file=sys.stderr)
-        for path in forget([product.key for product, _ in broken], results or [Path("results")]):
+        keys = [product.key for product, _ in broken]
+        deleted = forget(keys, results or [Path("results")])
+        for path in deleted:
+            print(f"{path} named one of them and was deleted", file=sys.stderr)
+        if deleted:  # a run whose report is up to date would not make them
             print(
-                f"{path} named one of them and was deleted; its job will run again", file=sys.stderr
+                "make them again, before `her2 cache prune`, with `snakemake --cores 1 "
+                f"{shlex.join(map(str, deleted))} --configfile CONFIG`",
+                file=sys.stderr,
             )
     raise typer.Exit(1)
 

@@ -21,6 +21,13 @@ one of its folds."""
 
 log = logging.getLogger(__name__)
 
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "kind": str,
+    "name": str,
+    "tiles": int,
+    "reason": str,
+    "time": (int, float),
+}
 _STDERR = Path("/proc/self/fd/2")
 _output: int | None = None
 
@@ -54,9 +61,14 @@ def begin_events() -> None:
         stderr = _STDERR.readlink()
     except OSError:  # not Linux
         return
-    if stderr.suffix == ".log" and stderr.is_file():
+    if stderr.suffix != ".log" or not stderr.is_file():
+        return
+    try:
         _output = os.open(events_path(stderr), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        write_event("began")
+    except OSError as error:  # for example another user's file
+        log.warning("no events are written, so `her2 status` is incomplete: %s", error)
+        return
+    write_event("began")
 
 
 def write_event(
@@ -88,6 +100,8 @@ def read_events(path: Path, offset: int = 0) -> tuple[list[Event], int]:
 def _parsed(lines: Iterable[bytes]) -> Iterator[Event]:
     for line in lines:
         try:
-            yield Event(**json.loads(line))
+            event = Event(**json.loads(line))
         except (ValueError, TypeError):
             continue  # cut short when the machine went down during an earlier attempt
+        if all(isinstance(getattr(event, name), kind) for name, kind in _TYPES.items()):
+            yield event

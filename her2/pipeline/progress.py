@@ -42,7 +42,7 @@ class ProgressPrinter:
         if self._thread.is_alive():
             self._thread.join()  # it shares the read positions of the event files
         end_run(self._run.record, self._plan.config.results, succeeded=succeeded)
-        if failed := failures(self._run.close()):
+        if not succeeded and (failed := failures(self._run.close())):
             lines = ["", f"{len(failed)} job(s) failed:", *failure_lines(failed)]
             print("\n".join(lines), file=self._stream, flush=True)
 

@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +34,9 @@ class Job:
     log: str
     slides: int = 0
     tiles: str | None = None
+
+
+_JOB_KEYS = {one.name for one in fields(Job)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,8 @@ def begin_run(workflow: Any, plan: Plan) -> RunRecord:
         jobs=tuple(sorted(planned, key=lambda job: (job.rule, job.name))),
     )
     for planned_job in record.jobs:
-        events_path(Path(planned_job.log)).unlink(missing_ok=True)
+        if planned_job.log:  # rules that include this workflow may have none
+            events_path(Path(planned_job.log)).unlink(missing_ok=True)
     _write(plan.config.results, record)
     clock = (plan.config.results / RECORD_NAME).stat().st_mtime
     record = replace(record, began_on_disk=clock)
@@ -105,12 +109,17 @@ def read_run(results: Path) -> RunRecord:
     """Read the record of the latest run.
 
     Raises:
-        UserError: there was no run, or its record cannot be read.
+        UserError: there was no run, or its record cannot be read or is from another version.
     """
     path = results / RECORD_NAME
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        jobs = tuple(Job(**job) for job in values.pop("jobs"))
+        planned = values.pop("jobs")
+        if any(job.keys() != _JOB_KEYS for job in planned):
+            raise UserError(
+                f"{path}: is from another version of her2. The next run with jobs replaces it."
+            )
+        jobs = tuple(Job(**job) for job in planned)
         return RunRecord(**values | {"rules": tuple(values["rules"]), "jobs": jobs})
     except FileNotFoundError:
         raise UserError(f"{results}: no run of snakemake has started here yet.") from None

@@ -103,12 +103,20 @@ class RunProgress:
         ]
 
     def close(self) -> list[Stage]:
-        """Read the new events of a run that has ended; jobs still running count as failed."""
+        """Read the new events of a run that has ended; jobs still running count as failed.
+
+        If the run succeeded, all its jobs did, also those that write no events: other rules that
+        include this workflow have such jobs.
+        """
         found = self.update()
         for job in self.jobs:
+            if self.record.succeeded:
+                job.state, job.slides, job.reason = "done", job.job.slides, ""
+                continue
             log = Path(self.record.folder, job.job.log)
             # A job that could not even start the program leaves a log but no event.
-            began = job.state == "waiting" and _newer(log, self.record.began_on_disk)
+            logged = bool(job.job.log) and _newer(log, self.record.began_on_disk)
+            began = job.state == "waiting" and logged
             if job.state == "running" or began:
                 job.state, job.reason = "failed", SILENT
         return found
@@ -148,13 +156,13 @@ def _files(folder: Path) -> Iterable[Path]:
 def _update(job: JobProgress, folder: Path) -> None:
     path = events_path(folder / job.job.log)
     try:
-        size = path.stat().st_size
-    except FileNotFoundError:
-        size = 0
-    if size > job.bytes_read:
-        events, job.bytes_read = read_events(path, job.bytes_read)
-        for event in events:
-            job.add(event)
+        events: list[Event] = []
+        if path.stat().st_size > job.bytes_read:
+            events, job.bytes_read = read_events(path, job.bytes_read)
+    except OSError:  # not written yet, or not readable: the progress of other jobs is still shown
+        events = []
+    for event in events:
+        job.add(event)
     if job.job.tiles is not None:
         job.tiles_of = max(job.tiles, _tiles_of(folder / job.job.tiles))
 
@@ -170,7 +178,7 @@ def _tiles_of(path: Path) -> int:
     """Return the number of tiles that an embedding job has to embed, once they are cut."""
     try:
         return _tiles_in(path, path.stat().st_mtime_ns)
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return 0
 
 

@@ -5,6 +5,7 @@ equal bytes, so nothing downstream runs again. The products themselves are in th
 """
 
 import json
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -104,6 +105,12 @@ def read_entries(path: Path, entry: type[Entry]) -> dict[str, Entry]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         return {name: build(**columns) for name, columns in values.items()}
+    except FileNotFoundError:
+        # Snakemake makes an absent file only for a job that names it or for a target.
+        raise UserError(
+            f"{path}: does not exist. Make it again with `snakemake --cores 1 "
+            f"{shlex.quote(str(path))} --configfile CONFIG`, then continue the run."
+        ) from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"{path}: is not a readable entries file ({error}). Delete it and run snakemake again."

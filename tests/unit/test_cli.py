@@ -385,7 +385,7 @@ def test_a_broken_product_is_named_and_fails_the_command(cache):
     assert "2 products read, 1 broken" in result.stderr
 
 
-def test_quarantine_moves_the_broken_aside_and_their_jobs_run_again(cache, tmp_path):
+def test_quarantine_moves_the_broken_aside_and_says_how_to_make_them_again(cache, tmp_path):
     path = cache.path("features", digest("kept"))
     path.write_bytes(path.read_bytes()[:100])
     manifest = tmp_path / "results" / "features" / "e" / "0000-of-0001.json"
@@ -394,6 +394,7 @@ def test_quarantine_moves_the_broken_aside_and_their_jobs_run_again(cache, tmp_p
     )
     assert result.exit_code == 1
     assert f"{manifest} named one of them" in result.stderr
+    assert f"snakemake --cores 1 {manifest} --configfile CONFIG" in result.stderr
     assert not manifest.exists()
     assert stored(cache) == {digest("unused")}
     assert [item.name for item in cache.quarantined()] == [path.name]

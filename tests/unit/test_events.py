@@ -121,3 +121,17 @@ def test_a_full_disk_ends_the_events_and_not_the_job(monkeypatch, caplog):
     write_event("tiled", "s1")
     write_event("tiled", "s2")
     assert caplog.text.count("no more events are written") == 1
+
+
+def test_an_events_file_that_cannot_be_written_does_not_stop_the_job(tmp_path):
+    (tmp_path / "a.jsonl").mkdir()  # like another user's file, but also refused to root
+    assert run(tmp_path / "a.log", "--version").returncode == 0
+    assert "no events are written" in (tmp_path / "a.log").read_text()
+
+
+@pytest.mark.parametrize(
+    "line", ['{"kind": "embedded", "tiles": null}', '{"kind": "failed", "reason": 3}', "[]", "\0"]
+)
+def test_a_line_that_is_no_event_is_skipped(tmp_path, line):
+    (tmp_path / "a.jsonl").write_text(f'{line}\n{{"kind": "ended"}}\n')
+    assert kinds(tmp_path / "a.log") == ["ended"]

@@ -8,11 +8,14 @@ import subprocess
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from her2.core.errors import UserError
 from her2.core.events import Event
+from her2.pipeline.plan import Plan
 from her2.pipeline.progress import (
     ProgressPrinter,
     duration,
@@ -20,7 +23,7 @@ from her2.pipeline.progress import (
     stage_line,
     working_lines,
 )
-from her2.pipeline.record import RECORD_NAME, Job, RunRecord, read_run, run_state
+from her2.pipeline.record import RECORD_NAME, Job, RunRecord, begin_run, read_run, run_state
 from her2.pipeline.status import RunProgress, Stage, disk_usage, failures, inodes
 
 BEGAN = 1_000_000.0
@@ -150,6 +153,49 @@ def test_a_job_that_could_not_start_failed_and_one_that_never_did_waits(run: Run
     assert [job.state for job in embed.jobs] == ["failed", "waiting"]
 
 
+def test_a_file_that_cannot_be_read_hides_only_its_own_job(run: RunRecord) -> None:
+    write(run, "a", began(), embedded("a0", 100))
+    Path(run.folder, "logs/b.jsonl").mkdir()
+    Path(run.folder, "tiles/b.json").write_text('{"b0": {"status": "ok"}}')
+    embed = stages(run)[1]
+    assert [job.state for job in embed.jobs] == ["running", "waiting"]
+    assert embed.tiles == (100, 200)
+
+
+def test_jobs_without_events_are_done_once_the_run_has_succeeded(run: RunRecord) -> None:
+    Path(run.folder, "logs/train.log").write_text("of a rule that includes this workflow\n")
+    ended = replace(run, ended=time.time(), succeeded=True)
+    _, embed, train = RunProgress(ended).close()
+    assert (embed.count("done"), embed.slides, train.count("done")) == (2, (5, 5), 1)
+
+
+def test_a_job_without_a_log_that_never_started_waits(run: RunRecord) -> None:
+    outer = replace(run, jobs=(Job("summary", "", ""),), rules=("summary",))
+    assert [job.state for job in RunProgress(outer).close()[0].jobs] == ["waiting"]
+
+
+def test_no_failed_job_is_named_after_a_run_that_succeeded(
+    run: RunRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(run.folder, "logs/train.log").write_text("of a rule that includes this workflow\n")
+    monkeypatch.setattr("her2.pipeline.progress.begin_run", lambda workflow, plan: run)
+    monkeypatch.setattr("her2.pipeline.progress.end_run", lambda *args, **kwargs: None)
+    for succeeded in (True, False):
+        printer = ProgressPrinter(_PlanOfResults(), stream := io.StringIO())
+        printer.begin(None)
+        printer.end(succeeded=succeeded)
+        assert ("1 job(s) failed" in stream.getvalue()) is not succeeded
+
+
+def test_a_run_with_a_job_without_a_log_is_recorded(tmp_path: Path) -> None:
+    rule = SimpleNamespace(name="summary", norun=False)
+    job = SimpleNamespace(rule=rule, wildcards_dict={}, log=[])
+    dag = SimpleNamespace(jobs=[job], needrun=lambda job: True)
+    plan = SimpleNamespace(config=SimpleNamespace(results=tmp_path))
+    begin_run(SimpleNamespace(dag=dag, rules=[rule]), cast(Plan, plan))
+    assert [job.rule for job in read_run(tmp_path).jobs] == ["summary"]
+
+
 def test_only_what_is_new_is_read(run: RunRecord) -> None:
     progress = RunProgress(run)
     write(run, "a", began(), embedded("a0", 100))
@@ -208,6 +254,15 @@ def test_no_run_and_a_broken_record_are_user_errors(tmp_path: Path) -> None:
         read_run(tmp_path)
     (tmp_path / RECORD_NAME).write_text("{")
     with pytest.raises(UserError, match="You can delete it"):
+        read_run(tmp_path)
+
+
+def test_a_record_of_another_version_is_no_puzzle(run: RunRecord, tmp_path: Path) -> None:
+    record = asdict(run)
+    for job in record["jobs"]:
+        job["output"] = "results/tiles/a.json"  # as in version 0.1.0 before events
+    (tmp_path / RECORD_NAME).write_text(json.dumps(record))
+    with pytest.raises(UserError, match="from another version of her2"):
         read_run(tmp_path)
 
 

@@ -10,7 +10,7 @@ import pytest
 from her2.core.errors import UserError
 from her2.core.files import digest, file_digest
 from her2.storage.cache import Cache, Kind, Product
-from her2.storage.entries import FeatureEntry, FoldEntry, TileEntry, write_entries
+from her2.storage.entries import FeatureEntry, FoldEntry, TileEntry, read_entries, write_entries
 from her2.storage.features import open_store, write_store
 from her2.storage.products import find_product
 from her2.storage.tiles import TileTable, coords_digest, read_table, write_table
@@ -309,6 +309,12 @@ def test_a_manifest_that_cannot_be_read_is_refused(cache, tmp_path, content):
     (keep / "features" / "broken.json").write_text(content)
     with pytest.raises(UserError, match=r"broken\.json: is not a readable entries file"):
         unused_products(cache, [keep])
+
+
+def test_an_absent_entries_file_is_told_from_a_broken_one(tmp_path):
+    path = tmp_path / "0000-of-0001.json"
+    with pytest.raises(UserError, match=f"does not exist. Make it again .*snakemake .*{path.name}"):
+        read_entries(path, FeatureEntry)
 
 
 NAMES = {"tiles": "s1.parquet", "features": "s1.zarr.zip", "models": "r0f0"}

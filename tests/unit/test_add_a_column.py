@@ -87,7 +87,7 @@ page = (folder / "report/report.html").read_text()
 assert page.count("laboratory") >= 2 and "section thickness" in page
 methods = (folder / "report/methods.txt").read_text()
 assert "(section thickness, site and laboratory)" in methods, methods
-assert "AUC is also given by site and laboratory." in methods, methods
+assert "AUC is also reported by site and laboratory." in methods, methods
 """
 
 

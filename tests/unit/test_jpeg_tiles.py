@@ -121,27 +121,36 @@ def all_lost(content: bytearray) -> None:
     "change", [half_lost, end_lost, another_marker, restart_that_nobody_announced, all_lost]
 )
 def test_damage_that_openslide_sees_is_seen_here(drawn_slide: Path, tmp_path: Path, change) -> None:
-    """imagecodecs ignores libjpeg's warnings, so half a tile would be grey instead of failing."""
-    path = tmp_path / "damaged.svs"
-    shutil.copy(drawn_slide, path)
-    column, row = 1, 1
-    with tifffile.TiffFile(path) as tiff:
-        page = tiff.pages[0]
-        index = row * math.ceil(page.imagewidth / SVS_TILE) + column
-        offset, count = page.dataoffsets[index], page.databytecounts[index]
-    with path.open("r+b") as stream:
-        stream.seek(offset)
-        content = bytearray(stream.read(count))
-        change(content)
-        stream.seek(offset)
-        stream.write(content)
-    plain, direct = both(path)
-    with plain, direct:
-        for slide in (plain, direct):
-            with pytest.raises(TileError):
-                slide.region(column * SVS_TILE, row * SVS_TILE, 96, 96, (96, 96))
-        far = (2 * SVS_TILE, 2 * SVS_TILE, 96, 96, (96, 96))
-        np.testing.assert_array_equal(direct.region(*far), plain.region(*far))
+    """imagecodecs ignores libjpeg's warnings, so half a tile would be grey instead of failing.
+
+    Whether OpenSlide notices a lost end depends on where the last code of the tile ends, so tiles
+    are tried until it does.
+    """
+    for column, row in ((1, 1), (2, 2), (0, 1), (2, 1), (1, 2)):
+        path = tmp_path / f"damaged-{column}-{row}.svs"
+        shutil.copy(drawn_slide, path)
+        with tifffile.TiffFile(path) as tiff:
+            page = tiff.pages[0]
+            index = row * math.ceil(page.imagewidth / SVS_TILE) + column
+            offset, count = page.dataoffsets[index], page.databytecounts[index]
+        with path.open("r+b") as stream:
+            stream.seek(offset)
+            content = bytearray(stream.read(count))
+            change(content)
+            stream.seek(offset)
+            stream.write(content)
+        plain, direct = both(path)
+        with plain, direct:
+            region = (column * SVS_TILE, row * SVS_TILE, 96, 96, (96, 96))
+            try:
+                plain.region(*region)
+            except TileError:
+                with pytest.raises(TileError):
+                    direct.region(*region)
+                far = (0, 2 * SVS_TILE, 96, 96, (96, 96))
+                np.testing.assert_array_equal(direct.region(*far), plain.region(*far))
+                return
+    pytest.fail("OpenSlide noticed the damage in no tile")
 
 
 def test_a_tile_that_the_file_lacks_is_no_white_tile(drawn_slide: Path, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def measure_attention(
         folds: the task's folds table.
         models: the folder of the chunks' entries.
         features: the encoder's folder of feature entries.
-        masks: folder of ground truths (`her2.explanation.truth`), if any.
+        masks: folder of ground truths (docs/explanation.md), if any.
         output: folder of the tables; `agreement` is written last.
         threads: CPU threads, where no other device is used.
 

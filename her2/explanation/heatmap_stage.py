@@ -64,7 +64,7 @@ def draw_heatmaps(
         folds: the task's folds table.
         models: the folder of the chunks' entries.
         features: the encoder's folder of feature entries.
-        masks: folder of ground truths to draw as a panel (`her2.explanation.truth`), if any.
+        masks: folder of ground truths to draw as a panel (docs/explanation.md), if any.
         output: `heatmaps.json`; the other files go beside it, in `slides`, `strips` and `scores`.
 
     Raises:

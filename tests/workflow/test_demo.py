@@ -61,10 +61,11 @@ def test_a_deleted_slide_is_drawn_again_by_one_job(demo: tuple[Project, Run]) ->
     slide = slides / "demo-001-a.svs"
     aside = slide.rename(project.folder / slide.name)
     try:
-        run = project.snakemake("--dry-run", config=None)
+        run = project.snakemake("--dry-run", str(slide.relative_to(project.folder)), config=None)
     finally:
         aside.rename(slide)
     assert len(re.findall(r"^rule draw_slides_\w+:", run.output, re.MULTILINE)) == 1, run.output
+    assert run.output.count("jobid: ") == 1, run.output
     assert {path.name for path in slides.iterdir()} == kept
 
 

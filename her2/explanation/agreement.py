@@ -10,7 +10,6 @@ from itertools import combinations
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from her2.explanation.averages import Bootstrap, over_patients
 from her2.explanation.held_out_slides import HeldOutSlide
@@ -32,7 +31,7 @@ def rank_correlation(maps: Sequence[NDArray[np.floating]]) -> float | None:
 
     None where fewer than two of the maps vary, as correlation with a constant is not defined.
     """
-    ranks = [rankdata(values) for values in maps if not is_uniform(values)]
+    ranks = [pl.Series(values).rank() for values in maps if not is_uniform(values)]
     pairs = [np.corrcoef(first, second)[0, 1] for first, second in combinations(ranks, 2)]
     return float(np.mean(pairs)) if pairs else None
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from her2.config import Task
 from her2.core.errors import UserError
@@ -100,7 +99,7 @@ def ranks(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return ranks within the slide (n,), 0 lowest to 1 highest; ties share their mean rank."""
     if len(values) < 2:
         return np.full(len(values), 0.5, np.float32)
-    return np.asarray((rankdata(values) - 1) / (len(values) - 1), np.float32)
+    return np.asarray((pl.Series(values).rank().to_numpy() - 1) / (len(values) - 1), np.float32)
 
 
 def read_tiles(

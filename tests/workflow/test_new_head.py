@@ -105,7 +105,9 @@ def test_a_new_file_is_in_the_page_and_the_schema_of_the_config(tmp_path: Path) 
 
 def test_a_new_file_is_tested_like_the_others(tmp_path: Path) -> None:
     add_sharp(Project(tmp_path))
-    for name in ("pyproject.toml", "tests/__init__.py", "tests/unit/test_head_zoo.py"):
+    for name in (
+        "pyproject.toml", "tests/__init__.py", "tests/conftest.py", "tests/unit/test_head_zoo.py",
+    ):  # fmt: skip
         target = tmp_path / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(REPOSITORY / name, target)

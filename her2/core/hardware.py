@@ -15,10 +15,10 @@ _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 _COMPUTE_CAPABILITY_MAJOR = 75
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR of the CUDA driver API."""
 
-SPIN_COUNT = 1000
+SPIN_COUNT = 5000
 """Spins before a waiting thread sleeps (GOMP_SPINCOUNT).
 
-Tens of microseconds: longer than the gap between two operations of a network, far shorter than the
+Some hundred microseconds: longer than the gap between two operations of a network, far shorter than the
 time slice of another process. GNU OpenMP's default of 300,000 spins takes milliseconds: beside
 another busy process, the waiting threads then use up the CPU time that the late one needs.
 """

@@ -18,8 +18,8 @@ _COMPUTE_CAPABILITY_MAJOR = 75
 SPIN_COUNT = 5000
 """Spins before a waiting thread sleeps (GOMP_SPINCOUNT).
 
-Some hundred microseconds: longer than the gap between two operations of a network, far shorter than the
-time slice of another process. GNU OpenMP's default of 300,000 spins takes milliseconds: beside
+Some hundred microseconds: longer than the gap between two operations of a network, shorter than
+the time slice of another process. GNU OpenMP's default of 300,000 spins takes milliseconds: beside
 another busy process, the waiting threads then use up the CPU time that the late one needs.
 """
 

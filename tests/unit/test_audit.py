@@ -132,9 +132,13 @@ def test_an_absent_or_broken_file_of_entries_is_named(tmp_path):
     audit(tmp_path, good(4))
     path = tmp_path / "tiles" / GRIDS[1] / "0001-of-0002.json"
     spec = AuditSpec(rows="", buckets=("0001-of-0002",), grids=GRIDS, labels=(), max_excluded=1.0)
-    for damage in (lambda: path.write_text("{"), path.unlink):
+    damaged = {
+        "Delete it and run snakemake again": lambda: path.write_text("{"),
+        f"does not exist. Make it again with `snakemake --cores 1 {path}": path.unlink,
+    }
+    for message, damage in damaged.items():
         damage()
-        with pytest.raises(UserError, match="run snakemake again") as error:
+        with pytest.raises(UserError, match=re.escape(message)) as error:
             audit_cohort(spec, Cohort((), tmp_path), tmp_path / "tiles", tmp_path / "out")
         assert str(path) in str(error.value)
 

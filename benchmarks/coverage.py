@@ -15,11 +15,11 @@ import argparse
 from dataclasses import dataclass
 
 import numpy as np
+from her2.evaluation.delong import area_interval, compare_areas
 from numpy.typing import NDArray
 from scipy.stats import norm
 
 from her2.evaluation.bootstrap import bootstrapped, interval
-from her2.evaluation.delong import area_interval, compare_areas
 from her2.evaluation.paired import difference
 from her2.metrics.auc import auc
 from her2.metrics.base import Binary

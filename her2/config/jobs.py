@@ -37,12 +37,12 @@ VERSIONS = {
     "similar": 1,
     "folds": 1,
     "train": 3,
-    "evaluate": 4,
-    "compare": 3,
-    "control": 5,
+    "evaluate": 5,
+    "compare": 4,
+    "control": 6,
     "heatmap": 2,
     "attention": 3,
-    "report": 4,
+    "report": 5,
 }
 """Version of each stage. Raise it if the output changes for the same input; only then are existing
 products made again. A golden test fails if an output changes without its version."""
@@ -202,13 +202,13 @@ class EvaluateSpec(Section):
 
 
 class CompareSpec(Section):
-    """The comparison of encoders and of heads on a task.
+    """The comparison of encoders and of heads on all tasks.
 
     `domains` has the kind of training images of each encoder.
     """
 
     version: int = VERSIONS["compare"]
-    task: Task
+    tasks: dict[str, Task]
     encoders: tuple[str, ...]
     domains: dict[str, Domain]
     heads: tuple[str, ...]

@@ -1,5 +1,7 @@
 """Before stage 2: names of runs (a fold of a repeat), of chunks of runs, and of protocols."""
 
+from typing import NamedTuple
+
 from her2.config import FoldsSection
 from her2.config.jobs import Protocol
 
@@ -26,12 +28,29 @@ def chunks(folds: FoldsSection) -> dict[str, tuple[tuple[int, int], ...]]:
     return {f"{run_name(*part[0])}-{run_name(*part[-1])}": tuple(part) for part in parts}
 
 
-def run_name(repeat: int, fold: int) -> str:
-    """Return the name of a run: `r0f3` is the fourth fold of the first repeat."""
-    return f"r{repeat}f{fold}"
+def run_name(repeat: int, fold: int, seed: int = 0) -> str:
+    """Return the name of a run: `r0f3` is the fourth fold of the first repeat.
+
+    `r0f3s1` is the same fold, trained again with the second of `training.seeds`.
+    """
+    return f"r{repeat}f{fold}" + (f"s{seed}" if seed else "")
 
 
-def parse_run(name: str) -> tuple[int, int]:
-    """Return the repeat and the fold from a run's name."""
-    repeat, fold = name.removeprefix("r").split("f")
-    return int(repeat), int(fold)
+class Run(NamedTuple):
+    """A trained model: a fold of a repeat, with one of the training seeds."""
+
+    repeat: int
+    fold: int
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Its name, as in `run_name`."""
+        return run_name(*self)
+
+
+def parse_run(name: str) -> Run:
+    """Return the run with a name."""
+    repeat, rest = name.removeprefix("r").split("f")
+    fold, _, seed = rest.partition("s")
+    return Run(int(repeat), int(fold), int(seed or 0))

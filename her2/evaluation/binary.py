@@ -1,4 +1,4 @@
-"""Stage 2, evaluate: figures of the groupings, by bootstrap and by DeLong."""
+"""Stage 2, evaluate: figures of the groupings."""
 
 import math
 
@@ -7,43 +7,30 @@ import polars as pl
 
 from her2.config import EvaluationSection, Task
 from her2.core.types import Floats
+from her2.evaluation.areas import grouping_area, held_out
 from her2.evaluation.bootstrap import bootstrapped, interval, unvarying
-from her2.evaluation.delong import area_interval
-from her2.evaluation.figures import null
-from her2.evaluation.groupings import Grouping, Sides, groupings_of, side_missing, two_sides
-from her2.evaluation.predictions import Rows, rows_of
+from her2.evaluation.figures import FIGURES, POOLED, estimate_columns, null
+from her2.evaluation.groupings import Sides, groupings_of, side_missing, two_sides
+from her2.evaluation.intervals import area_estimate
+from her2.evaluation.predictions import Rows, out_of_fold, rows_of
 from her2.metrics import grouping_metrics
 from her2.metrics.base import Binary, Metric
 
-BINARY = {
-    "level": pl.String,
-    "grouping": pl.String,
-    "metric": pl.String,
-    "value": pl.Float64,
-    "low": pl.Float64,
-    "high": pl.Float64,
-    "method": pl.String,
-    "n": pl.Int64,
-    "n_positive": pl.Int64,
-    "prevalence": pl.Float64,
-    "note": pl.String,
-}
+BINARY = {("grouping" if name == "class" else name): kind for name, kind in FIGURES.items()}
 
 
 def binary_table(
-    table: pl.DataFrame, task: Task, section: EvaluationSection, *, level: str, seed: int
+    predictions: pl.DataFrame, task: Task, section: EvaluationSection, *, level: str, seed: int
 ) -> pl.DataFrame:
-    """Return the metrics of each grouping; the AUC has a row by bootstrap and one by DeLong.
-
-    The bootstrap resamples patients within their class, as in `figures`. DeLong's method assumes
-    independent rows, so there is no such interval where a patient has two slides.
+    """Return the metrics of each grouping at a level, with intervals as in `figures`.
 
     Returns:
-        `level, grouping, metric, value, low, high, method, n, n_positive, prevalence, note`.
+        The columns of `BINARY`.
     """
-    rows = rows_of(table, task)
+    rows = rows_of(out_of_fold(predictions, task.class_names, by=f"{level}_id"), task)
+    tested = held_out(predictions, task, level=level)
     groupings, metrics = groupings_of(task, section), grouping_metrics()
-    sides = [two_sides(rows, grouping) for grouping in groupings]
+    sides = [two_sides(rows.target, rows.probabilities, grouping) for grouping in groupings]
     if not sides:
         return pl.DataFrame(schema=BINARY)
     values = bootstrapped(
@@ -55,39 +42,24 @@ def binary_table(
     )
     records = []
     for index, (grouping, one) in enumerate(zip(groupings, sides, strict=True)):
-        missing, too_few = side_missing(one.positive), _too_few(rows, one)
+        positive = int(one.positive.sum())
+        shared = {
+            "level": level,
+            "grouping": grouping.name,
+            "n": len(one),
+            "n_positive": positive,
+            "prevalence": positive / len(one) if len(one) else None,
+        }
         for offset, metric in enumerate(metrics):
-            column = values[:, len(metrics) * index + offset]
-            few = too_few or unvarying(column[1:])
-            low, high = (
-                (math.nan, math.nan)
-                if few
-                else interval(column[1:], section.confidence, _sizes(rows, one))
-            )
-            notes = missing or few, one.note
-            records.append(
-                _record(
-                    level,
-                    grouping,
-                    one,
-                    metric.name,
-                    "bootstrap",
-                    (column[0], low, high),
-                    notes,
-                )
-            )
-        area, low, high, note = _delong(rows, one, section.confidence)
-        records.append(
-            _record(
-                level,
-                grouping,
-                one,
-                "auc",
-                "delong",
-                (area, low, high),
-                (missing or note, one.note),
-            )
-        )
+            if metric.within_folds:
+                found = area_estimate(grouping_area(tested, grouping), section.confidence)
+                record = estimate_columns(found)
+            else:
+                column = values[:, len(metrics) * index + offset]
+                record = _bootstrapped(column, rows, one, section.confidence)
+            notes = side_missing(one.positive) or record["note"], one.note
+            record["note"] = "; ".join(note for note in notes if note)
+            records.append(shared | {"metric": metric.name} | record)
     return pl.DataFrame(records, schema=BINARY)
 
 
@@ -99,47 +71,19 @@ def _measure(sides: Sides, metrics: tuple[Metric, ...], weights: Floats) -> Floa
     return np.stack([one.grouping(rows) for one in metrics if one.grouping], axis=1)
 
 
-def _delong(rows: Rows, sides: Sides, confidence: float) -> tuple[float, float, float, str]:
-    area, low, high = area_interval(sides.positive, sides.scores, confidence)
-    if not rows.single:
-        return area, math.nan, math.nan, "no DeLong interval: slides of one patient are dependent"
-    note = "no DeLong interval: its variance is 0 or not defined" if math.isnan(low) else ""
-    return area, low, high, note
-
-
-def _sizes(rows: Rows, sides: Sides) -> tuple[int, int]:
-    """Return the numbers of patients on the positive and on the negative side."""
+def _bootstrapped(
+    column: Floats, rows: Rows, sides: Sides, confidence: float
+) -> dict[str, float | str | None]:
     patients = rows.patients[sides.kept]
-    positive, negative = (
-        len(np.unique(patients[side])) for side in (sides.positive, ~sides.positive)
+    sizes = [len(np.unique(patients[side])) for side in (sides.positive, ~sides.positive)]
+    few = next(
+        (
+            f"interval not defined: fewer than 2 patients on the {name} side"
+            for name, size in zip(("positive", "negative"), sizes, strict=True)
+            if size < 2
+        ),
+        unvarying(column[1:]),
     )
-    return positive, negative
-
-
-def _too_few(rows: Rows, sides: Sides) -> str:
-    counts = zip(("positive", "negative"), _sizes(rows, sides), strict=True)
-    few = [name for name, number in counts if number < 2]
-    return f"interval not defined: fewer than 2 patients on the {few[0]} side" if few else ""
-
-
-def _record(
-    level: str,
-    grouping: Grouping,
-    sides: Sides,
-    metric: str,
-    method: str,
-    values: tuple[float, float, float],
-    notes: tuple[str, str],
-) -> dict[str, object]:
-    positive = int(sides.positive.sum())
-    return {
-        "level": level,
-        "grouping": grouping.name,
-        "metric": metric,
-        **dict(zip(("value", "low", "high"), map(null, values), strict=True)),
-        "method": method,
-        "n": len(sides),
-        "n_positive": positive,
-        "prevalence": positive / len(sides) if len(sides) else None,
-        "note": "; ".join(note for note in notes if note),
-    }
+    low, high = (math.nan, math.nan) if few else interval(column[1:], confidence, sizes)
+    numbers = zip(("value", "low", "high"), (column[0], low, high), strict=True)
+    return {name: null(value) for name, value in numbers} | {"method": POOLED, "note": few}

@@ -49,7 +49,7 @@ def decision_table(
             continue
         rows = rows_of(out_of_fold(predictions, task.class_names, by=f"{level}_id"), task)
         for grouping in groupings_of(task, section):
-            sides = two_sides(rows, grouping)
+            sides = two_sides(rows.target, rows.probabilities, grouping)
             if side_missing(sides.positive):
                 continue
             everyone = np.ones(len(sides))

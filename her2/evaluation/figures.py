@@ -1,15 +1,27 @@
-"""Stage 2, evaluate: figures of slides and patients, pooled with intervals and per fold."""
+"""Stage 2, evaluate: figures of slides and patients with intervals, and per fold."""
+
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from her2.config import EvaluationSection, Task
 from her2.core.types import Floats
+from her2.evaluation.areas import (
+    HeldOut,
+    class_area,
+    combined,
+    held_out,
+    macro_area,
+)
 from her2.evaluation.bootstrap import bootstrapped, interval, unvarying
-from her2.evaluation.predictions import Rows, averaged, of_run, rows_of, runs
+from her2.evaluation.intervals import Estimate, area_estimate, mean_estimate
+from her2.evaluation.predictions import Rows, averaged, of_run, out_of_fold, rows_of, runs
 from her2.metrics import metrics_in
 from her2.metrics.base import Metric, mean_over_classes
 
+WITHIN, POOLED = "within folds", "pooled, bootstrap"
+"""Values of the column `method`: pairs within test sets, or one table of all test sets."""
 FIGURES = {
     "level": pl.String,
     "metric": pl.String,
@@ -17,11 +29,15 @@ FIGURES = {
     "value": pl.Float64,
     "low": pl.Float64,
     "high": pl.Float64,
+    "lowest": pl.Float64,
+    "highest": pl.Float64,
+    "method": pl.String,
     "n": pl.Int64,
     "n_positive": pl.Int64,
     "prevalence": pl.Float64,
     "note": pl.String,
 }
+"""`lowest` and `highest` are those of the rounds (repeats and training seeds)."""
 FOLD_FIGURES = {
     "level": pl.String,
     "run": pl.String,
@@ -66,16 +82,39 @@ def measure(rows: Rows, task: Task, weights: Floats) -> Floats:
     return np.stack(columns, axis=1)
 
 
+def class_estimates(rows: HeldOut, task: Task, confidence: float) -> dict[str, Estimate]:
+    """Return the AUC of each class, `macro` and `weighted`, over pairs within test sets."""
+    areas = [class_area(rows, index) for index in range(len(task.class_names))]
+    found = {
+        name: area_estimate(one, confidence)
+        for name, one in zip(task.class_names, areas, strict=True)
+    }
+    found["macro"] = mean_estimate(macro_area(rows, areas), areas, confidence)
+    counts = rows.class_patients
+    weighted = combined(areas, counts / max(counts.sum(), 1), groups=rows.classes)
+    return found | {"weighted": mean_estimate(weighted, areas, confidence)}
+
+
 def figures(
-    table: pl.DataFrame, task: Task, section: EvaluationSection, *, level: str, seed: int
+    predictions: pl.DataFrame, task: Task, section: EvaluationSection, *, level: str, seed: int
 ) -> pl.DataFrame:
-    """Return the figures of a table of slides or patients, with patient-bootstrap intervals.
+    """Return the figures of a model at a level, with intervals.
+
+    Metrics that are `within_folds` are means over the rounds, see `her2.evaluation.intervals`. The
+    others are of one table, in which a slide's or patient's probabilities are averaged over the
+    rounds, with intervals by bootstrap over patients.
+
+    Args:
+        predictions: the predictions table of the model.
+        task: the task that it predicts.
+        section: the `evaluation` section of the config.
+        level: `patient` or `slide`.
+        seed: seed of the resamples.
 
     Returns:
-        `level, metric, class, value, low, high, n, n_positive, prevalence, note`; a figure that is
-        not defined is null with the reason in `note`.
+        The columns of `FIGURES`; a figure that is not defined is null with the reason in `note`.
     """
-    rows = rows_of(table, task)
+    rows = rows_of(out_of_fold(predictions, task.class_names, by=f"{level}_id"), task)
     values = bootstrapped(
         lambda weights: measure(rows, task, weights),
         rows.patients,
@@ -83,29 +122,40 @@ def figures(
         resamples=section.bootstrap,
         seed=seed,
     )
+    within = class_estimates(held_out(predictions, task, level=level), task, section.confidence)
     records = []
     for (metric, name), column in zip(figure_names(task), values.T, strict=True):
-        low, high = interval(column[1:], section.confidence, _sizes(rows, task, metric, name))
-        few = _too_few(rows, task, metric, name) or unvarying(column[1:])
-        note = _absent(rows, task, name, level) if np.isnan(column[0]) else few
-        if not np.isnan(column[0]) and few:
-            low = high = float("nan")
         positive = _positive(rows, task, name)
-        records.append(
-            {
-                "level": level,
-                "metric": metric.name,
-                "class": name,
-                "value": null(column[0]),
-                "low": null(low),
-                "high": null(high),
-                "n": len(rows),
-                "n_positive": positive,
-                "prevalence": None if positive is None or not len(rows) else positive / len(rows),
-                "note": note,
-            }
-        )
+        record = {
+            "level": level,
+            "metric": metric.name,
+            "class": name,
+            "n": len(rows),
+            "n_positive": positive,
+            "prevalence": None if positive is None or not len(rows) else positive / len(rows),
+        }
+        if metric.within_folds:
+            record |= estimate_columns(within[name])
+        else:
+            low, high = interval(column[1:], section.confidence, _sizes(rows, task, metric, name))
+            few = _too_few(rows, task, metric, name) or unvarying(column[1:])
+            if few:
+                low = high = float("nan")
+            record |= {"value": null(column[0]), "low": null(low), "high": null(high),
+                       "method": POOLED, "note": few}  # fmt: skip
+        if record["value"] is None:
+            record["note"] = _absent(rows, task, name, level) or record["note"]
+        records.append(record)
     return pl.DataFrame(records, schema=FIGURES)
+
+
+def estimate_columns(found: Estimate) -> dict[str, Any]:
+    """Return an estimate as columns of `FIGURES`."""
+    numbers = ("value", "low", "high", "lowest", "highest")
+    return {name: null(getattr(found, name)) for name in numbers} | {
+        "method": WITHIN,
+        "note": found.note,
+    }
 
 
 def fold_figures(predictions: pl.DataFrame, task: Task, *, level: str) -> pl.DataFrame:
@@ -115,14 +165,14 @@ def fold_figures(predictions: pl.DataFrame, task: Task, *, level: str) -> pl.Dat
         `level, run, metric, class, value, n, n_positive, note`.
     """
     records = []
-    for run, repeat, fold in runs(predictions):
-        tested = of_run(predictions, repeat, fold, "test")
+    for run in runs(predictions):
+        tested = of_run(predictions, run, "test")
         rows = rows_of(averaged(tested, task.class_names, by=f"{level}_id"), task)
         values = measure(rows, task, np.ones((1, len(rows))))[0]
         records += [
             {
                 "level": level,
-                "run": run,
+                "run": run.name,
                 "metric": metric.name,
                 "class": name,
                 "value": null(value),

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from her2.config import EvaluationSection, Task
-from her2.core.types import Bools, Floats
-from her2.evaluation.predictions import Rows
+from her2.core.types import Bools, Floats, Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +63,22 @@ def groupings_of(task: Task, section: EvaluationSection) -> tuple[Grouping, ...]
     return tuple(found.values())
 
 
-def two_sides(rows: Rows, grouping: Grouping) -> Sides:
-    """Return the rows of both sides, scored by their probability of the positive side."""
-    kept = np.isin(rows.target, (*grouping.negative, *grouping.positive))
-    probabilities = rows.probabilities[kept]
+def two_sides(target: Ints, probabilities: Floats, grouping: Grouping) -> Sides:
+    """Return the rows of both sides, scored by their probability of the positive side.
+
+    Args:
+        target: class index of each row (n,).
+        probabilities: (n, c).
+        grouping: the grouping.
+    """
+    kept = np.isin(target, (*grouping.negative, *grouping.positive))
+    probabilities = probabilities[kept]
     up = probabilities[:, list(grouping.positive)].sum(axis=1)
     both = up + probabilities[:, list(grouping.negative)].sum(axis=1)
     scores = np.divide(up, both, out=np.full(len(up), 0.5), where=both > 0)
     return Sides(
         kept=kept,
-        positive=np.isin(rows.target[kept], grouping.positive),
+        positive=np.isin(target[kept], grouping.positive),
         scores=scores,
         undecided=int((both <= 0).sum()),
     )

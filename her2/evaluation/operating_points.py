@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from her2.config import EvaluationSection, Task
+from her2.config.names import Run
 from her2.core.types import Bools, Floats
 from her2.evaluation.groupings import Grouping, Sides, groupings_of, side_missing, two_sides
 from her2.evaluation.predictions import averaged, of_run, rows_of, runs
@@ -100,11 +101,11 @@ def _calls(
     predictions: pl.DataFrame, task: Task, grouping: Grouping, level: str, fixed: str, asked: float
 ) -> _Calls:
     calls, lacking = _Calls(), []
-    for run, repeat, fold in runs(predictions):
-        tuned, _ = _sides(predictions, (repeat, fold, "tune"), task, grouping, level)
-        tested, table = _sides(predictions, (repeat, fold, "test"), task, grouping, level)
+    for run in runs(predictions):
+        tuned, _ = _sides(predictions, (run, "tune"), task, grouping, level)
+        tested, table = _sides(predictions, (run, "test"), task, grouping, level)
         if side_missing(tuned.positive):
-            lacking.append(run)
+            lacking.append(run.name)
             continue
         at = threshold(tuned.positive, tuned.scores, fixed, asked)
         calls.thresholds.append(at)
@@ -123,13 +124,14 @@ def _calls(
 
 def _sides(
     predictions: pl.DataFrame,
-    part: tuple[int, int, str],
+    part: tuple[Run, str],
     task: Task,
     grouping: Grouping,
     level: str,
 ) -> tuple[Sides, pl.DataFrame]:
     table = averaged(of_run(predictions, *part), task.class_names, by=f"{level}_id")
-    return two_sides(rows_of(table, task), grouping), table
+    rows = rows_of(table, task)
+    return two_sides(rows.target, rows.probabilities, grouping), table
 
 
 def _record(calls: _Calls, confidence: float) -> dict[str, object]:

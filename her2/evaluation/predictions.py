@@ -14,7 +14,7 @@ import polars as pl
 from her2.cohort.folds import check_disjoint
 from her2.config import Task
 from her2.config.jobs import EvaluateSpec
-from her2.config.names import parse_run, run_name
+from her2.config.names import Run, parse_run
 from her2.core.errors import UserError
 from her2.core.types import Floats, Ints
 from her2.metrics.base import Classified
@@ -24,6 +24,8 @@ from her2.storage.products import find_product
 
 KEYS = {"slide": ("slide_id", "patient_id"), "patient": ("patient_id",)}
 """Level -> key columns of its rows."""
+MODEL = Run._fields
+"""Columns that name the model of a prediction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ def gather_predictions(
     """Collect the predictions for slides that a fold's model was not trained on.
 
     Returns:
-        One row per slide, repeat and fold: `slide_id, patient_id, repeat, fold, role` (test, tune,
+        One row per slide and model: `slide_id, patient_id, repeat, fold, seed, role` (test, tune,
         or predict for unlabelled slides), `target` (class index or null), `prob_<class>`.
 
     Raises:
@@ -85,12 +87,11 @@ def gather_predictions(
     parts = []
     for name, entry in read_all_entries(models, spec.chunks, FoldEntry).items():
         path = find_product(cache, "models", entry.key, models / name)
-        repeat, fold = parse_run(name)
+        run = parse_run(name)
         for file, tuned in (("predictions.parquet", False), ("tune.parquet", True)):
             parts.append(
                 _read(path / file, name).with_columns(
-                    pl.lit(repeat, pl.Int32).alias("repeat"),
-                    pl.lit(fold, pl.Int32).alias("fold"),
+                    *(pl.lit(value, pl.Int32).alias(key) for key, value in run._asdict().items()),
                     pl.lit(tuned).alias("tuned"),
                 )
             )
@@ -101,9 +102,9 @@ def gather_predictions(
     )
     columns = [f"prob_{name}" for name in spec.task.class_names]
     _check_predictions(joined, columns)
-    return joined.select(
-        "slide_id", "patient_id", "repeat", "fold", "role", "target", *columns
-    ).sort("repeat", "fold", "role", "slide_id")
+    return joined.select("slide_id", "patient_id", *MODEL, "role", "target", *columns).sort(
+        *MODEL, "role", "slide_id"
+    )
 
 
 def out_of_fold(predictions: pl.DataFrame, classes: Sequence[str], *, by: str) -> pl.DataFrame:
@@ -140,17 +141,15 @@ def rows_of(table: pl.DataFrame, task: Task) -> Rows:
     )
 
 
-def runs(predictions: pl.DataFrame) -> list[tuple[str, int, int]]:
-    """Return the name (`r0f3`), repeat and fold of every model, in order."""
-    found = predictions.select("repeat", "fold").unique().sort("repeat", "fold").iter_rows()
-    return [(run_name(repeat, fold), repeat, fold) for repeat, fold in found]
+def runs(predictions: pl.DataFrame) -> list[Run]:
+    """Return every model, in the order of repeats, folds and seeds."""
+    return [Run(*key) for key in predictions.select(MODEL).unique().sort(MODEL).iter_rows()]
 
 
-def of_run(predictions: pl.DataFrame, repeat: int, fold: int, role: str) -> pl.DataFrame:
+def of_run(predictions: pl.DataFrame, run: Run, role: str) -> pl.DataFrame:
     """Return the rows of one model and role."""
-    return predictions.filter(
-        (pl.col("repeat") == repeat) & (pl.col("fold") == fold) & (pl.col("role") == role)
-    )
+    same = (pl.col(key) == value for key, value in run._asdict().items())
+    return predictions.filter(*same, pl.col("role") == role)
 
 
 def _read(path: Path, run: str) -> pl.DataFrame:

@@ -78,10 +78,10 @@ def evaluation_tables(spec: EvaluateSpec, predictions: pl.DataFrame) -> dict[str
 
     return {
         **{f"{level}s": pooled[level] for level in levels},
-        "metrics": at_each(lambda at: figures(pooled[at], task, section, level=at, seed=seed)),
+        "metrics": at_each(lambda at: figures(predictions, task, section, level=at, seed=seed)),
         "fold_metrics": at_each(lambda at: fold_figures(predictions, task, level=at)),
         "confusion": at_each(lambda at: confusion_table(pooled[at], task, level=at)),
-        "binary": at_each(lambda at: binary_table(pooled[at], task, section, level=at, seed=seed)),
+        "binary": at_each(lambda at: binary_table(predictions, task, section, level=at, seed=seed)),
         "temperatures": temperatures,
         "calibration": at_each(
             lambda at: calibration_table(states, task, section, level=at, seed=seed)

@@ -11,8 +11,9 @@ import polars as pl
 from scipy.special import log_softmax, softmax
 
 from her2.config import Task
+from her2.config.names import Run
 from her2.core.types import Floats, Ints
-from her2.evaluation.predictions import of_run, rows_of, runs
+from her2.evaluation.predictions import MODEL, of_run, rows_of, runs
 
 log = logging.getLogger(__name__)
 
@@ -72,14 +73,16 @@ def fit_temperatures(predictions: pl.DataFrame, task: Task) -> pl.DataFrame:
         `run, temperature, n_tune, note`; the temperature is null without a tuning set.
     """
     records = []
-    for run, repeat, fold in runs(predictions):
-        rows = rows_of(of_run(predictions, repeat, fold, "tune"), task)
+    for run in runs(predictions):
+        rows = rows_of(of_run(predictions, run, "tune"), task)
         temperature, note = (
             fit_temperature(rows.target, rows.probabilities)
             if len(rows)
             else (None, "no tuning set")
         )
-        records.append({"run": run, "temperature": temperature, "n_tune": len(rows), "note": note})
+        records.append(
+            {"run": run.name, "temperature": temperature, "n_tune": len(rows), "note": note}
+        )
     return pl.DataFrame(records, schema=TEMPERATURES)
 
 
@@ -99,9 +102,9 @@ def scaled_predictions(
         note = f"left as predicted for lack of a temperature: {', '.join(lacking)}"
         log.warning("%s", note)
     given = dict(temperatures.select("run", pl.col("temperature").fill_null(1.0)).iter_rows())
-    by_run = {(repeat, fold): given[run] for run, repeat, fold in runs(predictions)}
+    by_run = {run: given[run.name] for run in runs(predictions)}
     columns = [f"prob_{name}" for name in task.class_names]
-    each = np.array([by_run[key] for key in predictions.select("repeat", "fold").iter_rows()])
+    each = np.array([by_run[Run(*key)] for key in predictions.select(MODEL).iter_rows()])
     probabilities = predictions.select(columns).cast(pl.Float64).to_numpy()
     scaled = scale(probabilities, each[:, None])
     return predictions.with_columns(

@@ -34,11 +34,13 @@ METRICS = (
         name="auc",
         label="AUC",
         phrase="AUC",
-        definition="one-vs-rest: share of pairs (one of the class, one of the rest) in the right "
-        "order, with ties counting half; `macro` is the unweighted mean over the classes, "
-        "`weighted` the mean weighted by prevalence",
+        definition="one-vs-rest: share of pairs (one patient of the class, one of the rest, in "
+        "the same test set) in the right order, with ties counting half; mean over the rounds; "
+        "`macro` is the unweighted mean over the classes, `weighted` the mean weighted by "
+        "prevalence",
         order=10,
         each_class=True,
+        within_folds=True,
         one_vs_rest=auc,
         means=("macro", "weighted"),
         grouping=auc,
@@ -47,5 +49,17 @@ METRICS = (
             name="macro_auc", words="the highest macro AUC", compute=_macro, needs="all"
         ),
         note="Weighted: mean over the classes, weighted by their prevalence.",
+    ),
+    Metric(
+        name="auc_pooled",
+        label="AUC, pooled",
+        phrase="AUC pooled over folds",
+        definition="the same with pairs across test sets, of probabilities averaged over the "
+        "rounds; biased, because models of different folds are not on one scale",
+        order=11,
+        each_class=True,
+        one_vs_rest=auc,
+        means=("macro", "weighted"),
+        grouping=auc,
     ),
 )

@@ -134,6 +134,8 @@ class Metric:
         ordinal: whether it is defined for ordered classes only; other tasks omit it.
         each_class: whether it weighs every class alike, however rare, so that its interval needs
             patients of each class.
+        within_folds: whether only rows of the same test set are compared; then
+            `her2.evaluation.areas` computes it, and `one_vs_rest` is for a single test set.
         one_vs_rest: computes it for each class against the rest.
         means: the means over the classes that are given beside those.
         overall: computes it over all classes at once.
@@ -155,6 +157,7 @@ class Metric:
     larger_is_better: bool = True
     ordinal: bool = False
     each_class: bool = False
+    within_folds: bool = False
     one_vs_rest: Callable[[Binary], Floats] | None = None
     means: tuple[Mean, ...] = ()
     overall: Callable[[Classified], Floats] | None = None

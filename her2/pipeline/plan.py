@@ -302,11 +302,11 @@ class Plan:
             )
         )
 
-    def compare_spec(self, task: str) -> str:
-        """Return the spec of comparing all encoders, and all heads, on a task."""
+    def compare_spec(self) -> str:
+        """Return the spec of comparing all encoders, and all heads, on all tasks."""
         return jobs.dump(
             jobs.CompareSpec(
-                task=self.config.tasks[task],
+                tasks=self.config.tasks,
                 encoders=tuple(self.config.encoders),
                 domains={name: e.domain or "none" for name, e in self.config.encoders.items()},
                 heads=tuple(self.config.heads),

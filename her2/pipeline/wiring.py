@@ -122,10 +122,10 @@ class ResultFiles:
         path = f"{self.root}/{folder}/{{task}}/{{encoder}}/{{head}}/{name}.csv"
         return _shown(path, folder, name, encoder="{encoder}", head="{head}", table=name)
 
-    def task_table(self, name: str) -> Any:
-        """Return a table over all models of a task, marked for Snakemake's own report."""
-        path = f"{self.root}/evaluation/{{task}}/{name}.csv"
-        return _shown(path, "evaluation", name, encoder="all", head="all", table=name)
+    def run_table(self, name: str) -> Any:
+        """Return a table over all tasks and models, marked for Snakemake's own report."""
+        path = f"{self.root}/evaluation/{name}.csv"
+        return _shown(path, "evaluation", name, task="all", encoder="all", head="all", table=name)
 
     def model_pictures(self, name: str) -> Any:
         """Return a folder of pictures of one model, each marked for Snakemake's own report."""

@@ -182,10 +182,8 @@ def read_results(spec: ReportSpec, folder: Path) -> Results:
             if card.source == "pretrain"
             and (path := folder / "encoders" / name / "history.parquet").exists()
         },
-        comparisons=_comparisons(config, folder),
-        statements=_present(
-            {task: folder / "evaluation" / task / "statement.parquet" for task in config.tasks}
-        ),
+        comparisons=_by_task(folder / "evaluation" / "comparison.parquet"),
+        statements=_by_task(folder / "evaluation" / "statement.parquet"),
         similar=_present({n: folder / "features" / n / "similar.parquet" for n in config.encoders}),
         folds=_present({task: folder / "folds" / f"{task}.parquet" for task in config.tasks}),
         split=spec.split,
@@ -208,11 +206,12 @@ def _overlaps(config: Config, folder: Path) -> dict[str, Overlap]:
     return found
 
 
-def _comparisons(config: Config, folder: Path) -> dict[str, pl.DataFrame]:
-    """Return the comparisons by task; a single encoder and head has no pairs to compare."""
-    paths = {task: folder / "evaluation" / task / "comparison.parquet" for task in config.tasks}
-    tables = {task: _table(path) for task, path in paths.items() if path.exists()}
-    return {task: table for task, table in tables.items() if len(table)}
+def _by_task(path: Path) -> dict[str, pl.DataFrame]:
+    """Return the rows of each task; a task with a single model has no comparison."""
+    if not path.exists():
+        return {}
+    parts = _table(path).partition_by("task", as_dict=True, include_key=False, maintain_order=True)
+    return {str(task): table for (task,), table in parts.items()}
 
 
 def _model(

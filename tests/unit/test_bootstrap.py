@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from her2.evaluation.delong import area_interval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm, t, ttest_ind
@@ -13,7 +14,6 @@ from her2.evaluation.bootstrap import (
     unvarying,
     weight_blocks,
 )
-from her2.evaluation.delong import area_interval
 from her2.metrics.auc import auc
 from her2.metrics.base import Binary, mean
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from her2.evaluation.delong import compare_areas
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
@@ -16,7 +17,6 @@ from her2.config.jobs import CompareSpec
 from her2.core.errors import UserError
 from her2.evaluation.bootstrap import bootstrapped, tail_p
 from her2.evaluation.compare import compare, comparison_table, holm
-from her2.evaluation.delong import compare_areas
 from her2.evaluation.paired import difference, pair_models
 from her2.evaluation.paper_claim import statement_table
 from her2.metrics.auc import auc

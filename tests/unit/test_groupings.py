@@ -3,12 +3,12 @@
 import numpy as np
 import polars as pl
 import pytest
+from her2.evaluation.delong import area_interval
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
 from her2.config import EvaluationSection, GroupingSection, Task, parse_config
 from her2.core.errors import UserError
 from her2.evaluation.binary import binary_table
-from her2.evaluation.delong import area_interval
 from her2.evaluation.groupings import groupings_of, two_sides
 from her2.evaluation.predictions import Rows, out_of_fold
 from tests.unit.prediction_makers import SCORE, predictions
@@ -85,10 +85,19 @@ def test_the_score_is_the_positive_share_of_both_sides() -> None:
         patients=np.arange(4),
     )
     first, second, third = groupings_of(SCORE, SECTION)
-    assert two_sides(rows, first).scores == pytest.approx([0.7, 0.5, 1.0, 0.5])
-    assert two_sides(rows, second).scores == pytest.approx([2 / 3, 0.0])
-    assert two_sides(rows, second).kept.tolist() == [True, True, False, False]
-    assert two_sides(rows, third).scores == pytest.approx([0.4, 0.0, 0.4, 0.25])
+    assert two_sides(rows.target, rows.probabilities, first).scores == pytest.approx(
+        [0.7, 0.5, 1.0, 0.5]
+    )
+    assert two_sides(rows.target, rows.probabilities, second).scores == pytest.approx([2 / 3, 0.0])
+    assert two_sides(rows.target, rows.probabilities, second).kept.tolist() == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert two_sides(rows.target, rows.probabilities, third).scores == pytest.approx(
+        [0.4, 0.0, 0.4, 0.25]
+    )
 
 
 def test_no_probability_for_either_side_is_undecided_and_said() -> None:

@@ -3,8 +3,8 @@
 in:  the folds and the entries of the trained folds
 out: evaluation/{task}/{encoder}/{head}/predictions.parquet, and the tables that are computed from
      it (docs/statistics.md), each also as CSV
-     evaluation/{task}/comparison.parquet   encoders and heads against each other, paired
-     evaluation/{task}/statement.csv        H&E pre-training against the others, one row per head
+     evaluation/comparison.parquet          encoders and heads against each other, paired
+     evaluation/statement.csv               H&E pre-training against the others, one row per head
 """
 
 
@@ -51,19 +51,20 @@ rule evaluate:
 
 rule compare_encoders:
     input:
-        lambda wildcards: expand(
-            f"{RESULTS}/evaluation/{wildcards.task}/{{encoder}}/{{head}}/predictions.parquet",
+        expand(
+            f"{RESULTS}/evaluation/{{task}}/{{encoder}}/{{head}}/predictions.parquet",
+            task=CONFIG.tasks,
             encoder=CONFIG.encoders,
             head=CONFIG.heads,
         ),
     output:
-        f"{RESULTS}/evaluation/{{task}}/comparison.parquet",
-        table=FILES.task_table("comparison"),
-        statement=FILES.task_table("statement"),
+        f"{RESULTS}/evaluation/comparison.parquet",
+        table=FILES.run_table("comparison"),
+        statement=FILES.run_table("statement"),
     log:
-        f"{RESULTS}/logs/compare_encoders/{{task}}.log",
+        f"{RESULTS}/logs/compare_encoders.log",
     benchmark:
-        f"{RESULTS}/benchmarks/compare_encoders/{{task}}.tsv"
+        f"{RESULTS}/benchmarks/compare_encoders.tsv"
     conda:
         "../../envs/her2.yaml"
     threads: 1
@@ -71,8 +72,8 @@ rule compare_encoders:
         mem_mb=growing(4000),
         runtime=growing(30),
     params:
-        spec=lambda wildcards: PLAN.compare_spec(wildcards.task),
-        evaluation=FILES.folder("evaluation/{task}"),
+        spec=PLAN.compare_spec(),
+        evaluation=FILES.folder("evaluation"),
     shell:
         "python -m her2 compare --spec {params.spec:q}"
         " --evaluation {params.evaluation:q} --out {params.evaluation:q} 2> {log:q}"

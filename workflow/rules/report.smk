@@ -12,7 +12,7 @@ rule build_report:
             f"{RESULTS}/evaluation/{{task}}/{{encoder}}/{{head}}/predictions.parquet"
         ),
         overlap=expand(f"{RESULTS}/encoders/{{encoder}}/overlap.json", encoder=CONFIG.encoders),
-        comparison=expand(f"{RESULTS}/evaluation/{{task}}/comparison.parquet", task=CONFIG.tasks),
+        comparison=f"{RESULTS}/evaluation/comparison.parquet",
         controls=FILES.each_model(
             f"{RESULTS}/controls/{{task}}/{{encoder}}/{{head}}/covariates.parquet",
             heads=CONFIG.heads,

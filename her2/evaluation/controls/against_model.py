@@ -3,9 +3,9 @@
 import polars as pl
 
 from her2.config import EvaluationSection, Task
-from her2.evaluation.bootstrap import interval, unvarying
 from her2.evaluation.figures import null
-from her2.evaluation.paired import difference, pair_models
+from her2.evaluation.intervals import Estimate
+from her2.evaluation.paired import pair_models
 
 COVARIATES = {
     "class": pl.String,
@@ -31,8 +31,6 @@ def compare_with_covariates(
     by_covariates: pl.DataFrame,
     task: Task,
     section: EvaluationSection,
-    *,
-    seed: int,
 ) -> pl.DataFrame:
     """Compare AUCs (each class and macro); the paired difference is model minus covariates.
 
@@ -40,48 +38,26 @@ def compare_with_covariates(
     difference contains 0, so that covariates alone may explain the figure. It is null where the
     model's AUC is higher but the difference has no interval.
     """
-    names = ("model", ""), ("covariates", "")
-    paired = pair_models(
-        dict(zip(names, (predictions, by_covariates), strict=True)), task, section, seed=seed
-    )
+    models = {("model", ""): predictions, ("covariates", ""): by_covariates}
+    paired = pair_models(models, task, section)
+    positives = _positives(predictions, task)
     records = []
     for name in (*task.class_names, "macro"):
         question = name, ""
-        first, second = (paired.areas[model][question] for model in names)
-        note = paired.problems[question]
-        ends = [(float("nan"),) * 2] * 3
-        p = float("nan")
-        if not note:
-            gap = difference(first - second, section.confidence, paired.sizes[question])
-            ends = [
-                interval(first[1:], section.confidence, paired.sizes[question]),
-                interval(second[1:], section.confidence, paired.sizes[question]),
-                (gap["low"], gap["high"]),
-            ]
-            p = gap["p"]
-            for side, (values, words) in enumerate(((first, "model"), (second, "covariates"))):
-                if same := unvarying(values[1:]):
-                    ends[side] = (float("nan"),) * 2
-                    note = "; ".join(text for text in (note, f"{words}: {same}") if text)
-        low = null(ends[2][0])
-        point = float(first[0] - second[0])
-        rows = paired.rows[names[0]]
-        positive = int((rows.target == task.class_names.index(name)).sum()) if (
-            name in task.class_names
-        ) else None  # fmt: skip
+        gap = paired.difference(("model", ""), ("covariates", ""), question)
         records.append(
             {
                 "class": name,
-                **_three("model", first[0], ends[0]),
-                **_three("covariates", second[0], ends[1]),
-                "difference": null(point),
-                "low": low,
-                "high": null(ends[2][1]),
-                "p": null(p),
-                "n": len(rows),
-                "n_positive": positive,
-                "reached": _reached(point, low),
-                "note": note,
+                **_three("model", paired.estimate(("model", ""), question)),
+                **_three("covariates", paired.estimate(("covariates", ""), question)),
+                "difference": null(gap.value),
+                "low": null(gap.low),
+                "high": null(gap.high),
+                "p": null(gap.p),
+                "n": paired.counts[question],
+                "n_positive": positives.get(name),
+                "reached": _reached(gap),
+                "note": gap.note,
             }
         )
     return pl.DataFrame(records, schema=COVARIATES)
@@ -93,17 +69,23 @@ def no_covariates(task: Task, reason: str) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=COVARIATES)
 
 
-def _reached(point: float, low: float | None) -> bool | None:
-    if null(point) is None:
+def _positives(predictions: pl.DataFrame, task: Task) -> dict[str, int]:
+    tested = predictions.filter(pl.col("role") == "test")
+    counts = dict(tested.group_by("target").agg(pl.col("patient_id").n_unique()).iter_rows())
+    return {name: counts.get(index, 0) for index, name in enumerate(task.class_names)}
+
+
+def _reached(gap: Estimate) -> bool | None:
+    if null(gap.value) is None:
         return None
-    if point <= 0:
+    if gap.value <= 0:
         return True
-    return None if low is None else low <= 0
+    return None if null(gap.low) is None else gap.low <= 0
 
 
-def _three(name: str, value: float, ends: tuple[float, float]) -> dict[str, float | None]:
+def _three(name: str, found: Estimate) -> dict[str, float | None]:
     return {
-        name: null(value),
-        f"{name}_low": null(ends[0]),
-        f"{name}_high": null(ends[1]),
+        name: null(found.value),
+        f"{name}_low": null(found.low),
+        f"{name}_high": null(found.high),
     }

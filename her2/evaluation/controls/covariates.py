@@ -163,6 +163,7 @@ def predict_by_covariates(
                 "patient_id",
                 "repeat",
                 "fold",
+                pl.lit(0, pl.Int32).alias("seed"),  # one fit, whatever the seeds of the model
                 pl.lit("test").alias("role"),
                 target="label",
             ).with_columns(

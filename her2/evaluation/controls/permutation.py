@@ -5,14 +5,15 @@ probability or class mix between folds do not count. The test shows that the pre
 information on the labels, but not where this information comes from.
 """
 
+import warnings
+
 import numpy as np
 import polars as pl
 
 from her2.config import Task
 from her2.core.types import Floats, Ints
-from her2.evaluation.delong import ranks
+from her2.evaluation.areas import DECIMALS, HeldOut, held_out
 from her2.evaluation.figures import null
-from her2.evaluation.predictions import out_of_fold, rows_of
 
 SHUFFLED = {
     "class": pl.String,
@@ -37,20 +38,12 @@ def shuffle_labels(
         `class, value, mean, low, high, p, permutations, n, note` with p = (1 + number of draws that
         reach the observed AUC) / (1 + permutations); the macro AUC of every draw.
     """
-    table = out_of_fold(predictions, task.class_names, by="patient_id")
-    rows = rows_of(table, task)
-    first = (
-        predictions.filter(pl.col("role") == "test")
-        .sort("repeat", "fold")
-        .group_by("patient_id")
-        .agg(pl.col("fold").first())
-        .sort("patient_id")
-    )
-    folds = first["fold"].to_numpy()
+    rows = held_out(predictions, task, level="patient")
     generator = np.random.default_rng(seed)
-    targets = np.stack([rows.target, *(_shuffled(rows.target, folds, generator)
+    folds = _first_folds(rows)
+    labels = np.stack([rows.classes, *(_shuffled(rows.classes, folds, generator)
                                        for _ in range(permutations))])  # fmt: skip
-    areas = _areas(targets, rows.probabilities)  # (1 + permutations, classes + macro)
+    areas = _areas(rows, labels)  # (1 + permutations, classes + macro)
     records = []
     for index, name in enumerate((*task.class_names, "macro")):
         column = areas[:, index]
@@ -70,8 +63,8 @@ def shuffle_labels(
                 "high": null(high),
                 "p": (1 + reach) / (1 + permutations) if defined else None,
                 "permutations": permutations,
-                "n": len(rows),
-                "note": "" if defined else "not defined: a class is absent",
+                "n": len(rows.names),
+                "note": "" if defined else "not defined: a class is absent, or from every fold",
             }
         )
     draws = pl.DataFrame(
@@ -93,21 +86,40 @@ def _shuffled(target: Ints, folds: Ints, generator: np.random.Generator) -> Ints
     return mixed
 
 
-def _areas(targets: Ints, probabilities: Floats) -> Floats:
-    """Return the AUC of each class and the macro AUC (b, c + 1) of labels (b, n), from ranks."""
-    count = probabilities.shape[1]
-    found = np.full((len(targets), count + 1), np.nan)
-    for index in range(count):
-        positive = targets == index  # (b, n)
-        ups = positive.sum(axis=1)
-        downs = positive.shape[1] - ups
-        sums = positive @ ranks(probabilities[None, :, index])[0]
-        pairs = ups * downs
-        found[:, index] = np.divide(
-            sums - ups * (ups + 1) / 2,
-            pairs,
-            out=np.full(len(targets), np.nan),
-            where=pairs > 0,
-        )
-    found[:, -1] = found[:, :count].mean(axis=1)
+def _first_folds(rows: HeldOut) -> Ints:
+    """Return the model that first tested each patient (p,)."""
+    found = np.full(len(rows.names), len(rows.rounds))
+    np.minimum.at(found, rows.patients, rows.models)
+    return found
+
+
+def _areas(rows: HeldOut, labels: Ints) -> Floats:
+    """Return the AUC of each class and the macro AUC (b, c + 1) of patients' labels (b, p).
+
+    Pairs are those of `her2.evaluation.areas`: of one model, averaged over the rounds.
+    """
+    count, rounds = rows.probabilities.shape[1], int(rows.rounds.max(initial=-1)) + 1
+    concordant, pairs = (np.zeros((count, rounds, len(labels))) for _ in range(2))
+    scores = np.round(rows.probabilities, DECIMALS)
+    for model, round_ in enumerate(rows.rounds):
+        own = np.flatnonzero(rows.models == model)
+        target = labels[:, rows.patients[own]]
+        for index in range(count):
+            positive = target == index
+            ups = positive.sum(axis=1)
+            sums = positive @ mean_ranks(scores[own, index])
+            concordant[index, round_] += sums - ups * (ups + 1) / 2
+            pairs[index, round_] += ups * (len(own) - ups)
+    each = np.divide(concordant, pairs, out=np.full(pairs.shape, np.nan), where=pairs > 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a class without a pair in any round
+        areas = np.nanmean(each, axis=1)
+    return np.concatenate([areas, areas.mean(axis=0, keepdims=True)]).T
+
+
+def mean_ranks(scores: Floats) -> Floats:
+    """Return ranks from 1 of scores (n,); equal scores share their mean rank."""
+    ordered = np.sort(scores)
+    before, until = (np.searchsorted(ordered, scores, side) for side in ("left", "right"))
+    found: Floats = (before + until + 1) / 2
     return found

@@ -125,7 +125,5 @@ def _covariates(
         log.warning("comparison with covariates: %s", reason)
         return predictions.clear(), no_covariates(task, reason)
     by_covariates = predict_by_covariates(found, folds, tested, task)
-    compared = compare_with_covariates(
-        predictions, by_covariates, task, spec.evaluation, seed=spec.seed
-    )
+    compared = compare_with_covariates(predictions, by_covariates, task, spec.evaluation)
     return by_covariates.select(predictions.columns), compared

@@ -5,7 +5,6 @@ import polars as pl
 from her2.cohort.columns import subgroups
 from her2.config import EvaluationSection, Task
 from her2.evaluation.figures import figures
-from her2.evaluation.predictions import out_of_fold
 
 SUBGROUPS = {
     "by": pl.String,
@@ -50,7 +49,6 @@ def subgroup_figures(
         seed: seed of the resamples.
     """
     names = [name for name in subgroups() if name in cohort.columns]
-    patients = out_of_fold(predictions, task.class_names, by="patient_id")
     tested = (
         predictions.filter(pl.col("role") == "test")
         .select("slide_id", "patient_id")
@@ -76,7 +74,7 @@ def subgroup_figures(
             continue
         for group in groups:
             members = about.filter(pl.col(by) == group)["patient_id"]
-            own = patients.filter(pl.col("patient_id").is_in(members.to_list()))
+            own = predictions.filter(pl.col("patient_id").is_in(members.to_list()))
             parts.append(_part(own, task, section, seed).with_columns(
                 pl.lit(by).alias("by"), pl.lit(group).alias("group")
             ))  # fmt: skip
@@ -89,7 +87,8 @@ def _part(own: pl.DataFrame, task: Task, section: EvaluationSection, seed: int) 
     found = figures(own, task, section, level="patient", seed=seed).filter(
         (pl.col("metric") == "auc") & (pl.col("class") != "weighted")
     )
-    few = f"fewer than {FEW} patients" if len(own) < FEW else ""
+    patients = own.filter(pl.col("role") == "test")["patient_id"].n_unique()
+    few = f"fewer than {FEW} patients" if patients < FEW else ""
     return found.with_columns(
         note=pl.concat_str(
             [pl.col("note"), pl.lit("; " if few else ""), pl.lit(few)]

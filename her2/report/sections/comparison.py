@@ -101,12 +101,10 @@ def _lacking(results: Results) -> str:
     present = {encoder.domain for encoder in results.config.encoders.values()}
     kinds = {"he": "H&E", "ihc": "IHC", "natural": "non-medical"}
     missing = [words for domain, words in kinds.items() if domain not in present]
-    words = " and ".join(missing)
-    return (
-        f"not tested: it needs an encoder pre-trained on {words} images (`domain`)."
-        if missing
-        else "not tested: no difference is defined; the tables give the reason."
-    )
+    if not missing:
+        return "Not tested: no difference is defined; the tables give the reason."
+    words = " and ".join(filter(None, [", ".join(missing[:-1]), missing[-1]]))
+    return f"Not tested: it needs encoders pre-trained on {words} images as well."
 
 
 def shared_tiles(results: Results) -> list[Shared]:

@@ -27,6 +27,7 @@ from her2.config.learning import (
     HeatmapFormat,
     HeatmapSection,
     ReportSection,
+    SeededTrainingSection,
     Select,
     TrainingSection,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "PretrainingSection",
     "ReportSection",
     "Section",
+    "SeededTrainingSection",
     "Select",
     "Share",
     "Task",

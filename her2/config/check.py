@@ -18,7 +18,7 @@ from her2.config.learning import (
     HeatmapSection,
     ReportSection,
     Select,
-    TrainingSection,
+    SeededTrainingSection,
     her2_groupings,
 )
 from her2.core.errors import UserError, problem_list
@@ -63,7 +63,7 @@ class Config(Section):
     heads: Annotated[dict[Name, HeadSection], BeforeValidator(_head_named_by_key), *Ordered] = (
         Field(min_length=1)
     )
-    training: TrainingSection = TrainingSection()
+    training: SeededTrainingSection = SeededTrainingSection()
     folds: FoldsSection = FoldsSection()
     published_protocol: bool = Field(
         False,

@@ -17,8 +17,8 @@ from her2.config.learning import (
     FoldsSection,
     HeatmapSection,
     ReportSection,
-    Select,
     SeededTrainingSection,
+    Select,
     her2_groupings,
 )
 from her2.core.errors import UserError, problem_list

@@ -232,7 +232,10 @@ class ControlSpec(Section):
 
 
 class HeatmapSpec(Section):
-    """The attention maps of an encoder, head and task; ground truths are input files."""
+    """The attention maps of an encoder, head and task; ground truths are input files.
+
+    `chunks` are those of the first training seed.
+    """
 
     version: int = VERSIONS["heatmap"]
     task: Task
@@ -250,6 +253,7 @@ class AttentionSpec(Section):
     """The localisation and faithfulness of the attention of an encoder and head on a task.
 
     Ground truths are input files; `mask_classes` are the classes of their positive regions.
+    `chunks` are those of the first training seed.
     """
 
     version: int = VERSIONS["attention"]

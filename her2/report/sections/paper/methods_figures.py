@@ -154,6 +154,7 @@ class _Explanation:
     """Facts of the explanation paragraph: slides behind each measure, empty if not measured."""
 
     synthetic: bool
+    seeds: int
     faithfulness_over: str
     localisation_over: str
     agreement_over: str
@@ -167,6 +168,7 @@ def explanation(results: Results) -> str:
         "explanation",
         _Explanation(
             synthetic=results.synthetic,
+            seeds=results.config.training.seeds,
             faithfulness_over=_over(results, "faithfulness_summary"),
             localisation_over=_over(results, "localisation_summary"),
             agreement_over=_over(results, "agreement"),

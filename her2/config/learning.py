@@ -89,9 +89,9 @@ class SeededTrainingSection(TrainingSection):
 
     seeds: Annotated[int, Field(ge=1, le=20)] = Field(
         1,
-        description="times that each fold is trained, each with other initial weights, draws and "
-        "dropout; figures are means over them, and their spread is reported. More than one shows "
-        "what another training would have given: 3 for results to publish",
+        description="number of times that each fold is trained, with other initial weights, draws "
+        "and dropout each time; AUCs are means over the seeds, and their spread is reported. One "
+        "does not show what another training would have given: at least 3 for results to publish",
     )
 
     @property

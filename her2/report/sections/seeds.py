@@ -35,7 +35,7 @@ def seeds_page_table(results: Results, model: EvaluatedModel) -> PageTable | Non
         ("Metric", "#Standard deviation", "#Lowest seed", "#Highest seed"),
         rows,
         "AUC of each seed, averaged over the repeats. Seeds share folds and patients and differ in "
-        "initial weights, draws and dropout. All other figures are means over the seeds.",
+        "initial weights, draws and dropout. All other AUCs are means over the seeds.",
     )
 
 

@@ -43,7 +43,7 @@ def statistics(results: Results) -> str:
             evaluation=config.evaluation,
             seed=config.seed,
             fixed_split=results.split,
-            repeated=not results.split and config.folds.repeats > 1,
+            repeated=config.training.seeds > 1 or (not results.split and config.folds.repeats > 1),
             shared_training=SHARED_TRAINING,
             metrics=[
                 metric.phrase

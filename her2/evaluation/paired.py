@@ -71,15 +71,18 @@ def pair_models(
     Raises:
         UserError: the models disagree on a slide's class or fold, or have no patient in common.
     """
-    tested = {model: table.filter(pl.col("role") == "test") for model, table in predictions.items()}
-    common = _common(tested)
-    every = pl.concat([table.select("patient_id") for table in tested.values()])
+    tested = tested_by_all(predictions)
+    every = pl.concat(
+        [
+            table.filter(pl.col("role") == "test").select("patient_id")
+            for table in predictions.values()
+        ]
+    )
     groupings = groupings_of(task, section)
     areas: dict[Model, dict[Question, Area]] = {}
     patients = 0
     for model, table in tested.items():
-        shared = table.join(common, on=["slide_id", "repeat"], how="semi")
-        rows = held_out(shared, task, level="patient")
+        rows = held_out(table, task, level="patient")
         patients = len(rows.names)
         if not patients:
             raise UserError(
@@ -99,6 +102,20 @@ def pair_models(
         confidence=section.confidence,
         left_out=every["patient_id"].n_unique() - patients,
     )
+
+
+def tested_by_all(predictions: Mapping[Model, pl.DataFrame]) -> dict[Model, pl.DataFrame]:
+    """Return each model's test rows of the slides (of every repeat) that all models tested.
+
+    Raises:
+        UserError: the models disagree on a slide's class or fold.
+    """
+    tested = {model: table.filter(pl.col("role") == "test") for model, table in predictions.items()}
+    common = _common(tested)
+    return {
+        model: table.join(common, on=["slide_id", "repeat"], how="semi")
+        for model, table in tested.items()
+    }
 
 
 def _common(tested: Mapping[Model, pl.DataFrame]) -> pl.DataFrame:

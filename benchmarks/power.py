@@ -47,7 +47,7 @@ def correlation(shared: float, *, studies: int, seed: int) -> float:
 def _predicted(
     features: Floats, target: Ints, place: Ints, generator: np.random.Generator
 ) -> Floats:
-    """Return the log probabilities (n, c) of each patient by the model of another fold's patients."""
+    """Return the log probabilities (n, c) of the patients, each of its fold's model."""
     found = np.empty((len(target), len(SIZES)))
     for fold in range(FOLDS):
         train = np.flatnonzero(place != fold)

@@ -134,11 +134,6 @@ def comparison_tables(
 
 
 def _records(paired: Paired, spec: CompareSpec) -> Iterator[dict[str, object]]:
-    left_out = (
-        f"patients left out because not all models tested them: {paired.left_out}"
-        if paired.left_out
-        else ""
-    )
     for kind, within, names, models in _pairs(spec):
         for question in paired.questions:
             found = paired.difference(*models, question)
@@ -157,7 +152,7 @@ def _records(paired: Paired, spec: CompareSpec) -> Iterator[dict[str, object]]:
                 "p": null(found.p),
                 "family": kind if grouping or question == MACRO else f"{kind}, single classes",
                 "n": paired.counts[question],
-                "note": "; ".join(note for note in (found.note, left_out) if note),
+                "note": "; ".join(note for note in (found.note, paired.left_out) if note),
             }
 
 

@@ -66,8 +66,9 @@ def pick_models(
         if len(candidates) < len(models):
             return [], pl.DataFrame(), f"not defined: no tuning set in {run.name}"
         best, figures = _pick(candidates, task)
-        few = len(models) < len(by_run)
-        note = f"{len(by_run) - len(models)} models do not have this run" if few else ""
+        few = len(by_run) - len(models)
+        verb = "does" if few == 1 else "do"
+        note = f"{few} of {len(by_run)} models {verb} not have this run" if few else ""
         picks.append(
             {"run": run.name, "encoder": best[0], "head": best[1], "models": len(models),
              **figures, "note": note}

@@ -27,13 +27,13 @@ class Paired:
     """AUCs of several models for their common patients.
 
     `areas` holds each model's AUC for each question, `counts` the number of patients in each
-    question. `left_out` is the number of patients not tested by all models.
+    question. `left_out` says how many patients not all models tested, "" if none.
     """
 
     areas: Mapping[Model, Mapping[Question, Area]]
     counts: Mapping[Question, int]
     confidence: float
-    left_out: int
+    left_out: str
 
     @property
     def questions(self) -> tuple[Question, ...]:
@@ -71,13 +71,7 @@ def pair_models(
     Raises:
         UserError: the models disagree on a slide's class or fold, or have no patient in common.
     """
-    tested = tested_by_all(predictions)
-    every = pl.concat(
-        [
-            table.filter(pl.col("role") == "test").select("patient_id")
-            for table in predictions.values()
-        ]
-    )
+    tested = commonly_tested(predictions)
     groupings = groupings_of(task, section)
     areas: dict[Model, dict[Question, Area]] = {}
     patients = 0
@@ -100,11 +94,11 @@ def pair_models(
         areas=areas,
         counts={question: int(one.sizes.sum()) for question, one in first.items()},
         confidence=section.confidence,
-        left_out=every["patient_id"].n_unique() - patients,
+        left_out=left_out_words(predictions, patients),
     )
 
 
-def tested_by_all(predictions: Mapping[Model, pl.DataFrame]) -> dict[Model, pl.DataFrame]:
+def commonly_tested(predictions: Mapping[Model, pl.DataFrame]) -> dict[Model, pl.DataFrame]:
     """Return each model's test rows of the slides (of every repeat) that all models tested.
 
     Raises:
@@ -116,6 +110,15 @@ def tested_by_all(predictions: Mapping[Model, pl.DataFrame]) -> dict[Model, pl.D
         model: table.join(common, on=["slide_id", "repeat"], how="semi")
         for model, table in tested.items()
     }
+
+
+def left_out_words(predictions: Mapping[Model, pl.DataFrame], kept: int) -> str:
+    """Return a note on the patients that some but not all models tested, "" if there are none."""
+    tested = [
+        table.filter(pl.col("role") == "test")["patient_id"] for table in predictions.values()
+    ]
+    lost = pl.concat(tested).n_unique() - kept
+    return f"patients left out because not all models tested them: {lost}" if lost else ""
 
 
 def _common(tested: Mapping[Model, pl.DataFrame]) -> pl.DataFrame:

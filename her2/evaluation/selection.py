@@ -9,7 +9,7 @@ for the way of choosing, not for one model. No model is trained again.
 Source: Tsamardinos, Greasidou and Borboudakis, Machine Learning 107, 2018.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from her2.evaluation.bootstrap import weight_blocks
 from her2.evaluation.figures import null
 from her2.evaluation.intervals import Estimate, mean_estimate
 from her2.evaluation.nested import pick_models, picked_words
-from her2.evaluation.paired import Model, tested_by_all
+from her2.evaluation.paired import Model, commonly_tested, left_out_words
 
 HIGHEST, CORRECTED, NESTED = "highest of the table", "bias-corrected (BBC-CV)", "nested"
 """Values of the column `method`."""
@@ -59,7 +59,7 @@ class Resampled:
 
 
 @dataclass(frozen=True, slots=True)
-class _Pairs:
+class Pairs:
     """Pairs of one class against the rest in one test set, by a model's scores of that class.
 
     Attributes:
@@ -95,27 +95,32 @@ def selection_records(
     Raises:
         UserError: the models disagree on a slide's class or fold.
     """
-    tested = tested_by_all(predictions)
+    tested = commonly_tested(predictions)
     rows = {model: held_out(table, task, level="patient") for model, table in tested.items()}
-    shared = {"n": len(next(iter(rows.values())).names), "models": len(rows)}
-    best, found = _highest(rows, section.confidence)
-    records = [_record(HIGHEST, found, best) | shared]
-    several = len(rows) > 1
-    if several:
+    patients = len(next(iter(rows.values())).names)
+    shared = {"n": patients, "models": len(rows)}
+    left_out = left_out_words(predictions, patients)
+    best, highest = _highest(rows, section.confidence)
+    found = {HIGHEST: highest, CORRECTED: _undefined(SINGLE)}
+    if len(rows) > 1:
         resampled = corrected(list(rows.values()), resamples=section.bootstrap, seed=seed)
-        estimate = corrected_estimate(resampled, list(rows), section.confidence)
-    records.append(_record(CORRECTED, estimate if several else _undefined(SINGLE)) | shared)
+        found[CORRECTED] = corrected_estimate(resampled, list(rows), section.confidence)
     picks: list[dict[str, Any]] = []
     if section.selection == "nested":
-        estimate = _undefined(SINGLE)
-        if several:
-            picks, piped, reason = pick_models(predictions, tested, task)
-            estimate = _undefined(reason)
-            if not reason:
-                pipeline = held_out(piped, task, level="patient")
-                estimate = _macro(pipeline, section.confidence)
-        note = "; ".join(part for part in (estimate.note, picked_words(picks)) if part)
-        records.append(_record(NESTED, estimate) | shared | {"note": note})
+        found[NESTED] = _undefined(SINGLE)
+        if len(rows) > 1:
+            picks, pipeline, reason = pick_models(predictions, tested, task)
+            found[NESTED] = _undefined(reason) if reason else _nested(pipeline, task, section)
+    records = []
+    for method, estimate in found.items():
+        encoder, head = best if method == HIGHEST else ("", "")
+        words = (estimate.note, picked_words(picks) if method == NESTED else "", left_out)
+        records.append(
+            {"method": method, "encoder": encoder, "head": head}
+            | {name: null(getattr(estimate, name)) for name in ("value", "low", "high")}
+            | shared
+            | {"note": "; ".join(part for part in words if part)}
+        )
     return records, picks
 
 
@@ -133,7 +138,7 @@ def corrected(models: Sequence[HeldOut], *, resamples: int, seed: int) -> Resamp
     if not len(classes):
         return Resampled(np.full(resamples, np.nan), np.full(resamples, -1))
     count = models[0].probabilities.shape[1]
-    pairs = [list(_pairs(rows)) for rows in models]
+    pairs = [ranked_pairs(rows) for rows in models]
     values, chosen = [], []
     everyone = np.arange(len(classes))
     for block in weight_blocks(everyone, classes, resamples=resamples, seed=seed):
@@ -152,7 +157,30 @@ def corrected(models: Sequence[HeldOut], *, resamples: int, seed: int) -> Resamp
     return Resampled(np.concatenate(values), np.concatenate(chosen))
 
 
-def weighted_macro(pairs: Sequence[_Pairs], weights: Floats, *, classes: int) -> Floats:
+def ranked_pairs(rows: HeldOut) -> list[Pairs]:
+    """Return the pairs of each class and test set."""
+    scores = np.round(rows.probabilities, DECIMALS)
+    found = []
+    for model, round_ in enumerate(rows.rounds):
+        own = np.flatnonzero(rows.models == model)
+        for index in range(scores.shape[1]):
+            up, down = own[rows.target[own] == index], own[rows.target[own] != index]
+            down = down[np.argsort(scores[down, index], kind="stable")]
+            ordered, wanted = scores[down, index], scores[up, index]
+            found.append(
+                Pairs(
+                    index=index,
+                    round=int(round_),
+                    positive=rows.patients[up],
+                    negative=rows.patients[down],
+                    below=np.searchsorted(ordered, wanted, "left"),
+                    until=np.searchsorted(ordered, wanted, "right"),
+                )
+            )
+    return found
+
+
+def weighted_macro(pairs: Sequence[Pairs], weights: Floats, *, classes: int) -> Floats:
     """Return the macro AUC of a model for weights of the patients.
 
     It is the mean over the rounds that have pairs of every class, as `her2.evaluation.areas` has
@@ -200,31 +228,15 @@ def corrected_estimate(found: Resampled, models: Sequence[Model], confidence: fl
         return _undefined("not defined: in no resample are patients of every class left out")
     counts = np.bincount(found.chosen[found.chosen >= 0], minlength=len(models))
     most = int(counts.argmax())
-    notes = [f"selected most often: {' / '.join(models[most])} ({counts[most] / counts.sum():.0%})"]
+    share = 100 * counts[most] / counts.sum()
+    notes = [f"selected most often: {' / '.join(models[most])} ({share:.0f} %)"]
     if lost := len(found.values) - len(values):
-        notes.append(f"{lost} of {len(found.values)} resamples leave out no patient of some class")
+        notes.append(
+            f"{lost} of {len(found.values)} resamples are without patients of every class to "
+            "measure on"
+        )
     low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Estimate(float(values.mean()), float(low), float(high), note="; ".join(notes))
-
-
-def _pairs(rows: HeldOut) -> Iterator[_Pairs]:
-    scores = np.round(rows.probabilities, DECIMALS)
-    for model, round_ in enumerate(rows.rounds):
-        own = np.flatnonzero(rows.models == model)
-        for index in range(scores.shape[1]):
-            up, down = own[rows.target[own] == index], own[rows.target[own] != index]
-            if not len(up) or not len(down):
-                continue
-            down = down[np.argsort(scores[down, index], kind="stable")]
-            ordered, wanted = scores[down, index], scores[up, index]
-            yield _Pairs(
-                index=index,
-                round=int(round_),
-                positive=rows.patients[up],
-                negative=rows.patients[down],
-                below=np.searchsorted(ordered, wanted, "left"),
-                until=np.searchsorted(ordered, wanted, "right"),
-            )
 
 
 def _highest(rows: Mapping[Model, HeldOut], confidence: float) -> tuple[Model, Estimate]:
@@ -239,9 +251,8 @@ def _macro(rows: HeldOut, confidence: float) -> Estimate:
     return mean_estimate(macro_area(rows, classes), classes, confidence)
 
 
-def _record(method: str, found: Estimate, model: Model = ("", "")) -> dict[str, Any]:
-    numbers = {name: null(getattr(found, name)) for name in ("value", "low", "high")}
-    return {"method": method, "encoder": model[0], "head": model[1], **numbers, "note": found.note}
+def _nested(pipeline: pl.DataFrame, task: Task, section: EvaluationSection) -> Estimate:
+    return _macro(held_out(pipeline, task, level="patient"), section.confidence)
 
 
 def _undefined(note: str) -> Estimate:

@@ -95,24 +95,23 @@ def precision(design: Design) -> tuple[Precision, ...]:
         UserError: a number is out of bounds; it is named as an option of `her2 power`.
     """
     check(design)
-    count = len(design.sizes)
-    found: list[list[tuple[Estimate, float, str]]] = [[] for _ in range(1 + count)]
+    # By number of patients, since classes of equal size differ by chance alone; 0 is the macro AUC.
+    found: dict[int, list[tuple[Estimate, float, str]]] = {}
     generator = np.random.default_rng(SEED)
     for _ in range(STUDIES):
         first, second = (_areas(rows) for rows in _study(design, generator))
-        for index, (one, other) in enumerate(zip(first, second, strict=True)):
-            if index:
+        for size, one, other in zip((0, *design.sizes), first, second, strict=True):
+            if size:
                 estimate = area_estimate(one, design.confidence)
             else:
                 estimate = mean_estimate(one, first[1:], design.confidence)
             gap = combined([one, other], [1, -1], groups=one.groups)
-            found[index].append((estimate, *_smallest(gap, design)))
-    names = [MACRO, *(str(index + 1) for index in range(count))]
-    numbers = [sum(design.sizes), *design.sizes]
-    return tuple(
-        _precision(name, n, own, design.auc)
-        for name, n, own in zip(names, numbers, found, strict=True)
-    )
+            found.setdefault(size, []).append((estimate, *_smallest(gap, design)))
+    classes = [
+        _precision(str(index + 1), size, found[size], design.auc)
+        for index, size in enumerate(design.sizes)
+    ]
+    return (_precision(MACRO, sum(design.sizes), found[0], design.auc), *classes)
 
 
 def check(design: Design) -> None:

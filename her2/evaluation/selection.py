@@ -19,7 +19,7 @@ import polars as pl
 from her2.config import EvaluationSection, Task
 from her2.core.types import Floats, Ints
 from her2.evaluation.areas import DECIMALS, HeldOut, class_area, held_out, macro_area
-from her2.evaluation.bootstrap import weight_blocks
+from her2.evaluation.bootstrap import unvarying, weight_blocks
 from her2.evaluation.figures import null
 from her2.evaluation.intervals import Estimate, mean_estimate
 from her2.evaluation.nested import pick_models, picked_words
@@ -235,6 +235,8 @@ def corrected_estimate(found: Resampled, models: Sequence[Model], confidence: fl
             f"{lost} of {len(found.values)} resamples are without patients of every class to "
             "measure on"
         )
+    if same := unvarying(values):
+        return Estimate(float(values.mean()), note="; ".join([same, *notes]))
     low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Estimate(float(values.mean()), float(low), float(high), note="; ".join(notes))
 

@@ -139,7 +139,11 @@ def test_a_model_that_is_always_right_is_always_selected() -> None:
     found = records(tables)
     assert (found[HIGHEST]["encoder"], found[HIGHEST]["value"]) == ("e1", 1)
     assert found[CORRECTED]["value"] == 1
-    assert found[CORRECTED]["note"] == "selected most often: e1 / h (100 %)"
+    assert found[CORRECTED]["low"] is None
+    assert found[CORRECTED]["note"] == (
+        "interval not defined: all resamples give the same value; "
+        "selected most often: e1 / h (100 %)"
+    )
 
 
 def test_of_equal_models_the_first_is_selected() -> None:

@@ -38,7 +38,7 @@ def selection_page_table(results: Results, task_name: str) -> PageTable | None:
             (
                 WAYS[row["method"]],
                 " / ".join(part for part in (row["encoder"], row["head"]) if part) or "as chosen",
-                figure_cell(row, sign=mark(results, row["encoder"]) if row["encoder"] else ""),
+                figure_cell(row, sign=_sign(results, row)),
                 str(row["models"]),
                 str(row["n"]),
             )
@@ -54,9 +54,9 @@ def selection_sentence(results: Results, task_name: str) -> str:
     if corrected is None or corrected["value"] is None:
         return ""
     text = f"Corrected for choosing the highest of {plural(corrected['models'], 'model')}, "
-    text += f"the macro AUC is {_figure(corrected)}"
+    text += f"the macro AUC is {_figure(results, corrected)}"
     if nested is not None and nested["value"] is not None:
-        text += f"; picking by the tuning sets alone gives {_figure(nested)}"
+        text += f"; picking by the tuning sets alone gives {_figure(results, nested)}"
     return f"{text}."
 
 
@@ -70,8 +70,15 @@ def picks_table(results: Results) -> pl.DataFrame | None:
     return _stacked(results.picks)
 
 
-def _figure(row: Mapping[str, Any]) -> str:
-    return f"{number(row['value'])} {interval(row['low'], row['high'])}".rstrip()
+def _figure(results: Results, row: Mapping[str, Any]) -> str:
+    figure = number(row["value"], sign=_sign(results, row))
+    return f"{figure} {interval(row['low'], row['high'])}".rstrip()
+
+
+def _sign(results: Results, row: Mapping[str, Any]) -> str:
+    """Return the mark of a row's encoder; a way of choosing has it if any encoder does."""
+    encoders = [row["encoder"]] if row["encoder"] else list(results.config.encoders)
+    return max(mark(results, name) for name in encoders)
 
 
 def _stacked(tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame | None:

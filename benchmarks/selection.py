@@ -1,7 +1,7 @@
 """What the best of several models is worth, in simulated studies with a known AUC.
 
-    python benchmarks/selection.py                        10 and 50 models, 48 and 100 patients
-    python benchmarks/selection.py --better 0.05          one model is better by so much
+    python benchmarks/selection.py                  10 and 50 models, 48 and 100 patients
+    python benchmarks/selection.py --better 0.05    one model is better by so much
 
 Each study has four classes of equal size in 5 folds; the next fold is a fold's tuning set. Scores
 are normal noise, half of whose variance all models share, and higher for the class of the patient,
@@ -147,7 +147,7 @@ def _scores(auc: float, target: Ints, common: Floats, generator: np.random.Gener
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--studies", type=int, default=200)
+    parser.add_argument("--studies", type=int, default=100)
     parser.add_argument("--resamples", type=int, default=500)
     parser.add_argument("--auc", type=float, default=0.625)
     parser.add_argument("--better", type=float, default=0.0)

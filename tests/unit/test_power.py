@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -198,6 +200,12 @@ def test_json_has_the_same_figures_and_null_where_there_is_none() -> None:
         assert figure["difference"] is None
         assert (figure["figure"], figure["n"], figure["note"]) == (one.figure, one.n, one.note)
         assert (figure["low"], figure["high"], figure["width"]) == (one.low, one.high, one.width)
+
+
+def test_the_page_shows_what_the_command_prints() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "power.md").read_text()
+    line, shown = re.findall(r"```(?:bash\nher2 power |text\n)(.*?)\n```", page, re.DOTALL)
+    assert f"{shown}\n" == command(*line.split()), "renew the example in docs/power.md"
 
 
 def test_a_mistake_is_a_message_and_no_traceback(

@@ -184,6 +184,11 @@ class EvaluationSection(Section):
     sensitivity: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.9, description="sensitivity at which the specificity of the groupings is given"
     )
+    selection: Literal["none", "nested"] = Field(
+        "none",
+        description="nested: also evaluate the pipeline that picks encoder and head in each fold "
+        "by the macro AUC on its tuning set (docs/selection.md); nothing is trained for it",
+    )
     permutations: Annotated[int, Field(ge=100)] = Field(
         1000, description="permutations of the labels within the folds (controls)"
     )

@@ -40,13 +40,13 @@ class Paired:
     """AUCs of several models for their common patients.
 
     `areas` holds each model's AUC for each question, `counts` the number of patients in each
-    question. `left_out` is the number of patients not tested by all models.
+    question. `left_out` says how many patients not all models tested, "" if none.
     """
 
     areas: Mapping[Model, Mapping[Question, Area]]
     counts: Mapping[Question, int]
     confidence: float
-    left_out: int
+    left_out: str
 
     @property
     def questions(self) -> tuple[Question, ...]:
@@ -86,24 +86,13 @@ def pair_models(
     Raises:
         UserError: the models disagree on a slide's class or fold, or have no patient in common.
     """
-    tested = {model: table.filter(pl.col("role") == "test") for model, table in predictions.items()}
-    common = _common(tested)
-    every = pl.concat([table.select("patient_id") for table in tested.values()])
-    if not len(common):
-        raise UserError(
-            f"the models to compare ({', '.join('/'.join(one) for one in tested)}) have no "
-            "patient in common; see the report's list of excluded slides."
-        )
-    shared = {
-        model: table.join(common, on=["slide_id", "repeat"], how="semi")
-        for model, table in tested.items()
-    }
-    rounds = {model: _rounds(table) for model, table in shared.items()}
+    tested = commonly_tested(predictions)
+    rounds = {model: _rounds(table) for model, table in tested.items()}
     most = max(rounds.values(), key=len)
     groupings = groupings_of(task, section)
     areas: dict[Model, dict[Question, Area]] = {}
     patients = 0
-    for model, table in shared.items():
+    for model, table in tested.items():
         rows = held_out(table, task, level="patient")
         patients = len(rows.names)
         areas[model] = {
@@ -115,7 +104,7 @@ def pair_models(
         areas=areas,
         counts={question: int(one.sizes.sum()) for question, one in first.items()},
         confidence=section.confidence,
-        left_out=every["patient_id"].n_unique() - patients,
+        left_out=left_out_words(predictions, patients),
     )
 
 
@@ -146,6 +135,34 @@ def _in_rounds(area: Area, own: Sequence[Round], wanted: Sequence[Round]) -> Are
         rounds=np.array([area.rounds[each].mean() for each in members]),
         influence=np.stack([area.influence[each].mean(axis=0) for each in members]),
     )
+
+
+def commonly_tested(predictions: Mapping[Model, pl.DataFrame]) -> dict[Model, pl.DataFrame]:
+    """Return each model's test rows of the slides (of every repeat) that all models tested.
+
+    Raises:
+        UserError: the models disagree on a slide's class or fold, or have no slide in common.
+    """
+    tested = {model: table.filter(pl.col("role") == "test") for model, table in predictions.items()}
+    common = _common(tested)
+    if not len(common) and len(tested) > 1:
+        raise UserError(
+            f"the models to compare ({', '.join('/'.join(one) for one in tested)}) have no "
+            "patient in common; see the report's list of excluded slides."
+        )
+    return {
+        model: table.join(common, on=["slide_id", "repeat"], how="semi")
+        for model, table in tested.items()
+    }
+
+
+def left_out_words(predictions: Mapping[Model, pl.DataFrame], kept: int) -> str:
+    """Return a note on the patients that some but not all models tested, "" if there are none."""
+    tested = [
+        table.filter(pl.col("role") == "test")["patient_id"] for table in predictions.values()
+    ]
+    lost = pl.concat(tested).n_unique() - kept
+    return f"patients left out because not all models tested them: {lost}" if lost else ""
 
 
 def _common(tested: Mapping[Model, pl.DataFrame]) -> pl.DataFrame:

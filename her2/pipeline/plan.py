@@ -10,7 +10,7 @@ from functools import cached_property
 
 from her2.cohort.columns import columns_read_by
 from her2.cohort.manifest import TRUTH_SUFFIXES, Cohort, SlideRow
-from her2.config import Config, FoldsSection, jobs
+from her2.config import Config, EvaluationSection, FoldsSection, jobs
 from her2.config.names import PUBLISHED, Run, chunks, split_protocol
 from her2.core.errors import UserError
 from her2.slides.backends import planned_files
@@ -295,6 +295,11 @@ class Plan:
             )
         )
 
+    @property
+    def _of_one_model(self) -> EvaluationSection:
+        """The `evaluation` section for a job on one model, which `selection` does not concern."""
+        return self.config.evaluation.model_copy(update={"selection": "none"})
+
     def evaluate_spec(self, task: str, model: str) -> str:
         """Return the spec of evaluating one encoder and head on a task."""
         return jobs.dump(
@@ -302,7 +307,7 @@ class Plan:
                 task=self.config.tasks[task],
                 protocol=split_protocol(model)[1],
                 chunks=tuple(self.chunks),
-                evaluation=self.config.evaluation,
+                evaluation=self._of_one_model,
                 seed=self.config.seed,
             )
         )
@@ -326,7 +331,7 @@ class Plan:
             jobs.ControlSpec(
                 task=self.config.tasks[task],
                 grid=self.config.encoders[encoder].grid,
-                evaluation=self.config.evaluation,
+                evaluation=self._of_one_model,
                 seed=self.config.seed,
             )
         )

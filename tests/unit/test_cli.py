@@ -26,7 +26,7 @@ from her2.storage.entries import FeatureEntry, TileEntry, read_entries, write_en
 from her2.storage.features import write_store
 
 ROOT = Path(__file__).parents[2]
-QUESTIONS = ["status", "explain", "predict", "cohort", "config", "cache", "synthetic"]
+QUESTIONS = ["status", "explain", "power", "predict", "cohort", "config", "cache", "synthetic"]
 HEAVY = {"torch", "torchvision", "timm", "polars", "zarr", "sklearn", "matplotlib", "pyarrow"}
 
 

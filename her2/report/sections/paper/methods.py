@@ -21,6 +21,7 @@ from her2.report.sections.overlap import overlap_of
 from her2.report.sections.paper import methods_figures, methods_models
 from her2.report.sections.paper.prose import paragraph
 from her2.report.sections.paper.references import references
+from her2.report.sections.paper.sample_size import sample_size
 from her2.report.sections.pretraining import split_words
 
 CITED = {
@@ -39,6 +40,7 @@ def methods(results: Results) -> list[str]:
     parts = [
         paragraph("synthetic", _Synthetic(results.synthetic)),
         cohort(results),
+        sample_size(results),
         tiles(results),
         encoders(results),
         methods_models.models(results),

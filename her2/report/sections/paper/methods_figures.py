@@ -7,6 +7,7 @@ import polars as pl
 from her2.config import EvaluationSection
 from her2.evaluation.groupings import groupings_of
 from her2.evaluation.intervals import SHARED_TRAINING, SHARED_TRAINING_PAIRED
+from her2.evaluation.selection import CORRECTED, NESTED
 from her2.explanation.citations import DELETION, POINTING_GAME
 from her2.metrics import all_metrics, metrics_in
 from her2.report.format import plural
@@ -81,6 +82,11 @@ class _Comparison:
     families: list[str]
     shared_training: float
     domains_compared: bool
+    fixed_split: bool
+    models: int
+    corrected: bool
+    nested: bool
+    evaluation: EvaluationSection
 
 
 def comparison(results: Results) -> str:
@@ -102,7 +108,20 @@ def comparison(results: Results) -> str:
             domains_compared=any(
                 table["difference"].drop_nulls().len() for table in results.statements.values()
             ),
+            fixed_split=results.split,
+            models=len(results.config.encoders) * len(results.config.heads),
+            corrected=_chosen(results, CORRECTED),
+            nested=_chosen(results, NESTED),
+            evaluation=results.config.evaluation,
         ),
+    )
+
+
+def _chosen(results: Results, method: str) -> bool:
+    """Return whether a task has a figure for a way of choosing among its models."""
+    return any(
+        table.filter(pl.col("method") == method)["value"].drop_nulls().len()
+        for table in results.selections.values()
     )
 
 

@@ -44,7 +44,7 @@ VERSIONS = {
     "compare": 4,
     "control": 6,
     "heatmap": 2,
-    "attention": 3,
+    "attention": 4,
     "report": 5,
 }
 """Version of each stage. Raise it if the output changes for the same input; only then are existing
@@ -263,7 +263,6 @@ class AttentionSpec(Section):
     mask_classes: tuple[str, ...] = ()
     annotation_origin: Literal["level0", "bounds"] = "level0"
     faithfulness_slides: int
-    bootstrap: int
     confidence: float
     seed: int
 

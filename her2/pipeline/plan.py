@@ -349,7 +349,6 @@ class Plan:
 
     def attention_spec(self, task: str) -> str:
         """Return the spec of measuring the attention of one encoder and head on a task."""
-        section = self.config.evaluation
         return jobs.dump(
             jobs.AttentionSpec(
                 task=self.config.tasks[task],
@@ -358,8 +357,7 @@ class Plan:
                 mask_classes=self.config.cohort.mask_classes,
                 annotation_origin=self.config.tiling.annotation_origin,
                 faithfulness_slides=self.config.heatmaps.faithfulness_slides,
-                bootstrap=section.bootstrap,
-                confidence=section.confidence,
+                confidence=self.config.evaluation.confidence,
                 seed=self.config.seed,
             )
         )

@@ -29,10 +29,13 @@ def decided(results: Results, task_name: str) -> dict[str, Decided]:
     """Return patient -> what the folds of a task made of its labels."""
     task = results.config.tasks[task_name]
     slides = one_row_per_slide(results).select("slide_id", "patient_id", f"label_{task.label}")
+    differing = conflicts(slides.iter_rows(), task)
+    if not differing:
+        return {}
     folds = results.folds[task_name].filter(pl.col("label").is_not_null())
     classes = dict(folds.select("patient_id", "label").unique().iter_rows())
     found = {}
-    for conflict in conflicts(slides.iter_rows(), task):
+    for conflict in differing:
         index = classes.get(conflict.patient_id)
         own = {label for label, _ in conflict.labels}
         found[conflict.patient_id] = Decided(

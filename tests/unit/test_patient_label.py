@@ -13,7 +13,7 @@ from her2.cohort.folds import make_folds
 from her2.cohort.labels import Conflict, conflicts, patient_classes
 from her2.cohort.manifest import Cohort, SlideRow, read_cohort, read_labels
 from her2.config import Task, parse_config
-from her2.config.jobs import FoldsSpec
+from her2.config.jobs import FoldsSpec, dump, load
 from her2.core.errors import UserError
 from her2.pipeline.plan import Plan
 
@@ -202,6 +202,9 @@ def test_the_rule_is_part_of_the_folds_spec_of_tasks_with_conflicts_alone(write_
     assert len({one.folds_spec("score") for one in found.values()}) == 3
     assert len({one.folds_spec("binary") for one in found.values()}) == 1
     assert len({one.audit_spec() for one in found.values()}) == 1
+    for rule, one in found.items():
+        parsed = load(FoldsSpec, text := one.folds_spec("score"))
+        assert (parsed.patient_label, dump(parsed)) == (rule, text)
 
 
 @pytest.mark.parametrize(("rule", "same"), [("first", False), ("worst", True), ("exclude", True)])

@@ -10,6 +10,7 @@ from her2.config.data import (
     CohortSection,
     PatchesSection,
     PatchFormat,
+    PatientLabel,
     Task,
     TilingSection,
 )
@@ -67,6 +68,7 @@ __all__ = [
     "Ordered",
     "PatchFormat",
     "PatchesSection",
+    "PatientLabel",
     "Positive",
     "Precision",
     "PretrainingSection",

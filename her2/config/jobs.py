@@ -8,7 +8,7 @@ paths (moving a folder changes no result), batch sizes or thread counts.
 
 from typing import Literal, TypeVar
 
-from pydantic import field_serializer
+from pydantic import Field, field_serializer
 
 from her2.config import (
     KEEP_ORDER,
@@ -19,6 +19,7 @@ from her2.config import (
     HeadSection,
     HeatmapFormat,
     PatchesSection,
+    PatientLabel,
     PretrainingSection,
     Section,
     Task,
@@ -44,7 +45,7 @@ VERSIONS = {
     "compare": 4,
     "control": 6,
     "heatmap": 2,
-    "attention": 3,
+    "attention": 4,
     "report": 5,
 }
 """Version of each stage. Raise it if the output changes for the same input; only then are existing
@@ -150,7 +151,8 @@ Sites = Literal["ignored", "stratified", "preserved", "leave_one_out"]
 class FoldsSpec(Section):
     """The folds of a task.
 
-    `rows` digests ids, patients, labels and, if they matter, sites or the fixed split.
+    `rows` digests ids, patients, labels and, if they matter, sites, the fixed split or the order of
+    the manifest. `patient_label` is set only if patients have labels of different classes.
     """
 
     version: int = VERSIONS["folds"]
@@ -162,6 +164,7 @@ class FoldsSpec(Section):
     tune: float
     sites: Sites = "ignored"
     split: bool = False
+    patient_label: PatientLabel = Field("refuse", exclude_if=lambda value: value == "refuse")
     seed: int
 
 
@@ -263,7 +266,6 @@ class AttentionSpec(Section):
     mask_classes: tuple[str, ...] = ()
     annotation_origin: Literal["level0", "bounds"] = "level0"
     faithfulness_slides: int
-    bootstrap: int
     confidence: float
     seed: int
 

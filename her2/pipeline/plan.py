@@ -13,6 +13,7 @@ from her2.cohort.manifest import TRUTH_SUFFIXES, Cohort, SlideRow
 from her2.config import Config, EvaluationSection, FoldsSection, jobs
 from her2.config.names import PUBLISHED, Run, chunks, split_protocol
 from her2.core.errors import UserError
+from her2.core.files import digest
 from her2.slides.backends import planned_files
 
 DEMO_SIDE_PX = 2880
@@ -252,21 +253,27 @@ class Plan:
 
     def folds_spec(self, name: str) -> str:
         """Return the spec of the folds of one task, also under the published protocol."""
-        task, protocol = split_protocol(name)
-        columns = [*columns_read_by("folds"), self.config.tasks[task].label]
+        task_name, protocol = split_protocol(name)
+        task = self.config.tasks[task_name]
+        columns = [*columns_read_by("folds"), task.label]
         sites = "ignored" if self.split or protocol == "published" else self.folds.sites
         columns += ["split"] if self.split else ["site"] if sites != "ignored" else []
         folds_seed = self.config.folds.seed
+        rows, conflicts = self.cohort.digest(self.cohort.rows, columns), self.cohort.conflicts(task)
+        rule = self.config.cohort.patient_label if conflicts else "refuse"
+        if rule == "first":  # the only thing that depends on the order of the manifest
+            rows = digest([rows, [conflict.labels[0][0] for conflict in conflicts]])
         return jobs.dump(
             jobs.FoldsSpec(
-                rows=self.cohort.digest(self.cohort.rows, columns),
-                task=self.config.tasks[task],
+                rows=rows,
+                task=task,
                 protocol=protocol,
                 folds=self.folds.number,
                 repeats=self.folds.repeats,
                 tune=self.folds.tune,
                 sites=sites,
                 split=self.split,
+                patient_label=rule,
                 seed=self.config.seed if folds_seed is None else folds_seed,
             )
         )
@@ -354,7 +361,6 @@ class Plan:
 
     def attention_spec(self, task: str) -> str:
         """Return the spec of measuring the attention of one encoder and head on a task."""
-        section = self.config.evaluation
         return jobs.dump(
             jobs.AttentionSpec(
                 task=self.config.tasks[task],
@@ -363,8 +369,7 @@ class Plan:
                 mask_classes=self.config.cohort.mask_classes,
                 annotation_origin=self.config.tiling.annotation_origin,
                 faithfulness_slides=self.config.heatmaps.faithfulness_slides,
-                bootstrap=section.bootstrap,
-                confidence=section.confidence,
+                confidence=self.config.evaluation.confidence,
                 seed=self.config.seed,
             )
         )

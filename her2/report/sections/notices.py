@@ -16,6 +16,7 @@ from her2.report.results import EvaluatedModel, Results, one_row_per_slide
 from her2.report.section import Link, Section
 from her2.report.sections import overlap
 from her2.report.sections.cohort import Excluded, excluded_slides
+from her2.report.sections.patient_labels import decided_words, left_out
 from her2.report.sections.pictures import ModelPictures, all_pictures
 
 FEW_PATIENTS = 10
@@ -35,6 +36,11 @@ def notices(
 ) -> list[Notice]:
     """Return reasons for optimistic results first, then warnings in the order of the pipeline."""
     found = [*_overlaps(results), *_similar(results), *_scales(results)]
+    found += [
+        Notice(text, "cohort")
+        for name in results.config.tasks
+        if (text := decided_words(results, name))
+    ]
     found += [*_columns(results), *_slides(results, excluded), *_encoders(results)]
     for model in results.models:
         found += [*_figures(model), *_folds(results, model), *_predictions(results, model)]
@@ -119,7 +125,9 @@ def _scales(results: Results) -> list[Notice]:
 
 
 def _slides(results: Results, excluded: Sequence[Excluded]) -> list[Notice]:
-    groups = Counter((row.stage, row.encoder or row.grid, row.status) for row in excluded)
+    groups = Counter(
+        (row.stage, row.encoder or row.grid, row.status) for row in excluded if row.stage != "folds"
+    )
     return [
         Notice(f"{plural(number, 'slide')} {status} at the {stage} stage ({where}).", "excluded")
         for (stage, where, status), number in groups.items()
@@ -223,11 +231,13 @@ def _predictions(results: Results, model: EvaluatedModel) -> list[Notice]:
     Under a fixed split only the slides of its test set are expected.
     """
     label = f"label_{model.task.label}"
-    rows = results.cohort.select("slide_id", label, "split").unique().iter_rows()
+    rows = results.cohort.select("slide_id", "patient_id", label, "split").unique().iter_rows()
+    out = left_out(results, model.task_name)
     labelled = {
         slide
-        for slide, value, split in rows
+        for slide, patient, value, split in rows
         if value is not None
+        and patient not in out
         and model.task.class_index(value) is not None
         and (not results.split or SPLITS.get((split or "").lower()) == "test")
     }

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     Select = str
 else:  # each metric declares if it can select
     Select = Literal[("loss", *selecting_metrics())]
+Balance = Literal["sampling", "loss", "slides", "none"]
 HeatmapFormat = Literal["png", "parquet", "geojson", "ome_tiff"]
 GroupingName = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=60)]
 
@@ -59,7 +60,7 @@ class TrainingSection(Section):
         None,
         description="batches per epoch; default: enough for as many slides as the training set has",
     )
-    balance: Literal["sampling", "loss", "slides", "none"] = Field(
+    balance: Balance = Field(
         "sampling",
         description="sampling: training slides are drawn so that classes are equally frequent; "
         "loss: each slide once per epoch, with equal weights of the classes in the loss; slides: "

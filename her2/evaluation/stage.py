@@ -23,6 +23,7 @@ from her2.evaluation.decision_curves import decision_table
 from her2.evaluation.figures import confusion_table, figures, fold_figures
 from her2.evaluation.operating_points import operating_table
 from her2.evaluation.predictions import gather_predictions, out_of_fold
+from her2.evaluation.priors import training_priors, with_training_priors
 from her2.evaluation.random_bags import bag_figures
 from her2.evaluation.temperature import fit_temperatures, scaled_predictions
 from her2.storage.cache import Cache
@@ -46,8 +47,10 @@ def evaluate(
     Raises:
         UserError: a prediction is missing or not finite, or a patient has two classes.
     """
-    predictions = gather_predictions(spec, cache, folds=folds, models=models)
-    tables = evaluation_tables(spec, predictions)
+    given = gather_predictions(spec, cache, folds=folds, models=models)
+    priors = training_priors(spec, folds=folds, models=models, predicted=set(given["slide_id"]))
+    predictions = with_training_priors(given, priors, spec.task)
+    tables = {"priors": priors} | evaluation_tables(spec, predictions)
     if spec.protocol == "published":
         bags = bag_figures(spec, cache, models, predictions)
         tables["metrics"] = pl.concat([bags, tables["metrics"]])

@@ -45,12 +45,12 @@ def predictions(
                         logits[labels[patient]] += signal
                         powers = np.exp(sharpness * logits)
                         records.append(
-                            (f"s{patient:03d}-{slide}", f"p{patient:03d}", repeat, fold, role,
+                            (f"s{patient:03d}-{slide}", f"p{patient:03d}", repeat, fold, 0, role,
                              int(labels[patient]), *(powers / powers.sum()))
                         )  # fmt: skip
     schema = {
         "slide_id": pl.String, "patient_id": pl.String, "repeat": pl.Int32, "fold": pl.Int32,
-        "role": pl.String, "target": pl.Int32,
+        "seed": pl.Int32, "role": pl.String, "target": pl.Int32,
         **{f"prob_{name}": pl.Float64 for name in SCORE.class_names},
     }  # fmt: skip
     return pl.DataFrame(records, schema=schema, orient="row")

@@ -328,7 +328,7 @@ def models(tmp_path: Path) -> Models:
 def test_predictions_are_one_row_a_held_out_slide_repeat_and_fold(models: Models) -> None:
     table = models.gather()
     assert table.columns == [
-        "slide_id", "patient_id", "repeat", "fold", "role", "target",
+        "slide_id", "patient_id", "repeat", "fold", "seed", "role", "target",
         "prob_negative", "prob_positive",
     ]  # fmt: skip
     assert not table.select("slide_id", "repeat", "fold").is_duplicated().any()

@@ -86,7 +86,7 @@ def predict_slides(
     records: list[dict[str, Any]] = []
     for name, path in paths.items():
         bag = Bag(name, "", "", open_store(path), None)
-        given = [predict(item.model, bag).probabilities[None] for item in saved]
+        given = [predict(item.model, bag).probabilities[None].astype(np.float64) for item in saved]
         if shares:
             given = [with_shares(one, *own) for one, own in zip(given, shares, strict=True)]
         mean = np.mean(given, axis=0)[0]

@@ -149,6 +149,11 @@ def her2_groupings() -> dict[str, GroupingSection]:
     }
 
 
+def own_grouping(class_names: tuple[str, ...]) -> str:
+    """Return the name of the grouping that a task with two classes is by itself."""
+    return " vs ".join(class_names)
+
+
 class EvaluationSection(Section):
     """Confidence intervals, groupings, operating points and controls."""
 
@@ -168,6 +173,11 @@ class EvaluationSection(Section):
     )
     sensitivity: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.9, description="sensitivity at which the specificity of the groupings is given"
+    )
+    prevalence: dict[GroupingName, Annotated[float, Field(gt=0, lt=1)]] = Field(
+        default_factory=dict,
+        description="name of a grouping -> share of the positive side where the model would be "
+        "used; PPV and NPV are then also given at this prevalence",
     )
     permutations: Annotated[int, Field(ge=100)] = Field(
         1000, description="permutations of the labels within the folds (controls)"

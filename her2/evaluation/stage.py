@@ -90,7 +90,9 @@ def evaluation_tables(spec: EvaluateSpec, predictions: pl.DataFrame) -> dict[str
             lambda at: calibration_table(states, task, section, level=at, seed=seed)
         ),
         "reliability": at_each(lambda at: reliability_table(states, task, section, level=at)),
-        "operating": at_each(lambda at: operating_table(predictions, task, section, level=at)),
+        "operating": at_each(
+            lambda at: operating_table(predictions, task, section, level=at, seed=seed)
+        ),
         "decision": at_each(lambda at: decision_table(states, task, section, level=at)),
         "predictions": predictions,
     }

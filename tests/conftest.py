@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,16 @@ from her2.synthetic import draw_slide
 # A deadline measures the machine's other users, not the code.
 settings.register_profile("her2", deadline=None)
 settings.load_profile("her2")
+
+
+def pytest_collection_finish() -> None:
+    """Take what the imports have made out of garbage collection, which visits it at every pass.
+
+    A full pass takes 0.6 s otherwise, and statsmodels asks for one in each call of a function.
+    """
+    gc.collect()
+    gc.freeze()
+
 
 WriteSlide = Callable[..., Path]
 WriteManifest = Callable[..., Path]

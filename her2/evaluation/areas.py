@@ -12,7 +12,7 @@ per patient and two groups the variance is DeLong's (DeLong, DeLong and Clarke-P
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -148,7 +148,10 @@ def grouping_area(rows: HeldOut, grouping: Grouping) -> Area:
 
 def macro_area(rows: HeldOut, classes: Sequence[Area]) -> Area:
     """Return the mean of the AUCs of all classes, in the rounds that have all of them."""
-    return combined(classes, [1 / len(classes)] * len(classes), groups=rows.classes)
+    found = combined(classes, [1 / len(classes)] * len(classes), groups=rows.classes)
+    if not rows.class_patients.all():
+        return replace(found, reason="not defined: a class is absent")
+    return found
 
 
 def combined(areas: Sequence[Area], weights: Sequence[float] | Floats, *, groups: Ints) -> Area:

@@ -1,4 +1,4 @@
-"""Stage 2, evaluate: bootstrap over patients, with its intervals and p values.
+"""Stage 2, evaluate: bootstrap over patients, with its intervals.
 
 Resamples are `weights` (b, n), which tell how often each row counts in each of b resamples. A row
 of ones gives the figure of the sample itself, by the same code (`her2.metrics`).
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 # scipy.stats has these functions too, but takes half a second to import.
-from scipy.special import ndtr, ndtri, stdtr, stdtrit
+from scipy.special import ndtr, stdtrit
 
 from her2.core.types import Floats, Ints
 
@@ -102,24 +102,6 @@ def unvarying(values: Floats) -> str:
     """
     same = not np.isnan(values).any() and np.ptp(values) <= 1e-12
     return "interval not defined: all resamples give the same value" if same else ""
-
-
-def two_sided(values: Floats, sizes: Sequence[int]) -> float:
-    """Return the two-sided p value of a difference being 0, which matches `interval`.
-
-    The share of resamples on the far side of zero (with one added, so that it is never 0) is
-    treated as a normal tail and expanded.
-    """
-    tail = min(np.count_nonzero(values <= 0), np.count_nonzero(values >= 0))
-    return tail_p((tail + 1) / (len(values) + 1), sizes)
-
-
-def tail_p(share: float, sizes: Sequence[int]) -> float:
-    """Return the two-sided p value for a share of resamples on one side of zero."""
-    if min(sizes, default=0) < 2:
-        return float("nan")
-    factor, freedom = expansion(sizes)
-    return float(2 * stdtr(freedom, ndtri(min(share, 0.5)) / factor))
 
 
 def expansion(sizes: Sequence[int]) -> tuple[float, float]:

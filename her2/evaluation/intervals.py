@@ -85,11 +85,11 @@ def area_estimate(area: Area, confidence: float) -> Estimate:
         return _without_interval(area, "interval not defined: a side has 1 patient")
     value = area.value
     low, high = _logit_limits(area, confidence)
+    if math.isnan(low) and 0 < value < 1:
+        return _without_interval(area, "interval not defined: the predictions do not vary")
     if fewest * min(value, 1 - value) < FEW_MISPLACED:
         ends = newcombe(value, first, second, confidence)
         low, high = float(np.fmin(low, ends[0])), float(np.fmax(high, ends[1]))
-    elif math.isnan(low):
-        return _without_interval(area, "interval not defined: the predictions do not vary")
     return _with_interval(area, low, high)
 
 

@@ -162,7 +162,7 @@ class Cohort:
         (folder / "folds").mkdir()
         pl.DataFrame(
             [
-                (name, f"p{index}", label, 0, fold, "test" if index % 3 == fold else "train")
+                (name, f"p{index}", label, 0, fold, "test" if index // 3 % 3 == fold else "train")
                 for index, (name, value) in enumerate(zip(self.names, self.labels, strict=True))
                 if (label := None if value is None else task.class_index(value)) is not None
                 for fold in range(3)
@@ -184,9 +184,9 @@ class Cohort:
             )
 
     def _write_comparison(self, folder: Path, config: Config) -> None:
-        evaluation = folder / "evaluation" / "score"
+        evaluation = folder / "evaluation"
         spec = CompareSpec(
-            task=config.tasks["score"],
+            tasks=config.tasks,
             encoders=self.encoders,
             domains=dict.fromkeys(self.encoders, "none"),
             heads=("abmil",),
@@ -246,14 +246,15 @@ class Cohort:
                     "patient_id": f"p{index}",
                     "repeat": 0,
                     "fold": fold,
+                    "seed": 0,
                     "role": "predict" if target is None else "test",
                     "target": target,
                     **dict(zip(("prob_0", "prob_1+", "prob_2+"), raw / raw.sum(), strict=True)),
                 }
-                for fold in (range(3) if target is None else [index % 3])
+                for fold in (range(3) if target is None else [index // 3 % 3])
             )
         columns = {"slide_id": pl.String, "patient_id": pl.String, "repeat": pl.Int32,
-                   "fold": pl.Int32, "role": pl.String, "target": pl.Int32,
+                   "fold": pl.Int32, "seed": pl.Int32, "role": pl.String, "target": pl.Int32,
                    "prob_0": pl.Float64, "prob_1+": pl.Float64, "prob_2+": pl.Float64}  # fmt: skip
         predictions = pl.DataFrame(records, schema=columns)
         # The next fold's test part is the tune part of each.

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from her2.evaluation.delong import compare_areas
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
@@ -15,27 +14,23 @@ from statsmodels.stats.multitest import multipletests
 from her2.config import Domain, EvaluationSection, Task
 from her2.config.jobs import CompareSpec
 from her2.core.errors import UserError
-from her2.evaluation.bootstrap import bootstrapped, tail_p
-from her2.evaluation.compare import compare, comparison_table, holm
-from her2.evaluation.paired import difference, pair_models
-from her2.evaluation.paper_claim import statement_table
-from her2.metrics.auc import auc
-from her2.metrics.base import Binary
+from her2.evaluation.compare import COMPARISON, compare, comparison_tables
+from her2.evaluation.families import holm
+from her2.evaluation.paired import pair_models
 
 TASK = Task(label="x", classes={"a": ["0"], "b": ["1"]})
 SECTION = EvaluationSection(bootstrap=500)
 
 
 def table(scores: np.ndarray, target: np.ndarray) -> pl.DataFrame:
-    """Return a model's predictions table, with one slide per patient and two folds."""
+    """Return a model's predictions table, with one slide per patient and one test set."""
     n = len(target)
     scores = 1 / (1 + np.exp(-scores))
     return pl.DataFrame(
         {
             "slide_id": [f"s{i:03d}" for i in range(n)],
             "patient_id": [f"p{i:03d}" for i in range(n)],
-            "repeat": pl.Series([0] * n, dtype=pl.Int32),
-            "fold": pl.Series(np.arange(n) % 2, dtype=pl.Int32),
+            **dict.fromkeys(("repeat", "fold", "seed"), pl.Series([0] * n, dtype=pl.Int32)),
             "role": ["test"] * n,
             "target": pl.Series(target, dtype=pl.Int32),
             "prob_a": 1 - scores,
@@ -57,17 +52,24 @@ def spec_of(
     encoders: tuple[str, ...],
     heads: tuple[str, ...] = ("h",),
     domains: Mapping[str, Domain] | None = None,
+    tasks: tuple[str, ...] = ("t",),
 ) -> CompareSpec:
     known = dict.fromkeys(encoders, "none") | dict(domains or {})
     return CompareSpec(
-        task=TASK, encoders=encoders, domains=known, heads=heads, evaluation=SECTION, seed=1
+        tasks=dict.fromkeys(tasks, TASK),
+        encoders=encoders,
+        domains=known,
+        heads=heads,
+        evaluation=SECTION,
+        seed=1,
     )
 
 
 def compared(tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
     """Return the models of several encoders under one head."""
     models = {(name, "h"): one for name, one in tables.items()}
-    return comparison_table(pair_models(models, TASK, SECTION, seed=1), spec_of(tuple(tables)))
+    paired = {"t": pair_models(models, TASK, SECTION)}
+    return comparison_tables(paired, spec_of(tuple(tables)))[0]
 
 
 def only(found: pl.DataFrame, **values: object) -> dict:
@@ -92,8 +94,8 @@ def test_an_encoder_does_not_differ_from_itself(target: np.ndarray) -> None:
     scores = table(noisy(target, 1, 1), target)
     found = compared({"one": scores, "two": scores})
     assert found["difference"].abs().max() == 0
-    assert found["p"].min() == 1
-    assert found["p_holm"].min() == 1
+    assert found["p"].null_count() == len(found)
+    assert all("the same for every patient" in note for note in found["note"])
 
 
 def test_pairing_narrows_the_interval(target: np.ndarray) -> None:
@@ -107,25 +109,19 @@ def test_pairing_narrows_the_interval(target: np.ndarray) -> None:
     assert found["high"] - found["low"] < 0.05
 
 
-def test_a_grouping_is_tested_by_bootstrap_and_by_delong(target: np.ndarray) -> None:
+def test_a_grouping_has_one_test_which_is_that_of_its_auc(target: np.ndarray) -> None:
     good, bad = noisy(target, 2, 1), noisy(target, 0.2, 2)
     found = compared({"good": table(good, target), "bad": table(bad, target)})
-    rows = {method: only(found, grouping="a vs b", method=method)
-            for method in ("bootstrap", "delong")}  # fmt: skip
-    assert {row["class"] for row in rows.values()} == {""}
-    expected = compare_areas(target == 1, good, bad, 0.95)
-    assert rows["delong"]["p"] == pytest.approx(expected.p)
-    assert (rows["delong"]["low"], rows["delong"]["high"]) == pytest.approx(
-        (expected.low, expected.high)
-    )
-    # Two ways to one thing: the ends agree to about a tenth of the width.
-    assert rows["bootstrap"]["low"] == pytest.approx(expected.low, abs=0.03)
-    assert rows["bootstrap"]["high"] == pytest.approx(expected.high, abs=0.03)
+    row, same = only(found, grouping="a vs b"), only(found, **{"class": "b"})
+    for column in ("first_value", "second_value", "difference", "low", "high", "p"):
+        assert row[column] == pytest.approx(same[column])
+    assert row["class"] == ""
 
 
 def test_only_slides_that_all_tested_are_compared_and_the_rest_is_said(target: np.ndarray) -> None:
     whole = table(noisy(target, 1, 1), target)
-    found = compared({"one": whole, "two": whole.filter(pl.col("patient_id") != "p000")})
+    other = table(noisy(target, 1, 2), target)
+    found = compared({"one": whole, "two": other.filter(pl.col("patient_id") != "p000")})
     assert found["n"].unique().to_list() == [79]
     assert set(found["note"]) == {"patients left out because not all models tested them: 1"}
 
@@ -175,10 +171,8 @@ def test_an_absent_class_is_not_compared_and_counts_in_no_family(target: np.ndar
     found = compared({"one": scores, "two": scores})
     for column in ("difference", "p", "p_holm", "low"):
         assert found[column].null_count() == len(found)
-    assert set(found["family"]) == {0}
-    assert set(found["note"]) == {
-        "not defined: a class is absent", "not defined: no patient on the positive side",
-    }  # fmt: skip
+    assert set(found["family_size"]) == {0}
+    assert all("no patient on the" in note for note in found["note"])
 
 
 def test_one_patient_is_compared_with_reasons_only() -> None:
@@ -188,43 +182,56 @@ def test_one_patient_is_compared_with_reasons_only() -> None:
     assert all(found["note"])
 
 
-def test_a_class_of_one_patient_has_a_difference_and_no_test() -> None:
-    target = np.array([0] * 10 + [1])
+def test_a_class_of_four_patients_has_a_difference_and_no_test() -> None:
+    target = np.array([0] * 10 + [1] * 4)
     found = compared(
         {"one": table(noisy(target, 1, 1), target), "two": table(noisy(target, 1, 2), target)}
     )
     assert found["difference"].null_count() == 0
-    assert found["p"].null_count() == len(found)
-    assert all("1 patient" in note for note in found["note"])
+    for column in ("p", "low", "high"):
+        assert found[column].null_count() == len(found)
+    assert all("fewer than 5 patients" in note for note in found["note"])
+
+
+def test_perfect_against_constant_predictions_is_no_certain_difference(target: np.ndarray) -> None:
+    perfect, constant = 9.0 * target, np.zeros(len(target))
+    found = compared({"one": table(perfect, target), "two": table(constant, target)})
+    assert set(found["difference"]) == {0.5}
+    assert found["low"].null_count() == found["p"].null_count() == len(found)
+    assert all("the same for every patient" in note for note in found["note"])
 
 
 def test_every_pair_of_encoders_and_of_heads_has_its_rows(target: np.ndarray) -> None:
-    encoders, heads = ("x", "y", "z"), ("g", "h")
-    models = {
-        (encoder, head): table(noisy(target, 0.5, 10 * i + j), target)
-        for i, encoder in enumerate(encoders)
-        for j, head in enumerate(heads)
-    }
-    found = comparison_table(pair_models(models, TASK, SECTION, seed=1), spec_of(encoders, heads))
-    macro = found.filter(pl.col("class") == "macro")
+    encoders, heads, tasks = ("x", "y", "z"), ("g", "h"), ("t", "u")
+    paired = {}
+    for offset, task in enumerate(tasks):
+        models = {
+            (encoder, head): table(noisy(target, 0.5, 100 * offset + 10 * i + j), target)
+            for i, encoder in enumerate(encoders)
+            for j, head in enumerate(heads)
+        }
+        paired[task] = pair_models(models, TASK, SECTION)
+    domains: dict[str, Domain] = {"x": "he", "y": "ihc", "z": "natural"}
+    spec = spec_of(encoders, heads, domains, tasks)
+    found, claims = comparison_tables(paired, spec)
+    macro = found.filter((pl.col("class") == "macro") & (pl.col("task") == "u"))
     pairs = macro.select("kind", "within", "first", "second").rows()
     assert pairs == [
         *(("encoders", head, *pair) for head in heads
           for pair in (("x", "y"), ("x", "z"), ("y", "z"))),
         *(("heads", encoder, "g", "h") for encoder in encoders),
     ]  # fmt: skip
-    # A family: one kind, one sort of AUC, one method.
-    for kind, size in (("encoders", 6), ("heads", 3)):
-        own = found.filter(pl.col("kind") == kind)
-        for rows, number in (
-            (own.filter(pl.col("class") == "macro"), size),
-            (own.filter(pl.col("class").is_in(["a", "b"])), 2 * size),
-            (own.filter((pl.col("grouping") != "") & (pl.col("method") == "delong")), size),
-            (own.filter((pl.col("grouping") != "") & (pl.col("method") == "bootstrap")), size),
-        ):
-            assert set(rows["family"]) == {number} == {len(rows)}
-            expected = multipletests(rows["p"].to_numpy(), method="holm")[1]
-            assert rows["p_holm"].to_numpy() == pytest.approx(expected)
+    # A family spans both tasks and the grouping; that of the encoders also has the claim.
+    for family, size in (
+        ("encoders", 2 * 6 * 2 + len(claims)), ("encoders, single classes", 2 * 6 * 2),
+        ("heads", 2 * 3 * 2), ("heads, single classes", 2 * 3 * 2),
+    ):  # fmt: skip
+        columns = ["family", "family_size", "p", "p_holm"]
+        rows = pl.concat([found.select(columns), claims.select(columns)])
+        rows = rows.filter(pl.col("family") == family)
+        assert set(rows["family_size"]) == {size} == {len(rows)}
+        expected = multipletests(rows["p"].to_numpy(), method="holm")[1]
+        assert rows["p_holm"].to_numpy() == pytest.approx(expected)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
@@ -233,31 +240,12 @@ def test_holms_correction_is_that_of_statsmodels(p: list[float]) -> None:
     np.testing.assert_array_equal(holm(np.array(p)), expected)
 
 
-def test_a_family_too_large_for_the_resamples_is_told(target: np.ndarray) -> None:
-    """500 resamples give no p below that of a tail of 1 / 501; 28 times that is above 0.05."""
-    encoders = tuple("abcdefgh")
-    models = {
-        (name, "h"): table(noisy(target, 9.0 * (name == "a"), i), target)
-        for i, name in enumerate(encoders)
-    }
-    found = comparison_table(pair_models(models, TASK, SECTION, seed=1), spec_of(encoders))
-    row = only(found, **{"class": "macro", "first": "a", "second": "b"})
-    least = tail_p(1 / 501, np.bincount(target).tolist())
-    assert least > 2 / 501
-    assert row["p"] == pytest.approx(least)
-    assert row["p_holm"] == pytest.approx(28 * least)
-    assert "evaluation.bootstrap" in row["note"]
-    delong = found.filter((pl.col("first") == "a") & (pl.col("method") == "delong"))
-    assert delong["p_holm"].max() < 1e-6
-    assert set(delong["note"]) == {""}
-
-
 def test_one_model_alone_gives_tables_without_a_test(tmp_path: Path, target: np.ndarray) -> None:
-    folder = tmp_path / "x" / "h"
+    folder = tmp_path / "t" / "x" / "h"
     folder.mkdir(parents=True)
     table(noisy(target, 1, 1), target).write_parquet(folder / "predictions.parquet")
     found = compare(spec_of(("x",)), tmp_path, tmp_path)
-    assert found.shape == (0, 17)
+    assert found.shape == (0, len(COMPARISON))
     assert pl.read_parquet(tmp_path / "comparison.parquet").equals(found)
     said = pl.read_parquet(tmp_path / "statement.parquet")
     assert said["holds"].to_list() == [None] * 3
@@ -276,8 +264,9 @@ def stated(signals: Mapping[str, float], target: np.ndarray) -> dict[str, dict]:
         for seed, (name, signal) in enumerate(signals.items())
     }
     domains = {name: DOMAINS[name] for name in signals}
-    paired = pair_models(models, TASK, SECTION, seed=1)
-    return {row["statement"]: row for row in statement_table(paired, domains, ("h",)).to_dicts()}
+    paired = {"t": pair_models(models, TASK, SECTION)}
+    _, claims = comparison_tables(paired, spec_of(tuple(signals), domains=domains))
+    return {row["statement"]: row for row in claims.to_dicts()}
 
 
 def test_the_statement_holds_where_he_beats_both(target: np.ndarray) -> None:
@@ -294,10 +283,9 @@ def test_the_statement_holds_where_he_beats_both(target: np.ndarray) -> None:
     row = found["H&E - both"]
     assert row["difference"] == pytest.approx(he - max(macro["ihc"], macro["net"]))
     assert row["p"] == max(found["H&E - IHC"]["p"], found["H&E - non-medical"]["p"])
-    # The smaller of two lies at or below either, and so do its quantiles.
-    for other in ("H&E - IHC", "H&E - non-medical"):
-        assert row["low"] <= found[other]["low"]
-        assert row["high"] <= found[other]["high"]
+    for end in ("low", "high"):
+        both = [found[other][end] for other in ("H&E - IHC", "H&E - non-medical")]
+        assert row[end] == min(both)
     assert row["first"] == "he1, he2"
     assert row["second"] == "ihc, net"
     assert row["n"] == 80
@@ -330,27 +318,18 @@ def test_a_domain_without_encoder_leaves_its_line_open(target: np.ndarray) -> No
         assert row["note"] == "no encoder whose domain is non-medical"
 
 
-@pytest.mark.nightly
-@pytest.mark.simulation
-def test_two_equal_models_differ_in_about_5_of_100_studies() -> None:
-    """500 studies of 90 patients, whose two scores share half of their noise."""
-    target = np.arange(90) % 3 == 0
-    generator = np.random.default_rng(5)
-    rejected = {"bootstrap": 0, "delong": 0}
-    for study in range(500):
-        shared = target + generator.normal(size=90)
-        one, other = (shared + generator.normal(size=90) for _ in range(2))
-        areas = bootstrapped(
-            lambda weights, scores=(one, other): np.stack(
-                [auc(Binary(target, score, weights)) for score in scores], axis=1
-            ),
-            np.arange(90),
-            target.astype(int),
-            resamples=1000,
-            seed=study,
-        )
-        rejected["bootstrap"] += difference(areas[:, 0] - areas[:, 1], 0.95, (30, 60))["p"] < 0.05
-        rejected["delong"] += compare_areas(target, one, other, 0.95).p < 0.05
-    print({name: count / 500 for name, count in rejected.items()})
-    for name, count in rejected.items():
-        assert 0.03 <= count / 500 <= 0.08, (name, count)
+def test_a_claim_below_the_level_before_correction_alone_does_not_hold(target: np.ndarray) -> None:
+    """The family has every pair of ten encoders, which a p of about 0.01 does not survive."""
+    signals = {"he1": 0.95, "ihc": 0.2, "net": 0.2}
+    others = {f"raw{i}": 0.2 for i in range(7)}
+    models = {
+        (name, "h"): table(noisy(target, signal, seed), target)
+        for seed, (name, signal) in enumerate((signals | others).items())
+    }
+    domains = {name: DOMAINS.get(name, "none") for name in signals | others}
+    paired = {"t": pair_models(models, TASK, SECTION)}
+    _, claims = comparison_tables(paired, spec_of(tuple(domains), domains=domains))
+    row = only(claims, statement="H&E - both")
+    assert row["p"] < 0.05 < row["p_holm"]
+    assert row["low"] > 0
+    assert row["holds"] is False

@@ -49,12 +49,15 @@ def probabilities(labels: np.ndarray, signal: float, seed: int, classes: int = 4
 def slides_table(
     labels: np.ndarray, probs: np.ndarray, patients: Sequence[str] | None = None
 ) -> pl.DataFrame:
-    """Return a table like that of `out_of_fold`."""
+    """Return the predictions of one model, which tested all slides."""
     names = [f"s{i:03d}" for i in range(len(labels))]
+    zero = pl.Series([0] * len(labels), dtype=pl.Int32)
     return pl.DataFrame(
         {
             "slide_id": names,
             "patient_id": patients or [f"p-{name}" for name in names],
+            **dict.fromkeys(("repeat", "fold", "seed"), zero),
+            "role": ["test"] * len(labels),
             "target": pl.Series(labels, dtype=pl.Int32),
             "predicted": pl.Series(probs.argmax(axis=1), dtype=pl.Int32),
             **{f"prob_{SCORE.class_names[i]}": probs[:, i] for i in range(probs.shape[1])},
@@ -101,6 +104,7 @@ def test_point_figures_are_scikit_learns() -> None:
     }
     for i, name in enumerate(SCORE.classes):
         expected["auc", name] = roc_auc_score(labels == i, probs[:, i])
+        expected["auc_pooled", name] = expected["auc", name]  # one test set
         expected["auprc", name] = average_precision_score(labels == i, probs[:, i])
     assert {name: found[name]["value"] for name in expected} == pytest.approx(expected)
 
@@ -175,19 +179,28 @@ def test_the_bootstrap_keeps_the_classes_so_a_rare_one_still_has_an_interval() -
 def test_the_seed_and_the_confidence_decide_the_interval() -> None:
     labels = cohort_labels()
     table = slides_table(labels, probabilities(labels, 1.0, seed=0))
-    first, again, other = (measured(table, seed=s)["auc", "macro"] for s in (1, 1, 2))
+    first, again, other = (measured(table, seed=s) for s in (1, 1, 2))
     assert first == again
-    assert (first["low"], first["high"]) != (other["low"], other["high"])
-    wide = EvaluationSection(bootstrap=400, confidence=0.99)
-    wider = measured(table, section=wide)["auc", "macro"]
-    assert wider["low"] < first["low"]
-    assert wider["high"] > first["high"]
+    resampled = ("auc_pooled", "macro")
+    assert first[resampled]["low"] != other[resampled]["low"]
+    wide = measured(table, section=EvaluationSection(bootstrap=400, confidence=0.99))
+    for name in (resampled, ("auc", "macro")):
+        assert wide[name]["low"] < first[name]["low"]
+        assert wide[name]["high"] > first[name]["high"]
+
+
+def test_the_interval_of_an_auc_depends_on_no_seed() -> None:
+    labels = cohort_labels()
+    table = slides_table(labels, probabilities(labels, 1.0, seed=0))
+    first, other = (measured(table, seed=s)["auc", "macro"] for s in (1, 2))
+    assert first == other
 
 
 def test_figures_of_an_absent_class_are_null_with_the_reason() -> None:
     labels = np.arange(40) % 3  # no 3+
     found = measured(slides_table(labels, probabilities(labels, 1.0, seed=0)))
-    undefined = {("auc", "3+"), ("auc", "macro"), ("auc", "weighted"), ("auprc", "3+")}
+    undefined = {(metric, name) for metric in ("auc", "auc_pooled")
+                 for name in ("3+", "macro", "weighted")} | {("auprc", "3+")}  # fmt: skip
     undefined |= {("balanced_accuracy", ""), ("macro_f1", "")}
     assert {name for name, row in found.items() if row["value"] is None} == undefined
     for name in undefined:
@@ -344,15 +357,28 @@ def test_every_reported_figure_follows_from_the_predictions_table_alone(models: 
     tested = table.filter(pl.col("role") == "test")
     for level, key in (("slide", "slide_id"), ("patient", "patient_id")):
         means = tested.group_by(key).agg(pl.col("target").first(), pl.col("prob_positive").mean())
-        found = metrics.filter(
-            (pl.col("level") == level)
-            & (pl.col("metric") == "auc")
-            & (pl.col("class") == "positive")
-        )
-        assert found["value"].item() == pytest.approx(
-            roc_auc_score(means["target"], means["prob_positive"])
-        )
-        assert found["n"].item() == len(means)
+        pooled = roc_auc_score(means["target"], means["prob_positive"])
+        found = metrics.filter((pl.col("level") == level) & (pl.col("class") == "positive"))
+        values = dict(found.select("metric", "value").iter_rows())
+        assert values["auc_pooled"] == pytest.approx(pooled)
+        assert values["auc"] == pytest.approx(within_folds(tested, key))
+        assert set(found["n"]) == {len(means)}
+
+
+def within_folds(tested: pl.DataFrame, key: str) -> float:
+    """Return the mean over repeats of the AUC over pairs of one test set, by scikit-learn."""
+    rounds = []
+    for (_,), own in tested.group_by("repeat"):
+        won = pairs = 0.0
+        for (_,), rows in own.group_by("fold"):
+            means = rows.group_by(key).agg(pl.col("target").first(), pl.col("prob_positive").mean())
+            ups = int(means["target"].sum())
+            count = ups * (len(means) - ups)
+            if count:
+                won += count * roc_auc_score(means["target"], means["prob_positive"])
+                pairs += count
+        rounds.append(won / pairs)
+    return float(np.mean(rounds))
 
 
 def test_tables_are_written_as_parquet_and_csv_with_equal_content(models: Models) -> None:
@@ -499,9 +525,9 @@ def test_each_fold_is_measured_on_its_own_test_set(models: Models) -> None:
 
 
 def test_a_fold_that_lacks_a_class_is_na_and_the_others_are_not() -> None:
-    rows = [("s1", "p1", 0, 0, "test", 0, 0.9, 0.1), ("s2", "p2", 0, 0, "test", 1, 0.2, 0.8)]
-    rows += [("s3", "p3", 0, 1, "test", 0, 0.6, 0.4), ("s4", "p4", 0, 1, "test", 0, 0.7, 0.3)]
-    columns = ["slide_id", "patient_id", "repeat", "fold", "role", "target"]
+    rows = [("s1", "p1", 0, 0, 0, "test", 0, 0.9, 0.1), ("s2", "p2", 0, 0, 0, "test", 1, 0.2, 0.8)]
+    rows += [("s3", "p3", 0, 1, 0, "test", 0, 0.6, 0.4), ("s4", "p4", 0, 1, 0, "test", 0, 0.7, 0.3)]
+    columns = ["slide_id", "patient_id", "repeat", "fold", "seed", "role", "target"]
     table = pl.DataFrame(rows, schema=[*columns, "prob_negative", "prob_positive"], orient="row")
     found = fold_figures(table, BINARY, level="patient").filter(pl.col("metric") == "auc")
     by_run = {row["run"]: row for row in found.filter(pl.col("class") == "positive").to_dicts()}
@@ -513,12 +539,12 @@ def test_a_fold_that_lacks_a_class_is_na_and_the_others_are_not() -> None:
 def few(targets: Sequence[int], probabilities: Sequence[Sequence[float]]) -> pl.DataFrame:
     """Return predictions of one fold for the task SCORE, one row per patient, no tuning set."""
     records = [
-        {"slide_id": f"s{i}", "patient_id": f"p{i}", "repeat": 0, "fold": 0, "role": "test",
-         "target": target, **dict(zip(PROBS, row, strict=True))}
+        {"slide_id": f"s{i}", "patient_id": f"p{i}", "repeat": 0, "fold": 0, "seed": 0,
+         "role": "test", "target": target, **dict(zip(PROBS, row, strict=True))}
         for i, (target, row) in enumerate(zip(targets, probabilities, strict=True))
     ]  # fmt: skip
     schema = {"slide_id": pl.String, "patient_id": pl.String, "target": pl.Int32}
-    schema |= {"repeat": pl.Int32, "fold": pl.Int32, "role": pl.String}
+    schema |= dict.fromkeys(("repeat", "fold", "seed"), pl.Int32) | {"role": pl.String}
     return pl.DataFrame(records, schema=schema | dict.fromkeys(PROBS, pl.Float64))
 
 
@@ -551,32 +577,39 @@ def test_tables_of_nobody_are_full_of_reasons() -> None:
 def test_equal_probabilities_are_chance_by_ties_and_have_no_interval() -> None:
     found = tables_of(few([0, 1, 2, 3] * 5, [[0.25] * 4] * 20))
     metrics = {(row["metric"], row["class"]): row for row in found["metrics"].to_dicts()}
-    row = metrics["auc", "macro"]
-    assert (row["value"], row["low"], row["high"]) == (0.5, None, None)
-    assert row["note"] == "interval not defined: all resamples give the same value"
+    binary = found["binary"].filter(pl.col("metric") == "auc").to_dicts()
+    for row in (metrics["auc", "macro"], metrics["auc", "0"], *binary):
+        assert (row["value"], row["low"], row["high"]) == (0.5, None, None)
+        assert row["note"] == "interval not defined: the predictions do not vary"
     assert metrics["auprc", "3+"]["value"] == metrics["auprc", "3+"]["prevalence"]
-    delong = found["binary"].filter(pl.col("method") == "delong")
-    assert delong["low"].null_count() == len(delong)
-    assert all("variance is 0" in note for note in delong["note"])
 
 
-def test_a_class_above_all_others_has_no_interval_and_is_no_certainty() -> None:
+def test_a_class_above_all_others_is_no_certainty() -> None:
     found = tables_of(few([0, 1, 2, 3] * 5, [np.eye(4)[i].tolist() for i in range(4)] * 5))
     metrics = {(row["metric"], row["class"]): row for row in found["metrics"].to_dicts()}
-    binary = found["binary"].filter((pl.col("metric") == "auc") & (pl.col("method") == "bootstrap"))
+    binary = found["binary"].filter(pl.col("metric") == "auc")
     for row in (metrics["auc", "3+"], metrics["auc", "macro"], *binary.to_dicts()):
-        assert (row["value"], row["low"], row["high"]) == (1.0, None, None)
-        assert "all resamples give the same value" in row["note"]
+        assert (row["value"], row["high"], row["note"]) == (1.0, 1.0, "")
+        assert 0.4 < row["low"] < 0.95
+    pooled = metrics["auc_pooled", "macro"]
+    assert (pooled["value"], pooled["low"]) == (1.0, None)
+    assert "all resamples give the same value" in pooled["note"]
 
 
 def test_a_class_of_one_patient_gives_no_interval_to_what_rests_on_it() -> None:
     """Every resample of one patient is that patient, so an interval would be too narrow."""
     labels = np.array([0] * 9 + [1] * 9 + [2] * 9 + [3])
     found = measured(slides_table(labels, probabilities(labels, 1.0, seed=0)))
-    for name in (("auc", "3+"), ("auc", "macro"), ("balanced_accuracy", "")):
+    reasons = {
+        ("auc", "3+"): "a side has 1 patient",
+        ("auc", "macro"): "a class has 1 patient",
+        ("auc_pooled", "3+"): "fewer than 2 patients of 3+",
+        ("balanced_accuracy", ""): "fewer than 2 patients of 3+",
+    }
+    for name, reason in reasons.items():
         assert found[name]["value"] is not None
         assert found[name]["low"] is None
-        assert found[name]["note"] == "interval not defined: fewer than 2 patients of 3+"
+        assert found[name]["note"] == f"interval not defined: {reason}"
     for name in (("auc", "0"), ("brier", ""), ("quadratic_kappa", "")):
         assert found[name]["low"] is not None, name
 

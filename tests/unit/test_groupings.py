@@ -3,7 +3,6 @@
 import numpy as np
 import polars as pl
 import pytest
-from her2.evaluation.delong import area_interval
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
 from her2.config import EvaluationSection, GroupingSection, Task, parse_config
@@ -89,12 +88,7 @@ def test_the_score_is_the_positive_share_of_both_sides() -> None:
         [0.7, 0.5, 1.0, 0.5]
     )
     assert two_sides(rows.target, rows.probabilities, second).scores == pytest.approx([2 / 3, 0.0])
-    assert two_sides(rows.target, rows.probabilities, second).kept.tolist() == [
-        True,
-        True,
-        False,
-        False,
-    ]
+    assert two_sides(rows.target, rows.probabilities, second).kept.tolist() == [1, 1, 0, 0]
     assert two_sides(rows.target, rows.probabilities, third).scores == pytest.approx(
         [0.4, 0.0, 0.4, 0.25]
     )
@@ -106,7 +100,8 @@ def test_no_probability_for_either_side_is_undecided_and_said() -> None:
     )
     table = pl.DataFrame(
         {
-            "patient_id": list("abcd"), "target": [0, 0, 1, 1],
+            "slide_id": list("abcd"), "patient_id": list("abcd"), "target": [0, 0, 1, 1],
+            "repeat": [0] * 4, "fold": [0] * 4, "seed": [0] * 4, "role": ["test"] * 4,
             "prob_0": [0.5, 0.0, 0.1, 0.2], "prob_1+": [0.1, 0.0, 0.5, 0.6],
             "prob_2+": [0.4, 0.5, 0.4, 0.2], "prob_3+": [0.0, 0.5, 0.0, 0.0],
         }
@@ -116,8 +111,10 @@ def test_no_probability_for_either_side_is_undecided_and_said() -> None:
 
 
 def of_level(level: str, **options: int) -> tuple[pl.DataFrame, pl.DataFrame]:
-    table = out_of_fold(predictions(**options), SCORE.class_names, by=f"{level}_id")
-    return table, binary_table(table, SCORE, SECTION, level=level, seed=1)
+    """Return the averaged rows of one test set, where pooled and within folds are the same."""
+    made = predictions(**options).with_columns(fold=pl.lit(0, pl.Int32))
+    table = out_of_fold(made, SCORE.class_names, by=f"{level}_id")
+    return table, binary_table(made, SCORE, SECTION, level=level, seed=1)
 
 
 def test_figures_of_both_sides_are_scikit_learns() -> None:
@@ -129,37 +126,30 @@ def test_figures_of_both_sides_are_scikit_learns() -> None:
         up = probabilities[kept][:, positive].sum(axis=1)
         scores = up / (up + probabilities[kept][:, negative].sum(axis=1))
         truth = np.isin(target[kept], positive)
-        rows = {(r["metric"], r["method"]): r
-                for r in found.filter(pl.col("grouping") == name).to_dicts()}  # fmt: skip
-        area, low, high = area_interval(truth, scores, 0.95)
-        assert rows["auc", "bootstrap"]["value"] == pytest.approx(roc_auc_score(truth, scores))
-        assert rows["auprc", "bootstrap"]["value"] == pytest.approx(
-            average_precision_score(truth, scores)
-        )
-        assert rows["brier", "bootstrap"]["value"] == pytest.approx(brier_score_loss(truth, scores))
-        delong = rows["auc", "delong"]
-        assert (delong["value"], delong["low"], delong["high"]) == pytest.approx((area, low, high))
-        # Two ways to one interval.
-        assert rows["auc", "bootstrap"]["low"] == pytest.approx(low, abs=0.04)
-        assert rows["auc", "bootstrap"]["high"] == pytest.approx(high, abs=0.04)
+        rows = {r["metric"]: r for r in found.filter(pl.col("grouping") == name).to_dicts()}
+        area = roc_auc_score(truth, scores)
+        assert rows["auc"]["value"] == rows["auc_pooled"]["value"] == pytest.approx(area)
+        assert rows["auprc"]["value"] == pytest.approx(average_precision_score(truth, scores))
+        assert rows["brier"]["value"] == pytest.approx(brier_score_loss(truth, scores))
         for row in rows.values():
             assert (row["n"], row["n_positive"]) == (len(truth), truth.sum())
             assert row["prevalence"] == pytest.approx(truth.mean())
 
 
-def test_dependent_slides_have_no_delong_interval() -> None:
-    _, found = of_level("slide", slides=2)
-    delong = found.filter(pl.col("method") == "delong")
-    assert delong["value"].null_count() == 0
-    assert delong["low"].null_count() == len(delong)
-    assert set(delong["note"]) == {"no DeLong interval: slides of one patient are dependent"}
-    assert found.filter(pl.col("method") == "bootstrap")["low"].null_count() == 0
+def test_slides_of_a_patient_are_no_more_evidence_than_the_patient() -> None:
+    made = predictions(slides=1)
+    copied = pl.concat([made, made.with_columns(slide_id=pl.col("slide_id") + "-copy")])
+    once, twice = (
+        binary_table(table, SCORE, SECTION, level="slide", seed=1).filter(pl.col("metric") == "auc")
+        for table in (made, copied)
+    )
+    for column in ("value", "low", "high"):
+        assert twice[column].to_numpy() == pytest.approx(once[column].to_numpy())
 
 
 def test_a_missing_side_leaves_its_grouping_open_and_the_others_not() -> None:
-    table = out_of_fold(predictions(), SCORE.class_names, by="patient_id")
     found = binary_table(
-        table.filter(pl.col("target") != 1), SCORE, SECTION, level="patient", seed=1
+        predictions().filter(pl.col("target") != 1), SCORE, SECTION, level="patient", seed=1
     )
     low = found.filter(pl.col("grouping") == "0 vs 1+")
     assert low["value"].null_count() == len(low) >= 4

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from her2.cohort.manifest import Cohort, SlideRow
 from her2.config import jobs, parse_config
-from her2.config.names import parse_run, run_name
+from her2.config.names import Run, parse_run, run_name
 from her2.core.errors import UserError
 from her2.core.files import canonical_json
 from her2.pipeline.plan import Plan
@@ -53,13 +53,13 @@ def all_specs(of: Plan) -> dict[str, str]:
     config, found = of.config, {"audit": of.audit_spec(), "cohort": of.cohort_spec()}
     found["report"] = of.report_spec("her2 0.1.0")
     found["similar"] = of.similar_spec()
+    found["compare"] = of.compare_spec()
     for grid in config.grids:
         found |= {f"tile {grid} {bucket}": of.tile_spec(grid, bucket) for bucket in of.buckets}
     found |= {f"embed {bucket}": of.embed_spec(bucket) for bucket in of.buckets}
     found |= {f"encoder {name}": of.encoder_spec(name) for name in config.encoders}
     for task in config.tasks:
         found[f"folds {task}"] = of.folds_spec(task)
-        found[f"compare {task}"] = of.compare_spec(task)
         found[f"heatmap {task}"] = of.heatmap_spec(task)
         found[f"attention {task}"] = of.attention_spec(task)
         for head in of.models:
@@ -356,4 +356,5 @@ def test_the_demo_s_truths_are_those_that_its_slides_bring():
 
 def test_the_name_of_a_run_tells_its_repeat_and_fold() -> None:
     for repeat, fold in ((0, 0), (0, 12), (10, 3)):
-        assert parse_run(run_name(repeat, fold)) == (repeat, fold)
+        for seed in (0, 2):
+            assert parse_run(run_name(repeat, fold, seed)) == Run(repeat, fold, seed)

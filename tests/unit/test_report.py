@@ -210,7 +210,7 @@ def test_rows_keep_the_order_of_the_config_and_say_what_encoders_were_trained_on
 
 def test_each_pair_of_encoders_is_compared_as_in_the_table(tmp_path):
     page = report(tmp_path, Cohort(encoders=("one", "two", "six"), signal=0.3))
-    path = tmp_path / "results" / "evaluation" / "score" / "comparison.parquet"
+    path = tmp_path / "results" / "evaluation" / "comparison.parquet"
     every = pl.read_parquet(path)
     rows = every.filter(pl.col("grouping") == "").to_dicts()
     shown = [[" ".join(cell.split()) for cell in row] for row in page.rows]
@@ -225,7 +225,7 @@ def test_each_pair_of_encoders_is_compared_as_in_the_table(tmp_path):
             f"{row['second_value']:.3f}",
             words + " no difference shown" * held,
             format.p_value(row["p"]),
-            f"{format.p_value(row['p_holm'])} of {row['family']}",
+            f"{format.p_value(row['p_holm'])} of {row['family_size']}",
             "18",
         ]
     assert "corrected for the number of tests in the family" in page.text
@@ -312,8 +312,8 @@ def test_every_figure_of_an_encoder_that_saw_the_patients_is_marked(tmp_path):
     )
     marked = page.row("leaky† / abmil")
     titles = page.row("Encoder / head")
-    covariates = next(i for i, title in enumerate(titles) if title.startswith("Covariates"))
-    assert ["†" in cell for cell in marked[2:]] == [i != covariates for i in range(2, len(marked))]
+    controls = [title.startswith(("Covariates", "Chance")) for title in titles]
+    assert ["†" in cell for cell in marked[2:]] == [not control for control in controls[2:]]
     assert not any("†" in cell for cell in page.row("clean / abmil"))
     pair = next(row for row in page.rows if row[:2] == ["clean ", "leaky† "])
     assert ["†" in cell for cell in pair[2:5]] == [False, True, True]
@@ -369,13 +369,18 @@ def test_auc_of_the_page_agrees_with_scikit_learn(tmp_path):
     cohort = Cohort(signal=0.3)
     page = report(tmp_path, cohort)
     model = read_results(cohort.spec(), tmp_path / "results").models[0]
-    areas = [
-        roc_auc_score(model.patients["target"].to_numpy() == index, model.patients[f"prob_{name}"])
-        for index, name in enumerate(model.task.class_names)
-    ]
+    tested = model.predictions.filter(pl.col("role") == "test")
+    areas, pooled = [], []
+    for index, name in enumerate(model.task.class_names):
+        each = [
+            roc_auc_score(own["target"].to_numpy() == index, own[f"prob_{name}"])
+            for _, own in tested.group_by("fold")
+        ]
+        areas.append(np.mean(each))  # every test set has as many pairs
+        pooled.append(roc_auc_score(tested["target"].to_numpy() == index, tested[f"prob_{name}"]))
     cells = page.row("plain / abmil")[2:6]
     assert [cell[:5] for cell in cells] == [f"{a:.3f}" for a in [*areas, np.mean(areas)]]
-    for curve, area in zip(models.roc_curves(model), areas, strict=True):
+    for curve, area in zip(models.roc_curves(model), pooled, strict=True):
         assert np.trapezoid(curve.y, curve.x) == pytest.approx(area)
 
 
@@ -399,18 +404,26 @@ def test_an_absent_class_is_na_with_its_reason_and_never_a_half(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "words"),
+    ("low", "high", "mean", "p_worse", "words"),
     [
-        (0.41, 0.63, "not distinguishable from chance"),
-        (0.5, 0.7, "not distinguishable from chance"),
-        (0.3, 0.5, "not distinguishable from chance"),
-        (0.3, 0.49, "worse than chance"),
-        (0.51, 0.7, ""),
-        (None, None, ""),
+        (0.41, 0.63, 0.5, 0.6, "not distinguishable from chance"),
+        (0.5, 0.7, 0.5, 0.9, "not distinguishable from chance"),
+        (0.3, 0.49, 0.5, 0.2, "not distinguishable from chance"),
+        (0.3, 0.49, 0.5, 0.001, "worse than chance"),
+        (0.3, 0.49, 0.45, 0.001, "not distinguishable from chance"),
+        (0.45, 0.6, 0.42, 0.9, ""),
+        (0.51, 0.7, 0.5, 0.99, ""),
+        (None, None, 0.5, 0.5, ""),
     ],
 )
-def test_an_interval_that_holds_one_half_is_called_chance(low, high, words):
-    assert headline.chance(low, high) == words
+def test_chance_is_that_of_the_shuffled_labels(low, high, mean, p_worse, words, tmp_path):
+    """Neither an interval below 0.5 nor a low figure alone is worse than chance."""
+    cohort = Cohort()
+    cohort.write(tmp_path)
+    model = read_results(cohort.spec(), tmp_path).models[0]
+    shuffled = model.controls["shuffled"].with_columns(mean=pl.lit(mean), p_worse=pl.lit(p_worse))
+    shown = replace(model, controls={**model.controls, "shuffled": shuffled})
+    assert headline.verdict(shown, {"low": low, "high": high}) == words
 
 
 def test_every_slide_that_is_not_used_is_listed_with_stage_and_reason(tmp_path):

@@ -28,7 +28,7 @@ CONFIG: dict[str, Any] = {
     "training": {"bag_size": 16, "epochs": 3, "patience": 2},
     "folds": {"number": 2},
     "evaluation": {"bootstrap": 200},
-    "heatmaps": {"slides": 2},
+    "heatmaps": {"slides": 2, "formats": ["png"]},
     "report": {"title": "A small cohort"},
 }
 

@@ -73,6 +73,9 @@ def as_run(command: str, *, mentioned: bool) -> str | None:
         command = re.sub(rf"\b{name}\b", value, command)
     if mentioned and re.fullmatch(r"(her2|snakemake)( [a-z]+){1,2}", command):
         return f"{command} --help"
+    # The blocks run the workflow; a sentence only names it.
+    if mentioned and re.match(r"snakemake .*--cores", command):
+        return f"{command} --dry-run"
     return command
 
 

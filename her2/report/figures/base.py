@@ -85,6 +85,8 @@ def draw_figure(figure: Figure) -> Drawn:
     with mpl.rc_context(STYLE):
         canvas = Canvas(figsize=figure.size_in, layout="constrained")
         figure.paint(canvas)
+        canvas.draw_without_rendering()
+        canvas.set_layout_engine("none")  # keep this layout for both files
         canvas.savefig(svg, format="svg", metadata=_SVG_METADATA)
         canvas.savefig(pdf, format="pdf", metadata=_PDF_METADATA)
     return Drawn(svg.getvalue(), pdf.getvalue())

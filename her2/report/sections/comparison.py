@@ -82,12 +82,29 @@ def comparisons(results: Results) -> list[Comparison]:
 
 
 def statements(results: Results) -> list[Statement]:
-    """Return the claim of arXiv 2411.05028 about pre-training on H&E, as measured here."""
-    return [
-        Statement(task_name, row["head"], _statement(row))
-        for task_name, table in results.statements.items()
-        for row in table.to_dicts()
-    ]
+    """Return the claim of arXiv 2411.05028 about pre-training on H&E, as measured here.
+
+    A run that lacks encoders of a kind has one line, which says what the claim needs.
+    """
+    found = []
+    for task_name, table in results.statements.items():
+        for (head,), own in table.group_by("head", maintain_order=True):
+            rows = own.to_dicts()
+            if all(row["difference"] is None for row in rows):
+                found.append(Statement(task_name, str(head), _lacking(results)))
+            else:
+                found += [Statement(task_name, str(head), _statement(row)) for row in rows]
+    return found
+
+
+def _lacking(results: Results) -> str:
+    present = {encoder.domain for encoder in results.config.encoders.values()}
+    kinds = {"he": "H&E", "ihc": "IHC", "natural": "non-medical"}
+    missing = [words for domain, words in kinds.items() if domain not in present]
+    if not missing:
+        return "Not tested: no difference is defined; the tables give the reason."
+    words = " and ".join(filter(None, [", ".join(missing[:-1]), missing[-1]]))
+    return f"Not tested: it needs encoders pre-trained on {words} images as well."
 
 
 def shared_tiles(results: Results) -> list[Shared]:
@@ -152,8 +169,6 @@ def _pairs(
             note = "; ".join(text for text in ("no difference shown", note) if text)
         either = marks["first"] or marks["second"]
         middle = [row[column]] if column else []
-        if column == "grouping":
-            middle.append({"delong": "DeLong"}.get(row["method"], row["method"]))
         rows.append(
             (
                 row["first"] + marks["first"],
@@ -164,12 +179,13 @@ def _pairs(
                 TableCell(signed(row["difference"], sign=either), interval(low, high), note),
                 p_value(row["p"]),
                 TableCell(
-                    p_value(row["p_holm"]), note=f"of {row['family']}" if row["family"] else ""
+                    p_value(row["p_holm"]),
+                    note=f"of {row['family_size']}" if row["family_size"] else "",
                 ),
                 str(row["n"]),
             )
         )
-    titles = {"class": ["Score"], "grouping": ["Grouping", "Method"]}.get(column or "", [])
+    titles = {"class": ["Score"], "grouping": ["Grouping"]}.get(column or "", [])
     return page_table(
         caption,
         (f"{what} A", f"{what} B", *titles, "#AUC of A", "#AUC of B", "#A minus B", "#p",
@@ -193,6 +209,7 @@ def _statement(row: dict[str, Any]) -> str:
     holds = {True: "Shown here.", False: "Not shown here.", None: ""}[row["holds"]]
     ends = interval(row["low"], row["high"])
     text = f"{words}: {signed(row['difference'])} {ends}, p {p_value(row['p'])}, "
+    text += f"{p_value(row['p_holm'])} corrected for {row['family_size']} tests, "
     text += f"{row['n']} patients ({row['first']} against {row['second']}). {holds}"
     return f"{text} {row['note'][:1].upper() + row['note'][1:]}." if row["note"] else text
 

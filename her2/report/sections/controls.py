@@ -31,7 +31,7 @@ class CovariateWarning:
 
 def covariates_cell(model: EvaluatedModel) -> TableCell:
     """Return the macro AUC of covariates alone, on the same patients and folds."""
-    row = _macro(model.controls["covariates"])
+    row = covariates_row(model)
     if row is None:
         return TableCell(NA, note="not evaluated")
     ends = interval(row["covariates_low"], row["covariates_high"])
@@ -181,6 +181,16 @@ def subgroups_page_table(results: Results, model: EvaluatedModel) -> PageTable |
         ("By", "Subgroup", "#Patients", *(f"#AUC {name}" for name in names)),
         rows,
     )
+
+
+def covariates_row(model: EvaluatedModel) -> dict[str, Any] | None:
+    """Return the macro AUC of covariates alone beside a model's, a row of `covariates`."""
+    return _macro(model.controls["covariates"])
+
+
+def shuffled_row(model: EvaluatedModel) -> dict[str, Any] | None:
+    """Return the macro AUC of a model with shuffled labels, a row of the table `shuffled`."""
+    return _macro(model.controls["shuffled"])
 
 
 def _macro(table: pl.DataFrame) -> dict[str, Any] | None:

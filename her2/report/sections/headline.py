@@ -1,5 +1,6 @@
 """Stage 2, report: the headline metrics of each encoder and head, as shown on the page."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,19 +9,25 @@ import polars as pl
 from her2.config import EncoderSection
 from her2.libraries import NAMES
 from her2.metrics import headline_metrics
+from her2.metrics.base import Metric
 from her2.report.format import NA, interval, number
 from her2.report.results import EvaluatedModel, Results
-from her2.report.sections.controls import covariates_cell
+from her2.report.sections.controls import covariates_cell, shuffled_row
 from her2.report.sections.overlap import mark
 from her2.report.tables import TableCell
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column head of the headline table; `note` is the number of positives, as `6 of 18`."""
+    """A column head of the headline table.
+
+    `note` is the number of positives, as `6 of 18`. `control` marks a column that the model's AUC
+    is to be read against.
+    """
 
     title: str
     note: str = ""
+    control: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +41,6 @@ class HeadlineRow:
     source: str
     anchor: str
     cells: tuple[TableCell, ...]
-    covariates: TableCell | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,28 +71,38 @@ DOMAINS = {
 
 
 def headline(results: Results, task_name: str, level: str) -> Headline:
-    """Return the headline metrics (AUC for each class and macro first), one row per model."""
+    """Return the headline metrics (AUC for each class and macro first), one row per model.
+
+    At patient level, the macro AUC is followed by what it is to be read against: covariates alone,
+    shuffled labels, and pairs of patients of one site or scanner.
+    """
     models = results.task_models(task_name)
     classes = results.config.tasks[task_name].class_names
     wanted = [
         (metric, name)
         for metric in headline_metrics()
-        for name in metric.columns(classes)
-        if name != "weighted"
-        and (metric.one_vs_rest or any(find(m, level, metric.name, name) for m in models))
+        for name in shown_columns(metric, classes)
+        if metric.one_vs_rest or any(find(m, level, metric.name, name) for m in models)
     ]
     counts = {
         name: {_positive(find(model, level, "auc", name)) for model in models} for name in classes
     }
     # Encoders may have lost different slides. Then each cell states its own numbers.
     common = all(len(texts) == 1 for texts in counts.values())
-    columns = [
-        Column(
-            f"{metric.label} {name}".rstrip(),
-            min(counts[name]) if common and name in counts else "",
-        )
-        for metric, name in wanted
-    ]
+    columns: list[Column] = []
+    cells: dict[str, list[TableCell]] = {model.anchor: [] for model in models}
+    for metric, name in wanted:
+        note = min(counts[name]) if common and name in counts else ""
+        title = "" if metric.within_folds and len(classes) == 2 else name
+        columns.append(Column(f"{metric.label} {title}".rstrip(), note))
+        for model in models:
+            record = find(model, level, metric.name, name)
+            cells[model.anchor].append(_cell(results, model, record, metric, with_count=not common))
+        if level == "patient" and metric.name == "auc" and name == "macro":
+            for control in CONTROLS:
+                columns.append(Column(*control.title, control=True))
+                for model in models:
+                    cells[model.anchor].append(control.cell(model))
     rows = [
         HeadlineRow(
             encoder=model.encoder,
@@ -95,20 +111,20 @@ def headline(results: Results, task_name: str, level: str) -> Headline:
             domain=domain(results, model.encoder),
             source=source(results.config.encoders[model.encoder]),
             anchor=model.anchor,
-            cells=tuple(
-                _cell(
-                    find(model, level, metric.name, name),
-                    digits=metric.decimals,
-                    with_count=not common,
-                    sign=mark(results, model.encoder),
-                )
-                for metric, name in wanted
-            ),
-            covariates=covariates_cell(model) if level == "patient" else None,
+            cells=tuple(cells[model.anchor]),
         )
         for model in models
     ]
     return Headline(task_name, level, tuple(columns), tuple(rows))
+
+
+def shown_columns(metric: Metric, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the classes and means of a metric that are worth a column.
+
+    Two classes have one AUC: that of the first is that of the second, and so is their mean.
+    """
+    names = tuple(name for name in metric.columns(classes) if name != "weighted")
+    return ("macro",) if metric.within_folds and len(classes) == 2 else names
 
 
 def domain(results: Results, encoder: str) -> str:
@@ -129,11 +145,29 @@ def published(results: Results) -> bool:
     return any(section.source not in ("random", "pretrain") for section in sections)
 
 
-def chance(low: float | None, high: float | None) -> str:
-    """Return how an AUC's interval compares with chance (0.5); empty when it is above."""
-    if low is None or high is None or low > 0.5:
+def chance(model: EvaluatedModel) -> float:
+    """Return the mean macro AUC of a model with shuffled labels, 0.5 where it is not defined.
+
+    It differs from 0.5 where folds are small or classes uneven between them.
+    """
+    row = shuffled_row(model)
+    return 0.5 if row is None or row["mean"] is None else float(row["mean"])
+
+
+def verdict(model: EvaluatedModel, record: dict[str, Any]) -> str:
+    """Return how a macro AUC compares with chance; empty when it is above.
+
+    An interval below chance is not enough for "worse": the labels must also have been shuffled, and
+    give so low an AUC seldom enough.
+    """
+    low, high, line = record["low"], record["high"], chance(model)
+    if low is None or high is None or low > line:
         return ""
-    return "worse than chance" if high < 0.5 else "not distinguishable from chance"
+    row = shuffled_row(model)
+    p = None if row is None else row.get("p_worse")
+    if high < line and p is not None and p < 0.025:
+        return "worse than chance"
+    return "not distinguishable from chance"
 
 
 def protocol(results: Results) -> str:
@@ -162,14 +196,45 @@ def _positive(record: dict[str, Any] | None) -> str:
     return f"{record['n_positive']} of {record['n']}" if record else ""
 
 
-def _cell(record: dict[str, Any] | None, *, digits: int, with_count: bool, sign: str) -> TableCell:
+def _cell(
+    results: Results,
+    model: EvaluatedModel,
+    record: dict[str, Any] | None,
+    metric: Metric,
+    *,
+    with_count: bool,
+) -> TableCell:
     if record is None:
         return TableCell(NA, note="not evaluated")
+    digits = metric.decimals
     notes = [record["note"]] if record["note"] else []
-    macro_auc = record["metric"] == "auc" and record["class"] == "macro"
-    if macro_auc and (words := chance(record["low"], record["high"])):
-        notes.append(words)
+    if record["lowest"] is not None and record["lowest"] < record["highest"]:
+        ends = (number(record[name], digits) for name in ("lowest", "highest"))
+        notes.append(f"rounds {' to '.join(ends)}")
+    if metric.name == "auc" and record["class"] == "macro" and record["level"] == "patient":
+        notes += [words] if (words := verdict(model, record)) else []
     if with_count and record["n_positive"] is not None:
         notes.append(_positive(record))
-    value = number(record["value"], digits, sign=sign)
+    value = number(record["value"], digits, sign=mark(results, model.encoder))
     return TableCell(value, interval(record["low"], record["high"], digits), "; ".join(notes))
+
+
+@dataclass(frozen=True, slots=True)
+class _Control:
+    """A column of the headline that the macro AUC is to be read against."""
+
+    title: tuple[str, str]
+    cell: Callable[[EvaluatedModel], TableCell]
+
+
+def _shuffled_cell(model: EvaluatedModel) -> TableCell:
+    row = shuffled_row(model)
+    if row is None:
+        return TableCell(NA)
+    return TableCell(number(row["mean"]), interval(row["low"], row["high"]), row["note"] or "")
+
+
+CONTROLS = (
+    _Control(("Covariates alone", "macro AUC"), covariates_cell),
+    _Control(("Chance", "labels shuffled"), _shuffled_cell),
+)

@@ -88,45 +88,29 @@ def folds_page_table(model: EvaluatedModel) -> PageTable:
 
 
 def binary_page_table(results: Results, model: EvaluatedModel) -> PageTable | None:
-    """Return the metrics of regrouped scores, with the AUC by bootstrap and by DeLong."""
+    """Return the metrics of regrouped scores."""
     table = model.binary.filter(PATIENT)
     if not len(table):
         return None
     sign = mark(results, model.encoder)
-    others = [metric for metric in grouping_metrics() if metric.name != "auc"]
+    metrics = grouping_metrics()
     rows: list[TableRow] = []
     for name in table["grouping"].unique(maintain_order=True):
-        own = {
-            (row["metric"], row["method"]): row
-            for row in table.filter(pl.col("grouping") == name).to_dicts()
-        }
-        first = own["auc", "bootstrap"]
-        delong = own.get(("auc", "delong"))
+        own = {row["metric"]: row for row in table.filter(pl.col("grouping") == name).to_dicts()}
+        first = own[metrics[0].name]
         rows.append(
             (
                 name,
                 f"{first['n_positive']} of {first['n']}",
-                figure_cell(first, sign=sign),
-                TableCell(interval(delong["low"], delong["high"]) or NA, note=delong["note"] or "")
-                if delong
-                else NA,
                 *(
-                    figure_cell(
-                        own.get((metric.name, "bootstrap")), digits=metric.decimals, sign=sign
-                    )
-                    for metric in others
+                    figure_cell(own.get(metric.name), digits=metric.decimals, sign=sign)
+                    for metric in metrics
                 ),
             )
         )
     return page_table(
         f"Scores in two groups{sign}, patients (negative vs positive)",
-        (
-            "Grouping",
-            "#Positive",
-            "#AUC, bootstrap",
-            "#DeLong interval",
-            *(f"#{metric.label}" for metric in others),
-        ),
+        ("Grouping", "#Positive", *(f"#{metric.label}" for metric in metrics)),
         rows,
         "Patients are ranked by the probability of the positive group as a share of both groups. "
         "Patients in neither group are left out.",

@@ -5,11 +5,14 @@ from typing import Any
 
 import polars as pl
 
+from her2.report.figures.base import Figure
+from her2.report.figures.forest import ForestLine, forest_figure
 from her2.report.format import interval, number, plural
 from her2.report.results import EvaluatedModel, Results
 from her2.report.section import Section
 from her2.report.sections import comparison, controls, headline
-from her2.report.sections.headline import chance, domain
+from her2.report.sections.controls import covariates_row, shuffled_row
+from her2.report.sections.headline import domain, verdict
 from her2.report.sections.model_tables import stack_models, stacked
 from her2.report.sections.overlap import mark
 
@@ -48,18 +51,45 @@ def _sentence(
             f"{number(least)} to {figure}, the highest with {best.encoder} / {best.head} "
             f"({_pretraining(results, best.encoder)})"
         )
-    if verdict := chance(top["low"], top["high"]):
-        text += f", {verdict}"
+    if words := verdict(best, top):
+        text += f", {words}"
     text += "."
-    if total > 1:
-        text += " The best of several models is optimistic by selection; see the comparison."
-    unclear = sum(bool(chance(row["low"], row["high"])) for _, row in rows)
+    unclear = sum(bool(verdict(model, row)) for model, row in rows)
     if total > 1 and unclear:
         text += (
             f" {unclear} of {total} models {'is' if unclear == 1 else 'are'} not above chance "
             "by their intervals."
         )
     return text
+
+
+def forest(results: Results, task_name: str) -> Figure | None:
+    """Return the figure of all models of a task; None for one model, whose table says the same."""
+    lines = []
+    for model in results.task_models(task_name):
+        row, covariates = _macro(model), covariates_row(model)
+        if row["value"] is None:
+            continue
+        shuffled = shuffled_row(model)
+        lines.append(
+            ForestLine(
+                name=f"{model.encoder} / {model.head}",
+                value=row["value"],
+                limits=_limits(row, "low", "high"),
+                chance=_limits(shuffled, "low", "high"),
+                covariates=covariates["covariates"] if covariates else None,
+                covariates_limits=_limits(covariates, "covariates_low", "covariates_high"),
+            )
+        )
+    if len(lines) < 2:
+        return None
+    return forest_figure(lines, task_name, results.figure_context)
+
+
+def _limits(row: dict[str, Any] | None, low: str, high: str) -> tuple[float, float] | None:
+    if row is None or row[low] is None or row[high] is None:
+        return None
+    return row[low], row[high]
 
 
 def _pretraining(results: Results, encoder: str) -> str:
@@ -86,6 +116,7 @@ class SummaryData:
     sentences: list[str]
     by_patient: list[headline.Headline]
     by_slide: list[headline.Headline]
+    forests: list[Figure]
     covariate_warnings: list[controls.CovariateWarning]
     statements: list[comparison.Statement]
     compared: bool
@@ -102,6 +133,7 @@ def summary(results: Results) -> SummaryData:
         sentences=sentences(results),
         by_patient=by_patient,
         by_slide=by_slide,
+        forests=[one for task in results.config.tasks if (one := forest(results, task))],
         covariate_warnings=controls.covariate_warnings(results),
         statements=comparison.statements(results),
         compared=bool(results.comparisons),
@@ -128,6 +160,8 @@ def headline_table(results: Results) -> pl.DataFrame:
         pl.col("value").alias("auc"),
         "low",
         "high",
+        "lowest",
+        "highest",
         "note",
         "overlap",
     )

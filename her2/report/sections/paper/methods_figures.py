@@ -6,6 +6,7 @@ import polars as pl
 
 from her2.config import EvaluationSection
 from her2.evaluation.groupings import groupings_of
+from her2.evaluation.intervals import SHARED_TRAINING, SHARED_TRAINING_PAIRED
 from her2.explanation.citations import DELETION, POINTING_GAME
 from her2.metrics import all_metrics, metrics_in
 from her2.report.format import plural
@@ -26,6 +27,7 @@ class _Statistics:
     seed: int
     fixed_split: bool
     repeated: bool
+    shared_training: float
     metrics: list[str]
     ordinal_metrics: list[str]
     calibration_metrics: list[str]
@@ -42,6 +44,7 @@ def statistics(results: Results) -> str:
             seed=config.seed,
             fixed_split=results.split,
             repeated=not results.split and config.folds.repeats > 1,
+            shared_training=SHARED_TRAINING,
             metrics=[
                 metric.phrase
                 for metric in all_metrics()
@@ -75,36 +78,32 @@ class _Comparison:
     """Facts of the comparison paragraph; `kinds` is empty where nothing was compared."""
 
     kinds: list[str]
-    delong: bool
-    family_sizes: str
+    families: list[str]
+    shared_training: float
     domains_compared: bool
 
 
 def comparison(results: Results) -> str:
     """Describe the comparison of encoders and heads; empty where nothing was compared."""
-    columns = {"kind": pl.String, "method": pl.String, "family": pl.Int64}
+    columns = {"kind": pl.String, "family": pl.String, "family_size": pl.Int64}
     whole = pl.concat(
         [pl.DataFrame(schema=columns)]
-        + [table.select(pl.col(name).cast(kind) for name, kind in columns.items())
-           for table in results.comparisons.values()]
-    )  # fmt: skip
-    families = whole["family"].drop_nulls().to_list()
+        + [table.select(list(columns)) for table in results.comparisons.values()]
+    )
+    sizes = whole.select("family", "family_size").unique(maintain_order=True)
     return paragraph(
         "comparison",
         _Comparison(
             kinds=[kind for kind in ("encoders", "heads") if kind in whole["kind"]],
-            delong="delong" in whole["method"],
-            family_sizes=_family_sizes(families) if families else "",
+            families=[
+                f"{name}: {plural(size, 'test')}" for name, size in sizes.iter_rows() if size
+            ],
+            shared_training=SHARED_TRAINING_PAIRED,
             domains_compared=any(
                 table["difference"].drop_nulls().len() for table in results.statements.values()
             ),
         ),
     )
-
-
-def _family_sizes(families: list[int]) -> str:
-    low, high = min(families), max(families)
-    return f"{plural(high, 'test')} each" if low == high else f"{low:,} to {high:,} tests"
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,8 @@ class TrainingSection(Section):
         "sampling",
         description="sampling: training slides are drawn so that classes are equally frequent; "
         "loss: each slide once per epoch, with equal weights of the classes in the loss; slides: "
-        "drawn uniformly with replacement; none: each slide once per epoch",
+        "drawn uniformly with replacement; none: each slide once per epoch. Probabilities are "
+        "corrected for it in the evaluation",
     )
     standardise: bool = Field(
         True, description="standardise features by the training set's mean and standard deviation"

@@ -117,7 +117,7 @@ def _overall(
     )
     found = []
     for metric, column in zip(metrics, values.T, strict=True):
-        note = metric.no_interval or few
+        note = f"no interval: {metric.no_interval}" if metric.no_interval else few
         low, high = (math.nan, math.nan)
         if not note:
             low, high = interval(column[1:], section.confidence, (rows.count_patients,))

@@ -81,19 +81,22 @@ def operating_table(
         for run in runs(predictions)
         for role in ("tune", "test")
     }
+    tuned = predictions.filter(pl.col("role") == "tune")
+    patients = tuned.group_by("patient_id").agg(pl.col("target").first()).sort("patient_id")
     asked = {"specificity": section.specificity, "sensitivity": section.sensitivity}
     records = []
     for grouping in groupings_of(task, section):
-        tested = _tested(parts, task, grouping, level)
+        tested = _tested(parts, patients, task, grouping, level)
         for fixed, value in asked.items():
             shared = {"level": level, "grouping": grouping.name, "fixed": fixed, "asked": value}
             records.append(shared | _record(tested, section, grouping.name, fixed, value, seed))
     return pl.DataFrame(records, schema=OPERATING)
 
 
-def _tested(parts: Parts, task: Task, grouping: Grouping, level: str) -> _Tested:
-    tuned = pl.concat([table for (_, role), table in parts.items() if role == "tune"])
-    patients = tuned.group_by("patient_id").agg(pl.col("target").first()).sort("patient_id")
+def _tested(
+    parts: Parts, patients: pl.DataFrame, task: Task, grouping: Grouping, level: str
+) -> _Tested:
+    """Return the models and test rows of a grouping; `patients` are those of the tuning sets."""
     index = {name: number for number, name in enumerate(patients["patient_id"])}
     models: list[Applied] = []
     rows, lacking = [], []

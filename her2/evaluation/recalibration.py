@@ -61,10 +61,10 @@ def _ratio(hits: Bools, probabilities: Floats, patients: Ints, confidence: float
     if not expected > 0:
         return Estimate(math.nan, note="not defined: every probability is 0")
     value, count = observed / expected, len(np.unique(patients))
-    if not observed:
-        return Estimate(value, 0.0, wilson(0, count, confidence)[1] / expected)
     if count < 2:
         return Estimate(value, note="interval not defined: 1 patient")
+    if not observed:
+        return Estimate(value, 0.0, wilson(0, count, confidence)[1] / expected)
     # What a patient adds to observed - value * expected, whose mean is 0.
     parts = np.bincount(patients, hits - value * probabilities)
     error = math.sqrt(count / (count - 1) * (parts**2).sum()) / hits.sum()

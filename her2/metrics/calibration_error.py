@@ -50,8 +50,7 @@ METRICS = (
         larger_is_better=False,
         overall=expected_calibration_error,
         tables=("calibration",),
-        no_interval="no interval: it is biased upwards, and that of a bootstrap covers 0 % of "
-        "calibrated models",
+        no_interval="it is biased upwards, and bootstrap intervals cover 0 % of calibrated models",
         references={"Naeini et al. 2015": "AAAI"},
     ),
 )

@@ -22,6 +22,7 @@ DETAILS = (
     "confusion",
     "fold_metrics",
     "binary",
+    "priors",
     "temperatures",
     "calibration",
     "reliability",
@@ -65,6 +66,7 @@ class EvaluatedModel:
     confusion: pl.DataFrame
     fold_metrics: pl.DataFrame
     binary: pl.DataFrame
+    priors: pl.DataFrame
     temperatures: pl.DataFrame
     calibration: pl.DataFrame
     reliability: pl.DataFrame

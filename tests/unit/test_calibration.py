@@ -267,7 +267,7 @@ def test_copies_of_slides_leave_the_intervals_of_a_class_alone() -> None:
     once = recalibration(*calibrated(80, seed=1), 0.95)
     hits, probabilities, patients = calibrated(80, seed=1)
     twice = [np.concatenate([part, part]) for part in (hits, probabilities, patients)]
-    found = recalibration(*twice, 0.95)
+    found = recalibration(twice[0], twice[1], twice[2], 0.95)
     assert found["observed_expected"] == once["observed_expected"]
     for name in ("slope", "intercept"):
         assert found[name].value == pytest.approx(once[name].value)

@@ -313,8 +313,8 @@ def test_values_at_the_prevalence_of_the_study_are_those_of_its_counts() -> None
 
 @given(st.floats(0.05, 0.95), st.floats(0.05, 0.95), st.floats(0.01, 0.99))
 def test_a_predictive_value_is_bayes_rule(hit: float, miss: float, prevalence: float) -> None:
-    limits = [(one, *wilson(60 * one, 60, 0.95)) for one in (hit, miss)]
-    value, low, high = predictive_value(*limits, prevalence)
+    own, other = ((one, *wilson(60 * one, 60, 0.95)) for one in (hit, miss))
+    value, low, high = predictive_value(own, other, prevalence)
     assert value == pytest.approx(hit * prevalence / (hit * prevalence + miss * (1 - prevalence)))
     assert 0 <= low < value < high <= 1
 

@@ -13,8 +13,9 @@ from scipy.special import log_softmax, softmax
 from sklearn.metrics import log_loss
 
 from her2.config import EvaluationSection, HeadSection, Task, TrainingSection
-from her2.config.jobs import ClassBalance, EvaluateSpec
+from her2.config.jobs import ClassBalance, ControlSpec, EvaluateSpec
 from her2.core.errors import UserError
+from her2.evaluation.controls.stage import control
 from her2.evaluation.decision_curves import decision_table
 from her2.evaluation.priors import training_priors, with_training_priors
 from her2.heads.abmil import AttentionSection
@@ -27,7 +28,7 @@ from her2.mil.priors import PRIORS, read_priors, seen_shares, with_shares
 from her2.mil.train import _class_weights, train_fold
 from her2.storage.entries import FoldEntry, write_entries
 from tests.unit.bag_makers import CPU, bag
-from tests.unit.prediction_makers import SCORE
+from tests.unit.prediction_makers import SCORE, cohort_of, predictions
 
 SLIDES = np.array([40, 30, 20, 10])
 
@@ -212,7 +213,7 @@ def drawn(patients: int = 6000, signal: float = 0.7, seed: int = 0) -> tuple[pl.
     logits[np.arange(patients), target] += signal
     given = softmax(signal * logits, axis=1)
     names = [f"p{i:04d}" for i in range(patients)]
-    predictions = pl.DataFrame(
+    before = pl.DataFrame(
         {
             "slide_id": names, "patient_id": names, "repeat": 0, "fold": 0, "seed": 0,
             "role": "test", "target": target,
@@ -224,15 +225,15 @@ def drawn(patients: int = 6000, signal: float = 0.7, seed: int = 0) -> tuple[pl.
          for name, share in zip(SCORE.class_names, SLIDES, strict=True)],
         schema=PRIORS, orient="row",
     )  # fmt: skip
-    return predictions, with_training_priors(predictions, priors, SCORE)
+    return before, with_training_priors(before, priors, SCORE)
 
 
 def test_acting_on_3_plus_at_a_fifth_does_not_harm_once_the_prior_is_put_back() -> None:
     before, after = drawn()
     benefit = []
-    for predictions in (before, after):
+    for table in (before, after):
         found = decision_table(
-            {"as predicted": (predictions, "")}, SCORE, EvaluationSection(), level="patient"
+            {"as predicted": (table, "")}, SCORE, EvaluationSection(), level="patient"
         )
         own = (pl.col("grouping") == "0/1+/2+ vs 3+") & (pl.col("threshold") == 0.2)
         benefit.append(found.filter(own)["net_benefit"].item())
@@ -293,13 +294,13 @@ def test_trainings_with_and_without_balance_end_with_the_same_probabilities(
     """
     shares = np.array([0.6, 0.3, 0.1])
     (train, _), (tune, _), (test, posterior) = (
-        gaussian(n, shares, seed) for n, seed in ((450, 1), (40, 2), (200, 3))
+        gaussian(n, shares, seed) for n, seed in ((450, 1), (20, 2), (200, 3))
     )
     slides = np.bincount([one.label for one in train])
     found = {}
     for balance in balances:
         training = TrainingSection(
-            bag_size=2, bags_per_batch=15, epochs=10, patience=10, learning_rate=0.05,
+            bag_size=2, bags_per_batch=10, epochs=6, patience=6, learning_rate=0.05,
             schedule="cosine", weight_decay=0.0, balance=balance, **changed,
         )  # fmt: skip
         trained = train_fold(
@@ -308,10 +309,10 @@ def test_trainings_with_and_without_balance_end_with_the_same_probabilities(
         )  # fmt: skip
         raw = np.array([predict(trained.model, one).probabilities for one in test])
         seen = ClassBalance(
-            balance=balance, bags_per_batch=15, fitted=isinstance(head, LogisticSection)
+            balance=balance, bags_per_batch=10, fitted=isinstance(head, LogisticSection)
         )
         found[balance] = with_shares(raw, slides / 450, seen_shares(slides, seen))
-        assert np.abs(found[balance] - posterior).mean() < 0.06
+        assert np.abs(found[balance] - posterior).mean() < 0.08
         if balance != "none":
             assert np.abs(raw - posterior).mean() > 0.1
             assert raw[:, 2].mean() > 1.7 * posterior[:, 2].mean()
@@ -327,3 +328,30 @@ def test_a_table_that_is_none_is_refused(tmp_path: Path) -> None:
     pl.DataFrame({"run": ["r0f0"]}).write_parquet(tmp_path / "priors.parquet")
     with pytest.raises(UserError, match=r"priors\.parquet: is not a table `priors`"):
         read_priors(tmp_path / "priors.parquet")
+
+
+def test_controls_read_predictions_with_what_the_model_gave(tmp_path: Path) -> None:
+    """Covariates have no such columns, and are predicted with those that both have."""
+    table = predictions(60, folds=3)
+    priors = pl.DataFrame(
+        [(f"r0f{fold}", "k", name, 1, 1, 0.25, 0.25, "")
+         for fold in range(3) for name in SCORE.class_names],
+        schema=PRIORS, orient="row",
+    )  # fmt: skip
+    with_training_priors(table, priors, SCORE).write_parquet(tmp_path / "predictions.parquet")
+    slides = table.select("slide_id", "patient_id", label="target").unique().sort("slide_id")
+    roles = table.select("slide_id", "repeat", "fold", "role")
+    folds = slides.join(table.select("repeat", "fold").unique(), how="cross").join(
+        roles, on=["slide_id", "repeat", "fold"], how="left"
+    )
+    folds.with_columns(pl.col("role").fill_null("train")).write_parquet(tmp_path / "folds.parquet")
+    cohort_of(table).write_parquet(tmp_path / "cohort.parquet")
+    found = control(
+        ControlSpec(
+            task=SCORE, grid="g", seed=1,
+            evaluation=EvaluationSection(bootstrap=100, permutations=100),
+        ),
+        predictions=tmp_path / "predictions.parquet", folds=tmp_path / "folds.parquet",
+        cohort=tmp_path / "cohort.parquet", output=tmp_path / "controls",
+    )  # fmt: skip
+    assert found["covariates_predictions"].columns == table.columns

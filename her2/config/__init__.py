@@ -28,6 +28,7 @@ from her2.config.learning import (
     HeatmapFormat,
     HeatmapSection,
     ReportSection,
+    SeededTrainingSection,
     Select,
     TrainingSection,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "PretrainingSection",
     "ReportSection",
     "Section",
+    "SeededTrainingSection",
     "Select",
     "Share",
     "Task",

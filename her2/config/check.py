@@ -17,8 +17,8 @@ from her2.config.learning import (
     FoldsSection,
     HeatmapSection,
     ReportSection,
+    SeededTrainingSection,
     Select,
-    TrainingSection,
     her2_groupings,
     own_grouping,
 )
@@ -64,7 +64,7 @@ class Config(Section):
     heads: Annotated[dict[Name, HeadSection], BeforeValidator(_head_named_by_key), *Ordered] = (
         Field(min_length=1)
     )
-    training: TrainingSection = TrainingSection()
+    training: SeededTrainingSection = SeededTrainingSection()
     folds: FoldsSection = FoldsSection()
     published_protocol: bool = Field(
         False,

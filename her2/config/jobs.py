@@ -8,6 +8,8 @@ paths (moving a folder changes no result), batch sizes or thread counts.
 
 from typing import Literal, TypeVar
 
+from pydantic import field_serializer
+
 from her2.config import (
     KEEP_ORDER,
     Balance,
@@ -24,6 +26,7 @@ from her2.config import (
     TilingSection,
     TrainingSection,
 )
+from her2.config.names import Protocol, Run
 from her2.core.errors import UserError
 from her2.core.files import canonical_json
 
@@ -142,12 +145,6 @@ class EmbedSpec(Section):
     max_failed_tiles: float
 
 
-Protocol = Literal["sound", "published"]
-"""sound: grouped by patient, best epoch on the tuning set, metrics over slides and patients.
-published: like arXiv 2411.05028, for comparison: folds over slides, last epoch, metrics over random
-bags."""
-
-
 Sites = Literal["ignored", "stratified", "preserved", "leave_one_out"]
 
 
@@ -178,17 +175,25 @@ class SimilarSpec(Section):
 
 
 class TrainSpec(Section):
-    """A chunk of runs of an encoder, head and task; `runs` lists (repeat, fold)."""
+    """A chunk of runs of an encoder, head and task.
+
+    A run of the first seed is written as a pair (repeat, fold). The number of seeds is not part of
+    it, since it changes no model.
+    """
 
     version: int = VERSIONS["train"]
     task: Task
     head: HeadSection
     training: TrainingSection
     protocol: Protocol = "sound"
-    runs: tuple[tuple[int, int], ...]
+    runs: tuple[Run, ...]
     buckets: tuple[str, ...]
     max_excluded: float
     seed: int
+
+    @field_serializer("runs")
+    def _identities(self, runs: tuple[Run, ...]) -> list[tuple[int, ...]]:
+        return [run.identity for run in runs]
 
 
 class ClassBalance(Section):
@@ -242,7 +247,10 @@ class ControlSpec(Section):
 
 
 class HeatmapSpec(Section):
-    """The attention maps of an encoder, head and task; ground truths are input files."""
+    """The attention maps of an encoder, head and task; ground truths are input files.
+
+    `chunks` are those of the first training seed.
+    """
 
     version: int = VERSIONS["heatmap"]
     task: Task
@@ -260,6 +268,7 @@ class AttentionSpec(Section):
     """The localisation and faithfulness of the attention of an encoder and head on a task.
 
     Ground truths are input files; `mask_classes` are the classes of their positive regions.
+    `chunks` are those of the first training seed.
     """
 
     version: int = VERSIONS["attention"]

@@ -17,7 +17,7 @@ GroupingName = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$", 
 
 
 class TrainingSection(Section):
-    """The training of a fold."""
+    """The training of a model."""
 
     bag_size: Count = Field(128, description="tiles drawn per slide in a training step")
     bags_per_batch: Count = Field(8, description="slides per step")
@@ -86,6 +86,22 @@ class TrainingSection(Section):
         return self
 
 
+class SeededTrainingSection(TrainingSection):
+    """The training of each fold, once or with several seeds."""
+
+    seeds: Annotated[int, Field(ge=1, le=20)] = Field(
+        1,
+        description="number of times that each fold is trained, with other initial weights, draws "
+        "and dropout each time; AUCs are means over the seeds, and their spread is reported. One "
+        "does not show what another training would have given: at least 3 for results to publish",
+    )
+
+    @property
+    def of_one_model(self) -> TrainingSection:
+        """What a single training depends on."""
+        return TrainingSection(**self.model_dump(exclude={"seeds"}))
+
+
 class FoldsSection(Section):
     """Cross-validation, or the manifest's fixed split."""
 
@@ -100,7 +116,7 @@ class FoldsSection(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(
         None, description="seed of the folds; default: the `seed` of the whole run"
     )
-    per_job: Count = Field(5, description="folds trained per job")
+    per_job: Count = Field(5, description="models trained per job, all of one training seed")
     sites: Literal["ignored", "stratified", "preserved", "leave_one_out"] = Field(
         "ignored",
         description="stratified: test sets are also balanced by site; preserved: each site is "

@@ -1,18 +1,29 @@
 """Stage 2, compare: AUCs of several models for the same patients, slides and folds.
 
 Each AUC comes with the influence of every patient, so that patients who are hard for two models
-cancel out in their difference.
+cancel out in their difference. All models have the same rounds, those of the model with the most
+training seeds. Another model with fewer counts in each of them with the mean over its own seeds, so
+that no seed of a model counts more than the others.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import polars as pl
 
 from her2.config import EvaluationSection, Task
 from her2.core.errors import UserError
-from her2.evaluation.areas import Area, class_area, combined, grouping_area, held_out, macro_area
-from her2.evaluation.groupings import groupings_of
+from her2.evaluation.areas import (
+    Area,
+    HeldOut,
+    class_area,
+    combined,
+    grouping_area,
+    held_out,
+    macro_area,
+)
+from her2.evaluation.groupings import Grouping, groupings_of
 from her2.evaluation.intervals import Estimate, area_estimate, difference_estimate, mean_estimate
 
 Model = tuple[str, str]
@@ -20,6 +31,8 @@ Model = tuple[str, str]
 Question = tuple[str, str]
 """(class or `macro`, "") or ("", grouping): names one AUC of a model."""
 MACRO: Question = ("macro", "")
+Round = tuple[int, int]
+"""Repeat, training seed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +76,8 @@ def pair_models(
 ) -> Paired:
     """Restrict models to the slides (of every repeat) that all of them tested.
 
+    They may have different numbers of training seeds.
+
     Args:
         predictions: the predictions table of each model.
         task: the task that they predict.
@@ -74,23 +89,26 @@ def pair_models(
     tested = {model: table.filter(pl.col("role") == "test") for model, table in predictions.items()}
     common = _common(tested)
     every = pl.concat([table.select("patient_id") for table in tested.values()])
+    if not len(common):
+        raise UserError(
+            f"the models to compare ({', '.join('/'.join(one) for one in tested)}) have no "
+            "patient in common; see the report's list of excluded slides."
+        )
+    shared = {
+        model: table.join(common, on=["slide_id", "repeat"], how="semi")
+        for model, table in tested.items()
+    }
+    rounds = {model: _rounds(table) for model, table in shared.items()}
+    most = max(rounds.values(), key=len)
     groupings = groupings_of(task, section)
     areas: dict[Model, dict[Question, Area]] = {}
     patients = 0
-    for model, table in tested.items():
-        shared = table.join(common, on=["slide_id", "repeat"], how="semi")
-        rows = held_out(shared, task, level="patient")
+    for model, table in shared.items():
+        rows = held_out(table, task, level="patient")
         patients = len(rows.names)
-        if not patients:
-            raise UserError(
-                f"the models to compare ({', '.join('/'.join(one) for one in tested)}) have no "
-                "patient in common; see the report's list of excluded slides."
-            )
-        classes = [class_area(rows, index) for index in range(len(task.class_names))]
         areas[model] = {
-            **{(name, ""): one for name, one in zip(task.class_names, classes, strict=True)},
-            MACRO: macro_area(rows, classes),
-            **{("", grouping.name): grouping_area(rows, grouping) for grouping in groupings},
+            question: _in_rounds(one, rounds[model], most)
+            for question, one in areas_of(rows, task, groupings).items()
         }
     first = next(iter(areas.values()))
     return Paired(
@@ -98,6 +116,35 @@ def pair_models(
         counts={question: int(one.sizes.sum()) for question, one in first.items()},
         confidence=section.confidence,
         left_out=every["patient_id"].n_unique() - patients,
+    )
+
+
+def areas_of(rows: HeldOut, task: Task, groupings: Sequence[Grouping]) -> dict[Question, Area]:
+    """Return the AUC of every question: each class, macro, each grouping."""
+    classes = [class_area(rows, index) for index in range(len(task.class_names))]
+    return {
+        **{(name, ""): one for name, one in zip(task.class_names, classes, strict=True)},
+        MACRO: macro_area(rows, classes),
+        **{("", grouping.name): grouping_area(rows, grouping) for grouping in groupings},
+    }
+
+
+def _rounds(table: pl.DataFrame) -> list[Round]:
+    """Return the rounds of a model, in the order of the areas of its rows."""
+    return table.select("repeat", "seed").unique().sort("repeat", "seed").rows()
+
+
+def _in_rounds(area: Area, own: Sequence[Round], wanted: Sequence[Round]) -> Area:
+    """Return a model's AUC in other rounds: in each, the mean over its seeds of the same repeat."""
+    if own == wanted:
+        return area
+    repeats = np.array([repeat for repeat, _ in own])
+    # Seeds test the same patients, so an AUC is defined for all seeds of a repeat or for none.
+    members = [np.flatnonzero(repeats == repeat) for repeat, _ in wanted]
+    return replace(
+        area,
+        rounds=np.array([area.rounds[each].mean() for each in members]),
+        influence=np.stack([area.influence[each].mean(axis=0) for each in members]),
     )
 
 

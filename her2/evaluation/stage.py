@@ -25,6 +25,7 @@ from her2.evaluation.operating_points import operating_table
 from her2.evaluation.predictions import gather_predictions, out_of_fold
 from her2.evaluation.priors import training_priors, with_training_priors
 from her2.evaluation.random_bags import bag_figures
+from her2.evaluation.seeds import seeds_table
 from her2.evaluation.temperature import fit_temperatures, scaled_predictions
 from her2.mil.priors import PRIORS
 from her2.storage.cache import Cache
@@ -91,6 +92,7 @@ def evaluation_tables(
         "confusion": at_each(lambda at: confusion_table(pooled[at], task, level=at)),
         "binary": at_each(lambda at: binary_table(predictions, task, section, level=at, seed=seed)),
         "priors": pl.DataFrame(schema=PRIORS) if priors is None else priors,
+        "seeds": at_each(lambda at: seeds_table(predictions, task, section, level=at)),
         "temperatures": temperatures,
         "calibration": at_each(
             lambda at: calibration_table(states, task, section, level=at, seed=seed)

@@ -1,8 +1,8 @@
 """Stage 2, attention: measures of the reliability of attention on a model's held-out slides.
 
 The stage reads folds, trained folds, feature stores and ground truths, and opens no slide. Each
-slide is judged by the models that never saw its patient. Attention is that of the predicted class,
-as trained folds store it.
+slide is judged by the models that never saw its patient, of the first training seed. Attention is
+that of the predicted class, as trained folds store it.
 """
 
 import logging

@@ -47,7 +47,7 @@ def predict_slides(
 
     Args:
         models: folders of trained folds, e.g. `results/models/score/uni2/abmil/r0f0`, or the folder
-            of a head, which stands for all of its folds.
+            of a head, which stands for all of its folds and training seeds.
         features: folder of `{slide_id}.zarr.zip`; entries files beside them tell which slides have
             no features, and why.
         output: a `.csv` or `.parquet` file.

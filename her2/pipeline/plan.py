@@ -11,7 +11,7 @@ from functools import cached_property
 from her2.cohort.columns import columns_read_by
 from her2.cohort.manifest import TRUTH_SUFFIXES, Cohort, SlideRow
 from her2.config import Config, FoldsSection, jobs
-from her2.config.names import PUBLISHED, chunks, split_protocol
+from her2.config.names import PUBLISHED, Run, chunks, split_protocol
 from her2.core.errors import UserError
 from her2.slides.backends import planned_files
 
@@ -81,8 +81,13 @@ class Plan:
         return section
 
     @cached_property
-    def chunks(self) -> dict[str, tuple[tuple[int, int], ...]]:
-        """Return chunk name -> the (repeat, fold) pairs that one training job takes."""
+    def chunks(self) -> dict[str, tuple[Run, ...]]:
+        """Return chunk name -> the runs that one training job takes."""
+        return chunks(self.folds, self.config.training.seeds)
+
+    @property
+    def first_chunks(self) -> dict[str, tuple[Run, ...]]:
+        """Return the chunks of the first training seed, whose attention is shown and measured."""
         return chunks(self.folds)
 
     @property
@@ -281,7 +286,7 @@ class Plan:
             jobs.TrainSpec(
                 task=self.config.tasks[task],
                 head=self.config.heads[head],
-                training=self.config.training,
+                training=self.config.training.of_one_model,
                 protocol=protocol,
                 runs=self.chunks[chunk],
                 buckets=self.buckets,
@@ -339,7 +344,7 @@ class Plan:
         return jobs.dump(
             jobs.HeatmapSpec(
                 task=self.config.tasks[task],
-                chunks=tuple(self.chunks),
+                chunks=tuple(self.first_chunks),
                 buckets=self.buckets,
                 slides=self.config.heatmaps.slides,
                 formats=self.config.heatmaps.formats,
@@ -356,7 +361,7 @@ class Plan:
         return jobs.dump(
             jobs.AttentionSpec(
                 task=self.config.tasks[task],
-                chunks=tuple(self.chunks),
+                chunks=tuple(self.first_chunks),
                 buckets=self.buckets,
                 mask_classes=self.config.cohort.mask_classes,
                 annotation_origin=self.config.tiling.annotation_origin,

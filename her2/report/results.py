@@ -23,6 +23,7 @@ DETAILS = (
     "fold_metrics",
     "binary",
     "priors",
+    "seeds",
     "temperatures",
     "calibration",
     "reliability",
@@ -50,9 +51,9 @@ RECEIPTS = 200
 class EvaluatedModel:
     """One encoder and head on a task: the tables of its evaluation and of its training.
 
-    `folds` and `histories` are by run (`r0f3`); a missing history is left out. `controls` and
-    `attention` are tables by name. `heatmaps` is the list of `heatmaps.json`, `scores` that of
-    `tiles.json`, and `pictures` their folder.
+    `folds` and `histories` are by run (`r0f3`, `r0f3s1`); a missing history is left out.
+    `controls` and `attention` are tables by name. `heatmaps` is the list of `heatmaps.json`,
+    `scores` that of `tiles.json`, and `pictures` their folder.
     """
 
     task_name: str
@@ -67,6 +68,7 @@ class EvaluatedModel:
     fold_metrics: pl.DataFrame
     binary: pl.DataFrame
     priors: pl.DataFrame
+    seeds: pl.DataFrame
     temperatures: pl.DataFrame
     calibration: pl.DataFrame
     reliability: pl.DataFrame

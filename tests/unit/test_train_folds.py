@@ -16,6 +16,7 @@ from her2.cohort.manifest import Cohort, SlideRow
 from her2.config import EvaluationSection, Task, TrainingSection
 from her2.config.heads import HEADS as SECTIONS
 from her2.config.jobs import ClassBalance, EvaluateSpec, FoldsSpec, TrainSpec
+from her2.config.names import Run
 from her2.core.errors import UserError
 from her2.core.files import digest, file_digest, link
 from her2.evaluation.stage import evaluate
@@ -28,7 +29,7 @@ from her2.mil.fold import load_model
 from her2.mil.losses import bag_loss
 from her2.mil.maps import read_maps
 from her2.mil.priors import PRIORS
-from her2.mil.stage import train_folds
+from her2.mil.stage import fold_key, train_folds, training_seed
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, FoldEntry, read_entries, write_entries
 from her2.storage.features import FeatureStore, open_store, write_store
@@ -37,7 +38,9 @@ from her2.training.checkpoint import Checkpoint
 TASK = Task(label="her2", classes={"negative": ["0"], "positive": ["3+"]})
 BUCKET = "0000-of-0001"
 D, TILES = 5, 6
-RUNS = ((0, 0), (0, 1), (0, 2))
+RUNS = (Run(0, 0), Run(0, 1), Run(0, 2))
+KEY_OF_BEFORE = "0f97d36a11865d7342eeb93cf4863210f8dfcb8f38beacf81a92d6038a20b712"
+"""Key of the second fold of `build`'s world, with labels of 0, in version 0.1.0 (41754b3)."""
 
 
 @pytest.fixture(autouse=True)
@@ -263,7 +266,7 @@ def test_the_same_seed_gives_identical_predictions_in_another_place(tmp_path: Pa
 
 def test_folds_do_not_depend_on_which_folds_a_job_trains(tmp_path: Path) -> None:
     together = build(tmp_path / "a")
-    alone = build(tmp_path / "b", runs=((0, 2),))
+    alone = build(tmp_path / "b", runs=(Run(0, 2),))
     key = together.train()["r0f2"].key
     assert alone.train()["r0f2"].key == key
     tables = [pl.read_parquet(w.products(key) / "predictions.parquet") for w in (together, alone)]
@@ -290,6 +293,66 @@ def test_what_does_not_determine_a_model_is_not_in_its_key(world: World) -> None
     keys = {name: entry.key for name, entry in world.train().items()}
     same = world.spec.model_copy(update={"max_excluded": 0.9})
     assert {name: entry.key for name, entry in world.train(same, threads=2).items()} == keys
+
+
+def test_another_training_seed_is_another_model_of_the_same_fold(world: World) -> None:
+    runs = (Run(0, 0), Run(0, 0, 1), Run(0, 0, 2))
+    entries = world.train(world.spec.model_copy(update={"runs": runs}))
+    assert list(entries) == ["r0f0", "r0f0s1", "r0f0s2"]
+    folders = [world.products(entry.key) for entry in entries.values()]
+    cards = [json.loads((folder / "card.json").read_text()) for folder in folders]
+    assert len({card["folds_digest"] for card in cards}) == 1
+    assert len({card["seed"] for card in cards}) == len({card["key"] for card in cards}) == 3
+    tables = [pl.read_parquet(folder / "predictions.parquet") for folder in folders]
+    assert tables[0]["slide_id"].equals(tables[1]["slide_id"])
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert not tables[one].equals(tables[other])
+
+
+def test_the_first_seed_does_not_depend_on_how_many_there_are(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = world.train()
+    before = {
+        name: world.products(entry.key) / "model.safetensors" for name, entry in alone.items()
+    }
+    digests = {name: file_digest(path) for name, path in before.items()}
+    trained = []
+
+    def counted(*parts: object, **options: object) -> train_module.Trained:
+        trained.append(options["seed"])
+        return train_module.train_fold(*parts, **options)
+
+    monkeypatch.setattr(stage, "train_fold", counted)
+    runs = (*RUNS, *(run._replace(seed=1) for run in RUNS))
+    both = world.train(world.spec.model_copy(update={"runs": runs}))
+    assert {name: both[name] for name in alone} == alone
+    assert {name: file_digest(path) for name, path in before.items()} == digests
+    assert len(trained) == len(set(trained)) == len(RUNS)  # the new ones alone
+
+
+def test_a_model_of_the_first_seed_has_the_key_of_before_there_were_seeds(tmp_path: Path) -> None:
+    """Otherwise folds of existing caches would be trained again."""
+    world = build(tmp_path, version=3)
+    table = world.table().filter(pl.col("fold") == 1)
+    bags = {
+        name: Bag(name, "", entry.key, open_store(world.cache.path("features", entry.key)), 0)
+        for name, entry in world.entries().items()
+    }
+    parts = stage._parts(table, bags, grouped=False)
+    assert fold_key(world.spec, parts, Run(0, 1)) == KEY_OF_BEFORE
+    assert training_seed(7, Run(0, 1)) == int(digest([7, 0, 1])[:8], 16)
+
+
+def test_a_fitted_head_is_the_same_model_with_every_seed(world: World) -> None:
+    runs = (Run(0, 0), Run(0, 0, 1))
+    logistic = SECTIONS["logistic"](head="logistic")
+    entries = world.train(world.spec.model_copy(update={"runs": runs, "head": logistic}))
+    first, second = (
+        pl.read_parquet(world.products(entry.key) / "predictions.parquet")
+        for entry in entries.values()
+    )
+    assert first.equals(second)
 
 
 def test_labels_of_the_test_set_are_no_input_of_a_model(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ rule evaluate:
         confusion=FILES.model_table("evaluation", "confusion"),
         binary=FILES.model_table("evaluation", "binary"),
         priors=FILES.model_table("evaluation", "priors"),
+        seeds=FILES.model_table("evaluation", "seeds"),
         temperatures=FILES.model_table("evaluation", "temperatures"),
         calibration=FILES.model_table("evaluation", "calibration"),
         reliability=FILES.model_table("evaluation", "reliability"),

@@ -14,13 +14,14 @@ from her2.report.figures.curves import (
 from her2.report.format import number
 from her2.report.results import EvaluatedModel, Results
 from her2.report.sections.overlap import mark
+from her2.report.sections.seeds import ONE_SEED
 from her2.report.tables import PageTable, TableCell, TableRow, figure_cell, page_table
 
 PATIENT = pl.col("level") == "patient"
 
 
 def figures_page_table(results: Results, model: EvaluatedModel) -> PageTable:
-    """Return every pooled metric at both levels."""
+    """Return every metric at both levels."""
     sign = mark(results, model.encoder)
     found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for row in model.metrics.filter(pl.col("level").is_in(["patient", "slide"])).to_dicts():
@@ -41,15 +42,20 @@ def figures_page_table(results: Results, model: EvaluatedModel) -> PageTable:
             )
         )
     return page_table(
-        f"All metrics{sign}, pooled out-of-fold",
+        f"All metrics{sign}, out-of-fold",
         ("Metric", "#Patients", "#Slides", "#Positive patients"),
         rows,
-        " ".join(metric.note for metric in all_metrics() if metric.note),
+        " ".join(
+            [
+                *(metric.note for metric in all_metrics() if metric.note),
+                *([ONE_SEED] if results.config.training.seeds == 1 else []),
+            ]
+        ),
     )
 
 
 def folds_page_table(model: EvaluatedModel) -> PageTable:
-    """Return the metrics of each fold's own test set, at patient level."""
+    """Return the metrics of each fold's own test set (once per seed), at patient level."""
     wanted = [
         (metric, name)
         for metric in sorted(headline_metrics(), key=lambda metric: metric.order)

@@ -193,13 +193,15 @@ def _figures(model: EvaluatedModel) -> list[Notice]:
 
 def _folds(results: Results, model: EvaluatedModel) -> list[Notice]:
     found = []
-    limit, total = results.config.training.epochs, len(model.folds)
+    limit = results.config.training.epochs
+    noun = "fold" if results.config.training.seeds == 1 else "trained model"
+    total = plural(len(model.folds), noun)
     first = sum(entry.best_epoch == 0 and entry.epochs > 1 for entry in model.folds.values())
     last = sum(entry.best_epoch + 1 == limit for entry in model.folds.values())
     if first:
         found.append(
             Notice(
-                f"{model.name}: in {first} of {plural(total, 'fold')}, no epoch improved on the "
+                f"{model.name}: in {first} of {total}, no epoch improved on the "
                 "first, so the model kept had one epoch of training.",
                 model.anchor,
             )
@@ -207,7 +209,7 @@ def _folds(results: Results, model: EvaluatedModel) -> list[Notice]:
     if last:
         found.append(
             Notice(
-                f"{model.name}: {last} of {plural(total, 'fold')} kept the last of {limit} allowed "
+                f"{model.name}: {last} of {total} kept the last of {limit} allowed "
                 "epochs. Training was still improving; raise training.epochs.",
                 model.anchor,
             )

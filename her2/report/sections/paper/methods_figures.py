@@ -50,7 +50,7 @@ def statistics(results: Results) -> str:
             evaluation=config.evaluation,
             seed=config.seed,
             fixed_split=results.split,
-            repeated=not results.split and config.folds.repeats > 1,
+            repeated=config.training.seeds > 1 or (not results.split and config.folds.repeats > 1),
             shared_training=SHARED_TRAINING,
             metrics=[
                 metric.phrase
@@ -162,6 +162,7 @@ class _Explanation:
     """Facts of the explanation paragraph: slides behind each measure, empty if not measured."""
 
     synthetic: bool
+    seeds: int
     faithfulness_over: str
     localisation_over: str
     agreement_over: str
@@ -175,6 +176,7 @@ def explanation(results: Results) -> str:
         "explanation",
         _Explanation(
             synthetic=results.synthetic,
+            seeds=results.config.training.seeds,
             faithfulness_over=_over(results, "faithfulness_summary"),
             localisation_over=_over(results, "localisation_summary"),
             agreement_over=_over(results, "agreement"),

@@ -93,9 +93,13 @@ def predict(
         Path, typer.Option("--features", help="folder of feature stores {slide_id}.zarr.zip")
     ],
     out: Annotated[Path, typer.Option("--out", help="the table, .csv or .parquet")],
+    priors: Annotated[
+        Path | None,
+        typer.Option(help="the models' priors.parquet; default: that of their results folder"),
+    ] = None,
     threads: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
     """Predict slides of another cohort, whose features must come from the same encoder."""
     from her2.mil.apply import predict_slides
 
-    predict_slides(models, features, out, threads=threads)
+    predict_slides(models, features, out, threads=threads, priors=priors)

@@ -22,6 +22,7 @@ from her2.config.encoders import (
 )
 from her2.config.heads import HeadSection
 from her2.config.learning import (
+    Balance,
     EvaluationSection,
     FoldsSection,
     GroupingSection,
@@ -49,6 +50,7 @@ from her2.core.types import Domain, Feature
 __all__ = [
     "KEEP_ORDER",
     "NAME_PATTERN",
+    "Balance",
     "ClassName",
     "CohortSection",
     "Config",

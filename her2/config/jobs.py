@@ -12,6 +12,7 @@ from pydantic import Field, field_serializer
 
 from her2.config import (
     KEEP_ORDER,
+    Balance,
     Config,
     Domain,
     EncoderSection,
@@ -198,6 +199,19 @@ class TrainSpec(Section):
         return [run.identity for run in runs]
 
 
+class ClassBalance(Section):
+    """How the classes were drawn and weighed in training, see `her2.mil.priors`.
+
+    `fitted` is True for a head that scikit-learn fits. The defaults are those of a training whose
+    classes are as frequent as their slides.
+    """
+
+    balance: Balance = "none"
+    label_smoothing: float = 0.0
+    bags_per_batch: int = 1
+    fitted: bool = False
+
+
 class EvaluateSpec(Section):
     """The metrics of an encoder, head and task."""
 
@@ -205,6 +219,7 @@ class EvaluateSpec(Section):
     task: Task
     protocol: Protocol = "sound"
     chunks: tuple[str, ...]
+    training: ClassBalance = ClassBalance()
     evaluation: EvaluationSection
     seed: int
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     Select = str
 else:  # each metric declares if it can select
     Select = Literal[("loss", *selecting_metrics())]
+Balance = Literal["sampling", "loss", "slides", "none"]
 HeatmapFormat = Literal["png", "parquet", "geojson", "ome_tiff"]
 GroupingName = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=60)]
 
@@ -59,11 +60,12 @@ class TrainingSection(Section):
         None,
         description="batches per epoch; default: enough for as many slides as the training set has",
     )
-    balance: Literal["sampling", "loss", "slides", "none"] = Field(
+    balance: Balance = Field(
         "sampling",
         description="sampling: training slides are drawn so that classes are equally frequent; "
         "loss: each slide once per epoch, with equal weights of the classes in the loss; slides: "
-        "drawn uniformly with replacement; none: each slide once per epoch",
+        "drawn uniformly with replacement; none: each slide once per epoch. Probabilities are "
+        "corrected for it in the evaluation",
     )
     standardise: bool = Field(
         True, description="standardise features by the training set's mean and standard deviation"
@@ -164,6 +166,11 @@ def her2_groupings() -> dict[str, GroupingSection]:
     }
 
 
+def own_grouping(class_names: tuple[str, ...]) -> str:
+    """Return the name of the grouping that a task with two classes is by itself."""
+    return " vs ".join(class_names)
+
+
 class EvaluationSection(Section):
     """Confidence intervals, groupings, operating points and controls."""
 
@@ -188,6 +195,11 @@ class EvaluationSection(Section):
         "none",
         description="nested: also evaluate the pipeline that picks encoder and head in each fold "
         "by the macro AUC on its tuning set (docs/selection.md); nothing is trained for it",
+    )
+    prevalence: dict[GroupingName, Annotated[float, Field(gt=0, lt=1)]] = Field(
+        default_factory=dict,
+        description="name of a grouping -> share of the positive side where the model would be "
+        "used; PPV and NPV are then also given at this prevalence",
     )
     permutations: Annotated[int, Field(ge=100)] = Field(
         1000, description="permutations of the labels within the folds (controls)"

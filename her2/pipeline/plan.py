@@ -309,11 +309,19 @@ class Plan:
 
     def evaluate_spec(self, task: str, model: str) -> str:
         """Return the spec of evaluating one encoder and head on a task."""
+        head, protocol = split_protocol(model)
+        training = self.config.training
         return jobs.dump(
             jobs.EvaluateSpec(
                 task=self.config.tasks[task],
-                protocol=split_protocol(model)[1],
+                protocol=protocol,
                 chunks=tuple(self.chunks),
+                training=jobs.ClassBalance(
+                    balance=training.balance,
+                    label_smoothing=training.label_smoothing,
+                    bags_per_batch=training.bags_per_batch,
+                    fitted=not self.config.heads[head].trained_by_gradient,
+                ),
                 evaluation=self._of_one_model,
                 seed=self.config.seed,
             )

@@ -22,6 +22,7 @@ DETAILS = (
     "confusion",
     "fold_metrics",
     "binary",
+    "priors",
     "seeds",
     "temperatures",
     "calibration",
@@ -66,6 +67,7 @@ class EvaluatedModel:
     confusion: pl.DataFrame
     fold_metrics: pl.DataFrame
     binary: pl.DataFrame
+    priors: pl.DataFrame
     seeds: pl.DataFrame
     temperatures: pl.DataFrame
     calibration: pl.DataFrame

@@ -147,6 +147,7 @@ def test_the_order_of_classes_survives_the_spec_and_is_part_of_it():
         ({"report/title": "Another"}, {"report"}),
         ({"heads/wide/attention": 256}, {"train", "report"}),
         ({"training/epochs": 3}, {"train", "report"}),
+        ({"training/balance": "loss"}, {"train", "evaluate", "report"}),
         ({"evaluation/bootstrap": 100}, {"evaluate", "compare", "report"}),
         ({"evaluation/selection": "nested"}, {"compare", "report"}),
         ({"heatmaps/faithfulness_slides": 5}, {"attention", "report"}),

@@ -1,7 +1,7 @@
 import json
 import resource
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,13 @@ from typer.testing import CliRunner
 from her2.cli.main import app
 from her2.cohort.folds import make_folds
 from her2.cohort.manifest import Cohort, SlideRow
-from her2.config import Task, TrainingSection
+from her2.config import EvaluationSection, Task, TrainingSection
 from her2.config.heads import HEADS as SECTIONS
-from her2.config.jobs import FoldsSpec, TrainSpec
+from her2.config.jobs import ClassBalance, EvaluateSpec, FoldsSpec, TrainSpec
 from her2.config.names import Run
 from her2.core.errors import UserError
 from her2.core.files import digest, file_digest, link
+from her2.evaluation.stage import evaluate
 from her2.heads.abmil import AttentionSection
 from her2.mil import stage
 from her2.mil import train as train_module
@@ -27,6 +28,7 @@ from her2.mil.bags import Bag
 from her2.mil.fold import load_model
 from her2.mil.losses import bag_loss
 from her2.mil.maps import read_maps
+from her2.mil.priors import PRIORS
 from her2.mil.stage import fold_key, train_folds, training_seed
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, FoldEntry, read_entries, write_entries
@@ -655,6 +657,62 @@ def test_a_saved_model_predicts_what_its_fold_predicted(world: World, head: str)
         np.testing.assert_allclose(table[column], expected[column], rtol=1e-6)
     written = pl.read_csv(world.root / "out.csv")
     assert written["predicted"].to_list() == table["predicted"].to_list()
+
+
+def evaluated(world: World, models: Path, output: Path) -> pl.DataFrame:
+    """Evaluate the folds of the world, whose training drew the classes evenly."""
+    spec = EvaluateSpec(
+        task=TASK, chunks=("chunk",), training=ClassBalance(balance="sampling"),
+        evaluation=EvaluationSection(bootstrap=100), seed=1,
+    )  # fmt: skip
+    evaluate(spec, world.cache, folds=world.folds, models=models, output=output)
+    return pl.read_parquet(output / "predictions.parquet")
+
+
+def unbalanced(root: Path) -> World:
+    """Return a world of 12 negative and 4 positive patients."""
+    slides = cohort(12)
+    spare = {f"p{index}" for index in range(4, 12)}
+    rows = tuple(row for row in slides.rows if row.patient_id not in spare)
+    return build(root, replace(slides, rows=rows))
+
+
+def test_predictions_elsewhere_have_the_training_sets_prior_like_the_evaluation(
+    tmp_path: Path,
+) -> None:
+    """In a results folder the table of the evaluation is found, and the corrections agree."""
+    world = unbalanced(tmp_path)
+    entries = world.train()
+    results = tmp_path / "results"
+    head = results / "models" / "score" / "uni2" / "abmil"
+    shutil.copytree(world.output.parent, head)
+    expected = evaluated(world, head, results / "evaluation" / "score" / "uni2" / "abmil")
+    assert (expected["prob_positive"] < expected["raw_positive"]).all()
+    tiles = {name: entry.tiles for name, entry in world.entries().items()}
+    own = expected.filter((pl.col("fold") == 0) & (pl.col("role") != "tune")).sort("slide_id")
+    for name in own["slide_id"]:
+        folder = elsewhere(world, [name], tiles=tiles[name])
+    out = tmp_path / "out.csv"
+    found = predict_slides([head / "r0f0"], folder, out, threads=1)
+    assert found["slide_id"].to_list() == own["slide_id"].to_list()
+    np.testing.assert_allclose(found["prob_positive"], own["prob_positive"], rtol=1e-5)
+    assert set(found["prior"]) == {"training set"}
+
+    model = world.products(entries["r0f0"].key)  # the same model, without its results folder
+    left = predict_slides([model], folder, out, threads=1)
+    np.testing.assert_allclose(left["prob_positive"], own["raw_positive"], rtol=1e-5)
+    assert set(left["prior"]) == {"as trained"}
+    table = results / "evaluation" / "score" / "uni2" / "abmil" / "priors.parquet"
+    again = predict_slides([model], folder, out, threads=1, priors=table)
+    assert again.equals(found)
+
+
+def test_a_table_of_other_models_priors_is_refused(world: World) -> None:
+    model, folder = trained_model(world), elsewhere(world, ["new-a"])
+    table = world.root / "priors.parquet"
+    pl.DataFrame(schema=PRIORS).write_parquet(table)
+    with pytest.raises(UserError, match=r"--priors .*: does not have the model"):
+        predict_slides([model], folder, world.root / "out.csv", threads=1, priors=table)
 
 
 def test_the_command_predicts_with_all_folds_that_it_is_given(world: World) -> None:

@@ -25,6 +25,7 @@ rule evaluate:
         fold_metrics=FILES.model_table("evaluation", "fold_metrics"),
         confusion=FILES.model_table("evaluation", "confusion"),
         binary=FILES.model_table("evaluation", "binary"),
+        priors=FILES.model_table("evaluation", "priors"),
         seeds=FILES.model_table("evaluation", "seeds"),
         temperatures=FILES.model_table("evaluation", "temperatures"),
         calibration=FILES.model_table("evaluation", "calibration"),

@@ -15,7 +15,7 @@ from her2.report.figures.training import learning_figure
 from her2.report.format import number
 from her2.report.results import DETAILS, EvaluatedModel, Results
 from her2.report.section import Link, Section
-from her2.report.sections import controls, model_detail, seeds
+from her2.report.sections import controls, model_detail, probabilities, seeds
 from her2.report.sections.headline import find
 from her2.report.sections.model_tables import stacked, stacked_controls
 from her2.report.sections.overlap import mark, seen
@@ -92,8 +92,9 @@ def model_section(
         model_detail.figures_page_table(results, model),
         model_detail.binary_page_table(results, model),
         seeds.seeds_page_table(results, model),
-        model_detail.calibration_page_table(model),
-        model_detail.operating_page_table(model),
+        probabilities.calibration_page_table(model),
+        probabilities.class_calibration_page_table(model),
+        probabilities.operating_page_table(model),
         controls.subgroups_page_table(results, model),
     )
     return ModelSection(
@@ -132,12 +133,12 @@ def _figures(results: Results, model: EvaluatedModel) -> tuple[tuple[Figure, str
             "Macro AUC when the labels of held-out patients are shuffled within their folds.",
         ),
         (
-            model_detail.reliability(results, model),
+            probabilities.reliability(results, model),
             "Observed share of patients with a score, by predicted probability, with Wilson "
             "intervals. Dotted: perfect calibration.",
         ),
         (
-            model_detail.benefit(results, model),
+            probabilities.benefit(results, model),
             "Decision curves: net benefit of acting on the model, of treating everyone and of "
             "treating no one, by threshold probability (Vickers and Elkin 2006).",
         ),

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from her2.config import EvaluationSection
+from her2.config import Balance, EvaluationSection
 from her2.evaluation.groupings import groupings_of
 from her2.evaluation.intervals import SHARED_TRAINING, SHARED_TRAINING_PAIRED
 from her2.evaluation.selection import CORRECTED, NESTED
@@ -14,6 +14,12 @@ from her2.report.format import plural
 from her2.report.results import Results
 from her2.report.sections.controls import SUBGROUPS
 from her2.report.sections.paper.prose import paragraph
+
+REBALANCED: dict[Balance, str] = {
+    "sampling": "drew the scores equally often",
+    "loss": "weighed the scores alike",
+}
+"""What the balance of a training did to the frequencies of the scores, if anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,7 @@ class _Statistics:
     metrics: list[str]
     ordinal_metrics: list[str]
     calibration_metrics: list[str]
+    rebalanced: str
     groupings: list[str]
 
 
@@ -59,6 +66,7 @@ def statistics(results: Results) -> str:
             calibration_metrics=[
                 metric.phrase for metric in metrics_in("calibration", ordinal=True)
             ],
+            rebalanced=REBALANCED.get(config.training.balance, ""),
             groupings=grouping_names(results),
         ),
     )

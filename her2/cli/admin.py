@@ -38,7 +38,8 @@ def cohort_check(
     settings = load_config(config or Path("config.yaml"))
     if root is None and config is not None:
         root = settings.cohort.root  # the default config's root is the demo's, useless here
-    cohort = read_cohort(slides, root=root, tasks=settings.tasks)
+    named = settings.evaluation.columns
+    cohort = read_cohort(slides, root=root, tasks=settings.tasks, named=named)
     masks = settings.cohort.tissue_masks if config is not None else None
     check_files(cohort, tissue_masks=masks, classes=settings.tiling.annotation_classes)
     patients = len({row.patient_id for row in cohort.rows})

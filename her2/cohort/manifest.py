@@ -28,7 +28,7 @@ class SlideRow:
     """A row of the manifest; optional values are None if the cell is empty.
 
     The fields are the columns that code reads by name. `other` has the values of all further
-    columns that `her2.cohort.columns` declares, without missing ones.
+    columns that `her2.cohort.columns` declares or the config names, without missing ones.
     """
 
     slide_id: str
@@ -44,7 +44,7 @@ class SlideRow:
     other: Mapping[str, Value] = field(default_factory=dict)
 
     def value(self, column: str) -> Value:
-        """Return the value of a declared column."""
+        """Return the value of a column, apart from label columns."""
         value: Value = getattr(self, column) if column in FIELDS else self.other.get(column)
         return value
 
@@ -95,7 +95,8 @@ class Cohort:
         value, so that a newly declared column does not change the digests of cohorts without it.
         """
         ordered = sorted(names)
-        further = {column.name for column in columns.COLUMNS} - FIELDS
+        known_only = {name for row in self.rows for name in row.other}
+        further = ({column.name for column in columns.COLUMNS} | known_only) - FIELDS
         records: list[list[object]] = []
         for row in rows:
             record: list[object] = [
@@ -133,30 +134,43 @@ def bucket_of(slide_id: str, count: int) -> str:
     return f"{index:04d}-of-{count:04d}"
 
 
-def read_cohort(slides: Path, *, root: Path | None = None, tasks: Mapping[str, Task]) -> Cohort:
+def read_cohort(
+    slides: Path,
+    *,
+    root: Path | None = None,
+    tasks: Mapping[str, Task],
+    named: Mapping[str, str] | None = None,
+) -> Cohort:
     """Read and check a manifest.
 
     Args:
         slides: .csv (UTF-8, one header row) or .parquet.
         root: folder where relative paths start; default: the manifest's folder.
         tasks: tasks whose label columns and classes the manifest must fit.
+        named: further columns to read as text -> the config's key that names each.
 
     Raises:
         UserError: the manifest has problems; the message lists all of them with row, column, value
             and fix. `missing_files` checks separately that the files exist.
     """
-    rows, problems = _read_rows(slides, {task.label for task in tasks.values()})
+    rows, problems = _read_rows(slides, {task.label for task in tasks.values()}, named or {})
     problems += _duplicates(rows) + _label_problems(rows, tasks)
     return _cohort(slides, root, rows, problems)
 
 
-def read_labels(slides: Path, *, root: Path | None = None, labels: Collection[str]) -> Cohort:
-    """Read a manifest for a job: with some label columns, whose values are not checked.
+def read_labels(
+    slides: Path,
+    *,
+    root: Path | None = None,
+    labels: Collection[str],
+    named: Collection[str] = (),
+) -> Cohort:
+    """Read a manifest for a job: with some label and further columns, which are not checked.
 
     Raises:
         UserError: ids, paths or um/px have problems; the message lists all of them.
     """
-    rows, problems = _read_rows(slides, labels)
+    rows, problems = _read_rows(slides, labels, dict.fromkeys(named, "evaluation"))
     return _cohort(slides, root, rows, problems + _duplicates(rows))
 
 
@@ -188,7 +202,9 @@ def missing_files(cohort: Cohort, tissue_masks: Path | None = None) -> UserError
     )
 
 
-def _read_rows(slides: Path, labels: Collection[str]) -> tuple[list[SlideRow], list[str]]:
+def _read_rows(
+    slides: Path, labels: Collection[str], named: Mapping[str, str]
+) -> tuple[list[SlideRow], list[str]]:
     header, records = _read_table(slides)
     required = (*columns.required_columns(), *sorted(labels))
     problems = [
@@ -196,13 +212,19 @@ def _read_rows(slides: Path, labels: Collection[str]) -> tuple[list[SlideRow], l
         for name in required
         if name not in header
     ]
+    problems += [
+        f"`{key}`: there is no column {name!r}; correct the name or add the column"
+        for name, key in named.items()
+        if name not in header
+    ]
     if problems:
         raise problem_list(f"{slides}: found columns {', '.join(header) or '(none)'}", problems)
     if not records:
         raise UserError(f"{slides}: lists no slides. Write one row per slide below the header.")
+    further = columns.further_columns(named, labels)
     rows = []
     for number, record in enumerate(records, start=2):
-        row, wrong = _row(record, labels)
+        row, wrong = _row(record, labels, further)
         problems += [f"row {number}: {problem}" for problem in wrong]
         rows.append(row)
     return rows, problems
@@ -247,7 +269,9 @@ def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         raise UserError(f"{path}: is not a readable table: {error}") from None
 
 
-def _row(record: Mapping[str, str], labels: Collection[str]) -> tuple[SlideRow, list[str]]:
+def _row(
+    record: Mapping[str, str], labels: Collection[str], further: Collection[str]
+) -> tuple[SlideRow, list[str]]:
     cells = {key: (value or "").strip() for key, value in record.items()}
     wrong, values = [], {}
     for column in columns.COLUMNS:
@@ -257,6 +281,8 @@ def _row(record: Mapping[str, str], labels: Collection[str]) -> tuple[SlideRow, 
         except ValueError as problem:
             wrong.append(f"column {column.name!r}: {problem}")
             values[column.name] = cell if column.required else None
+    # A column that is declared has its own parser.
+    values = {name: text(cells[name]) for name in further} | values
     known: dict[str, Any] = {name: value for name, value in values.items() if name in FIELDS}
     return SlideRow(
         **known,

@@ -6,9 +6,10 @@ string, so what re-runs a stage and what the stage reads cannot drift apart. A s
 paths (moving a folder changes no result), batch sizes or thread counts.
 """
 
+import operator
 from typing import Literal, TypeVar
 
-from pydantic import field_serializer
+from pydantic import Field, field_serializer
 
 from her2.config import (
     KEEP_ORDER,
@@ -108,13 +109,17 @@ class AuditSpec(Section):
 
 
 class CohortSpec(Section):
-    """The table of all slides on all grids; `rows` digests all their cells in the manifest."""
+    """The table of all slides on all grids; `rows` digests all their cells in the manifest.
+
+    `columns` are those that only the config names, for the controls.
+    """
 
     version: int = VERSIONS["cohort"]
     rows: str
     buckets: tuple[str, ...]
     grids: tuple[str, ...]
     labels: tuple[str, ...]
+    columns: tuple[str, ...] = Field((), exclude_if=operator.not_)
 
 
 class EncoderSpec(Section):

@@ -8,7 +8,7 @@ heavy, writes nothing and reads nothing, since it runs at parse time in every jo
 from dataclasses import dataclass
 from functools import cached_property
 
-from her2.cohort.columns import columns_read_by
+from her2.cohort.columns import columns_read_by, further_columns
 from her2.cohort.manifest import TRUTH_SUFFIXES, Cohort, SlideRow
 from her2.config import Config, FoldsSection, jobs
 from her2.config.names import PUBLISHED, Run, chunks, split_protocol
@@ -168,12 +168,14 @@ class Plan:
     def cohort_spec(self) -> str:
         """Return the spec of the table of the whole cohort."""
         columns = (*columns_read_by("cohort"), *self.labels)
+        further = further_columns(self.config.evaluation.columns, self.labels)
         return jobs.dump(
             jobs.CohortSpec(
-                rows=self.cohort.digest(self.cohort.rows, columns),
+                rows=self.cohort.digest(self.cohort.rows, {*columns, *further}),
                 buckets=self.buckets,
                 grids=tuple(sorted(self.config.grids)),
                 labels=self.labels,
+                columns=further,
             )
         )
 
@@ -302,7 +304,7 @@ class Plan:
                 task=self.config.tasks[task],
                 protocol=split_protocol(model)[1],
                 chunks=tuple(self.chunks),
-                evaluation=self.config.evaluation,
+                evaluation=self.config.evaluation.without_columns,
                 seed=self.config.seed,
             )
         )
@@ -315,7 +317,7 @@ class Plan:
                 encoders=tuple(self.config.encoders),
                 domains={name: e.domain or "none" for name, e in self.config.encoders.items()},
                 heads=tuple(self.config.heads),
-                evaluation=self.config.evaluation,
+                evaluation=self.config.evaluation.without_columns,
                 seed=self.config.seed,
             )
         )

@@ -273,7 +273,8 @@ def _row(
     record: Mapping[str, str], labels: Collection[str], further: Collection[str]
 ) -> tuple[SlideRow, list[str]]:
     cells = {key: (value or "").strip() for key, value in record.items()}
-    wrong, values = [], {}
+    wrong: list[str] = []
+    values: dict[str, Value] = {name: text(cells[name]) for name in further}
     for column in columns.COLUMNS:
         cell = cells.get(column.name, "")
         try:
@@ -281,8 +282,6 @@ def _row(
         except ValueError as problem:
             wrong.append(f"column {column.name!r}: {problem}")
             values[column.name] = cell if column.required else None
-    # A column that is declared has its own parser.
-    values = {name: text(cells[name]) for name in further} | values
     known: dict[str, Any] = {name: value for name, value in values.items() if name in FIELDS}
     return SlideRow(
         **known,

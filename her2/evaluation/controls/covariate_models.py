@@ -89,8 +89,14 @@ def predict_by_covariates(
                 f"r{repeat}f{fold}: its training set has fewer than two classes in the folds "
                 "table, which does not match the trained model; run snakemake again."
             )
-        given = (_part(found, table) for table in (train, tune, test))
-        probabilities = _MODELS[by](_Fold(*given, len(task.class_names), seed))
+        own_fold = _Fold(
+            train=_part(found, train),
+            tune=_part(found, tune),
+            test=_part(found, test),
+            classes=len(task.class_names),
+            seed=seed,
+        )
+        probabilities = _MODELS[by](own_fold)
         parts.append(
             test.select(
                 "slide_id",

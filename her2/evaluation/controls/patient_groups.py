@@ -13,11 +13,6 @@ MOST_NUMBERS = 10
 """Number of values above which a column of numbers is cut into thirds."""
 
 
-def group_labels() -> dict[str, str]:
-    """Return the values of the tables' column `by` that have another name in the report."""
-    return subgroups()
-
-
 def patient_groups(
     tested: pl.DataFrame, cohort: pl.DataFrame, columns: Sequence[str] = ()
 ) -> Mapping[str, Mapping[str, str]]:

@@ -105,8 +105,8 @@ def interactions(rows: HeldOut, groups: Groups, task: Task) -> pl.DataFrame:
                 areas.append(area)
         order = np.argsort([area.value for area in areas])
         chi_square, p = wald(areas) if len(areas) > 1 else (math.nan, math.nan)
-        untested = "" if len(areas) > 1 else f"not tested: {len(areas)} of the groups can be used"
-        ends = {}
+        untested = "" if len(areas) > 1 else "not tested: fewer than 2 groups can be"
+        ends: dict[str, object] = {}
         if len(areas):
             for end, index in (("lowest", order[0]), ("highest", order[-1])):
                 ends |= {f"{end}_group": names[index], end: areas[index].value}
@@ -121,7 +121,7 @@ def interactions(rows: HeldOut, groups: Groups, task: Task) -> pl.DataFrame:
                 "n": sum(int(area.sizes.sum()) for area in areas),
                 "note": "; ".join(
                     one
-                    for one in (untested, "left out: " + ", ".join(left_out) if left_out else "")
+                    for one in (untested, f"left out: {', '.join(left_out)}" if left_out else "")
                     if one
                 ),
             }
@@ -175,9 +175,9 @@ def _macro(rows: HeldOut, task: Task) -> tuple[str, Area]:
     area = macro_area(rows, [class_area(rows, index) for index in range(len(counts))])
     few = [name for name, n in zip(task.class_names, counts, strict=True) if n < LEAST_COMPARED]
     if few:
-        return f"fewer than {LEAST_COMPARED} patients of {', '.join(few)}", area
+        return f"fewer than {LEAST_COMPARED} patients of {' and '.join(few)}", area
     if area.reason:
         return area.reason, area
     if not 0 < area.value < 1 or not spread(area)[0] > 1e-15:
-        return f"its AUC is {area.value:.3f} whoever is in it", area
+        return f"an AUC of {area.value:.3f} has no variance", area
     return "", area

@@ -396,7 +396,7 @@ def test_a_group_of_few_patients_of_a_class_is_left_out_by_name() -> None:
     row = interactions(rows, {"g": groups}, SCORE).row(0, named=True)
     assert row["groups"] == 2
     assert row["n"] == 84
-    assert row["note"] == "left out: c: fewer than 5 patients of 0, 1+, 2+, 3+"
+    assert row["note"] == "left out: c: fewer than 5 patients of 0 and 1+ and 2+ and 3+"
     kept = {name: group for name, group in groups.items() if group != "c"}
     part = held_out(model.filter(pl.col("patient_id").is_in(list(kept))), SCORE, level="patient")
     assert interactions(part, {"g": kept}, SCORE)["p"].item() == pytest.approx(row["p"])
@@ -419,7 +419,7 @@ def test_a_perfect_group_is_left_out_with_its_auc_and_one_group_is_not_tested() 
     assert row["p_holm"] is None
     assert row["family_size"] == 0
     assert row["note"] == (
-        "not tested: 1 of the groups can be used; left out: best: its AUC is 1.000 whoever is in it"
+        "not tested: fewer than 2 groups can be; left out: best: an AUC of 1.000 has no variance"
     )
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from her2.cohort.manifest import read_cohort
+from her2.cohort.manifest import Cohort, configured_cohort
 from her2.config import Config, load_config
 from her2.core.errors import UserError
 from her2.pipeline import progress, record, status
@@ -59,7 +59,7 @@ def explain_slide(
     from her2.pipeline.explain import explain, planned_jobs
 
     settings = load_config(config)
-    plan = _plan(settings)
+    plan = Plan(settings, _cohort(settings))
     if snakefile is None:
         here = Path("Snakefile")
         snakefile = here if here.exists() else Path(__file__).parents[2] / "Snakefile"
@@ -67,15 +67,8 @@ def explain_slide(
         print(line)
 
 
-def _plan(settings: Config) -> Plan:
-    section = settings.cohort
-    cohort = read_cohort(
-        section.slides,
-        root=section.root,
-        tasks=settings.tasks,
-        patient_label=section.patient_label,
-    )
-    return Plan(settings, cohort)
+def _cohort(settings: Config) -> Cohort:
+    return configured_cohort(settings, settings.cohort.slides, settings.cohort.root)
 
 
 def _run_lines(run: record.RunRecord, state: record.RunState) -> list[str]:
@@ -105,7 +98,7 @@ def _slide_lines(settings: Config) -> list[str]:
     reasons: dict[str, str] = {}
     entries: list[tuple[str, str, TileEntry | FeatureEntry]] = []
     try:
-        buckets = _plan(settings).buckets
+        buckets = Plan(settings, _cohort(settings)).buckets
         for path in _entries_files(settings.results / "tiles", settings.grids, buckets):
             entries += [("tiles", *item) for item in read_entries(path, TileEntry).items()]
         for path in _entries_files(settings.results / "features", settings.encoders, buckets):

@@ -161,7 +161,9 @@ def _value(one: Parameter, spec: Section, given: dict[str, Any]) -> Any:
     if one.name == "spec":
         return spec
     if one.annotation is Cohort:
-        return read_labels(given["slides"], root=given["root"], labels=_label_columns(spec))
+        named = spec.columns if isinstance(spec, jobs.CohortSpec) else ()
+        labels = _label_columns(spec)
+        return read_labels(given["slides"], root=given["root"], labels=labels, named=named)
     return Cache(given["cache"]) if one.annotation is Cache else given[one.name]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
+from her2.cohort.columns import FURTHER
 from her2.cohort.manifest import Cohort
 from her2.config.jobs import AuditSpec, CohortSpec
 from her2.core.errors import UserError, problem_list
@@ -70,7 +71,8 @@ def audit_cohort(spec: AuditSpec, cohort: Cohort, tiles: Path, output: Path) -> 
 def tabulate_cohort(spec: CohortSpec, cohort: Cohort, tiles: Path, output: Path) -> pl.DataFrame:
     """Write `slides.parquet` and `slides.csv`, one row per slide and grid.
 
-    The columns are the manifest's, then the entry's.
+    The columns are the manifest's, with `column_` before the names of those that only the config
+    names, then the entry's.
 
     Args:
         spec: the job.
@@ -86,6 +88,7 @@ def tabulate_cohort(spec: CohortSpec, cohort: Cohort, tiles: Path, output: Path)
             "patient_id": row.patient_id,
             **{f"label_{name}": row.labels.get(name) for name in spec.labels},
             **{name: row.value(name) for name in described},
+            **{f"{FURTHER}{name}": row.value(name) for name in spec.columns},
             "grid": grid,
             **entries[grid][row.slide_id].columns(),
         }

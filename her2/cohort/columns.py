@@ -9,7 +9,7 @@ Every Snakemake job imports this module when it parses the workflow, so it impor
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +23,8 @@ controls and the report."""
 
 MISSING = frozenset({"", "na", "n/a", "nan", "none", "null"})
 """Cells (in any case) that mean a missing value."""
+FURTHER = "column_"
+"""Prefix, in the cohort's table, of columns that are not declared here but named in the config."""
 MAX_ID_LENGTH = 128
 """Ids become file names, which most file systems limit to 255 bytes."""
 
@@ -168,6 +170,22 @@ def columns_read_by(job: Job) -> tuple[str, ...]:
 def covariates(kind: Literal["number", "category"]) -> dict[str, str]:
     """Return name -> label of the columns that are covariates of a kind."""
     return {column.name: column.label for column in COLUMNS if column.covariate == kind}
+
+
+def further_columns(named: Iterable[str], labels: Collection[str]) -> tuple[str, ...]:
+    """Return those of the config's columns that the cohort's table does not have anyway."""
+    present = {column.name for column in COLUMNS if column.in_table} | set(labels)
+    return tuple(sorted({*named} - present))
+
+
+def place_in_table(name: str, table: Collection[str]) -> str:
+    """Return the name that a column of the manifest has in the cohort's table, "" if it has none.
+
+    A column that only the config names has a prefix there, because its name may be that of a
+    property of slides.
+    """
+    found = (f"{FURTHER}{name}", f"label_{name}", name)
+    return next((one for one in found if one in table), "")
 
 
 def subgroups() -> dict[str, str]:

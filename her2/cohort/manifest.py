@@ -16,7 +16,7 @@ from typing import Any
 from her2.cohort import columns
 from her2.cohort.columns import Value, text
 from her2.cohort.labels import Conflict, conflicts, refusal
-from her2.config import PatientLabel, Task
+from her2.config import Config, PatientLabel, Task
 from her2.core.errors import UserError, problem_list
 from her2.core.files import digest
 
@@ -29,8 +29,8 @@ class SlideRow:
     """A row of the manifest; optional values are None if the cell is empty.
 
     The fields are the columns that code reads by name. `other` has the values of all further
-    columns that `her2.cohort.columns` declares, without missing ones. `number` is the row in the
-    file, where the header is row 1; it does not make two slides differ.
+    columns that `her2.cohort.columns` declares or the config names, without missing ones. `number`
+    is the row in the file, where the header is row 1; it does not make two slides differ.
     """
 
     slide_id: str
@@ -47,7 +47,7 @@ class SlideRow:
     number: int = field(default=0, compare=False)
 
     def value(self, column: str) -> Value:
-        """Return the value of a declared column."""
+        """Return the value of a column, apart from label columns."""
         value: Value = getattr(self, column) if column in FIELDS else self.other.get(column)
         return value
 
@@ -98,7 +98,8 @@ class Cohort:
         value, so that a newly declared column does not change the digests of cohorts without it.
         """
         ordered = sorted(names)
-        further = {column.name for column in columns.COLUMNS} - FIELDS
+        known_only = {name for row in self.rows for name in row.other}
+        further = ({column.name for column in columns.COLUMNS} | known_only) - FIELDS
         records: list[list[object]] = []
         for row in rows:
             record: list[object] = [
@@ -143,12 +144,24 @@ def bucket_of(slide_id: str, count: int) -> str:
     return f"{index:04d}-of-{count:04d}"
 
 
+def configured_cohort(config: Config, slides: Path, root: Path | None) -> Cohort:
+    """Read and check a manifest, as `read_cohort` does, with the tasks and columns of a config."""
+    return read_cohort(
+        slides,
+        root=root,
+        tasks=config.tasks,
+        patient_label=config.cohort.patient_label,
+        named=config.evaluation.columns,
+    )
+
+
 def read_cohort(
     slides: Path,
     *,
     root: Path | None = None,
     tasks: Mapping[str, Task],
     patient_label: PatientLabel = "refuse",
+    named: Mapping[str, str] | None = None,
 ) -> Cohort:
     """Read and check a manifest.
 
@@ -157,12 +170,13 @@ def read_cohort(
         root: folder where relative paths start; default: the manifest's folder.
         tasks: tasks whose label columns and classes the manifest must fit.
         patient_label: the config's `cohort.patient_label`.
+        named: further columns to read as text -> the config's key that names each.
 
     Raises:
         UserError: the manifest has problems; the message lists all of them with row, column, value
             and fix. `missing_files` checks separately that the files exist.
     """
-    rows, problems = _read_rows(slides, {task.label for task in tasks.values()})
+    rows, problems = _read_rows(slides, {task.label for task in tasks.values()}, named or {})
     problems += _duplicates(rows) + _label_problems(rows, tasks)
     whole = Cohort(tuple(rows), slides.parent)
     problems += [
@@ -173,13 +187,19 @@ def read_cohort(
     return _cohort(slides, root, rows, problems)
 
 
-def read_labels(slides: Path, *, root: Path | None = None, labels: Collection[str]) -> Cohort:
-    """Read a manifest for a job: with some label columns, whose values are not checked.
+def read_labels(
+    slides: Path,
+    *,
+    root: Path | None = None,
+    labels: Collection[str],
+    named: Collection[str] = (),
+) -> Cohort:
+    """Read a manifest for a job: with some label and further columns, which are not checked.
 
     Raises:
         UserError: ids, paths or um/px have problems; the message lists all of them.
     """
-    rows, problems = _read_rows(slides, labels)
+    rows, problems = _read_rows(slides, labels, dict.fromkeys(named, "evaluation"))
     return _cohort(slides, root, rows, problems + _duplicates(rows))
 
 
@@ -211,7 +231,9 @@ def missing_files(cohort: Cohort, tissue_masks: Path | None = None) -> UserError
     )
 
 
-def _read_rows(slides: Path, labels: Collection[str]) -> tuple[list[SlideRow], list[str]]:
+def _read_rows(
+    slides: Path, labels: Collection[str], named: Mapping[str, str]
+) -> tuple[list[SlideRow], list[str]]:
     header, records = _read_table(slides)
     required = (*columns.required_columns(), *sorted(labels))
     problems = [
@@ -219,13 +241,19 @@ def _read_rows(slides: Path, labels: Collection[str]) -> tuple[list[SlideRow], l
         for name in required
         if name not in header
     ]
+    problems += [
+        f"`{key}`: there is no column {name!r}; correct the name or add the column"
+        for name, key in named.items()
+        if name not in header
+    ]
     if problems:
         raise problem_list(f"{slides}: found columns {', '.join(header) or '(none)'}", problems)
     if not records:
         raise UserError(f"{slides}: lists no slides. Write one row per slide below the header.")
+    further = columns.further_columns(named, labels)
     rows = []
     for number, record in enumerate(records, start=2):
-        row, wrong = _row(number, record, labels)
+        row, wrong = _row(number, record, labels, further)
         problems += [f"row {number}: {problem}" for problem in wrong]
         rows.append(row)
     return rows, problems
@@ -271,10 +299,11 @@ def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 
 def _row(
-    number: int, record: Mapping[str, str], labels: Collection[str]
+    number: int, record: Mapping[str, str], labels: Collection[str], further: Collection[str]
 ) -> tuple[SlideRow, list[str]]:
     cells = {key: (value or "").strip() for key, value in record.items()}
-    wrong, values = [], {}
+    wrong: list[str] = []
+    values: dict[str, Value] = {name: text(cells[name]) for name in further}
     for column in columns.COLUMNS:
         cell = cells.get(column.name, "")
         try:

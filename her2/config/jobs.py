@@ -6,6 +6,7 @@ string, so what re-runs a stage and what the stage reads cannot drift apart. A s
 paths (moving a folder changes no result), batch sizes or thread counts.
 """
 
+import operator
 from typing import Literal, TypeVar
 
 from pydantic import Field, field_serializer
@@ -110,13 +111,17 @@ class AuditSpec(Section):
 
 
 class CohortSpec(Section):
-    """The table of all slides on all grids; `rows` digests all their cells in the manifest."""
+    """The table of all slides on all grids; `rows` digests all their cells in the manifest.
+
+    `columns` are those that only the config names, for the controls.
+    """
 
     version: int = VERSIONS["cohort"]
     rows: str
     buckets: tuple[str, ...]
     grids: tuple[str, ...]
     labels: tuple[str, ...]
+    columns: tuple[str, ...] = Field((), exclude_if=operator.not_)
 
 
 class EncoderSpec(Section):

@@ -1,5 +1,6 @@
 """Config: training, folds, evaluation, heatmaps and the report."""
 
+import operator
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
@@ -14,6 +15,7 @@ else:  # each metric declares if it can select
 Balance = Literal["sampling", "loss", "slides", "none"]
 HeatmapFormat = Literal["png", "parquet", "geojson", "ome_tiff"]
 GroupingName = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=60)]
+ColumnName = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
 
 
 class TrainingSection(Section):
@@ -204,6 +206,38 @@ class EvaluationSection(Section):
     permutations: Annotated[int, Field(ge=100)] = Field(
         1000, description="permutations of the labels within the folds (controls)"
     )
+    subgroups: tuple[ColumnName, ...] = Field(
+        (),
+        exclude_if=operator.not_,
+        description="further columns of the manifest whose values define subgroups (controls), "
+        "beside `site` and `scanner`; numbers of more than 10 values are cut into thirds",
+    )
+    covariates: tuple[ColumnName, ...] = Field(
+        (),
+        exclude_if=operator.not_,
+        description="further columns of the manifest from which the covariates alone predict the "
+        "label (controls): a number where all its values are numbers, else a category",
+    )
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Return the columns of the manifest that the controls ask for -> the key that names it."""
+        named = dict.fromkeys(self.covariates, "evaluation.covariates")
+        return named | dict.fromkeys(self.subgroups, "evaluation.subgroups")
+
+    @property
+    def without_columns(self) -> "EvaluationSection":
+        """Return the section of the jobs that do not read these columns."""
+        return self.model_copy(update={"subgroups": (), "covariates": ()})
+
+    @model_validator(mode="after")
+    def _a_column_is_named_once(self) -> "EvaluationSection":
+        for key in ("subgroups", "covariates"):
+            names = getattr(self, key)
+            repeated = sorted({name for name in names if names.count(name) > 1})
+            if repeated:
+                raise ValueError(f"{key}: {repeated[0]!r} is listed twice; list each column once")
+        return self
 
 
 class HeatmapSection(Section):

@@ -34,9 +34,11 @@ class HeldOut:
         target: class index of each row (n,).
         probabilities: (n, c).
         patients: index of each row's patient (n,), into `names` and `classes`.
-        models: index of the model that predicted each row (n,), into `rounds`.
+        models: index of the model that predicted each row (n,), into `rounds`. Rows are compared
+            within a model; `within` divides the rows of a model further.
         rounds: index of each model's round (m,); a round is one repeat of the cross-validation
             with one training seed, and tests every patient at most once.
+        folds: number of test sets per round.
         names: ids of the patients (p,), sorted.
         classes: class index of each patient (p,).
     """
@@ -46,6 +48,7 @@ class HeldOut:
     patients: Ints
     models: Ints
     rounds: Ints
+    folds: int
     names: tuple[str, ...]
     classes: Ints
 
@@ -123,9 +126,40 @@ def held_out(predictions: pl.DataFrame, task: Task, *, level: str) -> HeldOut:
         patients=_whole(rows["patient"]),
         models=_whole(rows["model"]),
         rounds=_whole(models["round"]),
+        folds=int(np.bincount(_whole(models["round"])).max(initial=1)),
         names=tuple(patients["patient_id"]),
         classes=_whole(patients["target"]),
     )
+
+
+def within(rows: HeldOut, groups: Ints) -> HeldOut:
+    """Return the rows divided so that only patients of the same test set and group are compared.
+
+    Args:
+        rows: the rows.
+        groups: group of each patient (p,), such as their site; patients of -1 are left out.
+    """
+    kept = groups[rows.patients] >= 0
+    patients, place = np.unique(rows.patients[kept], return_inverse=True)
+    pairs = np.stack([rows.models[kept], groups[rows.patients[kept]]])
+    parts, models = np.unique(pairs, axis=1, return_inverse=True)
+    return HeldOut(
+        target=rows.target[kept],
+        probabilities=rows.probabilities[kept],
+        patients=place,
+        models=models.ravel(),
+        rounds=rows.rounds[parts[0]],
+        folds=rows.folds,
+        names=tuple(rows.names[index] for index in patients),
+        classes=rows.classes[patients],
+    )
+
+
+def opponents(rows: HeldOut, positive: Bools) -> Ints:
+    """Return how many rows of the other side each row is compared with (n,)."""
+    up, down = (np.bincount(rows.models[side], minlength=len(rows.rounds))
+                for side in (positive, ~positive))  # fmt: skip
+    return np.where(positive, down[rows.models], up[rows.models])
 
 
 def class_area(rows: HeldOut, index: int) -> Area:
@@ -198,8 +232,7 @@ def area(rows: HeldOut, positive: Bools, scores: Floats, kept: Bools, groups: In
     counted, at = counted[pairs[at] > 0], at[pairs[at] > 0]
     change = (won[counted] - rounds[at] * met[counted]) / pairs[at]
     np.add.at(influence, (at, rows.patients[counted]), change)
-    folds = int(np.bincount(rows.rounds).max(initial=1))
-    return Area(rounds, influence, groups, folds, _reason(groups, pairs))
+    return Area(rounds, influence, groups, rows.folds, _reason(groups, pairs))
 
 
 def _below(scores: Floats, others: Floats) -> Floats:

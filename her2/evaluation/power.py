@@ -168,6 +168,7 @@ def _study(design: Design, generator: np.random.Generator) -> Iterator[HeldOut]:
             patients=rows,
             models=folds,
             rounds=np.repeat(np.arange(design.repeats), design.folds),
+            folds=design.folds,
             names=("",) * patients,
             classes=target,
         )

@@ -8,7 +8,7 @@ heavy, writes nothing and reads nothing, since it runs at parse time in every jo
 from dataclasses import dataclass
 from functools import cached_property
 
-from her2.cohort.columns import columns_read_by
+from her2.cohort.columns import columns_read_by, further_columns
 from her2.cohort.manifest import TRUTH_SUFFIXES, Cohort, SlideRow
 from her2.config import Config, EvaluationSection, FoldsSection, jobs
 from her2.config.names import PUBLISHED, Run, chunks, split_protocol
@@ -169,12 +169,14 @@ class Plan:
     def cohort_spec(self) -> str:
         """Return the spec of the table of the whole cohort."""
         columns = (*columns_read_by("cohort"), *self.labels)
+        further = further_columns(self.config.evaluation.columns, self.labels)
         return jobs.dump(
             jobs.CohortSpec(
-                rows=self.cohort.digest(self.cohort.rows, columns),
+                rows=self.cohort.digest(self.cohort.rows, {*columns, *further}),
                 buckets=self.buckets,
                 grids=tuple(sorted(self.config.grids)),
                 labels=self.labels,
+                columns=further,
             )
         )
 
@@ -322,7 +324,7 @@ class Plan:
                     bags_per_batch=training.bags_per_batch,
                     fitted=not self.config.heads[head].trained_by_gradient,
                 ),
-                evaluation=self._of_one_model,
+                evaluation=self._of_one_model.without_columns,
                 seed=self.config.seed,
             )
         )
@@ -335,7 +337,7 @@ class Plan:
                 encoders=tuple(self.config.encoders),
                 domains={name: e.domain or "none" for name, e in self.config.encoders.items()},
                 heads=tuple(self.config.heads),
-                evaluation=self.config.evaluation,
+                evaluation=self.config.evaluation.without_columns,
                 seed=self.config.seed,
             )
         )

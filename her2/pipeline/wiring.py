@@ -12,7 +12,7 @@ from typing import Any
 
 from snakemake.io import directory, expand, report
 
-from her2.cohort.manifest import missing_files, read_cohort
+from her2.cohort.manifest import configured_cohort, missing_files
 from her2.config import parse_config
 from her2.core.errors import UserError
 from her2.pipeline.plan import Plan
@@ -42,12 +42,7 @@ def read_plan(values: Mapping[str, Any], *, check_files: bool) -> Plan:
     """
     config = parse_config(values)
     section = config.cohort
-    cohort = read_cohort(
-        section.slides,
-        root=section.root,
-        tasks=config.tasks,
-        patient_label=section.patient_label,
-    )
+    cohort = configured_cohort(config, section.slides, section.root)
     # The demo's slides do not exist yet, since rules draw them.
     if check_files and not section.synthetic:
         absent = missing_files(cohort, section.tissue_masks)

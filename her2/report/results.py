@@ -33,7 +33,15 @@ DETAILS = (
 """Tables of one evaluation, beyond its metrics."""
 TABLES = ("predictions", "slides", "patients", "metrics", *DETAILS)
 """All tables of one evaluation."""
-CONTROLS = ("covariates", "inputs", "shuffled", "shuffled_draws", "subgroups")
+CONTROLS = (
+    "covariates",
+    "inputs",
+    "shuffled",
+    "shuffled_draws",
+    "subgroups",
+    "interactions",
+    "within",
+)
 """Tables of the controls of one model."""
 ATTENTION = (
     "localisation",

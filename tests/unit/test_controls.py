@@ -1,26 +1,47 @@
-"""Controls of one model: covariates alone, shuffled labels and subgroups of the cohort."""
+"""Controls of one model: covariates alone, and shuffled labels."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
+import polars.testing
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import kstest
+from scipy.stats import kstest, rankdata
 from sklearn.metrics import roc_auc_score
 
-from her2.config import EvaluationSection
+from her2.config import EvaluationSection, Task
 from her2.config.jobs import ControlSpec
 from her2.core.errors import UserError
-from her2.evaluation.controls.covariates import covariates_of, predict_by_covariates
-from her2.evaluation.controls.permutation import _areas, _shuffled, shuffle_labels
+from her2.evaluation.areas import HeldOut, class_area, held_out, macro_area
+from her2.evaluation.controls import covariate_models
+from her2.evaluation.controls.covariate_models import (
+    FOREST,
+    LOGISTIC,
+    TREES,
+    predict_by_covariates,
+)
+from her2.evaluation.controls.covariates import covariates_of
+from her2.evaluation.controls.permutation import (
+    TRAINED_BEFORE,
+    _areas,
+    _shuffled,
+    mean_ranks,
+    shuffle_labels,
+)
 from her2.evaluation.controls.stage import control, control_tables, slides_of_model
-from her2.evaluation.controls.subgroups import subgroup_figures
 from tests.unit.prediction_makers import SCORE, cohort_of, predictions
 
 SECTION = EvaluationSection(bootstrap=300, permutations=100)
 SPEC = ControlSpec(task=SCORE, grid="g", evaluation=SECTION, seed=3)
+
+
+@pytest.fixture(autouse=True)
+def few_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Grow few trees: tests need no precise forest."""
+    monkeypatch.setattr(covariate_models, "TREES", 20)
 
 
 def folds_of(table: pl.DataFrame) -> pl.DataFrame:
@@ -65,24 +86,159 @@ def test_covariates_are_compared_on_exactly_the_slides_that_the_model_tested() -
     tables = control_tables(SPEC, model, folds_of(model), cohort_of(model))
     keys = ["slide_id", "patient_id", "repeat", "fold", "target"]
     tested = model.filter(pl.col("role") == "test").select(keys).sort(keys)
-    assert tables["covariates_predictions"].select(keys).sort(keys).equals(tested)
+    made = tables["covariates_predictions"]
+    for by in (LOGISTIC, FOREST):
+        assert made.filter(pl.col("by") == by).select(keys).sort(keys).equals(tested)
     columns = [f"prob_{name}" for name in SCORE.class_names]
-    total = tables["covariates_predictions"].select(pl.sum_horizontal(columns)).to_series()
-    np.testing.assert_allclose(total, 1)
+    np.testing.assert_allclose(made.select(pl.sum_horizontal(columns)).to_series(), 1)
 
 
-def test_the_covariates_auc_is_scikit_learns_of_their_mean_predictions() -> None:
+def by_scikit_learn(patients: pl.DataFrame, name: str) -> float:
+    """Return the share of ordered pairs within each fold, from scikit-learn's AUC of the fold."""
+    won = pairs = 0.0
+    for (_,), fold in patients.group_by("fold"):
+        positive = fold["target"].to_numpy() == SCORE.class_names.index(name)
+        count = positive.sum() * (~positive).sum()
+        if count:
+            scores = fold[f"prob_{name}"].round(10).to_numpy()  # means of equal trees are equal
+            won += count * roc_auc_score(positive, scores)
+            pairs += count
+    return won / pairs
+
+
+def test_the_covariates_auc_is_over_scikit_learns_of_each_fold_and_the_mean_of_repeats() -> None:
     model = predictions(60, slides=2, repeats=2)
     tables = control_tables(SPEC, model, folds_of(model), cohort_of(model))
-    patients = (
-        tables["covariates_predictions"]
-        .group_by("patient_id")
-        .agg(pl.col("target").first(), pl.col("prob_3+").mean())
-    )
+    expected = {}
+    for (by, repeat), own in tables["covariates_predictions"].group_by("by", "repeat"):
+        patients = own.group_by("patient_id", "fold").agg(
+            pl.col("target").first(), pl.col("prob_3+").mean()
+        )
+        expected[by, repeat] = by_scikit_learn(patients, "3+")
     row = tables["covariates"].filter(pl.col("class") == "3+").row(0, named=True)
-    expected = roc_auc_score(patients["target"].to_numpy() == 3, patients["prob_3+"].to_numpy())
-    assert row["covariates"] == pytest.approx(expected)
+    for column, by in (("logistic", LOGISTIC), ("forest", FOREST)):
+        assert row[column] == pytest.approx((expected[by, 0] + expected[by, 1]) / 2)
     assert (row["n"], row["n_positive"]) == (60, 15)
+
+
+def test_the_covariates_figure_is_the_larger_of_the_two_models_with_its_interval_and_name() -> None:
+    model = predictions(60)
+    rows = control_tables(SPEC, model, folds_of(model), cohort_of(model))["covariates"]
+    assert len(rows) == 5
+    for row in rows.to_dicts():
+        best = "logistic" if row["logistic"] >= row["forest"] else "forest"
+        assert row["by"] == {"logistic": LOGISTIC, "forest": FOREST}[best]
+        for end in ("", "_low", "_high"):
+            assert row[f"covariates{end}"] == row[f"{best}{end}"]
+    # Each of them is the larger one somewhere, or one branch would not be tested.
+    assert set(rows["by"]) == {LOGISTIC, FOREST}
+
+
+LOW_HIGH = Task(label="her2", classes={"low": ["0"], "high": ["1"]})
+
+
+def high_or_low(table: pl.DataFrame) -> pl.DataFrame:
+    """Return predictions of two classes that know nothing."""
+    even = [pl.lit(0.5).alias(f"prob_{name}") for name in LOW_HIGH.class_names]
+    return table.drop(pl.selectors.starts_with("prob_")).with_columns(
+        (pl.col("target") // 2).cast(pl.Int32), *even
+    )
+
+
+def both_models(model: pl.DataFrame, cohort: pl.DataFrame) -> tuple[float, float]:
+    spec = SPEC.model_copy(update={"task": LOW_HIGH})
+    row = macro(control_tables(spec, model, folds_of(model), cohort)["covariates"])
+    by_line, by_forest = row["logistic"], row["forest"]
+    assert isinstance(by_line, float)
+    assert isinstance(by_forest, float)
+    assert row["covariates"] == max(by_line, by_forest)
+    return by_line, by_forest
+
+
+def test_a_label_set_by_mid_sized_tissue_is_seen_by_the_forest_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No line separates a middle from both ends."""
+    monkeypatch.setattr(covariate_models, "TREES", TREES)
+    model = high_or_low(predictions(80))
+    cohort = cohort_of(model).join(model.select("slide_id", "target").unique(), on="slide_id")
+    generator = np.random.default_rng(1)
+    middle = generator.uniform(30, 60, 80)
+    ends = np.where(np.arange(80) % 2, generator.uniform(1, 30, 80), generator.uniform(60, 90, 80))
+    high = cohort["target"].to_numpy() == 1
+    by_line, by_forest = both_models(
+        model, cohort.with_columns(tissue_mm2=pl.Series(np.where(high, middle, ends)))
+    )
+    assert by_line < 0.65
+    assert by_forest > 0.9
+
+
+def test_a_label_set_by_the_scanner_of_each_site_is_seen_by_the_forest_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """High is scanner x at site a and scanner y at site b: neither alone tells anything."""
+    monkeypatch.setattr(covariate_models, "TREES", TREES)
+    model = high_or_low(predictions(80))
+    cohort = cohort_of(model).join(model.select("slide_id", "target").unique(), on="slide_id")
+    site = np.random.default_rng(2).permutation(80) % 2
+    scanner = site ^ cohort["target"].to_numpy()
+    by_line, by_forest = both_models(
+        model,
+        cohort.with_columns(
+            site=pl.Series(np.array(["a", "b"])[site]),
+            scanner=pl.Series(np.array(["x", "y"])[scanner]),
+        ),
+    )
+    assert by_line < 0.65
+    assert by_forest > 0.9
+
+
+def test_equal_weight_of_classes_gives_a_rare_one_the_probability_of_the_others() -> None:
+    """Covariates that tell nothing give about 1 / c per class, not the class's share."""
+    model = predictions(160, tuned=False)
+    model = model.filter((pl.col("target") > 0) | (pl.col("patient_id") < "p016"))
+    cohort = cohort_of(model)
+    found = covariates_of(cohort, cohort["slide_id"].to_list())
+    made = predict_by_covariates(found, folds_of(model), model, SCORE, by=LOGISTIC, seed=0)
+    assert (made["target"] == 0).sum() == 4
+    assert made["prob_0"].mean() == pytest.approx(0.25, abs=0.1)
+
+
+def test_training_seeds_of_the_model_change_nothing_in_its_covariates() -> None:
+    model = predictions(60)
+    again = pl.concat([model, model.with_columns(seed=pl.lit(1, pl.Int32))])
+    found = covariates_of(cohort_of(model), sorted(set(model["slide_id"])))
+    one, two = (
+        predict_by_covariates(
+            found, folds_of(model), table.filter(pl.col("role") == "test"), SCORE, by=FOREST, seed=3
+        )
+        for table in (model, again)
+    )
+    assert one.equals(two)
+    assert set(one["seed"]) == {0}
+
+
+def test_a_second_training_seed_that_gives_the_same_changes_no_comparison() -> None:
+    model = predictions(60, repeats=2)
+    again = pl.concat([model, model.with_columns(seed=pl.lit(1, pl.Int32))])
+    one, two = (
+        control_tables(SPEC, table, folds_of(model), cohort_of(model)) for table in (model, again)
+    )
+    for name in ("covariates", "within", "subgroups", "interactions"):
+        pl.testing.assert_frame_equal(one[name], two[name])
+    assert one["covariates_predictions"].equals(two["covariates_predictions"])
+
+
+def test_the_forest_is_the_same_again_and_another_with_another_seed() -> None:
+    model = predictions(40)
+    found = covariates_of(cohort_of(model), sorted(set(model["slide_id"])))
+    tested = model.filter(pl.col("role") == "test")
+    one, same, other = (
+        predict_by_covariates(found, folds_of(model), tested, SCORE, by=FOREST, seed=seed)
+        for seed in (1, 1, 2)
+    )
+    assert one.equals(same)
+    assert not one.equals(other)
 
 
 def test_a_test_patients_own_label_changes_none_of_its_covariates_predictions() -> None:
@@ -115,7 +271,8 @@ def test_the_tuning_set_picks_the_strength_and_the_test_set_does_not() -> None:
         part = (pl.col("role") == role) & (pl.col("fold") == 0)
         other = pl.when(part).then((pl.col("label") + 1) % 4).otherwise("label")
         table = folds.with_columns(label=other)
-        return predict_by_covariates(found, table, tested, SCORE).drop("target")
+        made = predict_by_covariates(found, table, tested, SCORE, by=LOGISTIC, seed=0)
+        return made.drop("target")
 
     # Site decides the label in the training set: a tuning set that agrees asks for a weak penalty,
     # one of other labels for a strong one.
@@ -231,7 +388,32 @@ def test_a_number_that_is_not_known_of_some_slides_is_filled_and_counted() -> No
     tables = control_tables(SPEC, model, folds_of(model), cohort)
     row = tables["inputs"].filter(pl.col("covariate") == "um/px").row(0, named=True)
     assert (row["used"], row["missing"]) == (True, 7)
-    assert tables["covariates_predictions"].null_count().sum_horizontal()[0] == 0
+    made = tables["covariates_predictions"]
+    assert made.null_count().sum_horizontal()[0] == 0
+    assert not made.select(pl.selectors.float().is_nan().any()).row(0)[0]
+
+
+def test_a_number_that_is_missing_for_one_class_only_tells_the_forest_that_class() -> None:
+    model = predictions(80)
+    cohort = cohort_of(model).join(model.select("slide_id", "target").unique(), on="slide_id")
+    cohort = cohort.with_columns(
+        mpp_x=pl.when(pl.col("target") == 3).then(None).otherwise(pl.col("mpp_x"))
+    ).drop("target")
+    tables = control_tables(SPEC, model, folds_of(model), cohort)
+    row = tables["covariates"].filter(pl.col("class") == "3+").row(0, named=True)
+    assert row["by"] == FOREST
+    assert row["forest"] > 0.95
+
+
+def test_a_number_that_no_slide_of_a_training_set_has_is_no_obstacle() -> None:
+    model = predictions(40, tuned=False)
+    fold = model.filter(pl.col("fold") == 0)["slide_id"].to_list()
+    cohort = cohort_of(model).with_columns(
+        mpp_x=pl.when(pl.col("slide_id").is_in(fold)).then(pl.col("mpp_x")).otherwise(None)
+    )
+    made = control_tables(SPEC, model, folds_of(model), cohort)["covariates_predictions"]
+    assert len(made) == 2 * 40
+    assert not made.select(pl.selectors.float().is_nan().any()).row(0)[0]
 
 
 def test_a_class_of_one_patient_has_no_interval_and_is_not_called_reached() -> None:
@@ -241,7 +423,7 @@ def test_a_class_of_one_patient_has_no_interval_and_is_not_called_reached() -> N
     tables = control_tables(SPEC, model, folds_of(model), cohort_of(model))
     row = tables["covariates"].filter(pl.col("class") == "3+").row(0, named=True)
     assert row["low"] is None
-    assert row["note"]
+    assert row["note"] == "no interval or p value: fewer than 5 patients of a class or side"
     assert row["reached"] is (True if row["difference"] <= 0 else None)
 
 
@@ -251,9 +433,11 @@ def test_one_patient_gives_reasons_and_no_figures() -> None:
     assert tables["covariates"]["reached"].null_count() == 5
     assert all(tables["covariates"]["note"])
     assert tables["shuffled"]["value"].null_count() == 5
-    assert tables["shuffled"]["p"].null_count() == 5
+    assert tables["shuffled"]["p_better"].null_count() == 5
     assert all(tables["shuffled"]["note"])
-    assert len(tables["subgroups"]) == 0 or tables["subgroups"]["value"].null_count() == 5
+    assert tables["shuffled"]["p_worse"].null_count() == 5
+    # One patient is one group by every property.
+    assert [len(tables[name]) for name in ("subgroups", "interactions", "within")] == [0, 0, 0]
 
 
 def test_a_predicted_slide_that_the_cohort_does_not_call_usable_is_named() -> None:
@@ -267,40 +451,118 @@ def test_a_predicted_slide_that_the_cohort_does_not_call_usable_is_named() -> No
         control_tables(SPEC, model, folds_of(model), bad)
 
 
-def test_labels_without_signal_give_p_values_that_are_about_uniform() -> None:
-    found = []
-    for seed in range(150):
-        model = predictions(48, signal=0.0, tuned=False, seed=seed)
+def learned(seed: int, *, repeats: int = 1, by_site: bool = False) -> pl.DataFrame:
+    """Predict labels by the training patients' mean inputs per class; inputs know nothing of them.
+
+    Without `by_site` there are 48 patients in 5 folds. With it, each of 6 folds is one site whose
+    labels and inputs both differ from those of other sites, and so are associated in the cohort.
+    """
+    generator = np.random.default_rng(seed)
+    sites = np.arange(48) % 6
+    labels = np.arange(48) % 4
+    inputs = generator.normal(size=(48, 4))
+    if by_site:
+        shares = [np.roll([0.55, 0.25, 0.15, 0.05], site) for site in sites]
+        labels = np.array([generator.choice(4, p=own) for own in shares])
+        inputs += np.eye(6)[sites][:, :4]
+    records = []
+    for repeat in range(repeats):
+        place = sites if by_site else generator.permutation(48) % 5
+        for fold in range(place.max() + 1):
+            test = place == fold
+            own = np.eye(4)[labels[~test]]
+            means = own.T @ inputs[~test] / np.maximum(own.sum(axis=0), 1)[:, None]
+            powers = np.exp(inputs[test] @ (means - means.mean(axis=0)).T)
+            for patient, row in zip(np.flatnonzero(test), powers, strict=True):
+                name = f"p{patient:02d}"
+                records.append(
+                    (name, name, repeat, fold, 0, "test", int(labels[patient]), *(row / row.sum()))
+                )
+    return pl.DataFrame(records, schema=predictions(4).schema, orient="row")
+
+
+@pytest.mark.parametrize(
+    ("of", "studies"),
+    [({}, 200), ({"repeats": 10}, 120), ({"by_site": True}, 200)],
+    ids=["one repeat", "ten repeats", "leave one site out"],
+)
+def test_models_that_learned_nothing_give_p_values_that_are_about_uniform(
+    of: dict[str, Any], studies: int
+) -> None:
+    better, worse = [], []
+    for seed in range(1000, 1000 + studies):
+        model = learned(seed, **of)
         table, _ = shuffle_labels(model, SCORE, permutations=100, confidence=0.95, seed=seed)
-        found.append(macro(table)["p"])
-    test = kstest(found, "uniform")
-    assert test.pvalue > 0.01, test
-    assert np.mean(np.array(found) <= 0.05) < 0.11
+        row = macro(table)
+        if row["p_better"] is not None:  # a site may lack a class altogether
+            better.append(row["p_better"])
+            worse.append(row["p_worse"])
+    assert len(better) > 0.9 * studies
+    for found in (better, worse):
+        test = kstest(found, "uniform")
+        assert test.pvalue > 0.01, test
+        assert np.mean(np.array(found) <= 0.05) <= 0.09
+
+
+def test_draws_are_spread_around_their_mean_but_not_for_a_fixed_test_set() -> None:
+    """No model learned from the labels of a fixed test set, so they can be shuffled as they are."""
+    model = predictions(40, folds=1, tuned=False)
+    _, fixed = shuffle_labels(model, SCORE, permutations=100, confidence=0.95, seed=0)
+    # A second fold of one patient adds no pair and shuffles nothing else.
+    one = model.head(1).with_columns(
+        slide_id=pl.lit("z"), patient_id=pl.lit("z"), fold=pl.lit(1, pl.Int32)
+    )
+    _, folds = shuffle_labels(
+        pl.concat([model, one]), SCORE, permutations=100, confidence=0.95, seed=0
+    )
+    centre = fixed["auc"].mean()
+    expected = centre + TRAINED_BEFORE * (fixed["auc"] - centre)
+    np.testing.assert_allclose(folds["auc"], expected)
 
 
 def test_labels_with_signal_give_the_least_p_there_is() -> None:
     model = predictions(80, signal=2.0)
     table, draws = shuffle_labels(model, SCORE, permutations=100, confidence=0.95, seed=0)
     row = macro(table)
-    assert row["p"] == pytest.approx(1 / 101)
+    assert row["p_better"] == pytest.approx(1 / 101)
+    assert row["p_worse"] == 1
     assert row["mean"] == pytest.approx(0.5, abs=0.03)
     assert draws.height == 100
     assert row["mean"] == pytest.approx(draws["auc"].mean())
 
 
-def test_folds_of_another_mix_and_level_alone_are_no_signal() -> None:
-    """Each fold has one class and its own level: the pooled AUC is 1 without any signal."""
+def test_predictions_that_are_wrong_on_purpose_are_worse_than_chance() -> None:
+    model = predictions(80, signal=-2.0)
+    table, _ = shuffle_labels(model, SCORE, permutations=100, confidence=0.95, seed=0)
+    row = macro(table)
+    assert row["p_worse"] == pytest.approx(1 / 101)
+    assert row["p_better"] == 1
+
+
+def test_folds_of_one_class_each_and_their_own_level_have_no_pairs_and_so_no_p() -> None:
+    """The pooled AUC of such predictions is 1 without any signal."""
     model = predictions(80, tuned=False)
     model = model.with_columns(fold=pl.col("target"), repeat=pl.lit(0, pl.Int32))
     sure = {
         f"prob_{name}": (pl.col("target") == index).cast(pl.Float64)
         for index, name in enumerate(SCORE.class_names)
     }
-    table, _ = shuffle_labels(
+    table, draws = shuffle_labels(
         model.with_columns(**sure), SCORE, permutations=100, confidence=0.95, seed=0
     )
-    assert macro(table)["value"] == 1
-    assert macro(table)["p"] == 1
+    assert macro(table)["value"] is None
+    assert macro(table)["p_better"] is None
+    assert macro(table)["note"] == "not defined: a class is absent, or from every fold"
+    assert draws["auc"].null_count() == 100
+
+
+def test_the_observed_auc_is_that_of_the_evaluation_with_repeats_and_slides() -> None:
+    model = predictions(60, slides=2, repeats=3)
+    table, _ = shuffle_labels(model, SCORE, permutations=100, confidence=0.95, seed=0)
+    rows = held_out(model, SCORE, level="patient")
+    areas = [class_area(rows, index) for index in range(4)]
+    values = [area.value for area in (*areas, macro_area(rows, areas))]
+    np.testing.assert_allclose(table["value"], values)
 
 
 @given(seed=st.integers(0, 10_000), patients=st.integers(1, 40), folds=st.integers(1, 6))
@@ -322,7 +584,18 @@ def test_areas_by_ranks_are_scikit_learns_with_ties_too(
     generator = np.random.default_rng(seed)
     targets = generator.integers(0, 3, (5, patients))
     scores = generator.integers(0, steps, (patients, 3)) / steps
-    found = _areas(targets, scores)
+    everyone = np.arange(patients)
+    rows = HeldOut(
+        target=targets[0],
+        probabilities=scores,
+        patients=everyone,
+        models=np.zeros(patients, int),
+        rounds=np.zeros(1, int),
+        folds=1,
+        names=tuple(f"p{index}" for index in everyone),
+        classes=targets[0],
+    )
+    found = _areas(rows, targets)
     for row, target in zip(found, targets, strict=True):
         for index in range(3):
             positive = target == index
@@ -334,18 +607,32 @@ def test_areas_by_ranks_are_scikit_learns_with_ties_too(
         assert row[3] == pytest.approx(row[:3].mean(), nan_ok=True)
 
 
+@given(scores=st.lists(st.sampled_from([0.0, 0.1, 0.5, 0.9]), min_size=1, max_size=20))
+def test_mean_ranks_are_scipys(scores: list[float]) -> None:
+    np.testing.assert_allclose(mean_ranks(np.array(scores)), rankdata(scores))
+
+
 def test_an_absent_class_is_null_with_the_reason_and_the_others_have_figures() -> None:
     model = predictions(60).filter(pl.col("target") != 3)
     tables = control_tables(SPEC, model, folds_of(model), cohort_of(model))
-    for name, value in (("covariates", "difference"), ("shuffled", "value")):
+    reasons = {
+        "covariates": "not defined: no patient on the positive side",
+        "shuffled": "not defined: a class is absent, or from every fold",
+        "within": "not defined: no patient of 3+",
+    }
+    for name, reason in reasons.items():
         for row in tables[name].to_dicts():
             gone = row["class"] in ("3+", "macro")
-            assert (row[value] is None) == gone, row
-            assert row["note"] == ("not defined: a class is absent" if gone else ""), row
+            value = row["difference" if name == "covariates" else "value"]
+            assert (value is None) == gone, row
+            if name == "covariates" and row["class"] == "macro":
+                reason = "not defined: a class is absent"
+            assert row["note"] == (reason if gone else ""), row
+    assert tables["covariates"].filter(pl.col("class") == "3+")["by"].to_list() == [None]
     assert tables["covariates"].filter(pl.col("class") == "macro")["reached"].to_list() == [None]
     assert tables["shuffled_draws"]["auc"].null_count() == SECTION.permutations
     # No training set has it.
-    assert tables["covariates_predictions"]["prob_3+"].to_list() == [0.0] * 45
+    assert tables["covariates_predictions"]["prob_3+"].to_list() == [0.0] * (2 * 45)
 
 
 def test_a_site_that_no_training_set_has_is_predicted_by_the_rest() -> None:
@@ -354,81 +641,10 @@ def test_a_site_that_no_training_set_has_is_predicted_by_the_rest() -> None:
         site=pl.when(pl.col("slide_id") == "s000-0").then(pl.lit("new")).otherwise("site")
     )
     made = control_tables(SPEC, model, folds_of(model), cohort)["covariates_predictions"]
-    row = made.filter(pl.col("slide_id") == "s000-0").row(0, named=True)
-    assert sum(row[f"prob_{name}"] for name in SCORE.class_names) == pytest.approx(1)
-
-
-def test_the_first_third_has_the_patients_of_least_tissue() -> None:
-    model = predictions(60, slides=2)
-    cohort = cohort_of(model)
-    rest = cohort_of(model).with_columns(scanner=pl.lit("x"), site=pl.lit("a"))
-    table = subgroup_figures(model, rest, SCORE, SECTION, seed=0)
-    assert set(table["by"]) == {"tissue"}
-    least = (
-        cohort.group_by("p" + pl.col("slide_id").str.slice(1, 3).alias("patient_id"))
-        .agg(pl.col("tissue_mm2").sum())
-        .sort("tissue_mm2")
-    ).to_series()[:20]
-    own = model.filter((pl.col("role") == "test") & pl.col("patient_id").is_in(least.to_list()))
-    patients = own.group_by("patient_id").agg(pl.col("target").first(), pl.col("prob_0").mean())
-    row = table.filter((pl.col("group") == "1 (least)") & (pl.col("class") == "0")).row(
-        0, named=True
-    )
-    expected = roc_auc_score(patients["target"].to_numpy() == 0, patients["prob_0"].to_numpy())
-    assert row["value"] == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("tissue", [5.0, None])
-def test_what_is_the_same_for_everyone_or_not_known_gives_no_parts(tissue: float | None) -> None:
-    model = predictions(40)
-    cohort = cohort_of(model).with_columns(
-        site=pl.lit("a"),
-        scanner=pl.lit(None, pl.String),
-        tissue_mm2=pl.lit(tissue, pl.Float64),
-    )
-    assert len(subgroup_figures(model, cohort, SCORE, SECTION, seed=0)) == 0
-
-
-def test_the_parts_of_the_cohort_hold_every_patient_once_and_their_auc_is_scikit_learns() -> None:
-    model = predictions(90, slides=2)
-    cohort = cohort_of(model)
-    table = subgroup_figures(model, cohort, SCORE, SECTION, seed=0)
-    of_macro = table.filter(pl.col("class") == "macro")
-    for by in ("site", "scanner", "tissue"):
-        assert of_macro.filter(pl.col("by") == by)["n"].sum() == 90
-    assert of_macro.filter(pl.col("by") == "tissue")["n"].to_list() == [30, 30, 30]
-    first = cohort.with_columns(patient_id="p" + pl.col("slide_id").str.slice(1, 3))
-    own = (
-        first.sort("slide_id")
-        .group_by("patient_id")
-        .agg(pl.col("scanner").first())
-        .filter(pl.col("scanner") == "x")
-    )
-    patients = (
-        model.filter(pl.col("role") == "test")
-        .join(own, on="patient_id")
-        .group_by("patient_id")
-        .agg(pl.col("target").first(), pl.col("prob_0").mean())
-    )
-    row = table.filter(
-        (pl.col("by") == "scanner") & (pl.col("group") == "x") & (pl.col("class") == "0")
-    ).row(0, named=True)
-    expected = roc_auc_score(patients["target"].to_numpy() == 0, patients["prob_0"].to_numpy())
-    assert row["value"] == pytest.approx(expected)
-
-
-def test_a_part_without_a_class_is_null_with_the_reason_and_a_small_one_is_noted() -> None:
-    model = predictions(40)
-    cohort = cohort_of(model).with_columns(
-        site=pl.when(pl.col("slide_id") < "s003").then(pl.lit("small")).otherwise(pl.lit("large"))
-    )
-    table = subgroup_figures(model, cohort, SCORE, SECTION, seed=0)
-    row = macro(table.filter(pl.col("group") == "small"))
-    assert row["n"] == 3
-    assert row["value"] is None
-    assert "a class is absent" in row["note"]
-    assert "fewer than 10 patients" in row["note"]
-    assert "fewer than" not in macro(table.filter(pl.col("group") == "large"))["note"]
+    own = made.filter(pl.col("slide_id") == "s000-0").to_dicts()
+    assert [row["by"] for row in own] == [LOGISTIC, FOREST]
+    for row in own:
+        assert sum(row[f"prob_{name}"] for name in SCORE.class_names) == pytest.approx(1)
 
 
 def test_the_same_tables_give_the_same_bytes_and_covariates_come_last(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Stage 2, controls of each task, encoder and head: test other explanations of the results.
 
 in:  its predictions, the folds, the table of the cohort
-out: controls/{task}/{encoder}/{head}/covariates.parquet, and the tables of shuffled labels and of
-     subgroups (docs/controls.md), each also as CSV
+out: controls/{task}/{encoder}/{head}/covariates.parquet, and the tables of shuffled labels, of
+     subgroups and within sites (docs/controls.md), each also as CSV
 """
 
 
@@ -17,6 +17,8 @@ rule control:
         inputs=FILES.model_table("controls", "inputs"),
         shuffled=FILES.model_table("controls", "shuffled"),
         subgroups=FILES.model_table("controls", "subgroups"),
+        interactions=FILES.model_table("controls", "interactions"),
+        within=FILES.model_table("controls", "within"),
     log:
         f"{RESULTS}/logs/control/{{task}}/{{encoder}}/{{head}}.log",
     benchmark:

@@ -1,11 +1,15 @@
 """Stage 2, control: a model's AUC compared with that of covariates, on the same patients."""
 
+from collections.abc import Mapping
+
+import numpy as np
 import polars as pl
 
 from her2.config import EvaluationSection, Task
+from her2.evaluation.controls.covariate_models import FOREST, LOGISTIC
 from her2.evaluation.figures import null
 from her2.evaluation.intervals import Estimate
-from her2.evaluation.paired import pair_models
+from her2.evaluation.paired import Model, pair_models
 
 COVARIATES = {
     "class": pl.String,
@@ -15,6 +19,13 @@ COVARIATES = {
     "covariates": pl.Float64,
     "covariates_low": pl.Float64,
     "covariates_high": pl.Float64,
+    "by": pl.String,
+    "logistic": pl.Float64,
+    "logistic_low": pl.Float64,
+    "logistic_high": pl.Float64,
+    "forest": pl.Float64,
+    "forest_low": pl.Float64,
+    "forest_high": pl.Float64,
     "difference": pl.Float64,
     "low": pl.Float64,
     "high": pl.Float64,
@@ -24,32 +35,52 @@ COVARIATES = {
     "reached": pl.Boolean,
     "note": pl.String,
 }
+_MODEL: Model = ("model", "")
 
 
 def compare_with_covariates(
     predictions: pl.DataFrame,
-    by_covariates: pl.DataFrame,
+    by_covariates: Mapping[str, pl.DataFrame],
     task: Task,
     section: EvaluationSection,
 ) -> pl.DataFrame:
-    """Compare AUCs (each class and macro); the paired difference is model minus covariates.
+    """Compare AUCs (each class and macro) of a model with those of covariates.
+
+    `covariates` is the larger AUC of the two models of covariates, and `by` names the one that
+    reached it. The larger of two is optimistic, which is the safe side for a control. The paired
+    difference is the model minus that one.
 
     `reached` is true where the covariates' AUC is not below the model's, or the interval of the
     difference contains 0, so that covariates alone may explain the figure. It is null where the
     model's AUC is higher but the difference has no interval.
+
+    Args:
+        predictions: the predictions table of the model.
+        by_covariates: predictions tables of `LOGISTIC` and `FOREST`.
+        task: the task, for its classes.
+        section: the `evaluation` section of the config, for the confidence.
     """
-    models = {("model", ""): predictions, ("covariates", ""): by_covariates}
-    paired = pair_models(models, task, section)
+    each: dict[str, Model] = {name: ("covariates", name) for name in (LOGISTIC, FOREST)}
+    paired = pair_models(
+        {_MODEL: predictions, **{each[by]: table for by, table in by_covariates.items()}},
+        task,
+        section,
+    )
     positives = _positives(predictions, task)
     records = []
     for name in (*task.class_names, "macro"):
         question = name, ""
-        gap = paired.difference(("model", ""), ("covariates", ""), question)
+        found = {by: paired.estimate(model, question) for by, model in each.items()}
+        best = max(found, key=lambda by: np.nan_to_num(found[by].value, nan=-1.0))
+        gap = paired.difference(_MODEL, each[best], question)
         records.append(
             {
                 "class": name,
-                **_three("model", paired.estimate(("model", ""), question)),
-                **_three("covariates", paired.estimate(("covariates", ""), question)),
+                **_three("model", paired.estimate(_MODEL, question)),
+                **_three("covariates", found[best]),
+                "by": None if null(found[best].value) is None else best,
+                **_three("logistic", found[LOGISTIC]),
+                **_three("forest", found[FOREST]),
                 "difference": null(gap.value),
                 "low": null(gap.low),
                 "high": null(gap.high),

@@ -10,10 +10,14 @@ from her2.config import Task
 from her2.config.jobs import ControlSpec
 from her2.core.errors import UserError
 from her2.core.tables import write_table
+from her2.evaluation.areas import held_out
 from her2.evaluation.controls.against_model import compare_with_covariates, no_covariates
-from her2.evaluation.controls.covariates import Covariates, covariates_of, predict_by_covariates
+from her2.evaluation.controls.covariate_models import FOREST, LOGISTIC, predict_by_covariates
+from her2.evaluation.controls.covariates import Covariates, covariates_of
+from her2.evaluation.controls.patient_groups import patient_groups
 from her2.evaluation.controls.permutation import shuffle_labels
-from her2.evaluation.controls.subgroups import subgroup_figures
+from her2.evaluation.controls.subgroups import interactions, subgroup_figures
+from her2.evaluation.controls.within_groups import within_figures
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +38,8 @@ def control(
         The tables by name.
 
     Raises:
-        UserError: a predicted slide is not in the cohort's table or not in its fold's test set, or
-            patients cross folds.
+        UserError: a predicted slide is not in the cohort's table or not in its fold's test set,
+            patients cross folds, or the cohort's table lacks a column that the config names.
     """
     tables = control_tables(
         spec,
@@ -63,7 +67,14 @@ def control_tables(
             "snakemake again."
         )
     _check_held_out(tested, folds)
-    found = covariates_of(usable, slides_of_model(folds, predictions))
+    found = covariates_of(
+        usable,
+        slides_of_model(folds, predictions),
+        columns=section.covariates,
+        label=task.label,
+    )
+    groups = patient_groups(tested, usable, section.subgroups)
+    rows = held_out(predictions, task, level="patient")
     shuffled, draws = shuffle_labels(
         predictions,
         task,
@@ -76,7 +87,9 @@ def control_tables(
         "inputs": found.inputs,
         "shuffled": shuffled,
         "shuffled_draws": draws,
-        "subgroups": subgroup_figures(predictions, usable, task, section, seed=spec.seed),
+        "subgroups": subgroup_figures(rows, groups, task, section),
+        "interactions": interactions(rows, groups, task),
+        "within": within_figures(rows, groups, task, section),
         "covariates_predictions": by_covariates,
         "covariates": compared,
     }
@@ -118,7 +131,7 @@ def _covariates(
     tested: pl.DataFrame,
     task: Task,
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Return the predictions by covariates, and their comparison with the model."""
+    """Return the predictions by both models of covariates, and their comparison with the model."""
     reason = ""
     if not len(tested):
         reason = "not defined: no slide was tested"
@@ -126,7 +139,14 @@ def _covariates(
         reason = "not defined: no covariate differs between the slides of the task"
     if reason:
         log.warning("comparison with covariates: %s", reason)
-        return predictions.clear(), no_covariates(task, reason)
-    by_covariates = predict_by_covariates(found, folds, tested, task)
-    compared = compare_with_covariates(predictions, by_covariates, task, spec.evaluation)
-    return by_covariates.select(predictions.columns), compared
+        empty = predictions.clear().select(pl.lit("", pl.String).alias("by"), pl.all())
+        return empty, no_covariates(task, reason)
+    made = {
+        by: predict_by_covariates(found, folds, tested, task, by=by, seed=spec.seed)
+        for by in (LOGISTIC, FOREST)
+    }
+    compared = compare_with_covariates(predictions, made, task, spec.evaluation)
+    named = [
+        table.select(pl.lit(by).alias("by"), *predictions.columns) for by, table in made.items()
+    ]
+    return pl.concat(named), compared

@@ -22,13 +22,22 @@ class FaithfulnessCurve:
 
 
 def shuffled_figure(
-    draws: Sequence[float], observed: float, p: str, name: str, context: FigureContext
+    draws: Sequence[float],
+    observed: float,
+    p: tuple[str, str],
+    name: str,
+    context: FigureContext,
 ) -> Figure:
-    """Return a histogram of macro AUC with shuffled labels, and the AUC observed."""
+    """Return a histogram of macro AUC with shuffled labels, and the AUC observed.
+
+    `p` are those of the AUC being better, and worse, than chance.
+    """
+    chance = sum(draws) / len(draws)
 
     def paint(canvas: "Canvas") -> None:
         axes = canvas.subplots()
         axes.hist(draws, bins=30, color="#b5b5b5", label=f"{len(draws):,} permutations")
+        axes.axvline(chance, color="#4d4d4d", linestyle=":", label=f"chance {chance:.3f}")
         axes.axvline(observed, color=PALETTE[1], linewidth=2, label=f"observed {observed:.3f}")
         axes.set(
             xlabel="Macro AUC",
@@ -36,11 +45,12 @@ def shuffled_figure(
             title=context.title("Labels shuffled within the folds"),
         )
         # Under the frame, since the observed line may be anywhere in it.
-        canvas.legend(loc="outside lower center", ncols=2)
+        canvas.legend(loc="outside lower center", ncols=3, fontsize="small")
 
     alt = (
         f"Macro AUC of {context.subject(name)} under {len(draws):,} permutations of the "
-        f"labels, from {min(draws):.3f} to {max(draws):.3f}; observed {observed:.3f}, p {p}."
+        f"labels, from {min(draws):.3f} to {max(draws):.3f} with mean {chance:.3f}; observed "
+        f"{observed:.3f}, p {p[0]} for better and {p[1]} for worse than chance."
     )
     return Figure(file_name(name, "shuffled"), alt, (4.8, 3.0), paint)
 

@@ -1,11 +1,12 @@
-"""Stage 2, report: other explanations of the results: chance, covariates, sites, tissue."""
+"""Stage 2, report: other explanations of the results: covariates, sites, subgroups, chance."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 
-from her2.evaluation.controls.subgroups import subgroup_labels
+from her2.cohort.columns import subgroups
+from her2.evaluation.controls.covariate_models import FOREST, LOGISTIC
 from her2.report.figures.base import Figure
 from her2.report.figures.controls import shuffled_figure
 from her2.report.format import NA, interval, number, p_value, signed
@@ -15,7 +16,8 @@ from her2.report.sections.model_tables import stacked_controls
 from her2.report.sections.overlap import mark
 from her2.report.tables import PageTable, TableCell, TableRow, figure_cell, page_table
 
-SUBGROUPS = subgroup_labels()
+SUBGROUPS = subgroups()
+"""Property of patients -> its name in the report, where that is not its own."""
 MACRO = pl.col("class") == "macro"
 
 
@@ -35,7 +37,19 @@ def covariates_cell(model: EvaluatedModel) -> TableCell:
     if row is None:
         return TableCell(NA, note="not evaluated")
     ends = interval(row["covariates_low"], row["covariates_high"])
-    return TableCell(number(row["covariates"]), ends, row["note"] or "")
+    notes = (row["by"], row["note"])
+    return TableCell(number(row["covariates"]), ends, "; ".join(note for note in notes if note))
+
+
+def within_cells(model: EvaluatedModel) -> list[tuple[str, TableCell]]:
+    """Return the macro AUC over pairs of patients of the same site, scanner and so on, by title.
+
+    These are the declared columns of the manifest that differ between the patients of the model.
+    """
+    rows = {row["by"]: row for row in model.controls["within"].filter(MACRO).to_dicts()}
+    return [
+        (f"Within {words}", figure_cell(rows[by])) for by, words in SUBGROUPS.items() if by in rows
+    ]
 
 
 def covariate_warnings(results: Results) -> list[CovariateWarning]:
@@ -49,7 +63,7 @@ def covariate_warnings(results: Results) -> list[CovariateWarning]:
             f"{model.name}: macro AUC {number(row['model'])} "
             f"{interval(row['model_low'], row['model_high'])}, and {number(row['covariates'])} "
             f"{interval(row['covariates_low'], row['covariates_high'])} from covariates alone "
-            f"({', '.join(_used(model))}); difference {signed(row['difference'])} "
+            f"({', '.join(_used(model))}; {row['by']}); difference {signed(row['difference'])} "
             f"{interval(row['low'], row['high'])}."
         )
         title = (
@@ -76,10 +90,8 @@ def covariates_page_table(results: Results) -> PageTable:
                         number(row["model"], sign=sign),
                         interval(row["model_low"], row["model_high"]),
                     ),
-                    TableCell(
-                        number(row["covariates"]),
-                        interval(row["covariates_low"], row["covariates_high"]),
-                    ),
+                    _covariates_cell(row, "logistic", LOGISTIC),
+                    _covariates_cell(row, "forest", FOREST),
                     TableCell(
                         signed(row["difference"], sign=sign),
                         interval(row["low"], row["high"]),
@@ -91,13 +103,21 @@ def covariates_page_table(results: Results) -> PageTable:
             )
     return page_table(
         "AUC of the models and of covariates alone, patients",
-        ("Task / encoder / head", "Score", "#Model", "#Covariates alone", "#Difference", "#p",
-         "Reached by covariates"),
+        ("Task / encoder / head", "Score", "#Model", "#Covariates, logistic regression",
+         "#Covariates, random forest", "#Difference", "#p", "Reached by covariates"),
         rows,
-        "Covariates alone: logistic regression on what is known apart from how the tissue looks, "
-        "in the same folds. Reached: its AUC is not below the model's, or the interval of the "
-        "difference contains 0. Not judged: one of the two is not defined, for the reason given.",
+        "Covariates alone: what is known apart from how the tissue looks, in the same folds. A "
+        "regression adds up what each covariate tells; a forest also sees combinations. The larger "
+        "of the two AUCs counts, and the difference is the model's minus that one. The larger of "
+        "two is optimistic, by about 0.02 where covariates tell nothing. Reached: it is not below "
+        "the model's, or the interval of the difference contains 0. Not judged: one of the two is "
+        "not defined, for the reason given.",
     )  # fmt: skip
+
+
+def _covariates_cell(row: dict[str, Any], column: str, by: str) -> TableCell:
+    ends = interval(row[f"{column}_low"], row[f"{column}_high"])
+    return TableCell(number(row[column]), ends, "the larger" if row["by"] == by else "")
 
 
 def inputs_page_table(results: Results) -> PageTable | None:
@@ -133,16 +153,74 @@ def shuffled_page_table(results: Results) -> PageTable:
                     model.name + mark(results, model.encoder),
                     number(row["value"], sign=mark(results, model.encoder)),
                     TableCell(number(row["mean"]), interval(row["low"], row["high"])),
-                    TableCell(p_value(row["p"]), note=row["note"] or ""),
+                    TableCell(p_value(row["p_better"]), note=row["note"] or ""),
+                    p_value(row["p_worse"]),
                     f"{row['permutations']:,}",
                 )
             )
     return page_table(
         "Macro AUC with the labels of held-out patients shuffled within their folds",
-        ("Task / encoder / head", "#Observed", "#Shuffled", "#p", "#Permutations"),
+        ("Task / encoder / head", "#Observed", "#Chance: mean of shuffled", "#p, better",
+         "#p, worse", "#Permutations"),
         rows,
-        "This tests whether predictions and labels are associated at all. The other controls ask "
-        "what explains the association.",
+        "This tests whether predictions and labels are associated at all: better, or worse, than "
+        "chance. The other controls ask what explains the association.",
+    )  # fmt: skip
+
+
+def within_page_table(results: Results) -> PageTable | None:
+    """Return the macro AUC of each model overall and over pairs of patients of the same group."""
+    rows: list[TableRow] = [
+        (
+            model.name + sign,
+            SUBGROUPS.get(row["by"], row["by"]),
+            number(row["overall"], sign=sign),
+            figure_cell(row, sign=sign),
+            "" if row["pairs"] is None else f"{row['pairs']:.0%}",
+            str(row["n"]),
+        )
+        for model in results.models
+        for sign in (mark(results, model.encoder),)
+        for row in model.controls["within"].filter(MACRO).to_dicts()
+    ]
+    if not rows:
+        return None
+    return page_table(
+        "Macro AUC between patients of the same site, scanner and other groups",
+        ("Task / encoder / head", "Same", "#All pairs", "#Same group", "#Pairs left", "#Patients"),
+        rows,
+        "Only patients of the same test set and the same group are compared. A model that "
+        "recognises the site instead of the disease is at chance here, whatever its overall AUC.",
+    )
+
+
+def interactions_page_table(results: Results) -> PageTable | None:
+    """Return the tests of each model for a difference between groups of patients."""
+    rows: list[TableRow] = [
+        (
+            model.name + sign,
+            TableCell(SUBGROUPS.get(row["by"], row["by"]), note=row["note"] or ""),
+            str(row["groups"]),
+            *(
+                TableCell(number(row[end], sign=sign), note=row[f"{end}_group"] or "")
+                for end in ("lowest", "highest")
+            ),
+            p_value(row["p"]),
+            p_value(row["p_holm"]),
+        )
+        for model in results.models
+        for sign in (mark(results, model.encoder),)
+        for row in model.controls["interactions"].to_dicts()
+    ]
+    if not rows:
+        return None
+    return page_table(
+        "Does the macro AUC differ between subgroups?",
+        ("Task / encoder / head", "By", "#Groups tested", "#Lowest", "#Highest", "#p", "#p, Holm"),
+        rows,
+        "Wald's test that the groups have one macro AUC, corrected for the number of properties of "
+        "the model. Groups with fewer than 5 patients of a class are left out. A small p says that "
+        "the AUC differs, not why: groups also differ in how hard their patients are.",
     )
 
 
@@ -153,7 +231,11 @@ def shuffled(results: Results, model: EvaluatedModel) -> Figure | None:
     if row is None or row["value"] is None or not draws:
         return None
     return shuffled_figure(
-        draws, row["value"], p_value(row["p"]), model.name, results.figure_context
+        draws,
+        row["value"],
+        (p_value(row["p_better"]), p_value(row["p_worse"])),
+        model.name,
+        results.figure_context,
     )
 
 
@@ -209,6 +291,8 @@ class ControlsData:
 
     covariates: PageTable
     inputs: PageTable | None
+    within: PageTable | None
+    interactions: PageTable | None
     shuffled: PageTable
 
 
@@ -216,6 +300,8 @@ def _collect(results: Results) -> ControlsData:
     return ControlsData(
         covariates=covariates_page_table(results),
         inputs=inputs_page_table(results),
+        within=within_page_table(results),
+        interactions=interactions_page_table(results),
         shuffled=shuffled_page_table(results),
     )
 
@@ -225,5 +311,5 @@ SECTION = Section(
     title="Controls",
     order=70,
     collect=_collect,
-    tables=stacked_controls("covariates", "inputs", "shuffled"),
+    tables=stacked_controls("covariates", "inputs", "within", "interactions", "shuffled"),
 )

@@ -135,19 +135,26 @@ def _chosen(results: Results, method: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Controls:
-    """Facts of the controls paragraph; `permutations` is the maximum over all models."""
+    """Facts of the controls paragraph; `permutations` is the maximum over all models.
+
+    `spread` is true where the shuffled AUCs were spread around their mean.
+    """
 
     covariates: list[str]
+    within: list[str]
     permutations: int
+    spread: bool
     subgroups: list[str]
+    tested: list[str]
 
 
 def controls(results: Results) -> str:
-    """Describe covariates, shuffled labels and subgroups."""
+    """Describe covariates, pairs within groups, shuffled labels and subgroups."""
     return paragraph(
         "controls",
         _Controls(
             covariates=_values(results, "inputs", "covariate", pl.col("used")),
+            within=_properties(results, "within"),
             permutations=max(
                 (
                     int(row["permutations"] or 0)
@@ -156,15 +163,21 @@ def controls(results: Results) -> str:
                 ),
                 default=0,
             ),
+            spread=not results.split,
             subgroups=subgroups(results),
+            tested=_properties(results, "interactions", pl.col("p").is_not_null()),
         ),
     )
 
 
 def subgroups(results: Results) -> list[str]:
     """Return the kinds of subgroups with their own AUC: `site`, `amount of tissue`."""
-    found = _values(results, "subgroups", "by")
-    return [words for by, words in SUBGROUPS.items() if by in found]
+    return _properties(results, "subgroups")
+
+
+def _properties(results: Results, table: str, where: pl.Expr | None = None) -> list[str]:
+    """Return the names of the properties of patients in a control's column `by`."""
+    return [SUBGROUPS.get(by, by) for by in _values(results, table, "by", where)]
 
 
 def _values(results: Results, table: str, column: str, where: pl.Expr | None = None) -> list[str]:

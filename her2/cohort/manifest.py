@@ -246,6 +246,11 @@ def _read_rows(
         for name, key in named.items()
         if name not in header
     ]
+    problems += [
+        f"`{key}`: column {name!r} tells slides or patients apart; name one whose values they share"
+        for name, key in named.items()
+        if name in columns.required_columns()
+    ]
     if problems:
         raise problem_list(f"{slides}: found columns {', '.join(header) or '(none)'}", problems)
     if not records:

@@ -53,6 +53,13 @@ def test_a_column_that_the_manifest_lacks_is_refused_with_its_key_and_the_column
     assert "slide_id, path, patient_id, her2, year, ki67, tiles" in message
 
 
+@pytest.mark.parametrize("name", ["slide_id", "path", "patient_id"])
+def test_a_column_that_tells_slides_or_patients_apart_is_refused(name: str, tmp_path: Path) -> None:
+    named = {name: "evaluation.covariates"}
+    with pytest.raises(UserError, match=f"`evaluation.covariates`: column '{name}' tells"):
+        read_cohort(manifest(tmp_path), tasks=TASKS, named=named)
+
+
 def test_the_table_of_the_cohort_has_it_under_a_name_of_its_own(tmp_path: Path) -> None:
     """The table has the number of tiles under `tiles` already."""
     names = ("tiles", "year")

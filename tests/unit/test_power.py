@@ -77,6 +77,7 @@ def _rows(target: Ints, scores: Floats) -> HeldOut:
         patients=patients,
         models=np.zeros_like(target),
         rounds=np.array([0]),
+        folds=1,
         names=tuple(map(str, patients)),
         classes=target,
     )

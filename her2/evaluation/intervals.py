@@ -1,17 +1,18 @@
 """Stage 2, evaluate: intervals and p values of AUCs and of their differences, without resampling.
 
-The variance is that of the patients' mean influence over the rounds. It takes the models as given.
-But a model and its errors rest on the same patients: a pair of patients of which one is tested by
-what the other taught also counts the other way round. If nothing else decided the figure (useless
-predictors), the true variance would be twice the estimate with many repeats, as of a degenerate
-U-statistic (Hoeffding, Annals of Mathematical Statistics 19(3), 1948); with one repeat part of this
-is in the estimate already. In simulation it was 0.9 to 1.8 times with one repeat and 1.0 to 2.2
-times with five or more, most where models learn little. Hence `training_factor`, with which repeats
-narrow an interval by little.
+Each patient's influence gives a variance for given models (`spread`). But cross-validated models
+and their errors rest on the same patients: of two patients, the first is tested by what the second
+taught, and the other way round. `standard_error` therefore takes the smaller of two larger ones:
 
-Tried before, and worse: the variance of one round for the mean over rounds, with a fixed factor on
-the standard error. It is as large as needed for useless predictors, but on the logit scale an
-average of five rounds of which four were perfect had limits as wide as 0.3 to 1.
+- that of one round, and more for the luck of how patients were divided, of which several rounds see
+  the mean: repeats make a figure steadier, but tell no more of other patients;
+- 2.4 times that of the mean over the rounds. For useless predictors, whose figure is a degenerate
+  U-statistic (Hoeffding, Annals of Mathematical Statistics 19(3), 1948), the true one is twice
+  that, and intervals of twice were still below 0.5 in 5 to 6 % of studies.
+
+Tried and left, alone: the first (where four of five rounds were perfect, limits were as wide as 0.3
+to 1 on the logit scale); a multiple of the second that grows with the rounds (good models covered
+99 to 100 %).
 
 Every factor and limit of this module was set by simulation (`benchmarks/coverage.py`), whose tables
 are in docs/coverage.md.
@@ -27,6 +28,10 @@ from scipy.special import expit, logit, stdtr, stdtrit
 from her2.core.types import Floats
 from her2.evaluation.areas import Area
 
+DIVIDED = 0.6
+"""Part that the division into folds adds to the variance of one round."""
+COUNTED_TWICE = 2.4
+"""Most that shared patients add: times the variance of the mean over the rounds."""
 FEW_MISPLACED = 2.0
 """An AUC of which fewer patients of the smaller side are misplaced is near its bound (a mean of
 AUCs: fewer in all classes together). A variance estimated from so few is unreliable, or 0. Limits
@@ -57,15 +62,6 @@ class Estimate:
     note: str = ""
 
 
-def training_factor(area: Area) -> float:
-    """Return the factor on the standard error for patients who are both tested and trained on.
-
-    It is 1.26 for one round and tends to the square root of 2 with many; a single fixed test set
-    has none.
-    """
-    return math.sqrt(2 - 0.4 / area.defined.sum()) if area.folds > 1 else 1.0
-
-
 def spread(area: Area) -> tuple[float, float]:
     """Return the variance of an AUC for given models, and its degrees of freedom.
 
@@ -73,19 +69,38 @@ def spread(area: Area) -> tuple[float, float]:
     group variances (Satterthwaite, Biometrics Bulletin 2(6), 1946). Both are NaN if a group has one
     patient.
     """
-    influence = area.influence[area.defined].mean(axis=0)
-    parts, freedoms = [], []
-    for group in np.unique(area.groups[area.groups >= 0]):
-        own = influence[area.groups == group]
-        count = len(own)
-        if count < 2:
-            return math.nan, math.nan
-        parts.append(float(count * own.var(ddof=1)))
-        freedoms.append(count - 1)
-    total = sum(parts)
+    parts, sizes = _group_variances(area, area.influence[area.defined].mean(axis=0)[None])
+    total = float(parts.sum())
     if not total > 0:
         return total, math.nan
-    return total, total**2 / sum(part**2 / free for part, free in zip(parts, freedoms, strict=True))
+    return total, float(total**2 / (parts**2 / (sizes - 1)).sum())
+
+
+def standard_error(area: Area) -> tuple[float, float]:
+    """Return the standard error of an AUC, and its degrees of freedom; both NaN without any.
+
+    With several folds it is that of cross-validated models (see above), with a single fixed test
+    set that of the given models.
+    """
+    variance, freedom = spread(area)
+    if area.folds > 1:
+        one_round = float(_group_variances(area, area.influence[area.defined])[0].sum())
+        divided = (1 + DIVIDED / int(area.defined.sum())) * one_round
+        variance = min(divided, COUNTED_TWICE * variance)
+    if not variance > 1e-15:
+        return math.nan, math.nan
+    return math.sqrt(variance), freedom
+
+
+def _group_variances(area: Area, influence: Floats) -> tuple[Floats, Floats]:
+    """Return what each group adds to the variance, as the mean of rounds (r, p), and its size."""
+    parts, sizes = [], []
+    for group in np.unique(area.groups[area.groups >= 0]):
+        own = influence[:, area.groups == group]
+        size = own.shape[1]
+        parts.append(size * own.var(axis=1, ddof=1).mean() if size > 1 else math.nan)
+        sizes.append(size)
+    return np.array(parts), np.array(sizes, np.float64)
 
 
 def area_estimate(area: Area, confidence: float) -> Estimate:
@@ -168,12 +183,11 @@ def difference_estimate(area: Area, confidence: float) -> Estimate:
         return _without_interval(
             area, f"no interval or p value: fewer than {LEAST_COMPARED} patients of a class or side"
         )
-    variance, freedom = spread(area)
-    if not variance > 1e-15:
+    error, freedom = standard_error(area)
+    if math.isnan(error):
         return _without_interval(
             area, "no interval or p value: the difference is the same for every patient"
         )
-    error = training_factor(area) * math.sqrt(variance)
     reach = float(stdtrit(freedom, (1 + confidence) / 2)) * error
     value = area.value
     p = 2 * float(stdtr(freedom, -abs(value) / error))
@@ -213,11 +227,10 @@ def _crossing(gap: Callable[[float], float], outer: float, inner: float) -> floa
 
 def _logit_limits(area: Area, confidence: float) -> tuple[float, float]:
     value = area.value
-    variance, freedom = spread(area)
-    if not variance > 1e-15 or not 0 < value < 1:
+    error, freedom = standard_error(area)
+    if math.isnan(error) or not 0 < value < 1:
         return math.nan, math.nan
-    error = training_factor(area) * math.sqrt(variance) / (value * (1 - value))
-    reach = float(stdtrit(freedom, (1 + confidence) / 2)) * error
+    reach = float(stdtrit(freedom, (1 + confidence) / 2)) * error / (value * (1 - value))
     return float(expit(logit(value) - reach)), float(expit(logit(value) + reach))
 
 

@@ -32,17 +32,22 @@ def cohort_check(
 ) -> None:
     """Check a manifest: ids, labels, files, annotations and masks, and duplicate files."""
     from her2.cohort.check import check_files
+    from her2.cohort.labels import decision_lines
     from her2.cohort.manifest import read_cohort
     from her2.config import load_config
 
     settings = load_config(config or Path("config.yaml"))
     if root is None and config is not None:
         root = settings.cohort.root  # the default config's root is the demo's, useless here
-    cohort = read_cohort(slides, root=root, tasks=settings.tasks)
+    tasks, rule = settings.tasks, settings.cohort.patient_label
+    cohort = read_cohort(slides, root=root, tasks=tasks, patient_label=rule)
     masks = settings.cohort.tissue_masks if config is not None else None
     check_files(cohort, tissue_masks=masks, classes=settings.tiling.annotation_classes)
     patients = len({row.patient_id for row in cohort.rows})
     print(f"{slides}: {len(cohort.rows)} slides of {patients} patients, no problems found")
+    conflicts = {name: cohort.conflicts(task) for name, task in tasks.items()}
+    for line in decision_lines(tasks, conflicts, rule):
+        print(line)
 
 
 @config_app.command("check")

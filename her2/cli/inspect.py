@@ -59,13 +59,23 @@ def explain_slide(
     from her2.pipeline.explain import explain, planned_jobs
 
     settings = load_config(config)
-    section = settings.cohort
-    plan = Plan(settings, read_cohort(section.slides, root=section.root, tasks=settings.tasks))
+    plan = _plan(settings)
     if snakefile is None:
         here = Path("Snakefile")
         snakefile = here if here.exists() else Path(__file__).parents[2] / "Snakefile"
     for line in explain(plan, slide, planned_jobs(snakefile, config)):
         print(line)
+
+
+def _plan(settings: Config) -> Plan:
+    section = settings.cohort
+    cohort = read_cohort(
+        section.slides,
+        root=section.root,
+        tasks=settings.tasks,
+        patient_label=section.patient_label,
+    )
+    return Plan(settings, cohort)
 
 
 def _run_lines(run: record.RunRecord, state: record.RunState) -> list[str]:
@@ -95,9 +105,7 @@ def _slide_lines(settings: Config) -> list[str]:
     reasons: dict[str, str] = {}
     entries: list[tuple[str, str, TileEntry | FeatureEntry]] = []
     try:
-        section = settings.cohort
-        cohort = read_cohort(section.slides, root=section.root, tasks=settings.tasks)
-        buckets = Plan(settings, cohort).buckets
+        buckets = _plan(settings).buckets
         for path in _entries_files(settings.results / "tiles", settings.grids, buckets):
             entries += [("tiles", *item) for item in read_entries(path, TileEntry).items()]
         for path in _entries_files(settings.results / "features", settings.encoders, buckets):

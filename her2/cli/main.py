@@ -14,6 +14,7 @@ import typer
 from her2 import __version__
 from her2.cli.admin import cache_app, cohort_app, config_app, synthetic_app
 from her2.cli.inspect import explain_slide, show_status
+from her2.cli.power import show_power
 from her2.cli.stages import StageGroup
 from her2.core.errors import UserError
 from her2.core.events import begin_events, write_event
@@ -31,6 +32,7 @@ app.add_typer(cache_app, name="cache")
 app.add_typer(synthetic_app, name="synthetic")
 app.command("status")(show_status)
 app.command("explain")(explain_slide)
+app.command("power")(show_power)
 
 
 def main() -> None:
@@ -91,9 +93,13 @@ def predict(
         Path, typer.Option("--features", help="folder of feature stores {slide_id}.zarr.zip")
     ],
     out: Annotated[Path, typer.Option("--out", help="the table, .csv or .parquet")],
+    priors: Annotated[
+        Path | None,
+        typer.Option(help="the models' priors.parquet; default: that of their results folder"),
+    ] = None,
     threads: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
     """Predict slides of another cohort, whose features must come from the same encoder."""
     from her2.mil.apply import predict_slides
 
-    predict_slides(models, features, out, threads=threads)
+    predict_slides(models, features, out, threads=threads, priors=priors)

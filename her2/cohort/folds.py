@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from her2.cohort.manifest import Cohort
+from her2.cohort.labels import patient_classes
+from her2.cohort.manifest import Cohort, SlideRow
 from her2.cohort.split import assign_roles, fixed_roles, patient_sites
 from her2.config import Task
 from her2.config.jobs import FoldsSpec
@@ -38,19 +39,18 @@ def make_folds(spec: FoldsSpec, cohort: Cohort, output: Path) -> pl.DataFrame:
     Returns:
         `slide_id, patient_id, label` (class index, null for unlabelled), `repeat, fold, role`:
         one row per slide, repeat and fold. Slides without a label have the role `predict`: every
-        fold's model predicts them, and no metric counts them.
+        fold's model predicts them, and no metric counts them. A patient with labels of different
+        classes has the class that `spec.patient_label` gives, on all labelled slides, or no row.
 
     Raises:
-        UserError: there are too few patients, or the column `split` or `site` does not fit.
+        UserError: there are too few patients, the column `split` or `site` does not fit, or
+            patients have labels of different classes that `spec.patient_label` does not settle.
     """
-    patients = {
-        row.patient_id: index
-        for row in cohort.rows
-        if (index := class_of(spec.task, row.labels)) is not None
-    }
+    slides = _with_classes(spec, cohort)
     if spec.protocol == "published":
-        return _published_folds(spec, cohort, output)
-    labelled = [row for row in cohort.rows if class_of(spec.task, row.labels) is not None]
+        return _published_folds(spec, slides, output)
+    patients = {row.patient_id: index for row, index in slides if index is not None}
+    labelled = [row for row, index in slides if index is not None]
     if spec.split:
         roles = fixed_roles(labelled, patients, spec.task, tune=spec.tune, seed=spec.seed)
     else:
@@ -68,14 +68,27 @@ def make_folds(spec: FoldsSpec, cohort: Cohort, output: Path) -> pl.DataFrame:
         (row.slide_id, row.patient_id, index, repeat, fold,
          "predict" if index is None else by_patient[row.patient_id])
         for (repeat, fold), by_patient in roles.items()
-        for row in cohort.rows
-        for index in [class_of(spec.task, row.labels)]
+        for row, index in slides
     ]  # fmt: skip
     table = pl.DataFrame(records, schema=SCHEMA, orient="row")
     check_disjoint(table)
     with atomic_path(output) as path:
         table.write_parquet(path)
     return table
+
+
+def _with_classes(spec: FoldsSpec, cohort: Cohort) -> list[tuple[SlideRow, int | None]]:
+    """Return the slides of the task with their class, by patient where the labels differ."""
+    decided = patient_classes(cohort.conflicts(spec.task), spec.task, spec.patient_label)
+    found = []
+    for row in cohort.rows:
+        index = class_of(spec.task, row.labels)
+        if row.patient_id in decided:
+            if decided[row.patient_id] is None:
+                continue
+            index = None if index is None else decided[row.patient_id]
+        found.append((row, index))
+    return found
 
 
 def class_of(task: Task, labels: Mapping[str, str]) -> int | None:
@@ -114,14 +127,16 @@ def crossing_patients(table: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _published_folds(spec: FoldsSpec, cohort: Cohort, output: Path) -> pl.DataFrame:
+def _published_folds(
+    spec: FoldsSpec, slides: list[tuple[SlideRow, int | None]], output: Path
+) -> pl.DataFrame:
     """Write folds over labelled slides, neither stratified nor grouped, without a tuning set.
 
     arXiv 2411.05028 splits like this. Slides of one patient are in both the training and the test
-    set; the folds exist to show how that changes the metrics.
+    set; the folds exist to show how that changes the metrics. Slides have the classes of the sound
+    protocol, so that the labels do not differ as well.
     """
-    rows = [(row, class_of(spec.task, row.labels)) for row in cohort.rows]
-    labelled = [(row, index) for row, index in rows if index is not None]
+    labelled = [(row, index) for row, index in slides if index is not None]
     if len(labelled) < spec.folds:
         raise UserError(
             f"folds.number {spec.folds} is more than the {len(labelled)} slides with a label of "

@@ -15,7 +15,8 @@ from typing import Any
 
 from her2.cohort import columns
 from her2.cohort.columns import Value, text
-from her2.config import Task
+from her2.cohort.labels import Conflict, conflicts, refusal
+from her2.config import PatientLabel, Task
 from her2.core.errors import UserError, problem_list
 from her2.core.files import digest
 
@@ -28,7 +29,8 @@ class SlideRow:
     """A row of the manifest; optional values are None if the cell is empty.
 
     The fields are the columns that code reads by name. `other` has the values of all further
-    columns that `her2.cohort.columns` declares, without missing ones.
+    columns that `her2.cohort.columns` declares, without missing ones. `number` is the row in the
+    file, where the header is row 1; it does not make two slides differ.
     """
 
     slide_id: str
@@ -42,6 +44,7 @@ class SlideRow:
     annotation: str | None = None
     mask: str | None = None
     other: Mapping[str, Value] = field(default_factory=dict)
+    number: int = field(default=0, compare=False)
 
     def value(self, column: str) -> Value:
         """Return the value of a declared column."""
@@ -49,7 +52,7 @@ class SlideRow:
         return value
 
 
-FIELDS = frozenset(one.name for one in fields(SlideRow)) - {"labels", "other"}
+FIELDS = frozenset(one.name for one in fields(SlideRow)) - {"labels", "other", "number"}
 """The columns that `SlideRow` has as fields."""
 
 
@@ -108,6 +111,13 @@ class Cohort:
             records.append([*record, found] if found else record)
         return digest(records)
 
+    def conflicts(self, task: Task) -> list[Conflict]:
+        """Return the patients whose slides have labels of different classes of a task."""
+        ordered = sorted(self.rows, key=lambda row: row.number)
+        return conflicts(
+            ((row.slide_id, row.patient_id, row.labels.get(task.label)) for row in ordered), task
+        )
+
     def bucket(self, name: str) -> tuple[SlideRow, ...]:
         """Return the slides of a bucket, see `bucket_of`."""
         count = int(name.rsplit("-", 1)[1])
@@ -133,13 +143,20 @@ def bucket_of(slide_id: str, count: int) -> str:
     return f"{index:04d}-of-{count:04d}"
 
 
-def read_cohort(slides: Path, *, root: Path | None = None, tasks: Mapping[str, Task]) -> Cohort:
+def read_cohort(
+    slides: Path,
+    *,
+    root: Path | None = None,
+    tasks: Mapping[str, Task],
+    patient_label: PatientLabel = "refuse",
+) -> Cohort:
     """Read and check a manifest.
 
     Args:
         slides: .csv (UTF-8, one header row) or .parquet.
         root: folder where relative paths start; default: the manifest's folder.
         tasks: tasks whose label columns and classes the manifest must fit.
+        patient_label: the config's `cohort.patient_label`.
 
     Raises:
         UserError: the manifest has problems; the message lists all of them with row, column, value
@@ -147,6 +164,12 @@ def read_cohort(slides: Path, *, root: Path | None = None, tasks: Mapping[str, T
     """
     rows, problems = _read_rows(slides, {task.label for task in tasks.values()})
     problems += _duplicates(rows) + _label_problems(rows, tasks)
+    whole = Cohort(tuple(rows), slides.parent)
+    problems += [
+        f"task {name!r}, column {task.label!r}: {problem}"
+        for name, task in tasks.items()
+        if (problem := refusal(whole.conflicts(task), task, patient_label))
+    ]
     return _cohort(slides, root, rows, problems)
 
 
@@ -202,7 +225,7 @@ def _read_rows(slides: Path, labels: Collection[str]) -> tuple[list[SlideRow], l
         raise UserError(f"{slides}: lists no slides. Write one row per slide below the header.")
     rows = []
     for number, record in enumerate(records, start=2):
-        row, wrong = _row(record, labels)
+        row, wrong = _row(number, record, labels)
         problems += [f"row {number}: {problem}" for problem in wrong]
         rows.append(row)
     return rows, problems
@@ -247,7 +270,9 @@ def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
         raise UserError(f"{path}: is not a readable table: {error}") from None
 
 
-def _row(record: Mapping[str, str], labels: Collection[str]) -> tuple[SlideRow, list[str]]:
+def _row(
+    number: int, record: Mapping[str, str], labels: Collection[str]
+) -> tuple[SlideRow, list[str]]:
     cells = {key: (value or "").strip() for key, value in record.items()}
     wrong, values = [], {}
     for column in columns.COLUMNS:
@@ -266,6 +291,7 @@ def _row(record: Mapping[str, str], labels: Collection[str]) -> tuple[SlideRow, 
             for name, value in values.items()
             if name not in FIELDS and value is not None
         },
+        number=number,
     ), wrong
 
 
@@ -293,22 +319,10 @@ def _label_problems(rows: list[SlideRow], tasks: Mapping[str, Task]) -> list[str
             for values in task.classes.values()
             for value in values
         }
-        by_patient: dict[str, dict[str, int]] = defaultdict(dict)
-        for number, row in enumerate(rows, start=2):
-            value = row.labels.get(column)
-            if value is None:
-                continue
-            by_patient[row.patient_id].setdefault(value, number)
-            if value not in legal:
-                problems.append(
-                    f"row {number}, column {column!r}: {value!r} is in no task's classes; "
-                    f"use {', '.join(sorted(legal))}, or leave the cell empty if unknown"
-                )
         problems += [
-            f"patient {patient!r}, column {column!r}: has "
-            + " and ".join(f"{value!r} (row {number})" for value, number in found.items())
-            + "; give all slides of a patient one label, or each lesion its own patient id"
-            for patient, found in by_patient.items()
-            if len(found) > 1
+            f"row {row.number}, column {column!r}: {value!r} is in no task's classes; "
+            f"use {', '.join(sorted(legal))}, or leave the cell empty if unknown"
+            for row in rows
+            if (value := row.labels.get(column)) is not None and value not in legal
         ]
     return problems

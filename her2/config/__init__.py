@@ -10,6 +10,7 @@ from her2.config.data import (
     CohortSection,
     PatchesSection,
     PatchFormat,
+    PatientLabel,
     Task,
     TilingSection,
 )
@@ -21,12 +22,14 @@ from her2.config.encoders import (
 )
 from her2.config.heads import HeadSection
 from her2.config.learning import (
+    Balance,
     EvaluationSection,
     FoldsSection,
     GroupingSection,
     HeatmapFormat,
     HeatmapSection,
     ReportSection,
+    SeededTrainingSection,
     Select,
     TrainingSection,
 )
@@ -47,6 +50,7 @@ from her2.core.types import Domain, Feature
 __all__ = [
     "KEEP_ORDER",
     "NAME_PATTERN",
+    "Balance",
     "ClassName",
     "CohortSection",
     "Config",
@@ -66,11 +70,13 @@ __all__ = [
     "Ordered",
     "PatchFormat",
     "PatchesSection",
+    "PatientLabel",
     "Positive",
     "Precision",
     "PretrainingSection",
     "ReportSection",
     "Section",
+    "SeededTrainingSection",
     "Select",
     "Share",
     "Task",

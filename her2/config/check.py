@@ -17,9 +17,10 @@ from her2.config.learning import (
     FoldsSection,
     HeatmapSection,
     ReportSection,
+    SeededTrainingSection,
     Select,
-    TrainingSection,
     her2_groupings,
+    own_grouping,
 )
 from her2.core.errors import UserError, problem_list
 from her2.core.section import NAME_PATTERN, Name, Ordered, Section
@@ -63,7 +64,7 @@ class Config(Section):
     heads: Annotated[dict[Name, HeadSection], BeforeValidator(_head_named_by_key), *Ordered] = (
         Field(min_length=1)
     )
-    training: TrainingSection = TrainingSection()
+    training: SeededTrainingSection = SeededTrainingSection()
     folds: FoldsSection = FoldsSection()
     published_protocol: bool = Field(
         False,
@@ -142,6 +143,22 @@ class Config(Section):
                 raise ValueError(
                     f"evaluation.groupings.{name}: no task has all the classes "
                     f"{', '.join(sides.classes)} ({known})"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _prevalences_have_a_grouping(self) -> "Config":
+        known = {own_grouping(t.class_names) for t in self.tasks.values() if len(t.classes) == 2}
+        known |= {
+            name
+            for name, sides in self.evaluation.groupings.items()
+            if any(set(sides.classes) <= set(t.class_names) for t in self.tasks.values())
+        }
+        for name in self.evaluation.prevalence:
+            if name not in known:
+                raise ValueError(
+                    f"evaluation.prevalence.{name}: no task has this grouping; the groupings are "
+                    f"{', '.join(sorted(known)) or '(none)'}"
                 )
         return self
 

@@ -8,6 +8,8 @@ from pydantic import Field, create_model, model_validator
 from her2.core.section import ClassName, Count, Mpp, Name, Ordered, Positive, Section, Share
 from her2.filters.registry import LISTED
 
+PatientLabel = Literal["refuse", "worst", "first", "exclude"]
+
 
 class CohortSection(Section):
     """The slides and their files."""
@@ -38,6 +40,13 @@ class CohortSection(Section):
     slides_per_bucket: Count = Field(64, description="approximate number of slides per job")
     max_excluded: Share = Field(
         0.2, description="the run stops if a larger share of the slides cannot be used"
+    )
+    patient_label: PatientLabel = Field(
+        "refuse",
+        description="the class of a patient whose slides have labels of different classes of a "
+        "task. refuse: the run stops and names them all; worst: the highest class, for tasks with "
+        "`ordinal: true`; first: the class of the patient's first slide in the manifest; exclude: "
+        "the patient is left out of that task",
     )
 
 

@@ -8,8 +8,11 @@ paths (moving a folder changes no result), batch sizes or thread counts.
 
 from typing import Literal, TypeVar
 
+from pydantic import Field, field_serializer
+
 from her2.config import (
     KEEP_ORDER,
+    Balance,
     Config,
     Domain,
     EncoderSection,
@@ -17,12 +20,14 @@ from her2.config import (
     HeadSection,
     HeatmapFormat,
     PatchesSection,
+    PatientLabel,
     PretrainingSection,
     Section,
     Task,
     TilingSection,
     TrainingSection,
 )
+from her2.config.names import Protocol, Run
 from her2.core.errors import UserError
 from her2.core.files import canonical_json
 
@@ -41,7 +46,7 @@ VERSIONS = {
     "compare": 4,
     "control": 6,
     "heatmap": 2,
-    "attention": 3,
+    "attention": 4,
     "report": 5,
 }
 """Version of each stage. Raise it if the output changes for the same input; only then are existing
@@ -141,19 +146,14 @@ class EmbedSpec(Section):
     max_failed_tiles: float
 
 
-Protocol = Literal["sound", "published"]
-"""sound: grouped by patient, best epoch on the tuning set, metrics over slides and patients.
-published: like arXiv 2411.05028, for comparison: folds over slides, last epoch, metrics over random
-bags."""
-
-
 Sites = Literal["ignored", "stratified", "preserved", "leave_one_out"]
 
 
 class FoldsSpec(Section):
     """The folds of a task.
 
-    `rows` digests ids, patients, labels and, if they matter, sites or the fixed split.
+    `rows` digests ids, patients, labels and, if they matter, sites, the fixed split or the order of
+    the manifest. `patient_label` is set only if patients have labels of different classes.
     """
 
     version: int = VERSIONS["folds"]
@@ -165,6 +165,7 @@ class FoldsSpec(Section):
     tune: float
     sites: Sites = "ignored"
     split: bool = False
+    patient_label: PatientLabel = Field("refuse", exclude_if=lambda value: value == "refuse")
     seed: int
 
 
@@ -177,17 +178,38 @@ class SimilarSpec(Section):
 
 
 class TrainSpec(Section):
-    """A chunk of runs of an encoder, head and task; `runs` lists (repeat, fold)."""
+    """A chunk of runs of an encoder, head and task.
+
+    A run of the first seed is written as a pair (repeat, fold). The number of seeds is not part of
+    it, since it changes no model.
+    """
 
     version: int = VERSIONS["train"]
     task: Task
     head: HeadSection
     training: TrainingSection
     protocol: Protocol = "sound"
-    runs: tuple[tuple[int, int], ...]
+    runs: tuple[Run, ...]
     buckets: tuple[str, ...]
     max_excluded: float
     seed: int
+
+    @field_serializer("runs")
+    def _identities(self, runs: tuple[Run, ...]) -> list[tuple[int, ...]]:
+        return [run.identity for run in runs]
+
+
+class ClassBalance(Section):
+    """How the classes were drawn and weighed in training, see `her2.mil.priors`.
+
+    `fitted` is True for a head that scikit-learn fits. The defaults are those of a training whose
+    classes are as frequent as their slides.
+    """
+
+    balance: Balance = "none"
+    label_smoothing: float = 0.0
+    bags_per_batch: int = 1
+    fitted: bool = False
 
 
 class EvaluateSpec(Section):
@@ -197,6 +219,7 @@ class EvaluateSpec(Section):
     task: Task
     protocol: Protocol = "sound"
     chunks: tuple[str, ...]
+    training: ClassBalance = ClassBalance()
     evaluation: EvaluationSection
     seed: int
 
@@ -227,7 +250,10 @@ class ControlSpec(Section):
 
 
 class HeatmapSpec(Section):
-    """The attention maps of an encoder, head and task; ground truths are input files."""
+    """The attention maps of an encoder, head and task; ground truths are input files.
+
+    `chunks` are those of the first training seed.
+    """
 
     version: int = VERSIONS["heatmap"]
     task: Task
@@ -245,6 +271,7 @@ class AttentionSpec(Section):
     """The localisation and faithfulness of the attention of an encoder and head on a task.
 
     Ground truths are input files; `mask_classes` are the classes of their positive regions.
+    `chunks` are those of the first training seed.
     """
 
     version: int = VERSIONS["attention"]
@@ -254,7 +281,6 @@ class AttentionSpec(Section):
     mask_classes: tuple[str, ...] = ()
     annotation_origin: Literal["level0", "bounds"] = "level0"
     faithfulness_slides: int
-    bootstrap: int
     confidence: float
     seed: int
 

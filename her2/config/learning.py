@@ -11,12 +11,13 @@ if TYPE_CHECKING:
     Select = str
 else:  # each metric declares if it can select
     Select = Literal[("loss", *selecting_metrics())]
+Balance = Literal["sampling", "loss", "slides", "none"]
 HeatmapFormat = Literal["png", "parquet", "geojson", "ome_tiff"]
 GroupingName = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=60)]
 
 
 class TrainingSection(Section):
-    """The training of a fold."""
+    """The training of a model."""
 
     bag_size: Count = Field(128, description="tiles drawn per slide in a training step")
     bags_per_batch: Count = Field(8, description="slides per step")
@@ -59,11 +60,12 @@ class TrainingSection(Section):
         None,
         description="batches per epoch; default: enough for as many slides as the training set has",
     )
-    balance: Literal["sampling", "loss", "slides", "none"] = Field(
+    balance: Balance = Field(
         "sampling",
         description="sampling: training slides are drawn so that classes are equally frequent; "
         "loss: each slide once per epoch, with equal weights of the classes in the loss; slides: "
-        "drawn uniformly with replacement; none: each slide once per epoch",
+        "drawn uniformly with replacement; none: each slide once per epoch. Probabilities are "
+        "corrected for it in the evaluation",
     )
     standardise: bool = Field(
         True, description="standardise features by the training set's mean and standard deviation"
@@ -84,6 +86,22 @@ class TrainingSection(Section):
         return self
 
 
+class SeededTrainingSection(TrainingSection):
+    """The training of each fold, once or with several seeds."""
+
+    seeds: Annotated[int, Field(ge=1, le=20)] = Field(
+        1,
+        description="number of times that each fold is trained, with other initial weights, draws "
+        "and dropout each time; AUCs are means over the seeds, and their spread is reported. One "
+        "does not show what another training would have given: at least 3 for results to publish",
+    )
+
+    @property
+    def of_one_model(self) -> TrainingSection:
+        """What a single training depends on."""
+        return TrainingSection(**self.model_dump(exclude={"seeds"}))
+
+
 class FoldsSection(Section):
     """Cross-validation, or the manifest's fixed split."""
 
@@ -98,7 +116,7 @@ class FoldsSection(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(
         None, description="seed of the folds; default: the `seed` of the whole run"
     )
-    per_job: Count = Field(5, description="folds trained per job")
+    per_job: Count = Field(5, description="models trained per job, all of one training seed")
     sites: Literal["ignored", "stratified", "preserved", "leave_one_out"] = Field(
         "ignored",
         description="stratified: test sets are also balanced by site; preserved: each site is "
@@ -148,6 +166,11 @@ def her2_groupings() -> dict[str, GroupingSection]:
     }
 
 
+def own_grouping(class_names: tuple[str, ...]) -> str:
+    """Return the name of the grouping that a task with two classes is by itself."""
+    return " vs ".join(class_names)
+
+
 class EvaluationSection(Section):
     """Confidence intervals, groupings, operating points and controls."""
 
@@ -167,6 +190,16 @@ class EvaluationSection(Section):
     )
     sensitivity: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.9, description="sensitivity at which the specificity of the groupings is given"
+    )
+    selection: Literal["none", "nested"] = Field(
+        "none",
+        description="nested: also evaluate the pipeline that picks encoder and head in each fold "
+        "by the macro AUC on its tuning set (docs/selection.md); nothing is trained for it",
+    )
+    prevalence: dict[GroupingName, Annotated[float, Field(gt=0, lt=1)]] = Field(
+        default_factory=dict,
+        description="name of a grouping -> share of the positive side where the model would be "
+        "used; PPV and NPV are then also given at this prevalence",
     )
     permutations: Annotated[int, Field(ge=100)] = Field(
         1000, description="permutations of the labels within the folds (controls)"

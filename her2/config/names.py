@@ -1,9 +1,13 @@
-"""Before stage 2: names of runs (a fold of a repeat), of chunks of runs, and of protocols."""
+"""Before stage 2: names of runs (trained models), of chunks of runs, and of protocols."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from her2.config import FoldsSection
-from her2.config.jobs import Protocol
+
+Protocol = Literal["sound", "published"]
+"""sound: grouped by patient, best epoch on the tuning set, metrics over slides and patients.
+published: like arXiv 2411.05028, for comparison: folds over slides, last epoch, metrics over random
+bags."""
 
 PUBLISHED = ".as-published"
 """Suffix of tasks and heads in the published protocol."""
@@ -19,13 +23,6 @@ def split_protocol(name: str) -> tuple[str, Protocol]:
 def folds_name(task: str, model: str) -> str:
     """Return the name of the folds that a model is trained on."""
     return task + (PUBLISHED if model.endswith(PUBLISHED) else "")
-
-
-def chunks(folds: FoldsSection) -> dict[str, tuple[tuple[int, int], ...]]:
-    """Return chunk name -> its (repeat, fold) pairs, which one training job trains."""
-    runs = [(repeat, fold) for repeat in range(folds.repeats) for fold in range(folds.number)]
-    parts = [runs[i : i + folds.per_job] for i in range(0, len(runs), folds.per_job)]
-    return {f"{run_name(*part[0])}-{run_name(*part[-1])}": tuple(part) for part in parts}
 
 
 def run_name(repeat: int, fold: int, seed: int = 0) -> str:
@@ -48,9 +45,36 @@ class Run(NamedTuple):
         """Its name, as in `run_name`."""
         return run_name(*self)
 
+    @property
+    def identity(self) -> tuple[int, ...]:
+        """The numbers that identify it in specs, keys and random seeds.
+
+        A seed of 0 is left out, so that models trained before there were several seeds, and the
+        jobs that trained them, stay what they were.
+        """
+        return tuple(self) if self.seed else tuple(self[:2])
+
 
 def parse_run(name: str) -> Run:
     """Return the run with a name."""
     repeat, rest = name.removeprefix("r").split("f")
     fold, _, seed = rest.partition("s")
     return Run(int(repeat), int(fold), int(seed or 0))
+
+
+def chunks(folds: FoldsSection, seeds: int = 1) -> dict[str, tuple[Run, ...]]:
+    """Return chunk name -> its runs, which one training job trains.
+
+    A chunk has a single seed, so that more seeds add chunks and leave those of before as they are.
+    """
+    found = {}
+    for seed in range(seeds):
+        runs = [
+            Run(repeat, fold, seed)
+            for repeat in range(folds.repeats)
+            for fold in range(folds.number)
+        ]
+        for start in range(0, len(runs), folds.per_job):
+            part = runs[start : start + folds.per_job]
+            found[f"{part[0].name}-{part[-1].name}"] = tuple(part)
+    return found

@@ -1,8 +1,6 @@
-"""Stage 2, evaluate: calibration of the probabilities, before and after temperature scaling.
+"""Stage 2, evaluate: calibration of the probabilities, before and after temperature scaling."""
 
-Source: Guo, Pleiss, Sun and Weinberger, ICML 2017 (ECE).
-"""
-
+import math
 from collections.abc import Mapping
 from functools import partial
 
@@ -13,7 +11,9 @@ from her2.config import EvaluationSection, Task
 from her2.core.types import Floats
 from her2.evaluation.bootstrap import bootstrapped, interval
 from her2.evaluation.figures import null
+from her2.evaluation.intervals import Estimate
 from her2.evaluation.predictions import Rows, out_of_fold, rows_of
+from her2.evaluation.recalibration import PER_CLASS, recalibration
 from her2.evaluation.shares import wilson
 from her2.metrics import metrics_in
 from her2.metrics.base import Metric
@@ -25,6 +25,7 @@ CALIBRATION = {
     "level": pl.String,
     "state": pl.String,
     "metric": pl.String,
+    "class": pl.String,
     "value": pl.Float64,
     "low": pl.Float64,
     "high": pl.Float64,
@@ -56,51 +57,72 @@ def calibration_table(
     level: str,
     seed: int,
 ) -> pl.DataFrame:
-    """Return the calibration metrics in each state of the predictions, with bootstrap intervals.
+    """Return the calibration metrics in each state of the predictions, with intervals.
 
-    An ECE sums absolute values, so resampling inflates it and its interval tends to be too high.
+    Those of all classes together (`class` is "") have bootstrap intervals, those of a class against
+    the rest the ones of `her2.evaluation.recalibration`.
 
     Returns:
-        `level, state, metric, value, low, high, n, note`.
+        `level, state, metric, class, value, low, high, n, note`.
     """
     metrics = metrics_in("calibration", ordinal=task.ordinal)
-    records = []
+    columns = [(metric.name, "") for metric in metrics]
+    columns += [(name, of) for of in task.class_names for name in PER_CLASS]
+    records: list[dict[str, object]] = []
     for state, (predictions, reason) in states.items():
+        shared: dict[str, object] = {"level": level, "state": state}
         if predictions is None:
             records += [
-                {"level": level, "state": state, "metric": metric.name, "n": 0, "note": reason}
-                for metric in metrics
+                shared | {"metric": name, "class": of, "n": 0, "note": reason}
+                for name, of in columns
             ]
             continue
         rows = rows_of(out_of_fold(predictions, task.class_names, by=f"{level}_id"), task)
-        values = bootstrapped(
-            partial(_measure, rows, metrics),
-            rows.patients,
-            rows.target,
-            resamples=section.bootstrap,
-            seed=seed,
-        )
-        single = not (rows.class_patients() > 1).any()
-        notes = [
-            reason,
-            "" if len(rows) else f"not defined: no {level} was tested",
-            "interval not defined: no class has 2 patients" if single and len(rows) else "",
+        shared["n"] = len(rows)
+        absent = "" if len(rows) else f"not defined: no {level} was tested"
+        found = [
+            *_overall(rows, metrics, section, seed),
+            *(
+                estimate
+                for index in range(len(task.class_names))
+                for estimate in recalibration(
+                    rows.target == index,
+                    rows.probabilities[:, index],
+                    rows.patients,
+                    section.confidence,
+                ).values()
+            ),
         ]
-        for metric, column in zip(metrics, values.T, strict=True):
-            low, high = interval(column[1:], section.confidence, (rows.count_patients,))
-            records.append(
-                {
-                    "level": level,
-                    "state": state,
-                    "metric": metric.name,
-                    "value": null(column[0]),
-                    "low": None if single else null(low),
-                    "high": None if single else null(high),
-                    "n": len(rows),
-                    "note": "; ".join(note for note in notes if note),
-                }
-            )
+        for (name, of), estimate in zip(columns, found, strict=True):
+            note = "; ".join(filter(None, (reason, absent or estimate.note)))
+            record = shared | {"metric": name, "class": of, "note": note}
+            numbers = ("value", "low", "high")
+            records.append(record | {key: null(getattr(estimate, key)) for key in numbers})
     return pl.DataFrame(records, schema=CALIBRATION)
+
+
+def _overall(
+    rows: Rows, metrics: tuple[Metric, ...], section: EvaluationSection, seed: int
+) -> list[Estimate]:
+    """Return each metric of all classes with its bootstrap interval."""
+    values = bootstrapped(
+        partial(_measure, rows, metrics),
+        rows.patients,
+        rows.target,
+        resamples=section.bootstrap,
+        seed=seed,
+    )
+    few = (
+        "" if (rows.class_patients() > 1).any() else "interval not defined: no class has 2 patients"
+    )
+    found = []
+    for metric, column in zip(metrics, values.T, strict=True):
+        note = f"no interval: {metric.no_interval}" if metric.no_interval else few
+        low, high = (math.nan, math.nan)
+        if not note:
+            low, high = interval(column[1:], section.confidence, (rows.count_patients,))
+        found.append(Estimate(float(column[0]), low, high, note=note))
+    return found
 
 
 def _measure(rows: Rows, metrics: tuple[Metric, ...], weights: Floats) -> Floats:

@@ -10,8 +10,10 @@ from her2.config.jobs import CompareSpec
 from her2.core.tables import write_table
 from her2.evaluation.families import with_holm
 from her2.evaluation.figures import null
+from her2.evaluation.nested import PICKS
 from her2.evaluation.paired import MACRO, Model, Paired, pair_models
 from her2.evaluation.paper_claim import statement_records
+from her2.evaluation.selection import SELECTION, selection_records
 
 COMPARISON = {
     "task": pl.String,
@@ -53,7 +55,7 @@ STATEMENT = {
 
 
 def compare(spec: CompareSpec, evaluation: Path, output: Path) -> pl.DataFrame:
-    """Write `statement` and `comparison` of all tasks, as Parquet and CSV.
+    """Write `statement`, `comparison`, `selection` and `picks` of all tasks, as Parquet and CSV.
 
     Args:
         spec: the job's spec.
@@ -66,7 +68,9 @@ def compare(spec: CompareSpec, evaluation: Path, output: Path) -> pl.DataFrame:
     Raises:
         UserError: the models disagree on a slide's class or fold, or have no patient in common.
     """
-    paired = {}
+    paired: dict[str, Paired] = {}
+    selection: list[dict[str, object]] = []
+    picks: list[dict[str, object]] = []
     for name, task in spec.tasks.items():
         predictions = {
             (encoder, head): pl.read_parquet(
@@ -77,8 +81,13 @@ def compare(spec: CompareSpec, evaluation: Path, output: Path) -> pl.DataFrame:
         }
         if len(predictions) > 1:
             paired[name] = pair_models(predictions, task, spec.evaluation)
+        found = selection_records(predictions, task, spec.evaluation, seed=spec.seed)
+        for whole, records in zip((selection, picks), found, strict=True):
+            whole += [{"task": name, **record} for record in records]
     comparison, statement = comparison_tables(paired, spec)
     write_table(statement, output / "statement")
+    write_table(pl.DataFrame(selection, schema=SELECTION), output / "selection")
+    write_table(pl.DataFrame(picks, schema=PICKS), output / "picks")
     write_table(comparison, output / "comparison")
     return comparison
 
@@ -125,11 +134,6 @@ def comparison_tables(
 
 
 def _records(paired: Paired, spec: CompareSpec) -> Iterator[dict[str, object]]:
-    left_out = (
-        f"patients left out because not all models tested them: {paired.left_out}"
-        if paired.left_out
-        else ""
-    )
     for kind, within, names, models in _pairs(spec):
         for question in paired.questions:
             found = paired.difference(*models, question)
@@ -148,7 +152,7 @@ def _records(paired: Paired, spec: CompareSpec) -> Iterator[dict[str, object]]:
                 "p": null(found.p),
                 "family": kind if grouping or question == MACRO else f"{kind}, single classes",
                 "n": paired.counts[question],
-                "note": "; ".join(note for note in (found.note, left_out) if note),
+                "note": "; ".join(note for note in (found.note, paired.left_out) if note),
             }
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from her2.config import EvaluationSection, Task
+from her2.config.learning import own_grouping
 from her2.core.types import Bools, Floats, Ints
 
 
@@ -58,7 +59,7 @@ def groupings_of(task: Task, section: EvaluationSection) -> tuple[Grouping, ...]
         if set(sides.classes) <= set(names)
     }
     if len(names) == 2:
-        own = Grouping(f"{names[0]} vs {names[1]}", (0,), (1,))
+        own = Grouping(own_grouping(names), (0,), (1,))
         found = {own.name: own} | found
     return tuple(found.values())
 

@@ -3,177 +3,246 @@
 Each fold's threshold is chosen on its tuning set alone and applied to its test set.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
 from her2.config import EvaluationSection, Task
 from her2.config.names import Run
-from her2.core.types import Bools, Floats
-from her2.evaluation.groupings import Grouping, Sides, groupings_of, side_missing, two_sides
+from her2.core.types import Ints
+from her2.evaluation.groupings import Grouping, groupings_of, side_missing, two_sides
 from her2.evaluation.predictions import averaged, of_run, rows_of, runs
-from her2.evaluation.shares import wilson
+from her2.evaluation.shares import Limits, predictive_value, wilson
+from her2.evaluation.thresholds import Applied, choice_variances
 
+RATES = ("sensitivity", "specificity", "ppv", "npv")
 OPERATING = {
     "level": pl.String,
     "grouping": pl.String,
     "fixed": pl.String,
     "asked": pl.Float64,
-    "sensitivity": pl.Float64,
-    "sensitivity_low": pl.Float64,
-    "sensitivity_high": pl.Float64,
-    "specificity": pl.Float64,
-    "specificity_low": pl.Float64,
-    "specificity_high": pl.Float64,
-    "ppv": pl.Float64,
-    "npv": pl.Float64,
+    **{f"{rate}{end}": pl.Float64 for rate in RATES for end in ("", "_low", "_high")},
+    "stated_prevalence": pl.Float64,
+    **{
+        f"stated_{rate}{end}": pl.Float64
+        for rate in ("ppv", "npv")
+        for end in ("", "_low", "_high")
+    },
     "n_positive": pl.Int64,
     "n_negative": pl.Int64,
     "threshold_min": pl.Float64,
     "threshold_max": pl.Float64,
     "note": pl.String,
 }
+"""`stated_ppv` and `stated_npv` are those at `evaluation.prevalence`, null without one."""
+
+Parts = Mapping[tuple[Run, str], pl.DataFrame]
+"""Model and role (`tune` or `test`) -> its patients or slides."""
 
 
-@dataclass(slots=True)
-class _Calls:
-    """Test rows of all folds: their side, whether they were called positive, and their patient."""
+@dataclass(frozen=True, slots=True)
+class _Tested:
+    """The models of a grouping that have a threshold, and their test rows.
 
-    positive: list[Bools] = field(default_factory=list)
-    called: list[Bools] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
-    patients: list[str] = field(default_factory=list)
-    thresholds: list[float] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
-def threshold(positive: Bools, scores: Floats, fixed: str, asked: float) -> float:
-    """Return the lowest threshold with a specificity, or the highest with a sensitivity.
-
-    Rows at or above the threshold are called positive. Among the thresholds with the required
-    figure on these rows, this one is best for the other side.
-
-    Args:
-        positive: (n,), with rows of both sides.
-        scores: (n,).
-        fixed: `specificity` or `sensitivity`.
-        asked: the smallest value required of it, 0 to 1.
+    `rows` has `name, patient, positive` and `model` (index into `models`), `score`.
+    `classes` are those of the patients in the tuning sets (p,).
     """
-    order = np.argsort(-scores, kind="stable")
-    last = np.flatnonzero(np.diff(scores[order], append=-np.inf))  # last rows of equal scores
-    hits = np.concatenate([[0], np.cumsum(positive[order])[last]])
-    called = np.concatenate([[0], last + 1])
-    true_rate, false_rate = hits / hits[-1], (called - hits) / (called[-1] - hits[-1])
-    # At a threshold above all scores no row is called positive.
-    at_scores = scores[order][last]
-    thresholds = np.concatenate([[np.nextafter(at_scores[0], np.inf)], at_scores])
-    tolerance = 1e-12  # in floats 1 - 0.9 differs from 0.1
-    if fixed == "specificity":
-        return float(thresholds[np.flatnonzero(false_rate <= 1 - asked + tolerance)[-1]])
-    return float(thresholds[np.flatnonzero(true_rate >= asked - tolerance)[0]])
+
+    models: Sequence[Applied]
+    rows: pl.DataFrame
+    classes: Ints
+    note: str
 
 
 def operating_table(
-    predictions: pl.DataFrame, task: Task, section: EvaluationSection, *, level: str
+    predictions: pl.DataFrame, task: Task, section: EvaluationSection, *, level: str, seed: int
 ) -> pl.DataFrame:
     """Return figures on the test sets at each grouping's required specificity and sensitivity.
 
-    Counts are pooled over folds. A patient (or slide) tested in several repeats counts by the share
-    of repeats that called it positive. Intervals are Wilson's, with one trial per patient.
+    Counts are pooled over folds. A patient (or slide) tested in several repeats counts once, by the
+    share of repeats that called it positive. Intervals are Wilson's, with one trial per patient (of
+    PPV and NPV: per patient who was called so), widened by the variance that the choice of the
+    thresholds adds (`her2.evaluation.thresholds`).
+
+    Args:
+        predictions: the predictions table of the model.
+        task: the task that it predicts.
+        section: the `evaluation` section of the config.
+        level: `patient` or `slide`.
+        seed: seed of the resamples of the tuning sets.
 
     Returns:
-        `level, grouping, fixed, asked, sensitivity, sensitivity_low, sensitivity_high,
-        specificity, specificity_low, specificity_high, ppv, npv, n_positive, n_negative,
-        threshold_min, threshold_max, note`.
+        The columns of `OPERATING`.
     """
+    parts = {
+        (run, role): averaged(of_run(predictions, run, role), task.class_names, by=f"{level}_id")
+        for run in runs(predictions)
+        for role in ("tune", "test")
+    }
+    tuned = predictions.filter(pl.col("role") == "tune")
+    patients = tuned.group_by("patient_id").agg(pl.col("target").first()).sort("patient_id")
     asked = {"specificity": section.specificity, "sensitivity": section.sensitivity}
-    records = [
-        {"level": level, "grouping": grouping.name, "fixed": fixed, "asked": value}
-        | _record(_calls(predictions, task, grouping, level, fixed, value), section.confidence)
-        for grouping in groupings_of(task, section)
-        for fixed, value in asked.items()
-    ]
+    records = []
+    for grouping in groupings_of(task, section):
+        tested = _tested(parts, patients, task, grouping, level)
+        for fixed, value in asked.items():
+            shared = {"level": level, "grouping": grouping.name, "fixed": fixed, "asked": value}
+            records.append(shared | _record(tested, section, grouping.name, fixed, value, seed))
     return pl.DataFrame(records, schema=OPERATING)
 
 
-def _calls(
-    predictions: pl.DataFrame, task: Task, grouping: Grouping, level: str, fixed: str, asked: float
-) -> _Calls:
-    calls, lacking = _Calls(), []
-    for run in runs(predictions):
-        tuned, _ = _sides(predictions, (run, "tune"), task, grouping, level)
-        tested, table = _sides(predictions, (run, "test"), task, grouping, level)
-        if side_missing(tuned.positive):
+def _tested(
+    parts: Parts, patients: pl.DataFrame, task: Task, grouping: Grouping, level: str
+) -> _Tested:
+    """Return the models and test rows of a grouping; `patients` are those of the tuning sets."""
+    index = {name: number for number, name in enumerate(patients["patient_id"])}
+    models: list[Applied] = []
+    rows, lacking = [], []
+    for run in dict.fromkeys(run for run, _ in parts):
+        (tune, tune_table), (test, test_table) = (
+            (two_sides(found.target, found.probabilities, grouping), table)
+            for role in ("tune", "test")
+            for table in (parts[run, role],)
+            for found in (rows_of(table, task),)
+        )
+        if side_missing(tune.positive):
             lacking.append(run.name)
             continue
-        at = threshold(tuned.positive, tuned.scores, fixed, asked)
-        calls.thresholds.append(at)
-        calls.positive.append(tested.positive)
-        calls.called.append(tested.scores >= at)
-        kept = table.filter(pl.Series(tested.kept))
-        calls.names += kept[f"{level}_id"].to_list()
-        calls.patients += kept["patient_id"].to_list()
+        names = tune_table.filter(pl.Series(tune.kept, dtype=pl.Boolean))["patient_id"]
+        owners = np.array([index[name] for name in names], int)
+        kept = test_table.filter(pl.Series(test.kept, dtype=pl.Boolean))
+        rows.append(
+            pl.DataFrame(
+                {
+                    "name": kept[f"{level}_id"],
+                    "patient": kept["patient_id"],
+                    "positive": pl.Series(test.positive, dtype=pl.Boolean),
+                    "score": pl.Series(test.scores, dtype=pl.Float64),
+                    "model": pl.Series([len(models)] * len(kept), dtype=pl.Int64),
+                }
+            )
+        )
+        models.append(
+            Applied.of(
+                (tune.positive, tune.scores, owners),
+                (test.positive, test.scores),
+                (run.repeat, run.seed),
+            )
+        )
+    note = ""
     if lacking:
-        calls.notes.append(
+        note = (
             f"test sets of {', '.join(lacking)} left out: no threshold, because the tuning set "
             "lacks a side"
         )
-    return calls
+    whole = pl.concat(rows) if rows else pl.DataFrame()
+    return _Tested(models, whole, patients["target"].cast(pl.Int64).to_numpy(), note)
 
 
-def _sides(
-    predictions: pl.DataFrame,
-    part: tuple[Run, str],
-    task: Task,
-    grouping: Grouping,
-    level: str,
-) -> tuple[Sides, pl.DataFrame]:
-    table = averaged(of_run(predictions, *part), task.class_names, by=f"{level}_id")
-    rows = rows_of(table, task)
-    return two_sides(rows.target, rows.probabilities, grouping), table
-
-
-def _record(calls: _Calls, confidence: float) -> dict[str, object]:
-    if not calls.thresholds:
-        note = "; ".join(calls.notes) or "not defined: no one was tested"
+def _record(
+    tested: _Tested,
+    section: EvaluationSection,
+    grouping: str,
+    fixed: str,
+    asked: float,
+    seed: int,
+) -> dict[str, object]:
+    if not tested.models:
+        note = tested.note or "not defined: no one was tested"
         return {"n_positive": 0, "n_negative": 0, "note": note}
-    table = pl.DataFrame(
-        {
-            "name": pl.Series(calls.names, dtype=pl.String),
-            "patient": pl.Series(calls.patients, dtype=pl.String),
-            "positive": np.concatenate(calls.positive),
-            "called": np.concatenate(calls.called).astype(float),
-        }
+    chosen = np.array(
+        [
+            one.choices.thresholds[
+                one.choices.choose(np.ones((1, len(one.patients))), fixed, asked)[0]
+            ]
+            for one in tested.models
+        ]
     )
+    called = tested.rows["score"].to_numpy() >= chosen[tested.rows["model"].to_numpy()]
     # One row per patient (or slide), with the share of repeats that called it positive.
-    table = table.group_by("name", "patient", "positive").agg(pl.col("called").mean())
-    ups, downs = table.filter(pl.col("positive")), table.filter(~pl.col("positive"))
-    true_positive, false_positive = float(ups["called"].sum()), float(downs["called"].sum())
+    table = (
+        tested.rows.with_columns(called=pl.Series(called, dtype=pl.Float64))
+        .group_by("name", "patient", "positive")
+        .agg(pl.col("called").mean())
+        .sort("name")
+    )
+    added = choice_variances(
+        tested.models, tested.classes, fixed, asked, resamples=section.bootstrap, seed=seed
+    )
+    notes = [tested.note]
     record: dict[str, object] = {
-        "n_positive": len(ups),
-        "n_negative": len(downs),
-        "threshold_min": min(calls.thresholds),
-        "threshold_max": max(calls.thresholds),
-        "ppv": _ratio(true_positive, true_positive + false_positive),
-        "npv": _ratio(
-            len(downs) - false_positive, len(downs) - false_positive + len(ups) - true_positive
-        ),
+        "n_positive": int(table["positive"].sum()),
+        "n_negative": int((~table["positive"]).sum()),
+        "threshold_min": float(chosen.min()),
+        "threshold_max": float(chosen.max()),
     }
-    for name, hits, rows in (
-        ("sensitivity", true_positive, ups),
-        ("specificity", len(downs) - false_positive, downs),
-    ):
-        share = _ratio(hits, len(rows))
-        if share is None:
-            side = "positive" if name == "sensitivity" else "negative"
-            calls.notes.append(f"{name} not defined: no patient on the {side} side")
+    found: dict[str, Limits] = {}
+    without = []
+    for rate, extra in zip(RATES, added, strict=True):
+        hits, whole, trials, reason = _counts(table, rate)
+        if reason:
+            notes.append(reason)
             continue
-        trials = rows["patient"].n_unique()
-        low, high = wilson(share * trials, trials, confidence)
-        record |= {name: share, f"{name}_low": low, f"{name}_high": high}
-    return record | {"note": "; ".join(calls.notes)}
+        share = hits / whole
+        record[rate] = share
+        if np.isnan(extra):
+            without.append(rate.upper() if len(rate) == 3 else rate)
+        else:
+            low, high = wilson(share * trials, trials, section.confidence, added=float(extra))
+            record |= {f"{rate}_low": low, f"{rate}_high": high}
+            found[rate] = (share, low, high)
+    if without:
+        notes.append(
+            f"interval of {', '.join(without)} not defined: the tuning sets have too few patients "
+            "to choose their thresholds again"
+        )
+    record |= _stated(found, section.prevalence.get(grouping))
+    return record | {"note": "; ".join(note for note in notes if note)}
 
 
-def _ratio(part: float, whole: float) -> float | None:
-    return part / whole if whole > 0 else None
+def _counts(table: pl.DataFrame, rate: str) -> tuple[float, float, float, str]:
+    """Return successes and rows of a rate, its trials in patients, and why it is not defined.
+
+    A row counts by the share of its repeats, and a patient by the mean of its rows.
+    """
+    called, positive = pl.col("called"), pl.col("positive").cast(pl.Float64)
+    hit = {"sensitivity": called, "specificity": 1 - called, "ppv": called, "npv": 1 - called}[rate]
+    own = positive if rate in ("sensitivity", "ppv") else 1 - positive
+    weight = hit if rate in ("ppv", "npv") else own
+    rows = table.select("patient", hits=hit * own, weight=weight)
+    hits, whole = float(rows["hits"].sum()), float(rows["weight"].sum())
+    trials = float(rows.group_by("patient").agg(pl.col("weight").mean())["weight"].sum())
+    side = "positive" if rate in ("sensitivity", "ppv") else "negative"
+    if rate in ("ppv", "npv"):
+        reason = f"{rate.upper()} not defined: no patient was called {side}"
+    else:
+        reason = f"{rate} not defined: no patient on the {side} side"
+    return hits, whole, trials, "" if whole > 1e-12 else reason
+
+
+def _stated(found: Mapping[str, Limits], prevalence: float | None) -> dict[str, float | None]:
+    """Return PPV and NPV at a stated prevalence, from sensitivity and specificity."""
+    if prevalence is None:
+        return {}
+    record: dict[str, float | None] = {"stated_prevalence": prevalence}
+    if not {"sensitivity", "specificity"} <= found.keys():
+        return record
+    hit, spared = found["sensitivity"], found["specificity"]
+    values = {
+        "ppv": (hit, _others(spared), prevalence),
+        "npv": (spared, _others(hit), 1 - prevalence),
+    }
+    for rate, (own, other, share) in values.items():
+        value, low, high = predictive_value(own, other, share)
+        if not np.isnan(value):
+            record |= {f"stated_{rate}": value, f"stated_{rate}_low": low,
+                       f"stated_{rate}_high": high}  # fmt: skip
+    return record
+
+
+def _others(share: Limits) -> Limits:
+    """Return one minus a share."""
+    value, low, high = share
+    return 1 - value, 1 - high, 1 - low

@@ -1,18 +1,29 @@
 """Stage 2, compare: AUCs of several models for the same patients, slides and folds.
 
 Each AUC comes with the influence of every patient, so that patients who are hard for two models
-cancel out in their difference.
+cancel out in their difference. All models have the same rounds, those of the model with the most
+training seeds. Another model with fewer counts in each of them with the mean over its own seeds, so
+that no seed of a model counts more than the others.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import polars as pl
 
 from her2.config import EvaluationSection, Task
 from her2.core.errors import UserError
-from her2.evaluation.areas import Area, class_area, combined, grouping_area, held_out, macro_area
-from her2.evaluation.groupings import groupings_of
+from her2.evaluation.areas import (
+    Area,
+    HeldOut,
+    class_area,
+    combined,
+    grouping_area,
+    held_out,
+    macro_area,
+)
+from her2.evaluation.groupings import Grouping, groupings_of
 from her2.evaluation.intervals import Estimate, area_estimate, difference_estimate, mean_estimate
 
 Model = tuple[str, str]
@@ -20,6 +31,8 @@ Model = tuple[str, str]
 Question = tuple[str, str]
 """(class or `macro`, "") or ("", grouping): names one AUC of a model."""
 MACRO: Question = ("macro", "")
+Round = tuple[int, int]
+"""Repeat, training seed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +40,13 @@ class Paired:
     """AUCs of several models for their common patients.
 
     `areas` holds each model's AUC for each question, `counts` the number of patients in each
-    question. `left_out` is the number of patients not tested by all models.
+    question. `left_out` says how many patients not all models tested, "" if none.
     """
 
     areas: Mapping[Model, Mapping[Question, Area]]
     counts: Mapping[Question, int]
     confidence: float
-    left_out: int
+    left_out: str
 
     @property
     def questions(self) -> tuple[Question, ...]:
@@ -63,6 +76,8 @@ def pair_models(
 ) -> Paired:
     """Restrict models to the slides (of every repeat) that all of them tested.
 
+    They may have different numbers of training seeds.
+
     Args:
         predictions: the predictions table of each model.
         task: the task that they predict.
@@ -71,34 +86,83 @@ def pair_models(
     Raises:
         UserError: the models disagree on a slide's class or fold, or have no patient in common.
     """
-    tested = {model: table.filter(pl.col("role") == "test") for model, table in predictions.items()}
-    common = _common(tested)
-    every = pl.concat([table.select("patient_id") for table in tested.values()])
+    tested = commonly_tested(predictions)
+    rounds = {model: _rounds(table) for model, table in tested.items()}
+    most = max(rounds.values(), key=len)
     groupings = groupings_of(task, section)
     areas: dict[Model, dict[Question, Area]] = {}
     patients = 0
     for model, table in tested.items():
-        shared = table.join(common, on=["slide_id", "repeat"], how="semi")
-        rows = held_out(shared, task, level="patient")
+        rows = held_out(table, task, level="patient")
         patients = len(rows.names)
-        if not patients:
-            raise UserError(
-                f"the models to compare ({', '.join('/'.join(one) for one in tested)}) have no "
-                "patient in common; see the report's list of excluded slides."
-            )
-        classes = [class_area(rows, index) for index in range(len(task.class_names))]
         areas[model] = {
-            **{(name, ""): one for name, one in zip(task.class_names, classes, strict=True)},
-            MACRO: macro_area(rows, classes),
-            **{("", grouping.name): grouping_area(rows, grouping) for grouping in groupings},
+            question: _in_rounds(one, rounds[model], most)
+            for question, one in areas_of(rows, task, groupings).items()
         }
     first = next(iter(areas.values()))
     return Paired(
         areas=areas,
         counts={question: int(one.sizes.sum()) for question, one in first.items()},
         confidence=section.confidence,
-        left_out=every["patient_id"].n_unique() - patients,
+        left_out=left_out_words(predictions, patients),
     )
+
+
+def areas_of(rows: HeldOut, task: Task, groupings: Sequence[Grouping]) -> dict[Question, Area]:
+    """Return the AUC of every question: each class, macro, each grouping."""
+    classes = [class_area(rows, index) for index in range(len(task.class_names))]
+    return {
+        **{(name, ""): one for name, one in zip(task.class_names, classes, strict=True)},
+        MACRO: macro_area(rows, classes),
+        **{("", grouping.name): grouping_area(rows, grouping) for grouping in groupings},
+    }
+
+
+def _rounds(table: pl.DataFrame) -> list[Round]:
+    """Return the rounds of a model, in the order of the areas of its rows."""
+    return table.select("repeat", "seed").unique().sort("repeat", "seed").rows()
+
+
+def _in_rounds(area: Area, own: Sequence[Round], wanted: Sequence[Round]) -> Area:
+    """Return a model's AUC in other rounds: in each, the mean over its seeds of the same repeat."""
+    if own == wanted:
+        return area
+    repeats = np.array([repeat for repeat, _ in own])
+    # Seeds test the same patients, so an AUC is defined for all seeds of a repeat or for none.
+    members = [np.flatnonzero(repeats == repeat) for repeat, _ in wanted]
+    return replace(
+        area,
+        rounds=np.array([area.rounds[each].mean() for each in members]),
+        influence=np.stack([area.influence[each].mean(axis=0) for each in members]),
+    )
+
+
+def commonly_tested(predictions: Mapping[Model, pl.DataFrame]) -> dict[Model, pl.DataFrame]:
+    """Return each model's test rows of the slides (of every repeat) that all models tested.
+
+    Raises:
+        UserError: the models disagree on a slide's class or fold, or have no slide in common.
+    """
+    tested = {model: table.filter(pl.col("role") == "test") for model, table in predictions.items()}
+    common = _common(tested)
+    if not len(common) and len(tested) > 1:
+        raise UserError(
+            f"the models to compare ({', '.join('/'.join(one) for one in tested)}) have no "
+            "patient in common; see the report's list of excluded slides."
+        )
+    return {
+        model: table.join(common, on=["slide_id", "repeat"], how="semi")
+        for model, table in tested.items()
+    }
+
+
+def left_out_words(predictions: Mapping[Model, pl.DataFrame], kept: int) -> str:
+    """Return a note on the patients that some but not all models tested, "" if there are none."""
+    tested = [
+        table.filter(pl.col("role") == "test")["patient_id"] for table in predictions.values()
+    ]
+    lost = pl.concat(tested).n_unique() - kept
+    return f"patients left out because not all models tested them: {lost}" if lost else ""
 
 
 def _common(tested: Mapping[Model, pl.DataFrame]) -> pl.DataFrame:

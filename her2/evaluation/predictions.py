@@ -75,7 +75,8 @@ def gather_predictions(
 
     Returns:
         One row per slide and model: `slide_id, patient_id, repeat, fold, seed, role` (test, tune,
-        or predict for unlabelled slides), `target` (class index or null), `prob_<class>`.
+        or predict for unlabelled slides), `target` (class index or null), `prob_<class>` as the
+        model gave it.
 
     Raises:
         UserError: a prediction is not finite or has another role than in the folds table, or a

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from her2.explanation.averages import Bootstrap, over_patients
+from her2.explanation.averages import SIGNED, over_patients
 from her2.explanation.held_out_slides import HeldOutSlide
 from her2.explanation.localisation import UNIFORM, is_uniform
 
@@ -39,7 +39,7 @@ def rank_correlation(maps: Sequence[NDArray[np.floating]]) -> float | None:
 def agreement_table(
     slides: Sequence[HeldOutSlide],
     correlations: Sequence[float | None],
-    bootstrap: Bootstrap,
+    confidence: float,
     *,
     repeats: int,
 ) -> pl.DataFrame:
@@ -48,7 +48,7 @@ def agreement_table(
     Args:
         slides: one slide per correlation.
         correlations: return values of `rank_correlation`.
-        bootstrap: settings of the interval.
+        confidence: confidence level of the interval.
         repeats: repeats of the cross-validation; `pairs` is the number of pairs they form.
     """
     rows = [
@@ -59,7 +59,7 @@ def agreement_table(
     table = pl.DataFrame(
         rows, schema={"patient_id": pl.String, "label": pl.String, "spearman": pl.Float64}
     )
-    (mean,) = over_patients(table, ["spearman"], bootstrap)
+    (mean,) = over_patients(table, {"spearman": SIGNED}, confidence)
     note = mean.note
     if repeats < 2:
         note = "not defined: one repeat (folds.repeats is 1, or the manifest's split is used)"

@@ -1,8 +1,8 @@
 """Stage 2, attention: measures of the reliability of attention on a model's held-out slides.
 
 The stage reads folds, trained folds, feature stores and ground truths, and opens no slide. Each
-slide is judged by the models that never saw its patient. Attention is that of the predicted class,
-as trained folds store it.
+slide is judged by the models that never saw its patient, of the first training seed. Attention is
+that of the predicted class, as trained folds store it.
 """
 
 import logging
@@ -22,7 +22,6 @@ from her2.core.files import digest
 from her2.core.tables import write_table
 from her2.encoders.device import pick_device
 from her2.explanation.agreement import agreement_table, rank_correlation
-from her2.explanation.averages import Bootstrap
 from her2.explanation.faithfulness import Followed, faithfulness_tables, follow
 from her2.explanation.held_out_slides import HeldOutSlide, read_attention, spread, tested_slides
 from her2.explanation.localisation import (
@@ -105,20 +104,21 @@ def measure_attention(
     slides = tested_slides(table, entries, spec.task)
     attention = read_attention(slides, trained, entries)
     first = [slide for slide in slides if slide.repeat == 0]
-    bootstrap = Bootstrap(spec.bootstrap, spec.confidence, spec.seed)
     located = _localisation(spec, sources, first, attention, masks)
     chosen = spread(first, spec.faithfulness_slides, seed=spec.seed)
     curves, areas = faithfulness_tables(
-        _followed(spec, sources, chosen, attention, threads), bootstrap, asked=len(chosen)
+        _followed(spec, sources, chosen, attention, threads), spec.confidence, asked=len(chosen)
     )
     tables = {
         "localisation": located,
         "localisation_summary": (
-            _no_truth() if masks is None else summarise(located, spec.task.class_names, bootstrap)
+            _no_truth()
+            if masks is None
+            else summarise(located, spec.task.class_names, spec.confidence)
         ),
         "faithfulness": curves,
         "faithfulness_summary": areas,
-        "agreement": _agreement(table, slides, attention, bootstrap),
+        "agreement": _agreement(table, slides, attention, spec.confidence),
     }
     for name, found in tables.items():
         write_table(found, output / name)
@@ -213,7 +213,7 @@ def _agreement(
     folds: pl.DataFrame,
     slides: Sequence[HeldOutSlide],
     attention: dict[tuple[str, int], Attention],
-    bootstrap: Bootstrap,
+    confidence: float,
 ) -> pl.DataFrame:
     repeats = folds["repeat"].n_unique()
     first = [slide for slide in slides if slide.repeat == 0] if repeats > 1 else []
@@ -227,4 +227,4 @@ def _agreement(
         )
         for slide in first
     ]
-    return agreement_table(first, correlations, bootstrap, repeats=repeats)
+    return agreement_table(first, correlations, confidence, repeats=repeats)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from her2.core.types import Floats
-from her2.explanation.averages import Bootstrap, over_patients
+from her2.explanation.averages import SHARE, SIGNED, over_patients
 from her2.explanation.held_out_slides import HeldOutSlide
 from her2.explanation.localisation import UNIFORM
 from her2.mil.bags import Bag
@@ -129,13 +129,13 @@ def area_between(curves: Curves, curve: str) -> float:
 
 
 def faithfulness_tables(
-    followed: Sequence[Followed], bootstrap: Bootstrap, *, asked: int
+    followed: Sequence[Followed], confidence: float, *, asked: int
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Return `FAITHFULNESS` and `FAITHFULNESS_SUMMARY`, means over patients of slide means.
 
     Args:
         followed: slides whose attention is not uniform.
-        bootstrap: settings of the intervals.
+        confidence: confidence level of the intervals.
         asked: number of slides that were to be followed.
     """
     points = [
@@ -156,9 +156,10 @@ def faithfulness_tables(
         }
         for item in followed
     ]
-    columns = [f"{curve} {order} {index}" for curve, order, index, _ in points] + list(SHARES)
+    columns = {f"{curve} {order} {index}": SHARE for curve, order, index, _ in points}
+    columns |= dict.fromkeys(SHARES, SIGNED)
     schema = {"patient_id": pl.String, "label": pl.String} | dict.fromkeys(columns, pl.Float64)
-    means = over_patients(pl.DataFrame(rows, schema=schema), columns, bootstrap)
+    means = over_patients(pl.DataFrame(rows, schema=schema), columns, confidence)
     curves = [
         {
             "curve": curve,

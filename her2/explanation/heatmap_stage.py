@@ -1,6 +1,7 @@
 """Stage 2, heatmaps: attention over some held-out slides, as pictures and as numeric files.
 
-Each slide is shown by the one model of the first repeat that never saw its patient.
+Each slide is shown by the one model of the first repeat and the first training seed that never saw
+its patient.
 """
 
 import logging

@@ -1,4 +1,7 @@
-"""Stage 2, heatmaps: held-out slides, each with the one model that never saw it."""
+"""Stage 2, heatmaps: held-out slides, each with the one model that never saw it.
+
+Of several training seeds, that is the model of the first.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from her2.core.geometry import share_inside
 from her2.core.types import Bools, Mask
-from her2.explanation.averages import Bootstrap, over_patients
+from her2.explanation.averages import RATIO, SHARE, over_patients
 from her2.metrics.auc import auc
 from her2.metrics.base import Binary
 
@@ -40,7 +40,14 @@ LOCALISATION_SUMMARY = {
     "slides": pl.Int64,
     "note": pl.String,
 }
-MEASURES = ("auc", "mass_share", "area_share", "enrichment", "pointing")
+MEASURES = {
+    "auc": SHARE,
+    "mass_share": SHARE,
+    "area_share": SHARE,
+    "enrichment": RATIO,
+    "pointing": SHARE,
+}
+"""Measure -> its lowest and highest possible value."""
 UNIFORM = "not defined: every tile has the same attention"
 
 _PX_PER_TILE = 16
@@ -114,14 +121,14 @@ def locate(attention: NDArray[np.floating], inside: Bools) -> Located:
     )
 
 
-def summarise(table: pl.DataFrame, classes: tuple[str, ...], bootstrap: Bootstrap) -> pl.DataFrame:
+def summarise(table: pl.DataFrame, classes: tuple[str, ...], confidence: float) -> pl.DataFrame:
     """Return means over patients (each the mean of its slides), in total and by class.
 
     A slide counts in all measures if its AUC is defined, else in none, so `area_share` is the
     chance level of `mass_share` and `pointing` on the same slides.
 
     Returns:
-        `LOCALISATION_SUMMARY`, with intervals from resampling patients within their class.
+        `LOCALISATION_SUMMARY`, with intervals of `confidence`.
     """
     counted = table.filter(pl.col("auc").is_not_null()).with_columns(
         enrichment=pl.col("mass_share") / pl.col("area_share")
@@ -130,7 +137,7 @@ def summarise(table: pl.DataFrame, classes: tuple[str, ...], bootstrap: Bootstra
     for name in ("all", *classes):
         rows = counted if name == "all" else counted.filter(pl.col("label") == name)
         reason = "" if len(rows) else _why_none(table, name)
-        found = over_patients(rows, MEASURES, bootstrap)
+        found = over_patients(rows, MEASURES, confidence)
         records += [
             {
                 "class": name,

@@ -144,6 +144,7 @@ class Metric:
             before and after temperature scaling.
         headline: its place among the columns of the report's headline; None: not in it.
         selection: its choice of the best epoch; None: it cannot choose.
+        no_interval: why it has no interval; "" if it has one.
         decimals: number of decimals on the page.
         note: a sentence below the report's table of all figures.
         references: works that `phrase` cites, such as `Brier 1950` -> where they appeared.
@@ -165,6 +166,7 @@ class Metric:
     tables: tuple[Table, ...] = ("metrics",)
     headline: int | None = None
     selection: Selection | None = None
+    no_interval: str = ""
     decimals: int = 3
     note: str = ""
     references: Mapping[str, str] = field(default_factory=dict)

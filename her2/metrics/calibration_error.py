@@ -1,6 +1,11 @@
 """Expected calibration error: the mean gap between confidence and accuracy.
 
-Source: Guo, Pleiss, Sun and Weinberger, ICML 2017.
+Source: Naeini, Cooper and Hauskrecht, AAAI 2015; for the top class of several, as here: Guo,
+Pleiss, Sun and Weinberger, ICML 2017.
+
+It sums absolute gaps, which chance alone makes larger than 0. So it is biased upwards, the more the
+fewer patients there are, and resampling adds the same bias again: in simulations its bootstrap
+interval contained the true value, 0, for no calibrated model.
 """
 
 import numpy as np
@@ -38,13 +43,14 @@ METRICS = (
     Metric(
         name="ece",
         label="Expected calibration error",
-        phrase=f"the expected calibration error ({BINS} bins, Guo et al. 2017)",
+        phrase=f"the expected calibration error ({BINS} bins, Naeini et al. 2015)",
         definition=f"mean of |accuracy - confidence| over {BINS} equal bins of the top "
-        "probability (Guo 2017)",
+        "probability (Naeini 2015); no interval, as it is biased upwards",
         order=70,
         larger_is_better=False,
         overall=expected_calibration_error,
         tables=("calibration",),
-        references={"Guo et al. 2017": "ICML, PMLR 70"},
+        no_interval="it is biased upwards, and bootstrap intervals cover 0 % of calibrated models",
+        references={"Naeini et al. 2015": "AAAI"},
     ),
 )

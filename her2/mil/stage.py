@@ -10,7 +10,7 @@ import torch
 from her2.cohort.folds import check_disjoint
 from her2.config import HeadSection
 from her2.config.jobs import TrainSpec
-from her2.config.names import run_name
+from her2.config.names import Run
 from her2.core.errors import UserError, blamed_on
 from her2.core.events import write_event
 from her2.core.files import digest, link
@@ -64,14 +64,14 @@ def train_folds(
     device = pick_device(threads)
     _repeatable(device)
     found: dict[str, FoldEntry] = {}
-    for repeat, fold in spec.runs:
-        rows = table.filter((pl.col("repeat") == repeat) & (pl.col("fold") == fold))
+    for run in spec.runs:
+        rows = table.filter((pl.col("repeat") == run.repeat) & (pl.col("fold") == run.fold))
         parts = _parts(rows, bags, grouped=spec.protocol == "sound")
-        key = fold_key(spec, parts, repeat, fold)
-        name = run_name(repeat, fold)
+        key = fold_key(spec, parts, run)
+        name = run.name
         if cache.find("models", key) is None:
             with blamed_on(name):
-                trained = _train(spec, cache, key, parts, (repeat, fold), device)
+                trained = _train(spec, cache, key, parts, run, device)
             share = trained.waited_seconds / trained.seconds if trained.seconds else 0.0
             log.info(
                 "%s: trained %d epochs in %.1f s, of which %.1f %% waiting for data",
@@ -92,11 +92,11 @@ def _train(
     cache: Cache,
     key: str,
     parts: dict[str, list[Bag]],
-    run: tuple[int, int],
+    run: Run,
     device: torch.device,
 ) -> Trained:
     """Train a fold (each trial of its search), publish it and delete its checkpoints."""
-    seed = int(digest([spec.seed, *run])[:8], 16)
+    seed = training_seed(spec.seed, run)
 
     def train(head: HeadSection, trial: int) -> Trained:
         return train_fold(
@@ -117,6 +117,11 @@ def _train(
     for trial in trials:
         checkpoint_path(cache, key, trial.trial).unlink(missing_ok=True)
     return trained
+
+
+def training_seed(seed: int, run: Run) -> int:
+    """Return the seed of a run's weights, draws, dropout and search, from that of the config."""
+    return int(digest([seed, *run.identity])[:8], 16)
 
 
 def _link_all(product: Path, folder: Path) -> None:
@@ -142,7 +147,7 @@ def _repeatable(device: torch.device) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def fold_key(spec: TrainSpec, parts: dict[str, list[Bag]], repeat: int, fold: int) -> str:
+def fold_key(spec: TrainSpec, parts: dict[str, list[Bag]], run: Run) -> str:
     """Return the cache key of a trained fold.
 
     It does not depend on the labels of the test set, which cannot change the model.
@@ -155,7 +160,7 @@ def fold_key(spec: TrainSpec, parts: dict[str, list[Bag]], repeat: int, fold: in
             "training": spec.training.model_dump(),
             "protocol": spec.protocol,
             "classes": spec.task.class_names,
-            "seed": [spec.seed, repeat, fold],
+            "seed": [spec.seed, *run.identity],
             "learn": {
                 role: [(bag.slide_id, bag.key, bag.label) for bag in parts[role]]
                 for role in ("train", "tune")

@@ -10,9 +10,10 @@ from functools import cached_property
 
 from her2.cohort.columns import columns_read_by
 from her2.cohort.manifest import TRUTH_SUFFIXES, Cohort, SlideRow
-from her2.config import Config, FoldsSection, jobs
-from her2.config.names import PUBLISHED, chunks, split_protocol
+from her2.config import Config, EvaluationSection, FoldsSection, jobs
+from her2.config.names import PUBLISHED, Run, chunks, split_protocol
 from her2.core.errors import UserError
+from her2.core.files import digest
 from her2.slides.backends import planned_files
 
 DEMO_SIDE_PX = 2880
@@ -81,8 +82,13 @@ class Plan:
         return section
 
     @cached_property
-    def chunks(self) -> dict[str, tuple[tuple[int, int], ...]]:
-        """Return chunk name -> the (repeat, fold) pairs that one training job takes."""
+    def chunks(self) -> dict[str, tuple[Run, ...]]:
+        """Return chunk name -> the runs that one training job takes."""
+        return chunks(self.folds, self.config.training.seeds)
+
+    @property
+    def first_chunks(self) -> dict[str, tuple[Run, ...]]:
+        """Return the chunks of the first training seed, whose attention is shown and measured."""
         return chunks(self.folds)
 
     @property
@@ -247,21 +253,27 @@ class Plan:
 
     def folds_spec(self, name: str) -> str:
         """Return the spec of the folds of one task, also under the published protocol."""
-        task, protocol = split_protocol(name)
-        columns = [*columns_read_by("folds"), self.config.tasks[task].label]
+        task_name, protocol = split_protocol(name)
+        task = self.config.tasks[task_name]
+        columns = [*columns_read_by("folds"), task.label]
         sites = "ignored" if self.split or protocol == "published" else self.folds.sites
         columns += ["split"] if self.split else ["site"] if sites != "ignored" else []
         folds_seed = self.config.folds.seed
+        rows, conflicts = self.cohort.digest(self.cohort.rows, columns), self.cohort.conflicts(task)
+        rule = self.config.cohort.patient_label if conflicts else "refuse"
+        if rule == "first":  # the only thing that depends on the order of the manifest
+            rows = digest([rows, [conflict.labels[0][0] for conflict in conflicts]])
         return jobs.dump(
             jobs.FoldsSpec(
-                rows=self.cohort.digest(self.cohort.rows, columns),
-                task=self.config.tasks[task],
+                rows=rows,
+                task=task,
                 protocol=protocol,
                 folds=self.folds.number,
                 repeats=self.folds.repeats,
                 tune=self.folds.tune,
                 sites=sites,
                 split=self.split,
+                patient_label=rule,
                 seed=self.config.seed if folds_seed is None else folds_seed,
             )
         )
@@ -281,7 +293,7 @@ class Plan:
             jobs.TrainSpec(
                 task=self.config.tasks[task],
                 head=self.config.heads[head],
-                training=self.config.training,
+                training=self.config.training.of_one_model,
                 protocol=protocol,
                 runs=self.chunks[chunk],
                 buckets=self.buckets,
@@ -290,14 +302,27 @@ class Plan:
             )
         )
 
+    @property
+    def _of_one_model(self) -> EvaluationSection:
+        """The `evaluation` section for a job on one model, which `selection` does not concern."""
+        return self.config.evaluation.model_copy(update={"selection": "none"})
+
     def evaluate_spec(self, task: str, model: str) -> str:
         """Return the spec of evaluating one encoder and head on a task."""
+        head, protocol = split_protocol(model)
+        training = self.config.training
         return jobs.dump(
             jobs.EvaluateSpec(
                 task=self.config.tasks[task],
-                protocol=split_protocol(model)[1],
+                protocol=protocol,
                 chunks=tuple(self.chunks),
-                evaluation=self.config.evaluation,
+                training=jobs.ClassBalance(
+                    balance=training.balance,
+                    label_smoothing=training.label_smoothing,
+                    bags_per_batch=training.bags_per_batch,
+                    fitted=not self.config.heads[head].trained_by_gradient,
+                ),
+                evaluation=self._of_one_model,
                 seed=self.config.seed,
             )
         )
@@ -321,7 +346,7 @@ class Plan:
             jobs.ControlSpec(
                 task=self.config.tasks[task],
                 grid=self.config.encoders[encoder].grid,
-                evaluation=self.config.evaluation,
+                evaluation=self._of_one_model,
                 seed=self.config.seed,
             )
         )
@@ -331,7 +356,7 @@ class Plan:
         return jobs.dump(
             jobs.HeatmapSpec(
                 task=self.config.tasks[task],
-                chunks=tuple(self.chunks),
+                chunks=tuple(self.first_chunks),
                 buckets=self.buckets,
                 slides=self.config.heatmaps.slides,
                 formats=self.config.heatmaps.formats,
@@ -344,17 +369,15 @@ class Plan:
 
     def attention_spec(self, task: str) -> str:
         """Return the spec of measuring the attention of one encoder and head on a task."""
-        section = self.config.evaluation
         return jobs.dump(
             jobs.AttentionSpec(
                 task=self.config.tasks[task],
-                chunks=tuple(self.chunks),
+                chunks=tuple(self.first_chunks),
                 buckets=self.buckets,
                 mask_classes=self.config.cohort.mask_classes,
                 annotation_origin=self.config.tiling.annotation_origin,
                 faithfulness_slides=self.config.heatmaps.faithfulness_slides,
-                bootstrap=section.bootstrap,
-                confidence=section.confidence,
+                confidence=self.config.evaluation.confidence,
                 seed=self.config.seed,
             )
         )

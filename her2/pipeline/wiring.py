@@ -42,7 +42,12 @@ def read_plan(values: Mapping[str, Any], *, check_files: bool) -> Plan:
     """
     config = parse_config(values)
     section = config.cohort
-    cohort = read_cohort(section.slides, root=section.root, tasks=config.tasks)
+    cohort = read_cohort(
+        section.slides,
+        root=section.root,
+        tasks=config.tasks,
+        patient_label=section.patient_label,
+    )
     # The demo's slides do not exist yet, since rules draw them.
     if check_files and not section.synthetic:
         absent = missing_files(cohort, section.tissue_masks)

@@ -22,6 +22,8 @@ DETAILS = (
     "confusion",
     "fold_metrics",
     "binary",
+    "priors",
+    "seeds",
     "temperatures",
     "calibration",
     "reliability",
@@ -49,9 +51,9 @@ RECEIPTS = 200
 class EvaluatedModel:
     """One encoder and head on a task: the tables of its evaluation and of its training.
 
-    `folds` and `histories` are by run (`r0f3`); a missing history is left out. `controls` and
-    `attention` are tables by name. `heatmaps` is the list of `heatmaps.json`, `scores` that of
-    `tiles.json`, and `pictures` their folder.
+    `folds` and `histories` are by run (`r0f3`, `r0f3s1`); a missing history is left out.
+    `controls` and `attention` are tables by name. `heatmaps` is the list of `heatmaps.json`,
+    `scores` that of `tiles.json`, and `pictures` their folder.
     """
 
     task_name: str
@@ -65,6 +67,8 @@ class EvaluatedModel:
     confusion: pl.DataFrame
     fold_metrics: pl.DataFrame
     binary: pl.DataFrame
+    priors: pl.DataFrame
+    seeds: pl.DataFrame
     temperatures: pl.DataFrame
     calibration: pl.DataFrame
     reliability: pl.DataFrame
@@ -99,10 +103,11 @@ class Results:
 
     `cohort` has one row per slide and grid. `features`, and the `precisions` and `devices` that
     they were computed in and on, are by encoder, and so are `overlaps` and `pretraining` (epochs)
-    for those that have them. `comparisons` and `statements` are by task; a task with one encoder
-    and head has no comparison. `receipts` are by encoder and describe how the features of some
-    slides were made, see `her2.embedding.stage.receipt`. `similar` are pairs of slides by encoder,
-    and `folds` are by task. `split` is true where the manifest's fixed split was used.
+    for those that have them. `comparisons`, `statements`, `selections` and `picks` are by task; a
+    task with one encoder and head has no comparison. `receipts` are by encoder and describe how the
+    features of some slides were made, see `her2.embedding.stage.receipt`. `similar` are pairs of
+    slides by encoder, and `folds` are by task. `split` is true where the manifest's fixed split was
+    used.
     """
 
     config: Config
@@ -118,6 +123,8 @@ class Results:
     pretraining: Mapping[str, pl.DataFrame]
     comparisons: Mapping[str, pl.DataFrame]
     statements: Mapping[str, pl.DataFrame]
+    selections: Mapping[str, pl.DataFrame]
+    picks: Mapping[str, pl.DataFrame]
     receipts: Mapping[str, tuple[Mapping[str, Any], ...]]
     similar: Mapping[str, pl.DataFrame]
     folds: Mapping[str, pl.DataFrame]
@@ -184,6 +191,8 @@ def read_results(spec: ReportSpec, folder: Path) -> Results:
         },
         comparisons=_by_task(folder / "evaluation" / "comparison.parquet"),
         statements=_by_task(folder / "evaluation" / "statement.parquet"),
+        selections=_by_task(folder / "evaluation" / "selection.parquet"),
+        picks=_by_task(folder / "evaluation" / "picks.parquet"),
         similar=_present({n: folder / "features" / n / "similar.parquet" for n in config.encoders}),
         folds=_present({task: folder / "folds" / f"{task}.parquet" for task in config.tasks}),
         split=spec.split,

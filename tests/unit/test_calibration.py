@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.special import expit, logit
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
+from statsmodels.api import GLM, add_constant, families
 from statsmodels.stats.proportion import proportion_confint
 
 from her2.config import EvaluationSection
@@ -18,6 +20,7 @@ from her2.evaluation.calibration import (
     reliability_table,
 )
 from her2.evaluation.predictions import out_of_fold
+from her2.evaluation.recalibration import recalibration
 from her2.evaluation.shares import wilson
 from her2.evaluation.temperature import (
     BOUNDS,
@@ -147,7 +150,11 @@ def test_temperatures_mend_what_is_too_sure() -> None:
             for state in (PREDICTED, SCALED)
         )
         assert after["value"] < before["value"], metric
-        assert after["low"] <= after["value"] <= after["high"] or metric == "ece"
+        if metric == "ece":
+            assert (after["low"], after["high"]) == (None, None)
+            assert after["note"].startswith("no interval: it is biased upwards")
+        else:
+            assert after["low"] <= after["value"] <= after["high"]
         assert after["n"] == 400
 
 
@@ -164,7 +171,8 @@ def test_folds_without_a_tuning_set_stay_as_predicted_and_are_named() -> None:
         scaled.filter(own).select(PROBS).to_numpy(), table.filter(own).select(PROBS).to_numpy()
     )
     found = calibration_table(states(table), SCORE, SECTION, level="patient", seed=1)
-    assert set(found.filter(pl.col("state") == SCALED)["note"]) == {note}
+    notes = found.filter((pl.col("state") == SCALED) & (pl.col("metric") != "ece"))["note"]
+    assert set(notes) == {note}
 
 
 def test_without_any_tuning_set_the_second_state_is_na() -> None:
@@ -179,7 +187,7 @@ def test_without_any_tuning_set_the_second_state_is_na() -> None:
 
 
 def test_the_ece_is_the_published_sum_over_ten_bins() -> None:
-    """The value is equation 3 of Guo 2017, with the bins of calibration_curve."""
+    """Naeini 2015; equation 3 of Guo 2017; with the bins of calibration_curve."""
     table = predictions(200, sharpness=2)
     pooled = out_of_fold(table, SCORE.class_names, by="patient_id")
     probabilities, target = pooled.select(PROBS).to_numpy(), pooled["target"].to_numpy()
@@ -200,6 +208,129 @@ def test_the_ece_is_the_published_sum_over_ten_bins() -> None:
     assert row["value"] == pytest.approx(
         np.average(np.abs(shares - means), weights=counts[counts > 0])
     )
+
+
+def calibrated(
+    patients: int, seed: int, *, slides: int = 1, too_sure: float = 1.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return outcomes, probabilities and patients; a patient's slides have one outcome."""
+    generator = np.random.default_rng(seed)
+    true = generator.normal(-1, 1.2, patients)
+    hits = generator.random(patients) < expit(true)
+    noise = generator.normal(0, 0.5, (patients, slides)) if slides > 1 else 0
+    logits = too_sure * true[:, None] + noise
+    rows = np.repeat(np.arange(patients), slides)
+    return hits[rows], expit(logits).ravel(), rows
+
+
+@pytest.mark.parametrize("slides", [1, 3])
+def test_slope_and_intercept_are_those_of_a_logistic_regression(slides: int) -> None:
+    """The library's variances: of the model, or of clusters where a patient has several rows."""
+    hits, probabilities, patients = calibrated(150, seed=3, slides=slides, too_sure=1.6)
+    found = recalibration(hits, probabilities, patients, 0.95)
+    logits = logit(probabilities)
+    options = {} if slides == 1 else {
+        "cov_type": "cluster",
+        # The correction of small samples here: clusters / (clusters - 1).
+        "cov_kwds": {"groups": patients, "use_correction": False},
+    }  # fmt: skip
+    factor = 1.0 if slides == 1 else (150 / 149) ** 0.5
+    models = {
+        "slope": GLM(hits.astype(float), add_constant(logits), families.Binomial()),
+        "intercept": GLM(
+            hits.astype(float), np.ones(len(hits)), families.Binomial(), offset=logits
+        ),
+    }
+    for name, model in models.items():
+        fitted = model.fit(**options)
+        value, error = fitted.params[-1], fitted.bse[-1] * factor
+        assert found[name].value == pytest.approx(value, rel=1e-6)
+        assert (found[name].low, found[name].high) == pytest.approx(
+            (value - 1.959964 * error, value + 1.959964 * error), rel=1e-5
+        )
+    assert found["slope"].value < 1
+
+
+def test_observed_over_expected_is_a_ratio_of_means() -> None:
+    hits = np.array([True, False, False, False, True])
+    probabilities = np.array([0.5, 0.1, 0.2, 0.3, 0.4])
+    found = recalibration(hits, probabilities, np.arange(5), 0.95)["observed_expected"]
+    assert found.value == pytest.approx(0.4 / 0.3)
+    parts = hits - 0.4 / 0.3 * probabilities
+    error = parts.std(ddof=1) / 5**0.5 / 0.4
+    assert (found.low, found.high) == pytest.approx(
+        (0.4 / 0.3 * np.exp(-1.959964 * error), 0.4 / 0.3 * np.exp(1.959964 * error)), rel=1e-6
+    )
+
+
+def test_copies_of_slides_leave_the_intervals_of_a_class_alone() -> None:
+    once = recalibration(*calibrated(80, seed=1), 0.95)
+    hits, probabilities, patients = calibrated(80, seed=1)
+    twice = [np.concatenate([part, part]) for part in (hits, probabilities, patients)]
+    found = recalibration(twice[0], twice[1], twice[2], 0.95)
+    assert found["observed_expected"] == once["observed_expected"]
+    for name in ("slope", "intercept"):
+        assert found[name].value == pytest.approx(once[name].value)
+        width = once[name].high - once[name].low
+        assert found[name].high - found[name].low == pytest.approx(width, rel=0.25)
+
+
+@pytest.mark.parametrize("patients", [60, 200])
+def test_intervals_of_a_class_hold_the_truth(patients: int) -> None:
+    """Of 400 calibrated studies, 380 at 95 % on average; below 364 has a chance of 0.1 %."""
+    covered = dict.fromkeys(("observed_expected", "slope", "intercept"), 0)
+    for study in range(400):
+        found = recalibration(*calibrated(patients, seed=study), 0.95)
+        for name, truth in zip(covered, (1, 1, 0), strict=True):
+            covered[name] += found[name].low <= truth <= found[name].high
+    assert min(covered.values()) >= 364, covered
+
+
+@pytest.mark.parametrize(
+    ("hits", "probabilities", "expected"),
+    [
+        ([0, 0, 0], [0.1, 0.2, 0.3], (0.0, "", "not defined: no patient is of this class")),
+        ([1, 1, 1], [0.5, 0.5, 0.5], (2.0, "", "not defined: every patient is of this class")),
+        ([0, 0, 1], [0.1, 0.2, 0.9], (0.8333, "", "separate the class perfectly")),
+        ([0, 1, 1], [0.5, 0.5, 0.5], (1.3333, "", "every probability is the same")),
+        ([0, 1, 0], [0.0, 0.0, 0.0], (None, "every probability is 0", "is the same")),
+    ],
+)
+def test_what_a_class_does_not_define_has_its_reason(
+    hits: list[int], probabilities: list[float], expected: tuple[float | None, str, str]
+) -> None:
+    found = recalibration(
+        np.array(hits, bool), np.array(probabilities), np.arange(3), 0.95
+    )  # fmt: skip
+    value, reason, words = expected
+    ratio = found["observed_expected"]
+    assert reason in ratio.note
+    assert np.isnan(ratio.value) if value is None else ratio.value == pytest.approx(value, abs=1e-3)
+    assert words in found["slope"].note
+    assert np.isnan(found["slope"].value)
+
+
+def test_a_class_that_no_patient_has_is_bounded_by_wilson() -> None:
+    found = recalibration(np.zeros(20, bool), np.full(20, 0.1), np.arange(20), 0.95)
+    high = proportion_confint(0, 20, method="wilson")[1] / 0.1
+    ratio = found["observed_expected"]
+    assert (ratio.value, ratio.low, ratio.high) == pytest.approx((0, 0, high))
+
+
+def test_each_class_is_in_the_table_in_both_states() -> None:
+    table = predictions(200, sharpness=2)
+    found = calibration_table(states(table), SCORE, SECTION, level="patient", seed=1)
+    own = found.filter(pl.col("class") == "2+")
+    assert own.select("state", "metric").rows() == [
+        (state, metric)
+        for state in (PREDICTED, SCALED)
+        for metric in ("observed_expected", "slope", "intercept")
+    ]
+    slopes = own.filter(pl.col("metric") == "slope")["value"].to_list()
+    assert slopes[0] < 0.7 < slopes[1]  # twice too sure, before the temperature
+    pooled = out_of_fold(table, SCORE.class_names, by="patient_id")
+    ratio = (pooled["target"] == 2).mean() / pooled["prob_2+"].mean()
+    assert own["value"][0] == pytest.approx(ratio)
 
 
 def test_bins_are_open_below_and_zero_is_in_the_first() -> None:

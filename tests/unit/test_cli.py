@@ -26,7 +26,7 @@ from her2.storage.entries import FeatureEntry, TileEntry, read_entries, write_en
 from her2.storage.features import write_store
 
 ROOT = Path(__file__).parents[2]
-QUESTIONS = ["status", "explain", "predict", "cohort", "config", "cache", "synthetic"]
+QUESTIONS = ["status", "explain", "power", "predict", "cohort", "config", "cache", "synthetic"]
 HEAVY = {"torch", "torchvision", "timm", "polars", "zarr", "sklearn", "matplotlib", "pyarrow"}
 
 
@@ -290,6 +290,23 @@ def test_a_sound_manifest_is_counted(tmp_path, config, write_csv, drawn_slide):
     result = command("cohort", "check", slides, "--config", config)
     assert result.exit_code == 0, result.output
     assert "1 slides of 1 patients, no problems found" in result.output
+
+
+def test_the_check_tells_which_class_patients_with_two_labels_have(
+    tmp_path, config, config_values, write_csv, drawn_slide
+):
+    shutil.copyfile(drawn_slide, tmp_path / "s1.svs")
+    (tmp_path / "s2.svs").write_bytes((tmp_path / "s1.svs").read_bytes() + b" ")
+    slides = write_csv([rows_of(1, patient_id="x"), rows_of(2, patient_id="x", her2="3+")])
+    tasks = {"score": {"label": "her2", "classes": {"0": ["0"], "3+": ["3+"]}, "ordinal": True}}
+    section = config_values["cohort"] | {"patient_label": "worst"}
+    config.write_text(yaml.safe_dump(config_values | {"tasks": tasks, "cohort": section}))
+    result = command("cohort", "check", slides, "--config", config)
+    assert result.exit_code == 0, result.output
+    assert (
+        "task score: 1 patient with slides of different classes, the highest class counts "
+        "(cohort.patient_label: worst): x ('0': s1, '3+': s2): 3+" in result.output
+    )
 
 
 def test_files_that_are_one_or_none_are_named(

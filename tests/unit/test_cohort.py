@@ -175,13 +175,6 @@ def test_an_id_is_used_once_in_whatever_case(write_csv, ids):
     assert "must be unique" in message
 
 
-def test_a_patient_has_one_label(write_csv):
-    rows = [row(1, patient_id="p", her2="0"), row(2), row(3, patient_id="p", her2="3+")]
-    message = refusal(write_csv(rows))
-    assert "patient 'p', column 'her2': has '0' (row 2) and '3+' (row 4)" in message
-    assert "each lesion its own patient id" in message
-
-
 def test_a_label_that_no_task_knows_is_named_with_the_legal_ones(write_csv):
     message = refusal(write_csv([row(1, her2="4+")]))
     assert "row 2, column 'her2': '4+' is in no task's classes" in message
@@ -221,7 +214,7 @@ def test_all_problems_of_a_manifest_are_in_one_message(write_csv):
         "row 6: column 'path'",
         "rows 2, 3, column 'slide_id': 's1'",
         "row 5, column 'her2': 'maybe'",
-        "patient 'p1', column 'her2'",
+        "task 'score', column 'her2': 1 patient has slides of different classes: p1 (",
     ):
         assert part in message
 

@@ -385,7 +385,8 @@ def test_tables_are_written_as_parquet_and_csv_with_equal_content(models: Models
     metrics = models.evaluate()
     names = (
         "predictions", "slides", "patients", "metrics", "fold_metrics", "confusion", "binary",
-        "temperatures", "calibration", "reliability", "operating", "decision",
+        "seeds", "priors", "temperatures", "calibration", "reliability", "operating",
+        "decision",
     )  # fmt: skip
     assert {path.name for path in models.output.iterdir()} == {
         f"{name}.{kind}" for name in names for kind in ("csv", "parquet")

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import t
 from torch import Tensor
 
 from her2.config.heads import HEADS
-from her2.explanation.averages import Bootstrap
 from her2.explanation.faithfulness import (
     ORDERS,
     SHARES,
@@ -22,7 +22,6 @@ from her2.mil.bags import Bag
 from her2.mil.model import Model, predict
 from tests.unit.bag_makers import D, bag
 
-FEW = Bootstrap(resamples=200, confidence=0.95, seed=1)
 TILES = 40
 
 
@@ -147,13 +146,14 @@ FOLLOWED = [
 
 
 def test_the_summary_is_the_mean_height_between_the_curves_over_patients():
-    curves, summary = faithfulness_tables(FOLLOWED, FEW, asked=5)
+    curves, summary = faithfulness_tables(FOLLOWED, 0.95, asked=5)
     for row in summary.iter_rows(named=True):
         assert row["value"] == pytest.approx((0.2 + 0.4 + 0.0 + 0.2) / 4)
         assert (row["slides"], row["patients"], row["note"]) == (5, 4, "")
-        # Within classes: of a, b their mean is 0.2 to 0.4, of c, d 0 to 0.2.
-        assert row["low"] == pytest.approx(0.1)
-        assert row["high"] == pytest.approx(0.3)
+        # Within both classes the two patients are 0.1 from their mean; Fisher's z of a mean of 0.2.
+        reach = t.ppf(0.975, 2) * np.sqrt(4 * 0.1**2 / 2 / 4) / (1 - 0.2**2)
+        assert row["low"] == pytest.approx(np.tanh(np.arctanh(0.2) - reach))
+        assert row["high"] == pytest.approx(np.tanh(np.arctanh(0.2) + reach))
     assert len(curves) == 2 * sum(map(len, SHARES.values()))
     row = curves.row(0, named=True)
     assert (row["curve"], row["order"], row["share"]) == ("deletion", "attention", 0)
@@ -169,7 +169,7 @@ def test_the_area_follows_the_trapezoid_rule():
 
 @pytest.mark.parametrize(("asked", "why"), [(3, "same attention"), (0, "faithfulness_slides")])
 def test_without_a_curve_the_summary_says_why(asked, why):
-    curves, summary = faithfulness_tables([], FEW, asked=asked)
+    curves, summary = faithfulness_tables([], 0.95, asked=asked)
     assert len(curves) == 0
     assert summary["value"].to_list() == [None, None]
     assert all(why in note for note in summary["note"])

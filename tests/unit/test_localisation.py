@@ -5,11 +5,11 @@ import polars as pl
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from scipy.stats import spearmanr
+from scipy.special import expit, logit
+from scipy.stats import spearmanr, t
 from sklearn.metrics import roc_auc_score
 
 from her2.explanation.agreement import agreement_table, rank_correlation
-from her2.explanation.averages import Bootstrap, over_patients
 from her2.explanation.held_out_slides import HeldOutSlide, spread
 from her2.explanation.localisation import (
     LOCALISATION,
@@ -19,9 +19,6 @@ from her2.explanation.localisation import (
     mask_shape,
     summarise,
 )
-
-FEW = Bootstrap(resamples=200, confidence=0.95, seed=1)
-
 
 # A slide
 
@@ -122,7 +119,7 @@ def cell(found: pl.DataFrame, name: str, measure: str) -> dict:
 
 
 def test_the_mean_is_over_patients_and_not_over_slides():
-    found = summarise(table(ROWS), ("0", "3+"), FEW)
+    found = summarise(table(ROWS), ("0", "3+"), 0.95)
     row = cell(found, "0", "auc")
     assert row["value"] == pytest.approx((0.7 + 1.0) / 2)
     assert (row["patients"], row["slides"]) == (2, 3)
@@ -133,39 +130,31 @@ def test_the_mean_is_over_patients_and_not_over_slides():
     assert cell(found, "all", "area_share")["value"] == pytest.approx(0.1)
 
 
-def test_an_interval_holds_the_value_and_comes_from_patients():
-    row = cell(summarise(table(ROWS), ("0", "3+"), FEW), "0", "auc")
-    # Two patients: a resample's mean is one of 0.7, 0.85, 1.0.
-    assert (row["low"], row["high"]) == (pytest.approx(0.7), pytest.approx(1.0))
+def test_an_interval_comes_from_patients():
+    row = cell(summarise(table(ROWS), ("0", "3+"), 0.95), "0", "auc")
+    # Patients with 0.7 and 1.0, on the logit scale: the standard error is half their difference.
+    reach = t.ppf(0.975, 1) * 0.15 / (0.85 * 0.15)
+    assert row["low"] == pytest.approx(expit(logit(0.85) - reach))
+    assert row["high"] == pytest.approx(expit(logit(0.85) + reach))
 
 
 def test_a_class_without_held_out_slides_is_a_row_with_its_reason():
-    found = summarise(table(ROWS), ("0", "2+", "3+"), FEW)
+    found = summarise(table(ROWS), ("0", "2+", "3+"), 0.95)
     row = cell(found, "2+", "auc")
     assert (row["value"], row["slides"]) == (None, 0)
     assert row["note"] == "not defined: no held-out slide has a ground truth"
 
 
 def test_when_no_slide_of_a_class_counts_their_common_reason_is_given():
-    row = cell(summarise(table(ROWS[5:]), ("3+",), FEW), "3+", "auc")
+    row = cell(summarise(table(ROWS[5:]), ("3+",), 0.95), "3+", "auc")
     assert (row["value"], row["note"]) == (None, "broken")
 
 
 def test_one_patient_has_a_value_and_no_interval():
-    row = cell(summarise(table(ROWS[:2]), ("0",), FEW), "0", "auc")
+    row = cell(summarise(table(ROWS[:2]), ("0",), 0.95), "0", "auc")
     assert row["value"] == pytest.approx(0.7)
     assert (row["low"], row["high"]) == (None, None)
-    assert "2 patients" in row["note"]
-
-
-def test_the_bootstrap_draws_patients_within_their_class():
-    """A mean that differs between classes only has no spread, so nothing to make an interval of."""
-    rows = pl.DataFrame(
-        {"patient_id": list("abcd"), "label": ["0", "0", "1", "1"], "x": [1.0, 1.0, 3.0, 3.0]}
-    )
-    (found,) = over_patients(rows, ["x"], FEW)
-    assert (found.value, found.low, found.high) == (2, None, None)
-    assert found.note == "interval not defined: all resamples give the same value"
+    assert row["note"] == "interval not defined: 1 patient"
 
 
 # Which slides
@@ -220,16 +209,16 @@ def test_a_constant_agrees_with_nothing():
 
 def test_agreement_is_a_mean_over_patients():
     slides = [HeldOutSlide(f"s{i}", patient, "0", 0, 0) for i, patient in enumerate("aab")]
-    found = agreement_table(slides, [0.2, 0.4, 0.9], FEW, repeats=3).row(0, named=True)
+    found = agreement_table(slides, [0.2, 0.4, 0.9], 0.95, repeats=3).row(0, named=True)
     assert found["value"] == pytest.approx((0.3 + 0.9) / 2)
     assert (found["slides"], found["pairs"], found["note"]) == (3, 3, "")
     assert found["low"] <= found["value"] <= found["high"]
 
 
 def test_without_a_second_repeat_or_with_uniform_attention_agreement_says_why():
-    one = agreement_table([], [], FEW, repeats=1).row(0, named=True)
+    one = agreement_table([], [], 0.95, repeats=1).row(0, named=True)
     assert (one["value"], one["pairs"]) == (None, 0)
     assert "folds.repeats is 1" in one["note"]
-    flat = agreement_table([held("s")], [None], FEW, repeats=2).row(0, named=True)
+    flat = agreement_table([held("s")], [None], 0.95, repeats=2).row(0, named=True)
     assert (flat["value"], flat["slides"]) == (None, 0)
     assert "same attention" in flat["note"]

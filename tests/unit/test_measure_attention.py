@@ -125,7 +125,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
             threads=1,
         )
     spec = AttentionSpec(
-        task=TASK, chunks=(CHUNK,), buckets=(BUCKET,), faithfulness_slides=5, bootstrap=100,
+        task=TASK, chunks=(CHUNK,), buckets=(BUCKET,), faithfulness_slides=5,
         confidence=0.95, seed=3,
     )  # fmt: skip
     return World(root, spec, entries)

@@ -109,6 +109,7 @@ def test_every_kind_of_head_is_described_and_its_source_listed(results: Results)
         {"training": {"loss": "ordinal", "balance": "none", "clip_norm": None, "patience": 1}},
         {"folds": {"number": 3, "repeats": 2, "sites": "preserved", "max_shared_tiles": 1}},
         {"folds": {"number": 2, "sites": "leave_one_out", "seed": 9}},
+        {"training": {"seeds": 3}},
         {"tiling": {"max_tiles": 1, "min_tiles": 1, "max_pen": 1, "max_blur": 1, "overlap": 0.5}},
         {"tiling": {"blur_step_um": 0, "max_fold": 1, "max_border": 1, "max_pen": 1}},
         {"evaluation": {"bootstrap": 100, "groupings": {}}},
@@ -126,6 +127,16 @@ def test_whatever_is_configured_the_words_are_in_order(
     body, _, listed = words.rpartition("\nReferences. ")
     for work in CITATION.findall(body):
         assert f"{work}, {known_works()[work]}" in listed
+
+
+def test_several_trainings_of_a_fold_are_described_and_a_single_one_is_not(
+    results: Results,
+) -> None:
+    words = text(configured(results, training={"seeds": 3}))
+    assert "Each fold was trained 3 times, with other seeds" in words
+    assert "never saw its patient, trained with the first of 3 seeds." in words
+    assert "the mean over the repeats and training seeds" in words
+    assert "seeds" not in text(configured(results, training={"seeds": 1}))
 
 
 def test_only_what_is_named_is_in_the_list_of_references() -> None:

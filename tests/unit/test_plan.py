@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from her2.cohort.manifest import Cohort, SlideRow
-from her2.config import jobs, parse_config
+from her2.config import TrainingSection, jobs, parse_config
 from her2.config.names import Run, parse_run, run_name
 from her2.core.errors import UserError
 from her2.core.files import canonical_json
@@ -147,7 +147,9 @@ def test_the_order_of_classes_survives_the_spec_and_is_part_of_it():
         ({"report/title": "Another"}, {"report"}),
         ({"heads/wide/attention": 256}, {"train", "report"}),
         ({"training/epochs": 3}, {"train", "report"}),
-        ({"evaluation/bootstrap": 100}, {"evaluate", "compare", "attention", "report"}),
+        ({"training/balance": "loss"}, {"train", "evaluate", "report"}),
+        ({"evaluation/bootstrap": 100}, {"evaluate", "compare", "report"}),
+        ({"evaluation/selection": "nested"}, {"compare", "report"}),
         ({"heatmaps/faithfulness_slides": 5}, {"attention", "report"}),
         ({"cohort/mask_classes": ["Tumor"]}, {"heatmap", "attention", "report"}),
         ({"heatmaps/slides": 1}, {"heatmap", "report"}),
@@ -208,7 +210,7 @@ def test_sites_concern_the_folds_only_where_the_config_says_so():
 def test_a_split_column_stands_in_the_place_of_cross_validation():
     rows = tuple(replace(row, split="test" if n < 4 else "train") for n, row in enumerate(ROWS))
     found = plan(rows=rows)
-    assert found.chunks == {"r0f0-r0f0": ((0, 0),)}
+    assert found.chunks == {"r0f0-r0f0": (Run(0, 0),)}
     spec = jobs.load(jobs.FoldsSpec, found.folds_spec("score"))
     assert (spec.split, spec.folds, spec.repeats) == (True, 1, 1)
     report = jobs.load(jobs.ReportSpec, found.report_spec("x"))
@@ -238,7 +240,7 @@ def test_leaving_one_site_out_needs_as_many_folds_as_there_are_labelled_sites():
     with pytest.raises(UserError, match=r"are of 3 \(a, b, c\); set folds.number to 3\."):
         _ = plan({"folds/sites": "leave_one_out"}, rows).chunks
     found = plan({"folds/sites": "leave_one_out", "folds/number": 3, "folds/repeats": 1}, rows)
-    assert list(found.chunks.values()) == [((0, 0), (0, 1), (0, 2))]
+    assert list(found.chunks.values()) == [(Run(0, 0), Run(0, 1), Run(0, 2))]
     with pytest.raises(UserError, match="the column site is empty.*set folds.sites"):
         _ = plan(
             {"folds/sites": "leave_one_out"}, tuple(replace(r, site=None) for r in ROWS)
@@ -269,16 +271,59 @@ def test_a_moved_root_changes_no_spec():
     assert all_specs(moved) == all_specs(plan())
 
 
-@given(st.integers(2, 10), st.integers(1, 5), st.integers(1, 12))
-def test_chunks_hold_every_fold_once_and_in_order(number, repeats, per_job):
-    folds = {"folds/number": number, "folds/repeats": repeats, "folds/per_job": per_job}
-    chunks = plan(folds).chunks
+@given(st.integers(2, 10), st.integers(1, 5), st.integers(1, 12), st.integers(1, 4))
+def test_chunks_hold_every_model_once_and_in_order(number, repeats, per_job, seeds):
+    changed = {"folds/number": number, "folds/repeats": repeats, "folds/per_job": per_job}
+    chunks = plan(changed | {"training/seeds": seeds}).chunks
     runs = [run for part in chunks.values() for run in part]
-    assert runs == [(repeat, fold) for repeat in range(repeats) for fold in range(number)]
+    assert runs == [
+        Run(repeat, fold, seed)
+        for seed in range(seeds) for repeat in range(repeats) for fold in range(number)
+    ]  # fmt: skip
     assert all(1 <= len(part) <= per_job for part in chunks.values())
     for name, part in chunks.items():
-        (r, f), (r2, f2) = part[0], part[-1]
-        assert name == f"r{r}f{f}-r{r2}f{f2}"
+        assert name == f"{part[0].name}-{part[-1].name}"
+
+
+@given(st.integers(1, 19), st.integers(1, 12))
+def test_another_training_seed_adds_chunks_and_leaves_those_of_before(seeds, per_job):
+    fewer, more = (
+        plan({"training/seeds": k, "folds/per_job": per_job}) for k in (seeds, seeds + 1)
+    )
+    assert list(more.chunks.items())[: len(fewer.chunks)] == list(fewer.chunks.items())
+    added = set(more.chunks) - set(fewer.chunks)
+    assert {run.seed for name in added for run in more.chunks[name]} == {seeds}
+    for chunk in fewer.chunks:
+        assert more.train_spec("er", "wide", chunk) == fewer.train_spec("er", "wide", chunk)
+
+
+def test_more_training_seeds_run_nothing_again_but_figures_and_report():
+    """Attention is measured and drawn for the first seed."""
+    before, after = all_specs(plan()), all_specs(plan({"training/seeds": 3}))
+    changed = {name.split()[0] for name in before if before[name] != after[name]}
+    assert changed == {"evaluate", "report"}
+    assert {name.split()[0] for name in after.keys() - before.keys()} == {"train"}
+
+
+def test_a_job_of_the_first_seed_is_written_as_before_there_were_seeds():
+    """Snakemake compares the text, so another form would train every fold again."""
+    spec = json.loads(plan({"training/seeds": 2}).train_spec("score", "abmil", "r0f0-r0f3"))
+    assert spec["runs"] == [[0, 0], [0, 1], [0, 2], [0, 3]]
+    assert spec["training"].keys() == TrainingSection.model_fields.keys()
+    assert "seeds" not in spec["training"]
+
+
+def test_a_job_of_another_seed_says_which():
+    found = plan({"training/seeds": 2})
+    text = found.train_spec("score", "abmil", "r0f0s1-r0f3s1")
+    assert json.loads(text)["runs"] == [[0, fold, 1] for fold in range(4)]
+    assert jobs.load(jobs.TrainSpec, text).runs == found.chunks["r0f0s1-r0f3s1"]
+
+
+@pytest.mark.parametrize("seeds", [0, 21])
+def test_a_number_of_seeds_that_cannot_be_meant_is_refused(seeds):
+    with pytest.raises(UserError, match=rf"training.seeds: {seeds}: .*(1|20)"):
+        plan({"training/seeds": seeds})
 
 
 def tile_text(change: Callable[[dict], None]) -> str:
@@ -353,7 +398,11 @@ def test_the_demo_s_truths_are_those_that_its_slides_bring():
     assert drawn == [f"root/masks/{row.slide_id}.png" for row in ROWS]
 
 
-def test_the_name_of_a_run_tells_its_repeat_and_fold() -> None:
-    for repeat, fold in ((0, 0), (0, 12), (10, 3)):
-        for seed in (0, 2):
-            assert parse_run(run_name(repeat, fold, seed)) == Run(repeat, fold, seed)
+@given(st.builds(Run, *[st.integers(0, 30)] * 3))
+def test_the_name_of_a_run_tells_its_repeat_fold_and_seed(run: Run) -> None:
+    assert parse_run(run.name) == run
+    assert parse_run(run_name(run.repeat, run.fold)) == run._replace(seed=0)
+
+
+def test_a_run_of_the_first_seed_is_named_as_before_there_were_seeds() -> None:
+    assert [Run(10, 3).name, Run(0, 3, 1).name] == ["r10f3", "r0f3s1"]

@@ -89,6 +89,16 @@ def test_the_page_asks_for_nothing_but_itself(tab: Tab, page: Path) -> None:
     assert [name for name in asked if not name.startswith("data:")] == []
 
 
+def test_a_link_to_a_picture_opens_the_part_that_holds_it(tab: Tab, page: Path) -> None:
+    tab.open(page)
+    ids = tab.run("[...document.querySelectorAll('[id^=\"picture/\"]')].map((e) => e.id)")
+    assert len(ids) == 3
+    shown = f"document.getElementById({json.dumps(ids[-1])}).closest('details').open"
+    assert tab.run(shown) is False
+    tab.run(f"location.hash = {json.dumps('#' + ids[-1])}")
+    assert tab.run(shown) is True
+
+
 def test_print_opens_every_part(tab: Tab, page: Path) -> None:
     tab.open(page)
     closed = "document.querySelectorAll('details:not([open])').length"

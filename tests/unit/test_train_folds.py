@@ -1,7 +1,7 @@
 import json
 import resource
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,13 @@ from typer.testing import CliRunner
 from her2.cli.main import app
 from her2.cohort.folds import make_folds
 from her2.cohort.manifest import Cohort, SlideRow
-from her2.config import Task, TrainingSection
+from her2.config import EvaluationSection, Task, TrainingSection
 from her2.config.heads import HEADS as SECTIONS
-from her2.config.jobs import FoldsSpec, TrainSpec
+from her2.config.jobs import ClassBalance, EvaluateSpec, FoldsSpec, TrainSpec
+from her2.config.names import Run
 from her2.core.errors import UserError
 from her2.core.files import digest, file_digest, link
+from her2.evaluation.stage import evaluate
 from her2.heads.abmil import AttentionSection
 from her2.mil import stage
 from her2.mil import train as train_module
@@ -26,7 +28,8 @@ from her2.mil.bags import Bag
 from her2.mil.fold import load_model
 from her2.mil.losses import bag_loss
 from her2.mil.maps import read_maps
-from her2.mil.stage import train_folds
+from her2.mil.priors import PRIORS
+from her2.mil.stage import fold_key, train_folds, training_seed
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, FoldEntry, read_entries, write_entries
 from her2.storage.features import FeatureStore, open_store, write_store
@@ -35,7 +38,9 @@ from her2.training.checkpoint import Checkpoint
 TASK = Task(label="her2", classes={"negative": ["0"], "positive": ["3+"]})
 BUCKET = "0000-of-0001"
 D, TILES = 5, 6
-RUNS = ((0, 0), (0, 1), (0, 2))
+RUNS = (Run(0, 0), Run(0, 1), Run(0, 2))
+KEY_OF_BEFORE = "0f97d36a11865d7342eeb93cf4863210f8dfcb8f38beacf81a92d6038a20b712"
+"""Key of the second fold of `build`'s world, with labels of 0, in version 0.1.0 (41754b3)."""
 
 
 @pytest.fixture(autouse=True)
@@ -261,7 +266,7 @@ def test_the_same_seed_gives_identical_predictions_in_another_place(tmp_path: Pa
 
 def test_folds_do_not_depend_on_which_folds_a_job_trains(tmp_path: Path) -> None:
     together = build(tmp_path / "a")
-    alone = build(tmp_path / "b", runs=((0, 2),))
+    alone = build(tmp_path / "b", runs=(Run(0, 2),))
     key = together.train()["r0f2"].key
     assert alone.train()["r0f2"].key == key
     tables = [pl.read_parquet(w.products(key) / "predictions.parquet") for w in (together, alone)]
@@ -288,6 +293,66 @@ def test_what_does_not_determine_a_model_is_not_in_its_key(world: World) -> None
     keys = {name: entry.key for name, entry in world.train().items()}
     same = world.spec.model_copy(update={"max_excluded": 0.9})
     assert {name: entry.key for name, entry in world.train(same, threads=2).items()} == keys
+
+
+def test_another_training_seed_is_another_model_of_the_same_fold(world: World) -> None:
+    runs = (Run(0, 0), Run(0, 0, 1), Run(0, 0, 2))
+    entries = world.train(world.spec.model_copy(update={"runs": runs}))
+    assert list(entries) == ["r0f0", "r0f0s1", "r0f0s2"]
+    folders = [world.products(entry.key) for entry in entries.values()]
+    cards = [json.loads((folder / "card.json").read_text()) for folder in folders]
+    assert len({card["folds_digest"] for card in cards}) == 1
+    assert len({card["seed"] for card in cards}) == len({card["key"] for card in cards}) == 3
+    tables = [pl.read_parquet(folder / "predictions.parquet") for folder in folders]
+    assert tables[0]["slide_id"].equals(tables[1]["slide_id"])
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert not tables[one].equals(tables[other])
+
+
+def test_the_first_seed_does_not_depend_on_how_many_there_are(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = world.train()
+    before = {
+        name: world.products(entry.key) / "model.safetensors" for name, entry in alone.items()
+    }
+    digests = {name: file_digest(path) for name, path in before.items()}
+    trained = []
+
+    def counted(*parts: object, **options: object) -> train_module.Trained:
+        trained.append(options["seed"])
+        return train_module.train_fold(*parts, **options)
+
+    monkeypatch.setattr(stage, "train_fold", counted)
+    runs = (*RUNS, *(run._replace(seed=1) for run in RUNS))
+    both = world.train(world.spec.model_copy(update={"runs": runs}))
+    assert {name: both[name] for name in alone} == alone
+    assert {name: file_digest(path) for name, path in before.items()} == digests
+    assert len(trained) == len(set(trained)) == len(RUNS)  # the new ones alone
+
+
+def test_a_model_of_the_first_seed_has_the_key_of_before_there_were_seeds(tmp_path: Path) -> None:
+    """Otherwise folds of existing caches would be trained again."""
+    world = build(tmp_path, version=3)
+    table = world.table().filter(pl.col("fold") == 1)
+    bags = {
+        name: Bag(name, "", entry.key, open_store(world.cache.path("features", entry.key)), 0)
+        for name, entry in world.entries().items()
+    }
+    parts = stage._parts(table, bags, grouped=False)
+    assert fold_key(world.spec, parts, Run(0, 1)) == KEY_OF_BEFORE
+    assert training_seed(7, Run(0, 1)) == int(digest([7, 0, 1])[:8], 16)
+
+
+def test_a_fitted_head_is_the_same_model_with_every_seed(world: World) -> None:
+    runs = (Run(0, 0), Run(0, 0, 1))
+    logistic = SECTIONS["logistic"](head="logistic")
+    entries = world.train(world.spec.model_copy(update={"runs": runs, "head": logistic}))
+    first, second = (
+        pl.read_parquet(world.products(entry.key) / "predictions.parquet")
+        for entry in entries.values()
+    )
+    assert first.equals(second)
 
 
 def test_labels_of_the_test_set_are_no_input_of_a_model(tmp_path: Path) -> None:
@@ -592,6 +657,62 @@ def test_a_saved_model_predicts_what_its_fold_predicted(world: World, head: str)
         np.testing.assert_allclose(table[column], expected[column], rtol=1e-6)
     written = pl.read_csv(world.root / "out.csv")
     assert written["predicted"].to_list() == table["predicted"].to_list()
+
+
+def evaluated(world: World, models: Path, output: Path) -> pl.DataFrame:
+    """Evaluate the folds of the world, whose training drew the classes evenly."""
+    spec = EvaluateSpec(
+        task=TASK, chunks=("chunk",), training=ClassBalance(balance="sampling"),
+        evaluation=EvaluationSection(bootstrap=100), seed=1,
+    )  # fmt: skip
+    evaluate(spec, world.cache, folds=world.folds, models=models, output=output)
+    return pl.read_parquet(output / "predictions.parquet")
+
+
+def unbalanced(root: Path) -> World:
+    """Return a world of 12 negative and 4 positive patients."""
+    slides = cohort(12)
+    spare = {f"p{index}" for index in range(4, 12)}
+    rows = tuple(row for row in slides.rows if row.patient_id not in spare)
+    return build(root, replace(slides, rows=rows))
+
+
+def test_predictions_elsewhere_have_the_training_sets_prior_like_the_evaluation(
+    tmp_path: Path,
+) -> None:
+    """In a results folder the table of the evaluation is found, and the corrections agree."""
+    world = unbalanced(tmp_path)
+    entries = world.train()
+    results = tmp_path / "results"
+    head = results / "models" / "score" / "uni2" / "abmil"
+    shutil.copytree(world.output.parent, head)
+    expected = evaluated(world, head, results / "evaluation" / "score" / "uni2" / "abmil")
+    assert (expected["prob_positive"] < expected["raw_positive"]).all()
+    tiles = {name: entry.tiles for name, entry in world.entries().items()}
+    own = expected.filter((pl.col("fold") == 0) & (pl.col("role") != "tune")).sort("slide_id")
+    for name in own["slide_id"]:
+        folder = elsewhere(world, [name], tiles=tiles[name])
+    out = tmp_path / "out.csv"
+    found = predict_slides([head / "r0f0"], folder, out, threads=1)
+    assert found["slide_id"].to_list() == own["slide_id"].to_list()
+    np.testing.assert_allclose(found["prob_positive"], own["prob_positive"], rtol=1e-5)
+    assert set(found["prior"]) == {"training set"}
+
+    model = world.products(entries["r0f0"].key)  # the same model, without its results folder
+    left = predict_slides([model], folder, out, threads=1)
+    np.testing.assert_allclose(left["prob_positive"], own["raw_positive"], rtol=1e-5)
+    assert set(left["prior"]) == {"as trained"}
+    table = results / "evaluation" / "score" / "uni2" / "abmil" / "priors.parquet"
+    again = predict_slides([model], folder, out, threads=1, priors=table)
+    assert again.equals(found)
+
+
+def test_a_table_of_other_models_priors_is_refused(world: World) -> None:
+    model, folder = trained_model(world), elsewhere(world, ["new-a"])
+    table = world.root / "priors.parquet"
+    pl.DataFrame(schema=PRIORS).write_parquet(table)
+    with pytest.raises(UserError, match=r"--priors .*: does not have the model"):
+        predict_slides([model], folder, world.root / "out.csv", threads=1, priors=table)
 
 
 def test_the_command_predicts_with_all_folds_that_it_is_given(world: World) -> None:

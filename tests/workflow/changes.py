@@ -158,6 +158,11 @@ def a_head_added(project: Project) -> Work:
     return work(trained=FOLDS)
 
 
+def the_training_seeds_raised(project: Project) -> Work:
+    project.edit(training={"seeds": 2})
+    return work(trained=[f"{run}s1" for run in FOLDS])
+
+
 def the_folds_seed_changed(project: Project) -> Work:
     project.edit(folds={"seed": 99})
     return work(trained=FOLDS)
@@ -256,10 +261,10 @@ CHANGES: dict[str, Change] = {
         the_manifest_reordered, a_label_changed, a_site_changed, the_tissue_threshold_changed,
         the_um_px_of_an_encoder_changed, the_um_px_of_a_slide_changed, an_encoder_added,
         an_encoder_removed, the_weights_of_an_encoder_changed, a_head_option_changed,
-        a_head_option_changed_and_back, a_head_added, the_folds_seed_changed,
-        the_bootstrap_size_changed, the_report_title_changed, the_version_of_a_stage_raised,
-        a_rule_reformatted, a_slide_touched, results_deleted, the_cache_deleted,
-        the_cache_deleted_and_a_head_added, both_deleted, the_number_of_buckets_changed,
-        the_folder_moved, a_failed_slide_fixed,
+        a_head_option_changed_and_back, a_head_added, the_training_seeds_raised,
+        the_folds_seed_changed, the_bootstrap_size_changed, the_report_title_changed,
+        the_version_of_a_stage_raised, a_rule_reformatted, a_slide_touched, results_deleted,
+        the_cache_deleted, the_cache_deleted_and_a_head_added, both_deleted,
+        the_number_of_buckets_changed, the_folder_moved, a_failed_slide_fixed,
     )
 }  # fmt: skip

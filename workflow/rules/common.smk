@@ -54,4 +54,4 @@ wildcard_constraints:
     task=r"[A-Za-z0-9][A-Za-z0-9._-]*",
     encoder=r"[A-Za-z0-9][A-Za-z0-9._-]*",
     head=r"[A-Za-z0-9][A-Za-z0-9._-]*",
-    chunk=r"r[0-9]+f[0-9]+-r[0-9]+f[0-9]+",
+    chunk=r"r[0-9]+f[0-9]+(?:s[0-9]+)?-r[0-9]+f[0-9]+(?:s[0-9]+)?",

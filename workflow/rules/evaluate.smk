@@ -5,6 +5,8 @@ out: evaluation/{task}/{encoder}/{head}/predictions.parquet, and the tables that
      it (docs/statistics.md), each also as CSV
      evaluation/comparison.parquet          encoders and heads against each other, paired
      evaluation/statement.csv               H&E pre-training against the others, one row per head
+     evaluation/selection.csv               what the best of all models is worth, per task
+     evaluation/picks.csv                   the model that each fold's tuning set picks, if asked
 """
 
 
@@ -23,6 +25,8 @@ rule evaluate:
         fold_metrics=FILES.model_table("evaluation", "fold_metrics"),
         confusion=FILES.model_table("evaluation", "confusion"),
         binary=FILES.model_table("evaluation", "binary"),
+        priors=FILES.model_table("evaluation", "priors"),
+        seeds=FILES.model_table("evaluation", "seeds"),
         temperatures=FILES.model_table("evaluation", "temperatures"),
         calibration=FILES.model_table("evaluation", "calibration"),
         reliability=FILES.model_table("evaluation", "reliability"),
@@ -61,6 +65,8 @@ rule compare_encoders:
         f"{RESULTS}/evaluation/comparison.parquet",
         table=FILES.run_table("comparison"),
         statement=FILES.run_table("statement"),
+        selection=FILES.run_table("selection"),
+        picks=FILES.run_table("picks"),
     log:
         f"{RESULTS}/logs/compare_encoders.log",
     benchmark:

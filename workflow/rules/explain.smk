@@ -15,7 +15,7 @@ rule draw_heatmaps:
         folds=f"{RESULTS}/folds/{{task}}.parquet",
         models=expand(
             f"{RESULTS}/models/{{{{task}}}}/{{{{encoder}}}}/{{{{head}}}}/{{chunk}}.json",
-            chunk=PLAN.chunks,
+            chunk=PLAN.first_chunks,
         ),
         features=expand(f"{RESULTS}/features/{{{{encoder}}}}/{{bucket}}.json", bucket=PLAN.buckets),
         truths=lambda wildcards: PLAN.truth_files,

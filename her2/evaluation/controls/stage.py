@@ -38,7 +38,10 @@ def control(
             patients cross folds.
     """
     tables = control_tables(
-        spec, pl.read_parquet(predictions), pl.read_parquet(folds), pl.read_parquet(cohort)
+        spec,
+        pl.read_parquet(predictions).select(pl.exclude(r"^raw_.*$")),  # what covariates lack
+        pl.read_parquet(folds),
+        pl.read_parquet(cohort),
     )
     for name, table in tables.items():
         write_table(table, output / name)

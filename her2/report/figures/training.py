@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from her2.core.plot_style import PALETTE, FigureContext
 from her2.report.figures.base import Figure, file_name
+from her2.report.format import plural
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -16,7 +17,7 @@ def learning_figure(
     name: str,
     context: FigureContext,
 ) -> Figure | None:
-    """Return the losses of every fold over epochs, with the kept epochs marked.
+    """Return the losses of every trained model over epochs, with the kept epochs marked.
 
     None without histories.
 
@@ -53,13 +54,14 @@ def learning_figure(
         axes.set(
             xlabel="Epoch",
             ylabel="Cross-entropy per slide",
-            title=context.title("Loss of every fold"),
+            title=context.title("Loss of every trained model"),
         )
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(True)
         axes.legend(loc="best", ncols=3)
 
-    alt = f"Training and tuning loss by epoch for {len(histories)} folds of {context.subject(name)}"
+    models = plural(len(histories), "trained model")
+    alt = f"Training and tuning loss by epoch for {models} of {context.subject(name)}"
     alt += ". The kept epochs are in the table of folds."
     return Figure(file_name(name, "learning"), alt, (7.2, 3.4), paint)
 

@@ -11,6 +11,8 @@ from her2.report.results import Results, one_row_per_slide
 from her2.report.section import Section
 from her2.report.sections import flow, leakage
 from her2.report.sections.gallery import CAUSES
+from her2.report.sections.patient_labels import decided, decided_table
+from her2.report.tables import PageTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,11 @@ class CompositionRow:
 
 @dataclass(frozen=True, slots=True)
 class Composition:
-    """The cohort by the classes of a task; `outside` counts slides whose label is of no class."""
+    """The cohort by the classes of a task.
+
+    `outside` counts slides whose label is of no class, `left_out` those of patients that are left
+    out of the task.
+    """
 
     task_name: str
     label: str
@@ -32,6 +38,7 @@ class Composition:
     has_sites: bool
     missing: int
     outside: int
+    left_out: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +73,10 @@ class EncoderRow:
 
 @dataclass(frozen=True, slots=True)
 class Excluded:
-    """A slide that a stage could not use; `encoder` is empty for the tile stage."""
+    """A slide that a stage could not use, or of a patient that the folds of a task leave out.
+
+    `encoder` is empty for the tile stage, and so is `grid` for the folds.
+    """
 
     slide_id: str
     site: str
@@ -80,13 +90,18 @@ class Excluded:
 def composition(results: Results, task_name: str) -> Composition:
     """Return patients and slides per class, and per site where sites are known."""
     task = results.config.tasks[task_name]
+    own = decided(results, task_name)
     records = one_row_per_slide(results).select(
         "slide_id", "patient_id", "site", label=pl.col(f"label_{task.label}")
     )
-    rows = [
-        (slide, patient, site, None if label is None else task.class_index(label), label)
-        for slide, patient, site, label in records.iter_rows()
-    ]
+    rows = []
+    for slide, patient, site, label in records.iter_rows():
+        index = None if label is None else task.class_index(label)
+        if index is not None and patient in own:
+            used = own[patient].used
+            index = None if used is None else task.class_names.index(used)
+        rows.append((slide, patient, site, index, label))
+    out = {patient for patient, item in own.items() if item.used is None}
     sites = sorted({site for _, _, site, _, _ in rows if site is not None})
     indices = [*range(len(task.class_names)), None]
 
@@ -108,8 +123,12 @@ def composition(results: Results, task_name: str) -> Composition:
         classes=task.class_names,
         rows=tuple(table),
         has_sites=bool(sites),
-        missing=sum(label is None for *_, label in rows),
-        outside=sum(index is None and label is not None for *_, index, label in rows),
+        missing=sum(label is None and patient not in out for _, patient, *_, label in rows),
+        outside=sum(
+            index is None and label is not None and patient not in out
+            for _, patient, _, index, label in rows
+        ),
+        left_out=sum(patient in out for _, patient, *_ in rows),
     )
 
 
@@ -163,7 +182,7 @@ def encoder_rows(results: Results) -> list[EncoderRow]:
 
 
 def excluded_slides(results: Results) -> list[Excluded]:
-    """Return every slide that is not used, once per grid or encoder that lost it."""
+    """Return every slide that is not used, once per grid, encoder or task that lost it."""
     rows = results.cohort.filter(pl.col("status") != "ok").sort("slide_id", "grid")
     found = [
         Excluded(
@@ -197,6 +216,24 @@ def excluded_slides(results: Results) -> list[Excluded]:
             for slide_id, entry in sorted(results.features[name].items())
             if entry.status != "ok" and slide_id in tiled
         ]
+    for name in results.config.tasks:
+        own = decided(results, name)
+        found += [
+            Excluded(
+                slide_id=slide_id,
+                site=sites.get(slide_id) or "",
+                stage="folds",
+                grid="",
+                encoder="",
+                status="excluded",
+                reason=f"left out of task {name}: its patient {patient} has slides of different "
+                f"classes ({', '.join(own[patient].labels)})",
+            )
+            for slide_id, patient in one_row_per_slide(results)
+            .select("slide_id", "patient_id")
+            .iter_rows()
+            if patient in own and own[patient].used is None
+        ]
     return found
 
 
@@ -227,6 +264,7 @@ class CohortData:
 
     flows: list[flow.Flow]
     compositions: list[Composition]
+    decided: PageTable | None
     grids: list[GridRow]
     encoders: list[EncoderRow]
     checks: tuple[leakage.Check, ...]
@@ -238,6 +276,7 @@ def _collect(results: Results) -> CohortData:
     return CohortData(
         flows=flow.flows(results),
         compositions=[composition(results, task) for task in results.config.tasks],
+        decided=decided_table(results),
         grids=grid_rows(results),
         encoders=encoder_rows(results),
         checks=leakage.checks(results),

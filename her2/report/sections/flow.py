@@ -8,6 +8,7 @@ import polars as pl
 from her2.cohort.split import SPLITS
 from her2.report.format import plural
 from her2.report.results import EvaluatedModel, Results, one_row_per_slide
+from her2.report.sections.patient_labels import left_out
 
 SET_NAMES = {"train": "training", "tune": "tuning", "test": "test"}
 """Role -> its name in text."""
@@ -63,6 +64,7 @@ def _flow(results: Results, model: EvaluatedModel) -> Flow:
     label, split = f"label_{model.task.label}", "split"
     tiled = {row["slide_id"]: row for row in grid.to_dicts()}
     tested = set(model.slides["slide_id"])
+    out = left_out(results, model.task_name)
     left: Counter[tuple[int, str]] = Counter()
     for row in table.to_dicts():
         name, tile = row["slide_id"], tiled.get(row["slide_id"])
@@ -72,6 +74,8 @@ def _flow(results: Results, model: EvaluatedModel) -> Flow:
             left[0, status or "excluded (no usable tissue or scale)"] += 1
         elif name not in entries or entries[name].status != "ok":
             left[1, "without features (could not be embedded)"] += 1
+        elif row["patient_id"] in out:
+            left[2, "of patients with slides of different classes (left out of the task)"] += 1
         elif value is None:
             left[2, "without a label (predicted only)"] += 1
         elif model.task.class_index(value) is None:

@@ -31,6 +31,7 @@ class Card:
     """
 
     slide_id: str
+    anchor: str
     site: str
     status: str
     reason: str
@@ -73,14 +74,29 @@ class Gallery:
     causes: tuple[Cause, ...]
 
 
-def gallery(results: Results) -> Gallery:
+def card_anchor(slide_id: str) -> str:
+    """Return the id of a slide's card on the page."""
+    return f"slide/{slide_id}"
+
+
+def shown_slides(results: Results) -> frozenset[str]:
+    """Return the slides that have a card on the page."""
+    return frozenset(row["slide_id"] for row in _ordered(results)[:SHOWN])
+
+
+def _ordered(results: Results) -> list[dict[str, Any]]:
     """Return the slides of the first grid: unusable ones, then by the share of tiles lost."""
-    grid = min(results.config.grids)
-    table = results.cohort.filter(pl.col("grid") == grid)
-    rows = sorted(
+    table = results.cohort.filter(pl.col("grid") == min(results.config.grids))
+    return sorted(
         table.to_dicts(),
         key=lambda row: (row["status"] == "ok", -_lost(row), row["tiles"], row["slide_id"]),
     )
+
+
+def gallery(results: Results) -> Gallery:
+    """Return the slides of the first grid, worst first."""
+    grid = min(results.config.grids)
+    rows = _ordered(results)
     shown = rows[:SHOWN]
     side, quality = next((s, q) for limit, s, q in _SIZES if len(shown) <= limit)
     folder = results.folder / "tiles" / grid
@@ -126,6 +142,7 @@ def _card(row: dict[str, Any], folder: Path, side: int, quality: int) -> Card:
         )
     return Card(
         slide_id=slide_id,
+        anchor=card_anchor(slide_id),
         site=row["site"] or "",
         status=row["status"],
         reason=without_folders(row["reason"] or ""),

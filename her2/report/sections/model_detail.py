@@ -8,24 +8,20 @@ import polars as pl
 from her2.metrics import all_metrics, grouping_metrics, headline_metrics, metric_named
 from her2.report.figures.base import Figure
 from her2.report.figures.curves import (
-    Benefit,
     Curve,
-    Reliability,
-    benefit_figure,
     precision_figure,
-    reliability_figure,
 )
-from her2.report.format import NA, interval, number, percent
+from her2.report.format import number
 from her2.report.results import EvaluatedModel, Results
 from her2.report.sections.overlap import mark
+from her2.report.sections.seeds import ONE_SEED
 from her2.report.tables import PageTable, TableCell, TableRow, figure_cell, page_table
 
-STATES = {"as predicted": "as predicted", "temperature": "with temperature scaling"}
 PATIENT = pl.col("level") == "patient"
 
 
 def figures_page_table(results: Results, model: EvaluatedModel) -> PageTable:
-    """Return every pooled metric at both levels."""
+    """Return every metric at both levels."""
     sign = mark(results, model.encoder)
     found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for row in model.metrics.filter(pl.col("level").is_in(["patient", "slide"])).to_dicts():
@@ -46,15 +42,20 @@ def figures_page_table(results: Results, model: EvaluatedModel) -> PageTable:
             )
         )
     return page_table(
-        f"All metrics{sign}, pooled out-of-fold",
+        f"All metrics{sign}, out-of-fold",
         ("Metric", "#Patients", "#Slides", "#Positive patients"),
         rows,
-        " ".join(metric.note for metric in all_metrics() if metric.note),
+        " ".join(
+            [
+                *(metric.note for metric in all_metrics() if metric.note),
+                *([ONE_SEED] if results.config.training.seeds == 1 else []),
+            ]
+        ),
     )
 
 
 def folds_page_table(model: EvaluatedModel) -> PageTable:
-    """Return the metrics of each fold's own test set, at patient level."""
+    """Return the metrics of each fold's own test set (once per seed), at patient level."""
     wanted = [
         (metric, name)
         for metric in sorted(headline_metrics(), key=lambda metric: metric.order)
@@ -117,51 +118,6 @@ def binary_page_table(results: Results, model: EvaluatedModel) -> PageTable | No
     )
 
 
-def calibration_page_table(model: EvaluatedModel) -> PageTable:
-    """Return the calibration metrics before and after temperature scaling."""
-    table = model.calibration.filter(PATIENT)
-    rows: list[TableRow] = []
-    for metric in table["metric"].unique(maintain_order=True):
-        own = {row["state"]: row for row in table.filter(pl.col("metric") == metric).to_dicts()}
-        declared = metric_named(metric)
-        cells = (figure_cell(own.get(state), digits=declared.decimals) for state in STATES)
-        rows.append((declared.label, *cells))
-    return page_table(
-        "Calibration, patients",
-        ("Metric", *(f"#{words}" for words in STATES.values())),
-        rows,
-        _temperature_words(model),
-    )
-
-
-def operating_page_table(model: EvaluatedModel) -> PageTable | None:
-    """Return sensitivity and specificity at thresholds set on the tuning sets."""
-    table = model.operating.filter(PATIENT)
-    if not len(table):
-        return None
-    rows: list[TableRow] = [
-        (
-            row["grouping"],
-            f"{row['fixed']} {percent(row['asked'])}",
-            _ends(row, "sensitivity"),
-            _ends(row, "specificity"),
-            number(row["ppv"], 2),
-            number(row["npv"], 2),
-            f"{row['n_positive']} / {row['n_negative']}",
-            TableCell(_span(row["threshold_min"], row["threshold_max"]), note=row["note"] or ""),
-        )
-        for row in table.to_dicts()
-    ]
-    return page_table(
-        "Operating points, patients",
-        ("Grouping", "Target on the tuning set", "#Sensitivity", "#Specificity", "#PPV", "#NPV",
-         "#Positive / negative", "#Thresholds of the folds"),
-        rows,
-        "Each fold's threshold is set on its tuning set alone and applied to its test set, "
-        "where the target need not be reached. Wilson intervals.",
-    )  # fmt: skip
-
-
 def precision(results: Results, model: EvaluatedModel) -> Figure:
     """Return precision over recall at patient level, one curve per class."""
     curves = precision_curves(model, sign=mark(results, model.encoder))
@@ -200,46 +156,6 @@ def precision_curves(model: EvaluatedModel, *, sign: str = "") -> list[Curve]:
     return curves
 
 
-def reliability(results: Results, model: EvaluatedModel) -> Figure | None:
-    """Return reliability before and after temperature scaling; None without predictions."""
-    table = model.reliability.filter(PATIENT & (pl.col("n") > 0))
-    states = {}
-    for state, words in STATES.items():
-        own = table.filter(pl.col("state") == state)
-        if len(own):
-            states[words] = [
-                Reliability(
-                    name,
-                    *(
-                        own.filter(pl.col("class") == name)[column].to_list()
-                        for column in ("mean_probability", "observed_share", "low", "high")
-                    ),
-                )
-                for name in model.task.class_names
-            ]
-    if not states:
-        return None
-    return reliability_figure(states, model.name, results.figure_context)
-
-
-def benefit(results: Results, model: EvaluatedModel) -> Figure | None:
-    """Return the decision curves of the groupings; None where no grouping has both groups."""
-    table = model.decision.filter(PATIENT & (pl.col("state") == "as predicted"))
-    found = [
-        Benefit(
-            name,
-            *(
-                table.filter(pl.col("grouping") == name)[column].to_list()
-                for column in ("threshold", "net_benefit", "treat_all")
-            ),
-        )
-        for name in table["grouping"].unique(maintain_order=True)
-    ]
-    if not found:
-        return None
-    return benefit_figure(found, model.name, results.figure_context)
-
-
 def _counted(row: dict[str, Any]) -> str:
     return "" if row["n_positive"] is None else f"{row['n_positive']} of {row['n']}"
 
@@ -247,26 +163,3 @@ def _counted(row: dict[str, Any]) -> str:
 def _plain(row: dict[str, Any] | None, digits: int) -> TableCell:
     """Return a fold's metric; the CSV file gives the reason where it is not defined."""
     return TableCell(number(row["value"] if row else None, digits))
-
-
-def _ends(row: dict[str, Any], name: str) -> TableCell:
-    return TableCell(number(row[name]), interval(row[f"{name}_low"], row[f"{name}_high"]))
-
-
-def _span(low: float | None, high: float | None) -> str:
-    if low is None or high is None:
-        return NA
-    return f"{low:.3f}" if low == high else f"{low:.3f}\N{EN DASH}{high:.3f}"
-
-
-def _temperature_words(model: EvaluatedModel) -> str:
-    """Return the note on the temperatures of a model's folds."""
-    found: list[float] = model.temperatures["temperature"].drop_nulls().to_list()
-    notes = [note for note in model.temperatures["note"].unique().sort() if note]
-    text = (
-        "Temperature: one number per fold, fitted on its tuning set, divides the log-probabilities"
-    )
-    if found:
-        text += f" (here {_span(min(found), max(found))})"
-    text += ". ECE: 10 bins of equal width, of the most probable score (Guo 2017)."
-    return " ".join([text, *(f"{note[:1].upper()}{note[1:]}." for note in notes)])

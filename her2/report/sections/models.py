@@ -15,7 +15,7 @@ from her2.report.figures.training import learning_figure
 from her2.report.format import number
 from her2.report.results import DETAILS, EvaluatedModel, Results
 from her2.report.section import Link, Section
-from her2.report.sections import controls, model_detail
+from her2.report.sections import controls, model_detail, probabilities, seeds
 from her2.report.sections.headline import find
 from her2.report.sections.model_tables import stacked, stacked_controls
 from her2.report.sections.overlap import mark, seen
@@ -38,7 +38,7 @@ class ConfusionRow:
 
 @dataclass(frozen=True, slots=True)
 class FoldRow:
-    """One trained fold; epochs count from 1."""
+    """One trained model; epochs count from 1."""
 
     run: str
     train_slides: int
@@ -91,8 +91,10 @@ def model_section(
     tables = (
         model_detail.figures_page_table(results, model),
         model_detail.binary_page_table(results, model),
-        model_detail.calibration_page_table(model),
-        model_detail.operating_page_table(model),
+        seeds.seeds_page_table(results, model),
+        probabilities.calibration_page_table(model),
+        probabilities.class_calibration_page_table(model),
+        probabilities.operating_page_table(model),
         controls.subgroups_page_table(results, model),
     )
     return ModelSection(
@@ -131,12 +133,12 @@ def _figures(results: Results, model: EvaluatedModel) -> tuple[tuple[Figure, str
             "Macro AUC when the labels of held-out patients are shuffled within their folds.",
         ),
         (
-            model_detail.reliability(results, model),
+            probabilities.reliability(results, model),
             "Observed share of patients with a score, by predicted probability, with Wilson "
             "intervals. Dotted: perfect calibration.",
         ),
         (
-            model_detail.benefit(results, model),
+            probabilities.benefit(results, model),
             "Decision curves: net benefit of acting on the model, of treating everyone and of "
             "treating no one, by threshold probability (Vickers and Elkin 2006).",
         ),
@@ -185,7 +187,7 @@ def confusion_rows(model: EvaluatedModel) -> tuple[ConfusionRow, ...]:
 
 
 def fold_rows(model: EvaluatedModel) -> tuple[FoldRow, ...]:
-    """Return one row per fold, with repeats in order."""
+    """Return one row per trained model, with seeds, repeats and folds in order."""
     return tuple(
         FoldRow(
             run=run,
@@ -265,7 +267,7 @@ def _collect(results: Results) -> ModelsData:
 
 
 def folds_table(results: Results) -> pl.DataFrame:
-    """Return one row per trained fold."""
+    """Return one row per trained model."""
     rows = [
         {
             "task": model.task_name,

@@ -16,6 +16,7 @@ from her2.report.results import EvaluatedModel, Results, one_row_per_slide
 from her2.report.section import Link, Section
 from her2.report.sections import overlap
 from her2.report.sections.cohort import Excluded, excluded_slides
+from her2.report.sections.patient_labels import decided_words, left_out
 from her2.report.sections.pictures import ModelPictures, all_pictures
 
 FEW_PATIENTS = 10
@@ -35,6 +36,11 @@ def notices(
 ) -> list[Notice]:
     """Return reasons for optimistic results first, then warnings in the order of the pipeline."""
     found = [*_overlaps(results), *_similar(results), *_scales(results)]
+    found += [
+        Notice(text, "cohort")
+        for name in results.config.tasks
+        if (text := decided_words(results, name))
+    ]
     found += [*_columns(results), *_slides(results, excluded), *_encoders(results)]
     for model in results.models:
         found += [*_figures(model), *_folds(results, model), *_predictions(results, model)]
@@ -119,7 +125,9 @@ def _scales(results: Results) -> list[Notice]:
 
 
 def _slides(results: Results, excluded: Sequence[Excluded]) -> list[Notice]:
-    groups = Counter((row.stage, row.encoder or row.grid, row.status) for row in excluded)
+    groups = Counter(
+        (row.stage, row.encoder or row.grid, row.status) for row in excluded if row.stage != "folds"
+    )
     return [
         Notice(f"{plural(number, 'slide')} {status} at the {stage} stage ({where}).", "excluded")
         for (stage, where, status), number in groups.items()
@@ -193,13 +201,15 @@ def _figures(model: EvaluatedModel) -> list[Notice]:
 
 def _folds(results: Results, model: EvaluatedModel) -> list[Notice]:
     found = []
-    limit, total = results.config.training.epochs, len(model.folds)
+    limit = results.config.training.epochs
+    noun = "fold" if results.config.training.seeds == 1 else "trained model"
+    total = plural(len(model.folds), noun)
     first = sum(entry.best_epoch == 0 and entry.epochs > 1 for entry in model.folds.values())
     last = sum(entry.best_epoch + 1 == limit for entry in model.folds.values())
     if first:
         found.append(
             Notice(
-                f"{model.name}: in {first} of {plural(total, 'fold')}, no epoch improved on the "
+                f"{model.name}: in {first} of {total}, no epoch improved on the "
                 "first, so the model kept had one epoch of training.",
                 model.anchor,
             )
@@ -207,7 +217,7 @@ def _folds(results: Results, model: EvaluatedModel) -> list[Notice]:
     if last:
         found.append(
             Notice(
-                f"{model.name}: {last} of {plural(total, 'fold')} kept the last of {limit} allowed "
+                f"{model.name}: {last} of {total} kept the last of {limit} allowed "
                 "epochs. Training was still improving; raise training.epochs.",
                 model.anchor,
             )
@@ -221,11 +231,13 @@ def _predictions(results: Results, model: EvaluatedModel) -> list[Notice]:
     Under a fixed split only the slides of its test set are expected.
     """
     label = f"label_{model.task.label}"
-    rows = results.cohort.select("slide_id", label, "split").unique().iter_rows()
+    rows = results.cohort.select("slide_id", "patient_id", label, "split").unique().iter_rows()
+    out = left_out(results, model.task_name)
     labelled = {
         slide
-        for slide, value, split in rows
+        for slide, patient, value, split in rows
         if value is not None
+        and patient not in out
         and model.task.class_index(value) is not None
         and (not results.split or SPLITS.get((split or "").lower()) == "test")
     }

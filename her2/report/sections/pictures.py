@@ -26,6 +26,7 @@ class AttentionPicture:
     """The attention picture of one slide: the panels that `heatmaps.json` names, side by side."""
 
     slide_id: str
+    anchor: str
     label: str
     predicted: str
     probabilities: tuple[tuple[str, str], ...]
@@ -113,6 +114,7 @@ def _picture(results: Results, model: EvaluatedModel, item: dict[str, Any]) -> A
     shown = ", ".join(titles.get(name, name) for name in _panels(item))
     return AttentionPicture(
         slide_id=slide_id,
+        anchor=f"{model.anchor.replace('model/', 'picture/', 1)}/{slide_id}",
         label=item["label"],
         predicted=names[rows[0]["predicted"]] if rows else "",
         probabilities=tuple(probabilities),

@@ -15,6 +15,7 @@ from her2.report.results import Results
 from her2.report.sections import cohort, flow, summary
 from her2.report.sections.paper import methods, methods_figures, methods_models
 from her2.report.sections.paper.prose import FOLDER, sentence
+from her2.report.sections.paper.sample_size import sample_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,7 @@ class _Facts:
     standardised: bool
     groupings: list[str]
     subgroups: list[str]
+    sample_size: str
     tiles: str
     folds: str
     models: str
@@ -130,6 +132,7 @@ def _facts(results: Results) -> _Facts:
         or not any(head.trained_by_gradient for head in config.heads.values()),
         groupings=methods_figures.grouping_names(results),
         subgroups=methods_figures.subgroups(results),
+        sample_size=_bare(sample_size(results)),
         tiles=_bare(methods.tiles(results)),
         folds=_bare(methods_models.folds(results)),
         models=_bare(methods_models.models(results)),

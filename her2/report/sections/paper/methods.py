@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from her2.config import PretrainingSection, TilingSection
+from her2.config import PatientLabel, PretrainingSection, TilingSection
 from her2.filters.base import AreaFilter, TileFilter
 from her2.filters.registry import LISTED
 from her2.report.format import count, listed, percent, plural
@@ -21,6 +21,8 @@ from her2.report.sections.overlap import overlap_of
 from her2.report.sections.paper import methods_figures, methods_models
 from her2.report.sections.paper.prose import paragraph
 from her2.report.sections.paper.references import references
+from her2.report.sections.paper.sample_size import sample_size
+from her2.report.sections.patient_labels import decided
 from her2.report.sections.pretraining import split_words
 
 CITED = {
@@ -39,6 +41,7 @@ def methods(results: Results) -> list[str]:
     parts = [
         paragraph("synthetic", _Synthetic(results.synthetic)),
         cohort(results),
+        sample_size(results),
         tiles(results),
         encoders(results),
         methods_models.models(results),
@@ -66,6 +69,14 @@ class _TaskCohort:
 
 
 @dataclass(frozen=True, slots=True)
+class _TwoClasses:
+    """A task with the number of its patients whose slides have different classes."""
+
+    task_name: str
+    patients: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Cohort:
     """Facts of the cohort paragraph; `sites` counts named sites, `without_site` slides."""
 
@@ -74,6 +85,8 @@ class _Cohort:
     without_site: int
     who_is_in: list[str]
     before_exclusions: list[_TaskCohort]
+    two_classes: list[_TwoClasses]
+    rule: PatientLabel
 
 
 def cohort(results: Results) -> str:
@@ -92,6 +105,12 @@ def cohort(results: Results) -> str:
             without_site=table["site"].null_count(),
             who_is_in=[who_is_in(results, item) for item in flow.flows(results)],
             before_exclusions=before,
+            two_classes=[
+                _TwoClasses(name, len(found))
+                for name in results.config.tasks
+                if (found := decided(results, name))
+            ],
+            rule=results.config.cohort.patient_label,
         ),
     )
 

@@ -4,15 +4,22 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from her2.config import EvaluationSection
+from her2.config import Balance, EvaluationSection
 from her2.evaluation.groupings import groupings_of
 from her2.evaluation.intervals import SHARED_TRAINING, SHARED_TRAINING_PAIRED
+from her2.evaluation.selection import CORRECTED, NESTED
 from her2.explanation.citations import DELETION, POINTING_GAME
 from her2.metrics import all_metrics, metrics_in
 from her2.report.format import plural
 from her2.report.results import Results
 from her2.report.sections.controls import SUBGROUPS
 from her2.report.sections.paper.prose import paragraph
+
+REBALANCED: dict[Balance, str] = {
+    "sampling": "drew the scores equally often",
+    "loss": "weighed the scores alike",
+}
+"""What the balance of a training did to the frequencies of the scores, if anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +38,7 @@ class _Statistics:
     metrics: list[str]
     ordinal_metrics: list[str]
     calibration_metrics: list[str]
+    rebalanced: str
     groupings: list[str]
 
 
@@ -43,7 +51,7 @@ def statistics(results: Results) -> str:
             evaluation=config.evaluation,
             seed=config.seed,
             fixed_split=results.split,
-            repeated=not results.split and config.folds.repeats > 1,
+            repeated=config.training.seeds > 1 or (not results.split and config.folds.repeats > 1),
             shared_training=SHARED_TRAINING,
             metrics=[
                 metric.phrase
@@ -58,6 +66,7 @@ def statistics(results: Results) -> str:
             calibration_metrics=[
                 metric.phrase for metric in metrics_in("calibration", ordinal=True)
             ],
+            rebalanced=REBALANCED.get(config.training.balance, ""),
             groupings=grouping_names(results),
         ),
     )
@@ -81,6 +90,11 @@ class _Comparison:
     families: list[str]
     shared_training: float
     domains_compared: bool
+    fixed_split: bool
+    models: int
+    corrected: bool
+    nested: bool
+    evaluation: EvaluationSection
 
 
 def comparison(results: Results) -> str:
@@ -102,7 +116,20 @@ def comparison(results: Results) -> str:
             domains_compared=any(
                 table["difference"].drop_nulls().len() for table in results.statements.values()
             ),
+            fixed_split=results.split,
+            models=len(results.config.encoders) * len(results.config.heads),
+            corrected=_chosen(results, CORRECTED),
+            nested=_chosen(results, NESTED),
+            evaluation=results.config.evaluation,
         ),
+    )
+
+
+def _chosen(results: Results, method: str) -> bool:
+    """Return whether a task has a figure for a way of choosing among its models."""
+    return any(
+        table.filter(pl.col("method") == method)["value"].drop_nulls().len()
+        for table in results.selections.values()
     )
 
 
@@ -154,6 +181,7 @@ class _Explanation:
     """Facts of the explanation paragraph: slides behind each measure, empty if not measured."""
 
     synthetic: bool
+    seeds: int
     faithfulness_over: str
     localisation_over: str
     agreement_over: str
@@ -167,6 +195,7 @@ def explanation(results: Results) -> str:
         "explanation",
         _Explanation(
             synthetic=results.synthetic,
+            seeds=results.config.training.seeds,
             faithfulness_over=_over(results, "faithfulness_summary"),
             localisation_over=_over(results, "localisation_summary"),
             agreement_over=_over(results, "agreement"),

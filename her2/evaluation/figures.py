@@ -91,8 +91,9 @@ def class_estimates(rows: HeldOut, task: Task, confidence: float) -> dict[str, E
     }
     found["macro"] = mean_estimate(macro_area(rows, areas), areas, confidence)
     counts = rows.class_patients
-    weighted = combined(areas, counts / max(counts.sum(), 1), groups=rows.classes)
-    return found | {"weighted": mean_estimate(weighted, areas, confidence)}
+    shares = counts / max(counts.sum(), 1)
+    weighted = combined(areas, shares, groups=rows.classes)
+    return found | {"weighted": mean_estimate(weighted, areas, confidence, shares)}
 
 
 def figures(

@@ -8,6 +8,9 @@ import polars as pl
 
 from her2.evaluation.bootstrap import bootstrapped, interval, unvarying
 
+INTERVAL = dict.fromkeys(("value", "low", "high"), pl.Float64)
+"""Columns of a mean, in the schemas of its tables."""
+
 
 @dataclass(frozen=True, slots=True)
 class Bootstrap:
@@ -34,12 +37,8 @@ def over_patients(
 ) -> list[Average]:
     """Return the mean of each column over patients, where a patient is the mean of its slides.
 
-    Intervals are expanded percentiles of resamples of patients within their class.
-
-    Args:
-        table: `patient_id`, `label` and the columns (finite), one row per slide.
-        columns: columns to average.
-        bootstrap: settings of the intervals.
+    `table` has one row per slide: `patient_id`, `label` and the columns (finite). Intervals are
+    expanded percentiles of resamples of patients within their class.
     """
     if not len(table):
         return [Average(None, None, None, 0)] * len(columns)
@@ -63,9 +62,7 @@ def over_patients(
     averages = []
     for column in found.T:
         note = unvarying(column[1:])
-        low, high = interval(column[1:], bootstrap.confidence, (len(patients),))
-        if note:
-            averages.append(Average(float(column[0]), None, None, len(patients), note))
-        else:
-            averages.append(Average(float(column[0]), low, high, len(patients)))
+        ends = interval(column[1:], bootstrap.confidence, (len(patients),))
+        low, high = (None, None) if note else ends
+        averages.append(Average(float(column[0]), low, high, len(patients), note))
     return averages

@@ -46,12 +46,12 @@ sys.path.insert(0, str(ROOT))
 
 from her2.cohort.manifest import Cohort, SlideRow, bucket_of  # noqa: E402
 from her2.config import EncoderSection, TilingSection  # noqa: E402
-from her2.config.jobs import EmbedSpec, TileSpec, dump  # noqa: E402
+from her2.config.jobs import EmbedSpec, EncoderSpec, TileSpec, dump  # noqa: E402
 from her2.core.hardware import allowed_cpus  # noqa: E402
 from her2.embedding.inference import batch_limit, prepare  # noqa: E402
-from her2.embedding.reading import TileQueue, pending_slide, read_part  # noqa: E402
+from her2.embedding.reading import PendingSlide, TileQueue, read_part  # noqa: E402
 from her2.encoders.device import DTYPES, pick_device, resolve_precision  # noqa: E402
-from her2.encoders.stage import load_encoder, materialise  # noqa: E402
+from her2.encoders.stage import load_encoder, materialise_encoder  # noqa: E402
 from her2.slides.slide import Slide  # noqa: E402
 from her2.storage.cache import Cache  # noqa: E402 the project of this folder, installed or not
 from her2.storage.entries import TileEntry, read_entries  # noqa: E402
@@ -191,7 +191,7 @@ def in_threads(count: int, work: Callable[[], None]) -> float:
 def read_alone(material: Material, threads: int, limit: int) -> float:
     """Return tiles/s of reading in the embedder's way, over at most `limit` tiles."""
     passages = [
-        pending_slide(
+        PendingSlide(
             str(path), path, table, "", RowSpool(len(table), 1, "float16", material.folder)
         )
         for path, table in material.tables()
@@ -213,7 +213,7 @@ def read_alone(material: Material, threads: int, limit: int) -> float:
 def read_ways(path: Path, table: TileTable, limit: int = 400) -> dict[str, float]:
     """Return tiles/s per core: by read_region, by super-tiles of 4 x 4, and from the JPEG tiles."""
     grid = table.grid
-    passage = pending_slide("", path, table, "", RowSpool(1, 1, "float16", path.parent))
+    passage = PendingSlide("", path, table, "", RowSpool(1, 1, "float16", path.parent))
     rows = passage.order[:limit]
     width, height, px = grid.level0_width, grid.level0_height, grid.tile_px
     found = {}
@@ -394,7 +394,7 @@ def main() -> None:
             section = EncoderSection(
                 source="random", model=f"timm/{name}", mpp=MPP, size=options.size
             )
-            materialise(section, 1, encoder)
+            materialise_encoder(EncoderSpec(encoder=section, seed=1), encoder)
             runs: dict[str, Run] = {}
             for material in made:
                 options_ = (encoder, options.threads, options.batch_size)

@@ -36,10 +36,11 @@ from her2.mil.bags import Bag
 from her2.mil.batches import bag_batches
 from her2.mil.model import Model, predict
 from her2.mil.train import train_epoch, train_fold
-from her2.storage.features import open_store, write_store
+from her2.storage.features import open_store, write_rows
 
 CLASSES = ("0", "1+", "2+", "3+")
 FOLDS = 4
+ATTRIBUTES = {"encoder": {"digest": "x"}}
 USS = ("Private_Clean:", "Private_Dirty:")
 CPU = torch.device("cpu")
 
@@ -70,7 +71,8 @@ def make_stores(folder: Path, size: Size) -> None:
     coords = np.zeros((size.tiles, 2), np.int32)
     for index in range(size.slides):
         rows = np.roll(base, generator.integers(size.tiles), axis=0)
-        write_store(folder / f"{index:04d}.zarr.zip", rows, coords, {"encoder": {"digest": "x"}})
+        path = folder / f"{index:04d}.zarr.zip"
+        write_rows(path, [rows], rows.shape, rows.dtype, coords, lambda: ATTRIBUTES)
 
 
 def open_bags(folder: Path) -> list[Bag]:

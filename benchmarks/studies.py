@@ -61,6 +61,7 @@ def held(target: Ints, scores: Floats, place: Ints, patients: Ints | None = None
         patients=np.tile(own, len(number)),
         models=(number[:, None] * folds + place.reshape(-1, n)).ravel(),
         rounds=np.repeat(number, folds),
+        folds=folds,
         names=tuple(f"p{index:03d}" for index in range(len(by_patient))),
         classes=by_patient,
     )

@@ -138,7 +138,7 @@ def _disk_lines(settings: Config) -> list[str]:
         for path in sorted(cache.glob("*"))
         if path.is_dir()
     ]
-    own = status.disk_usage(settings.results, without=status.inodes(cache))
+    own = status.disk_usage(settings.results, without=cache)
     return [
         "",
         f"Disk: cache {_megabytes(status.disk_usage(cache))} ({', '.join(parts) or 'empty'}); "

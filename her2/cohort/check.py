@@ -14,10 +14,8 @@ def check_files(
 ) -> None:
     """Open every file far enough to identify it, and read annotations and masks.
 
-    Args:
-        cohort: the manifest.
-        tissue_masks: the config's `cohort.tissue_masks`.
-        classes: the config's `tiling.annotation_classes`.
+    `tissue_masks` and `classes` are the config's `cohort.tissue_masks` and
+    `tiling.annotation_classes`.
 
     Raises:
         UserError: files are missing, unreadable or duplicates; the message names their slides.
@@ -44,9 +42,9 @@ def _check_sources(
     """Raise a SlideError for an annotation or mask that tiling cannot use."""
     annotation, mask = cohort.annotation_file(row), cohort.mask_file(row, tissue_masks)
     if annotation is not None:
-        from her2.slides.annotations import chosen_regions, read_regions
+        from her2.slides.annotations import chosen_regions
 
-        chosen_regions(read_regions(annotation), classes, file=annotation.name)
+        chosen_regions(annotation, classes)
     if mask is not None:
         from her2.slides.masks import read_mask
         from her2.slides.slide import Slide

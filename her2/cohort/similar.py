@@ -135,9 +135,8 @@ def similar_pairs(slides: Sequence[Tissue]) -> list[Pair]:
     means, mean, std = _mean_embeddings([slide.store for slide in slides])
     owners = np.array([slide.patient_id for slide in slides])
     found = {}
-    for index, row in enumerate(
-        means
-    ):  # row by row, because all pairs of 20,000 slides take 1.6 GB
+    # Row by row, because all pairs of 20,000 slides take 1.6 GB.
+    for index, row in enumerate(means):
         cosine = means @ row
         cosine[owners == owners[index]] = -np.inf
         for other in np.argsort(-cosine)[:NEIGHBOURS]:

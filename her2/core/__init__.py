@@ -1,1 +1,1 @@
-"""Code that every stage shares: errors, files, tables, array types, geometry, hardware."""
+"""Code that every stage shares: errors, files, tables, array types, masks, hardware."""

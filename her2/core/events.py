@@ -10,10 +10,12 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
+
+from pydantic import TypeAdapter
 
 Kind = Literal["began", "tiled", "embedded", "trained", "left_out", "ended", "failed"]
 """began, ended and failed concern the job; tiled, embedded and left_out one of its slides; trained
@@ -21,24 +23,15 @@ one of its folds."""
 
 log = logging.getLogger(__name__)
 
-_TYPES: dict[str, type | tuple[type, ...]] = {
-    "kind": str,
-    "name": str,
-    "tiles": int,
-    "reason": str,
-    "time": (int, float),
-}
 _STDERR = Path("/proc/self/fd/2")
 _output: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened in a job.
+    """Something that happened in a job: to a slide or fold `name`, which may come from the cache.
 
-    `name` is the slide or the fold, `cached` is True if the product was in the cache, `tiles` is
-    the slide's number of tiles, `reason` is why a slide is left out or a job failed, and `time` is
-    in seconds since 1970.
+    `reason` is why a slide is left out or a job failed, and `time` is in seconds since 1970.
     """
 
     kind: Kind
@@ -47,6 +40,9 @@ class Event:
     tiles: int = 0
     reason: str = ""
     time: float = field(default_factory=time.time)
+
+
+_EVENT = TypeAdapter(Event)
 
 
 def events_path(log: Path) -> Path:
@@ -93,15 +89,10 @@ def read_events(path: Path, offset: int = 0) -> tuple[list[Event], int]:
     """
     with path.open("rb") as stream:
         stream.seek(offset)
-        whole = stream.read().rpartition(b"\n")
-    return list(_parsed(whole[0].splitlines())), offset + len(whole[0]) + len(whole[1])
-
-
-def _parsed(lines: Iterable[bytes]) -> Iterator[Event]:
-    for line in lines:
-        try:
-            event = Event(**json.loads(line))
-        except (ValueError, TypeError):
-            continue  # cut short when the machine went down during an earlier attempt
-        if all(isinstance(getattr(event, name), kind) for name, kind in _TYPES.items()):
-            yield event
+        lines, end, _ = stream.read().rpartition(b"\n")
+    found = []
+    for line in lines.splitlines():
+        # A line may be cut short where the machine went down during an earlier attempt.
+        with suppress(ValueError):
+            found.append(_EVENT.validate_json(line, strict=True))
+    return found, offset + len(lines) + len(end)

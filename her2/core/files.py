@@ -106,18 +106,13 @@ def write_json(target: Path, value: Any) -> None:
 
 def link(source: Path, name: Path) -> None:
     """Link a cache product under a readable name; copy it if that is on another file system."""
-    name.parent.mkdir(parents=True, exist_ok=True)
     if name.exists() and name.samefile(source):
         return
-    temporary = name.with_name(f".{secrets.token_hex(6)}.tmp.{name.name}")
-    try:
+    with atomic_path(name, sync=False) as temporary:
         try:
             os.link(source, temporary)
         except OSError:
             shutil.copyfile(source, temporary)
-        temporary.replace(name)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

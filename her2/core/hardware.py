@@ -30,8 +30,7 @@ Accelerator = Literal["none", "bfloat16", "float16"]
 def allowed_cpus() -> int:
     """Return the number of CPUs that this process may use, not the machine's number of cores.
 
-    The result is the minimum of the CPU affinity and the cgroup quota (of a container), as joblib
-    finds them, and SLURM's allocation.
+    These are the affinity and the cgroup quota, as joblib finds them, and SLURM's allocation.
     """
     import joblib  # takes a tenth of a second, which most commands need not spend
 
@@ -43,8 +42,7 @@ def allowed_cpus() -> int:
 def bound_busy_waiting() -> None:
     """Limit how long threads of this process and its children spin while they wait.
 
-    OpenMP reads these settings when torch is loaded, so call this first. A user's own settings are
-    kept.
+    OpenMP reads this when torch is loaded, so call it first. A user's own settings are kept.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)

@@ -50,7 +50,6 @@ class CudaPass:
         """End of the previous batch."""
 
     def run(self) -> None:
-        """Encode until every reader has finished."""
         owner = self.owner
         readers = [
             threading.Thread(target=self._read, name=f"reader-{i}") for i in range(owner.threads)

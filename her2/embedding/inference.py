@@ -117,10 +117,7 @@ def compiling_pays(encoder: Encoder, device: torch.device, seconds_left: float) 
 def compile_if_faster(forward: Forward, patches: Tensor, tolerance: float) -> Forward | None:
     """Compile `forward`; return None unless it is faster and gives the same features.
 
-    Args:
-        forward: the encoder's function.
-        patches: a batch of the size that will be used, on the device.
-        tolerance: largest difference allowed, as a share of the largest value.
+    They may differ by `tolerance`, a share of the largest value. `patches` is a full batch.
     """
     import torch._inductor.config
 

@@ -38,11 +38,11 @@ class PendingSlide:
     table: TileTable
     key: str
     spool: RowSpool
-    readable: NDArray[np.bool_]
-    order: NDArray[np.int64]
-    waiting: int
+    readable: NDArray[np.bool_] = field(init=False)
+    order: NDArray[np.int64] = field(init=False)
+    waiting: int = field(init=False)
     """Number of tiles that are neither encoded nor given up yet."""
-    unread: int
+    unread: int = field(init=False)
     """Number of tiles that are not cut yet."""
     stager: Stager | None = None
     """Opens the slide from a copy on a local disk."""
@@ -54,6 +54,11 @@ class PendingSlide:
     )
     storage_bytes: int | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.readable = np.ones(len(self.table), bool)
+        self.order = band_order(self.table.coords, self.table.grid.level0_height)
+        self.waiting = self.unread = len(self.table)
 
     def add(self, what: str, seconds: float) -> None:
         """Add time spent on this slide, from any thread."""
@@ -72,33 +77,10 @@ class PendingSlide:
         return self.storage_bytes > _COLD_SHARE * size
 
 
-def pending_slide(
-    slide_id: str, path: Path, table: TileTable, key: str, spool: RowSpool
-) -> PendingSlide:
-    """Create the state of a slide before any of its tiles is cut."""
-    count = len(table)
-    return PendingSlide(
-        slide_id=slide_id,
-        path=path,
-        table=table,
-        key=key,
-        spool=spool,
-        readable=np.ones(count, bool),
-        order=band_order(table.coords, table.grid.level0_height),
-        waiting=count,
-        unread=count,
-    )
-
-
 def band_order(coords: NDArray[np.int32], tile_height: float) -> NDArray[np.int64]:
-    """Return the order in which to cut tiles: bands of `BAND_TILES` rows, column by column.
+    """Return the order in which to cut tiles, int64 (n,): bands of `BAND_TILES` rows, by column.
 
-    Args:
-        coords: upper left corners (n, 2) in level-0 px.
-        tile_height: height of a tile in level-0 px.
-
-    Returns:
-        int64 (n,): a permutation of the rows.
+    `coords` (n, 2) are upper left corners, in level-0 px as `tile_height`.
     """
     x, y = coords[:, 0], coords[:, 1]
     return np.lexsort((y, x, (y // (BAND_TILES * tile_height)).astype(np.int64)))
@@ -158,40 +140,12 @@ class TileGroup:
 def read_part(slide: PendingSlide, rows: NDArray[np.int64], images: NDArray[np.uint8]) -> TileGroup:
     """Cut tiles into the front of `images` (at least len(rows), size, size, 3).
 
-    Tiles that cannot be read are left out and listed in `failed`. If the slide cannot be opened,
-    all of its tiles fail and `error` tells why.
+    Unreadable ones are in `failed`: all of them if the slide cannot be opened, see its `error`.
     """
-    with blamed_on(slide.slide_id):
-        return _read_part(slide, rows, images)
-
-
-def _read_part(
-    slide: PendingSlide, rows: NDArray[np.int64], images: NDArray[np.uint8]
-) -> TileGroup:
     begin = time.perf_counter()
-    _open(slide)
-    grid = slide.table.grid
-    read = np.zeros(len(rows), bool)
-    count = 0
-    for index, row in enumerate(rows):
-        if slide.handle is None:
-            break
-        x, y = slide.table.coords[row]
-        try:
-            images[count] = slide.handle.region(
-                float(x),
-                float(y),
-                grid.level0_width,
-                grid.level0_height,
-                (grid.tile_px, grid.tile_px),
-                scanned=True,
-            )
-            read[index] = True
-            count += 1
-        except TileError as error:
-            log.warning("%s: tile at %d, %d cannot be read: %s", slide.slide_id, x, y, error)
-        except SlideError as error:  # the file disappeared while it was read
-            slide.error = str(error)
+    with blamed_on(slide.slide_id):
+        _open(slide)
+        read = _cut(slide, rows, images)
     with slide.lock:
         slide.seconds["reading"] += time.perf_counter() - begin
         slide.unread -= len(rows)
@@ -200,7 +154,28 @@ def _read_part(
                 slide.handle.close()
             if slide.storage_bytes is not None and (now := _storage_bytes()) is not None:
                 slide.storage_bytes += now
-    return TileGroup(slide, rows[read], images[:count], rows[~read])
+    return TileGroup(slide, rows[read], images[: np.count_nonzero(read)], rows[~read])
+
+
+def _cut(
+    slide: PendingSlide, rows: NDArray[np.int64], images: NDArray[np.uint8]
+) -> NDArray[np.bool_]:
+    """Cut tiles of an opened slide, and return which of them (n,) were read."""
+    handle, grid = slide.handle, slide.table.grid
+    size = grid.level0_width, grid.level0_height, (grid.tile_px, grid.tile_px)
+    read, count = np.zeros(len(rows), bool), 0
+    for index, row in enumerate(rows):
+        if handle is None:
+            break
+        x, y = slide.table.coords[row]
+        try:
+            images[count] = handle.region(float(x), float(y), *size, scanned=True)
+            read[index], count = True, count + 1
+        except TileError as error:
+            log.warning("%s: tile at %d, %d cannot be read: %s", slide.slide_id, x, y, error)
+        except SlideError as error:  # the file disappeared while it was read
+            slide.error = str(error)
+    return read
 
 
 def _open(slide: PendingSlide) -> None:

@@ -48,23 +48,16 @@ class ComputeFacts:
     on_cpu: bool
     precision: str
     threads: int
-    batch_size: int
-    compiled: bool
     workers: int
     """Number of workers over which the `seconds` of a slide are summed."""
+    batch_size: int
+    compiled: bool
 
 
 class Embedder:
-    """An encoder on a device.
+    """An encoder, loaded from its folder, on a device.
 
-    Args:
-        folder: the encoder's folder.
-        device: device on which it runs.
-        precision: type in which it computes.
-        batch_size: largest number of patches per batch.
-        threads: number of threads of the job.
-        compiling: when to use `torch.compile`.
-        publish: called in a separate thread for each slide whose tiles are all done.
+    `publish` is called in a separate thread for each slide whose tiles are all done.
     """
 
     def __init__(
@@ -139,7 +132,6 @@ class Embedder:
 
     @property
     def stopped(self) -> bool:
-        """Whether the job was stopped by a failure."""
         return self._stop.is_set()
 
     def land(self, values: NDArray[np.float32], parts: list[Part]) -> None:
@@ -186,8 +178,19 @@ class Embedder:
 
     def _publish(self, slide: PendingSlide) -> None:
         """Publish a finished slide, even after a failure elsewhere, so that it is not redone."""
+        on_cpu = self.device.type == "cpu"
+        cpu = f"CPU ({os.uname().machine})"
+        facts = ComputeFacts(
+            device=cpu if on_cpu else torch.cuda.get_device_name(self.device),
+            on_cpu=on_cpu,
+            precision=self.precision,
+            threads=self.threads,
+            workers=self.threads if on_cpu else 1,
+            batch_size=self.batch_size,
+            compiled=self.compiled is not None,
+        )
         try:
-            self.publish(slide, self._compute_facts())
+            self.publish(slide, facts)
         finally:
             slide.spool.close()
 
@@ -195,17 +198,6 @@ class Embedder:
         self._room.release()
         if (error := future.exception()) is not None:
             self.fail(error)
-
-    def _compute_facts(self) -> ComputeFacts:
-        return ComputeFacts(
-            device=device_name(self.device),
-            on_cpu=self.device.type == "cpu",
-            precision=self.precision,
-            threads=self.threads,
-            batch_size=self.batch_size,
-            compiled=self.compiled is not None,
-            workers=self.threads if self.device.type == "cpu" else 1,
-        )
 
     def _not_finite(self, slide_id: str, values: NDArray[np.float32]) -> str:
         if np.isfinite(values).all():
@@ -217,13 +209,6 @@ class Embedder:
             f"{slide_id}: the encoder's output is not finite in {self.precision}; set "
             "`precision: float32` for the encoder."
         )
-
-
-def device_name(device: torch.device) -> str:
-    """Return the name of a device for logs and receipts."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU ({os.uname().machine})"
 
 
 def no_space(path: Path, slide: PendingSlide, error: OSError) -> str:

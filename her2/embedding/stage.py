@@ -6,7 +6,7 @@ The cache is searched without loading torch; slides that it lacks go through
 
 import logging
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +19,7 @@ from her2.config.jobs import EmbedSpec
 from her2.core.events import write_event
 from her2.core.files import digest, link
 from her2.core.hardware import allowed_cpus, auto_precision
-from her2.embedding.reading import PendingSlide, pending_slide
+from her2.embedding.reading import PendingSlide
 from her2.encoders.card import EncoderCard, read_card
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, TileEntry, read_entries, write_entries
@@ -114,8 +114,22 @@ def embed_bucket(
             precision = used
             todo = _look_up(spec, cache, card, precision, tables, entries)
     if todo and device is not None:
-        options = _Options(encoder, batch_size, threads, compiling, scratch)
-        entries |= _embed(spec, cache, card, todo, device, precision, options)
+        from her2.embedding.run import embed_slides
+        from her2.embedding.session import Embedder
+
+        def publish(slide: PendingSlide, compute: "ComputeFacts") -> None:
+            entries[slide.slide_id] = _publish(spec, cache, card, slide, compute)
+
+        embedder = Embedder(
+            encoder,
+            device,
+            precision,
+            batch_size=batch_size,
+            threads=threads,
+            compiling=compiling,
+            publish=publish,
+        )
+        embed_slides(embedder, todo, scratch)
     _name_stores(cache, entries, output.parent)
     write_entries(output, entries)
     return entries
@@ -147,53 +161,8 @@ def _look_up(
         else:
             folder = cache.path("features", key).parent
             spool = RowSpool(len(table), card.dimension, card.storage, folder)
-            todo.append(pending_slide(slide_id, slide, table, key, spool))
+            todo.append(PendingSlide(slide_id, slide, table, key, spool))
     return todo
-
-
-@dataclass(frozen=True, slots=True)
-class _Options:
-    """Options of a job that do not change its features."""
-
-    encoder: Path
-    batch_size: int
-    threads: int
-    compiling: Literal["auto", "never", "always"]
-    scratch: str | None
-
-
-def _embed(
-    spec: EmbedSpec,
-    cache: Cache,
-    card: EncoderCard,
-    slides: list[PendingSlide],
-    device: "torch.device",
-    precision: str,
-    options: _Options,
-) -> dict[str, FeatureEntry]:
-    from her2.embedding.run import embed_slides
-    from her2.embedding.session import Embedder
-
-    made: dict[str, FeatureEntry] = {}
-
-    def publish(slide: PendingSlide, compute: "ComputeFacts") -> None:
-        made[slide.slide_id] = _publish(spec, cache, card, slide, compute)
-
-    embedder = Embedder(
-        options.encoder,
-        device,
-        precision,
-        batch_size=options.batch_size,
-        threads=options.threads,
-        compiling=options.compiling,
-        publish=publish,
-    )
-    begin = time.perf_counter()
-    embed_slides(embedder, slides, options.scratch)
-    seconds = time.perf_counter() - begin
-    count = sum(len(slide.table) for slide in slides)
-    log.info("embedding: %d patches in %.1f s, %.1f patches/s", count, seconds, count / seconds)
-    return made
 
 
 def _publish(
@@ -263,13 +232,7 @@ def receipt(slide: PendingSlide, tiles: int, compute: "ComputeFacts") -> JSON:
     if compute.on_cpu:
         busy += spent["reading"] + spent["writing"]
     return {
-        "device": compute.device,
-        "on_cpu": compute.on_cpu,
-        "precision": compute.precision,
-        "threads": compute.threads,
-        "workers": compute.workers,
-        "batch_size": compute.batch_size,
-        "compiled": compute.compiled,
+        **asdict(compute),
         "reader": slide.reader,
         "cold": slide.cold,
         **{f"seconds_{name}": value for name, value in spent.items()},

@@ -33,14 +33,7 @@ class Encoder(nn.Module):
         self.register_buffer("bias", -torch.tensor(mean) / torch.tensor(std), persistent=False)
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Embed patches.
-
-        Args:
-            patches: uint8 (b, h, w, 3), RGB.
-
-        Returns:
-            float (b, d).
-        """
+        """Embed RGB patches, uint8 (b, h, w, 3): float (b, d)."""
         x = patches * self.gain + self.bias  # (b, h, w, 3)
         x = x.permute(0, 3, 1, 2)  # (b, 3, h, w), channels-last in memory
         if self.feature in ("pooled", "flattened"):
@@ -66,8 +59,7 @@ def build_backbone(
         UserError: the library does not have the architecture, or that has no such feature.
         OSError, RuntimeError: the published weights could not be fetched.
     """
-    libraries.check_known(library, architecture)
-    model = libraries.library(library).build(
+    model = libraries.library_with(library, architecture).build(
         architecture, feature=feature, arguments=arguments, pretrained=pretrained
     )
     if feature in ("class_token", "class_and_mean") and not getattr(model, "num_prefix_tokens", 0):
@@ -80,13 +72,9 @@ def build_backbone(
 def default_arguments(
     library: str, architecture: str, *, feature: Feature, size_px: int
 ) -> dict[str, Any]:
-    """Return the arguments that make an architecture take patches of `size_px` pixels per side.
-
-    Raises:
-        UserError: the library does not have the architecture.
-    """
-    libraries.check_known(library, architecture)
-    return libraries.library(library).arguments(architecture, feature=feature, size_px=size_px)
+    """Return the arguments that make an architecture take patches of `size_px` pixels per side."""
+    found = libraries.library_with(library, architecture)
+    return found.arguments(architecture, feature=feature, size_px=size_px)
 
 
 def normalisation(encoder: EncoderSection) -> Normalisation:
@@ -100,8 +88,8 @@ def normalisation(encoder: EncoderSection) -> Normalisation:
     if encoder.source == "catalogue":
         row = catalogue.row(encoder.model)
         return row.mean, row.std
-    libraries.check_known(encoder.library, encoder.architecture)
-    found = libraries.library(encoder.library).normalisation(encoder.architecture)
+    library = libraries.library_with(encoder.library, encoder.architecture)
+    found = library.normalisation(encoder.architecture)
     if found is None:
         raise UserError(
             f"encoders: {encoder.library} does not say how patches are normalised for "

@@ -24,12 +24,7 @@ from her2.config.catalogue import CatalogueRow, row, scale_warning
 from her2.config.jobs import EncoderSpec
 from her2.core.errors import UserError, problem_list
 from her2.core.files import atomic_path, file_digest
-from her2.encoders.backbones import (
-    Encoder,
-    build_backbone,
-    default_arguments,
-    normalisation,
-)
+from her2.encoders.backbones import Encoder, build_backbone, default_arguments, normalisation
 from her2.encoders.card import WEIGHTS_NAME, EncoderCard, read_card, write_card
 from her2.encoders.weights import weights_for
 from her2.libraries import NAMES
@@ -47,27 +42,14 @@ def materialise_encoder(spec: EncoderSpec, output: Path) -> EncoderCard:
     """Write the folder of an encoder that needs no training here.
 
     Args:
-        spec: the job's spec.
+        spec: the job's spec; its seed is that of random weights.
         output: folder for `weights.safetensors` and then `card.json`.
-
-    Raises:
-        UserError: for the reasons that `materialise` gives.
-    """
-    return materialise(spec.encoder, spec.seed, output)
-
-
-def materialise(encoder: EncoderSection, seed: int, folder: Path) -> EncoderCard:
-    """Write an encoder's folder.
-
-    Args:
-        encoder: the encoder's section of the config.
-        seed: seed of random weights.
-        folder: folder for `weights.safetensors` and then `card.json`.
 
     Raises:
         UserError: the architecture is unknown, the weights do not fit it or could not be fetched,
             or their file is not safe to read.
     """
+    encoder = spec.encoder
     library, architecture = encoder.library, encoder.architecture
     known = row(encoder.model) if encoder.source == "catalogue" else None
     if known is not None:
@@ -78,7 +60,7 @@ def materialise(encoder: EncoderSection, seed: int, folder: Path) -> EncoderCard
         arguments = default_arguments(
             library, architecture, feature=encoder.feature, size_px=encoder.size
         )
-    torch.manual_seed(seed)
+    torch.manual_seed(spec.seed)
     published = known.hub is None if known else encoder.source in NAMES
     try:
         build = partial(
@@ -109,7 +91,7 @@ def materialise(encoder: EncoderSection, seed: int, folder: Path) -> EncoderCard
         load_weights(backbone, path, known)
         provenance |= {"file": path.name, "sha256": file_digest(path)}
     elif encoder.source == "random":
-        provenance = {"seed": seed}
+        provenance = {"seed": spec.seed}
     mean, std = normalisation(encoder)
     if encoder.source == "checkpoint" and encoder.mean is None:
         log.info(
@@ -117,6 +99,9 @@ def materialise(encoder: EncoderSection, seed: int, folder: Path) -> EncoderCard
             "that %s publishes: %s, %s", path, library, mean, std,
         )  # fmt: skip
     state = {name: tensor.contiguous() for name, tensor in backbone.state_dict().items()}
+    licence = known.licence if known is not None else ""
+    if encoder.source in NAMES:  # the weights come from the library
+        licence = library_of(library).licence(architecture)
     card = EncoderCard(
         source=encoder.source,
         library=library,
@@ -130,13 +115,13 @@ def materialise(encoder: EncoderSection, seed: int, folder: Path) -> EncoderCard
         std=(std[0], std[1], std[2]),
         precision=encoder.precision,
         storage=encoder.storage,
-        licence=_licence(encoder, known),
+        licence=licence,
         weights_sha256=weights_digest(state),
         provenance=provenance,
     )
-    with atomic_path(folder / WEIGHTS_NAME) as temporary:
+    with atomic_path(output / WEIGHTS_NAME) as temporary:
         safetensors.torch.save_file({k: v.clone() for k, v in state.items()}, temporary)
-    write_card(folder, card)
+    write_card(output, card)
     log.info("encoder %s/%s: %d features", library, architecture, card.dimension)
     if known is not None and (warning := scale_warning(known, encoder.mpp)):
         log.warning("%s", warning)
@@ -144,10 +129,7 @@ def materialise(encoder: EncoderSection, seed: int, folder: Path) -> EncoderCard
 
 
 def load_encoder(folder: Path) -> tuple[Encoder, EncoderCard]:
-    """Read an encoder's folder.
-
-    Returns:
-        the module in evaluation mode, on the CPU; its card.
+    """Read an encoder's folder: the module in evaluation mode, on the CPU, and its card.
 
     Raises:
         UserError: the weights are not those of the card.
@@ -221,10 +203,8 @@ def _retried(call: Callable[[], T]) -> T:
 def load_weights(backbone: nn.Module, path: Path, row: CatalogueRow | None = None) -> None:
     """Load a backbone's weights from a local file; a classifier's weights in it are left out.
 
-    Args:
-        backbone: changed in place.
-        path: a .safetensors file, or a torch file that holds only tensors.
-        row: the catalogue row of these weights, which tells how the file names its tensors.
+    The file is .safetensors, or a torch file that holds only tensors. The catalogue `row` of these
+    weights tells how the file names its tensors.
 
     Raises:
         UserError: the file is unreadable, holds more than tensors, or belongs to another
@@ -285,14 +265,6 @@ def _strip_prefixes(state: dict[str, Tensor], backbone: nn.Module) -> dict[str, 
             break
         state = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
     return state
-
-
-def _licence(encoder: EncoderSection, row: CatalogueRow | None) -> str:
-    if row is not None:
-        return row.licence
-    if encoder.source not in NAMES:  # the weights do not come from the library
-        return ""
-    return library_of(encoder.library).licence(encoder.architecture)
 
 
 def feature_dimension(

@@ -5,21 +5,20 @@ averaged over the pairs of repeats, then over a patient's slides, then over pati
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import combinations
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from her2.explanation.averages import SIGNED, over_patients
-from her2.explanation.held_out_slides import HeldOutSlide
+from her2.explanation.averages import INTERVAL, SIGNED, over_patients
+from her2.explanation.held_out import HeldOutSlide
 from her2.explanation.localisation import UNIFORM, is_uniform
 
 AGREEMENT = {
     "measure": pl.String,
-    "value": pl.Float64,
-    "low": pl.Float64,
-    "high": pl.Float64,
+    **INTERVAL,
     "slides": pl.Int64,
     "pairs": pl.Int64,
     "note": pl.String,
@@ -43,39 +42,23 @@ def agreement_table(
     *,
     repeats: int,
 ) -> pl.DataFrame:
-    """Return a one-row table with the mean over patients of the slides' correlations.
+    """Return a one-row table with the mean over patients of the slides' `rank_correlation`.
 
-    Args:
-        slides: one slide per correlation.
-        correlations: return values of `rank_correlation`.
-        confidence: confidence level of the interval.
-        repeats: repeats of the cross-validation; `pairs` is the number of pairs they form.
+    `repeats` counts those of the cross-validation, and `pairs` of the table the pairs they form.
     """
     rows = [
-        {"patient_id": slide.patient_id, "label": slide.label, "spearman": value}
+        (slide.patient_id, slide.label, value)
         for slide, value in zip(slides, correlations, strict=True)
         if value is not None
     ]
-    table = pl.DataFrame(
-        rows, schema={"patient_id": pl.String, "label": pl.String, "spearman": pl.Float64}
-    )
+    schema = {"patient_id": pl.String, "label": pl.String, "spearman": pl.Float64}
+    table = pl.DataFrame(rows, schema=schema, orient="row")
     (mean,) = over_patients(table, {"spearman": SIGNED}, confidence)
     note = mean.note
     if repeats < 2:
         note = "not defined: one repeat (folds.repeats is 1, or the manifest's split is used)"
     elif not rows:
         note = UNIFORM if slides else "not defined: no slide was tested in two repeats"
-    return pl.DataFrame(
-        [
-            {
-                "measure": "spearman",
-                "value": mean.value,
-                "low": mean.low,
-                "high": mean.high,
-                "slides": len(rows),
-                "pairs": repeats * (repeats - 1) // 2,
-                "note": note,
-            }
-        ],
-        schema=AGREEMENT,
-    )
+    pairs = repeats * (repeats - 1) // 2
+    row = {"measure": "spearman", "slides": len(rows), "pairs": pairs, **asdict(mean), "note": note}
+    return pl.DataFrame([row], schema=AGREEMENT)

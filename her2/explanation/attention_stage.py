@@ -7,23 +7,21 @@ that of the predicted class, as trained folds store it.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from her2.cohort.folds import check_disjoint
 from her2.config.jobs import AttentionSpec
-from her2.config.names import run_name
-from her2.core.errors import SlideError, UserError, blamed_on
+from her2.core.errors import SlideError, blamed_on
 from her2.core.files import digest
 from her2.core.tables import write_table
 from her2.encoders.device import pick_device
 from her2.explanation.agreement import agreement_table, rank_correlation
 from her2.explanation.faithfulness import Followed, faithfulness_tables, follow
-from her2.explanation.held_out_slides import HeldOutSlide, read_attention, spread, tested_slides
+from her2.explanation.held_out import HeldOut, HeldOutSlide, find_held_out, spread
 from her2.explanation.localisation import (
     LOCALISATION,
     LOCALISATION_SUMMARY,
@@ -37,30 +35,9 @@ from her2.explanation.truth import REGION_SUFFIXES, find_truth, truth_mask
 from her2.mil.bags import Bag
 from her2.mil.fold import SavedModel, load_model
 from her2.storage.cache import Cache
-from her2.storage.entries import FeatureEntry, FoldEntry, read_all_entries
 from her2.storage.features import open_store, read_attributes, read_coords
-from her2.storage.products import find_product
 
 log = logging.getLogger(__name__)
-
-Attention = NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class _Sources:
-    """The places of the products that the measures read."""
-
-    cache: Cache
-    features: Path
-    entries: dict[str, FeatureEntry]
-    models: dict[str, Path]
-
-    def store(self, slide_id: str) -> Path:
-        """Return the feature store of a slide that has one."""
-        key = self.entries[slide_id].key
-        if key is None:
-            raise UserError(f"{slide_id}: has no features. Run snakemake again.")
-        return find_product(self.cache, "features", key, self.features / f"{slide_id}.zarr.zip")
 
 
 def measure_attention(
@@ -93,32 +70,27 @@ def measure_attention(
         UserError: a product is missing, a fold's model is damaged, or a slide's attention is
             absent, not finite or does not match its tiles.
     """
-    table = pl.read_parquet(folds)
-    check_disjoint(table)
-    entries = read_all_entries(features, spec.buckets, FeatureEntry)
-    trained = {
-        run: find_product(cache, "models", entry.key, models / run)
-        for run, entry in read_all_entries(models, spec.chunks, FoldEntry).items()
-    }
-    sources = _Sources(cache, features, entries, trained)
-    slides = tested_slides(table, entries, spec.task)
-    attention = read_attention(slides, trained, entries)
-    first = [slide for slide in slides if slide.repeat == 0]
-    located = _localisation(spec, sources, first, attention, masks)
+    held_out = find_held_out(
+        spec, cache, folds=folds, models=models, features=features, every_repeat=True
+    )
+    first = [slide for slide in held_out.slides if slide.repeat == 0]
+    located = _localisation(spec, held_out, first, masks)
     chosen = spread(first, spec.faithfulness_slides, seed=spec.seed)
     curves, areas = faithfulness_tables(
-        _followed(spec, sources, chosen, attention, threads), spec.confidence, asked=len(chosen)
+        _followed(spec, held_out, chosen, threads), spec.confidence, asked=len(chosen)
+    )
+    nothing = {"class": "all", "patients": 0, "slides": 0, "note": "not defined: no cohort.masks"}
+    summary = (
+        summarise(located, spec.task.class_names, spec.confidence)
+        if masks is not None
+        else pl.DataFrame([nothing], schema=LOCALISATION_SUMMARY)
     )
     tables = {
         "localisation": located,
-        "localisation_summary": (
-            _no_truth()
-            if masks is None
-            else summarise(located, spec.task.class_names, spec.confidence)
-        ),
+        "localisation_summary": summary,
         "faithfulness": curves,
         "faithfulness_summary": areas,
-        "agreement": _agreement(table, slides, attention, spec.confidence),
+        "agreement": _agreement(held_out, first, spec.confidence),
     }
     for name, found in tables.items():
         write_table(found, output / name)
@@ -126,30 +98,21 @@ def measure_attention(
 
 
 def _localisation(
-    spec: AttentionSpec,
-    sources: _Sources,
-    slides: Sequence[HeldOutSlide],
-    attention: dict[tuple[str, int], Attention],
-    masks: Path | None,
+    spec: AttentionSpec, held_out: HeldOut, slides: Sequence[HeldOutSlide], masks: Path | None
 ) -> pl.DataFrame:
     """Return one row per slide with a ground truth, including ones that cannot be used."""
     if masks is None:
         return pl.DataFrame(schema=LOCALISATION)
     records = []
     for slide in slides:
-        values = attention[slide.slide_id, 0]
-        row = {
-            "slide_id": slide.slide_id,
-            "patient_id": slide.patient_id,
-            "label": slide.label,
-            "tiles": len(values),
-        }
+        values = held_out.attention[slide.slide_id, 0]
+        row = {**asdict(slide), "tiles": len(values)}
         with blamed_on(slide.slide_id):
             try:
                 path = find_truth(masks, slide.slide_id)
                 if path is None:
                     continue
-                inside = _inside(spec, sources.store(slide.slide_id), path)
+                inside = _inside(spec, held_out.store(slide.slide_id), path)
             except SlideError as error:
                 log.warning("%s: not localised: %s", slide.slide_id, error)
                 records.append(row | {"note": str(error)})
@@ -174,57 +137,36 @@ def _inside(spec: AttentionSpec, store: Path, truth: Path) -> NDArray[np.bool_]:
     return inside_tiles(mask, read_coords(store), tile, size_px)
 
 
-def _no_truth() -> pl.DataFrame:
-    """Return the summary of a cohort without ground truths, a single row with the reason."""
-    row = {"class": "all", "patients": 0, "slides": 0, "note": "not defined: no cohort.masks"}
-    return pl.DataFrame([row], schema=LOCALISATION_SUMMARY)
-
-
 def _followed(
-    spec: AttentionSpec,
-    sources: _Sources,
-    slides: Sequence[HeldOutSlide],
-    attention: dict[tuple[str, int], Attention],
-    threads: int,
+    spec: AttentionSpec, held_out: HeldOut, slides: Sequence[HeldOutSlide], threads: int
 ) -> list[Followed]:
     """Return the curves of slides whose attention is not uniform."""
-    varied = [slide for slide in slides if not is_uniform(attention[slide.slide_id, 0])]
+    varied = [one for one in slides if not is_uniform(held_out.attention[one.slide_id, 0])]
     if not varied:
         return []
     device = pick_device(threads)
     models: dict[str, SavedModel] = {}
     found = []
     for slide in varied:
-        run = run_name(slide.repeat, slide.fold)
-        if run not in models:
-            models[run] = load_model(sources.models[run], device)
-        bag = Bag(
-            slide.slide_id, slide.patient_id, "", open_store(sources.store(slide.slide_id)), None
-        )
+        if slide.run not in models:
+            models[slide.run] = load_model(held_out.models[slide.run][0], device)
+        store = open_store(held_out.store(slide.slide_id))
+        bag = Bag(slide.slide_id, slide.patient_id, "", store, None)
         seed = int(digest([spec.seed, slide.slide_id])[:8], 16)
+        attention = held_out.attention[slide.slide_id, 0]
         with blamed_on(slide.slide_id):
-            curves = follow(models[run].model, bag, attention[slide.slide_id, 0], seed=seed)
+            curves = follow(models[slide.run].model, bag, attention, seed=seed)
         found.append(Followed(slide, curves))
         log.info("%s: curves of %d tiles", slide.slide_id, len(bag))
     return found
 
 
-def _agreement(
-    folds: pl.DataFrame,
-    slides: Sequence[HeldOutSlide],
-    attention: dict[tuple[str, int], Attention],
-    confidence: float,
-) -> pl.DataFrame:
-    repeats = folds["repeat"].n_unique()
-    first = [slide for slide in slides if slide.repeat == 0] if repeats > 1 else []
+def _agreement(held_out: HeldOut, first: Sequence[HeldOutSlide], confidence: float) -> pl.DataFrame:
+    repeats = range(held_out.repeats)
+    compared = first if len(repeats) > 1 else []
+    keys = [[(slide.slide_id, repeat) for repeat in repeats] for slide in compared]
     correlations = [
-        rank_correlation(
-            [
-                values
-                for repeat in range(repeats)
-                if (values := attention.get((slide.slide_id, repeat))) is not None
-            ]
-        )
-        for slide in first
+        rank_correlation([held_out.attention[key] for key in of if key in held_out.attention])
+        for of in keys
     ]
-    return agreement_table(first, correlations, confidence, repeats=repeats)
+    return agreement_table(compared, correlations, confidence, repeats=len(repeats))

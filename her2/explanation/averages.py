@@ -23,6 +23,8 @@ SHARE = (0.0, 1.0)
 SIGNED = (-1.0, 1.0)
 RATIO = (0.0, math.inf)
 """Lowest and highest value that a measure can have."""
+INTERVAL = dict.fromkeys(("value", "low", "high"), pl.Float64)
+"""Columns of a mean, in the schemas of its tables."""
 
 
 @dataclass(frozen=True, slots=True)

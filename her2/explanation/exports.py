@@ -46,14 +46,14 @@ def values(tiles: SlideTiles) -> dict[str, NDArray[np.float32]]:
 def facts(tiles: SlideTiles, *, synthetic: bool) -> dict[str, object]:
     """Return the facts common to all tiles of the slide, for the metadata of the files."""
     return {
-        "slide_id": tiles.slide_id,
-        "label": tiles.label,
+        "slide_id": tiles.held.slide_id,
+        "label": tiles.held.label,
         "predicted": tiles.predicted,
         "class_names": tiles.class_names,
         "fingerprint": tiles.slide.fingerprint,
         "mpp": (tiles.scale.mpp_x, tiles.scale.mpp_y),
         "mpp_source": tiles.scale.source,
-        "size_level0_px": tiles.size_px,
+        "size_level0_px": tiles.slide.size_px,
         "model": tiles.model_key,
         "repeat": 0,
         "fold": tiles.held.fold,
@@ -67,7 +67,7 @@ def write_parquet(tiles: SlideTiles, path: Path, about: Mapping[str, object]) ->
 
     `about`, which `facts` returns, goes into the metadata as JSON under `her2`.
     """
-    width, height = tiles.level0_tile
+    width, height = tiles.slide.level0_tile
     columns = {
         "x_level0_px": tiles.coords[:, 0],
         "y_level0_px": tiles.coords[:, 1],
@@ -90,12 +90,8 @@ def write_geojson(
 ) -> None:
     """Write a FeatureCollection of tile objects, as QuPath 0.4 and later import it.
 
-    Args:
-        tiles: tiles of the slide.
-        path: the file.
-        about: the return value of `facts`.
-        origin_px: the level-0 px that QuPath counts from: the corner of the scanned area where the
-            format gives one (MIRAX, Leica SCN), else (0, 0).
+    `about` is what `facts` returns. `origin_px` is the level-0 px that QuPath counts from: the
+    corner of the scanned area where the format gives one (MIRAX, Leica SCN), else (0, 0).
 
     Source: GeoJSON, RFC 7946; QuPath's `objectType` "tile" and `measurements` (name -> number).
     """
@@ -133,15 +129,11 @@ def _features(tiles: SlideTiles, origin_px: tuple[int, int]) -> Iterator[str]:
 def write_ome_tiff(picture: RGB, path: Path, *, scale: Scale, name: str, about: str) -> None:
     """Write a pyramid of JPEG tiles, each level half the size of the one before, in SubIFDs.
 
-    Args:
-        picture: (h, w, 3), the full resolution.
-        path: the file.
-        scale: um/px of the picture on each axis.
-        name: name of the image, as viewers show it.
-        about: description of the image.
+    `picture` (h, w, 3) is the full resolution, of `scale` um/px. Viewers show `name` and, as the
+    description, `about`. Resolution tags are written too, for OpenSlide and for viewers that only
+    know TIFF.
 
-    Source: OME-TIFF 6, sub-resolutions. Resolution tags are written too, for OpenSlide and for
-    viewers that only know TIFF.
+    Source: OME-TIFF 6, sub-resolutions.
     """
     levels = [picture]
     while max(levels[-1].shape[:2]) > 2 * _LEAST_LEVEL_PX:

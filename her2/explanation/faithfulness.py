@@ -10,7 +10,7 @@ left out of the bag, so it needs no replacement.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import polars as pl
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from her2.core.types import Floats
-from her2.explanation.averages import SHARE, SIGNED, over_patients
-from her2.explanation.held_out_slides import HeldOutSlide
+from her2.explanation.averages import INTERVAL, SHARE, SIGNED, over_patients
+from her2.explanation.held_out import HeldOutSlide
 from her2.explanation.localisation import UNIFORM
 from her2.mil.bags import Bag
 from her2.mil.losses import class_logits
@@ -30,17 +30,13 @@ FAITHFULNESS = {
     "curve": pl.String,
     "order": pl.String,
     "share": pl.Float64,
-    "value": pl.Float64,
-    "low": pl.Float64,
-    "high": pl.Float64,
+    **INTERVAL,
     "slides": pl.Int64,
     "patients": pl.Int64,
 }
 FAITHFULNESS_SUMMARY = {
     "measure": pl.String,
-    "value": pl.Float64,
-    "low": pl.Float64,
-    "high": pl.Float64,
+    **INTERVAL,
     "slides": pl.Int64,
     "patients": pl.Int64,
     "note": pl.String,
@@ -69,14 +65,8 @@ class Followed:
 def follow(model: Model, bag: Bag, attention: NDArray[np.floating], *, seed: int) -> Curves:
     """Return a slide's curves for the class that the model predicts from all of its tiles.
 
-    Args:
-        model: the model of the fold that held the slide out.
-        bag: all tiles of the slide.
-        attention: attention of the tiles (n,).
-        seed: seed of the random orders, whose curves are averaged.
-
-    Raises:
-        ValueError: attention and bag differ in length.
+    `model` held the slide out, and `attention` (n,) is that of the tiles of `bag`. The curves of
+    several random orders, drawn with `seed`, are averaged.
     """
     if len(attention) != len(bag):
         raise ValueError(f"attention of {len(attention)} tiles for a bag of {len(bag)}")
@@ -119,8 +109,8 @@ def _probabilities(model: Model, parts: tuple[Tensor, ...], rows: NDArray[np.int
 def area_between(curves: Curves, curve: str) -> float:
     """Return the mean height of the attention curve above the random one (below, for deletion).
 
-    The trapezoid rule over the shares, divided by their range, gives units of probability. The area
-    is positive where the attended tiles carry the prediction, and 0 by chance.
+    This is a probability, by the trapezoid rule: positive where the attended tiles carry the
+    prediction, and 0 by chance.
     """
     shares = np.array(SHARES[curve])
     gain = curves[curve, "attention"] - curves[curve, "random"]
@@ -133,10 +123,7 @@ def faithfulness_tables(
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Return `FAITHFULNESS` and `FAITHFULNESS_SUMMARY`, means over patients of slide means.
 
-    Args:
-        followed: slides whose attention is not uniform.
-        confidence: confidence level of the intervals.
-        asked: number of slides that were to be followed.
+    `followed` are slides whose attention is not uniform, of the `asked` that were to be followed.
     """
     points = [
         (curve, order, index, share)
@@ -161,29 +148,12 @@ def faithfulness_tables(
     schema = {"patient_id": pl.String, "label": pl.String} | dict.fromkeys(columns, pl.Float64)
     means = over_patients(pl.DataFrame(rows, schema=schema), columns, confidence)
     curves = [
-        {
-            "curve": curve,
-            "order": order,
-            "share": share,
-            "value": mean.value,
-            "low": mean.low,
-            "high": mean.high,
-            "slides": len(rows),
-            "patients": mean.patients,
-        }
+        {"curve": curve, "order": order, "share": share, "slides": len(rows), **asdict(mean)}
         for (curve, order, _, share), mean in zip(points, means[: len(points)], strict=True)
     ]
     reason = _why_none(asked) if not rows else ""
     summary = [
-        {
-            "measure": curve,
-            "value": mean.value,
-            "low": mean.low,
-            "high": mean.high,
-            "slides": len(rows),
-            "patients": mean.patients,
-            "note": reason or mean.note,
-        }
+        {"measure": curve, "slides": len(rows), **asdict(mean), "note": reason or mean.note}
         for curve, mean in zip(SHARES, means[len(points) :], strict=True)
     ]
     return (

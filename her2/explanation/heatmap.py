@@ -58,13 +58,9 @@ def overlay(
     shares: NDArray[np.floating[Any]],
     colours: str = _SEQUENTIAL,
 ) -> RGB:
-    """Return the thumbnail with its tiles coloured.
+    """Return a thumbnail (h, w, 3) with tiles coloured by `shares` (n,), 0 to 1, of a colour map.
 
-    Args:
-        thumbnail: (h, w, 3).
-        boxes: (n, 4) left, top, right, bottom in thumbnail px.
-        shares: (n,) position of each tile on the colour map, from 0 to 1.
-        colours: matplotlib's name of the colour map.
+    `boxes` are (n, 4) left, top, right, bottom in thumbnail px.
     """
     table = mpl.colormaps[colours](np.linspace(0, 1, 256), bytes=True)[:, :3]  # uint8 (256, 3)
     painted = np.zeros(thumbnail.shape[:2], np.uint8)
@@ -79,14 +75,14 @@ def overlay(
 
 def thumbnail_boxes(tiles: SlideTiles, thumbnail: RGB) -> NDArray[np.float64]:
     """Return (n, 4) left, top, right, bottom of the tiles in px of the thumbnail."""
-    width, height = tiles.size_px
+    width, height = tiles.slide.size_px
     to_px = np.array([thumbnail.shape[1] / width, thumbnail.shape[0] / height] * 2)
     return np.asarray(tiles.corners() * to_px)
 
 
 def picture_scale(tiles: SlideTiles, thumbnail: RGB) -> Scale:
     """Return the exact um/px of the thumbnail on each axis."""
-    width, height = tiles.size_px
+    width, height = tiles.slide.size_px
     return Scale(
         width * tiles.scale.mpp_x / thumbnail.shape[1],
         height * tiles.scale.mpp_y / thumbnail.shape[0],
@@ -97,11 +93,7 @@ def picture_scale(tiles: SlideTiles, thumbnail: RGB) -> Scale:
 def panels(tiles: SlideTiles, thumbnail: RGB, truth: Mask | None, truth_title: str) -> list[Panel]:
     """Return panels of thumbnail and attention, and of contribution and ground truth if any.
 
-    Args:
-        tiles: tiles of the slide.
-        thumbnail: (h, w, 3) of the slide.
-        truth: (h, w) mask of the positive tissue; None where it is not known.
-        truth_title: title of the ground-truth panel.
+    `truth` (h, w) is a mask of the positive tissue; None where it is not known.
     """
     boxes = thumbnail_boxes(tiles, thumbnail)
     ranked = Bar(_SEQUENTIAL, "rank of attention in this slide", ("low", "", "high"))
@@ -149,12 +141,7 @@ def draw_picture(
 ) -> None:
     """Write the panels side by side as PNG, with scale bar, colour bars and a warning.
 
-    Args:
-        parts: panels of one size.
-        scale: um/px of their images on each axis.
-        context: context that all figures of the run share.
-        headline: two lines above the panels.
-        path: the PNG.
+    The panels have one size and `scale` um/px on each axis; `headline` is two lines above them.
     """
     height, width = parts[0].image.shape[:2]
     tall = min(_TALLEST_IN, _PANEL_IN * height * scale.mpp_y / (width * scale.mpp_x))

@@ -16,8 +16,6 @@ from her2.core.files import atomic_path, write_json
 from her2.core.plot_style import FigureContext
 from her2.core.types import RGB, Mask
 from her2.explanation import exports, strips
-from her2.explanation.class_strips import FOLDER as SCORES
-from her2.explanation.class_strips import draw_scores
 from her2.explanation.heatmap import (
     SIDE_PX,
     draw_picture,
@@ -26,9 +24,8 @@ from her2.explanation.heatmap import (
     picture_scale,
     thumbnail_boxes,
 )
-from her2.explanation.held_out import HeldOut, find_held_out
-from her2.explanation.held_out_slides import HeldOutSlide, spread
-from her2.explanation.tiles import UNIFORM, SlideTiles
+from her2.explanation.held_out import HeldOut, HeldOutSlide, find_held_out, spread
+from her2.explanation.tiles import UNIFORM, SlideTiles, read_tiles
 from her2.explanation.truth import find_truth, truth_mask
 from her2.slides.slide import Slide
 from her2.storage.cache import Cache
@@ -71,15 +68,7 @@ def draw_heatmaps(
     Raises:
         UserError: a fold has no valid attention for a slide it held out, or a product is missing.
     """
-    held_out = find_held_out(
-        spec.task,
-        spec.chunks,
-        spec.buckets,
-        cache,
-        folds=folds,
-        models=models,
-        features=features,
-    )
+    held_out = find_held_out(spec, cache, folds=folds, models=models, features=features)
     classes = list(spec.task.class_names)
     chosen = sorted(
         spread(held_out.slides, spec.slides, seed=spec.seed),
@@ -88,7 +77,7 @@ def draw_heatmaps(
     drawn = [_draw_slide(spec, cohort, held_out, held, masks, output.parent) for held in chosen]
     scores: list[dict[str, object]] = []
     if spec.slides:
-        scores = draw_scores(held_out, cohort, output.parent, FigureContext(spec.synthetic))
+        scores = strips.draw_scores(held_out, cohort, output.parent, FigureContext(spec.synthetic))
     _remove_others(output.parent, drawn, scores)
     write_json(output.with_name("tiles.json"), scores)
     write_json(output, drawn)
@@ -104,7 +93,7 @@ def _draw_slide(
     folder: Path,
 ) -> dict[str, object]:
     """Draw one slide and return its row of `heatmaps.json`."""
-    tiles = held_out.tiles(held)
+    tiles = read_tiles(held_out, held)
     row = next(row for row in cohort.rows if row.slide_id == held.slide_id)
     large: RGB | None = None
     notes = [UNIFORM] if tiles.uniform else []
@@ -138,7 +127,7 @@ def _draw_slide(
                 images,
                 context,
                 headline=_headline(tiles),
-                tile_um=tiles.level0_tile[0] * tiles.scale.mpp_x,
+                tile_um=tiles.slide.level0_tile[0] * tiles.scale.mpp_x,
                 path=path,
             )
     files = _export(spec, tiles, folder, large, origin_px)
@@ -146,7 +135,7 @@ def _draw_slide(
     return {
         "slide_id": held.slide_id,
         "patient_id": held.patient_id,
-        "label": tiles.label,
+        "label": tiles.held.label,
         "predicted": tiles.predicted,
         "fold": held.fold,
         "picture": picture,
@@ -166,18 +155,14 @@ def _truth(
     thumbnail: RGB,
     origin_px: tuple[int, int],
 ) -> Mask | None:
-    """Return a mask of the positive tissue at the size of the thumbnail, or None.
-
-    Raises:
-        SlideError: the slide has a ground truth that cannot be used.
-    """
-    path = None if masks is None else find_truth(masks, tiles.slide_id)
+    """Return a mask of the positive tissue at the size of the thumbnail, or None."""
+    path = None if masks is None else find_truth(masks, tiles.held.slide_id)
     if path is None:
         return None
     return truth_mask(
         path,
         (thumbnail.shape[0], thumbnail.shape[1]),
-        size_px=tiles.size_px,
+        size_px=tiles.slide.size_px,
         classes=spec.mask_classes,
         origin_px=origin_px if spec.annotation_origin == "bounds" else (0, 0),
     )
@@ -190,7 +175,7 @@ def truth_words(context: FigureContext) -> str:
 
 def _thumbnail(slide: Slide, tiles: SlideTiles, side_px: int) -> RGB:
     """Return the whole slide with a longer side of `side_px`, but no finer than level 0."""
-    width, height = tiles.size_px
+    width, height = tiles.slide.size_px
     longer_um = max(width * tiles.scale.mpp_x, height * tiles.scale.mpp_y)
     return slide.thumbnail(
         max(longer_um / side_px, tiles.scale.mpp_x, tiles.scale.mpp_y), tiles.scale
@@ -210,7 +195,7 @@ def _export(
     for kind, suffix in SUFFIXES.items():
         if kind not in spec.formats:
             continue
-        names.append(f"{SLIDES}/{tiles.slide_id}{suffix}")
+        names.append(f"{SLIDES}/{tiles.held.slide_id}{suffix}")
         with atomic_path(folder / names[-1]) as path:
             if kind == "parquet":
                 exports.write_parquet(tiles, path, facts)
@@ -223,7 +208,7 @@ def _export(
                     overlay(large, thumbnail_boxes(tiles, large), tiles.rank),
                     path,
                     scale=picture_scale(tiles, large),
-                    name=tiles.slide_id,
+                    name=tiles.held.slide_id,
                     about=words,
                 )
     return names
@@ -231,8 +216,9 @@ def _export(
 
 def _headline(tiles: SlideTiles) -> tuple[str, str]:
     return (
-        tiles.slide_id,
-        f"scored {tiles.label}, predicted {tiles.predicted} (P = {max(tiles.probabilities):.2f}) "
+        tiles.held.slide_id,
+        f"scored {tiles.held.label}, predicted {tiles.predicted} "
+        f"(P = {max(tiles.probabilities):.2f}) "
         f"by the model of fold {tiles.held.fold}, which never saw the patient",
     )
 
@@ -247,7 +233,7 @@ def _remove_others(
         files = row.get("files", [])
         assert isinstance(files, Collection)
         kept |= {str(name) for name in files}
-    for name in (SLIDES, STRIPS, SCORES):
+    for name in (SLIDES, STRIPS, strips.FOLDER):
         (folder / name).mkdir(parents=True, exist_ok=True)
         for path in (folder / name).iterdir():
             if (

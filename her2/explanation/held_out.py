@@ -1,6 +1,6 @@
-"""Stage 2, heatmaps: held-out slides, each with the one model that never saw it.
+"""Stage 2, explanation: held-out slides and their attention by models that never saw them.
 
-Of several training seeds, that is the model of the first.
+Of several training seeds, these are the models of the first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,81 +11,136 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from her2.cohort.folds import check_disjoint
 from her2.config import Task
+from her2.config.jobs import AttentionSpec, HeatmapSpec
 from her2.config.names import run_name
-from her2.explanation.held_out_slides import HeldOutSlide, read_attention, tested_slides
-from her2.explanation.tiles import SlideTiles, read_tiles
+from her2.core.errors import UserError
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, FoldEntry, read_all_entries
 from her2.storage.products import find_product
 
 
 @dataclass(frozen=True, slots=True)
+class HeldOutSlide:
+    """A labelled slide with features, and the repeat and fold that tested it."""
+
+    slide_id: str
+    patient_id: str
+    label: str
+    repeat: int
+    fold: int
+
+    @property
+    def run(self) -> str:
+        """Return the run whose model never saw its patient."""
+        return run_name(self.repeat, self.fold)
+
+
+@dataclass(frozen=True, slots=True)
 class HeldOut:
     """The held-out slides of an encoder, head and task, with the places of their products.
 
-    `attention` is slide -> (n,), and `models` is run -> (folder, key) for the first repeat.
+    `slides` are by name and repeat, `attention` is (slide, repeat) -> (n,), and `models` is run ->
+    (folder, key). `repeats` counts those of the cross-validation.
     """
 
     task: Task
+    repeats: int
     slides: tuple[HeldOutSlide, ...]
-    attention: Mapping[str, NDArray[np.float32]]
+    attention: Mapping[tuple[str, int], NDArray[np.float32]]
+    models: Mapping[str, tuple[Path, str]]
     cache: Cache
     features: Path
-    models: Mapping[str, tuple[Path, str]]
     entries: Mapping[str, FeatureEntry]
 
-    def tiles(self, held: HeldOutSlide) -> SlideTiles:
-        """Return what the fold that held the slide out stored for its tiles.
-
-        Raises:
-            UserError: the fold has no prediction for it, or its features are missing.
-        """
-        folder, key = self.models[run_name(0, held.fold)]
-        name = self.features / f"{held.slide_id}.zarr.zip"
-        store = find_product(self.cache, "features", self.entries[held.slide_id].key or "", name)
-        attention = self.attention[held.slide_id]
-        return read_tiles(held, self.task, attention, model=folder, key=key, store=store)
+    def store(self, slide_id: str) -> Path:
+        """Return the feature store of a slide; a missing one is a UserError."""
+        name = self.features / f"{slide_id}.zarr.zip"
+        return find_product(self.cache, "features", self.entries[slide_id].key or "", name)
 
 
 def find_held_out(
-    task: Task,
-    chunks: Sequence[str],
-    buckets: Sequence[str],
+    spec: AttentionSpec | HeatmapSpec,
     cache: Cache,
     *,
     folds: Path,
     models: Path,
     features: Path,
+    every_repeat: bool = False,
 ) -> HeldOut:
-    """Find all slides with features that a fold of the first repeat tested, sorted by name.
-
-    Args:
-        task: the task.
-        chunks, buckets: names of the entries files.
-        cache: holds models and features.
-        folds: the task's folds table.
-        models: the folder of the chunks' entries.
-        features: the encoder's folder of feature entries.
+    """Find all slides with features that a fold tested, of the first repeat or of every one.
 
     Raises:
-        UserError: a model is missing, or has no valid attention for a slide that it held out.
+        UserError: a model is missing, or a slide's attention is absent, not finite or does not
+            match its tiles.
     """
-    entries = read_all_entries(features, buckets, FeatureEntry)
-    every = tested_slides(pl.read_parquet(folds), entries, task)
-    slides = tuple(slide for slide in every if slide.repeat == 0)
-    trained = read_all_entries(models, chunks, FoldEntry)
+    table = pl.read_parquet(folds)
+    check_disjoint(table)
+    entries = read_all_entries(features, spec.buckets, FeatureEntry)
+    trained = read_all_entries(models, spec.chunks, FoldEntry)
+    usable = [name for name, entry in entries.items() if entry.status == "ok"]
+    tested = table.filter((pl.col("role") == "test") & pl.col("slide_id").is_in(usable))
+    rows = tested.select("slide_id", "patient_id", "label", "repeat", "fold")
+    slides = tuple(
+        HeldOutSlide(slide_id, patient_id, spec.task.class_names[label], repeat, fold)
+        for slide_id, patient_id, label, repeat, fold in rows.sort("slide_id", "repeat").iter_rows()
+        if every_repeat or repeat == 0
+    )
     found = {
         run: (find_product(cache, "models", trained[run].key, models / run), trained[run].key)
-        for run in sorted({run_name(0, slide.fold) for slide in slides})
+        for run in sorted({slide.run for slide in slides})
     }
-    attention = read_attention(slides, {run: path for run, (path, _) in found.items()}, entries)
     return HeldOut(
-        task=task,
+        task=spec.task,
+        repeats=table["repeat"].n_unique(),
         slides=slides,
-        attention={name: values for (name, _), values in attention.items()},
+        attention=_attention(slides, found, entries),
+        models=found,
         cache=cache,
         features=features,
-        models=found,
         entries=entries,
     )
+
+
+def spread(slides: Sequence[HeldOutSlide], count: int, *, seed: int) -> list[HeldOutSlide]:
+    """Draw at most `count` slides, taking the classes in turn, and return them by id."""
+    order = np.random.default_rng(seed).permutation(len(slides))
+    by_class: dict[str, list[HeldOutSlide]] = {}
+    for index in order:
+        by_class.setdefault(slides[index].label, []).append(slides[index])
+    chosen: list[HeldOutSlide] = []
+    while len(chosen) < count and any(by_class.values()):
+        for label in sorted(by_class):
+            if by_class[label] and len(chosen) < count:
+                chosen.append(by_class[label].pop())
+    return sorted(chosen, key=lambda slide: slide.slide_id)
+
+
+def unusable(slide: HeldOutSlide, problem: str) -> UserError:
+    """Return the error about what a fold stored for a slide."""
+    again = "Delete the models' entries files and run snakemake again."
+    return UserError(f"{slide.slide_id}: {problem}. {again}")
+
+
+def _attention(
+    slides: Sequence[HeldOutSlide],
+    models: Mapping[str, tuple[Path, str]],
+    entries: Mapping[str, FeatureEntry],
+) -> dict[tuple[str, int], NDArray[np.float32]]:
+    found = {}
+    for run, (folder, _) in models.items():
+        table = pl.read_parquet(folder / "attention.parquet")
+        rows = {name: index for index, name in enumerate(table["slide_id"])}
+        for slide in (slide for slide in slides if slide.run == run):
+            index, tiles = rows.get(slide.slide_id), entries[slide.slide_id].tiles
+            if index is None:
+                raise unusable(slide, f"has no attention in {folder}")
+            values = np.asarray(table["attention"][index].to_numpy(), np.float32)
+            if len(values) != tiles:
+                found_tiles = f"has attention for {len(values)} tiles but features of {tiles} tiles"
+                raise unusable(slide, f"{found_tiles} in {folder}")
+            if not np.isfinite(values).all():
+                raise unusable(slide, f"has attention that is not finite in {folder}")
+            found[slide.slide_id, slide.repeat] = values
+    return found

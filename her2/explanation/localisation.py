@@ -6,15 +6,15 @@ pointing game (Zhang et al., Top-down neural attention by excitation backprop, E
 asks whether the most attended tile is inside (chance: the share of tiles).
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from her2.core.geometry import share_inside
+from her2.core.masks import share_inside
 from her2.core.types import Bools, Mask
-from her2.explanation.averages import RATIO, SHARE, over_patients
+from her2.explanation.averages import INTERVAL, RATIO, SHARE, over_patients
 from her2.metrics.auc import auc
 from her2.metrics.base import Binary
 
@@ -33,9 +33,7 @@ LOCALISATION = {
 LOCALISATION_SUMMARY = {
     "class": pl.String,
     "measure": pl.String,
-    "value": pl.Float64,
-    "low": pl.Float64,
-    "high": pl.Float64,
+    **INTERVAL,
     "patients": pl.Int64,
     "slides": pl.Int64,
     "note": pl.String,
@@ -87,11 +85,8 @@ def inside_tiles(
 ) -> Bools:
     """Return a mask (n,) of the tiles that lie inside, by at least half.
 
-    Args:
-        truth: (h, w), covering the whole slide.
-        coords: (n, 2) top left x, y in level-0 px.
-        level0_tile: width and height of a tile in level-0 px.
-        size_px: (width, height) of the slide at level 0.
+    `truth` (h, w) covers the whole slide, `size_px` (width, height) at level 0. `coords` (n, 2),
+    top left x and y, and `level0_tile` (width, height) are in level-0 px.
     """
     scale = np.array([truth.shape[1] / size_px[0], truth.shape[0] / size_px[1]])
     boxes = np.concatenate([coords * scale, (coords + np.array(level0_tile)) * scale], axis=1)
@@ -122,13 +117,10 @@ def locate(attention: NDArray[np.floating], inside: Bools) -> Located:
 
 
 def summarise(table: pl.DataFrame, classes: tuple[str, ...], confidence: float) -> pl.DataFrame:
-    """Return means over patients (each the mean of its slides), in total and by class.
+    """Return `LOCALISATION_SUMMARY`: means over patients (each the mean of its slides), by class.
 
     A slide counts in all measures if its AUC is defined, else in none, so `area_share` is the
     chance level of `mass_share` and `pointing` on the same slides.
-
-    Returns:
-        `LOCALISATION_SUMMARY`, with intervals of `confidence`.
     """
     counted = table.filter(pl.col("auc").is_not_null()).with_columns(
         enrichment=pl.col("mass_share") / pl.col("area_share")
@@ -139,16 +131,8 @@ def summarise(table: pl.DataFrame, classes: tuple[str, ...], confidence: float) 
         reason = "" if len(rows) else _why_none(table, name)
         found = over_patients(rows, MEASURES, confidence)
         records += [
-            {
-                "class": name,
-                "measure": measure,
-                "value": mean.value,
-                "low": mean.low,
-                "high": mean.high,
-                "patients": mean.patients,
-                "slides": len(rows),
-                "note": reason or mean.note,
-            }
+            {"class": name, "measure": measure, "slides": len(rows), **asdict(mean)}
+            | {"note": reason or mean.note}
             for measure, mean in zip(MEASURES, found, strict=True)
         ]
     return pl.DataFrame(records, schema=LOCALISATION_SUMMARY)

@@ -2,15 +2,12 @@
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from her2.config import Task
-from her2.core.errors import UserError
-from her2.explanation.held_out_slides import HeldOutSlide
+from her2.explanation.held_out import HeldOut, HeldOutSlide, unusable
 from her2.explanation.localisation import is_uniform
 from her2.mil.maps import CARD_NAME, read_maps
 from her2.slides.slide import Scale
@@ -46,38 +43,15 @@ class SlideTiles:
         return len(self.coords)
 
     @property
-    def level0_tile(self) -> tuple[float, float]:
-        """Return width and height of a tile in level-0 px."""
-        return self.slide.level0_tile
-
-    @property
-    def size_px(self) -> tuple[int, int]:
-        """Return width and height of the slide in level-0 px."""
-        return self.slide.size_px
-
-    @property
     def scale(self) -> Scale:
-        """Return the slide's um/px and their source."""
         return Scale(*self.slide.mpp, self.slide.mpp_source)
 
     @property
-    def slide_id(self) -> str:
-        """Return the slide's name."""
-        return self.held.slide_id
-
-    @property
-    def label(self) -> str:
-        """Return the slide's class by the manifest."""
-        return self.held.label
-
-    @property
     def predicted(self) -> str:
-        """Return the class that the model finds most probable."""
         return self.class_names[int(np.argmax(self.probabilities))]
 
     @property
     def uniform(self) -> bool:
-        """Return whether all tiles have the same attention."""
         return is_uniform(self.attention)
 
     @property
@@ -92,7 +66,7 @@ class SlideTiles:
 
     def corners(self) -> NDArray[np.float64]:
         """Return (n, 4) left, top, right, bottom in level-0 px."""
-        return np.concatenate([self.coords, self.coords + np.array(self.level0_tile)], axis=1)
+        return np.concatenate([self.coords, self.coords + np.array(self.slide.level0_tile)], axis=1)
 
 
 def ranks(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -102,48 +76,30 @@ def ranks(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray((pl.Series(values).rank().to_numpy() - 1) / (len(values) - 1), np.float32)
 
 
-def read_tiles(
-    held: HeldOutSlide,
-    task: Task,
-    attention: NDArray[np.float32],
-    *,
-    model: Path,
-    key: str,
-    store: Path,
-) -> SlideTiles:
-    """Read what a fold's model stored for a slide's tiles.
-
-    Args:
-        held: the slide.
-        task: gives the classes.
-        attention: attention of its tiles (n,).
-        model: the folder of the fold that held it out.
-        key: key of that model.
-        store: its feature store.
+def read_tiles(held_out: HeldOut, held: HeldOutSlide) -> SlideTiles:
+    """Read what the model that never saw a slide stored for its tiles.
 
     Raises:
-        UserError: the fold has no prediction for the slide, or a map of it is not finite or does
-            not match its tiles and the model's outputs.
+        UserError: the fold has no prediction for the slide, its features are missing, or a map of
+            it is not finite or does not match its tiles and the model's outputs.
     """
+    task, (model, key) = held_out.task, held_out.models[held.run]
+    store = held_out.store(held.slide_id)
     attributes, coords = read_attributes(store), read_coords(store)
     table = pl.read_parquet(model / "predictions.parquet")
     probabilities = table.filter(pl.col("slide_id") == held.slide_id).select(
         f"prob_{name}" for name in task.class_names
     )
     if len(probabilities) != 1:
-        raise UserError(
-            f"{held.slide_id}: has no prediction in {model}. Delete the models' entries files and "
-            "run snakemake again."
-        )
+        raise unusable(held, f"has no prediction in {model}")
     outputs = json.loads((model / CARD_NAME).read_text(encoding="utf-8"))["outputs"]
     maps = {}
     for kind, values in read_maps(model, held.slide_id).items():
-        problem = _problem(values, (len(coords), len(outputs)))
-        if problem:
-            raise UserError(
-                f"{held.slide_id}: its map {kind} in {model} {problem}. Delete the models' entries "
-                "files and run snakemake again."
-            )
+        shape, whose = (len(coords), len(outputs)), f"its map {kind} in {model}"
+        if values.shape != shape:
+            raise unusable(held, f"{whose} is {values.shape}, not (tiles, outputs) {shape}")
+        if not np.isfinite(values).all():  # JSON cannot express NaN
+            raise unusable(held, f"{whose} is not finite")
         for column, name in enumerate(outputs):
             maps[f"{kind}_{name}"] = np.ascontiguousarray(values[:, column])
     found = probabilities.row(0)
@@ -156,19 +112,9 @@ def read_tiles(
         coords=coords,
         slide=StoredSlide.read(attributes),
         encoder_px=int(attributes["target"]["px"]),
-        attention=attention,
+        attention=held_out.attention[held.slide_id, held.repeat],
         maps=maps,
         probabilities=tuple(found),
         shown=shown if shown in maps else None,
         model_key=key,
     )
-
-
-def _problem(values: NDArray[np.float32], shape: tuple[int, int]) -> str:
-    """Return why a stored map cannot be shown; empty when it can.
-
-    Values must be finite, since JSON cannot express NaN.
-    """
-    if values.shape != shape:
-        return f"is {values.shape}, not (tiles, outputs) {shape}"
-    return "" if np.isfinite(values).all() else "is not finite"

@@ -13,7 +13,7 @@ import numpy as np
 from her2.cohort.manifest import TRUTH_SUFFIXES
 from her2.core.errors import SlideError
 from her2.core.types import Mask
-from her2.slides.annotations import chosen_regions, read_regions, region_mask
+from her2.slides.annotations import chosen_regions, region_mask
 from her2.slides.masks import fitted, read_values
 
 REGION_SUFFIXES = (".geojson", ".xml")
@@ -45,20 +45,15 @@ def truth_mask(
 ) -> Mask:
     """Return a mask of the whole slide, true for px of which at least half is positive.
 
-    Args:
-        path: a file with one of `TRUTH_SUFFIXES`. Pictures cover the whole slide, at
-            any size. White is more than half of the maximum of their type, or 1 where they hold
-            only 0 and 1; with a palette, the indices count. Regions are in level-0 px.
-        shape: (h, w) of the result.
-        size_px: (width, height) of the slide at level 0.
-        classes: classes of the regions to use; all when empty.
-        origin_px: level-0 position of the regions' (0, 0).
+    Pictures cover the whole slide, `size_px` (width, height) at level 0, at any size. White is more
+    than half of the maximum of their type, or 1 where they hold only 0 and 1; with a palette, the
+    indices count. Regions are in level-0 px from `origin_px`, and of some `classes`, or of all.
 
     Raises:
         SlideError: the file cannot be used, or has no region, or none of the classes.
     """
     if path.suffix.lower() in REGION_SUFFIXES:
-        regions = chosen_regions(read_regions(path), classes, file=path.name, key=KEY)
+        regions = chosen_regions(path, classes, key=KEY)
         return region_mask(regions, shape, size_px=size_px, origin_px=origin_px)
     values = read_values(path, shape, size_px=size_px, what="ground truth")
     if values.dtype.kind not in "bui":

@@ -108,7 +108,6 @@ class Filter:
 
     @property
     def limit_key(self) -> str:
-        """Return the key of `tiling:` for the limit."""
         return f"max_{self.name}"
 
     @property
@@ -126,10 +125,8 @@ class Filter:
 class AreaFilter(Filter):
     """A filter that finds an artefact on the thumbnail; a tile's value is the share it covers.
 
-    Attributes:
-        where: kind of area.
-        find: function that returns the mask (h, w) of the artefact on a thumbnail.
-        methods: completes "at most 5 % of a kept tile was ..." in the methods text.
+    `find` returns the mask (h, w) of the artefact, and `methods` completes "at most 5 % of a kept
+    tile was ..." in the methods text.
     """
 
     where: Where
@@ -142,12 +139,7 @@ class TileFilter(Filter):
     """A filter that reads tiles and gives each a value from 0 to 1, where higher is worse.
 
     It runs after the area filters, on tiles that none of them rejected, and only if its limit is
-    below 1.
-
-    Attributes:
-        measure: function that returns the values of tiles.
-        methods: function of the options that returns the clause about a kept tile in the methods
-            text.
+    below 1. `methods` returns the clause about a kept tile in the methods text.
     """
 
     measure: Callable[[Tiles, Options], Measured]

@@ -57,18 +57,12 @@ def measure_blur(
     """Measure blur with few reads: one tile per square, and every tile near blurred ones.
 
     The tile nearest the centre of each square of side `step` is measured and represents the others.
-    If it is blurred, all tiles of that square and its eight neighbours are measured, and so on
-    outwards. So a blurred area is measured tile by tile, and sharp areas cost little. A blurred
-    spot smaller than a square can be missed.
+    If it is blurred (above `limit`), all tiles of that square and its eight neighbours are
+    measured, and so on outwards. So a blurred area is measured tile by tile, and sharp areas cost
+    little. A blurred spot smaller than a square can be missed.
 
-    Args:
-        centres: (n, 2) centres of the tiles, in any unit.
-        step: side of a square in that unit.
-        limit: blur above which a tile is blurred.
-        measure: function that returns a tile's blur by its number, or NaN if it cannot be read.
-
-    Returns:
-        The blur of each tile, and a flag per tile that was measured itself.
+    `centres` (n, 2) are in the unit of `step`. `measure` returns a tile's blur by its number, or
+    NaN if it cannot be read.
     """
     import numpy as np
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from her2.filters.base import AreaFilter, Options, Thumbnail, Where
+from her2.filters.base import AreaFilter, Where
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,24 +27,23 @@ def fold_mask(density: Density, tissue: Mask, *, mpp: float) -> Mask:
     epithelium and lymphocytes, which are dark by haematoxylin alone. Glass at a tissue's edge does
     not count as a lighter side. There are two thresholds, as in Kothari, Phan and Wang, J. Pathol.
     Inform. 4:22, 2013: clear folds, and less clear ones around them.
-
-    Args:
-        density: (h, w, 3) optical density of the thumbnail.
-        tissue: (h, w) tissue mask.
-        mpp: um/px of the thumbnail.
     """
     import cv2
     import numpy as np
 
-    from her2.core.morphology import drop_short, grown
+    from her2.core.masks import drop_short, grown
 
     inside = cv2.erode(tissue.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
     if not inside.any():
         return np.zeros_like(tissue)
     eosin = np.linalg.pinv(np.array(HAEMATOXYLIN_EOSIN))[:, 1].astype(np.float32)
-    total, stained = (
-        _relative(cv2.GaussianBlur(np.maximum(values, 0), (0, 0), sigmaX=12.0 / mpp), inside)
+    smooth = (
+        cv2.GaussianBlur(np.maximum(values, 0), (0, 0), sigmaX=12.0 / mpp)
         for values in (cv2.transform(density, np.full((1, 3), 1 / 3)), density @ eosin)
+    )
+    total, stained = (  # multiples of the tissue's median
+        np.asarray(values / max(1e-3, float(np.median(values[inside]))), np.float32)
+        for values in smooth
     )
     ridge, eosin_ridge = (_above_both_sides(values, inside, mpp) for values in (total, stained))
     weak = (ridge > 0.3) & (total > 1.2) & (eosin_ridge > 0.4)
@@ -52,13 +51,6 @@ def fold_mask(density: Density, tissue: Mask, *, mpp: float) -> Mask:
     if not clear.any():
         return clear
     return drop_short(weak & grown(clear, FOLD_MARGIN_UM / mpp), FOLD_LENGTH_UM / mpp)
-
-
-def _relative(values: NDArray[Any], inside: Mask) -> NDArray[np.float32]:
-    """Return values as multiples of the tissue's median."""
-    import numpy as np
-
-    return np.asarray(values / max(1e-3, float(np.median(values[inside]))), np.float32)
 
 
 def _above_both_sides(values: NDArray[np.float32], inside: Mask, mpp: float) -> NDArray[np.float32]:
@@ -74,16 +66,12 @@ def _above_both_sides(values: NDArray[np.float32], inside: Mask, mpp: float) -> 
     return result
 
 
-def _find(thumbnail: Thumbnail, _: Options) -> Mask:
-    return fold_mask(thumbnail.density, thumbnail.tissue, mpp=thumbnail.mpp)
-
-
 FILTER = AreaFilter(
     name="fold",
     limit=0.2,
     description="maximum share of a tile in a tissue fold; 1: no tile is rejected",
     where=Where.WITHIN,
-    find=_find,
+    find=lambda seen, _: fold_mask(seen.density, seen.tissue, mpp=seen.mpp),
     colour=(200, 30, 130),
     legend="folds",
     methods="in a fold",

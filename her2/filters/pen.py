@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from her2.filters.base import AreaFilter, Options, Thumbnail, Where
+from her2.filters.base import AreaFilter, Where
 
 if TYPE_CHECKING:
     from her2.core.types import Density, Mask
@@ -20,18 +20,13 @@ def pen_mask(density: Density, *, mpp: float, border: Mask | None = None) -> Mas
 
     Blue and green inks absorb red more than green, which neither haematoxylin nor eosin does. Over
     tissue the colours mix, so weaker signs count if connected to clear ones. Red ink is not
-    detected, because it has the colour of blood and strong eosin.
-
-    Args:
-        density: (h, w, 3) optical density of the thumbnail, see
-            `her2.tiling.tissue.optical_density`.
-        mpp: um/px of the thumbnail.
-        border: (h, w) black area that is not ink; neither is its blurred edge.
+    detected, because it has the colour of blood and strong eosin. Neither the black `border` (h, w)
+    nor its blurred edge is ink.
     """
     import cv2
     import numpy as np
 
-    from her2.core.morphology import drop_small, grown, with_share_of
+    from her2.core.masks import drop_small, grown, with_share_of
 
     red, green, blue = cv2.split(density)
     clear = ((red >= 1.1 * green) & (red - blue >= 0.35)) | ((red >= 1.25 * green) & (red >= 0.3))
@@ -47,16 +42,12 @@ def pen_mask(density: Density, *, mpp: float, border: Mask | None = None) -> Mas
     return grown(drop_small(opened.astype(bool), (PEN_UM / mpp) ** 2), PEN_MARGIN_UM / mpp)
 
 
-def _find(thumbnail: Thumbnail, _: Options) -> Mask:
-    return pen_mask(thumbnail.density, mpp=thumbnail.mpp, border=thumbnail.outside)
-
-
 FILTER = AreaFilter(
     name="pen",
     limit=0.05,
     description="maximum share of a tile under pen marks or ink; 1: no tile is rejected",
     where=Where.OVER,
-    find=_find,
+    find=lambda seen, _: pen_mask(seen.density, mpp=seen.mpp, border=seen.outside),
     colour=(230, 120, 0),
     legend="pen",
     methods="under pen",

@@ -12,11 +12,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def _installed() -> list[Filter]:
-    """Return the filter of each module in the package.
-
-    Raises:
-        TypeError: a module does not define `FILTER`, or the filter is not named like the module.
-    """
+    """Return the filter of each module in the package."""
     found: list[Filter] = []
     for module in pkgutil.iter_modules(filters.__path__):
         if module.name in _NOT_FILTERS:

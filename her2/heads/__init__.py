@@ -45,6 +45,12 @@ def named(name: str) -> Any:
     return Field(name, description="which head; the section's name can state it instead")
 
 
+def projected(width: int) -> Any:
+    """Return the field `hidden` of a section, with this default."""
+    words = "width of a first projection (linear + ReLU); 0: no projection"
+    return Field(width, description=words)
+
+
 class HeadOptions(Section):
     """A head as the config names it, the base class of every head's section.
 
@@ -91,9 +97,7 @@ class SearchSection(Section):
 class Projected(HeadOptions):
     """The options of every head that reads tiles."""
 
-    hidden: Width = Field(
-        0, description="width of a first projection (linear + ReLU); 0: no projection"
-    )
+    hidden: Width = projected(0)
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.25, description="dropout rate of the input features"
     )
@@ -139,9 +143,7 @@ class Projected(HeadOptions):
 class Attending(Projected):
     """The options of every head that learns attention (Ilse 2018)."""
 
-    hidden: Width = Field(
-        64, description="width of a first projection (linear + ReLU); 0: no projection"
-    )
+    hidden: Width = projected(64)
     attention: AttentionWidth = Field(128, description="width of the attention's hidden layer")
     gated: bool = Field(
         True, description="true: gated attention, equation 9 of the paper; false: equation 8"
@@ -167,11 +169,7 @@ class Fitted(HeadOptions):
 
     @abstractmethod
     def estimators(self, *, balanced: bool) -> list[Any]:
-        """Return scikit-learn's linear classifiers, not yet fitted.
-
-        Args:
-            balanced: whether each class weighs the same; otherwise each slide does.
-        """
+        """Return unfitted linear classifiers; with `balanced`, each class weighs the same."""
 
 
 def discover() -> dict[str, type[HeadOptions]]:
@@ -184,7 +182,7 @@ def discover() -> dict[str, type[HeadOptions]]:
     found: dict[str, type[HeadOptions]] = {}
     works: dict[str, str] = {}
     for item in pkgutil.iter_modules(__path__):
-        if item.ispkg:  # `layers`, the parts of heads, declares none
+        if item.name == "layers":  # the parts of heads
             continue
         module = import_module(f"{__name__}.{item.name}")
         for section in _declared(module):

@@ -36,7 +36,6 @@ def network(options: AttentionSection, dimension: int, outputs: int) -> "Head":
             self.classifier = nn.Linear(self.width, outputs)
 
         def pool(self, parts: tuple[Tensor, ...], mask: Tensor) -> Output:
-            """Pool instances (b, n, width) by scores (b, n, 1): logits (b, o), attention (b, n)."""
             h, scores = parts
             weights = masked_softmax(scores, mask).squeeze(2)  # (b, n)
             z = torch.einsum("bn,bnd->bd", weights, h.to(weights.dtype))  # (b, width)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from her2.core.section import Count, Share
-from her2.heads import Attending, AttentionWidth, Width, named
+from her2.heads import Attending, AttentionWidth, Width, named, projected
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,9 +36,7 @@ class _ClamSection(Attending):
     """The options of both variants, with the paper's defaults."""
 
     citations: ClassVar = {"Lu et al. 2021": "Nature Biomedical Engineering 5"}
-    hidden: Width = Field(
-        512, description="width of a first projection (linear + ReLU); 0: no projection"
-    )
+    hidden: Width = projected(512)
     attention: AttentionWidth = Field(256, description="width of the attention's hidden layer")
     instances: Count = Field(
         8, description="tiles labelled at each end of the ranking by attention"
@@ -92,13 +90,7 @@ def network(options: ClamSBSection | ClamMBSection, dimension: int, outputs: int
             return super().pool(parts, mask)._replace(instances=parts[2].unflatten(2, (-1, 2)))
 
         def instance_loss(self, output: Output, mask: Tensor, members: Tensor) -> Tensor:
-            """Return the instance term of the loss, a scalar.
-
-            Args:
-                output: the result of `forward`.
-                mask: bool (b, n), True on instances that exist.
-                members: bool (b, o), True where the bag's label is in the class of the output.
-            """
+            """Return the instance loss; `members` (b, o) says in which classes a bag is."""
             assert output.instances is not None
             scores = output.instances.float()  # (b, n, o, 2)
             maps = output.attention.detach()

@@ -58,7 +58,6 @@ def network(options: DualStreamSection, dimension: int, outputs: int) -> "Head":
             return h, self.instance(h), self.query(h)
 
         def pool(self, parts: tuple[Tensor, ...], mask: Tensor) -> Output:
-            """Pool the result of `encode`: logits (b, o), attention (b, n, o)."""
             h, scores, q = parts
             scores = scores.masked_fill(~mask[:, :, None], -torch.inf)  # (b, n, o)
             best, critical = scores.max(dim=1)  # (b, o), (b, o)

@@ -42,7 +42,6 @@ def network(options: MaxSection, dimension: int, outputs: int) -> "Head":
             return (self.classifier(self.project(self.dropout(bag))),)
 
         def pool(self, parts: tuple[Tensor, ...], mask: Tensor) -> Output:
-            """Pool instance logits (b, n, o): logits (b, o), attention (b, n, o)."""
             scores = parts[0].masked_fill(~mask[:, :, None], -torch.inf)
             logits, deciding = scores.max(dim=1)  # (b, o), (b, o)
             weights = torch.zeros_like(scores, dtype=torch.float32)  # (b, n, o)

@@ -40,7 +40,6 @@ def network(options: MeanSection, dimension: int, outputs: int) -> "Head":
             self.classifier = nn.Linear(self.width, outputs)
 
         def pool(self, parts: tuple[Tensor, ...], mask: Tensor) -> Output:
-            """Pool instances (b, n, width): logits (b, o), attention (b, n)."""
             weights = mask / mask.sum(dim=1, keepdim=True)  # (b, n)
             z = torch.einsum("bn,bnw->bw", weights, parts[0].to(weights.dtype))  # (b, width)
             return Output(self.classifier(z), weights)

@@ -82,7 +82,6 @@ def network(options: TransMILSection, dimension: int, outputs: int) -> "Head":
             self.classifier = nn.Linear(hidden, outputs)
 
         def pool(self, parts: tuple[Tensor, ...], mask: Tensor) -> Output:
-            """Pool instances (b, n, hidden): logits (b, o), attention (b, n)."""
             h = parts[0]
             logits, attention = [], torch.zeros(mask.shape, device=mask.device)
             for index in range(len(h)):

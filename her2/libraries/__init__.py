@@ -57,17 +57,17 @@ class Library(ABC):
             OSError, RuntimeError: the published weights could not be fetched.
         """
 
-    @abstractmethod
     def arguments(self, architecture: str, *, feature: Feature, size_px: int) -> dict[str, Any]:
         """Return the arguments of `build` for patches of `size_px` pixels per side, as JSON."""
+        return {}
 
     @abstractmethod
     def normalisation(self, architecture: str) -> Normalisation | None:
         """Return the normalisation of the published weights; None where it is not known."""
 
-    @abstractmethod
     def licence(self, architecture: str) -> str:
         """Return the licence of the published weights; "" where the library states none."""
+        return ""
 
 
 @cache
@@ -78,14 +78,15 @@ def library(name: str) -> Library:
     return found
 
 
-def check_known(name: str, architecture: str) -> None:
-    """Check that a library has an architecture.
+def library_with(name: str, architecture: str) -> Library:
+    """Return the library of that name, which has the architecture.
 
     Raises:
-        UserError: it does not; the message lists the nearest names.
+        UserError: it does not have it; the message lists the nearest names.
     """
-    if library(name).knows(architecture):
-        return
-    near = difflib.get_close_matches(architecture, library(name).names(), n=3)
+    found = library(name)
+    if found.knows(architecture):
+        return found
+    near = difflib.get_close_matches(architecture, found.names(), n=3)
     hint = f" Similar names: {', '.join(near)}." if near else ""
     raise UserError(f"encoders: {name} has no model {architecture!r}.{hint}")

@@ -44,7 +44,6 @@ class Timm(Library):
         arguments: Mapping[str, Any],
         pretrained: bool,
     ) -> "nn.Module":
-        """Build a model; the arguments already contain what `feature` needs."""
         import timm
 
         return timm.create_model(
@@ -62,12 +61,10 @@ class Timm(Library):
         return found
 
     def normalisation(self, architecture: str) -> Normalisation | None:
-        """Return mean and standard deviation from the weights' configuration."""
         config = _published(architecture)
         return None if config is None else (tuple(config.mean), tuple(config.std))
 
     def licence(self, architecture: str) -> str:
-        """Return the licence from the weights' configuration."""
         config = _published(architecture)
         return "" if config is None else str(config.license or "")
 

@@ -50,20 +50,11 @@ class Torchvision(Library):
                 return model
         raise UserError(f"encoders: torchvision/{architecture} has no classifier to remove.")
 
-    def arguments(self, architecture: str, *, feature: Feature, size_px: int) -> dict[str, Any]:
-        """Return no arguments: the size of a model's patches cannot be chosen."""
-        return {}
-
     def normalisation(self, architecture: str) -> Normalisation | None:
-        """Return mean and standard deviation from the transforms published with the weights."""
         from torchvision import models
 
         transform = models.get_model_weights(architecture).DEFAULT.transforms()
         return tuple(transform.mean), tuple(transform.std)
-
-    def licence(self, architecture: str) -> str:
-        """Return "": torchvision states no licence for its weights."""
-        return ""
 
 
 LIBRARY = Torchvision()

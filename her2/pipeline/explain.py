@@ -54,12 +54,10 @@ class Planned:
 
 
 def explain(plan: Plan, slide_id: str, jobs: list[Planned]) -> Iterator[str]:
-    """Yield the lines of the explanation.
+    """Yield the lines of the explanation of a slide of the manifest.
 
-    Args:
-        plan: plan of the config and the manifest as they are now.
-        slide_id: a slide of the manifest.
-        jobs: the jobs that Snakemake would run.
+    `plan` is that of the config and the manifest as they are now, and `jobs` are those that
+    Snakemake would run.
 
     Raises:
         UserError: the manifest has no such slide, or an entries file is broken.

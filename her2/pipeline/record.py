@@ -8,7 +8,6 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -43,10 +42,8 @@ _JOB_KEYS = {one.name for one in fields(Job)}
 class RunRecord:
     """One call of Snakemake, with times in seconds since 1970.
 
-    `rules` are those of the run in the order of the stages; `up_to_date` counts jobs by rule.
-
-    `began_on_disk` is the start of the run by the clock of the results' file system, which on a
-    network disk is not this machine's. Logs of the run are newer.
+    `rules` are in the order of the stages; `up_to_date` counts jobs by rule. `began_on_disk` is by
+    the clock of the results' file system, which may not be this machine's. Logs are newer.
     """
 
     host: str
@@ -147,14 +144,10 @@ def _job(job: Any, plan: Plan) -> Job:
     return Job(
         rule=job.rule.name,
         name="/".join(job.wildcards_dict.values()),
-        log=_first(job.log),
+        log=next(map(str, job.log), ""),
         slides=len(plan.by_bucket[bucket]) if bucket else 0,
         tiles=str(job.input.tiles) if embeds else None,
     )
-
-
-def _first(values: Iterable[Any]) -> str:
-    return next((str(value) for value in values), "")
 
 
 def _write(results: Path, record: RunRecord) -> None:

@@ -127,30 +127,17 @@ def failures(found: Iterable[Stage]) -> list[JobProgress]:
     return [job for stage in found for job in stage.jobs if job.state == "failed"]
 
 
-def disk_usage(folder: Path, *, without: frozenset[tuple[int, int]] = frozenset()) -> int:
-    """Return the bytes of the files below a folder, each inode once and none of `without`."""
-    seen = set(without)
-    total = 0
-    for path in _files(folder):
-        stat = path.stat(follow_symlinks=False)
-        if (stat.st_dev, stat.st_ino) not in seen:
-            seen.add((stat.st_dev, stat.st_ino))
-            total += stat.st_size
-    return total
+def disk_usage(folder: Path, *, without: Path | None = None) -> int:
+    """Return the bytes of the files below a folder; hard links, also into `without`, count once."""
+    shared = set() if without is None else _sizes(without).keys()
+    return sum(size for inode, size in _sizes(folder).items() if inode not in shared)
 
 
-def inodes(folder: Path) -> frozenset[tuple[int, int]]:
-    """Return the (device, inode) pairs of the files below a folder, equal for hard links."""
-    stats = (path.stat(follow_symlinks=False) for path in _files(folder))
-    return frozenset((stat.st_dev, stat.st_ino) for stat in stats)
-
-
-def _files(folder: Path) -> Iterable[Path]:
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            path = Path(parent, name)
-            if path.exists():
-                yield path
+def _sizes(folder: Path) -> dict[tuple[int, int], int]:
+    """Return (device, inode) -> bytes of the files below a folder."""
+    paths = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
+    stats = (path.stat(follow_symlinks=False) for path in paths if path.exists())
+    return {(stat.st_dev, stat.st_ino): stat.st_size for stat in stats}
 
 
 def _update(job: JobProgress, folder: Path) -> None:

@@ -29,12 +29,10 @@ CATEGORIES = {
 
 
 def read_plan(values: Mapping[str, Any], *, check_files: bool) -> Plan:
-    """Read the manifest that a config names, check both, and return the plan.
+    """Read the manifest that Snakemake's config names, check both, and return the plan.
 
-    Args:
-        values: Snakemake's config.
-        check_files: whether to look up every slide in the file system. The first process of a run
-            does, so that the thousands of later ones need not.
+    `check_files` looks up every slide in the file system. The first process of a run does so, so
+    that the thousands of later ones need not.
 
     Raises:
         UserError: all problems of the first of these that has any: the config, the manifest,

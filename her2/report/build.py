@@ -12,7 +12,7 @@ import polars as pl
 from her2.config.jobs import ReportSpec
 from her2.core.files import write_text
 from her2.core.tables import write_csv
-from her2.report.figures.base import Draw, draw_figure, draw_figures
+from her2.report.figures.base import draw_figures
 from her2.report.results import Results, read_results
 
 log = logging.getLogger(__name__)
@@ -31,11 +31,6 @@ def build_report(spec: ReportSpec, results: Path, output: Path) -> None:
     Raises:
         UserError: a table of the run is missing or broken, or the page cannot be written.
     """
-    write_report(spec, results, output, draw_figure)
-
-
-def write_report(spec: ReportSpec, results: Path, output: Path, draw: Draw) -> None:
-    """Write what `build_report` does; `draw` makes the files of each figure."""
     run = read_results(spec, results)
 
     # Sections import large libraries, so an incomplete folder is reported before that.
@@ -51,7 +46,7 @@ def write_report(spec: ReportSpec, results: Path, output: Path, draw: Draw) -> N
     write_text(output.with_name("methods.txt"), "\n\n".join(methods.methods(run)) + "\n")
     write_csv(checklist.checklist_table(run), output.with_name("checklist.csv"))
     shown = page.collect_sections(run)
-    figures = draw_figures([item.data for item in shown], output.parent / "figures", draw)
+    figures = draw_figures([item.data for item in shown], output.parent / "figures")
     text = page.render(page.page_context(run), shown, figures)
     write_text(output, text)
     log.info(

@@ -70,31 +70,24 @@ def read_regions(path: Path) -> tuple[Region, ...]:
 
 
 def chosen_regions(
-    regions: Sequence[Region],
-    classes: Collection[str],
-    *,
-    file: str,
-    key: str = "tiling.annotation_classes",
+    path: Path, classes: Collection[str], *, key: str = "tiling.annotation_classes"
 ) -> tuple[Region, ...]:
-    """Return the regions of some classes (all if none is given), and every negative region.
-
-    Args:
-        regions: the regions of one file.
-        classes: class names from the config's `key`.
-        file, key: names of the file and the config key for errors.
+    """Read the regions of some classes (all if none is given), and every negative region.
 
     Raises:
-        SlideUnfit: there is no such region.
+        SlideUnfit: there is no such region; the message names the config `key` of the classes.
+        SlideError: as `read_regions`.
     """
+    regions = read_regions(path)
     positive = [region for region in regions if not region.negative]
     chosen = [region for region in positive if not classes or region.name in classes]
     if not positive:
-        raise SlideUnfit(f"its annotation {file} has no region with an area")
+        raise SlideUnfit(f"its annotation {path.name} has no region with an area")
     if not chosen:
         found = ", ".join(sorted({region.name or "(no class)" for region in positive}))
         raise SlideUnfit(
-            f"its annotation {file} has no region of class {', '.join(sorted(classes))} ({key}); "
-            f"its classes are {found}"
+            f"its annotation {path.name} has no region of class {', '.join(sorted(classes))} "
+            f"({key}); its classes are {found}"
         )
     return tuple(chosen) + tuple(region for region in regions if region.negative)
 
@@ -108,11 +101,8 @@ def region_mask(
 ) -> Mask:
     """Rasterise regions: True where at least half of a px is inside one and not in a negative one.
 
-    Args:
-        regions: regions in level-0 px.
-        shape: (h, w) of the result, which covers the whole slide.
-        size_px: (width, height) of the slide at level 0.
-        origin_px: level-0 position of the regions' (0, 0).
+    `shape` (h, w) covers the whole slide, which has `size_px` (width, height) at level 0;
+    `origin_px` is the level-0 position of the regions' (0, 0).
     """
     scale = np.array([shape[1] / size_px[0], shape[0] / size_px[1]])
     inside, outside = np.zeros(shape, bool), np.zeros(shape, bool)

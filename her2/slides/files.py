@@ -41,9 +41,8 @@ _SHOWN = 5
 def companions(path: Path) -> list[Path] | None:
     """Return all files of a MIRAX, Hamamatsu VMS, VMU, NDPIS or DICOM slide, `path` among them.
 
-    Returns:
-        Files in an order that does not depend on the file system, all within the folder of `path`;
-        None for any other format, whose slides are single files.
+    They are in an order that does not depend on the file system, within the folder of `path`. None
+    for any other format, whose slides are single files.
 
     Raises:
         SlideError: a file of the slide is absent or outside its folder.
@@ -114,7 +113,8 @@ def _names(index: Path, keys: Mapping[str, re.Pattern[str]]) -> dict[str, str]:
 
 def _check_named(index: str, folder: Path, named: Mapping[str, str]) -> None:
     """Raise a SlideError unless all files that an index names are in its folder."""
-    outside = [name for name in named.values() if _leaves_folder(name)]
+    paths = {name: PurePosixPath(name.replace("\\", "/")) for name in named.values()}
+    outside = [name for name, path in paths.items() if path.is_absolute() or ".." in path.parts]
     if outside:
         raise SlideError(
             f"{index} names {_listed(outside)}, outside its folder; put the slide's files beside "
@@ -125,11 +125,6 @@ def _check_named(index: str, folder: Path, named: Mapping[str, str]) -> None:
         raise SlideError(
             f"{index} names {_listed(absent)}, missing in its folder; copy the slide's files there"
         )
-
-
-def _leaves_folder(name: str) -> bool:
-    parts = PurePosixPath(name.replace("\\", "/"))
-    return parts.is_absolute() or ".." in parts.parts
 
 
 def _listed(names: list[str]) -> str:

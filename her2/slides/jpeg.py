@@ -10,11 +10,9 @@ tile) is left to OpenSlide.
 
 import os
 import re
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +53,7 @@ class _Level:
 class JpegTiles:
     """The levels of a TIFF that are grids of JPEG tiles. Reads are thread-safe.
 
-    Args:
-        path: the slide's file.
-        level_sizes: (width, height) px of OpenSlide's levels.
-        downsamples: downsamples of OpenSlide's levels.
+    `level_sizes` (width, height) and `downsamples` are those of OpenSlide's levels.
     """
 
     reader = "jpeg"
@@ -71,29 +66,19 @@ class JpegTiles:
     ) -> None:
         self._levels = _levels(path, level_sizes, downsamples)
         self._file = os.open(path, os.O_RDONLY)
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[int, int], RGB] = OrderedDict()
-        self._kept_bytes = 0
+        pages = [level.page for level in self._levels.values()]
+        largest = max((3 * page.tilewidth * page.tilelength for page in pages), default=1)
+        self._tile = lru_cache(max(1, KEPT_BYTES // largest))(self._decoded)
 
     def __len__(self) -> int:
-        """Return the number of levels that can be read."""
         return len(self._levels)
 
     def close(self) -> None:
-        """Close the file."""
         os.close(self._file)
+        self._tile.cache_clear()
 
     def read(self, level: int, left: int, top: int, size: tuple[int, int]) -> RGB | None:
-        """Read a rectangle of a level.
-
-        Args:
-            level: OpenSlide's level number.
-            left, top: px of the level.
-            size: (width, height) px.
-
-        Returns:
-            uint8 (height, width, 3), or None if OpenSlide has to read it.
-        """
+        """Return a rectangle of a level; None if OpenSlide has to read it."""
         found = self._levels.get(level)
         right, bottom = left + size[0], top + size[1]
         if found is None or left < 0 or top < 0:
@@ -116,12 +101,7 @@ class JpegTiles:
                 ]
         return result
 
-    def _tile(self, level: int, index: int) -> RGB | None:
-        with self._lock:
-            kept = self._kept.get((level, index))
-            if kept is not None:
-                self._kept.move_to_end((level, index))
-                return kept
+    def _decoded(self, level: int, index: int) -> RGB | None:
         page, decode = self._levels[level].page, self._levels[level].decode
         count = page.databytecounts[index]
         if count == 0:
@@ -135,14 +115,7 @@ class JpegTiles:
             return None
         if decoded is None or decoded.shape != (1, page.tilelength, page.tilewidth, 3):
             return None
-        tile = decoded[0]
-        with self._lock:
-            if (level, index) not in self._kept:
-                self._kept[level, index] = tile
-                self._kept_bytes += tile.nbytes
-            while self._kept_bytes > KEPT_BYTES:
-                self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
-        return tile
+        return decoded[0]
 
 
 def open_jpeg_tiles(

@@ -16,13 +16,11 @@ _ASPECT_SLACK = 0.02
 
 
 def read_mask(path: Path, shape: tuple[int, int], *, size_px: tuple[int, int]) -> Mask:
-    """Read a mask, True where it is not zero, at the size of the thumbnail.
+    """Read a mask (PNG or TIFF), True where it is not zero, at the size of the thumbnail (h, w).
 
-    Args:
-        path: PNG or TIFF. Of a pyramid, the smallest page that is large enough is read. Every
-            channel counts except transparency; of a palette, the indices count.
-        shape: (h, w) of the result, which covers the whole slide, as the mask must.
-        size_px: (width, height) of the slide at level 0.
+    The mask covers the whole slide, `size_px` (width, height) at level 0. Of a pyramid, the
+    smallest page that is large enough is read. Every channel counts except transparency; of a
+    palette, the indices count.
 
     Raises:
         SlideError: the mask cannot be used; the message names the file and the problem.
@@ -35,12 +33,7 @@ def read_values(
 ) -> NDArray[Any]:
     """Read the stored values (h, w), the largest channel's, of an image of the whole slide.
 
-    Args:
-        path, shape, size_px: see `read_mask`.
-        what: what errors call the file.
-
-    Raises:
-        SlideError: the image cannot be used; the message names the file and the problem.
+    Arguments and errors are those of `read_mask`; errors call the file `what`.
     """
     try:
         image = _tiff(path, shape) if path.suffix.lower() in (".tif", ".tiff") else _flat(path)

@@ -7,15 +7,13 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from PIL import Image
 
 from her2.core.errors import SlideUnfit, TileError
 from her2.core.types import MPP_RANGE, RGB
-from her2.slides.backend import TileDecoder
-from her2.slides.backends import open_slide
+from her2.slides.backends import TileDecoder, open_slide
 
 log = logging.getLogger(__name__)
 
@@ -56,16 +54,10 @@ class Slide:
     def __enter__(self) -> "Slide":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Close the file."""
         self._opened.close()
         if self._decoder is not None:
             self._decoder.close()
@@ -109,14 +101,11 @@ class Slide:
         *,
         scanned: bool = False,
     ) -> RGB:
-        """Read a rectangle of the slide, resampled to exactly `out` px.
+        """Read a rectangle of the slide, resampled to exactly `out` (width, height) px.
 
-        Args:
-            x, y: top left, level-0 px; may be fractional.
-            width, height: level-0 px; may be fractional.
-            out: (width, height) of the result, px.
-            scanned: expect image data: a rectangle without any (a tile lost in copying reads as
-                transparent) is an error instead of white.
+        The top left `x, y`, `width` and `height` are level-0 px and may be fractional. With
+        `scanned`, image data are expected: a rectangle without any (a tile lost in copying reads as
+        transparent) is an error instead of white.
 
         Returns:
             uint8 (out height, out width, 3), white outside the scanned area.
@@ -156,10 +145,7 @@ class Slide:
     def decode_directly(self, x: float, y: float, width: float, height: float) -> bool:
         """Use the backend's faster decoder from now on, if it has one; return whether it is used.
 
-        One region is read both ways first. If the two differ, the decoder is not used.
-
-        Args:
-            x, y, width, height: the region to compare, level-0 px.
+        This region (level-0 px) is read both ways first. If the two differ, it is not used.
 
         Raises:
             TileError: the region cannot be read.
@@ -219,11 +205,7 @@ def _extent(end: float, available: int) -> int:
 
 
 def _on_white(image: Image.Image, scanned: bool) -> Image.Image:
-    """Convert RGBA (transparent where nothing was scanned) to RGB on white.
-
-    Raises:
-        TileError: all of it is transparent although it should be `scanned`.
-    """
+    """Convert RGBA (transparent where nothing was scanned) to RGB on white."""
     if image.mode != "RGBA":
         return image.convert("RGB")
     alpha = image.getchannel("A")

@@ -45,19 +45,16 @@ class Stager:
             SlideError: it cannot be opened, or files are missing.
         """
         with self._lock:
-            return self._open(path)
-
-    def _open(self, path: Path) -> Slide:
-        ahead = self._copies.pop(path, None)
-        copy = ahead.result() if ahead is not None else None
-        if copy is None:  # the first slide, or no room while the previous one was open
-            copy = self._copier.submit(self._copy, path, last=True).result()
-        after = self._next.get(path)
-        if after is not None and after not in self._copies:
-            self._copies[after] = self._copier.submit(self._copy, after, last=False)
-        self._opened += 1
-        self._copied += copy is not None
-        return Slide(path) if copy is None else _Copy(copy)
+            ahead = self._copies.pop(path, None)
+            copy = ahead.result() if ahead is not None else None
+            if copy is None:  # the first slide, or no room while the previous one was open
+                copy = self._copier.submit(self._copy, path, last=True).result()
+            after = self._next.get(path)
+            if after is not None and after not in self._copies:
+                self._copies[after] = self._copier.submit(self._copy, after, last=False)
+            self._opened += 1
+            self._copied += copy is not None
+            return Slide(path) if copy is None else _Copy(copy)
 
     def close(self) -> None:
         """Stop copying and log how many slides were copied; `staged` removes the folder."""
@@ -107,12 +104,8 @@ class _Copy(Slide):
 def staged(scratch: str | None, paths: Sequence[Path]) -> Iterator[Stager | None]:
     """Yield a stager with its own folder on the scratch disk, removed when the block ends.
 
-    Folders of killed jobs are removed when the next job starts.
-
-    Args:
-        scratch: a folder, which may contain variables of this machine (`$TMPDIR`); None for no
-            staging.
-        paths: the slides, in the order in which they will be opened.
+    Folders of killed jobs are removed when the next job starts. `scratch` may contain variables of
+    this machine (`$TMPDIR`); None stages nothing. `paths` are in the order of opening.
 
     Raises:
         UserError: the folder does not exist or is not writable.

@@ -58,10 +58,9 @@ class Cache:
 
     @contextmanager
     def publish(self, kind: Kind, key: str, *, megabytes: float | None = None) -> Iterator[Path]:
-        """Yield a temporary path that becomes the product if the block succeeds.
+        """Yield a temporary path (of a folder, for encoders and models) that becomes the product.
 
-        Encoders and models are folders. `megabytes` is the space needed, for the error on a full
-        disk.
+        The error on a full disk says that `megabytes` are needed.
         """
         target = self.path(kind, key)
         write = atomic_path if SUFFIXES[kind] else atomic_folder
@@ -86,7 +85,6 @@ class Cache:
         return target
 
     def quarantined(self) -> list[Path]:
-        """Return the products that were moved aside."""
         return sorted((self.root / QUARANTINE).glob("*/*"))
 
     def leftovers(self, *, older_than_seconds: float = STALE_SECONDS) -> list[Path]:

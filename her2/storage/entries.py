@@ -81,13 +81,11 @@ Entry = TypeVar("Entry", TileEntry, FeatureEntry, FoldEntry)
 
 def write_entries(path: Path, entries: Mapping[str, TileEntry | FeatureEntry | FoldEntry]) -> None:
     """Write the entries file of a job, one entry per slide (or fold)."""
-    write_json(
-        path,
-        {
-            name: entry.columns() if isinstance(entry, TileEntry) else asdict(entry)
-            for name, entry in entries.items()
-        },
-    )
+    values = {
+        name: entry.columns() if isinstance(entry, TileEntry) else asdict(entry)
+        for name, entry in entries.items()
+    }
+    write_json(path, values)
 
 
 def read_entries(path: Path, entry: type[Entry]) -> dict[str, Entry]:
@@ -96,15 +94,10 @@ def read_entries(path: Path, entry: type[Entry]) -> dict[str, Entry]:
     Raises:
         UserError: the file is absent or not an entries file.
     """
-    build: Callable[..., Any] = entry
-    if issubclass(entry, TileEntry):
-
-        def build(**columns: Any) -> TileEntry:
-            return TileEntry.of_columns(columns)
-
+    build: Callable[[Any], Any] = getattr(entry, "of_columns", lambda columns: entry(**columns))
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return {name: build(**columns) for name, columns in values.items()}
+        return {name: build(columns) for name, columns in values.items()}
     except FileNotFoundError:
         # Snakemake makes an absent file only for a job that names it or for a target.
         raise UserError(

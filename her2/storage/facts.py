@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from her2.filters.base import AreaFilter
 from her2.filters.registry import FILTERS, LISTED
 
@@ -77,18 +79,9 @@ class StoredSlide:
         """Read the slide from the attributes of a store.
 
         Raises:
-            KeyError: a part is missing.
+            KeyError, ValueError: a part is missing.
         """
-        slide = attributes["slide"]
-        (mpp_x, mpp_y), (tile_width, tile_height) = slide["mpp"], slide["level0_tile"]
-        width_px, height_px = slide["size_px"]
-        return cls(
-            fingerprint=slide["fingerprint"],
-            mpp=(float(mpp_x), float(mpp_y)),
-            mpp_source=slide["mpp_source"],
-            level0_tile=(float(tile_width), float(tile_height)),
-            size_px=(int(width_px), int(height_px)),
-        )
+        return TypeAdapter(cls).validate_python(attributes["slide"])
 
 
 _SHARES = tuple(one.name for one in LISTED if isinstance(one, AreaFilter))
@@ -102,13 +95,12 @@ _READS = "_reads"
 
 def fact_columns(facts: SlideFacts | None) -> dict[str, Any]:
     """Return flat facts in the column order of the cohort's table; None or 0 if there are none."""
-    if facts is None:
-        return {**dict.fromkeys((*_PLAIN, *_SHARES)), **dict.fromkeys(_REJECTED, 0), "not_drawn": 0}
+    shares, rejected = (facts.shares, facts.rejected) if facts else ({}, {})
     return {
-        **{name: getattr(facts, name) for name in _PLAIN},
-        **{name: facts.shares.get(name) for name in _SHARES},
-        **{column: facts.rejected.get(name, 0) for column, name in _REJECTED.items()},
-        "not_drawn": facts.not_drawn,
+        **{name: getattr(facts, name, None) for name in _PLAIN},
+        **{name: shares.get(name) for name in _SHARES},
+        **{column: rejected.get(name, 0) for column, name in _REJECTED.items()},
+        "not_drawn": facts.not_drawn if facts else 0,
     }
 
 
@@ -121,23 +113,14 @@ def facts_of_columns(columns: Mapping[str, Any]) -> SlideFacts | None:
     plain: dict[str, Any] = dict(columns)
     shares = {name: plain.pop(name, None) for name in _SHARES}
     rejected = {name: plain.pop(column, 0) for column, name in _REJECTED.items()}
-    not_tiled = plain.get("fingerprint") is None
-    facts = SlideFacts(
-        shares={name: share for name, share in shares.items() if share is not None},
-        rejected=rejected,
-        **plain,
-    )
-    return None if not_tiled else facts
+    known = {name: share for name, share in shares.items() if share is not None}
+    tiled = plain.get("fingerprint") is not None
+    facts = SlideFacts(shares=known, rejected=rejected, **plain)
+    return facts if tiled else None
 
 
 def table_metadata(facts: SlideFacts, grid: TileGrid, reads: Mapping[str, int]) -> dict[str, Any]:
-    """Return the metadata of a tile table.
-
-    Args:
-        facts: the slide's facts.
-        grid: the slide's grid.
-        reads: number of tiles read for each filter that reads tiles.
-    """
+    """Return the metadata of a tile table; `reads` counts the tiles that each filter read."""
     return {
         **{name: getattr(facts, name) for name in _PLAIN},
         **facts.shares,
@@ -158,17 +141,13 @@ def of_table_metadata(values: Mapping[str, Any]) -> tuple[SlideFacts, TileGrid, 
     """
     plain = {name: values[name] for name in _PLAIN if name in values}
     grid = TileGrid(**{name: values[name] for name in _GRID})
-    known = {*plain, *_GRID, "rejected", "not_drawn"}
+    known = {*_PLAIN, *_GRID, "rejected", "not_drawn"}
     others = {name: value for name, value in values.items() if name not in known}
+    reads = {name.removesuffix(_READS): n for name, n in others.items() if name.endswith(_READS)}
     facts = SlideFacts(
         shares={name: share for name, share in others.items() if not name.endswith(_READS)},
         rejected=values.get("rejected", {}),
         not_drawn=values.get("not_drawn", 0),
         **plain,
     )
-    reads = {
-        name.removesuffix(_READS): number
-        for name, number in others.items()
-        if name.endswith(_READS)
-    }
     return facts, grid, reads

@@ -2,7 +2,7 @@
 
 The format is Zarr v3 in an uncompressed zip. One file can be published atomically, each of its
 members has a CRC, and an uncompressed chunk can be memory-mapped, so training gathers rows without
-reading or copying a whole store.
+reading or copying a whole store. What reads a store raises a UserError for any other file.
 """
 
 import json
@@ -12,6 +12,7 @@ import struct
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -39,10 +40,9 @@ _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 
 @dataclass(frozen=True, slots=True)
 class FeatureStore:
-    """The features of a slide, memory-mapped.
+    """The features of a slide, memory-mapped: `chunks` (rows of the chunk, d) in row order.
 
-    `chunks` are float16 or float32 (rows of the chunk, d), in row order. `attributes` contain the
-    identity, the provenance and the throughput.
+    `attributes` contain the identity, the provenance and the throughput.
     """
 
     path: Path
@@ -54,7 +54,6 @@ class FeatureStore:
 
     @property
     def dimension(self) -> int:
-        """Return the number of features per tile."""
         return int(self.chunks[0].shape[1])
 
     def all(self) -> NDArray[Any]:
@@ -70,15 +69,11 @@ class FeatureStore:
 
 
 class RowSpool:
-    """A buffer for the features of a slide while they are computed, in any order.
+    """A buffer for the features of a slide (rows, dimension) while they are computed, in any order.
 
-    Small slides stay in memory. Larger ones go to an unnamed file beside the cache, so memory does
-    not grow with the slide and a killed job leaves nothing behind. Several threads may put
-    different rows at the same time.
-
-    Args:
-        rows, dimension, dtype: shape (rows, dimension) and type of the features.
-        folder: folder of the file; created if absent.
+    Small slides stay in memory. Larger ones go to an unnamed file in `folder`, so memory does not
+    grow with the slide and a killed job leaves nothing behind. Several threads may put different
+    rows at the same time.
     """
 
     def __init__(self, rows: int, dimension: int, dtype: str, folder: Path) -> None:
@@ -129,34 +124,9 @@ class RowSpool:
             yield block[kept[start:stop]]
 
     def close(self) -> None:
-        """Free the memory or the disk space."""
         self._memory = None
         if self._file is not None:
             self._file.close()
-
-
-def write_store(
-    path: Path,
-    features: NDArray[Any],
-    coords: NDArray[np.int32],
-    attributes: Mapping[str, Any],
-) -> None:
-    """Write a store; the caller publishes it atomically.
-
-    Args:
-        path: the new file.
-        features: (n, d) float16 or float32, finite, n >= 1.
-        coords: (n, 2) int32, level-0 px.
-        attributes: JSON values.
-
-    Raises:
-        ValueError: shapes do not agree, or a value is not finite.
-    """
-    if features.ndim != 2:
-        raise ValueError(f"features {features.shape} do not fit coords {coords.shape}")
-    step = max(1, BLOCK_BYTES // max(1, features.itemsize * features.shape[1]))
-    blocks = (features[start : start + step] for start in range(0, len(features), step))
-    write_rows(path, blocks, features.shape, features.dtype, coords, lambda: attributes)
 
 
 def write_rows(
@@ -167,19 +137,19 @@ def write_rows(
     coords: NDArray[np.int32],
     attributes: Callable[[], Mapping[str, Any]],
 ) -> None:
-    """Write a store like `write_store`, from blocks of rows that are never all in memory.
+    """Write a store from blocks of rows; the caller publishes it atomically.
 
     Args:
         path: the new file.
-        blocks: consecutive blocks of rows (k, d), `shape` (n, d) in total.
-        shape, dtype: shape and type of all features.
+        blocks: consecutive blocks of rows (k, d), finite, which are never all in memory.
+        shape, dtype: (n, d) and float16 or float32, of all features; n >= 1.
         coords: (n, 2) int32, level-0 px.
-        attributes: called last, so that it can include how long the rest took.
+        attributes: called last, so that it can include how long the rest took; JSON values.
 
     Raises:
         ValueError: shapes do not agree, or a value is not finite.
     """
-    if coords.shape != (shape[0], 2) or shape[0] == 0:
+    if len(shape) != 2 or coords.shape != (shape[0], 2) or shape[0] == 0:
         raise ValueError(f"features {shape} do not fit coords {coords.shape}")
     size = min(shape[0], max(1, CHUNK_BYTES // (dtype.itemsize * shape[1])))
     try:
@@ -260,28 +230,21 @@ def _metadata(
 
 
 def open_store(path: Path) -> FeatureStore:
-    """Open a store for training: read its small members and map the features.
-
-    Raises:
-        UserError: the file is not a feature store.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            attributes = json.loads(archive.read("zarr.json"))["attributes"]
-            array = json.loads(archive.read("features/zarr.json"))
-            rows, dimension = array["shape"]
-            if rows < 1:
-                raise ValueError("it has no tiles")
-            size = array["chunk_grid"]["configuration"]["chunk_shape"][0]
-            dtype = np.dtype(array["data_type"]).newbyteorder("<")
-            chunks = [
-                _map(path, archive.getinfo(f"features/c/{i}/0"), dtype, size, dimension)
-                for i in range(-(-rows // size))
-            ]
+    """Open a store for training: read its small members and map the features."""
+    with _archive(path) as archive:
+        attributes = json.loads(archive.read("zarr.json"))["attributes"]
+        array = json.loads(archive.read("features/zarr.json"))
+        rows, dimension = array["shape"]
+        if rows < 1:
+            raise ValueError("it has no tiles")
+        size = array["chunk_grid"]["configuration"]["chunk_shape"][0]
+        dtype = np.dtype(array["data_type"]).newbyteorder("<")
+        chunks = [
+            _map(path, archive.getinfo(f"features/c/{i}/0"), dtype, size, dimension)
+            for i in range(-(-rows // size))
+        ]
         # Zarr pads the last chunk to full size.
         chunks[-1] = chunks[-1][: rows - size * (len(chunks) - 1)]
-    except _DAMAGE as error:
-        raise _broken(path, error) from None
     return FeatureStore(path, tuple(chunks), attributes)
 
 
@@ -295,34 +258,20 @@ def allow_open_files(count: int) -> None:
 
 
 def read_attributes(path: Path) -> dict[str, Any]:
-    """Read only the attributes.
-
-    Raises:
-        UserError: the file is not a feature store.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            found: dict[str, Any] = json.loads(archive.read("zarr.json"))["attributes"]
-            return found
-    except _DAMAGE as error:
-        raise _broken(path, error) from None
+    """Read only the attributes."""
+    with _archive(path) as archive:
+        found: dict[str, Any] = json.loads(archive.read("zarr.json"))["attributes"]
+    return found
 
 
 def read_coords(path: Path) -> NDArray[np.int32]:
-    """Read the top left corners of the tiles: int32 (n, 2), level-0 px.
-
-    Raises:
-        UserError: the file is not a feature store.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            array = json.loads(archive.read("coords/zarr.json"))
-            content = np.frombuffer(archive.read("coords/c/0/0"), "<i4")
-            if array["chunk_grid"]["configuration"]["chunk_shape"] != array["shape"]:
-                raise ValueError("its coordinates are in several chunks")
-            return content.reshape(array["shape"]).astype(np.int32)
-    except _DAMAGE as error:
-        raise _broken(path, error) from None
+    """Read the top left corners of the tiles: int32 (n, 2), level-0 px."""
+    with _archive(path) as archive:
+        array = json.loads(archive.read("coords/zarr.json"))
+        content = np.frombuffer(archive.read("coords/c/0/0"), "<i4")
+        if array["chunk_grid"]["configuration"]["chunk_shape"] != array["shape"]:
+            raise ValueError("its coordinates are in several chunks")
+        return content.reshape(array["shape"]).astype(np.int32)
 
 
 def store_problems(path: Path) -> list[str]:
@@ -365,8 +314,14 @@ def _map(
     return np.memmap(path, dtype, mode="r", offset=offset, shape=(rows, dimension))
 
 
-def _broken(path: Path, error: Exception) -> UserError:
-    return UserError(
-        f"{path}: is not a feature store ({error}). Delete it and run snakemake again. "
-        "`her2 cache verify` finds all damaged files."
-    )
+@contextmanager
+def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open a store; any damage found within the block is a UserError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except _DAMAGE as error:
+        raise UserError(
+            f"{path}: is not a feature store ({error}). Delete it and run snakemake again. "
+            "`her2 cache verify` finds all damaged files."
+        ) from None

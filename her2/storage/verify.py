@@ -64,17 +64,13 @@ def unused_products(cache: Cache, results: Iterable[Path]) -> list[Product]:
     """
     used: set[str] = set()
     for folder in results:
-        keys = _keys(folder)
+        keys = {key for path in _entries_files(folder) for key in _named(path)}
         if not keys:
             raise UserError(
                 f"{folder}: has no entries files. Name the results folder of a run to keep."
             )
         used |= keys
     return [product for product in cache.products() if product.key not in used]
-
-
-def _keys(folder: Path) -> set[str]:
-    return {key for path in _entries_files(folder) for key in _named(path)}
 
 
 def _entries_files(folder: Path) -> list[Path]:

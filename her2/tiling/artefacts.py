@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from her2.config import TilingSection
 from her2.core.errors import TileError
-from her2.core.geometry import share_inside
+from her2.core.masks import share_inside
 from her2.core.types import RGB, Mask
 from her2.filters.base import AreaFilter, Measured, Thumbnail, TileFilter, Tiles, Where
 from her2.filters.registry import AREA_FILTERS, FILTERS, TILE_FILTERS
@@ -89,14 +89,8 @@ def judge(
 ) -> Judgement:
     """Run every filter on tiles; a filter that reads tiles gets only those not yet rejected.
 
-    Args:
-        slide: an open slide.
-        scale: the slide's um/px.
-        grid: size of a tile.
-        coords: (n, 2) top left corners of the tiles, level-0 px.
-        boxes: (n, 4) left, top, right, bottom of the tiles, px of the masks.
-        masks: masks of the area filters.
-        tiling: limits and options.
+    `coords` (n, 2) are top left corners in level-0 px, `boxes` (n, 4) left, top, right, bottom in
+    px of the area filters' `masks`.
     """
     made = Judgement(np.full(len(coords), KEPT), {}, {})
     active = [one for one in TILE_FILTERS if getattr(tiling, one.limit_key) < 1]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from her2.config import TilingSection
 from her2.core.errors import SlideUnfit
-from her2.core.geometry import share_inside
+from her2.core.masks import share_inside
 from her2.core.types import RGB, Mask
 from her2.filters.base import Thumbnail, Where
 from her2.filters.registry import FILTERS
@@ -36,10 +36,10 @@ class Sources:
 
 
 def grid_axis(length_px: int, tile: float, overlap: float) -> NDArray[np.int32]:
-    """Return the starts of the tiles along one axis, level-0 px.
+    """Return the starts of the tiles along one axis, level-0 px; all lie inside `length_px`.
 
     Tile i begins at floor(i * tile * (1 - overlap)), rounded only once so that a fractional tile
-    side does not drift across a slide. Every tile lies inside `length_px`.
+    side does not drift across a slide.
     """
     stride = tile * (1 - overlap)
     if length_px < tile:
@@ -58,19 +58,9 @@ def tile_slide(
     fingerprint: str,
     sources: Sources = Sources(),
 ) -> tuple[TileTable, RGB]:
-    """Find the tiles of a slide.
+    """Find the tiles of a slide at `mpp` um/px with `size` px per side, row by row from the top.
 
-    Args:
-        slide: an open slide.
-        scale: the slide's um/px.
-        mpp: target um/px.
-        size: target px per side.
-        tiling: options of tiling.
-        fingerprint: fingerprint of the slide's content.
-        sources: annotated regions, tissue mask and seed.
-
-    Returns:
-        The tiles, row by row from the top, and the QC picture (h, w, 3).
+    `fingerprint` is that of the slide's content. The second result is the QC picture (h, w, 3).
 
     Raises:
         SlideUnfit: the slide is too coarse for the target.
@@ -95,13 +85,16 @@ def tile_slide(
         level0_height=height,
         read_level=slide.read_level(mpp, scale),
     )
-    coords = _grid(slide, width, height, tiling.overlap)
+    xs = grid_axis(slide.width_px, width, tiling.overlap)
+    ys = grid_axis(slide.height_px, height, tiling.overlap)
+    coords = np.stack([np.tile(xs, len(ys)), np.repeat(ys, len(xs))], axis=1)
     boxes = _on_mask(coords, width, height, slide, layers.tissue)
     tissue = share_inside(layers.tissue, boxes)
     enough = tissue >= tiling.min_tissue
     coords, tissue, boxes = coords[enough], tissue[enough], boxes[enough]
     found = judge(slide, scale, grid, coords, boxes, layers.artefacts, tiling)
     drawn = _draw(found.kept, tiling.max_tiles, fingerprint, sources.seed)
+    area_mm2 = slide.width_px * scale.mpp_x * slide.height_px * scale.mpp_y / 1e6
     facts = SlideFacts(
         fingerprint=fingerprint,
         vendor=slide.vendor,
@@ -110,7 +103,7 @@ def tile_slide(
         mpp_x=scale.mpp_x,
         mpp_y=scale.mpp_y,
         mpp_source=scale.source,
-        tissue_mm2=round(float(layers.tissue.mean()) * _area_mm2(slide, scale), 4),
+        tissue_mm2=round(float(layers.tissue.mean()) * area_mm2, 4),
         tissue_source="detected" if sources.mask is None else "mask file",
         regions=None if sources.regions is None else len(sources.regions),
         shares=area_shares(layers.artefacts, layers.tissue, layers.region),
@@ -164,12 +157,6 @@ def _layers(
     return Layers(tissue=tissue, artefacts={**outside, **over, **within}, region=region)
 
 
-def _grid(slide: Slide, width: float, height: float, overlap: float) -> NDArray[np.int32]:
-    xs = grid_axis(slide.width_px, width, overlap)
-    ys = grid_axis(slide.height_px, height, overlap)
-    return np.stack([np.tile(xs, len(ys)), np.repeat(ys, len(xs))], axis=1)
-
-
 def _on_mask(
     coords: NDArray[np.int32], width: float, height: float, slide: Slide, mask: Mask
 ) -> NDArray[np.float64]:
@@ -188,7 +175,3 @@ def _draw(
     words = hashlib.sha256(f"{seed}\0{fingerprint}".encode()).digest()
     generator = np.random.default_rng(np.frombuffer(words, np.uint32))
     return np.sort(generator.choice(kept, limit, replace=False))
-
-
-def _area_mm2(slide: Slide, scale: Scale) -> float:
-    return slide.width_px * scale.mpp_x * slide.height_px * scale.mpp_y / 1e6

@@ -36,11 +36,8 @@ def draw(
 ) -> RGB:
     """Draw the outlines of tissue, regions and artefacts, and all tiles with enough tissue.
 
-    Args:
-        thumbnail: (h, w, 3).
-        layers: masks of the same shape.
-        tiles: kept tiles, (n, 4) left, top, right, bottom in thumbnail px.
-        rejected: filter and box of each rejected tile.
+    `thumbnail` (h, w, 3) and the masks of `layers` have one shape. Kept `tiles` are (n, 4) left,
+    top, right, bottom in its px; `rejected` has the filter and box of each rejected tile.
     """
     height, width = layers.tissue.shape
     factor = min(4.0, SIDE_PX / max(height, width))

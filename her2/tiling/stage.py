@@ -14,11 +14,11 @@ from her2.core.events import write_event
 from her2.core.files import digest, file_digest, link
 from her2.core.types import RGB
 from her2.filters.registry import FILTERS
-from her2.slides.annotations import chosen_regions, read_regions
+from her2.slides.annotations import chosen_regions
 from her2.slides.fingerprint import fingerprint
 from her2.slides.slide import Slide
 from her2.storage.cache import Cache
-from her2.storage.entries import TileEntry, write_entries
+from her2.storage.entries import Status, TileEntry, write_entries
 from her2.storage.tiles import TileTable, read_table, write_table
 from her2.tiling.grid import Sources, tile_slide
 
@@ -64,12 +64,8 @@ def tile_key(
 ) -> str:
     """Return the key of a slide's tile table, from everything that determines the table.
 
-    Args:
-        spec: the job.
-        cohort: the manifest, for the files of the annotation and the mask.
-        row: the slide's row.
-        tissue_masks: folder of masks that replace the tissue detection.
-        content: the slide's fingerprint.
+    `tissue_masks` is the folder of masks that replace the tissue detection, `content` the slide's
+    fingerprint.
 
     Raises:
         SlideError: the annotation or mask cannot be read.
@@ -95,15 +91,10 @@ def _tile_row(
     try:
         content = fingerprint(cohort.file(row))
         key = tile_key(spec, cohort, row, tissue_masks, content=content)
-        table = _cached(cache, key)
-        if table is None:
-            annotation, regions = cohort.annotation_file(row), None
-            if annotation is not None:
-                regions = chosen_regions(
-                    read_regions(annotation),
-                    spec.tiling.annotation_classes,
-                    file=annotation.name,
-                )
+        cached = cache.find("tiles", key)
+        if cached is None or cache.find("qc", key) is None:
+            annotation, classes = cohort.annotation_file(row), spec.tiling.annotation_classes
+            regions = None if annotation is None else chosen_regions(annotation, classes)
             with Slide(cohort.file(row)) as slide:
                 if annotation is not None:
                     _warn_of_origin(spec, row, annotation, slide)
@@ -117,26 +108,20 @@ def _tile_row(
                     sources=Sources(regions, cohort.mask_file(row, tissue_masks), spec.seed),
                 )
             _publish(cache, key, table, picture)
-            words = _words(table.facts.rejected)
-            if words:
+            if words := _words(table.facts.rejected):
                 log.info("%s: tiles rejected: %s", row.slide_id, words)
             log.info("%s: %d tiles cut", row.slide_id, len(table))
             write_event("tiled", row.slide_id, tiles=len(table))
         else:
+            table = read_table(cached)
             log.info("%s: %d tiles from the cache", row.slide_id, len(table))
             write_event("tiled", row.slide_id, tiles=len(table), cached=True)
-    except SlideUnfit as error:
-        log.warning("%s: excluded: %s", row.slide_id, error)
+    except (SlideError, TileError) as error:
+        status: Status = "excluded" if isinstance(error, SlideUnfit) else "failed"
+        log.warning("%s: %s: %s", row.slide_id, status, error)
         write_event("left_out", row.slide_id, reason=str(error))
-        return TileEntry(status="excluded", reason=str(error))
-    except SlideError as error:
-        log.warning("%s: failed: %s", row.slide_id, error)
-        write_event("left_out", row.slide_id, reason=str(error))
-        return TileEntry(status="failed", reason=str(error))
-    except TileError as error:
-        log.warning("%s: failed: %s", row.slide_id, error)
-        write_event("left_out", row.slide_id, reason=str(error))
-        return TileEntry(status="failed", reason=f"damaged, copy it again ({error})")
+        damaged = isinstance(error, TileError)
+        return TileEntry(status, f"damaged, copy it again ({error})" if damaged else str(error))
     return _entry(key, table, spec.tiling.min_tiles)
 
 
@@ -188,11 +173,6 @@ def _words(rejected: Mapping[str, int]) -> str:
     """Return e.g. `12 for pen, 3 for blur`, in the order of the filters; empty if all are kept."""
     found = [(rejected.get(one.name, 0), one.name) for one in FILTERS]
     return ", ".join(f"{number} for {name}" for number, name in found if number)
-
-
-def _cached(cache: Cache, key: str) -> TileTable | None:
-    path = cache.find("tiles", key)
-    return read_table(path) if path and cache.find("qc", key) else None
 
 
 def _publish(cache: Cache, key: str, table: TileTable, picture: RGB) -> None:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from her2.core.morphology import drop_small
+from her2.core.masks import drop_small
 from her2.core.types import RGB, Density, Mask
 
 SMOOTHING_UM = 8.0
@@ -67,16 +67,15 @@ def stain(density: Density) -> NDArray[np.float32]:
 def tissue_mask(
     density: Density, *, mpp: float, min_tissue_um: float, exclude: Mask | None = None
 ) -> Mask:
-    """Find tissue by its stain, and return its mask (h, w).
+    """Find tissue by its stain in the `optical_density` of a thumbnail, and return its mask (h, w).
 
-    Args:
-        density: optical density of the thumbnail, see `optical_density`.
-        mpp: um/px of the thumbnail.
-        min_tissue_um: pieces narrower than this are removed, and such holes filled.
-        exclude: px that are not tissue whatever their colour (pen, the scanner's border).
+    Pieces narrower than `min_tissue_um` are removed, and such holes filled. `exclude` is not tissue
+    whatever its colour (pen, the scanner's border).
     """
     amount = stain(density)
-    mask = (amount > _threshold(density, amount)) & (_least(density) < DARKEST)
+    red, green, blue = cv2.split(density)
+    least = np.asarray(cv2.min(cv2.min(red, green), blue))
+    mask = (amount > _threshold(density, amount)) & (least < DARKEST)
     reach = 2 * round(EDGE_UM / mpp) + 1
     nearby = cv2.dilate(amount, np.ones((reach, reach), np.uint8))
     mask &= (amount > STAIN_RANGE[1]) | (amount > EDGE_SHARE * nearby)
@@ -94,11 +93,6 @@ def _threshold(density: Density, amount: NDArray[np.float32]) -> float:
     middle = float(np.median(glass))
     spread = 1.4826 * float(np.median(np.abs(glass - middle)))
     return float(np.clip(middle + 6 * spread, *STAIN_RANGE))
-
-
-def _least(density: Density) -> NDArray[np.float32]:
-    red, green, blue = cv2.split(density)
-    return np.asarray(cv2.min(cv2.min(red, green), blue), np.float32)
 
 
 def _clean(mask: Mask, *, min_px: float) -> Mask:

@@ -34,12 +34,12 @@ from her2.config.jobs import EmbedSpec
 from her2.core.errors import UserError
 from her2.core.files import digest
 from her2.embedding.stage import embed_bucket
-from her2.encoders.stage import materialise
 from her2.slides.fingerprint import fingerprint
 from her2.storage.cache import Cache
 from her2.storage.entries import TileEntry, write_entries
 from her2.storage.tiles import TileTable, write_table
 from her2.storage.verify import product_problem
+from tests.unit.products import materialise
 from tests.unit.tile_makers import slide_facts, tile_grid
 
 BUCKET = "0000-of-0001"

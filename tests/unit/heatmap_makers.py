@@ -16,7 +16,7 @@ from her2.core.files import digest
 from her2.explanation.heatmap_stage import draw_heatmaps
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, FoldEntry, write_entries
-from her2.storage.features import write_store
+from tests.unit.products import write_store
 
 TASK = Task(label="her2", classes={"negative": ["0"], "positive": ["3+"]})
 BUCKET, CHUNK = "0000-of-0001", "r0f0-r0f2"

@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import polars as pl
@@ -26,10 +27,10 @@ from her2.explanation.agreement import AGREEMENT
 from her2.explanation.faithfulness import FAITHFULNESS, FAITHFULNESS_SUMMARY
 from her2.explanation.localisation import LOCALISATION, LOCALISATION_SUMMARY, MEASURES
 from her2.pretraining.overlap import Overlap
-from her2.report.build import write_report
-from her2.report.figures.base import Drawn, Figure
+from her2.report.build import build_report
+from her2.report.figures.base import Figure
 from her2.storage.entries import FeatureEntry, FoldEntry, TileEntry, write_entries
-from her2.storage.features import write_store
+from tests.unit.products import write_store
 from tests.unit.tile_makers import slide_facts
 
 HOSTILE = "<script>alert(1)</script>"
@@ -310,14 +311,15 @@ def _worlds() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="her2-worlds-")
 
 
-def blank(figure: Figure) -> Drawn:
+def blank(figure: Figure) -> dict[str, bytes]:
     """Stand in for a figure's files where a test is not about what is drawn."""
-    return Drawn(svg=f"<svg><!-- {figure.name} --></svg>".encode(), pdf=b"%PDF-")
+    return {"svg": f"<svg><!-- {figure.name} --></svg>".encode(), "pdf": b"%PDF-"}
 
 
 def build_page(spec: ReportSpec, results: Path, output: Path) -> None:
     """Build the report, all of it but the drawing of its figures."""
-    write_report(spec, results, output, blank)
+    with mock.patch("her2.report.figures.base.draw_figure", blank):
+        build_report(spec, results, output)
 
 
 def attention_tables(task: Task) -> dict[str, pl.DataFrame]:

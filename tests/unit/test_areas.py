@@ -70,12 +70,14 @@ def two_sided(
     of = np.zeros(n, np.int64) if models is None else models
     groups = np.zeros(int(own.max()) + 1, np.int64)
     groups[own] = positive
+    each = np.zeros(int(of.max()) + 1, np.int64) if rounds is None else rounds
     rows = HeldOut(
         target=positive.astype(np.int64),
         probabilities=np.column_stack([-scores, scores]),
         patients=own,
         models=of,
-        rounds=np.zeros(int(of.max()) + 1, np.int64) if rounds is None else rounds,
+        rounds=each,
+        folds=int(np.bincount(each).max()),
         names=tuple(str(index) for index in range(len(groups))),
         classes=groups,
     )

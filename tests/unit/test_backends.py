@@ -15,7 +15,6 @@ from her2.config import EncoderSection, TilingSection
 from her2.config.jobs import EmbedSpec, TileSpec
 from her2.core.errors import SlideError
 from her2.embedding.stage import embed_bucket
-from her2.encoders.stage import materialise
 from her2.slides import backends, staging
 from her2.slides.backends import slide_files
 from her2.slides.fingerprint import fingerprint
@@ -25,6 +24,7 @@ from her2.storage.entries import FeatureEntry, TileEntry
 from her2.storage.features import open_store
 from her2.storage.tiles import read_table
 from her2.tiling.stage import tile_bucket
+from tests.unit.products import materialise
 
 BUCKET, MPP, SIZE = "0000-of-0001", 0.5, 64
 READER = '''
@@ -36,7 +36,7 @@ import numpy as np
 from PIL import Image
 
 from her2.core.errors import SlideError
-from her2.slides.backend import OpenedSlide
+from her2.slides.backends import OpenedSlide
 
 NAME = "NumPy"
 ORDER = 40

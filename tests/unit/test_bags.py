@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from her2.core.errors import UserError
 from her2.mil.bags import Bag, check_dimensions, pieces, sample_batch, statistics
-from her2.storage.features import FeatureStore, open_store, write_store
+from her2.storage.features import FeatureStore, open_store
+from tests.unit.products import write_store
 
 
 def bag(features: np.ndarray, *, name: str = "s", label: int | None = 0, encoder: str = "e") -> Bag:

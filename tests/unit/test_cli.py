@@ -23,7 +23,7 @@ from her2.config import jobs, parse_config
 from her2.core.files import digest
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, TileEntry, read_entries, write_entries
-from her2.storage.features import write_store
+from tests.unit.products import write_store
 
 ROOT = Path(__file__).parents[2]
 QUESTIONS = ["status", "explain", "power", "predict", "cohort", "config", "cache", "synthetic"]

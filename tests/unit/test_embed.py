@@ -22,7 +22,7 @@ from her2.embedding import session as embedder_module
 from her2.embedding.stage import embed_bucket, feature_key
 from her2.encoders.backbones import Encoder
 from her2.encoders.card import read_card
-from her2.encoders.stage import load_encoder, materialise
+from her2.encoders.stage import load_encoder
 from her2.slides.slide import Slide
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, TileEntry, read_entries, write_entries
@@ -30,6 +30,7 @@ from her2.storage.features import open_store, read_attributes, read_coords, stor
 from her2.storage.tiles import read_table
 from her2.synthetic import draw_slide
 from her2.tiling.stage import tile_bucket
+from tests.unit.products import materialise
 
 BUCKET = "0000-of-0001"
 MPP, SIZE, SVS_TILE = 1.0, 64, 240

@@ -11,7 +11,7 @@ LARGE_SLIDE = """
 import resource, sys
 from pathlib import Path
 import numpy as np, torch
-from her2.embedding import reading, session, stage
+from her2.embedding import reading, run, session, stage
 from her2.storage.cache import Cache
 from her2.encoders.backbones import Encoder
 from her2.encoders.card import EncoderCard
@@ -59,9 +59,12 @@ key = "ab" * 32
 spec = EmbedSpec(bucket="0000-of-0001", rows="", max_failed_tiles=0.0)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 spool = RowSpool(tiles, dimension, "float16", cache.path("features", key).parent)
-slide = reading.pending_slide("large", folder, table, key, spool)
-options = stage._Options(folder, 256, 2, "never", None)
-stage._embed(spec, cache, card, [slide], torch.device("cpu"), "float32", options)
+slide = reading.PendingSlide("large", folder, table, key, spool)
+embedder = session.Embedder(
+    folder, torch.device("cpu"), "float32", batch_size=256, threads=2, compiling="never",
+    publish=lambda slide, compute: stage._publish(spec, cache, card, slide, compute),
+)
+run.embed_slides(embedder, [slide])
 grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 store = open_store(cache.path("features", key))
 assert len(store) == tiles

@@ -14,7 +14,7 @@ import torch
 from her2.core.errors import SlideError, TileError, UserError
 from her2.embedding import reading, run, session
 from her2.embedding.cuda import READ_GROUP, run_on_cuda
-from her2.embedding.reading import PendingSlide, TileQueue, pending_slide
+from her2.embedding.reading import PendingSlide, TileQueue
 from her2.embedding.session import Embedder
 from her2.storage.features import RowSpool
 from her2.storage.tiles import TileTable
@@ -94,7 +94,7 @@ def pending(name: str, columns: int, rows: int) -> PendingSlide:
     y, x = np.mgrid[:rows, :columns].reshape(2, -1)
     coords = np.stack([x, y], 1).astype(np.int32) * SIZE
     table = TileTable(coords, np.ones(x.size), slide_facts(), tile_grid(SIZE))
-    return pending_slide(
+    return PendingSlide(
         name, Path(name), table, name, RowSpool(x.size, DIMENSION, "float32", Path())
     )
 

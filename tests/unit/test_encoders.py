@@ -18,8 +18,9 @@ from her2.config import EncoderSection
 from her2.core.errors import UserError
 from her2.encoders.backbones import Encoder, build_backbone, normalisation
 from her2.encoders.card import CARD_NAME, WEIGHTS_NAME, read_card
-from her2.encoders.stage import load_encoder, load_weights, materialise, weights_digest
+from her2.encoders.stage import load_encoder, load_weights, weights_digest
 from her2.libraries import library
+from tests.unit.products import materialise
 
 CNN, VIT = "timm/test_resnet", "timm/test_vit"
 

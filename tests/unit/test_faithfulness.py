@@ -15,7 +15,7 @@ from her2.explanation.faithfulness import (
     faithfulness_tables,
     follow,
 )
-from her2.explanation.held_out_slides import HeldOutSlide
+from her2.explanation.held_out import HeldOutSlide
 from her2.heads.layers import Head, Output
 from her2.heads.mean import MeanSection
 from her2.mil.bags import Bag

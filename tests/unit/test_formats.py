@@ -10,7 +10,7 @@ from PIL import Image
 
 from her2.config import TilingSection
 from her2.core.errors import SlideUnfit, TileError
-from her2.embedding.reading import pending_slide, read_part
+from her2.embedding.reading import PendingSlide, read_part
 from her2.slides.fingerprint import fingerprint
 from her2.slides.slide import Slide
 from her2.storage.features import RowSpool
@@ -240,9 +240,7 @@ def test_a_lost_tile_is_never_embedded_as_white(with_a_hole):
         table, _ = tile_slide(
             slide, slide.scale(), mpp=MPP, size=80, tiling=options, fingerprint="f" * 64
         )
-    pending = pending_slide(
-        "s", with_a_hole, table, "k", RowSpool(len(table), 2, "float16", Path())
-    )
+    pending = PendingSlide("s", with_a_hole, table, "k", RowSpool(len(table), 2, "float16", Path()))
     images = np.empty((len(table), 80, 80, 3), np.uint8)
     group = read_part(pending, np.arange(len(table)), images)
     lost = {(x, y) for x, y in table.coords[group.failed].tolist()}

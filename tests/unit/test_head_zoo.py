@@ -15,10 +15,16 @@ from her2.heads import HeadOptions
 from her2.heads.abmil import AttentionSection
 from her2.heads.clam import ClamMBSection, ClamSBSection, smooth_top1_svm
 from her2.heads.dsmil import DualStreamSection
-from her2.heads.layers import InstanceSupervised, NystromAttention, Output
-from her2.heads.layers.attention import tanh
-from her2.heads.layers.head import FeatureDropout
-from her2.heads.layers.nystrom import nystrom, pseudo_inverse, segment_means
+from her2.heads.layers import (
+    FeatureDropout,
+    InstanceSupervised,
+    NystromAttention,
+    Output,
+    nystrom,
+    pseudo_inverse,
+    segment_means,
+    tanh,
+)
 from her2.heads.max import MaxSection
 from her2.heads.mean import MeanSection
 from her2.heads.multibranch import MultiBranchSection

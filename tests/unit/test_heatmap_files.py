@@ -24,7 +24,7 @@ from her2.explanation.exports import (
     write_parquet,
 )
 from her2.explanation.heatmap_stage import _thumbnail
-from her2.explanation.held_out_slides import HeldOutSlide
+from her2.explanation.held_out import HeldOutSlide
 from her2.explanation.tiles import SlideTiles
 from her2.slides.annotations import read_regions
 from her2.slides.slide import Scale, Slide

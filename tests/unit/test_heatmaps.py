@@ -24,8 +24,7 @@ from her2.explanation.heatmap import (
     picture_scale,
     scale_bar_um,
 )
-from her2.explanation.held_out import find_held_out
-from her2.explanation.held_out_slides import HeldOutSlide
+from her2.explanation.held_out import HeldOutSlide, find_held_out
 from her2.explanation.listing import read_heatmaps
 from her2.explanation.strips import times_words
 from her2.explanation.tiles import SlideTiles, ranks
@@ -34,11 +33,9 @@ from her2.storage.entries import FeatureEntry, write_entries
 from her2.storage.facts import StoredSlide
 from tests.unit.heatmap_makers import (
     BUCKET,
-    CHUNK,
     MPP,
     PER_SIDE,
     SIDE_PX,
-    TASK,
     TILE_PX,
     TILES,
     World,
@@ -286,7 +283,7 @@ def test_only_slides_with_features_are_drawn(world: World) -> None:
     lost = {name: FeatureEntry("excluded", "no tissue") for name in ("n0-a", "p1-a")}
     write_entries(world.root / "features" / f"{BUCKET}.json", world.entries | lost)
     found = find_held_out(
-        TASK, (CHUNK,), (BUCKET,), world.cache, folds=world.root / "folds.parquet",
+        world.spec(), world.cache, folds=world.root / "folds.parquet",
         models=world.root / "models", features=world.root / "features",
     )  # fmt: skip
     assert {held.slide_id for held in found.slides} == set(world.entries) - {"n0-a", "p1-a", "u0-a"}

@@ -56,9 +56,9 @@ import numpy as np
 import tifffile
 from her2.cohort.manifest import Cohort, SlideRow
 from her2.config import EncoderSection, TilingSection
-from her2.config.jobs import EmbedSpec, TileSpec
+from her2.config.jobs import EmbedSpec, EncoderSpec, TileSpec
 from her2.embedding.stage import embed_bucket
-from her2.encoders.stage import materialise
+from her2.encoders.stage import materialise_encoder
 from her2.storage.cache import Cache
 from her2.storage.features import open_store, read_coords
 from her2.tiling.stage import tile_bucket
@@ -74,7 +74,7 @@ cohort = Cohort((SlideRow("a", "a.tif", "a", {}, 1.0),), root)
 section = EncoderSection(
     source="colours", model="mean-colour", mpp=1.0, size=64, precision="float32", storage="float32"
 )
-card = materialise(section, 1, root / "encoder")
+card = materialise_encoder(EncoderSpec(encoder=section, seed=1), root / "encoder")
 tiling = TilingSection(min_tiles=1)
 spec = TileSpec(bucket=bucket, rows="", mpp=1.0, size=64, tiling=tiling)
 cache = Cache(root / "cache")

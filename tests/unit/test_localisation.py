@@ -10,7 +10,7 @@ from scipy.stats import spearmanr, t
 from sklearn.metrics import roc_auc_score
 
 from her2.explanation.agreement import agreement_table, rank_correlation
-from her2.explanation.held_out_slides import HeldOutSlide, spread
+from her2.explanation.held_out import HeldOutSlide, spread
 from her2.explanation.localisation import (
     LOCALISATION,
     inside_tiles,

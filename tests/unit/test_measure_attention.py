@@ -24,7 +24,7 @@ from her2.explanation.localisation import LOCALISATION, LOCALISATION_SUMMARY
 from her2.mil.stage import train_folds
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, FoldEntry, read_entries, write_entries
-from her2.storage.features import write_store
+from tests.unit.products import write_store
 
 TASK = Task(label="her2", classes={"0": ["0"], "2+": ["2+"], "3+": ["3+"]})
 BUCKET, CHUNK = "0000-of-0001", "r0f0-r1f1"

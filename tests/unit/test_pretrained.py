@@ -16,6 +16,7 @@ from her2.encoders import stage
 from her2.encoders.backbones import build_backbone
 from her2.pretraining.stage import slide_fingerprints
 from her2.slides.fingerprint import fingerprint
+from tests.unit.products import materialise
 
 
 def section(slides: Path) -> PatchesSection:
@@ -55,14 +56,14 @@ def test_a_folder_of_weights_is_a_checkpoint(tmp_path: Path, name: str) -> None:
         torch.save(backbone.state_dict(), folder / name)
     else:
         safetensors.torch.save_file(backbone.state_dict(), folder / name)
-    card = stage.materialise(encoder(folder), 1, tmp_path / "encoder")
+    card = materialise(encoder(folder), 1, tmp_path / "encoder")
     assert card.weights_sha256 == stage.weights_digest(backbone.state_dict())
     assert card.provenance["file"] == name
 
 
 def test_a_folder_without_weights_says_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"weights\.safetensors or model\.safetensors"):
-        stage.materialise(encoder(tmp_path), 1, tmp_path / "encoder")
+        materialise(encoder(tmp_path), 1, tmp_path / "encoder")
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from her2.embedding.reading import BAND_TILES, PendingSlide, TileQueue, band_order, pending_slide
+from her2.embedding.reading import BAND_TILES, PendingSlide, TileQueue, band_order
 from her2.storage.features import RowSpool
 from her2.storage.tiles import TileTable
 from tests.unit.tile_makers import slide_facts, tile_grid
@@ -16,7 +16,7 @@ def pending(name: str, coords: np.ndarray, side: float = 10.0) -> PendingSlide:
     tiles = tile_grid(16, side)
     table = TileTable(coords.astype(np.int32), np.ones(len(coords), np.float32), facts, tiles)
     spool = RowSpool(len(coords), 2, "float16", Path())
-    return pending_slide(name, Path(name), table, name, spool)
+    return PendingSlide(name, Path(name), table, name, spool)
 
 
 def grid(columns: int, rows: int, side: int = 10) -> np.ndarray:

@@ -12,7 +12,8 @@ from her2.core.errors import UserError
 from her2.core.files import digest
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, write_entries
-from her2.storage.features import FeatureStore, write_store
+from her2.storage.features import FeatureStore
+from tests.unit.products import write_store
 
 D, SIDE = 12, 12
 SPEC = SimilarSpec(buckets=("b",), max_shared_tiles=0.5)

@@ -12,7 +12,7 @@ from her2.cohort.check import check_files
 from her2.cohort.manifest import Cohort, SlideRow
 from her2.config import parse_config
 from her2.core.errors import SlideError, UserError
-from her2.embedding.reading import pending_slide
+from her2.embedding.reading import PendingSlide
 from her2.pipeline.plan import Plan
 from her2.slides.backends import planned_files, slide_files
 from her2.slides.fingerprint import fingerprint
@@ -268,7 +268,7 @@ def test_a_slide_is_cold_by_the_size_of_all_its_files(tmp_path: Path) -> None:
     path = write_vms(tmp_path / "a.vms", PICTURE)
     facts = slide_facts(width_px=512, height_px=256)
     table = TileTable(np.zeros((1, 2), np.int32), np.ones(1, np.float32), facts, tile_grid(64))
-    slide = pending_slide("a", path, table, "key", RowSpool(1, 2, "float16", tmp_path))
+    slide = PendingSlide("a", path, table, "key", RowSpool(1, 2, "float16", tmp_path))
     whole = sum(file.stat().st_size for file in tmp_path.glob("a*"))
     for share, cold in ((0.01, False), (0.03, True)):
         slide.storage_bytes = round(share * whole)

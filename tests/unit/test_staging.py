@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from her2.core.errors import SlideError, UserError
-from her2.embedding.reading import PendingSlide, TileGroup, TileQueue, pending_slide, read_part
+from her2.embedding.reading import PendingSlide, TileGroup, TileQueue, read_part
 from her2.slides import staging
 from her2.slides.backends import slide_files
 from her2.slides.slide import Slide
@@ -241,6 +241,6 @@ def cut_all(slides: list[PendingSlide], folder: str | None) -> Iterator[TileGrou
 
 def pendings(slides: list[Path], table: TileTable) -> list[PendingSlide]:
     return [
-        pending_slide(path.stem, path, table, "key", RowSpool(3, 2, "float16", path.parent))
+        PendingSlide(path.stem, path, table, "key", RowSpool(3, 2, "float16", path.parent))
         for path in slides
     ]

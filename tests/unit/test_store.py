@@ -12,13 +12,8 @@ from hypothesis.extra import numpy as hnp
 
 from her2.core.errors import UserError
 from her2.storage import features as store_module
-from her2.storage.features import (
-    open_store,
-    read_attributes,
-    read_coords,
-    store_problems,
-    write_store,
-)
+from her2.storage.features import open_store, read_attributes, read_coords, store_problems
+from tests.unit.products import write_store
 
 ATTRIBUTES = {"key": "ab" * 32, "tiles": 7, "encoder": {"digest": "cd" * 32}, "mpp": [0.5, 0.25]}
 

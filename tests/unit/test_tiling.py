@@ -480,7 +480,7 @@ from her2.config import TilingSection
 from her2.core.errors import UserError
 from her2.core.files import atomic_folder, atomic_path
 from her2.config.jobs import TileSpec
-from her2.storage.features import write_store
+from tests.unit.products import write_store
 from her2.tiling.stage import tile_bucket
 
 folder, slide = map(Path, sys.argv[1:])

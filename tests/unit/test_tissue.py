@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from her2.core.geometry import share_inside
+from her2.core.masks import share_inside
 from her2.tiling.tissue import DEFAULT_GLASS, glass_colour, optical_density, tissue_mask
 
 PINK, PALE, GLASS = (200, 120, 170), (228, 176, 210), (243, 242, 243)

@@ -32,8 +32,9 @@ from her2.mil.priors import PRIORS
 from her2.mil.stage import fold_key, train_folds, training_seed
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, FoldEntry, read_entries, write_entries
-from her2.storage.features import FeatureStore, open_store, write_store
+from her2.storage.features import FeatureStore, open_store
 from her2.training.checkpoint import Checkpoint
+from tests.unit.products import write_store
 
 TASK = Task(label="her2", classes={"negative": ["0"], "positive": ["3+"]})
 BUCKET = "0000-of-0001"

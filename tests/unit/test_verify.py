@@ -11,10 +11,11 @@ from her2.core.errors import UserError
 from her2.core.files import digest, file_digest
 from her2.storage.cache import Cache, Kind, Product
 from her2.storage.entries import FeatureEntry, FoldEntry, TileEntry, read_entries, write_entries
-from her2.storage.features import open_store, write_store
+from her2.storage.features import open_store
 from her2.storage.products import find_product
 from her2.storage.tiles import TileTable, coords_digest, read_table, write_table
 from her2.storage.verify import broken_products, forget, product_problem, unused_products
+from tests.unit.products import write_store
 from tests.unit.tile_makers import slide_facts, tile_grid
 
 

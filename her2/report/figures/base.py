@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 # Every field that matplotlib fills is blanked, so that no date and no version is written.
-_SVG_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-_PDF_METADATA = dict.fromkeys(("CreationDate", "Creator", "Producer", "ModDate"))
+_METADATA: Any = {
+    "svg": dict.fromkeys(("Date", "Creator", "Format", "Type")),
+    "pdf": dict.fromkeys(("CreationDate", "Creator", "Producer", "ModDate")),
+}
 _LIST = "figures.json"
 _CSS_PX_PER_INCH = 96
 
@@ -40,13 +42,10 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A figure to be drawn from numbers.
+    """A figure to be drawn from numbers, by `paint` on an empty canvas of `size_in` inches.
 
-    Attributes:
-        name: name of its files, without suffix; no two figures of a page share one.
-        alt: a description of what it shows.
-        size_in: width and height in inches.
-        paint: the function that draws it on an empty canvas of that size.
+    `name` is that of its files, without suffix; no two figures of a page share one. `alt` describes
+    what it shows.
     """
 
     name: str
@@ -65,53 +64,34 @@ class Figure:
         return round(self.size_in[1] * _CSS_PX_PER_INCH)
 
 
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """The contents of a figure's files."""
-
-    svg: bytes
-    pdf: bytes
-
-
-Draw = Callable[[Figure], Drawn]
-
-
-def draw_figure(figure: Figure) -> Drawn:
-    """Draw a figure as SVG and PDF; equal numbers give equal bytes."""
+def draw_figure(figure: Figure) -> dict[str, bytes]:
+    """Draw a figure as `svg` and `pdf`; equal numbers give equal bytes."""
     import matplotlib as mpl
     from matplotlib.figure import Figure as Canvas
 
-    svg, pdf = io.BytesIO(), io.BytesIO()
+    files = {"svg": io.BytesIO(), "pdf": io.BytesIO()}
     with mpl.rc_context(STYLE):
         canvas = Canvas(figsize=figure.size_in, layout="constrained")
         figure.paint(canvas)
         canvas.draw_without_rendering()
         canvas.set_layout_engine("none")  # keep this layout for both files
-        canvas.savefig(svg, format="svg", metadata=_SVG_METADATA)
-        canvas.savefig(pdf, format="pdf", metadata=_PDF_METADATA)
-    return Drawn(svg.getvalue(), pdf.getvalue())
+        for kind, file in files.items():
+            canvas.savefig(file, format=kind, metadata=_METADATA[kind])
+    return {kind: file.getvalue() for kind, file in files.items()}
 
 
-def draw_figures(shown: Any, folder: Path, draw: Draw = draw_figure) -> dict[str, str]:
-    """Draw every figure that the page shows, as `{name}.svg` and `{name}.pdf`.
+def draw_figures(shown: Any, folder: Path) -> dict[str, str]:
+    """Draw every figure of the page as `{name}.svg` and `{name}.pdf`; return name -> data URI.
 
     Files that an earlier report wrote (listed in `figures.json`) and this one does not have are
-    removed.
-
-    Args:
-        shown: nested mappings, sequences and dataclasses.
-        folder: where the files go.
-        draw: the function that draws a figure.
-
-    Returns:
-        Name of the figure -> its SVG as a data URI.
+    removed. `shown` are nested mappings, sequences and dataclasses.
     """
     uris: dict[str, str] = {}
     written = set()
     for figure in _figures(shown):
-        drawn = draw(figure)
-        uris[figure.name] = _uri("image/svg+xml", drawn.svg)
-        for suffix, content in (("svg", drawn.svg), ("pdf", drawn.pdf)):
+        drawn = draw_figure(figure)
+        uris[figure.name] = _uri("image/svg+xml", drawn["svg"])
+        for suffix, content in drawn.items():
             written.add(f"{figure.name}.{suffix}")
             with atomic_path(folder / f"{figure.name}.{suffix}") as path:
                 path.write_bytes(content)

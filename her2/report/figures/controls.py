@@ -1,24 +1,15 @@
 """Stage 2, report: figures of shuffled labels and of faithfulness."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import polars as pl
 
 from her2.core.plot_style import PALETTE, FigureContext
 from her2.report.figures.base import Figure, file_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
-
-
-@dataclass(frozen=True, slots=True)
-class FaithfulnessCurve:
-    """Mean probability, with limits, over the share of tiles removed or added."""
-
-    share: Sequence[float]
-    value: Sequence[float]
-    low: Sequence[float | None]
-    high: Sequence[float | None]
 
 
 def shuffled_figure(
@@ -56,27 +47,29 @@ def shuffled_figure(
 
 
 def faithfulness_figure(
-    curves: Mapping[str, Mapping[str, FaithfulnessCurve]], name: str, context: FigureContext
+    curves: Mapping[str, Mapping[str, pl.DataFrame]], name: str, context: FigureContext
 ) -> Figure:
-    """Return deletion and insertion curves, given as curve -> order -> probabilities.
+    """Return deletion and insertion curves, given as curve -> order -> table, in frames.
 
-    Each curve has its own frame.
+    A table has `share` of the tiles and mean probability `value` with `low` and `high`.
     """
     words = {"deletion": "Share of tiles removed", "insertion": "Share of tiles added"}
 
     def paint(canvas: "Canvas") -> None:
         frames = canvas.subplots(1, len(curves), squeeze=False, sharey=True)[0]
         for axes, (curve, orders) in zip(frames, curves.items(), strict=True):
-            for index, (order, found) in enumerate(orders.items()):
+            for index, (order, table) in enumerate(orders.items()):
+                share, value, low, high = (
+                    table[name].to_list() for name in ("share", "value", "low", "high")
+                )
                 colour = (PALETTE[0], "#7a7a7a")[index % 2]
                 style = ("-", (0, (5, 1.5)))[index % 2]
                 axes.plot(
-                    found.share, found.value, color=colour, linestyle=style, linewidth=1.6,
+                    share, value, color=colour, linestyle=style, linewidth=1.6,
                     marker="o", markersize=3, label=f"{order} order",
                 )  # fmt: skip
-                if all(end is not None for end in (*found.low, *found.high)):
-                    low, high = ([end or 0.0 for end in ends] for ends in (found.low, found.high))
-                    axes.fill_between(found.share, low, high, color=colour, alpha=0.15, linewidth=0)
+                if None not in (*low, *high):
+                    axes.fill_between(share, low, high, color=colour, alpha=0.15, linewidth=0)
             axes.set(
                 xlabel=words.get(curve, curve),
                 title=context.title(curve[:1].upper() + curve[1:]),

@@ -60,14 +60,12 @@ def roc_figure(curves: Sequence[Curve], name: str, context: FigureContext) -> Fi
     """Return the ROC curves of all classes in one frame, with the chance diagonal."""
 
     def paint(canvas: "Canvas") -> None:
-        axes = _square(canvas)
+        axes = canvas.subplots()
+        _unit(axes)
         axes.plot([0, 1], [0, 1], color=_GREY, linewidth=0.9, linestyle=_DOTS)
         _lines(axes, curves, "AUC")
-        axes.set(
-            xlabel="False positive rate",
-            ylabel="True positive rate",
-            title=context.title("ROC, each score against the rest"),
-        )
+        title = context.title("ROC, each score against the rest")
+        axes.set(xlabel="False positive rate", ylabel="True positive rate", title=title)
         axes.legend(loc="lower right")
 
     areas = ", ".join(f"{curve.name} {curve.area}" for curve in curves)
@@ -79,15 +77,12 @@ def precision_figure(curves: Sequence[Curve], name: str, context: FigureContext)
     """Return precision over recall for all classes; a dotted line is the prevalence, or chance."""
 
     def paint(canvas: "Canvas") -> None:
-        axes = _square(canvas)
+        axes = canvas.subplots()
+        _unit(axes)
         for index, curve in enumerate(curves):
             axes.axhline(curve.level, color=_colour(index), linewidth=0.8, linestyle=_DOTS)
         _lines(axes, curves, "AUPRC", steps="steps-post")
-        axes.set(
-            xlabel="Recall",
-            ylabel="Precision",
-            title=context.title("Precision and recall"),
-        )
+        axes.set(xlabel="Recall", ylabel="Precision", title=context.title("Precision and recall"))
         _legend(canvas, axes, columns=2)
 
     areas = ", ".join(f"{curve.name} {curve.area}" for curve in curves)
@@ -159,12 +154,6 @@ def benefit_figure(groupings: Sequence[Benefit], name: str, context: FigureConte
     names = ", ".join(one.name for one in groupings)
     alt = f"Net benefit of {context.subject(name)} over thresholds: {names}."
     return Figure(file_name(name, "benefit"), alt, (3.6 * len(groupings), 3.6), paint)
-
-
-def _square(canvas: "Canvas") -> "Axes":
-    axes = canvas.subplots()
-    _unit(axes)
-    return axes
 
 
 def _legend(canvas: "Canvas", axes: "Axes", *, columns: int) -> None:

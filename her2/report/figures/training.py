@@ -1,13 +1,14 @@
 """Stage 2, report: figures of the training of models and encoders."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from her2.core.plot_style import PALETTE, FigureContext
 from her2.report.figures.base import Figure, file_name
 from her2.report.format import plural
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
 
@@ -21,18 +22,12 @@ def learning_figure(
 
     None without histories.
 
-    Args:
-        histories: run -> `epoch` (from 0), `train_loss`, `tune_loss`.
-        kept: run -> the epoch (from 0) whose model was kept.
-        name: name of the model.
-        context: context that all figures of the run share.
+    Histories are run -> `epoch` (from 0), `train_loss`, `tune_loss`; `kept` is run -> epoch.
     """
     if not histories:
         return None
 
     def paint(canvas: "Canvas") -> None:
-        from matplotlib.ticker import MaxNLocator
-
         axes = canvas.subplots()
         for index, (run, history) in enumerate(histories.items()):
             epochs = [epoch + 1 for epoch in history["epoch"]]
@@ -40,25 +35,11 @@ def learning_figure(
             train, tune = history["train_loss"], history["tune_loss"]
             axes.plot(epochs, train, color="#9a9a9a", linewidth=0.9, label=labels[0])
             axes.plot(epochs, tune, color=PALETTE[0], linewidth=1.2, label=labels[1])
-            best = kept[run]
-            axes.plot(
-                [epochs[best]],
-                [tune[best]],
-                marker="o",
-                markersize=5.5,
-                linestyle="",
-                color=PALETTE[1],
-                label=labels[2],
-                zorder=3,
-            )
+            _dot(axes, epochs[kept[run]], tune[kept[run]], labels[2])
         axes.set(
-            xlabel="Epoch",
-            ylabel="Cross-entropy per slide",
-            title=context.title("Loss of every trained model"),
+            ylabel="Cross-entropy per slide", title=context.title("Loss of every trained model")
         )
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(True)
-        axes.legend(loc="best", ncols=3)
+        _over_epochs(axes, columns=3)
 
     models = plural(len(histories), "trained model")
     alt = f"Training and tuning loss by epoch for {models} of {context.subject(name)}"
@@ -71,16 +52,10 @@ def pretraining_figure(
 ) -> Figure:
     """Return losses and balanced accuracy of one encoder's pre-training, best epoch marked.
 
-    Args:
-        history: `epoch` (from 0), `train_loss`, `validation_loss`, `balanced_accuracy`.
-        best: the epoch (from 0) that was kept.
-        name: name of the encoder.
-        context: context that all figures of the run share.
+    `history` has `epoch` (from 0), `train_loss`, `validation_loss` and `balanced_accuracy`.
     """
 
     def paint(canvas: "Canvas") -> None:
-        from matplotlib.ticker import MaxNLocator
-
         left, right = canvas.subplots(1, 2)
         epochs = [epoch + 1 for epoch in history["epoch"]]
         losses = history["validation_loss"]
@@ -91,23 +66,25 @@ def pretraining_figure(
         right.plot(epochs, accuracy, color=PALETTE[0], linewidth=1.5, label="validation")
         right.set(ylim=(0, 1.03), ylabel="Balanced accuracy", title="Validation patches")
         for axes, values in ((left, losses), (right, accuracy)):
-            axes.plot(
-                [best + 1],
-                [values[history["epoch"].index(best)]],
-                marker="o",
-                markersize=5.5,
-                linestyle="",
-                color=PALETTE[1],
-                label="best epoch",
-                zorder=3,
-            )
-            axes.set_xlabel("Epoch")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axes.grid(True)
-            axes.legend(loc="best")
+            _dot(axes, best + 1, values[history["epoch"].index(best)], "best epoch")
+            _over_epochs(axes)
 
     alt = (
         f"Training and validation loss and balanced accuracy in {len(history['epoch'])} epochs of "
         f"pre-training {context.subject(name)}; best: epoch {best + 1}."
     )
     return Figure(file_name(name, "pretraining"), alt, (7.2, 3.2), paint)
+
+
+def _dot(axes: "Axes", epoch: float, value: float, label: str | None) -> None:
+    looks: Any = {"marker": "o", "markersize": 5.5, "linestyle": "", "color": PALETTE[1]}
+    axes.plot([epoch], [value], label=label, zorder=3, **looks)
+
+
+def _over_epochs(axes: "Axes", *, columns: int = 1) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel("Epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(True)
+    axes.legend(loc="best", ncols=columns)

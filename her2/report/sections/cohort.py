@@ -60,18 +60,6 @@ class GridRow:
 
 
 @dataclass(frozen=True, slots=True)
-class EncoderRow:
-    """Numbers of slides and tiles that an encoder embedded from the usable slides of its grid."""
-
-    encoder: str
-    grid: str
-    embedded: int
-    lost: int
-    tiles: int
-    failed_tiles: int
-
-
-@dataclass(frozen=True, slots=True)
 class Excluded:
     """A slide that a stage could not use, or of a patient that the folds of a task leave out.
 
@@ -105,18 +93,18 @@ def composition(results: Results, task_name: str) -> Composition:
     sites = sorted({site for _, _, site, _, _ in rows if site is not None})
     indices = [*range(len(task.class_names)), None]
 
-    def cells(members: list[tuple[str, str, str | None, int | None, str | None]]) -> CompositionRow:
-        groups = [[row for row in members if row[3] == index] for index in indices]
-        pairs = [(len({row[1] for row in group}), len(group)) for group in [*groups, members]]
-        return CompositionRow("", tuple(pairs))
+    def row(
+        site: str, members: list[tuple[str, str, str | None, int | None, str | None]]
+    ) -> CompositionRow:
+        groups = [[one for one in members if one[3] == index] for index in indices]
+        pairs = [(len({one[1] for one in group}), len(group)) for group in [*groups, members]]
+        return CompositionRow(site, tuple(pairs))
 
-    table = [
-        CompositionRow(site, cells([row for row in rows if row[2] == site]).cells) for site in sites
-    ]
-    unknown = [row for row in rows if row[2] is None]
+    table = [row(site, [one for one in rows if one[2] == site]) for site in sites]
+    unknown = [one for one in rows if one[2] is None]
     if sites and unknown:
-        table.append(CompositionRow("(no site)", cells(unknown).cells))
-    table.append(CompositionRow("all", cells(rows).cells))
+        table.append(row("(no site)", unknown))
+    table.append(row("all", rows))
     return Composition(
         task_name=task_name,
         label=task.label,
@@ -162,79 +150,57 @@ def grid_rows(results: Results) -> list[GridRow]:
     return found
 
 
-def encoder_rows(results: Results) -> list[EncoderRow]:
-    """Return one row per encoder, in the config's order."""
-    found = []
-    for name, section in results.config.encoders.items():
-        entries = results.features[name].values()
-        good = [entry for entry in entries if entry.status == "ok"]
-        found.append(
-            EncoderRow(
-                encoder=name,
-                grid=section.grid,
-                embedded=len(good),
-                lost=sum(row.encoder == name for row in excluded_slides(results)),
-                tiles=sum(entry.tiles for entry in good),
-                failed_tiles=sum(entry.failed_tiles for entry in entries),
-            )
-        )
-    return found
+def encoder_table(results: Results) -> pl.DataFrame:
+    """Return slides and tiles that each encoder embedded, of the usable slides of its grid."""
+    lost = Counter(row.encoder for row in excluded_slides(results))
+    entries = {name: of.values() for name, of in results.features.items()}
+    good = {name: [one for one in of if one.status == "ok"] for name, of in entries.items()}
+    return pl.DataFrame(
+        {
+            "encoder": name,
+            "grid": section.grid,
+            "embedded": len(good[name]),
+            "lost": lost[name],
+            "tiles": sum(entry.tiles for entry in good[name]),
+            "failed_tiles": sum(entry.failed_tiles for entry in entries[name]),
+        }
+        for name, section in results.config.encoders.items()
+    )
 
 
 def excluded_slides(results: Results) -> list[Excluded]:
     """Return every slide that is not used, once per grid, encoder or task that lost it."""
-    rows = results.cohort.filter(pl.col("status") != "ok").sort("slide_id", "grid")
+    unusable = results.cohort.filter(pl.col("status") != "ok").sort("slide_id", "grid")
     found = [
-        Excluded(
-            slide_id=row["slide_id"],
-            site=row["site"] or "",
-            stage="tile",
-            grid=row["grid"],
-            encoder="",
-            status=row["status"],
-            reason=without_folders(row["reason"] or "no reason recorded"),
-        )
-        for row in rows.to_dicts()
+        (slide_id, "tile", grid, "", status, reason)
+        for slide_id, grid, status, reason in unusable.select(
+            "slide_id", "grid", "status", "reason"
+        ).iter_rows()
     ]
-    sites = dict(one_row_per_slide(results).select("slide_id", "site").iter_rows())
     for name, section in results.config.encoders.items():
-        tiled = set(
-            results.cohort.filter((pl.col("grid") == section.grid) & (pl.col("status") == "ok"))[
-                "slide_id"
-            ]
-        )
+        usable = (pl.col("grid") == section.grid) & (pl.col("status") == "ok")
+        tiled = set(results.cohort.filter(usable)["slide_id"])
         found += [
-            Excluded(
-                slide_id=slide_id,
-                site=sites.get(slide_id) or "",
-                stage="embed",
-                grid=section.grid,
-                encoder=name,
-                status=entry.status,
-                reason=without_folders(entry.reason or "no reason recorded"),
-            )
+            (slide_id, "embed", section.grid, name, entry.status, entry.reason)
             for slide_id, entry in sorted(results.features[name].items())
             if entry.status != "ok" and slide_id in tiled
         ]
+    slides = one_row_per_slide(results)
     for name in results.config.tasks:
         own = decided(results, name)
         found += [
-            Excluded(
-                slide_id=slide_id,
-                site=sites.get(slide_id) or "",
-                stage="folds",
-                grid="",
-                encoder="",
-                status="excluded",
-                reason=f"left out of task {name}: its patient {patient} has slides of different "
-                f"classes ({', '.join(own[patient].labels)})",
-            )
-            for slide_id, patient in one_row_per_slide(results)
-            .select("slide_id", "patient_id")
-            .iter_rows()
+            (slide_id, "folds", "", "", "excluded",
+             f"left out of task {name}: its patient {patient} has slides of different classes "
+             f"({', '.join(own[patient].labels)})")
+            for slide_id, patient in slides.select("slide_id", "patient_id").iter_rows()
             if patient in own and own[patient].used is None
-        ]
-    return found
+        ]  # fmt: skip
+    sites = dict(slides.select("slide_id", "site").iter_rows())
+    return [
+        Excluded(slide_id, sites.get(slide_id) or "", stage, grid, encoder, status,
+                 without_folders(reason or "no reason recorded"))
+        for slide_id, stage, grid, encoder, status, reason in found
+    ]  # fmt: skip
 
 
 def _rejected(table: pl.DataFrame) -> tuple[str, str]:
@@ -266,9 +232,9 @@ class CohortData:
     compositions: list[Composition]
     decided: PageTable | None
     grids: list[GridRow]
-    encoders: list[EncoderRow]
+    encoders: pl.DataFrame
     checks: tuple[leakage.Check, ...]
-    pairs: tuple[leakage.SimilarPair, ...]
+    pairs: list[tuple[str, ...]]
     excluded: list[Excluded]
 
 
@@ -278,7 +244,7 @@ def _collect(results: Results) -> CohortData:
         compositions=[composition(results, task) for task in results.config.tasks],
         decided=decided_table(results),
         grids=grid_rows(results),
-        encoders=encoder_rows(results),
+        encoders=encoder_table(results),
         checks=leakage.checks(results),
         pairs=leakage.pairs(results),
         excluded=excluded_slides(results),

@@ -23,11 +23,6 @@ LOCALISED = {
 """Measure -> its title; `area_share` is the chance level of `mass_share` and `pointing`."""
 
 
-def localisation(results: Results) -> PageTable | None:
-    """Return the localisation of each model over all held-out slides with a ground truth."""
-    return _localisation(results, "all")
-
-
 def localisation_by_class(results: Results) -> list[PageTable]:
     """Return the localisation by score, for scores with a slide that has tiles in and out."""
     names = dict.fromkeys(name for task in results.config.tasks.values() for name in task.classes)
@@ -35,21 +30,15 @@ def localisation_by_class(results: Results) -> list[PageTable]:
 
 
 def _localisation(results: Results, name: str) -> PageTable | None:
+    """Return the localisation of each model over held-out slides with a ground truth."""
     rows: list[TableRow] = []
     defined = False
     for model in results.models:
         table = model.attention["localisation_summary"].filter(pl.col("class") == name)
         own = {row["measure"]: row for row in table.to_dicts()}
         defined |= any(row["value"] is not None for row in own.values())
-        first = next(iter(own.values()), None)
-        over = f"{first['patients']} ({first['slides']})" if first else NA
-        rows.append(
-            (
-                model.name + mark(results, model.encoder),
-                over,
-                *(_measured(own, measure) for measure in LOCALISED),
-            )
-        )
+        head = model.name + mark(results, model.encoder)
+        rows.append((head, _over(own), *(_measured(own, measure) for measure in LOCALISED)))
     # The table over all scores stays to give the reasons; undefined scores are left out.
     if not rows or (name != "all" and not defined):
         return None
@@ -60,6 +49,11 @@ def _localisation(results: Results, name: str) -> PageTable | None:
          *(f"#{title}" for title in LOCALISED.values())),
         rows,
     )  # fmt: skip
+
+
+def _over(own: dict[str, dict[str, Any]]) -> str:
+    first = next(iter(own.values()), None)
+    return f"{first['patients']} ({first['slides']})" if first else NA
 
 
 def _measured(own: dict[str, dict[str, Any]], measure: str) -> TableCell:
@@ -80,9 +74,7 @@ def faithfulness(results: Results) -> PageTable:
     for model in results.models:
         table = model.attention["faithfulness_summary"]
         own = {row["measure"]: row for row in table.to_dicts()}
-        first = next(iter(own.values()), None)
-        over = f"{first['patients']} ({first['slides']})" if first else NA
-        rows.append((model.name, over, *(figure_cell(own.get(name)) for name in names)))
+        rows.append((model.name, _over(own), *(figure_cell(own.get(name)) for name in names)))
     return page_table(
         "Faithfulness: area between the curves in attention order and in random order",
         ("Task / encoder / head", "#Patients (slides)",
@@ -107,17 +99,9 @@ def agreement(results: Results) -> PageTable:
     )
 
 
-def localised(results: Results) -> bool:
-    """Return whether any slide has a ground truth."""
-    return any(len(model.attention["localisation"]) for model in results.models)
-
-
 @dataclass(frozen=True, slots=True)
 class ExplanationData:
-    """Data of the section: localisation, faithfulness, agreement and pictures.
-
-    `localised` is true where any slide has a ground truth, which `truth` describes.
-    """
+    """Data of the section; `localised` is true where any slide has a ground truth, `truth`."""
 
     localised: bool
     localisation: PageTable | None
@@ -130,8 +114,8 @@ class ExplanationData:
 
 def _collect(results: Results) -> ExplanationData:
     return ExplanationData(
-        localised=localised(results),
-        localisation=localisation(results),
+        localised=any(len(model.attention["localisation"]) for model in results.models),
+        localisation=_localisation(results, "all"),
         by_class=localisation_by_class(results),
         faithfulness=faithfulness(results),
         agreement=agreement(results),

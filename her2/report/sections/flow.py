@@ -1,7 +1,7 @@
 """Stage 2, report: the flow of slides from the manifest to the results, in matching numbers."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import polars as pl
 
@@ -38,22 +38,13 @@ class Flow:
 
 def flows(results: Results) -> list[Flow]:
     """Return one flow per task, or one per group of encoders that lost the same slides."""
-    found: dict[tuple[object, ...], list[str]] = {}
-    flow_of: dict[tuple[object, ...], Flow] = {}
+    found: dict[Flow, list[str]] = {}
     for task_name in results.config.tasks:
         for encoder in results.config.encoders:
             models = [m for m in results.task_models(task_name) if m.encoder == encoder]
-            if not models:
-                continue
-            flow = _flow(results, models[0])
-            key = (task_name, flow.steps, flow.tested_slides, flow.tested_patients)
-            flow_of[key] = flow
-            found.setdefault(key, []).append(encoder)
-    return [
-        Flow(flow.task_name, tuple(found[key]), flow.slides, flow.patients, flow.steps,
-             flow.tested_slides, flow.tested_patients)
-        for key, flow in flow_of.items()
-    ]  # fmt: skip
+            if models:
+                found.setdefault(_flow(results, models[0]), []).append(encoder)
+    return [replace(flow, encoders=tuple(encoders)) for flow, encoders in found.items()]
 
 
 def _flow(results: Results, model: EvaluatedModel) -> Flow:
@@ -92,7 +83,7 @@ def _flow(results: Results, model: EvaluatedModel) -> Flow:
         steps.append(Step(number, f"{plural(number, 'slide')} {reason}", rest))
     return Flow(
         task_name=model.task_name,
-        encoders=(model.encoder,),
+        encoders=(),
         slides=len(table),
         patients=table["patient_id"].n_unique(),
         steps=tuple(steps),

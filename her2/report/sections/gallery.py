@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 
+from her2.filters.base import Filter
 from her2.filters.registry import LISTED
 from her2.report.figures.base import Picture, jpeg
 from her2.report.format import percent, plural, without_folders
@@ -50,15 +51,6 @@ class Card:
 
 
 @dataclass(frozen=True, slots=True)
-class Cause:
-    """A filter in the legend and the sort orders; `colour` is a CSS colour."""
-
-    name: str
-    legend: str
-    colour: str
-
-
-@dataclass(frozen=True, slots=True)
 class Gallery:
     """The cards of one grid, worst first; `left_out` more are not shown."""
 
@@ -69,9 +61,8 @@ class Gallery:
     marked: int
     regions: bool
     """True where some slides were tiled in annotated regions only."""
-    marked_from: float
-    """Share of rejected tiles from which a slide is marked."""
-    causes: tuple[Cause, ...]
+    marked_from: float = MARKED_FROM
+    causes: tuple[Filter, ...] = LISTED
 
 
 def card_anchor(slide_id: str) -> str:
@@ -108,27 +99,26 @@ def gallery(results: Results) -> Gallery:
         unusable=sum(card.status != "ok" for card in cards),
         marked=sum(card.marked for card in cards),
         regions=any(row.get("regions") is not None for row in rows),
-        marked_from=MARKED_FROM,
-        causes=tuple(
-            Cause(one.name, one.legend, "rgb({} {} {})".format(*one.colour)) for one in LISTED
-        ),
     )
 
 
+def _rejected(row: dict[str, Any]) -> dict[str, int]:
+    return {name: row.get(f"rejected_{name}") or 0 for name in CAUSES}
+
+
 def _candidates(row: dict[str, Any]) -> int:
-    """Return the number of tiles with enough tissue, before anything was rejected."""
-    rejected = sum(row.get(f"rejected_{name}") or 0 for name in CAUSES)
-    return (row["tiles"] or 0) + (row.get("not_drawn") or 0) + rejected
+    """Return the number of tiles with enough tissue before any was rejected, or 1 for none."""
+    kept = (row["tiles"] or 0) + (row.get("not_drawn") or 0)
+    return max(1, kept + sum(_rejected(row).values()))
 
 
 def _lost(row: dict[str, Any]) -> float:
-    found = _candidates(row)
-    return sum(row.get(f"rejected_{name}") or 0 for name in CAUSES) / found if found else 0.0
+    return sum(_rejected(row).values()) / _candidates(row)
 
 
 def _card(row: dict[str, Any], folder: Path, side: int, quality: int) -> Card:
-    found = max(1, _candidates(row))
-    causes = tuple((name, (row.get(f"rejected_{name}") or 0) / found) for name in CAUSES)
+    found = _candidates(row)
+    causes = tuple((name, number / found) for name, number in _rejected(row).items())
     slide_id, lost = row["slide_id"], _lost(row)
     tiles = plural(row["tiles"] or 0, "tile")
     figure = None
@@ -160,9 +150,7 @@ def _facts(row: dict[str, Any]) -> list[tuple[str, str]]:
     found = [("Tiles", f"{row['tiles'] or 0:,}")]
     if row["tissue_mm2"] is not None:
         found.append(("Tissue", f"{row['tissue_mm2']:,.2f} mm\N{SUPERSCRIPT TWO}"))
-    rejected = [
-        f"{row[f'rejected_{name}']:,} for {name}" for name in CAUSES if row.get(f"rejected_{name}")
-    ]
+    rejected = [f"{number:,} for {name}" for name, number in _rejected(row).items() if number]
     found.append(("Tiles rejected", ", ".join(rejected) or "none"))
     if row.get("not_drawn"):
         found.append(("Tiles not drawn", f"{row['not_drawn']:,} (tiling.max_tiles)"))

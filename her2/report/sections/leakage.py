@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from her2.cohort.folds import crossing_patients
-from her2.report.format import NA, number, plural
+from her2.report.format import number, plural
 from her2.report.results import Results
 
 PAIRS_SHOWN = 5
@@ -20,17 +20,6 @@ class Check:
     where: str
     found: str
     stops: str
-
-
-@dataclass(frozen=True, slots=True)
-class SimilarPair:
-    """A pair of slides of different patients; see `her2.cohort.similar`."""
-
-    encoder: str
-    slides: str
-    patients: str
-    cosine: str
-    shared: str
 
 
 def checks(results: Results) -> tuple[Check, ...]:
@@ -69,19 +58,22 @@ def checks(results: Results) -> tuple[Check, ...]:
     return tuple(rows)
 
 
-def pairs(results: Results) -> tuple[SimilarPair, ...]:
-    """Return the most similar pairs of each encoder, for a person to look at."""
-    return tuple(
-        SimilarPair(
-            encoder=encoder,
-            slides=f"{row['slide_a']}, {row['slide_b']}",
-            patients=f"{row['patient_a']}, {row['patient_b']}",
-            cosine=number(row["cosine"], 2),
-            shared=NA if row["shared"] is None else number(row["shared"], 2),
+def pairs(results: Results) -> list[tuple[str, ...]]:
+    """Return encoder, slides, patients, cosine and shared tiles of the most similar pairs of each.
+
+    A person should look at them; see `her2.cohort.similar`.
+    """
+    return [
+        (
+            encoder,
+            f"{row['slide_a']}, {row['slide_b']}",
+            f"{row['patient_a']}, {row['patient_b']}",
+            number(row["cosine"], 2),
+            number(row["shared"], 2),
         )
         for encoder, table in results.similar.items()
         for row in table.head(PAIRS_SHOWN).to_dicts()
-    )
+    ]
 
 
 def pairs_table(results: Results) -> pl.DataFrame | None:

@@ -1,6 +1,7 @@
 """Stage 2, report: the mark on encoders whose pre-training saw patients of this cohort."""
 
 from her2.pretraining.overlap import Overlap
+from her2.report.format import plural
 from her2.report.results import Results
 
 MARK = "\N{DAGGER}"
@@ -48,9 +49,8 @@ def footnotes(results: Results) -> tuple[str, ...]:
             continue
         number = len(found.patients)
         ids = ", ".join(found.patients[:IDS_SHOWN]) + (", ..." if number > IDS_SHOWN else "")
-        people = "1 patient" if number == 1 else f"{number:,} patients"
         notes.append(
-            f"{MARK} {name}: pre-trained on {people} of this cohort ({ids}), so "
+            f"{MARK} {name}: pre-trained on {plural(number, 'patient')} of this cohort ({ids}), so "
             "its results are optimistic"
         )
     return tuple(notes)

@@ -1,6 +1,7 @@
 """Stage 2, report: attention pictures, shrunk to fit on one page."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -10,7 +11,7 @@ import polars as pl
 from her2.config.names import run_name
 from her2.explanation.listing import ATTENTION, TRUTH
 from her2.report.figures.base import Figure, Picture, jpeg
-from her2.report.figures.controls import FaithfulnessCurve, faithfulness_figure
+from her2.report.figures.controls import faithfulness_figure
 from her2.report.format import number, plural, without_folders
 from her2.report.results import EvaluatedModel, Results
 from her2.report.sections.overlap import mark
@@ -41,7 +42,6 @@ class AttentionPicture:
 class ScoreTiles:
     """The most and least attended tiles of all held-out slides of a score, or a reason."""
 
-    label: str
     words: str
     figure: Picture | None
 
@@ -136,28 +136,25 @@ def _strip(model: EvaluatedModel, item: Mapping[str, Any]) -> tuple[Picture | No
     if not item.get("tile_strip"):
         return None, ""
     alt = f"{item['slide_id']}: its most and least attended tiles"
-    path = model.pictures / str(item["tile_strip"])
-    try:
+    with suppress(OSError):
+        path = model.pictures / str(item["tile_strip"])
         return jpeg(path, side_px=_STRIP_PX, quality=72, alt=alt), ""
-    except OSError:
-        return None, "the picture of its tiles cannot be read"
+    return None, "the picture of its tiles cannot be read"
 
 
 def _score(model: EvaluatedModel, item: Mapping[str, Any]) -> ScoreTiles:
     """Return what a row of `tiles.json` lists."""
     people = f"{plural(item['slides'], 'held-out slide')} of {plural(item['patients'], 'patient')}"
     words = f"Score {item['label']}: {people}"
-    figure = None
     if item.get("picture"):
         alt = f"{words}: most and least attended tiles"
-        path = model.pictures / str(item["picture"])
-        try:
-            figure = jpeg(path, side_px=_STRIP_PX, quality=76, alt=alt)
-        except OSError:
-            words += "; the picture of its tiles cannot be read"
+        with suppress(OSError):
+            path = model.pictures / str(item["picture"])
+            return ScoreTiles(words, jpeg(path, side_px=_STRIP_PX, quality=76, alt=alt))
+        words += "; the picture of its tiles cannot be read"
     elif item.get("note"):
         words += f"; {item['note']}"
-    return ScoreTiles(str(item["label"]), words, figure)
+    return ScoreTiles(words, None)
 
 
 def _panels(item: Mapping[str, Any]) -> Sequence[str]:
@@ -177,10 +174,8 @@ def faithfulness_curves(results: Results, model: EvaluatedModel) -> Figure | Non
     table = model.attention["faithfulness"].filter(pl.col("value").is_not_null())
     if not len(table):
         return None
-    found: dict[str, dict[str, FaithfulnessCurve]] = {}
+    found: dict[str, dict[str, pl.DataFrame]] = {}
     for curve, order in table.select("curve", "order").unique(maintain_order=True).iter_rows():
-        own = table.filter((pl.col("curve") == curve) & (pl.col("order") == order)).sort("share")
-        found.setdefault(curve, {})[order] = FaithfulnessCurve(
-            *(own[name].to_list() for name in ("share", "value", "low", "high"))
-        )
+        own = (pl.col("curve") == curve) & (pl.col("order") == order)
+        found.setdefault(curve, {})[order] = table.filter(own).sort("share")
     return faithfulness_figure(found, model.name, results.figure_context)

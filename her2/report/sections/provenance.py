@@ -1,7 +1,7 @@
 """Stage 2, report: the software, encoders and config behind the results."""
 
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
@@ -30,32 +30,11 @@ PACKAGES = (
 
 
 @dataclass(frozen=True, slots=True)
-class EncoderFacts:
-    """An encoder's card, with the precision and devices its features were computed in and on."""
-
-    name: str
-    architecture: str
-    source: str
-    provenance: str
-    feature: str
-    dimension: int
-    mpp: float
-    size: int
-    precision_asked: str
-    precision_used: str
-    devices: str
-    storage: str
-    licence: str
-    weights_sha256: str
-    digest: str
-
-
-@dataclass(frozen=True, slots=True)
 class Provenance:
     """Versions, encoders and devices, seed and config, without machine names or times."""
 
     versions: tuple[tuple[str, str], ...]
-    encoders: tuple[EncoderFacts, ...]
+    encoders: pl.DataFrame
     seed: int
     config_yaml: str
     config_digest: str
@@ -71,7 +50,7 @@ def provenance(results: Results) -> Provenance:
     text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=96)
     return Provenance(
         versions=versions(results.software),
-        encoders=tuple(encoder_facts(results)),
+        encoders=encoders_table(results),
         seed=results.config.seed,
         config_yaml=text,
         config_digest=digest(shown),
@@ -88,34 +67,30 @@ def versions(software: str) -> tuple[tuple[str, str], ...]:
     )
 
 
-def encoder_facts(results: Results) -> list[EncoderFacts]:
-    """Return one entry per encoder, in the config's order."""
-    found = []
-    for name, card in results.cards.items():
-        found.append(
-            EncoderFacts(
-                name=name,
-                architecture=f"{card.library}/{card.architecture}",
-                source=card.source,
-                provenance=without_folders(
-                    ", ".join(
-                        f"{key} {_shown(value)}" for key, value in sorted(card.provenance.items())
-                    )
-                ),
-                feature=card.feature,
-                dimension=card.dimension,
-                mpp=card.mpp,
-                size=card.size,
-                precision_asked=card.precision,
-                precision_used=", ".join(results.precisions[name]) or "no features",
-                devices=", ".join(results.devices[name]),
-                storage=card.storage,
-                licence=card.licence,
-                weights_sha256=card.weights_sha256,
-                digest=card.digest,
-            )
-        )
-    return found
+def encoders_table(results: Results) -> pl.DataFrame:
+    """Return one row per encoder: its card, and in what precision and where it was computed."""
+    return pl.DataFrame(
+        {
+            "name": name,
+            "architecture": f"{card.library}/{card.architecture}",
+            "source": card.source,
+            "provenance": without_folders(
+                ", ".join(f"{key} {_shown(of)}" for key, of in sorted(card.provenance.items()))
+            ),
+            "feature": card.feature,
+            "dimension": card.dimension,
+            "mpp": card.mpp,
+            "size": card.size,
+            "precision_asked": card.precision,
+            "precision_used": ", ".join(results.precisions[name]) or "no features",
+            "devices": ", ".join(results.devices[name]),
+            "storage": card.storage,
+            "licence": card.licence,
+            "weights_sha256": card.weights_sha256,
+            "digest": card.digest,
+        }
+        for name, card in results.cards.items()
+    )
 
 
 def _shown(value: Any) -> str:
@@ -130,11 +105,6 @@ def _version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return "not installed"
-
-
-def encoders_table(results: Results) -> pl.DataFrame:
-    """Return one row per encoder, with full digests."""
-    return pl.DataFrame([asdict(row) for row in encoder_facts(results)])
 
 
 SECTION = Section(

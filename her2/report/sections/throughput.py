@@ -5,7 +5,7 @@ the time. These are the only figures on the page that differ between runs with e
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import polars as pl
@@ -56,11 +56,6 @@ class ThroughputRow:
         """Return device hours as `0.02` or `31`."""
         return f"{self.hours:,.0f}" if self.hours >= 10 else f"{self.hours:.2g}"
 
-    @property
-    def rate_text(self) -> str:
-        """Return patches per second as `48.2`."""
-        return f"{self.patches_per_second:,.1f}"
-
 
 def throughput(results: Results) -> list[ThroughputRow]:
     """Return one row per encoder and device, in the config's order; none without receipts."""
@@ -78,9 +73,8 @@ def throughput(results: Results) -> list[ThroughputRow]:
 
 def throughput_table(results: Results) -> pl.DataFrame | None:
     """Return the rows as a table for the CSV file; None where nothing was recorded."""
-    fields = [name for name in ThroughputRow.__dataclass_fields__ if name != "advice"]
-    rows = [{name: getattr(row, name) for name in fields} for row in throughput(results)]
-    return pl.DataFrame(rows) if rows else None
+    rows = [asdict(row) for row in throughput(results)]
+    return pl.DataFrame(rows).drop("advice") if rows else None
 
 
 def _row(encoder: str, receipts: list[Receipt], scale: float) -> ThroughputRow:

@@ -5,7 +5,7 @@ from pathlib import Path
 import openslide
 from PIL import Image, UnidentifiedImageError
 
-from her2.slides.backend import OpenedSlide, UnreadableSlide
+from her2.slides.backends import OpenedSlide, UnreadableSlide
 
 NAME = "Pillow"
 ORDER = 90
@@ -55,9 +55,7 @@ class FlatImage(OpenedSlide):
     def read_region(
         self, corner: tuple[int, int], level: int, size: tuple[int, int]
     ) -> Image.Image:
-        """Return a region of the image, see `OpenedSlide`."""
         return self._handle.read_region(corner, level, size)
 
     def close(self) -> None:
-        """Release the image."""
         self._handle.close()

@@ -9,7 +9,7 @@ import openslide
 from PIL import Image
 
 from her2.core.errors import SlideError, TileError
-from her2.slides.backend import OpenedSlide, TileDecoder, UnreadableSlide
+from her2.slides.backends import OpenedSlide, TileDecoder, UnreadableSlide
 from her2.slides.files import companions
 
 NAME = "OpenSlide"
@@ -21,9 +21,7 @@ _LEVELS_ARE_PAGES = {"aperio", "generic-tiff"}
 """Vendors whose TIFF files hold each level as a page, a plain grid of tiles."""
 
 
-def files(path: Path) -> list[Path] | None:
-    """Return the files of a multi-file slide, see `her2.slides.files`."""
-    return companions(path)
+files = companions
 
 
 def open_slide(path: Path) -> "OpenSlideFile | None":
@@ -41,10 +39,9 @@ def open_slide(path: Path) -> "OpenSlideFile | None":
 
 
 class OpenSlideFile(OpenedSlide):
-    """A file that OpenSlide opened.
+    """A file that OpenSlide opened, again after each unreadable region.
 
-    After an unreadable region, an OpenSlide handle answers every later read with the same error, so
-    the file is reopened each time that happens.
+    Its handle would answer every later read with the same error.
     """
 
     reader = "openslide"
@@ -71,7 +68,6 @@ class OpenSlideFile(OpenedSlide):
     def read_region(
         self, corner: tuple[int, int], level: int, size: tuple[int, int]
     ) -> Image.Image:
-        """Return a region of a level, see `OpenedSlide`."""
         handle = self._handle
         try:
             return handle.read_region(corner, level, size)
@@ -90,11 +86,9 @@ class OpenSlideFile(OpenedSlide):
             fresh.close()
 
     def close(self) -> None:
-        """Close the file."""
         self._handle.close()
 
     def tile_decoder(self) -> TileDecoder | None:
-        """Return a decoder for a TIFF of JPEG tiles, or None."""
         if self.vendor not in _LEVELS_ARE_PAGES:
             return None
         from her2.slides.jpeg import open_jpeg_tiles

@@ -11,6 +11,8 @@ from her2.report.section import Link, Section
 from her2.report.sections.overlap import mark, seen
 from her2.report.sections.pretraining import PretrainingRow, pretraining, pretraining_table
 from her2.report.sections.published_protocol import ProtocolRow, protocols
+from her2.report.sections.seeds import seeds_note
+from her2.report.sections.selection import picks_table, selection_table
 from her2.report.tables import PageTable, TableCell, TableRow, page_table
 
 
@@ -61,23 +63,27 @@ def comparisons(results: Results) -> list[Comparison]:
             }
             shared = "head" if kind == "encoders" else "encoder"
             about = f"task {task_name}, {shared} {within}"
+            captions = {
+                "macro": f"Macro AUC, {about}",
+                "classes": f"AUC of each score, {about}",
+                "groupings": f"Scores in two groups, {about}",
+            }
+            macro, classes, regrouped = (
+                _pairs(results, task_name, groups[name], caption, column)
+                for (name, caption), column in zip(
+                    captions.items(), (None, "class", "grouping"), strict=True
+                )
+            )
             found.append(
                 Comparison(
                     task_name=task_name,
                     kind=kind,
                     within=within,
-                    macro=_pairs(results, kind, groups["macro"], f"Macro AUC, {about}"),
-                    classes=_pairs(
-                        results, kind, groups["classes"], f"AUC of each score, {about}", "class"
-                    ),
-                    groupings=_pairs(
-                        results, kind, groups["groupings"], f"Scores in two groups, {about}",
-                        "grouping",
-                    )
-                    if len(groups["groupings"])
-                    else None,
+                    macro=macro,
+                    classes=classes,
+                    groupings=regrouped if len(groups["groupings"]) else None,
                 )
-            )  # fmt: skip
+            )
     return found
 
 
@@ -156,17 +162,22 @@ def statement_table(results: Results) -> pl.DataFrame | None:
 
 
 def _pairs(
-    results: Results, kind: str, table: pl.DataFrame, caption: str, column: str | None = None
+    results: Results,
+    task_name: str,
+    table: pl.DataFrame,
+    caption: str,
+    column: str | None = None,
 ) -> PageTable:
     """Return one row per pair (and class or grouping); `difference` is first minus second."""
-    what = {"encoders": "Encoder", "heads": "Head"}[kind]
     rows: list[TableRow] = []
     for row in table.to_dicts():
-        marks = {name: _mark(results, kind, row, name) for name in ("first", "second")}
+        marks = {name: _mark(results, row, name) for name in ("first", "second")}
         low, high = row["low"], row["high"]
         note = row["note"] or ""
         if low is not None and high is not None and low <= 0 <= high:
             note = "; ".join(text for text in ("no difference shown", note) if text)
+        caution = seeds_note(results, task_name, row)
+        note = "; ".join(text for text in (caution, note) if text)
         either = marks["first"] or marks["second"]
         middle = [row[column]] if column else []
         rows.append(
@@ -185,6 +196,7 @@ def _pairs(
                 str(row["n"]),
             )
         )
+    what = "Head" if "heads" in table["kind"] else "Encoder"
     titles = {"class": ["Score"], "grouping": ["Grouping"]}.get(column or "", [])
     return page_table(
         caption,
@@ -194,8 +206,8 @@ def _pairs(
     )  # fmt: skip
 
 
-def _mark(results: Results, kind: str, row: dict[str, Any], name: str) -> str:
-    return mark(results, row["within"] if kind == "heads" else row[name])
+def _mark(results: Results, row: dict[str, Any], name: str) -> str:
+    return mark(results, row["within"] if row["kind"] == "heads" else row[name])
 
 
 def _statement(row: dict[str, Any]) -> str:
@@ -254,6 +266,8 @@ SECTION = Section(
     tables={
         "comparison": comparison_table,
         "statement": statement_table,
+        "selection": selection_table,
+        "picks": picks_table,
         "pretraining": pretraining_table,
     },
 )

@@ -1,6 +1,5 @@
 """Stage 2, report: the headline metrics of each encoder and head, as shown on the page."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ from her2.metrics import headline_metrics
 from her2.metrics.base import Metric
 from her2.report.format import NA, interval, number
 from her2.report.results import EvaluatedModel, Results
-from her2.report.sections.controls import covariates_cell, shuffled_row
+from her2.report.sections.controls import covariates_cell, shuffled_row, within_cells
 from her2.report.sections.overlap import mark
 from her2.report.tables import TableCell
 
@@ -99,10 +98,11 @@ def headline(results: Results, task_name: str, level: str) -> Headline:
             record = find(model, level, metric.name, name)
             cells[model.anchor].append(_cell(results, model, record, metric, with_count=not common))
         if level == "patient" and metric.name == "auc" and name == "macro":
-            for control in CONTROLS:
-                columns.append(Column(*control.title, control=True))
-                for model in models:
-                    cells[model.anchor].append(control.cell(model))
+            controls = {model.anchor: _controls(model) for model in models}
+            titles = dict.fromkeys(title for own in controls.values() for title in own)
+            columns += [Column(*title, control=True) for title in titles]
+            for anchor, own in controls.items():
+                cells[anchor] += [own.get(title, TableCell(NA)) for title in titles]
     rows = [
         HeadlineRow(
             encoder=model.encoder,
@@ -219,22 +219,16 @@ def _cell(
     return TableCell(value, interval(record["low"], record["high"], digits), "; ".join(notes))
 
 
-@dataclass(frozen=True, slots=True)
-class _Control:
-    """A column of the headline that the macro AUC is to be read against."""
-
-    title: tuple[str, str]
-    cell: Callable[[EvaluatedModel], TableCell]
-
-
-def _shuffled_cell(model: EvaluatedModel) -> TableCell:
+def _controls(model: EvaluatedModel) -> dict[tuple[str, str], TableCell]:
+    """Return what the macro AUC is to be read against, by column title and note."""
     row = shuffled_row(model)
-    if row is None:
-        return TableCell(NA)
-    return TableCell(number(row["mean"]), interval(row["low"], row["high"]), row["note"] or "")
-
-
-CONTROLS = (
-    _Control(("Covariates alone", "macro AUC"), covariates_cell),
-    _Control(("Chance", "labels shuffled"), _shuffled_cell),
-)
+    shuffled = (
+        TableCell(number(row["mean"]), interval(row["low"], row["high"]), row["note"] or "")
+        if row
+        else TableCell(NA)
+    )
+    return {
+        ("Covariates alone", "macro AUC"): covariates_cell(model),
+        ("Chance", "labels shuffled"): shuffled,
+        **{(title, "macro AUC"): cell for title, cell in within_cells(model)},
+    }

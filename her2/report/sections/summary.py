@@ -15,6 +15,8 @@ from her2.report.sections.controls import covariates_row, shuffled_row
 from her2.report.sections.headline import domain, verdict
 from her2.report.sections.model_tables import stack_models, stacked
 from her2.report.sections.overlap import mark
+from her2.report.sections.selection import selection_page_table, selection_sentence
+from her2.report.tables import PageTable
 
 
 def sentences(results: Results) -> list[str]:
@@ -54,6 +56,8 @@ def _sentence(
     if words := verdict(best, top):
         text += f", {words}"
     text += "."
+    if choice := selection_sentence(results, task_name):
+        text += f" {choice}"
     unclear = sum(bool(verdict(model, row)) for model, row in rows)
     if total > 1 and unclear:
         text += (
@@ -117,6 +121,7 @@ class SummaryData:
     by_patient: list[headline.Headline]
     by_slide: list[headline.Headline]
     forests: list[Figure]
+    selections: list[PageTable]
     covariate_warnings: list[controls.CovariateWarning]
     statements: list[comparison.Statement]
     compared: bool
@@ -133,7 +138,10 @@ def summary(results: Results) -> SummaryData:
         sentences=sentences(results),
         by_patient=by_patient,
         by_slide=by_slide,
-        forests=[one for task in results.config.tasks if (one := forest(results, task))],
+        selections=[
+            table for task in results.config.tasks if (table := selection_page_table(results, task))
+        ],
+        forests=[found for task in results.config.tasks if (found := forest(results, task))],
         covariate_warnings=controls.covariate_warnings(results),
         statements=comparison.statements(results),
         compared=bool(results.comparisons),

@@ -68,13 +68,14 @@ def overlay(
     """
     table = mpl.colormaps[colours](np.linspace(0, 1, 256), bytes=True)[:, :3]  # uint8 (256, 3)
     painted = np.zeros(thumbnail.shape[:2], np.uint8)
-    seen = np.zeros(thumbnail.shape[:2], bool)
+    seen = np.zeros(thumbnail.shape[:2], np.uint8)
     levels = np.rint(np.asarray(shares) * 255).astype(np.uint8)
     for (left, top, right, bottom), level in zip(np.rint(boxes).astype(int), levels, strict=True):
         painted[top:bottom, left:right] = level
-        seen[top:bottom, left:right] = True
-    mixed = cv2.addWeighted(thumbnail, 1 - _STRENGTH, table[painted], _STRENGTH, 0)
-    return np.where(seen[..., None], mixed, thumbnail).astype(np.uint8)
+        seen[top:bottom, left:right] = 1
+    colour = np.take(table, painted, axis=0)
+    mixed = cv2.addWeighted(thumbnail, 1 - _STRENGTH, colour, _STRENGTH, 0)
+    return np.asarray(cv2.copyTo(mixed, seen, thumbnail.copy()), np.uint8)
 
 
 def thumbnail_boxes(tiles: SlideTiles, thumbnail: RGB) -> NDArray[np.float64]:

@@ -126,12 +126,9 @@ def draw_strip(
         size = (max(size[0], 6.6), size[1])  # room for the words
         canvas = Canvas(figsize=size, dpi=_DPI)
 
-        def place(x: float, y: float, width: float, height: float) -> Any:
-            """Add axes, given in inches from the top left corner."""
-            share = (x / size[0], 1 - (y + height) / size[1], width / size[0], height / size[1])
-            axes = canvas.add_axes(share)
-            axes.set_axis_off()
-            return axes
+        # One pair of axes in inches from the top left corner: a pair per tile took half of the time.
+        axes = canvas.add_axes((0, 0, 1, 1))
+        axes.set_axis_off()
 
         def write(x: float, y: float, text: str, inches: float, **looks: Any) -> None:
             spot = x / size[0], 1 - y / size[1]
@@ -144,12 +141,12 @@ def draw_strip(
             write(0.08, top + 0.4 * _TILE_IN, f"{end}\nattended", 0.9, fontsize=9)
             for column, tile in enumerate(images):
                 left = 1.0 + column * (_TILE_IN + 0.08)
-                place(left, top, _TILE_IN, _TILE_IN).imshow(
-                    tile.image, interpolation="antialiased", aspect="auto"
-                )
+                extent = (left, left + _TILE_IN, top + _TILE_IN, top)
+                axes.imshow(tile.image, extent=extent, interpolation="antialiased", aspect="auto")
                 for number, words in enumerate(tile.caption):
                     below = top + _TILE_IN + 0.04 + 0.13 * number
                     write(left, below, words, _TILE_IN, fontsize=7.5)
+        axes.set(xlim=(0, size[0]), ylim=(size[1], 0))
         words = context.warning(
             f"Each tile is {tile_um:.0f} \u00b5m wide. 1\u00d7: the attention if all tiles weighed "
             f"the same.\n{WARNING}.",

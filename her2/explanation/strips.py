@@ -126,7 +126,7 @@ def draw_strip(
         size = (max(size[0], 6.6), size[1])  # room for the words
         canvas = Canvas(figsize=size, dpi=_DPI)
 
-        # One pair of axes in inches from the top left corner: a pair per tile took half of the time.
+        # In inches from the top left corner. A pair of axes per tile took half of the time.
         axes = canvas.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
 

@@ -110,9 +110,7 @@ def paint_stroma(rng: np.random.Generator, plan: RegionPlan, side_px: int, mpp: 
     return stains
 
 
-def _fibres(
-    rng: np.random.Generator, side_px: int, mpp: float
-) -> tuple[FloatImage, FloatImage]:
+def _fibres(rng: np.random.Generator, side_px: int, mpp: float) -> tuple[FloatImage, FloatImage]:
     """Draw the coordinates of each px in a texture of fibres: along and across the fibres.
 
     They are smoothly bent, and elsewhere in the texture for every section.
@@ -132,7 +130,9 @@ def _collagen(
     along: FloatImage, across: FloatImage, density: FloatImage, nest_edge: FloatImage, mpp: float
 ) -> tuple[FloatImage, FloatImage]:
     """Return haematoxylin and eosin of a part of the stroma, all of the same shape."""
-    looked_up = cv2.remap(_streaks(mpp), along, across, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+    looked_up = cv2.remap(
+        _streaks(mpp), along, across, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP
+    )
     fibres, clefts = np.ascontiguousarray(np.moveaxis(np.asarray(looked_up, np.float32), -1, 0))
     eosin = np.clip(0.55 + 0.07 * density + 0.12 * fibres, 0.08, None)
     # White gaps between bundles of collagen, and where a nest has shrunk away from its stroma.

@@ -60,10 +60,10 @@ def _disable(
     **_: object,
 ) -> Any:
     """Mark a function, like `torch._dynamo.disable`, at its first call."""
-    import torch
+    from torch._compile import _disable_dynamo
 
     if wrapping or function is None:
-        return torch._disable_dynamo(function, recursive)  # type: ignore[arg-type]
+        return _disable_dynamo(function, recursive)
     return function  # it is that first call
 
 

@@ -29,8 +29,8 @@ _SEQUENTIAL, _DIVERGING = "viridis", "PuOr_r"
 _STRENGTH = 0.55
 _TRUTH = (255, 196, 0)
 _PANEL_IN, _TALLEST_IN, _DPI = 3.3, 4.6, 150
-# Blank, so that no version is written.
-PNG_METADATA: Any = {"Software": None}
+# Without a version. Level 4 takes half of the time of the default level for 2 % more bytes.
+PNG: Any = {"format": "png", "metadata": {"Software": None}, "pil_kwargs": {"compress_level": 4}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +184,7 @@ def draw_picture(
             f"{WARNING}: it shows where the model looked, not what is there.", "slide"
         )
         canvas.text(0.02 / len(parts), 0.1 / sides[1], words, fontsize=8.5, color="#9c2a00")
-        canvas.savefig(path, format="png", metadata=PNG_METADATA)
+        canvas.savefig(path, **PNG)
 
 
 def fit_text(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from her2.core.plot_style import STYLE, FigureContext
 from her2.core.types import RGB
 from her2.explanation.exports import WARNING
-from her2.explanation.heatmap import PNG_METADATA, fit_text
+from her2.explanation.heatmap import PNG, fit_text
 from her2.explanation.held_out_slides import HeldOutSlide
 from her2.explanation.tiles import SlideTiles
 from her2.slides.slide import Slide
@@ -153,4 +153,4 @@ def draw_strip(
             "slides",
         )
         write(0.08, size[1] - 0.42, words, size[0], fontsize=8, color="#9c2a00")
-        canvas.savefig(path, format="png", metadata=PNG_METADATA)
+        canvas.savefig(path, **PNG)

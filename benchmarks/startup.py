@@ -14,8 +14,8 @@ import sys
 from her2.cli.stages import STAGES
 
 HEAVY = (
-    "torch", "timm", "torchvision", "sklearn", "statsmodels", "scipy", "pandas", "polars",
-    "pyarrow", "matplotlib", "zarr", "cv2", "openslide", "tifffile",
+    "torch", "torch._dynamo", "timm", "torchvision", "sklearn", "statsmodels", "scipy", "pandas",
+    "polars", "pyarrow", "matplotlib", "zarr", "cv2", "openslide", "tifffile",
 )  # fmt: skip
 _PROBE = """
 import sys, time

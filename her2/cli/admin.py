@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from her2.config import jobs
+from her2.core.memory import keep_freed_memory
 
 CacheOption = Annotated[
     Path, typer.Option("--cache", envvar="HER2_CACHE", help="the content-addressed cache")
@@ -177,6 +178,7 @@ def synthetic_slides(
     """Draw a bucket of demo slides and the masks of their planted signal."""
     from her2.synthetic import draw_slide
 
+    keep_freed_memory()
     job = jobs.load(jobs.SyntheticSpec, spec)
     for slide in job.slides:
         draw_slide(
@@ -196,6 +198,7 @@ def synthetic_patches(
     """Draw one labelled patch set: H&E, IHC or photographs."""
     from her2.synthetic.patches import draw_patch_set
 
+    keep_freed_memory()
     job = jobs.load(jobs.PatchesSpec, spec)
     draw_patch_set(
         job.kind,

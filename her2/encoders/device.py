@@ -10,6 +10,7 @@ import torch
 
 from her2.config import Precision
 from her2.core.hardware import allowed_cpus, cpu_has_bfloat16, gpu_withheld
+from her2.core.memory import keep_freed_memory
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ def pick_device(threads: int) -> torch.device:
         count = torch.cuda.device_count()
         log.info("device: %s (%s of %d%s)", torch.cuda.get_device_name(device), device, count, note)
         return device
+    keep_freed_memory()
     cpu = f"device: CPU, {torch.get_num_threads()} threads"
     if usable:
         log.warning("%s; SLURM allotted no GPU to this job, though the node has one. Request it "

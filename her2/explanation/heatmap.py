@@ -29,8 +29,8 @@ _SEQUENTIAL, _DIVERGING = "viridis", "PuOr_r"
 _STRENGTH = 0.55
 _TRUTH = (255, 196, 0)
 _PANEL_IN, _TALLEST_IN, _DPI = 3.3, 4.6, 150
-# Blank, so that no version is written.
-PNG_METADATA: Any = {"Software": None}
+# Without a version. Level 4 takes half of the time of the default level for 2 % more bytes.
+PNG: Any = {"format": "png", "metadata": {"Software": None}, "pil_kwargs": {"compress_level": 4}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +64,14 @@ def overlay(
     """
     table = mpl.colormaps[colours](np.linspace(0, 1, 256), bytes=True)[:, :3]  # uint8 (256, 3)
     painted = np.zeros(thumbnail.shape[:2], np.uint8)
-    seen = np.zeros(thumbnail.shape[:2], bool)
+    seen = np.zeros(thumbnail.shape[:2], np.uint8)
     levels = np.rint(np.asarray(shares) * 255).astype(np.uint8)
     for (left, top, right, bottom), level in zip(np.rint(boxes).astype(int), levels, strict=True):
         painted[top:bottom, left:right] = level
-        seen[top:bottom, left:right] = True
-    mixed = cv2.addWeighted(thumbnail, 1 - _STRENGTH, table[painted], _STRENGTH, 0)
-    return np.where(seen[..., None], mixed, thumbnail).astype(np.uint8)
+        seen[top:bottom, left:right] = 1
+    colour = np.take(table, painted, axis=0)
+    mixed = cv2.addWeighted(thumbnail, 1 - _STRENGTH, colour, _STRENGTH, 0)
+    return np.asarray(cv2.copyTo(mixed, seen, thumbnail.copy()), np.uint8)
 
 
 def thumbnail_boxes(tiles: SlideTiles, thumbnail: RGB) -> NDArray[np.float64]:
@@ -170,7 +171,7 @@ def draw_picture(
             f"{WARNING}: it shows where the model looked, not what is there.", "slide"
         )
         canvas.text(0.02 / len(parts), 0.1 / sides[1], words, fontsize=8.5, color="#9c2a00")
-        canvas.savefig(path, format="png", metadata=PNG_METADATA)
+        canvas.savefig(path, **PNG)
 
 
 def fit_text(

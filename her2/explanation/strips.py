@@ -18,7 +18,7 @@ from her2.core.files import atomic_path
 from her2.core.plot_style import STYLE, FigureContext
 from her2.core.types import RGB
 from her2.explanation.exports import WARNING
-from her2.explanation.heatmap import PNG_METADATA, fit_text
+from her2.explanation.heatmap import PNG, fit_text
 from her2.explanation.held_out import HeldOut, HeldOutSlide
 from her2.explanation.localisation import is_uniform
 from her2.explanation.tiles import UNIFORM, SlideTiles, read_tiles
@@ -132,12 +132,9 @@ def draw_strip(
         size = (max(size[0], 6.6), size[1])  # room for the words
         canvas = Canvas(figsize=size, dpi=_DPI)
 
-        def place(x: float, y: float, width: float, height: float) -> Any:
-            """Add axes, given in inches from the top left corner."""
-            share = (x / size[0], 1 - (y + height) / size[1], width / size[0], height / size[1])
-            axes = canvas.add_axes(share)
-            axes.set_axis_off()
-            return axes
+        # In inches from the top left corner. A pair of axes per tile took half of the time.
+        axes = canvas.add_axes((0, 0, 1, 1))
+        axes.set_axis_off()
 
         def write(x: float, y: float, text: str, inches: float, **looks: Any) -> None:
             spot = x / size[0], 1 - y / size[1]
@@ -150,19 +147,19 @@ def draw_strip(
             write(0.08, top + 0.4 * _TILE_IN, f"{end}\nattended", 0.9, fontsize=9)
             for column, tile in enumerate(images):
                 left = 1.0 + column * (_TILE_IN + 0.08)
-                place(left, top, _TILE_IN, _TILE_IN).imshow(
-                    tile.image, interpolation="antialiased", aspect="auto"
-                )
+                extent = (left, left + _TILE_IN, top + _TILE_IN, top)
+                axes.imshow(tile.image, extent=extent, interpolation="antialiased", aspect="auto")
                 for number, words in enumerate(tile.caption):
                     below = top + _TILE_IN + 0.04 + 0.13 * number
                     write(left, below, words, _TILE_IN, fontsize=7.5)
+        axes.set(xlim=(0, size[0]), ylim=(size[1], 0))
         words = context.warning(
             f"Each tile is {tile_um:.0f} \u00b5m wide. 1\u00d7: the attention if all tiles weighed "
             f"the same.\n{WARNING}.",
             "slides",
         )
         write(0.08, size[1] - 0.42, words, size[0], fontsize=8, color="#9c2a00")
-        canvas.savefig(path, format="png", metadata=PNG_METADATA)
+        canvas.savefig(path, **PNG)
 
 
 def draw_scores(

@@ -4,8 +4,10 @@
 """
 
 from collections.abc import Mapping
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from her2.core.compiler import compiler_deferred
 from her2.core.errors import UserError
 from her2.core.types import Feature, Normalisation
 from her2.libraries import Library
@@ -22,14 +24,12 @@ class Timm(Library):
 
     def names(self) -> list[str]:
         """Return the architectures, with and without the tags of their weights."""
-        import timm
-
+        timm = _timm()
         return [*timm.list_models(), *timm.list_models(include_tags=True)]
 
     def knows(self, architecture: str) -> bool:
         """Tell whether timm has a model; unlike `names`, this includes deprecated names."""
-        import timm
-
+        timm = _timm()
         try:
             timm.models.get_pretrained_cfg(architecture)
         except RuntimeError:  # a known architecture with a tag that timm does not know
@@ -44,8 +44,7 @@ class Timm(Library):
         arguments: Mapping[str, Any],
         pretrained: bool,
     ) -> "nn.Module":
-        import timm
-
+        timm = _timm()
         return timm.create_model(
             architecture, pretrained=pretrained, num_classes=0, **with_layers(arguments)
         )
@@ -67,6 +66,13 @@ class Timm(Library):
     def licence(self, architecture: str) -> str:
         config = _published(architecture)
         return "" if config is None else str(config.license or "")
+
+
+def _timm() -> ModuleType:
+    """Import timm without torch's compiler, for which it has no use of its own."""
+    with compiler_deferred():
+        import timm
+    return timm
 
 
 def with_layers(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,8 +104,7 @@ def with_layers(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def _published(architecture: str) -> "PretrainedCfg | None":
     """Return timm's configuration of an architecture's weights; None for a deprecated name."""
-    import timm
-
+    timm = _timm()
     return timm.models.get_pretrained_cfg(architecture)
 
 

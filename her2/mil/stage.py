@@ -11,6 +11,7 @@ from her2.cohort.folds import check_disjoint
 from her2.config import HeadSection
 from her2.config.jobs import TrainSpec
 from her2.config.names import Run
+from her2.core.compiler import compiler_deferred
 from her2.core.errors import UserError, blamed_on
 from her2.core.events import write_event
 from her2.core.files import digest, link
@@ -87,6 +88,7 @@ def train_folds(
     return found
 
 
+@compiler_deferred()
 def _train(
     spec: TrainSpec,
     cache: Cache,

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from her2.core.errors import UserError
 from her2.encoders.backbones import Encoder
+from her2.metrics.auc import ranking_area
 from her2.pretraining.augment import moved, plain, restain, stain_changes
 from her2.pretraining.patch_set import PatchSet
 from her2.training.prefetch import Prefetch
@@ -195,9 +196,7 @@ def validate(
     present = np.unique(target)
     aucs = [math.nan]
     if len(present) > 1:
-        from sklearn.metrics import roc_auc_score
-
-        aucs = [roc_auc_score(target == c, probabilities[:, c]) for c in present]
+        aucs = [ranking_area(target == c, probabilities[:, c]) for c in present]
     return (
         float(np.mean([losses[target == c].mean() for c in present])),
         float(np.mean([hits[target == c].mean() for c in present])),

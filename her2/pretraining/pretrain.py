@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from her2.config import Feature, PretrainingSection
+from her2.core.compiler import compiler_deferred
 from her2.core.errors import UserError
 from her2.core.files import digest
 from her2.encoders.backbones import Encoder
@@ -59,6 +60,7 @@ class Pretrained:
     """Provenance for the encoder's card, as JSON, without times or host names."""
 
 
+@compiler_deferred()
 def pretrain(
     patches: PatchSet,
     *,

@@ -144,7 +144,7 @@ def draw_slide(
     The mask is 255 on HER2-positive morphology. Same arguments, same bytes.
     """
     params = slide_params(slide_id=slide_id, patient_id=patient_id, her2=her2, site=site, seed=seed)
-    rgb, mask = draw_region(slide_generator(seed, patient_id, slide_id), params, side_px, mpp)
+    rgb, plan = draw_region(slide_generator(seed, patient_id, slide_id), params, side_px, mpp)
     svs = svs_bytes(
         rgb,
         mpp=mpp,
@@ -157,7 +157,7 @@ def draw_slide(
         },
     )
     with atomic_path(mask_path) as temporary:
-        temporary.write_bytes(mask_png_bytes(mask, MASK_DOWNSAMPLE))
+        temporary.write_bytes(mask_png_bytes(plan.positive, MASK_DOWNSAMPLE))
     with atomic_path(slide_path) as temporary:
         temporary.write_bytes(svs)
 

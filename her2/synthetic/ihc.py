@@ -114,7 +114,7 @@ def _membranes(
         float(rng.uniform(*span))
         for span in (look.cells, look.amount, look.complete, look.width_um)
     )
-    border, label = voronoi_borders(xy, side)
+    border, label = voronoi_borders(xy, nest.shape)
     # Cells of a clone lie together, so the field matters more than the single cell.
     rank = at(smooth_noise(rng, side, 60 / mpp), xy) + 0.7 * rng.standard_normal(len(xy))
     stained = rank < np.quantile(rank, share)

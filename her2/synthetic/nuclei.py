@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,6 +15,7 @@ FloatImage = NDArray[np.float32]
 
 TURNS = 16  # directions that a nucleus can lie in
 STAMPS_PER_KIND = 3 * TURNS
+BOX_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,20 @@ def broad_noise(rng: np.random.Generator, side_px: int, wavelength_px: float) ->
     return np.asarray(
         cv2.resize(coarse, (side_px, side_px), interpolation=cv2.INTER_LINEAR), np.float32
     )
+
+
+def boxes(image: NDArray[Any]) -> Iterator[tuple[slice, slice]]:
+    """Yield rows and columns of boxes that cover all of an image (h, w) that is not zero.
+
+    A formula applied box by box gives the pixels that it would give at once. But its intermediate
+    images are so small that they stay in the processor's cache, and empty glass costs nothing:
+    together half of the time of a section.
+    """
+    for top in range(0, image.shape[0], BOX_ROWS):
+        rows = slice(top, top + BOX_ROWS)
+        columns = np.flatnonzero(image[rows].any(axis=0))
+        if len(columns):
+            yield rows, slice(int(columns[0]), int(columns[-1]) + 1)
 
 
 def blur(image: NDArray[Any], sigma_px: float, sigma_y_px: float = 0.0) -> FloatImage:

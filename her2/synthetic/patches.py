@@ -24,7 +24,6 @@ from her2.core.files import atomic_path, write_text
 from her2.synthetic import HER2_SHARE, SITES, slide_generator, slide_params
 from her2.synthetic.ihc import SCORES, draw_ihc
 from her2.synthetic.natural import NATURAL, draw_natural
-from her2.synthetic.plan import plan_region
 from her2.synthetic.tissue import draw_region
 
 PatchKind = Literal["ihc", "he", "natural"]
@@ -122,9 +121,8 @@ def _he_cases(size_px: int, mpp: float, seed: int) -> Iterator[Case]:
                 slide_id=case_id, patient_id=case_id, her2=her2, site=site, seed=seed
             )
             look = replace(look, pen=None, fold=False)
-            plan = plan_region(slide_generator(seed, case_id, case_id), look, side_px, fine_mpp)
             rng = slide_generator(seed, case_id, case_id)
-            rgb, _ = draw_region(rng, look, side_px, fine_mpp)
+            rgb, plan = draw_region(rng, look, side_px, fine_mpp)
             fine, stride = size_px * OVERSAMPLING, size_px // 2 * OVERSAMPLING
             tissue, nest, positive = (
                 _patch_shares(mask, fine, stride)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from her2.synthetic.artefacts import add_fold, add_pen
 from her2.synthetic.nuclei import (
+    BOX_ROWS,
     LYMPHOCYTE,
     SOLID,
     SPINDLE,
@@ -25,6 +26,7 @@ from her2.synthetic.nuclei import (
     NucleusKind,
     Stains,
     blur,
+    boxes,
     broad_noise,
     hex_positions,
     make_stamps,
@@ -41,8 +43,8 @@ TEXTURE_PX = 1024
 
 def draw_region(
     rng: np.random.Generator, params: TissueParams, side_px: int, mpp: float
-) -> tuple[NDArray[np.uint8], BoolImage]:
-    """Paint a square: RGB (side_px, side_px, 3) uint8 and the HER2-positive mask, same square.
+) -> tuple[NDArray[np.uint8], RegionPlan]:
+    """Plan and paint a square: RGB (side_px, side_px, 3) uint8, and where things are in it.
 
     Each part has a generator of its own, so two calls that differ in `params.her2_share` alone
     show the same section outside the tumour nests.
@@ -52,45 +54,46 @@ def draw_region(
     stains = paint_stroma(stroma_rng, plan, side_px, mpp)
     paint_tumour(cell_rng, plan, stains, mpp)
     # The thickness of a section varies.
-    thickness = 1.0 + 0.03 * smooth_noise(stroma_rng, side_px, 250 / mpp)
-    for stain, strength in (
-        (stains.haematoxylin, params.haematoxylin_strength),
-        (stains.eosin, params.eosin_strength),
-    ):
-        stain *= np.float32(strength) * thickness
+    noise = smooth_noise(stroma_rng, side_px, 250 / mpp)
+    for box in boxes(stains.haematoxylin):  # wherever there is eosin, there is some of it
+        thickness = 1.0 + 0.03 * noise[box]
+        stains.haematoxylin[box] *= np.float32(params.haematoxylin_strength) * thickness
+        stains.eosin[box] *= np.float32(params.eosin_strength) * thickness
     vectors = np.array([params.haematoxylin, params.eosin], np.float32)
     scale = match_mean_colour(stains, vectors, plan)
     if params.fold:
         add_fold(artefact_rng, stains, plan.tissue, mpp)
     rgb = np.empty((side_px, side_px, 3), np.uint8)
-    grain = grain_rng.standard_normal((side_px, side_px), dtype=np.float32) * np.float32(1.6)
-    for c in range(3):
-        density = stains.haematoxylin * -vectors[0, c]
-        density -= stains.eosin * vectors[1, c]
-        np.multiply(density, scale[c], out=density, where=plan.positive)
-        cv2.exp(density, density)
-        rgb[..., c] = cv2.addWeighted(density, params.glass[c], grain, 1, 0, dtype=cv2.CV_8U)
+    for top in range(0, side_px, BOX_ROWS):
+        rows = slice(top, top + BOX_ROWS)
+        h, e, positive = stains.haematoxylin[rows], stains.eosin[rows], plan.positive[rows]
+        grain = grain_rng.standard_normal(h.shape, dtype=np.float32) * np.float32(1.6)
+        for c in range(3):
+            density = h * -vectors[0, c]
+            density -= e * vectors[1, c]
+            np.multiply(density, scale[c], out=density, where=positive)
+            cv2.exp(density, density)
+            rgb[rows, :, c] = cv2.addWeighted(
+                density, params.glass[c], grain, 1, 0, dtype=cv2.CV_8U
+            )
     if params.pen is not None:
         add_pen(artefact_rng, rgb, params.pen, mpp)
-    return rgb, plan.positive
+    return rgb, plan
 
 
 def paint_stroma(rng: np.random.Generator, plan: RegionPlan, side_px: int, mpp: float) -> Stains:
     """Paint fibres, spindle cells, lymphocytes and fat: stains (side_px, side_px)."""
     fibre_rng, fat_rng, spindle_rng, lymph_rng = rng.spawn(4)
-    fibres, clefts, across = _fibres(fibre_rng, side_px, mpp)
+    along, across = _fibres(fibre_rng, side_px, mpp)
     tissue = blur(plan.tissue, 1.0 / mpp)
     density = broad_noise(fibre_rng, side_px, 130 / mpp)
-    eosin = np.clip(0.55 + 0.07 * density + 0.12 * fibres, 0.08, None)
-    # White gaps between bundles of collagen, and where a nest has shrunk away from its stroma.
-    gap = np.clip(clefts - 1.2 + 0.35 * density, 0, 0.5) * 1.7
-    retraction = np.exp(-(((plan.nest_edge + 0.035) / 0.022) ** 2)) * np.clip(clefts + 0.4, 0, 1)
-    gap = np.clip(np.maximum(gap, 0.8 * retraction), 0, 0.92)
-    eosin *= 1.0 - gap
-    haematoxylin = 0.09 * (1.0 - gap)
-    del gap, retraction, clefts
-
-    stains = Stains(haematoxylin * tissue, eosin * tissue)
+    stains = Stains(np.zeros_like(tissue), np.zeros_like(tissue))
+    for box in boxes(tissue):
+        haematoxylin, eosin = _collagen(
+            along[box], across[box], density[box], plan.nest_edge[box], mpp
+        )
+        stains.haematoxylin[box] = haematoxylin * tissue[box]
+        stains.eosin[box] = eosin * tissue[box]
     stroma = plan.tissue & ~plan.nest & ~plan.fat
     xy = hex_positions(spindle_rng, side_px, SPINDLE_SPACING_UM / mpp, 0.3)
     keep = at(stroma, xy) & (spindle_rng.random(len(xy)) < 0.5)
@@ -107,13 +110,10 @@ def paint_stroma(rng: np.random.Generator, plan: RegionPlan, side_px: int, mpp: 
     return stains
 
 
-def _fibres(
-    rng: np.random.Generator, side_px: int, mpp: float
-) -> tuple[FloatImage, FloatImage, FloatImage]:
-    """Draw two wavy, streaked textures (sd near 1), and the position of each px across them.
+def _fibres(rng: np.random.Generator, side_px: int, mpp: float) -> tuple[FloatImage, FloatImage]:
+    """Draw the coordinates of each px in a texture of fibres: along and across the fibres.
 
-    A texture stretched along x is looked up through a smoothly bent coordinate system, elsewhere
-    in the texture for every section.
+    They are smoothly bent, and elsewhere in the texture for every section.
     """
     x = np.arange(side_px, dtype=np.float32)
     turn = float(rng.uniform(0, np.pi))
@@ -123,9 +123,24 @@ def _fibres(
     v = (shift[1] - x * sin)[None] + (x * cos)[:, None]
     v += broad_noise(rng, side_px, 190 / mpp) * np.float32(38 / mpp)
     v += broad_noise(rng, side_px, 60 / mpp) * np.float32(6 / mpp)
-    looked_up = cv2.remap(_streaks(mpp), u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
-    first, second = np.moveaxis(np.asarray(looked_up, np.float32), -1, 0)
-    return first, second, v
+    return u, v
+
+
+def _collagen(
+    along: FloatImage, across: FloatImage, density: FloatImage, nest_edge: FloatImage, mpp: float
+) -> tuple[FloatImage, FloatImage]:
+    """Return haematoxylin and eosin of a part of the stroma, all of the same shape."""
+    looked_up = cv2.remap(
+        _streaks(mpp), along, across, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP
+    )
+    fibres, clefts = np.ascontiguousarray(np.moveaxis(np.asarray(looked_up, np.float32), -1, 0))
+    eosin = np.clip(0.55 + 0.07 * density + 0.12 * fibres, 0.08, None)
+    # White gaps between bundles of collagen, and where a nest has shrunk away from its stroma.
+    gap = np.clip(clefts - 1.2 + 0.35 * density, 0, 0.5) * 1.7
+    retraction = np.exp(-(((nest_edge + 0.035) / 0.022) ** 2)) * np.clip(clefts + 0.4, 0, 1)
+    gap = np.clip(np.maximum(gap, 0.8 * retraction), 0, 0.92)
+    eosin *= 1.0 - gap
+    return 0.09 * (1.0 - gap), eosin
 
 
 @lru_cache(maxsize=2)
@@ -192,7 +207,7 @@ def _paint_fat(
     small = max(32, side // 4)
     spacing = 58 / mpp * small / side
     xy = hex_positions(rng, small, spacing, 0.17)
-    border, label = voronoi_borders(xy, small)
+    border, label = voronoi_borders(xy, (small, small))
     # Whole cells only: an adipocyte is either inside the lobule or outside.
     full_xy = np.minimum((xy * (side / small)).astype(np.int32), side - 1)
     chosen = np.zeros(int(label.max()) + 1, np.float32)
@@ -200,19 +215,22 @@ def _paint_fat(
     depth = cv2.distanceTransform((~border).astype(np.uint8), cv2.DIST_L2, 5) * chosen[label]
     # Blurring the depth rounds the corners of the polygons.
     depth_px = resize(blur(depth, spacing / 16), side) * np.float32(side / small)
-    empty = np.clip((depth_px - 2.6 / mpp) * mpp / 0.8, 0, 1) * free
-    for stain in (stains.haematoxylin, stains.eosin):
-        stain *= 1.0 - np.float32(0.975) * empty
+    for box in boxes(depth_px > 2.6 / mpp):
+        empty = np.clip((depth_px[box] - 2.6 / mpp) * mpp / 0.8, 0, 1) * free[box]
+        for stain in (stains.haematoxylin, stains.eosin):
+            stain[box] *= 1.0 - np.float32(0.975) * empty
 
 
-def voronoi_borders(xy: NDArray[np.int32], side_px: int) -> tuple[BoolImage, NDArray[np.int32]]:
+def voronoi_borders(
+    xy: NDArray[np.int32], shape: tuple[int, ...]
+) -> tuple[BoolImage, NDArray[np.int32]]:
     """Return the borders of the Voronoi cells of points (n, 2), and the cell of every px."""
-    points = np.ones((side_px, side_px), np.uint8)
+    points = np.ones(shape, np.uint8)
     points[xy[:, 1], xy[:, 0]] = 0
     _, label = cv2.distanceTransformWithLabels(
         points, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
     )
-    border = np.zeros((side_px, side_px), np.bool_)
+    border = np.zeros(shape, np.bool_)
     border[:, 1:] |= label[:, 1:] != label[:, :-1]
     border[1:] |= label[1:] != label[:-1]
     return border, np.asarray(label, np.int32)
@@ -233,10 +251,15 @@ def paint_tumour(
     side = plan.nest.shape[0]
     cytoplasm_rng, negative_rng, positive_rng = rng.spawn(3)
     speckle = smooth_noise(cytoplasm_rng, side, 1.6 / mpp)
-    mottle = 0.6 * (speckle + broad_noise(cytoplasm_rng, side, 14 / mpp))
+    cloud = broad_noise(cytoplasm_rng, side, 14 / mpp)
     nest = blur(plan.nest, 0.8 / mpp)
-    for stain, level, contrast in ((stains.haematoxylin, 0.3, 0.04), (stains.eosin, 0.42, 0.05)):
-        stain += nest * (level + contrast * mottle - stain)
+    for box in boxes(nest):
+        mottle = 0.6 * (speckle[box] + cloud[box])
+        for stain, level, contrast in (
+            (stains.haematoxylin[box], 0.3, 0.04),
+            (stains.eosin[box], 0.42, 0.05),
+        ):
+            stain += nest[box] * (level + contrast * mottle - stain)
     xy = hex_positions(negative_rng, side, NEGATIVE_SPACING_UM / mpp, 0.2)
     scatter(negative_rng, stains, SOLID, xy, at(plan.nest & ~plan.positive, xy), mpp)
     if plan.positive.any():
@@ -254,16 +277,38 @@ def _chicken_wire(
     mpp: float,
 ) -> None:
     """Paint membranes on the Voronoi borders of the positive cells."""
-    border, label = voronoi_borders(xy, plan.nest.shape[0])
+    noise = smooth_noise(rng, plan.nest.shape[0], 9 / mpp)
+    # Only the surroundings of positive areas: cells further away reach nothing that is drawn.
+    margin = round(6 * POSITIVE_SPACING_UM / mpp)
+    rows, columns = _surroundings(plan.positive, margin)
+    corner = np.array([columns.start, rows.start], np.int32)
+    size = np.array([columns.stop, rows.stop]) - corner
+    xy = xy - corner
+    xy = xy[np.all((xy >= 0) & (xy < size), axis=1)]
+    positive, nest = plan.positive[rows, columns], plan.nest[rows, columns]
+    border, label = voronoi_borders(xy, nest.shape)
     chosen = np.zeros(int(label.max()) + 1, np.bool_)
-    chosen[at(label, xy)] = at(plan.positive, xy)
-    border &= chosen[label] & plan.nest  # a cell on the border of the area is drawn whole
+    chosen[at(label, xy)] = at(positive, xy)
+    border &= chosen[label] & nest  # a cell on the border of the area is drawn whole
     width = max(1, round(0.9 / mpp))
     wire = cv2.dilate(border.astype(np.uint8), np.ones((width, width), np.uint8))
     line = blur(np.asarray(wire), 0.45 / mpp)
-    line *= 0.8 + 0.25 * smooth_noise(rng, line.shape[0], 9 / mpp)
-    for stain, amount in ((stains.haematoxylin, 0.5), (stains.eosin, 0.62)):
-        stain += np.float32(amount) * line
+    haematoxylin, eosin = stains.haematoxylin[rows, columns], stains.eosin[rows, columns]
+    for box in boxes(line):
+        drawn = line[box] * (0.8 + 0.25 * noise[rows, columns][box])
+        haematoxylin[box] += np.float32(0.5) * drawn
+        eosin[box] += np.float32(0.62) * drawn
+
+
+def _surroundings(mask: BoolImage, margin_px: int) -> tuple[slice, slice]:
+    """Return the rows and columns that a mask, which is not empty, and a margin reach over."""
+    found = []
+    for axis, side in enumerate(mask.shape):
+        inside = np.flatnonzero(mask.any(axis=1 - axis))
+        found.append(
+            slice(max(0, int(inside[0]) - margin_px), min(side, int(inside[-1]) + margin_px + 1))
+        )
+    return found[0], found[1]
 
 
 def match_mean_colour(stains: Stains, vectors: FloatImage, plan: RegionPlan) -> NDArray[np.float32]:

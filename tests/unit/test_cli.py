@@ -60,6 +60,7 @@ def test_importing_is_light(module):
 
 MAY_LOAD = {
     "torch": {"encoder", "pretrain", "train", "attention"},
+    "torch._dynamo": set(),
     "timm": set(),
     "torchvision": set(),
     "matplotlib": {"heatmap"},

@@ -18,8 +18,9 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
+from her2.metrics import selecting_metrics
 from her2.metrics.__main__ import page
-from her2.metrics.auc import auc
+from her2.metrics.auc import auc, ranking_area
 from her2.metrics.average_precision import average_precision
 from her2.metrics.base import Binary, Classified
 from her2.metrics.classes import balanced_accuracy, macro_f1
@@ -295,3 +296,29 @@ def test_figures_of_an_absent_class_are_nan_and_never_one_half() -> None:
 def test_the_page_of_metrics_is_made_from_the_declarations() -> None:
     """`python -m her2.metrics > docs/metrics.md` renews it."""
     assert (Path(__file__).parents[2] / "docs" / "metrics.md").read_text() == page()
+
+
+# Figures that choose an epoch
+
+
+@pytest.mark.parametrize("ties", [True, False])
+def test_the_area_of_a_ranking_is_that_of_scikit_learn_to_the_last_bit(ties: bool):
+    @QUICK
+    @given(scored(ties=ties))
+    def check(rows: tuple[np.ndarray, np.ndarray]) -> None:
+        positive, scores = rows
+        assert ranking_area(positive, scores) == roc_auc_score(positive, scores)
+
+    check()
+
+
+@QUICK
+@given(classified())
+def test_the_kappa_that_chooses_an_epoch_is_that_of_scikit_learn_to_the_last_bit(
+    rows: tuple[np.ndarray, np.ndarray, np.ndarray],
+):
+    target, predicted, _ = rows
+    found = selecting_metrics()["quadratic_kappa"][1].compute(
+        Classified(target, np.eye(CLASSES)[predicted], ones(len(target)))
+    )
+    assert found == cohen_kappa_score(target, predicted, weights="quadratic")

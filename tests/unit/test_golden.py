@@ -77,8 +77,11 @@ def evaluate() -> Any:
     table = pl.DataFrame(
         {
             "patient_id": [f"p{i:02d}" for i in range(30)],
+            "repeat": [0] * 30,
+            "fold": [i % 2 for i in range(30)],
+            "seed": [0] * 30,
+            "role": ["test"] * 30,
             "target": target,
-            "predicted": scores.argmax(axis=1),
             **{f"prob_{name}": scores[:, i] for i, name in enumerate("abc")},
         }
     )

@@ -40,7 +40,9 @@ class _Place(ModuleType):
     """A module in the place of one of the compiler's, which answers other questions by it."""
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name.endswith("__"):  # asked by the import system
+        # The import system asks for names of this form, and for a path to find other submodules.
+        of_package = name == "__path__" and self.__name__ == COMPILER
+        if name.startswith("__") and name.endswith("__") and not of_package:
             raise AttributeError(name)
         _remove_places()
         return getattr(importlib.import_module(self.__name__), name)

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 BUILD = """
 import sys
@@ -47,13 +49,19 @@ assert is_compile_supported("cpu") == torch._dynamo.utils.is_compile_supported("
 """)
 
 
-def test_what_only_the_compiler_knows_imports_it():
-    run("""
+@pytest.mark.parametrize(
+    "question",
+    [
+        "import torch._dynamo; limit = torch._dynamo.config.recompile_limit",
+        "from torch._dynamo.config import recompile_limit as limit",
+    ],
+)
+def test_what_only_the_compiler_knows_imports_it(question: str):
+    run(f"""
 from her2.core.compiler import compiler_deferred
 with compiler_deferred():
-    import torch._dynamo
-    mode = torch._dynamo.config.recompile_limit
+    {question}
 import torch._dynamo
-assert mode == torch._dynamo.config.recompile_limit
+assert limit == torch._dynamo.config.recompile_limit
 assert type(sys.modules["torch._dynamo"]).__name__ == "module"
 """)

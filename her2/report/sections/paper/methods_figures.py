@@ -6,7 +6,7 @@ import polars as pl
 
 from her2.config import Balance, EvaluationSection
 from her2.evaluation.groupings import groupings_of
-from her2.evaluation.intervals import SHARED_TRAINING, SHARED_TRAINING_PAIRED
+from her2.evaluation.intervals import COUNTED_TWICE, DIVIDED
 from her2.evaluation.selection import CORRECTED, NESTED
 from her2.explanation.citations import DELETION, POINTING_GAME
 from her2.metrics import all_metrics, metrics_in
@@ -34,7 +34,8 @@ class _Statistics:
     seed: int
     fixed_split: bool
     repeated: bool
-    shared_training: float
+    divided: float
+    counted_twice: float
     metrics: list[str]
     ordinal_metrics: list[str]
     calibration_metrics: list[str]
@@ -52,7 +53,8 @@ def statistics(results: Results) -> str:
             seed=config.seed,
             fixed_split=results.split,
             repeated=config.training.seeds > 1 or (not results.split and config.folds.repeats > 1),
-            shared_training=SHARED_TRAINING,
+            divided=1 + DIVIDED,
+            counted_twice=COUNTED_TWICE,
             metrics=[
                 metric.phrase
                 for metric in all_metrics()
@@ -88,7 +90,6 @@ class _Comparison:
 
     kinds: list[str]
     families: list[str]
-    shared_training: float
     domains_compared: bool
     fixed_split: bool
     models: int
@@ -112,7 +113,6 @@ def comparison(results: Results) -> str:
             families=[
                 f"{name}: {plural(size, 'test')}" for name, size in sizes.iter_rows() if size
             ],
-            shared_training=SHARED_TRAINING_PAIRED,
             domains_compared=any(
                 table["difference"].drop_nulls().len() for table in results.statements.values()
             ),

@@ -41,6 +41,7 @@ class HeldOut:
         folds: number of test sets per round.
         names: ids of the patients (p,), sorted.
         classes: class index of each patient (p,).
+        seeds: training seeds per repeat, which divide the patients in the same way.
     """
 
     target: Ints
@@ -51,6 +52,7 @@ class HeldOut:
     folds: int
     names: tuple[str, ...]
     classes: Ints
+    seeds: int = 1
 
     @property
     def class_patients(self) -> Ints:
@@ -69,6 +71,7 @@ class Area:
         groups: the group in which each patient is exchangeable (p,), -1 for one who is not in
             the figure: class against rest, the two sides of a grouping, or the classes.
         reason: why it is not defined; "" if it is.
+        seeds: training seeds per repeat.
     """
 
     rounds: Floats
@@ -76,6 +79,7 @@ class Area:
     groups: Ints
     folds: int
     reason: str = ""
+    seeds: int = 1
 
     @property
     def value(self) -> float:
@@ -86,6 +90,11 @@ class Area:
     def defined(self) -> Bools:
         """Whether each round has pairs (r,)."""
         return ~np.isnan(self.rounds)
+
+    @property
+    def divisions(self) -> int:
+        """Number of defined rounds that divide the patients differently: repeats, not seeds."""
+        return max(1, int(self.defined.sum()) // self.seeds)
 
     @property
     def sizes(self) -> Ints:
@@ -129,6 +138,7 @@ def held_out(predictions: pl.DataFrame, task: Task, *, level: str) -> HeldOut:
         folds=int(np.bincount(_whole(models["round"])).max(initial=1)),
         names=tuple(patients["patient_id"]),
         classes=_whole(patients["target"]),
+        seeds=max(1, predictions["seed"].n_unique()),
     )
 
 
@@ -152,6 +162,7 @@ def within(rows: HeldOut, groups: Ints) -> HeldOut:
         folds=rows.folds,
         names=tuple(rows.names[index] for index in patients),
         classes=rows.classes[patients],
+        seeds=rows.seeds,
     )
 
 
@@ -198,7 +209,7 @@ def combined(areas: Sequence[Area], weights: Sequence[float] | Floats, *, groups
     if not reason and np.isnan(rounds).all():
         reason = "not defined: no round has pairs of patients for every part of it"
     influence = np.tensordot(weights, [one.influence for one in areas], axes=1)
-    return Area(rounds, influence, groups, areas[0].folds, reason)
+    return Area(rounds, influence, groups, areas[0].folds, reason, areas[0].seeds)
 
 
 def area(rows: HeldOut, positive: Bools, scores: Floats, kept: Bools, groups: Ints) -> Area:
@@ -232,7 +243,7 @@ def area(rows: HeldOut, positive: Bools, scores: Floats, kept: Bools, groups: In
     counted, at = counted[pairs[at] > 0], at[pairs[at] > 0]
     change = (won[counted] - rounds[at] * met[counted]) / pairs[at]
     np.add.at(influence, (at, rows.patients[counted]), change)
-    return Area(rounds, influence, groups, rows.folds, _reason(groups, pairs))
+    return Area(rounds, influence, groups, rows.folds, _reason(groups, pairs), rows.seeds)
 
 
 def _below(scores: Floats, others: Floats) -> Floats:

@@ -4,8 +4,8 @@ Each patient's influence gives a variance for given models (`spread`). But cross
 and their errors rest on the same patients: of two patients, the first is tested by what the second
 taught, and the other way round. `standard_error` therefore takes the smaller of two larger ones:
 
-- that of one round, and more for the luck of how patients were divided, of which several rounds see
-  the mean: repeats make a figure steadier, but tell no more of other patients;
+- that of one round, and more for the luck of how patients were divided, of which several repeats
+  see the mean: they make a figure steadier, but tell no more of other patients;
 - 2.4 times that of the mean over the rounds. For useless predictors, whose figure is a degenerate
   U-statistic (Hoeffding, Annals of Mathematical Statistics 19(3), 1948), the true one is twice
   that, and intervals of twice were still below 0.5 in 5 to 6 % of studies.
@@ -85,7 +85,7 @@ def standard_error(area: Area) -> tuple[float, float]:
     variance, freedom = spread(area)
     if area.folds > 1:
         one_round = float(_group_variances(area, area.influence[area.defined])[0].sum())
-        divided = (1 + DIVIDED / int(area.defined.sum())) * one_round
+        divided = (1 + DIVIDED / area.divisions) * one_round
         variance = min(divided, COUNTED_TWICE * variance)
     if not variance > 1e-15:
         return math.nan, math.nan

@@ -134,6 +134,7 @@ def _in_rounds(area: Area, own: Sequence[Round], wanted: Sequence[Round]) -> Are
         area,
         rounds=np.array([area.rounds[each].mean() for each in members]),
         influence=np.stack([area.influence[each].mean(axis=0) for each in members]),
+        seeds=len(wanted) // len({repeat for repeat, _ in wanted}),
     )
 
 

@@ -354,4 +354,4 @@ def test_controls_read_predictions_with_what_the_model_gave(tmp_path: Path) -> N
         predictions=tmp_path / "predictions.parquet", folds=tmp_path / "folds.parquet",
         cohort=tmp_path / "cohort.parquet", output=tmp_path / "controls",
     )  # fmt: skip
-    assert found["covariates_predictions"].columns == table.columns
+    assert found["covariates_predictions"].columns == ["by", *table.columns]

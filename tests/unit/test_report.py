@@ -313,7 +313,7 @@ def test_every_figure_of_an_encoder_that_saw_the_patients_is_marked(tmp_path):
     )
     marked = page.row("leaky† / abmil")
     titles = page.row("Encoder / head")
-    controls = [title.startswith(("Covariates", "Chance")) for title in titles]
+    controls = [title.startswith(("Covariates", "Chance", "Within")) for title in titles]
     assert ["†" in cell for cell in marked[2:]] == [not control for control in controls[2:]]
     assert not any("†" in cell for cell in page.row("clean / abmil"))
     pair = next(row for row in page.rows if row[:2] == ["clean ", "leaky† "])

@@ -134,7 +134,10 @@ def test_covariates_that_reach_a_headline_get_a_box(tmp_path: Path) -> None:
     [
         ({"holds": True}, "Shown here."),
         ({"holds": False}, "Not shown here."),
-        ({"difference": None, "holds": None, "note": "no IHC encoder"}, "NA, no IHC encoder."),
+        (
+            {"difference": None, "holds": None, "note": "no IHC encoder"},
+            "Not tested: it needs encoders pre-trained on H&E, IHC and non-medical",
+        ),
     ],
 )
 def test_the_statement_of_the_paper_is_one_line(
@@ -143,14 +146,18 @@ def test_the_statement_of_the_paper_is_one_line(
     results = read(tmp_path, Cohort(encoders=("one", "two")))
     row = {
         "head": "abmil", "statement": "H&E - both", "first": "one", "second": "two",
-        "difference": 0.05, "low": -0.01, "high": 0.11, "p": 0.08, "n": 18, "holds": False,
+        "difference": 0.05, "low": -0.01, "high": 0.11, "p": 0.08, "p_holm": 0.4,
+        "family_size": 5, "n": 18, "holds": False,
         "note": "",
     } | changed  # fmt: skip
     table = pl.DataFrame([row], infer_schema_length=None)
     (found,) = comparison.statements(replace(results, statements={"score": table}))
     assert words in found.text
     if row["difference"] is not None:
-        assert "+0.050 [-0.010, 0.110], p 0.080, 18 patients" in found.text
+        assert (
+            "+0.050 [-0.010, 0.110], p 0.080, 0.400 corrected for 5 tests, 18 patients"
+            in found.text
+        )
 
 
 def test_the_summary_names_the_range_and_warns_of_selection(tmp_path: Path) -> None:
@@ -165,7 +172,7 @@ def test_the_summary_names_the_range_and_warns_of_selection(tmp_path: Path) -> N
         )
         values.append(rows["value"][0])
     assert f"{min(values):.3f} to {max(values):.3f}" in sentence
-    assert "optimistic by selection" in sentence
+    assert "Corrected for choosing the highest of 2 models, the macro AUC is" in sentence
     (alone,) = summary.sentences(replace(results, models=results.models[:1]))
     assert "optimistic" not in alone
 

@@ -128,7 +128,7 @@ def test_tables_and_pictures_are_shown_in_snakemake_s_report(files):
     assert table == f"{files.root}/controls/{{task}}/{{encoder}}/{{head}}/inputs.csv"
     shown = table.flags["report"]
     assert (shown.category, shown.labels["table"]) == ("Controls", "inputs")
-    assert files.task_table("statement").flags["report"].labels["encoder"] == "all"
+    assert files.run_table("statement").flags["report"].labels["encoder"] == "all"
     pictures = files.model_pictures("strips")
     assert pictures.flags["directory"]
     assert pictures.flags["report"].patterns == ["{picture}.png"]

@@ -161,7 +161,8 @@ def test_a_label_set_by_mid_sized_tissue_is_seen_by_the_forest_alone(
     """No line separates a middle from both ends."""
     monkeypatch.setattr(covariate_models, "TREES", TREES)
     model = high_or_low(predictions(80))
-    cohort = cohort_of(model).join(model.select("slide_id", "target").unique(), on="slide_id")
+    targets = model.select("slide_id", "target").unique()
+    cohort = cohort_of(model).join(targets, on="slide_id").sort("slide_id")
     generator = np.random.default_rng(1)
     middle = generator.uniform(30, 60, 80)
     ends = np.where(np.arange(80) % 2, generator.uniform(1, 30, 80), generator.uniform(60, 90, 80))
@@ -179,7 +180,8 @@ def test_a_label_set_by_the_scanner_of_each_site_is_seen_by_the_forest_alone(
     """High is scanner x at site a and scanner y at site b: neither alone tells anything."""
     monkeypatch.setattr(covariate_models, "TREES", TREES)
     model = high_or_low(predictions(80))
-    cohort = cohort_of(model).join(model.select("slide_id", "target").unique(), on="slide_id")
+    targets = model.select("slide_id", "target").unique()
+    cohort = cohort_of(model).join(targets, on="slide_id").sort("slide_id")
     site = np.random.default_rng(2).permutation(80) % 2
     scanner = site ^ cohort["target"].to_numpy()
     by_line, by_forest = both_models(
@@ -395,7 +397,8 @@ def test_a_number_that_is_not_known_of_some_slides_is_filled_and_counted() -> No
 
 def test_a_number_that_is_missing_for_one_class_only_tells_the_forest_that_class() -> None:
     model = predictions(80)
-    cohort = cohort_of(model).join(model.select("slide_id", "target").unique(), on="slide_id")
+    targets = model.select("slide_id", "target").unique()
+    cohort = cohort_of(model).join(targets, on="slide_id").sort("slide_id")
     cohort = cohort.with_columns(
         mpp_x=pl.when(pl.col("target") == 3).then(None).otherwise(pl.col("mpp_x"))
     ).drop("target")

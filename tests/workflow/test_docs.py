@@ -73,8 +73,8 @@ def as_run(command: str, *, mentioned: bool) -> str | None:
         command = re.sub(rf"\b{name}\b", value, command)
     if mentioned and re.fullmatch(r"(her2|snakemake)( [a-z]+){1,2}", command):
         return f"{command} --help"
-    # The blocks run the workflow; a sentence only names it.
-    if mentioned and re.match(r"snakemake .*--cores", command):
+    # The blocks run the whole workflow. Of what sentences name, only stage 1 runs.
+    if mentioned and re.match(r"snakemake .*--cores", command) and "features" not in command:
         return f"{command} --dry-run"
     return command
 

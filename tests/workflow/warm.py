@@ -22,6 +22,12 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
+IMPORTED_BY_FUNCTIONS = (
+    "matplotlib.backends.backend_pdf", "matplotlib.backends.backend_svg",
+    "scipy.optimize", "sklearn.ensemble", "sklearn.linear_model", "sklearn.metrics",
+    "sklearn.pipeline", "timm", "torchvision.models",
+)  # fmt: skip
+
 CLIENT = """#!{python} -IS
 import json, os, socket, sys
 package = os.path.realpath(os.path.join(os.environ.get("PYTHONPATH", ""), "her2"))
@@ -57,6 +63,9 @@ class Warm:
             )
         )
         python.chmod(0o755)
+        command = self.bin / "her2"
+        command.write_text(f'#!/bin/sh\nexec "{python}" -m her2 "$@"\n')
+        command.chmod(0o755)
         deadline = time.monotonic() + 120
         while not address.exists():
             assert self._server.poll() is None, "the server of warm jobs ended"
@@ -76,6 +85,8 @@ def serve(address: Path) -> None:
     for module in pkgutil.walk_packages(her2.__path__, "her2."):
         if module.name != "her2.__main__":
             importlib.import_module(module.name)
+    for name in IMPORTED_BY_FUNCTIONS:
+        importlib.import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listener:
         temporary = address.with_name("starting")

@@ -67,17 +67,18 @@ class Figure:
 def draw_figure(figure: Figure) -> dict[str, bytes]:
     """Draw a figure as `svg` and `pdf`; equal numbers give equal bytes."""
     import matplotlib as mpl
+    from matplotlib.backends.backend_pdf import FigureCanvasPdf
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure as Canvas
 
-    files = {"svg": io.BytesIO(), "pdf": io.BytesIO()}
+    svg, pdf = io.BytesIO(), io.BytesIO()
     with mpl.rc_context(STYLE):
         canvas = Canvas(figsize=figure.size_in, layout="constrained")
         figure.paint(canvas)
-        canvas.draw_without_rendering()
-        canvas.set_layout_engine("none")  # keep this layout for both files
-        for kind, file in files.items():
-            canvas.savefig(file, format=kind, metadata=_METADATA[kind])
-    return {kind: file.getvalue() for kind, file in files.items()}
+        # `savefig` would draw each file twice.
+        FigureCanvasSVG(canvas).print_svg(svg, metadata=_METADATA["svg"])
+        FigureCanvasPdf(canvas).print_pdf(pdf, metadata=_METADATA["pdf"])
+    return {"svg": svg.getvalue(), "pdf": pdf.getvalue()}
 
 
 def draw_figures(shown: Any, folder: Path) -> dict[str, str]:

@@ -85,8 +85,11 @@ class Project:
         """Run the workflow here, as the README says, and see what it did."""
         if not prefix:
             self.remove_logs()
+        command = self._command(*arguments, config=config)
+        if self.warm and not prefix and self.snakefile == REPOSITORY / "Snakefile":
+            command[0] = str(self.warm / "snakemake")
         done = subprocess.run(
-            [*prefix, *self._command(*arguments, config=config)],
+            [*prefix, *command],
             cwd=self.folder, env=self._environment(warm=not prefix), capture_output=True, text=True,
             timeout=1500,
         )  # fmt: skip

@@ -1,11 +1,12 @@
-"""Jobs of Snakemake as forks of one process that has imported everything.
+"""Snakemake and its jobs as forks of one process that has imported everything.
 
     python -m tests.workflow.warm SOCKET
 
 Importing torch and the rest takes a job longer than its work on a tiny cohort, and the tests start
-hundreds of jobs. Snakemake itself, its shell lines and the stages stay the real ones: only `python`
-on the jobs' PATH is a small program that hands arguments, folder, environment and open files to
-this server. A project with code of its own, and anything but `python -m her2`, gets a real Python.
+hundreds of jobs, and Snakemake a hundred times. Snakemake, its shell lines and the stages stay the
+real ones: only `snakemake`, `her2` and the `python` on the jobs' PATH are small programs that hand
+arguments, folder, environment and open files to this server. A project with code of its own, and
+anything else that `python` is asked for, gets a real Python.
 """
 
 import importlib
@@ -23,15 +24,16 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 IMPORTED_BY_FUNCTIONS = (
-    "matplotlib.backends.backend_pdf", "matplotlib.backends.backend_svg",
-    "scipy.optimize", "sklearn.ensemble", "sklearn.linear_model", "sklearn.metrics",
-    "sklearn.pipeline", "timm", "torchvision.models",
+    "matplotlib.backends.backend_pdf", "matplotlib.backends.backend_svg", "scipy.optimize",
+    "sklearn.ensemble", "sklearn.linear_model", "sklearn.metrics", "sklearn.pipeline",
+    "snakemake.api", "snakemake.cli", "timm", "torchvision.models",
 )  # fmt: skip
 
 CLIENT = """#!{python} -IS
 import json, os, socket, sys
 package = os.path.realpath(os.path.join(os.environ.get("PYTHONPATH", ""), "her2"))
-if sys.argv[1:3] != ["-m", "her2"] or package != {package!r}:
+ours = sys.argv[2:3] == ["snakemake"] or (sys.argv[2:3] == ["her2"] and package == {package!r})
+if sys.argv[1:2] != ["-m"] or not ours:
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
@@ -63,9 +65,10 @@ class Warm:
             )
         )
         python.chmod(0o755)
-        command = self.bin / "her2"
-        command.write_text(f'#!/bin/sh\nexec "{python}" -m her2 "$@"\n')
-        command.chmod(0o755)
+        for name in ("her2", "snakemake"):
+            command = self.bin / name
+            command.write_text(f'#!/bin/sh\nexec "{python}" -m {name} "$@"\n')
+            command.chmod(0o755)
         deadline = time.monotonic() + 120
         while not address.exists():
             assert self._server.poll() is None, "the server of warm jobs ended"
@@ -117,8 +120,10 @@ def _work(connection: socket.socket) -> None:
     sys.argv = arguments
     code = 1
     try:
-        from her2.cli.main import main
-
+        if arguments[0] == "snakemake":
+            from snakemake.cli import main
+        else:
+            from her2.cli.main import main
         main()
         code = 0
     except SystemExit as end:

@@ -75,9 +75,11 @@ def draw_figure(figure: Figure) -> dict[str, bytes]:
     with mpl.rc_context(STYLE):
         canvas = Canvas(figsize=figure.size_in, layout="constrained")
         figure.paint(canvas)
-        # `savefig` would draw each file twice.
-        FigureCanvasSVG(canvas).print_svg(svg, metadata=_METADATA["svg"])
-        FigureCanvasPdf(canvas).print_pdf(pdf, metadata=_METADATA["pdf"])
+        # `savefig` would draw each file twice. These methods have no type hints.
+        printer: Any = FigureCanvasSVG(canvas)
+        printer.print_svg(svg, metadata=_METADATA["svg"])
+        printer = FigureCanvasPdf(canvas)
+        printer.print_pdf(pdf, metadata=_METADATA["pdf"])
     return {"svg": svg.getvalue(), "pdf": pdf.getvalue()}
 
 

@@ -1,8 +1,8 @@
 """Stage 2, evaluate: intervals and p values of AUCs and of their differences, without resampling.
 
 Each patient's influence gives a variance for given models (`spread`). But cross-validated models
-and their errors rest on the same patients: of two patients, the first is tested by what the second
-taught, and the other way round. `standard_error` therefore takes the smaller of two larger ones:
+and their errors rest on the same patients: each of two patients of different folds is tested by a
+model that learned from the other. `standard_error` therefore takes the smaller of two larger ones:
 
 - that of one round, and more for the luck of how patients were divided, of which several repeats
   see the mean: they make a figure steadier, but tell no more of other patients;
@@ -174,8 +174,8 @@ def added_reach(reaches: Floats) -> float:
 def difference_estimate(area: Area, confidence: float) -> Estimate:
     """Return a difference of AUCs with its interval and p value, by Student's t.
 
-    There are none for fewer than `LEAST_COMPARED` patients in a group, and where no resample of
-    the patients could change the difference.
+    There are none for fewer than `LEAST_COMPARED` patients in a group, and where no patient has an
+    influence on the difference.
     """
     if area.reason:
         return Estimate(math.nan, note=area.reason)

@@ -4,7 +4,7 @@ in:  the folds and the entries of the trained folds
 out: evaluation/{task}/{encoder}/{head}/predictions.parquet, and the tables that are computed from
      it (docs/statistics.md), each also as CSV
      evaluation/comparison.parquet          encoders and heads against each other, paired
-     evaluation/statement.csv               H&E pre-training against the others, one row per head
+     evaluation/statement.csv               H&E pre-training against the others, per task and head
      evaluation/selection.csv               what the best of all models is worth, per task
      evaluation/picks.csv                   the model that each fold's tuning set picks, if asked
 """

@@ -20,7 +20,7 @@ from her2.report.sections.patient_labels import decided_words, left_out
 from her2.report.sections.pictures import ModelPictures, all_pictures
 
 FEW_PATIENTS = 10
-"""Patients of a class below which a bootstrap interval is only approximate."""
+"""Number of patients of a class below which intervals are only approximate."""
 
 
 @dataclass(frozen=True, slots=True)

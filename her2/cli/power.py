@@ -16,7 +16,7 @@ def show_power(
     classes: Annotated[
         str, typer.Option(help="number of patients in each class, such as 40,30,20,10")
     ],
-    auc: Annotated[float, typer.Option(help="AUC of each class against the rest, assumed true")],
+    auc: Annotated[float, typer.Option(help="assumed true AUC of each class against the rest")],
     folds: Annotated[
         int, typer.Option(min=1, help="folds of the cross-validation; 1: a fixed test set")
     ] = 5,
@@ -28,7 +28,7 @@ def show_power(
     power: Annotated[float, typer.Option(help="probability that a difference is shown")] = 0.8,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
 ) -> None:
-    """Show the precision that a number of patients gives: intervals and differences."""
+    """Show how precise the AUCs and comparisons of so many patients will be."""
     from her2.evaluation.power import Design, precision
 
     design = Design(_numbers(classes), auc, folds, repeats, confidence, correlation, power)

@@ -177,7 +177,9 @@ class EvaluationSection(Section):
     """Confidence intervals, groupings, operating points and controls."""
 
     bootstrap: Annotated[int, Field(ge=100)] = Field(
-        2000, description="bootstrap resamples of patients"
+        2000,
+        description="bootstrap resamples of patients, for intervals of most metrics other than "
+        "AUCs, the choice of thresholds, and what the best of several models is worth",
     )
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(
         0.95, description="confidence level of the intervals"
@@ -204,7 +206,7 @@ class EvaluationSection(Section):
         "used; PPV and NPV are then also given at this prevalence",
     )
     permutations: Annotated[int, Field(ge=100)] = Field(
-        1000, description="permutations of the labels within the folds (controls)"
+        1000, description="permutations of the labels within the test sets (controls)"
     )
     subgroups: tuple[ColumnName, ...] = Field(
         (),

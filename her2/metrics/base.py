@@ -134,7 +134,7 @@ class Metric:
         ordinal: whether it is defined for ordered classes only; other tasks omit it.
         each_class: whether it weighs every class alike, however rare, so that its interval needs
             patients of each class.
-        within_folds: whether only rows of the same test set are compared; then
+        within_folds: whether only rows of the same test set are compared. For the AUC alone:
             `her2.evaluation.areas` computes it, and `one_vs_rest` is for a single test set.
         one_vs_rest: computes it for each class against the rest.
         means: the means over the classes that are given beside those.

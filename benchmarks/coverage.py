@@ -27,7 +27,7 @@ from benchmarks.studies import (
     split,
 )
 from her2.core.types import Floats, Ints
-from her2.evaluation.areas import Area, HeldOut, class_area, combined, macro_area
+from her2.evaluation.areas import Area, HeldOut, class_area, class_areas, combined, macro_area
 from her2.evaluation.bootstrap import bootstrapped, interval
 from her2.evaluation.intervals import (
     Estimate,
@@ -252,12 +252,12 @@ def compared(
 
 def macro(rows: HeldOut) -> Area:
     """Return the macro AUC."""
-    return macro_area(rows, [class_area(rows, index) for index in range(_count(rows))])
+    return macro_area(rows, class_areas(rows))
 
 
 def class_estimates(rows: HeldOut, studies: int) -> list[list[Estimate]]:
     """Return the estimates of each class and of the macro AUC, for each study of a batch."""
-    areas = [class_area(rows, index) for index in range(_count(rows))]
+    areas = class_areas(rows)
     each = [split(one, studies) for one in areas]
     found = []
     for whole, *parts in zip(split(macro_area(rows, areas), studies), *each, strict=True):
@@ -294,10 +294,6 @@ def corrected_p(differences: Floats, folds: int) -> float:
     count = len(differences)
     error = np.sqrt((1 / count + 1 / (folds - 1)) * differences.var(ddof=1))
     return float(2 * t.sf(abs(differences.mean()) / error, count - 1))
-
-
-def _count(rows: HeldOut) -> int:
-    return int(rows.probabilities.shape[1])
 
 
 def sites(sizes: tuple[int, ...]) -> Ints:

@@ -15,7 +15,7 @@ import polars as pl
 from sklearn.model_selection import StratifiedKFold
 
 from her2.config import Task
-from her2.evaluation.areas import class_area, held_out, macro_area
+from her2.evaluation.areas import class_areas, held_out, macro_area
 from her2.evaluation.controls.covariate_models import FOREST, LOGISTIC, predict_by_covariates
 from her2.evaluation.controls.covariates import Covariates, covariates_of
 from her2.evaluation.figures import measure
@@ -38,7 +38,7 @@ def areas(seed: int, *, by_site: bool) -> dict[str, dict[str, float]]:
     for by in (LOGISTIC, FOREST):
         made = predict_by_covariates(covariates, folds, tested, TASK, by=by, seed=seed)
         rows = held_out(made, TASK, level="patient")
-        classes = [class_area(rows, index) for index in range(len(TASK.class_names))]
+        classes = class_areas(rows)
         pooled = rows_of(out_of_fold(made, TASK.class_names, by="patient_id"), TASK)
         found[by] = {
             "within": macro_area(rows, classes).value,

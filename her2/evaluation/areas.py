@@ -180,6 +180,11 @@ def class_area(rows: HeldOut, index: int) -> Area:
     return area(rows, rows.target == index, scores, np.full(len(scores), True), groups)
 
 
+def class_areas(rows: HeldOut) -> list[Area]:
+    """Return the AUC of each class against the rest."""
+    return [class_area(rows, index) for index in range(rows.probabilities.shape[1])]
+
+
 def grouping_area(rows: HeldOut, grouping: Grouping) -> Area:
     """Return the AUC of the positive side of a grouping against its negative side."""
     sides = two_sides(rows.target, rows.probabilities, grouping)

@@ -9,7 +9,7 @@ from her2.config import EvaluationSection, Task
 from her2.core.types import Floats
 from her2.evaluation.areas import (
     HeldOut,
-    class_area,
+    class_areas,
     combined,
     held_out,
     macro_area,
@@ -84,7 +84,7 @@ def measure(rows: Rows, task: Task, weights: Floats) -> Floats:
 
 def class_estimates(rows: HeldOut, task: Task, confidence: float) -> dict[str, Estimate]:
     """Return the AUC of each class, `macro` and `weighted`, over pairs within test sets."""
-    areas = [class_area(rows, index) for index in range(len(task.class_names))]
+    areas = class_areas(rows)
     found = {
         name: area_estimate(one, confidence)
         for name, one in zip(task.class_names, areas, strict=True)

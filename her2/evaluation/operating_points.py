@@ -152,14 +152,7 @@ def _record(
     if not tested.models:
         note = tested.note or "not defined: no one was tested"
         return {"n_positive": 0, "n_negative": 0, "note": note}
-    chosen = np.array(
-        [
-            one.choices.thresholds[
-                one.choices.choose(np.ones((1, len(one.patients))), fixed, asked)[0]
-            ]
-            for one in tested.models
-        ]
-    )
+    chosen = np.array([one.choices.threshold(fixed, asked) for one in tested.models])
     called = tested.rows["score"].to_numpy() >= chosen[tested.rows["model"].to_numpy()]
     # One row per patient (or slide), with the share of repeats that called it positive.
     table = (

@@ -17,7 +17,7 @@ from her2.core.errors import UserError
 from her2.evaluation.areas import (
     Area,
     HeldOut,
-    class_area,
+    class_areas,
     combined,
     grouping_area,
     held_out,
@@ -110,7 +110,7 @@ def pair_models(
 
 def areas_of(rows: HeldOut, task: Task, groupings: Sequence[Grouping]) -> dict[Question, Area]:
     """Return the AUC of every question: each class, macro, each grouping."""
-    classes = [class_area(rows, index) for index in range(len(task.class_names))]
+    classes = class_areas(rows)
     return {
         **{(name, ""): one for name, one in zip(task.class_names, classes, strict=True)},
         MACRO: macro_area(rows, classes),

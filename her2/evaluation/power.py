@@ -19,7 +19,7 @@ from scipy.special import nctdtrinc, ndtri, stdtrit
 
 from her2.core.errors import UserError
 from her2.core.types import Floats, Ints
-from her2.evaluation.areas import Area, HeldOut, class_area, combined, macro_area
+from her2.evaluation.areas import Area, HeldOut, class_areas, combined, macro_area
 from her2.evaluation.intervals import (
     Estimate,
     area_estimate,
@@ -184,7 +184,7 @@ def _folds(target: Ints, folds: int, generator: np.random.Generator) -> Ints:
 
 def _areas(rows: HeldOut) -> list[Area]:
     """Return the macro AUC, then that of each class."""
-    classes = [class_area(rows, index) for index in range(rows.probabilities.shape[1])]
+    classes = class_areas(rows)
     return [macro_area(rows, classes), *classes]
 
 

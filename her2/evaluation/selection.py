@@ -18,7 +18,7 @@ import polars as pl
 
 from her2.config import EvaluationSection, Task
 from her2.core.types import Floats, Ints
-from her2.evaluation.areas import DECIMALS, HeldOut, class_area, held_out, macro_area
+from her2.evaluation.areas import DECIMALS, HeldOut, class_areas, held_out, macro_area
 from her2.evaluation.bootstrap import unvarying, weight_blocks
 from her2.evaluation.figures import null
 from her2.evaluation.intervals import Estimate, mean_estimate
@@ -249,7 +249,7 @@ def _highest(rows: Mapping[Model, HeldOut], confidence: float) -> tuple[Model, E
 
 
 def _macro(rows: HeldOut, confidence: float) -> Estimate:
-    classes = [class_area(rows, index) for index in range(rows.probabilities.shape[1])]
+    classes = class_areas(rows)
     return mean_estimate(macro_area(rows, classes), classes, confidence)
 
 

@@ -75,21 +75,12 @@ class Choices:
             )[:, 0]
         return np.where(((ups > 0) & (downs > 0))[:, 0], found, -1)
 
+    def threshold(self, fixed: str, asked: float) -> float:
+        """Return the threshold that is chosen on the rows themselves, which have both sides.
 
-def threshold(positive: Bools, scores: Floats, fixed: str, asked: float) -> float:
-    """Return the lowest threshold with a specificity, or the highest with a sensitivity.
-
-    Rows at or above the threshold are called positive. Among the thresholds with the required
-    figure on these rows, this one is best for the other side.
-
-    Args:
-        positive: (n,), with rows of both sides.
-        scores: (n,).
-        fixed: `specificity` or `sensitivity`.
-        asked: the smallest value required of it, 0 to 1.
-    """
-    choices = Choices.of(positive, scores)
-    return float(choices.thresholds[choices.choose(np.ones((1, len(scores))), fixed, asked)[0]])
+        Rows at or above it are called positive.
+        """
+        return float(self.thresholds[self.choose(np.ones((1, len(self.order))), fixed, asked)[0]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +145,8 @@ def choice_variances(
     Args:
         models: the models with their tuning and test sets.
         classes: class of each patient of the tuning sets (p,).
-        fixed: as for `threshold`.
-        asked: as for `threshold`.
+        fixed: as for `Choices.choose`.
+        asked: as for `Choices.choose`.
         resamples: number of resamples.
         seed: seed of the resamples.
 

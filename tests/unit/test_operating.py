@@ -19,7 +19,7 @@ from her2.evaluation.groupings import side_missing
 from her2.evaluation.operating_points import operating_table
 from her2.evaluation.predictions import out_of_fold
 from her2.evaluation.shares import predictive_value, ratio_limits, wilson
-from her2.evaluation.thresholds import Applied, Choices, choice_variances, threshold
+from her2.evaluation.thresholds import Applied, Choices, choice_variances
 from tests.unit.prediction_makers import SCORE, predictions
 
 SECTION = EvaluationSection(bootstrap=100)
@@ -35,6 +35,10 @@ def row(table: pl.DataFrame, fixed: str, level: str = "patient", name: str = GRO
 
 def score(table: pl.DataFrame) -> np.ndarray:
     return (table["prob_2+"] + table["prob_3+"]).to_numpy()
+
+
+def threshold(positive: np.ndarray, scores: np.ndarray, fixed: str, asked: float) -> float:
+    return Choices.of(positive, scores).threshold(fixed, asked)
 
 
 @st.composite

@@ -9,7 +9,7 @@ from scipy.special import chdtrc, logit
 
 from her2.config import EvaluationSection, Task
 from her2.core.types import Floats, Ints
-from her2.evaluation.areas import Area, HeldOut, class_area, macro_area, within
+from her2.evaluation.areas import Area, HeldOut, class_areas, macro_area, within
 from her2.evaluation.families import with_holm
 from her2.evaluation.figures import class_estimates, null
 from her2.evaluation.intervals import LEAST_COMPARED, spread
@@ -172,7 +172,7 @@ def _parts(rows: HeldOut, groups: Groups) -> list[tuple[str, str, HeldOut]]:
 def _macro(rows: HeldOut, task: Task) -> tuple[str, Area]:
     """Return why a group cannot be tested ("" if it can) and its macro AUC."""
     counts = rows.class_patients
-    area = macro_area(rows, [class_area(rows, index) for index in range(len(counts))])
+    area = macro_area(rows, class_areas(rows))
     few = [name for name, n in zip(task.class_names, counts, strict=True) if n < LEAST_COMPARED]
     if few:
         return f"fewer than {LEAST_COMPARED} patients of {' and '.join(few)}", area

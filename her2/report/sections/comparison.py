@@ -8,6 +8,7 @@ import polars as pl
 from her2.report.format import interval, number, p_value, signed
 from her2.report.results import Results
 from her2.report.section import Link, Section
+from her2.report.sections.model_tables import stack_tasks
 from her2.report.sections.overlap import mark, seen
 from her2.report.sections.pretraining import PretrainingRow, pretraining, pretraining_table
 from her2.report.sections.published_protocol import ProtocolRow, protocols
@@ -134,15 +135,12 @@ def shared_tiles(results: Results) -> list[Shared]:
 
 def comparison_table(results: Results) -> pl.DataFrame | None:
     """Return the tables of all tasks, with the number of cohort patients each encoder saw."""
-    parts = [
-        table.select(pl.lit(task).alias("task"), pl.all())
-        for task, table in results.comparisons.items()
-    ]
-    if not parts:
+    table = stack_tasks(results.comparisons)
+    if table is None:
         return None
     counts = {name: seen(results, name) for name in results.config.encoders}
     heads = pl.col("kind") == "heads"
-    return pl.concat(parts).with_columns(
+    return table.with_columns(
         pl.when(heads)
         .then(pl.col("within"))
         .otherwise(pl.col(column))
@@ -154,11 +152,7 @@ def comparison_table(results: Results) -> pl.DataFrame | None:
 
 def statement_table(results: Results) -> pl.DataFrame | None:
     """Return the statements of all tasks."""
-    parts = [
-        table.select(pl.lit(task).alias("task"), pl.all())
-        for task, table in results.statements.items()
-    ]
-    return pl.concat(parts) if parts else None
+    return stack_tasks(results.statements)
 
 
 def _pairs(

@@ -27,6 +27,12 @@ def stack_models(results: Results, table: Callable[[EvaluatedModel], pl.DataFram
     return pl.concat(parts, how="diagonal")
 
 
+def stack_tasks(tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame | None:
+    """Stack a table of each task, with the task's name in front; None if there are none."""
+    parts = [table.select(pl.lit(task).alias("task"), pl.all()) for task, table in tables.items()]
+    return pl.concat(parts) if parts else None
+
+
 def stacked(table: Callable[[EvaluatedModel], pl.DataFrame]) -> MakeTable:
     """Return a function that stacks such a table for a run."""
     return lambda results: stack_models(results, table)

@@ -8,6 +8,7 @@ import polars as pl
 from her2.evaluation.selection import CORRECTED, HIGHEST, NESTED
 from her2.report.format import interval, number, plural
 from her2.report.results import Results
+from her2.report.sections.model_tables import stack_tasks
 from her2.report.sections.overlap import mark
 from her2.report.tables import PageTable, figure_cell, page_table
 
@@ -62,12 +63,12 @@ def selection_sentence(results: Results, task_name: str) -> str:
 
 def selection_table(results: Results) -> pl.DataFrame | None:
     """Return the table `selection` of all tasks."""
-    return _stacked(results.selections)
+    return stack_tasks(results.selections)
 
 
 def picks_table(results: Results) -> pl.DataFrame | None:
     """Return the table `picks` of all tasks; None unless models were picked by tuning sets."""
-    return _stacked(results.picks)
+    return stack_tasks(results.picks)
 
 
 def _figure(results: Results, row: Mapping[str, Any]) -> str:
@@ -79,8 +80,3 @@ def _sign(results: Results, row: Mapping[str, Any]) -> str:
     """Return the mark of a row's encoder; a way of choosing has it if any encoder does."""
     encoders = [row["encoder"]] if row["encoder"] else list(results.config.encoders)
     return max(mark(results, name) for name in encoders)
-
-
-def _stacked(tables: Mapping[str, pl.DataFrame]) -> pl.DataFrame | None:
-    parts = [table.select(pl.lit(task).alias("task"), pl.all()) for task, table in tables.items()]
-    return pl.concat(parts) if parts else None

@@ -12,7 +12,7 @@ from her2.report.results import EvaluatedModel, Results
 from her2.report.section import Section
 from her2.report.sections import comparison, controls, headline
 from her2.report.sections.controls import covariates_row, shuffled_row
-from her2.report.sections.headline import domain, verdict
+from her2.report.sections.headline import domain, find, verdict
 from her2.report.sections.model_tables import stack_models, stacked
 from her2.report.sections.overlap import mark
 from her2.report.sections.selection import selection_page_table, selection_sentence
@@ -103,10 +103,7 @@ def _pretraining(results: Results, encoder: str) -> str:
 
 
 def _macro(model: EvaluatedModel) -> dict[str, Any]:
-    rows = model.metrics.filter(
-        (pl.col("level") == "patient") & (pl.col("metric") == "auc") & (pl.col("class") == "macro")
-    ).to_dicts()
-    return rows[0] if rows else {"value": None}
+    return find(model, "patient", "auc", "macro") or {"value": None}
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ VERSIONS = {
     "train": 3,
     "evaluate": 5,
     "compare": 4,
-    "control": 6,
+    "control": 7,
     "heatmap": 2,
     "attention": 4,
     "report": 5,

@@ -555,7 +555,7 @@ def test_folds_of_one_class_each_and_their_own_level_have_no_pairs_and_so_no_p()
     )
     assert macro(table)["value"] is None
     assert macro(table)["p_better"] is None
-    assert macro(table)["note"] == "not defined: a class is absent, or from every fold"
+    assert macro(table)["note"] == "not defined: a class is absent, or has no pairs in any test set"
     assert draws["auc"].null_count() == 100
 
 
@@ -620,7 +620,7 @@ def test_an_absent_class_is_null_with_the_reason_and_the_others_have_figures() -
     tables = control_tables(SPEC, model, folds_of(model), cohort_of(model))
     reasons = {
         "covariates": "not defined: no patient on the positive side",
-        "shuffled": "not defined: a class is absent, or from every fold",
+        "shuffled": "not defined: a class is absent, or has no pairs in any test set",
         "within": "not defined: no patient of 3+",
     }
     for name, reason in reasons.items():

@@ -83,7 +83,9 @@ def shuffle_labels(
                 "p_worse": (1 + below) / (1 + permutations) if defined else None,
                 "permutations": permutations,
                 "n": len(rows.names),
-                "note": "" if defined else "not defined: a class is absent, or from every fold",
+                "note": ""
+                if defined
+                else "not defined: a class is absent, or has no pairs in any test set",
             }
         )
     draws = pl.DataFrame(

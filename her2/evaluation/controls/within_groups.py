@@ -57,9 +57,9 @@ def within_figures(
         for place, name in enumerate((*task.class_names, "macro")):
             found, all_pairs = estimates[place], before[place]
             # Without a pair, the reason is in the groups or already in the cohort.
-            lost = f"not defined: no two patients of the same test set and {by} differ in it"
+            lost = _no_pair(name if name in counts else "some class", by)
             reason = absent(counts, name) or (lost if parts[place].reason else found.note)
-            few = f"{unknown} patients not known" if unknown else ""
+            few = f"patients whose {by} is not known: {unknown}" if unknown else ""
             records.append(
                 {
                     "by": by,
@@ -77,6 +77,10 @@ def within_figures(
                 }
             )
     return pl.DataFrame(records, schema=WITHIN)
+
+
+def _no_pair(name: str, by: str) -> str:
+    return f"not defined: no patient of {name} shares test set and {by} with one of another class"
 
 
 def _areas(rows: HeldOut) -> tuple[list[Area], list[int], list[np.ndarray]]:

@@ -62,7 +62,7 @@ class Config(Section):
     encoders: Annotated[dict[Name, EncoderSection], *Ordered] = Field(min_length=1)
     embedding: EmbeddingSection = EmbeddingSection()
     heads: Annotated[dict[Name, HeadSection], BeforeValidator(_head_named_by_key), *Ordered] = (
-        Field(min_length=1)
+        Field(min_length=1, description="MIL heads, one section for each kind")
     )
     training: SeededTrainingSection = SeededTrainingSection()
     folds: FoldsSection = FoldsSection()

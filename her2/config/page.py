@@ -1,5 +1,6 @@
 """Config: the reference page of all keys, with meaning, limits and default (docs/config.md)."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from her2.config.check import Config
@@ -18,7 +19,8 @@ def page() -> str:
     """Return the page, with a heading per section of the config and a row per key."""
     schema = Config.model_json_schema()
     sections = schema["$defs"]
-    parts = [_HEAD, _section("The top level", schema)]
+    top = {name: _about(value, sections) for name, value in schema["properties"].items()}
+    parts = [_HEAD, _section("The top level", schema, meanings=top)]
     for name, value in schema["properties"].items():
         titles = _sections_of(value)
         inner: dict[str, str] = {}
@@ -47,8 +49,17 @@ def _sections_of(value: dict[str, Any]) -> list[str]:
     return [name for part in value.get("anyOf", []) for name in _sections_of(part)]
 
 
-def _section(title: str, schema: dict[str, Any], text: str = "") -> str:
-    required = schema.get("required", [])
+def _about(value: dict[str, Any], sections: dict[str, Any]) -> str:
+    """Return the words on a key's only kind of section, which has no others; else ""."""
+    titles = _sections_of(value)
+    words: str = sections[titles[0]].get("description", "") if len(titles) == 1 else ""
+    return words[:1].lower() + words[1:].rstrip(".")
+
+
+def _section(
+    title: str, schema: dict[str, Any], text: str = "", meanings: Mapping[str, str] | None = None
+) -> str:
+    required, about = schema.get("required", []), meanings or {}
     lines = [f"## {title}", ""]
     if text:
         lines += [text, ""]
@@ -57,7 +68,7 @@ def _section(title: str, schema: dict[str, Any], text: str = "") -> str:
         if key == "head" and "const" in value:
             continue
         default = "required" if key in required else _default(value)
-        meaning = value.get("description", "")
+        meaning = value.get("description") or about.get(key, "")
         cells = (f"`{key}`", _kind(value), default, meaning)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join([*lines, ""])

@@ -47,11 +47,6 @@ class Rows:
         """Return these rows with weights (b, n), in the form that metrics take."""
         return Classified(self.target, self.probabilities, weights)
 
-    @property
-    def single(self) -> bool:
-        """Whether no patient has two rows, so that rows are independent."""
-        return len(np.unique(self.patients)) == len(self.patients)
-
     def class_patients(self) -> Ints:
         """Return the number of patients in each class (c,)."""
         target = self.target[np.unique(self.patients, return_index=True)[1]]

@@ -159,7 +159,7 @@ def shuffled_page_table(results: Results) -> PageTable:
                 )
             )
     return page_table(
-        "Macro AUC with the labels of held-out patients shuffled within their folds",
+        "Macro AUC with the labels of held-out patients shuffled within their test sets",
         ("Task / encoder / head", "#Observed", "#Chance: mean of shuffled", "#p, better",
          "#p, worse", "#Permutations"),
         rows,

@@ -130,7 +130,7 @@ def _figures(results: Results, model: EvaluatedModel) -> tuple[tuple[Figure, str
         ),
         (
             controls.shuffled(results, model),
-            "Macro AUC when the labels of held-out patients are shuffled within their folds.",
+            "Macro AUC when the labels of held-out patients are shuffled within their test sets.",
         ),
         (
             probabilities.reliability(results, model),

@@ -24,7 +24,7 @@ synthetic_app = typer.Typer(help="Draw the synthetic demo cohort.", no_args_is_h
 
 @cohort_app.command("check")
 def cohort_check(
-    slides: Path,
+    slides: Annotated[Path, typer.Argument(help="the manifest, .csv or .parquet")],
     config: Annotated[
         Path | None,
         typer.Option(help="config whose tasks the labels must fit; default: config.yaml"),

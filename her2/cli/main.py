@@ -97,7 +97,7 @@ def predict(
         Path | None,
         typer.Option(help="the models' priors.parquet; default: that of their results folder"),
     ] = None,
-    threads: Annotated[int, typer.Option(min=1)] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads")] = 1,
 ) -> None:
     """Predict slides of another cohort, whose features must come from the same encoder."""
     from her2.mil.apply import predict_slides

@@ -71,7 +71,7 @@ STAGES = {
     ),
     "control": (
         "her2.evaluation.controls.stage:control",
-        "Stage 2: compare a model with covariates alone, shuffled labels and its subgroups.",
+        "Stage 2: compare a model with covariates alone and chance, within sites and by subgroup.",
     ),
     "heatmap": (
         "her2.explanation.heatmap_stage:draw_heatmaps",

@@ -1,4 +1,4 @@
-"""Stage 2, evaluate: the AUC over pairs of patients of the same test fold.
+"""Stage 2, evaluate: the AUC over pairs of patients of the same test set.
 
 Scores of two folds come from two models and are not on one scale, so a pair of patients of
 different folds is not compared. Pooling them is biased, most where a class is scarce: a fold with
@@ -265,7 +265,7 @@ def _reason(groups: Ints, pairs: Floats) -> str:
     for side, words in ((1, "positive"), (0, "negative")):
         if not (groups == side).any():
             return f"not defined: no patient on the {words} side"
-    return "not defined: no test fold has patients of both sides"
+    return "not defined: no test set has patients of both sides"
 
 
 def _whole(column: pl.Series) -> Ints:

@@ -69,7 +69,7 @@ def _ratio(hits: Bools, probabilities: Floats, patients: Ints, confidence: float
     parts = np.bincount(patients, hits - value * probabilities)
     error = math.sqrt(count / (count - 1) * (parts**2).sum()) / hits.sum()
     if not error > 0:
-        return Estimate(value, note="interval not defined: the probabilities are all right")
+        return Estimate(value, note="interval not defined: every probability is exactly right")
     reach = math.exp(_critical(confidence) * error)
     return Estimate(value, value / reach, value * reach)
 

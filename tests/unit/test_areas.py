@@ -240,7 +240,7 @@ def test_without_any_pair_there_is_a_reason() -> None:
     scores = np.array([0.1, 0.2])
     apart = two_sided(np.array([True, False]), scores, models=np.array([0, 1]))
     assert np.isnan(apart.value)
-    assert apart.reason == "not defined: no test fold has patients of both sides"
+    assert apart.reason == "not defined: no test set has patients of both sides"
     absent = two_sided(np.array([False, False]), scores)
     assert absent.reason == "not defined: no patient on the positive side"
     assert two_sided(np.array([True, True]), scores).reason.endswith("on the negative side")

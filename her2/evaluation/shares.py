@@ -16,9 +16,9 @@ def wilson(
         count: successes.
         trials: trials, more than 0.
         confidence: confidence level.
-        added: variance of the share beside that of the trials. The interval is then that of so
-            many fewer trials as have this variance too. It is measured at Wilson's centre, as at a
-            share of 0 or 1 the variance of the trials would be 0.
+        added: variance of the share beside that of the trials. The interval is then that of the
+            smaller number of trials whose own variance is the sum of both. It is measured at
+            Wilson's centre, as at a share of 0 or 1 the variance of the trials would be 0.
     """
     part, critical = count / trials, -float(ndtri((1 - confidence) / 2))
     squared = critical**2

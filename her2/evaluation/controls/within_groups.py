@@ -86,7 +86,7 @@ def _no_pair(name: str, by: str) -> str:
 def _areas(rows: HeldOut) -> tuple[list[Area], list[int], list[np.ndarray]]:
     """Return the AUC of each class and macro, their pairs, and who is in one (p,).
 
-    A patient whom no other is compared with is not in the figure, so that its interval is as wide
+    A patient who is compared with no other is not in the figure, so that its interval is as wide
     as that of the patients who are.
     """
     areas, pairs, patients = [], [], []

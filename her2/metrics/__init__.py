@@ -18,7 +18,7 @@ def all_metrics() -> tuple[Metric, ...]:
     """Return all metrics, in the order of tables and text.
 
     Raises:
-        ValueError: two metrics have the same name.
+        ValueError: two metrics have the same name, or one is computed within folds that cannot be.
     """
     modules = [
         import_module(f"{__name__}.{module.name}")
@@ -31,6 +31,11 @@ def all_metrics() -> tuple[Metric, ...]:
     for used in (names, selecting):
         if twice := sorted({name for name in used if used.count(name) > 1}):
             raise ValueError(f"two metrics are called {twice[0]!r}")
+    if other := [metric.name for metric in found if metric.within_folds and metric.name != "auc"]:
+        raise ValueError(
+            f"metric {other[0]!r}: `within_folds` is for the AUC, the only metric that "
+            "`her2.evaluation.areas` computes within test sets"
+        )
     return tuple(sorted(found, key=lambda metric: (metric.order, metric.name)))
 
 

@@ -173,3 +173,15 @@ def test_two_metrics_of_one_name_are_refused(tmp_path: Path) -> None:
         "else:\n    raise AssertionError\n"
     )
     run(script, AGREEMENT.replace("plain_accuracy", "auc"), tmp_path)
+
+
+def test_a_metric_that_would_get_the_figures_of_the_auc_is_refused(tmp_path: Path) -> None:
+    script = BEGIN + (
+        "from her2.metrics import all_metrics\n"
+        "try:\n    all_metrics()\n"
+        "except ValueError as error:\n    assert '`within_folds` is for the AUC' in str(error)\n"
+        "else:\n    raise AssertionError\n"
+    )
+    declared = AGREEMENT.replace("overall=accuracy,", "overall=accuracy, within_folds=True,")
+    assert declared != AGREEMENT
+    run(script, declared, tmp_path)

@@ -13,7 +13,7 @@ from her2.report.format import interval, number
 from her2.report.results import Results, read_results
 from her2.report.sections import selection
 from her2.report.sections.overlap import MARK
-from her2.report.sections.paper import checklist, methods_figures
+from her2.report.sections.paper import checklist, methods_figures, methods_models
 from her2.report.sections.paper.sample_size import sample_size
 from tests.unit.report_maker import Cohort
 
@@ -129,8 +129,25 @@ def test_a_fixed_split_is_one_test_set(several: Results) -> None:
 def test_a_class_of_one_patient_has_no_precision(tmp_path: Path) -> None:
     cohort = Cohort(labels=("0", "1") * 9 + ("2",))
     words = sample_size(read_results(cohort.write(tmp_path), tmp_path))
-    assert "1 of 2+, too few in some class for an interval." in words
+    assert "1 of 2+, too few in some class for an interval. [author:" in words
     assert "expected width" not in words
+    assert "simulated" not in words
+
+
+def test_repeats_narrow_the_expected_intervals(several: Results) -> None:
+    folds = several.config.folds.model_copy(update={"repeats": 3})
+    config = several.config.model_copy(update={"folds": folds})
+    macro = precision(Design((18, 12, 6), folds=3, repeats=3))[0]
+    assert f"width of {macro.width:.2f} for" in sample_size(replace(several, config=config))
+    assert macro.width < precision(Design((18, 12, 6), folds=3))[0].width
+
+
+def test_the_tuning_set_picked_models_where_a_pipeline_did(
+    several: Results, single: Results
+) -> None:
+    words = "the thresholds and the model of the pipeline that picks one; nothing was chosen"
+    assert words in methods_models.folds(several)
+    assert "the temperature and the thresholds; nothing" in methods_models.folds(single)
 
 
 def test_item_10_of_the_checklist_is_the_same_text(several: Results) -> None:

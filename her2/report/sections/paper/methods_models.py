@@ -206,6 +206,7 @@ def _picked(results: Results) -> list[str]:
         "the options of heads": searched,
         "the temperature": True,
         "the thresholds": True,
+        "the model of the pipeline that picks one": any(map(len, results.picks.values())),
     }
     return [name for name, held in found.items() if held]
 

@@ -66,14 +66,16 @@ def sample_size(results: Results) -> str:
 def _task_size(task_name: str, models: tuple[EvaluatedModel, ...], results: Results) -> _TaskSize:
     names, targets = models[0].task.class_names, models[0].patients["target"].to_list()
     sizes = tuple(targets.count(index) for index in range(len(names)))
-    folds = 1 if results.split else results.config.folds.number
+    section = results.config.folds
+    folds, repeats = (1, 1) if results.split else (section.number, section.repeats)
     by_class = listed(
         [f"{plural(sizes[0], 'patient')} of {names[0]}"]
         + [f"{size:,} of {name}" for name, size in zip(names[1:], sizes[1:], strict=True)]
     )
     if min(sizes) < 2 or folds > sum(sizes) // 2:
         return _TaskSize(task_name, by_class)
-    design = Design(sizes, folds=folds, confidence=results.config.evaluation.confidence)
+    confidence = results.config.evaluation.confidence
+    design = Design(sizes, folds=folds, repeats=repeats, confidence=confidence)
     macro, *classes = precision(design)
     each = [
         _ClassWidth(name, one.n, number(one.width, 2))

@@ -9,6 +9,8 @@ from her2.core.section import ClassName, Count, Mpp, Name, Ordered, Positive, Se
 from her2.filters.registry import LISTED
 
 PatientLabel = Literal["refuse", "worst", "first", "exclude"]
+MEANS = ("macro", "weighted", "all")
+"""Names in the column `class` of tables that are of several classes."""
 
 
 class CohortSection(Section):
@@ -61,6 +63,15 @@ class Task(Section):
     ordinal: bool = Field(
         False, description="true: the classes are ordered (kappa is then meaningful)"
     )
+
+    @model_validator(mode="after")
+    def _no_class_is_named_as_a_mean(self) -> "Task":
+        for name in self.classes:
+            if name in MEANS:
+                raise ValueError(
+                    f"class {name!r}: the tables have a mean of this name; choose another name"
+                )
+        return self
 
     @model_validator(mode="after")
     def _each_value_has_one_class(self) -> "Task":

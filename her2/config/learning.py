@@ -16,6 +16,8 @@ Balance = Literal["sampling", "loss", "slides", "none"]
 HeatmapFormat = Literal["png", "parquet", "geojson", "ome_tiff"]
 GroupingName = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=60)]
 ColumnName = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
+TISSUE = "amount of tissue"
+"""Property of patients by which the controls give subgroups, computed from their slides."""
 
 
 class TrainingSection(Section):
@@ -239,6 +241,15 @@ class EvaluationSection(Section):
             repeated = sorted({name for name in names if names.count(name) > 1})
             if repeated:
                 raise ValueError(f"{key}: {repeated[0]!r} is listed twice; list each column once")
+        return self
+
+    @model_validator(mode="after")
+    def _no_subgroup_is_named_as_the_amount_of_tissue(self) -> "EvaluationSection":
+        if TISSUE in self.subgroups:
+            raise ValueError(
+                f"subgroups: {TISSUE!r} is the name of a property that the controls compute; "
+                "rename the column"
+            )
         return self
 
 

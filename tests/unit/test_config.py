@@ -124,6 +124,13 @@ def test_classes_part_the_label_values(config_values, classes, complaint):
     assert complaint in refusal(put(config_values, "tasks/score/classes", classes))
 
 
+@pytest.mark.parametrize("name", ["macro", "weighted", "all"])
+def test_a_class_does_not_have_the_name_of_a_mean(config_values, name):
+    classes = {name: ["0"], "high": ["1+"]}
+    complaint = f"class '{name}': the tables have a mean of this name"
+    assert complaint in refusal(put(config_values, "tasks/score/classes", classes))
+
+
 def test_a_task_maps_label_values_to_classes(config_values):
     classes = {"negative": ["0", "1+"], "positive": ["2+", "3+"]}
     task = parse_config(put(config_values, "tasks/score/classes", classes)).tasks["score"]

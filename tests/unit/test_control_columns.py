@@ -112,6 +112,12 @@ def test_a_column_named_twice_is_refused(key: str) -> None:
         parse_config({**VALUES, "evaluation": {key: ["year", "year"]}})
 
 
+def test_a_subgroup_named_as_the_amount_of_tissue_is_refused() -> None:
+    with pytest.raises(UserError, match="subgroups: 'amount of tissue' is the name of a property"):
+        parse_config({**VALUES, "evaluation": {"subgroups": ["amount of tissue"]}})
+    parse_config({**VALUES, "evaluation": {"covariates": ["amount of tissue"]}})
+
+
 def test_the_check_of_the_manifest_names_an_unknown_column(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

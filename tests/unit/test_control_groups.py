@@ -13,10 +13,11 @@ from scipy.stats import chi2, norm
 from sklearn.metrics import roc_auc_score
 
 from her2.config import EvaluationSection
+from her2.config.learning import TISSUE
 from her2.core.errors import UserError
 from her2.evaluation.areas import class_area, held_out, within
 from her2.evaluation.controls.covariates import covariates_of
-from her2.evaluation.controls.patient_groups import TISSUE, UNKNOWN, patient_groups
+from her2.evaluation.controls.patient_groups import UNKNOWN, patient_groups
 from her2.evaluation.controls.subgroups import FAMILY, interactions, subgroup_figures, wald
 from her2.evaluation.controls.within_groups import within_figures
 from her2.evaluation.families import holm

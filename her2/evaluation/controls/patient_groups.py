@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import polars as pl
 
 from her2.cohort.columns import place_in_table, subgroups
+from her2.config.learning import TISSUE
 from her2.core.errors import UserError
 
-TISSUE = "amount of tissue"
 UNKNOWN = "(not known)"
 MOST_NUMBERS = 10
 """Number of values above which a column of numbers is cut into thirds."""

@@ -144,8 +144,10 @@ def figures(
                 low = high = float("nan")
             record |= {"value": null(column[0]), "low": null(low), "high": null(high),
                        "method": POOLED, "note": few}  # fmt: skip
-        if record["value"] is None:
-            record["note"] = _absent(rows, task, name, level) or record["note"]
+        # The pooled rows can have both sides where no test set has.
+        own = metric.within_folds and _contrasted(rows, task, name)
+        if record["value"] is None and not own:
+            record["note"] = _absent(rows, task, name, level)
         records.append(record)
     return pl.DataFrame(records, schema=FIGURES)
 
@@ -226,6 +228,13 @@ def _positive(rows: Rows, task: Task, name: str) -> int | None:
     if name not in task.class_names:
         return None
     return int((rows.target == task.class_names.index(name)).sum())
+
+
+def _contrasted(rows: Rows, task: Task, name: str) -> bool:
+    """Return whether a class and the rest have rows, or every class of a mean."""
+    if name in task.class_names:
+        return all(rows.sides(task.class_names.index(name)))
+    return bool(rows.class_patients().all())
 
 
 def _absent(rows: Rows, task: Task, name: str, level: str) -> str:

@@ -213,6 +213,17 @@ def test_figures_of_an_absent_class_are_null_with_the_reason() -> None:
     assert found["auc", "0"]["note"] == ""
 
 
+def test_test_sets_of_one_class_each_are_the_reason_and_no_class_is_said_to_be_absent() -> None:
+    labels = np.arange(40) % 4
+    table = slides_table(labels, probabilities(labels, 1.0, seed=0))
+    found = measured(table.with_columns(fold=pl.col("target").cast(pl.Int32)))
+    for name in ("0", "1+", "2+", "3+", "macro", "weighted"):
+        row = found["auc", name]
+        assert row["value"] is None
+        assert row["note"] == "not defined: no test set has patients of both sides"
+        assert found["auc_pooled", name]["value"] is not None
+
+
 def test_a_slide_is_averaged_over_repeats() -> None:
     table = predictions(
         [

@@ -177,6 +177,12 @@ def test_the_summary_names_the_range_and_warns_of_selection(tmp_path: Path) -> N
     assert "optimistic" not in alone
 
 
+def test_a_best_model_without_interval_leaves_no_gap_in_the_summary(tmp_path: Path) -> None:
+    results = read(tmp_path, Cohort(labels=("0", "1") * 8 + ("2",), encoders=("one", "two")))
+    (sentence,) = summary.sentences(results)
+    assert re.search(r" to [01]\.\d{3}, the highest with", sentence)
+
+
 def test_an_absent_class_is_said_in_the_summary(tmp_path: Path) -> None:
     results = read(tmp_path, Cohort(labels=("0", "1") * 8))
     assert summary.sentences(results) == [

@@ -43,7 +43,7 @@ def _sentence(
     words = f"{plural(top['n'], 'held-out patient')} with {plural(len(best.slides), 'slide')}"
     text = f"Task {task_name}, {words}: "
     figure = f"{number(top['value'], sign=mark(results, best.encoder))} "
-    figure += interval(top["low"], top["high"])
+    figure = f"{figure}{interval(top['low'], top['high'])}".rstrip()
     if total == 1:
         text += f"{best.encoder} / {best.head} has a macro AUC of {figure}"
     else:

@@ -44,7 +44,7 @@ VERSIONS = {
     "folds": 1,
     "train": 3,
     "evaluate": 6,
-    "compare": 5,
+    "compare": 6,
     "control": 7,
     "heatmap": 2,
     "attention": 4,

@@ -121,8 +121,13 @@ def comparison_tables(
     ]
     comparison = pl.DataFrame(records, schema=COMPARISON)
     statement = pl.DataFrame(claims, schema=STATEMENT)
+    # All rows of two models in a task of two classes are the same AUC.
+    binary = [task for task, own in spec.tasks.items() if len(own.class_names) == 2]
+    pair = pl.concat_str("task", "within", "first", "second", separator="/")
+    test = pl.when(pl.col("task").is_in(binary)).then(pair).alias("test")
+    none = pl.lit(None, pl.String).alias("test")
     shared = ["family", "p"]
-    both = with_holm(pl.concat([comparison.select(shared), statement.select(shared)]))
+    both = with_holm(pl.concat([comparison.select(*shared, test), statement.select(*shared, none)]))
     corrected = both.select("p_holm", "family_size")
     count = len(comparison)
     return (

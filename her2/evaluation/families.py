@@ -10,18 +10,25 @@ def with_holm(table: pl.DataFrame) -> pl.DataFrame:
     """Add `p_holm` and `family_size` to a table with the columns `family` and `p`.
 
     A family is corrected as a whole, whatever tasks and groupings its tests are of. Tests without a
-    p value are not counted.
+    p value are not counted. Rows of a family with the same name in the column `test`, where there
+    is one, are one test.
     """
     corrected: list[float | None] = [None] * len(table)
     sizes = [0] * len(table)
     names, p = table["family"].to_list(), table["p"].to_list()
+    tests = table["test"].to_list() if "test" in table.columns else [None] * len(table)
     for family in dict.fromkeys(names):
         members = [index for index, name in enumerate(names) if name == family]
-        tested = [index for index in members if p[index] is not None]
+        rows: dict[object, list[int]] = {}
         for index in members:
-            sizes[index] = len(tested)
-        for index, value in zip(tested, holm(np.array([p[i] for i in tested])), strict=True):
-            corrected[index] = float(value)
+            if p[index] is not None:
+                rows.setdefault(index if tests[index] is None else tests[index], []).append(index)
+        for index in members:
+            sizes[index] = len(rows)
+        values = holm(np.array([max(p[index] for index in same) for same in rows.values()]))
+        for same, value in zip(rows.values(), values, strict=True):
+            for index in same:
+                corrected[index] = float(value)
     return table.with_columns(
         pl.Series("p_holm", corrected, pl.Float64), pl.Series("family_size", sizes, pl.Int64)
     )

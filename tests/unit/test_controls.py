@@ -17,6 +17,7 @@ from her2.config.jobs import ControlSpec
 from her2.core.errors import UserError
 from her2.evaluation.areas import HeldOut, class_area, held_out, macro_area
 from her2.evaluation.controls import covariate_models
+from her2.evaluation.controls.against_model import BELOW, compare_with_covariates
 from her2.evaluation.controls.covariate_models import (
     FOREST,
     LOGISTIC,
@@ -615,6 +616,21 @@ def test_mean_ranks_are_scipys(scores: list[float]) -> None:
     np.testing.assert_allclose(mean_ranks(np.array(scores)), rankdata(scores))
 
 
+def test_a_model_that_only_beats_covariates_below_half_has_not_beaten_them() -> None:
+    """Covariates that are wrong more often than chance are easily exceeded."""
+    model = high_or_low(predictions(80)).with_columns(
+        prob_high=pl.col("target") * 0.02 + np.random.default_rng(0).random(len(predictions(80))),
+    )
+    model = model.with_columns(prob_low=1 - pl.col("prob_high"))
+    wrong = model.with_columns(prob_low=pl.col("target"), prob_high=1 - pl.col("target"))
+    row = macro(compare_with_covariates(model, {LOGISTIC: wrong, FOREST: wrong}, LOW_HIGH, SECTION))
+    assert row["covariates"] == 0
+    assert row["difference"] > 0.4
+    assert row["model_low"] < 0.5
+    assert row["reached"] is True
+    assert row["note"] == BELOW
+
+
 def test_an_absent_class_is_null_with_the_reason_and_the_others_have_figures() -> None:
     model = predictions(60).filter(pl.col("target") != 3)
     tables = control_tables(SPEC, model, folds_of(model), cohort_of(model))
@@ -630,7 +646,8 @@ def test_an_absent_class_is_null_with_the_reason_and_the_others_have_figures() -
             assert (value is None) == gone, row
             if name == "covariates" and row["class"] == "macro":
                 reason = "not defined: a class is absent"
-            assert row["note"] == (reason if gone else ""), row
+            below = name == "covariates" and not gone and row["covariates"] < 0.5
+            assert row["note"] == (reason if gone else BELOW if below else ""), row
     assert tables["covariates"].filter(pl.col("class") == "3+")["by"].to_list() == [None]
     assert tables["covariates"].filter(pl.col("class") == "macro")["reached"].to_list() == [None]
     assert tables["shuffled_draws"]["auc"].null_count() == SECTION.permutations

@@ -413,6 +413,13 @@ def test_an_absent_class_is_na_with_its_reason_and_never_a_half(tmp_path):
         (0.3, 0.49, 0.5, 0.001, "worse than chance"),
         (0.3, 0.49, 0.45, 0.001, "not distinguishable from chance"),
         (0.45, 0.6, 0.42, 0.9, ""),
+        (
+            0.45,
+            0.8,
+            0.5,
+            0.99,
+            "interval reaches chance, which shuffled labels seldom do (p 0.010)",
+        ),
         (0.51, 0.7, 0.5, 0.99, ""),
         (None, None, 0.5, 0.5, ""),
     ],
@@ -422,7 +429,9 @@ def test_chance_is_that_of_the_shuffled_labels(low, high, mean, p_worse, words, 
     cohort = Cohort()
     cohort.write(tmp_path)
     model = read_results(cohort.spec(), tmp_path).models[0]
-    shuffled = model.controls["shuffled"].with_columns(mean=pl.lit(mean), p_worse=pl.lit(p_worse))
+    shuffled = model.controls["shuffled"].with_columns(
+        mean=pl.lit(mean), p_worse=pl.lit(p_worse), p_better=pl.lit(1 - p_worse)
+    )
     shown = replace(model, controls={**model.controls, "shuffled": shuffled})
     assert headline.verdict(shown, {"low": low, "high": high}) == words
 

@@ -36,6 +36,10 @@ COVARIATES = {
     "note": pl.String,
 }
 _MODEL: Model = ("model", "")
+CHANCE = 0.5
+BELOW = "covariates are below 0.5, so the model must be above 0.5 as well"
+"""Useless covariates that are balanced over the classes read below 0.5 (docs/controls.md), and such
+a figure is easily exceeded."""
 
 
 def compare_with_covariates(
@@ -51,8 +55,9 @@ def compare_with_covariates(
     difference is the model minus that one.
 
     `reached` is true where the covariates' AUC is not below the model's, or the interval of the
-    difference contains 0, so that covariates alone may explain the figure. It is null where the
-    model's AUC is higher but the difference has no interval.
+    difference contains 0, so that covariates alone may explain the figure; where the covariates are
+    below 0.5, also where the model's own interval contains 0.5. It is null where the model's AUC is
+    higher but an interval is not defined.
 
     Args:
         predictions: the predictions table of the model.
@@ -72,11 +77,15 @@ def compare_with_covariates(
         question = name, ""
         found = {by: paired.estimate(model, question) for by, model in each.items()}
         best = max(found, key=lambda by: np.nan_to_num(found[by].value, nan=-1.0))
-        gap = paired.difference(_MODEL, each[best], question)
+        gap, own = (
+            paired.difference(_MODEL, each[best], question),
+            paired.estimate(_MODEL, question),
+        )
+        below = found[best].value < CHANCE
         records.append(
             {
                 "class": name,
-                **_three("model", paired.estimate(_MODEL, question)),
+                **_three("model", own),
                 **_three("covariates", found[best]),
                 "by": None if null(found[best].value) is None else best,
                 **_three("logistic", found[LOGISTIC]),
@@ -87,8 +96,8 @@ def compare_with_covariates(
                 "p": null(gap.p),
                 "n": paired.counts[question],
                 "n_positive": positives.get(name),
-                "reached": _reached(gap),
-                "note": gap.note,
+                "reached": _reached(gap, own, below=below),
+                "note": "; ".join(note for note in (BELOW if below else "", gap.note) if note),
             }
         )
     return pl.DataFrame(records, schema=COVARIATES)
@@ -106,12 +115,13 @@ def _positives(predictions: pl.DataFrame, task: Task) -> dict[str, int]:
     return {name: counts.get(index, 0) for index, name in enumerate(task.class_names)}
 
 
-def _reached(gap: Estimate) -> bool | None:
+def _reached(gap: Estimate, own: Estimate, *, below: bool) -> bool | None:
     if null(gap.value) is None:
         return None
     if gap.value <= 0:
         return True
-    return None if null(gap.low) is None else gap.low <= 0
+    lows = [gap.low, *([own.low - CHANCE] if below else [])]
+    return None if np.isnan(lows).any() else min(lows) <= 0
 
 
 def _three(name: str, found: Estimate) -> dict[str, float | None]:

@@ -64,11 +64,14 @@ def covariate_warnings(results: Results) -> list[CovariateWarning]:
             f"{interval(row['model_low'], row['model_high'])}, and {number(row['covariates'])} "
             f"{interval(row['covariates_low'], row['covariates_high'])} from covariates alone "
             f"({', '.join(_used(model))}; {row['by']}); difference {signed(row['difference'])} "
-            f"{interval(row['low'], row['high'])}."
+            f"{interval(row['low'], row['high'])}"
         )
+        text += f"; {row['note']}." if row["note"] else "."
         title = (
             "Covariates alone reach this headline."
             if row["difference"] <= 0
+            else "This headline is not shown to be above covariates alone and above chance."
+            if row["covariates"] < 0.5
             else "This headline is not shown to be above covariates alone."
         )
         found.append(CovariateWarning(model.name, model.anchor, title, text))

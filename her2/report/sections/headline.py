@@ -9,7 +9,7 @@ from her2.config import EncoderSection
 from her2.libraries import NAMES
 from her2.metrics import headline_metrics
 from her2.metrics.base import Metric
-from her2.report.format import NA, interval, number
+from her2.report.format import NA, interval, number, p_value
 from her2.report.results import EvaluatedModel, Results
 from her2.report.sections.controls import covariates_cell, shuffled_row, within_cells
 from her2.report.sections.overlap import mark
@@ -67,6 +67,10 @@ DOMAINS = {
     "none": "none (random)",
 }
 """Domain in the config -> its name on the page."""
+
+
+SELDOM = 0.025
+"""One-sided p value of shuffled labels below which an AUC is better, or worse, than chance."""
 
 
 def headline(results: Results, task_name: str, level: str) -> Headline:
@@ -155,18 +159,22 @@ def chance(model: EvaluatedModel) -> float:
 
 
 def verdict(model: EvaluatedModel, record: dict[str, Any]) -> str:
-    """Return how a macro AUC compares with chance; empty when it is above.
+    """Return how a macro AUC compares with chance; empty when its interval is above.
 
     An interval below chance is not enough for "worse": the labels must also have been shuffled, and
-    give so low an AUC seldom enough.
+    give so low an AUC seldom enough. Where they seldom give so high an AUC as that of an interval
+    that reaches chance, both are said: the shuffled labels ask whether there is any association,
+    the interval how large it may be.
     """
     low, high, line = record["low"], record["high"], chance(model)
     if low is None or high is None or low > line:
         return ""
-    row = shuffled_row(model)
-    p = None if row is None else row.get("p_worse")
-    if high < line and p is not None and p < 0.025:
+    row = shuffled_row(model) or {}
+    better, worse = row.get("p_better"), row.get("p_worse")
+    if high < line and worse is not None and worse < SELDOM:
         return "worse than chance"
+    if better is not None and better < SELDOM:
+        return f"interval reaches chance, which shuffled labels seldom do (p {p_value(better)})"
     return "not distinguishable from chance"
 
 

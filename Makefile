@@ -45,11 +45,11 @@ demo: env
 
 test: $(VENV)/installed-lock-test.txt
 	@$(VERSIONS)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/snakefmt --check Snakefile workflow
-	$(BIN)/mypy
-	$(BIN)/lint-imports --no-logo
+	@# mypy takes as long as all linters together.
+	$(BIN)/mypy & types=$$!; linted=0; \
+	{ $(BIN)/ruff check . && $(BIN)/ruff format --check . && \
+	$(BIN)/snakefmt --check Snakefile workflow && $(BIN)/lint-imports --no-logo; } || linted=1; \
+	wait $$types && exit $$linted
 	$(ON_PATH) $(BIN)/pytest -m 'not nightly' -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 # Run one at a time, since each of these uses every core.

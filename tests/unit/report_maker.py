@@ -21,6 +21,7 @@ from her2.core.files import write_json
 from her2.core.tables import write_table
 from her2.encoders.card import EncoderCard, write_card
 from her2.evaluation.compare import compare
+from her2.evaluation.controls import covariate_models
 from her2.evaluation.controls.stage import control_tables
 from her2.evaluation.stage import evaluation_tables
 from her2.explanation.agreement import AGREEMENT
@@ -272,7 +273,9 @@ class Cohort:
         )
         cohort = pl.read_parquet(folder / "cohort" / "slides.parquet")
         folds = pl.read_parquet(folder / "folds" / "score.parquet")
-        for name, table in control_tables(controls, predictions, folds, cohort).items():
+        with mock.patch.object(covariate_models, "TREES", 5):  # fitting 100 takes half of the time
+            tables = control_tables(controls, predictions, folds, cohort)
+        for name, table in tables.items():
             write_table(table, folder / "controls" / where / name)
         for name, table in attention_tables(task).items():
             write_table(table, folder / "attention" / where / name)

@@ -371,6 +371,10 @@ class TestRefusals:
         with pytest.raises(UserError, match="use `feature: pooled`"):
             build_backbone("torchvision", "resnet18", feature="flattened", arguments={})
 
+    @pytest.fixture(autouse=True)
+    def _no_pause_before_another_try(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("her2.encoders.stage.time.sleep", lambda _: None)
+
     def test_published_weights_without_a_network_say_what_to_do(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -27,7 +27,7 @@ CONFIG: dict[str, Any] = {
     "heads": {"abmil": {"attention": 16}},
     "training": {"bag_size": 16, "epochs": 3, "patience": 2},
     "folds": {"number": 2},
-    "evaluation": {"bootstrap": 200},
+    "evaluation": {"bootstrap": 200, "permutations": 100},
     "heatmaps": {"slides": 2, "formats": ["png"]},
     "report": {"title": "A small cohort"},
 }

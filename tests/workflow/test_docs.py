@@ -30,6 +30,7 @@ ELSEWHERE = {
     r"pip install|\. \.venv|export PATH": "the Makefile, which made the environment of this test",
     r".*--use-conda": "needs conda; tests/unit/test_environment.py compares its file with the lock",
     r"pre-commit": "tests/unit/test_environment.py",
+    r"pytest -m slurm": "the nightly tests, which are these; collecting all others takes long",
     r"python -m tests\.unit\.test_golden": "rewrites the file that it is compared with",
     r".*\bcount\b": "tests/unit/test_cli.py, with a stage that it adds",
 }

@@ -8,7 +8,7 @@ import polars as pl
 
 from her2.config.jobs import CompareSpec
 from her2.core.tables import write_table
-from her2.evaluation.families import with_holm
+from her2.evaluation.families import TEST, with_holm
 from her2.evaluation.figures import null
 from her2.evaluation.nested import PICKS
 from her2.evaluation.paired import MACRO, Model, Paired, pair_models
@@ -28,10 +28,7 @@ COMPARISON = {
     "difference": pl.Float64,
     "low": pl.Float64,
     "high": pl.Float64,
-    "p": pl.Float64,
-    "p_holm": pl.Float64,
-    "family": pl.String,
-    "family_size": pl.Int64,
+    **TEST,
     "n": pl.Int64,
     "note": pl.String,
 }
@@ -44,10 +41,7 @@ STATEMENT = {
     "difference": pl.Float64,
     "low": pl.Float64,
     "high": pl.Float64,
-    "p": pl.Float64,
-    "p_holm": pl.Float64,
-    "family": pl.String,
-    "family_size": pl.Int64,
+    **TEST,
     "n": pl.Int64,
     "holds": pl.Boolean,
     "note": pl.String,

@@ -5,6 +5,14 @@ import polars as pl
 
 from her2.core.types import Floats
 
+TEST = {
+    "p": pl.Float64,
+    "p_holm": pl.Float64,
+    "family": pl.String,
+    "family_size": pl.Int64,
+}
+"""Columns of a test, in the schemas of tables that have some."""
+
 
 def with_holm(table: pl.DataFrame) -> pl.DataFrame:
     """Add `p_holm` and `family_size` to a table with the columns `family` and `p`.

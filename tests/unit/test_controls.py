@@ -146,6 +146,12 @@ def high_or_low(table: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+def with_targets(model: pl.DataFrame) -> pl.DataFrame:
+    """Return a cohort of the model's slides with their classes, by slide."""
+    targets = model.select("slide_id", "target").unique()
+    return cohort_of(model).join(targets, on="slide_id").sort("slide_id")
+
+
 def both_models(model: pl.DataFrame, cohort: pl.DataFrame) -> tuple[float, float]:
     spec = SPEC.model_copy(update={"task": LOW_HIGH})
     row = macro(control_tables(spec, model, folds_of(model), cohort)["covariates"])
@@ -162,8 +168,7 @@ def test_a_label_set_by_mid_sized_tissue_is_seen_by_the_forest_alone(
     """No line separates a middle from both ends."""
     monkeypatch.setattr(covariate_models, "TREES", TREES)
     model = high_or_low(predictions(80))
-    targets = model.select("slide_id", "target").unique()
-    cohort = cohort_of(model).join(targets, on="slide_id").sort("slide_id")
+    cohort = with_targets(model)
     generator = np.random.default_rng(1)
     middle = generator.uniform(30, 60, 80)
     ends = np.where(np.arange(80) % 2, generator.uniform(1, 30, 80), generator.uniform(60, 90, 80))
@@ -181,8 +186,7 @@ def test_a_label_set_by_the_scanner_of_each_site_is_seen_by_the_forest_alone(
     """High is scanner x at site a and scanner y at site b: neither alone tells anything."""
     monkeypatch.setattr(covariate_models, "TREES", TREES)
     model = high_or_low(predictions(80))
-    targets = model.select("slide_id", "target").unique()
-    cohort = cohort_of(model).join(targets, on="slide_id").sort("slide_id")
+    cohort = with_targets(model)
     site = np.random.default_rng(2).permutation(80) % 2
     scanner = site ^ cohort["target"].to_numpy()
     by_line, by_forest = both_models(
@@ -398,8 +402,7 @@ def test_a_number_that_is_not_known_of_some_slides_is_filled_and_counted() -> No
 
 def test_a_number_that_is_missing_for_one_class_only_tells_the_forest_that_class() -> None:
     model = predictions(80)
-    targets = model.select("slide_id", "target").unique()
-    cohort = cohort_of(model).join(targets, on="slide_id").sort("slide_id")
+    cohort = with_targets(model)
     cohort = cohort.with_columns(
         mpp_x=pl.when(pl.col("target") == 3).then(None).otherwise(pl.col("mpp_x"))
     ).drop("target")

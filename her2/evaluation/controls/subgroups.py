@@ -10,7 +10,7 @@ from scipy.special import chdtrc, logit
 from her2.config import EvaluationSection, Task
 from her2.core.types import Floats, Ints
 from her2.evaluation.areas import Area, HeldOut, class_areas, macro_area, within
-from her2.evaluation.families import with_holm
+from her2.evaluation.families import TEST, with_holm
 from her2.evaluation.figures import class_estimates, null
 from her2.evaluation.intervals import LEAST_COMPARED, spread
 
@@ -33,10 +33,7 @@ INTERACTIONS = {
     "highest_group": pl.String,
     "highest": pl.Float64,
     "chi_square": pl.Float64,
-    "p": pl.Float64,
-    "p_holm": pl.Float64,
-    "family": pl.String,
-    "family_size": pl.Int64,
+    **TEST,
     "n": pl.Int64,
     "note": pl.String,
 }

@@ -20,6 +20,7 @@ from her2.evaluation.controls.covariate_models import FOREST, LOGISTIC, predict_
 from her2.evaluation.controls.covariates import Covariates, covariates_of
 from her2.evaluation.figures import measure
 from her2.evaluation.predictions import out_of_fold, rows_of
+from her2.metrics import metric_named
 
 TASK = Task(label="x", classes={name: [name] for name in ("a", "b", "c", "d")})
 TARGET = np.repeat(np.arange(4), (40, 30, 20, 10))
@@ -42,7 +43,9 @@ def areas(seed: int, *, by_site: bool) -> dict[str, dict[str, float]]:
         pooled = rows_of(out_of_fold(made, TASK.class_names, by="patient_id"), TASK)
         found[by] = {
             "within": macro_area(rows, classes).value,
-            "pooled": float(measure(pooled, TASK, np.ones((1, len(pooled))))[0, 4]),
+            "pooled": float(
+                measure(pooled, [metric_named("auc_pooled")], TASK, np.ones((1, len(pooled))))[0, 4]
+            ),
         }
     kinds = ("within", "pooled")
     found["the larger"] = {kind: max(one[kind] for one in found.values()) for kind in kinds}

@@ -33,8 +33,11 @@ def binary_table(
     sides = [two_sides(rows.target, rows.probabilities, grouping) for grouping in groupings]
     if not sides:
         return pl.DataFrame(schema=BINARY)
+    resampled = tuple(metric for metric in metrics if not metric.within_folds)
     values = bootstrapped(
-        lambda weights: np.concatenate([_measure(one, metrics, weights) for one in sides], axis=1),
+        lambda weights: np.concatenate(
+            [_measure(one, resampled, weights) for one in sides], axis=1
+        ),
         rows.patients,
         rows.target,
         resamples=section.bootstrap,
@@ -50,13 +53,13 @@ def binary_table(
             "n_positive": positive,
             "prevalence": positive / len(one) if len(one) else None,
         }
-        for offset, metric in enumerate(metrics):
+        columns = iter(values.T[len(resampled) * index : len(resampled) * (index + 1)])
+        for metric in metrics:
             if metric.within_folds:
                 found = area_estimate(grouping_area(tested, grouping), section.confidence)
                 record = estimate_columns(found)
             else:
-                column = values[:, len(metrics) * index + offset]
-                record = _bootstrapped(column, rows, one, section.confidence)
+                record = _bootstrapped(next(columns), rows, one, section.confidence)
             notes = side_missing(one.positive) or record["note"], one.note
             record["note"] = "; ".join(note for note in notes if note)
             records.append(shared | {"metric": metric.name} | record)

@@ -1,5 +1,6 @@
 """Stage 2, evaluate: figures of slides and patients with intervals, and per fold."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -50,20 +51,15 @@ FOLD_FIGURES = {
 }
 
 
-def figure_names(task: Task) -> list[tuple[Metric, str]]:
+def figure_names(metrics: Sequence[Metric], task: Task) -> list[tuple[Metric, str]]:
     """Return the metric and class of each column of `measure`."""
-    return [
-        (metric, name)
-        for metric in metrics_in("metrics", ordinal=task.ordinal)
-        for name in metric.columns(task.class_names)
-    ]
+    return [(metric, name) for metric in metrics for name in metric.columns(task.class_names)]
 
 
-def measure(rows: Rows, task: Task, weights: Floats) -> Floats:
+def measure(rows: Rows, metrics: Sequence[Metric], task: Task, weights: Floats) -> Floats:
     """Return every figure of `figure_names` (b, k) for weights (b, n)."""
     if not len(rows):
-        return np.full((len(weights), len(figure_names(task))), np.nan)
-    metrics = metrics_in("metrics", ordinal=task.ordinal)
+        return np.full((len(weights), len(figure_names(metrics, task))), np.nan)
     classified = rows.weighted(weights)
     by_class: dict[str, list[Floats]] = {one.name: [] for one in metrics if one.one_vs_rest}
     # Class by class, because the metrics of a class share its sorted weights, which are then freed.
@@ -116,16 +112,19 @@ def figures(
         The columns of `FIGURES`; a figure that is not defined is null with the reason in `note`.
     """
     rows = rows_of(out_of_fold(predictions, task.class_names, by=f"{level}_id"), task)
+    metrics = metrics_in("metrics", ordinal=task.ordinal)
+    resampled = [metric for metric in metrics if not metric.within_folds]
     values = bootstrapped(
-        lambda weights: measure(rows, task, weights),
+        lambda weights: measure(rows, resampled, task, weights),
         rows.patients,
         rows.target,
         resamples=section.bootstrap,
         seed=seed,
     )
+    columns = iter(values.T)
     within = class_estimates(held_out(predictions, task, level=level), task, section.confidence)
     records = []
-    for (metric, name), column in zip(figure_names(task), values.T, strict=True):
+    for metric, name in figure_names(metrics, task):
         positive = _positive(rows, task, name)
         record = {
             "level": level,
@@ -138,6 +137,7 @@ def figures(
         if metric.within_folds:
             record |= estimate_columns(within[name])
         else:
+            column = next(columns)
             low, high = interval(column[1:], section.confidence, _sizes(rows, task, metric, name))
             few = _too_few(rows, task, metric, name) or unvarying(column[1:])
             if few:
@@ -168,10 +168,11 @@ def fold_figures(predictions: pl.DataFrame, task: Task, *, level: str) -> pl.Dat
         `level, run, metric, class, value, n, n_positive, note`.
     """
     records = []
+    metrics = metrics_in("metrics", ordinal=task.ordinal)
     for run in runs(predictions):
         tested = of_run(predictions, run, "test")
         rows = rows_of(averaged(tested, task.class_names, by=f"{level}_id"), task)
-        values = measure(rows, task, np.ones((1, len(rows))))[0]
+        values = measure(rows, metrics, task, np.ones((1, len(rows))))[0]
         records += [
             {
                 "level": level,
@@ -183,7 +184,7 @@ def fold_figures(predictions: pl.DataFrame, task: Task, *, level: str) -> pl.Dat
                 "n_positive": _positive(rows, task, name),
                 "note": _absent(rows, task, name, level) if np.isnan(value) else "",
             }
-            for (metric, name), value in zip(figure_names(task), values, strict=True)
+            for (metric, name), value in zip(figure_names(metrics, task), values, strict=True)
         ]
     return pl.DataFrame(records, schema=FOLD_FIGURES)
 

@@ -206,7 +206,10 @@ def _counts(table: pl.DataFrame, rate: str) -> tuple[float, float, float, str]:
     weight = hit if rate in ("ppv", "npv") else own
     rows = table.select("patient", hits=hit * own, weight=weight)
     hits, whole = float(rows["hits"].sum()), float(rows["weight"].sum())
-    trials = float(rows.group_by("patient").agg(pl.col("weight").mean())["weight"].sum())
+    # In one order, as the last bit of a sum depends on it.
+    trials = float(
+        rows.group_by("patient", maintain_order=True).agg(pl.col("weight").mean())["weight"].sum()
+    )
     side = "positive" if rate in ("sensitivity", "ppv") else "negative"
     if rate in ("ppv", "npv"):
         reason = f"{rate.upper()} not defined: no patient was called {side}"

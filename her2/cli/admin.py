@@ -9,8 +9,10 @@ from typing import Annotated
 
 import typer
 
+from her2.cli.stages import STAMP
 from her2.config import jobs
 from her2.core.memory import keep_freed_memory
+from her2.core.stamps import writing_stamp
 
 CacheOption = Annotated[
     Path, typer.Option("--cache", envvar="HER2_CACHE", help="the content-addressed cache")
@@ -174,40 +176,44 @@ def cache_prune(
 def synthetic_slides(
     spec: Annotated[str, typer.Option(help="what the job depends on, as JSON")],
     root: Annotated[Path, typer.Option(help="folder of slides/{id}.svs and masks/{id}.png")],
+    stamp: Annotated[Path | None, STAMP] = None,
 ) -> None:
     """Draw a bucket of demo slides and the masks of their planted signal."""
     from her2.synthetic import draw_slide
 
     keep_freed_memory()
     job = jobs.load(jobs.SyntheticSpec, spec)
-    for slide in job.slides:
-        draw_slide(
-            **slide.model_dump(),
-            seed=job.seed,
-            slide_path=root / "slides" / f"{slide.slide_id}.svs",
-            mask_path=root / "masks" / f"{slide.slide_id}.png",
-            side_px=job.side_px,
-        )
+    with writing_stamp(stamp, spec):
+        for slide in job.slides:
+            draw_slide(
+                **slide.model_dump(),
+                seed=job.seed,
+                slide_path=root / "slides" / f"{slide.slide_id}.svs",
+                mask_path=root / "masks" / f"{slide.slide_id}.png",
+                side_px=job.side_px,
+            )
 
 
 @synthetic_app.command("patches")
 def synthetic_patches(
     spec: Annotated[str, typer.Option(help="what the job depends on, as JSON")],
     out: Annotated[Path, typer.Option(help="the file that the job writes")],
+    stamp: Annotated[Path | None, STAMP] = None,
 ) -> None:
     """Draw one labelled patch set: H&E, IHC or photographs."""
     from her2.synthetic.patches import draw_patch_set
 
     keep_freed_memory()
     job = jobs.load(jobs.PatchesSpec, spec)
-    draw_patch_set(
-        job.kind,
-        out.parent,
-        n_per_class=job.n_per_class,
-        size_px=job.size_px,
-        mpp=job.mpp,
-        seed=job.seed,
-    )
+    with writing_stamp(stamp, spec):
+        draw_patch_set(
+            job.kind,
+            out.parent,
+            n_per_class=job.n_per_class,
+            size_px=job.size_px,
+            mpp=job.mpp,
+            seed=job.seed,
+        )
 
 
 @synthetic_app.command("manifest")

@@ -16,7 +16,7 @@ from her2.cohort.split import assign_roles, fixed_roles, patient_sites
 from her2.config import Task
 from her2.config.jobs import FoldsSpec
 from her2.core.errors import UserError, problem_list
-from her2.core.files import atomic_path
+from her2.core.tables import write_parquet
 
 SCHEMA = {
     "slide_id": pl.String,
@@ -72,8 +72,7 @@ def make_folds(spec: FoldsSpec, cohort: Cohort, output: Path) -> pl.DataFrame:
     ]  # fmt: skip
     table = pl.DataFrame(records, schema=SCHEMA, orient="row")
     check_disjoint(table)
-    with atomic_path(output) as path:
-        table.write_parquet(path)
+    write_parquet(table, output)
     return table
 
 
@@ -158,6 +157,5 @@ def _published_folds(
                 for number, (row, index) in enumerate(labelled)
             ]  # fmt: skip
     table = pl.DataFrame(records, schema=SCHEMA, orient="row")
-    with atomic_path(output) as path:
-        table.write_parquet(path)
+    write_parquet(table, output)
     return table

@@ -17,6 +17,7 @@ from her2.cohort import columns
 from her2.cohort.columns import Value, text
 from her2.cohort.labels import Conflict, conflicts, refusal
 from her2.config import Config, PatientLabel, Task
+from her2.config.names import bucket_name
 from her2.core.errors import UserError, problem_list
 from her2.core.files import digest
 
@@ -141,7 +142,7 @@ def bucket_count(n_slides: int, slides_per_bucket: int) -> int:
 def bucket_of(slide_id: str, count: int) -> str:
     """Return `INDEX-of-COUNT`, where INDEX is a hash of the id, not the position in the list."""
     index = int.from_bytes(hashlib.sha256(slide_id.encode()).digest()[:4], "big") % count
-    return f"{index:04d}-of-{count:04d}"
+    return bucket_name(index, count)
 
 
 def configured_cohort(config: Config, slides: Path, root: Path | None) -> Cohort:

@@ -16,6 +16,9 @@ from her2.core.errors import UserError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
+WRITTEN: set[Path] = set()
+"""The texts and tables that this process has written, for its stamp (`her2.core.stamps`)."""
+
 
 def canonical_json(value: Any) -> str:
     """Return the canonical JSON of a value: keys sorted, no spaces, NaN refused."""
@@ -96,6 +99,7 @@ def write_text(target: Path, text: str) -> None:
     """Write a text file atomically (UTF-8)."""
     with atomic_path(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
+    WRITTEN.add(target)
 
 
 def write_json(target: Path, value: Any) -> None:

@@ -4,20 +4,33 @@ from pathlib import Path
 
 import polars as pl
 
-from her2.core.files import atomic_path
+from her2.core.files import WRITTEN, atomic_path
+from her2.core.stamps import noted
+
+
+def read_result(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
+    """Read a Parquet table of the results, and note it for the job's stamp."""
+    return pl.read_parquet(noted(path), columns=columns)
 
 
 def write_csv(table: pl.DataFrame, path: Path) -> None:
     """Write a CSV that is safe to open in a spreadsheet, atomically."""
     with atomic_path(path) as temporary:
         guard_cells(table).write_csv(temporary)
+    WRITTEN.add(path)
 
 
 def write_table(table: pl.DataFrame, stem: Path) -> None:
     """Write `{stem}.csv`, then `{stem}.parquet`."""
     write_csv(table, stem.with_name(f"{stem.name}.csv"))
-    with atomic_path(stem.with_name(f"{stem.name}.parquet")) as temporary:
+    write_parquet(table, stem.with_name(f"{stem.name}.parquet"))
+
+
+def write_parquet(table: pl.DataFrame, path: Path) -> None:
+    """Write a Parquet table of the results atomically, and note it for the job's stamp."""
+    with atomic_path(path) as temporary:
         table.write_parquet(temporary)
+    WRITTEN.add(path)
 
 
 def guard_cells(table: pl.DataFrame) -> pl.DataFrame:

@@ -10,6 +10,7 @@ from typing import Any
 
 from her2.core.errors import UserError
 from her2.core.files import digest, write_json
+from her2.core.stamps import noted
 
 CARD_NAME = "card.json"
 WEIGHTS_NAME = "weights.safetensors"
@@ -68,7 +69,7 @@ def read_card(folder: Path) -> EncoderCard:
     """
     path = folder / CARD_NAME
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(noted(path).read_text(encoding="utf-8"))
         stated = values.pop("digest")
         for name in ("mean", "std"):
             values[name] = tuple(values[name])

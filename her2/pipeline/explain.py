@@ -4,10 +4,8 @@ It shows side by side what the cache holds for the slide as it is now, and what 
 says it would run.
 """
 
-import ast
-import json
 import logging
-from collections.abc import Generator, Iterator, Set
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,8 @@ from her2.core.errors import SlideError, UserError
 from her2.core.hardware import auto_precision
 from her2.embedding.stage import feature_key
 from her2.encoders.card import CARD_NAME, read_card
+from her2.pipeline.current import Currency, Outdated
+from her2.pipeline.job_table import RULES, PlannedJob
 from her2.pipeline.plan import Plan
 from her2.slides.fingerprint import fingerprint
 from her2.storage.cache import Cache
@@ -45,12 +45,11 @@ _LONG = 160
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A job that Snakemake would run, with its reason and the changed keys as `old -> new`."""
+    """A job that Snakemake would run, with its reason."""
 
     rule: str
     wildcards: dict[str, str]
     reason: str
-    changes: tuple[str, ...]
 
 
 def explain(plan: Plan, slide_id: str, jobs: list[Planned]) -> Iterator[str]:
@@ -78,12 +77,23 @@ def explain(plan: Plan, slide_id: str, jobs: list[Planned]) -> Iterator[str]:
     for job in jobs:
         if job.wildcards.get("bucket", bucket) == bucket:
             mine.setdefault(job.rule, []).append(job)
+    check = Currency(plan)
     yield "Snakemake would run" if mine else "Snakemake would run nothing for it."
     for rule, (first, *others) in mine.items():
         which = ", ".join(f"{name}={value}" for name, value in first.wildcards.items())
         more = f" and {len(others)} more" if others else ""
         yield f"    {rule} {which}".rstrip() + more
-        yield from (f"        {line}" for line in (first.reason, *first.changes))
+        found = outdated_job(check, first)
+        forced = first.reason.replace("Forced execution", found.reason) if found else first.reason
+        yield from (f"        {line}" for line in (forced, *(found.changes if found else ())))
+
+
+def outdated_job(check: Currency, job: Planned) -> Outdated | None:
+    """Return why what a job made is not current, or None if it is or the rule is not ours."""
+    if job.rule not in RULES:
+        return None
+    values = tuple(job.wildcards[name] for name in RULES[job.rule].wildcards)
+    return check.outdated(PlannedJob(job.rule, values))
 
 
 def planned_jobs(snakefile: Path, config: Path) -> list[Planned]:
@@ -133,40 +143,7 @@ def _planned(job: Any, reason: Any) -> Planned:
         rule=job.rule.name,
         wildcards=dict(job.wildcards_dict),
         reason=text,
-        changes=tuple(_spec_changes(params.only_old, params.only_new)),
     )
-
-
-def _spec_changes(before: Set[str], now: Set[str]) -> Iterator[str]:
-    """Yield `tiling.min_tissue: 0.3 -> 0.31` for each value in which two specs differ.
-
-    Snakemake stores parameters as their `repr`, without their names.
-    """
-    try:
-        (old,), (new,) = (
-            [_flat(json.loads(ast.literal_eval(one))) for one in of] for of in (before, now)
-        )
-    except (ValueError, SyntaxError, TypeError):  # parameters of another version, not one spec each
-        return
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) == new.get(key):
-            continue
-        if key == "rows":
-            yield "rows of the manifest: other rows, or other values in them"
-        else:
-            yield f"{key}: {_short(old.get(key))} -> {_short(new.get(key))}"
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    parts = [_flat(item, f"{prefix}.{key}" if prefix else key) for key, item in value.items()]
-    return {key: item for part in parts for key, item in part.items()}
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return f"{text[:60]}..." if len(text) > 60 else text
 
 
 def _tiles(plan: Plan, row: SlideRow, bucket: str, grid: str) -> Generator[str, None, str | None]:

@@ -15,6 +15,9 @@ from snakemake.io import directory, expand, report
 from her2.cohort.manifest import configured_cohort, missing_files
 from her2.config import parse_config
 from her2.core.errors import UserError
+from her2.core.stamps import FOLDER
+from her2.pipeline.current import Currency
+from her2.pipeline.job_table import RULES, PlannedJob, stamp_name
 from her2.pipeline.plan import Plan
 
 Wildcards = Mapping[str, str]
@@ -92,9 +95,39 @@ def option(flag: str, value: object) -> Callable[[Wildcards, object], object]:
 class ResultFiles:
     """The names of files in the results folder of a plan."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, workflow: Any) -> None:
         self._plan = plan
+        self._workflow = workflow
         self.root = str(plan.config.results)
+        self._currency = Currency(plan)
+
+    def stamp(self, rule: str, **values: str) -> str:
+        """Return the pattern of a rule's stamps, with the given wildcards filled in."""
+        names = (values.get(name, f"{{{name}}}") for name in RULES[rule].wildcards)
+        return f"{self.root}/{FOLDER}/{stamp_name(rule, names)}"
+
+    def spec(self, rule: str, **values: str) -> Callable[[Wildcards], str]:
+        """Return the parameter `spec` of a rule."""
+        return lambda wildcards: self._job(rule, {**wildcards, **values}).spec(self._plan)
+
+    def outdated(self, rule: str, **values: str) -> Callable[[Wildcards], list[str]]:
+        """Return an input function that adds no files, but makes Snakemake run outdated jobs.
+
+        Snakemake calls it for every job that it may plan, before it decides which ones have to run.
+        Only the first process of a run decides that.
+        """
+
+        def force(wildcards: Wildcards) -> list[str]:
+            job = self._job(rule, {**wildcards, **values})
+            if self._workflow.is_main_process and self._currency.outdated(job):
+                # As a setting (--forcerun), the file would become a target as well.
+                self._workflow.dag.forcefiles.add(str(job.stamp(Path(self.root))))
+            return []
+
+        return force
+
+    def _job(self, rule: str, wildcards: Wildcards) -> PlannedJob:
+        return PlannedJob(rule, tuple(wildcards[name] for name in RULES[rule].wildcards))
 
     def folder(self, pattern: str) -> Callable[[Wildcards, object], str]:
         """Return an untracked parameter: a folder, with the job's wildcards filled in."""

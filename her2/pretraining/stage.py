@@ -13,7 +13,7 @@ from torch import nn
 from her2.config import EncoderSection, PatchesSection, PretrainingSection
 from her2.config.jobs import EncoderSpec
 from her2.core.errors import SlideError, UserError, problem_list
-from her2.core.files import digest, link
+from her2.core.files import WRITTEN, digest, link
 from her2.encoders.backbones import build_backbone, default_arguments
 from her2.encoders.card import CARD_NAME, WEIGHTS_NAME, EncoderCard, read_card, write_card
 from her2.encoders.device import pick_device
@@ -78,6 +78,7 @@ def pretrain_encoder(
     product = cache.path("encoders", key)
     for item in (WEIGHTS_NAME, HISTORY_NAME, CARD_NAME):  # the card last, since jobs wait for it
         link(product / item, output / item)
+    WRITTEN.add(output / CARD_NAME)
     return read_card(output)
 
 

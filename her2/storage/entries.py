@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from her2.core.errors import UserError, problem_list
 from her2.core.files import write_json
+from her2.core.stamps import noted
 from her2.storage.facts import SlideFacts, fact_columns, facts_of_columns
 
 Status = Literal["ok", "excluded", "failed"]
@@ -96,7 +97,7 @@ def read_entries(path: Path, entry: type[Entry]) -> dict[str, Entry]:
     """
     build: Callable[[Any], Any] = getattr(entry, "of_columns", lambda columns: entry(**columns))
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(noted(path).read_text(encoding="utf-8"))
         return {name: build(columns) for name, columns in values.items()}
     except FileNotFoundError:
         # Snakemake makes an absent file only for a job that names it or for a target.

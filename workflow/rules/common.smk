@@ -17,7 +17,6 @@ if (HERE / "her2").is_dir():
     # Lets jobs find it in every kind of environment (conda unsets PYTHONPATH before this).
     shell.prefix(f"set -euo pipefail; export PYTHONPATH={shlex.quote(str(HERE))}; ")
 
-from her2 import __version__
 from her2.config.names import folds_name
 from her2.core.errors import UserError
 from her2.pipeline.progress import ProgressPrinter
@@ -30,7 +29,7 @@ except UserError as error:
 
 PROGRESS = ProgressPrinter(PLAN)
 CONFIG = PLAN.config
-FILES = ResultFiles(PLAN)
+FILES = ResultFiles(PLAN, workflow)
 RESULTS = FILES.root
 ROOT = str(PLAN.cohort.root)
 CACHE = untracked(str(CONFIG.cache_folder))

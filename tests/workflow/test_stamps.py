@@ -47,7 +47,7 @@ def test_a_stamp_names_every_result_that_its_job_read(project: Project, plan: Pl
     """As the rules' inputs say; the report also reads tables beside those that it waits for."""
     listed = project.snakemake("--detailed-summary").output.splitlines()
     rows = [line.split("\t") for line in listed if line.startswith("results/stamps")]
-    made = set()
+    made: set[str] = set()
     stamps = {}
     for output, _, rule, _, inputs, *_ in rows:
         stamp = read_stamp(Path(output))

@@ -153,7 +153,7 @@ def test_tables_and_pictures_are_shown_in_snakemake_s_report(files):
 def test_every_rule_has_a_stamp_and_is_checked_against_it():
     """A rule without one would be believed whatever made its results."""
     text = "".join(path.read_text() for path in sorted(RULE_FILES.glob("*.smk")))
-    rules = re.split(r"(?m)^ *rule (?:(\w+):|:\n +name:\n +f\"(\w+)_)", text)[1:]
+    rules = re.split(r"(?m)^ *rule(?: (\w+):|:\n +name:\n +f\"(\w+)_\{)", text)[1:]
     found = {named or drawn: body for named, drawn, body in zip(*[iter(rules)] * 3, strict=True)}
     assert found.keys() == RULES.keys()
     for name, body in found.items():

@@ -95,6 +95,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         features[coords[kept, 0] == 0, 0] += 3 * (row.labels.get("her2") == "3+")
         key = digest(row.slide_id)
         attributes = {
+            "key": key,
             "slide": {"level0_tile": [100.0, 100.0], "size_px": [SIDE * TILE_PX] * 2},
             "encoder": {"digest": "e"},
         }

@@ -109,7 +109,7 @@ class World:
                 path,
                 generator.normal(size=(tiles, d)).astype(np.float16),
                 np.zeros((tiles, 2), np.int32),
-                {"encoder": {"digest": encoder}},
+                {"key": key, "encoder": {"digest": encoder}},
             )
         return FeatureEntry("ok", None, key, tiles, 0, d)
 

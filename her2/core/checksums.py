@@ -27,14 +27,14 @@ State = list[list[int]]
 def state_of(files: Iterable[Path], *, changes: bool) -> State:
     """Return the state of files, which is another one after they were written to or replaced.
 
-    With `changes`, the time of the inode's change counts too. A copy that keeps times and is written
-    over a file gives it the time of modification of its source, but cannot give it that one. It
-    also changes with another hard link to the file, so it is of no use for products.
+    With `changes`, the time of the inode's change counts too. A copy that keeps times and is
+    written over a file gives it the time of modification of its source, but cannot give it that
+    one. It also changes with another hard link to the file, so it is of no use for products.
 
     Raises:
         OSError: a file is absent.
     """
-    found = (os.stat(path) for path in files)
+    found = (path.stat() for path in files)
     return [
         [one.st_size, one.st_mtime_ns, one.st_ino, *([one.st_ctime_ns] if changes else [])]
         for one in found

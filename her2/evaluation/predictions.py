@@ -77,8 +77,8 @@ def gather_predictions(
         model gave it.
 
     Raises:
-        UserError: a fold's files were changed, a prediction is not finite or has another role than in the folds table, or a
-            patient has two classes.
+        UserError: a fold's files were changed, a prediction is not finite or has another role than
+            in the folds table, or a patient has two classes.
     """
     table = pl.read_parquet(folds)
     if spec.protocol == "sound":

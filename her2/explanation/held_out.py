@@ -77,8 +77,8 @@ def find_held_out(
     """Find all slides with features that a fold tested, of the first repeat or of every one.
 
     Raises:
-        UserError: a model is missing or was changed, or a slide's attention is absent, not finite or does not
-            match its tiles.
+        UserError: a model is missing or was changed, or a slide's attention is absent, not finite
+            or does not match its tiles.
     """
     table = pl.read_parquet(folds)
     check_disjoint(table)

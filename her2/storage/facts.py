@@ -20,9 +20,9 @@ class SlideFacts:
 
     `shares` has each area filter's share, as `her2.filters.base.Where` defines it. `rejected`
     counts the tiles with enough tissue that each filter rejected, `not_drawn` those that
-    `tiling.max_tiles` left out. `regions` is None if the slide has no annotation. `checksum` is that
-    of the whole files (`her2.slides.fingerprint`), a proof that only products record: None in older
-    ones, and in entries.
+    `tiling.max_tiles` left out. `regions` is None if the slide has no annotation. `checksum` is
+    that of the whole files (`her2.slides.fingerprint`), a proof that only products record: None in
+    older ones, and in entries.
     """
 
     fingerprint: str

@@ -58,8 +58,8 @@ def fold_problem(folder: Path, key: str | None, names: Iterable[str] | None = No
         card = read_fold_card(folder)
         if key is not None and card["key"] != key:
             return "contains the model of another key"
-        files = dict(card["files"])
-        for name in files if names is None else names:
+        files = card["files"]
+        for name in files.keys() if names is None else names:
             if name not in files:
                 if (folder / name).exists():
                     return f"has a file {name} that its card does not name"

@@ -43,6 +43,7 @@ def trusted(cache: Cache, kind: Kind, key: str, *, whole: bool = True) -> Path |
     problem = _problem(cache, product, whole=whole)
     if problem is None:
         return path
+    problem = problem.partition(". Delete it")[0]
     log.warning("%s: %s; it is moved to %s", path, problem, cache.quarantine(product))
     return None
 

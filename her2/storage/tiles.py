@@ -92,9 +92,18 @@ def _seal(columns: Mapping[str, NDArray[Any]], metadata: Mapping[bytes, bytes]) 
     for name, values in columns.items():
         result.update(f"{name}|{values.dtype}|{len(values)}|".encode())
         result.update(np.ascontiguousarray(values).tobytes())
-    for name in (_METADATA_KEY, _KEY, _IDENTITY):
-        result.update(name + b"|" + metadata.get(name, b"") + b"|")
+    for part in (_METADATA_KEY, _KEY, _IDENTITY):
+        result.update(part + b"|" + metadata.get(part, b"") + b"|")
     return result.hexdigest().encode()
+
+
+def read_key(path: Path) -> str | None:
+    """Return the key stored in a tile table, or None if it has none."""
+    try:
+        found = (pa.parquet.read_schema(path).metadata or {}).get(_KEY)
+    except (OSError, ValueError, pa.ArrowException):
+        return None
+    return found.decode("ascii") if found else None
 
 
 def read_table(path: Path, key: str | None = None) -> TileTable:

@@ -1,9 +1,7 @@
-"""Maintenance of the cache: verify every product, and find those no longer used."""
+"""Whether products are intact, and what their keys say that they are."""
 
 import json
-from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from her2.core.errors import UserError
 from her2.core.files import digest
@@ -24,17 +22,6 @@ def broken_products(cache: Cache, *, threads: int = 1) -> tuple[int, list[tuple[
     return len(products), broken
 
 
-def forget(keys: Collection[str], results: Iterable[Path]) -> list[Path]:
-    """Delete and return the entries files and cards with one of the keys: their jobs run again."""
-    deleted = []
-    for folder in results:
-        for path in _entries_files(folder):
-            if _named(path) & set(keys):
-                path.unlink()
-                deleted.append(path)
-    return deleted
-
-
 def product_problem(product: Product) -> str | None:
     """Read all of a product; return its problem, or None if it is intact and that of its key.
 
@@ -52,40 +39,6 @@ def product_problem(product: Product) -> str | None:
         case "models":
             problem = fold_problem(product.path, product.key)
     return problem
-
-
-def unused_products(cache: Cache, results: Iterable[Path]) -> list[Product]:
-    """Return the products that no entries file below the results folders names.
-
-    Raises:
-        UserError: a folder has no entries file, so pruning by it would delete everything.
-    """
-    used: set[str] = set()
-    for folder in results:
-        keys = {key for path in _entries_files(folder) for key in _named(path)}
-        if not keys:
-            raise UserError(
-                f"{folder}: has no entries files. Name the results folder of a run to keep."
-            )
-        used |= keys
-    return [product for product in cache.products() if product.key not in used]
-
-
-def _entries_files(folder: Path) -> list[Path]:
-    stages = ("tiles", "encoders", "features", "models")
-    return [path for stage in stages for path in sorted((folder / stage).rglob("*.json"))]
-
-
-def _named(path: Path) -> set[str]:
-    """Return the keys in an entries file or a card."""
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8")).values()
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{path}: is not a readable entries file ({error}), so the products it names are "
-            "unknown. Delete it, run snakemake again, then prune."
-        ) from None
-    return {entry["key"] for entry in entries if isinstance(entry, dict) and entry.get("key")}
 
 
 def _table_problem(product: Product) -> str | None:
@@ -156,4 +109,5 @@ def _encoder_problem(product: Product) -> str | None:
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"has an incomplete identity ({error})"
-    return next((f"has another {name} than its key says" for name, bad in wrong.items() if bad), None)
+    problems = [f"has another {name} than its key says" for name, bad in wrong.items() if bad]
+    return "; ".join(problems) or None

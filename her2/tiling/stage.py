@@ -200,6 +200,7 @@ def _entry(key: str, table: TileTable, min_tiles: int) -> TileEntry:
             total = len(table) + sum(facts.rejected.values())
             found = f"{len(table)} of {total} tiles with tissue kept (rejected: {words})"
         reason = f"{found}, fewer than tiling.min_tiles {min_tiles}"
+    facts = replace(facts, checksum=None)  # entries name the product, which has it
     return TileEntry("excluded" if reason else "ok", reason, key, len(table), facts)
 
 

@@ -44,7 +44,8 @@ def read_fold_card(folder: Path) -> dict[str, Any]:
     if not isinstance(card, dict):
         raise ValueError(f"its {CARD_NAME} is none")
     rest = {name: value for name, value in card.items() if name != "seal"}
-    if "seal" in card and card["seal"] != digest(rest):
+    sealed = "seal" in card or (folder / IDENTITY_NAME).exists()
+    if sealed and card.get("seal") != digest(rest):
         raise ValueError(f"its {CARD_NAME} was edited")
     return card
 

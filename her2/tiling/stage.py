@@ -104,6 +104,7 @@ def find_tiles(
     own = checksum(slide, cache.checksums)
     if own == table.facts.checksum:
         return identity, table
+    log.info("%s: has the samples of a slide in the cache, but other bytes", slide)
     identity = {**identity, "checksum": own}
     return identity, _cached(cache, identity, look_up)
 

@@ -69,15 +69,19 @@ def find_product(cache: Cache, kind: Kind, key: str, name: Path) -> Path:
     Raises:
         UserError: it is in neither place, or damaged in the results.
     """
+    stored = cache.find(kind, key)
     path = trusted(cache, kind, key, whole=False)
     if path is not None:
         return path
+    place = f"is not in the cache {cache.root}"
+    if stored is not None:
+        place = f"was not what its key says and is in the quarantine of the cache {cache.root}"
     problem = "does not exist"
     if name.exists():
         problem = product_problem(Product(kind, key, name, 0)) or ""
     if problem:
         raise UserError(
-            f"{name.name}: its product ({kind}, {key[:12]}) is not in the cache {cache.root}, and "
+            f"{name.name}: its product ({kind}, {key[:12]}) {place}, and "
             f"{name} {problem}. Delete the entries files (.json) in {name.parent} and run "
             "snakemake again."
         )

@@ -495,6 +495,19 @@ def test_a_model_without_its_tuning_set_is_named(models: Models) -> None:
         models.gather()
 
 
+@pytest.mark.parametrize("name", ["predictions", "tune"])
+def test_predictions_that_were_changed_in_place_are_not_evaluated(
+    models: Models, name: str
+) -> None:
+    path = models.cache.path("models", models.manifests["r1f0-r1f1"]["r1f1"].key)
+    table = pl.read_parquet(path / f"{name}.parquet")
+    table.with_columns(prob_positive=1 - pl.col("prob_positive")).write_parquet(
+        path / f"{name}.parquet"
+    )
+    with pytest.raises(UserError, match=rf"changed file {name}\.parquet.*--quarantine"):
+        models.gather()
+
+
 def test_predictions_for_tuning_sets_are_in_no_figure(models: Models) -> None:
     """Only temperatures, thresholds and the figures based on them depend on it."""
     before = evaluation_tables(models.spec, models.gather())

@@ -14,6 +14,8 @@ from her2.core.stamps import noted
 
 CARD_NAME = "card.json"
 WEIGHTS_NAME = "weights.safetensors"
+IDENTITY_NAME = "identity.json"
+"""What the key of a pre-trained encoder is the digest of; older ones have no such file."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,11 +27,17 @@ from her2.core.errors import UserError
 from her2.core.files import canonical_json, digest, file_digest
 from her2.mil.bags import Bag
 from her2.mil.losses import output_count, output_names
-from her2.mil.maps import CARD_NAME, MAPS_NAME
+from her2.mil.maps import MAPS_NAME
 from her2.mil.model import Model, predict, predict_bags
 from her2.mil.search import Trial
 from her2.mil.train import Trained
 from her2.storage.entries import FoldEntry
+from her2.storage.fold_files import (
+    ReadRows,
+    read_fold_card,
+    write_fold_card,
+    write_identity,
+)
 
 MODEL_NAME = "model.safetensors"
 PUBLISHED_BAGS = 1600
@@ -40,13 +46,21 @@ PUBLISHED_BAGS = 1600
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """The parts of a trained fold that are written beside its predictions."""
+    """The parts of a trained fold that are written beside its predictions.
 
-    key: str
+    Its key is the digest of `identity`; `read` has what it read of each slide.
+    """
+
+    identity: Mapping[str, Any]
+    read: ReadRows
     parts: Mapping[str, Sequence[Bag]]
     trained: Trained
     trials: Sequence[Trial]
     seed: int
+
+    @property
+    def key(self) -> str:
+        return digest(self.identity)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +95,8 @@ def write_fold(folder: Path, spec: TrainSpec, fold: Fold) -> None:
     model = fold.trained.model
     state = {n: t.cpu().contiguous() for n, t in model.state_dict().items()}
     safetensors.torch.save_file(state, folder / MODEL_NAME)
-    files = {item.name: file_digest(item) for item in sorted(folder.iterdir())}
-    text = canonical_json(_card(spec, fold) | {"files": files})
-    (folder / CARD_NAME).write_text(text + "\n", encoding="utf-8")
+    write_identity(folder, fold.identity, fold.read)
+    write_fold_card(folder, _card(spec, fold))
 
 
 def _card(spec: TrainSpec, fold: Fold) -> dict[str, Any]:
@@ -121,7 +134,7 @@ def folds_digest(parts: Mapping[str, Sequence[Bag]]) -> str:
 
 def read_entry(folder: Path) -> FoldEntry:
     """Return a fold's entry in the entries file of its chunk."""
-    card = json.loads((folder / CARD_NAME).read_text(encoding="utf-8"))
+    card = read_fold_card(folder)
     trials = card["search"]
     return FoldEntry(
         key=card["key"],
@@ -143,7 +156,7 @@ def load_model(folder: Path, device: torch.device) -> SavedModel:
         UserError: the folder holds no model, or its files do not match its card.
     """
     try:
-        card = json.loads((folder / CARD_NAME).read_text(encoding="utf-8"))
+        card = read_fold_card(folder)
         if file_digest(folder / MODEL_NAME) != card["files"][MODEL_NAME]:
             raise ValueError(f"{MODEL_NAME} does not match its card")
         head: HeadSection = TypeAdapter(HeadSection).validate_python(card["head"])

@@ -6,7 +6,6 @@ import numpy as np
 import safetensors
 from numpy.typing import NDArray
 
-CARD_NAME = "card.json"
 MAPS_NAME = "maps.safetensors"
 
 

@@ -3,6 +3,7 @@
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import torch
@@ -30,7 +31,8 @@ from her2.storage.entries import (
     write_entries,
 )
 from her2.storage.features import allow_open_files, open_store
-from her2.storage.products import find_product
+from her2.storage.fold_files import ReadRows, rows_read, same_rows
+from her2.storage.products import find_product, trusted
 
 log = logging.getLogger(__name__)
 
@@ -69,11 +71,11 @@ def train_folds(
     for run in spec.runs:
         rows = table.filter((pl.col("repeat") == run.repeat) & (pl.col("fold") == run.fold))
         parts = _parts(rows, bags, grouped=spec.protocol == "sound")
-        key = fold_key(spec, parts, run)
-        name = run.name
-        if cache.find("models", key) is None:
+        identity, name = _look_up(spec, cache, parts, run), run.name
+        key = digest(identity)
+        if trusted(cache, "models", key) is None:
             with blamed_on(name):
-                trained = _train(spec, cache, key, parts, run, device)
+                trained = _train(spec, cache, identity, parts, run, device)
             share = trained.waited_seconds / trained.seconds if trained.seconds else 0.0
             log.info(
                 "%s: trained %d epochs in %.1f s, of which %.1f %% waiting for data",
@@ -93,12 +95,13 @@ def train_folds(
 def _train(
     spec: TrainSpec,
     cache: Cache,
-    key: str,
+    identity: dict[str, Any],
     parts: dict[str, list[Bag]],
     run: Run,
     device: torch.device,
 ) -> Trained:
     """Train a fold (each trial of its search), publish it and delete its checkpoints."""
+    key = digest(identity)
     seed = training_seed(spec.seed, run)
 
     def train(head: HeadSection, trial: int) -> Trained:
@@ -116,7 +119,7 @@ def _train(
 
     trained, trials = search(spec.head, seed=seed, select=spec.training.select, train=train)
     with cache.publish("models", key) as folder:
-        write_fold(folder, spec, Fold(key, parts, trained, trials, seed))
+        write_fold(folder, spec, Fold(identity, rows_of(parts), parts, trained, trials, seed))
     for trial in trials:
         checkpoint_path(cache, key, trial.trial).unlink(missing_ok=True)
     return trained
@@ -151,26 +154,51 @@ def _repeatable(device: torch.device) -> None:
 
 
 def fold_key(spec: TrainSpec, parts: dict[str, list[Bag]], run: Run) -> str:
-    """Return the cache key of a trained fold.
+    """Return the cache key of a trained fold, which is the digest of its identity."""
+    return digest(fold_identity(spec, parts, run))
+
+
+def fold_identity(spec: TrainSpec, parts: dict[str, list[Bag]], run: Run) -> dict[str, Any]:
+    """Return everything that determines a fold.
 
     It does not depend on the labels of the test set, which cannot change the model.
     """
-    return digest(
-        {
-            "stage": "train",
-            "version": spec.version,
-            "head": spec.head.model_dump(),
-            "training": spec.training.model_dump(),
-            "protocol": spec.protocol,
-            "classes": spec.task.class_names,
-            "seed": [spec.seed, *run.identity],
-            "learn": {
-                role: [(bag.slide_id, bag.key, bag.label) for bag in parts[role]]
-                for role in ("train", "tune")
-            },
-            "predict": [(bag.slide_id, bag.key) for bag in parts["test"] + parts["predict"]],
-        }
-    )
+    return {
+        "stage": "train",
+        "version": spec.version,
+        "head": spec.head.model_dump(),
+        "training": spec.training.model_dump(),
+        "protocol": spec.protocol,
+        "classes": spec.task.class_names,
+        "seed": [spec.seed, *run.identity],
+        "learn": {
+            role: [(bag.slide_id, bag.key, bag.label) for bag in parts[role]]
+            for role in ("train", "tune")
+        },
+        "predict": [(bag.slide_id, bag.key) for bag in parts["test"] + parts["predict"]],
+    }
+
+
+def rows_of(parts: dict[str, list[Bag]]) -> ReadRows:
+    """Return what a fold reads of each slide."""
+    return {bag.slide_id: bag.read for bags in parts.values() for bag in bags}
+
+
+def _look_up(
+    spec: TrainSpec, cache: Cache, parts: dict[str, list[Bag]], run: Run
+) -> dict[str, Any]:
+    """Return the identity of a fold, with what it reads if that tells it from the cached one.
+
+    The key of a store does not tell which of its tiles could be read. After a retry, the cache may
+    hold a fold of fewer tiles under the same key, which stays valid for what it read.
+    """
+    identity, read = fold_identity(spec, parts, run), rows_of(parts)
+    path = trusted(cache, "models", digest(identity))
+    before = rows_read(path) if path else None
+    if before is None or same_rows(before, read):
+        return identity
+    log.info("%s: the cache has it from other tiles of its slides", run.name)
+    return {**identity, "read": read}
 
 
 def _open_bags(
@@ -190,7 +218,7 @@ def _open_bags(
         if entry.status != "ok" or entry.key is None:
             continue
         path = find_product(cache, "features", entry.key, features / f"{slide_id}.zarr.zip")
-        bags[slide_id] = Bag(slide_id, patient_id, entry.key, open_store(path), label)
+        bags[slide_id] = Bag(slide_id, patient_id, entry.key, open_store(path, entry.key), label)
     return bags
 
 

@@ -24,8 +24,9 @@ from snakemake.settings.types import (
 from her2.cohort.manifest import SlideRow
 from her2.config.jobs import EmbedSpec, TileSpec, load
 from her2.core.errors import SlideError, UserError
+from her2.core.files import digest
 from her2.core.hardware import auto_precision
-from her2.embedding.stage import feature_key
+from her2.embedding.stage import feature_key, find_features
 from her2.encoders.card import CARD_NAME, read_card
 from her2.pipeline.current import Currency, Outdated
 from her2.pipeline.job_table import RULES, PlannedJob
@@ -34,8 +35,9 @@ from her2.slides.fingerprint import fingerprint
 from her2.storage.cache import Cache
 from her2.storage.entries import Entry, FeatureEntry, TileEntry, read_entries
 from her2.storage.features import read_attributes
+from her2.storage.products import intact
 from her2.storage.tiles import read_table
-from her2.tiling.stage import tile_key
+from her2.tiling.stage import find_tiles, tile_identity
 
 _SHOWN = 12
 """Number of digits of a digest that are shown."""
@@ -157,12 +159,14 @@ def _tiles(plan: Plan, row: SlideRow, bucket: str, grid: str) -> Generator[str, 
     spec, masks = load(TileSpec, plan.tile_spec(grid, bucket)), plan.config.cohort.tissue_masks
     try:
         content = fingerprint(plan.cohort.file(row))
-        key = tile_key(spec, plan.cohort, row, masks, content=content)
+        identity = tile_identity(spec, plan.cohort, row, masks, content=content)
+        cache = Cache(plan.config.cache_folder)
+        identity, table = find_tiles(cache, plan.cohort.file(row), identity, intact)
     except SlideError as error:
         yield f"    now   {error}"
         return None
-    made = entry.key if entry else None
-    yield f"    now   {_now(key, made, Cache(plan.config.cache_folder).find('tiles', key), 'cut')}"
+    key, made = digest(identity), entry.key if entry else None
+    yield f"    now   {_now(key, made, table is not None, 'cut')}"
     return key
 
 
@@ -173,20 +177,21 @@ def _features(
     yield from _made(entry)
     cache = Cache(plan.config.cache_folder)
     folder = plan.config.results / "encoders" / encoder
-    table = cache.find("tiles", tiles) if tiles else None
+    table = intact(cache, "tiles", tiles) if tiles else None
     if table is None or not (folder / CARD_NAME).exists():
         yield "    now   not known until its tiles are cut and the encoder's weights are there"
         return
     card = read_card(folder)
     made = entry.key if entry else None
-    store = cache.find("features", made) if made else None
+    store = intact(cache, "features", made) if made else None
     # Existing features record the precision of the embedding machine, which may not be this one.
     precision = card.precision if card.precision != "auto" else auto_precision() or "float32"
     if store is not None and card.precision == "auto":
         precision = read_attributes(store)["precision"]
     spec = load(EmbedSpec, plan.embed_spec(bucket))
-    key = feature_key(spec, read_table(table), card, precision)
-    yield f"    now   {_now(key, made, cache.find('features', key), 'embedded')}"
+    asked, found = find_features(spec, cache, read_table(table), card, precision, intact)
+    key = feature_key(spec, asked, card, precision)
+    yield f"    now   {_now(key, made, found is not None, 'embedded')}"
 
 
 def _recorded(
@@ -206,6 +211,6 @@ def _made(entry: TileEntry | FeatureEntry | None) -> Iterator[str]:
         yield f"    made  {entry.tiles} tiles, key {entry.key[:_SHOWN]}{left_out}"
 
 
-def _now(key: str, made: str | None, product: Path | None, verb: str) -> str:
+def _now(key: str, made: str | None, cached: bool, verb: str) -> str:
     which = "the same key" if key == made else f"key {key[:_SHOWN]}"
-    return f"{which}, {'in the cache' if product else f'not in the cache: it would be {verb}'}"
+    return f"{which}, {'in the cache' if cached else f'not in the cache: it would be {verb}'}"

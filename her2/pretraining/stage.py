@@ -13,9 +13,16 @@ from torch import nn
 from her2.config import EncoderSection, PatchesSection, PretrainingSection
 from her2.config.jobs import EncoderSpec
 from her2.core.errors import SlideError, UserError, problem_list
-from her2.core.files import WRITTEN, digest, link
+from her2.core.files import WRITTEN, canonical_json, digest, link
 from her2.encoders.backbones import build_backbone, default_arguments
-from her2.encoders.card import CARD_NAME, WEIGHTS_NAME, EncoderCard, read_card, write_card
+from her2.encoders.card import (
+    CARD_NAME,
+    IDENTITY_NAME,
+    WEIGHTS_NAME,
+    EncoderCard,
+    read_card,
+    write_card,
+)
 from her2.encoders.device import pick_device
 from her2.encoders.stage import feature_dimension, load_encoder, weights_digest
 from her2.pretraining.formats import read_csv
@@ -24,6 +31,7 @@ from her2.pretraining.patches import read_patch_set
 from her2.pretraining.pretrain import Pretrained, pretrain
 from her2.slides.fingerprint import fingerprint
 from her2.storage.cache import Cache
+from her2.storage.products import trusted
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +60,9 @@ def pretrain_encoder(
     patches = read_patch_set(name, spec.patches, scratch=cache.root / "scratch", threads=threads)
     backbone, arguments, start = _starting_weights(encoder, spec.seed, init)
     slides = slide_fingerprints(spec.patches)
-    key = encoder_key(spec, patches, start, slides)
-    if cache.find("encoders", key) is None:
+    identity = encoder_identity(spec, patches, start, slides)
+    key = digest(identity)
+    if trusted(cache, "encoders", key) is None:
         checkpoints = cache.root / "unfinished" / key
         trained = pretrain(
             patches,
@@ -69,6 +78,7 @@ def pretrain_encoder(
             threads=threads,
         )
         with cache.publish("encoders", key) as product:
+            (product / IDENTITY_NAME).write_text(canonical_json(identity), encoding="utf-8")
             facts = {"key": key, **({"slide_fingerprints": slides} if slides else {})}
             _write(product, facts, encoder, arguments, trained)
         shutil.rmtree(checkpoints, ignore_errors=True)
@@ -102,28 +112,26 @@ def slide_fingerprints(section: PatchesSection) -> list[str]:
     return sorted(found)
 
 
-def encoder_key(
+def encoder_identity(
     spec: EncoderSpec, patches: PatchSet, start: dict[str, Any], slides: list[str]
-) -> str:
-    """Return the cache key of a pre-trained encoder."""
+) -> dict[str, Any]:
+    """Return everything that determines a pre-trained encoder; its digest is the cache key."""
     encoder = spec.encoder
-    return digest(
-        {
-            "stage": "pretrain",
-            "version": spec.version,
-            "data": patches.digest,
-            "classes": list(patches.class_names),
-            "patches_mpp": patches.mpp,
-            "slides": slides,
-            "model": [encoder.library, encoder.architecture, encoder.feature],
-            "target": [encoder.mpp, encoder.size],
-            # Not only the weights: the overlap audit follows the name to the encoder's origin.
-            "start": [start["from"], start["weights_sha256"]],
-            "settings": (spec.pretraining or PretrainingSection()).model_dump(mode="json"),
-            "card": [encoder.precision, encoder.storage],
-            "seed": spec.seed,
-        }
-    )
+    return {
+        "stage": "pretrain",
+        "version": spec.version,
+        "data": patches.digest,
+        "classes": list(patches.class_names),
+        "patches_mpp": patches.mpp,
+        "slides": slides,
+        "model": [encoder.library, encoder.architecture, encoder.feature],
+        "target": [encoder.mpp, encoder.size],
+        # Not only the weights: the overlap audit follows the name to the encoder's origin.
+        "start": [start["from"], start["weights_sha256"]],
+        "settings": (spec.pretraining or PretrainingSection()).model_dump(mode="json"),
+        "card": [encoder.precision, encoder.storage],
+        "seed": spec.seed,
+    }
 
 
 def _starting_weights(

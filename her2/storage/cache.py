@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from her2.core import checksums
+from her2.core.errors import UserError
 from her2.core.files import atomic_folder, atomic_path
 
 Kind = Literal["tiles", "qc", "encoders", "features", "models"]
@@ -47,6 +49,11 @@ class Cache:
 
     root: Path
 
+    @property
+    def checksums(self) -> Path:
+        """Return the folder of digests that were computed once, see `her2.core.checksums`."""
+        return self.root / checksums.FOLDER
+
     def path(self, kind: Kind, key: str) -> Path:
         """Return the path that the product of a key has or would have."""
         return self.root / kind / key[:2] / f"{key}{SUFFIXES[kind]}"
@@ -76,12 +83,24 @@ class Cache:
                     yield Product(kind, key, path, size_bytes(path))
 
     def quarantine(self, product: Product) -> Path:
-        """Move a product aside, so that it can be made again, and return its new path."""
+        """Move a product aside, so that it can be made again, and return its new path.
+
+        Raises:
+            UserError: this user may not move it.
+        """
         target = self.root / QUARANTINE / product.kind / product.path.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists():
-            remove(target)
-        product.path.rename(target)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                remove(target)
+            product.path.rename(target)
+        except FileNotFoundError:  # another job has just moved it
+            return target
+        except OSError as error:
+            raise UserError(
+                f"{product.path}: is broken and cannot be moved aside ({error.strerror}); let "
+                "somebody who may write to the cache run `her2 cache verify --quarantine`."
+            ) from None
         return target
 
     def quarantined(self) -> list[Path]:

@@ -20,7 +20,7 @@ import her2
 from her2.cli.main import app, main
 from her2.cli.stages import STAGES
 from her2.config import jobs, parse_config
-from her2.core.files import digest
+from her2.core.files import digest, link
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, TileEntry, read_entries, write_entries
 from tests.unit.products import write_store
@@ -418,6 +418,75 @@ def test_quarantine_moves_the_broken_aside_and_says_how_to_make_them_again(cache
     assert [item.name for item in cache.quarantined()] == [path.name]
     again = command("cache", "verify", "--cache", cache.root)
     assert again.exit_code == 0
+
+
+@pytest.mark.parametrize("question", [["ls"], ["verify"], ["prune", "--keep", "."]])
+def test_a_cache_that_is_none_is_refused(tmp_path, question, monkeypatch, capsys):
+    (tmp_path / "notes.txt").touch()
+    for folder, problem in ((tmp_path / "absent", "no such folder"), (tmp_path, "is not a cache")):
+        shown = failing(monkeypatch, capsys, "cache", *question, "--cache", folder)
+        assert f"--cache {folder}" in shown
+        assert problem in shown
+
+
+@pytest.fixture
+def run_config(cache, tmp_path, config_values, monkeypatch) -> Path:
+    """The config of a run with this cache."""
+    monkeypatch.delenv("HER2_CACHE", raising=False)
+    path = tmp_path / "run.yaml"
+    folders = {"results": str(tmp_path / "results"), "cache": str(cache.root)}
+    path.write_text(yaml.safe_dump({**config_values, **folders}))
+    return path
+
+
+@pytest.mark.parametrize("question", [["ls"], ["verify"], ["prune"]])
+def test_the_cache_may_be_named_by_the_config(run_config, tmp_path, question, monkeypatch):
+    monkeypatch.chdir(tmp_path.parent)
+    result = command("cache", *question, "--config", run_config)
+    assert result.exit_code == 0
+    assert {"ls": "2 products", "verify": "2 products read", "prune": "1 products"}[
+        question[0]
+    ] in result.stderr
+
+
+def test_configs_with_several_caches_are_refused(run_config, tmp_path, monkeypatch, capsys):
+    other = tmp_path / "other.yaml"
+    other.write_text(run_config.read_text().replace(str(tmp_path / "cache"), "elsewhere"))
+    shown = failing(
+        monkeypatch, capsys, "cache", "verify", "--config", run_config, "--config", other
+    )
+    assert "several caches" in shown
+
+
+def test_what_is_quarantined_does_not_take_its_neighbours_with_it(cache, tmp_path, run_config):
+    """While the entries file of its job is absent, the links name the other products of the job."""
+    folder = tmp_path / "results" / "features" / "e"
+    for name in ("kept", "unused"):
+        link(cache.path("features", digest(name)), folder / f"{name}.zarr.zip")
+    entries = {n: FeatureEntry("ok", None, digest(n), tiles=3) for n in ("kept", "unused")}
+    write_entries(folder / "0000-of-0001.json", entries)
+    path = cache.path("features", digest("unused"))
+    path.write_bytes(path.read_bytes()[:100])
+    assert command("cache", "verify", "--config", run_config, "--quarantine").exit_code == 1
+    assert not (folder / "0000-of-0001.json").exists()
+    result = command("cache", "prune", "--config", run_config, "--yes")
+    assert result.exit_code == 0, result.stderr
+    assert stored(cache) == {digest("kept")}
+
+
+def test_a_slide_is_forgotten_with_its_jobs(cache, tmp_path, run_config):
+    entries = tmp_path / "results" / "features" / "e" / "0000-of-0001.json"
+    result = command("cache", "forget", "s1", "--config", run_config)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [str(cache.path("features", digest("kept")))]
+    assert f"snakemake --cores 1 {entries} --configfile CONFIG" in result.stderr
+    assert stored(cache) == {digest("unused")}
+    assert not entries.exists()
+
+
+def test_forget_wants_to_know_the_run(cache):
+    assert command("cache", "forget", "s1", "--cache", cache.root).exit_code == 2
+    assert len(stored(cache)) == 2
 
 
 def test_prune_keeps_what_a_config_s_results_name(cache, tmp_path, config_values):

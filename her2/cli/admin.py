@@ -34,7 +34,7 @@ def cohort_check(
     """Check a manifest: ids, labels, files, annotations and masks, and duplicate files."""
     from her2.cohort.check import check_files
     from her2.cohort.labels import decision_lines
-    from her2.cohort.manifest import configured_cohort
+    from her2.cohort.reading import configured_cohort
     from her2.config import load_config
 
     settings = load_config(config or Path("config.yaml"))

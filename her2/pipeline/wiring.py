@@ -12,7 +12,8 @@ from typing import Any
 
 from snakemake.io import directory, expand, report
 
-from her2.cohort.manifest import configured_cohort, missing_files
+from her2.cohort.manifest import missing_files
+from her2.cohort.reading import configured_cohort
 from her2.config import parse_config
 from her2.core.errors import UserError
 from her2.pipeline.plan import Plan

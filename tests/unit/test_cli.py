@@ -328,7 +328,7 @@ def test_labels_that_no_task_knows_are_named(config, write_csv, monkeypatch, cap
 
 
 def test_the_demo_manifest_is_legal(tmp_path, config_values):
-    from her2.cohort.manifest import read_cohort
+    from her2.cohort.reading import read_cohort
 
     result = command("synthetic", "manifest", "--patients", 8)
     (tmp_path / "demo.csv").write_text(result.stdout)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from her2.cohort.fixed_split import SPLITS
 from her2.cohort.similar import SUSPICIOUS
-from her2.cohort.split import SPLITS
 from her2.config.catalogue import row as catalogue_row
 from her2.config.catalogue import scale_warning
 from her2.metrics import headline_metrics

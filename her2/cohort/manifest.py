@@ -6,7 +6,6 @@ parses the workflow, so it imports nothing heavy.
 
 import hashlib
 import math
-import stat
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -18,6 +17,7 @@ from her2.cohort.labels import Conflict, conflicts
 from her2.config import Task
 from her2.core.errors import UserError, problem_list
 from her2.core.files import digest
+from her2.core.sheets import GONE, absence
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff")
 TRUTH_SUFFIXES = (*MASK_SUFFIXES, ".geojson", ".xml")
@@ -152,7 +152,7 @@ def bucket_of(slide_id: str, count: int) -> str:
 def find_mask(folder: Path, slide_id: str) -> Path:
     """Return `{slide_id}.png`, `.tif` or `.tiff` in a folder; the first if none exists."""
     names = [folder / f"{slide_id}{suffix}" for suffix in MASK_SUFFIXES]
-    return next((path for path in names if not _absence(path)), names[0])
+    return next((path for path in names if not absence(path)), names[0])
 
 
 def missing_files(cohort: Cohort, tissue_masks: Path | None = None) -> UserError | None:
@@ -160,7 +160,7 @@ def missing_files(cohort: Cohort, tissue_masks: Path | None = None) -> UserError
 
     A file in a folder that may not be entered, or a folder or pipe instead of a file, counts too.
     """
-    problems, lacking, words = [], set(), {_GONE}
+    problems, lacking, words = [], set(), {GONE}
     for row in cohort.rows:
         own = "column 'mask'" if row.mask is not None else "`cohort.tissue_masks`"
         for what, path in (
@@ -168,10 +168,10 @@ def missing_files(cohort: Cohort, tissue_masks: Path | None = None) -> UserError
             ("column 'annotation'", cohort.annotation_file(row)),
             (own, cohort.mask_file(row, tissue_masks)),
         ):
-            if path is not None and (absence := _absence(path)):
-                problems.append(f"slide {row.slide_id!r}, {what}: {str(path)!r} {absence}")
+            if path is not None and (why := absence(path)):
+                problems.append(f"slide {row.slide_id!r}, {what}: {str(path)!r} {why}")
                 lacking.add(row.slide_id)
-                words.add(absence)
+                words.add(why)
     if not problems:
         return None
     return problem_list(
@@ -180,18 +180,3 @@ def missing_files(cohort: Cohort, tissue_masks: Path | None = None) -> UserError
         f"{str(cohort.root)!r})",
         problems,
     )
-
-
-_GONE = "does not exist"
-
-
-def _absence(path: Path) -> str:
-    """Return why there is no file at a path; "" if there is one."""
-    try:
-        return "" if stat.S_ISREG(path.stat().st_mode) else "is a folder, a pipe or a device"
-    except (FileNotFoundError, NotADirectoryError):
-        return _GONE
-    except OSError as error:
-        return f"cannot be reached ({error.strerror})"
-    except ValueError as error:  # a null character
-        return f"cannot be a path ({error})"

@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
-from unicodedata import category
 
 from her2.cohort import columns, faults
 from her2.cohort.columns import Value, label, text
@@ -160,7 +159,6 @@ def _parsed(
     for cell in dict.fromkeys(cells):
         try:
             values[cell] = parse(cell)
-            _check_characters(cell)
         except ValueError as problem:
             values[cell] = cell if keep else None
             wrong[cell] = str(problem)
@@ -171,11 +169,6 @@ def _parsed(
             for cell, problem in wrong.items()
         ]
     return [values[cell] for cell in cells]
-
-
-def _check_characters(cell: str) -> None:
-    if not cell.isprintable() and any(category(one) in ("Cc", "Zl", "Zp") for one in cell):
-        raise ValueError(f"{cell!r} has a line break or another control character; remove it")
 
 
 def _rows(

@@ -11,15 +11,17 @@ import csv
 import io
 import stat
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 from her2.core.errors import UserError
 
 MAX_BYTES = 1 << 27
 MAX_ROWS = 2_000_000
+GONE = "does not exist"
 
 _BOMS = {
     codecs.BOM_UTF8: "utf-8",
@@ -35,6 +37,7 @@ _FOREIGN = {
     b"%PDF": "a PDF",
 }
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_BREAKS = ("Cc", "Zl", "Zp")
 _AS_CSV = 'Save the sheet as "CSV UTF-8 (comma delimited)".'
 
 
@@ -93,6 +96,18 @@ def rows_in_words(numbers: Sequence[int], *, shown: int = 8) -> str:
     listed = ", ".join(map(str, numbers[:shown]))
     more = f" and {len(numbers) - shown} more" if len(numbers) > shown else ""
     return f"row{'s' * (len(numbers) > 1)} {listed}{more}"
+
+
+def absence(path: Path) -> str:
+    """Return why there is no file at a path that a sheet names; "" if there is one."""
+    try:
+        return "" if stat.S_ISREG(path.stat().st_mode) else "is a folder, a pipe or a device"
+    except (FileNotFoundError, NotADirectoryError):
+        return GONE
+    except OSError as error:
+        return f"cannot be reached ({error.strerror})"
+    except ValueError as error:  # a null character
+        return f"cannot be a path ({error})"
 
 
 def _content(path: Path, key: str) -> bytes:
@@ -181,6 +196,7 @@ def _read_csv(path: Path, text: str, encoding: str, wanted: Collection[str]) -> 
         for at, name in enumerate(header)
         if name in wanted
     }
+    wrong += _with_control_characters(cells, numbers)
     remarks = _left_out(path, empty)
     if encoding != "utf-8" or delimiter != ",":
         remarks.append(
@@ -236,6 +252,19 @@ def _twice(header: Sequence[str]) -> tuple[str, ...]:
     )
 
 
+def _with_control_characters(
+    cells: Mapping[str, Sequence[str]], numbers: Sequence[int]
+) -> Iterator[str]:
+    for name, column in cells.items():
+        for cell in dict.fromkeys(column):
+            if not cell.isprintable() and any(category(one) in _BREAKS for one in cell):
+                rows = [number for number, one in zip(numbers, column, strict=True) if one == cell]
+                yield (
+                    f"{rows_in_words(rows)}: column {name!r}: {cell!r} has a line break or another "
+                    "control character; remove it"
+                )
+
+
 def _left_out(path: Path, empty: int) -> list[str]:
     return [f"{path}: {empty} empty row{'s' * (empty > 1)} left out"] if empty else []
 
@@ -280,7 +309,9 @@ def _read_parquet(
     empty = count - len(kept) if cells else 0
     if empty:
         cells = {name: [column[at] for at in kept] for name, column in cells.items()}
-    return Sheet(header, cells, [at + 2 for at in kept], remarks=tuple(_left_out(path, empty)))
+    numbers = [at + 2 for at in kept]
+    wrong = tuple(_with_control_characters(cells, numbers))
+    return Sheet(header, cells, numbers, (), wrong, tuple(_left_out(path, empty)))
 
 
 def _no_text(column: Any, *, decimal: bool) -> str:

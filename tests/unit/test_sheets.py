@@ -1,4 +1,4 @@
-"""A manifest says exactly what was written: what is not clear is refused with row, column and fix."""
+"""A manifest says what was written: what is not clear is refused with row, column and fix."""
 
 import codecs
 import os
@@ -233,8 +233,8 @@ def test_missing_labels_are_counted_by_what_was_written(sheet):
     found = read(sheet, "\n".join((HEADER, *rows)))
     assert sum("her2" in row.labels for row in found.rows) == 2
     assert found.remarks == (
-        "column 'her2': 2 of 9 slides have a label; the others are predicted only (2 empty, 1 'NA', "
-        "1 '[Not Available]', 1 '[NOT EVALUATED]', 1 'unknown', 1 'Not Reported')",
+        "column 'her2': 2 of 9 slides have a label; the others are predicted only (2 empty, "
+        "1 'NA', 1 '[Not Available]', 1 '[NOT EVALUATED]', 1 'unknown', 1 'Not Reported')",
     )
 
 

@@ -284,6 +284,7 @@ class Plan(Layout):
                 software=software,
                 chunks=tuple(self.chunks),
                 split=self.split,
+                cautions=self.cohort.cautions,
             )
         )
 

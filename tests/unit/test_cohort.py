@@ -1,4 +1,5 @@
 import math
+import os
 import re
 import shutil
 from pathlib import Path
@@ -260,6 +261,32 @@ def test_one_file_under_two_ids_an_empty_and_a_missing_one_are_named_at_once(
     assert "slide 's4'" in message
     (tmp_path / "s2.svs").unlink()
     check_files(Cohort(cohort.rows[:1], cohort.root))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"this is not a slide", "b'this is not a sl'"), (bytes(5000), "only zeros"),
+     (b"<html>404</html>", "b'<html>404</html>'"), (b"%!PS-Adobe-3.0 EPSF", "b'%!PS-Adobe")],
+)  # fmt: skip
+@pytest.mark.parametrize("suffix", [".svs", ".PNG", ".tiff"])
+def test_a_file_that_begins_like_no_slide_is_named(tmp_path, content, words, suffix):
+    (tmp_path / f"a{suffix}").write_bytes(content)
+    cohort = Cohort((SlideRow("a", f"a{suffix}", "p", {}),), tmp_path)
+    with pytest.raises(UserError, match="slide 'a'.*begins like no slide or image") as error:
+        check_files(cohort)
+    assert words in str(error.value)
+
+
+def test_a_file_that_cannot_be_reached_is_named_and_is_no_traceback(tmp_path):
+    (tmp_path / "folder.svs").mkdir()
+    os.mkfifo(tmp_path / "pipe.svs")
+    names = ("folder.svs", "pipe.svs", "x" * 300, "a\0b", "gone.svs")
+    rows = tuple(SlideRow(f"s{n}", name, "p", {}) for n, name in enumerate(names))
+    message = str(missing_files(Cohort(rows, tmp_path), tmp_path / ("y" * 300)))
+    assert message.startswith("files of 5 of 5 slides do not exist or cannot be used; correct")
+    assert len(re.findall("is a folder, a pipe or a device", message)) == 2
+    for part in ("cannot be reached (File name too long)", "cannot be a path", "does not exist"):
+        assert part in message
 
 
 IDS = st.lists(st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,8}\Z"), min_size=1, unique=True)

@@ -31,7 +31,7 @@ def cohort_check(
     ] = None,
     root: Annotated[Path | None, typer.Option(help="where relative paths start")] = None,
 ) -> None:
-    """Check a manifest: ids, labels, files, annotations and masks, and duplicate files."""
+    """Check a manifest: columns, ids, labels, folds, files, annotations, masks and duplicates."""
     from her2.cohort.check import check_files
     from her2.cohort.labels import decision_lines
     from her2.cohort.reading import configured_cohort

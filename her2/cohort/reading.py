@@ -17,7 +17,7 @@ from her2.cohort.manifest import FIELDS, Cohort, SlideRow
 from her2.config import Config, PatientLabel, Task
 from her2.core.errors import UserError, problem_list
 from her2.core.sheets import Sheet, read_sheet, rows_in_words
-from her2.core.spelling import is_unknown
+from her2.core.spelling import printable
 
 _ROW = tuple(one.name for one in fields(SlideRow))
 
@@ -60,7 +60,7 @@ def read_cohort(
     labels = {task.label for task in tasks.values()}
     sheet, rows, problems = _read_rows(slides, labels, named or {})
     problems += faults.label_problems(sheet, tasks)
-    patients = [row for row in rows if not is_unknown(row.patient_id)]
+    patients = [row for row in rows if _identified(row)] if problems else rows
     whole = Cohort(tuple(patients), slides.parent)
     problems += [
         f"task {name!r}, column {task.label!r}: {problem}"
@@ -96,6 +96,13 @@ def read_labels(
     return _cohort(slides, root, rows, problems)
 
 
+def _identified(row: SlideRow) -> bool:
+    try:
+        return bool(columns.identifier(row.slide_id) and columns.identifier(row.patient_id))
+    except ValueError:
+        return False
+
+
 def _cohort(
     slides: Path,
     root: Path | None,
@@ -125,7 +132,7 @@ def _read_rows(
     texts = {column.name for column in declared if column.required or column.parse is text}
     sheet = read_sheet(slides, wanted, numeric=wanted - texts - set(labels), key="cohort.slides")
     if wrong := [*sheet.wrong_columns, *faults.column_problems(sheet, labels, named)]:
-        found = ", ".join(filter(None, sheet.header)) or "(none)"
+        found = printable(", ".join(filter(None, sheet.header))) or "(none)"
         raise problem_list(f"{slides}: found columns {found}", wrong)
     if not sheet.numbers and not sheet.wrong_rows:
         raise UserError(f"{slides}: lists no slides. Write one row per slide below the header.")

@@ -18,6 +18,7 @@ from typing import Any
 from unicodedata import category
 
 from her2.core.errors import UserError
+from her2.core.spelling import printable
 
 MAX_BYTES = 1 << 27
 MAX_ROWS = 2_000_000
@@ -224,7 +225,8 @@ def _records(text: str, delimiter: str) -> tuple[list[list[str]], str]:
         found.extend(reader)  # keeps what came before an error
     except csv.Error as error:
         return found, (
-            f"row {len(found) + 1}: is not a readable table from here on ({error}); put cells "
+            f"row {len(found) + 1}: is not a readable table from here on "
+            f"({printable(str(error))}); put cells "
             "with quotes, commas or line breaks in quotes, and double the quotes inside"
         )
     return found, ""
@@ -304,7 +306,7 @@ def _read_parquet(
         }
     except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         reason = next(iter(str(error).strip().splitlines()), "damaged Parquet")
-        raise UserError(f"{path}: is not a readable table: {reason}") from None
+        raise UserError(f"{path}: is not a readable table: {printable(reason)}") from None
     kept = [at for at, row in enumerate(zip(*cells.values(), strict=True)) if any(row)]
     empty = count - len(kept) if cells else 0
     if empty:

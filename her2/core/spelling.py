@@ -61,6 +61,11 @@ def spelt(values: Iterable[str]) -> str:
     )
 
 
+def printable(text: str) -> str:
+    """Return a text whose control characters, which a terminal would obey, are written out."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+
+
 def nearest(name: str, candidates: Collection[str]) -> str | None:
     """Return the candidate that a name was probably meant to be, or None."""
     from difflib import get_close_matches  # seldom needed

@@ -9,7 +9,7 @@ from typing import Literal
 from her2.config import PatchesSection
 from her2.core.errors import UserError
 from her2.core.sheets import Sheet, absence, read_sheet, rows_in_words
-from her2.core.spelling import folded, identity, is_missing, look_alikes, spelt
+from her2.core.spelling import folded, identity, is_missing, look_alikes, printable, spelt
 
 Part = Literal["train", "valid", "test"]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
@@ -123,7 +123,7 @@ def list_ihc4bc(section: PatchesSection) -> Listing:
     for row in rows:
         fields = row.path.stem.split("_")
         if len(fields) < 5 or not all(fields[-4:]):
-            problems.append(f"{row.id}: is not named xxx_caseid_region_row_col")
+            problems.append(f"{printable(row.id)}: is not named xxx_caseid_region_row_col")
             continue
         result.append(Listed(row.id, row.label, row.path, case=fields[-4]))
     return result, problems
@@ -162,7 +162,7 @@ def read_csv(
         return Sheet((), {}, ()), [str(error)]
     problems = [f"{path.name}: {problem}" for problem in sheet.wrong_columns]
     if absent := [name for name in columns if name not in sheet.header]:
-        have = ", ".join(filter(None, sheet.header))
+        have = printable(", ".join(filter(None, sheet.header)))
         problems.append(f"{path.name}: no column {', '.join(absent)}; its columns are {have}")
     if problems:
         return Sheet(sheet.header, {}, ()), problems
@@ -198,8 +198,8 @@ def _missing(rows: list[Listed]) -> list[str]:
         if is_missing(row.id):
             continue  # named already
         if row.path in seen:
-            problems.append(f"{row.id}: is listed twice")
+            problems.append(f"{printable(row.id)}: is listed twice")
         elif why := absence(row.path):
-            problems.append(f"{row.id}: the file {why}")
+            problems.append(f"{printable(row.id)}: the file {why}")
         seen.add(row.path)
     return problems

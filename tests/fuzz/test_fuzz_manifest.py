@@ -24,6 +24,7 @@ from her2.pretraining.formats import list_csv
 
 FEW = int(os.environ.get("HER2_FUZZ", "400"))
 MANY = pytest.param(20_000, marks=pytest.mark.nightly)
+SOME = pytest.param(4_000, marks=pytest.mark.nightly)
 
 TASKS = {"score": Task(label="her2", classes={"0": ["0"], "1+": ["1+"], "3+": ["3+", "3"]})}
 NAMED = {"ki67": "evaluation.covariates"}
@@ -144,7 +145,7 @@ def attempt(read: Callable[[], Cohort]) -> Cohort | None:
     except UserError as error:
         message = str(error)
         assert PLACED.search(message), message
-        assert message.isprintable() or "\n" in message
+        assert all(line.isprintable() for line in message.split("\n")), message
         return None
 
 
@@ -193,7 +194,7 @@ def test_a_manifest_is_read_as_written_or_refused_with_the_place(tmp_path: Path,
     assert written > count / 40
 
 
-@pytest.mark.parametrize("count", [FEW // 4, MANY])
+@pytest.mark.parametrize("count", [FEW // 4, SOME])
 def test_a_parquet_manifest_is_read_or_refused_with_the_place(tmp_path: Path, count: int):
     path, read = tmp_path / "slides.parquet", 0
     for seed in range(count):
@@ -209,7 +210,7 @@ def test_a_parquet_manifest_is_read_or_refused_with_the_place(tmp_path: Path, co
     assert read > count / 20
 
 
-@pytest.mark.parametrize("count", [FEW // 4, MANY])
+@pytest.mark.parametrize("count", [FEW // 4, SOME])
 def test_a_sheet_of_patches_is_listed_or_refused_with_the_place(tmp_path: Path, count: int):
     path = tmp_path / "labels.csv"
     section = PatchesSection(format="csv", path=path)
@@ -224,6 +225,7 @@ def test_a_sheet_of_patches_is_listed_or_refused_with_the_place(tmp_path: Path, 
             there += len(rows) == len(ROWS)
             assert problems or not rows  # the images do not exist
             assert all(re.search("column|row|case_id|: |file", one) for one in problems)
+            assert all(one.isprintable() for one in problems)
         except Exception as error:
             error.add_note(f"seed {seed}")
             raise

@@ -47,19 +47,31 @@ def cohort_check(
     ] = None,
     root: Annotated[Path | None, typer.Option(help="where relative paths start")] = None,
 ) -> None:
-    """Check a manifest: ids, labels, files, annotations and masks, and duplicate files."""
+    """Check a manifest: columns, ids, labels, folds, files, annotations, masks and duplicates."""
     from her2.cohort.check import check_files
     from her2.cohort.labels import decision_lines
-    from her2.cohort.manifest import configured_cohort
+    from her2.cohort.reading import configured_cohort
     from her2.config import load_config
+    from her2.core.errors import UserError
+    from her2.pipeline.plan import Plan
+    from her2.pipeline.trial import plan_problems
 
     settings = load_config(config or Path("config.yaml"))
     if root is None and config is not None:
         root = settings.cohort.root  # the default config's root is the demo's, useless here
     tasks, rule = settings.tasks, settings.cohort.patient_label
     cohort = configured_cohort(settings, slides, root)
+    # The default config's folds, classes and masks are the demo's.
+    problems = [] if config is None else plan_problems(Plan(settings, cohort))
     masks = settings.cohort.tissue_masks if config is not None else None
-    check_files(cohort, tissue_masks=masks, classes=settings.tiling.annotation_classes)
+    try:
+        check_files(cohort, tissue_masks=masks, classes=settings.tiling.annotation_classes)
+    except UserError as error:
+        problems.append(str(error))
+    for text in (*cohort.remarks, *cohort.cautions):
+        print(text)
+    if problems:
+        raise UserError("\n".join(problems))
     patients = len({row.patient_id for row in cohort.rows})
     print(f"{slides}: {len(cohort.rows)} slides of {patients} patients, no problems found")
     conflicts = {name: cohort.conflicts(task) for name, task in tasks.items()}

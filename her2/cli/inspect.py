@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from her2.cohort.manifest import Cohort, configured_cohort
+from her2.cohort.manifest import Cohort
+from her2.cohort.reading import configured_cohort
 from her2.config import Config, load_config
 from her2.core.errors import UserError
 from her2.pipeline import progress, record, status

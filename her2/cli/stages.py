@@ -16,7 +16,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from her2.cohort.manifest import Cohort, read_labels
+from her2.cohort.manifest import Cohort
+from her2.cohort.reading import read_labels
 from her2.config import Section, jobs
 from her2.core.stamps import writing_stamp
 from her2.storage.cache import Cache

@@ -37,6 +37,20 @@ def make_folds(spec: FoldsSpec, cohort: Cohort, output: Path) -> pl.DataFrame:
         output: the table (Parquet).
 
     Returns:
+        The table, as of `draw_folds`.
+
+    Raises:
+        UserError: as `draw_folds`.
+    """
+    table = draw_folds(spec, cohort)
+    write_parquet(table, output)
+    return table
+
+
+def draw_folds(spec: FoldsSpec, cohort: Cohort) -> pl.DataFrame:
+    """Return the folds of one task, which depend on nothing but the manifest and the spec.
+
+    Returns:
         `slide_id, patient_id, label` (class index, null for unlabelled), `repeat, fold, role`:
         one row per slide, repeat and fold. Slides without a label have the role `predict`: every
         fold's model predicts them, and no metric counts them. A patient with labels of different
@@ -48,7 +62,7 @@ def make_folds(spec: FoldsSpec, cohort: Cohort, output: Path) -> pl.DataFrame:
     """
     slides = _with_classes(spec, cohort)
     if spec.protocol == "published":
-        return _published_folds(spec, slides, output)
+        return _published_folds(spec, slides)
     patients = {row.patient_id: index for row, index in slides if index is not None}
     labelled = [row for row, index in slides if index is not None]
     if spec.split:
@@ -72,7 +86,6 @@ def make_folds(spec: FoldsSpec, cohort: Cohort, output: Path) -> pl.DataFrame:
     ]  # fmt: skip
     table = pl.DataFrame(records, schema=SCHEMA, orient="row")
     check_disjoint(table)
-    write_parquet(table, output)
     return table
 
 
@@ -126,10 +139,8 @@ def crossing_patients(table: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _published_folds(
-    spec: FoldsSpec, slides: list[tuple[SlideRow, int | None]], output: Path
-) -> pl.DataFrame:
-    """Write folds over labelled slides, neither stratified nor grouped, without a tuning set.
+def _published_folds(spec: FoldsSpec, slides: list[tuple[SlideRow, int | None]]) -> pl.DataFrame:
+    """Return folds over labelled slides, neither stratified nor grouped, without a tuning set.
 
     arXiv 2411.05028 splits like this. Slides of one patient are in both the training and the test
     set; the folds exist to show how that changes the metrics. Slides have the classes of the sound
@@ -156,6 +167,4 @@ def _published_folds(
                  "test" if number in held_out else "train")
                 for number, (row, index) in enumerate(labelled)
             ]  # fmt: skip
-    table = pl.DataFrame(records, schema=SCHEMA, orient="row")
-    write_parquet(table, output)
-    return table
+    return pl.DataFrame(records, schema=SCHEMA, orient="row")

@@ -304,6 +304,7 @@ class ReportSpec(Section):
     """The report, which shows `config`.
 
     `chunks` are those of each head. `split` is True if the manifest's fixed split was used.
+    `cautions` say what may be a mistake in the manifest.
     """
 
     version: int = VERSIONS["report"]
@@ -312,6 +313,7 @@ class ReportSpec(Section):
     buckets: Buckets
     chunks: tuple[str, ...]
     split: bool = False
+    cautions: tuple[str, ...] = Field((), exclude_if=lambda value: not value)
 
 
 Spec = TypeVar("Spec", bound=Section)

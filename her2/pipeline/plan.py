@@ -288,6 +288,7 @@ class Plan(Layout):
                 software=software,
                 chunks=tuple(self.chunks),
                 split=self.split,
+                cautions=self.cohort.cautions,
             )
         )
 

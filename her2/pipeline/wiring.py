@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from snakemake.io import directory, expand, report
+from snakemake.logging import logger
 
-from her2.cohort.manifest import configured_cohort, missing_files
+from her2.cohort.manifest import missing_files
+from her2.cohort.reading import configured_cohort
 from her2.config import parse_config
 from her2.core.errors import UserError
 from her2.core.stamps import FOLDER
@@ -34,8 +36,8 @@ CATEGORIES = {
 def read_plan(values: Mapping[str, Any], *, check_files: bool) -> Plan:
     """Read the manifest that Snakemake's config names, check both, and return the plan.
 
-    `check_files` looks up every slide in the file system. The first process of a run does so, so
-    that the thousands of later ones need not.
+    `check_files` looks up every slide in the file system, and says how the manifest was read. The
+    first process of a run does so, so that the thousands of later ones need not.
 
     Raises:
         UserError: all problems of the first of these that has any: the config, the manifest,
@@ -49,6 +51,9 @@ def read_plan(values: Mapping[str, Any], *, check_files: bool) -> Plan:
         absent = missing_files(cohort, section.tissue_masks)
         if absent:
             raise absent
+    if check_files:
+        for text in (*cohort.remarks, *cohort.cautions):
+            logger.warning(text)
     for folder in (config.results, config.cache_folder):
         check_writable(folder)
     plan = Plan(config, cohort)

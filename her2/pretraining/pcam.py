@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from her2.config import PatchesSection
 from her2.core.errors import problem_list
 from her2.core.files import atomic_path, digest, file_digest
-from her2.pretraining.formats import Part, read_csv
+from her2.core.spelling import identity
+from her2.pretraining.formats import Part, look_alikes_in, read_csv
 from her2.pretraining.patch_set import PatchSet, RgbPatch, class_table
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,8 @@ def read_pcam(name: str, section: PatchesSection, scratch: Path) -> PatchSet:
         for part in _PCAM_PARTS
         if (pair := _pcam_pair(section.path, part, scratch, problems)) is not None
     ]
+    named = (case for pair in pairs for case in pair.cases or () if case is not None)
+    problems += look_alikes_in("wsi", named, identity)
     if problems or not pairs:
         raise problem_list(
             f"patches.{name}: {section.path}: {len(problems)} problem(s)", problems, limit=20
@@ -114,10 +117,10 @@ def _pcam_pair(root: Path, part: Part, scratch: Path, problems: list[str]) -> _P
     digests = [files["x"][1], files["y"][1]]
     cases: list[str | None] | None = None
     if meta.is_file():
-        table, wrong = read_csv(meta, ("wsi",))
+        sheet, wrong = read_csv(meta, ("wsi",))
         problems += wrong
         if not wrong:
-            cases = table["wsi"].to_list()
+            cases = list(sheet.cells["wsi"])
             digests.append(file_digest(meta))
             if len(cases) != len(labels):
                 problems.append(

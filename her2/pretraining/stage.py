@@ -100,9 +100,9 @@ def slide_fingerprints(section: PatchesSection) -> list[str]:
     """
     if section.slides is None:
         return []
-    table, problems = read_csv(section.slides, ("path",))
+    sheet, problems = read_csv(section.slides, ("path",))
     found = []
-    for name in table["path"].to_list() if not problems else []:
+    for name in sheet.cells.get("path", []):
         try:
             found.append(fingerprint(section.slides.parent / name))
         except SlideError as error:

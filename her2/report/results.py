@@ -116,7 +116,7 @@ class Results:
     task with one encoder and head has no comparison. `receipts` are by encoder and describe how the
     features of some slides were made, see `her2.embedding.stage.receipt`. `similar` are pairs of
     slides by encoder, and `folds` are by task. `split` is true where the manifest's fixed split was
-    used.
+    used. `cautions` say what may be a mistake in the manifest.
     """
 
     config: Config
@@ -138,6 +138,7 @@ class Results:
     similar: Mapping[str, pl.DataFrame]
     folds: Mapping[str, pl.DataFrame]
     split: bool
+    cautions: tuple[str, ...]
 
     @property
     def synthetic(self) -> bool:
@@ -205,6 +206,7 @@ def read_results(spec: ReportSpec, folder: Path) -> Results:
         similar=_present({n: folder / "features" / n / "similar.parquet" for n in config.encoders}),
         folds=_present({task: folder / "folds" / f"{task}.parquet" for task in config.tasks}),
         split=spec.split,
+        cautions=spec.cautions,
     )
 
 

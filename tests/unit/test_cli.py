@@ -285,29 +285,76 @@ def rows_of(number: int, **changed: object) -> dict[str, object]:
     return cells | {"her2": "0"} | changed
 
 
-def test_a_sound_manifest_is_counted(tmp_path, config, write_csv, drawn_slide):
-    shutil.copyfile(drawn_slide, tmp_path / "s1.svs")
-    slides = write_csv([rows_of(1)])
+@pytest.fixture
+def twelve(tmp_path, config, config_values, drawn_slide) -> list[dict[str, object]]:
+    """Rows of slides that exist: three patients of each class, enough for three folds."""
+    config.write_text(yaml.safe_dump(config_values | {"folds": {"number": 3}}))
+    for number in range(12):
+        whole = drawn_slide.read_bytes()
+        (tmp_path / f"s{number}.svs").write_bytes(whole + b" " * number)
+    return [rows_of(n, her2=("0", "1+", "2+", "3+")[n % 4]) for n in range(12)]
+
+
+def test_a_sound_manifest_is_counted_with_what_was_read_of_it(config, write_csv, twelve):
+    rows = [row | {"MPP": ""} for row in twelve]
+    slides = write_csv([*rows, dict.fromkeys(rows[0], "")])
     result = command("cohort", "check", slides, "--config", config)
     assert result.exit_code == 0, result.output
-    assert "1 slides of 1 patients, no problems found" in result.output
+    assert "12 slides of 12 patients, no problems found" in result.output
+    assert "1 empty row left out" in result.output
+    assert "column 'MPP' is not read. If it is meant to be 'mpp', rename it" in result.output
 
 
 def test_the_check_tells_which_class_patients_with_two_labels_have(
-    tmp_path, config, config_values, write_csv, drawn_slide
+    config, config_values, write_csv, twelve
 ):
-    shutil.copyfile(drawn_slide, tmp_path / "s1.svs")
-    (tmp_path / "s2.svs").write_bytes((tmp_path / "s1.svs").read_bytes() + b" ")
-    slides = write_csv([rows_of(1, patient_id="x"), rows_of(2, patient_id="x", her2="3+")])
-    tasks = {"score": {"label": "her2", "classes": {"0": ["0"], "3+": ["3+"]}, "ordinal": True}}
+    twelve[11]["patient_id"] = "p4"
+    tasks = {"score": {"label": "her2", "ordinal": True, "classes": {
+        "low": ["0", "1+"], "high": ["2+", "3+"]}}}  # fmt: skip
     section = config_values["cohort"] | {"patient_label": "worst"}
-    config.write_text(yaml.safe_dump(config_values | {"tasks": tasks, "cohort": section}))
-    result = command("cohort", "check", slides, "--config", config)
+    changed = {"tasks": tasks, "cohort": section, "folds": {"number": 3}}
+    config.write_text(yaml.safe_dump(config_values | changed, sort_keys=False))
+    result = command("cohort", "check", write_csv(twelve), "--config", config)
     assert result.exit_code == 0, result.output
     assert (
         "task score: 1 patient with slides of different classes, the highest class counts "
-        "(cohort.patient_label: worst): x ('0': s1, '3+': s2): 3+" in result.output
+        "(cohort.patient_label: worst): p4 ('0': s4, '3+': s11): high" in result.output
     )
+
+
+@pytest.mark.parametrize(
+    ("changed", "sites", "words"),
+    [
+        ({"number": 4}, "ab", "the folds of task 'score' cannot be drawn: folds.number 4 needs 4"),
+        ({"number": 3, "sites": "preserved"}, "ab", "come from 2 sites (a, b)"),
+        ({"number": 3, "sites": "leave_one_out"}, "ab", "set folds.number to 2"),
+        ({"number": 3, "sites": "preserved"}, ("a", ""), "patient p1: has no site"),
+    ],
+)
+def test_folds_that_the_run_would_refuse_are_refused_beside_files(
+    tmp_path, config, config_values, write_csv, twelve, monkeypatch, capsys, changed, sites, words
+):
+    (tmp_path / "s3.svs").write_text("this is no slide")
+    config.write_text(yaml.safe_dump(config_values | {"folds": changed}))
+    slides = write_csv([row | {"site": sites[n % 2]} for n, row in enumerate(twelve)])
+    shown = failing(monkeypatch, capsys, "cohort", "check", slides, "--config", config)
+    assert words in shown
+    assert "slide 's3'" in shown
+    assert "begins like no slide" in shown
+
+
+def test_a_bad_split_column_is_refused_with_the_rest_of_the_manifest(
+    config, config_values, write_csv, twelve, monkeypatch, capsys
+):
+    parts = ("train", "Test", "tune", "fold1")
+    rows = [row | {"split": parts[n % 4]} for n, row in enumerate(twelve)]
+    slides = write_csv([*rows, rows_of(12, patient_id="nan", split="train")])
+    shown = failing(monkeypatch, capsys, "cohort", "check", slides, "--config", config)
+    assert "slide s3, column 'split': 'fold1'; slide s7, column 'split': 'fold1'" in shown
+    assert "row 14: column 'patient_id': 'nan' means a missing value" in shown
+    config.write_text(yaml.safe_dump(config_values | {"folds": {"number": 3, "split": "ignore"}}))
+    result = command("cohort", "check", write_csv(rows), "--config", config)
+    assert result.exit_code == 0, result.output
 
 
 def test_files_that_are_one_or_none_are_named(
@@ -328,7 +375,7 @@ def test_labels_that_no_task_knows_are_named(config, write_csv, monkeypatch, cap
 
 
 def test_the_demo_manifest_is_legal(tmp_path, config_values):
-    from her2.cohort.manifest import read_cohort
+    from her2.cohort.reading import read_cohort
 
     result = command("synthetic", "manifest", "--patients", 8)
     (tmp_path / "demo.csv").write_text(result.stdout)

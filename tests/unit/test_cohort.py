@@ -1,4 +1,5 @@
 import math
+import os
 import re
 import shutil
 from pathlib import Path
@@ -10,15 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from her2.cohort.check import check_files
-from her2.cohort.manifest import (
-    Cohort,
-    SlideRow,
-    bucket_count,
-    bucket_of,
-    missing_files,
-    read_cohort,
-    read_labels,
-)
+from her2.cohort.manifest import Cohort, SlideRow, bucket_count, bucket_of, missing_files
+from her2.cohort.reading import read_cohort, read_labels
 from her2.config import Task
 from her2.core.errors import UserError
 
@@ -157,7 +151,7 @@ def test_a_file_that_is_no_table_is_named(tmp_path, name, content, complaint):
     assert str(tmp_path / name) in message
 
 
-ILLEGAL_IDS = ["../up", "a b", "<script>", "a/b", ".hidden", "", "é", "-x", "a\tb", "a;rm"]
+ILLEGAL_IDS = ["../up", "a b", "<script>", "a/b", ".hidden", "-", "é", "-x", "a\tb", "a;rm"]
 
 
 @pytest.mark.parametrize("column", ["slide_id", "patient_id"])
@@ -168,10 +162,20 @@ def test_an_id_that_cannot_be_part_of_a_path_is_refused(write_csv, column, value
     assert "128 letters, digits" in message
 
 
-@pytest.mark.parametrize("ids", [("a", "a"), ("Case1", "case1")])
-def test_an_id_is_used_once_in_whatever_case(write_csv, ids):
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [
+        (("a", "a"), "'a' is used 2 times; ids must be unique"),
+        (("Case1", "case1"), "'Case1' and 'case1' differ in nothing but case"),
+        (
+            ("7", "007"),
+            "'7' and '007' differ in nothing but case, spaces, kinds of dashes, leading",
+        ),
+    ],
+)
+def test_an_id_is_used_once_in_whatever_spelling(write_csv, ids, words):
     message = refusal(write_csv([row(n, slide_id=name) for n, name in enumerate(ids)]))
-    assert f"rows 2, 3, column 'slide_id': {ids[0]!r} is used 2 times" in message
+    assert f"rows 2, 3, column 'slide_id': {words}" in message
     assert "must be unique" in message
 
 
@@ -200,7 +204,7 @@ def test_a_slide_without_a_path_is_refused(write_csv):
 def test_all_problems_of_a_manifest_are_in_one_message(write_csv):
     rows = [
         row(1),
-        row(1, patient_id="x y"),
+        row(1, path="t1.svs", patient_id="x y"),
         row(2, patient_id="p1", her2="3+"),
         row(3, her2="maybe", mpp="50"),
         row(4, slide_id="../s4", path=""),
@@ -257,6 +261,32 @@ def test_one_file_under_two_ids_an_empty_and_a_missing_one_are_named_at_once(
     assert "slide 's4'" in message
     (tmp_path / "s2.svs").unlink()
     check_files(Cohort(cohort.rows[:1], cohort.root))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"this is not a slide", "b'this is not a sl'"), (bytes(5000), "only zeros"),
+     (b"<html>404</html>", "b'<html>404</html>'"), (b"%!PS-Adobe-3.0 EPSF", "b'%!PS-Adobe")],
+)  # fmt: skip
+@pytest.mark.parametrize("suffix", [".svs", ".PNG", ".tiff"])
+def test_a_file_that_begins_like_no_slide_is_named(tmp_path, content, words, suffix):
+    (tmp_path / f"a{suffix}").write_bytes(content)
+    cohort = Cohort((SlideRow("a", f"a{suffix}", "p", {}),), tmp_path)
+    with pytest.raises(UserError, match="slide 'a'.*begins like no slide or image") as error:
+        check_files(cohort)
+    assert words in str(error.value)
+
+
+def test_a_file_that_cannot_be_reached_is_named_and_is_no_traceback(tmp_path):
+    (tmp_path / "folder.svs").mkdir()
+    os.mkfifo(tmp_path / "pipe.svs")
+    names = ("folder.svs", "pipe.svs", "x" * 300, "a\0b", "gone.svs")
+    rows = tuple(SlideRow(f"s{n}", name, "p", {}) for n, name in enumerate(names))
+    message = str(missing_files(Cohort(rows, tmp_path), tmp_path / ("y" * 300)))
+    assert message.startswith("files of 5 of 5 slides do not exist or cannot be used; correct")
+    assert len(re.findall("is a folder, a pipe or a device", message)) == 2
+    for part in ("cannot be reached (File name too long)", "cannot be a path", "does not exist"):
+        assert part in message
 
 
 IDS = st.lists(st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,8}\Z"), min_size=1, unique=True)

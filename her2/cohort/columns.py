@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from her2.config import NAME_PATTERN
+from her2.core.paths import user_path
 from her2.core.types import MPP_RANGE
 
 Value = str | float | None
@@ -96,10 +97,19 @@ def identifier(cell: str) -> str:
 
 
 def slide_file(cell: str) -> str:
-    """Parse the path of a slide, which is required."""
+    """Parse the path of a slide, which is required. The cell is kept as it is written."""
     if not cell:
         raise ValueError("is empty; enter the path of the slide's file")
+    user_path(cell)
     return cell
+
+
+def further_file(cell: str) -> str | None:
+    """Parse the path of a file that a slide may have. The cell is kept as it is written."""
+    found = text(cell)
+    if found is not None:
+        user_path(found)
+    return found
 
 
 def scale(cell: str) -> float | None:
@@ -151,8 +161,8 @@ COLUMNS = (
         label="scanner",
     ),
     Column(name="split", parse=text, read_by=("cohort",), in_table=True),
-    Column(name="annotation", parse=text, read_by=("tile", "cohort"), in_table=True),
-    Column(name="mask", parse=text, read_by=("tile", "cohort"), in_table=True),
+    Column(name="annotation", parse=further_file, read_by=("tile", "cohort"), in_table=True),
+    Column(name="mask", parse=further_file, read_by=("tile", "cohort"), in_table=True),
 )
 """The columns, in the order of the cohort's table."""
 

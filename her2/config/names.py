@@ -3,14 +3,12 @@
 from typing import Literal, NamedTuple
 
 from her2.config import FoldsSection
+from her2.config.reserved import PUBLISHED as PUBLISHED
 
 Protocol = Literal["sound", "published"]
 """sound: grouped by patient, best epoch on the tuning set, metrics over slides and patients.
 published: like arXiv 2411.05028, for comparison: folds over slides, last epoch, metrics over random
 bags."""
-
-PUBLISHED = ".as-published"
-"""Suffix of tasks and heads in the published protocol."""
 
 
 def split_protocol(name: str) -> tuple[str, Protocol]:

@@ -114,5 +114,5 @@ def _limits(value: dict[str, Any]) -> str:
         ("maximum", "≤"),
         ("exclusiveMaximum", "<"),
     )
-    found = [f"{sign} {value[key]:.10g}" for key, sign in signs if key in value]
+    found = [f"{sign} {value[key]:,.10g}" for key, sign in signs if key in value]
     return f", {' and '.join(found)}" if found else ""

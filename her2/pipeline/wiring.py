@@ -4,7 +4,6 @@
 Snakemake calls the functions that are returned here and passes their arguments by name.
 """
 
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -12,9 +11,9 @@ from typing import Any
 
 from snakemake.io import directory, expand, report
 
-from her2.cohort.manifest import configured_cohort, missing_files
+from her2.cohort.manifest import configured_cohort
 from her2.config import parse_config
-from her2.core.errors import UserError
+from her2.pipeline.inputs import check_config_files, check_inputs
 from her2.pipeline.plan import Plan
 
 Wildcards = Mapping[str, str]
@@ -28,42 +27,33 @@ CATEGORIES = {
 """Folder of the results -> category of its tables and pictures in Snakemake's own report."""
 
 
-def read_plan(values: Mapping[str, Any], *, check_files: bool) -> Plan:
+def read_plan(
+    values: Mapping[str, Any], *, check_files: bool, configfiles: Iterable[Path | str] = ()
+) -> Plan:
     """Read the manifest that Snakemake's config names, check both, and return the plan.
 
-    `check_files` looks up every slide in the file system. The first process of a run does so, so
-    that the thousands of later ones need not.
+    `check_files` looks up every file that the jobs will read, and reads `configfiles`, from which
+    Snakemake made `values`, once more. The first process of a run does so, so that the thousands
+    of later ones need not.
 
     Raises:
-        UserError: all problems of the first of these that has any: the config, the manifest,
-            missing files, folders that cannot be written, local weights, the folds.
+        UserError: all problems of the first of these that has any: the config files, the config,
+            the manifest, files that cannot be read and folders that cannot be
+            written, the folds.
     """
+    if check_files:
+        check_config_files(configfiles)
     config = parse_config(values)
     section = config.cohort
     cohort = configured_cohort(config, section.slides, section.root)
-    # The demo's slides do not exist yet, since rules draw them.
-    if check_files and not section.synthetic:
-        absent = missing_files(cohort, section.tissue_masks)
-        if absent:
-            raise absent
-    for folder in (config.results, config.cache_folder):
-        check_writable(folder)
+    if check_files:
+        check_inputs(config, cohort)
     plan = Plan(config, cohort)
     # Evaluated here to report mistakes before anything runs, and without a traceback.
     _ = plan.local_weights, plan.chunks
     if section.synthetic:
         _ = plan.synthetic_specs  # fails for slides without a score
     return plan
-
-
-def check_writable(folder: Path) -> None:
-    """Raise UserError unless a folder, or the nearest above it that exists, can be written."""
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not os.access(nearest, os.W_OK | os.X_OK) or not nearest.is_dir():
-        raise UserError(
-            f"{folder}: cannot be written (check {nearest}). Name another folder in the config "
-            "(`results`, `cache`) or fix its permissions."
-        )
 
 
 def one_of(names: Iterable[str]) -> str:

@@ -1,7 +1,8 @@
 """Config: reading and checking the whole file, with errors that say how to fix them."""
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -211,13 +212,24 @@ def parse_config(values: Mapping[str, Any], *, source: str = "config") -> Config
     Raises:
         UserError: the config has problems; the message lists them all, with the legal values.
     """
+    if odd := [*_texts_that_no_file_can_hold(values)]:
+        raise problem_list(f"{source}: {len(odd)} problem(s)", odd)
     try:
         return Config.model_validate(values, context=BY_USER)
     except ValidationError as error:
         # The branches of a union repeat the same problem.
-        said = (one for item in error.errors() for one in problems(dict(item), Config))
-        found = list(dict.fromkeys(said))
+        found = problems([dict(item) for item in error.errors()], Config)
         raise problem_list(f"{source}: {len(found)} problem(s)", found) from None
+
+
+def _texts_that_no_file_can_hold(value: Any, above: str = "") -> Iterator[str]:
+    """Yield a problem for each text with half a character, as `"\\ud800"` is in YAML, or a NUL."""
+    if isinstance(value, str) and re.search(r"[\x00\ud800-\udfff]", value):
+        yield f"{above}: {value!r} contains what is no character; delete it"
+    pairs = value.items() if isinstance(value, Mapping) else ()
+    for key, item in enumerate(value) if isinstance(value, list) else pairs:
+        bad = [*_texts_that_no_file_can_hold(key, above or "the config")]
+        yield from bad or _texts_that_no_file_can_hold(item, f"{above}.{key}".lstrip("."))
 
 
 def load_config(path: Path) -> Config:

@@ -96,10 +96,12 @@ class EncoderSection(Section):
             return {"domain": library(source).domain, **values}
         if source != "catalogue":
             return values
+        if not isinstance(values.get("model"), str):
+            return values
         try:
-            row = catalogue.row(str(values.get("model")))
+            row = catalogue.row(values["model"])
         except UserError as error:
-            raise ValueError(str(error)) from None
+            raise ValueError(str(error).removeprefix("encoders: ")) from None
         return {**row.defaults(), **values}
 
     @model_validator(mode="after")

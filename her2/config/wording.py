@@ -26,6 +26,10 @@ _MARKS = ("[key]", "constrained-str", "constrained-int", "constrained-float", "b
 """Parts of pydantic's locations that are none of the config's."""
 
 
+_MOST, _LONGEST = 500, 1000
+"""Errors that are put into words, of a file of nothing else; and characters of each."""
+
+
 class Problems(ValueError):
     """Several problems that one check of a section finds, each with its key below the section's.
 
@@ -38,17 +42,40 @@ class Problems(ValueError):
         self.found = found
 
 
-def problems(item: dict[str, Any], root: type[Section]) -> list[str]:
-    """Return what an error of pydantic says of a config, whose model is `root`."""
+def problems(items: list[dict[str, Any]], root: type[Section]) -> list[str]:
+    """Return what pydantic's errors say of a config, whose model is `root`, each once.
+
+    Of a great number only the first are put into words.
+    """
+    found: dict[str, list[str]] = {}
+    kinds: dict[str, set[str]] = {}
+    for item in items[:_MOST]:
+        for key, said in _keyed(item, root):
+            if said not in found.setdefault(key, []):
+                found[key].append(said)
+            kinds.setdefault(key, set()).add(_kind(item))
+    for key, of_key in kinds.items():
+        if of_key <= _NOT_OF_THE_KIND.keys():  # each branch of a union wants another kind
+            found[key] = found[key][-1:]
+    lines = [f"{key}: {one}" if key else one for key, said in found.items() for one in said]
+    return [line if len(line) <= _LONGEST else f"{line[:_LONGEST]} ..." for line in lines]
+
+
+def _kind(item: dict[str, Any]) -> str:
+    return str(item["type"]).split("_")[0]
+
+
+def _keyed(item: dict[str, Any], root: type[Section]) -> list[tuple[str, str]]:
+    """Return the problems of one error, each after its key; "" where the words name it."""
     location = [str(part) for part in item["loc"] if part not in _MARKS]
     head = location.pop(2) if location[:1] == ["heads"] and len(location) > 2 else ""
     key = ".".join(location)
     error = item.get("ctx", {}).get("error")
     if isinstance(error, Problems):
-        return [f"{'.'.join(filter(None, (key, sub)))}: {said}" for sub, said in error.found]
+        return [(".".join(filter(None, (key, below))), said) for below, said in error.found]
     if item["type"] == "value_error":
-        return [f"{key}: {error}" if key else str(error)]
-    return [f"{key or 'the config'}: {_said(item, location, head, root)}"]
+        return [(key, str(error))]
+    return [(key or "the config", _said(item, location, head, root))]
 
 
 def _said(item: dict[str, Any], location: list[str], head: str, root: type[Section]) -> str:
@@ -61,6 +88,8 @@ def _said(item: dict[str, Any], location: list[str], head: str, root: type[Secti
             named = value.get("head") if isinstance(value, Mapping) else value
             near = _near(str(named or location[-1]), HEADS)
             return f"unknown or missing head; {near}set `head:` to one of {', '.join(HEADS)}"
+        case "invalid_key":
+            return "a key is a name; write it as text"
         case "missing":
             return "missing, and it has no default"
         case "string_pattern_mismatch" if item["ctx"]["pattern"] == NAME_PATTERN:
@@ -72,7 +101,7 @@ def _said(item: dict[str, Any], location: list[str], head: str, root: type[Secti
             return f"{shown(value)} does not match {item['ctx']['pattern']}"
         case "string_type" if value is not None and not isinstance(value, Mapping | list | tuple):
             return f"YAML does not read {shown(value)} as text; put it in quotes"
-    words = _NOT_OF_THE_KIND.get(kind.split("_")[0])
+    words = _NOT_OF_THE_KIND.get(_kind(item))
     if words and kind.endswith(("_type", "_parsing", "_size", "_from_float")):
         return f"{shown(value)} {words.format(value=shown(value).strip(chr(39)))}"
     said = item["msg"].replace("Input should be", "must be").replace("should have", "must have")
@@ -83,11 +112,8 @@ def shown(value: Any) -> str:
     """Return a value as an error quotes it: short, and as YAML writes true, false and null."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, float | int) and not isinstance(value, bool):
-        try:
-            return repr(value)[:40]
-        except ValueError:  # more digits than Python prints
-            return "a number of thousands of digits"
+    if isinstance(value, int) and abs(value) >= 10**40:  # Python prints no more than 4,300 digits
+        return "a number of more than 40 digits"
     return f"{value!r}" if isinstance(value, str) and len(value) <= 100 else reprlib.repr(value)
 
 

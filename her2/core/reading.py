@@ -118,7 +118,8 @@ def parse_yaml(text: str, *, source: str) -> Any:
         raise UserError(f"{source}: is not valid YAML: {where}{said}.{fix}") from None
     except (yaml.YAMLError, RecursionError) as error:
         fix = _FIXES.get(type(error), "")
-        raise UserError(f"{source}: is not valid YAML: {error}.{fix}") from None
+        said = " ".join(str(error).split())
+        raise UserError(f"{source}: is not valid YAML: {said}.{fix}") from None
     except (ValueError, KeyError, AttributeError, TypeError, OverflowError) as error:
         # The library's constructors of numbers and dates: 2024-13-45, a number of 5,000 digits.
         raise UserError(

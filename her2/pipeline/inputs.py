@@ -4,7 +4,7 @@ The first process of a run asks for every file before any job begins, so that al
 closed to this user or no file at all is named in one message.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from her2.cohort.manifest import Cohort
@@ -12,7 +12,7 @@ from her2.config import Config, EncoderSection, PatchesSection
 from her2.config.encoders import WEIGHTS_FILES
 from her2.core.errors import UserError, problem_list
 from her2.core.paths import Kind, check_name, path_problem, write_problem
-from her2.core.reading import read_config
+from her2.core.reading import parse_yaml, read_config
 from her2.slides.backends import planned_files
 
 
@@ -51,6 +51,37 @@ def check_config_files(files: Iterable[Path | str]) -> None:
             read_config(Path(file))
         except UserError as error:
             problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Check the values after `--config` on Snakemake's command line, which win over the files.
+
+    Raises:
+        UserError: a key is there twice, of which Snakemake keeps the last.
+    """
+    given: list[str] = []
+    reading = False
+    for argument in arguments:
+        flag, _, first = argument.partition("=")
+        if flag in ("--config", "-C"):  # the last of several counts alone
+            given, reading = [first] if first else [], True
+        elif argument.startswith("-"):
+            reading = False
+        elif reading:
+            given.append(argument)
+    keys = [value.partition("=")[0] for value in given]
+    problems = [
+        f"--config {key}: is there twice, and the last would be used alone; delete one of them"
+        for key in dict.fromkeys(keys)
+        if keys.count(key) > 1
+    ]
+    for key, _, text in (value.partition("=") for value in given):
+        try:
+            parse_yaml(text, source=f"--config {key}")
+        except UserError as error:
+            problems += [str(error)] if "is there twice" in str(error) else []
     if problems:
         raise UserError("\n".join(problems))
 

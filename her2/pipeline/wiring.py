@@ -5,6 +5,7 @@ Snakemake calls the functions that are returned here and passes their arguments 
 """
 
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from snakemake.io import directory, expand, report
 
 from her2.cohort.manifest import configured_cohort
 from her2.config import parse_config
-from her2.pipeline.inputs import check_config_files, check_inputs
+from her2.pipeline.inputs import check_arguments, check_config_files, check_inputs
 from her2.pipeline.plan import Plan
 
 Wildcards = Mapping[str, str]
@@ -42,6 +43,7 @@ def read_plan(
             written, the folds.
     """
     if check_files:
+        check_arguments(sys.argv)
         check_config_files(configfiles)
     config = parse_config(values)
     section = config.cohort

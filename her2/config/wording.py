@@ -69,7 +69,7 @@ def _keyed(item: dict[str, Any], root: type[Section]) -> list[tuple[str, str]]:
     """Return the problems of one error, each after its key; "" where the words name it."""
     location = [str(part) for part in item["loc"] if part not in _MARKS]
     head = location.pop(2) if location[:1] == ["heads"] and len(location) > 2 else ""
-    key = ".".join(location)
+    key = ".".join(part if len(part) <= 130 else f"{part[:40]}..." for part in location)
     error = item.get("ctx", {}).get("error")
     if isinstance(error, Problems):
         return [(".".join(filter(None, (key, below))), said) for below, said in error.found]

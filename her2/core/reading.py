@@ -1,10 +1,9 @@
-"""Every stage: YAML and JSON, read so that nothing written there is silently lost.
+"""Every stage: YAML, read so that nothing written there is silently lost.
 
-The libraries keep the last value of a key that is there twice, and fail with errors of their own
-on a file that is nested without end.
+The library keeps the last value of a key that is there twice, and fails with errors of its own on a
+file that is nested without end. `her2.core.files` reads JSON.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode
 
 from her2.core.errors import UserError
+from her2.core.files import parse_json
 from her2.core.paths import path_problem
 
 MAX_YAML_BYTES = 128 * 1024
@@ -143,33 +143,6 @@ def read_config(path: Path) -> Any:
         return parse_json(_text(path, MAX_YAML_BYTES))
     except ValueError as error:
         raise UserError(f"{path}: is not valid JSON: {error}.") from None
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file; a key that is there twice is an error.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is not such a file.
-    """
-    return parse_json(path.read_bytes())
-
-
-def parse_json(content: str | bytes) -> Any:
-    """Parse JSON; a key that is there twice is an error, a ValueError like those of `json`."""
-    try:
-        return json.loads(content, object_pairs_hook=_once)
-    except RecursionError:
-        raise ValueError("it is nested too deep") from None
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} is there twice")
-    return found
 
 
 def _text(path: Path, limit: int) -> str:

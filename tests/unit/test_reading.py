@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from her2.config import load_config
 from her2.core.errors import UserError
-from her2.core.reading import MAX_YAML_BYTES, parse_json, parse_yaml, read_config, read_json
+from her2.core.files import parse_json, read_json
+from her2.core.reading import MAX_YAML_BYTES, parse_yaml, read_config, read_yaml
 
 LAUGHS = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
@@ -122,3 +124,12 @@ def test_bad_json_is_a_value_error_like_any_other(tmp_path: Path, text: str, pro
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ValueError, match=problem):
         read_json(tmp_path / "x.json")
+
+
+ROOT = Path(__file__).parents[2]
+OURS = [ROOT / "config.yaml", *ROOT.glob("her2/**/*.yaml"), *ROOT.glob("workflow/**/*.yaml")]
+
+
+@pytest.mark.parametrize("path", OURS, ids=lambda path: path.name)
+def test_our_own_settings_and_lists_have_no_key_twice(path: Path) -> None:
+    assert read_yaml(path) == yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from her2.config import NAME_PATTERN
+from her2.core.paths import user_path
 from her2.core.spelling import MISSING, is_missing, is_unknown
 from her2.core.types import MPP_RANGE
 
@@ -102,12 +103,21 @@ def identifier(cell: str) -> str:
 
 
 def slide_file(cell: str) -> str:
-    """Parse the path of a slide, which is required."""
+    """Parse the path of a slide, which is required. The cell is kept as it is written."""
     if is_unknown(cell):
         raise ValueError(
             f"{_shown(cell)}; enter the path of the slide's file, or leave the row out"
         )
+    user_path(cell)
     return cell
+
+
+def further_file(cell: str) -> str | None:
+    """Parse the path of a file that a slide may have. The cell is kept as it is written."""
+    found = text(cell)
+    if found is not None:
+        user_path(found)
+    return found
 
 
 def scale(cell: str) -> float | None:
@@ -182,8 +192,8 @@ COLUMNS = (
         label="scanner",
     ),
     Column(name="split", parse=text, read_by=("cohort",), in_table=True),
-    Column(name="annotation", parse=text, read_by=("tile", "cohort"), in_table=True),
-    Column(name="mask", parse=text, read_by=("tile", "cohort"), in_table=True),
+    Column(name="annotation", parse=further_file, read_by=("tile", "cohort"), in_table=True),
+    Column(name="mask", parse=further_file, read_by=("tile", "cohort"), in_table=True),
 )
 """The columns, in the order of the cohort's table."""
 

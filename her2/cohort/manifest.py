@@ -16,9 +16,9 @@ from her2.cohort.columns import Value
 from her2.cohort.labels import Conflict, conflicts
 from her2.config import Task
 from her2.config.names import bucket_name
-from her2.core.errors import UserError, problem_list
+from her2.core.errors import UserError
 from her2.core.files import digest
-from her2.core.sheets import GONE, absence
+from her2.core.paths import path_problem, user_path
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff")
 TRUTH_SUFFIXES = (*MASK_SUFFIXES, ".geojson", ".xml")
@@ -71,17 +71,24 @@ class Cohort:
 
     def file(self, row: SlideRow) -> Path:
         """Return the slide's path; a relative one starts at the cohort's root."""
-        return self.root / row.path
+        return self._place(row, "path", row.path)
 
     def annotation_file(self, row: SlideRow) -> Path | None:
         """Return the file of regions that the slide's tiles are restricted to, or None."""
-        return None if row.annotation is None else self.root / row.annotation
+        cell = row.annotation
+        return None if cell is None else self._place(row, "annotation", cell)
 
     def mask_file(self, row: SlideRow, tissue_masks: Path | None = None) -> Path | None:
         """Return the external tissue mask: the row's own, else that in `tissue_masks`, or None."""
         if row.mask is not None:
-            return self.root / row.mask
+            return self._place(row, "mask", row.mask)
         return None if tissue_masks is None else find_mask(tissue_masks, row.slide_id)
+
+    def _place(self, row: SlideRow, column: str, cell: str) -> Path:
+        try:
+            return self.root / user_path(cell)
+        except ValueError as problem:  # a variable that the machine of the job lacks
+            raise UserError(f"slide {row.slide_id!r}, column {column!r}: {problem}") from None
 
     @property
     def described(self) -> tuple[str, ...]:
@@ -153,31 +160,5 @@ def bucket_of(slide_id: str, count: int) -> str:
 def find_mask(folder: Path, slide_id: str) -> Path:
     """Return `{slide_id}.png`, `.tif` or `.tiff` in a folder; the first if none exists."""
     names = [folder / f"{slide_id}{suffix}" for suffix in MASK_SUFFIXES]
-    return next((path for path in names if not absence(path)), names[0])
-
-
-def missing_files(cohort: Cohort, tissue_masks: Path | None = None) -> UserError | None:
-    """Return an error that names every slide with a missing file, annotation or mask, or None.
-
-    A file in a folder that may not be entered, or a folder or pipe instead of a file, counts too.
-    """
-    problems, lacking, words = [], set(), {GONE}
-    for row in cohort.rows:
-        own = "column 'mask'" if row.mask is not None else "`cohort.tissue_masks`"
-        for what, path in (
-            ("column 'path'", cohort.file(row)),
-            ("column 'annotation'", cohort.annotation_file(row)),
-            (own, cohort.mask_file(row, tissue_masks)),
-        ):
-            if path is not None and (why := absence(path)):
-                problems.append(f"slide {row.slide_id!r}, {what}: {str(path)!r} {why}")
-                lacking.add(row.slide_id)
-                words.add(why)
-    if not problems:
-        return None
-    return problem_list(
-        f"files of {len(lacking)} of {len(cohort.rows)} slides do not exist"
-        f"{' or cannot be used' * (len(words) > 1)}; correct the paths, or `cohort.root` (now "
-        f"{str(cohort.root)!r})",
-        problems,
-    )
+    absent = "does not exist"  # unlike Path.exists, also where a folder may not be entered
+    return next((path for path in names if path_problem(path) != absent), names[0])

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import BeforeValidator, PlainSerializer
 
 from her2.config import FoldsSection
+from her2.config.reserved import PUBLISHED as PUBLISHED
 
 Protocol = Literal["sound", "published"]
 """sound: grouped by patient, best epoch on the tuning set, metrics over slides and patients.
@@ -18,9 +19,6 @@ Buckets = Annotated[
     PlainSerializer(lambda names: compact_buckets(names), return_type=str),
 ]
 """Names of buckets, as ranges in JSON."""
-
-PUBLISHED = ".as-published"
-"""Suffix of tasks and heads in the published protocol."""
 
 
 def compact_buckets(names: Iterable[str]) -> str:

@@ -108,6 +108,33 @@ def write_json(target: Path, value: Any) -> None:
     write_text(target, text + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a key that is there twice is an error.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not such a file.
+    """
+    return parse_json(path.read_bytes())
+
+
+def parse_json(content: str | bytes) -> Any:
+    """Parse JSON; a key that is there twice is an error, a ValueError like those of `json`."""
+    try:
+        return json.loads(content, object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} is there twice")
+    return found
+
+
 def link(source: Path, name: Path) -> None:
     """Link a cache product under a readable name; copy it if that is on another file system."""
     if name.exists() and name.samefile(source):

@@ -22,7 +22,6 @@ from her2.core.spelling import printable
 
 MAX_BYTES = 1 << 27
 MAX_ROWS = 2_000_000
-GONE = "does not exist"
 
 _BOMS = {
     codecs.BOM_UTF8: "utf-8",
@@ -97,18 +96,6 @@ def rows_in_words(numbers: Sequence[int], *, shown: int = 8) -> str:
     listed = ", ".join(map(str, numbers[:shown]))
     more = f" and {len(numbers) - shown} more" if len(numbers) > shown else ""
     return f"row{'s' * (len(numbers) > 1)} {listed}{more}"
-
-
-def absence(path: Path) -> str:
-    """Return why there is no file at a path that a sheet names; "" if there is one."""
-    try:
-        return "" if stat.S_ISREG(path.stat().st_mode) else "is a folder, a pipe or a device"
-    except (FileNotFoundError, NotADirectoryError):
-        return GONE
-    except OSError as error:
-        return f"cannot be reached ({error.strerror})"
-    except ValueError as error:  # a null character
-        return f"cannot be a path ({error})"
 
 
 def _content(path: Path, key: str) -> bytes:

@@ -6,7 +6,6 @@ several maps or contributions of tiles, `maps.safetensors`. `tune.parquet` has t
 the tuning set, on which temperatures and thresholds are fitted. A search adds `trials.parquet`.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from pydantic import TypeAdapter
 from her2.config import KEEP_ORDER, HeadSection, Task
 from her2.config.jobs import TrainSpec
 from her2.core.errors import UserError
-from her2.core.files import canonical_json, digest, file_digest
+from her2.core.files import canonical_json, digest, file_digest, parse_json
 from her2.mil.bags import Bag
 from her2.mil.losses import output_count, output_names
 from her2.mil.maps import MAPS_NAME
@@ -223,5 +222,5 @@ def _write_random_bags(folder: Path, spec: TrainSpec, fold: Fold) -> None:
 
 def _chosen(head: Mapping[str, Any], trials: Sequence[str]) -> str:
     """Return the options of the trial that was kept."""
-    options = (json.loads(text) for text in trials)
+    options = (parse_json(text) for text in trials)
     return next(canonical_json(o) for o in options if all(head[k] == v for k, v in o.items()))

@@ -4,7 +4,6 @@ The Snakefile's hooks write `results/run.json` when a run begins and ends. Only 
 progress lines and the closing list of failed jobs read it.
 """
 
-import json
 import os
 import socket
 import time
@@ -14,7 +13,7 @@ from typing import Any, Literal
 
 from her2.core.errors import UserError
 from her2.core.events import events_path
-from her2.core.files import write_json
+from her2.core.files import read_json, write_json
 from her2.pipeline.plan import Plan
 
 RECORD_NAME = "run.json"
@@ -110,7 +109,7 @@ def read_run(results: Path) -> RunRecord:
     """
     path = results / RECORD_NAME
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         planned = values.pop("jobs")
         if any(job.keys() != _JOB_KEYS for job in planned):
             raise UserError(

@@ -8,7 +8,8 @@ from typing import Literal
 
 from her2.config import PatchesSection
 from her2.core.errors import UserError
-from her2.core.sheets import Sheet, absence, read_sheet, rows_in_words
+from her2.core.paths import path_problem
+from her2.core.sheets import Sheet, read_sheet, rows_in_words
 from her2.core.spelling import folded, identity, is_missing, look_alikes, printable, spelt
 
 Part = Literal["train", "valid", "test"]
@@ -199,7 +200,7 @@ def _missing(rows: list[Listed]) -> list[str]:
             continue  # named already
         if row.path in seen:
             problems.append(f"{printable(row.id)}: is listed twice")
-        elif why := absence(row.path):
+        elif why := path_problem(row.path):
             problems.append(f"{printable(row.id)}: the file {why}")
         seen.add(row.path)
     return problems

@@ -1,6 +1,5 @@
 """Stage 1, overlap: patients of the cohort that an encoder's pre-training saw."""
 
-import json
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ import polars as pl
 
 from her2.config.jobs import OverlapSpec
 from her2.core.errors import problem_list
-from her2.core.files import write_json
+from her2.core.files import read_json, write_json
 from her2.core.spelling import identity
 from her2.core.stamps import noted
 from her2.core.tables import read_result
@@ -111,7 +110,7 @@ def find_overlap(card: EncoderCard, cohort: pl.DataFrame) -> dict[str, str]:
 
 def read_overlap(path: Path) -> Overlap:
     """Read the file that `audit_overlap` wrote."""
-    values = json.loads(noted(path).read_text(encoding="utf-8"))
+    values = read_json(noted(path))
     return Overlap(**values | {"patients": tuple(values["patients"])})
 
 

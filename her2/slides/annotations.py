@@ -4,7 +4,6 @@ Coordinates are level-0 px. QuPath counts from the corner of the scanned area wh
 one (MIRAX, Leica SCN). Set `tiling.annotation_origin: bounds` for such files.
 """
 
-import json
 import math
 import xml.etree.ElementTree as ET
 from collections.abc import Collection, Iterator, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2.core.errors import SlideError, SlideUnfit
+from her2.core.files import parse_json
 from her2.core.types import Mask
 
 Ring = NDArray[np.float64]
@@ -134,8 +134,8 @@ def _fill(mask: Mask, rings: Sequence[Ring]) -> None:
 
 def _geojson_regions(content: bytes) -> Iterator[Region]:
     try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(content)
+    except ValueError as error:
         raise _Malformed(f"is not JSON ({error})") from None
     for number, feature in enumerate(_features(value), start=1):
         properties = feature.get("properties") or {}

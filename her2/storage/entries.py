@@ -4,7 +4,6 @@ An entries file is sorted, contains no times or host names, and is written last.
 equal bytes, so nothing downstream runs again. The products themselves are in the cache.
 """
 
-import json
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from her2.core.errors import UserError, problem_list
-from her2.core.files import write_json
+from her2.core.files import read_json, write_json
 from her2.core.stamps import noted
 from her2.storage.facts import SlideFacts, fact_columns, facts_of_columns
 
@@ -97,7 +96,7 @@ def read_entries(path: Path, entry: type[Entry]) -> dict[str, Entry]:
     """
     build: Callable[[Any], Any] = getattr(entry, "of_columns", lambda columns: entry(**columns))
     try:
-        values = json.loads(noted(path).read_text(encoding="utf-8"))
+        values = read_json(noted(path))
         return {name: build(columns) for name, columns in values.items()}
     except FileNotFoundError:
         # Snakemake makes an absent file only for a job that names it or for a target.

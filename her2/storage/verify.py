@@ -1,10 +1,9 @@
 """Whether products are intact, and what their keys say that they are."""
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 
 from her2.core.errors import UserError
-from her2.core.files import digest
+from her2.core.files import digest, read_json
 from her2.encoders.card import IDENTITY_NAME
 from her2.storage.cache import Cache, Product
 from her2.storage.features import is_sealed, open_store, seal_holds, store_problems
@@ -100,7 +99,7 @@ def _encoder_problem(product: Product) -> str | None:
     if not (product.path / IDENTITY_NAME).exists():
         return None
     try:
-        identity = json.loads((product.path / IDENTITY_NAME).read_text(encoding="utf-8"))
+        identity = read_json(product.path / IDENTITY_NAME)
         wrong = {
             "identity": digest(identity) != product.key,
             "model": identity["model"] != [card.library, card.architecture, card.feature],

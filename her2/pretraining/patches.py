@@ -14,7 +14,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from her2.config import PatchesSection
-from her2.core.errors import UserError, problem_list
+from her2.core.crashes import reading
+from her2.core.errors import SlideError, UserError, problem_list
 from her2.core.files import digest
 from her2.pretraining.formats import LISTERS, SUFFIXES, Listed
 from her2.pretraining.patch_set import PatchSet, RgbPatch, class_table
@@ -107,9 +108,10 @@ def _read_images(
 
     def inspect(row: Listed) -> tuple[str, RgbPatch | str]:
         try:
-            content = hashlib.sha256(row.path.read_bytes()).hexdigest()
-            return content, read_rgb(row.path)
-        except (OSError, ValueError) as error:
+            with reading(row.id):
+                content = hashlib.sha256(row.path.read_bytes()).hexdigest()
+                return content, read_rgb(row.path)
+        except (OSError, ValueError, SlideError) as error:
             return "", str(error)
 
     usable: list[Listed] = []

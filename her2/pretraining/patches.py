@@ -17,6 +17,7 @@ from her2.config import PatchesSection
 from her2.core.crashes import reading
 from her2.core.errors import SlideError, UserError, problem_list
 from her2.core.files import digest
+from her2.core.images import open_image
 from her2.pretraining.formats import LISTERS, SUFFIXES, Listed
 from her2.pretraining.patch_set import PatchSet, RgbPatch, class_table
 
@@ -70,7 +71,7 @@ def read_rgb(path: Path) -> RgbPatch:
             everywhere is dropped.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             image.load()
             mode = image.mode
             pixels = np.asarray(image)

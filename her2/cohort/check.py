@@ -5,6 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from her2.cohort.manifest import Cohort, SlideRow
+from her2.core.crashes import reading
 from her2.core.errors import SlideError, problem_list
 from her2.slides.fingerprint import fingerprint
 
@@ -34,9 +35,10 @@ def check_files(
     problems, owners = [], defaultdict(list)
     for row in cohort.rows:
         try:
-            owners[fingerprint(cohort.file(row))].append(row.slide_id)
-            _check_start(cohort.file(row))
-            _check_sources(cohort, row, tissue_masks, classes)
+            with reading(row.slide_id):
+                owners[fingerprint(cohort.file(row))].append(row.slide_id)
+                _check_start(cohort.file(row))
+                _check_sources(cohort, row, tissue_masks, classes)
         except SlideError as error:
             problems.append(f"slide {row.slide_id!r}: {str(cohort.file(row))!r}: {error}")
     problems += [

@@ -14,11 +14,11 @@ demo's [config.yaml](../config.yaml). Editors can use
 [the schema](../workflow/schemas/config.schema.json).
 
 A path, here and in the manifest, may begin with `~` and contain variables such as `$SCRATCH`,
-which must be set wherever jobs run; `$$` stands for a dollar sign. Relative paths start at the working
-folder, those of the manifest at `cohort.root`. A path that contains `{`, `}`, `<` or `>` is
-refused, because Snakemake takes these for wildcards and variables: rename the file, or make a link to it.
-Before any job begins, every file and folder that the config and the manifest name is looked up, and
-one message lists all that are absent, closed to you or no files.
+which must be set wherever jobs run; `$$` stands for a dollar sign. Relative paths start at the
+working folder, those of the manifest at `cohort.root`. A path that contains `{`, `}`, `<` or `>`
+is refused, because Snakemake takes these for wildcards and variables: rename the file, or make a
+link to it. Before any job begins, every file and folder that the config and the manifest name is
+looked up, and one message lists all that are absent, closed to you or no files.
 
 A key that is written twice is an error. Names of tasks, encoders, heads and patch sets become
 folders: two may not differ only by case, nor may one end like a file of the results (`.csv`).

@@ -14,8 +14,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from her2.config import PatchesSection
-from her2.core.errors import UserError, problem_list
+from her2.core.crashes import reading
+from her2.core.errors import SlideError, UserError, problem_list
 from her2.core.files import digest
+from her2.core.images import open_image
 from her2.pretraining.formats import LISTERS, SUFFIXES, Listed
 from her2.pretraining.patch_set import PatchSet, RgbPatch, class_table
 
@@ -69,7 +71,7 @@ def read_rgb(path: Path) -> RgbPatch:
             everywhere is dropped.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             image.load()
             mode = image.mode
             pixels = np.asarray(image)
@@ -107,9 +109,10 @@ def _read_images(
 
     def inspect(row: Listed) -> tuple[str, RgbPatch | str]:
         try:
-            content = hashlib.sha256(row.path.read_bytes()).hexdigest()
-            return content, read_rgb(row.path)
-        except (OSError, ValueError) as error:
+            with reading(row.id):
+                content = hashlib.sha256(row.path.read_bytes()).hexdigest()
+                return content, read_rgb(row.path)
+        except (OSError, ValueError, SlideError) as error:
             return "", str(error)
 
     usable: list[Listed] = []

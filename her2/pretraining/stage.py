@@ -12,6 +12,7 @@ from torch import nn
 
 from her2.config import EncoderSection, PatchesSection, PretrainingSection
 from her2.config.jobs import EncoderSpec
+from her2.core.crashes import reading
 from her2.core.errors import SlideError, UserError, problem_list
 from her2.core.files import WRITTEN, canonical_json, digest, link
 from her2.encoders.backbones import build_backbone, default_arguments
@@ -104,7 +105,8 @@ def slide_fingerprints(section: PatchesSection) -> list[str]:
     found = []
     for name in sheet.cells.get("path", []):
         try:
-            found.append(fingerprint(section.slides.parent / name))
+            with reading(name):
+                found.append(fingerprint(section.slides.parent / name))
         except SlideError as error:
             problems.append(f"{name}: {error}")
     if problems:

@@ -11,6 +11,7 @@ import cv2
 
 from her2.cohort.manifest import Cohort, SlideRow
 from her2.config.jobs import TileSpec
+from her2.core.crashes import reading
 from her2.core.errors import SlideError, SlideUnfit, TileError, blamed_on
 from her2.core.events import write_event
 from her2.core.files import digest, file_digest, link
@@ -52,7 +53,11 @@ def tile_bucket(
 
     def tile(row: SlideRow) -> TileEntry:
         with blamed_on(row.slide_id):
-            return _tile_row(spec, cohort, row, cache, tissue_masks)
+            try:
+                with reading(row.slide_id):
+                    return _tile_row(spec, cohort, row, cache, tissue_masks)
+            except (SlideError, TileError) as error:
+                return _left_out(row, error)
 
     rows = cohort.bucket(spec.bucket)
     with ThreadPoolExecutor(threads) as pool:
@@ -152,12 +157,16 @@ def _tile_row(
             log.info("%s: %d tiles from the cache", row.slide_id, len(table))
             write_event("tiled", row.slide_id, tiles=len(table), cached=True)
     except (SlideError, TileError) as error:
-        status: Status = "excluded" if isinstance(error, SlideUnfit) else "failed"
-        log.warning("%s: %s: %s", row.slide_id, status, error)
-        write_event("left_out", row.slide_id, reason=str(error))
-        damaged = isinstance(error, TileError)
-        return TileEntry(status, f"damaged, copy it again ({error})" if damaged else str(error))
+        return _left_out(row, error)
     return _entry(key, table, spec.tiling.min_tiles)
+
+
+def _left_out(row: SlideRow, error: SlideError | TileError) -> TileEntry:
+    status: Status = "excluded" if isinstance(error, SlideUnfit) else "failed"
+    log.warning("%s: %s: %s", row.slide_id, status, error)
+    write_event("left_out", row.slide_id, reason=str(error))
+    damaged = isinstance(error, TileError)
+    return TileEntry(status, f"damaged, copy it again ({error})" if damaged else str(error))
 
 
 def _warn_of_origin(spec: TileSpec, row: SlideRow, annotation: Path, slide: Slide) -> None:

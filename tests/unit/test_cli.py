@@ -234,9 +234,11 @@ def test_a_spec_of_another_version_is_refused(tmp_path, monkeypatch, capsys):
     assert "Run snakemake again" in shown
 
 
-def test_an_unexpected_error_ends_with_the_slide_that_was_at_work(tmp_path, monkeypatch, capsys):
+def test_an_error_of_the_machine_ends_with_the_slide_that_was_at_work(
+    tmp_path, monkeypatch, capsys
+):
     def broken(path: Path) -> str:
-        raise ZeroDivisionError("nobody thought of it")
+        raise MemoryError("nothing left")
 
     monkeypatch.setattr("her2.tiling.stage.fingerprint", broken)
     values = json.loads(tile_spec()) | {"bucket": "0000-of-0001"}
@@ -247,7 +249,7 @@ def test_an_unexpected_error_ends_with_the_slide_that_was_at_work(tmp_path, monk
         "--cache", tmp_path, "--out", tmp_path / "m.json",
     )  # fmt: skip
     assert "Traceback" in shown
-    assert shown.splitlines()[-1] == "her2: slide-7: ZeroDivisionError: nobody thought of it"
+    assert shown.splitlines()[-1] == "her2: slide-7: MemoryError: nothing left"
 
 
 # Questions

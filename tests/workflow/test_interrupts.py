@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -41,8 +42,9 @@ def stop_in_embedding(project: Project, stop: str) -> tuple[int, str, list[str]]
             time.sleep(0.02)
         if stop == "kill stage":
             for child in psutil.Process(process.pid).children(recursive=True):
-                if {"her2", "embed"} <= set(child.cmdline()):
-                    child.kill()
+                with suppress(psutil.NoSuchProcess):  # the parent of a job takes its child along
+                    if {"her2", "embed"} <= set(child.cmdline()):
+                        child.kill()
         else:
             os.killpg(process.pid, signal.SIGINT if stop == "interrupt" else signal.SIGKILL)
         output, _ = process.communicate(timeout=120)

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2.core.errors import UserError
+from her2.core.sharing import make_folder
 
 CHUNK_BYTES = 1 << 30
 """Up to this size, the features of a slide are one chunk."""
@@ -84,7 +85,7 @@ class RowSpool:
         if rows * self._row_bytes <= SPOOL_BYTES:
             self._memory = np.zeros(self.shape, self.dtype)
         else:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 closed below
 
     def put(self, rows: NDArray[np.int64], values: NDArray[Any]) -> None:

@@ -1,12 +1,14 @@
 """Maintenance of the cache: verify every product, and find those no longer used."""
 
 import json
+import os
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from her2.core.errors import UserError
 from her2.core.files import digest, file_digest
+from her2.core.sharing import denied
 from her2.storage.cache import Cache, Product
 from her2.storage.features import open_store, read_attributes, read_coords, store_problems
 from her2.storage.tiles import coords_digest, read_key, read_table
@@ -74,8 +76,22 @@ def unused_products(cache: Cache, results: Iterable[Path]) -> list[Product]:
 
 
 def _entries_files(folder: Path) -> list[Path]:
-    stages = ("tiles", "encoders", "features", "models")
-    return [path for stage in stages for path in sorted((folder / stage).rglob("*.json"))]
+    """Return the entries files and cards below a results folder.
+
+    Raises:
+        UserError: a folder may not be read; `rglob` would pass over it, and pruning delete what
+            its files name.
+    """
+
+    def refuse(error: OSError) -> None:
+        if isinstance(error, PermissionError):
+            raise denied(Path(error.filename)) from None
+
+    found = []
+    for stage in ("tiles", "encoders", "features", "models"):
+        for parent, _, names in os.walk(folder / stage, onerror=refuse):
+            found += [Path(parent, name) for name in names if name.endswith(".json")]
+    return sorted(found)
 
 
 def _named(path: Path) -> set[str]:

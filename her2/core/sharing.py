@@ -97,6 +97,25 @@ def forbid_writing(path: Path) -> bool:
     return True
 
 
+def check_readable(path: Path) -> None:
+    """Check that this user may read a file, or a folder and its files, before it is read.
+
+    A reader that is refused takes the file for an absent or a damaged one (safetensors says "no
+    such file"), and then it is made again or moved aside.
+
+    Raises:
+        UserError: it may not be read; the message says who may.
+    """
+    try:
+        path.stat()
+    except PermissionError:
+        raise denied(path) from None
+    except OSError:  # absent, which its reader says
+        return
+    if closed := unreadable(path):
+        raise denied(closed)
+
+
 def unreadable(product: Path) -> Path | None:
     """Return the first of a file or folder and its files that this user may not read."""
     if not product.is_dir():

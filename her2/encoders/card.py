@@ -10,6 +10,7 @@ from typing import Any
 
 from her2.core.errors import UserError
 from her2.core.files import digest, write_json
+from her2.core.sharing import check_readable
 
 CARD_NAME = "card.json"
 WEIGHTS_NAME = "weights.safetensors"
@@ -64,9 +65,10 @@ def read_card(folder: Path) -> EncoderCard:
     """Read the card of an encoder folder.
 
     Raises:
-        UserError: there is no card, or it was edited by hand.
+        UserError: there is no card, it was edited by hand, or it may not be read.
     """
     path = folder / CARD_NAME
+    check_readable(path)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         stated = values.pop("digest")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from her2.core.files import atomic_folder, atomic_path
-from her2.core.sharing import denied, make_folder, unreadable
+from her2.core.sharing import check_readable, denied, make_folder
 
 Kind = Literal["tiles", "qc", "encoders", "features", "models"]
 SUFFIXES: dict[Kind, str] = {
@@ -59,15 +59,8 @@ class Cache:
             UserError: the product is there or could be, and this user may not read it.
         """
         path = self.path(kind, key)
-        try:
-            path.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except PermissionError:
-            raise denied(path) from None
-        if closed := unreadable(path):
-            raise denied(closed)
-        return path
+        check_readable(path)
+        return path if path.exists() else None
 
     @contextmanager
     def publish(self, kind: Kind, key: str, *, megabytes: float | None = None) -> Iterator[Path]:

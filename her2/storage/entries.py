@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from her2.core.errors import UserError, problem_list
 from her2.core.files import write_json
+from her2.core.sharing import check_readable
 from her2.storage.facts import SlideFacts, fact_columns, facts_of_columns
 
 Status = Literal["ok", "excluded", "failed"]
@@ -94,6 +95,7 @@ def read_entries(path: Path, entry: type[Entry]) -> dict[str, Entry]:
     Raises:
         UserError: the file is absent or not an entries file.
     """
+    check_readable(path)
     build: Callable[[Any], Any] = getattr(entry, "of_columns", lambda columns: entry(**columns))
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2.core.errors import UserError
-from her2.core.sharing import make_folder
+from her2.core.sharing import check_readable, make_folder
 
 CHUNK_BYTES = 1 << 30
 """Up to this size, the features of a slide are one chunk."""
@@ -318,6 +318,7 @@ def _map(
 @contextmanager
 def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
     """Open a store; any damage found within the block is a UserError."""
+    check_readable(path)
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from her2.core.errors import UserError
 from her2.core.files import digest
+from her2.core.sharing import check_readable
 from her2.storage.facts import SlideFacts, TileGrid, of_table_metadata, table_metadata
 
 _METADATA_KEY = b"her2"
@@ -86,8 +87,9 @@ def read_table(path: Path) -> TileTable:
     """Read a tile table.
 
     Raises:
-        UserError: the file is not a tile table.
+        UserError: the file is not a tile table, or may not be read.
     """
+    check_readable(path)
     try:
         table = pa.parquet.read_table(path, page_checksum_verification=True)
         columns = {name: table[name].to_numpy() for name in table.column_names}

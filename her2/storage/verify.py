@@ -6,17 +6,27 @@ from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from her2.core.errors import UserError
+from her2.core.errors import UserError, problem_list
 from her2.core.files import digest, file_digest
-from her2.core.sharing import denied
+from her2.core.sharing import check_readable, denied, unreadable
 from her2.storage.cache import Cache, Product
 from her2.storage.features import open_store, read_attributes, read_coords, store_problems
 from her2.storage.tiles import coords_digest, read_key, read_table
 
 
 def broken_products(cache: Cache, *, threads: int = 1) -> tuple[int, list[tuple[Product, str]]]:
-    """Verify every product; return the number of products, and the broken ones with problems."""
+    """Verify every product; return the number of products, and the broken ones with problems.
+
+    Raises:
+        UserError: products may not be read, so that nothing can be said of them.
+    """
     products = list(cache.products())
+    closed = [path for path in (unreadable(product.path) for product in products) if path]
+    if closed:
+        raise problem_list(
+            f"{len(closed)} of {len(products)} products in {cache.root} may not be read",
+            [str(denied(path)) for path in closed],
+        )
     with ThreadPoolExecutor(threads) as pool:
         problems = list(pool.map(product_problem, products))
     broken = [(p, text) for p, text in zip(products, problems, strict=True) if text is not None]
@@ -96,6 +106,7 @@ def _entries_files(folder: Path) -> list[Path]:
 
 def _named(path: Path) -> set[str]:
     """Return the keys in an entries file or a card."""
+    check_readable(path)
     try:
         entries = json.loads(path.read_text(encoding="utf-8")).values()
     except (OSError, ValueError, AttributeError) as error:

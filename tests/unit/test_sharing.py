@@ -14,18 +14,25 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 import typer.testing
 
 from her2.cli.main import app
 from her2.core.errors import UserError
 from her2.core.files import atomic_path, copy, link, write_text
+from her2.encoders.card import read_card
+from her2.mil.fold import load_model
+from her2.mil.priors import read_priors
 from her2.storage.cache import Cache, Kind, remove
-from her2.storage.verify import unused_products
+from her2.storage.entries import TileEntry, read_entries
+from her2.storage.features import open_store
+from her2.storage.tiles import read_table
+from her2.storage.verify import broken_products, unused_products
 
 LAB = 54200
 KEY, OTHER = (hashlib.sha256(name).hexdigest() for name in (b"a", b"b"))
 KINDS: list[Kind] = ["features", "models"]  # a file and a folder
-UMASKS = [0o077, 0o022, 0o002]
+UMASKS = [0o077, 0o022]
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as several users")
 
@@ -131,7 +138,7 @@ def test_what_one_of_a_group_makes_the_other_reads_moves_and_deletes(lab, kind, 
 
 @pytest.mark.parametrize("umask", UMASKS)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("folder_mode", [0o700, 0o755, 0o1777])
+@pytest.mark.parametrize("folder_mode", [0o755, 0o1777])
 @needs_root
 def test_outside_a_shared_folder_the_umask_alone_decides(lab, kind, umask, folder_mode):
     own = lab.parent / "own"
@@ -237,7 +244,7 @@ def test_a_product_restored_from_results_is_the_groups(lab, umask):
 @needs_root
 def test_two_who_start_beside_each_other_are_both_let_into_new_folders(lab):
     """Another user's folder of the same name may appear, empty or not, while ours is made."""
-    for number in range(20):
+    for number in range(6):
         folder = lab / f"cache-{number}"
         children = []
         for user in (ANA, BEN):
@@ -315,3 +322,38 @@ def test_what_users_open_in_the_results_can_be_written(tmp_path):
     os.umask(umask)
     for name in ("table.csv", "weights.safetensors"):
         assert mode(tmp_path / name) == 0o666 & ~umask
+
+
+READERS = {
+    "model.safetensors": lambda path: load_model(path.parent, torch.device("cpu")),
+    "card.json": lambda path: read_card(path.parent),
+    "s1.zarr.zip": open_store,
+    "s1.parquet": read_table,
+    "b.json": lambda path: read_entries(path, TileEntry),
+    "priors.parquet": read_priors,
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("closed", ["file", "folder"])
+@needs_root
+def test_a_reader_does_not_take_a_file_of_somebody_else_for_a_damaged_or_absent_one(
+    lab, name, closed
+):
+    path = home(lab, ANA) / name
+    ANA.run(lambda: write_text(path, "{}"))
+    (path if closed == "file" else path.parent).chmod(0)
+    with pytest.raises(UserError) as error:
+        BEN.run(lambda: READERS[name](path))
+    assert "permission denied" in str(error.value)
+    assert f"of user {ANA.number}" in str(error.value)
+    assert "Delete" not in str(error.value)
+
+
+@needs_root
+def test_verifying_does_not_take_a_closed_product_for_a_broken_one(lab):
+    cache = Cache(lab / "cache")
+    path = ANA.run(lambda: put(cache, "models"))
+    (path / "model.safetensors").chmod(0o600)
+    with pytest.raises(UserError, match="1 of 1 products .* may not be read"):
+        BEN.run(lambda: broken_products(cache))

@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import stat
+import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -357,3 +358,30 @@ def test_verifying_does_not_take_a_closed_product_for_a_broken_one(lab):
     (path / "model.safetensors").chmod(0o600)
     with pytest.raises(UserError, match="1 of 1 products .* may not be read"):
         BEN.run(lambda: broken_products(cache))
+
+
+def allow(folder: Path, user: int) -> None:
+    """Let a user into a folder of somebody else, like `setfacl -m u:USER:rwx,d:u:USER:rwx`."""
+    entries = [(1, 7, -1), (2, 7, user), (4, 0, -1), (16, 7, -1), (32, 0, -1)]
+    packed = struct.pack("<I", 2) + b"".join(
+        struct.pack("<HHI", tag, rights, who & 0xFFFFFFFF) for tag, rights, who in entries
+    )
+    for name in ("access", "default"):
+        os.setxattr(folder, f"system.posix_acl_{name}", packed)
+
+
+@pytest.mark.parametrize("umask", UMASKS)
+@pytest.mark.parametrize("kind", KINDS)
+@needs_root
+def test_an_access_list_lets_another_user_in_where_no_group_does(lab, kind, umask):
+    cache = Cache(home(lab, ANA) / "cache")
+    try:
+        allow(home(lab, ANA), BEN.number)
+    except OSError as error:
+        pytest.skip(f"no access lists in /tmp ({error})")
+    path = User(ANA.number, (), umask).run(lambda: put(cache, kind))
+    assert BEN.run(lambda: read(cache.find(kind, KEY))) > 0
+    assert not BEN.run(lambda: os.access(path / "card.json" if path.is_dir() else path, os.W_OK))
+    with pytest.raises(UserError, match="permission denied"):
+        CLEO.run(lambda: cache.find(kind, KEY))
+    BEN.run(lambda: remove(path))

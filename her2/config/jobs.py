@@ -35,7 +35,7 @@ from her2.core.files import canonical_json
 VERSIONS = {
     "synthetic": 2,
     "tile": 2,
-    "audit": 2,
+    "audit": 3,
     "cohort": 2,
     "encoder": 1,
     "overlap": 1,

@@ -19,7 +19,7 @@ from her2.core.errors import UserError
 from her2.core.types import Floats, Ints
 from her2.metrics.base import Classified
 from her2.storage.cache import Cache
-from her2.storage.entries import FoldEntry, read_all_entries
+from her2.storage.entries import read_folds
 from her2.storage.products import find_product
 
 KEYS = {"slide": ("slide_id", "patient_id"), "patient": ("patient_id",)}
@@ -74,14 +74,14 @@ def gather_predictions(
         model gave it.
 
     Raises:
-        UserError: a prediction is not finite or has another role than in the folds table, or a
-            patient has two classes.
+        UserError: a prediction is not finite or has another role than in the folds table, a
+            patient has two classes, or no fold has a model.
     """
     table = pl.read_parquet(folds)
     if spec.protocol == "sound":
         check_disjoint(table)
     parts = []
-    for name, entry in read_all_entries(models, spec.chunks, FoldEntry).items():
+    for name, entry in read_folds(models, spec.chunks).items():
         path = find_product(cache, "models", entry.key, models / name)
         run = parse_run(name)
         for file, tuned in (("predictions.parquet", False), ("tune.parquet", True)):

@@ -10,7 +10,7 @@ from her2.evaluation.figures import FIGURES, null
 from her2.metrics.auc import auc
 from her2.metrics.base import Binary
 from her2.storage.cache import Cache
-from her2.storage.entries import FoldEntry, read_all_entries
+from her2.storage.entries import read_folds
 
 
 def bag_figures(
@@ -21,7 +21,7 @@ def bag_figures(
     target = dict(predictions.select("slide_id", "target").unique().iter_rows())
     parts = [
         pl.read_parquet(cache.path("models", entry.key) / "bags.parquet")
-        for entry in read_all_entries(models, spec.chunks, FoldEntry).values()
+        for entry in read_folds(models, spec.chunks).values()
         if (cache.path("models", entry.key) / "bags.parquet").exists()
     ]
     bags = pl.concat(parts)

@@ -16,7 +16,11 @@ from her2.evaluation.paired import left_out_words, pair_models
 from her2.evaluation.stage import evaluate
 from her2.explanation.held_out import find_held_out
 from her2.mil.apply import predict_slides
-from her2.storage.entries import FeatureEntry, FoldEntry, read_entries
+from her2.report.results import read_results
+from her2.report.sections import notices
+from her2.report.sections.models import fold_rows
+from her2.storage.entries import FeatureEntry, FoldEntry, read_entries, write_entries
+from tests.unit.report_maker import Cohort
 from tests.unit.test_train_folds import BUCKET, TASK, World, build, cohort
 
 SECTION = EvaluationSection(bootstrap=100)
@@ -271,3 +275,20 @@ def test_an_entries_file_of_before_is_read(tmp_path):
     )
     write_text(tmp_path / "chunk.json", old)
     assert read_entries(tmp_path / "chunk.json", FoldEntry)["r0f0"].reason == ""
+
+
+def test_the_page_says_which_folds_have_no_model_and_why(tmp_path):
+    reported = Cohort()
+    reported.write(tmp_path)
+    path = next((tmp_path / "models").rglob("r0f0-r0f2.json"))
+    reason = "no usable slide of class 3+ in the training set"
+    lost = FoldEntry("", 9, 3, 6, 0, 0, None, reason=reason)
+    write_entries(path, read_entries(path, FoldEntry) | {"r0f1": lost})
+    results = read_results(reported.spec(), tmp_path)
+    (model,) = results.models
+    found = [n.text for n in notices.notices(results, [], []) if "could not be trained" in n.text]
+    assert found == [
+        f"{model.name}: 1 of 3 folds could not be trained, and all figures are over the others "
+        f"(r0f1: {reason})."
+    ]
+    assert [row.run for row in fold_rows(model)] == ["r0f0", "r0f2"]

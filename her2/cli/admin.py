@@ -12,7 +12,7 @@ import typer
 
 from her2.cli.stages import STAMP
 from her2.config import jobs
-from her2.core.errors import UserError
+from her2.core.errors import UserError, problem_list
 from her2.core.memory import keep_freed_memory
 from her2.core.stamps import writing_stamp
 
@@ -185,8 +185,12 @@ def cache_prune(
     config: ConfigsOption = None,
     cache: CacheOption = None,
     yes: Annotated[bool, typer.Option("--yes", help="delete; without this, only list")] = False,
+    others: Annotated[
+        bool, typer.Option("--others", help="also what other users made; without this, it is kept")
+    ] = False,
 ) -> None:
     """List and delete the products that nothing in the kept results folders names."""
+    from her2.core.sharing import is_mine
     from her2.storage.cache import remove, size_bytes
     from her2.storage.upkeep import unused_products
 
@@ -196,6 +200,16 @@ def cache_prune(
     store = _cache(cache, config)
     unused = unused_products(store, folders)
     aside = [*store.quarantined(), *store.leftovers()]
+    if not others:
+        found = len(unused) + len(aside)
+        unused = [product for product in unused if is_mine(product.path)]
+        aside = [path for path in aside if is_mine(path)]
+        if kept := found - len(unused) - len(aside):
+            print(
+                f"{kept} made by other users are kept, as their results may need them; name their "
+                "results with --keep too, and add --others to delete the rest",
+                file=sys.stderr,
+            )
     totals: dict[str, list[int]] = {}
     for product in unused:
         totals.setdefault(product.kind, []).append(product.size_bytes)
@@ -210,8 +224,14 @@ def cache_prune(
     if not yes:
         print(f"{what} would be deleted; add --yes to delete them", file=sys.stderr)
         return
+    refused = []
     for path in [*(product.path for product in unused), *aside]:
-        remove(path)
+        try:
+            remove(path)
+        except UserError as error:
+            refused.append(str(error))
+    if refused:
+        raise problem_list(f"{len(refused)} of {what} could not be deleted", refused)
     print(f"{what} deleted", file=sys.stderr)
 
 

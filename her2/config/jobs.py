@@ -41,7 +41,7 @@ job runs again. Empty where rules make these files."""
 VERSIONS = {
     "synthetic": 2,
     "tile": 2,
-    "audit": 2,
+    "audit": 3,
     "cohort": 2,
     "encoder": 1,
     "overlap": 1,

@@ -9,6 +9,7 @@ from typing import Any
 
 from her2.core.errors import UserError
 from her2.core.files import digest, read_json, write_json
+from her2.core.sharing import check_readable
 from her2.core.stamps import noted
 
 CARD_NAME = "card.json"
@@ -66,9 +67,10 @@ def read_card(folder: Path) -> EncoderCard:
     """Read the card of an encoder folder.
 
     Raises:
-        UserError: there is no card, or it was edited by hand.
+        UserError: there is no card, it was edited by hand, or it may not be read.
     """
     path = folder / CARD_NAME
+    check_readable(path)
     try:
         values = read_json(noted(path))
         stated = values.pop("digest")

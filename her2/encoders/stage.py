@@ -24,6 +24,7 @@ from her2.config.catalogue import CatalogueRow, row, scale_warning
 from her2.config.jobs import EncoderSpec
 from her2.core.errors import UserError, problem_list
 from her2.core.files import atomic_path, file_digest
+from her2.core.sharing import check_readable
 from her2.encoders.backbones import Encoder, build_backbone, default_arguments, normalisation
 from her2.encoders.card import WEIGHTS_NAME, EncoderCard, read_card, write_card
 from her2.encoders.weights import weights_for
@@ -136,6 +137,7 @@ def load_encoder(folder: Path) -> tuple[Encoder, EncoderCard]:
     """
     card = read_card(folder)
     path = folder / WEIGHTS_NAME
+    check_readable(path)
     try:
         state = safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:

@@ -20,7 +20,7 @@ from her2.core.tables import read_result
 from her2.core.types import Floats, Ints
 from her2.metrics.base import Classified
 from her2.storage.cache import Cache
-from her2.storage.entries import FoldEntry, read_all_entries
+from her2.storage.entries import read_folds
 from her2.storage.fold_files import check_fold
 from her2.storage.products import find_product
 
@@ -79,13 +79,13 @@ def gather_predictions(
 
     Raises:
         UserError: a fold's files were changed, a prediction is not finite or has another role than
-            in the folds table, or a patient has two classes.
+            in the folds table, a patient has two classes, or no fold has a model.
     """
     table = read_result(folds)
     if spec.protocol == "sound":
         check_disjoint(table)
     parts = []
-    for name, entry in read_all_entries(models, spec.chunks, FoldEntry).items():
+    for name, entry in read_folds(models, spec.chunks).items():
         path = find_product(cache, "models", entry.key, models / name)
         run = parse_run(name)
         check_fold(path, _TUNED)

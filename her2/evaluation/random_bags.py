@@ -10,7 +10,7 @@ from her2.evaluation.figures import FIGURES, null
 from her2.metrics.auc import auc
 from her2.metrics.base import Binary
 from her2.storage.cache import Cache
-from her2.storage.entries import FoldEntry, read_all_entries
+from her2.storage.entries import read_folds
 from her2.storage.fold_files import check_fold
 
 
@@ -21,7 +21,7 @@ def bag_figures(
     classes = spec.task.class_names
     target = dict(predictions.select("slide_id", "target").unique().iter_rows())
     parts = []
-    for entry in read_all_entries(models, spec.chunks, FoldEntry).values():
+    for entry in read_folds(models, spec.chunks).values():
         folder = cache.path("models", entry.key)
         if (folder / "bags.parquet").exists():
             check_fold(folder, ["bags.parquet"], entry.key)

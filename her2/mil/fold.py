@@ -24,6 +24,7 @@ from her2.config import KEEP_ORDER, HeadSection, Task
 from her2.config.jobs import TrainSpec
 from her2.core.errors import UserError
 from her2.core.files import canonical_json, digest, file_digest, parse_json
+from her2.core.sharing import check_readable
 from her2.mil.bags import Bag
 from her2.mil.losses import output_count, output_names
 from her2.mil.maps import MAPS_NAME
@@ -152,8 +153,9 @@ def load_model(folder: Path, device: torch.device) -> SavedModel:
     """Read the model in a fold's folder.
 
     Raises:
-        UserError: the folder holds no model, or its files do not match its card.
+        UserError: the folder holds no model, its files do not match its card or may not be read.
     """
+    check_readable(folder)
     try:
         card = read_fold_card(folder)
         if file_digest(folder / MODEL_NAME) != card["files"][MODEL_NAME]:

@@ -33,6 +33,7 @@ import polars as pl
 
 from her2.config.jobs import ClassBalance
 from her2.core.errors import UserError
+from her2.core.sharing import check_readable
 from her2.core.types import Floats, Ints
 
 PRIORS = {
@@ -76,6 +77,7 @@ def read_priors(path: Path) -> dict[str, tuple[Floats, Floats]]:
     Raises:
         UserError: the file cannot be read, or is not such a table.
     """
+    check_readable(path)
     try:
         table = pl.read_parquet(path).select(list(PRIORS)).cast(pl.Schema(PRIORS))
     except (OSError, pl.exceptions.PolarsError) as error:

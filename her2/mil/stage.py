@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from her2.config import HeadSection
 from her2.config.jobs import TrainSpec
 from her2.config.names import Run
 from her2.core.compiler import compiler_deferred
-from her2.core.errors import UserError, blamed_on
+from her2.core.errors import UserError, blamed_on, problem_list
 from her2.core.events import write_event
 from her2.core.files import digest, link
 from her2.core.tables import read_result
@@ -21,7 +22,7 @@ from her2.encoders.device import pick_device
 from her2.mil.bags import Bag, check_dimensions
 from her2.mil.fold import Fold, read_entry, write_fold
 from her2.mil.search import search
-from her2.mil.train import Trained, train_fold
+from her2.mil.train import Trained, parts_problem, train_fold
 from her2.storage.cache import Cache
 from her2.storage.entries import (
     FeatureEntry,
@@ -51,7 +52,8 @@ def train_folds(
         threads: number of CPU threads for torch.
 
     Raises:
-        UserError: too many slides have no features, or a fold cannot be trained.
+        UserError: too many slides have no features, or no fold of any chunk can be trained. A fold
+            that lost a class with its slides gets an entry without a model.
     """
     table = read_result(folds)
     if spec.protocol == "sound":
@@ -67,11 +69,18 @@ def train_folds(
     check_dimensions(list(bags.values()))  # with the held-out slides, which training would not read
     device = pick_device(threads)
     _repeatable(device)
+    problems = _problems(spec, table, bags)
     found: dict[str, FoldEntry] = {}
     for run in spec.runs:
-        rows = table.filter((pl.col("repeat") == run.repeat) & (pl.col("fold") == run.fold))
-        parts = _parts(rows, bags, grouped=spec.protocol == "sound")
-        identity, name = _look_up(spec, cache, parts, run), run.name
+        parts = _parts(_rows(table, run), bags, grouped=spec.protocol == "sound")
+        name = run.name
+        if reason := problems[run.repeat, run.fold]:
+            log.warning("%s: has no model: %s", name, reason)
+            write_event("trained", name)
+            found[name] = _without_model(parts, reason)
+            shutil.rmtree(output.parent / name, ignore_errors=True)  # links of another training
+            continue
+        identity = _look_up(spec, cache, parts, run)
         key = digest(identity)
         if trusted(cache, "models", key) is None:
             with blamed_on(name):
@@ -89,6 +98,39 @@ def train_folds(
         _link_all(cache.path("models", key), output.parent / name)
     write_entries(output, found)
     return found
+
+
+def _problems(
+    spec: TrainSpec, table: pl.DataFrame, bags: dict[str, Bag]
+) -> dict[tuple[int, int], str]:
+    """Return (repeat, fold) -> why it cannot be trained, "" if it can, for the folds of all chunks.
+
+    Raises:
+        UserError: none can.
+    """
+    found = {}
+    for repeat, fold in table.select("repeat", "fold").unique().sort("repeat", "fold").iter_rows():
+        run = Run(repeat, fold)
+        parts = _parts(_rows(table, run), bags, grouped=spec.protocol == "sound")
+        found[repeat, fold] = parts_problem(
+            parts["train"],
+            parts["tune"],
+            spec.task.class_names,
+            spec.training,
+            keep_last=spec.protocol == "published",
+        )
+    if all(found.values()):
+        raise problem_list(
+            "no fold can be trained",
+            [f"{Run(*where).name}: {reason}" for where, reason in found.items()],
+        )
+    return found
+
+
+def _without_model(parts: dict[str, list[Bag]], reason: str) -> FoldEntry:
+    """Return the entry of a fold that cannot be trained."""
+    train, tune, test = (len(parts[role]) for role in ("train", "tune", "test"))
+    return FoldEntry("", train, tune, test, 0, 0, None, reason=reason)
 
 
 @compiler_deferred()
@@ -220,6 +262,10 @@ def _open_bags(
         path = find_product(cache, "features", entry.key, features / f"{slide_id}.zarr.zip")
         bags[slide_id] = Bag(slide_id, patient_id, entry.key, open_store(path, entry.key), label)
     return bags
+
+
+def _rows(table: pl.DataFrame, run: Run) -> pl.DataFrame:
+    return table.filter((pl.col("repeat") == run.repeat) & (pl.col("fold") == run.fold))
 
 
 def _parts(rows: pl.DataFrame, bags: dict[str, Bag], *, grouped: bool) -> dict[str, list[Bag]]:

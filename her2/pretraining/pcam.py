@@ -156,7 +156,7 @@ def _unpacked(path: Path, scratch: Path) -> tuple[Path, str]:
     if not plain.exists():
         log.info("unpacking %s to %s", path, plain)
         with (
-            atomic_path(plain) as temporary,
+            atomic_path(plain, product=True) as temporary,
             gzip.open(path) as packed,
             temporary.open("wb") as out,
         ):

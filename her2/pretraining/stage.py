@@ -14,7 +14,7 @@ from her2.config import EncoderSection, PatchesSection, PretrainingSection
 from her2.config.jobs import EncoderSpec
 from her2.core.crashes import reading
 from her2.core.errors import SlideError, UserError, problem_list
-from her2.core.files import WRITTEN, canonical_json, digest, link
+from her2.core.files import WRITTEN, canonical_json, copy, digest
 from her2.encoders.backbones import build_backbone, default_arguments
 from her2.encoders.card import (
     CARD_NAME,
@@ -42,7 +42,7 @@ HISTORY_NAME = "history.parquet"
 def pretrain_encoder(
     spec: EncoderSpec, cache: Cache, output: Path, *, init: Path | None = None, threads: int = 1
 ) -> EncoderCard:
-    """Pre-train an encoder unless the cache holds it, and link it into its folder.
+    """Pre-train an encoder unless the cache holds it, and copy it into its folder.
 
     Args:
         spec: the job's spec.
@@ -88,7 +88,7 @@ def pretrain_encoder(
         log.info("encoder pre-trained on %s: found in the cache", name)
     product = cache.path("encoders", key)
     for item in (WEIGHTS_NAME, HISTORY_NAME, CARD_NAME):  # the card last, since jobs wait for it
-        link(product / item, output / item)
+        copy(product / item, output / item)
     WRITTEN.add(output / CARD_NAME)
     return read_card(output)
 

@@ -1,7 +1,7 @@
 """Stage 2, report: everything that the page is made of, read once and checked to be present."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,18 @@ from her2.config import Config, Task
 from her2.config.jobs import ReportSpec
 from her2.core.errors import UserError
 from her2.core.plot_style import FigureContext
+from her2.core.sharing import check_readable
 from her2.core.tables import read_result
 from her2.encoders.card import EncoderCard, read_card
 from her2.explanation.listing import read_heatmaps
 from her2.pretraining.overlap import Overlap, read_overlap
-from her2.storage.entries import FeatureEntry, FoldEntry, read_all_entries
+from her2.storage.entries import (
+    FeatureEntry,
+    FoldEntry,
+    read_all_entries,
+    read_folds,
+    untrained_folds,
+)
 from her2.storage.features import read_attributes
 
 DETAILS = (
@@ -60,7 +67,8 @@ RECEIPTS = 200
 class EvaluatedModel:
     """One encoder and head on a task: the tables of its evaluation and of its training.
 
-    `folds` and `histories` are by run (`r0f3`, `r0f3s1`); a missing history is left out.
+    `folds` and `histories` are by run (`r0f3`, `r0f3s1`); a missing history is left out, and
+    `untrained` says why a run has no model.
     `controls` and `attention` are tables by name. `heatmaps` is the list of `heatmaps.json`,
     `scores` that of `tiles.json`, and `pictures` their folder.
     """
@@ -90,6 +98,7 @@ class EvaluatedModel:
     heatmaps: list[dict[str, object]]
     scores: list[dict[str, object]]
     pictures: Path
+    untrained: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -242,7 +251,7 @@ def _model(
         folder / stage / task / encoder / head
         for stage in ("evaluation", "models", "heatmaps", "controls", "attention")
     )
-    folds = read_all_entries(models, chunks, FoldEntry)
+    folds = read_folds(models, chunks)
     histories = {run: models / run / "history.parquet" for run in folds}
     tables = {name: _table(evaluation / f"{name}.parquet") for name in TABLES}
     return EvaluatedModel(
@@ -258,6 +267,7 @@ def _model(
         heatmaps=_heatmaps(heatmaps / "heatmaps.json"),
         scores=_heatmaps(heatmaps / "tiles.json"),
         pictures=heatmaps,
+        untrained=untrained_folds(models, chunks),
     )
 
 
@@ -307,6 +317,7 @@ def read_metrics(path: Path) -> pl.DataFrame:
 
 
 def _table(path: Path) -> pl.DataFrame:
+    check_readable(path)
     try:
         return read_result(path)
     except (OSError, pl.exceptions.PolarsError) as error:
@@ -314,6 +325,7 @@ def _table(path: Path) -> pl.DataFrame:
 
 
 def _heatmaps(path: Path) -> list[dict[str, object]]:
+    check_readable(path)
     try:
         return read_heatmaps(path)
     except (OSError, ValueError) as error:

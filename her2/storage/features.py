@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from her2.core.errors import UserError
 from her2.core.files import digest
+from her2.core.sharing import check_readable, make_folder
 
 CHUNK_BYTES = 1 << 30
 """Up to this size, the features of a slide are one chunk."""
@@ -88,7 +89,7 @@ class RowSpool:
         if rows * self._row_bytes <= SPOOL_BYTES:
             self._memory = np.zeros(self.shape, self.dtype)
         else:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 closed below
 
     def put(self, rows: NDArray[np.int64], values: NDArray[Any]) -> None:
@@ -368,6 +369,7 @@ def _map(
 @contextmanager
 def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
     """Open a store; any damage found within the block is a UserError."""
+    check_readable(path)
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from her2.core.errors import UserError
 from her2.core.files import canonical_json, digest
+from her2.core.sharing import check_readable
 from her2.storage.facts import SlideFacts, TileGrid, of_table_metadata, table_metadata
 from her2.storage.features import FeatureStore, read_coords
 
@@ -110,8 +111,10 @@ def read_table(path: Path, key: str | None = None) -> TileTable:
     """Read a tile table, that of a key if one is given.
 
     Raises:
-        UserError: the file is not a tile table, was edited, or is that of another key.
+        UserError: the file is not a tile table, was edited, is that of another key, or may not be
+            read.
     """
+    check_readable(path)
     with _damage(path):
         table = pa.parquet.read_table(path, page_checksum_verification=True)
         metadata = table.schema.metadata

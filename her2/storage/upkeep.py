@@ -1,12 +1,14 @@
 """Maintenance of the cache: have products made again, and find those no longer used."""
 
 import json
+import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from her2.core.errors import UserError, problem_list
+from her2.core.sharing import check_readable, denied
 from her2.storage.cache import SUFFIXES, Cache, Kind, Product, remove
 from her2.storage.features import read_attributes
 from her2.storage.fold_files import CARD_NAME, rows_read
@@ -115,17 +117,31 @@ def _linked(folder: Path) -> Iterator[str]:
 
 
 def _entries_files(folder: Path, *stages: str) -> list[Path]:
-    """Return the entries files and cards of some stages; default: of all."""
-    chosen = stages or ("tiles", "encoders", "features", "models")
-    return [path for stage in chosen for path in sorted((folder / stage).rglob("*.json"))]
+    """Return the entries files and cards of some stages; default: of all.
+
+    Raises:
+        UserError: a folder may not be read; `rglob` would pass over it, and pruning delete what
+            its files name.
+    """
+
+    def refuse(error: OSError) -> None:
+        if isinstance(error, PermissionError):
+            raise denied(Path(error.filename)) from None
+
+    found = []
+    for stage in stages or ("tiles", "encoders", "features", "models"):
+        for parent, _, names in os.walk(folder / stage, onerror=refuse):
+            found += [Path(parent, name) for name in names if name.endswith(".json")]
+    return sorted(found)
 
 
 def _read(path: Path) -> dict[str, Any]:
     """Read an entries file or a card.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is neither, or may not be read.
     """
+    check_readable(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):

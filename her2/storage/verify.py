@@ -2,8 +2,9 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-from her2.core.errors import UserError
+from her2.core.errors import UserError, problem_list
 from her2.core.files import digest, read_json
+from her2.core.sharing import denied, unreadable
 from her2.encoders.card import IDENTITY_NAME
 from her2.storage.cache import Cache, Product
 from her2.storage.features import is_sealed, open_store, seal_holds, store_problems
@@ -13,8 +14,18 @@ from her2.storage.tiles import read_table, rows_digest
 
 
 def broken_products(cache: Cache, *, threads: int = 1) -> tuple[int, list[tuple[Product, str]]]:
-    """Verify every product; return the number of products, and the broken ones with problems."""
+    """Verify every product; return the number of products, and the broken ones with problems.
+
+    Raises:
+        UserError: products may not be read, so that nothing can be said of them.
+    """
     products = list(cache.products())
+    closed = [path for path in (unreadable(product.path) for product in products) if path]
+    if closed:
+        raise problem_list(
+            f"{len(closed)} of {len(products)} products in {cache.root} may not be read",
+            [str(denied(path)) for path in closed],
+        )
     with ThreadPoolExecutor(threads) as pool:
         problems = list(pool.map(product_problem, products))
     broken = [(p, text) for p, text in zip(products, problems, strict=True) if text is not None]

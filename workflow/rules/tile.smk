@@ -50,6 +50,8 @@ rule audit_cohort:
         f"{RESULTS}/logs/audit_cohort.log",
     benchmark:
         f"{RESULTS}/benchmarks/audit_cohort.tsv"
+    # Before embedding goes on, since it and the folds find what would stop the run after it.
+    priority: 20
     conda:
         "../../envs/her2.yaml"
     threads: 1

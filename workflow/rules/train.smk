@@ -9,7 +9,7 @@ out: folds/{task}.parquet                          slide, repeat, fold -> role
 
 rule make_folds:
     input:
-        # Not read, but duplicates and mass failure must stop the run before anything is trained.
+        # Has the slides that cannot be used; duplicates and mass failure stop the run there.
         # Not ancient(), as Snakemake would overlook a changed spec whenever the audit itself runs.
         audit=f"{RESULTS}/cohort/audited.parquet",
         outdated=FILES.outdated("make_folds"),
@@ -20,6 +20,8 @@ rule make_folds:
         f"{RESULTS}/logs/make_folds/{{task}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/make_folds/{{task}}.tsv"
+    # Stops the run if a class has too few usable patients, while embedding has only begun.
+    priority: 20
     conda:
         "../../envs/her2.yaml"
     threads: 1
@@ -31,7 +33,7 @@ rule make_folds:
         slides=SLIDES,
     shell:
         "python -m her2 folds --spec {params.spec:q} {params.slides:q}"
-        " --out {output[0]:q}"
+        " --audited {input.audit:q} --out {output[0]:q}"
         " --stamp {output.stamp:q} 2> {log:q}"
 
 

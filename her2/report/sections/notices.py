@@ -201,6 +201,16 @@ def _figures(model: EvaluatedModel) -> list[Notice]:
 
 def _folds(results: Results, model: EvaluatedModel) -> list[Notice]:
     found = []
+    if model.untrained:
+        why = "; ".join(f"{run}: {reason}" for run, reason in model.untrained.items())
+        found.append(
+            Notice(
+                f"{model.name}: {len(model.untrained)} of "
+                f"{len(model.untrained) + len(model.folds)} folds could not be trained, and all "
+                f"figures are over the others ({why}).",
+                model.anchor,
+            )
+        )
     limit = results.config.training.epochs
     noun = "fold" if results.config.training.seeds == 1 else "trained model"
     total = plural(len(model.folds), noun)

@@ -15,15 +15,18 @@ import pytest
 
 from her2.core.errors import UserError
 from her2.core.events import Event
+from her2.pipeline.lines import duration, failure_lines, stage_line, working_lines
 from her2.pipeline.plan import Plan
-from her2.pipeline.progress import (
-    ProgressPrinter,
-    duration,
-    failure_lines,
-    stage_line,
-    working_lines,
+from her2.pipeline.progress import ProgressPrinter
+from her2.pipeline.record import (
+    RECORD_NAME,
+    Job,
+    RunRecord,
+    begin_run,
+    planned_jobs,
+    read_run,
+    run_state,
 )
-from her2.pipeline.record import RECORD_NAME, Job, RunRecord, begin_run, read_run, run_state
 from her2.pipeline.status import RunProgress, Stage, disk_usage, failures
 
 BEGAN = 1_000_000.0
@@ -61,6 +64,13 @@ def run(tmp_path: Path) -> RunRecord:
 def write(run: RunRecord, name: str, *events: Event) -> None:
     with Path(run.folder, f"logs/{name}.jsonl").open("a") as stream:
         stream.writelines(f"{json.dumps(asdict(event))}\n" for event in events)
+
+
+NO_JOBS = SimpleNamespace(dag=SimpleNamespace(jobs=[]))
+
+
+def plan_of(run: RunRecord) -> Plan:
+    return cast(Plan, SimpleNamespace(config=SimpleNamespace(results=Path(run.folder))))
 
 
 def stages(run: RunRecord) -> list[Stage]:
@@ -143,6 +153,7 @@ def test_a_job_that_ended_without_a_word_failed_once_the_run_is_over(run: RunRec
     assert failures(stages(run)) == []
     (found,) = failures(RunProgress(run).close())
     assert "killed, or out of memory or time" in found.reason
+    assert found.reason.endswith("It had finished a0.")
 
 
 def test_a_job_that_could_not_start_failed_and_one_that_never_did_waits(run: RunRecord) -> None:
@@ -178,12 +189,13 @@ def test_no_failed_job_is_named_after_a_run_that_succeeded(
     run: RunRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path(run.folder, "logs/train.log").write_text("of a rule that includes this workflow\n")
-    monkeypatch.setattr("her2.pipeline.progress.begin_run", lambda workflow, plan: run)
-    monkeypatch.setattr("her2.pipeline.progress.end_run", lambda *args, **kwargs: None)
+    monkeypatch.setattr("her2.pipeline.progress.begin_run", lambda *args: run)
+    monkeypatch.setattr("her2.pipeline.progress.end_run", lambda *args: None)
     for succeeded in (True, False):
-        printer = ProgressPrinter(_PlanOfResults(), stream := io.StringIO())
-        printer.begin(None)
+        printer = ProgressPrinter(plan_of(run), stream := io.StringIO())
+        printer.begin(NO_JOBS)
         printer.end(succeeded=succeeded)
+        printer.close()
         assert ("1 job(s) failed" in stream.getvalue()) is not succeeded
 
 
@@ -191,8 +203,10 @@ def test_a_run_with_a_job_without_a_log_is_recorded(tmp_path: Path) -> None:
     rule = SimpleNamespace(name="summary", norun=False)
     job = SimpleNamespace(rule=rule, wildcards_dict={}, log=[])
     dag = SimpleNamespace(jobs=[job], needrun=lambda job: True)
-    plan = SimpleNamespace(config=SimpleNamespace(results=tmp_path))
-    begin_run(SimpleNamespace(dag=dag, rules=[rule]), cast(Plan, plan))
+    workflow = SimpleNamespace(dag=dag, rules=[rule])
+    ((planned, own),) = planned_jobs(workflow, cast(Plan, None))
+    assert own is job
+    begin_run(workflow, tmp_path, (planned,))
     assert [job.rule for job in read_run(tmp_path).jobs] == ["summary"]
 
 
@@ -227,21 +241,23 @@ def test_a_run_whose_process_lives_is_running(run: RunRecord) -> None:
         try:
             deadline = time.monotonic() + 10
             alive = replace(run, pid=process.pid)
-            while run_state(alive) != "running" and time.monotonic() < deadline:
+            while run_state(alive, Path(run.folder)) != "running" and time.monotonic() < deadline:
                 time.sleep(0.01)
-            assert run_state(alive) == "running"
+            assert run_state(alive, Path(run.folder)) == "running"
         finally:
             process.kill()
 
 
 def test_how_a_run_ended(run: RunRecord) -> None:
-    assert run_state(replace(run, ended=time.time(), succeeded=True)) == "finished"
-    assert run_state(replace(run, ended=time.time(), succeeded=False)) == "failed"
-    assert run_state(run) == "stopped"
-    assert run_state(replace(run, pid=os.getpid())) == "stopped"  # a number that is used again
+    results = Path(run.folder)
+    assert run_state(replace(run, ended=time.time(), succeeded=True), results) == "finished"
+    assert run_state(replace(run, ended=time.time(), succeeded=False), results) == "failed"
+    assert run_state(run, results) == "stopped"
+    again = replace(run, pid=os.getpid())  # a number that is used again
+    assert run_state(again, results) == "stopped"
     lock(run)
-    assert run_state(run) == "killed"
-    assert run_state(replace(run, host="another")) == "elsewhere"
+    assert run_state(run, results) == "killed"
+    assert run_state(replace(run, host="another"), results) == "elsewhere"
 
 
 def test_a_record_is_read_as_it_was_written(run: RunRecord, tmp_path: Path) -> None:
@@ -257,13 +273,25 @@ def test_no_run_and_a_broken_record_are_user_errors(tmp_path: Path) -> None:
         read_run(tmp_path)
 
 
-def test_a_record_of_another_version_is_no_puzzle(run: RunRecord, tmp_path: Path) -> None:
-    record = asdict(run)
-    for job in record["jobs"]:
-        job["output"] = "results/tiles/a.json"  # as in version 0.1.0 before events
-    (tmp_path / RECORD_NAME).write_text(json.dumps(record))
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"jobs": [{"rule": "tile_bucket", "name": "a", "output": "a.json"}]},  # before events
+        {"jobs": None}, {"jobs": [1]}, {"rules": 3}, {"up_to_date": []}, {"began": "noon"},
+        {"pid": None}, {"host": {}}, {"reasons": {"first": "killed"}},
+    ],
+)  # fmt: skip
+def test_a_record_of_another_version_is_no_puzzle(
+    run: RunRecord, tmp_path: Path, change: dict[str, object]
+) -> None:
+    (tmp_path / RECORD_NAME).write_text(json.dumps(asdict(run) | change))
     with pytest.raises(UserError, match="from another version of her2"):
         read_run(tmp_path)
+
+
+def test_what_a_later_version_adds_to_the_record_is_ignored(run: RunRecord, tmp_path: Path) -> None:
+    (tmp_path / RECORD_NAME).write_text(json.dumps(asdict(run) | {"colour": "blue"}))
+    assert read_run(tmp_path) == run
 
 
 class _Terminal(io.StringIO):
@@ -276,20 +304,16 @@ def test_progress_is_printed_on_a_terminal_and_not_into_a_file(
     run: RunRecord, stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(run, "a", began(), embedded("a0", 100))
-    monkeypatch.setattr("her2.pipeline.progress.begin_run", lambda workflow, plan: run)
-    monkeypatch.setattr("her2.pipeline.progress.end_run", lambda *args, **kwargs: None)
-    printer = ProgressPrinter(_PlanOfResults(), stream, every=0.01)
-    printer.begin(None)
+    monkeypatch.setattr("her2.pipeline.progress.begin_run", lambda *args: run)
+    monkeypatch.setattr("her2.pipeline.progress.end_run", lambda *args: None)
+    printer = ProgressPrinter(plan_of(run), stream, every=0.01)
+    printer.begin(NO_JOBS)
     time.sleep(0.2)
     write(run, "a", Event("ended"))
     printer.end(succeeded=True)
+    printer.close()
     expected = 1 if stream.isatty() else 0  # a line that has not changed is not repeated
     assert stream.getvalue().count("1 of 5 slides, 100 of 300 tiles") == expected
-
-
-class _PlanOfResults:
-    class config:
-        results = Path()
 
 
 def test_links_into_the_cache_take_no_room(tmp_path: Path) -> None:

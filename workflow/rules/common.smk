@@ -20,6 +20,7 @@ if (HERE / "her2").is_dir():
 from her2 import __version__
 from her2.config.names import folds_name
 from her2.core.errors import UserError
+from her2.pipeline.clocks import accept_clock_skew
 from her2.pipeline.progress import ProgressPrinter
 from her2.pipeline.wiring import ResultFiles, growing, one_of, option, read_plan, untracked
 
@@ -29,6 +30,9 @@ except UserError as error:
     raise WorkflowError(str(error)) from None
 
 PROGRESS = ProgressPrinter(PLAN)
+if workflow.is_main_process and not workflow.modifier.is_module:
+    PROGRESS.listen()
+accept_clock_skew()
 CONFIG = PLAN.config
 FILES = ResultFiles(PLAN)
 RESULTS = FILES.root

@@ -31,6 +31,10 @@ def _ending(pattern: str, words: str) -> Ending:
 
 OF_JOBS = (
     _ending(
+        r"InputFunctionException.*?UserError: (?P<error>.*?)\n(?:Wildcards:|Traceback|$)",
+        "{error}",  # a mistake that only a job's parameters showed
+    ),
+    _ending(
         r"Output (?P<output>\S+) has older modification time .*? than input (?P<input>\S+)",
         "{input} is dated later than {output}, which was made from it: a clock is ahead, or a file "
         "was copied from a machine whose clock is. Rerun the same command, which sets such times "

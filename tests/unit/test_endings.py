@@ -102,6 +102,11 @@ SAID = {
         str(exceptions.IncompleteFilesException(["results/a.json"])),
         "being made:\nresults/a.json\nRerun the same command with `--rerun-incomplete`",
     ),
+    "mistake in a parameter": (
+        "InputFunctionException in rule draw in file x.smk, line 7:\nError:\n  UserError: masks of "
+        "A-1: no such folder. Check `cohort.masks`.\nWildcards:\n  chunk=a\nTraceback:\n  File x",
+        "masks of A-1: no such folder. Check `cohort.masks`.",
+    ),
     "input": (
         of_job(exceptions.MissingInputException, "slides/a.svs"),
         "which `embed_bucket` reads, do not exist and no rule makes them:\nslides/a.svs\nPut them",

@@ -16,6 +16,7 @@ import pytest
 
 from her2.pipeline.claim import CLAIM_NAME, read_claim
 from her2.pipeline.record import read_run
+from tests.workflow.project import REPOSITORY
 
 pytestmark = pytest.mark.xdist_group("workflow")
 
@@ -209,6 +210,15 @@ def test_a_run_that_cannot_begin_is_explained(folder: Folder, name: str) -> None
     for part in expected:
         assert part in words
     assert not (folder.path / "results").exists()
+
+
+def test_the_workflow_itself_listens(warm: Path, tmp_path: Path) -> None:
+    folder = Folder(tmp_path, warm)
+    (tmp_path / "Snakefile").write_text(f'include: "{REPOSITORY / "Snakefile"}"')
+    (tmp_path / "workflow").symlink_to(REPOSITORY / "workflow")  # the demo's manifest
+    code, output = folder.run("-n", "featurs", f"--configfile={REPOSITORY / 'config.yaml'}")
+    assert code == 1
+    assert "her2: featurs is neither a target" in output
 
 
 def test_results_from_the_future_do_not_stop_the_run(folder: Folder) -> None:

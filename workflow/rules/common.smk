@@ -30,7 +30,7 @@ except UserError as error:
     raise WorkflowError(str(error)) from None
 
 PROGRESS = ProgressPrinter(PLAN)
-if workflow.is_main_process and not workflow.modifier.is_module:
+if workflow.is_main_process and workflow.modifier.is_main_snakefile():
     PROGRESS.listen()
 accept_clock_skew()
 CONFIG = PLAN.config

@@ -3,16 +3,20 @@
 import io
 import json
 import os
+import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
+import yaml
 
+from her2.cli.inspect import _run_lines, show_status
 from her2.core.errors import UserError
 from her2.core.events import Event
 from her2.pipeline.lines import duration, failure_lines, stage_line, working_lines
@@ -28,6 +32,7 @@ from her2.pipeline.record import (
     run_state,
 )
 from her2.pipeline.status import RunProgress, Stage, disk_usage, failures
+from tests.workflow.project import CONFIG
 
 BEGAN = 1_000_000.0
 
@@ -335,3 +340,91 @@ def test_links_into_the_cache_take_no_room(tmp_path: Path) -> None:
 )
 def test_durations_are_short(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A config, a manifest of one slide, and the results of a run that ended well."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    (tmp_path / "slides.csv").write_text("slide_id,path,patient_id,her2\na,a.svs,p,0\n")
+    (tmp_path / "results/tiles/64px-1mpp").mkdir(parents=True)
+    job = Job("tile_bucket", "64px-1mpp/1-of-1", "results/logs/a.log", 1)
+    record = RunRecord(
+        socket.gethostname(), 2**22 + 1, str(tmp_path), BEGAN, BEGAN, ("tile_bucket",), {}, (job,),
+        ended=BEGAN + 60, succeeded=True,
+    )  # fmt: skip
+    (tmp_path / "results" / RECORD_NAME).write_text(json.dumps(asdict(record)))
+    return tmp_path
+
+
+def spoil(path: Path, text: str | None = None, **changes: object) -> None:
+    """Delete a file or folder, or write something else into it."""
+    if changes:
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    elif text is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+RECORD = f"results/{RECORD_NAME}"
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "none": (lambda folder: None, "has finished."),
+    "no results": (lambda folder: spoil(folder / "results"), "no run of snakemake has started"),
+    "no record": (lambda folder: spoil(folder / RECORD), "no run of snakemake has started"),
+    "another version": (lambda folder: spoil(folder / RECORD, "{}"), "from another version"),
+    "a cut record": (lambda folder: spoil(folder / RECORD, '{"host": "a'), "is damaged"),
+    "a folder for a record": (
+        lambda folder: (folder / RECORD).rename(folder / "x") and (folder / RECORD).mkdir(),
+        "cannot be read (Is a directory)",
+    ),
+    "moved": (lambda folder: spoil(folder / RECORD, folder="/nowhere/at/all"), "has finished."),
+    "moved while running": (
+        lambda folder: spoil(folder / RECORD, folder="/nowhere", ended=None, succeeded=None),
+        "was stopped",
+    ),
+    "unknown jobs": (
+        lambda folder: spoil(folder / RECORD, reasons={"7": "x"}, finished=[9], succeeded=False),
+        "ended with failed jobs",
+    ),
+    "broken entries": (
+        lambda folder: spoil(folder / "results/tiles/64px-1mpp/0000-of-0001.json", "{"),
+        "is not a readable entries file",
+    ),
+    "entries that are a folder": (
+        lambda folder: (folder / "results/tiles/64px-1mpp/0000-of-0001.json").mkdir(),
+        "tiles (slides x grids): none yet",
+    ),
+    "broken events": (lambda folder: spoil(folder / "results/logs/a.jsonl", "?\n"), "has finished"),
+    "a broken claim": (lambda folder: spoil(folder / "results/run.claim", "?"), "has finished."),
+    "no manifest": (lambda folder: spoil(folder / "slides.csv"), "slides.csv"),
+    "links to nothing": (
+        lambda folder: (folder / "results/link").symlink_to("/nowhere"), "has finished."
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_status_says_what_it_can_of_damaged_results(
+    project: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage, expected = DAMAGE[name]
+    damage(project)
+    show_status(project / "config.yaml", watch=None)
+    output = capsys.readouterr().out
+    assert expected in output
+    assert "Disk: cache" in output
+
+
+def test_status_names_what_would_run_again(run: RunRecord) -> None:
+    ended = replace(run, ended=time.time(), succeeded=True)
+    lines = _run_lines(ended, "finished", [(f"tile_bucket {i}", "min_tissue") for i in range(12)])
+    assert "has finished; 12 job(s) would run again under this config." in lines[0]
+    assert lines[-11:-9] == ["    tile_bucket 0: min_tissue", "    tile_bucket 1: min_tissue"]
+    assert lines[-1] == "    ... and 2 more"
+    assert "again" not in "\n".join(_run_lines(ended, "finished"))
+    assert "again" not in "\n".join(_run_lines(run, "running", [("tile_bucket 1", "min_tissue")]))

@@ -371,15 +371,21 @@ def spoil(path: Path, text: str | None = None, **changes: object) -> None:
         path.unlink()
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder where a file belongs."""
+    path.unlink(missing_ok=True)
+    path.mkdir()
+
+
 RECORD = f"results/{RECORD_NAME}"
-DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "none": (lambda folder: None, "has finished."),
     "no results": (lambda folder: spoil(folder / "results"), "no run of snakemake has started"),
     "no record": (lambda folder: spoil(folder / RECORD), "no run of snakemake has started"),
     "another version": (lambda folder: spoil(folder / RECORD, "{}"), "from another version"),
     "a cut record": (lambda folder: spoil(folder / RECORD, '{"host": "a'), "is damaged"),
     "a folder for a record": (
-        lambda folder: (folder / RECORD).rename(folder / "x") and (folder / RECORD).mkdir(),
+        lambda folder: make_folder(folder / RECORD),
         "cannot be read (Is a directory)",
     ),
     "moved": (lambda folder: spoil(folder / RECORD, folder="/nowhere/at/all"), "has finished."),
@@ -396,7 +402,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         "is not a readable entries file",
     ),
     "entries that are a folder": (
-        lambda folder: (folder / "results/tiles/64px-1mpp/0000-of-0001.json").mkdir(),
+        lambda folder: make_folder(folder / "results/tiles/64px-1mpp/0000-of-0001.json"),
         "tiles (slides x grids): none yet",
     ),
     "broken events": (lambda folder: spoil(folder / "results/logs/a.jsonl", "?\n"), "has finished"),

@@ -183,8 +183,12 @@ def _create(path: Path, own: Claim) -> bool:
         number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:
         return False
-    with os.fdopen(number, "w", encoding="utf-8") as stream:
-        json.dump(asdict(own), stream)
+    try:
+        with os.fdopen(number, "w", encoding="utf-8") as stream:
+            json.dump(asdict(own), stream)
+    except OSError:  # a full disk
+        path.unlink()
+        raise
     return True
 
 

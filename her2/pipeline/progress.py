@@ -1,4 +1,4 @@
-"""Beside every stage: the progress lines that the terminal shows during a run."""
+"""Beside every stage: what the terminal shows of a run, from its beginning to its end."""
 
 import sys
 import threading
@@ -26,7 +26,8 @@ class ProgressPrinter:
     """A printer of a run's progress, driven by the hooks of the Snakefile.
 
     On a terminal it prints a line per stage at work, every few seconds and from a thread of its
-    own. Redirected output gets no such lines. At the end it lists the jobs that failed.
+    own. Redirected output gets no such lines. At the end it lists the jobs that failed, and
+    explains an error that stopped the run or kept it from beginning.
     """
 
     def __init__(

@@ -282,6 +282,22 @@ def test_a_damaged_claim_counts_for_five_minutes(tmp_path: Path, content: bytes)
     claim_results(tmp_path, print).release()
 
 
+def test_a_claim_that_cannot_be_written_is_explained_and_blocks_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(claims.json, "dump", full)
+        with pytest.raises(UserError, match="cannot be written .No space left on device"):
+            claim_results(tmp_path, print)
+    claim_results(tmp_path, print).release()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="File exists"):
+        claim_results(tmp_path / "file", print)
+
+
 def _race(results: Path, start: Any, won: Any) -> None:
     start.wait()
     try:

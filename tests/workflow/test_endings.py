@@ -16,13 +16,14 @@ import pytest
 
 from her2.pipeline.claim import CLAIM_NAME, read_claim
 from her2.pipeline.record import read_run
-from tests.workflow.project import REPOSITORY
+from tests.workflow.project import REPOSITORY, Project
 
 pytestmark = pytest.mark.xdist_group("workflow")
 
 SNAKEFILE = """
 from pathlib import Path
 from types import SimpleNamespace
+from her2.core.errors import UserError
 from her2.pipeline.clocks import accept_clock_skew
 from her2.pipeline.progress import ProgressPrinter
 
@@ -53,6 +54,17 @@ rule second:
     output: f"{R}/b.json"
     log: f"{R}/logs/second.log"
     shell: config.get("second", "echo > {output}")
+def mistake(wildcards):
+    raise UserError("A-1: no mask. Check `cohort.masks`.")
+
+rule mistaken:
+    output: f"{R}/mistaken.json"
+    params: spec=mistake
+    shell: "touch {output}"
+rule start:
+    localrule: True
+    output: "results/first.json"
+    shell: "echo > {output}"
 rule reads_absent:
     input: "absent.csv"
     output: f"{R}/c.json"
@@ -197,8 +209,11 @@ RUNS = {
     "a rule with wildcards": (("many",), ("cannot be a target", "`train`")),
     "a file that nobody makes": (("reads_absent",), ("absent.csv", "Put them there, or name")),
     "a name below a file": (("inside",), ("results/comparison/auc.csv", "rename the encoder")),
+    "a mistake that a job's parameters show": (
+        ("mistaken",), ("her2: A-1: no mask. Check `cohort.masks`.",)
+    ),
     "a name of two rules": (("results/x.twice",), ("two rules make results/x.twice", "Rename")),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -231,6 +246,21 @@ def test_results_from_the_future_do_not_stop_the_run(folder: Folder) -> None:
     assert "1 file(s) of the results were dated in the future" in output
     assert made.stat().st_mtime <= time.time()
     assert "Nothing to be done" in folder.run("--config", "strict=1", "-n")[1]
+
+
+def test_a_project_made_on_a_machine_that_was_a_day_ahead_goes_on(project: Project) -> None:
+    results = project.folder / "results"
+    for path in results.rglob("*"):
+        later = path.lstat().st_mtime + 86_400
+        os.utime(path, (later, later), follow_symlinks=False)
+    project.edit(report={"title": "Another title"})
+    run = project.snakemake()
+    assert run.code == 0, run.output
+    assert run.rules == {"build_report": 1}
+    assert "were dated in the future" in run.output
+    products = [*results.rglob("*.parquet"), *results.glob("models/**/*.json")]
+    assert max(path.stat().st_mtime for path in products) <= time.time()
+    assert project.snakemake().idle
 
 
 @pytest.mark.parametrize("strict", [False, True])

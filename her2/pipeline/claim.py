@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -44,7 +45,6 @@ class Claim:
     token: str
 
 
-_CLAIM = TypeAdapter(Claim)
 _SETTLE_SECONDS = 0.2
 
 
@@ -131,7 +131,7 @@ def release_claim_of(results: Path, folder: Path) -> None:
 def read_claim(results: Path) -> Claim | None:
     """Return the claim on a results folder; None if there is none, or none that can be read."""
     try:
-        return _CLAIM.validate_json((results / CLAIM_NAME).read_bytes())
+        return _claim_type().validate_json((results / CLAIM_NAME).read_bytes())
     except (OSError, ValidationError):
         return None
 
@@ -177,6 +177,11 @@ def _process_lives(claim: Claim) -> bool | None:
     return _born(claim.pid) == claim.born
 
 
+@cache  # not at the start of every job, which imports this module
+def _claim_type() -> TypeAdapter[Claim]:
+    return TypeAdapter(Claim)
+
+
 def _create(path: Path, own: Claim) -> bool:
     """Write a claim if there is none; of several processes one succeeds."""
     try:
@@ -204,7 +209,7 @@ def _take_away(path: Path, judged: Claim | None) -> bool:
     except FileNotFoundError:
         return False
     try:
-        moved = _CLAIM.validate_json(aside.read_bytes())
+        moved = _claim_type().validate_json(aside.read_bytes())
     except ValidationError:
         moved = None
     if moved != judged:

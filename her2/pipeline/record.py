@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,9 +60,6 @@ class RunRecord:
     succeeded: bool | None = None
     reasons: dict[int, str] = field(default_factory=dict)
     finished: tuple[int, ...] = ()
-
-
-_RECORD = TypeAdapter(RunRecord)
 
 
 def planned_jobs(workflow: Any, plan: Plan) -> list[tuple[Job, Any]]:
@@ -121,7 +119,7 @@ def read_run(results: Path) -> RunRecord:
     """
     path = results / RECORD_NAME
     try:
-        return _RECORD.validate_json(path.read_bytes())
+        return _record_type().validate_json(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{results}: no run of snakemake has started here yet.") from None
     except OSError as error:
@@ -148,6 +146,11 @@ def run_state(record: RunRecord, results: Path) -> RunState:
     if alive:
         return "running"
     return "killed" if locked else "stopped"
+
+
+@cache  # not at the start of every job, which imports this module
+def _record_type() -> TypeAdapter[RunRecord]:
+    return TypeAdapter(RunRecord)
 
 
 def _job(job: Any, plan: Plan) -> Job:

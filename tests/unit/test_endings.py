@@ -289,7 +289,7 @@ def test_a_claim_that_cannot_be_written_is_explained_and_blocks_nobody(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(claims.json, "dump", full)
+        patch.setattr("json.dump", full)
         with pytest.raises(UserError, match="cannot be written .No space left on device"):
             claim_results(tmp_path, print)
     claim_results(tmp_path, print).release()

@@ -18,6 +18,7 @@ if IS_CLONE:
 
 from her2.config.names import folds_name
 from her2.core.errors import UserError
+from her2.pipeline.clocks import accept_clock_skew
 from her2.pipeline.inputs import check_folders
 from her2.pipeline.progress import ProgressPrinter
 from her2.pipeline.wiring import ResultFiles, growing, one_of, option, read_plan, untracked
@@ -33,6 +34,9 @@ if IS_CLONE:
     shell.prefix(f"set -euo pipefail; export PYTHONPATH={shlex.quote(str(HERE))}; ")
 
 PROGRESS = ProgressPrinter(PLAN)
+if workflow.is_main_process and workflow.modifier.is_main_snakefile():
+    PROGRESS.listen()
+accept_clock_skew()
 CONFIG = PLAN.config
 FILES = ResultFiles(PLAN, workflow)
 RESULTS = FILES.root

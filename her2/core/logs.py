@@ -32,7 +32,10 @@ _RULES = tuple(
         (r"(://[^\s'\"<>?#]*)[?#][^\s'\"<>]*", rf"\1?{HIDDEN}"),
         # the path alone, as in urllib3's "Max retries exceeded with url: /file?signature=..."
         (r"((?:^|[\s'\"<(])/[^\s'\"<>?]*)\?[\w.~%\[\]-]+=[^\s'\"<>]*", rf"\1?{HIDDEN}"),
-        (r"\b((?:bearer|basic)['\"]?[\s:=]+['\"]?)(?=\S*[\d._~+/=-])[\w.~+/=-]{8,}", rf"\1{HIDDEN}"),
+        (
+            r"\b((?:bearer|basic)['\"]?[\s:=]+['\"]?)(?=\S*[\d._~+/=-])[\w.~+/=-]{8,}",
+            rf"\1{HIDDEN}",
+        ),
         (r"\b(?:hf|api_org)_[a-z0-9]{16,}\b", HIDDEN),
     )
 )

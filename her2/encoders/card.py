@@ -3,13 +3,15 @@
 Reading a card needs no torch, so a rule or a report can ask about an encoder cheaply.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from her2.core.errors import UserError
 from her2.core.files import digest, write_json
+from her2.core.reading import read_json
 
 CARD_NAME = "card.json"
 WEIGHTS_NAME = "weights.safetensors"
@@ -55,6 +57,9 @@ class EncoderCard:
         )
 
 
+_CARD = TypeAdapter(EncoderCard)
+
+
 def write_card(folder: Path, card: EncoderCard) -> None:
     """Write `card.json`; equal cards give equal bytes."""
     write_json(folder / CARD_NAME, {**asdict(card), "digest": card.digest})
@@ -68,17 +73,20 @@ def read_card(folder: Path) -> EncoderCard:
     """
     path = folder / CARD_NAME
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         stated = values.pop("digest")
         for name in ("mean", "std"):
             values[name] = tuple(values[name])
+        _CARD.validate_python(values)  # checked, not converted: the digest is over what is written
         card = EncoderCard(**values)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        own = card.digest
+    except (UserError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        why = str(error).removeprefix(f"{path}: ")
         raise UserError(
-            f"{path}: is not a valid encoder card ({error}); delete its folder and make the "
+            f"{path}: is not a valid encoder card ({why}); delete its folder and make the "
             "encoder again."
         ) from None
-    if stated != card.digest:
+    if stated != own:
         raise UserError(
             f"{path}: does not match its own digest, so it was edited; delete its folder and make "
             "the encoder again."

@@ -17,6 +17,7 @@ from her2.core.files import digest, link
 from her2.encoders.backbones import build_backbone, default_arguments
 from her2.encoders.card import CARD_NAME, WEIGHTS_NAME, EncoderCard, read_card, write_card
 from her2.encoders.device import pick_device
+from her2.encoders.loading import first_line
 from her2.encoders.stage import feature_dimension, load_encoder, weights_digest
 from her2.pretraining.formats import read_csv
 from her2.pretraining.patch_set import PatchSet
@@ -152,11 +153,15 @@ def _starting_weights(
                 arguments=arguments,
                 pretrained=encoder.init == "published",
             )
-        except (OSError, RuntimeError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # a damaged download raises any type of error
+            if encoder.init != "published":
+                raise
             raise UserError(
                 f"encoders: the published weights of {encoder.model} could not be fetched "
-                f"({error}). Set `init` to an encoder with `source: timm` or `checkpoint`, which "
-                "can be made once on a machine with a network."
+                f"({first_line(error)}). Set `init` to an encoder with `source: timm` or "
+                "`checkpoint`, which can be made once on a machine with a network."
             ) from None
         start = {"from": encoder.init or "random"}
     return backbone, arguments, {**start, "weights_sha256": weights_digest(backbone.state_dict())}

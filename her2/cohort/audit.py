@@ -15,7 +15,7 @@ from her2.cohort.manifest import Cohort
 from her2.config.jobs import AuditSpec, CohortSpec
 from her2.core.errors import UserError, problem_list
 from her2.core.files import atomic_path
-from her2.core.tables import write_table
+from her2.core.tables import read_result, write_table
 from her2.storage.entries import TileEntry, check_excluded, read_all_entries
 
 TABLE_NAME = "slides.parquet"
@@ -128,4 +128,4 @@ def read_cohort_table(folder: Path) -> pl.DataFrame:
     path = folder / TABLE_NAME
     if not path.exists():
         raise UserError(f"{path}: does not exist. Run `snakemake` up to the cohort's table.")
-    return pl.read_parquet(path)
+    return read_result(path)

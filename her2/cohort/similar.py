@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from her2.config.jobs import SimilarSpec
 from her2.core.errors import problem_list
 from her2.core.files import atomic_path
+from her2.core.tables import read_result
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, read_all_entries
 from her2.storage.features import FeatureStore, allow_open_files, open_store, read_coords
@@ -99,7 +100,7 @@ def find_similar(
     Raises:
         UserError: pairs share more tiles than `folds.max_shared_tiles`; the message names them.
     """
-    patients = dict(pl.read_parquet(cohort, columns=["slide_id", "patient_id"]).iter_rows())
+    patients = dict(read_result(cohort, columns=["slide_id", "patient_id"]).iter_rows())
     entries = read_all_entries(features, spec.buckets, FeatureEntry)
     allow_open_files(len(entries))
     pairs = similar_pairs(list(_slides(entries, patients, cache, features)))

@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from her2.core.errors import UserError
+from her2.core.errors import UserError, first_line
 
 JSON_BYTES = 1 << 30
 """Largest JSON file that is read."""
@@ -67,5 +67,5 @@ def read_json(path: Path) -> Any:
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError, MemoryError) as error:
-            problem = f"cannot be read ({str(error).splitlines()[0]})"
+            problem = f"cannot be read ({first_line(error)})"
     raise UserError(f"{path}: {problem}. {AGAIN}")

@@ -4,7 +4,24 @@ from pathlib import Path
 
 import polars as pl
 
+from her2.core.errors import UserError, first_line
 from her2.core.files import atomic_path
+from her2.core.reading import AGAIN, file_problem
+
+
+def read_result(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
+    """Read a Parquet table that her2 made.
+
+    Raises:
+        UserError: the file is absent, damaged, another kind of file, or lacks the columns.
+    """
+    problem = file_problem(path)
+    if problem is None:
+        try:
+            return pl.read_parquet(path, columns=columns)
+        except (Exception, pl.exceptions.PanicException) as error:  # of bytes that are no Parquet
+            problem = f"cannot be read as a table ({first_line(error)})"
+    raise UserError(f"{path}: {problem}. {AGAIN}")
 
 
 def write_csv(table: pl.DataFrame, path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from her2.config.catalogue import CatalogueRow
-from her2.core.errors import UserError, problem_list
+from her2.core.errors import UserError, first_line, problem_list
 from her2.core.reading import file_problem
 from her2.encoders.weights import weights_for
 
@@ -82,11 +82,6 @@ def load_weights(backbone: nn.Module, path: Path, row: CatalogueRow | None = Non
     if unused:
         log.warning("%s: %d tensors not used: %s", path, len(unused), ", ".join(unused[:8]))
     backbone.load_state_dict({name: state[name] for name in expected})
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's text, or the error's type where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _misfit(found: Tensor, expected: Tensor) -> str | None:

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from her2.config import EncoderSection, Feature
 from her2.config.catalogue import CatalogueRow, row, scale_warning
 from her2.config.jobs import EncoderSpec
-from her2.core.errors import UserError
+from her2.core.errors import UserError, first_line
 from her2.core.files import atomic_path, file_digest
 from her2.core.reading import file_problem
 from her2.encoders.backbones import Encoder, build_backbone, default_arguments, normalisation
 from her2.encoders.card import CARD_NAME, WEIGHTS_NAME, EncoderCard, read_card, write_card
-from her2.encoders.loading import WEIGHTS_BYTES, first_line, load_weights
+from her2.encoders.loading import WEIGHTS_BYTES, load_weights
 from her2.libraries import NAMES
 from her2.libraries import library as library_of
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 
 from her2.config.jobs import CompareSpec
-from her2.core.tables import write_table
+from her2.core.tables import read_result, write_table
 from her2.evaluation.families import TEST, with_holm
 from her2.evaluation.figures import null
 from her2.evaluation.nested import PICKS
@@ -67,9 +67,7 @@ def compare(spec: CompareSpec, evaluation: Path, output: Path) -> pl.DataFrame:
     picks: list[dict[str, object]] = []
     for name, task in spec.tasks.items():
         predictions = {
-            (encoder, head): pl.read_parquet(
-                evaluation / name / encoder / head / "predictions.parquet"
-            )
+            (encoder, head): read_result(evaluation / name / encoder / head / "predictions.parquet")
             for head in spec.heads
             for encoder in spec.encoders
         }

@@ -16,6 +16,7 @@ from her2.config import Task
 from her2.config.jobs import EvaluateSpec
 from her2.config.names import Run, parse_run
 from her2.core.errors import UserError
+from her2.core.tables import read_result
 from her2.core.types import Floats, Ints
 from her2.metrics.base import Classified
 from her2.storage.cache import Cache
@@ -77,7 +78,7 @@ def gather_predictions(
         UserError: a prediction is not finite or has another role than in the folds table, or a
             patient has two classes.
     """
-    table = pl.read_parquet(folds)
+    table = read_result(folds)
     if spec.protocol == "sound":
         check_disjoint(table)
     parts = []
@@ -154,7 +155,7 @@ def _read(path: Path, run: str) -> pl.DataFrame:
             f"{run}: its model has no {path.name} ({path.parent}); delete the entries files of the "
             "models and run snakemake again."
         )
-    return pl.read_parquet(path)
+    return read_result(path)
 
 
 def _check_predictions(table: pl.DataFrame, columns: list[str]) -> None:

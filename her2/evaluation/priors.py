@@ -16,6 +16,7 @@ import polars as pl
 from her2.config import Task
 from her2.config.jobs import EvaluateSpec
 from her2.config.names import parse_run
+from her2.core.tables import read_result
 from her2.evaluation.predictions import MODEL
 from her2.mil.priors import PRIORS, seen_shares, with_shares
 from her2.storage.entries import FoldEntry, read_all_entries
@@ -38,7 +39,7 @@ def training_priors(
     Returns:
         `run, key, class, slides, patients, share, seen, note`, see `her2.mil.priors.PRIORS`.
     """
-    table, names = pl.read_parquet(folds), spec.task.class_names
+    table, names = read_result(folds), spec.task.class_names
     records, notes = [], {}
     for name, entry in read_all_entries(models, spec.chunks, FoldEntry).items():
         run = parse_run(name)

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 
 from her2.config.jobs import EvaluateSpec
+from her2.core.tables import read_result
 from her2.evaluation.figures import FIGURES, null
 from her2.metrics.auc import auc
 from her2.metrics.base import Binary
@@ -20,7 +21,7 @@ def bag_figures(
     classes = spec.task.class_names
     target = dict(predictions.select("slide_id", "target").unique().iter_rows())
     parts = [
-        pl.read_parquet(cache.path("models", entry.key) / "bags.parquet")
+        read_result(cache.path("models", entry.key) / "bags.parquet")
         for entry in read_all_entries(models, spec.chunks, FoldEntry).values()
         if (cache.path("models", entry.key) / "bags.parquet").exists()
     ]

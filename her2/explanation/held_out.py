@@ -16,6 +16,7 @@ from her2.config import Task
 from her2.config.jobs import AttentionSpec, HeatmapSpec
 from her2.config.names import run_name
 from her2.core.errors import UserError
+from her2.core.tables import read_result
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, FoldEntry, read_all_entries
 from her2.storage.products import find_product
@@ -75,7 +76,7 @@ def find_held_out(
         UserError: a model is missing, or a slide's attention is absent, not finite or does not
             match its tiles.
     """
-    table = pl.read_parquet(folds)
+    table = read_result(folds)
     check_disjoint(table)
     entries = read_all_entries(features, spec.buckets, FeatureEntry)
     trained = read_all_entries(models, spec.chunks, FoldEntry)
@@ -130,7 +131,7 @@ def _attention(
 ) -> dict[tuple[str, int], NDArray[np.float32]]:
     found = {}
     for run, (folder, _) in models.items():
-        table = pl.read_parquet(folder / "attention.parquet")
+        table = read_result(folder / "attention.parquet")
         rows = {name: index for index, name in enumerate(table["slide_id"])}
         for slide in (slide for slide in slides if slide.run == run):
             index, tiles = rows.get(slide.slide_id), entries[slide.slide_id].tiles

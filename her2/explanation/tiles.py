@@ -1,12 +1,13 @@
 """Stage 2, heatmaps: attention and maps of a slide's tiles, by a model that never saw it."""
 
-import json
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from her2.core.reading import read_json
+from her2.core.tables import read_result
 from her2.explanation.held_out import HeldOut, HeldOutSlide, unusable
 from her2.explanation.localisation import is_uniform
 from her2.mil.maps import CARD_NAME, read_maps
@@ -86,13 +87,13 @@ def read_tiles(held_out: HeldOut, held: HeldOutSlide) -> SlideTiles:
     task, (model, key) = held_out.task, held_out.models[held.run]
     store = held_out.store(held.slide_id)
     attributes, coords = read_attributes(store), read_coords(store)
-    table = pl.read_parquet(model / "predictions.parquet")
+    table = read_result(model / "predictions.parquet")
     probabilities = table.filter(pl.col("slide_id") == held.slide_id).select(
         f"prob_{name}" for name in task.class_names
     )
     if len(probabilities) != 1:
         raise unusable(held, f"has no prediction in {model}")
-    outputs = json.loads((model / CARD_NAME).read_text(encoding="utf-8"))["outputs"]
+    outputs = read_json(model / CARD_NAME)["outputs"]
     maps = {}
     for kind, values in read_maps(model, held.slide_id).items():
         shape, whose = (len(coords), len(outputs)), f"its map {kind} in {model}"

@@ -23,8 +23,9 @@ from pydantic import TypeAdapter
 
 from her2.config import KEEP_ORDER, HeadSection, Task
 from her2.config.jobs import TrainSpec
-from her2.core.errors import UserError
+from her2.core.errors import UserError, first_line
 from her2.core.files import canonical_json, digest, file_digest
+from her2.core.reading import AGAIN, read_json
 from her2.mil.bags import Bag
 from her2.mil.losses import output_count, output_names
 from her2.mil.maps import CARD_NAME, MAPS_NAME
@@ -120,20 +121,30 @@ def folds_digest(parts: Mapping[str, Sequence[Bag]]) -> str:
 
 
 def read_entry(folder: Path) -> FoldEntry:
-    """Return a fold's entry in the entries file of its chunk."""
-    card = json.loads((folder / CARD_NAME).read_text(encoding="utf-8"))
-    trials = card["search"]
-    return FoldEntry(
-        key=card["key"],
-        train_slides=card["slides"]["train"],
-        tune_slides=card["slides"]["tune"],
-        test_slides=card["slides"]["test"],
-        best_epoch=card["best_epoch"],
-        epochs=card["epochs"],
-        tune_loss=None if card["tune_loss"] is None else round(card["tune_loss"], 6),
-        trials=len(trials) if trials else 1,
-        options=_chosen(card["head"], trials) if trials else "",
-    )
+    """Return a fold's entry in the entries file of its chunk.
+
+    Raises:
+        UserError: the fold's card cannot be read.
+    """
+    card = read_json(folder / CARD_NAME)
+    try:
+        trials = card["search"]
+        return FoldEntry(
+            key=card["key"],
+            train_slides=card["slides"]["train"],
+            tune_slides=card["slides"]["tune"],
+            test_slides=card["slides"]["test"],
+            best_epoch=card["best_epoch"],
+            epochs=card["epochs"],
+            tune_loss=None if card["tune_loss"] is None else round(card["tune_loss"], 6),
+            trials=len(trials) if trials else 1,
+            options=_chosen(card["head"], trials) if trials else "",
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
+        raise UserError(
+            f"{folder / CARD_NAME}: is not the card of a trained fold "
+            f"({type(error).__name__}: {first_line(error)}). {AGAIN}"
+        ) from None
 
 
 def load_model(folder: Path, device: torch.device) -> SavedModel:
@@ -143,7 +154,7 @@ def load_model(folder: Path, device: torch.device) -> SavedModel:
         UserError: the folder holds no model, or its files do not match its card.
     """
     try:
-        card = json.loads((folder / CARD_NAME).read_text(encoding="utf-8"))
+        card = read_json(folder / CARD_NAME)
         if file_digest(folder / MODEL_NAME) != card["files"][MODEL_NAME]:
             raise ValueError(f"{MODEL_NAME} does not match its card")
         head: HeadSection = TypeAdapter(HeadSection).validate_python(card["head"])
@@ -153,10 +164,11 @@ def load_model(folder: Path, device: torch.device) -> SavedModel:
         precision = card["training"]["precision"]
         model = Model(module, blank, blank.clone(), card["loss"], precision)
         model.load_state_dict(safetensors.torch.load_file(folder / MODEL_NAME))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{folder}: is not a trained model ({error}).") from None
     except safetensors.SafetensorError as error:
         raise UserError(f"{folder / MODEL_NAME}: cannot be read ({error}).") from None
+    except Exception as error:  # of a card, or of tensors, that somebody else made
+        why = first_line(error).removeprefix(f"{folder}/")
+        raise UserError(f"{folder}: is not a trained model ({why}).") from None
     return SavedModel(folder, model.to(device).eval(), card)
 
 

@@ -15,6 +15,7 @@ from her2.core.compiler import compiler_deferred
 from her2.core.errors import UserError, blamed_on
 from her2.core.events import write_event
 from her2.core.files import digest, link
+from her2.core.tables import read_result
 from her2.encoders.device import pick_device
 from her2.mil.bags import Bag, check_dimensions
 from her2.mil.fold import Fold, read_entry, write_fold
@@ -50,7 +51,7 @@ def train_folds(
     Raises:
         UserError: too many slides have no features, or a fold cannot be trained.
     """
-    table = pl.read_parquet(folds)
+    table = read_result(folds)
     if spec.protocol == "sound":
         check_disjoint(table)
     entries = read_all_entries(features, spec.buckets, FeatureEntry)

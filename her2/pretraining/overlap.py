@@ -1,6 +1,5 @@
 """Stage 1, overlap: patients of the cohort that an encoder's pre-training saw."""
 
-import json
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +9,8 @@ import polars as pl
 from her2.config.jobs import OverlapSpec
 from her2.core.errors import problem_list
 from her2.core.files import write_json
+from her2.core.reading import read_json
+from her2.core.tables import read_result
 from her2.encoders.card import CARD_NAME, EncoderCard, read_card
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ def audit_overlap(spec: OverlapSpec, encoder: Path, cohort: Path, output: Path) 
     """
     cards = lineage(encoder)
     found: dict[str, str] = {}
-    table = pl.read_parquet(cohort)
+    table = read_result(cohort)
     for card in cards:
         found = find_overlap(card, table) | found
     if found and not spec.allow_overlap:
@@ -107,7 +108,7 @@ def find_overlap(card: EncoderCard, cohort: pl.DataFrame) -> dict[str, str]:
 
 def read_overlap(path: Path) -> Overlap:
     """Read the file that `audit_overlap` wrote."""
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = read_json(path)
     return Overlap(**values | {"patients": tuple(values["patients"])})
 
 

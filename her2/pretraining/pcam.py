@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2.config import PatchesSection
-from her2.core.errors import UserError, problem_list
+from her2.core.errors import UserError, first_line, problem_list
 from her2.core.files import digest, file_digest
 from her2.core.reading import file_problem
 from her2.pretraining.formats import Part, read_csv
@@ -119,7 +119,9 @@ def _pcam_pair(root: Path, part: Part, scratch: Path, problems: list[str]) -> _P
     except UserError:  # the disk is full
         raise
     except Exception as error:  # h5py raises any type of error on a damaged file
-        problems.append(f"{paths[reading]}: cannot be read ({error}); download it again")
+        problems.append(
+            f"{paths[reading]}: cannot be read ({first_line(error)}); download it again"
+        )
         for what, (plain, _) in files.items():
             if plain != paths[what]:
                 plain.unlink(missing_ok=True)  # nobody else will ask for what it was unpacked from
@@ -161,7 +163,7 @@ class _Hdf5Patches:
                 return np.asarray(self.sets[file][row], np.uint8)
         except Exception as error:  # h5py raises any type of error on a damaged file
             raise UserError(
-                f"{self.paths[file]}: patch {row} cannot be read ({error}); download it again, or "
+                f"{self.paths[file]}: patch {row} cannot be read ({first_line(error)}); download it again, or "
                 "delete this file if it is in a scratch folder."
             ) from None
 

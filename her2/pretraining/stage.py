@@ -12,12 +12,11 @@ from torch import nn
 
 from her2.config import EncoderSection, PatchesSection, PretrainingSection
 from her2.config.jobs import EncoderSpec
-from her2.core.errors import SlideError, UserError, problem_list
+from her2.core.errors import SlideError, UserError, first_line, problem_list
 from her2.core.files import digest, link
 from her2.encoders.backbones import build_backbone, default_arguments
 from her2.encoders.card import CARD_NAME, WEIGHTS_NAME, EncoderCard, read_card, write_card
 from her2.encoders.device import pick_device
-from her2.encoders.loading import first_line
 from her2.encoders.stage import feature_dimension, load_encoder, weights_digest
 from her2.pretraining.formats import read_csv
 from her2.pretraining.patch_set import PatchSet

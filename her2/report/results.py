@@ -12,6 +12,7 @@ from her2.config import Config, Task
 from her2.config.jobs import ReportSpec
 from her2.core.errors import UserError
 from her2.core.plot_style import FigureContext
+from her2.core.tables import read_result
 from her2.encoders.card import EncoderCard, read_card
 from her2.explanation.listing import read_heatmaps
 from her2.pretraining.overlap import Overlap, read_overlap
@@ -305,7 +306,7 @@ def read_metrics(path: Path) -> pl.DataFrame:
 
 def _table(path: Path) -> pl.DataFrame:
     try:
-        return pl.read_parquet(path)
+        return read_result(path)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise _broken(path, error) from None
 

@@ -104,7 +104,7 @@ def read_entries(path: Path, entry: type[Entry]) -> dict[str, Entry]:
             f"{path}: does not exist. Make it again with `snakemake --cores 1 "
             f"{shlex.quote(str(path))} --configfile CONFIG`, then continue the run."
         ) from None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path}: is not a readable entries file ({error}). Delete it and run snakemake again."
         ) from None

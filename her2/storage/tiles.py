@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from her2.core.errors import UserError
+from her2.core.errors import UserError, first_line
 from her2.core.files import digest
+from her2.core.reading import AGAIN, file_problem
 from her2.storage.facts import SlideFacts, TileGrid, of_table_metadata, table_metadata
 
 _METADATA_KEY = b"her2"
@@ -77,9 +78,9 @@ def read_key(path: Path) -> str | None:
     """Return the key stored in a tile table, or None if it has none."""
     try:
         found = (pa.parquet.read_schema(path).metadata or {}).get(_IDENTITY_KEY)
+        return found.decode("ascii") if found else None
     except (OSError, ValueError, pa.ArrowException):
         return None
-    return found.decode("ascii") if found else None
 
 
 def read_table(path: Path) -> TileTable:
@@ -88,6 +89,8 @@ def read_table(path: Path) -> TileTable:
     Raises:
         UserError: the file is not a tile table.
     """
+    if problem := file_problem(path):
+        raise UserError(f"{path}: is not a tile table: it {problem}. {AGAIN}")
     try:
         table = pa.parquet.read_table(path, page_checksum_verification=True)
         columns = {name: table[name].to_numpy() for name in table.column_names}
@@ -95,8 +98,8 @@ def read_table(path: Path) -> TileTable:
         facts, grid, reads = of_table_metadata(json.loads(table.schema.metadata[_METADATA_KEY]))
         tissue = columns.pop("tissue")
         return TileTable(coords.astype(np.int32), tissue, facts, grid, columns, reads)
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+    except Exception as error:  # pyarrow and numpy raise any type on what they did not write
         raise UserError(
-            f"{path}: is not a tile table ({error}). Delete it and run snakemake again. "
+            f"{path}: is not a tile table ({first_line(error)}). Delete it and run snakemake again. "
             "`her2 cache verify` finds all damaged files."
         ) from None

@@ -1,12 +1,12 @@
 """Maintenance of the cache: verify every product, and find those no longer used."""
 
-import json
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from her2.core.errors import UserError
+from her2.core.errors import UserError, first_line
 from her2.core.files import digest, file_digest
+from her2.core.reading import file_problem, read_json
 from her2.storage.cache import Cache, Product
 from her2.storage.features import open_store, read_attributes, read_coords, store_problems
 from her2.storage.tiles import coords_digest, read_key, read_table
@@ -33,16 +33,24 @@ def forget(keys: Collection[str], results: Iterable[Path]) -> list[Path]:
 
 
 def product_problem(product: Product) -> str | None:
-    """Return the problem of a product, or None if it is intact."""
+    """Return the problem of a product, or None if it is intact; no product stops the others."""
+    try:
+        return _problem(product)
+    except UserError as error:
+        return str(error).removeprefix(f"{product.path}: ")
+    except Exception as error:
+        return f"cannot be verified ({type(error).__name__}: {first_line(error)})"
+
+
+def _problem(product: Product) -> str | None:
     match product.kind:
         case "tiles":
-            try:
-                read_table(product.path)
-                if read_key(product.path) != product.key:
-                    return "contains the tiles of another key"
-            except UserError as error:
-                return str(error).removeprefix(f"{product.path}: ")
+            read_table(product.path)
+            if read_key(product.path) != product.key:
+                return "contains the tiles of another key"
         case "qc":
+            if found := file_problem(product.path):
+                return found
             content = product.path.read_bytes()
             if content[:2] != b"\xff\xd8" or content[-2:] != b"\xff\xd9":
                 return "is not a complete JPEG"
@@ -81,8 +89,8 @@ def _entries_files(folder: Path) -> list[Path]:
 def _named(path: Path) -> set[str]:
     """Return the keys in an entries file or a card."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8")).values()
-    except (OSError, ValueError, AttributeError) as error:
+        entries = read_json(path).values()
+    except (UserError, AttributeError) as error:
         raise UserError(
             f"{path}: is not a readable entries file ({error}), so the products it names are "
             "unknown. Delete it, run snakemake again, then prune."
@@ -112,7 +120,7 @@ def _identity_problems(product: Product) -> list[str]:
             level0_tile = found["slide"]["level0_tile"]
             where = read_coords(product.path)
             wrong["coordinates"] = identity["tiles"] != coords_digest(where, level0_tile)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         return [f"has an incomplete identity ({error})"]
     return [f"has a different {name} than its key says" for name, bad in wrong.items() if bad]
 
@@ -120,10 +128,7 @@ def _identity_problems(product: Product) -> list[str]:
 def _encoder_problem(product: Product) -> str | None:
     from her2.encoders.stage import load_encoder  # imports torch
 
-    try:
-        _, card = load_encoder(product.path)
-    except UserError as error:
-        return str(error).removeprefix(f"{product.path}: ")
+    _, card = load_encoder(product.path)
     if card.provenance.get("key") != product.key:
         return "contains the encoder of another key"
     return None
@@ -131,12 +136,12 @@ def _encoder_problem(product: Product) -> str | None:
 
 def _model_problem(product: Product) -> str | None:
     try:
-        card = json.loads((product.path / "card.json").read_text(encoding="utf-8"))
+        card = read_json(product.path / "card.json")
         if card["key"] != product.key:
             return "contains the model of another key"
         for name, wanted in card["files"].items():
             if file_digest(product.path / name) != wanted:
                 return f"has a changed file {name}"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"is not a trained fold ({error})"
+    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"is not a trained fold ({str(error).removeprefix(f'{product.path}/')})"
     return None

@@ -1,17 +1,19 @@
 """Faults of files, drawn from a seed, and the claim that every fuzzer makes."""
 
+import copy
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from her2.core.errors import UserError
 
-SECONDS, MEGABYTES = 5.0, 600.0
-"""Most that reading one damaged file may take; a loaded machine included."""
+CPU_SECONDS, SECONDS, MEGABYTES = 5.0, 60.0, 600.0
+"""Most that reading one damaged file may take; more time than CPU time, for a loaded machine."""
 
 
 def campaign(short: int, nightly: int) -> list:
@@ -67,7 +69,7 @@ def read_or_refused(
     Returns:
         True if it was read.
     """
-    begin, before = time.perf_counter(), _peak_megabytes()
+    begin, busy, before = time.perf_counter(), time.process_time(), _peak_megabytes()
     try:
         read(path)
         refusal = None
@@ -77,6 +79,7 @@ def read_or_refused(
         raise AssertionError(f"{what}: {type(error).__name__}: {error}") from error
     seconds, grown = time.perf_counter() - begin, _peak_megabytes() - before
     assert seconds < SECONDS, f"{what}: took {seconds:.1f} s"
+    assert time.process_time() - busy < CPU_SECONDS, f"{what}: took {seconds:.1f} s"
     assert grown < MEGABYTES, f"{what}: took {grown:.0f} MB"
     if refusal is not None:
         assert path.stem in refusal or (or_says and or_says in refusal), (
@@ -88,3 +91,32 @@ def read_or_refused(
 
 def _peak_megabytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+_STRANGE: tuple[Any, ...] = (
+    None, True, -1, 0, 1, 10**12, 1e308, 0.5, "", "x", "object", [], {}, [10**9, 10**9],
+)  # fmt: skip
+
+
+def altered(value: Any, seed: int) -> Any:
+    """Return a JSON value with one part lost, renamed or replaced by another value or type."""
+    generator = np.random.default_rng(seed)
+    found = copy.deepcopy(value)
+    places = list(_places(found))
+    container, key = places[int(generator.integers(len(places)))]
+    match int(generator.integers(4)):
+        case 0:
+            del container[key]
+        case 1 if isinstance(container, dict):
+            container[f"{key}x"] = container.pop(key)
+        case _:
+            container[key] = _STRANGE[int(generator.integers(len(_STRANGE)))]
+    return found
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield (container, key) for everything in a JSON value."""
+    if isinstance(value, dict | list):
+        for key in list(value) if isinstance(value, dict) else range(len(value)):
+            yield value, key
+            yield from _places(value[key])

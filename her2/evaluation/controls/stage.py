@@ -9,7 +9,7 @@ from her2.cohort.folds import check_disjoint
 from her2.config import Task
 from her2.config.jobs import ControlSpec
 from her2.core.errors import UserError
-from her2.core.tables import write_table
+from her2.core.tables import read_result, write_table
 from her2.evaluation.areas import held_out
 from her2.evaluation.controls.against_model import compare_with_covariates, no_covariates
 from her2.evaluation.controls.covariate_models import FOREST, LOGISTIC, predict_by_covariates
@@ -43,9 +43,9 @@ def control(
     """
     tables = control_tables(
         spec,
-        pl.read_parquet(predictions).select(pl.exclude(r"^raw_.*$")),  # what covariates lack
-        pl.read_parquet(folds),
-        pl.read_parquet(cohort),
+        read_result(predictions).select(pl.exclude(r"^raw_.*$")),  # what covariates lack
+        read_result(folds),
+        read_result(cohort),
     )
     for name, table in tables.items():
         write_table(table, output / name)

@@ -33,8 +33,8 @@ def store_archive(path: Path) -> Iterator[zipfile.ZipFile]:
             yield archive
     except Exception as error:  # zipfile, json and numpy raise any type on what they did not write
         raise UserError(
-            f"{path}: is not a feature store ({first_line(error)}). Delete it and run snakemake again. "
-            "`her2 cache verify` finds all damaged files."
+            f"{path}: is not a feature store ({first_line(error)}). Delete it and run "
+            "snakemake again. `her2 cache verify` finds all damaged files."
         ) from None
 
 

@@ -100,6 +100,6 @@ def read_table(path: Path) -> TileTable:
         return TileTable(coords.astype(np.int32), tissue, facts, grid, columns, reads)
     except Exception as error:  # pyarrow and numpy raise any type on what they did not write
         raise UserError(
-            f"{path}: is not a tile table ({first_line(error)}). Delete it and run snakemake again. "
-            "`her2 cache verify` finds all damaged files."
+            f"{path}: is not a tile table ({first_line(error)}). Delete it and run "
+            "snakemake again. `her2 cache verify` finds all damaged files."
         ) from None

@@ -163,8 +163,8 @@ class _Hdf5Patches:
                 return np.asarray(self.sets[file][row], np.uint8)
         except Exception as error:  # h5py raises any type of error on a damaged file
             raise UserError(
-                f"{self.paths[file]}: patch {row} cannot be read ({first_line(error)}); download it "
-                "again, or delete this file if it is in a scratch folder."
+                f"{self.paths[file]}: patch {row} cannot be read ({first_line(error)}); download "
+                "it again, or delete this file if it is in a scratch folder."
             ) from None
 
 

@@ -3,7 +3,6 @@
 Each command imports what it needs when it runs, so `her2 --help` loads neither torch nor timm.
 """
 
-import logging
 import sys
 import traceback
 from pathlib import Path
@@ -19,6 +18,7 @@ from her2.cli.stages import StageGroup
 from her2.core.errors import UserError
 from her2.core.events import begin_events, write_event
 from her2.core.hardware import bound_busy_waiting
+from her2.core.logs import begin_log, redacted_stderr
 from her2.core.sharing import denied
 
 app = typer.Typer(
@@ -38,9 +38,12 @@ app.command("power")(show_power)
 
 def main() -> None:
     """Run the command line; a user's mistake prints a message and exits with 1."""
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
-    )
+    with redacted_stderr():
+        _run()
+
+
+def _run() -> None:
+    begin_log()
     bound_busy_waiting()
     begin_events()
     try:

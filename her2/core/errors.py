@@ -42,3 +42,9 @@ class SlideUnfit(SlideError):
 
 class TileError(Exception):
     """A region that cannot be read, on a slide that stays usable."""
+
+
+def first_line(error: BaseException, *, limit: int = 300) -> str:
+    """Return the first line of an error's text, cut to `limit`; its type where it has no text."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= limit else f"{line[:limit]} ..."

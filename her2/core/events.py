@@ -17,6 +17,8 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
+from her2.core.logs import redacted
+
 Kind = Literal["began", "tiled", "embedded", "trained", "left_out", "ended", "failed"]
 """began, ended and failed concern the job; tiled, embedded and left_out one of its slides; trained
 one of its folds."""
@@ -74,11 +76,14 @@ def resume_events() -> None:
 def write_event(
     kind: Kind, name: str = "", *, cached: bool = False, tiles: int = 0, reason: str = ""
 ) -> None:
-    """Append an event to the job's file, or do nothing if it has none."""
+    """Append an event to the job's file, or do nothing if it has none.
+
+    The reason is `redacted`, since it may quote an address.
+    """
     global _output
     if _output is None:
         return
-    line = json.dumps(asdict(Event(kind, name, cached, tiles, reason)))
+    line = json.dumps(asdict(Event(kind, name, cached, tiles, redacted(reason))))
     try:
         os.write(_output, f"{line}\n".encode())  # one call: lines stay whole
     except OSError as error:  # a full disk: the job itself fails if it needs it

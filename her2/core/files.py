@@ -130,16 +130,6 @@ def write_json(target: Path, value: Any) -> None:
     write_text(target, text + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; a key that is there twice is an error.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is not such a file.
-    """
-    return parse_json(path.read_bytes())
-
-
 def parse_json(content: str | bytes) -> Any:
     """Parse JSON; a key that is there twice is an error, a ValueError like those of `json`."""
     try:
@@ -234,15 +224,22 @@ def _space(reason: str, target: Path, megabytes: float | None) -> str:
 def _refusal(error: Exception, temporary: Path) -> str | None:
     """Return why the system refused to write, or None for any other error."""
     if isinstance(error, OSError) and error.errno is not None:
-        name = error.filename  # None when the disk is full
-        if name is None:
-            return error.strerror
-        above = isinstance(name, str) and temporary.is_relative_to(name)
-        below = isinstance(name, str) and Path(name).is_relative_to(temporary)
-        return error.strerror if above or below else None
+        if error.filename is None:  # the disk is full
+            return _reason(error)
+        # A copy that fails names its source, and then its target.
+        names = [name for name in (error.filename, error.filename2) if isinstance(name, str)]
+        about = any(
+            temporary.is_relative_to(name) or Path(name).is_relative_to(temporary) for name in names
+        )
+        return error.strerror if about else None
     # Polars and safetensors are written in Rust and raise their own errors.
     number = re.search(r"\(os error (\d+)\)", str(error))
     return os.strerror(int(number[1])) if number and int(number[1]) in _FULL else None
+
+
+def _reason(error: OSError) -> str | None:
+    """Return the system's words; pyarrow has words of its own around the number."""
+    return os.strerror(error.errno) if error.errno in _FULL else error.strerror
 
 
 def _sync(path: Path) -> None:

@@ -4,13 +4,28 @@ from pathlib import Path
 
 import polars as pl
 
+from her2.core.errors import UserError, first_line
 from her2.core.files import WRITTEN, atomic_path
+from her2.core.reading import AGAIN, file_problem
+from her2.core.sharing import check_readable
 from her2.core.stamps import noted
 
 
 def read_result(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
-    """Read a Parquet table of the results, and note it for the job's stamp."""
-    return pl.read_parquet(noted(path), columns=columns)
+    """Read a Parquet table that her2 made, and note it for the job's stamp.
+
+    Raises:
+        UserError: the file is absent, damaged, another kind of file, may not be read, or lacks the
+            columns.
+    """
+    check_readable(path)
+    problem = file_problem(path)
+    if problem is None:
+        try:
+            return pl.read_parquet(noted(path), columns=columns)
+        except (Exception, pl.exceptions.PanicException) as error:  # of bytes that are no Parquet
+            problem = f"cannot be read as a table ({first_line(error)})"
+    raise UserError(f"{path}: {problem}. {AGAIN}")
 
 
 def write_csv(table: pl.DataFrame, path: Path) -> None:

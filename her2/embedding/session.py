@@ -205,6 +205,12 @@ class Embedder:
                 f"{slide_id}: its features exceed the range of {self.card.storage}; set "
                 "`storage: float32` for the encoder."
             )
+        if self.precision == "float32":
+            return (
+                f"{slide_id}: the encoder's output is not finite in float32, the widest precision: "
+                f"weights of {self.card.architecture} are damaged or too large. Delete the "
+                "encoder's folder and make it from an intact weights file."
+            )
         return (
             f"{slide_id}: the encoder's output is not finite in {self.precision}; set "
             "`precision: float32` for the encoder."

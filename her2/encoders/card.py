@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from her2.core.errors import UserError
-from her2.core.files import digest, read_json, write_json
-from her2.core.sharing import check_readable
+from her2.core.files import digest, write_json
+from her2.core.reading import read_json
 from her2.core.stamps import noted
 
 CARD_NAME = "card.json"
@@ -58,6 +60,9 @@ class EncoderCard:
         )
 
 
+_CARD = TypeAdapter(EncoderCard)
+
+
 def write_card(folder: Path, card: EncoderCard) -> None:
     """Write `card.json`; equal cards give equal bytes."""
     write_json(folder / CARD_NAME, {**asdict(card), "digest": card.digest})
@@ -70,19 +75,21 @@ def read_card(folder: Path) -> EncoderCard:
         UserError: there is no card, it was edited by hand, or it may not be read.
     """
     path = folder / CARD_NAME
-    check_readable(path)
     try:
         values = read_json(noted(path))
         stated = values.pop("digest")
         for name in ("mean", "std"):
             values[name] = tuple(values[name])
+        _CARD.validate_python(values)  # checked, not converted: the digest is over what is written
         card = EncoderCard(**values)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        own = card.digest
+    except (UserError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        why = str(error).removeprefix(f"{path}: ")
         raise UserError(
-            f"{path}: is not a valid encoder card ({error}); delete its folder and make the "
+            f"{path}: is not a valid encoder card ({why}); delete its folder and make the "
             "encoder again."
         ) from None
-    if stated != card.digest:
+    if stated != own:
         raise UserError(
             f"{path}: does not match its own digest, so it was edited; delete its folder and make "
             "the encoder again."

@@ -5,7 +5,6 @@ This is the only stage that may need a network. Later stages see only the folder
 
 import hashlib
 import logging
-import pickle
 import time
 from collections.abc import Callable
 from functools import partial
@@ -22,21 +21,20 @@ from torch import Tensor, nn
 from her2.config import EncoderSection, Feature
 from her2.config.catalogue import CatalogueRow, row, scale_warning
 from her2.config.jobs import EncoderSpec
-from her2.core.errors import UserError, problem_list
+from her2.core.errors import UserError, first_line
 from her2.core.files import atomic_path, file_digest
+from her2.core.reading import file_problem
 from her2.core.sharing import check_readable
 from her2.encoders.backbones import Encoder, build_backbone, default_arguments, normalisation
-from her2.encoders.card import WEIGHTS_NAME, EncoderCard, read_card, write_card
-from her2.encoders.weights import weights_for
+from her2.encoders.card import CARD_NAME, WEIGHTS_NAME, EncoderCard, read_card, write_card
+from her2.encoders.loading import WEIGHTS_BYTES, load_weights
 from her2.libraries import NAMES
 from her2.libraries import library as library_of
 
 log = logging.getLogger(__name__)
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "student", "encoder")
 T = TypeVar("T")
 _ATTEMPTS = 3
-_PREFIXES = ("module.", "backbone.", "model.", "encoder.", "_orig_mod.")
 
 
 def materialise_encoder(spec: EncoderSpec, output: Path) -> EncoderCard:
@@ -73,12 +71,14 @@ def materialise_encoder(spec: EncoderSpec, output: Path) -> EncoderCard:
             pretrained=published,
         )
         backbone = _retried(build) if published else build()
-    except (OSError, RuntimeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a damaged download raises any type of error
         if not published:
             raise
         raise UserError(
             f"encoders: the weights of {library}/{architecture} could not be fetched "
-            f"({_first_line(error)}). This step needs a network; on a machine without one use "
+            f"({first_line(error)}). This step needs a network; on a machine without one use "
             "`source: checkpoint` with a downloaded file."
         ) from None
     provenance: dict[str, Any] = {}
@@ -138,6 +138,8 @@ def load_encoder(folder: Path) -> tuple[Encoder, EncoderCard]:
     card = read_card(folder)
     path = folder / WEIGHTS_NAME
     check_readable(path)
+    if problem := file_problem(path, limit_bytes=WEIGHTS_BYTES):
+        raise UserError(f"{path}: {problem}; make the encoder again.")
     try:
         state = safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
@@ -145,10 +147,18 @@ def load_encoder(folder: Path) -> tuple[Encoder, EncoderCard]:
     if weights_digest(state) != card.weights_sha256:
         raise UserError(f"{path}: holds other weights than its card says; make the encoder again.")
     feature: Feature = card.feature  # type: ignore[assignment]
-    backbone = build_backbone(
-        card.library, card.architecture, feature=feature, arguments=card.arguments
-    )
-    backbone.load_state_dict(state)
+    try:
+        backbone = build_backbone(
+            card.library, card.architecture, feature=feature, arguments=card.arguments
+        )
+        backbone.load_state_dict(state)
+    except UserError:
+        raise
+    except Exception as error:  # of an architecture with arguments of somebody else
+        raise UserError(
+            f"{folder / CARD_NAME}: describes no encoder of {card.library} "
+            f"({first_line(error)}); make the encoder again."
+        ) from None
     encoder = Encoder(backbone, feature=feature, mean=card.mean, std=card.std)
     return encoder.eval().requires_grad_(False), card
 
@@ -184,7 +194,7 @@ def fetch(row: CatalogueRow) -> Path:
     except OSError as error:
         raise UserError(
             f"encoders: {row.name}: {row.hub}/{row.file} could not be fetched "
-            f"({_first_line(error)}). This step needs a network; on a machine without one set "
+            f"({first_line(error)}). This step needs a network; on a machine without one set "
             f"`checkpoint: PATH` to a downloaded {row.file}."
         ) from None
 
@@ -197,76 +207,9 @@ def _retried(call: Callable[[], T]) -> T:
         except huggingface_hub.errors.GatedRepoError:
             raise
         except OSError as error:
-            log.warning("attempt %d of %d failed: %s", attempt, _ATTEMPTS, _first_line(error))
+            log.warning("attempt %d of %d failed: %s", attempt, _ATTEMPTS, first_line(error))
             time.sleep(2**attempt)
     return call()
-
-
-def load_weights(backbone: nn.Module, path: Path, row: CatalogueRow | None = None) -> None:
-    """Load a backbone's weights from a local file; a classifier's weights in it are left out.
-
-    The file is .safetensors, or a torch file that holds only tensors. The catalogue `row` of these
-    weights tells how the file names its tensors.
-
-    Raises:
-        UserError: the file is unreadable, holds more than tensors, or belongs to another
-            architecture (the first mismatches are named).
-    """
-    state = _read_tensors(path)
-    if row is None or row.layout == "timm":
-        state = _strip_prefixes(state, backbone)
-    if row is not None:
-        state = weights_for(row, state, backbone)
-    expected = backbone.state_dict()
-    problems = [f"{name}: missing" for name in expected if name not in state]
-    problems += [
-        f"{name}: shape {tuple(state[name].shape)}, the architecture has {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
-    if problems:
-        raise problem_list(
-            f"{path}: does not fit the architecture ({len(problems)} of {len(expected)} tensors)",
-            problems,
-            limit=8,
-        )
-    unused = sorted(set(state) - set(expected))
-    if unused:
-        log.warning("%s: %d tensors not used: %s", path, len(unused), ", ".join(unused[:8]))
-    backbone.load_state_dict({name: state[name] for name in expected})
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path}: holds more than tensors ({_first_line(error)}), and code in a weights file "
-            "is never run. Save its state_dict as .safetensors."
-        ) from None
-    except Exception as error:  # torch raises any type of error on bytes that are no weights
-        raise UserError(f"{path}: is not a weights file ({_first_line(error)}).") from None
-    while isinstance(values, dict):
-        inner = next((values[n] for n in _WRAPPERS if isinstance(values.get(n), dict)), None)
-        if inner is None:
-            break
-        values = inner
-    if not isinstance(values, dict) or not any(isinstance(v, Tensor) for v in values.values()):
-        raise UserError(f"{path}: holds no named tensors; save a state_dict.")
-    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
-
-
-def _strip_prefixes(state: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
-    """Remove the prefixes, such as `module.`, that training wrappers put before every name."""
-    expected = set(backbone.state_dict())
-    while not expected & set(state):
-        prefix = next((p for p in _PREFIXES if any(name.startswith(p) for name in state)), None)
-        if prefix is None:
-            break
-        state = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
-    return state
 
 
 def feature_dimension(
@@ -285,9 +228,5 @@ def feature_dimension(
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(
             f"encoders: {encoder.model} cannot take patches of {encoder.size} px "
-            f"({_first_line(error)}); set `size` to a size that it supports."
+            f"({first_line(error)}); set `size` to a size that it supports."
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 
 from her2.config.jobs import EvaluateSpec
+from her2.core.tables import read_result
 from her2.evaluation.figures import FIGURES, null
 from her2.metrics.auc import auc
 from her2.metrics.base import Binary
@@ -25,7 +26,7 @@ def bag_figures(
         folder = cache.path("models", entry.key)
         if (folder / "bags.parquet").exists():
             check_fold(folder, ["bags.parquet"], entry.key)
-            parts.append(pl.read_parquet(folder / "bags.parquet"))
+            parts.append(read_result(folder / "bags.parquet"))
     bags = pl.concat(parts)
     truth = np.array([target[slide] for slide in bags["slide_id"]], int)
     ones = np.ones((1, len(bags)))

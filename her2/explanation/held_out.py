@@ -139,7 +139,7 @@ def _attention(
 ) -> dict[tuple[str, int], NDArray[np.float32]]:
     found = {}
     for run, (folder, _) in models.items():
-        table = pl.read_parquet(folder / "attention.parquet")
+        table = read_result(folder / "attention.parquet")
         rows = {name: index for index, name in enumerate(table["slide_id"])}
         for slide in (slide for slide in slides if slide.run == run):
             index, tiles = rows.get(slide.slide_id), entries[slide.slide_id].tiles

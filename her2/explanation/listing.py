@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from her2.core.files import read_json
+from her2.core.reading import read_json
 from her2.core.stamps import noted
 
 ATTENTION, CONTRIBUTION, THUMBNAIL, TRUTH = "attention", "contribution", "thumbnail", "truth"

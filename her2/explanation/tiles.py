@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from her2.core.tables import read_result
 from her2.explanation.held_out import HeldOut, HeldOutSlide, unusable
 from her2.explanation.localisation import is_uniform
 from her2.mil.maps import read_maps
@@ -86,7 +87,7 @@ def read_tiles(held_out: HeldOut, held: HeldOutSlide) -> SlideTiles:
     task, (model, key) = held_out.task, held_out.models[held.run]
     store = held_out.store(held.slide_id)
     attributes, coords = read_attributes(store), read_coords(store)
-    table = pl.read_parquet(model / "predictions.parquet")
+    table = read_result(model / "predictions.parquet")
     probabilities = table.filter(pl.col("slide_id") == held.slide_id).select(
         f"prob_{name}" for name in task.class_names
     )

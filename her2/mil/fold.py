@@ -22,8 +22,9 @@ from pydantic import TypeAdapter
 
 from her2.config import KEEP_ORDER, HeadSection, Task
 from her2.config.jobs import TrainSpec
-from her2.core.errors import UserError
+from her2.core.errors import UserError, first_line
 from her2.core.files import canonical_json, digest, file_digest, parse_json
+from her2.core.reading import AGAIN
 from her2.core.sharing import check_readable
 from her2.mil.bags import Bag
 from her2.mil.losses import output_count, output_names
@@ -133,20 +134,30 @@ def folds_digest(parts: Mapping[str, Sequence[Bag]]) -> str:
 
 
 def read_entry(folder: Path) -> FoldEntry:
-    """Return a fold's entry in the entries file of its chunk."""
+    """Return a fold's entry in the entries file of its chunk.
+
+    Raises:
+        UserError: the fold's card cannot be read.
+    """
     card = read_fold_card(folder)
-    trials = card["search"]
-    return FoldEntry(
-        key=card["key"],
-        train_slides=card["slides"]["train"],
-        tune_slides=card["slides"]["tune"],
-        test_slides=card["slides"]["test"],
-        best_epoch=card["best_epoch"],
-        epochs=card["epochs"],
-        tune_loss=None if card["tune_loss"] is None else round(card["tune_loss"], 6),
-        trials=len(trials) if trials else 1,
-        options=_chosen(card["head"], trials) if trials else "",
-    )
+    try:
+        trials = card["search"]
+        return FoldEntry(
+            key=card["key"],
+            train_slides=card["slides"]["train"],
+            tune_slides=card["slides"]["tune"],
+            test_slides=card["slides"]["test"],
+            best_epoch=card["best_epoch"],
+            epochs=card["epochs"],
+            tune_loss=None if card["tune_loss"] is None else round(card["tune_loss"], 6),
+            trials=len(trials) if trials else 1,
+            options=_chosen(card["head"], trials) if trials else "",
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
+        raise UserError(
+            f"{folder}: has a card that is none of a trained fold "
+            f"({type(error).__name__}: {first_line(error)}). {AGAIN}"
+        ) from None
 
 
 def load_model(folder: Path, device: torch.device) -> SavedModel:
@@ -167,10 +178,11 @@ def load_model(folder: Path, device: torch.device) -> SavedModel:
         precision = card["training"]["precision"]
         model = Model(module, blank, blank.clone(), card["loss"], precision)
         model.load_state_dict(safetensors.torch.load_file(folder / MODEL_NAME))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{folder}: is not a trained model ({error}).") from None
     except safetensors.SafetensorError as error:
         raise UserError(f"{folder / MODEL_NAME}: cannot be read ({error}).") from None
+    except Exception as error:  # of a card, or of tensors, that somebody else made
+        why = first_line(error).removeprefix(f"{folder}/")
+        raise UserError(f"{folder}: is not a trained model ({why}).") from None
     return SavedModel(folder, model.to(device).eval(), card)
 
 

@@ -33,7 +33,7 @@ import polars as pl
 
 from her2.config.jobs import ClassBalance
 from her2.core.errors import UserError
-from her2.core.sharing import check_readable
+from her2.core.tables import read_result
 from her2.core.types import Floats, Ints
 
 PRIORS = {
@@ -77,12 +77,12 @@ def read_priors(path: Path) -> dict[str, tuple[Floats, Floats]]:
     Raises:
         UserError: the file cannot be read, or is not such a table.
     """
-    check_readable(path)
     try:
-        table = pl.read_parquet(path).select(list(PRIORS)).cast(pl.Schema(PRIORS))
-    except (OSError, pl.exceptions.PolarsError) as error:
+        table = read_result(path).select(list(PRIORS)).cast(pl.Schema(PRIORS))
+    except (UserError, pl.exceptions.PolarsError) as error:
+        why = str(error).removeprefix(f"{path}: ")
         raise UserError(
-            f"{path}: is not a table `priors` of her2 evaluate ({error}); give the priors.parquet "
+            f"{path}: is not a table `priors` of her2 evaluate ({why}); give the priors.parquet "
             "in results/evaluation/TASK/ENCODER/HEAD."
         ) from None
     parts = table.partition_by("key", as_dict=True, maintain_order=True)

@@ -8,7 +8,8 @@ import polars as pl
 
 from her2.config.jobs import OverlapSpec
 from her2.core.errors import problem_list
-from her2.core.files import read_json, write_json
+from her2.core.files import write_json
+from her2.core.reading import read_json
 from her2.core.spelling import identity
 from her2.core.stamps import noted
 from her2.core.tables import read_result

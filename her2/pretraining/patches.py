@@ -4,7 +4,6 @@
 them.
 """
 
-import hashlib
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,8 +15,9 @@ from tqdm import tqdm
 from her2.config import PatchesSection
 from her2.core.crashes import reading
 from her2.core.errors import SlideError, UserError, problem_list
-from her2.core.files import digest
+from her2.core.files import digest, file_digest
 from her2.core.images import open_image
+from her2.core.reading import file_problem
 from her2.pretraining.formats import LISTERS, SUFFIXES, Listed
 from her2.pretraining.patch_set import PatchSet, RgbPatch, class_table
 
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 MAX_UNUSABLE = 0.05
 """A set with a larger share of unreadable or non-RGB images is refused."""
+IMAGE_BYTES = 1 << 30
+"""Largest image file that is read."""
 KEEP_BYTES = 1 << 30
 """Limit of the decoded images kept in memory; images beyond it are decoded at each use."""
 
@@ -93,7 +95,13 @@ class _Images:
 
     def __call__(self, index: int) -> RgbPatch:
         found = self.kept.get(index)
-        return read_rgb(self.paths[index]) if found is None else found
+        try:
+            return read_rgb(self.paths[index]) if found is None else found
+        except ValueError as error:
+            raise UserError(
+                f"{self.paths[index]}: {error}, though it could be read when the job began; run "
+                "it again."
+            ) from None
 
 
 def _read_images(
@@ -109,9 +117,10 @@ def _read_images(
 
     def inspect(row: Listed) -> tuple[str, RgbPatch | str]:
         try:
+            if problem := file_problem(row.path, limit_bytes=IMAGE_BYTES):
+                return "", problem
             with reading(row.id):
-                content = hashlib.sha256(row.path.read_bytes()).hexdigest()
-                return content, read_rgb(row.path)
+                return file_digest(row.path), read_rgb(row.path)
         except (OSError, ValueError, SlideError) as error:
             return "", str(error)
 

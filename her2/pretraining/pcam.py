@@ -1,9 +1,6 @@
 """Stage 1, pre-training data: PatchCamelyon, read one patch at a time from its HDF5 files."""
 
-import gzip
 import logging
-import shutil
-import zlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2.config import PatchesSection
-from her2.core.errors import problem_list
-from her2.core.files import atomic_path, digest, file_digest
+from her2.core.errors import UserError, first_line, problem_list
+from her2.core.files import digest, file_digest
+from her2.core.reading import file_problem
 from her2.core.spelling import identity
 from her2.pretraining.formats import Part, look_alikes_in, read_csv
+from her2.pretraining.hdf5 import FILE_BYTES, dataset, unpack, whole_numbers
 from her2.pretraining.patch_set import PatchSet, RgbPatch, class_table
 
 log = logging.getLogger(__name__)
@@ -92,26 +91,45 @@ def _pcam_pair(root: Path, part: Part, scratch: Path, problems: list[str]) -> _P
         if part == "train" or len(absent) == 1:
             problems += absent
         return None
-    meta = root / f"{stems['meta']}.csv"
+    paths = {what: path for what, path in found.items() if path is not None}
+    refused = [
+        f"{path}: {problem}"
+        for path in paths.values()
+        if (problem := file_problem(path, limit_bytes=FILE_BYTES))
+    ]
+    if refused:
+        problems += refused
+        return None
+    files: dict[str, tuple[Path, str]] = {}
+    reading = "x"
     try:
-        files = {what: _unpacked(path, scratch) for what, path in found.items() if path}
-        with h5py.File(files["x"][0]) as x, h5py.File(files["y"][0]) as y:
-            images, targets = x["x"], y["y"]
+        for reading, path in paths.items():
+            files[reading] = _unpacked(path, scratch)
+        with h5py.File(files["y"][0]) as y:
+            labels = whole_numbers(dataset(y, "y"))
+        reading = "x"
+        with h5py.File(files["x"][0]) as x:
+            images = dataset(x, "x")
             if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
                 problems.append(
                     f"{found['x']}: x is {images.dtype} {images.shape}, not uint8 (n, h, w, 3)"
                 )
-            if len(images) != len(targets):
+            if len(images) != len(labels):
                 problems.append(
-                    f"{found['x']} has {len(images)} patches, {found['y']} has {len(targets)} "
+                    f"{found['x']} has {len(images)} patches, {found['y']} has {len(labels)} "
                     "labels; download both again"
                 )
-            labels = np.asarray(targets[:]).reshape(len(targets)).astype(np.int64)
-    except (OSError, EOFError, KeyError, zlib.error) as error:
+    except UserError:  # the disk is full
+        raise
+    except Exception as error:  # h5py raises any type of error on a damaged file
         problems.append(
-            f"{stems['x']}, {stems['y']}: cannot be read ({error}); download both again"
+            f"{paths[reading]}: cannot be read ({first_line(error)}); download it again"
         )
+        for what, (plain, _) in files.items():
+            if plain != paths[what]:
+                plain.unlink(missing_ok=True)  # nobody else will ask for what it was unpacked from
         return None
+    meta = root / f"{stems['meta']}.csv"
     if strange := sorted(set(np.unique(labels).tolist()) - set(_PCAM_LABELS)):
         problems.append(f"{found['y']}: has labels {strange}; only 0 and 1 are legal")
     digests = [files["x"][1], files["y"][1]]
@@ -143,8 +161,14 @@ class _Hdf5Patches:
 
     def __call__(self, index: int) -> RgbPatch:
         file, row = self.numbers[index].tolist()
-        with self.lock:
-            return np.asarray(self.sets[file][row], np.uint8)
+        try:
+            with self.lock:
+                return np.asarray(self.sets[file][row], np.uint8)
+        except Exception as error:  # h5py raises any type of error on a damaged file
+            raise UserError(
+                f"{self.paths[file]}: patch {row} cannot be read ({first_line(error)}); download "
+                "it again, or delete this file if it is in a scratch folder."
+            ) from None
 
 
 def _unpacked(path: Path, scratch: Path) -> tuple[Path, str]:
@@ -154,13 +178,7 @@ def _unpacked(path: Path, scratch: Path) -> tuple[Path, str]:
         return path, content
     plain = scratch / f"{content}.h5"
     if not plain.exists():
-        log.info("unpacking %s to %s", path, plain)
-        with (
-            atomic_path(plain, product=True) as temporary,
-            gzip.open(path) as packed,
-            temporary.open("wb") as out,
-        ):
-            shutil.copyfileobj(packed, out, 1 << 22)
+        unpack(path, plain)
     return plain, content
 
 

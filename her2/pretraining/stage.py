@@ -13,7 +13,7 @@ from torch import nn
 from her2.config import EncoderSection, PatchesSection, PretrainingSection
 from her2.config.jobs import EncoderSpec
 from her2.core.crashes import reading
-from her2.core.errors import SlideError, UserError, problem_list
+from her2.core.errors import SlideError, UserError, first_line, problem_list
 from her2.core.files import WRITTEN, canonical_json, copy, digest
 from her2.encoders.backbones import build_backbone, default_arguments
 from her2.encoders.card import (
@@ -163,11 +163,15 @@ def _starting_weights(
                 arguments=arguments,
                 pretrained=encoder.init == "published",
             )
-        except (OSError, RuntimeError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # a damaged download raises any type of error
+            if encoder.init != "published":
+                raise
             raise UserError(
                 f"encoders: the published weights of {encoder.model} could not be fetched "
-                f"({error}). Set `init` to an encoder with `source: timm` or `checkpoint`, which "
-                "can be made once on a machine with a network."
+                f"({first_line(error)}). Set `init` to an encoder with `source: timm` or "
+                "`checkpoint`, which can be made once on a machine with a network."
             ) from None
         start = {"from": encoder.init or "random"}
     return backbone, arguments, {**start, "weights_sha256": weights_digest(backbone.state_dict())}

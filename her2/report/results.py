@@ -12,7 +12,6 @@ from her2.config import Config, Task
 from her2.config.jobs import ReportSpec
 from her2.core.errors import UserError
 from her2.core.plot_style import FigureContext
-from her2.core.sharing import check_readable
 from her2.core.tables import read_result
 from her2.encoders.card import EncoderCard, read_card
 from her2.explanation.listing import read_heatmaps
@@ -317,7 +316,6 @@ def read_metrics(path: Path) -> pl.DataFrame:
 
 
 def _table(path: Path) -> pl.DataFrame:
-    check_readable(path)
     try:
         return read_result(path)
     except (OSError, pl.exceptions.PolarsError) as error:
@@ -325,7 +323,6 @@ def _table(path: Path) -> pl.DataFrame:
 
 
 def _heatmaps(path: Path) -> list[dict[str, object]]:
-    check_readable(path)
     try:
         return read_heatmaps(path)
     except (OSError, ValueError) as error:

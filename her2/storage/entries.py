@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from her2.core.errors import UserError, problem_list
-from her2.core.files import read_json, write_json
+from her2.core.files import write_json
+from her2.core.reading import read_json
 from her2.core.sharing import check_readable
 from her2.core.stamps import noted
 from her2.storage.facts import SlideFacts, fact_columns, facts_of_columns
@@ -113,7 +114,7 @@ def read_entries(path: Path, entry: type[Entry]) -> dict[str, Entry]:
             f"{path}: does not exist. Make it again with `snakemake --cores 1 "
             f"{shlex.quote(str(path))} --configfile CONFIG`, then continue the run."
         ) from None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path}: is not a readable entries file ({error}). Delete it and run snakemake again."
         ) from None

@@ -6,14 +6,11 @@ reading or copying a whole store. What reads a store raises a UserError for any 
 """
 
 import hashlib
-import json
 import os
 import resource
-import struct
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -23,7 +20,14 @@ from numpy.typing import NDArray
 
 from her2.core.errors import UserError
 from her2.core.files import digest
-from her2.core.sharing import check_readable, make_folder
+from her2.core.sharing import make_folder
+from her2.storage.archive import (
+    check_stored,
+    json_member,
+    layout,
+    map_member,
+    store_archive,
+)
 
 CHUNK_BYTES = 1 << 30
 """Up to this size, the features of a slide are one chunk."""
@@ -35,12 +39,10 @@ BLOCK_BYTES = 8 << 20
 
 _SEAL = "seal"
 """The attribute with the digest of a store's content."""
-_NO_ROWS: NDArray[Any] = np.empty((0, 0))
-_DAMAGE = (OSError, KeyError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile)
-"""Errors from reading a damaged file. A flipped bit may also read as encryption or as a newer
-format, for which zipfile raises a RuntimeError."""
+_TYPES = ("float16", "float32", "float64")
+"""Types of features; her2 writes the first two."""
 
-_LOCAL_HEADER = struct.Struct("<4s5H3I2H")
+_NO_ROWS: NDArray[Any] = np.empty((0, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,16 +271,15 @@ def open_store(path: Path, key: str | None = None) -> FeatureStore:
     Raises:
         UserError: it is no store, or contains the features of another key.
     """
-    with _archive(path) as archive:
+    with store_archive(path) as archive:
         attributes = _attributes(archive, key)
-        array = json.loads(archive.read("features/zarr.json"))
-        rows, dimension = array["shape"]
-        if rows < 1:
-            raise ValueError("it has no tiles")
-        size = array["chunk_grid"]["configuration"]["chunk_shape"][0]
-        dtype = np.dtype(array["data_type"]).newbyteorder("<")
+        shape, (size, width), kind = layout(archive, "features")
+        rows, dimension = shape
+        if kind not in _TYPES or width != dimension:
+            raise ValueError(f"its features are {kind} {shape} in chunks of {size} x {width}")
+        dtype = np.dtype(kind).newbyteorder("<")
         chunks = [
-            _map(path, archive.getinfo(f"features/c/{i}/0"), dtype, size, dimension)
+            map_member(path, archive.getinfo(f"features/c/{i}/0"), dtype, size, dimension)
             for i in range(-(-rows // size))
         ]
         # Zarr pads the last chunk to full size.
@@ -301,13 +302,15 @@ def read_attributes(path: Path, key: str | None = None) -> dict[str, Any]:
     Raises:
         UserError: it is no store, or contains the features of another key.
     """
-    with _archive(path) as archive:
+    with store_archive(path) as archive:
         return _attributes(archive, key)
 
 
 def _attributes(archive: zipfile.ZipFile, key: str | None) -> dict[str, Any]:
     """Return the attributes, which must be those of a key and agree with themselves."""
-    found: dict[str, Any] = json.loads(archive.read("zarr.json"))["attributes"]
+    found: dict[str, Any] = json_member(archive, "zarr.json")["attributes"]
+    if not isinstance(found, dict):
+        raise ValueError("it has no attributes")
     if key is not None and found.get("key") != key:
         raise ValueError("it contains the features of another key")
     identity = found.get("identity")  # version 1 of the stage did not write it
@@ -318,24 +321,28 @@ def _attributes(archive: zipfile.ZipFile, key: str | None) -> dict[str, Any]:
 
 def read_coords(path: Path) -> NDArray[np.int32]:
     """Read the top left corners of the tiles: int32 (n, 2), level-0 px."""
-    with _archive(path) as archive:
-        array = json.loads(archive.read("coords/zarr.json"))
-        content = np.frombuffer(archive.read("coords/c/0/0"), "<i4")
-        if array["chunk_grid"]["configuration"]["chunk_shape"] != array["shape"]:
-            raise ValueError("its coordinates are in several chunks")
-        return content.reshape(array["shape"]).astype(np.int32)
+    with store_archive(path) as archive:
+        shape, chunk, kind = layout(archive, "coords")
+        member = archive.getinfo("coords/c/0/0")
+        if chunk != shape or kind != "int32" or shape[1] != 2:
+            raise ValueError(f"its coordinates are {kind} {shape} in chunks of {chunk}")
+        if member.file_size != 4 * shape[0] * shape[1]:
+            raise ValueError(f"{member.filename} has {member.file_size} bytes")
+        return np.frombuffer(archive.read(member), "<i4").reshape(shape).astype(np.int32)
 
 
 def store_problems(path: Path) -> list[str]:
     """Read all of a store and return its problems (CRC, shapes, non-finite values), or none."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with store_archive(path) as archive:
+            for member in archive.infolist():
+                check_stored(member)
             bad = archive.testzip()
         if bad is not None:
             return [f"has a wrong checksum in {bad}"]
         features, coords = open_store(path), read_coords(path)
-    except (UserError, *_DAMAGE) as error:
-        return [f"cannot be read: {error}"]
+    except UserError as error:
+        return [f"cannot be read: {str(error).removeprefix(f'{path}: ')}"]
     problems = []
     if len(features) != len(coords):
         problems.append(f"has {len(features)} rows of features for {len(coords)} coordinates")
@@ -347,34 +354,3 @@ def store_problems(path: Path) -> list[str]:
     ):
         problems.append("contains values that are not finite")
     return problems
-
-
-def _map(
-    path: Path, member: zipfile.ZipInfo, dtype: np.dtype[Any], rows: int, dimension: int
-) -> NDArray[Any]:
-    """Map an uncompressed member, whose bytes begin after its local header."""
-    if member.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"{member.filename} is compressed")
-    if member.file_size != rows * dimension * dtype.itemsize:
-        raise ValueError(f"{member.filename} has {member.file_size} bytes")
-    with path.open("rb") as stream:
-        stream.seek(member.header_offset)
-        header = _LOCAL_HEADER.unpack(stream.read(_LOCAL_HEADER.size))
-    if header[0] != b"PK\x03\x04":
-        raise ValueError(f"{member.filename} has no local header")
-    offset = member.header_offset + _LOCAL_HEADER.size + header[-2] + header[-1]
-    return np.memmap(path, dtype, mode="r", offset=offset, shape=(rows, dimension))
-
-
-@contextmanager
-def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open a store; any damage found within the block is a UserError."""
-    check_readable(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            yield archive
-    except _DAMAGE as error:
-        raise UserError(
-            f"{path}: is not a feature store ({error}). Delete it and run snakemake again. "
-            "`her2 cache verify` finds all damaged files."
-        ) from None

@@ -12,6 +12,7 @@ from typing import Any
 
 from her2.core.errors import UserError
 from her2.core.files import canonical_json, digest, file_digest
+from her2.core.reading import read_json
 
 CARD_NAME = "card.json"
 IDENTITY_NAME = "identity.json"
@@ -38,9 +39,10 @@ def read_fold_card(folder: Path) -> dict[str, Any]:
     """Read the card of a trained fold.
 
     Raises:
-        OSError, ValueError: there is no card, or it was edited.
+        UserError: there is no card that can be read.
+        ValueError: it was edited.
     """
-    card = json.loads((folder / CARD_NAME).read_text(encoding="utf-8"))
+    card = read_json(folder / CARD_NAME)
     if not isinstance(card, dict):
         raise ValueError(f"its {CARD_NAME} is none")
     rest = {name: value for name, value in card.items() if name != "seal"}
@@ -67,11 +69,11 @@ def fold_problem(folder: Path, key: str | None, names: Iterable[str] | None = No
             elif file_digest(folder / name) != files[name]:
                 return f"has a changed file {name}"
         if names is None and IDENTITY_NAME in files:
-            identity = json.loads((folder / IDENTITY_NAME).read_text(encoding="utf-8"))["identity"]
+            identity = read_json(folder / IDENTITY_NAME)["identity"]
             if digest(identity) != card["key"]:
                 return "has another identity than its key says"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"is not a trained fold ({error})"
+    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"is not a trained fold ({str(error).removeprefix(f'{folder}/')})"
     return None
 
 

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet
 from numpy.typing import NDArray
 
-from her2.core.errors import UserError
+from her2.core.errors import UserError, first_line
 from her2.core.files import canonical_json, digest
+from her2.core.reading import AGAIN, file_problem
 from her2.core.sharing import check_readable
 from her2.storage.facts import SlideFacts, TileGrid, of_table_metadata, table_metadata
 from her2.storage.features import FeatureStore, read_coords
@@ -102,9 +103,9 @@ def read_key(path: Path) -> str | None:
     """Return the key stored in a tile table, or None if it has none."""
     try:
         found = (pa.parquet.read_schema(path).metadata or {}).get(_KEY)
+        return found.decode("ascii") if found else None
     except (OSError, ValueError, pa.ArrowException):
         return None
-    return found.decode("ascii") if found else None
 
 
 def read_table(path: Path, key: str | None = None) -> TileTable:
@@ -115,6 +116,8 @@ def read_table(path: Path, key: str | None = None) -> TileTable:
             read.
     """
     check_readable(path)
+    if problem := file_problem(path):
+        raise UserError(f"{path}: is not a tile table: it {problem}. {AGAIN}")
     with _damage(path):
         table = pa.parquet.read_table(path, page_checksum_verification=True)
         metadata = table.schema.metadata
@@ -136,8 +139,8 @@ def _damage(path: Path) -> Iterator[None]:
     """Turn any damage that is found within the block into a UserError."""
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
+    except Exception as error:  # pyarrow and numpy raise any type on what they did not write
         raise UserError(
-            f"{path}: is not a tile table ({error}). Delete it and run snakemake again. "
-            "`her2 cache verify` finds all damaged files."
+            f"{path}: is not a tile table ({first_line(error)}). Delete it and run "
+            "snakemake again. `her2 cache verify` finds all damaged files."
         ) from None

@@ -2,8 +2,9 @@
 
 from concurrent.futures import ThreadPoolExecutor
 
-from her2.core.errors import UserError, problem_list
-from her2.core.files import digest, read_json
+from her2.core.errors import UserError, first_line, problem_list
+from her2.core.files import digest
+from her2.core.reading import read_json
 from her2.core.sharing import denied, unreadable
 from her2.encoders.card import IDENTITY_NAME
 from her2.storage.cache import Cache, Product
@@ -35,8 +36,18 @@ def broken_products(cache: Cache, *, threads: int = 1) -> tuple[int, list[tuple[
 def product_problem(product: Product) -> str | None:
     """Read all of a product; return its problem, or None if it is intact and that of its key.
 
-    Products of older versions have no seal and less of an identity; what they have is compared.
+    Products of older versions have no seal and less of an identity; what they have is compared. No
+    product stops the others.
     """
+    try:
+        return _problem(product)
+    except UserError as error:
+        return str(error).removeprefix(f"{product.path}: ")
+    except Exception as error:
+        return f"cannot be verified ({type(error).__name__}: {first_line(error)})"
+
+
+def _problem(product: Product) -> str | None:
     match product.kind:
         case "tiles":
             problem = _table_problem(product)
@@ -101,10 +112,7 @@ def _store_problems(product: Product) -> list[str]:
 def _encoder_problem(product: Product) -> str | None:
     from her2.encoders.stage import load_encoder  # imports torch
 
-    try:
-        _, card = load_encoder(product.path)
-    except UserError as error:
-        return str(error).removeprefix(f"{product.path}: ")
+    _, card = load_encoder(product.path)
     if card.provenance.get("key") != product.key:
         return "contains the encoder of another key"
     if not (product.path / IDENTITY_NAME).exists():
@@ -117,7 +125,7 @@ def _encoder_problem(product: Product) -> str | None:
             "um/px or size": identity["target"] != [card.mpp, card.size],
             "precision or type": identity["card"] != [card.precision, card.storage],
         }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (UserError, ValueError, KeyError, TypeError) as error:
         return f"has an incomplete identity ({error})"
     problems = [f"has another {name} than its key says" for name, bad in wrong.items() if bad]
     return "; ".join(problems) or None

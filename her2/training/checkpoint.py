@@ -61,7 +61,8 @@ class Checkpoint(Generic[E]):
             name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, tensor in tensors.items()
         }
-        metadata = {"state": json.dumps(facts), "checksum": str(_checksum(copies))}
+        text = json.dumps(facts)
+        metadata = {"state": text, "checksum": str(_checksum(copies, text))}
         with atomic_path(self.path, sync=self.sync) as temporary:
             safetensors.torch.save_file(copies, temporary, metadata=metadata)
 
@@ -75,14 +76,7 @@ class Checkpoint(Generic[E]):
             return TrainingState()
         try:
             state = self._restore(model, optimiser)
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            RuntimeError,
-            safetensors.SafetensorError,
-        ) as error:
+        except Exception as error:  # of a file that is damaged or that somebody else made
             log.warning(
                 "the checkpoint %s cannot be used (%s); training starts over", self.path, error
             )
@@ -92,11 +86,12 @@ class Checkpoint(Generic[E]):
 
     def _restore(self, model: nn.Module, optimiser: torch.optim.Optimizer) -> TrainingState[E]:
         with safetensors.safe_open(self.path, framework="pt") as stream:
-            facts = json.loads(stream.metadata()["state"])
+            text = stream.metadata()["state"]
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
             checksum = stream.metadata()["checksum"]
-        if str(_checksum(tensors)) != checksum:
+        if str(_checksum(tensors, text)) != checksum:
             raise ValueError("its checksum does not match")
+        facts = json.loads(text)
         if facts["identity"] != self.identity:
             raise ValueError("it was written with other data or settings")
         state = TrainingState(
@@ -119,8 +114,8 @@ class Checkpoint(Generic[E]):
         return state
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> int:
-    total = 0
+def _checksum(tensors: Mapping[str, Tensor], text: str) -> int:
+    total = zlib.crc32(text.encode())
     for name in sorted(tensors):
         values = tensors[name].reshape(-1).view(torch.uint8).numpy().data
         total = zlib.crc32(values, zlib.crc32(name.encode(), total))

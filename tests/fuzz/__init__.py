@@ -1,0 +1,1 @@
+"""Seeded fuzzers: damaged and hostile files are read, or refused by name."""

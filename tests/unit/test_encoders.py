@@ -18,7 +18,8 @@ from her2.config import EncoderSection
 from her2.core.errors import UserError
 from her2.encoders.backbones import Encoder, build_backbone, normalisation
 from her2.encoders.card import CARD_NAME, WEIGHTS_NAME, read_card
-from her2.encoders.stage import load_encoder, load_weights, weights_digest
+from her2.encoders.loading import load_weights
+from her2.encoders.stage import load_encoder, weights_digest
 from her2.libraries import library
 from tests.unit.products import materialise
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from her2.core.files import atomic_path, read_json, write_json
+from her2.core.files import atomic_path, write_json
 from her2.core.images import open_image
 from her2.core.plot_style import STYLE
+from her2.core.reading import read_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas

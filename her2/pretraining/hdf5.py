@@ -1,0 +1,99 @@
+"""Stage 1, pre-training data: HDF5 files of somebody else, which are not trusted.
+
+A file of a few bytes may declare a billion rows, lead to files elsewhere or to itself, or unpack
+to a full disk. What it declares is compared with what it holds before it is read.
+"""
+
+import gzip
+import logging
+from pathlib import Path
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from her2.core.files import atomic_path
+
+log = logging.getLogger(__name__)
+
+FILE_BYTES = 256 << 30
+"""Largest file that is read or unpacked; PatchCamelyon's largest has 7 GB."""
+ROWS = 10_000_000
+"""Most rows of a dataset; PatchCamelyon has 262,144."""
+CHUNK_BYTES = 1 << 30
+"""Largest chunk, which is unpacked whole to read one row of it."""
+
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_DENSEST = 1100
+"""Bytes that one stored byte can stand for: deflate's limit is 1,032."""
+_GZIPPED_DENSEST = 100
+_SMALL = 64 << 20
+
+
+def dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    """Return a dataset of a file, with at least one axis, whose values are in the file.
+
+    Raises:
+        ValueError: there is none, or reading it would cost more than the file can hold.
+    """
+    link = file.get(name, getlink=True)
+    if link is None:
+        raise ValueError(f"it has no dataset {name}")
+    if not isinstance(link, h5py.HardLink):
+        raise ValueError(f"{name} is a link to another place, not a dataset")
+    found = file[name]
+    if not isinstance(found, h5py.Dataset) or not found.shape:
+        raise ValueError(f"{name} is no array with rows")
+    if found.external or found.is_virtual:
+        raise ValueError(f"the values of {name} are in other files")
+    if len(found) > ROWS:
+        raise ValueError(f"{name} declares {len(found):,} rows, more than {ROWS:,}")
+    held = found.id.get_storage_size()
+    if found.nbytes > held * (1 if found.chunks is None else _DENSEST):
+        raise ValueError(f"{name} declares {found.nbytes:,} bytes and holds {held:,}")
+    chunk = int(np.prod(found.chunks or (0,), dtype=object)) * found.dtype.itemsize
+    if chunk > CHUNK_BYTES:
+        raise ValueError(f"{name} has chunks of {chunk:,} bytes, more than {CHUNK_BYTES:,}")
+    return found
+
+
+def whole_numbers(found: h5py.Dataset) -> NDArray[np.int64]:
+    """Read a dataset of one whole number per row: (n,).
+
+    Raises:
+        ValueError: it has other values, or more than one in a row.
+    """
+    name = found.name.removeprefix("/")
+    if found.dtype.kind not in "biuf":
+        raise ValueError(f"{name} is {found.dtype}, not whole numbers")
+    if found.size != len(found):
+        raise ValueError(f"{name} has shape {found.shape}, not one number per row")
+    values = np.asarray(found[:]).reshape(len(found))
+    with np.errstate(invalid="ignore"):  # of NaN
+        whole = values.astype(np.int64)
+    if not (whole == values).all():
+        raise ValueError(f"{name} has values that are not whole numbers")
+    return whole
+
+
+def unpack(path: Path, plain: Path) -> None:
+    """Unpack a gzipped HDF5 file to `plain`, which then is complete or absent.
+
+    Raises:
+        ValueError: the content is no HDF5 file, or larger than such files become.
+        OSError, EOFError, zlib.error: the file is damaged.
+        UserError: the disk is full.
+    """
+    limit = min(FILE_BYTES, _SMALL + _GZIPPED_DENSEST * path.stat().st_size)
+    log.info("unpacking %s to %s", path, plain)
+    with (
+        atomic_path(plain) as temporary,
+        gzip.open(path) as packed,
+        temporary.open("wb") as out,
+    ):
+        while block := packed.read(1 << 22):
+            if out.tell() == 0 and not block.startswith(_SIGNATURE):
+                raise ValueError("it holds no HDF5 file")
+            if out.tell() + len(block) > limit:
+                raise ValueError(f"it unpacks to more than {limit / 1e6:,.0f} MB")
+            out.write(block)

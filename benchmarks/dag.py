@@ -25,7 +25,7 @@ from pathlib import Path
 
 import yaml
 
-from her2.cohort.manifest import configured_cohort
+from her2.cohort.reading import configured_cohort
 from her2.config import load_config
 from her2.core.stamps import Stamp, short_digest
 from her2.pipeline.job_table import planned_jobs

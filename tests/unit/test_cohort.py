@@ -1,5 +1,4 @@
 import math
-import os
 import re
 import shutil
 from pathlib import Path
@@ -11,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from her2.cohort.check import check_files
-from her2.cohort.manifest import Cohort, SlideRow, bucket_count, bucket_of, missing_files
+from her2.cohort.manifest import Cohort, SlideRow, bucket_count, bucket_of
 from her2.cohort.reading import read_cohort, read_labels
 from her2.config import Task
 from her2.core.errors import UserError
@@ -259,18 +258,6 @@ def test_a_file_that_begins_like_no_slide_is_named(tmp_path, content, words, suf
     with pytest.raises(UserError, match="slide 'a'.*begins like no slide or image") as error:
         check_files(cohort)
     assert words in str(error.value)
-
-
-def test_a_file_that_cannot_be_reached_is_named_and_is_no_traceback(tmp_path):
-    (tmp_path / "folder.svs").mkdir()
-    os.mkfifo(tmp_path / "pipe.svs")
-    names = ("folder.svs", "pipe.svs", "x" * 300, "a\0b", "gone.svs")
-    rows = tuple(SlideRow(f"s{n}", name, "p", {}) for n, name in enumerate(names))
-    message = str(missing_files(Cohort(rows, tmp_path), tmp_path / ("y" * 300)))
-    assert message.startswith("files of 5 of 5 slides do not exist or cannot be used; correct")
-    assert len(re.findall("is a folder, a pipe or a device", message)) == 2
-    for part in ("cannot be reached (File name too long)", "cannot be a path", "does not exist"):
-        assert part in message
 
 
 IDS = st.lists(st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,8}\Z"), min_size=1, unique=True)

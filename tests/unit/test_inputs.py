@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from her2.cohort.manifest import read_cohort
+from her2.cohort.reading import read_cohort
 from her2.config import parse_config
 from her2.core.errors import UserError
 from her2.pipeline.inputs import (

@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 import pytest
 
-from her2.cohort.manifest import read_cohort
+from her2.cohort.reading import read_cohort
 from her2.config import Config, Section, parse_config
 from her2.core.errors import UserError
 from her2.core.paths import NodePath, UserPath, path_problem, user_path, write_problem

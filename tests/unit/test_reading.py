@@ -11,7 +11,8 @@ import yaml
 
 from her2.config import load_config
 from her2.core.errors import UserError
-from her2.core.files import parse_json, read_json
+from her2.core.files import parse_json
+from her2.core.reading import read_json
 from her2.core.yaml_files import MAX_YAML_BYTES, parse_yaml, read_config, read_yaml
 
 LAUGHS = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(

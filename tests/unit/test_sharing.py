@@ -28,7 +28,8 @@ from her2.storage.cache import Cache, Kind, remove
 from her2.storage.entries import TileEntry, read_entries
 from her2.storage.features import open_store
 from her2.storage.tiles import read_table
-from her2.storage.verify import broken_products, unused_products
+from her2.storage.upkeep import unused_products
+from her2.storage.verify import broken_products
 
 LAB = 54200
 KEY, OTHER = (hashlib.sha256(name).hexdigest() for name in (b"a", b"b"))

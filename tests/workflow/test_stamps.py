@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from her2.cohort.manifest import configured_cohort
+from her2.cohort.reading import configured_cohort
 from her2.config import load_config
 from her2.core.stamps import read_stamp
 from her2.pipeline.current import outdated_jobs

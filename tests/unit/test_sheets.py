@@ -3,6 +3,7 @@
 import codecs
 import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,23 @@ def test_a_quote_that_is_never_closed_is_found_where_it_was_opened(refusal):
 def test_a_line_break_in_a_cell_that_is_read_is_refused(refusal, line):
     message = refusal(ROWS[0], f's2,s2.svs,P-2,0,"{line}"')
     assert f"row 3: column 'site': {line!r} has a line break or another control" in message
+
+
+def test_many_wrong_cells_take_no_longer_than_many_right_ones(sheet):
+    rows = (f's{n},"{n}\x07",P {n},{n},N{n}\x07,{n}' for n in range(20_000))
+    start = time.process_time()
+    with pytest.raises(UserError, match=r"999\d\d problem\(s\)") as error:
+        read(sheet, "\n".join((f"{HEADER},mpp", *rows)))
+    assert time.process_time() - start < 10
+    message = str(error.value)  # and none of them hides the others
+    for column, number in (
+        ("path", 19992),
+        ("site", 19992),
+        ("patient_id", 19992),
+        ("her2", 19991),
+    ):
+        assert f"column {column!r}: {number} more like these" in message
+    assert re.search("column 'mpp': 199.. more like these", message)
 
 
 def test_a_line_break_in_a_cell_that_is_not_read_is_nobody_s_business(sheet):
@@ -259,6 +277,17 @@ def test_a_class_of_a_word_that_means_missing_is_refused(write_csv, tmp_path):
         read_cohort(write_csv(rows), tasks={"n": necrosis})
 
 
+@pytest.mark.parametrize("word", ["Unknown", "[Not Available]", "#N/A", "#REF!"])
+def test_a_site_that_may_mean_a_missing_one_is_kept_and_warned_of(sheet, word):
+    """It has been a site so far, and sites have folds and figures of their own."""
+    found = read(sheet, f"{HEADER}\ns1,1.svs,P-1,0,{word}\ns2,2.svs,P-2,0,NA\n")
+    assert [row.site for row in found.rows] == [word, None]
+    assert found.cautions == (
+        f"The manifest's column 'site' has {word!r} 1 times, which counts as a value. If it means "
+        "that the value is missing, leave the cells empty.",
+    )
+
+
 # The fixed split
 
 
@@ -345,6 +374,9 @@ def test_a_pipe_a_folder_and_a_giant_are_named_at_once(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="more than the 0 MB of any sheet"):
         read(tmp_path / "giant.csv", SHEET)
     monkeypatch.undo()
+    monkeypatch.setattr(sheets, "MAX_COLUMNS", 4)
+    with pytest.raises(UserError, match="has 5 columns, more than the 4"):
+        read(tmp_path / "giant.csv", SHEET)
     monkeypatch.setattr(sheets, "MAX_ROWS", 2)
     with pytest.raises(UserError, match="has 3 rows, more than the 2"):
         read(tmp_path / "giant.csv", SHEET)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from snakemake.logging import logger
 
 from her2.config.jobs import ReportSpec, load
 from her2.core.errors import UserError
-from her2.pipeline import wiring
 from her2.pipeline.wiring import (
     ResultFiles,
     check_writable,
@@ -55,7 +55,7 @@ def test_the_first_process_alone_says_how_the_manifest_was_read(values, tmp_path
         "\n".join((f"{header},MPP", *(f"{row}," for row in rows), "")).replace(",", ";")
     )
     said: list[str] = []
-    monkeypatch.setattr(wiring.logger, "warning", said.append)
+    monkeypatch.setattr(logger, "warning", said.append)
     plan = read_plan(values, check_files=True)
     assert said == [
         f"{path}: was read as UTF-8, with semicolons between cells",

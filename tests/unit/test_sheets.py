@@ -4,18 +4,22 @@ import codecs
 import os
 import re
 import time
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from her2.cohort.manifest import Cohort
 from her2.cohort.reading import read_cohort
 from her2.config import Task
 from her2.core import sheets
 from her2.core.errors import UserError
+from her2.core.spelling import folded, identity
 
 SCORE = Task(label="her2", classes={"0": ["0"], "3+": ["3+"]})
 HEADER = "slide_id,path,patient_id,her2,site"
@@ -230,6 +234,22 @@ def test_a_um_per_px_is_a_number_in_plain_digits(refusal, cell):
     message = refusal(f'{ROWS[0]},"{cell}"', header=f"{HEADER},mpp")
     assert f"row 2: column 'mpp': {cell!r} is not a um/px" in message
     assert ("write a decimal point" in message) == ("," in cell)
+
+
+@given(st.text(max_size=12), st.sampled_from(["NFC", "NFD", "NFKC", "NFKD"]))
+def test_a_text_looks_the_same_in_every_unicode_form(text: str, form: Any) -> None:
+    assert folded(unicodedata.normalize(form, text)) == folded(text)
+    assert folded(folded(text)) == folded(text)
+    assert folded(f"\ufeff {text}\u200b\u00a0") == folded(text)
+
+
+@given(st.integers(0, 10**18), st.integers(0, 5), st.integers(0, 3))
+def test_a_number_is_the_same_with_leading_zeros_and_as_a_float(
+    number: int, before: int, after: int
+) -> None:
+    written = "0" * before + str(number) + (f".{'0' * after}" if after else "")
+    assert identity(written) == identity(str(number)) == str(number)
+    assert identity(f"{number}1") != identity(str(number))
 
 
 # Labels

@@ -52,6 +52,18 @@ class RunLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take a message of Snakemake into account; called with this handler's lock."""
+        try:
+            self._hear(record)
+        except Exception:  # whatever a version of Snakemake says must not end the run
+            self.handleError(record)
+
+    def close(self) -> None:
+        """Snakemake has ended, in whatever way."""
+        super().close()
+        on_close, self._on_close = self._on_close, lambda: None  # logging closes it once more
+        on_close()
+
+    def _hear(self, record: logging.LogRecord) -> None:
         event = getattr(record, "event", None)
         if event == LogEvent.JOB_ERROR:
             self._add_failed_job(record)
@@ -64,12 +76,6 @@ class RunLog(logging.Handler):
             self._add_error(record)
         elif event is None and record.msg == _UNLOCKED:
             self._on_unlock()
-
-    def close(self) -> None:
-        """Snakemake has ended, in whatever way."""
-        super().close()
-        on_close, self._on_close = self._on_close, lambda: None  # logging closes it once more
-        on_close()
 
     def _add_failed_job(self, record: logging.LogRecord) -> None:
         fields = vars(record)

@@ -23,8 +23,7 @@ class RunLog(logging.Handler):
     (a command that failed), or without any such line (its output is refused afterwards).
 
     Attributes:
-        reasons: of failed jobs whose last attempt failed, by their index among the planned jobs.
-        finished: jobs that ended well, likewise.
+        reasons: of jobs of which an attempt failed, by their index among the planned jobs.
         error: Snakemake's latest error that belongs to no job.
     """
 
@@ -36,7 +35,6 @@ class RunLog(logging.Handler):
         self._jobs: list[Job] = []
         self._said: dict[int | None, str] = {}
         self.reasons: dict[int, str] = {}
-        self.finished: set[int] = set()
         self.error = ""
 
     def listen(self) -> None:
@@ -67,11 +65,6 @@ class RunLog(logging.Handler):
         event = getattr(record, "event", None)
         if event == LogEvent.JOB_ERROR:
             self._add_failed_job(record)
-        elif event == LogEvent.JOB_FINISHED:
-            index = self._ids.get(getattr(record, "job_id", -1))
-            if index is not None:
-                self.finished.add(index)
-                self.reasons.pop(index, None)  # of an earlier attempt
         elif event == LogEvent.ERROR:
             self._add_error(record)
         elif event is None and record.msg == _UNLOCKED:

@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -41,6 +42,7 @@ class ProgressPrinter:
         self._log = RunLog(self.close, self._unlocked)
         self._claim: HeldClaim | None = None
         self._run: RunProgress | None = None
+        self._finished: Callable[[], tuple[int, ...]] = tuple
 
     def listen(self) -> None:
         """Hear what Snakemake says, from now until it ends."""
@@ -63,6 +65,10 @@ class ProgressPrinter:
             (job, workflow.dag.jobid(own), map(str, own.output)) for job, own in planned
         )
         self._tell_outdated(workflow, [own for _, own in planned])
+        # Its events do not say so where it is to be quiet.
+        self._finished = lambda: tuple(
+            index for index, (_, own) in enumerate(planned) if workflow.dag.finished(own)
+        )
         self._set_clocks(workflow, int(record.began_on_disk * 1e9))
         self._run = RunProgress(record)
         if self._stream.isatty():
@@ -77,12 +83,13 @@ class ProgressPrinter:
         self._over.set()
         if self._thread is not None:
             self._thread.join()  # it shares the read positions of the event files
+        finished = self._finished()
         run.record = replace(
             run.record,
             ended=time.time(),
             succeeded=succeeded,
-            reasons=dict(self._log.reasons),
-            finished=tuple(sorted(self._log.finished)),
+            reasons={i: why for i, why in self._log.reasons.items() if i not in finished},
+            finished=finished,
         )
         try:
             end_run(run.record, self._plan.config.results)

@@ -925,9 +925,10 @@ def test_a_damaged_model_is_refused(world: World, damage: str) -> None:
 
 def test_features_that_were_edited_are_not_predicted(world: World) -> None:
     model, folder = trained_model(world), elsewhere(world, ["a", "b"])
-    store = open_store(folder / "a.zarr.zip").chunks[0]
+    chunk = open_store(folder / "a.zarr.zip").chunks[0]
+    assert isinstance(chunk, np.memmap)
     with (folder / "a.zarr.zip").open("r+b") as stream:
-        stream.seek(store.offset)
+        stream.seek(chunk.offset)
         stream.write(bytes(2))
     with pytest.raises(UserError, match=r"- a: .*a\.zarr\.zip was edited after it was made$"):
         predict_slides([model], folder, world.root / "out.csv", threads=1)

@@ -4,6 +4,7 @@ The folder holds `model.safetensors`, `card.json` (written last), `history.parqu
 slides that the fold held out `predictions.parquet`, `attention.parquet` and, where a head has
 several maps or contributions of tiles, `maps.safetensors`. `tune.parquet` has the predictions for
 the tuning set, on which temperatures and thresholds are fitted. A search adds `trials.parquet`.
+`identity.json` says what determined the fold and what it read (`her2.storage.fold_files`).
 """
 
 from collections.abc import Mapping, Sequence

@@ -9,11 +9,18 @@ from typing import Annotated
 
 import typer
 
+from her2.cli.shared import filled_in_cache
 from her2.config import jobs
 from her2.core.memory import keep_freed_memory
 
 CacheOption = Annotated[
-    Path, typer.Option("--cache", envvar="HER2_CACHE", help="the content-addressed cache")
+    Path,
+    typer.Option(
+        "--cache",
+        envvar="HER2_CACHE",
+        callback=filled_in_cache,
+        help="the content-addressed cache",
+    ),
 ]
 
 cohort_app = typer.Typer(help="Check a manifest.", no_args_is_help=True)

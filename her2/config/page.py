@@ -15,8 +15,8 @@ demo's [config.yaml](../config.yaml). Editors can use
 
 A path, here and in the manifest, may begin with `~` and contain variables such as `$SCRATCH`, which
 must be set wherever jobs run; `$$` stands for a dollar sign. Relative paths start at the working
-folder, those of the manifest at `cohort.root`. A path that contains `{`, `}`, `<` or `>` is refused,
-because Snakemake takes these for wildcards and variables: rename the file, or make a link to it.
+folder, those of the manifest at `cohort.root`. A path that contains `{`, `}`, `<` or `>` is
+refused, because Snakemake takes these for wildcards and variables: rename the file, or make a link.
 Before any job begins, every file and folder that the config and the manifest name is looked up, and
 one message lists all that are absent, closed to you or no files.
 

@@ -104,16 +104,6 @@ def write_json(target: Path, value: Any) -> None:
     write_text(target, text + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; a key that is there twice is an error.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is not such a file.
-    """
-    return parse_json(path.read_bytes())
-
-
 def parse_json(content: str | bytes) -> Any:
     """Parse JSON; a key that is there twice is an error, a ValueError like those of `json`."""
     try:

@@ -3,12 +3,13 @@
 Reading a card needs no torch, so a rule or a report can ask about an encoder cheaply.
 """
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from her2.core.errors import UserError
-from her2.core.files import digest, read_json, write_json
+from her2.core.files import digest, write_json
 
 CARD_NAME = "card.json"
 WEIGHTS_NAME = "weights.safetensors"
@@ -67,7 +68,7 @@ def read_card(folder: Path) -> EncoderCard:
     """
     path = folder / CARD_NAME
     try:
-        values = read_json(path)
+        values = json.loads(path.read_text(encoding="utf-8"))
         stated = values.pop("digest")
         for name in ("mean", "std"):
             values[name] = tuple(values[name])

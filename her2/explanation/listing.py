@@ -1,8 +1,7 @@
 """Stage 2, heatmaps: the list of pictures that the report reads, `heatmaps.json`."""
 
+import json
 from pathlib import Path
-
-from her2.core.files import read_json
 
 ATTENTION, CONTRIBUTION, THUMBNAIL, TRUTH = "attention", "contribution", "thumbnail", "truth"
 """Names of the panels of a picture."""
@@ -16,5 +15,5 @@ def read_heatmaps(path: Path) -> list[dict[str, object]]:
     strip) and an optional `note`. Paths are relative to the list's folder. The row of a slide that
     could not be read holds only `slide_id` and the `reason`.
     """
-    found: list[dict[str, object]] = read_json(path)
+    found: list[dict[str, object]] = json.loads(path.read_text(encoding="utf-8"))
     return found

@@ -1,12 +1,12 @@
 """Stage 2, heatmaps: attention and maps of a slide's tiles, by a model that never saw it."""
 
+import json
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from her2.core.files import read_json
 from her2.explanation.held_out import HeldOut, HeldOutSlide, unusable
 from her2.explanation.localisation import is_uniform
 from her2.mil.maps import CARD_NAME, read_maps
@@ -92,7 +92,7 @@ def read_tiles(held_out: HeldOut, held: HeldOutSlide) -> SlideTiles:
     )
     if len(probabilities) != 1:
         raise unusable(held, f"has no prediction in {model}")
-    outputs = read_json(model / CARD_NAME)["outputs"]
+    outputs = json.loads((model / CARD_NAME).read_text(encoding="utf-8"))["outputs"]
     maps = {}
     for kind, values in read_maps(model, held.slide_id).items():
         shape, whose = (len(coords), len(outputs)), f"its map {kind} in {model}"

@@ -6,6 +6,7 @@ several maps or contributions of tiles, `maps.safetensors`. `tune.parquet` has t
 the tuning set, on which temperatures and thresholds are fitted. A search adds `trials.parquet`.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from pydantic import TypeAdapter
 from her2.config import KEEP_ORDER, HeadSection, Task
 from her2.config.jobs import TrainSpec
 from her2.core.errors import UserError
-from her2.core.files import canonical_json, digest, file_digest, parse_json, read_json
+from her2.core.files import canonical_json, digest, file_digest
 from her2.mil.bags import Bag
 from her2.mil.losses import output_count, output_names
 from her2.mil.maps import CARD_NAME, MAPS_NAME
@@ -120,7 +121,7 @@ def folds_digest(parts: Mapping[str, Sequence[Bag]]) -> str:
 
 def read_entry(folder: Path) -> FoldEntry:
     """Return a fold's entry in the entries file of its chunk."""
-    card = read_json(folder / CARD_NAME)
+    card = json.loads((folder / CARD_NAME).read_text(encoding="utf-8"))
     trials = card["search"]
     return FoldEntry(
         key=card["key"],
@@ -142,7 +143,7 @@ def load_model(folder: Path, device: torch.device) -> SavedModel:
         UserError: the folder holds no model, or its files do not match its card.
     """
     try:
-        card = read_json(folder / CARD_NAME)
+        card = json.loads((folder / CARD_NAME).read_text(encoding="utf-8"))
         if file_digest(folder / MODEL_NAME) != card["files"][MODEL_NAME]:
             raise ValueError(f"{MODEL_NAME} does not match its card")
         head: HeadSection = TypeAdapter(HeadSection).validate_python(card["head"])
@@ -209,5 +210,5 @@ def _write_random_bags(folder: Path, spec: TrainSpec, fold: Fold) -> None:
 
 def _chosen(head: Mapping[str, Any], trials: Sequence[str]) -> str:
     """Return the options of the trial that was kept."""
-    options = (parse_json(text) for text in trials)
+    options = (json.loads(text) for text in trials)
     return next(canonical_json(o) for o in options if all(head[k] == v for k, v in o.items()))

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from her2.core.errors import UserError
 from her2.core.events import events_path
-from her2.core.files import read_json, write_json
+from her2.core.files import parse_json, write_json
 from her2.pipeline.plan import Plan
 
 RECORD_NAME = "run.json"
@@ -109,7 +109,7 @@ def read_run(results: Path) -> RunRecord:
     """
     path = results / RECORD_NAME
     try:
-        values = read_json(path)
+        values = parse_json(path.read_bytes())
         planned = values.pop("jobs")
         if any(job.keys() != _JOB_KEYS for job in planned):
             raise UserError(

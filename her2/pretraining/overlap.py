@@ -1,5 +1,6 @@
 """Stage 1, overlap: patients of the cohort that an encoder's pre-training saw."""
 
+import json
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ import polars as pl
 
 from her2.config.jobs import OverlapSpec
 from her2.core.errors import problem_list
-from her2.core.files import read_json, write_json
+from her2.core.files import write_json
 from her2.encoders.card import CARD_NAME, EncoderCard, read_card
 
 log = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ def find_overlap(card: EncoderCard, cohort: pl.DataFrame) -> dict[str, str]:
 
 def read_overlap(path: Path) -> Overlap:
     """Read the file that `audit_overlap` wrote."""
-    values = read_json(path)
+    values = json.loads(path.read_text(encoding="utf-8"))
     return Overlap(**values | {"patients": tuple(values["patients"])})
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from her2.core.errors import UserError, problem_list
-from her2.core.files import read_json, write_json
+from her2.core.files import parse_json, write_json
 from her2.storage.facts import SlideFacts, fact_columns, facts_of_columns
 
 Status = Literal["ok", "excluded", "failed"]
@@ -95,7 +95,7 @@ def read_entries(path: Path, entry: type[Entry]) -> dict[str, Entry]:
     """
     build: Callable[[Any], Any] = getattr(entry, "of_columns", lambda columns: entry(**columns))
     try:
-        values = read_json(path)
+        values = parse_json(path.read_bytes())
         return {name: build(columns) for name, columns in values.items()}
     except FileNotFoundError:
         # Snakemake makes an absent file only for a job that names it or for a target.

@@ -1,11 +1,12 @@
 """Maintenance of the cache: verify every product, and find those no longer used."""
 
+import json
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from her2.core.errors import UserError
-from her2.core.files import digest, file_digest, read_json
+from her2.core.files import digest, file_digest
 from her2.storage.cache import Cache, Product
 from her2.storage.features import open_store, read_attributes, read_coords, store_problems
 from her2.storage.tiles import coords_digest, read_key, read_table
@@ -80,7 +81,7 @@ def _entries_files(folder: Path) -> list[Path]:
 def _named(path: Path) -> set[str]:
     """Return the keys in an entries file or a card."""
     try:
-        entries = read_json(path).values()
+        entries = json.loads(path.read_text(encoding="utf-8")).values()
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path}: is not a readable entries file ({error}), so the products it names are "
@@ -130,7 +131,7 @@ def _encoder_problem(product: Product) -> str | None:
 
 def _model_problem(product: Product) -> str | None:
     try:
-        card = read_json(product.path / "card.json")
+        card = json.loads((product.path / "card.json").read_text(encoding="utf-8"))
         if card["key"] != product.key:
             return "contains the model of another key"
         for name, wanted in card["files"].items():

@@ -7,6 +7,7 @@ data of the page needs no plotting library.
 import base64
 import dataclasses
 import io
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from her2.core.files import atomic_path, read_json, write_json
+from her2.core.files import atomic_path, write_json
 from her2.core.plot_style import STYLE
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def draw_figures(shown: Any, folder: Path) -> dict[str, str]:
             with atomic_path(folder / f"{figure.name}.{suffix}") as path:
                 path.write_bytes(content)
     listed = folder / _LIST
-    for name in read_json(listed) if listed.exists() else ():
+    for name in json.loads(listed.read_text(encoding="utf-8")) if listed.exists() else ():
         if name not in written and Path(name).name == name:
             (folder / name).unlink(missing_ok=True)
     write_json(listed, sorted(written))

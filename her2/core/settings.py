@@ -1,4 +1,4 @@
-"""Every stage: YAML, read so that nothing written there is silently lost.
+"""Before every stage: settings (YAML), read so that nothing written there is silently lost.
 
 The library keeps the last value of a key that is there twice, and fails with errors of its own on a
 file that is nested without end. `her2.core.files` reads JSON.

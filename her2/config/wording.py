@@ -3,6 +3,7 @@
 import difflib
 import reprlib
 from collections.abc import Iterator, Mapping
+from datetime import date
 from typing import Any, get_args
 
 from her2.config.heads import HEADS
@@ -99,6 +100,10 @@ def _said(item: dict[str, Any], location: list[str], head: str, root: type[Secti
             )
         case "string_pattern_mismatch":
             return f"{shown(value)} does not match {item['ctx']['pattern']}"
+        case "string_type" if isinstance(value, bool):
+            return "YAML reads yes, no, on, off, true and false as no text; put it in quotes"
+        case "path_type" if value is None:
+            return "is empty (YAML reads a bare ~ so, too); name a file or folder, in quotes"
         case "string_type" if value is not None and not isinstance(value, Mapping | list | tuple):
             return f"YAML does not read {shown(value)} as text; put it in quotes"
     words = _NOT_OF_THE_KIND.get(_kind(item))
@@ -112,6 +117,8 @@ def shown(value: Any) -> str:
     """Return a value as an error quotes it: short, and as YAML writes true, false and null."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, date):
+        return value.isoformat()
     if isinstance(value, int) and abs(value) >= 10**40:  # Python prints no more than 4,300 digits
         return "a number of more than 40 digits"
     return f"{value!r}" if isinstance(value, str) and len(value) <= 100 else reprlib.repr(value)

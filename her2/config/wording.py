@@ -23,7 +23,7 @@ _NOT_OF_THE_KIND = {
     "mapping": "is not a mapping; write lines of `name: value` below the key",
 }
 """How the name of pydantic's error begins -> our words."""
-_MARKS = ("[key]", "constrained-str", "constrained-int", "constrained-float", "bool")
+_MARKS = ("[key]", "constrained-str", "constrained-int", "constrained-float")
 """Parts of pydantic's locations that are none of the config's."""
 
 
@@ -69,6 +69,8 @@ def _kind(item: dict[str, Any]) -> str:
 def _keyed(item: dict[str, Any], root: type[Section]) -> list[tuple[str, str]]:
     """Return the problems of one error, each after its key; "" where the words name it."""
     location = [str(part) for part in item["loc"] if part not in _MARKS]
+    if "search" in location[:-1] and location[-1] == "bool":  # a branch of a searched value's kinds
+        location.pop()
     head = location.pop(2) if location[:1] == ["heads"] and len(location) > 2 else ""
     key = ".".join(part if len(part) <= 130 else f"{part[:40]}..." for part in location)
     error = item.get("ctx", {}).get("error")

@@ -61,6 +61,27 @@ def test_missing_files_are_all_named(project: Project) -> None:
     assert "slides/gone-b.svs" in message
 
 
+def test_a_slide_that_snakemake_would_take_for_a_pattern_is_refused_by_its_row(
+    project: Project,
+) -> None:
+    """In a finished project the old slide's features would stand under the row of the new one."""
+    slide = next((project.folder / "slides").glob("*.svs"))
+    shutil.copyfile(slide, slide.with_name("S1{rescan}.svs"))
+    header, first, *rows = (project.folder / "slides.csv").read_text().splitlines()
+    cells = first.split(",")
+    cells[header.split(",").index("path")] = "slides/S1{rescan}.svs"
+    (project.folder / "slides.csv").write_text("\n".join([header, ",".join(cells), *rows]))
+    message = refused(project)
+    assert "row 2: column 'path': 'slides/S1{rescan}.svs' contains { }" in message
+
+
+def test_a_key_twice_is_refused_before_snakemake_drops_the_first(project: Project) -> None:
+    with (project.folder / "config.yaml").open("a") as stream:
+        stream.write("heads: {mean: {}}\n")
+    message = refused(project)
+    assert re.search(r"config\.yaml: .*the key 'heads' is there twice, first in line \d+", message)
+
+
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv is not installed")
 def test_a_read_only_results_folder_is_named(project: Project) -> None:
     results = project.folder / "results"

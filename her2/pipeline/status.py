@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from her2.core.events import Event, events_path, read_events
+from her2.core.files import parse_json
 from her2.pipeline.endings import last_line
 from her2.pipeline.record import Job, RunRecord
 

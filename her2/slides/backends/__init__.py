@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from her2.core.errors import SlideError
+from her2.core.files import check_regular
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -158,6 +159,7 @@ def open_slide(path: Path) -> OpenedSlide:
     asked = backends()
     detail = ""
     try:
+        check_regular(path)
         for backend in asked:
             found = backend.open_slide(path)
             if found is not None:

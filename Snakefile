@@ -1,7 +1,7 @@
 """HER2 scores from H&E slides: tile, embed once, train, evaluate, report.
 
 snakemake --cores 8                           the demo (config.yaml)
-snakemake --cores 8 --configfile mine.yaml    your slides
+snakemake --cores 8 --configfile=mine.yaml    your slides
 Targets: features, train, report (the default builds everything).
 """
 

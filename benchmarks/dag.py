@@ -11,6 +11,7 @@ The line below the table tells the overhead of running a job on this machine.
 
 import argparse
 import csv
+import json
 import os
 import re
 import resource
@@ -18,10 +19,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from contextlib import chdir
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import yaml
+
+from her2.cohort.reading import configured_cohort
+from her2.config import load_config
+from her2.core.stamps import Stamp, short_digest
+from her2.pipeline.job_table import planned_jobs
+from her2.pipeline.plan import Plan
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SNAKEMAKE = str(Path(sys.executable).with_name("snakemake"))
@@ -119,15 +127,27 @@ def dry_run(folder: Path) -> Cost:
 
 
 def finish(folder: Path) -> None:
-    """Make the project look finished to Snakemake: every output exists and is recorded."""
-    summary = snakemake(folder, "--summary")[1]
-    for line in summary.splitlines():
-        name = line.split("\t")[0]
-        if name.startswith("results/"):
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
+    """Make the project look finished: every output exists, is recorded, and has a current stamp."""
+    summary = snakemake(folder, "--detailed-summary")[1]
+    rows = [line.split("\t") for line in summary.splitlines() if line.startswith("results/")]
+    for name, *_ in rows:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix:
             path.write_text("{}\n")
+        else:  # a folder of pictures
+            path.mkdir()
     snakemake(folder, "--touch", "--quiet", "all")
+    digest = short_digest(folder / "results/cohort/audited.parquet")
+    inputs = {row[0]: row[4].split(",") for row in rows}
+    with chdir(folder):
+        config = load_config(Path("config.yaml"))
+        plan = Plan(config, configured_cohort(config, config.cohort.slides, config.cohort.root))
+        for job in planned_jobs(plan):
+            path = job.stamp(config.results)
+            read = [name.removeprefix("results/") for name in inputs[str(path)] if name]
+            stamp = Stamp(json.loads(job.spec(plan)), dict.fromkeys(read, digest), {})
+            path.write_text(json.dumps(asdict(stamp)))
 
 
 def overhead_ms(folder: Path, jobs: int = 100) -> float:

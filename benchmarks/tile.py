@@ -4,7 +4,8 @@
 
 Each part is timed alone on one thread, as the best of three runs. The file is in the page cache, so
 the times are those of the computation, not of the disk. `whole, blur of all tiles` measures blur on
-every tile instead of on one tile per square (tiling.blur_step_um).
+every tile instead of on one tile per square (tiling.blur_step_um). `checksum` digests all bytes of
+the file, once for each state of it, in a thread beside the rest.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from her2.config import TilingSection
 from her2.filters.border import border_mask
 from her2.filters.fold import fold_mask
 from her2.filters.pen import pen_mask
+from her2.slides.fingerprint import checksum, fingerprint
 from her2.slides.slide import Slide
 from her2.synthetic import slide_generator, slide_params
 from her2.synthetic.tissue import draw_region
@@ -94,6 +96,8 @@ def measure(path: Path) -> None:
             ("pen", lambda: pen_mask(density, mpp=mpp)),
             ("fold", lambda: fold_mask(density, tissue, mpp=mpp)),
             ("border", lambda: border_mask(thumbnail)),
+            ("fingerprint", lambda: fingerprint(path)),
+            ("checksum", lambda: _whole_checksum(path)),
             ("whole, without blur", lambda: whole(**off)),
             ("whole, default options", whole),
             ("whole, blur of all tiles", lambda: whole(blur_step_um=0)),
@@ -103,10 +107,17 @@ def measure(path: Path) -> None:
         )
         print(
             f"{path.name}: {slide.width_px} x {slide.height_px} px, {len(table)} tiles, "
-            f"{table.reads['blur']} read for blur; {os.cpu_count()} CPUs, 1 thread"
+            f"{table.reads['blur']} read for blur, {path.stat().st_size / 1e6:.1f} MB; "
+            f"{os.cpu_count()} CPUs, 1 thread"
         )
         for name, part in parts:
             print(f"  {name:26} {1000 * best(part):9.1f} ms")
+
+
+def _whole_checksum(path: Path) -> str:
+    """Compute the checksum without an index that has it."""
+    with tempfile.TemporaryDirectory() as index:
+        return checksum(path, Path(index))
 
 
 def best(part: Callable[[], object]) -> float:

@@ -8,7 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from her2.cohort.manifest import Cohort, read_cohort
+    from her2.cohort.manifest import Cohort
+    from her2.cohort.reading import read_cohort
     from her2.config import Config, load_config
     from her2.core.errors import SlideError, TileError, UserError
     from her2.encoders.stage import load_encoder
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "her2.cohort.manifest": ("Cohort", "read_cohort"),
+    "her2.cohort.manifest": ("Cohort",),
+    "her2.cohort.reading": ("read_cohort",),
     "her2.config": ("Config", "load_config"),
     "her2.core.errors": ("SlideError", "TileError", "UserError"),
     "her2.encoders.stage": ("load_encoder",),

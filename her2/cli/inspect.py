@@ -2,28 +2,31 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from her2.cohort.manifest import Cohort, configured_cohort
+from her2.cohort.manifest import Cohort
+from her2.cohort.reading import configured_cohort
 from her2.config import Config, load_config
 from her2.core.errors import UserError
-from her2.pipeline import progress, record, status
+from her2.pipeline import record, status
+from her2.pipeline.lines import failure_lines, working_lines
 from her2.pipeline.plan import Plan
 from her2.storage.entries import FeatureEntry, TileEntry, read_entries
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="the run's config")]
 _SLIDES_SHOWN = 20
+_JOBS_SHOWN = 10
 _STATE_WORDS = {
     "running": "is running",
     "finished": "has finished",
     "failed": "has ended with failed jobs. Fix the cause, then rerun the same command",
     "stopped": "was stopped. Rerun the same command to continue from there",
-    "killed": "was killed and left the folder locked. Run `snakemake --unlock`, then rerun the "
-    "same command",
+    "killed": "was killed and left the folder locked. Run `snakemake --unlock` (with the same "
+    "--configfile), then rerun the same command",
     "elsewhere": "is running on that machine, or was killed there and left the folder locked (then "
     "run `snakemake --unlock` and rerun the same command)",
 }
@@ -38,8 +41,12 @@ def show_status(
     """Show what is done, running, failed and left out, and the disk space used."""
     settings = load_config(config)
     while True:
-        run = record.read_run(settings.results)
-        state = record.run_state(run)
+        try:
+            run = record.read_run(settings.results)
+        except UserError as error:  # the rest can be said without it
+            print(error)
+            break
+        state = record.run_state(run, settings.results)
         print("\n".join(_run_lines(run, state)))
         if watch is None or state not in ("running", "elsewhere"):
             break
@@ -71,12 +78,17 @@ def _cohort(settings: Config) -> Cohort:
     return configured_cohort(settings, settings.cohort.slides, settings.cohort.root)
 
 
-def _run_lines(run: record.RunRecord, state: record.RunState) -> list[str]:
+def _run_lines(
+    run: record.RunRecord, state: record.RunState, stale: Sequence[tuple[str, str]] = ()
+) -> list[str]:
+    """Return how far a run is; `stale` are jobs that would run again under this config, and why."""
     over = state not in ("running", "elsewhere")
     began = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.began))
     progress_of_run = status.RunProgress(run)
     found = progress_of_run.close() if over else progress_of_run.update()
     words = _STATE_WORDS[state]
+    if over and stale:
+        words += f"; {len(stale):,} job(s) would run again under this config"
     lines = [f"The run that started {began} on {run.host} (process {run.pid}) {words}.", ""]
     lines.append(
         f"{'stage':22}{'up to date':>11}{'done':>7}{'running':>9}{'failed':>8}{'waiting':>9}"
@@ -85,10 +97,18 @@ def _run_lines(run: record.RunRecord, state: record.RunState) -> list[str]:
         counts = [stage.count(name) for name in ("done", "running", "failed", "waiting")]
         numbers = zip((stage.up_to_date, *counts), (11, 7, 9, 8, 9), strict=True)
         lines.append(f"{stage.rule:22}" + "".join(f"{n:>{width},}" for n, width in numbers))
-    if not over and (working := progress.working_lines(found, time.time())):
+    if not over and (working := working_lines(found, time.time())):
         lines += ["", *working]
     if failed := status.failures(found):
-        lines += ["", f"Failed jobs: {len(failed)}", *progress.failure_lines(failed)]
+        lines += ["", f"Failed jobs: {len(failed)}", *failure_lines(failed)]
+    if over and stale:
+        lines += [
+            "",
+            "Would run again:",
+            *(f"    {job}: {why}" for job, why in stale[:_JOBS_SHOWN]),
+        ]
+        if len(stale) > _JOBS_SHOWN:
+            lines.append(f"    ... and {len(stale) - _JOBS_SHOWN:,} more")
     return lines
 
 
@@ -127,7 +147,14 @@ def _slide_lines(settings: Config) -> list[str]:
 
 def _entries_files(folder: Path, names: Iterable[str], buckets: Iterable[str]) -> list[Path]:
     paths = (folder / name / f"{bucket}.json" for name in names for bucket in buckets)
-    return [path for path in paths if path.exists()]
+    return [path for path in paths if _is_file(path)]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # in a folder that may not be entered
+        return False
 
 
 def _disk_lines(settings: Config) -> list[str]:

@@ -19,6 +19,7 @@ from her2.core.errors import UserError
 from her2.core.events import begin_events, write_event
 from her2.core.hardware import bound_busy_waiting
 from her2.core.logs import begin_log, redacted_stderr
+from her2.core.sharing import denied
 
 app = typer.Typer(
     cls=StageGroup,
@@ -58,8 +59,10 @@ def _run() -> None:
     except UserError as error:
         _fail(str(error))
     except Exception as error:
-        traceback.print_exc()
         notes = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
+        if isinstance(error, PermissionError) and isinstance(error.filename, str):
+            _fail(f"{notes}{denied(Path(error.filename), 'used')}")
+        traceback.print_exc()
         _fail(f"{notes}{type(error).__name__}: {error}")
 
 

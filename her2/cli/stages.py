@@ -16,8 +16,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from her2.cohort.manifest import Cohort, read_labels
+from her2.cohort.manifest import Cohort
+from her2.cohort.reading import read_labels
 from her2.config import Section, jobs
+from her2.core.stamps import writing_stamp
 from her2.storage.cache import Cache
 
 STAGES = {
@@ -89,6 +91,8 @@ STAGES = {
 """Command -> (module:function, help). The function takes `spec`, of a class of `her2.config.jobs`,
 and other arguments that `_options` supports."""
 
+STAMP = typer.Option("--stamp", help="where to write what was asked for, read and made")
+
 _RENAMED = {"output": "--out", "compiling": "--compile"}
 
 
@@ -125,10 +129,13 @@ def as_command(stage: Callable[..., object]) -> Callable[..., None]:
     words = _argument_help(stage)
 
     def run(**given: Any) -> None:
-        spec = jobs.load(parameters["spec"].annotation, given["spec"])
-        stage(**{name: _value(one, spec, given) for name, one in parameters.items()})
+        stamp = given.pop("stamp")
+        with writing_stamp(stamp, given["spec"]):
+            spec = jobs.load(parameters["spec"].annotation, given["spec"])
+            stage(**{name: _value(one, spec, given) for name, one in parameters.items()})
 
     options = [option for one in parameters.values() for option in _options(one, words)]
+    options.append(_option("stamp", Path | None, STAMP, None))
     run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
     run.__annotations__ = {option.name: option.annotation for option in options}
     return run

@@ -12,10 +12,10 @@ import polars as pl
 
 from her2.cohort.columns import FURTHER
 from her2.cohort.manifest import Cohort
+from her2.cohort.usable import EXCLUDED
 from her2.config.jobs import AuditSpec, CohortSpec
 from her2.core.errors import UserError, problem_list
-from her2.core.files import atomic_path
-from her2.core.tables import read_result, write_table
+from her2.core.tables import read_result, write_parquet, write_table
 from her2.storage.entries import TileEntry, check_excluded, read_all_entries
 
 TABLE_NAME = "slides.parquet"
@@ -31,8 +31,9 @@ def audit_cohort(spec: AuditSpec, cohort: Cohort, tiles: Path, output: Path) -> 
         spec: the job.
         cohort: the manifest.
         tiles: folder with a folder of entries files per grid.
-        output: table of `slide_id, patient_id, fingerprint` and the labels, one row per slide
-            (Parquet). It has only what later checks need, so that it does not change needlessly.
+        output: table of `slide_id, patient_id, fingerprint`, the labels and, for each grid, why a
+            slide cannot be used (`excluded_{grid}`, null if it can), one row per slide (Parquet).
+            It has only what later checks need, so that it does not change needlessly.
 
     Raises:
         UserError: two slides have the same content, or more slides are unusable than
@@ -54,17 +55,24 @@ def audit_cohort(spec: AuditSpec, cohort: Cohort, tiles: Path, output: Path) -> 
     }
     table = pl.DataFrame(
         [
-            (row.slide_id, row.patient_id, prints[row.slide_id], *map(row.labels.get, spec.labels))
+            (
+                *(row.slide_id, row.patient_id, prints[row.slide_id]),
+                *map(row.labels.get, spec.labels),
+                *(_unusable(found[row.slide_id]) for found in entries.values()),
+            )
             for row in cohort.rows
         ],
         schema=dict.fromkeys(
-            ["slide_id", "patient_id", "fingerprint", *(f"label_{name}" for name in spec.labels)],
+            [
+                *("slide_id", "patient_id", "fingerprint"),
+                *(f"label_{name}" for name in spec.labels),
+                *(f"{EXCLUDED}{grid}" for grid in entries),
+            ],
             pl.String,
         ),
         orient="row",
     )
-    with atomic_path(output) as temporary:
-        table.write_parquet(temporary)
+    write_parquet(table, output)
     return table
 
 
@@ -103,6 +111,11 @@ def tabulate_cohort(spec: CohortSpec, cohort: Cohort, tiles: Path, output: Path)
 
 def _entries(tiles: Path, grids: tuple[str, ...], buckets: tuple[str, ...]) -> Entries:
     return {grid: read_all_entries(tiles / grid, buckets, TileEntry) for grid in grids}
+
+
+def _unusable(entry: TileEntry) -> str | None:
+    """Return why a slide cannot be used, or None if it can."""
+    return None if entry.status == "ok" else entry.reason or entry.status
 
 
 def _check_duplicates(found: Mapping[str, TileEntry]) -> None:

@@ -9,11 +9,14 @@ Every Snakemake job imports this module when it parses the workflow, so it impor
 
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from her2.config import NAME_PATTERN
+from her2.core.paths import user_path
+from her2.core.spelling import MISSING, is_missing, is_unknown
 from her2.core.types import MPP_RANGE
 
 Value = str | float | None
@@ -21,8 +24,6 @@ Job = Literal["tile", "embed", "audit", "cohort", "folds"]
 """Jobs whose specs digest rows of the manifest. `cohort` writes the table of all slides for the
 controls and the report."""
 
-MISSING = frozenset({"", "na", "n/a", "nan", "none", "null"})
-"""Cells (in any case) that mean a missing value."""
 FURTHER = "column_"
 """Prefix, in the cohort's table, of columns that are not declared here but named in the config."""
 MAX_ID_LENGTH = 128
@@ -69,54 +70,94 @@ class Column:
 
 def text(cell: str) -> str | None:
     """Parse any text."""
-    return None if cell.lower() in MISSING else cell
+    return None if is_missing(cell) else cell
+
+
+def label(cell: str) -> str | None:
+    """Parse a label."""
+    return None if is_unknown(cell) else cell
 
 
 def number(cell: str) -> float | None:
     """Parse a finite number."""
-    if cell.lower() in MISSING:
+    if is_missing(cell):
         return None
-    try:
-        value = float(cell)
-    except ValueError:
-        value = math.nan
+    value = _float(cell)
     if not math.isfinite(value):
-        raise ValueError(f"{cell!r} is not a number; leave the cell empty if it is unknown")
+        raise ValueError(
+            f"{cell!r} is not a number{_advice(cell)}; leave the cell empty if it is unknown"
+        )
     return value
 
 
 def identifier(cell: str) -> str:
     """Parse an id, which becomes part of file names."""
+    if is_unknown(cell):
+        raise ValueError(f"{_shown(cell)}; enter an id, or leave the row out")
     if not re.fullmatch(NAME_PATTERN, cell) or len(cell) > MAX_ID_LENGTH:
         raise ValueError(
             f"{cell!r} is not a legal id; use at most {MAX_ID_LENGTH} letters, digits, '.', '_' "
-            "and '-', beginning with a letter or digit"
+            f"and '-', beginning with a letter or digit{_strange(cell)}"
         )
     return cell
 
 
 def slide_file(cell: str) -> str:
-    """Parse the path of a slide, which is required."""
-    if not cell:
-        raise ValueError("is empty; enter the path of the slide's file")
+    """Parse the path of a slide, which is required. The cell is kept as it is written."""
+    if is_unknown(cell):
+        raise ValueError(
+            f"{_shown(cell)}; enter the path of the slide's file, or leave the row out"
+        )
+    user_path(cell)
     return cell
+
+
+def further_file(cell: str) -> str | None:
+    """Parse the path of a file that a slide may have. The cell is kept as it is written."""
+    found = text(cell)
+    if found is not None:
+        user_path(found)
+    return found
 
 
 def scale(cell: str) -> float | None:
     """Parse a um/px. NaN is an error here, as it comes from a wrong computation."""
     if cell.lower() in MISSING - {"nan"}:
         return None
-    try:
-        mpp = float(cell)
-    except ValueError:
-        mpp = math.nan
+    mpp = _float(cell)
     low, high = MPP_RANGE
     if not low <= mpp <= high:
         raise ValueError(
-            f"{cell!r} is not a um/px between {low} and {high}; leave the cell empty to use the "
-            "file's own"
+            f"{cell!r} is not a um/px between {low} and {high}{_advice(cell)}; leave the cell "
+            "empty to use the file's own"
         )
     return mpp
+
+
+def _float(cell: str) -> float:
+    """Return the number that a cell has in plain digits, NaN if it has none."""
+    try:
+        # Python also reads 0_25 and the digits of other scripts.
+        return float(cell) if cell.isascii() and "_" not in cell else math.nan
+    except ValueError:
+        return math.nan
+
+
+def _advice(cell: str) -> str:
+    return " (write a decimal point)" if re.fullmatch(r"-?\d+,\d+", cell) else ""
+
+
+def _shown(cell: str) -> str:
+    return f"{cell!r} means a missing value" if cell else "is empty"
+
+
+def _strange(cell: str) -> str:
+    """Name the first character of an id that cannot be typed, or what a spreadsheet did to it."""
+    if re.fullmatch(r"\d([.,]\d+)?[eE]\+\d+", cell):
+        return "; a spreadsheet has shortened it, so format the column as text and enter it again"
+    strange = next((one for one in cell if not one.isascii()), "")
+    name = unicodedata.name(strange, "") if strange else ""
+    return f" ({strange!a} is {name.lower()})" if name else ""
 
 
 COLUMNS = (
@@ -151,8 +192,8 @@ COLUMNS = (
         label="scanner",
     ),
     Column(name="split", parse=text, read_by=("cohort",), in_table=True),
-    Column(name="annotation", parse=text, read_by=("tile", "cohort"), in_table=True),
-    Column(name="mask", parse=text, read_by=("tile", "cohort"), in_table=True),
+    Column(name="annotation", parse=further_file, read_by=("tile", "cohort"), in_table=True),
+    Column(name="mask", parse=further_file, read_by=("tile", "cohort"), in_table=True),
 )
 """The columns, in the order of the cohort's table."""
 

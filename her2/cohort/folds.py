@@ -1,22 +1,26 @@
 """Stage 2, folds: patient-grouped, score-stratified cross-validation with an inner tuning set.
 
-Folds depend only on the manifest and the seed, so all encoders, heads and grids are compared on the
-same folds. A slide that turns out unusable is simply missing from its set.
+Folds depend only on the manifest, the seed and the slides that tiling could not use, so all
+encoders, heads and grids are compared on the same folds. An unusable slide is missing from its set,
+and moves other patients only where a class would be lost (`her2.cohort.usable`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from her2.cohort.fixed_split import SPLITS
 from her2.cohort.labels import patient_classes
 from her2.cohort.manifest import Cohort, SlideRow
 from her2.cohort.split import assign_roles, fixed_roles, patient_sites
+from her2.cohort.usable import Change, Reasons, check_usable, excluded_slides, keep_classes
 from her2.config import Task
 from her2.config.jobs import FoldsSpec
 from her2.core.errors import UserError, problem_list
-from her2.core.files import atomic_path
+from her2.core.tables import read_result, write_parquet
 
 SCHEMA = {
     "slide_id": pl.String,
@@ -28,13 +32,16 @@ SCHEMA = {
 }
 
 
-def make_folds(spec: FoldsSpec, cohort: Cohort, output: Path) -> pl.DataFrame:
-    """Write the folds of one task.
+def make_folds(
+    spec: FoldsSpec, cohort: Cohort, output: Path, *, audited: Path | None = None
+) -> pl.DataFrame:
+    """Write the folds of one task, and check that they can do without the unusable slides.
 
     Args:
         spec: the job.
         cohort: the manifest, with the task's label column.
         output: the table (Parquet).
+        audited: the audit's table, with the slides that cannot be used; without it, all can.
 
     Returns:
         `slide_id, patient_id, label` (class index, null for unlabelled), `repeat, fold, role`:
@@ -43,12 +50,111 @@ def make_folds(spec: FoldsSpec, cohort: Cohort, output: Path) -> pl.DataFrame:
         classes has the class that `spec.patient_label` gives, on all labelled slides, or no row.
 
     Raises:
-        UserError: there are too few patients, the column `split` or `site` does not fit, or
-            patients have labels of different classes that `spec.patient_label` does not settle.
+        UserError: there are too few patients, the column `split` or `site` does not fit, patients
+            have labels of different classes that `spec.patient_label` does not settle, or a class
+            is lost with the unusable slides.
     """
+    reasons = {} if audited is None else excluded_slides(read_result(audited))
+    table = _usable_folds(spec, cohort, reasons)
+    check_usable(
+        _by_unit(spec, table),
+        reasons,
+        spec.task,
+        split=spec.split,
+        unit="slide" if spec.protocol == "published" else "patient",
+        changes=lambda names: _changes(spec, cohort, reasons, names),
+    )
+    write_parquet(table, output)
+    return table
+
+
+def _usable_folds(spec: FoldsSpec, cohort: Cohort, reasons: Reasons) -> pl.DataFrame:
+    """Return the folds, in which patients have changed sides where a class would be lost."""
+    table = draw_folds(spec, cohort)
+    own_tuning = spec.split and any(
+        SPLITS.get((row.split or "").lower()) == "tune" for row in cohort.rows
+    )
+    if spec.protocol == "published" or own_tuning:
+        return table
+    table = keep_classes(table, reasons, spec.task, seed=spec.seed)
+    check_disjoint(table)
+    return table
+
+
+def _by_unit(spec: FoldsSpec, table: pl.DataFrame) -> pl.DataFrame:
+    """Return the folds with what they divide in `patient_id`: slides, under the other protocol."""
+    return table.with_columns(patient_id="slide_id") if spec.protocol == "published" else table
+
+
+def _changes(
+    spec: FoldsSpec, cohort: Cohort, reasons: Reasons, names: Collection[str]
+) -> Iterator[Change]:
+    """Yield what could be done about classes without usable patients."""
+
+    def change(words: str, **changed: object) -> Change:
+        """Return the change of a spec; of several numbers of folds, the nearest is enough."""
+
+        def make() -> tuple[pl.DataFrame, Task]:
+            other = spec.model_copy(update=changed)
+            return _by_unit(other, _usable_folds(other, cohort, reasons)), other.task
+
+        return Change(words, make, key="folds.number" if "folds" in changed else words)
+
+    if not spec.split and spec.sites != "leave_one_out":
+        for number in sorted(range(2, spec.folds + 4), key=lambda n: abs(n - spec.folds))[1:]:
+            yield change(f"set folds.number to {number}", folds=number)
+    if spec.split:
+        yield from _moves_to_training(spec, cohort, reasons, names)
+    if spec.sites in ("preserved", "leave_one_out"):
+        yield change("set `folds.sites: stratified`", sites="stratified")
+    classes = spec.task.classes
+    if len(classes) == 2:
+        return
+    for name in dict.fromkeys(names):
+        index = spec.task.class_names.index(name)
+        for other in spec.task.class_names[max(0, index - 1) : index + 2]:
+            if other != name:
+                first, second = sorted((name, other), key=spec.task.class_names.index)
+                merged = {**classes, first: classes[first] + classes[second]}
+                del merged[second]
+                task = spec.task.model_copy(update={"classes": merged})
+                yield change(f"merge the classes {first!r} and {second!r} in `tasks`", task=task)
+        kept = {one: values for one, values in classes.items() if one != name}
+        task = spec.task.model_copy(update={"classes": kept})
+        yield change(
+            f"take the class {name!r} out of `tasks`, so that its slides are only predicted",
+            task=task,
+        )
+
+
+def _moves_to_training(
+    spec: FoldsSpec, cohort: Cohort, reasons: Reasons, names: Collection[str]
+) -> Iterator[Change]:
+    """Yield the patients whose value of the column `split` could be another one."""
+    table = _usable_folds(spec, cohort, reasons)
+    for name in dict.fromkeys(names):
+        own = table.filter(
+            pl.col("label") == spec.task.class_names.index(name),
+            pl.col("role").is_in(["tune", "test"]),
+        )
+        # Those of the tuning set first, since every one of the test set is needed there.
+        for patient in own.sort("role", "patient_id", descending=[True, False])[
+            "patient_id"
+        ].unique(maintain_order=True):
+            role = pl.when(pl.col("patient_id") == patient, pl.col("role") != "predict")
+            moved = table.with_columns(role=role.then(pl.lit("train")).otherwise("role"))
+            yield Change(
+                f"set the column 'split' of patient {patient} to train",
+                partial(lambda found: (found, spec.task), moved),
+                key=f"split of {name}",
+            )
+
+
+def draw_folds(spec: FoldsSpec, cohort: Cohort) -> pl.DataFrame:
+    """Return the folds of all slides of the manifest."""
     slides = _with_classes(spec, cohort)
     if spec.protocol == "published":
-        return _published_folds(spec, slides, output)
+        return _published_folds(spec, slides)
     patients = {row.patient_id: index for row, index in slides if index is not None}
     labelled = [row for row, index in slides if index is not None]
     if spec.split:
@@ -72,8 +178,6 @@ def make_folds(spec: FoldsSpec, cohort: Cohort, output: Path) -> pl.DataFrame:
     ]  # fmt: skip
     table = pl.DataFrame(records, schema=SCHEMA, orient="row")
     check_disjoint(table)
-    with atomic_path(output) as path:
-        table.write_parquet(path)
     return table
 
 
@@ -127,10 +231,8 @@ def crossing_patients(table: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _published_folds(
-    spec: FoldsSpec, slides: list[tuple[SlideRow, int | None]], output: Path
-) -> pl.DataFrame:
-    """Write folds over labelled slides, neither stratified nor grouped, without a tuning set.
+def _published_folds(spec: FoldsSpec, slides: list[tuple[SlideRow, int | None]]) -> pl.DataFrame:
+    """Return folds over labelled slides, neither stratified nor grouped, without a tuning set.
 
     arXiv 2411.05028 splits like this. Slides of one patient are in both the training and the test
     set; the folds exist to show how that changes the metrics. Slides have the classes of the sound
@@ -157,7 +259,4 @@ def _published_folds(
                  "test" if number in held_out else "train")
                 for number, (row, index) in enumerate(labelled)
             ]  # fmt: skip
-    table = pl.DataFrame(records, schema=SCHEMA, orient="row")
-    with atomic_path(output) as path:
-        table.write_parquet(path)
-    return table
+    return pl.DataFrame(records, schema=SCHEMA, orient="row")

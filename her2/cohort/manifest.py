@@ -1,24 +1,24 @@
-"""Before every stage: `slides.csv` -> `Cohort`, validated, with all problems in one message.
+"""Before every stage: the slides of a manifest, `SlideRow` and `Cohort`, and their buckets.
 
-Every Snakemake job imports this module when it parses the workflow, so it uses only csv and
-dataclasses. pyarrow is imported only for a Parquet manifest.
+`her2.cohort.reading` makes them from the file. Every Snakemake job imports this module when it
+parses the workflow, so it imports nothing heavy.
 """
 
-import csv
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 from her2.cohort import columns
-from her2.cohort.columns import Value, text
-from her2.cohort.labels import Conflict, conflicts, refusal
-from her2.config import Config, PatientLabel, Task
-from her2.core.errors import UserError, problem_list
+from her2.cohort.columns import Value
+from her2.cohort.labels import Conflict, conflicts
+from her2.config import Task
+from her2.config.names import bucket_name
+from her2.core.errors import UserError
 from her2.core.files import digest
+from her2.core.paths import path_problem, user_path
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff")
 TRUTH_SUFFIXES = (*MASK_SUFFIXES, ".geojson", ".xml")
@@ -58,24 +58,37 @@ FIELDS = frozenset(one.name for one in fields(SlideRow)) - {"labels", "other", "
 
 @dataclass(frozen=True, slots=True)
 class Cohort:
-    """Validated slides, sorted by id, so that the order of the manifest does not matter."""
+    """Validated slides, sorted by id, so that the order of the manifest does not matter.
+
+    `cautions` say what in the manifest may be a mistake and stops nothing, `remarks` how it was
+    read. Neither makes two cohorts differ.
+    """
 
     rows: tuple[SlideRow, ...]
     root: Path
+    cautions: tuple[str, ...] = field(default=(), compare=False)
+    remarks: tuple[str, ...] = field(default=(), compare=False)
 
     def file(self, row: SlideRow) -> Path:
         """Return the slide's path; a relative one starts at the cohort's root."""
-        return self.root / row.path
+        return self._place(row, "path", row.path)
 
     def annotation_file(self, row: SlideRow) -> Path | None:
         """Return the file of regions that the slide's tiles are restricted to, or None."""
-        return None if row.annotation is None else self.root / row.annotation
+        cell = row.annotation
+        return None if cell is None else self._place(row, "annotation", cell)
 
     def mask_file(self, row: SlideRow, tissue_masks: Path | None = None) -> Path | None:
         """Return the external tissue mask: the row's own, else that in `tissue_masks`, or None."""
         if row.mask is not None:
-            return self.root / row.mask
+            return self._place(row, "mask", row.mask)
         return None if tissue_masks is None else find_mask(tissue_masks, row.slide_id)
+
+    def _place(self, row: SlideRow, column: str, cell: str) -> Path:
+        try:
+            return self.root / user_path(cell)
+        except ValueError as problem:  # a variable that the machine of the job lacks
+            raise UserError(f"slide {row.slide_id!r}, column {column!r}: {problem}") from None
 
     @property
     def described(self) -> tuple[str, ...]:
@@ -141,222 +154,11 @@ def bucket_count(n_slides: int, slides_per_bucket: int) -> int:
 def bucket_of(slide_id: str, count: int) -> str:
     """Return `INDEX-of-COUNT`, where INDEX is a hash of the id, not the position in the list."""
     index = int.from_bytes(hashlib.sha256(slide_id.encode()).digest()[:4], "big") % count
-    return f"{index:04d}-of-{count:04d}"
-
-
-def configured_cohort(config: Config, slides: Path, root: Path | None) -> Cohort:
-    """Read and check a manifest, as `read_cohort` does, with the tasks and columns of a config."""
-    return read_cohort(
-        slides,
-        root=root,
-        tasks=config.tasks,
-        patient_label=config.cohort.patient_label,
-        named=config.evaluation.columns,
-    )
-
-
-def read_cohort(
-    slides: Path,
-    *,
-    root: Path | None = None,
-    tasks: Mapping[str, Task],
-    patient_label: PatientLabel = "refuse",
-    named: Mapping[str, str] | None = None,
-) -> Cohort:
-    """Read and check a manifest.
-
-    Args:
-        slides: .csv (UTF-8, one header row) or .parquet.
-        root: folder where relative paths start; default: the manifest's folder.
-        tasks: tasks whose label columns and classes the manifest must fit.
-        patient_label: the config's `cohort.patient_label`.
-        named: further columns to read as text -> the config's key that names each.
-
-    Raises:
-        UserError: the manifest has problems; the message lists all of them with row, column, value
-            and fix. `missing_files` checks separately that the files exist.
-    """
-    rows, problems = _read_rows(slides, {task.label for task in tasks.values()}, named or {})
-    problems += _duplicates(rows) + _label_problems(rows, tasks)
-    whole = Cohort(tuple(rows), slides.parent)
-    problems += [
-        f"task {name!r}, column {task.label!r}: {problem}"
-        for name, task in tasks.items()
-        if (problem := refusal(whole.conflicts(task), task, patient_label))
-    ]
-    return _cohort(slides, root, rows, problems)
-
-
-def read_labels(
-    slides: Path,
-    *,
-    root: Path | None = None,
-    labels: Collection[str],
-    named: Collection[str] = (),
-) -> Cohort:
-    """Read a manifest for a job: with some label and further columns, which are not checked.
-
-    Raises:
-        UserError: ids, paths or um/px have problems; the message lists all of them.
-    """
-    rows, problems = _read_rows(slides, labels, dict.fromkeys(named, "evaluation"))
-    return _cohort(slides, root, rows, problems + _duplicates(rows))
+    return bucket_name(index, count)
 
 
 def find_mask(folder: Path, slide_id: str) -> Path:
     """Return `{slide_id}.png`, `.tif` or `.tiff` in a folder; the first if none exists."""
     names = [folder / f"{slide_id}{suffix}" for suffix in MASK_SUFFIXES]
-    return next((path for path in names if path.exists()), names[0])
-
-
-def missing_files(cohort: Cohort, tissue_masks: Path | None = None) -> UserError | None:
-    """Return an error that names every slide with a missing file, annotation or mask, or None."""
-    problems, lacking = [], set()
-    for row in cohort.rows:
-        own = "column 'mask'" if row.mask is not None else "`cohort.tissue_masks`"
-        for what, path in (
-            ("column 'path'", cohort.file(row)),
-            ("column 'annotation'", cohort.annotation_file(row)),
-            (own, cohort.mask_file(row, tissue_masks)),
-        ):
-            if path is not None and not path.exists():
-                problems.append(f"slide {row.slide_id!r}, {what}: {str(path)!r} does not exist")
-                lacking.add(row.slide_id)
-    if not problems:
-        return None
-    return problem_list(
-        f"files of {len(lacking)} of {len(cohort.rows)} slides do not exist; correct the paths, or "
-        f"`cohort.root` (now {str(cohort.root)!r})",
-        problems,
-    )
-
-
-def _read_rows(
-    slides: Path, labels: Collection[str], named: Mapping[str, str]
-) -> tuple[list[SlideRow], list[str]]:
-    header, records = _read_table(slides)
-    required = (*columns.required_columns(), *sorted(labels))
-    problems = [
-        f"column {name!r} is missing; the required columns are {', '.join(required)}"
-        for name in required
-        if name not in header
-    ]
-    problems += [
-        f"`{key}`: there is no column {name!r}; correct the name or add the column"
-        for name, key in named.items()
-        if name not in header
-    ]
-    problems += [
-        f"`{key}`: column {name!r} tells slides or patients apart; name one whose values they share"
-        for name, key in named.items()
-        if name in columns.required_columns()
-    ]
-    if problems:
-        raise problem_list(f"{slides}: found columns {', '.join(header) or '(none)'}", problems)
-    if not records:
-        raise UserError(f"{slides}: lists no slides. Write one row per slide below the header.")
-    further = columns.further_columns(named, labels)
-    rows = []
-    for number, record in enumerate(records, start=2):
-        row, wrong = _row(number, record, labels, further)
-        problems += [f"row {number}: {problem}" for problem in wrong]
-        rows.append(row)
-    return rows, problems
-
-
-def _cohort(slides: Path, root: Path | None, rows: list[SlideRow], problems: list[str]) -> Cohort:
-    if problems:
-        raise problem_list(f"{slides}: {len(problems)} problem(s)", problems)
-    ordered = tuple(sorted(rows, key=lambda row: row.slide_id))
-    return Cohort(rows=ordered, root=slides.parent if root is None else root)
-
-
-def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    try:
-        if path.suffix == ".parquet":
-            import pyarrow.parquet
-
-            with path.open("rb") as content:
-                table = pyarrow.parquet.read_table(content)
-            records = [
-                {key: "" if value is None else str(value) for key, value in record.items()}
-                for record in table.to_pylist()
-            ]
-            return list(table.column_names), records
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream, restval="", strict=True)
-            header = list(reader.fieldnames or [])
-            records = []
-            for record in reader:
-                if None in record:
-                    raise UserError(
-                        f"{path}: row {reader.line_num} has more cells than the header. Put values "
-                        "with a comma in quotes."
-                    )
-                records.append(dict(record))
-            return header, records
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}). Check `cohort.slides` in the config."
-        ) from None
-    except (UnicodeDecodeError, csv.Error, ValueError) as error:
-        raise UserError(f"{path}: is not a readable table: {error}") from None
-
-
-def _row(
-    number: int, record: Mapping[str, str], labels: Collection[str], further: Collection[str]
-) -> tuple[SlideRow, list[str]]:
-    cells = {key: (value or "").strip() for key, value in record.items()}
-    wrong: list[str] = []
-    values: dict[str, Value] = {name: text(cells[name]) for name in further}
-    for column in columns.COLUMNS:
-        cell = cells.get(column.name, "")
-        try:
-            values[column.name] = column.parse(cell)
-        except ValueError as problem:
-            wrong.append(f"column {column.name!r}: {problem}")
-            values[column.name] = cell if column.required else None
-    known: dict[str, Any] = {name: value for name, value in values.items() if name in FIELDS}
-    return SlideRow(
-        **known,
-        labels={name: cells[name] for name in labels if text(cells[name]) is not None},
-        other={
-            name: value
-            for name, value in values.items()
-            if name not in FIELDS and value is not None
-        },
-        number=number,
-    ), wrong
-
-
-def _duplicates(rows: list[SlideRow]) -> list[str]:
-    """Find duplicate ids, ignoring case because some file systems do."""
-    numbers: dict[str, list[int]] = defaultdict(list)
-    for number, row in enumerate(rows, start=2):
-        numbers[row.slide_id.lower()].append(number)
-    return [
-        f"rows {', '.join(map(str, found))}, column 'slide_id': "
-        f"{rows[found[0] - 2].slide_id!r} is used {len(found)} times; ids must be unique "
-        "(ignoring case)"
-        for found in numbers.values()
-        if len(found) > 1
-    ]
-
-
-def _label_problems(rows: list[SlideRow], tasks: Mapping[str, Task]) -> list[str]:
-    problems = []
-    for column in sorted({task.label for task in tasks.values()}):
-        legal = {
-            value
-            for task in tasks.values()
-            if task.label == column
-            for values in task.classes.values()
-            for value in values
-        }
-        problems += [
-            f"row {row.number}, column {column!r}: {value!r} is in no task's classes; "
-            f"use {', '.join(sorted(legal))}, or leave the cell empty if unknown"
-            for row in rows
-            if (value := row.labels.get(column)) is not None and value not in legal
-        ]
-    return problems
+    absent = "does not exist"  # unlike Path.exists, also where a folder may not be entered
+    return next((path for path in names if path_problem(path) != absent), names[0])

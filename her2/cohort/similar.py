@@ -35,8 +35,7 @@ from numpy.typing import NDArray
 
 from her2.config.jobs import SimilarSpec
 from her2.core.errors import problem_list
-from her2.core.files import atomic_path
-from her2.core.tables import read_result
+from her2.core.tables import read_result, write_parquet
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, read_all_entries
 from her2.storage.features import FeatureStore, allow_open_files, open_store, read_coords
@@ -124,8 +123,7 @@ def find_similar(
         )
     columns = {"slide_a": pl.String, "slide_b": pl.String, "patient_a": pl.String,
                "patient_b": pl.String, "cosine": pl.Float64, "shared": pl.Float64}  # fmt: skip
-    with atomic_path(output) as path:
-        pl.DataFrame([asdict(pair) for pair in pairs[:SHOWN]], schema=columns).write_parquet(path)
+    write_parquet(pl.DataFrame([asdict(pair) for pair in pairs[:SHOWN]], schema=columns), output)
     return pairs
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from her2.cohort.fixed_split import SPLIT_RULE, split_roles
 from her2.cohort.manifest import SlideRow
 from her2.config import Task
 from her2.config.jobs import Sites
@@ -18,9 +19,6 @@ from her2.core.errors import UserError, problem_list
 
 Roles = dict[tuple[int, int], dict[str, str]]
 """(repeat, fold) -> patient -> train, tune or test."""
-
-SPLITS = {"train": "train", "tune": "tune", "val": "tune", "validation": "tune", "test": "test"}
-"""Values of the manifest's column `split` (in any case)."""
 
 
 def assign_roles(
@@ -115,28 +113,9 @@ def fixed_roles(
         UserError: a value is missing or illegal, a patient has several roles, or a class is missing
             from a set.
     """
-    found: dict[str, set[str]] = {}
-    problems = []
-    for row in rows:
-        role = SPLITS.get((row.split or "").lower())
-        if role is None:
-            value = repr(row.split) if row.split else "is empty"
-            problems.append(f"slide {row.slide_id}, column 'split': {value}")
-        else:
-            found.setdefault(row.patient_id, set()).add(role)
-    problems += [
-        f"patient {name}: has slides in {' and '.join(sorted(parts))}"
-        for name, parts in sorted(found.items())
-        if len(parts) > 1
-    ]
+    roles, problems = split_roles(rows)
     if problems:
-        raise problem_list(
-            "the manifest's column 'split' defines the split (folds.split: use), so each labelled "
-            f"slide needs one of {', '.join(SPLITS)}, the same for all slides of a patient; fix "
-            "the column, or set `folds.split: ignore` for cross-validation",
-            problems,
-        )
-    roles = {name: parts.pop() for name, parts in found.items()}
+        raise problem_list(SPLIT_RULE, problems)
     if "tune" not in roles.values():
         train = np.array(sorted(name for name, role in roles.items() if role == "train"))
         labels = np.array([patients[name] for name in train], int)

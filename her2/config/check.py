@@ -1,12 +1,11 @@
 """Config: reading and checking the whole file, with errors that say how to fix them."""
 
-import difflib
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from her2.config.data import CohortSection, PatchesSection, Task, TilingSection
@@ -22,10 +21,16 @@ from her2.config.learning import (
     her2_groupings,
     own_grouping,
 )
+from her2.config.reserved import name_problems
+from her2.config.wording import Problems, problems
 from her2.core.errors import UserError, problem_list
-from her2.core.section import NAME_PATTERN, Name, Ordered, Section
-from her2.heads import SearchSection
+from her2.core.paths import BY_USER, UserPath, user_path
+from her2.core.section import Name, Ordered, Section, Seed
+from her2.core.yaml_files import read_config
 from her2.metrics import selecting_metrics
+
+MAX_RUNS = 20_000
+"""Models of a head, encoder and task. Each is named when a workflow is parsed, in every job."""
 
 
 def _head_named_by_key(heads: Any) -> Any:
@@ -43,14 +48,12 @@ def _head_named_by_key(heads: Any) -> Any:
 class Config(Section):
     """Everything that a run depends on besides the slides."""
 
-    results: Path = Field(Path("results"), description="folder for all results")
-    cache: Path = Field(
+    results: UserPath = Field(Path("results"), description="folder for all results")
+    cache: UserPath = Field(
         Path("cache"),
         description="content-addressed cache; the environment variable HER2_CACHE overrides it",
     )
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(
-        2411, description="seed of everything random"
-    )
+    seed: Seed = Field(2411, description="seed of everything random")
     cohort: CohortSection
     tasks: Annotated[dict[Name, Task], *Ordered] = Field(min_length=1)
     tiling: TilingSection = TilingSection()
@@ -77,13 +80,9 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _names_that_exist(self) -> "Config":
-        for section in ("tasks", "heads"):
-            for name in getattr(self, section):
-                if name.endswith(".as-published"):
-                    raise ValueError(
-                        f"{section}.{name}: the ending .as-published is reserved; choose another "
-                        "name"
-                    )
+        sections = ("tasks", "encoders", "heads", "patches")
+        if found := name_problems({section: getattr(self, section) for section in sections}):
+            raise Problems(found)
         for name, encoder in self.encoders.items():
             if encoder.data is not None and encoder.data not in self.patches:
                 known = ", ".join(self.patches) or "(none)"
@@ -111,6 +110,28 @@ class Config(Section):
                 )
             seen.append(encoder.init or "")
             encoder = other
+
+    @model_validator(mode="after")
+    def _results_and_cache_are_two_folders(self) -> "Config":
+        if self.results.absolute() == self.cache_folder.absolute():
+            raise Problems([("cache", f"{str(self.results)!r} is also `results`; name another")])
+        return self
+
+    @model_validator(mode="after")
+    def _runs_can_be_counted(self) -> "Config":
+        runs = self.folds.number * self.folds.repeats * self.training.seeds
+        if runs > MAX_RUNS:
+            raise Problems(
+                [
+                    (
+                        "folds.repeats",
+                        f"{self.folds.number} folds x {self.folds.repeats} repeats x "
+                        f"{self.training.seeds} training seeds are {runs:,} models of each head; "
+                        f"at most {MAX_RUNS:,} are planned",
+                    )
+                ]
+            )
+        return self
 
     @model_validator(mode="after")
     def _ordinal_loss_has_ordered_classes(self) -> "Config":
@@ -164,8 +185,16 @@ class Config(Section):
 
     @property
     def cache_folder(self) -> Path:
-        """Return HER2_CACHE if set, so that a lab can share one cache, else `cache`."""
-        return Path(os.environ.get("HER2_CACHE", self.cache))
+        """Return HER2_CACHE if set, so that a lab can share one cache, else `cache`.
+
+        Raises:
+            UserError: HER2_CACHE is not a usable path.
+        """
+        shared = os.environ.get("HER2_CACHE", "")
+        try:
+            return user_path(shared) if shared.strip() else self.cache
+        except ValueError as problem:
+            raise UserError(f"the environment variable HER2_CACHE: {problem}") from None
 
     @property
     def grids(self) -> dict[str, tuple[float, int]]:
@@ -183,93 +212,34 @@ def parse_config(values: Mapping[str, Any], *, source: str = "config") -> Config
     Raises:
         UserError: the config has problems; the message lists them all, with the legal values.
     """
+    if odd := [*_texts_that_no_file_can_hold(values)]:
+        raise problem_list(f"{source}: {len(odd)} problem(s)", odd)
     try:
-        return Config.model_validate(values)
+        return Config.model_validate(values, context=BY_USER)
     except ValidationError as error:
         # The branches of a union repeat the same problem.
-        problems = list(dict.fromkeys(_problem(dict(item)) for item in error.errors()))
-        raise problem_list(f"{source}: {len(problems)} problem(s)", problems) from None
+        found = problems([dict(item) for item in error.errors()], Config)
+        raise problem_list(f"{source}: {len(found)} problem(s)", found) from None
+
+
+def _texts_that_no_file_can_hold(value: Any, above: str = "") -> Iterator[str]:
+    """Yield a problem for each text with half a character, as `"\\ud800"` is in YAML, or a NUL."""
+    if isinstance(value, str) and re.search(r"[\x00\ud800-\udfff]", value):
+        yield f"{above}: {value!r} contains what is no character; delete it"
+    pairs = value.items() if isinstance(value, Mapping) else ()
+    for key, item in enumerate(value) if isinstance(value, list) else pairs:
+        bad = [*_texts_that_no_file_can_hold(key, above or "the config")]
+        yield from bad or _texts_that_no_file_can_hold(item, f"{above}.{key}".lstrip("."))
 
 
 def load_config(path: Path) -> Config:
-    """Read and check a YAML file.
+    """Read and check a file, YAML or JSON.
 
     Raises:
-        UserError: the file cannot be read, is not YAML, or is not a valid config.
+        UserError: the file cannot be read, holds a key twice, is not YAML, or is not a valid
+            config.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}). Check the path of the config."
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is not valid YAML: {error}") from None
+    values = read_config(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: has no settings. Start from the project's config.yaml.")
     return parse_config(values, source=str(path))
-
-
-def _problem(item: dict[str, Any]) -> str:
-    """Describe a pydantic error as `key: problem; what is legal`."""
-    location = [part for part in item["loc"] if part not in ("[key]", "constrained-str")]
-    head = location.pop(2) if location[:1] == ["heads"] and len(location) > 2 else None
-    key = ".".join(str(part) for part in location)
-    value = item["input"]
-    match item["type"]:
-        case "extra_forbidden":
-            legal = (
-                sorted(SearchSection.model_fields)
-                if head and "search" in location[:-1]
-                else sorted(HEADS[str(head)].model_fields)
-                if head
-                else _legal_keys([str(part) for part in location[:-1]])
-            )
-            near = difflib.get_close_matches(str(location[-1]), legal, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            return f"{key}: unknown key; {hint}the legal keys are {', '.join(legal)}"
-        case "union_tag_invalid" | "union_tag_not_found":
-            named = value.get("head") if isinstance(value, Mapping) else value
-            near = difflib.get_close_matches(str(named or location[-1]), HEADS, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            return f"{key}: unknown or missing head; {hint}set `head:` to one of {', '.join(HEADS)}"
-        case "missing":
-            return f"{key}: missing, and it has no default"
-        case "string_pattern_mismatch":
-            pattern = item["ctx"]["pattern"]
-            if pattern == NAME_PATTERN:
-                return (
-                    f"{key}: {value!r} is not a legal name; use letters, digits, '.', '_' and '-', "
-                    "beginning with a letter or digit"
-                )
-            return f"{key}: {value!r} does not match {pattern}"
-        case "string_type" if isinstance(value, str | int | float | bool):
-            return f"{key}: YAML does not read {value!r} as text; put it in quotes"
-        case "value_error":
-            return f"{key}: {item['ctx']['error']}" if key else str(item["ctx"]["error"])
-        case _:
-            shown = value if isinstance(value, str | int | float | bool) else type(value).__name__
-            return f"{key}: {shown!r}: {_lower_first(item['msg'])}"
-
-
-def _legal_keys(parents: list[str]) -> list[str]:
-    """Return the legal keys of the section at `parents` (names in a mapping are skipped)."""
-    model: type[Section] = Config
-    for part in parents:
-        field = model.model_fields.get(part)
-        if field is None:
-            continue
-        found = _sections_in(field.annotation)
-        model = found[-1] if found else model
-    return sorted(model.model_fields)
-
-
-def _sections_in(annotation: Any) -> list[type[Section]]:
-    """Return the sections that a field of this type may contain."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
-    return [section for part in get_args(annotation) for section in _sections_in(part)]
-
-
-def _lower_first(text: str) -> str:
-    return text[:1].lower() + text[1:]

@@ -1,10 +1,10 @@
 """Config: slides, labels, tiles and labelled patches."""
 
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, create_model, model_validator
 
+from her2.core.paths import UserPath
 from her2.core.section import ClassName, Count, Mpp, Name, Ordered, Positive, Section, Share
 from her2.filters.registry import LISTED
 
@@ -16,11 +16,11 @@ MEANS = ("macro", "weighted", "all")
 class CohortSection(Section):
     """The slides and their files."""
 
-    slides: Path = Field(description="the manifest: .csv or .parquet, one row per slide")
-    root: Path | None = Field(
+    slides: UserPath = Field(description="the manifest: .csv or .parquet, one row per slide")
+    root: UserPath | None = Field(
         None, description="folder where relative paths start; default: the manifest's folder"
     )
-    masks: Path | None = Field(
+    masks: UserPath | None = Field(
         None,
         description="folder of ground truths: {slide_id}.png or .tif (white = positive; covers "
         "the whole slide, at any size), .geojson (QuPath) or .xml (ImageScope). They are drawn "
@@ -30,7 +30,7 @@ class CohortSection(Section):
         (),
         description="classes of regions in `masks` that are positive; default: all regions",
     )
-    tissue_masks: Path | None = Field(
+    tissue_masks: UserPath | None = Field(
         None,
         description="folder of {slide_id}.png, .tif or .tiff: tissue masks from another program "
         "(not zero = tissue; covers the whole slide, at any size), used instead of the tissue "
@@ -134,7 +134,7 @@ class TilingSection(Section):
         description="maximum number of tiles per slide, drawn at random from `seed` and the "
         "slide's content; default: all tiles",
     )
-    max_enlargement: Annotated[float, Field(ge=1)] = Field(
+    max_enlargement: Annotated[float, Field(ge=1, le=1000)] = Field(
         1.1, description="slides coarser than the target um/px by a larger factor are excluded"
     )
     thumbnail_mpp: Mpp = Field(8.0, description="um/px of the image used for tissue detection")
@@ -163,7 +163,7 @@ class PatchesSection(Section):
         description="folders: one folder per class; csv: path,label[,case_id]; bci, pcam, ihc4bc: "
         "these data sets as published"
     )
-    path: Path = Field(
+    path: UserPath = Field(
         description="the folder, or the .csv; paths in it are relative to its folder"
     )
     classes: Annotated[dict[ClassName, list[str]], *Ordered] | None = Field(
@@ -172,10 +172,10 @@ class PatchesSection(Section):
         description="class name -> labels of the set, in order of the classes; other labels are "
         "left out. Default: every label is a class",
     )
-    labels: Path | None = Field(
+    labels: UserPath | None = Field(
         None, description="ihc4bc: a csv `path,label`, for images that are not in class folders"
     )
-    slides: Path | None = Field(
+    slides: UserPath | None = Field(
         None,
         description="a csv with a column `path` of the slides that the patches were cut from, if "
         "available; the overlap audit then also compares contents",

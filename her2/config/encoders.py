@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 
 from her2.config import catalogue
 from her2.core.errors import UserError
-from her2.core.section import Count, Mpp, Name, Positive, Section, Share
+from her2.core.paths import NodePath, UserPath
+from her2.core.section import Batch, Epochs, Mpp, Name, NotNegative, Positive, Section, Share
 from her2.core.types import Domain, Feature
 from her2.libraries import NAMES, library
 
@@ -40,7 +41,7 @@ class EncoderSection(Section):
     )
     mpp: Mpp = Field(description="um/px of the patches")
     size: Annotated[int, Field(ge=16, le=2048)] = Field(description="px per side of the patches")
-    checkpoint: Path | None = Field(
+    checkpoint: UserPath | None = Field(
         None,
         description="source checkpoint: .safetensors, or .pt/.pth/.bin with tensors only; source "
         "catalogue: the row's weights file, if already downloaded",
@@ -95,10 +96,12 @@ class EncoderSection(Section):
             return {"domain": library(source).domain, **values}
         if source != "catalogue":
             return values
+        if not isinstance(values.get("model"), str):
+            return values
         try:
-            row = catalogue.row(str(values.get("model")))
+            row = catalogue.row(values["model"])
         except UserError as error:
-            raise ValueError(str(error)) from None
+            raise ValueError(str(error).removeprefix("encoders: ")) from None
         return {**row.defaults(), **values}
 
     @model_validator(mode="after")
@@ -175,7 +178,7 @@ class EncoderSection(Section):
 class EmbeddingSection(Section):
     """Options of embedding, of which only `max_failed_tiles` changes the results."""
 
-    batch_size: Count = Field(
+    batch_size: Batch = Field(
         64,
         description="maximum number of patches per batch (a CPU uses smaller batches that fit its "
         "caches); does not change features",
@@ -188,7 +191,7 @@ class EmbeddingSection(Section):
     max_failed_tiles: Share = Field(
         0.05, description="slides with a larger share of unreadable tiles are excluded"
     )
-    scratch: str | None = Field(
+    scratch: NodePath | None = Field(
         None,
         min_length=1,
         description="folder on a local disk of the node, such as $TMPDIR on a cluster: each slide "
@@ -200,12 +203,12 @@ class EmbeddingSection(Section):
 class PretrainingSection(Section):
     """Pre-training of a backbone on labelled patches, for `source: pretrain`."""
 
-    epochs: Count = Field(
+    epochs: Epochs = Field(
         20, description="maximum number of epochs; each draws as many patches as are in training"
     )
-    batch_size: Count = Field(64, description="patches per step")
+    batch_size: Batch = Field(64, description="patches per step")
     learning_rate: Positive = Field(1e-3, description="peak learning rate of AdamW")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(
+    weight_decay: NotNegative = Field(
         0.05, description="weight decay of AdamW, not of biases and normalisation layers"
     )
     warmup: Share = Field(
@@ -217,7 +220,7 @@ class PretrainingSection(Section):
         description="share of the cases (patches, if cases are unknown) that selects the epoch, "
         "unless the data set has its own validation set",
     )
-    patience: Count = Field(8, description="epochs without improvement before training stops")
+    patience: Epochs = Field(8, description="epochs without improvement before training stops")
     augmentation: Annotated[float, Field(ge=0, le=2)] = Field(
         1.0,
         description="strength of random changes of stain, brightness and scale (1: stain within "

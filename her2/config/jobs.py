@@ -3,11 +3,13 @@
 A rule's only parameter is the spec of its job. Snakemake compares it as text, so a job runs again
 if its spec changes, and only then, whatever else changes in the config. The job parses the same
 string, so what re-runs a stage and what the stage reads cannot drift apart. A spec contains no
-paths (moving a folder changes no result), batch sizes or thread counts.
+paths (moving a folder changes no result), batch sizes or thread counts. Users' files are in it by
+their state, not among the rule's inputs: Snakemake orders inputs by their times, which may lie in
+the future or disagree between machines.
 """
 
 import operator
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, field_serializer
 
@@ -28,14 +30,18 @@ from her2.config import (
     TilingSection,
     TrainingSection,
 )
-from her2.config.names import Protocol, Run
+from her2.config.names import Buckets, Protocol, Run
 from her2.core.errors import UserError
 from her2.core.files import canonical_json
+
+FilesState = Annotated[str, Field(exclude_if=operator.not_)]
+"""State of the users' files that a job reads (`her2.core.stamps.files_state`): if it changes, the
+job runs again. Empty where rules make these files."""
 
 VERSIONS = {
     "synthetic": 2,
     "tile": 2,
-    "audit": 2,
+    "audit": 3,
     "cohort": 2,
     "encoder": 1,
     "overlap": 1,
@@ -97,6 +103,7 @@ class TileSpec(Section):
     size: int
     tiling: TilingSection
     seed: int | None = None
+    files: FilesState = ""
 
 
 class AuditSpec(Section):
@@ -104,7 +111,7 @@ class AuditSpec(Section):
 
     version: int = VERSIONS["audit"]
     rows: str
-    buckets: tuple[str, ...]
+    buckets: Buckets
     grids: tuple[str, ...]
     labels: tuple[str, ...]
     max_excluded: float
@@ -118,20 +125,21 @@ class CohortSpec(Section):
 
     version: int = VERSIONS["cohort"]
     rows: str
-    buckets: tuple[str, ...]
+    buckets: Buckets
     grids: tuple[str, ...]
     labels: tuple[str, ...]
     columns: tuple[str, ...] = Field((), exclude_if=operator.not_)
 
 
 class EncoderSpec(Section):
-    """An encoder's weights and transforms."""
+    """An encoder's weights and transforms; `files` are local weights, or patches to train on."""
 
     version: int = VERSIONS["encoder"]
     encoder: EncoderSection
     patches: PatchesSection | None = None
     pretraining: PretrainingSection | None = None
     seed: int
+    files: FilesState = ""
 
 
 class OverlapSpec(Section):
@@ -178,7 +186,7 @@ class SimilarSpec(Section):
     """The search for near-identical slides by features; the cohort's table is an input file."""
 
     version: int = VERSIONS["similar"]
-    buckets: tuple[str, ...]
+    buckets: Buckets
     max_shared_tiles: float
 
 
@@ -195,7 +203,7 @@ class TrainSpec(Section):
     training: TrainingSection
     protocol: Protocol = "sound"
     runs: tuple[Run, ...]
-    buckets: tuple[str, ...]
+    buckets: Buckets
     max_excluded: float
     seed: int
 
@@ -255,7 +263,7 @@ class ControlSpec(Section):
 
 
 class HeatmapSpec(Section):
-    """The attention maps of an encoder, head and task; ground truths are input files.
+    """The attention maps of an encoder, head and task; `files` are the ground truths.
 
     `chunks` are those of the first training seed.
     """
@@ -263,45 +271,49 @@ class HeatmapSpec(Section):
     version: int = VERSIONS["heatmap"]
     task: Task
     chunks: tuple[str, ...]
-    buckets: tuple[str, ...]
+    buckets: Buckets
     slides: int
     formats: tuple[HeatmapFormat, ...]
     mask_classes: tuple[str, ...] = ()
     annotation_origin: Literal["level0", "bounds"] = "level0"
     seed: int
     synthetic: bool
+    files: FilesState = ""
 
 
 class AttentionSpec(Section):
     """The localisation and faithfulness of the attention of an encoder and head on a task.
 
-    Ground truths are input files; `mask_classes` are the classes of their positive regions.
+    `files` are the ground truths, `mask_classes` the classes of their positive regions.
     `chunks` are those of the first training seed.
     """
 
     version: int = VERSIONS["attention"]
     task: Task
     chunks: tuple[str, ...]
-    buckets: tuple[str, ...]
+    buckets: Buckets
     mask_classes: tuple[str, ...] = ()
     annotation_origin: Literal["level0", "bounds"] = "level0"
     faithfulness_slides: int
     confidence: float
     seed: int
+    files: FilesState = ""
 
 
 class ReportSpec(Section):
     """The report, which shows `config`.
 
     `chunks` are those of each head. `split` is True if the manifest's fixed split was used.
+    `cautions` say what may be a mistake in the manifest.
     """
 
     version: int = VERSIONS["report"]
     config: Config
     software: str
-    buckets: tuple[str, ...]
+    buckets: Buckets
     chunks: tuple[str, ...]
     split: bool = False
+    cautions: tuple[str, ...] = Field((), exclude_if=lambda value: not value)
 
 
 Spec = TypeVar("Spec", bound=Section)

@@ -5,7 +5,19 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from her2.core.section import ClassName, Count, Ordered, Positive, Section, Share
+from her2.core.section import (
+    Batch,
+    ClassName,
+    Count,
+    Epochs,
+    NotNegative,
+    Ordered,
+    Positive,
+    Resamples,
+    Section,
+    Seed,
+    Share,
+)
 from her2.metrics import selecting_metrics
 
 if TYPE_CHECKING:
@@ -23,10 +35,10 @@ TISSUE = "amount of tissue"
 class TrainingSection(Section):
     """The training of a model."""
 
-    bag_size: Count = Field(128, description="tiles drawn per slide in a training step")
-    bags_per_batch: Count = Field(8, description="slides per step")
-    epochs: Count = Field(60, description="maximum number of epochs, see `steps_per_epoch`")
-    patience: Count = Field(15, description="epochs without improvement before training stops")
+    bag_size: Batch = Field(128, description="tiles drawn per slide in a training step")
+    bags_per_batch: Annotated[int, Field(ge=1, le=10_000)] = Field(8, description="slides per step")
+    epochs: Epochs = Field(60, description="maximum number of epochs, see `steps_per_epoch`")
+    patience: Epochs = Field(15, description="epochs without improvement before training stops")
     select: Select = Field(
         "loss",
         description="criterion on the tuning set for the best epoch (and the best trial of a "
@@ -46,7 +58,7 @@ class TrainingSection(Section):
     schedule: Literal["constant", "cosine"] = Field(
         "constant", description="cosine: the learning rate falls to zero at the last of `epochs`"
     )
-    warmup_epochs: Annotated[float, Field(ge=0)] = Field(
+    warmup_epochs: Annotated[float, Field(ge=0, le=100_000)] = Field(
         1.0, description="number of initial epochs in which the learning rate rises from zero"
     )
     clip_norm: Positive | None = Field(
@@ -57,9 +69,7 @@ class TrainingSection(Section):
         description="precision of matrix products in training and prediction; weights and sums "
         "stay float32",
     )
-    weight_decay: Annotated[float, Field(ge=0)] = Field(
-        1e-3, description="weight decay of the optimiser"
-    )
+    weight_decay: NotNegative = Field(1e-3, description="weight decay of the optimiser")
     steps_per_epoch: Count | None = Field(
         None,
         description="batches per epoch; default: enough for as many slides as the training set has",
@@ -109,15 +119,17 @@ class SeededTrainingSection(TrainingSection):
 class FoldsSection(Section):
     """Cross-validation, or the manifest's fixed split."""
 
-    number: Annotated[int, Field(ge=2)] = Field(
+    number: Annotated[int, Field(ge=2, le=1000)] = Field(
         5,
         description="folds per repeat; with `sites: leave_one_out`, it must be the number of sites",
     )
-    repeats: Count = Field(1, description="complete cross-validations, each with its own seed")
+    repeats: Annotated[int, Field(ge=1, le=1000)] = Field(
+        1, description="complete cross-validations, each with its own seed"
+    )
     tune: Annotated[float, Field(gt=0, lt=0.5)] = Field(
         0.2, description="share of the non-test patients in the tuning set, which selects the epoch"
     )
-    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = Field(
+    seed: Seed | None = Field(
         None, description="seed of the folds; default: the `seed` of the whole run"
     )
     per_job: Count = Field(5, description="models trained per job, all of one training seed")
@@ -178,7 +190,7 @@ def own_grouping(class_names: tuple[str, ...]) -> str:
 class EvaluationSection(Section):
     """Confidence intervals, groupings, operating points and controls."""
 
-    bootstrap: Annotated[int, Field(ge=100)] = Field(
+    bootstrap: Resamples = Field(
         2000,
         description="bootstrap resamples of patients, for intervals of most metrics other than "
         "AUCs, the choice of thresholds, and what the best of several models is worth",
@@ -207,7 +219,7 @@ class EvaluationSection(Section):
         description="name of a grouping -> share of the positive side where the model would be "
         "used; PPV and NPV are then also given at this prevalence",
     )
-    permutations: Annotated[int, Field(ge=100)] = Field(
+    permutations: Resamples = Field(
         1000, description="permutations of the labels within the test sets (controls)"
     )
     subgroups: tuple[ColumnName, ...] = Field(
@@ -256,10 +268,10 @@ class EvaluationSection(Section):
 class HeatmapSection(Section):
     """Attention maps, and measures of attention."""
 
-    slides: Annotated[int, Field(ge=0)] = Field(
+    slides: Annotated[int, Field(ge=0, le=100_000)] = Field(
         8, description="test slides drawn per task, encoder and head, spread over the classes"
     )
-    faithfulness_slides: Annotated[int, Field(ge=0)] = Field(
+    faithfulness_slides: Annotated[int, Field(ge=0, le=100_000)] = Field(
         40,
         description="test slides, spread over the classes, that are predicted again without their "
         "most attended tiles (faithfulness); 0: none",

@@ -1,16 +1,57 @@
-"""Before stage 2: names of runs (trained models), of chunks of runs, and of protocols."""
+"""Names of buckets, of runs (trained models), of chunks of runs, and of protocols."""
 
-from typing import Literal, NamedTuple
+from collections.abc import Iterable
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import BeforeValidator, PlainSerializer
 
 from her2.config import FoldsSection
+from her2.config.reserved import PUBLISHED as PUBLISHED
 
 Protocol = Literal["sound", "published"]
 """sound: grouped by patient, best epoch on the tuning set, metrics over slides and patients.
 published: like arXiv 2411.05028, for comparison: folds over slides, last epoch, metrics over random
 bags."""
 
-PUBLISHED = ".as-published"
-"""Suffix of tasks and heads in the published protocol."""
+Buckets = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda value: expanded_buckets(value) if isinstance(value, str) else value),
+    PlainSerializer(lambda names: compact_buckets(names), return_type=str),
+]
+"""Names of buckets, as ranges in JSON."""
+
+
+def compact_buckets(names: Iterable[str]) -> str:
+    """Return the names of buckets as ranges, `0-3,5 of 8`: thousands fit into one argument."""
+    numbers = [name.split("-of-") for name in names]
+    if not numbers:
+        return ""
+    indices = sorted(int(index) for index, _ in numbers)
+    starts = [i for n, i in enumerate(indices) if n == 0 or indices[n - 1] != i - 1]
+    ends = [i for n, i in enumerate(indices) if n + 1 == len(indices) or indices[n + 1] != i + 1]
+    spans = (str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
+    return f"{','.join(spans)} of {int(numbers[0][1])}"
+
+
+def expanded_buckets(text: str) -> tuple[str, ...]:
+    """Return the names that `compact_buckets` was given, sorted.
+
+    Raises:
+        ValueError: the text is not of that form.
+    """
+    if not text:
+        return ()
+    spans, count = text.split(" of ")
+    found: list[str] = []
+    for span in spans.split(","):
+        first, _, last = span.partition("-")
+        found += (bucket_name(i, int(count)) for i in range(int(first), int(last or first) + 1))
+    return tuple(sorted(found))
+
+
+def bucket_name(index: int, count: int) -> str:
+    """Return the name of one of `count` buckets."""
+    return f"{index:04d}-of-{count:04d}"
 
 
 def split_protocol(name: str) -> tuple[str, Protocol]:

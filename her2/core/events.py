@@ -54,6 +54,12 @@ def events_path(log: Path) -> Path:
 
 def begin_events() -> None:
     """Write events from now on if stderr goes to a log, starting with `began`."""
+    resume_events()
+    write_event("began")
+
+
+def resume_events() -> None:
+    """Write events from now on, after those of a process that has ended."""
     global _output
     try:
         stderr = _STDERR.readlink()
@@ -65,8 +71,6 @@ def begin_events() -> None:
         _output = os.open(events_path(stderr), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     except OSError as error:  # for example another user's file
         log.warning("no events are written, so `her2 status` is incomplete: %s", error)
-        return
-    write_event("began")
 
 
 def write_event(

@@ -13,8 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from her2.core.errors import UserError
+from her2.core.sharing import (
+    access_words,
+    file_mode,
+    forbid_writing,
+    make_folder,
+    share_file,
+    share_folder,
+)
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DENIED = {os.strerror(number) for number in (errno.EACCES, errno.EPERM)}
+
+WRITTEN: set[Path] = set()
+"""The texts and tables that this process has written, for its stamp (`her2.core.stamps`)."""
 
 
 def canonical_json(value: Any) -> str:
@@ -37,7 +49,7 @@ def file_digest(path: Path) -> str:
 
 @contextmanager
 def atomic_path(
-    target: Path, *, megabytes: float | None = None, sync: bool = True
+    target: Path, *, megabytes: float | None = None, sync: bool = True, product: bool = False
 ) -> Iterator[Path]:
     """Yield a temporary path beside `target`, and move it onto `target` if the block succeeds.
 
@@ -46,18 +58,27 @@ def atomic_path(
     says that `megabytes` are needed. Without `sync`, only a killed process is survived, not a power
     cut: for files that are written often and whose damage is noticed when they are read.
 
+    The file gets the mode of the umask and, in a shared folder, its group bits
+    (`her2.core.sharing`). A `product` of the cache is read-only. Where another user's `target`
+    may not be replaced, as in a sticky folder, that one stays: both are the product of one key.
+
     Raises:
         UserError: the folder cannot be written to, or the disk is full.
     """
-    # The suffix stays last, because writers (OpenCV, matplotlib) choose the format by it.
-    temporary = target.with_name(f".{secrets.token_hex(6)}.tmp.{target.name}")
+    temporary = _temporary(target)
     with _refused_writes(target, temporary, megabytes):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
+        mode = file_mode(temporary)
         try:
             yield temporary
+            share_file(temporary, mode, read_only=product)
             if sync:
                 _sync(temporary)
-            temporary.replace(target)
+            try:
+                temporary.replace(target)
+            except PermissionError:
+                if not (product and target.exists()):
+                    raise
             if sync:
                 _sync(target.parent)
         finally:
@@ -69,17 +90,21 @@ def atomic_folder(target: Path, *, megabytes: float | None = None) -> Iterator[P
     """Yield a temporary folder beside `target`, and rename it to `target` if the block succeeds.
 
     If another job has made `target` in the meantime, the new folder is dropped: both hold the
-    product of the same key.
+    product of the same key. The modes are those of `atomic_path`; the files are read-only.
 
     Raises:
         UserError: the folder cannot be written to, or the disk is full.
     """
-    temporary = target.with_name(f".{secrets.token_hex(6)}.tmp.{target.name}")
+    temporary = _temporary(target)
     with _refused_writes(target, temporary, megabytes):
-        temporary.mkdir(parents=True)
+        make_folder(target.parent)
+        temporary.mkdir()
         try:
+            share_folder(temporary)
+            mode = file_mode(temporary / temporary.name)
             yield temporary
             for path in temporary.iterdir():
+                share_file(path, mode, read_only=True)
                 _sync(path)
             _sync(temporary)
             try:
@@ -96,6 +121,7 @@ def write_text(target: Path, text: str) -> None:
     """Write a text file atomically (UTF-8)."""
     with atomic_path(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
+    WRITTEN.add(target)
 
 
 def write_json(target: Path, value: Any) -> None:
@@ -104,15 +130,68 @@ def write_json(target: Path, value: Any) -> None:
     write_text(target, text + "\n")
 
 
+def parse_json(content: str | bytes) -> Any:
+    """Parse JSON; a key that is there twice is an error, a ValueError like those of `json`."""
+    try:
+        return json.loads(content, object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} is there twice")
+    return found
+
+
 def link(source: Path, name: Path) -> None:
-    """Link a cache product under a readable name; copy it if that is on another file system."""
+    """Give a cache product one more name, under which nobody can write in it.
+
+    It is copied if it is on another file system, or another user's file that may not be linked or
+    that stays writable.
+    """
     if name.exists() and name.samefile(source):
         return
-    with atomic_path(name, sync=False) as temporary:
+    temporary = _temporary(name)
+    with _refused_writes(name, temporary, None):
+        make_folder(name.parent)
         try:
-            os.link(source, temporary)
-        except OSError:
-            shutil.copyfile(source, temporary)
+            if _linked(source, temporary):
+                temporary.replace(name)
+                return
+        finally:
+            temporary.unlink(missing_ok=True)
+    copy(source, name, sync=False)
+
+
+def copy(source: Path, name: Path, *, sync: bool = True) -> None:
+    """Copy a cache product to a file of its own, as for an output of a rule.
+
+    Snakemake refuses to make a rule's output again that is read-only, as links to products are.
+    """
+    with atomic_path(name, sync=sync) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def _linked(source: Path, name: Path) -> bool:
+    """Link a file, and return whether this was possible and it is read-only."""
+    try:
+        os.link(source, name)
+    except OSError:
+        return False
+    if forbid_writing(name):
+        return True
+    name.unlink()
+    return False
+
+
+def _temporary(target: Path) -> Path:
+    """Return a new hidden name beside a file or folder; it sorts among the cache's leftovers."""
+    # The suffix stays last, because writers (OpenCV, matplotlib) choose the format by it.
+    return target.with_name(f".{secrets.token_hex(6)}.tmp.{target.name}")
 
 
 @contextmanager
@@ -124,9 +203,11 @@ def _refused_writes(target: Path, temporary: Path, megabytes: float | None) -> I
         reason = _refusal(error, temporary)
         if reason is None:
             raise
+        who = f" {access_words(target)}" if reason in _DENIED else ""
         raise UserError(
-            f"{target}: cannot be written ({reason}).{_space(reason, target, megabytes)} Check the "
-            "folder's permissions and the free space (df -h), or set another folder in the config."
+            f"{target}: cannot be written ({reason}).{_space(reason, target, megabytes)}{who} "
+            "Check the folder's permissions and the free space (df -h), or set another folder in "
+            "the config."
         ) from error
 
 

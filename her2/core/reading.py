@@ -4,12 +4,13 @@ A file may be anything: a named pipe (reading it waits for ever), a pointer of G
 the file, a text of any size. `file_problem` finds what needs no knowledge of the format.
 """
 
-import json
 import stat
 from pathlib import Path
 from typing import Any
 
 from her2.core.errors import UserError, first_line
+from her2.core.files import parse_json
+from her2.core.sharing import check_readable
 
 JSON_BYTES = 1 << 30
 """Largest JSON file that is read."""
@@ -40,32 +41,41 @@ def file_problem(path: Path, *, limit_bytes: int | None = None) -> str | None:
         if stat.S_ISDIR(status.st_mode):
             return "is a folder, not a file"
         if not stat.S_ISREG(status.st_mode):
-            return "is no regular file but a named pipe, socket or device"
+            return "is a named pipe or device, not a file"
         if limit_bytes is not None and status.st_size > limit_bytes:
             found, limit = status.st_size / 1e9, limit_bytes / 1e9
             return f"has {found:,.1f} GB, more than the {limit:,.1f} GB that are allowed"
-        if status.st_size < _POINTER_BYTES and is_lfs_pointer(path.read_bytes()):
+        if is_lfs_pointer(path):
             return LFS_POINTER
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     return None
 
 
-def is_lfs_pointer(content: bytes) -> bool:
-    """Tell whether a file's first bytes are those of a pointer of Git LFS."""
-    return content.startswith(_POINTER)
+def is_lfs_pointer(path: Path) -> bool:
+    """Tell whether a file is a pointer of Git LFS; only files of that size are read.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size >= _POINTER_BYTES:
+        return False
+    return path.read_bytes().startswith(_POINTER)
 
 
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        UserError: the file is absent, damaged, too large or nested too deeply.
+        UserError: the file is absent, damaged, too large or nested too deeply, has a key twice, or
+            may not be read.
     """
+    check_readable(path)
     problem = file_problem(path, limit_bytes=JSON_BYTES)
     if problem is None:
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return parse_json(path.read_bytes())
         except (OSError, ValueError, RecursionError, MemoryError) as error:
             problem = f"cannot be read ({first_line(error)})"
     raise UserError(f"{path}: {problem}. {AGAIN}")

@@ -5,20 +5,24 @@ from pathlib import Path
 import polars as pl
 
 from her2.core.errors import UserError, first_line
-from her2.core.files import atomic_path
+from her2.core.files import WRITTEN, atomic_path
 from her2.core.reading import AGAIN, file_problem
+from her2.core.sharing import check_readable
+from her2.core.stamps import noted
 
 
 def read_result(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
-    """Read a Parquet table that her2 made.
+    """Read a Parquet table that her2 made, and note it for the job's stamp.
 
     Raises:
-        UserError: the file is absent, damaged, another kind of file, or lacks the columns.
+        UserError: the file is absent, damaged, another kind of file, may not be read, or lacks the
+            columns.
     """
+    check_readable(path)
     problem = file_problem(path)
     if problem is None:
         try:
-            return pl.read_parquet(path, columns=columns)
+            return pl.read_parquet(noted(path), columns=columns)
         except (Exception, pl.exceptions.PanicException) as error:  # of bytes that are no Parquet
             problem = f"cannot be read as a table ({first_line(error)})"
     raise UserError(f"{path}: {problem}. {AGAIN}")
@@ -28,13 +32,20 @@ def write_csv(table: pl.DataFrame, path: Path) -> None:
     """Write a CSV that is safe to open in a spreadsheet, atomically."""
     with atomic_path(path) as temporary:
         guard_cells(table).write_csv(temporary)
+    WRITTEN.add(path)
 
 
 def write_table(table: pl.DataFrame, stem: Path) -> None:
     """Write `{stem}.csv`, then `{stem}.parquet`."""
     write_csv(table, stem.with_name(f"{stem.name}.csv"))
-    with atomic_path(stem.with_name(f"{stem.name}.parquet")) as temporary:
+    write_parquet(table, stem.with_name(f"{stem.name}.parquet"))
+
+
+def write_parquet(table: pl.DataFrame, path: Path) -> None:
+    """Write a Parquet table of the results atomically, and note it for the job's stamp."""
+    with atomic_path(path) as temporary:
         table.write_parquet(temporary)
+    WRITTEN.add(path)
 
 
 def guard_cells(table: pl.DataFrame) -> pl.DataFrame:

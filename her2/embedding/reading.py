@@ -3,13 +3,15 @@
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from her2.core.crashes import reading
 from her2.core.errors import SlideError, TileError, blamed_on
 from her2.slides.backends import slide_files
 from her2.slides.slide import Slide
@@ -143,29 +145,41 @@ def read_part(slide: PendingSlide, rows: NDArray[np.int64], images: NDArray[np.u
     Unreadable ones are in `failed`: all of them if the slide cannot be opened, see its `error`.
     """
     begin = time.perf_counter()
-    with blamed_on(slide.slide_id):
+    read = np.zeros(len(rows), bool)
+    with blamed_on(slide.slide_id), _failing(slide), reading(slide.slide_id):
         _open(slide)
-        read = _cut(slide, rows, images)
+        _cut(slide, rows, images, read)
     with slide.lock:
         slide.seconds["reading"] += time.perf_counter() - begin
         slide.unread -= len(rows)
-        if slide.unread == 0:
-            if slide.handle is not None:
-                slide.handle.close()
-            if slide.storage_bytes is not None and (now := _storage_bytes()) is not None:
-                slide.storage_bytes += now
+        finished = slide.unread == 0
+    if finished:
+        _close(slide)
     return TileGroup(slide, rows[read], images[: np.count_nonzero(read)], rows[~read])
 
 
+@contextmanager
+def _failing(slide: PendingSlide) -> Iterator[None]:
+    """Turn an error of the slide into its `error`, so that its other tiles are given up."""
+    try:
+        yield
+    except (SlideError, TileError) as error:
+        log.warning("%s: failed: %s", slide.slide_id, error)
+        slide.error = str(error)
+
+
 def _cut(
-    slide: PendingSlide, rows: NDArray[np.int64], images: NDArray[np.uint8]
-) -> NDArray[np.bool_]:
-    """Cut tiles of an opened slide, and return which of them (n,) were read."""
+    slide: PendingSlide,
+    rows: NDArray[np.int64],
+    images: NDArray[np.uint8],
+    read: NDArray[np.bool_],
+) -> None:
+    """Cut tiles of an opened slide, and set which of them (n,) were read."""
     handle, grid = slide.handle, slide.table.grid
     size = grid.level0_width, grid.level0_height, (grid.tile_px, grid.tile_px)
-    read, count = np.zeros(len(rows), bool), 0
+    count = 0
     for index, row in enumerate(rows):
-        if handle is None:
+        if handle is None or slide.error is not None:
             break
         x, y = slide.table.coords[row]
         try:
@@ -173,9 +187,6 @@ def _cut(
             read[index], count = True, count + 1
         except TileError as error:
             log.warning("%s: tile at %d, %d cannot be read: %s", slide.slide_id, x, y, error)
-        except SlideError as error:  # the file disappeared while it was read
-            slide.error = str(error)
-    return read
 
 
 def _open(slide: PendingSlide) -> None:
@@ -187,20 +198,24 @@ def _open(slide: PendingSlide) -> None:
             slide.storage_bytes = -before
         try:
             handle = slide.stager.open(slide.path) if slide.stager else Slide(slide.path)
-        except SlideError as error:
-            log.warning("%s: failed: %s", slide.slide_id, error)
-            slide.error = str(error)
-            return
-        grid = slide.table.grid
-        try:
+            slide.handle = handle
+            grid = slide.table.grid
             x, y = slide.table.coords[slide.order[0]]
-            handle.decode_directly(float(x), float(y), grid.level0_width, grid.level0_height)
-        except SlideError as error:
-            slide.error = str(error)
-        except TileError:
-            pass  # read_part will fail on the same tile and count it
-        slide.reader = handle.reader
-        slide.handle = handle
+            with suppress(TileError):  # read_part will fail on the same tile and count it
+                handle.decode_directly(float(x), float(y), grid.level0_width, grid.level0_height)
+            slide.reader = handle.reader
+        except Exception as error:
+            slide.error = str(error)  # before another thread tries
+            raise
+
+
+def _close(slide: PendingSlide) -> None:
+    """Close a slide whose tiles are all cut."""
+    if slide.handle is not None:
+        with _failing(slide), reading(slide.slide_id):
+            slide.handle.close()
+    if slide.storage_bytes is not None and (now := _storage_bytes()) is not None:
+        slide.storage_bytes += now
 
 
 def _storage_bytes() -> int | None:

@@ -12,9 +12,12 @@ from pydantic import TypeAdapter
 from her2.core.errors import UserError
 from her2.core.files import digest, write_json
 from her2.core.reading import read_json
+from her2.core.stamps import noted
 
 CARD_NAME = "card.json"
 WEIGHTS_NAME = "weights.safetensors"
+IDENTITY_NAME = "identity.json"
+"""What the key of a pre-trained encoder is the digest of; older ones have no such file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +72,11 @@ def read_card(folder: Path) -> EncoderCard:
     """Read the card of an encoder folder.
 
     Raises:
-        UserError: there is no card, or it was edited by hand.
+        UserError: there is no card, it was edited by hand, or it may not be read.
     """
     path = folder / CARD_NAME
     try:
-        values = read_json(path)
+        values = read_json(noted(path))
         stated = values.pop("digest")
         for name in ("mean", "std"):
             values[name] = tuple(values[name])

@@ -1,12 +1,13 @@
 """Stage 2, evaluate: figures of slides and patients with intervals, and per fold."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from her2.config import EvaluationSection, Task
+from her2.config.names import parse_run
 from her2.core.types import Floats
 from her2.evaluation.areas import (
     HeldOut,
@@ -161,8 +162,12 @@ def estimate_columns(found: Estimate) -> dict[str, Any]:
     }
 
 
-def fold_figures(predictions: pl.DataFrame, task: Task, *, level: str) -> pl.DataFrame:
+def fold_figures(
+    predictions: pl.DataFrame, task: Task, *, level: str, untrained: Mapping[str, str] | None = None
+) -> pl.DataFrame:
     """Return the figures of each model on its own test set, which is too small for intervals.
+
+    `untrained` names the folds without a model, whose figures are null, and why.
 
     Returns:
         `level, run, metric, class, value, n, n_positive, note`.
@@ -186,7 +191,25 @@ def fold_figures(predictions: pl.DataFrame, task: Task, *, level: str) -> pl.Dat
             }
             for (metric, name), value in zip(figure_names(metrics, task), values, strict=True)
         ]
-    return pl.DataFrame(records, schema=FOLD_FIGURES)
+    for run_name, reason in (untrained or {}).items():
+        records += [
+            {
+                "level": level,
+                "run": run_name,
+                "metric": metric.name,
+                "class": name,
+                "value": None,
+                "n": 0,
+                "n_positive": None,
+                "note": f"not defined: no model ({reason})",
+            }
+            for metric, name in figure_names(metrics, task)
+        ]
+    found = pl.DataFrame(records, schema=FOLD_FIGURES)
+    if not untrained:
+        return found
+    order = {name: place for place, name in enumerate(sorted(found["run"].unique(), key=parse_run))}
+    return found.sort(pl.col("run").replace_strict(order), maintain_order=True)
 
 
 def confusion_table(table: pl.DataFrame, task: Task, *, level: str) -> pl.DataFrame:

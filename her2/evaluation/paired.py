@@ -158,12 +158,26 @@ def commonly_tested(predictions: Mapping[Model, pl.DataFrame]) -> dict[Model, pl
 
 
 def left_out_words(predictions: Mapping[Model, pl.DataFrame], kept: int) -> str:
-    """Return a note on the patients that some but not all models tested, "" if there are none."""
+    """Return a note on the patients that some but not all models tested, "" if there are none.
+
+    A model that lacks a fold tests its patients in fewer repeats, or not at all.
+    """
     tested = [
-        table.filter(pl.col("role") == "test")["patient_id"] for table in predictions.values()
+        table.filter(pl.col("role") == "test").select("patient_id", "repeat").unique()
+        for table in predictions.values()
     ]
-    lost = pl.concat(tested).n_unique() - kept
-    return f"patients left out because not all models tested them: {lost}" if lost else ""
+    counts = pl.concat(tested).group_by("patient_id", "repeat").len()
+    whole = counts.filter(pl.col("len") == len(tested))["patient_id"].unique()
+    partly = counts.filter(
+        (pl.col("len") < len(tested)) & pl.col("patient_id").is_in(whole.to_list())
+    )
+    words = (
+        ("patients left out because not all models tested them",
+         counts["patient_id"].n_unique() - kept),
+        ("patients compared in fewer repeats, because not all models tested them in each",
+         partly["patient_id"].n_unique()),
+    )  # fmt: skip
+    return "; ".join(f"{text}: {number}" for text, number in words if number)
 
 
 def _common(tested: Mapping[Model, pl.DataFrame]) -> pl.DataFrame:

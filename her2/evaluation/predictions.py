@@ -20,13 +20,16 @@ from her2.core.tables import read_result
 from her2.core.types import Floats, Ints
 from her2.metrics.base import Classified
 from her2.storage.cache import Cache
-from her2.storage.entries import FoldEntry, read_all_entries
+from her2.storage.entries import read_folds
+from her2.storage.fold_files import check_fold
 from her2.storage.products import find_product
 
 KEYS = {"slide": ("slide_id", "patient_id"), "patient": ("patient_id",)}
 """Level -> key columns of its rows."""
 MODEL = Run._fields
 """Columns that name the model of a prediction."""
+_TUNED = {"predictions.parquet": False, "tune.parquet": True}
+"""Files of a fold -> whether they are predictions for the tuning set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +78,18 @@ def gather_predictions(
         model gave it.
 
     Raises:
-        UserError: a prediction is not finite or has another role than in the folds table, or a
-            patient has two classes.
+        UserError: a fold's files were changed, a prediction is not finite or has another role than
+            in the folds table, a patient has two classes, or no fold has a model.
     """
     table = read_result(folds)
     if spec.protocol == "sound":
         check_disjoint(table)
     parts = []
-    for name, entry in read_all_entries(models, spec.chunks, FoldEntry).items():
+    for name, entry in read_folds(models, spec.chunks).items():
         path = find_product(cache, "models", entry.key, models / name)
         run = parse_run(name)
-        for file, tuned in (("predictions.parquet", False), ("tune.parquet", True)):
+        check_fold(path, _TUNED)
+        for file, tuned in _TUNED.items():
             parts.append(
                 _read(path / file, name).with_columns(
                     *(pl.lit(value, pl.Int32).alias(key) for key, value in run._asdict().items()),

@@ -19,7 +19,7 @@ from her2.config.names import parse_run
 from her2.core.tables import read_result
 from her2.evaluation.predictions import MODEL
 from her2.mil.priors import PRIORS, seen_shares, with_shares
-from her2.storage.entries import FoldEntry, read_all_entries
+from her2.storage.entries import read_folds
 
 log = logging.getLogger(__name__)
 
@@ -33,15 +33,15 @@ def training_priors(
         spec: the job's spec.
         folds: the task's folds table.
         models: folder of the chunks' entries files.
-        predicted: the slides that any of the models predicted. A slide without features is not
-            among them, and was in no training set.
+        predicted: the slides that any of the models predicted, or would have if its fold had one. A
+            slide without features is not among them, and was in no training set.
 
     Returns:
         `run, key, class, slides, patients, share, seen, note`, see `her2.mil.priors.PRIORS`.
     """
     table, names = read_result(folds), spec.task.class_names
     records, notes = [], {}
-    for name, entry in read_all_entries(models, spec.chunks, FoldEntry).items():
+    for name, entry in read_folds(models, spec.chunks).items():
         run = parse_run(name)
         rows = table.filter(
             (pl.col("repeat") == run.repeat)

@@ -11,7 +11,8 @@ from her2.evaluation.figures import FIGURES, null
 from her2.metrics.auc import auc
 from her2.metrics.base import Binary
 from her2.storage.cache import Cache
-from her2.storage.entries import FoldEntry, read_all_entries
+from her2.storage.entries import read_folds
+from her2.storage.fold_files import check_fold
 
 
 def bag_figures(
@@ -20,11 +21,12 @@ def bag_figures(
     """Return figures at level `bag`, without intervals as bags of a slide are not independent."""
     classes = spec.task.class_names
     target = dict(predictions.select("slide_id", "target").unique().iter_rows())
-    parts = [
-        read_result(cache.path("models", entry.key) / "bags.parquet")
-        for entry in read_all_entries(models, spec.chunks, FoldEntry).values()
-        if (cache.path("models", entry.key) / "bags.parquet").exists()
-    ]
+    parts = []
+    for entry in read_folds(models, spec.chunks).values():
+        folder = cache.path("models", entry.key)
+        if (folder / "bags.parquet").exists():
+            check_fold(folder, ["bags.parquet"], entry.key)
+            parts.append(read_result(folder / "bags.parquet"))
     bags = pl.concat(parts)
     truth = np.array([target[slide] for slide in bags["slide_id"]], int)
     ones = np.ones((1, len(bags)))

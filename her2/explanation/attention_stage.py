@@ -15,6 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from her2.config.jobs import AttentionSpec
+from her2.core.crashes import reading
 from her2.core.errors import SlideError, blamed_on
 from her2.core.files import digest
 from her2.core.tables import write_table
@@ -112,7 +113,8 @@ def _localisation(
                 path = find_truth(masks, slide.slide_id)
                 if path is None:
                     continue
-                inside = _inside(spec, held_out.store(slide.slide_id), path)
+                with reading(slide.slide_id):
+                    inside = _inside(spec, held_out.store(slide.slide_id), path)
             except SlideError as error:
                 log.warning("%s: not localised: %s", slide.slide_id, error)
                 records.append(row | {"note": str(error)})

@@ -11,6 +11,7 @@ from pathlib import Path
 from her2.cohort.manifest import Cohort
 from her2.config import HeatmapFormat
 from her2.config.jobs import HeatmapSpec
+from her2.core.crashes import reading
 from her2.core.errors import SlideError, TileError
 from her2.core.files import atomic_path, write_json
 from her2.core.plot_style import FigureContext
@@ -98,7 +99,7 @@ def _draw_slide(
     large: RGB | None = None
     notes = [UNIFORM] if tiles.uniform else []
     try:
-        with Slide(cohort.file(row)) as slide:
+        with reading(held.slide_id), Slide(cohort.file(row)) as slide:
             thumbnail = _thumbnail(slide, tiles, SIDE_PX)
             if "ome_tiff" in spec.formats:
                 large = _thumbnail(slide, tiles, exports.OME_SIDE_PX)
@@ -109,7 +110,8 @@ def _draw_slide(
         return {"slide_id": held.slide_id, "reason": str(error)}
     truth = None
     try:
-        truth = _truth(spec, masks, tiles, thumbnail, origin_px)
+        with reading(held.slide_id):
+            truth = _truth(spec, masks, tiles, thumbnail, origin_px)
     except SlideError as error:
         log.warning("%s: heatmap without ground truth: %s", held.slide_id, error)
         notes.append(str(error))

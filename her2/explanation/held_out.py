@@ -17,9 +17,14 @@ from her2.config.jobs import AttentionSpec, HeatmapSpec
 from her2.config.names import run_name
 from her2.core.errors import UserError
 from her2.core.tables import read_result
+from her2.mil.maps import MAPS_NAME
 from her2.storage.cache import Cache
-from her2.storage.entries import FeatureEntry, FoldEntry, read_all_entries
+from her2.storage.entries import FeatureEntry, read_all_entries, read_folds
+from her2.storage.fold_files import check_fold
 from her2.storage.products import find_product
+
+_READ = ("attention.parquet", "predictions.parquet", MAPS_NAME)
+"""The files of a fold that explanations read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,26 +77,29 @@ def find_held_out(
 ) -> HeldOut:
     """Find all slides with features that a fold tested, of the first repeat or of every one.
 
+    Slides of a fold without a model are left out.
+
     Raises:
-        UserError: a model is missing, or a slide's attention is absent, not finite or does not
-            match its tiles.
+        UserError: a model is missing or was changed, or a slide's attention is absent, not finite
+            or does not match its tiles.
     """
     table = read_result(folds)
     check_disjoint(table)
     entries = read_all_entries(features, spec.buckets, FeatureEntry)
-    trained = read_all_entries(models, spec.chunks, FoldEntry)
+    trained = read_folds(models, spec.chunks)
     usable = [name for name, entry in entries.items() if entry.status == "ok"]
     tested = table.filter((pl.col("role") == "test") & pl.col("slide_id").is_in(usable))
     rows = tested.select("slide_id", "patient_id", "label", "repeat", "fold")
     slides = tuple(
         HeldOutSlide(slide_id, patient_id, spec.task.class_names[label], repeat, fold)
         for slide_id, patient_id, label, repeat, fold in rows.sort("slide_id", "repeat").iter_rows()
-        if every_repeat or repeat == 0
+        if (every_repeat or repeat == 0) and run_name(repeat, fold) in trained
     )
-    found = {
-        run: (find_product(cache, "models", trained[run].key, models / run), trained[run].key)
-        for run in sorted({slide.run for slide in slides})
-    }
+    found = {}
+    for run in sorted({slide.run for slide in slides}):
+        key = trained[run].key
+        found[run] = find_product(cache, "models", key, models / run), key
+        check_fold(found[run][0], _READ)
     return HeldOut(
         task=spec.task,
         repeats=table["repeat"].n_unique(),

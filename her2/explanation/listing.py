@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from her2.core.reading import read_json
+from her2.core.stamps import noted
 
 ATTENTION, CONTRIBUTION, THUMBNAIL, TRUTH = "attention", "contribution", "thumbnail", "truth"
 """Names of the panels of a picture."""
@@ -16,5 +17,5 @@ def read_heatmaps(path: Path) -> list[dict[str, object]]:
     strip) and an optional `note`. Paths are relative to the list's folder. The row of a slide that
     could not be read holds only `slide_id` and the `reason`.
     """
-    found: list[dict[str, object]] = read_json(path)
+    found: list[dict[str, object]] = read_json(noted(path))
     return found

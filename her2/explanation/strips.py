@@ -13,6 +13,7 @@ from matplotlib.figure import Figure as Canvas
 from numpy.typing import NDArray
 
 from her2.cohort.manifest import Cohort
+from her2.core.crashes import reading
 from her2.core.errors import SlideError, TileError
 from her2.core.files import atomic_path
 from her2.core.plot_style import STYLE, FigureContext
@@ -248,12 +249,13 @@ class _OpenSlides:
         if name in self.reasons or (name not in self._open and tried >= OPENED):
             return None
         try:
-            if name not in self._open:
-                slide = self._stack.enter_context(Slide(self._files[name]))
-                self._open[name] = slide, read_tiles(self._held_out, one.held)
-            slide, tiles = self._open[name]
-            caption = times_words(one.times_tiles), name
-            return tiles, read_tile_image(slide, tiles, one.row, caption)
+            with reading(name):
+                if name not in self._open:
+                    slide = self._stack.enter_context(Slide(self._files[name]))
+                    self._open[name] = slide, read_tiles(self._held_out, one.held)
+                slide, tiles = self._open[name]
+                caption = times_words(one.times_tiles), name
+                return tiles, read_tile_image(slide, tiles, one.row, caption)
         except (SlideError, TileError) as error:
             log.warning("%s: none of its tiles is shown: %s", name, error)
             self._open.pop(name, None)

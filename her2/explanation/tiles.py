@@ -6,14 +6,14 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from her2.core.reading import read_json
 from her2.core.tables import read_result
 from her2.explanation.held_out import HeldOut, HeldOutSlide, unusable
 from her2.explanation.localisation import is_uniform
-from her2.mil.maps import CARD_NAME, read_maps
+from her2.mil.maps import read_maps
 from her2.slides.slide import Scale
 from her2.storage.facts import StoredSlide
 from her2.storage.features import read_attributes, read_coords
+from her2.storage.fold_files import read_fold_card
 
 UNIFORM = "this head has no attention of its own: all tiles weigh the same"
 """The note beside pictures of heads without attention."""
@@ -93,7 +93,7 @@ def read_tiles(held_out: HeldOut, held: HeldOutSlide) -> SlideTiles:
     )
     if len(probabilities) != 1:
         raise unusable(held, f"has no prediction in {model}")
-    outputs = read_json(model / CARD_NAME)["outputs"]
+    outputs = read_fold_card(model)["outputs"]
     maps = {}
     for kind, values in read_maps(model, held.slide_id).items():
         shape, whose = (len(coords), len(outputs)), f"its map {kind} in {model}"

@@ -31,12 +31,12 @@ class Where(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A key that a filter adds to `tiling:`, with inclusive bounds (None for no upper bound)."""
+    """A key that a filter adds to `tiling:`, with inclusive bounds."""
 
     default: float
     description: str
     at_least: float = 0
-    at_most: float | None = None
+    at_most: float = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, get_args
 from pydantic import Field, ValidationError, model_validator
 
 from her2.core.errors import UserError
-from her2.core.section import Count, Section
+from her2.core.section import Section, Units, unbounded
 
 if TYPE_CHECKING:
     from her2.heads.layers import Head
@@ -31,13 +31,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """A mark with an option's name in the report: `Annotated[Count, Words("query width")]`."""
+    """A mark with an option's name in the report: `Annotated[Units, Words("query width")]`."""
 
     text: str
 
 
-Width = Annotated[int, Field(ge=0), Words("projection width")]
-AttentionWidth = Annotated[Count, Words("attention width")]
+Width = Annotated[int, Field(ge=0, le=16_384), Words("projection width")]
+AttentionWidth = Annotated[Units, Words("attention width")]
+
+
+_Searched = (
+    bool
+    | Annotated[int, Field(ge=-1_000_000, le=1_000_000)]
+    | Annotated[float, Field(ge=-1_000_000, le=1_000_000)]
+)
+"""A value of a search, which the option's own bounds then judge."""
 
 
 def named(name: str) -> Any:
@@ -95,8 +103,10 @@ class HeadOptions(Section):
 class SearchSection(Section):
     """Random search of a head's options, repeated in every fold; the tuning set chooses."""
 
-    trials: Annotated[int, Field(ge=2)] = Field(description="combinations trained per fold")
-    options: dict[str, Annotated[list[bool | int | float], Field(min_length=1)]] = Field(
+    trials: Annotated[int, Field(ge=2, le=10_000)] = Field(
+        description="combinations trained per fold"
+    )
+    options: dict[str, Annotated[list[_Searched], Field(min_length=1)]] = Field(
         min_length=1, description="option of the head -> values to draw from"
     )
 
@@ -226,6 +236,10 @@ def _declared(module: ModuleType) -> list[type[HeadOptions]]:
         required = ["label", "citations"]
         required += ["method", "picked"] if issubclass(section, Fitted) else []
         missing += [f"{section.__name__}.{key}" for key in required if not hasattr(section, key)]
+        missing += [
+            f"the limits of {section.__name__}.{key} (such as `Count`, or `Field(ge=0, le=1)`)"
+            for key in unbounded(section)
+        ]
     if missing:
         raise UserError(
             f"{module.__file__}: declares no head: {', '.join(missing)} missing. Every module of "

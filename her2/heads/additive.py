@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from her2.core.section import Count
+from her2.core.section import Units
 from her2.heads import Attending, named
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class AdditiveSection(Attending):
     head: Literal["additive"] = named("additive")
     label = "additive attention"
     citations: ClassVar = {"Javed et al. 2022": "NeurIPS 35"}
-    classifier: Count = Field(64, description="width of the tile classifier's hidden layer")
+    classifier: Units = Field(64, description="width of the tile classifier's hidden layer")
 
 
 def network(options: AdditiveSection, dimension: int, outputs: int) -> "Head":

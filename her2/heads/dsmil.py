@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from her2.core.section import Count
+from her2.core.section import Units
 from her2.heads import Projected, Words, named
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class DualStreamSection(Projected):
     head: Literal["dsmil"] = named("dsmil")
     label = "dual-stream multiple-instance learning"
     citations: ClassVar = {"Li et al. 2021": "CVPR"}
-    query: Annotated[Count, Words("query width")] = Field(
+    query: Annotated[Units, Words("query width")] = Field(
         128, description="width of the vectors by which tiles are compared"
     )
 

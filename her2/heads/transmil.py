@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from her2.core.section import Count
+from her2.core.section import Units
 from her2.heads import Projected, Words, named
 
 if TYPE_CHECKING:
@@ -45,13 +45,13 @@ class TransMILSection(Projected):
     label = "TransMIL"
     citations: ClassVar = {"Shao et al. 2021": "NeurIPS 34"}
     reads_order = True
-    hidden: Annotated[int, Field(ge=8, multiple_of=8), Words("projection width")] = Field(
-        512, description="width of the transformer"
+    hidden: Annotated[int, Field(ge=8, le=16_384, multiple_of=8), Words("projection width")] = (
+        Field(512, description="width of the transformer")
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="dropout rate of the input features"
     )
-    landmarks: Count = Field(
+    landmarks: Units = Field(
         256, description="number of landmarks that approximate a longer sequence of tiles"
     )
 

@@ -15,12 +15,18 @@ from her2.core.types import Floats
 from her2.encoders.device import pick_device
 from her2.mil.bags import Bag
 from her2.mil.fold import SavedModel, load_model
-from her2.mil.maps import CARD_NAME
 from her2.mil.model import predict
 from her2.mil.priors import read_priors, with_shares
 from her2.mil.room import check_room
 from her2.storage.entries import FeatureEntry, read_entries
-from her2.storage.features import FeatureStore, allow_open_files, open_store
+from her2.storage.features import (
+    FeatureStore,
+    allow_open_files,
+    is_sealed,
+    open_store,
+    seal_holds,
+)
+from her2.storage.fold_files import CARD_NAME
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +83,10 @@ def predict_slides(
         raise UserError(f"{features}: holds no feature store (*{SUFFIX}); see `her2 embed`.")
     problems = []
     for name, path in paths.items():
-        problems += [f"{name}: {p}" for p in mismatches(open_store(path), saved[0])]
+        store = open_store(path)
+        problems += [f"{name}: {p}" for p in mismatches(store, saved[0])]
+        if is_sealed(store) and not seal_holds(store):
+            problems.append(f"{name}: {path} was edited after it was made")
     if problems:
         raise problem_list(
             f"{features}: these features do not fit the model {saved[0].folder}; embed the slides "

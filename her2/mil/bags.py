@@ -11,6 +11,7 @@ from torch import Tensor
 
 from her2.core.errors import UserError
 from her2.storage.features import FeatureStore
+from her2.storage.tiles import rows_digest
 
 # Stores are mapped read-only. Torch warns once per process that it has no read-only tensors.
 with warnings.catch_warnings():
@@ -30,6 +31,16 @@ class Bag:
 
     def __len__(self) -> int:
         return len(self.store)
+
+    @property
+    def read(self) -> list[str | None]:
+        """Return the digest of its tiles and the slide's checksum; None where not known."""
+        found = self.store.attributes
+        if "identity" not in found:
+            return [None, None]
+        whole = not found["failed_tiles"]
+        rows = found["identity"]["tiles"] if whole else rows_digest(self.store)
+        return [rows, found["slide"].get("checksum")]
 
 
 def check_dimensions(bags: Sequence[Bag]) -> int:

@@ -6,7 +6,6 @@ several maps or contributions of tiles, `maps.safetensors`. `tune.parquet` has t
 the tuning set, on which temperatures and thresholds are fitted. A search adds `trials.parquet`.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,15 +23,22 @@ from pydantic import TypeAdapter
 from her2.config import KEEP_ORDER, HeadSection, Task
 from her2.config.jobs import TrainSpec
 from her2.core.errors import UserError, first_line
-from her2.core.files import canonical_json, digest, file_digest
-from her2.core.reading import AGAIN, read_json
+from her2.core.files import canonical_json, digest, file_digest, parse_json
+from her2.core.reading import AGAIN
+from her2.core.sharing import check_readable
 from her2.mil.bags import Bag
 from her2.mil.losses import output_count, output_names
-from her2.mil.maps import CARD_NAME, MAPS_NAME
+from her2.mil.maps import MAPS_NAME
 from her2.mil.model import Model, predict, predict_bags
 from her2.mil.search import Trial
 from her2.mil.train import Trained
 from her2.storage.entries import FoldEntry
+from her2.storage.fold_files import (
+    ReadRows,
+    read_fold_card,
+    write_fold_card,
+    write_identity,
+)
 
 MODEL_NAME = "model.safetensors"
 _HEAD: TypeAdapter[HeadSection] = TypeAdapter(HeadSection)
@@ -42,13 +48,21 @@ PUBLISHED_BAGS = 1600
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """The parts of a trained fold that are written beside its predictions."""
+    """The parts of a trained fold that are written beside its predictions.
 
-    key: str
+    Its key is the digest of `identity`; `read` has what it read of each slide.
+    """
+
+    identity: Mapping[str, Any]
+    read: ReadRows
     parts: Mapping[str, Sequence[Bag]]
     trained: Trained
     trials: Sequence[Trial]
     seed: int
+
+    @property
+    def key(self) -> str:
+        return digest(self.identity)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +102,8 @@ def write_fold(folder: Path, spec: TrainSpec, fold: Fold) -> None:
     model = fold.trained.model
     state = {n: t.cpu().contiguous() for n, t in model.state_dict().items()}
     safetensors.torch.save_file(state, folder / MODEL_NAME)
-    files = {item.name: file_digest(item) for item in sorted(folder.iterdir())}
-    text = canonical_json(_card(spec, fold) | {"files": files})
-    (folder / CARD_NAME).write_text(text + "\n", encoding="utf-8")
+    write_identity(folder, fold.identity, fold.read)
+    write_fold_card(folder, _card(spec, fold))
 
 
 def _card(spec: TrainSpec, fold: Fold) -> dict[str, Any]:
@@ -132,7 +145,7 @@ def read_entry(folder: Path) -> FoldEntry:
     Raises:
         UserError: the fold's card cannot be read.
     """
-    card = read_json(folder / CARD_NAME)
+    card = read_fold_card(folder)
     try:
         trials = card["search"]
         return FoldEntry(
@@ -148,7 +161,7 @@ def read_entry(folder: Path) -> FoldEntry:
         )
     except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
         raise UserError(
-            f"{folder / CARD_NAME}: is not the card of a trained fold "
+            f"{folder}: has a card that is none of a trained fold "
             f"({type(error).__name__}: {first_line(error)}). {AGAIN}"
         ) from None
 
@@ -157,10 +170,11 @@ def load_model(folder: Path, device: torch.device) -> SavedModel:
     """Read the model in a fold's folder.
 
     Raises:
-        UserError: the folder holds no model, or its files do not match its card.
+        UserError: the folder holds no model, its files do not match its card or may not be read.
     """
+    check_readable(folder)
     try:
-        card = read_json(folder / CARD_NAME)
+        card = read_fold_card(folder)
         if file_digest(folder / MODEL_NAME) != card["files"][MODEL_NAME]:
             raise ValueError(f"{MODEL_NAME} does not match its card")
         head: HeadSection = _HEAD.validate_python(card["head"])
@@ -228,5 +242,5 @@ def _write_random_bags(folder: Path, spec: TrainSpec, fold: Fold) -> None:
 
 def _chosen(head: Mapping[str, Any], trials: Sequence[str]) -> str:
     """Return the options of the trial that was kept."""
-    options = (json.loads(text) for text in trials)
+    options = (parse_json(text) for text in trials)
     return next(canonical_json(o) for o in options if all(head[k] == v for k, v in o.items()))

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from her2.core.errors import UserError, first_line
 from her2.core.reading import AGAIN
 
-CARD_NAME = "card.json"
 MAPS_NAME = "maps.safetensors"
 
 

@@ -2,7 +2,9 @@
 
 import logging
 import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import torch
@@ -12,7 +14,7 @@ from her2.config import HeadSection
 from her2.config.jobs import TrainSpec
 from her2.config.names import Run
 from her2.core.compiler import compiler_deferred
-from her2.core.errors import UserError, blamed_on
+from her2.core.errors import UserError, blamed_on, problem_list
 from her2.core.events import write_event
 from her2.core.files import digest, link
 from her2.core.tables import read_result
@@ -21,7 +23,7 @@ from her2.mil.bags import Bag, check_dimensions
 from her2.mil.fold import Fold, read_entry, write_fold
 from her2.mil.room import check_room
 from her2.mil.search import search
-from her2.mil.train import Trained, train_fold
+from her2.mil.train import Trained, parts_problem, train_fold
 from her2.storage.cache import Cache
 from her2.storage.entries import (
     FeatureEntry,
@@ -31,7 +33,8 @@ from her2.storage.entries import (
     write_entries,
 )
 from her2.storage.features import allow_open_files, open_store
-from her2.storage.products import find_product
+from her2.storage.fold_files import ReadRows, rows_read, same_rows
+from her2.storage.products import find_product, trusted
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +53,8 @@ def train_folds(
         threads: number of CPU threads for torch.
 
     Raises:
-        UserError: too many slides have no features, or a fold cannot be trained.
+        UserError: too many slides have no features, or no fold of any chunk can be trained. A fold
+            that lost a class with its slides gets an entry without a model.
     """
     table = read_result(folds)
     if spec.protocol == "sound":
@@ -67,15 +71,22 @@ def train_folds(
     device = pick_device(threads)
     check_room(list(bags.values()), spec.head, device)
     _repeatable(device)
+    problems = _problems(spec, table, bags)
     found: dict[str, FoldEntry] = {}
     for run in spec.runs:
-        rows = table.filter((pl.col("repeat") == run.repeat) & (pl.col("fold") == run.fold))
-        parts = _parts(rows, bags, grouped=spec.protocol == "sound")
-        key = fold_key(spec, parts, run)
+        parts = _parts(_rows(table, run), bags, grouped=spec.protocol == "sound")
         name = run.name
-        if cache.find("models", key) is None:
+        if reason := problems[run.repeat, run.fold]:
+            log.warning("%s: has no model: %s", name, reason)
+            write_event("trained", name)
+            found[name] = _without_model(parts, reason)
+            shutil.rmtree(output.parent / name, ignore_errors=True)  # links of another training
+            continue
+        identity = _look_up(spec, cache, parts, run)
+        key = digest(identity)
+        if trusted(cache, "models", key) is None:
             with blamed_on(name):
-                trained = _train(spec, cache, key, parts, run, device)
+                trained = _train(spec, cache, identity, parts, run, device)
             share = trained.waited_seconds / trained.seconds if trained.seconds else 0.0
             log.info(
                 "%s: trained %d epochs in %.1f s, of which %.1f %% waiting for data",
@@ -91,16 +102,50 @@ def train_folds(
     return found
 
 
+def _problems(
+    spec: TrainSpec, table: pl.DataFrame, bags: dict[str, Bag]
+) -> dict[tuple[int, int], str]:
+    """Return (repeat, fold) -> why it cannot be trained, "" if it can, for the folds of all chunks.
+
+    Raises:
+        UserError: none can.
+    """
+    found = {}
+    for repeat, fold in table.select("repeat", "fold").unique().sort("repeat", "fold").iter_rows():
+        run = Run(repeat, fold)
+        parts = _parts(_rows(table, run), bags, grouped=spec.protocol == "sound")
+        found[repeat, fold] = parts_problem(
+            parts["train"],
+            parts["tune"],
+            spec.task.class_names,
+            spec.training,
+            keep_last=spec.protocol == "published",
+        )
+    if all(found.values()):
+        raise problem_list(
+            "no fold can be trained",
+            [f"{Run(*where).name}: {reason}" for where, reason in found.items()],
+        )
+    return found
+
+
+def _without_model(parts: dict[str, list[Bag]], reason: str) -> FoldEntry:
+    """Return the entry of a fold that cannot be trained."""
+    train, tune, test = (len(parts[role]) for role in ("train", "tune", "test"))
+    return FoldEntry("", train, tune, test, 0, 0, None, reason=reason)
+
+
 @compiler_deferred()
 def _train(
     spec: TrainSpec,
     cache: Cache,
-    key: str,
+    identity: dict[str, Any],
     parts: dict[str, list[Bag]],
     run: Run,
     device: torch.device,
 ) -> Trained:
     """Train a fold (each trial of its search), publish it and delete its checkpoints."""
+    key = digest(identity)
     seed = training_seed(spec.seed, run)
 
     def train(head: HeadSection, trial: int) -> Trained:
@@ -118,7 +163,7 @@ def _train(
 
     trained, trials = search(spec.head, seed=seed, select=spec.training.select, train=train)
     with cache.publish("models", key) as folder:
-        write_fold(folder, spec, Fold(key, parts, trained, trials, seed))
+        write_fold(folder, spec, Fold(identity, rows_of(parts), parts, trained, trials, seed))
     for trial in trials:
         checkpoint_path(cache, key, trial.trial).unlink(missing_ok=True)
     return trained
@@ -153,26 +198,51 @@ def _repeatable(device: torch.device) -> None:
 
 
 def fold_key(spec: TrainSpec, parts: dict[str, list[Bag]], run: Run) -> str:
-    """Return the cache key of a trained fold.
+    """Return the cache key of a trained fold, which is the digest of its identity."""
+    return digest(fold_identity(spec, parts, run))
+
+
+def fold_identity(spec: TrainSpec, parts: dict[str, list[Bag]], run: Run) -> dict[str, Any]:
+    """Return everything that determines a fold.
 
     It does not depend on the labels of the test set, which cannot change the model.
     """
-    return digest(
-        {
-            "stage": "train",
-            "version": spec.version,
-            "head": spec.head.model_dump(),
-            "training": spec.training.model_dump(),
-            "protocol": spec.protocol,
-            "classes": spec.task.class_names,
-            "seed": [spec.seed, *run.identity],
-            "learn": {
-                role: [(bag.slide_id, bag.key, bag.label) for bag in parts[role]]
-                for role in ("train", "tune")
-            },
-            "predict": [(bag.slide_id, bag.key) for bag in parts["test"] + parts["predict"]],
-        }
-    )
+    return {
+        "stage": "train",
+        "version": spec.version,
+        "head": spec.head.model_dump(),
+        "training": spec.training.model_dump(),
+        "protocol": spec.protocol,
+        "classes": spec.task.class_names,
+        "seed": [spec.seed, *run.identity],
+        "learn": {
+            role: [(bag.slide_id, bag.key, bag.label) for bag in parts[role]]
+            for role in ("train", "tune")
+        },
+        "predict": [(bag.slide_id, bag.key) for bag in parts["test"] + parts["predict"]],
+    }
+
+
+def rows_of(parts: dict[str, list[Bag]]) -> ReadRows:
+    """Return what a fold reads of each slide."""
+    return {bag.slide_id: bag.read for bags in parts.values() for bag in bags}
+
+
+def _look_up(
+    spec: TrainSpec, cache: Cache, parts: dict[str, list[Bag]], run: Run
+) -> dict[str, Any]:
+    """Return the identity of a fold, with what it reads if that tells it from the cached one.
+
+    The key of a store does not tell which of its tiles could be read. After a retry, the cache may
+    hold a fold of fewer tiles under the same key, which stays valid for what it read.
+    """
+    identity, read = fold_identity(spec, parts, run), rows_of(parts)
+    path = trusted(cache, "models", digest(identity))
+    before = rows_read(path) if path else None
+    if before is None or same_rows(before, read):
+        return identity
+    log.info("%s: the cache has it from other tiles of its slides", run.name)
+    return {**identity, "read": read}
 
 
 def _open_bags(
@@ -192,8 +262,12 @@ def _open_bags(
         if entry.status != "ok" or entry.key is None:
             continue
         path = find_product(cache, "features", entry.key, features / f"{slide_id}.zarr.zip")
-        bags[slide_id] = Bag(slide_id, patient_id, entry.key, open_store(path), label)
+        bags[slide_id] = Bag(slide_id, patient_id, entry.key, open_store(path, entry.key), label)
     return bags
+
+
+def _rows(table: pl.DataFrame, run: Run) -> pl.DataFrame:
+    return table.filter((pl.col("repeat") == run.repeat) & (pl.col("fold") == run.fold))
 
 
 def _parts(rows: pl.DataFrame, bags: dict[str, Bag], *, grouped: bool) -> dict[str, list[Bag]]:

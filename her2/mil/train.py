@@ -81,7 +81,8 @@ def train_fold(
         UserError: a class is absent from the training set, the tuning set is empty or lacks a class
             that `training.select` needs, or the loss is not finite.
     """
-    _check_parts(train, tune, class_names, training, keep_last=keep_last)
+    if problem := parts_problem(train, tune, class_names, training, keep_last=keep_last):
+        raise UserError(f"{problem}.")
     dimension = check_dimensions([*train, *tune])
     if isinstance(head, Fitted):
         return _fit_baseline(train, tune, head, training, len(class_names), device)
@@ -276,42 +277,48 @@ def _tune(model: Model, bags: Sequence[Bag], epoch: int) -> TuneFigures:
     return tune_figures(np.stack(found), [bag.label or 0 for bag in bags])
 
 
-def _check_parts(
+def parts_problem(
     train: Sequence[Bag],
     tune: Sequence[Bag],
     class_names: Sequence[str],
     training: TrainingSection,
     *,
     keep_last: bool,
-) -> None:
+) -> str:
+    """Return what a training lacks in its training or tuning set, and the fix; "" if nothing.
+
+    Raises:
+        UserError: a bag has no tiles.
+    """
     empty = [bag.slide_id for bag in (*train, *tune) if len(bag) == 0]
     if empty:
         raise UserError(
             f"{', '.join(empty)}: the feature store contains no tiles; embed the slide again."
         )
     if absent := _absent(train, class_names):
-        raise UserError(
-            f"no usable slide of class {', '.join(absent)} in the training set; lower "
-            "folds.number, merge classes in `tasks`, or see the audit for slides left out."
+        return (
+            f"no usable slide of class {', '.join(absent)} in the training set; see the report's "
+            "list of excluded slides, or merge classes in `tasks`"
         )
     if keep_last:
-        return
+        return ""
     if not tune:
-        raise UserError("no usable slide in the tuning set; raise folds.tune or add slides.")
+        return "no usable slide in the tuning set; raise folds.tune or add slides"
     if training.select == "loss":
-        return
+        return ""
     needs = selecting_metrics()[training.select][1].needs
     absent = _absent(tune, class_names)
     if needs == "all" and absent:
-        raise UserError(
+        return (
             f"training.select {training.select} is not defined: no usable slide of class "
-            f"{', '.join(absent)} in the tuning set; raise folds.tune, or select by loss."
+            f"{', '.join(absent)} in the tuning set; raise folds.tune, or select by loss"
         )
     if needs == "two" and len(class_names) - len(absent) < 2:
-        raise UserError(
+        return (
             f"training.select {training.select} is not defined: the tuning set has only one class; "
-            "raise folds.tune, or select by loss."
+            "raise folds.tune, or select by loss"
         )
+    return ""
 
 
 def _absent(bags: Sequence[Bag], class_names: Sequence[str]) -> list[str]:

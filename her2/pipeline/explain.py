@@ -4,10 +4,8 @@ It shows side by side what the cache holds for the slide as it is now, and what 
 says it would run.
 """
 
-import ast
-import json
 import logging
-from collections.abc import Generator, Iterator, Set
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,16 +24,20 @@ from snakemake.settings.types import (
 from her2.cohort.manifest import SlideRow
 from her2.config.jobs import EmbedSpec, TileSpec, load
 from her2.core.errors import SlideError, UserError
+from her2.core.files import digest
 from her2.core.hardware import auto_precision
-from her2.embedding.stage import feature_key
+from her2.embedding.stage import feature_key, find_features
 from her2.encoders.card import CARD_NAME, read_card
+from her2.pipeline.current import Currency, Outdated
+from her2.pipeline.job_table import RULES, PlannedJob
 from her2.pipeline.plan import Plan
 from her2.slides.fingerprint import fingerprint
 from her2.storage.cache import Cache
 from her2.storage.entries import Entry, FeatureEntry, TileEntry, read_entries
 from her2.storage.features import read_attributes
+from her2.storage.products import intact
 from her2.storage.tiles import read_table
-from her2.tiling.stage import tile_key
+from her2.tiling.stage import find_tiles, tile_identity
 
 _SHOWN = 12
 """Number of digits of a digest that are shown."""
@@ -45,12 +47,11 @@ _LONG = 160
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A job that Snakemake would run, with its reason and the changed keys as `old -> new`."""
+    """A job that Snakemake would run, with its reason."""
 
     rule: str
     wildcards: dict[str, str]
     reason: str
-    changes: tuple[str, ...]
 
 
 def explain(plan: Plan, slide_id: str, jobs: list[Planned]) -> Iterator[str]:
@@ -78,12 +79,23 @@ def explain(plan: Plan, slide_id: str, jobs: list[Planned]) -> Iterator[str]:
     for job in jobs:
         if job.wildcards.get("bucket", bucket) == bucket:
             mine.setdefault(job.rule, []).append(job)
+    check = Currency(plan)
     yield "Snakemake would run" if mine else "Snakemake would run nothing for it."
     for rule, (first, *others) in mine.items():
         which = ", ".join(f"{name}={value}" for name, value in first.wildcards.items())
         more = f" and {len(others)} more" if others else ""
         yield f"    {rule} {which}".rstrip() + more
-        yield from (f"        {line}" for line in (first.reason, *first.changes))
+        found = outdated_job(check, first)
+        forced = first.reason.replace("Forced execution", found.reason) if found else first.reason
+        yield from (f"        {line}" for line in (forced, *(found.changes if found else ())))
+
+
+def outdated_job(check: Currency, job: Planned) -> Outdated | None:
+    """Return why what a job made is not current, or None if it is or the rule is not ours."""
+    if job.rule not in RULES:
+        return None
+    values = tuple(job.wildcards[name] for name in RULES[job.rule].wildcards)
+    return check.outdated(PlannedJob(job.rule, values))
 
 
 def planned_jobs(snakefile: Path, config: Path) -> list[Planned]:
@@ -133,40 +145,7 @@ def _planned(job: Any, reason: Any) -> Planned:
         rule=job.rule.name,
         wildcards=dict(job.wildcards_dict),
         reason=text,
-        changes=tuple(_spec_changes(params.only_old, params.only_new)),
     )
-
-
-def _spec_changes(before: Set[str], now: Set[str]) -> Iterator[str]:
-    """Yield `tiling.min_tissue: 0.3 -> 0.31` for each value in which two specs differ.
-
-    Snakemake stores parameters as their `repr`, without their names.
-    """
-    try:
-        (old,), (new,) = (
-            [_flat(json.loads(ast.literal_eval(one))) for one in of] for of in (before, now)
-        )
-    except (ValueError, SyntaxError, TypeError):  # parameters of another version, not one spec each
-        return
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) == new.get(key):
-            continue
-        if key == "rows":
-            yield "rows of the manifest: other rows, or other values in them"
-        else:
-            yield f"{key}: {_short(old.get(key))} -> {_short(new.get(key))}"
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    parts = [_flat(item, f"{prefix}.{key}" if prefix else key) for key, item in value.items()]
-    return {key: item for part in parts for key, item in part.items()}
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return f"{text[:60]}..." if len(text) > 60 else text
 
 
 def _tiles(plan: Plan, row: SlideRow, bucket: str, grid: str) -> Generator[str, None, str | None]:
@@ -180,12 +159,14 @@ def _tiles(plan: Plan, row: SlideRow, bucket: str, grid: str) -> Generator[str, 
     spec, masks = load(TileSpec, plan.tile_spec(grid, bucket)), plan.config.cohort.tissue_masks
     try:
         content = fingerprint(plan.cohort.file(row))
-        key = tile_key(spec, plan.cohort, row, masks, content=content)
+        identity = tile_identity(spec, plan.cohort, row, masks, content=content)
+        cache = Cache(plan.config.cache_folder)
+        identity, table = find_tiles(cache, plan.cohort.file(row), identity, intact)
     except SlideError as error:
         yield f"    now   {error}"
         return None
-    made = entry.key if entry else None
-    yield f"    now   {_now(key, made, Cache(plan.config.cache_folder).find('tiles', key), 'cut')}"
+    key, made = digest(identity), entry.key if entry else None
+    yield f"    now   {_now(key, made, table is not None, 'cut')}"
     return key
 
 
@@ -196,20 +177,21 @@ def _features(
     yield from _made(entry)
     cache = Cache(plan.config.cache_folder)
     folder = plan.config.results / "encoders" / encoder
-    table = cache.find("tiles", tiles) if tiles else None
+    table = intact(cache, "tiles", tiles) if tiles else None
     if table is None or not (folder / CARD_NAME).exists():
         yield "    now   not known until its tiles are cut and the encoder's weights are there"
         return
     card = read_card(folder)
     made = entry.key if entry else None
-    store = cache.find("features", made) if made else None
+    store = intact(cache, "features", made) if made else None
     # Existing features record the precision of the embedding machine, which may not be this one.
     precision = card.precision if card.precision != "auto" else auto_precision() or "float32"
     if store is not None and card.precision == "auto":
         precision = read_attributes(store)["precision"]
     spec = load(EmbedSpec, plan.embed_spec(bucket))
-    key = feature_key(spec, read_table(table), card, precision)
-    yield f"    now   {_now(key, made, cache.find('features', key), 'embedded')}"
+    asked, found = find_features(spec, cache, read_table(table), card, precision, intact)
+    key = feature_key(spec, asked, card, precision)
+    yield f"    now   {_now(key, made, found is not None, 'embedded')}"
 
 
 def _recorded(
@@ -229,6 +211,6 @@ def _made(entry: TileEntry | FeatureEntry | None) -> Iterator[str]:
         yield f"    made  {entry.tiles} tiles, key {entry.key[:_SHOWN]}{left_out}"
 
 
-def _now(key: str, made: str | None, product: Path | None, verb: str) -> str:
+def _now(key: str, made: str | None, cached: bool, verb: str) -> str:
     which = "the same key" if key == made else f"key {key[:_SHOWN]}"
-    return f"{which}, {'in the cache' if product else f'not in the cache: it would be {verb}'}"
+    return f"{which}, {'in the cache' if cached else f'not in the cache: it would be {verb}'}"

@@ -6,11 +6,13 @@ every job. Only files that users own are looked up: those of slides, ground trut
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from her2.cohort.manifest import TRUTH_SUFFIXES, Cohort, SlideRow
 from her2.config import Config, FoldsSection
 from her2.config.names import PUBLISHED, Run, chunks
 from her2.core.errors import UserError
+from her2.core.stamps import files_state
 from her2.slides.backends import planned_files
 
 
@@ -119,6 +121,22 @@ class Layout:
     def patch_source(self, name: str) -> str:
         """Return the table or folder of the patch set that an encoder is pre-trained on."""
         return str(self.config.patches[self.config.encoders[name].data or ""].path)
+
+    def encoder_files(self, name: str) -> list[str]:
+        """Return the files that an encoder is made from: local weights, or labelled patches."""
+        trained = self.config.encoders[name].source == "pretrain"
+        return [self.patch_source(name)] if trained else self.local_weights[name]
+
+    def drawn(self, files: list[str]) -> list[str]:
+        """Return which of the files that a job reads are inputs of its rule: those that rules draw.
+
+        Users' files are none, see `her2.config.jobs`.
+        """
+        return files if self.config.cohort.synthetic else []
+
+    def state(self, files: list[str]) -> str:
+        """Return the state of users' files for a spec, empty where rules draw the files."""
+        return "" if self.config.cohort.synthetic else files_state(map(Path, files))
 
     def starts_from(self, name: str) -> list[str]:
         """Return the encoder of the config that another one starts from, if any."""

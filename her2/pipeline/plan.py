@@ -69,6 +69,7 @@ class Plan(Layout):
                 size=size,
                 tiling=self.config.tiling,
                 seed=None if self.config.tiling.max_tiles is None else self.config.seed,
+                files=self.state(self.tile_files(bucket)),
             )
         )
 
@@ -110,6 +111,7 @@ class Plan(Layout):
                 patches=self.config.patches[encoder.data] if trained and encoder.data else None,
                 pretraining=self.config.pretraining if trained else None,
                 seed=self.config.seed,
+                files=self.state(self.encoder_files(name)),
             )
         )
 
@@ -257,6 +259,7 @@ class Plan(Layout):
                 annotation_origin=self.config.tiling.annotation_origin,
                 seed=self.config.seed,
                 synthetic=self.config.cohort.synthetic,
+                files=self.state(self.truth_files),
             )
         )
 
@@ -272,6 +275,7 @@ class Plan(Layout):
                 faithfulness_slides=self.config.heatmaps.faithfulness_slides,
                 confidence=self.config.evaluation.confidence,
                 seed=self.config.seed,
+                files=self.state(self.truth_files),
             )
         )
 
@@ -284,6 +288,7 @@ class Plan(Layout):
                 software=software,
                 chunks=tuple(self.chunks),
                 split=self.split,
+                cautions=self.cohort.cautions,
             )
         )
 

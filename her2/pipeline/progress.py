@@ -1,14 +1,23 @@
-"""Beside every stage: the progress lines that the terminal shows during a run."""
+"""Beside every stage: what the terminal shows of a run, from its beginning to its end."""
 
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, TextIO
 
+from snakemake.exceptions import WorkflowError
+
+from her2.core.errors import UserError
+from her2.pipeline.claim import HeldClaim, claim_results, lock_words, release_claim_of
+from her2.pipeline.clocks import set_back
+from her2.pipeline.endings import explained, is_lock
+from her2.pipeline.lines import failure_lines, working_lines
 from her2.pipeline.plan import Plan
-from her2.pipeline.record import begin_run, end_run
-from her2.pipeline.status import JobProgress, RunProgress, Stage, failures
+from her2.pipeline.record import begin_run, end_run, planned_jobs
+from her2.pipeline.run_log import RunLog
+from her2.pipeline.status import RunProgress, failures
 
 EVERY_SECONDS = 20.0
 
@@ -17,7 +26,8 @@ class ProgressPrinter:
     """A printer of a run's progress, driven by the hooks of the Snakefile.
 
     On a terminal it prints a line per stage at work, every few seconds and from a thread of its
-    own. Redirected output gets no such lines. At the end it lists the jobs that failed.
+    own. Redirected output gets no such lines. At the end it lists the jobs that failed, and
+    explains an error that stopped the run or kept it from beginning.
     """
 
     def __init__(
@@ -25,71 +35,92 @@ class ProgressPrinter:
     ) -> None:
         self._plan, self._stream, self._every = plan, stream, every
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
+        self._thread: threading.Thread | None = None
+        self._log = RunLog(self.close, self._unlocked)
+        self._claim: HeldClaim | None = None
         self._run: RunProgress | None = None
 
+    def listen(self) -> None:
+        """Hear what Snakemake says, from now until it ends."""
+        self._log.listen()
+
     def begin(self, workflow: Any) -> None:
-        """Record the jobs of the run, and follow it."""
-        self._run = RunProgress(begin_run(workflow, self._plan))
+        """Claim the results folder, record the jobs of the run, and follow it.
+
+        Raises:
+            WorkflowError: another run is at work in the results folder.
+        """
+        results = self._plan.config.results
+        try:
+            self._claim = claim_results(results, self._say)
+            planned = planned_jobs(workflow, self._plan)
+            record = begin_run(workflow, results, tuple(job for job, _ in planned))
+        except UserError as error:
+            raise WorkflowError(str(error)) from None
+        self._log.follow(
+            (job, workflow.dag.jobid(own), map(str, own.output)) for job, own in planned
+        )
+        self._set_clocks(workflow, int(record.began_on_disk * 1e9))
+        self._run = RunProgress(record)
         if self._stream.isatty():
+            self._thread = threading.Thread(target=self._follow, args=(self._run,), daemon=True)
             self._thread.start()
 
     def end(self, *, succeeded: bool) -> None:
         """Record the end of the run, and print failed jobs with their reasons and logs."""
         if self._run is None:
             return
+        run, self._run = self._run, None
         self._over.set()
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join()  # it shares the read positions of the event files
-        end_run(self._run.record, self._plan.config.results, succeeded=succeeded)
-        if not succeeded and (failed := failures(self._run.close())):
-            lines = ["", f"{len(failed)} job(s) failed:", *failure_lines(failed)]
-            print("\n".join(lines), file=self._stream, flush=True)
+        run.record = replace(
+            run.record,
+            ended=time.time(),
+            succeeded=succeeded,
+            reasons=dict(self._log.reasons),
+            finished=tuple(sorted(self._log.finished)),
+        )
+        try:
+            end_run(run.record, self._plan.config.results)
+        except UserError as error:  # a full disk: the failed jobs are listed all the same
+            self._say(f"her2: {error}")
+        if not succeeded and (failed := failures(run.close())):
+            self._say("\n".join(["", f"{len(failed)} job(s) failed:", *failure_lines(failed)]))
 
-    def _follow(self) -> None:
-        assert self._run is not None
+    def close(self) -> None:
+        """Snakemake has ended: end what no hook has ended, and explain an error of no job."""
+        try:
+            self.end(succeeded=False)
+        finally:
+            if self._claim is not None:
+                self._claim.release()
+        words = explained(self._log.error)
+        if words and is_lock(self._log.error):
+            words = lock_words(self._plan.config.results) or words
+        if words:
+            self._say(f"\nher2: {words}")
+
+    def _unlocked(self) -> None:
+        release_claim_of(self._plan.config.results, Path.cwd())
+
+    def _set_clocks(self, workflow: Any, present_ns: int) -> None:
+        """Set files of the results that are from the future to the present, and say so."""
+        outputs = (Path(str(path)) for job in workflow.dag.jobs for path in job.output)
+        if found := set_back(outputs, present_ns):
+            self._say(
+                f"her2: {len(found)} file(s) of the results were dated in the future, from a clock "
+                f"that was ahead, and are set to the present: {found[0]}"
+                + (", ..." if len(found) > 1 else "")
+            )
+
+    def _say(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+    def _follow(self, run: RunProgress) -> None:
         shown: list[str] = []
         while not self._over.wait(self._every):
-            lines = working_lines(self._run.update(), time.time())
+            lines = working_lines(run.update(), time.time())
             if lines != shown:
                 print("\n".join(lines), file=self._stream, flush=True)
                 shown = lines
-
-
-def working_lines(found: Iterable[Stage], now: float) -> list[str]:
-    """Return one line per stage that has begun and not ended."""
-    return [
-        stage_line(stage, now)
-        for stage in found
-        if 0 < len(stage.jobs) != stage.count("done") and stage.count("waiting") < len(stage.jobs)
-    ]
-
-
-def stage_line(stage: Stage, now: float) -> str:
-    """Return `embed_bucket: 3 of 20 jobs, 96 of 300 slides, 12,345 of 60,000 tiles, 8 min left`."""
-    parts = [f"{stage.count('done'):,} of {len(stage.jobs):,} jobs"]
-    for (done, total), what in ((stage.slides, "slides"), (stage.tiles, "tiles")):
-        if total:
-            parts.append(f"{done:,} of {total:,} {what}")
-    if failed := stage.count("failed"):
-        parts.append(f"{failed:,} failed")
-    left = stage.seconds_left(now)
-    if left is not None and stage.count("done") < len(stage.jobs):
-        parts.append(f"{duration(left)} left")
-    return f"{stage.rule}: {', '.join(parts)}"
-
-
-def duration(seconds: float) -> str:
-    """Return `40 s`, `8 min` or `3.5 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def failure_lines(failed: Iterable[JobProgress]) -> list[str]:
-    """Return, for each failed job, its name, the reason (with the slide, if known) and its log."""
-    lines = []
-    for job in failed:
-        reason = job.reason.replace("\n", "\n    ")
-        lines += [f"{job.job.rule} {job.job.name}: {reason}", f"    log: {job.job.log}"]
-    return lines

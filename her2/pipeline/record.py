@@ -4,17 +4,20 @@ The Snakefile's hooks write `results/run.json` when a run begins and ends. Only 
 progress lines and the closing list of failed jobs read it.
 """
 
-import json
 import os
 import socket
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from her2.core.errors import UserError
 from her2.core.events import events_path
 from her2.core.files import write_json
+from her2.pipeline.claim import is_alive, read_claim, seconds_silent
 from her2.pipeline.plan import Plan
 
 RECORD_NAME = "run.json"
@@ -35,15 +38,14 @@ class Job:
     tiles: str | None = None
 
 
-_JOB_KEYS = {one.name for one in fields(Job)}
-
-
 @dataclass(frozen=True, slots=True)
 class RunRecord:
     """One call of Snakemake, with times in seconds since 1970.
 
     `rules` are in the order of the stages; `up_to_date` counts jobs by rule. `began_on_disk` is by
     the clock of the results' file system, which may not be this machine's. Logs are newer.
+    At its end, `reasons` are Snakemake's for jobs that failed and `finished` are those that did
+    not, by their positions in `jobs`.
     """
 
     host: str
@@ -56,22 +58,29 @@ class RunRecord:
     jobs: tuple[Job, ...]
     ended: float | None = None
     succeeded: bool | None = None
+    reasons: dict[int, str] = field(default_factory=dict)
+    finished: tuple[int, ...] = ()
 
 
-def begin_run(workflow: Any, plan: Plan) -> RunRecord:
+def planned_jobs(workflow: Any, plan: Plan) -> list[tuple[Job, Any]]:
+    """Return the jobs that a run of Snakemake will do, in order, each with Snakemake's own."""
+    found = [
+        (_job(job, plan), job)
+        for job in workflow.dag.jobs
+        if not job.rule.norun and workflow.dag.needrun(job)
+    ]
+    return sorted(found, key=lambda pair: (pair[0].rule, pair[0].name))
+
+
+def begin_run(workflow: Any, results: Path, planned: tuple[Job, ...]) -> RunRecord:
     """Record the jobs of a run that begins, for the Snakefile's `onstart`.
 
     The events of earlier runs of the same jobs are deleted.
     """
     dag = workflow.dag
-    planned = []
     done: dict[str, int] = {}
     for job in dag.jobs:
-        if job.rule.norun:
-            continue
-        if dag.needrun(job):
-            planned.append(_job(job, plan))
-        else:
+        if not job.rule.norun and not dag.needrun(job):
             done[job.rule.name] = done.get(job.rule.name, 0) + 1
     record = RunRecord(
         host=socket.gethostname(),
@@ -85,21 +94,21 @@ def begin_run(workflow: Any, plan: Plan) -> RunRecord:
             if rule.name in done or any(job.rule == rule.name for job in planned)
         ),
         up_to_date=done,
-        jobs=tuple(sorted(planned, key=lambda job: (job.rule, job.name))),
+        jobs=planned,
     )
     for planned_job in record.jobs:
         if planned_job.log:  # rules that include this workflow may have none
             events_path(Path(planned_job.log)).unlink(missing_ok=True)
-    _write(plan.config.results, record)
-    clock = (plan.config.results / RECORD_NAME).stat().st_mtime
+    _write(results, record)
+    clock = (results / RECORD_NAME).stat().st_mtime
     record = replace(record, began_on_disk=clock)
-    _write(plan.config.results, record)
+    _write(results, record)
     return record
 
 
-def end_run(record: RunRecord, results: Path, *, succeeded: bool) -> None:
+def end_run(record: RunRecord, results: Path) -> None:
     """Record the end of a run, for `onsuccess` and `onerror`."""
-    _write(results, replace(record, ended=time.time(), succeeded=succeeded))
+    _write(results, record)
 
 
 def read_run(results: Path) -> RunRecord:
@@ -110,32 +119,38 @@ def read_run(results: Path) -> RunRecord:
     """
     path = results / RECORD_NAME
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        planned = values.pop("jobs")
-        if any(job.keys() != _JOB_KEYS for job in planned):
-            raise UserError(
-                f"{path}: is from another version of her2. The next run with jobs replaces it."
-            )
-        jobs = tuple(Job(**job) for job in planned)
-        return RunRecord(**values | {"rules": tuple(values["rules"]), "jobs": jobs})
+        return _record_type().validate_json(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{results}: no run of snakemake has started here yet.") from None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
+    except ValidationError:
         raise UserError(
-            f"{path}: cannot be read ({error}). You can delete it; it is only a record."
+            f"{path}: is damaged, or from another version of her2. You can delete it; it is only a "
+            "record, and the next run with jobs replaces it."
         ) from None
 
 
-def run_state(record: RunRecord) -> RunState:
+def run_state(record: RunRecord, results: Path) -> RunState:
     """Return whether the run continues, and if not how it ended."""
     locked = any(Path(record.folder, ".snakemake", "locks").glob("*"))
     if record.ended is not None and not locked:
         return "finished" if record.succeeded else "failed"
-    if record.host != socket.gethostname():
+    claim = read_claim(results)
+    if claim is not None and (claim.host, claim.pid) == (record.host, record.pid):
+        alive = is_alive(claim, seconds_silent(results))
+    elif record.host != socket.gethostname():
         return "elsewhere" if locked else "stopped"
-    if _alive(record.pid):
+    else:
+        alive = _alive(record.pid)
+    if alive:
         return "running"
     return "killed" if locked else "stopped"
+
+
+@cache  # not at the start of every job, which imports this module
+def _record_type() -> TypeAdapter[RunRecord]:
+    return TypeAdapter(RunRecord)
 
 
 def _job(job: Any, plan: Plan) -> Job:

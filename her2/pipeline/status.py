@@ -1,27 +1,32 @@
 """Beside every stage: done, running and failed jobs of a run, from the jobs' events."""
 
-import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
 from her2.core.events import Event, events_path, read_events
+from her2.core.reading import read_json
+from her2.pipeline.endings import last_line
 from her2.pipeline.record import Job, RunRecord
 
 State = Literal["done", "running", "failed", "waiting"]
 
-SILENT = "it ended without a message: killed, or out of memory or time"
+SILENT = (
+    "it ended without a message and Snakemake gave no reason either: killed, or out of memory or "
+    "time. Rerun the same command: it continues from what was finished."
+)
 
 
 @dataclass(slots=True)
 class JobProgress:
     """The progress of a job, with the reason of a failure.
 
-    `began` is the start of its latest attempt (seconds since 1970), and `tiles_of` the number of
-    tiles it has to embed, once they are cut.
+    `began` is the start of its latest attempt (seconds since 1970), `tiles_of` the number of tiles
+    it has to embed, once they are cut, and `last` the slide or fold that it finished last.
     """
 
     job: Job
@@ -31,18 +36,22 @@ class JobProgress:
     tiles_of: int = 0
     began: float | None = None
     reason: str = ""
+    last: str = ""
     bytes_read: int = field(default=0, repr=False)
 
     def add(self, event: Event) -> None:
         """Take an event into account."""
         if event.kind == "began":  # a new attempt starts over
-            self.state, self.began, self.reason = "running", event.time, ""
+            self.state, self.began, self.reason, self.last = "running", event.time, "", ""
             self.slides = self.tiles = 0
         elif event.kind == "ended":
             self.state, self.slides = "done", self.job.slides
         elif event.kind == "failed":
             self.state, self.reason = "failed", event.reason
+        elif event.kind == "trained":
+            self.last = event.name
         elif event.kind in ("tiled", "embedded", "left_out"):
+            self.last = event.name
             self.slides += 1
             self.tiles += event.tiles if event.kind == "embedded" else 0
 
@@ -79,7 +88,7 @@ class Stage:
             done, total = self.slides
         if began is None or not done:
             return None
-        return (now - began) * (total - done) / done
+        return max(0.0, now - began) * (total - done) / done  # the job's clock may be ahead
 
 
 class RunProgress:
@@ -87,16 +96,17 @@ class RunProgress:
 
     def __init__(self, record: RunRecord) -> None:
         self.record = record
+        # Results that were moved are looked at from where their folder is now.
+        self.folder = folder if (folder := Path(record.folder)).is_dir() else Path.cwd()
         self.jobs = [JobProgress(job) for job in record.jobs]
 
     def update(self) -> list[Stage]:
         """Read the new events and return the stages in their order."""
-        folder = Path(self.record.folder)
         found: dict[str, list[JobProgress]] = {rule: [] for rule in self.record.rules}
         for job in self.jobs:
             found[job.job.rule].append(job)
             if job.state != "done":
-                _update(job, folder)
+                _update(job, self.folder)
         return [
             Stage(rule, self.record.up_to_date.get(rule, 0), tuple(jobs))
             for rule, jobs in found.items()
@@ -108,18 +118,33 @@ class RunProgress:
         If the run succeeded, all its jobs did, also those that write no events: other rules that
         include this workflow have such jobs.
         """
-        found = self.update()
-        for job in self.jobs:
-            if self.record.succeeded:
+        found, finished = self.update(), set(self.record.finished)
+        for index, job in enumerate(self.jobs):
+            if self.record.succeeded or index in finished:
                 job.state, job.slides, job.reason = "done", job.job.slides, ""
                 continue
-            log = Path(self.record.folder, job.job.log)
+            log = self.folder / job.job.log
             # A job that could not even start the program leaves a log but no event.
             logged = bool(job.job.log) and _newer(log, self.record.began_on_disk)
             began = job.state == "waiting" and logged
-            if job.state == "running" or began:
-                job.state, job.reason = "failed", SILENT
+            # Snakemake may refuse the output of a job that ended well.
+            blamed = index in self.record.reasons and job.state != "failed"
+            if job.state == "running" or began or blamed:
+                job.reason = _reason(job, self.record.reasons.get(index, ""), log)
+                job.state = "failed"
         return found
+
+
+def _reason(job: JobProgress, said: str, log: Path) -> str:
+    """Return why a job failed that gave no reason itself, with what else is known."""
+    reason = said or SILENT
+    if job.state == "done":
+        return reason
+    if job.last:
+        return f"{reason} It had finished {job.last}."
+    if job.began is None and (line := last_line(log)):  # the program did not start
+        return f"{reason} Its log ends: {line}"
+    return reason
 
 
 def failures(found: Iterable[Stage]) -> list[JobProgress]:
@@ -135,9 +160,13 @@ def disk_usage(folder: Path, *, without: Path | None = None) -> int:
 
 def _sizes(folder: Path) -> dict[tuple[int, int], int]:
     """Return (device, inode) -> bytes of the files below a folder."""
-    paths = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
-    stats = (path.stat(follow_symlinks=False) for path in paths if path.exists())
-    return {(stat.st_dev, stat.st_ino): stat.st_size for stat in stats}
+    found = {}
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):  # deleted meanwhile, or a link to nothing
+                stat = Path(parent, name).stat(follow_symlinks=False)
+                found[stat.st_dev, stat.st_ino] = stat.st_size
+    return found
 
 
 def _update(job: JobProgress, folder: Path) -> None:
@@ -171,5 +200,5 @@ def _tiles_of(path: Path) -> int:
 
 @cache  # called for thousands of jobs every few seconds
 def _tiles_in(path: Path, mtime_ns: int) -> int:
-    entries = json.loads(path.read_text(encoding="utf-8")).values()
+    entries = read_json(path).values()
     return sum(entry["tiles"] for entry in entries if entry["status"] == "ok")

@@ -4,17 +4,21 @@
 Snakemake calls the functions that are returned here and passes their arguments by name.
 """
 
-import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from snakemake.io import directory, expand, report
+from snakemake.logging import logger
 
-from her2.cohort.manifest import configured_cohort, missing_files
+from her2.cohort.reading import configured_cohort
 from her2.config import parse_config
-from her2.core.errors import UserError
+from her2.core.stamps import FOLDER
+from her2.pipeline.current import Currency
+from her2.pipeline.inputs import check_arguments, check_config_files, check_inputs
+from her2.pipeline.job_table import RULES, PlannedJob, stamp_name
 from her2.pipeline.plan import Plan
 
 Wildcards = Mapping[str, str]
@@ -28,42 +32,36 @@ CATEGORIES = {
 """Folder of the results -> category of its tables and pictures in Snakemake's own report."""
 
 
-def read_plan(values: Mapping[str, Any], *, check_files: bool) -> Plan:
+def read_plan(
+    values: Mapping[str, Any], *, check_files: bool, configfiles: Iterable[Path | str] = ()
+) -> Plan:
     """Read the manifest that Snakemake's config names, check both, and return the plan.
 
-    `check_files` looks up every slide in the file system. The first process of a run does so, so
-    that the thousands of later ones need not.
+    `check_files` looks up every file that the jobs will read, reads `configfiles`, from which
+    Snakemake made `values`, once more, and says how the manifest was read. The first process of a
+    run does so, so that the thousands of later ones need not.
 
     Raises:
-        UserError: all problems of the first of these that has any: the config, the manifest,
-            missing files, folders that cannot be written, local weights, the folds.
+        UserError: all problems of the first of these that has any: the config files, the config,
+            the manifest, files that cannot be read and folders that cannot be
+            written, the folds.
     """
+    if check_files:
+        check_arguments(sys.argv)
+        check_config_files(configfiles)
     config = parse_config(values)
     section = config.cohort
     cohort = configured_cohort(config, section.slides, section.root)
-    # The demo's slides do not exist yet, since rules draw them.
-    if check_files and not section.synthetic:
-        absent = missing_files(cohort, section.tissue_masks)
-        if absent:
-            raise absent
-    for folder in (config.results, config.cache_folder):
-        check_writable(folder)
+    if check_files:
+        for text in (*cohort.remarks, *cohort.cautions):
+            logger.warning(text)
+        check_inputs(config, cohort)
     plan = Plan(config, cohort)
     # Evaluated here to report mistakes before anything runs, and without a traceback.
     _ = plan.local_weights, plan.chunks
     if section.synthetic:
         _ = plan.synthetic_specs  # fails for slides without a score
     return plan
-
-
-def check_writable(folder: Path) -> None:
-    """Raise UserError unless a folder, or the nearest above it that exists, can be written."""
-    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not os.access(nearest, os.W_OK | os.X_OK) or not nearest.is_dir():
-        raise UserError(
-            f"{folder}: cannot be written (check {nearest}). Name another folder in the config "
-            "(`results`, `cache`) or fix its permissions."
-        )
 
 
 def one_of(names: Iterable[str]) -> str:
@@ -92,9 +90,39 @@ def option(flag: str, value: object) -> Callable[[Wildcards, object], object]:
 class ResultFiles:
     """The names of files in the results folder of a plan."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, workflow: Any) -> None:
         self._plan = plan
+        self._workflow = workflow
         self.root = str(plan.config.results)
+        self._currency = Currency(plan)
+
+    def stamp(self, rule: str, **values: str) -> str:
+        """Return the pattern of a rule's stamps, with the given wildcards filled in."""
+        names = (values.get(name, f"{{{name}}}") for name in RULES[rule].wildcards)
+        return f"{self.root}/{FOLDER}/{stamp_name(rule, names)}"
+
+    def spec(self, rule: str, **values: str) -> Callable[[Wildcards], str]:
+        """Return the parameter `spec` of a rule."""
+        return lambda wildcards: self._job(rule, {**wildcards, **values}).spec(self._plan)
+
+    def outdated(self, rule: str, **values: str) -> Callable[[Wildcards], list[str]]:
+        """Return an input function that adds no files, but makes Snakemake run outdated jobs.
+
+        Snakemake calls it for every job that it may plan, before it decides which ones have to run.
+        Only the first process of a run decides that.
+        """
+
+        def force(wildcards: Wildcards) -> list[str]:
+            job = self._job(rule, {**wildcards, **values})
+            if self._workflow.is_main_process and self._currency.outdated(job):
+                # As a setting (--forcerun), the file would become a target as well.
+                self._workflow.dag.forcefiles.add(str(job.stamp(Path(self.root))))
+            return []
+
+        return force
+
+    def _job(self, rule: str, wildcards: Wildcards) -> PlannedJob:
+        return PlannedJob(rule, tuple(wildcards[name] for name in RULES[rule].wildcards))
 
     def folder(self, pattern: str) -> Callable[[Wildcards, object], str]:
         """Return an untracked parameter: a folder, with the job's wildcards filled in."""

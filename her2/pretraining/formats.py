@@ -1,14 +1,16 @@
 """Stage 1, pre-training data: the images, labels and cases of each patch data set's format."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import polars as pl
-
 from her2.config import PatchesSection
+from her2.core.errors import UserError
+from her2.core.paths import path_problem
+from her2.core.sheets import Sheet, read_sheet, rows_in_words
+from her2.core.spelling import folded, identity, is_missing, look_alikes, printable, spelt
 
 Part = Literal["train", "valid", "test"]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
@@ -55,20 +57,23 @@ def list_csv(section: PatchesSection) -> Listing:
 
     A path is absolute or relative to the csv.
     """
-    table, problems = read_csv(section.path, ("path", "label"))
-    if problems:
+    named = _named_labels(section)
+    sheet, problems = read_csv(section.path, ("path", "label"), optional=("case_id",), words=named)
+    if not sheet.cells:
         return [], problems
-    if "case_id" in table.columns:
-        blank = table["case_id"].null_count()
-        if 0 < blank < len(table):
-            problems.append(
-                f"case_id is blank in {blank} of {len(table)} rows; fill them in, or remove the "
-                "column"
-            )
-    rows = []
-    for record in table.to_dicts():
-        path = section.path.parent / str(record["path"])
-        rows.append(Listed(str(record["path"]), str(record["label"]), path, record.get("case_id")))
+    paths, labels = sheet.cells["path"], sheet.cells["label"]
+    cases = [None if is_missing(cell) else cell for cell in sheet.cells.get("case_id", [])]
+    if 0 < (blank := cases.count(None)) < len(cases):
+        problems.append(
+            f"case_id is missing in {blank} of {len(cases)} rows; fill them in, or remove the "
+            "column"
+        )
+    problems += look_alikes_in("label", (one for one in labels if one not in named), folded)
+    problems += look_alikes_in("case_id", filter(None, cases), identity)
+    rows = [
+        Listed(path, label, section.path.parent / path, case)
+        for path, label, case in zip(paths, labels, cases or [None] * len(paths), strict=True)
+    ]
     return rows, problems + _missing(rows)
 
 
@@ -104,19 +109,22 @@ def list_ihc4bc(section: PatchesSection) -> Listing:
     if section.labels is None:
         rows, problems = list_folders(section)
     else:
-        table, problems = read_csv(section.labels, ("path", "label"))
-        if problems:
+        named = _named_labels(section)
+        sheet, problems = read_csv(section.labels, ("path", "label"), words=named)
+        if not sheet.cells:
             return [], problems
+        paths, labels = sheet.cells["path"], sheet.cells["label"]
+        problems += look_alikes_in("label", (one for one in labels if one not in named), folded)
         rows = [
-            Listed(str(r["path"]), str(r["label"]), section.path / str(r["path"]))
-            for r in table.to_dicts()
+            Listed(path, label, section.path / path)
+            for path, label in zip(paths, labels, strict=True)
         ]
-        problems = _missing(rows)
+        problems += _missing(rows)
     result = []
     for row in rows:
         fields = row.path.stem.split("_")
         if len(fields) < 5 or not all(fields[-4:]):
-            problems.append(f"{row.id}: is not named xxx_caseid_region_row_col")
+            problems.append(f"{printable(row.id)}: is not named xxx_caseid_region_row_col")
             continue
         result.append(Listed(row.id, row.label, row.path, case=fields[-4]))
     return result, problems
@@ -138,31 +146,61 @@ def _images(root: Path) -> Iterator[Path]:
             yield path
 
 
-def read_csv(path: Path, columns: tuple[str, ...]) -> tuple[pl.DataFrame, list[str]]:
-    """Read a table of text; return it and its problems.
+def read_csv(
+    path: Path,
+    columns: tuple[str, ...],
+    *,
+    optional: tuple[str, ...] = (),
+    words: Collection[str] = (),
+) -> tuple[Sheet, list[str]]:
+    """Read a table of text; return it and its problems, without cells if columns are wrong.
 
-    Blanks are null, and a problem where they are in `columns`.
+    A cell of `columns` that means a missing value is a problem, unless it is one of `words`.
     """
     try:
-        table = pl.read_csv(path, infer_schema=False)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        return pl.DataFrame(), [f"{path.name}: cannot be read ({error})"]
-    absent = [name for name in columns if name not in table.columns]
-    if absent:
-        have = ", ".join(table.columns)
-        return table, [f"{path.name}: no column {', '.join(absent)}; its columns are {have}"]
-    blank = table.with_row_index("row", 2).filter(pl.any_horizontal(pl.col(columns).is_null()))
-    needed = " or ".join(columns)
-    return table, [f"{path.name}: row {row}: blank {needed}" for row in blank["row"].to_list()]
+        sheet = read_sheet(path, {*columns, *optional}, key="patches")
+    except UserError as error:
+        return Sheet((), {}, ()), [str(error)]
+    problems = [f"{path.name}: {problem}" for problem in sheet.wrong_columns]
+    if absent := [name for name in columns if name not in sheet.header]:
+        have = printable(", ".join(filter(None, sheet.header)))
+        problems.append(f"{path.name}: no column {', '.join(absent)}; its columns are {have}")
+    if problems:
+        return Sheet(sheet.header, {}, ()), problems
+    problems += [f"{path.name}: {problem}" for problem in sheet.wrong_rows]
+    for name in columns:
+        cells = sheet.cells[name]
+        for cell in dict.fromkeys(cells):
+            if is_missing(cell) and cell not in words:
+                at = [n for n, one in zip(sheet.numbers, cells, strict=True) if one == cell]
+                what = f"{cell!r} means a missing value" if cell else "is empty"
+                problems.append(f"{path.name}: {rows_in_words(at)}: column {name!r}: {what}")
+    return sheet, problems
+
+
+def look_alikes_in(column: str, cells: Iterable[str], key: Callable[[str], str]) -> list[str]:
+    """Return a problem for each group of cells that differ in their spelling alone."""
+    return [
+        f"column {column!r}: {spelt(group)} differ in nothing but case, spaces, kinds of dashes or "
+        "a spreadsheet's '.0'; write what is the same alike"
+        for group in look_alikes(cells, key)
+    ]
+
+
+def _named_labels(section: PatchesSection) -> set[str]:
+    """Return the labels that the config names, which are then meant as they are."""
+    return {label for labels in (section.classes or {}).values() for label in labels}
 
 
 def _missing(rows: list[Listed]) -> list[str]:
     """Return a problem for each file that is absent and each that is listed twice."""
     problems, seen = [], set()
     for row in rows:
+        if is_missing(row.id):
+            continue  # named already
         if row.path in seen:
-            problems.append(f"{row.id}: is listed twice")
-        elif not row.path.is_file():
-            problems.append(f"{row.id}: the file does not exist")
+            problems.append(f"{printable(row.id)}: is listed twice")
+        elif why := path_problem(row.path):
+            problems.append(f"{printable(row.id)}: the file {why}")
         seen.add(row.path)
     return problems

@@ -13,8 +13,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from her2.config import PatchesSection
-from her2.core.errors import UserError, problem_list
+from her2.core.crashes import reading
+from her2.core.errors import SlideError, UserError, problem_list
 from her2.core.files import digest, file_digest
+from her2.core.images import open_image
 from her2.core.reading import file_problem
 from her2.pretraining.formats import LISTERS, SUFFIXES, Listed
 from her2.pretraining.patch_set import PatchSet, RgbPatch, class_table
@@ -71,7 +73,7 @@ def read_rgb(path: Path) -> RgbPatch:
             everywhere is dropped.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             image.load()
             mode = image.mode
             pixels = np.asarray(image)
@@ -117,8 +119,9 @@ def _read_images(
         try:
             if problem := file_problem(row.path, limit_bytes=IMAGE_BYTES):
                 return "", problem
-            return file_digest(row.path), read_rgb(row.path)
-        except (OSError, ValueError) as error:
+            with reading(row.id):
+                return file_digest(row.path), read_rgb(row.path)
+        except (OSError, ValueError, SlideError) as error:
             return "", str(error)
 
     usable: list[Listed] = []

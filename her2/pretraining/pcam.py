@@ -14,7 +14,8 @@ from her2.config import PatchesSection
 from her2.core.errors import UserError, first_line, problem_list
 from her2.core.files import digest, file_digest
 from her2.core.reading import file_problem
-from her2.pretraining.formats import Part, read_csv
+from her2.core.spelling import identity
+from her2.pretraining.formats import Part, look_alikes_in, read_csv
 from her2.pretraining.hdf5 import FILE_BYTES, dataset, unpack, whole_numbers
 from her2.pretraining.patch_set import PatchSet, RgbPatch, class_table
 
@@ -40,6 +41,8 @@ def read_pcam(name: str, section: PatchesSection, scratch: Path) -> PatchSet:
         for part in _PCAM_PARTS
         if (pair := _pcam_pair(section.path, part, scratch, problems)) is not None
     ]
+    named = (case for pair in pairs for case in pair.cases or () if case is not None)
+    problems += look_alikes_in("wsi", named, identity)
     if problems or not pairs:
         raise problem_list(
             f"patches.{name}: {section.path}: {len(problems)} problem(s)", problems, limit=20
@@ -132,10 +135,10 @@ def _pcam_pair(root: Path, part: Part, scratch: Path, problems: list[str]) -> _P
     digests = [files["x"][1], files["y"][1]]
     cases: list[str | None] | None = None
     if meta.is_file():
-        table, wrong = read_csv(meta, ("wsi",))
+        sheet, wrong = read_csv(meta, ("wsi",))
         problems += wrong
         if not wrong:
-            cases = table["wsi"].to_list()
+            cases = list(sheet.cells["wsi"])
             digests.append(file_digest(meta))
             if len(cases) != len(labels):
                 problems.append(

@@ -12,10 +12,18 @@ from torch import nn
 
 from her2.config import EncoderSection, PatchesSection, PretrainingSection
 from her2.config.jobs import EncoderSpec
+from her2.core.crashes import reading
 from her2.core.errors import SlideError, UserError, first_line, problem_list
-from her2.core.files import digest, link
+from her2.core.files import WRITTEN, canonical_json, copy, digest
 from her2.encoders.backbones import build_backbone, default_arguments
-from her2.encoders.card import CARD_NAME, WEIGHTS_NAME, EncoderCard, read_card, write_card
+from her2.encoders.card import (
+    CARD_NAME,
+    IDENTITY_NAME,
+    WEIGHTS_NAME,
+    EncoderCard,
+    read_card,
+    write_card,
+)
 from her2.encoders.device import pick_device
 from her2.encoders.stage import feature_dimension, load_encoder, weights_digest
 from her2.pretraining.formats import read_csv
@@ -24,6 +32,7 @@ from her2.pretraining.patches import read_patch_set
 from her2.pretraining.pretrain import Pretrained, pretrain
 from her2.slides.fingerprint import fingerprint
 from her2.storage.cache import Cache
+from her2.storage.products import trusted
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +42,7 @@ HISTORY_NAME = "history.parquet"
 def pretrain_encoder(
     spec: EncoderSpec, cache: Cache, output: Path, *, init: Path | None = None, threads: int = 1
 ) -> EncoderCard:
-    """Pre-train an encoder unless the cache holds it, and link it into its folder.
+    """Pre-train an encoder unless the cache holds it, and copy it into its folder.
 
     Args:
         spec: the job's spec.
@@ -52,8 +61,9 @@ def pretrain_encoder(
     patches = read_patch_set(name, spec.patches, scratch=cache.root / "scratch", threads=threads)
     backbone, arguments, start = _starting_weights(encoder, spec.seed, init)
     slides = slide_fingerprints(spec.patches)
-    key = encoder_key(spec, patches, start, slides)
-    if cache.find("encoders", key) is None:
+    identity = encoder_identity(spec, patches, start, slides)
+    key = digest(identity)
+    if trusted(cache, "encoders", key) is None:
         checkpoints = cache.root / "unfinished" / key
         trained = pretrain(
             patches,
@@ -69,6 +79,7 @@ def pretrain_encoder(
             threads=threads,
         )
         with cache.publish("encoders", key) as product:
+            (product / IDENTITY_NAME).write_text(canonical_json(identity), encoding="utf-8")
             facts = {"key": key, **({"slide_fingerprints": slides} if slides else {})}
             _write(product, facts, encoder, arguments, trained)
         shutil.rmtree(checkpoints, ignore_errors=True)
@@ -77,7 +88,8 @@ def pretrain_encoder(
         log.info("encoder pre-trained on %s: found in the cache", name)
     product = cache.path("encoders", key)
     for item in (WEIGHTS_NAME, HISTORY_NAME, CARD_NAME):  # the card last, since jobs wait for it
-        link(product / item, output / item)
+        copy(product / item, output / item)
+    WRITTEN.add(output / CARD_NAME)
     return read_card(output)
 
 
@@ -89,11 +101,12 @@ def slide_fingerprints(section: PatchesSection) -> list[str]:
     """
     if section.slides is None:
         return []
-    table, problems = read_csv(section.slides, ("path",))
+    sheet, problems = read_csv(section.slides, ("path",))
     found = []
-    for name in table["path"].to_list() if not problems else []:
+    for name in sheet.cells.get("path", []):
         try:
-            found.append(fingerprint(section.slides.parent / name))
+            with reading(name):
+                found.append(fingerprint(section.slides.parent / name))
         except SlideError as error:
             problems.append(f"{name}: {error}")
     if problems:
@@ -101,28 +114,26 @@ def slide_fingerprints(section: PatchesSection) -> list[str]:
     return sorted(found)
 
 
-def encoder_key(
+def encoder_identity(
     spec: EncoderSpec, patches: PatchSet, start: dict[str, Any], slides: list[str]
-) -> str:
-    """Return the cache key of a pre-trained encoder."""
+) -> dict[str, Any]:
+    """Return everything that determines a pre-trained encoder; its digest is the cache key."""
     encoder = spec.encoder
-    return digest(
-        {
-            "stage": "pretrain",
-            "version": spec.version,
-            "data": patches.digest,
-            "classes": list(patches.class_names),
-            "patches_mpp": patches.mpp,
-            "slides": slides,
-            "model": [encoder.library, encoder.architecture, encoder.feature],
-            "target": [encoder.mpp, encoder.size],
-            # Not only the weights: the overlap audit follows the name to the encoder's origin.
-            "start": [start["from"], start["weights_sha256"]],
-            "settings": (spec.pretraining or PretrainingSection()).model_dump(mode="json"),
-            "card": [encoder.precision, encoder.storage],
-            "seed": spec.seed,
-        }
-    )
+    return {
+        "stage": "pretrain",
+        "version": spec.version,
+        "data": patches.digest,
+        "classes": list(patches.class_names),
+        "patches_mpp": patches.mpp,
+        "slides": slides,
+        "model": [encoder.library, encoder.architecture, encoder.feature],
+        "target": [encoder.mpp, encoder.size],
+        # Not only the weights: the overlap audit follows the name to the encoder's origin.
+        "start": [start["from"], start["weights_sha256"]],
+        "settings": (spec.pretraining or PretrainingSection()).model_dump(mode="json"),
+        "card": [encoder.precision, encoder.storage],
+        "seed": spec.seed,
+    }
 
 
 def _starting_weights(

@@ -1,7 +1,7 @@
 """Stage 2, report: everything that the page is made of, read once and checked to be present."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,13 @@ from her2.core.tables import read_result
 from her2.encoders.card import EncoderCard, read_card
 from her2.explanation.listing import read_heatmaps
 from her2.pretraining.overlap import Overlap, read_overlap
-from her2.storage.entries import FeatureEntry, FoldEntry, read_all_entries
+from her2.storage.entries import (
+    FeatureEntry,
+    FoldEntry,
+    read_all_entries,
+    read_folds,
+    untrained_folds,
+)
 from her2.storage.features import read_attributes
 
 DETAILS = (
@@ -60,7 +66,8 @@ RECEIPTS = 200
 class EvaluatedModel:
     """One encoder and head on a task: the tables of its evaluation and of its training.
 
-    `folds` and `histories` are by run (`r0f3`, `r0f3s1`); a missing history is left out.
+    `folds` and `histories` are by run (`r0f3`, `r0f3s1`); a missing history is left out, and
+    `untrained` says why a run has no model.
     `controls` and `attention` are tables by name. `heatmaps` is the list of `heatmaps.json`,
     `scores` that of `tiles.json`, and `pictures` their folder.
     """
@@ -90,6 +97,7 @@ class EvaluatedModel:
     heatmaps: list[dict[str, object]]
     scores: list[dict[str, object]]
     pictures: Path
+    untrained: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -116,7 +124,7 @@ class Results:
     task with one encoder and head has no comparison. `receipts` are by encoder and describe how the
     features of some slides were made, see `her2.embedding.stage.receipt`. `similar` are pairs of
     slides by encoder, and `folds` are by task. `split` is true where the manifest's fixed split was
-    used.
+    used. `cautions` say what may be a mistake in the manifest.
     """
 
     config: Config
@@ -138,6 +146,7 @@ class Results:
     similar: Mapping[str, pl.DataFrame]
     folds: Mapping[str, pl.DataFrame]
     split: bool
+    cautions: tuple[str, ...]
 
     @property
     def synthetic(self) -> bool:
@@ -205,6 +214,7 @@ def read_results(spec: ReportSpec, folder: Path) -> Results:
         similar=_present({n: folder / "features" / n / "similar.parquet" for n in config.encoders}),
         folds=_present({task: folder / "folds" / f"{task}.parquet" for task in config.tasks}),
         split=spec.split,
+        cautions=spec.cautions,
     )
 
 
@@ -240,7 +250,7 @@ def _model(
         folder / stage / task / encoder / head
         for stage in ("evaluation", "models", "heatmaps", "controls", "attention")
     )
-    folds = read_all_entries(models, chunks, FoldEntry)
+    folds = read_folds(models, chunks)
     histories = {run: models / run / "history.parquet" for run in folds}
     tables = {name: _table(evaluation / f"{name}.parquet") for name in TABLES}
     return EvaluatedModel(
@@ -256,6 +266,7 @@ def _model(
         heatmaps=_heatmaps(heatmaps / "heatmaps.json"),
         scores=_heatmaps(heatmaps / "tiles.json"),
         pictures=heatmaps,
+        untrained=untrained_folds(models, chunks),
     )
 
 

@@ -4,10 +4,11 @@ Coordinates are level-0 px. QuPath counts from the corner of the scanned area wh
 one (MIRAX, Leica SCN). Set `tiling.annotation_origin: bounds` for such files.
 """
 
-import json
+import gc
 import math
 import xml.etree.ElementTree as ET
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2.core.errors import SlideError, SlideUnfit
+from her2.core.files import parse_json
+from her2.core.images import check_regular
 from her2.core.types import Mask
 
 Ring = NDArray[np.float64]
@@ -29,6 +32,13 @@ px that an outline touches, which enlarges areas by half a px on every side."""
 _LARGEST_FILL = 1 << 26
 _SHIFT = 4
 _FAR_PX = 1e6
+_LARGEST_COORDINATE = 1e9
+"""In level-0 px; slides have up to a million."""
+_MOST_FILLED = 1 << 37
+"""Px of all fine rasters together, which take about a minute; they grow with every region."""
+_LARGEST_JSON, _LARGEST_XML = 512 << 20, 128 << 20
+"""Bytes; reading takes five times as much memory, or ten."""
+_DEEPEST_XML = 20
 _OUTLINES = frozenset({"0", "1", "2"})
 """ImageScope's region types with an area: polygon, rectangle, ellipse (not arrow, ruler)."""
 _CELLS = frozenset({"detection", "cell", "tile", "tma_core"})
@@ -53,13 +63,20 @@ def read_regions(path: Path) -> tuple[Region, ...]:
     Points and lines, which have no area, are left out, and so are QuPath's cells and tiles.
 
     Raises:
-        SlideError: the file is absent or malformed; the message names it and the problem.
+        SlideError: the file is absent, too large or malformed; the message names it and says why.
     """
     try:
+        check_regular(path)
+        is_xml = path.suffix.lower() == ".xml"
+        limit = _LARGEST_XML if is_xml else _LARGEST_JSON
+        if (size := path.stat().st_size) > limit:
+            raise _Malformed(
+                f"has {size >> 20:,} MiB, more than {limit >> 20}; export the annotations only, "
+                "without cells and detections"
+            )
         content = path.read_bytes()
-        if path.suffix.lower() == ".xml":
-            return tuple(_aperio_regions(content))
-        return tuple(_geojson_regions(content))
+        with _no_garbage_collection():
+            return tuple(_aperio_regions(content) if is_xml else _geojson_regions(content))
     except FileNotFoundError:
         raise SlideError(f"its annotation {path.name} does not exist") from None
     except OSError as error:
@@ -103,23 +120,35 @@ def region_mask(
 
     `shape` (h, w) covers the whole slide, which has `size_px` (width, height) at level 0;
     `origin_px` is the level-0 position of the regions' (0, 0).
+
+    Raises:
+        SlideError: the regions overlap so much that to fill them would take very long.
     """
     scale = np.array([shape[1] / size_px[0], shape[0] / size_px[1]])
     inside, outside = np.zeros(shape, bool), np.zeros(shape, bool)
+    filled = 0
     for region in regions:
         rings = [(ring + np.array(origin_px)) * scale for ring in region.rings]
-        _fill(outside if region.negative else inside, rings)
+        filled += _fill(outside if region.negative else inside, rings)
+        if filled > _MOST_FILLED:
+            raise SlideError(
+                f"its annotation has {len(regions):,} regions, most of them on top of each other; "
+                "merge them, or export fewer"
+            )
     found: Mask = inside & ~outside
     return found
 
 
-def _fill(mask: Mask, rings: Sequence[Ring]) -> None:
-    """Set the px inside the first ring and outside the others (even-odd), in place."""
+def _fill(mask: Mask, rings: Sequence[Ring]) -> int:
+    """Set the px inside the first ring and outside the others (even-odd), in place.
+
+    Returns the number of px of the finer raster.
+    """
     outline = rings[0]
     left, top = np.floor(np.maximum(outline.min(axis=0), 0)).astype(int)
     right, bottom = np.ceil(np.minimum(outline.max(axis=0), mask.shape[::-1])).astype(int)
     if right <= left or bottom <= top:
-        return
+        return 0
     size = (int(right - left), int(bottom - top))
     factor = int(np.clip((_LARGEST_FILL / (size[0] * size[1])) ** 0.5, 2, _FINEST))
     fine = np.zeros((size[1] * factor, size[0] * factor), np.uint8)
@@ -130,12 +159,13 @@ def _fill(mask: Mask, rings: Sequence[Ring]) -> None:
     ]
     cv2.fillPoly(fine, [np.round(p).astype(np.int32) for p in points], 255, shift=_SHIFT)
     mask[top:bottom, left:right] |= cv2.resize(fine, size, interpolation=cv2.INTER_AREA) >= 128
+    return fine.size
 
 
 def _geojson_regions(content: bytes) -> Iterator[Region]:
     try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(content)
+    except ValueError as error:
         raise _Malformed(f"is not JSON ({error})") from None
     for number, feature in enumerate(_features(value), start=1):
         properties = feature.get("properties") or {}
@@ -145,6 +175,18 @@ def _geojson_regions(content: bytes) -> Iterator[Region]:
             continue
         for rings in _polygons(feature.get("geometry"), number):
             yield Region(rings, _class_name(properties))
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Do not look for garbage while millions of objects are made; it takes twice their time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _features(value: Any) -> list[dict[str, Any]]:
@@ -196,13 +238,17 @@ def _rings(coordinates: Any, number: int) -> tuple[Ring, ...]:
 def _ring(points: Any, where: str) -> Ring:
     try:
         # A third coordinate (z) is legal and ignored.
-        ring = np.array([(float(point[0]), float(point[1])) for point in points], np.float64)
+        flat = [float(value) for point in points for value in (point[0], point[1])]
+        ring = np.array(flat, np.float64).reshape(-1, 2)
     except (TypeError, ValueError, IndexError, KeyError, OverflowError):
         raise _Malformed(f"{where}: a point is not two numbers") from None
     if len(ring) < 3:
         raise _Malformed(f"{where}: an outline of {len(ring)} point(s), fewer than 3")
-    if not np.isfinite(ring).all():
+    largest = float(np.abs(ring).max())
+    if not math.isfinite(largest):
         raise _Malformed(f"{where}: a coordinate is not finite")
+    if largest > _LARGEST_COORDINATE:
+        raise _Malformed(f"{where}: a coordinate of {largest:g} px is on no slide")
     return ring
 
 
@@ -211,7 +257,8 @@ def _class_name(properties: dict[str, Any]) -> str:
     found = properties.get("classification")
     if isinstance(found, dict):
         names = found.get("names")
-        found = found.get("name") or (": ".join(map(str, names)) if names else None)
+        several = ": ".join(map(str, names)) if isinstance(names, list) else names
+        found = found.get("name") or several
     return str(found or properties.get("name") or "")
 
 
@@ -245,13 +292,29 @@ def _box_or_ellipse(points: list[tuple[str | None, str | None]], kind: str, wher
 
 
 def _safe_xml(content: bytes) -> ET.Element:
-    """Parse XML but refuse a document type, so that no entity can expand or read other files."""
+    """Parse XML but refuse a document type, so that no entity can expand or read other files.
+
+    Deep nesting is refused too.
+    """
 
     def refuse(*_: object) -> None:
         raise _Malformed("has a document type (<!DOCTYPE>), which is not read for safety")
 
+    depth = 0
+
+    def deeper(*_: object) -> None:
+        nonlocal depth
+        depth += 1
+        if depth > _DEEPEST_XML:  # regions in regions would be visited again and again
+            raise _Malformed(f"nests elements deeper than {_DEEPEST_XML}")
+
+    def shallower(_: object) -> None:
+        nonlocal depth
+        depth -= 1
+
     guard = expat.ParserCreate()
     guard.StartDoctypeDeclHandler = refuse
+    guard.StartElementHandler, guard.EndElementHandler = deeper, shallower
     try:
         guard.Parse(content, True)
         return ET.fromstring(content)

@@ -17,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from her2.core.errors import UserError
+from her2.core.paths import filled_in
 from her2.slides.backends import slide_files
 from her2.slides.slide import Slide
 
@@ -133,13 +134,17 @@ def scratch_folder(scratch: str) -> Path:
     Raises:
         UserError: a variable in it is not set, or it is not a writable folder.
     """
-    text = os.path.expandvars(scratch)
-    text = text.replace("$TMPDIR", tempfile.gettempdir())  # if it is not set: the system's
-    path = Path(text)
-    if "$" in text or not path.is_dir() or not os.access(path, os.W_OK | os.X_OK):
+    node = os.uname().nodename
+    # If TMPDIR is not set, the system's folder for temporary files is meant.
+    variables = {**os.environ, "TMPDIR": os.environ.get("TMPDIR") or tempfile.gettempdir()}
+    try:
+        path = Path(filled_in(scratch, variables))
+    except ValueError as problem:
+        raise UserError(f"embedding.scratch: {problem} (on {node}).") from None
+    if not path.is_dir() or not os.access(path, os.W_OK | os.X_OK):
         raise UserError(
-            f"embedding.scratch: {scratch!r} is {text!r} on {os.uname().nodename}, which is not a "
-            "writable folder. Set one that exists on every node, such as $TMPDIR."
+            f"embedding.scratch: {scratch!r} is {str(path)!r} on {node}, which is not a writable "
+            "folder. Set one that exists on every node, such as $TMPDIR."
         )
     return path
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from her2.core.errors import UserError, first_line
 from her2.core.reading import AGAIN, file_problem
+from her2.core.sharing import check_readable
 
 METADATA_BYTES = 64 << 20
 """Largest `zarr.json` that is read."""
@@ -26,6 +27,7 @@ _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 @contextmanager
 def store_archive(path: Path) -> Iterator[zipfile.ZipFile]:
     """Open a store; any damage found within the block is a UserError."""
+    check_readable(path)
     if problem := file_problem(path):
         raise UserError(f"{path}: is not a feature store: it {problem}. {AGAIN}")
     try:

@@ -4,7 +4,6 @@ An entries file is sorted, contains no times or host names, and is written last.
 equal bytes, so nothing downstream runs again. The products themselves are in the cache.
 """
 
-import json
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -13,6 +12,9 @@ from typing import Any, Literal, TypeVar
 
 from her2.core.errors import UserError, problem_list
 from her2.core.files import write_json
+from her2.core.reading import read_json
+from her2.core.sharing import check_readable
+from her2.core.stamps import noted
 from her2.storage.facts import SlideFacts, fact_columns, facts_of_columns
 
 Status = Literal["ok", "excluded", "failed"]
@@ -62,7 +64,9 @@ class FeatureEntry:
 class FoldEntry:
     """A trained fold: the key of its model, predictions and attention, and how it was trained.
 
-    `trials` combinations of options were tried, and the tuning set selected `options` (JSON).
+    `trials` combinations of options were tried, and the tuning set selected `options` (JSON). A
+    fold that lost what a training needs with the slides that cannot be used has no key (""), and
+    the `reason`.
     """
 
     key: str
@@ -74,6 +78,11 @@ class FoldEntry:
     tune_loss: float | None
     trials: int = 1
     options: str = ""
+    reason: str = ""
+
+    def columns(self) -> dict[str, Any]:
+        """Return the entry for the entries file, of a trained fold without a reason."""
+        return {name: value for name, value in asdict(self).items() if name != "reason" or value}
 
 
 Entry = TypeVar("Entry", TileEntry, FeatureEntry, FoldEntry)
@@ -82,7 +91,7 @@ Entry = TypeVar("Entry", TileEntry, FeatureEntry, FoldEntry)
 def write_entries(path: Path, entries: Mapping[str, TileEntry | FeatureEntry | FoldEntry]) -> None:
     """Write the entries file of a job, one entry per slide (or fold)."""
     values = {
-        name: entry.columns() if isinstance(entry, TileEntry) else asdict(entry)
+        name: asdict(entry) if isinstance(entry, FeatureEntry) else entry.columns()
         for name, entry in entries.items()
     }
     write_json(path, values)
@@ -94,9 +103,10 @@ def read_entries(path: Path, entry: type[Entry]) -> dict[str, Entry]:
     Raises:
         UserError: the file is absent or not an entries file.
     """
+    check_readable(path)
     build: Callable[[Any], Any] = getattr(entry, "of_columns", lambda columns: entry(**columns))
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(noted(path))
         return {name: build(columns) for name, columns in values.items()}
     except FileNotFoundError:
         # Snakemake makes an absent file only for a job that names it or for a target.
@@ -116,6 +126,28 @@ def read_all_entries(folder: Path, names: Iterable[str], entry: type[Entry]) -> 
     for name in names:
         found |= read_entries(folder / f"{name}.json", entry)
     return found
+
+
+def read_folds(folder: Path, chunks: Iterable[str]) -> dict[str, FoldEntry]:
+    """Read the entries files of a model's chunks; return those of its trained folds.
+
+    Raises:
+        UserError: no fold could be trained.
+    """
+    found = read_all_entries(folder, chunks, FoldEntry)
+    trained = {run: entry for run, entry in found.items() if entry.key}
+    if not trained:
+        raise problem_list(
+            f"{folder}: no fold could be trained",
+            [f"{run}: {entry.reason}" for run, entry in found.items()],
+        )
+    return trained
+
+
+def untrained_folds(folder: Path, chunks: Iterable[str]) -> dict[str, str]:
+    """Read the entries files of a model's chunks; return run -> why it has no model."""
+    found = read_all_entries(folder, chunks, FoldEntry)
+    return {run: entry.reason for run, entry in found.items() if not entry.key}
 
 
 def check_excluded(reasons: dict[str, str], *, total: int, limit: float, where: str) -> None:

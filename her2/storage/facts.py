@@ -20,10 +20,13 @@ class SlideFacts:
 
     `shares` has each area filter's share, as `her2.filters.base.Where` defines it. `rejected`
     counts the tiles with enough tissue that each filter rejected, `not_drawn` those that
-    `tiling.max_tiles` left out. `regions` is None if the slide has no annotation.
+    `tiling.max_tiles` left out. `regions` is None if the slide has no annotation. `checksum` is
+    that of the whole files (`her2.slides.fingerprint`), a proof that only products record: None in
+    older ones, and in entries.
     """
 
     fingerprint: str
+    checksum: str | None = None
     vendor: str
     width_px: int
     height_px: int
@@ -54,7 +57,7 @@ class StoredSlide:
     """The slide of a feature store, under `slide` in its attributes.
 
     `mpp` is (x, y) in um/px. `level0_tile` and `size_px` are (width, height) in level-0 px, of a
-    tile and of the slide.
+    tile and of the slide. Older stores have no `checksum`.
     """
 
     fingerprint: str
@@ -62,6 +65,7 @@ class StoredSlide:
     mpp_source: str
     level0_tile: tuple[float, float]
     size_px: tuple[int, int]
+    checksum: str | None = None
 
     @classmethod
     def of(cls, facts: SlideFacts, grid: TileGrid) -> "StoredSlide":
@@ -72,6 +76,7 @@ class StoredSlide:
             mpp_source=facts.mpp_source,
             level0_tile=(grid.level0_width, grid.level0_height),
             size_px=(facts.width_px, facts.height_px),
+            checksum=facts.checksum,
         )
 
     @classmethod
@@ -86,9 +91,8 @@ class StoredSlide:
 
 _SHARES = tuple(one.name for one in LISTED if isinstance(one, AreaFilter))
 _REJECTED = {f"rejected_{one.name}": one.name for one in FILTERS}
-_PLAIN = tuple(
-    item.name for item in fields(SlideFacts) if item.name not in ("shares", "rejected", "not_drawn")
-)
+_APART = ("checksum", "shares", "rejected", "not_drawn")
+_PLAIN = tuple(item.name for item in fields(SlideFacts) if item.name not in _APART)
 _GRID = tuple(item.name for item in fields(TileGrid))
 _READS = "_reads"
 
@@ -126,6 +130,7 @@ def table_metadata(facts: SlideFacts, grid: TileGrid, reads: Mapping[str, int]) 
         **facts.shares,
         "rejected": dict(facts.rejected),
         "not_drawn": facts.not_drawn,
+        **({"checksum": facts.checksum} if facts.checksum else {}),
         **asdict(grid),
         **{f"{name}{_READS}": number for name, number in reads.items()},
     }
@@ -141,13 +146,14 @@ def of_table_metadata(values: Mapping[str, Any]) -> tuple[SlideFacts, TileGrid, 
     """
     plain = {name: values[name] for name in _PLAIN if name in values}
     grid = TileGrid(**{name: values[name] for name in _GRID})
-    known = {*_PLAIN, *_GRID, "rejected", "not_drawn"}
+    known = {*_PLAIN, *_GRID, *_APART}
     others = {name: value for name, value in values.items() if name not in known}
     reads = {name.removesuffix(_READS): n for name, n in others.items() if name.endswith(_READS)}
     facts = SlideFacts(
         shares={name: share for name, share in others.items() if not name.endswith(_READS)},
         rejected=values.get("rejected", {}),
         not_drawn=values.get("not_drawn", 0),
+        checksum=values.get("checksum"),
         **plain,
     )
     return facts, grid, reads

@@ -5,6 +5,7 @@ members has a CRC, and an uncompressed chunk can be memory-mapped, so training g
 reading or copying a whole store. What reads a store raises a UserError for any other file.
 """
 
+import hashlib
 import os
 import resource
 import tempfile
@@ -18,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2.core.errors import UserError
+from her2.core.files import digest
+from her2.core.sharing import make_folder
 from her2.storage.archive import (
     check_stored,
     json_member,
@@ -34,6 +37,8 @@ SPOOL_BYTES = 64 << 20
 BLOCK_BYTES = 8 << 20
 """Rows are written and read in blocks of about this size."""
 
+_SEAL = "seal"
+"""The attribute with the digest of a store's content."""
 _TYPES = ("float16", "float32", "float64")
 """Types of features; her2 writes the first two."""
 
@@ -86,7 +91,7 @@ class RowSpool:
         if rows * self._row_bytes <= SPOOL_BYTES:
             self._memory = np.zeros(self.shape, self.dtype)
         else:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 closed below
 
     def put(self, rows: NDArray[np.int64], values: NDArray[Any]) -> None:
@@ -146,7 +151,8 @@ def write_rows(
         blocks: consecutive blocks of rows (k, d), finite, which are never all in memory.
         shape, dtype: (n, d) and float16 or float32, of all features; n >= 1.
         coords: (n, 2) int32, level-0 px.
-        attributes: called last, so that it can include how long the rest took; JSON values.
+        attributes: called last, so that it can include how long the rest took; JSON values. The
+            `seal` is added, the digest of features, coords and the other attributes.
 
     Raises:
         ValueError: shapes do not agree, or a value is not finite.
@@ -154,12 +160,15 @@ def write_rows(
     if len(shape) != 2 or coords.shape != (shape[0], 2) or shape[0] == 0:
         raise ValueError(f"features {shape} do not fit coords {coords.shape}")
     size = min(shape[0], max(1, CHUNK_BYTES // (dtype.itemsize * shape[1])))
+    content_digest = hashlib.sha256()
     try:
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-            _write_chunks(archive, blocks, shape, dtype, size)
+            _write_chunks(archive, blocks, shape, dtype, size, content_digest)
             with _member(archive, "coords/c/0/0") as stream:
                 stream.write(np.ascontiguousarray(coords, "<i4").tobytes())
-            for name, content in _metadata(shape, dtype, size, attributes()).items():
+            facts = dict(attributes())
+            facts[_SEAL] = _sealed(content_digest.hexdigest(), coords, facts)
+            for name, content in _metadata(shape, dtype, size, facts).items():
                 with _member(archive, name) as stream:
                     stream.write(content)
     except BaseException:
@@ -173,8 +182,9 @@ def _write_chunks(
     shape: tuple[int, ...],
     dtype: np.dtype[Any],
     size: int,
+    content_digest: "hashlib._Hash",
 ) -> None:
-    """Write chunks of `size` rows, the last one padded, as zarr does."""
+    """Write chunks of `size` rows, the last one padded, as zarr does; digest the rows."""
     rows = (_finite(block) for block in blocks)
     rest = np.empty((0, shape[1]), dtype)
     for number in range(-(-shape[0] // size)):
@@ -187,7 +197,9 @@ def _write_chunks(
                     stream.write(bytes(missing * shape[1] * dtype.itemsize))
                     break
                 part, rest = rest[:missing], rest[missing:]
-                stream.write(np.ascontiguousarray(part, dtype.newbyteorder("<")).tobytes())
+                content = np.ascontiguousarray(part, dtype.newbyteorder("<")).tobytes()
+                stream.write(content)
+                content_digest.update(content)
                 missing -= len(part)
     if len(rest) or any(len(block) for block in rows):
         raise ValueError(f"more rows than {shape[0]}")
@@ -231,12 +243,36 @@ def _metadata(
     return {name: content.to_bytes() for name, content in files.items()}
 
 
-def open_store(path: Path) -> FeatureStore:
-    """Open a store for training: read its small members and map the features."""
+def _sealed(features: str, coords: NDArray[np.int32], attributes: Mapping[str, Any]) -> str:
+    """Return the seal of a store from the digest of its features (hex), coords and attributes."""
+    places = hashlib.sha256(np.ascontiguousarray(coords, "<i4").tobytes()).hexdigest()
+    return digest([features, places, {k: v for k, v in attributes.items() if k != _SEAL}])
+
+
+def is_sealed(store: FeatureStore) -> bool:
+    """Return whether a store has a seal; those of older versions have none."""
+    return _SEAL in store.attributes
+
+
+def seal_holds(store: FeatureStore) -> bool:
+    """Read all of a store, and return whether it is as it was made."""
+    result = hashlib.sha256()
+    for chunk in store.chunks:
+        step = max(1, BLOCK_BYTES // max(1, chunk.itemsize * chunk.shape[1]))
+        for start in range(0, len(chunk), step):
+            result.update(np.ascontiguousarray(chunk[start : start + step]).data)
+    found = _sealed(result.hexdigest(), read_coords(store.path), store.attributes)
+    return bool(store.attributes.get(_SEAL) == found)
+
+
+def open_store(path: Path, key: str | None = None) -> FeatureStore:
+    """Open a store, that of a key if one is given: read its small members and map the features.
+
+    Raises:
+        UserError: it is no store, or contains the features of another key.
+    """
     with store_archive(path) as archive:
-        attributes = json_member(archive, "zarr.json")["attributes"]
-        if not isinstance(attributes, dict):
-            raise ValueError("it has no attributes")
+        attributes = _attributes(archive, key)
         shape, (size, width), kind = layout(archive, "features")
         rows, dimension = shape
         if kind not in _TYPES or width != dimension:
@@ -260,12 +296,26 @@ def allow_open_files(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
-def read_attributes(path: Path) -> dict[str, Any]:
-    """Read only the attributes."""
+def read_attributes(path: Path, key: str | None = None) -> dict[str, Any]:
+    """Read only the attributes of a store, that of a key if one is given.
+
+    Raises:
+        UserError: it is no store, or contains the features of another key.
+    """
     with store_archive(path) as archive:
-        found: dict[str, Any] = json_member(archive, "zarr.json")["attributes"]
-        if not isinstance(found, dict):
-            raise ValueError("it has no attributes")
+        return _attributes(archive, key)
+
+
+def _attributes(archive: zipfile.ZipFile, key: str | None) -> dict[str, Any]:
+    """Return the attributes, which must be those of a key and agree with themselves."""
+    found: dict[str, Any] = json_member(archive, "zarr.json")["attributes"]
+    if not isinstance(found, dict):
+        raise ValueError("it has no attributes")
+    if key is not None and found.get("key") != key:
+        raise ValueError("it contains the features of another key")
+    identity = found.get("identity")  # version 1 of the stage did not write it
+    if identity is not None and digest(identity) != found.get("key"):
+        raise ValueError("its identity is not that of its key")
     return found
 
 

@@ -1,39 +1,44 @@
-"""Maintenance of the cache: verify every product, and find those no longer used."""
+"""Whether products are intact, and what their keys say that they are."""
 
-from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-from her2.core.errors import UserError, first_line
-from her2.core.files import digest, file_digest
-from her2.core.reading import file_problem, read_json
+from her2.core.errors import UserError, first_line, problem_list
+from her2.core.files import digest
+from her2.core.reading import read_json
+from her2.core.sharing import denied, unreadable
+from her2.encoders.card import IDENTITY_NAME
 from her2.storage.cache import Cache, Product
-from her2.storage.features import open_store, read_attributes, read_coords, store_problems
-from her2.storage.tiles import coords_digest, read_key, read_table
+from her2.storage.features import is_sealed, open_store, seal_holds, store_problems
+from her2.storage.fold_files import fold_problem
+from her2.storage.pictures import picture_problem
+from her2.storage.tiles import read_table, rows_digest
 
 
 def broken_products(cache: Cache, *, threads: int = 1) -> tuple[int, list[tuple[Product, str]]]:
-    """Verify every product; return the number of products, and the broken ones with problems."""
+    """Verify every product; return the number of products, and the broken ones with problems.
+
+    Raises:
+        UserError: products may not be read, so that nothing can be said of them.
+    """
     products = list(cache.products())
+    closed = [path for path in (unreadable(product.path) for product in products) if path]
+    if closed:
+        raise problem_list(
+            f"{len(closed)} of {len(products)} products in {cache.root} may not be read",
+            [str(denied(path)) for path in closed],
+        )
     with ThreadPoolExecutor(threads) as pool:
         problems = list(pool.map(product_problem, products))
     broken = [(p, text) for p, text in zip(products, problems, strict=True) if text is not None]
     return len(products), broken
 
 
-def forget(keys: Collection[str], results: Iterable[Path]) -> list[Path]:
-    """Delete and return the entries files and cards with one of the keys: their jobs run again."""
-    deleted = []
-    for folder in results:
-        for path in _entries_files(folder):
-            if _named(path) & set(keys):
-                path.unlink()
-                deleted.append(path)
-    return deleted
-
-
 def product_problem(product: Product) -> str | None:
-    """Return the problem of a product, or None if it is intact; no product stops the others."""
+    """Read all of a product; return its problem, or None if it is intact and that of its key.
+
+    Products of older versions have no seal and less of an identity; what they have is compared. No
+    product stops the others.
+    """
     try:
         return _problem(product)
     except UserError as error:
@@ -45,82 +50,61 @@ def product_problem(product: Product) -> str | None:
 def _problem(product: Product) -> str | None:
     match product.kind:
         case "tiles":
-            read_table(product.path)
-            if read_key(product.path) != product.key:
-                return "contains the tiles of another key"
+            problem = _table_problem(product)
         case "qc":
-            if found := file_problem(product.path):
-                return found
-            content = product.path.read_bytes()
-            if content[:2] != b"\xff\xd8" or content[-2:] != b"\xff\xd9":
-                return "is not a complete JPEG"
+            problem = picture_problem(product.path, product.key)
         case "features":
-            problems = store_problems(product.path) or _identity_problems(product)
-            return "; ".join(problems) or None
+            problem = "; ".join(store_problems(product.path) or _store_problems(product)) or None
         case "encoders":
-            return _encoder_problem(product)
+            problem = _encoder_problem(product)
         case "models":
-            return _model_problem(product)
+            problem = fold_problem(product.path, product.key)
+    return problem
+
+
+def _table_problem(product: Product) -> str | None:
+    try:
+        table = read_table(product.path, product.key)
+        facts, identity = table.facts, table.identity
+        if identity is None:  # a table of an older version
+            return None
+        if digest(identity) != product.key or identity["fingerprint"] != facts.fingerprint:
+            return "has another identity than its key says"
+        if identity.get("checksum", facts.checksum) != facts.checksum:
+            return "has another checksum than its key says"
+    except KeyError as error:
+        return f"has an incomplete identity ({error})"
+    except UserError as error:
+        return str(error).removeprefix(f"{product.path}: ")
     return None
 
 
-def unused_products(cache: Cache, results: Iterable[Path]) -> list[Product]:
-    """Return the products that no entries file below the results folders names.
-
-    Raises:
-        UserError: a folder has no entries file, so pruning by it would delete everything.
-    """
-    used: set[str] = set()
-    for folder in results:
-        keys = {key for path in _entries_files(folder) for key in _named(path)}
-        if not keys:
-            raise UserError(
-                f"{folder}: has no entries files. Name the results folder of a run to keep."
-            )
-        used |= keys
-    return [product for product in cache.products() if product.key not in used]
-
-
-def _entries_files(folder: Path) -> list[Path]:
-    stages = ("tiles", "encoders", "features", "models")
-    return [path for stage in stages for path in sorted((folder / stage).rglob("*.json"))]
-
-
-def _named(path: Path) -> set[str]:
-    """Return the keys in an entries file or a card."""
+def _store_problems(product: Product) -> list[str]:
+    """Check that the store belongs to its key and its content to its identity and its seal."""
     try:
-        entries = read_json(path).values()
-    except (UserError, AttributeError) as error:
-        raise UserError(
-            f"{path}: is not a readable entries file ({error}), so the products it names are "
-            "unknown. Delete it, run snakemake again, then prune."
-        ) from None
-    return {entry["key"] for entry in entries if isinstance(entry, dict) and entry.get("key")}
-
-
-def _identity_problems(product: Product) -> list[str]:
-    """Check that the store belongs to its key and its content to its identity."""
-    found = read_attributes(product.path)
+        store = open_store(product.path)
+    except UserError as error:
+        return [str(error).removeprefix(f"{product.path}: ")]
+    found = store.attributes
     if found.get("key") != product.key:
         return ["contains the features of another key"]
+    if is_sealed(store) and not seal_holds(store):
+        return ["was edited after it was made"]
     identity = found.get("identity")
     if identity is None:  # a store from version 1 of the stage
         return []
     try:
-        store = open_store(product.path)
         wrong = {
-            "identity": digest(identity) != product.key,
             "fingerprint": identity["fingerprint"] != found["slide"]["fingerprint"],
+            "checksum": identity.get("checksum") not in (None, found["slide"].get("checksum")),
             "encoder": identity["encoder"] != found["encoder"]["digest"],
             "precision": identity["precision"] != found["precision"],
             "type": identity["storage"] != store.chunks[0].dtype.name,
             "number of rows": found["tiles"] != len(store),
         }
         if found["failed_tiles"] == 0:
-            level0_tile = found["slide"]["level0_tile"]
-            where = read_coords(product.path)
-            wrong["coordinates"] = identity["tiles"] != coords_digest(where, level0_tile)
-    except (KeyError, TypeError, ValueError) as error:
+            wrong["coordinates"] = identity["tiles"] != rows_digest(store)
+    except (KeyError, TypeError) as error:
         return [f"has an incomplete identity ({error})"]
     return [f"has a different {name} than its key says" for name, bad in wrong.items() if bad]
 
@@ -131,17 +115,17 @@ def _encoder_problem(product: Product) -> str | None:
     _, card = load_encoder(product.path)
     if card.provenance.get("key") != product.key:
         return "contains the encoder of another key"
-    return None
-
-
-def _model_problem(product: Product) -> str | None:
+    if not (product.path / IDENTITY_NAME).exists():
+        return None
     try:
-        card = read_json(product.path / "card.json")
-        if card["key"] != product.key:
-            return "contains the model of another key"
-        for name, wanted in card["files"].items():
-            if file_digest(product.path / name) != wanted:
-                return f"has a changed file {name}"
-    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"is not a trained fold ({str(error).removeprefix(f'{product.path}/')})"
-    return None
+        identity = read_json(product.path / IDENTITY_NAME)
+        wrong = {
+            "identity": digest(identity) != product.key,
+            "model": identity["model"] != [card.library, card.architecture, card.feature],
+            "um/px or size": identity["target"] != [card.mpp, card.size],
+            "precision or type": identity["card"] != [card.precision, card.storage],
+        }
+    except (UserError, ValueError, KeyError, TypeError) as error:
+        return f"has an incomplete identity ({error})"
+    problems = [f"has another {name} than its key says" for name, bad in wrong.items() if bad]
+    return "; ".join(problems) or None

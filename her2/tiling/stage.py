@@ -3,22 +3,27 @@
 import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 
 from her2.cohort.manifest import Cohort, SlideRow
 from her2.config.jobs import TileSpec
+from her2.core.crashes import reading
 from her2.core.errors import SlideError, SlideUnfit, TileError, blamed_on
 from her2.core.events import write_event
 from her2.core.files import digest, file_digest, link
 from her2.core.types import RGB
 from her2.filters.registry import FILTERS
 from her2.slides.annotations import chosen_regions
-from her2.slides.fingerprint import fingerprint
+from her2.slides.fingerprint import checksum, fingerprint
 from her2.slides.slide import Slide
 from her2.storage.cache import Cache
 from her2.storage.entries import Status, TileEntry, write_entries
+from her2.storage.pictures import sealed_picture
+from her2.storage.products import LookUp, trusted
 from her2.storage.tiles import TileTable, read_table, write_table
 from her2.tiling.grid import Sources, tile_slide
 
@@ -48,7 +53,11 @@ def tile_bucket(
 
     def tile(row: SlideRow) -> TileEntry:
         with blamed_on(row.slide_id):
-            return _tile_row(spec, cohort, row, cache, tissue_masks)
+            try:
+                with reading(row.slide_id):
+                    return _tile_row(spec, cohort, row, cache, tissue_masks)
+            except (SlideError, TileError) as error:
+                return _left_out(row, error)
 
     rows = cohort.bucket(spec.bucket)
     with ThreadPoolExecutor(threads) as pool:
@@ -59,10 +68,10 @@ def tile_bucket(
     return found
 
 
-def tile_key(
+def tile_identity(
     spec: TileSpec, cohort: Cohort, row: SlideRow, tissue_masks: Path | None, *, content: str
-) -> str:
-    """Return the key of a slide's tile table, from everything that determines the table.
+) -> dict[str, Any]:
+    """Return everything that determines a slide's tile table; its digest is the table's key.
 
     `tissue_masks` is the folder of masks that replace the tissue detection, `content` the slide's
     fingerprint.
@@ -70,32 +79,62 @@ def tile_key(
     Raises:
         SlideError: the annotation or mask cannot be read.
     """
-    return digest(
-        {
-            "stage": "tile",
-            "version": spec.version,
-            "fingerprint": content,
-            "manifest_mpp": row.mpp,
-            "target": [spec.mpp, spec.size],
-            "tiling": spec.tiling.model_dump(exclude={"min_tiles"}),
-            "seed": spec.seed,
-            "annotation": _content(cohort.annotation_file(row), "annotation"),
-            "mask": _content(cohort.mask_file(row, tissue_masks), "tissue mask"),
-        }
-    )
+    return {
+        "stage": "tile",
+        "version": spec.version,
+        "fingerprint": content,
+        "manifest_mpp": row.mpp,
+        "target": [spec.mpp, spec.size],
+        "tiling": spec.tiling.model_dump(exclude={"min_tiles"}),
+        "seed": spec.seed,
+        "annotation": _content(cohort.annotation_file(row), "annotation"),
+        "mask": _content(cohort.mask_file(row, tissue_masks), "tissue mask"),
+    }
+
+
+def find_tiles(
+    cache: Cache, slide: Path, identity: dict[str, Any], look_up: LookUp = trusted
+) -> tuple[dict[str, Any], TileTable | None]:
+    """Return the tile table of a slide in the cache, or None, and the identity to ask for.
+
+    The fingerprint samples large files. If the table under its key comes from other bytes (a copy
+    that was damaged between the samples), the slide's checksum becomes part of the identity.
+
+    Raises:
+        SlideError: the slide cannot be read.
+    """
+    table = _cached(cache, identity, look_up)
+    if table is None or table.facts.checksum is None:
+        return identity, table
+    own = checksum(slide, cache.checksums)
+    if own == table.facts.checksum:
+        return identity, table
+    log.info("%s: has the samples of a slide in the cache, but other bytes", slide)
+    identity = {**identity, "checksum": own}
+    return identity, _cached(cache, identity, look_up)
+
+
+def _cached(cache: Cache, identity: dict[str, Any], look_up: LookUp) -> TileTable | None:
+    key = digest(identity)
+    path, picture = look_up(cache, "tiles", key), look_up(cache, "qc", key)
+    return read_table(path, key) if path and picture else None
 
 
 def _tile_row(
     spec: TileSpec, cohort: Cohort, row: SlideRow, cache: Cache, tissue_masks: Path | None
 ) -> TileEntry:
     try:
-        content = fingerprint(cohort.file(row))
-        key = tile_key(spec, cohort, row, tissue_masks, content=content)
-        cached = cache.find("tiles", key)
-        if cached is None or cache.find("qc", key) is None:
+        slide_file = cohort.file(row)
+        content = fingerprint(slide_file)
+        identity = tile_identity(spec, cohort, row, tissue_masks, content=content)
+        identity, cached = find_tiles(cache, slide_file, identity)
+        key = digest(identity)
+        if cached is None:
             annotation, classes = cohort.annotation_file(row), spec.tiling.annotation_classes
             regions = None if annotation is None else chosen_regions(annotation, classes)
-            with Slide(cohort.file(row)) as slide:
+            # A second thread, since the whole file is read for it, and digests release the lock.
+            with ThreadPoolExecutor(1) as beside, Slide(slide_file) as slide:
+                proof = beside.submit(checksum, slide_file, cache.checksums)
                 if annotation is not None:
                     _warn_of_origin(spec, row, annotation, slide)
                 table, picture = tile_slide(
@@ -107,22 +146,27 @@ def _tile_row(
                     fingerprint=content,
                     sources=Sources(regions, cohort.mask_file(row, tissue_masks), spec.seed),
                 )
-            _publish(cache, key, table, picture)
+                facts = replace(table.facts, checksum=proof.result())
+            _publish(cache, key, replace(table, facts=facts, identity=identity), picture)
             if words := _words(table.facts.rejected):
                 log.info("%s: tiles rejected: %s", row.slide_id, words)
             log.info("%s: %d tiles cut", row.slide_id, len(table))
             write_event("tiled", row.slide_id, tiles=len(table))
         else:
-            table = read_table(cached)
+            table = cached
             log.info("%s: %d tiles from the cache", row.slide_id, len(table))
             write_event("tiled", row.slide_id, tiles=len(table), cached=True)
     except (SlideError, TileError) as error:
-        status: Status = "excluded" if isinstance(error, SlideUnfit) else "failed"
-        log.warning("%s: %s: %s", row.slide_id, status, error)
-        write_event("left_out", row.slide_id, reason=str(error))
-        damaged = isinstance(error, TileError)
-        return TileEntry(status, f"damaged, copy it again ({error})" if damaged else str(error))
+        return _left_out(row, error)
     return _entry(key, table, spec.tiling.min_tiles)
+
+
+def _left_out(row: SlideRow, error: SlideError | TileError) -> TileEntry:
+    status: Status = "excluded" if isinstance(error, SlideUnfit) else "failed"
+    log.warning("%s: %s: %s", row.slide_id, status, error)
+    write_event("left_out", row.slide_id, reason=str(error))
+    damaged = isinstance(error, TileError)
+    return TileEntry(status, f"damaged, copy it again ({error})" if damaged else str(error))
 
 
 def _warn_of_origin(spec: TileSpec, row: SlideRow, annotation: Path, slide: Slide) -> None:
@@ -166,6 +210,7 @@ def _entry(key: str, table: TileTable, min_tiles: int) -> TileEntry:
             total = len(table) + sum(facts.rejected.values())
             found = f"{len(table)} of {total} tiles with tissue kept (rejected: {words})"
         reason = f"{found}, fewer than tiling.min_tiles {min_tiles}"
+    facts = replace(facts, checksum=None)  # entries name the product, which has it
     return TileEntry("excluded" if reason else "ok", reason, key, len(table), facts)
 
 
@@ -179,7 +224,8 @@ def _publish(cache: Cache, key: str, table: TileTable, picture: RGB) -> None:
     with cache.publish("qc", key) as path:
         # cv2.imwrite would ignore a full disk.
         bgr = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
-        path.write_bytes(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes())
+        jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+        path.write_bytes(sealed_picture(jpeg, key))
     with cache.publish("tiles", key) as path:
         write_table(path, table, key)
 

@@ -20,10 +20,10 @@ from her2.core.reading import read_json
 from her2.core.tables import read_result
 from her2.encoders.card import read_card
 from her2.mil.fold import MODEL_NAME, load_model, read_entry
-from her2.mil.maps import CARD_NAME
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, read_entries
 from her2.storage.features import open_store, read_attributes, read_coords
+from her2.storage.fold_files import CARD_NAME
 from her2.storage.tiles import read_key, read_table
 from her2.storage.verify import broken_products, product_problem
 from her2.training.checkpoint import Checkpoint

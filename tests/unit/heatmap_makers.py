@@ -1,6 +1,5 @@
 """A cohort whose folds are trained, as the stages before the heatmaps leave it."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from her2.core.files import digest
 from her2.explanation.heatmap_stage import draw_heatmaps
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, FoldEntry, write_entries
-from tests.unit.products import write_store
+from tests.unit.products import reseal, write_store
 
 TASK = Task(label="her2", classes={"negative": ["0"], "positive": ["3+"]})
 BUCKET, CHUNK = "0000-of-0001", "r0f0-r0f2"
@@ -143,7 +142,7 @@ class World:
                 ).write_parquet(folder / "predictions.parquet")
                 if stored:
                     safetensors.numpy.save_file(stored, folder / "maps.safetensors")
-                (folder / "card.json").write_text(json.dumps({"outputs": list(TASK.class_names)}))
+                reseal(folder, key=self.keys[fold], outputs=list(TASK.class_names))
             entries[f"r0f{fold}"] = FoldEntry(self.keys[fold], 1, 1, 1, 0, 1, 0.5)
         write_entries(self.root / "models" / f"{CHUNK}.json", entries)
 
@@ -173,6 +172,7 @@ def make_world(root: Path, slide: Path) -> World:
                 np.ones((TILES, 2), np.float16),
                 world.coords(),
                 {
+                    "key": key,
                     "slide": {
                         "fingerprint": digest([row.slide_id, "content"]),
                         "mpp": [MPP, MPP],

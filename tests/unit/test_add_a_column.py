@@ -11,7 +11,8 @@ import pytest
 from her2.cohort import columns
 from her2.cohort.audit import read_cohort_table, tabulate_cohort
 from her2.cohort.columns import COLUMNS, Column, number, text
-from her2.cohort.manifest import Cohort, SlideRow, read_cohort
+from her2.cohort.manifest import Cohort, SlideRow
+from her2.cohort.reading import read_cohort
 from her2.config import Task
 from her2.config.jobs import CohortSpec
 from her2.core.errors import UserError

@@ -63,8 +63,12 @@ def test_the_table_has_a_row_for_each_slide_and_grid(tmp_path):
 def test_what_later_checks_read_is_one_row_a_slide_without_site_or_scale(tmp_path):
     audit(tmp_path, good(3) | {"bad": TileEntry(status="failed", reason="x")}, max_excluded=0.5)
     table = pl.read_parquet(tmp_path / "cohort" / "audited.parquet")
-    assert table.columns == ["slide_id", "patient_id", "fingerprint", "label_her2"]
-    assert table.rows()[0] == ("bad", "p-bad", None, "0")
+    assert table.columns == [
+        *("slide_id", "patient_id", "fingerprint", "label_her2"),
+        *(f"excluded_{grid}" for grid in GRIDS),
+    ]
+    assert table.rows()[0] == ("bad", "p-bad", None, "0", "x", "x")
+    assert table[f"excluded_{GRIDS[0]}"].to_list()[1:] == [None] * 3
     assert table["fingerprint"].to_list()[1:] == ["print-0", "print-1", "print-2"]
     assert table["label_her2"].to_list() == ["0", "0", "0", None]
 

@@ -20,7 +20,7 @@ import her2
 from her2.cli.main import app, main
 from her2.cli.stages import STAGES
 from her2.config import jobs, parse_config
-from her2.core.files import digest
+from her2.core.files import digest, link
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, TileEntry, read_entries, write_entries
 from tests.unit.products import write_store
@@ -234,9 +234,11 @@ def test_a_spec_of_another_version_is_refused(tmp_path, monkeypatch, capsys):
     assert "Run snakemake again" in shown
 
 
-def test_an_unexpected_error_ends_with_the_slide_that_was_at_work(tmp_path, monkeypatch, capsys):
+def test_an_error_of_the_machine_ends_with_the_slide_that_was_at_work(
+    tmp_path, monkeypatch, capsys
+):
     def broken(path: Path) -> str:
-        raise ZeroDivisionError("nobody thought of it")
+        raise MemoryError("nothing left")
 
     monkeypatch.setattr("her2.tiling.stage.fingerprint", broken)
     values = json.loads(tile_spec()) | {"bucket": "0000-of-0001"}
@@ -247,7 +249,7 @@ def test_an_unexpected_error_ends_with_the_slide_that_was_at_work(tmp_path, monk
         "--cache", tmp_path, "--out", tmp_path / "m.json",
     )  # fmt: skip
     assert "Traceback" in shown
-    assert shown.splitlines()[-1] == "her2: slide-7: ZeroDivisionError: nobody thought of it"
+    assert shown.splitlines()[-1] == "her2: slide-7: MemoryError: nothing left"
 
 
 # Questions
@@ -285,29 +287,76 @@ def rows_of(number: int, **changed: object) -> dict[str, object]:
     return cells | {"her2": "0"} | changed
 
 
-def test_a_sound_manifest_is_counted(tmp_path, config, write_csv, drawn_slide):
-    shutil.copyfile(drawn_slide, tmp_path / "s1.svs")
-    slides = write_csv([rows_of(1)])
+@pytest.fixture
+def twelve(tmp_path, config, config_values, drawn_slide) -> list[dict[str, object]]:
+    """Rows of slides that exist: three patients of each class, enough for three folds."""
+    config.write_text(yaml.safe_dump(config_values | {"folds": {"number": 3}}))
+    for number in range(12):
+        whole = drawn_slide.read_bytes()
+        (tmp_path / f"s{number}.svs").write_bytes(whole + b" " * number)
+    return [rows_of(n, her2=("0", "1+", "2+", "3+")[n % 4]) for n in range(12)]
+
+
+def test_a_sound_manifest_is_counted_with_what_was_read_of_it(config, write_csv, twelve):
+    rows = [row | {"MPP": ""} for row in twelve]
+    slides = write_csv([*rows, dict.fromkeys(rows[0], "")])
     result = command("cohort", "check", slides, "--config", config)
     assert result.exit_code == 0, result.output
-    assert "1 slides of 1 patients, no problems found" in result.output
+    assert "12 slides of 12 patients, no problems found" in result.output
+    assert "1 empty row left out" in result.output
+    assert "column 'MPP' is not read. If it is meant to be 'mpp', rename it" in result.output
 
 
 def test_the_check_tells_which_class_patients_with_two_labels_have(
-    tmp_path, config, config_values, write_csv, drawn_slide
+    config, config_values, write_csv, twelve
 ):
-    shutil.copyfile(drawn_slide, tmp_path / "s1.svs")
-    (tmp_path / "s2.svs").write_bytes((tmp_path / "s1.svs").read_bytes() + b" ")
-    slides = write_csv([rows_of(1, patient_id="x"), rows_of(2, patient_id="x", her2="3+")])
-    tasks = {"score": {"label": "her2", "classes": {"0": ["0"], "3+": ["3+"]}, "ordinal": True}}
+    twelve[11]["patient_id"] = "p4"
+    tasks = {"score": {"label": "her2", "ordinal": True, "classes": {
+        "low": ["0", "1+"], "high": ["2+", "3+"]}}}  # fmt: skip
     section = config_values["cohort"] | {"patient_label": "worst"}
-    config.write_text(yaml.safe_dump(config_values | {"tasks": tasks, "cohort": section}))
-    result = command("cohort", "check", slides, "--config", config)
+    changed = {"tasks": tasks, "cohort": section, "folds": {"number": 3}}
+    config.write_text(yaml.safe_dump(config_values | changed, sort_keys=False))
+    result = command("cohort", "check", write_csv(twelve), "--config", config)
     assert result.exit_code == 0, result.output
     assert (
         "task score: 1 patient with slides of different classes, the highest class counts "
-        "(cohort.patient_label: worst): x ('0': s1, '3+': s2): 3+" in result.output
+        "(cohort.patient_label: worst): p4 ('0': s4, '3+': s11): high" in result.output
     )
+
+
+@pytest.mark.parametrize(
+    ("changed", "sites", "words"),
+    [
+        ({"number": 4}, "ab", "the folds of task 'score' cannot be drawn: folds.number 4 needs 4"),
+        ({"number": 3, "sites": "preserved"}, "ab", "come from 2 sites (a, b)"),
+        ({"number": 3, "sites": "leave_one_out"}, "ab", "set folds.number to 2"),
+        ({"number": 3, "sites": "preserved"}, ("a", ""), "patient p1: has no site"),
+    ],
+)
+def test_folds_that_the_run_would_refuse_are_refused_beside_files(
+    tmp_path, config, config_values, write_csv, twelve, monkeypatch, capsys, changed, sites, words
+):
+    (tmp_path / "s3.svs").write_text("this is no slide")
+    config.write_text(yaml.safe_dump(config_values | {"folds": changed}))
+    slides = write_csv([row | {"site": sites[n % 2]} for n, row in enumerate(twelve)])
+    shown = failing(monkeypatch, capsys, "cohort", "check", slides, "--config", config)
+    assert words in shown
+    assert "slide 's3'" in shown
+    assert "begins like no slide" in shown
+
+
+def test_a_bad_split_column_is_refused_with_the_rest_of_the_manifest(
+    config, config_values, write_csv, twelve, monkeypatch, capsys
+):
+    parts = ("train", "Test", "tune", "fold1")
+    rows = [row | {"split": parts[n % 4]} for n, row in enumerate(twelve)]
+    slides = write_csv([*rows, rows_of(12, patient_id="nan", split="train")])
+    shown = failing(monkeypatch, capsys, "cohort", "check", slides, "--config", config)
+    assert "slide s3, column 'split': 'fold1'; slide s7, column 'split': 'fold1'" in shown
+    assert "row 14: column 'patient_id': 'nan' means a missing value" in shown
+    config.write_text(yaml.safe_dump(config_values | {"folds": {"number": 3, "split": "ignore"}}))
+    result = command("cohort", "check", write_csv(rows), "--config", config)
+    assert result.exit_code == 0, result.output
 
 
 def test_files_that_are_one_or_none_are_named(
@@ -328,7 +377,7 @@ def test_labels_that_no_task_knows_are_named(config, write_csv, monkeypatch, cap
 
 
 def test_the_demo_manifest_is_legal(tmp_path, config_values):
-    from her2.cohort.manifest import read_cohort
+    from her2.cohort.reading import read_cohort
 
     result = command("synthetic", "manifest", "--patients", 8)
     (tmp_path / "demo.csv").write_text(result.stdout)
@@ -418,6 +467,75 @@ def test_quarantine_moves_the_broken_aside_and_says_how_to_make_them_again(cache
     assert [item.name for item in cache.quarantined()] == [path.name]
     again = command("cache", "verify", "--cache", cache.root)
     assert again.exit_code == 0
+
+
+@pytest.mark.parametrize("question", [["ls"], ["verify"], ["prune", "--keep", "."]])
+def test_a_cache_that_is_none_is_refused(tmp_path, question, monkeypatch, capsys):
+    (tmp_path / "notes.txt").touch()
+    for folder, problem in ((tmp_path / "absent", "no such folder"), (tmp_path, "is not a cache")):
+        shown = failing(monkeypatch, capsys, "cache", *question, "--cache", folder)
+        assert f"--cache {folder}" in shown
+        assert problem in shown
+
+
+@pytest.fixture
+def run_config(cache, tmp_path, config_values, monkeypatch) -> Path:
+    """The config of a run with this cache."""
+    monkeypatch.delenv("HER2_CACHE", raising=False)
+    path = tmp_path / "run.yaml"
+    folders = {"results": str(tmp_path / "results"), "cache": str(cache.root)}
+    path.write_text(yaml.safe_dump({**config_values, **folders}))
+    return path
+
+
+@pytest.mark.parametrize("question", [["ls"], ["verify"], ["prune"]])
+def test_the_cache_may_be_named_by_the_config(run_config, tmp_path, question, monkeypatch):
+    monkeypatch.chdir(tmp_path.parent)
+    result = command("cache", *question, "--config", run_config)
+    assert result.exit_code == 0
+    assert {"ls": "2 products", "verify": "2 products read", "prune": "1 products"}[
+        question[0]
+    ] in result.stderr
+
+
+def test_configs_with_several_caches_are_refused(run_config, tmp_path, monkeypatch, capsys):
+    other = tmp_path / "other.yaml"
+    other.write_text(run_config.read_text().replace(str(tmp_path / "cache"), "elsewhere"))
+    shown = failing(
+        monkeypatch, capsys, "cache", "verify", "--config", run_config, "--config", other
+    )
+    assert "several caches" in shown
+
+
+def test_what_is_quarantined_does_not_take_its_neighbours_with_it(cache, tmp_path, run_config):
+    """While the entries file of its job is absent, the links name the other products of the job."""
+    folder = tmp_path / "results" / "features" / "e"
+    for name in ("kept", "unused"):
+        link(cache.path("features", digest(name)), folder / f"{name}.zarr.zip")
+    entries = {n: FeatureEntry("ok", None, digest(n), tiles=3) for n in ("kept", "unused")}
+    write_entries(folder / "0000-of-0001.json", entries)
+    path = cache.path("features", digest("unused"))
+    path.write_bytes(path.read_bytes()[:100])
+    assert command("cache", "verify", "--config", run_config, "--quarantine").exit_code == 1
+    assert not (folder / "0000-of-0001.json").exists()
+    result = command("cache", "prune", "--config", run_config, "--yes")
+    assert result.exit_code == 0, result.stderr
+    assert stored(cache) == {digest("kept")}
+
+
+def test_a_slide_is_forgotten_with_its_jobs(cache, tmp_path, run_config):
+    entries = tmp_path / "results" / "features" / "e" / "0000-of-0001.json"
+    result = command("cache", "forget", "s1", "--config", run_config)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [str(cache.path("features", digest("kept")))]
+    assert f"snakemake --cores 1 {entries} --configfile CONFIG" in result.stderr
+    assert stored(cache) == {digest("unused")}
+    assert not entries.exists()
+
+
+def test_forget_wants_to_know_the_run(cache):
+    assert command("cache", "forget", "s1", "--cache", cache.root).exit_code == 2
+    assert len(stored(cache)) == 2
 
 
 def test_prune_keeps_what_a_config_s_results_name(cache, tmp_path, config_values):

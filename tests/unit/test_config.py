@@ -1,13 +1,33 @@
+import datetime
 import json
+import re
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, get_args
 
 import jsonschema
 import pytest
 import yaml
+from pydantic import Field
 
-from her2.config import Config, TilingSection, load_config, parse_config
+from her2.config import (
+    Config,
+    EncoderSection,
+    EvaluationSection,
+    FoldsSection,
+    Section,
+    TilingSection,
+    load_config,
+    parse_config,
+)
+from her2.config.heads import HEADS
 from her2.config.page import page
+from her2.config.reserved import FILES
 from her2.core.errors import UserError
+from her2.core.section import Positive, Share, unbounded
+from her2.filters.base import Option
+from her2.heads import SearchSection
 from her2.heads.abmil import AttentionSection
 
 
@@ -196,7 +216,7 @@ def test_a_config_does_not_change_once_read(config_values):
         (b"", "has no settings"),
         (b"- a\n- b\n", "has no settings"),
         (b"cohort: {slides: [", "is not valid YAML"),
-        (b"title: \xff\xfe", "is not valid YAML"),
+        (b"title: \xff\xfe", "is not UTF-8 text"),
     ],
 )
 def test_a_file_that_is_no_config_is_named(tmp_path, content, complaint):
@@ -208,7 +228,7 @@ def test_a_file_that_is_no_config_is_named(tmp_path, content, complaint):
 
 
 def test_a_config_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere\.yaml: cannot be read \(No such file"):
+    with pytest.raises(UserError, match=r"nowhere\.yaml: does not exist"):
         load_config(tmp_path / "nowhere.yaml")
 
 
@@ -271,10 +291,10 @@ def test_the_committed_page_is_that_of_the_models():
 
 
 def test_the_page_has_every_key_of_every_section():
-    schema = Config.model_json_schema()
+    schema, text = Config.model_json_schema(), page()
     for section in (schema, *schema["$defs"].values()):
         for key, value in section.get("properties", {}).items():
-            assert f"| `{key}` |" in page() or "const" in value
+            assert f"| `{key}` |" in text or "const" in value
 
 
 def test_an_unknown_key_of_a_search_is_answered_with_those_of_a_search(config_values):
@@ -296,3 +316,160 @@ def test_kappa_picks_no_epoch_where_classes_have_no_order(config_values):
     config_values["training"] = {"select": "quadratic_kappa"}
     with pytest.raises(UserError, match="needs ordered classes; set `ordinal: true` in the task"):
         parse_config(config_values)
+
+
+def numbers(schema: object, way: str = "") -> Iterator[tuple[str, dict]]:
+    """Every number that the schema describes, and where."""
+    if isinstance(schema, dict):
+        if schema.get("type") in ("integer", "number"):
+            yield way, schema
+        for key, part in schema.items():
+            yield from numbers(part, f"{way}/{key}")
+    elif isinstance(schema, list):
+        for number, part in enumerate(schema):
+            yield from numbers(part, f"{way}/{number}")
+
+
+def test_every_number_of_the_config_has_limits():
+    """Also those of heads and filters; 10^10 of anything would be killed without a word."""
+    found = dict(numbers(Config.model_json_schema()))
+    assert len(found) > 60
+    for way, schema in found.items():
+        assert {"minimum", "exclusiveMinimum"} & schema.keys(), way
+        assert {"maximum", "exclusiveMaximum"} & schema.keys(), way
+        most = schema.get("maximum", schema.get("exclusiveMaximum"))
+        assert most <= 2**31, way
+        assert (schema.get("default") or 0) <= most, way
+
+
+def test_no_section_has_a_number_without_limits():
+    sections = {*HEADS.values(), SearchSection}
+    for field in Config.model_fields.values():
+        sections |= {part for part in get_args(field.annotation) if isinstance(part, type)}
+        sections |= {field.annotation} if isinstance(field.annotation, type) else set()
+    sections = {part for part in sections if issubclass(part, Section)}
+    assert {TilingSection, FoldsSection, EncoderSection, EvaluationSection} < sections
+    assert {section: found for section in sections if (found := unbounded(section))} == {}
+
+
+def test_a_number_without_limits_is_found_wherever_it_is():
+    class Odd(Section):
+        bare: int = 1
+        least: int = Field(1, ge=0)
+        listed: tuple[float, ...] = ()
+        named: dict[str, Positive | float]
+        fine: Annotated[int, Field(ge=0, lt=5)] | None = None
+        shares: dict[str, Share]
+        either: int | None = Field(None, gt=0, le=9)
+        flag: bool = False
+
+    assert unbounded(Odd) == ["bare", "least", "listed", "named"]
+
+
+def test_a_filter_s_option_has_a_limit_unless_it_states_another():
+    assert Option(1.0, "").at_most == 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("key", "most"),
+    [
+        ("folds/number", 1000), ("folds/repeats", 1000), ("evaluation/bootstrap", 100_000),
+        ("training/bag_size", 100_000), ("heads/abmil/attention", 16_384),
+        ("cohort/slides_per_bucket", 1_000_000), ("training/epochs", 100_000),
+        ("pretraining/batch_size", 100_000), ("tiling/blur_step_um", 1_000_000),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("value", [10**9, 10**10, 10**400], ids=["10^9", "10^10", "10^400"])
+def test_a_number_beyond_reason_is_refused_at_once(config_values, key, most, value):
+    message = refusal(put(config_values, key, value))
+    assert re.search(
+        rf"- {key.replace('/', '.')}: .*(than or equal to {most}|finite|not a number)", message
+    )
+
+
+def test_more_models_than_can_be_named_are_refused(config_values):
+    config_values |= {"folds": {"number": 1000, "repeats": 500}, "training": {"seeds": 2}}
+    assert "folds.repeats: 1000 folds x 500 repeats x 2 training seeds are 1,000,000 models" in (
+        refusal(config_values)
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("training/seeds", True, "'true' is not a whole number"),
+        ("seed", False, "'false' is not a whole number"),
+        ("encoders/tiny/mpp", True, "'true' is not a number"),
+        ("encoders/tiny/mean", [True, 0.5, 0.5], "'true' is not a number"),
+        ("evaluation/prevalence", {"0 vs 1+": True}, "'true' is not a number"),
+        ("heads/abmil/hidden", True, "'true' is not a whole number"),
+        ("tiling/max_blur", True, "'true' is not a number"),
+        ("folds/number", "five", "'five' is not a whole number"),
+        ("folds/number", 2.5, "2.5 is not a whole number"),
+        ("folds/number", None, "null is not a whole number"),
+        ("heads/abmil/gated", "maybe", "'maybe' is neither true nor false"),
+        ("evaluation/subgroups", "year", r"'year' is not a list; write \[year\]"),
+        ("cohort/mask_classes", "tumour", r"'tumour' is not a list; write \[tumour\]"),
+        ("tasks/score/classes/0", "0", r"'0' is not a list; write \[0\]"),
+        ("encoders/tiny/source", [], r"\[\]: must be 'timm'"),
+        ("encoders/tiny/source", {}, r"\{\}: must be 'timm'"),
+        ("encoders/tiny", "resnet", "'resnet' is not a section; write lines of `key: value`"),
+        ("encoders/tiny", None, "null is not a section"),
+        ("encoders", ["tiny"], r"\['tiny'\] is not a mapping; write lines of `name: value`"),
+        ("tasks", 5, "5 is not a mapping"),
+        ("results", 5, "5 is not a path; write it as text"),
+        ("cohort/slides", ["a.csv"], r"\['a.csv'\] is not a path"),
+        ("report/title", datetime.date(2024, 1, 1), "YAML does not read .* as text; put it in quo"),
+        ("report/title", "a\ud800", "'a.ud800' contains what is no character"),
+        ("heads", {"abmil": 3}, "unknown or missing head; set `head:`|3 is not a section"),
+    ],
+)
+def test_an_odd_value_is_answered_with_what_is_legal(config_values, key, value, problem):
+    message = refusal(put(config_values, key, value))
+    assert re.search(rf"- {key.replace('/', '.')}(\.[^:]+)?: ({problem})", message), message
+
+
+def test_a_value_that_no_search_takes_has_one_problem(config_values):
+    options = {"trials": 2, "options": {"dropout": [0.1, ["a"]]}}
+    config_values["heads"] = {"abmil": {"search": options}}
+    message = refusal(config_values)
+    assert message.startswith("config.yaml: 1 problem(s)")
+    assert "heads.abmil.search.options.dropout.1: ['a'] is not a number" in message
+
+
+def test_a_config_of_nothing_but_mistakes_is_refused_at_once(config_values):
+    began = time.process_time()
+    config_values |= {f"key {number}": 1 for number in range(20_000)}
+    message = refusal(config_values)
+    assert len(message) < 100_000
+    assert time.process_time() - began < 2
+
+
+SECTIONS = ("tasks", "encoders", "heads", "patches")
+
+
+def renamed(values: dict, section: str, *names: str) -> dict:
+    """Give copies of a section's first entry these names."""
+    values["patches"] = {"set": {"format": "csv", "path": "a.csv"}}
+    values["heads"] = {"mine": {"head": "abmil"}}
+    first = next(iter(values[section].values()))
+    return values | {section: dict.fromkeys(names, first)}
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_no_name_is_that_of_a_file_of_ours_or_differs_only_by_case(config_values, section):
+    names = ("comparison.csv", "x.JSON", "a.as-published", "uni", "UNI", "nul", "com1.x", "dot.")
+    message = refusal(renamed(config_values, section, *names, "resnet50.a1_in1k"))
+    for name in ("comparison.csv", "x.JSON", "a.as-published", "UNI", "nul", "com1.x", "dot."):
+        assert f"- {section}.{name}: " in message
+    assert message.startswith("config.yaml: 7 problem(s)")
+    assert "differs from 'uni' only by case" in message
+
+
+def test_the_endings_of_our_files_are_those_that_the_rules_write():
+    """A name with such an ending could be a folder where a job writes a file."""
+    rules = "".join(path.read_text() for path in (PRESETS.parent / "rules").glob("*.smk"))
+    wiring = (PRESETS.parents[1] / "her2" / "pipeline" / "wiring.py").read_text()
+    written = set(re.findall(r"\w(\.(?:[a-z]{3,11}))\"", rules + wiring))
+    assert {".csv", ".parquet", ".json", ".tsv", ".log", ".html", ".safetensors"} < written
+    assert written - {".smk", ".yaml", ".rst", ".svs"} <= FILES

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from her2.cohort.audit import tabulate_cohort
-from her2.cohort.manifest import SlideRow, read_cohort, read_labels
+from her2.cohort.manifest import SlideRow
+from her2.cohort.reading import read_cohort, read_labels
 from her2.config import Task, load_config, parse_config
 from her2.config.jobs import CohortSpec, ControlSpec, load
 from her2.core.errors import UserError

@@ -17,17 +17,22 @@ import torch
 from her2.cohort.manifest import Cohort, SlideRow, bucket_of
 from her2.config import EncoderSection, TilingSection
 from her2.config.jobs import EmbedSpec, TileSpec, dump
-from her2.core.errors import UserError
+from her2.core import checksums
+from her2.core.errors import TileError, UserError
 from her2.embedding import session as embedder_module
 from her2.embedding.stage import embed_bucket, feature_key
 from her2.encoders.backbones import Encoder
 from her2.encoders.card import read_card
 from her2.encoders.stage import load_encoder
+from her2.slides import fingerprint as fingerprint_module
+from her2.slides.fingerprint import fingerprint
 from her2.slides.slide import Slide
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, TileEntry, read_entries, write_entries
 from her2.storage.features import open_store, read_attributes, read_coords, store_problems
 from her2.storage.tiles import read_table
+from her2.storage.upkeep import forget_slides, unused_products
+from her2.storage.verify import broken_products
 from her2.synthetic import draw_slide
 from her2.tiling.stage import tile_bucket
 from tests.unit.products import materialise
@@ -95,11 +100,11 @@ class Job:
 
     @property
     def tiles(self) -> Path:
-        return self.root / "tiles" / f"{self.bucket}.json"
+        return self.root / "tiles" / "grid" / f"{self.bucket}.json"
 
     @property
     def output(self) -> Path:
-        return self.root / "features" / f"{self.bucket}.json"
+        return self.root / "features" / "tiny" / f"{self.bucket}.json"
 
     def tile(self) -> "Job":
         tiling = TilingSection(min_tiles=1)
@@ -369,6 +374,109 @@ def test_an_unreadable_tile_is_left_out_and_counted(own_slides: Job) -> None:
     np.testing.assert_allclose(
         job.features(entry), expected, atol=1e-4 * np.abs(expected).max(), rtol=0
     )
+
+
+def damage_between_samples(path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """Damage a slide where the fingerprint does not look; return what it was.
+
+    The fingerprint samples this small slide as it does those of more than 6 MiB.
+    """
+    for name, value in (("_HEAD_BYTES", 256), ("_BLOCK_BYTES", 16), ("_BLOCKS", 2)):
+        monkeypatch.setattr(fingerprint_module, name, value)
+    good, before = path.read_bytes(), fingerprint(path)
+    damage(path, 1, 1)
+    assert fingerprint(path) == before
+    return good
+
+
+@pytest.mark.parametrize("settled", [True, False], ids=["index", "no index"])
+def test_a_copy_damaged_between_the_samples_and_then_replaced_gets_all_its_tiles(
+    own_slides: Job, monkeypatch: pytest.MonkeyPatch, settled: bool
+) -> None:
+    monkeypatch.setattr(checksums, "SETTLED_SECONDS", 0 if settled else 3600)
+    path = own_slides.cohort.root / f"{IDS[1]}.svs"
+    good = damage_between_samples(path, monkeypatch)
+    bad, state = path.read_bytes(), path.stat()
+    first = own_slides.tile().embed(max_failed_tiles=0.9)
+    assert first[IDS[1]].failed_tiles > 0
+    path.write_bytes(good)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))  # as cp -p and rsync do
+    second = own_slides.tile().embed(max_failed_tiles=0.9)
+    assert second[IDS[1]].failed_tiles == 0
+    assert second[IDS[1]].tiles == len(own_slides.table(IDS[1]))
+    assert {name for name in IDS if first[name].key != second[name].key} == {IDS[1]}
+    assert broken_products(own_slides.cache)[1] == []
+    path.write_bytes(bad)
+    monkeypatch.setattr(embedder_module, "load_encoder", refuse)
+    assert own_slides.tile().embed(max_failed_tiles=0.9) == first
+
+
+def test_features_of_other_bytes_are_told_apart_though_the_tiles_are_of_none(
+    own_slides: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Because the tile table of the damaged copy was pruned, for example."""
+    path = own_slides.cohort.root / f"{IDS[1]}.svs"
+    good = damage_between_samples(path, monkeypatch)
+    first = own_slides.tile().embed(max_failed_tiles=0.9)
+    shutil.rmtree(own_slides.cache.root / "tiles")
+    path.write_bytes(good)
+    second = own_slides.tile().embed(max_failed_tiles=0.9)
+    assert second[IDS[1]].failed_tiles == 0
+    assert {name for name in IDS if first[name].key != second[name].key} == {IDS[1]}
+    assert broken_products(own_slides.cache)[1] == []
+
+
+def test_a_slide_replaced_after_tiling_fails_and_the_others_do_not(
+    own_slides: Job, embedded: Job
+) -> None:
+    job = own_slides.tile()
+    shutil.copyfile(job.cohort.root / f"{IDS[0]}.svs", job.cohort.root / f"{IDS[1]}.svs")
+    found = job.embed()
+    assert found[IDS[1]].status == "failed"
+    assert "its file changed after it was tiled; run snakemake again" in found[IDS[1]].reason
+    for slide_id in (IDS[0], IDS[2]):
+        assert found[slide_id] == entries(embedded)[slide_id]
+
+
+def test_swapped_stores_are_embedded_again(job: Job, embedded: Job) -> None:
+    shutil.copytree(embedded.cache.root / "features", job.cache.root / "features")
+    one, other = (job.cache.path("features", entries(embedded)[name].key) for name in IDS[:2])
+    one.rename(one.with_name("aside"))
+    other.rename(one)
+    one.with_name("aside").rename(other)
+    assert job.embed() == entries(embedded)
+    assert broken_products(job.cache)[1] == []
+    assert len(job.cache.quarantined()) == 2
+
+
+def test_a_forgotten_slide_is_tried_again_and_the_others_are_not(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E.g. a network disk could not read some tiles of a slide that is good."""
+    job = job.tile()
+    region = Slide.region
+
+    def failing(slide: Slide, x: float, y: float, *size: object, **options: object):
+        if slide.path.stem == IDS[1] and x < 200:
+            raise TileError("the network disk is gone")
+        return region(slide, x, y, *size, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Slide, "region", failing)
+        first = job.embed(max_failed_tiles=0.9)
+    assert [first[name].failed_tiles > 0 for name in IDS] == [False, True, False]
+    assert job.embed(max_failed_tiles=0.9) == first
+    with pytest.raises(UserError, match=r"1 slide\(s\) are in no entries file(.|\n)*nobody"):
+        forget_slides(job.cache, [IDS[1], "nobody"], [job.root])
+    found = forget_slides(job.cache, [IDS[1]], [job.root])
+    assert set(found.entries) == {job.tiles, job.output}
+    assert len(found.products) == 3
+    kept = {product.key for product in job.cache.products() if product.kind == "features"}
+    assert kept == {first[IDS[0]].key, first[IDS[2]].key}
+    assert {p.key for p in unused_products(job.cache, [job.root])} == set()
+    second = job.tile().embed(max_failed_tiles=0.9)
+    assert [second[name].failed_tiles for name in IDS] == [0, 0, 0]
+    assert broken_products(job.cache)[1] == []
 
 
 def test_a_slide_with_too_many_unreadable_tiles_is_excluded_and_the_others_are_not(

@@ -29,6 +29,7 @@ from her2.evaluation.stage import evaluate, evaluation_tables
 from her2.storage.cache import Cache
 from her2.storage.entries import FoldEntry, write_entries
 from tests.unit.prediction_makers import predictions as made_predictions
+from tests.unit.products import reseal
 
 SCORE = Task(
     label="her2",
@@ -325,6 +326,7 @@ class Models:
                 pl.DataFrame(rows, schema=schema, orient="row").write_parquet(
                     folder / f"{name}.parquet"
                 )
+            reseal(folder, key=key)
         return FoldEntry(key, 1, 1, 1, 0, 1, 0.5)
 
     def change(self, slide_id: str, value: float | None) -> None:
@@ -335,6 +337,7 @@ class Models:
         chosen = pl.col("slide_id") == slide_id
         other = pl.when(chosen).then(pl.lit(value, pl.Float64)).otherwise("prob_positive")
         table.with_columns(prob_positive=other).write_parquet(path / "predictions.parquet")
+        reseal(path)
 
     def gather(self) -> pl.DataFrame:
         return gather_predictions(self.spec, self.cache, folds=self.folds, models=self.models)
@@ -487,7 +490,21 @@ def test_a_patient_of_two_classes_is_refused(models: Models) -> None:
 def test_a_model_without_its_tuning_set_is_named(models: Models) -> None:
     folder = models.cache.path("models", models.manifests["r1f0-r1f1"]["r1f1"].key)
     (folder / "tune.parquet").unlink()
+    reseal(folder)
     with pytest.raises(UserError, match=r"r1f1: its model has no tune\.parquet"):
+        models.gather()
+
+
+@pytest.mark.parametrize("name", ["predictions", "tune"])
+def test_predictions_that_were_changed_in_place_are_not_evaluated(
+    models: Models, name: str
+) -> None:
+    path = models.cache.path("models", models.manifests["r1f0-r1f1"]["r1f1"].key)
+    table = pl.read_parquet(path / f"{name}.parquet")
+    table.with_columns(prob_positive=1 - pl.col("prob_positive")).write_parquet(
+        path / f"{name}.parquet"
+    )
+    with pytest.raises(UserError, match=rf"changed file {name}\.parquet.*--quarantine"):
         models.gather()
 
 

@@ -77,6 +77,12 @@ def test_a_file_that_declares_no_head_is_named_with_what_is_missing(
     assert "her2/heads/mean.py" in str(caught.value)
 
 
+def test_an_option_without_limits_is_named(write: Write) -> None:
+    write("mine", MINE.replace("    label", "    width: int = 3\n    label"))
+    with pytest.raises(UserError, match="the limits of MineSection.width .* missing"):
+        discover()
+
+
 def test_two_heads_of_one_name_are_refused(write: Write) -> None:
     path = write("is_second", MINE.replace('"new"', '"abmil"'))
     with pytest.raises(UserError, match="is also declared in her2.heads.abmil") as caught:

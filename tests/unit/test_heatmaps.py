@@ -41,6 +41,7 @@ from tests.unit.heatmap_makers import (
     World,
     make_world,
 )
+from tests.unit.products import reseal
 
 
 @pytest.fixture
@@ -242,6 +243,9 @@ def test_a_model_that_did_not_hold_the_slide_out_is_never_asked(world: World) ->
     name = world.draw(slides=1)[0]["slide_id"]
     path = world.model(name) / "attention.parquet"
     pl.read_parquet(path).filter(pl.col("slide_id") != name).write_parquet(path)
+    with pytest.raises(UserError, match=r"changed file attention\.parquet"):
+        world.draw(slides=1)
+    reseal(path.parent)
     with pytest.raises(UserError, match=f"{name}: has no attention"):
         world.draw(slides=1)
 
@@ -251,6 +255,7 @@ def test_attention_of_other_tiles_than_the_store_s_is_refused(world: World) -> N
     path = world.model(name) / "attention.parquet"
     table = pl.read_parquet(path).with_columns(pl.col("attention").list.head(5))
     table.write_parquet(path)
+    reseal(path.parent)
     with pytest.raises(UserError, match=rf"attention for 5 tiles but features of {TILES}"):
         world.draw(slides=1)
 

@@ -24,7 +24,7 @@ from her2.explanation.localisation import LOCALISATION, LOCALISATION_SUMMARY
 from her2.mil.stage import train_folds
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, FoldEntry, read_entries, write_entries
-from tests.unit.products import write_store
+from tests.unit.products import reseal, write_store
 
 TASK = Task(label="her2", classes={"0": ["0"], "2+": ["2+"], "3+": ["3+"]})
 BUCKET, CHUNK = "0000-of-0001", "r0f0-r1f1"
@@ -95,6 +95,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         features[coords[kept, 0] == 0, 0] += 3 * (row.labels.get("her2") == "3+")
         key = digest(row.slide_id)
         attributes = {
+            "key": key,
             "slide": {"level0_tile": [100.0, 100.0], "size_px": [SIDE * TILE_PX] * 2},
             "encoder": {"digest": "e"},
         }
@@ -312,6 +313,7 @@ def test_attention_that_cannot_be_the_slide_s_stops_the_job_and_names_it(
                 (target / item.name).write_bytes(item.read_bytes())
             table = pl.read_parquet(target / "attention.parquet")
             spoil(table).write_parquet(target / "attention.parquet")
+            reseal(target)
     write_entries(tmp_path / "models" / f"{CHUNK}.json", entries)
     with pytest.raises(UserError, match=f"n2-a: {problem}"):
         measure_attention(

@@ -39,7 +39,7 @@ def audit(folder: Path, where: Path, *, allow: bool = False, domain: str = "he")
 
 @pytest.mark.parametrize(
     "provenance",
-    [{"cases": ["x", "P1"]}, {"cases": ["p1"]}, {"cases": ["s1-b"]},
+    [{"cases": ["x", "P1"]}, {"cases": ["p1"]}, {"cases": ["s1-b"]}, {"cases": ["S1\u2011B "]},
      {"slide_fingerprints": ["f2"]}],
 )  # fmt: skip
 def test_a_shared_case_stops_the_run_and_names_the_patient(tmp_path: Path, provenance) -> None:

@@ -334,7 +334,7 @@ def test_all_missing_files_of_a_csv_are_named_at_once(tmp_path):
     assert "2.png: the file does not exist" in message
     assert "3.png: the file does not exist" in message
     assert "1.png: is listed twice" in message
-    assert "case_id is blank in 1 of 4 rows" in message
+    assert "case_id is missing in 1 of 4 rows" in message
 
 
 def test_a_csv_without_its_columns_says_which_it_has(tmp_path):
@@ -345,8 +345,49 @@ def test_a_csv_without_its_columns_says_which_it_has(tmp_path):
 
 def test_a_blank_label_names_its_row(tmp_path):
     rows = [{"path": "1.png", "label": "a"}, {"path": "2.png", "label": ""}]
-    with pytest.raises(UserError, match="row 3: blank path or label"):
+    with pytest.raises(UserError, match=r"row 3: column 'label': is empty"):
         read("csv", write_table(tmp_path / "labels.csv", rows))
+
+
+SHEETS = {
+    "path,label,label\n1.png,a,b\n2.png,b,a\n": "column 'label': is there 2 times",
+    "path,label,case_id\n1.png,a,P-1\n2.png,b,p-1\n": "'P-1' and 'p-1' differ in nothing but case",
+    "path,label,case_id\n1.png,a,7\n2.png,b,7.0\n": "'7' and '7.0' differ in nothing",
+    "path,label,case_id\n1.png,a,7\n2.png,b,NA\n": "case_id is missing in 1 of 2 rows",
+    "path,label\n1.png,Tumour\n2.png,tumour\n": "'Tumour' and 'tumour' differ in nothing",
+    "path,label\n1.png,a\n2.png\n": "row 3: has fewer cells than the header",
+    "path,label\n1.png,a\n2.png,b,c\n": "row 3: has more cells than the header",
+    "path,label\n1.png,a\n2.png,NaN\n": "row 3: column 'label': 'NaN' means a missing value",
+    "path,label\n1.png,a\n" + "x" * 300 + ".png,b\n": "the file cannot be reached (File name too",
+    "path,label\n1.png,a\n.,b\n": ".: the file is a folder",
+    "path,label\n1.png,\xfc\n": "is not in UTF-8; in Windows-1252 it would have 'ü'",
+}
+
+
+@pytest.mark.parametrize("sheet", SHEETS, ids=SHEETS.values())
+def test_a_sheet_of_patches_is_read_as_strictly_as_a_manifest(tmp_path, sheet):
+    for number in (1, 2):
+        save(tmp_path / f"{number}.png", number)
+    (tmp_path / "labels.csv").write_bytes(sheet.encode("cp1252"))
+    with pytest.raises(UserError) as error:
+        read("csv", tmp_path / "labels.csv")
+    assert SHEETS[sheet] in str(error.value)
+
+
+def test_a_label_that_the_config_names_is_meant_even_if_it_is_none(tmp_path):
+    for number in (1, 2):
+        save(tmp_path / f"{number}.png", number)
+    (tmp_path / "labels.csv").write_text("path;label\n 1.png ;none\n2.png;None \n\n")
+    found = read("csv", tmp_path / "labels.csv", classes={"no": ["none"], "yes": ["None"]})
+    assert found.counts == {"no": 1, "yes": 1}
+    assert found.ids == ("1.png", "2.png")
+
+
+def test_slides_of_two_parts_of_pcam_that_look_alike_are_refused(tmp_path):
+    pcam(tmp_path / "pcam", "train", [0, 1], ["w1", "w2"])
+    pcam(tmp_path / "pcam", "valid", [0, 1], ["W2", "w3"])
+    with pytest.raises(UserError, match="column 'wsi': 'w2' and 'W2' differ in nothing"):
+        read("pcam", tmp_path / "pcam")
 
 
 def broken(path: Path, how: str) -> None:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from her2.cohort.folds import make_folds
 from her2.cohort.labels import Conflict, conflicts, patient_classes
-from her2.cohort.manifest import Cohort, SlideRow, read_cohort, read_labels
+from her2.cohort.manifest import Cohort, SlideRow
+from her2.cohort.reading import read_cohort, read_labels
 from her2.config import Task, parse_config
 from her2.config.jobs import FoldsSpec, dump, load
 from her2.core.errors import UserError

@@ -1,85 +1,136 @@
-import threading
+"""YAML and JSON lose nothing on the way in, and end in one message where they cannot be read."""
+
+import json
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from hypothesis import given
-from hypothesis import strategies as st
+import pytest
+import yaml
 
-from her2.embedding.reading import BAND_TILES, PendingSlide, TileQueue, band_order
-from her2.storage.features import RowSpool
-from her2.storage.tiles import TileTable
-from tests.unit.tile_makers import slide_facts, tile_grid
+from her2.config import load_config
+from her2.core.errors import UserError
+from her2.core.files import parse_json
+from her2.core.reading import read_json
+from her2.core.yaml_files import MAX_YAML_BYTES, parse_yaml, read_config, read_yaml
 
-
-def pending(name: str, coords: np.ndarray, side: float = 10.0) -> PendingSlide:
-    facts = slide_facts(width_px=10_000, height_px=10_000)
-    tiles = tile_grid(16, side)
-    table = TileTable(coords.astype(np.int32), np.ones(len(coords), np.float32), facts, tiles)
-    spool = RowSpool(len(coords), 2, "float16", Path())
-    return PendingSlide(name, Path(name), table, name, spool)
-
-
-def grid(columns: int, rows: int, side: int = 10) -> np.ndarray:
-    y, x = np.mgrid[:rows, :columns] * side
-    return np.stack([x.ravel(), y.ravel()], axis=1)
-
-
-@given(st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 5000)), min_size=1, max_size=60))
-def test_the_order_of_cutting_holds_every_tile_once(places: list[tuple[int, int]]) -> None:
-    order = band_order(np.array(places, np.int32), 10.0)
-    assert sorted(order) == list(range(len(places)))
-
-
-def test_tiles_are_cut_in_bands_column_by_column() -> None:
-    """For any width of slide, the neighbours of a tile are cut within two columns of a band."""
-    coords = grid(50, 3 * BAND_TILES)
-    order = band_order(coords, 10.0)
-    place = np.argsort(order).reshape(3 * BAND_TILES, 50)
-    assert (np.diff(place, axis=1) == BAND_TILES).all()
-    inside = np.delete(np.diff(place, axis=0), [BAND_TILES - 1, 2 * BAND_TILES - 1], axis=0)
-    assert (inside == 1).all()
-
-
-def test_long_slides_come_first_so_that_none_trails_at_the_end() -> None:
-    slides = [pending(name, grid(n, 1)) for name, n in (("a", 3), ("b", 30), ("c", 9), ("d", 9))]
-    queue, seen = TileQueue(slides), []
-    while parts := queue.take(5):
-        seen += [slide.slide_id for slide, _ in parts]
-    assert list(dict.fromkeys(seen)) == ["b", "c", "d", "a"]
-
-
-@given(
-    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=6),
-    count=st.integers(1, 50),
-    across=st.booleans(),
+LAUGHS = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
 )
-def test_the_feed_hands_out_every_tile_once(sizes: list[int], count: int, across: bool) -> None:
-    slides = [pending(str(i), grid(n, 1)) for i, n in enumerate(sizes)]
-    queue = TileQueue(slides)
-    batches = list(iter(lambda: queue.take(count, across=across), []))
-    found = [(slide.slide_id, row) for parts in batches for slide, rows in parts for row in rows]
-    assert sorted(found) == sorted((str(i), row) for i, n in enumerate(sizes) for row in range(n))
-    assert queue.left == 0
-    sums = [sum(len(rows) for _, rows in parts) for parts in batches]
-    if across:
-        assert set(sums[:-1]) <= {count}
-    else:
-        assert all(len(parts) == 1 for parts in batches)
 
 
-def test_threads_share_a_feed() -> None:
-    slides = [pending(str(i), grid(97, 1)) for i in range(5)]
-    queue, lock = TileQueue(slides), threading.Lock()
-    found: list[tuple[str, int]] = []
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a: 1\nb: {a: 1}", {"a": 1, "b": {"a": 1}}),
+        ("a: &x {p: 1, q: 2}\nb: {<<: *x, q: 3}", {"a": {"p": 1, "q": 2}, "b": {"p": 1, "q": 3}}),
+        ("a: !!str 1", {"a": "1"}),
+        ("\ufeffa: 1", {"a": 1}),
+        ("# nothing", None),
+        ('{"a": [1, 2.5, "x", null, true]}', {"a": [1, 2.5, "x", None, True]}),
+    ],
+)
+def test_good_yaml_is_what_the_library_reads(text: str, value: object) -> None:
+    assert parse_yaml(text, source="c.yaml") == value
 
-    def work() -> None:
-        while parts := queue.take(7):
-            with lock:
-                found.extend((slide.slide_id, row) for slide, rows in parts for row in rows)
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == len(set(found)) == 5 * 97
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a: 1\nb: 2\na: 1\n", "line 3, column 1: the key 'a' is there twice, first in line 1"),
+        ("a: {b: 1, c: 2, b: 3}", "line 1, column 17: the key 'b' is there twice"),
+        ("- {a: {b: {c: 1, 'c': 1}}}", "the key 'c' is there twice"),
+        ("x: &x {a: 1}\ny: {<<: *x, <<: *x}", "the key '<<' is there twice"),
+        ("a: " + "[" * 3000 + "]" * 3000, "is nested more than 32 deep"),
+        ("{a: " * 3000, "is nested more than 32 deep"),
+        ("\n".join(" " * n + "a:" for n in range(300)), "is nested more than 32 deep"),
+        (LAUGHS, "holds more than 20,000 values"),
+        ("a: &a [*a]", r"\*a is a part of itself"),
+        ("a: &a {b: {c: *a}}", r"\*a is a part of itself"),
+        ("a: *nowhere", "undefined alias 'nowhere'"),
+        ("a: !!python/object/apply:os.system [x]", "the tag .*os.system' has no meaning here"),
+        ("a: !!binary aaaa", "the tag .*binary' has no meaning here"),
+        ("a: !mine x", "the tag '!mine' has no meaning here"),
+        ("a:\n\tb: 1", "Indent with spaces, not tabs"),
+        ("a: @x", "line 1, column 4: .* in quotes"),
+        ("a: 2024-13-45", "number or date that cannot be one .* Put texts in quotes"),
+        ("a: " + "9" * 5000, "number or date that cannot be one"),
+        ("a: 1\n---\na: 1", "expected a single document"),
+        ("a: \x01", "Remove the character"),
+        ("? [a, b]\n: 1", "a key must be a single text"),
+        ("a: 'x", "unexpected end of stream"),
+        ("a: [1, 2", "line 1, column 9"),
+    ],
+)
+def test_bad_yaml_is_named_with_its_line_and_at_once(text: str, problem: str) -> None:
+    began = time.process_time()
+    with pytest.raises(UserError, match=rf"^c\.yaml: .*{problem}"):
+        parse_yaml(text, source="c.yaml")
+    assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"a: \xff", "is not UTF-8 text .* save it as UTF-8"),
+        ("a: 1".encode("utf-16"), "is not UTF-8 text"),
+        (b"#" * (MAX_YAML_BYTES + 1), "is larger than 128 KiB"),
+    ],
+)
+def test_a_file_that_is_no_text_of_settings_is_named(
+    tmp_path: Path, content: bytes, problem: str
+) -> None:
+    (tmp_path / "c.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=rf"c\.yaml: {problem}"):
+        read_config(tmp_path / "c.yaml")
+
+
+def test_settings_in_json_are_read_by_their_suffix(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    path.write_text('{\n\t"a": 1}')  # YAML has no tabs
+    assert read_config(path) == {"a": 1}
+    path.write_text('{"a": 1, "a": 2}')
+    with pytest.raises(UserError, match=r"c\.json: is not valid JSON: the key 'a' is there twice"):
+        read_config(path)
+
+
+def test_a_key_twice_in_a_config_is_no_problem_lost(
+    tmp_path: Path, config_values: dict[str, Any]
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps(config_values)[:-1] + ', "heads": {"mean": {}}}')
+    with pytest.raises(UserError, match="the key 'heads' is there twice"):
+        load_config(path)
+
+
+@pytest.mark.parametrize("parse", [parse_json, lambda text: parse_json(text.encode())])
+def test_good_json_is_what_the_library_reads(parse: Callable[[str], Any]) -> None:
+    text = '{"a": [1, {"b": null, "c": "é"}], "b": {"a": 1}}'
+    assert parse(text) == json.loads(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"a": 1, "b": 2, "a": 1}', "the key 'a' is there twice"),
+        ('[{"x": {"a": 1, "a": 1}}]', "the key 'a' is there twice"),
+        ("[" * 100_000, "nested too deep"),
+        ("{", "Expecting"),
+        ("9" * 5000, "Exceeds the limit"),
+    ],
+)
+def test_bad_json_is_a_value_error_like_any_other(tmp_path: Path, text: str, problem: str) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(ValueError, match=problem):
+        read_json(tmp_path / "x.json")
+
+
+ROOT = Path(__file__).parents[2]
+OURS = [ROOT / "config.yaml", *ROOT.glob("her2/**/*.yaml"), *ROOT.glob("workflow/**/*.yaml")]
+
+
+@pytest.mark.parametrize("path", OURS, ids=lambda path: path.name)
+def test_our_own_settings_and_lists_have_no_key_twice(path: Path) -> None:
+    assert read_yaml(path) == yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -583,6 +583,17 @@ def test_a_precision_that_was_not_requested_gives_a_warning(tmp_path, asked, use
     assert (words is None and not found) or words in found[0]
 
 
+def test_a_column_that_may_have_been_meant_is_among_the_warnings(tmp_path):
+    cohort = Cohort()
+    cohort.write(tmp_path)
+    text = "The manifest's column 'MPP' is not read. If it is meant to be 'mpp', rename it."
+    spec = cohort.spec().model_copy(update={"cautions": (text,)})
+    assert load(ReportSpec, dump(spec)) == spec
+    assert "cautions" not in dump(cohort.spec())  # or every report would be made again
+    results = read_results(spec, tmp_path)
+    assert text in [found.text for found in notices.SECTION.collect(results)]
+
+
 def test_features_of_more_than_one_kind_of_device_are_warned_of(tmp_path):
     cohort = Cohort()
     cohort.write(tmp_path)

@@ -112,7 +112,7 @@ def run(folder: Path, slides: list[Tissue], spec: SimilarSpec = SPEC) -> pl.Data
                 path,
                 slide.store.all(),
                 (slide.places * 224).astype(np.int32),
-                {"slide": {"level0_tile": [224.0, 224.0]}},
+                {"key": key, "slide": {"level0_tile": [224.0, 224.0]}},
             )
         entries[slide.slide_id] = FeatureEntry("ok", None, key, len(slide.store), 0, D)
     entries["lost"] = FeatureEntry("excluded", "no tissue")

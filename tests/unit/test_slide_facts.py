@@ -22,7 +22,7 @@ from her2.filters.registry import FILTERS, LISTED
 from her2.storage.cache import Cache
 from her2.storage.entries import TileEntry, read_entries, write_entries
 from her2.storage.tiles import TileTable, read_table, write_table
-from her2.tiling.stage import tile_bucket, tile_key
+from her2.tiling.stage import tile_bucket, tile_identity
 from tests.unit.tile_makers import slide_facts, tile_grid
 
 FIRST = ("border", "pen", "fold", "blur")
@@ -162,7 +162,7 @@ def test_the_spec_and_the_key_of_tiles_are_what_they_were(tmp_path):
         "target": [0.5, 96], "tiling": {k: v for k, v in tiling.items() if k != "min_tiles"},
         "seed": None, "annotation": None, "mask": None,
     }  # fmt: skip
-    found = tile_key(SPEC, Cohort((row,), tmp_path), row, None, content="f" * 64)
+    found = digest(tile_identity(SPEC, Cohort((row,), tmp_path), row, None, content="f" * 64))
     assert found == digest(expected)
 
 

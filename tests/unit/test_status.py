@@ -3,28 +3,36 @@
 import io
 import json
 import os
+import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
+import yaml
 
+from her2.cli.inspect import _run_lines, show_status
 from her2.core.errors import UserError
 from her2.core.events import Event
+from her2.pipeline.lines import duration, failure_lines, stage_line, working_lines
 from her2.pipeline.plan import Plan
-from her2.pipeline.progress import (
-    ProgressPrinter,
-    duration,
-    failure_lines,
-    stage_line,
-    working_lines,
+from her2.pipeline.progress import ProgressPrinter
+from her2.pipeline.record import (
+    RECORD_NAME,
+    Job,
+    RunRecord,
+    begin_run,
+    planned_jobs,
+    read_run,
+    run_state,
 )
-from her2.pipeline.record import RECORD_NAME, Job, RunRecord, begin_run, read_run, run_state
 from her2.pipeline.status import RunProgress, Stage, disk_usage, failures
+from tests.workflow.project import CONFIG
 
 BEGAN = 1_000_000.0
 
@@ -61,6 +69,13 @@ def run(tmp_path: Path) -> RunRecord:
 def write(run: RunRecord, name: str, *events: Event) -> None:
     with Path(run.folder, f"logs/{name}.jsonl").open("a") as stream:
         stream.writelines(f"{json.dumps(asdict(event))}\n" for event in events)
+
+
+NO_JOBS = SimpleNamespace(dag=SimpleNamespace(jobs=[]))
+
+
+def plan_of(run: RunRecord) -> Plan:
+    return cast(Plan, SimpleNamespace(config=SimpleNamespace(results=Path(run.folder))))
 
 
 def stages(run: RunRecord) -> list[Stage]:
@@ -143,6 +158,7 @@ def test_a_job_that_ended_without_a_word_failed_once_the_run_is_over(run: RunRec
     assert failures(stages(run)) == []
     (found,) = failures(RunProgress(run).close())
     assert "killed, or out of memory or time" in found.reason
+    assert found.reason.endswith("It had finished a0.")
 
 
 def test_a_job_that_could_not_start_failed_and_one_that_never_did_waits(run: RunRecord) -> None:
@@ -178,12 +194,13 @@ def test_no_failed_job_is_named_after_a_run_that_succeeded(
     run: RunRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path(run.folder, "logs/train.log").write_text("of a rule that includes this workflow\n")
-    monkeypatch.setattr("her2.pipeline.progress.begin_run", lambda workflow, plan: run)
-    monkeypatch.setattr("her2.pipeline.progress.end_run", lambda *args, **kwargs: None)
+    monkeypatch.setattr("her2.pipeline.progress.begin_run", lambda *args: run)
+    monkeypatch.setattr("her2.pipeline.progress.end_run", lambda *args: None)
     for succeeded in (True, False):
-        printer = ProgressPrinter(_PlanOfResults(), stream := io.StringIO())
-        printer.begin(None)
+        printer = ProgressPrinter(plan_of(run), stream := io.StringIO())
+        printer.begin(NO_JOBS)
         printer.end(succeeded=succeeded)
+        printer.close()
         assert ("1 job(s) failed" in stream.getvalue()) is not succeeded
 
 
@@ -191,8 +208,10 @@ def test_a_run_with_a_job_without_a_log_is_recorded(tmp_path: Path) -> None:
     rule = SimpleNamespace(name="summary", norun=False)
     job = SimpleNamespace(rule=rule, wildcards_dict={}, log=[])
     dag = SimpleNamespace(jobs=[job], needrun=lambda job: True)
-    plan = SimpleNamespace(config=SimpleNamespace(results=tmp_path))
-    begin_run(SimpleNamespace(dag=dag, rules=[rule]), cast(Plan, plan))
+    workflow = SimpleNamespace(dag=dag, rules=[rule])
+    ((planned, own),) = planned_jobs(workflow, cast(Plan, None))
+    assert own is job
+    begin_run(workflow, tmp_path, (planned,))
     assert [job.rule for job in read_run(tmp_path).jobs] == ["summary"]
 
 
@@ -227,21 +246,23 @@ def test_a_run_whose_process_lives_is_running(run: RunRecord) -> None:
         try:
             deadline = time.monotonic() + 10
             alive = replace(run, pid=process.pid)
-            while run_state(alive) != "running" and time.monotonic() < deadline:
+            while run_state(alive, Path(run.folder)) != "running" and time.monotonic() < deadline:
                 time.sleep(0.01)
-            assert run_state(alive) == "running"
+            assert run_state(alive, Path(run.folder)) == "running"
         finally:
             process.kill()
 
 
 def test_how_a_run_ended(run: RunRecord) -> None:
-    assert run_state(replace(run, ended=time.time(), succeeded=True)) == "finished"
-    assert run_state(replace(run, ended=time.time(), succeeded=False)) == "failed"
-    assert run_state(run) == "stopped"
-    assert run_state(replace(run, pid=os.getpid())) == "stopped"  # a number that is used again
+    results = Path(run.folder)
+    assert run_state(replace(run, ended=time.time(), succeeded=True), results) == "finished"
+    assert run_state(replace(run, ended=time.time(), succeeded=False), results) == "failed"
+    assert run_state(run, results) == "stopped"
+    again = replace(run, pid=os.getpid())  # a number that is used again
+    assert run_state(again, results) == "stopped"
     lock(run)
-    assert run_state(run) == "killed"
-    assert run_state(replace(run, host="another")) == "elsewhere"
+    assert run_state(run, results) == "killed"
+    assert run_state(replace(run, host="another"), results) == "elsewhere"
 
 
 def test_a_record_is_read_as_it_was_written(run: RunRecord, tmp_path: Path) -> None:
@@ -257,13 +278,25 @@ def test_no_run_and_a_broken_record_are_user_errors(tmp_path: Path) -> None:
         read_run(tmp_path)
 
 
-def test_a_record_of_another_version_is_no_puzzle(run: RunRecord, tmp_path: Path) -> None:
-    record = asdict(run)
-    for job in record["jobs"]:
-        job["output"] = "results/tiles/a.json"  # as in version 0.1.0 before events
-    (tmp_path / RECORD_NAME).write_text(json.dumps(record))
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"jobs": [{"rule": "tile_bucket", "name": "a", "output": "a.json"}]},  # before events
+        {"jobs": None}, {"jobs": [1]}, {"rules": 3}, {"up_to_date": []}, {"began": "noon"},
+        {"pid": None}, {"host": {}}, {"reasons": {"first": "killed"}},
+    ],
+)  # fmt: skip
+def test_a_record_of_another_version_is_no_puzzle(
+    run: RunRecord, tmp_path: Path, change: dict[str, object]
+) -> None:
+    (tmp_path / RECORD_NAME).write_text(json.dumps(asdict(run) | change))
     with pytest.raises(UserError, match="from another version of her2"):
         read_run(tmp_path)
+
+
+def test_what_a_later_version_adds_to_the_record_is_ignored(run: RunRecord, tmp_path: Path) -> None:
+    (tmp_path / RECORD_NAME).write_text(json.dumps(asdict(run) | {"colour": "blue"}))
+    assert read_run(tmp_path) == run
 
 
 class _Terminal(io.StringIO):
@@ -276,20 +309,16 @@ def test_progress_is_printed_on_a_terminal_and_not_into_a_file(
     run: RunRecord, stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(run, "a", began(), embedded("a0", 100))
-    monkeypatch.setattr("her2.pipeline.progress.begin_run", lambda workflow, plan: run)
-    monkeypatch.setattr("her2.pipeline.progress.end_run", lambda *args, **kwargs: None)
-    printer = ProgressPrinter(_PlanOfResults(), stream, every=0.01)
-    printer.begin(None)
+    monkeypatch.setattr("her2.pipeline.progress.begin_run", lambda *args: run)
+    monkeypatch.setattr("her2.pipeline.progress.end_run", lambda *args: None)
+    printer = ProgressPrinter(plan_of(run), stream, every=0.01)
+    printer.begin(NO_JOBS)
     time.sleep(0.2)
     write(run, "a", Event("ended"))
     printer.end(succeeded=True)
+    printer.close()
     expected = 1 if stream.isatty() else 0  # a line that has not changed is not repeated
     assert stream.getvalue().count("1 of 5 slides, 100 of 300 tiles") == expected
-
-
-class _PlanOfResults:
-    class config:
-        results = Path()
 
 
 def test_links_into_the_cache_take_no_room(tmp_path: Path) -> None:
@@ -311,3 +340,97 @@ def test_links_into_the_cache_take_no_room(tmp_path: Path) -> None:
 )
 def test_durations_are_short(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A config, a manifest of one slide, and the results of a run that ended well."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    (tmp_path / "slides.csv").write_text("slide_id,path,patient_id,her2\na,a.svs,p,0\n")
+    (tmp_path / "results/tiles/64px-1mpp").mkdir(parents=True)
+    job = Job("tile_bucket", "64px-1mpp/1-of-1", "results/logs/a.log", 1)
+    record = RunRecord(
+        socket.gethostname(), 2**22 + 1, str(tmp_path), BEGAN, BEGAN, ("tile_bucket",), {}, (job,),
+        ended=BEGAN + 60, succeeded=True,
+    )  # fmt: skip
+    (tmp_path / "results" / RECORD_NAME).write_text(json.dumps(asdict(record)))
+    return tmp_path
+
+
+def spoil(path: Path, text: str | None = None, **changes: object) -> None:
+    """Delete a file or folder, or write something else into it."""
+    if changes:
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    elif text is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder where a file belongs."""
+    path.unlink(missing_ok=True)
+    path.mkdir()
+
+
+RECORD = f"results/{RECORD_NAME}"
+DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "none": (lambda folder: None, "has finished."),
+    "no results": (lambda folder: spoil(folder / "results"), "no run of snakemake has started"),
+    "no record": (lambda folder: spoil(folder / RECORD), "no run of snakemake has started"),
+    "another version": (lambda folder: spoil(folder / RECORD, "{}"), "from another version"),
+    "a cut record": (lambda folder: spoil(folder / RECORD, '{"host": "a'), "is damaged"),
+    "a folder for a record": (
+        lambda folder: make_folder(folder / RECORD),
+        "cannot be read (Is a directory)",
+    ),
+    "moved": (lambda folder: spoil(folder / RECORD, folder="/nowhere/at/all"), "has finished."),
+    "moved while running": (
+        lambda folder: spoil(folder / RECORD, folder="/nowhere", ended=None, succeeded=None),
+        "was stopped",
+    ),
+    "unknown jobs": (
+        lambda folder: spoil(folder / RECORD, reasons={"7": "x"}, finished=[9], succeeded=False),
+        "ended with failed jobs",
+    ),
+    "broken entries": (
+        lambda folder: spoil(folder / "results/tiles/64px-1mpp/0000-of-0001.json", "{"),
+        "is not a readable entries file",
+    ),
+    "entries that are a folder": (
+        lambda folder: make_folder(folder / "results/tiles/64px-1mpp/0000-of-0001.json"),
+        "tiles (slides x grids): none yet",
+    ),
+    "broken events": (lambda folder: spoil(folder / "results/logs/a.jsonl", "?\n"), "has finished"),
+    "a broken claim": (lambda folder: spoil(folder / "results/run.claim", "?"), "has finished."),
+    "no manifest": (lambda folder: spoil(folder / "slides.csv"), "slides.csv"),
+    "links to nothing": (
+        lambda folder: (folder / "results/link").symlink_to("/nowhere"), "has finished."
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_status_says_what_it_can_of_damaged_results(
+    project: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage, expected = DAMAGE[name]
+    damage(project)
+    show_status(project / "config.yaml", watch=None)
+    output = capsys.readouterr().out
+    assert expected in output
+    assert "Disk: cache" in output
+
+
+def test_status_names_what_would_run_again(run: RunRecord) -> None:
+    ended = replace(run, ended=time.time(), succeeded=True)
+    lines = _run_lines(ended, "finished", [(f"tile_bucket {i}", "min_tissue") for i in range(12)])
+    assert "has finished; 12 job(s) would run again under this config." in lines[0]
+    assert lines[-11:-9] == ["    tile_bucket 0: min_tissue", "    tile_bucket 1: min_tissue"]
+    assert lines[-1] == "    ... and 2 more"
+    assert "again" not in "\n".join(_run_lines(ended, "finished"))
+    assert "again" not in "\n".join(_run_lines(run, "running", [("tile_bucket 1", "min_tissue")]))

@@ -8,6 +8,7 @@ import safetensors.numpy
 
 from her2.core.errors import UserError
 from tests.unit.heatmap_makers import FORMATS, TILES, make_world
+from tests.unit.products import reseal
 
 NAN = np.zeros((TILES, 2), np.float32)
 NAN[4, 1] = np.nan
@@ -32,6 +33,7 @@ def test_a_map_that_cannot_be_the_slide_s_stops_the_job_and_names_it(
         stored = safetensors.numpy.load_file(path)
         path.chmod(0o644)
         safetensors.numpy.save_file(stored | {f"contribution/{name}": values}, path)
+        reseal(path.parent)
     with pytest.raises(UserError, match=f"[np][0-2]-[ab]: its map contribution .* {what}"):
         world.draw(formats=FORMATS)
     assert not list(world.folder.rglob("*.geojson"))

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from her2.cohort.check import check_files
-from her2.cohort.manifest import Cohort, SlideRow, missing_files
+from her2.cohort.manifest import Cohort, SlideRow
 from her2.config import TilingSection, parse_config
 from her2.config.jobs import TileSpec
 from her2.core.errors import UserError
@@ -402,17 +402,6 @@ def test_a_check_of_the_cohort_reads_annotations_and_masks(folder):
     Image.new("L", (100, 300), 1).save(folder / "m.png")
     with pytest.raises(UserError, match=r"m\.png .* has another aspect ratio"):
         check_files(cohort(mask="m.png"))
-
-
-def test_missing_annotations_and_masks_are_named_before_a_run(folder):
-    rows = (
-        SlideRow("a", "a.tif", "p", {}, annotation="no.json", mask="no.png"),
-        SlideRow("b", "a.tif", "q", {}),
-    )
-    message = str(missing_files(Cohort(rows, folder), folder / "masks"))
-    assert message.startswith("files of 2 of 2 slides do not exist")
-    for part in ("'annotation'", "no.json", "'mask'", "no.png", "`cohort.tissue_masks`", "b.png"):
-        assert part in message
 
 
 def test_what_tiling_reads_is_what_its_rule_waits_for(folder, config_values):

@@ -33,8 +33,11 @@ from her2.mil.stage import fold_key, train_folds, training_seed
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, FoldEntry, read_entries, write_entries
 from her2.storage.features import FeatureStore, open_store
+from her2.storage.tiles import coords_digest
+from her2.storage.upkeep import forget_slides
+from her2.storage.verify import broken_products
 from her2.training.checkpoint import Checkpoint
-from tests.unit.products import write_store
+from tests.unit.products import reseal, write_store
 
 TASK = Task(label="her2", classes={"negative": ["0"], "positive": ["3+"]})
 BUCKET = "0000-of-0001"
@@ -109,7 +112,7 @@ class World:
                 path,
                 generator.normal(size=(tiles, d)).astype(np.float16),
                 np.zeros((tiles, 2), np.int32),
-                {"encoder": {"digest": encoder}},
+                {"key": key, "encoder": {"digest": encoder}},
             )
         return FeatureEntry("ok", None, key, tiles, 0, d)
 
@@ -388,6 +391,89 @@ def test_other_features_of_any_slide_are_another_key(world: World) -> None:
     assert len(keys) == 5
 
 
+def retried(world: World, slide_id: str, kept: int) -> None:
+    """Put another store under the key of a slide, with this many of its tiles read."""
+    entries, tiles = world.entries(), TILES + 9
+    coords = np.arange(2 * tiles, dtype=np.int32).reshape(tiles, 2)
+    identity = {
+        "fingerprint": slide_id, "tiles": coords_digest(coords, [9, 9]), "encoder": "e",
+        "precision": "float32", "storage": "float16",
+    }  # fmt: skip
+    key = digest(identity)
+    slide = {"fingerprint": slide_id, "level0_tile": [9, 9], "checksum": "c"}
+    with world.cache.publish("features", key) as path:
+        attributes = {
+            "key": key, "identity": identity, "encoder": {"digest": "e"}, "precision": "float32",
+            "tiles": kept, "failed_tiles": tiles - kept, "slide": slide,
+        }  # fmt: skip
+        write_store(path, np.ones((kept, D), np.float16), coords[:kept], attributes)
+    world.set_entries(entries | {slide_id: FeatureEntry("ok", None, key, kept, tiles - kept, D)})
+
+
+@pytest.mark.parametrize("role", ["train", "tune", "test", "predict"])
+def test_a_fold_of_other_tiles_of_a_slide_is_trained_beside_the_one_before(
+    world: World, role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key of a store says which tiles it was asked for, and not which could be read."""
+    slide, spec = world.part(role)[0], world.spec.model_copy(update={"runs": RUNS[:1]})
+    retried(world, slide, 8)
+    before = world.train(spec)["r0f0"]
+    retried(world, slide, TILES + 9)
+    after = world.train(spec)["r0f0"]
+    assert before.key != after.key
+    assert broken_products(world.cache)[1] == []
+    monkeypatch.setattr(stage, "train_fold", refuse)
+    assert world.train(spec)["r0f0"] == after
+    retried(world, slide, 8)
+    assert world.train(spec)["r0f0"] == before
+
+
+def test_a_fold_that_does_not_say_what_it_read_is_believed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of older versions do not."""
+    slide, spec = world.part("train")[0], world.spec.model_copy(update={"runs": RUNS[:1]})
+    retried(world, slide, 8)
+    before = world.train(spec)["r0f0"]
+    (world.products(before.key) / "identity.json").unlink()
+    reseal(world.products(before.key))
+    retried(world, slide, TILES + 9)
+    monkeypatch.setattr(stage, "train_fold", refuse)
+    assert world.train(spec)["r0f0"] == before
+    world.output.parent.rename(world.root / "models.before")
+    results = world.root / "all"
+    (results / "models").mkdir(parents=True)
+    (world.root / "models.before").rename(results / "models" / "head")
+    write_entries(results / "features" / "e" / "b.json", world.entries())
+    assert forget_slides(world.cache, [slide], [results]).products
+    assert world.cache.find("models", before.key) is None
+
+
+def test_swapped_stores_are_not_trained_on(world: World) -> None:
+    one, other = (world.cache.path("features", world.entries()[n].key) for n in ("n1-a", "p1-a"))
+    one.rename(one.with_name("aside"))
+    other.rename(one)
+    one.with_name("aside").rename(other)
+    with pytest.raises(UserError, match="n1-a.*in the quarantine .*run snakemake again"):
+        world.train()
+    assert [p for p in world.cache.products() if p.kind == "models"] == []
+
+
+@pytest.mark.parametrize("file", ["predictions.parquet", "attention.parquet", "card.json"])
+def test_a_fold_that_was_changed_in_place_is_trained_again(world: World, file: str) -> None:
+    spec = world.spec.model_copy(update={"runs": RUNS[:1]})
+    entry = world.train(spec)["r0f0"]
+    whole = {item.name: item.read_bytes() for item in world.products(entry.key).iterdir()}
+    link_of = world.output.parent / "r0f0" / file
+    with link_of.open("r+b") as stream:
+        stream.seek(40)
+        stream.write(b"????")
+    assert world.train(spec)["r0f0"] == entry
+    again = {item.name: item.read_bytes() for item in world.products(entry.key).iterdir()}
+    assert again == whole
+    assert link_of.read_bytes() == whole[file]
+
+
 def test_an_excluded_slide_is_absent_from_its_part(world: World) -> None:
     slide = world.part("test")[0]
     world.set_entries(world.entries() | {slide: FeatureEntry("excluded", "no tissue found")})
@@ -431,7 +517,7 @@ def test_a_store_that_left_the_cache_is_an_error_with_its_fix(world: World) -> N
 def test_a_broken_store_is_an_error_with_its_fix(world: World) -> None:
     path = world.cache.path("features", world.entries()["n1-a"].key)
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match="is not a feature store .*run snakemake again"):
+    with pytest.raises(UserError, match="n1-a.*in the quarantine .*run snakemake again"):
         world.train()
 
 
@@ -810,6 +896,16 @@ def test_a_damaged_model_is_refused(world: World, damage: str) -> None:
         copy = world.root / "nothing"
     with pytest.raises(UserError, match="is not a trained model"):
         predict_slides([copy], elsewhere(world, ["a"]), world.root / "out.csv", threads=1)
+
+
+def test_features_that_were_edited_are_not_predicted(world: World) -> None:
+    model, folder = trained_model(world), elsewhere(world, ["a", "b"])
+    store = open_store(folder / "a.zarr.zip").chunks[0]
+    with (folder / "a.zarr.zip").open("r+b") as stream:
+        stream.seek(store.offset)
+        stream.write(bytes(2))
+    with pytest.raises(UserError, match=r"- a: .*a\.zarr\.zip was edited after it was made$"):
+        predict_slides([model], folder, world.root / "out.csv", threads=1)
 
 
 def test_an_empty_folder_and_a_strange_table_are_refused(world: World) -> None:

@@ -14,7 +14,8 @@ from her2.storage.entries import FeatureEntry, FoldEntry, TileEntry, read_entrie
 from her2.storage.features import open_store
 from her2.storage.products import find_product
 from her2.storage.tiles import TileTable, coords_digest, read_table, write_table
-from her2.storage.verify import broken_products, forget, product_problem, unused_products
+from her2.storage.upkeep import forget, unused_products
+from her2.storage.verify import broken_products, product_problem
 from tests.unit.products import write_store
 from tests.unit.tile_makers import slide_facts, tile_grid
 

@@ -200,7 +200,7 @@ def a_rule_reformatted(project: Project) -> Work:
 
 
 def a_slide_touched(project: Project) -> Work:
-    """One of more than 1 MB: smaller files Snakemake compares by content."""
+    """Its time is another one; the content is not."""
     (project.folder / project.rows()[0].split(",")[1]).touch()
     return work()
 

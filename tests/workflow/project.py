@@ -60,6 +60,14 @@ class Run:
     patches: int
 
     @property
+    def planned(self) -> dict[str, int]:
+        """The rules whose jobs Snakemake planned, and how many, from its own table."""
+        table = self.output.partition("\nJob stats:\n")[2].partition("\ntotal ")[0]
+        counts = dict(re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE))
+        targets = ("all", "report", "features", "train")
+        return {rule: int(n) for rule, n in counts.items() if rule not in targets}
+
+    @property
     def idle(self) -> bool:
         """Snakemake itself said that nothing is to be done."""
         return "Nothing to be done" in self.output

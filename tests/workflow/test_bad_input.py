@@ -72,7 +72,7 @@ def test_a_read_only_results_folder_is_named(project: Project) -> None:
         message = refused(project, prefix=drop)
     finally:
         results.chmod(0o755)
-    assert "results: cannot be written" in message
+    assert "results: 'results' cannot be written" in message
 
 
 def test_one_class_with_fewer_patients_than_folds_says_what_would_work(project: Project) -> None:

@@ -122,7 +122,7 @@ def run(command: str, folder: Path, warm: Path) -> subprocess.CompletedProcess[s
 
 def test_every_command_of_every_block_works_as_written(clone: Path, warm: Path) -> None:
     commands = [line for c in blocks() if (line := as_run(c, mentioned=False))]
-    assert "snakemake --cores 8 --configfile mine.yaml" in commands
+    assert "snakemake --cores 8 --configfile=mine.yaml" in commands
     for command in commands:
         done = run(command, clone, warm)
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"

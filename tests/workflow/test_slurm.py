@@ -22,6 +22,7 @@ from her2.synthetic import demo_manifest, draw_slide
 from tests.workflow.cluster import GPUS, NODES, Cluster, NoCluster, cluster, why_not
 from tests.workflow.conftest import copy
 from tests.workflow.project import CONFIG, REPOSITORY, Project, Run, _rules
+from tests.workflow.test_endings import SNAKEFILE
 
 # Two cores are not enough for this and another worker's tests at a time.
 pytestmark = [pytest.mark.slurm, pytest.mark.nightly, pytest.mark.xdist_group("slurm")]
@@ -375,6 +376,55 @@ def test_ctrl_c_cancels_what_is_in_the_queue_and_leaves_no_lock(
     again = project.snakemake("--dry-run")
     assert again.code == 0, again.output
     assert "train_folds" in again.output
+
+
+ENDS = {
+    "cancelled": ("scancel $SLURM_JOB_ID; sleep 60", "SLURM cancelled it"),
+    "hoards": (
+        "python -c 'import time; kept = bytes(1 << 30) + bytes(1 << 30); time.sleep(120)'",
+        "it used more memory than it had asked for, and SLURM killed it. Raise `mem_mb`",
+    ),
+    "killed": ("kill -9 $$", "it was killed (signal SIGKILL)"),
+    "refused": ("echo > {output}", "SLURM did not accept it: sbatch: error: invalid partition"),
+    "made_nothing": (":", "its command ended well, but results/made_nothing.json did not"),
+    "node_behind": ("touch -d '+10 minutes' results/first.json; echo > {output}", None),
+}
+"""Rule -> its command, and what the list of failed jobs says of it; None: it does not fail."""
+
+RULE = """
+rule {name}:
+    input: "results/first.json"
+    output: "results/{name}.json"
+    log: "results/logs/{name}.log"
+    resources: slurm_partition={partition!r}, mem_mb=500, runtime=5
+    shell: {command!r}
+"""
+
+
+def test_how_a_job_on_a_node_ended_is_told(running: Cluster, tmp_path: Path) -> None:
+    rules = [
+        RULE.format(name=name, command=command, partition="none" if name == "refused" else "cpu")
+        for name, (command, _) in ENDS.items()
+    ]
+    (tmp_path / "Snakefile").write_text(SNAKEFILE + "".join(rules))
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("snakemake")), "--executor", "slurm", "--jobs", "8",
+         "--slurm-status-command", "squeue", "--slurm-no-account", "--keep-going",
+         "--slurm-init-seconds-before-status-checks=2", "--seconds-between-status-checks=2",
+         "--latency-wait", "2", *ENDS],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300,
+        env={
+            "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin",
+            "HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY),
+        },
+    )  # fmt: skip
+    output = done.stdout + done.stderr
+    assert done.returncode == 1
+    failed = {name: words for name, (_, words) in ENDS.items() if words}
+    assert f"\n{len(failed)} job(s) failed:" in output, output
+    for name, words in failed.items():
+        assert f"\n{name}: {words}" in output, output
+    assert (tmp_path / "results/node_behind.json").exists()
 
 
 def wait_for(happened: Callable[[], bool], seconds: float = 60) -> None:

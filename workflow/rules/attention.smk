@@ -14,7 +14,8 @@ rule measure_attention:
             chunk=PLAN.first_chunks,
         ),
         features=expand(f"{RESULTS}/features/{{{{encoder}}}}/{{bucket}}.json", bucket=PLAN.buckets),
-        truths=lambda wildcards: PLAN.truth_files,
+        truths=lambda wildcards: PLAN.drawn(PLAN.truth_files),
+        outdated=FILES.outdated("measure_attention"),
     output:
         f"{RESULTS}/attention/{{task}}/{{encoder}}/{{head}}/agreement.parquet",
         localisation=FILES.model_table("attention", "localisation"),
@@ -22,6 +23,7 @@ rule measure_attention:
         faithfulness=FILES.model_table("attention", "faithfulness"),
         faithfulness_summary=FILES.model_table("attention", "faithfulness_summary"),
         agreement=FILES.model_table("attention", "agreement"),
+        stamp=FILES.stamp("measure_attention"),
     log:
         f"{RESULTS}/logs/measure_attention/{{task}}/{{encoder}}/{{head}}.log",
     benchmark:
@@ -33,7 +35,7 @@ rule measure_attention:
         mem_mb=growing(4000),
         runtime=growing(60),
     params:
-        spec=lambda wildcards: PLAN.attention_spec(wildcards.task),
+        spec=FILES.spec("measure_attention"),
         models=FILES.folder("models/{task}/{encoder}/{head}"),
         features=FILES.folder("features/{encoder}"),
         cache=CACHE,
@@ -42,4 +44,5 @@ rule measure_attention:
     shell:
         "python -m her2 attention --spec {params.spec:q} --folds {input.folds:q}"
         " --models {params.models:q} --features {params.features:q} --cache {params.cache:q}"
-        " {params.masks:q} --threads {threads} --out {params.out:q} 2> {log:q}"
+        " {params.masks:q} --threads {threads} --out {params.out:q}"
+        " --stamp {output.stamp:q} 2> {log:q}"

@@ -12,25 +12,33 @@ from snakemake.exceptions import WorkflowError
 # The folder of this workflow, also where another one uses it as a module. A module loaded from the
 # web comes without the package, which then has to be installed.
 HERE = Path(str(workflow.current_basedir)).parent.parent
-if (HERE / "her2").is_dir():
+IS_CLONE = (HERE / "her2").is_dir()
+if IS_CLONE:
     sys.path.insert(0, str(HERE))
-    # Lets jobs find it in every kind of environment (conda unsets PYTHONPATH before this).
-    shell.prefix(f"set -euo pipefail; export PYTHONPATH={shlex.quote(str(HERE))}; ")
 
-from her2 import __version__
 from her2.config.names import folds_name
 from her2.core.errors import UserError
+from her2.pipeline.clocks import accept_clock_skew
+from her2.pipeline.inputs import check_folders
 from her2.pipeline.progress import ProgressPrinter
 from her2.pipeline.wiring import ResultFiles, growing, one_of, option, read_plan, untracked
 
 try:
-    PLAN = read_plan(config, check_files=workflow.is_main_process)
+    check_folders(Path.cwd(), *([HERE] if IS_CLONE else []))
+    PLAN = read_plan(config, check_files=workflow.is_main_process, configfiles=workflow.configfiles)
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
+if IS_CLONE:
+    # Lets jobs find it in every kind of environment (conda unsets PYTHONPATH before this).
+    shell.prefix(f"set -euo pipefail; export PYTHONPATH={shlex.quote(str(HERE))}; ")
+
 PROGRESS = ProgressPrinter(PLAN)
+if workflow.is_main_process and workflow.modifier.is_main_snakefile():
+    PROGRESS.listen()
+accept_clock_skew()
 CONFIG = PLAN.config
-FILES = ResultFiles(PLAN)
+FILES = ResultFiles(PLAN, workflow)
 RESULTS = FILES.root
 ROOT = str(PLAN.cohort.root)
 CACHE = untracked(str(CONFIG.cache_folder))

@@ -11,6 +11,7 @@ rule control:
         predictions=f"{RESULTS}/evaluation/{{task}}/{{encoder}}/{{head}}/predictions.parquet",
         folds=f"{RESULTS}/folds/{{task}}.parquet",
         cohort=f"{RESULTS}/cohort/slides.parquet",
+        outdated=FILES.outdated("control"),
     output:
         f"{RESULTS}/controls/{{task}}/{{encoder}}/{{head}}/covariates.parquet",
         covariates=FILES.model_table("controls", "covariates"),
@@ -19,6 +20,7 @@ rule control:
         subgroups=FILES.model_table("controls", "subgroups"),
         interactions=FILES.model_table("controls", "interactions"),
         within=FILES.model_table("controls", "within"),
+        stamp=FILES.stamp("control"),
     log:
         f"{RESULTS}/logs/control/{{task}}/{{encoder}}/{{head}}.log",
     benchmark:
@@ -30,8 +32,9 @@ rule control:
         mem_mb=growing(4000),
         runtime=growing(30),
     params:
-        spec=lambda wildcards: PLAN.control_spec(wildcards.task, wildcards.encoder),
+        spec=FILES.spec("control"),
         out=FILES.folder("controls/{task}/{encoder}/{head}"),
     shell:
         "python -m her2 control --spec {params.spec:q} --predictions {input.predictions:q}"
-        " --folds {input.folds:q} --cohort {input.cohort:q} --out {params.out:q} 2> {log:q}"
+        " --folds {input.folds:q} --cohort {input.cohort:q} --out {params.out:q}"
+        " --stamp {output.stamp:q} 2> {log:q}"

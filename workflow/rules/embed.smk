@@ -12,8 +12,10 @@ rule embed_bucket:
         card=f"{RESULTS}/encoders/{{encoder}}/card.json",
         # The card holds the digest of the weights, which decides instead of the file's time.
         weights=ancient(f"{RESULTS}/encoders/{{encoder}}/weights.safetensors"),
+        outdated=FILES.outdated("embed_bucket"),
     output:
         f"{RESULTS}/features/{{encoder}}/{{bucket}}.json",
+        stamp=FILES.stamp("embed_bucket"),
     log:
         f"{RESULTS}/logs/embed_bucket/{{encoder}}/{{bucket}}.log",
     benchmark:
@@ -27,7 +29,7 @@ rule embed_bucket:
         # Requested from a cluster; on one machine it only counts with `--resources gpu=1`.
         gpu=1,
     params:
-        spec=lambda wildcards: PLAN.embed_spec(wildcards.bucket),
+        spec=FILES.spec("embed_bucket"),
         slides=SLIDES,
         cache=CACHE,
         encoder=FILES.folder("encoders/{encoder}"),
@@ -38,4 +40,5 @@ rule embed_bucket:
         "python -m her2 embed --spec {params.spec:q} {params.slides:q}"
         " --cache {params.cache:q} --tiles {input.tiles:q} --encoder {params.encoder:q}"
         " --batch-size {params.batch_size} --compile {params.compiling} --threads {threads} {params.scratch:q}"
-        " --out {output:q} 2> {log:q}"
+        " --out {output[0]:q}"
+        " --stamp {output.stamp:q} 2> {log:q}"

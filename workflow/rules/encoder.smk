@@ -8,10 +8,12 @@ out: encoders/{encoder}/card.json, weights.safetensors
 
 rule materialise_encoder:
     input:
-        lambda wildcards: PLAN.local_weights[wildcards.encoder],
+        lambda wildcards: PLAN.drawn(PLAN.encoder_files(wildcards.encoder)),
+        outdated=FILES.outdated("materialise_encoder"),
     output:
         card=f"{RESULTS}/encoders/{{encoder}}/card.json",
         weights=f"{RESULTS}/encoders/{{encoder}}/weights.safetensors",
+        stamp=FILES.stamp("materialise_encoder"),
     log:
         f"{RESULTS}/logs/materialise_encoder/{{encoder}}.log",
     benchmark:
@@ -25,22 +27,25 @@ rule materialise_encoder:
         mem_mb=growing(8000),
         runtime=growing(60),
     params:
-        spec=lambda wildcards: PLAN.encoder_spec(wildcards.encoder),
+        spec=FILES.spec("materialise_encoder"),
         out=FILES.folder("encoders/{encoder}"),
     shell:
-        "python -m her2 encoder --spec {params.spec:q} --out {params.out:q} 2> {log:q}"
+        "python -m her2 encoder --spec {params.spec:q} --out {params.out:q}"
+        " --stamp {output.stamp:q} 2> {log:q}"
 
 
 rule pretrain_encoder:
     input:
-        patches=lambda wildcards: PLAN.patch_source(wildcards.encoder),
+        patches=lambda wildcards: PLAN.drawn(PLAN.encoder_files(wildcards.encoder)),
         init=lambda wildcards: [
             f"{RESULTS}/encoders/{name}/card.json" for name in PLAN.starts_from(wildcards.encoder)
         ],
+        outdated=FILES.outdated("pretrain_encoder"),
     output:
         card=f"{RESULTS}/encoders/{{encoder}}/card.json",
         weights=f"{RESULTS}/encoders/{{encoder}}/weights.safetensors",
         history=f"{RESULTS}/encoders/{{encoder}}/history.parquet",
+        stamp=FILES.stamp("pretrain_encoder"),
     log:
         f"{RESULTS}/logs/pretrain_encoder/{{encoder}}.log",
     benchmark:
@@ -59,22 +64,25 @@ rule pretrain_encoder:
         runtime=growing(480),
         gpu=1,
     params:
-        spec=lambda wildcards: PLAN.encoder_spec(wildcards.encoder),
+        spec=FILES.spec("pretrain_encoder"),
         cache=CACHE,
         out=FILES.folder("encoders/{encoder}"),
     shell:
         "init=({input.init:q});"
         " python -m her2 pretrain --spec {params.spec:q} --cache {params.cache:q} --threads {threads}"
         ' ${{init:+--init "${{init%/*}}"}}'
-        " --out {params.out:q} 2> {log:q}"
+        " --out {params.out:q}"
+        " --stamp {output.stamp:q} 2> {log:q}"
 
 
 rule audit_overlap:
     input:
         card=f"{RESULTS}/encoders/{{encoder}}/card.json",
         cohort=f"{RESULTS}/cohort/audited.parquet",
+        outdated=FILES.outdated("audit_overlap"),
     output:
         f"{RESULTS}/encoders/{{encoder}}/overlap.json",
+        stamp=FILES.stamp("audit_overlap"),
     log:
         f"{RESULTS}/logs/audit_overlap/{{encoder}}.log",
     benchmark:
@@ -86,8 +94,9 @@ rule audit_overlap:
         mem_mb=growing(2000),
         runtime=growing(10),
     params:
-        spec=lambda wildcards: PLAN.overlap_spec(wildcards.encoder),
+        spec=FILES.spec("audit_overlap"),
         encoder=FILES.folder("encoders/{encoder}"),
     shell:
         "python -m her2 overlap --spec {params.spec:q} --cohort {input.cohort:q}"
-        " --encoder {params.encoder:q} --out {output:q} 2> {log:q}"
+        " --encoder {params.encoder:q} --out {output[0]:q}"
+        " --stamp {output.stamp:q} 2> {log:q}"

@@ -19,6 +19,7 @@ rule evaluate:
             f"{RESULTS}/models/{{{{task}}}}/{{{{encoder}}}}/{{{{head}}}}/{{chunk}}.json",
             chunk=PLAN.chunks,
         ),
+        outdated=FILES.outdated("evaluate"),
     output:
         predictions=f"{RESULTS}/evaluation/{{task}}/{{encoder}}/{{head}}/predictions.parquet",
         metrics=FILES.model_table("evaluation", "metrics"),
@@ -32,6 +33,7 @@ rule evaluate:
         reliability=FILES.model_table("evaluation", "reliability"),
         operating=FILES.model_table("evaluation", "operating"),
         decision=FILES.model_table("evaluation", "decision"),
+        stamp=FILES.stamp("evaluate"),
     log:
         f"{RESULTS}/logs/evaluate/{{task}}/{{encoder}}/{{head}}.log",
     benchmark:
@@ -43,14 +45,15 @@ rule evaluate:
         mem_mb=growing(4000),
         runtime=growing(30),
     params:
-        spec=lambda wildcards: PLAN.evaluate_spec(wildcards.task, wildcards.head),
+        spec=FILES.spec("evaluate"),
         models=FILES.folder("models/{task}/{encoder}/{head}"),
         cache=CACHE,
         out=FILES.folder("evaluation/{task}/{encoder}/{head}"),
     shell:
         "python -m her2 evaluate --spec {params.spec:q} --folds {input.folds:q}"
         " --models {params.models:q} --cache {params.cache:q}"
-        " --out {params.out:q} 2> {log:q}"
+        " --out {params.out:q}"
+        " --stamp {output.stamp:q} 2> {log:q}"
 
 
 rule compare_encoders:
@@ -61,12 +64,14 @@ rule compare_encoders:
             encoder=CONFIG.encoders,
             head=CONFIG.heads,
         ),
+        outdated=FILES.outdated("compare_encoders"),
     output:
         f"{RESULTS}/evaluation/comparison.parquet",
         table=FILES.run_table("comparison"),
         statement=FILES.run_table("statement"),
         selection=FILES.run_table("selection"),
         picks=FILES.run_table("picks"),
+        stamp=FILES.stamp("compare_encoders"),
     log:
         f"{RESULTS}/logs/compare_encoders.log",
     benchmark:
@@ -78,8 +83,9 @@ rule compare_encoders:
         mem_mb=growing(4000),
         runtime=growing(30),
     params:
-        spec=PLAN.compare_spec(),
+        spec=FILES.spec("compare_encoders"),
         evaluation=FILES.folder("evaluation"),
     shell:
         "python -m her2 compare --spec {params.spec:q}"
-        " --evaluation {params.evaluation:q} --out {params.evaluation:q} 2> {log:q}"
+        " --evaluation {params.evaluation:q} --out {params.evaluation:q}"
+        " --stamp {output.stamp:q} 2> {log:q}"

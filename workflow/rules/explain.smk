@@ -18,13 +18,15 @@ rule draw_heatmaps:
             chunk=PLAN.first_chunks,
         ),
         features=expand(f"{RESULTS}/features/{{{{encoder}}}}/{{bucket}}.json", bucket=PLAN.buckets),
-        truths=lambda wildcards: PLAN.truth_files,
+        truths=lambda wildcards: PLAN.drawn(PLAN.truth_files),
+        outdated=FILES.outdated("draw_heatmaps"),
     output:
         table=f"{RESULTS}/heatmaps/{{task}}/{{encoder}}/{{head}}/heatmaps.json",
         tiles=f"{RESULTS}/heatmaps/{{task}}/{{encoder}}/{{head}}/tiles.json",
         slides=FILES.model_pictures("slides"),
         strips=FILES.model_pictures("strips"),
         scores=FILES.model_pictures("scores"),
+        stamp=FILES.stamp("draw_heatmaps"),
     log:
         f"{RESULTS}/logs/draw_heatmaps/{{task}}/{{encoder}}/{{head}}.log",
     benchmark:
@@ -36,7 +38,7 @@ rule draw_heatmaps:
         mem_mb=growing(4000),
         runtime=growing(30),
     params:
-        spec=lambda wildcards: PLAN.heatmap_spec(wildcards.task),
+        spec=FILES.spec("draw_heatmaps"),
         slides=SLIDES,
         models=FILES.folder("models/{task}/{encoder}/{head}"),
         features=FILES.folder("features/{encoder}"),
@@ -46,4 +48,5 @@ rule draw_heatmaps:
         "python -m her2 heatmap --spec {params.spec:q} {params.slides:q}"
         " --folds {input.folds:q} --models {params.models:q}"
         " --features {params.features:q} --cache {params.cache:q} {params.masks:q}"
-        " --out {output.table:q} 2> {log:q}"
+        " --out {output.table:q}"
+        " --stamp {output.stamp:q} 2> {log:q}"

@@ -24,6 +24,7 @@ rule build_report:
             f"{RESULTS}/attention/{{task}}/{{encoder}}/{{head}}/agreement.parquet",
             heads=CONFIG.heads,
         ),
+        outdated=FILES.outdated("build_report"),
     output:
         page=report(
             f"{RESULTS}/report/report.html",
@@ -43,6 +44,7 @@ rule build_report:
             category="Report",
             labels={"page": "checklist"},
         ),
+        stamp=FILES.stamp("build_report"),
     log:
         f"{RESULTS}/logs/build_report.log",
     benchmark:
@@ -54,8 +56,9 @@ rule build_report:
         mem_mb=growing(4000),
         runtime=growing(30),
     params:
-        spec=lambda wildcards: PLAN.report_spec(__version__),
+        spec=FILES.spec("build_report"),
         results=untracked(RESULTS),
     shell:
         "python -m her2 report --spec {params.spec:q} --results {params.results:q}"
-        " --out {output.page:q} 2> {log:q}"
+        " --out {output.page:q}"
+        " --stamp {output.stamp:q} 2> {log:q}"

@@ -14,9 +14,12 @@ if CONFIG.cohort.synthetic:
         rule:
             name:
                 f"draw_slides_{bucket.replace('-', '_')}"
+            input:
+                outdated=FILES.outdated("draw_slides", bucket=bucket),
             output:
                 slides=[f"{ROOT}/slides/{row.slide_id}.svs" for row in rows],
                 masks=[f"{ROOT}/masks/{row.slide_id}.png" for row in rows],
+                stamp=FILES.stamp("draw_slides", bucket=bucket),
             log:
                 f"{RESULTS}/logs/draw_slides/{bucket}.log",
             benchmark:
@@ -28,15 +31,18 @@ if CONFIG.cohort.synthetic:
                 mem_mb=growing(1500),
                 runtime=growing(30),
             params:
-                spec=PLAN.synthetic_specs[bucket],
+                spec=FILES.spec("draw_slides", bucket=bucket),
                 root=untracked(ROOT),
             shell:
                 "python -m her2 synthetic slides --spec {params.spec:q} --root {params.root:q}"
-                " 2> {log:q}"
+                " --stamp {output.stamp:q} 2> {log:q}"
 
     rule draw_patches:
+        input:
+            outdated=FILES.outdated("draw_patches"),
         output:
             f"{ROOT}/patches/{{kind}}/labels.csv",
+            stamp=FILES.stamp("draw_patches"),
         log:
             f"{RESULTS}/logs/draw_patches/{{kind}}.log",
         benchmark:
@@ -50,6 +56,7 @@ if CONFIG.cohort.synthetic:
             mem_mb=growing(1500),
             runtime=growing(10),
         params:
-            spec=lambda wildcards: PLAN.patches_spec(wildcards.kind),
+            spec=FILES.spec("draw_patches"),
         shell:
-            "python -m her2 synthetic patches --spec {params.spec:q} --out {output:q} 2> {log:q}"
+            "python -m her2 synthetic patches --spec {params.spec:q} --out {output[0]:q}"
+            " --stamp {output.stamp:q} 2> {log:q}"

@@ -9,10 +9,11 @@ out: tiles/{grid}/{bucket}.json   slide -> key, tiles, um/px, status, reason
 
 rule tile_bucket:
     input:
-        # A newer mtime triggers the job, which finds unchanged contents quickly.
-        files=lambda wildcards: PLAN.tile_files(wildcards.bucket),
+        lambda wildcards: PLAN.drawn(PLAN.tile_files(wildcards.bucket)),
+        outdated=FILES.outdated("tile_bucket"),
     output:
         f"{RESULTS}/tiles/{{grid}}/{{bucket}}.json",
+        stamp=FILES.stamp("tile_bucket"),
     log:
         f"{RESULTS}/logs/tile_bucket/{{grid}}/{{bucket}}.log",
     benchmark:
@@ -24,13 +25,14 @@ rule tile_bucket:
         mem_mb=growing(4000),
         runtime=growing(60),
     params:
-        spec=lambda wildcards: PLAN.tile_spec(wildcards.grid, wildcards.bucket),
+        spec=FILES.spec("tile_bucket"),
         slides=SLIDES,
         cache=CACHE,
         masks=option("--tissue-masks", CONFIG.cohort.tissue_masks),
     shell:
         "python -m her2 tile --spec {params.spec:q} {params.slides:q} {params.masks:q}"
-        " --cache {params.cache:q} --threads {threads} --out {output:q} 2> {log:q}"
+        " --cache {params.cache:q} --threads {threads} --out {output[0]:q}"
+        " --stamp {output.stamp:q} 2> {log:q}"
 
 
 rule audit_cohort:
@@ -40,12 +42,16 @@ rule audit_cohort:
             grid=CONFIG.grids,
             bucket=PLAN.buckets,
         ),
+        outdated=FILES.outdated("audit_cohort"),
     output:
         f"{RESULTS}/cohort/audited.parquet",
+        stamp=FILES.stamp("audit_cohort"),
     log:
         f"{RESULTS}/logs/audit_cohort.log",
     benchmark:
         f"{RESULTS}/benchmarks/audit_cohort.tsv"
+    # Before embedding goes on, since it and the folds find what would stop the run after it.
+    priority: 20
     conda:
         "../../envs/her2.yaml"
     threads: 1
@@ -53,12 +59,13 @@ rule audit_cohort:
         mem_mb=growing(2000),
         runtime=growing(10),
     params:
-        spec=lambda wildcards: PLAN.audit_spec(),
+        spec=FILES.spec("audit_cohort"),
         slides=SLIDES,
         tiles=FILES.folder("tiles"),
     shell:
         "python -m her2 audit --spec {params.spec:q} {params.slides:q}"
-        " --tiles {params.tiles:q} --out {output:q} 2> {log:q}"
+        " --tiles {params.tiles:q} --out {output[0]:q}"
+        " --stamp {output.stamp:q} 2> {log:q}"
 
 
 rule tabulate_cohort:
@@ -68,6 +75,7 @@ rule tabulate_cohort:
             grid=CONFIG.grids,
             bucket=PLAN.buckets,
         ),
+        outdated=FILES.outdated("tabulate_cohort"),
     output:
         table=f"{RESULTS}/cohort/slides.parquet",
         csv=report(
@@ -76,6 +84,7 @@ rule tabulate_cohort:
             category="Cohort",
             labels={"table": "slides"},
         ),
+        stamp=FILES.stamp("tabulate_cohort"),
     log:
         f"{RESULTS}/logs/tabulate_cohort.log",
     benchmark:
@@ -87,10 +96,11 @@ rule tabulate_cohort:
         mem_mb=2000,
         runtime=10,
     params:
-        spec=lambda wildcards: PLAN.cohort_spec(),
+        spec=FILES.spec("tabulate_cohort"),
         slides=SLIDES,
         tiles=FILES.folder("tiles"),
         out=FILES.folder("cohort"),
     shell:
         "python -m her2 tabulate --spec {params.spec:q} {params.slides:q}"
-        " --tiles {params.tiles:q} --out {params.out:q} 2> {log:q}"
+        " --tiles {params.tiles:q} --out {params.out:q}"
+        " --stamp {output.stamp:q} 2> {log:q}"

@@ -9,15 +9,19 @@ out: folds/{task}.parquet                          slide, repeat, fold -> role
 
 rule make_folds:
     input:
-        # Not read, but duplicates and mass failure must stop the run before anything is trained.
+        # Has the slides that cannot be used; duplicates and mass failure stop the run there.
         # Not ancient(), as Snakemake would overlook a changed spec whenever the audit itself runs.
         audit=f"{RESULTS}/cohort/audited.parquet",
+        outdated=FILES.outdated("make_folds"),
     output:
         f"{RESULTS}/folds/{{task}}.parquet",
+        stamp=FILES.stamp("make_folds"),
     log:
         f"{RESULTS}/logs/make_folds/{{task}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/make_folds/{{task}}.tsv"
+    # Stops the run if a class has too few usable patients, while embedding has only begun.
+    priority: 20
     conda:
         "../../envs/her2.yaml"
     threads: 1
@@ -25,19 +29,22 @@ rule make_folds:
         mem_mb=growing(2000),
         runtime=growing(10),
     params:
-        spec=lambda wildcards: PLAN.folds_spec(wildcards.task),
+        spec=FILES.spec("make_folds"),
         slides=SLIDES,
     shell:
         "python -m her2 folds --spec {params.spec:q} {params.slides:q}"
-        " --out {output:q} 2> {log:q}"
+        " --audited {input.audit:q} --out {output[0]:q}"
+        " --stamp {output.stamp:q} 2> {log:q}"
 
 
 rule find_similar_slides:
     input:
         cohort=f"{RESULTS}/cohort/audited.parquet",
         features=expand(f"{RESULTS}/features/{{{{encoder}}}}/{{bucket}}.json", bucket=PLAN.buckets),
+        outdated=FILES.outdated("find_similar_slides"),
     output:
         f"{RESULTS}/features/{{encoder}}/similar.parquet",
+        stamp=FILES.stamp("find_similar_slides"),
     log:
         f"{RESULTS}/logs/find_similar_slides/{{encoder}}.log",
     benchmark:
@@ -49,13 +56,14 @@ rule find_similar_slides:
         mem_mb=growing(4000),
         runtime=growing(60),
     params:
-        spec=lambda wildcards: PLAN.similar_spec(),
+        spec=FILES.spec("find_similar_slides"),
         features=FILES.folder("features/{encoder}"),
         cache=CACHE,
     shell:
         "python -m her2 similar --spec {params.spec:q} --cohort {input.cohort:q}"
         " --features {params.features:q} --cache {params.cache:q}"
-        " --out {output:q} 2> {log:q}"
+        " --out {output[0]:q}"
+        " --stamp {output.stamp:q} 2> {log:q}"
 
 
 rule train_folds:
@@ -68,8 +76,10 @@ rule train_folds:
         # Not read, but an encoder that saw the cohort's patients stops the run here.
         overlap=f"{RESULTS}/encoders/{{encoder}}/overlap.json",
         features=expand(f"{RESULTS}/features/{{{{encoder}}}}/{{bucket}}.json", bucket=PLAN.buckets),
+        outdated=FILES.outdated("train_folds"),
     output:
         f"{RESULTS}/models/{{task}}/{{encoder}}/{{head}}/{{chunk}}.json",
+        stamp=FILES.stamp("train_folds"),
     log:
         f"{RESULTS}/logs/train_folds/{{task}}/{{encoder}}/{{head}}/{{chunk}}.log",
     benchmark:
@@ -81,10 +91,11 @@ rule train_folds:
         mem_mb=growing(4000),
         runtime=growing(120),
     params:
-        spec=lambda wildcards: PLAN.train_spec(wildcards.task, wildcards.head, wildcards.chunk),
+        spec=FILES.spec("train_folds"),
         features=FILES.folder("features/{encoder}"),
         cache=CACHE,
     shell:
         "python -m her2 train --spec {params.spec:q} --folds {input.folds:q}"
         " --features {params.features:q} --cache {params.cache:q}"
-        " --threads {threads} --out {output:q} 2> {log:q}"
+        " --threads {threads} --out {output[0]:q}"
+        " --stamp {output.stamp:q} 2> {log:q}"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from her2.core.files import atomic_path, write_json
+from her2.core.images import open_image
 from her2.core.plot_style import STYLE
 from her2.core.reading import read_json
 
@@ -112,7 +113,7 @@ def jpeg(path: Path, *, side_px: tuple[int, int], quality: int, alt: str) -> Pic
     Raises:
         OSError: the picture cannot be read.
     """
-    with Image.open(path) as image:
+    with open_image(path) as image:
         small = image.convert("RGB")
         small.thumbnail(side_px, Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import polars as pl
 
-from her2.cohort.split import SPLITS
+from her2.cohort.fixed_split import SPLITS
 from her2.report.format import plural
 from her2.report.results import EvaluatedModel, Results, one_row_per_slide
 from her2.report.sections.patient_labels import left_out

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from her2.cohort.fixed_split import SPLITS
 from her2.cohort.similar import SUSPICIOUS
-from her2.cohort.split import SPLITS
 from her2.config.catalogue import row as catalogue_row
 from her2.config.catalogue import scale_warning
 from her2.metrics import headline_metrics
@@ -83,10 +83,10 @@ def _similar(results: Results) -> list[Notice]:
 
 def _columns(results: Results) -> list[Notice]:
     """Return notices on manifest columns and settings that have no, or only partial, effect."""
-    words, found = {}, []
+    words, found = {}, [Notice(text, "cohort") for text in results.cautions]
     if results.split:
         text = "The manifest's fixed split is used (column 'split'): folds.number, folds.repeats "
-        found = [Notice(f"{text}and folds.sites do not apply.", "cohort")]
+        found.append(Notice(f"{text}and folds.sites do not apply.", "cohort"))
     else:
         words = {"split": "folds.split is 'ignore'"}
     found += [
@@ -201,6 +201,16 @@ def _figures(model: EvaluatedModel) -> list[Notice]:
 
 def _folds(results: Results, model: EvaluatedModel) -> list[Notice]:
     found = []
+    if model.untrained:
+        why = "; ".join(f"{run}: {reason}" for run, reason in model.untrained.items())
+        found.append(
+            Notice(
+                f"{model.name}: {len(model.untrained)} of "
+                f"{len(model.untrained) + len(model.folds)} folds could not be trained, and all "
+                f"figures are over the others ({why}).",
+                model.anchor,
+            )
+        )
     limit = results.config.training.epochs
     noun = "fold" if results.config.training.seeds == 1 else "trained model"
     total = plural(len(model.folds), noun)

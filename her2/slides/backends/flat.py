@@ -5,6 +5,7 @@ from pathlib import Path
 import openslide
 from PIL import Image, UnidentifiedImageError
 
+from her2.core.images import open_image
 from her2.slides.backends import OpenedSlide, UnreadableSlide
 
 NAME = "Pillow"
@@ -26,7 +27,7 @@ def open_slide(path: Path) -> "FlatImage | None":
         UnreadableSlide: it is truncated, too large for memory, or a tiled TIFF.
     """
     try:
-        image = Image.open(path)
+        image = open_image(path)
         if _TILE_WIDTH_TAG in getattr(image, "tag_v2", ()):
             # OpenSlide reads every complete tiled TIFF, so this one is truncated.
             raise UnreadableSlide("a tiled TIFF that OpenSlide refuses")

@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 
-from her2.cohort.split import SPLITS
+from her2.cohort.fixed_split import SPLITS
 from her2.config import FoldsSection, HeadSection, TrainingSection
 from her2.heads import Fitted, Projected
 from her2.mil.selection import SELECT_WORDS

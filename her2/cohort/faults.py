@@ -1,0 +1,177 @@
+"""Before every stage: what may be wrong with a manifest's columns, ids and labels, in words."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from posixpath import normpath
+
+from her2.cohort import columns
+from her2.cohort.columns import Column
+from her2.config import Task
+from her2.core.sheets import Sheet, rows_in_words
+from her2.core.spelling import (
+    folded,
+    identity,
+    is_missing,
+    is_spelling_of,
+    is_unknown,
+    look_alikes,
+    nearest,
+    spelt,
+)
+
+_APART = (
+    "differ in nothing but case, spaces, kinds of dashes, leading zeros or the '.0' of a "
+    "spreadsheet; write what is the same alike, and make what is not differ in more"
+)
+
+
+def places(numbers: Sequence[int], cells: Sequence[str]) -> dict[str, list[int]]:
+    """Return cell -> the numbers of its rows."""
+    found: dict[str, list[int]] = defaultdict(list)
+    for number, cell in zip(numbers, cells, strict=True):
+        found[cell].append(number)
+    return found
+
+
+def column_problems(sheet: Sheet, labels: Collection[str], named: Mapping[str, str]) -> list[str]:
+    """Return the columns that are missing, or that the config should not name."""
+    required = (*columns.required_columns(), *sorted(labels))
+    absent = [name for name in dict.fromkeys(required) if name not in sheet.header]
+    problems = [
+        f"column {name!r} is missing{_meant(name, sheet.header)}; the required columns are "
+        f"{', '.join(required)}"
+        for name in absent
+    ]
+    for name, key in named.items():
+        if name not in sheet.header:
+            problems.append(
+                f"`{key}`: there is no column {name!r}{_meant(name, sheet.header)}; correct the "
+                "name or add the column"
+            )
+        if name in columns.required_columns():
+            problems.append(
+                f"`{key}`: column {name!r} tells slides or patients apart; name one whose values "
+                "they share"
+            )
+    return problems
+
+
+def overlooked_columns(header: Sequence[str], read: Collection[str]) -> Iterator[str]:
+    """Yield a caution for each column that is not read, but named nearly like one that would be."""
+    absent = [name for name in read if name not in header]
+    for name in header:
+        if not name or name in read:
+            continue
+        meant = next((one for one in read if is_spelling_of(name, one)), nearest(name, absent))
+        if meant is not None:
+            yield (
+                f"The manifest's column {name!r} is not read. If it is meant to be {meant!r}, "
+                "rename it."
+            )
+
+
+def row_problems(sheet: Sheet, further: Collection[str]) -> Iterator[str]:
+    """Yield slides and files that are listed twice, and values that only look different.
+
+    `further` are the columns that only the config names. Their values may be numbers, of which
+    1 and 1.0 are the same anyway.
+    """
+    for numbers, names in _repeated(sheet, "slide_id", identity):
+        what = f"is used {len(numbers)} times" if len(names) == 1 else _APART
+        yield (
+            f"{rows_in_words(numbers)}, column 'slide_id': {spelt(names)} {what}; ids must be "
+            "unique"
+        )
+    for numbers, names in _repeated(sheet, "path", _same_file):
+        what = "is used" if len(names) == 1 else "are one file, used"
+        yield (
+            f"{rows_in_words(numbers)}, column 'path': {spelt(names)} {what} {len(numbers)} times; "
+            "keep one row for each slide"
+        )
+    grouping = [column.name for column in columns.COLUMNS if _groups(column)]
+    keys = dict.fromkeys(further, folded) | dict.fromkeys(("patient_id", *grouping), identity)
+    for name, key in keys.items():
+        cells = sheet.cells.get(name, [])
+        groups = [group for group in look_alikes(cells, key) if not is_missing(group[0])]
+        found = places(sheet.numbers, cells) if groups else {}
+        for group in groups:
+            numbers = sorted(number for one in group for number in found[one])
+            yield f"{rows_in_words(numbers)}, column {name!r}: {spelt(group)} {_APART}"
+
+
+def label_problems(sheet: Sheet, tasks: Mapping[str, Task]) -> Iterator[str]:
+    """Yield the labels that no task has, and those of tasks that mean a missing value."""
+    for name, task in tasks.items():
+        for values in task.classes.values():
+            yield from (
+                f"`tasks.{name}.classes`: a label {value!r} means that the label is missing; "
+                "write another word for it, here and in the manifest"
+                for value in values
+                if is_unknown(value.strip())
+            )
+    for column in sorted({task.label for task in tasks.values()}):
+        legal = {
+            value
+            for task in tasks.values()
+            if task.label == column
+            for values in task.classes.values()
+            for value in values
+        }
+        found = places(sheet.numbers, sheet.cells[column])
+        for cell, numbers in found.items():
+            if cell not in legal and not is_unknown(cell):
+                meant = next((one for one in sorted(legal) if identity(one) == identity(cell)), "")
+                yield (
+                    f"{rows_in_words(numbers)}, column {column!r}: {cell!r} is in no task's "
+                    f"classes; {f'write it as {meant!r}' if meant else f'use {_list(legal)}'}, or "
+                    "leave the cell empty if unknown"
+                )
+
+
+def missing_labels(sheet: Sheet, labels: Collection[str]) -> Iterator[str]:
+    """Yield how many slides have a label, for columns where some have none, and what they have."""
+    for name in sorted(labels):
+        cells = sheet.cells[name]
+        missing = Counter(cell for cell in cells if is_unknown(cell))
+        if missing:
+            words = ", ".join(
+                f"{number} {repr(cell) if cell else 'empty'}"
+                for cell, number in missing.most_common()
+            )
+            yield (
+                f"column {name!r}: {len(cells) - missing.total()} of {len(cells)} slides have a "
+                f"label; the others are predicted only ({words})"
+            )
+
+
+def _repeated(
+    sheet: Sheet, column: str, key: Callable[[str], str]
+) -> Iterator[tuple[list[int], list[str]]]:
+    """Yield the rows' numbers and the different spellings of a value that several rows have."""
+    keys = list(map(key, sheet.cells[column]))
+    if len(set(keys)) == len(keys):
+        return
+    found: dict[str, list[int]] = defaultdict(list)
+    for at, same in enumerate(keys):
+        found[same].append(at)
+    for same, rows in found.items():
+        if len(rows) > 1 and not is_unknown(same):
+            names = dict.fromkeys(sheet.cells[column][at] for at in rows)
+            yield [sheet.numbers[at] for at in rows], list(names)
+
+
+def _same_file(path: str) -> str:
+    return normpath(path) if "./" in path or "//" in path else path
+
+
+def _groups(column: Column) -> bool:
+    return column.subgroup or column.covariate == "category"
+
+
+def _meant(name: str, header: Iterable[str]) -> str:
+    found = nearest(name, [one for one in header if one])
+    return f" (did you mean {found!r}?)" if found else ""
+
+
+def _list(values: Iterable[str]) -> str:
+    return ", ".join(sorted(values))

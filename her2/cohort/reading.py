@@ -1,0 +1,201 @@
+"""Before every stage: `slides.csv` -> `Cohort`, validated, with all problems in one message.
+
+Every Snakemake job does this when it parses the workflow, so it goes through columns, looks at
+equal cells once, and imports nothing heavy.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from her2.cohort import columns, faults
+from her2.cohort.columns import Value, label, text
+from her2.cohort.fixed_split import split_problem
+from her2.cohort.labels import refusal
+from her2.cohort.manifest import FIELDS, Cohort, SlideRow
+from her2.config import Config, PatientLabel, Task
+from her2.core.errors import UserError, problem_list
+from her2.core.sheets import Sheet, read_sheet, rows_in_words
+from her2.core.spelling import printable
+
+_ROW = tuple(one.name for one in fields(SlideRow))
+
+
+def configured_cohort(config: Config, slides: Path, root: Path | None) -> Cohort:
+    """Read and check a manifest, as `read_cohort` does, with the tasks and columns of a config."""
+    return read_cohort(
+        slides,
+        root=root,
+        tasks=config.tasks,
+        patient_label=config.cohort.patient_label,
+        named=config.evaluation.columns,
+        fixed_split=config.folds.split == "use",
+    )
+
+
+def read_cohort(
+    slides: Path,
+    *,
+    root: Path | None = None,
+    tasks: Mapping[str, Task],
+    patient_label: PatientLabel = "refuse",
+    named: Mapping[str, str] | None = None,
+    fixed_split: bool = False,
+) -> Cohort:
+    """Read and check a manifest.
+
+    Args:
+        slides: .csv (UTF-8, one header row) or .parquet.
+        root: folder where relative paths start; default: the manifest's folder.
+        tasks: tasks whose label columns and classes the manifest must fit.
+        patient_label: the config's `cohort.patient_label`.
+        named: further columns to read as text -> the config's key that names each.
+        fixed_split: whether the column `split`, where it has a value, must fit `folds.split: use`.
+
+    Raises:
+        UserError: the manifest has problems; the message lists all of them with row, column, value
+            and fix. `missing_files` checks separally that the files exist.
+    """
+    labels = {task.label for task in tasks.values()}
+    sheet, rows, problems = _read_rows(slides, labels, named or {})
+    problems += faults.label_problems(sheet, tasks)
+    patients = [row for row in rows if _identified(row)] if problems else rows
+    whole = Cohort(tuple(patients), slides.parent)
+    problems += [
+        f"task {name!r}, column {task.label!r}: {problem}"
+        for name, task in tasks.items()
+        if (problem := refusal(whole.conflicts(task), task, patient_label))
+    ]
+    if fixed_split and (problem := split_problem(patients)):
+        problems.append(problem)
+    known = {*labels, *(named or {}), *(column.name for column in columns.COLUMNS)}
+    return _cohort(
+        slides,
+        root,
+        rows,
+        problems,
+        cautions=faults.overlooked_columns(sheet.header, known),
+        remarks=(*sheet.remarks, *faults.missing_labels(sheet, labels)),
+    )
+
+
+def read_labels(
+    slides: Path,
+    *,
+    root: Path | None = None,
+    labels: Collection[str],
+    named: Collection[str] = (),
+) -> Cohort:
+    """Read a manifest for a job: with some label and further columns, which are not checked.
+
+    Raises:
+        UserError: ids, paths or um/px have problems; the message lists all of them.
+    """
+    _, rows, problems = _read_rows(slides, labels, dict.fromkeys(named, "evaluation"))
+    return _cohort(slides, root, rows, problems)
+
+
+def _identified(row: SlideRow) -> bool:
+    try:
+        return bool(columns.identifier(row.slide_id) and columns.identifier(row.patient_id))
+    except ValueError:
+        return False
+
+
+def _cohort(
+    slides: Path,
+    root: Path | None,
+    rows: list[SlideRow],
+    problems: list[str],
+    *,
+    cautions: Iterable[str] = (),
+    remarks: Iterable[str] = (),
+) -> Cohort:
+    if problems:
+        raise problem_list(f"{slides}: {len(problems)} problem(s)", problems)
+    ordered = tuple(sorted(rows, key=lambda row: row.slide_id))
+    where = slides.parent if root is None else root
+    return Cohort(ordered, where, tuple(cautions), tuple(remarks))
+
+
+def _read_rows(
+    slides: Path, labels: Collection[str], named: Mapping[str, str]
+) -> tuple[Sheet, list[SlideRow], list[str]]:
+    """Return the manifest's sheet, its rows, and their problems but for those of labels.
+
+    Raises:
+        UserError: columns are missing or cannot be read, or there is no row.
+    """
+    declared = columns.COLUMNS
+    wanted = {*(column.name for column in declared), *labels, *named}
+    texts = {column.name for column in declared if column.required or column.parse is text}
+    sheet = read_sheet(slides, wanted, numeric=wanted - texts - set(labels), key="cohort.slides")
+    if wrong := [*sheet.wrong_columns, *faults.column_problems(sheet, labels, named)]:
+        found = printable(", ".join(filter(None, sheet.header))) or "(none)"
+        raise problem_list(f"{slides}: found columns {found}", wrong)
+    if not sheet.numbers and not sheet.wrong_rows:
+        raise UserError(f"{slides}: lists no slides. Write one row per slide below the header.")
+    problems = list(sheet.wrong_rows)
+    further = columns.further_columns(named, labels)
+    values = {name: _parsed(sheet, name, text, problems) for name in further}
+    for column in declared:
+        values[column.name] = _parsed(
+            sheet, column.name, column.parse, problems, keep=column.required
+        )
+    found_labels = {name: _parsed(sheet, name, label, problems) for name in sorted(labels)}
+    rows = _rows(sheet.numbers, values, found_labels)
+    return sheet, rows, [*problems, *faults.row_problems(sheet, further)]
+
+
+def _parsed(
+    sheet: Sheet,
+    name: str,
+    parse: Callable[[str], Value],
+    problems: list[str],
+    *,
+    keep: bool = False,
+) -> list[Any]:
+    """Return a column's values, and add its problems to `problems`.
+
+    A cell that does not parse is None, or stays if `keep` is set.
+    """
+    cells = sheet.cells.get(name) or [""] * len(sheet.numbers)
+    values: dict[str, Value] = {}
+    wrong: dict[str, str] = {}
+    for cell in dict.fromkeys(cells):
+        try:
+            values[cell] = parse(cell)
+        except ValueError as problem:
+            values[cell] = cell if keep else None
+            wrong[cell] = str(problem)
+    if wrong:
+        rows = faults.places(sheet.numbers, cells)
+        problems += [
+            f"{rows_in_words(rows[cell])}: column {name!r}: {problem}"
+            for cell, problem in wrong.items()
+        ]
+    return [values[cell] for cell in cells]
+
+
+def _rows(
+    numbers: Sequence[int], values: Mapping[str, list[Any]], labels: Mapping[str, list[Any]]
+) -> list[SlideRow]:
+    further = [name for name in values if name not in FIELDS]
+    made: dict[str, Sequence[Any]] = {
+        **values,
+        "labels": _without_missing(labels, len(numbers)),
+        "other": _without_missing({name: values[name] for name in further}, len(numbers)),
+        "number": numbers,
+    }
+    return [SlideRow(*record) for record in zip(*(made[name] for name in _ROW), strict=True)]
+
+
+def _without_missing(values: Mapping[str, list[Any]], count: int) -> list[dict[str, Any]]:
+    """Return a mapping name -> value for each row, without the names whose value is None."""
+    if not values:
+        return [{} for _ in range(count)]
+    return [
+        {name: value for name, value in zip(values, record, strict=True) if value is not None}
+        for record in zip(*values.values(), strict=True)
+    ]

@@ -1,0 +1,164 @@
+"""Before every stage: whether the files that a config and its manifest name can be read.
+
+The first process of a run asks for every file before any job begins, so that all that is absent,
+closed to this user or no file at all is named in one message.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from her2.cohort.manifest import Cohort
+from her2.config import Config, EncoderSection, PatchesSection
+from her2.config.encoders import WEIGHTS_FILES
+from her2.core.errors import UserError, problem_list
+from her2.core.paths import Kind, check_name, path_problem, write_problem
+from her2.core.yaml_files import parse_yaml, read_config
+from her2.slides.backends import planned_files
+
+
+def check_inputs(config: Config, cohort: Cohort) -> None:
+    """Look up every file and folder that the jobs will read or write.
+
+    Raises:
+        UserError: some cannot be used; the message names them all, by slide or key.
+    """
+    problems = [*_config_problems(config)]
+    lacking = 0
+    if not config.cohort.synthetic:  # the demo's slides do not exist yet, since rules draw them
+        for row, found in _slide_problems(cohort, config.cohort.tissue_masks):
+            problems += [f"slide {row!r}, {problem}" for problem in found]
+            lacking += bool(found)
+    if not problems:
+        return
+    headline = f"{len(problems)} file(s) or folder(s) cannot be used"
+    if lacking:
+        headline += (
+            f", of {lacking} of {len(cohort.rows)} slides; correct the paths, or `cohort.root` "
+            f"(now {str(cohort.root)!r})"
+        )
+    raise problem_list(headline, problems)
+
+
+def check_config_files(files: Iterable[Path | str]) -> None:
+    """Read Snakemake's config files again, strictly: it keeps the last of a key that is twice.
+
+    Raises:
+        UserError: files cannot be read or hold a key twice; the message names them all.
+    """
+    problems = []
+    for file in files:
+        try:
+            read_config(Path(file))
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Check the values after `--config` on Snakemake's command line, which win over the files.
+
+    Raises:
+        UserError: a key is there twice, of which Snakemake keeps the last.
+    """
+    given: list[str] = []
+    reading = False
+    for argument in arguments:
+        flag, _, first = argument.partition("=")
+        if flag in ("--config", "-C"):  # the last of several counts alone
+            given, reading = [first] if first else [], True
+        elif argument.startswith("-"):
+            reading = False
+        elif reading:
+            given.append(argument)
+    keys = [value.partition("=")[0] for value in given]
+    problems = [
+        f"--config {key}: is there twice, and the last would be used alone; delete one of them"
+        for key in dict.fromkeys(keys)
+        if keys.count(key) > 1
+    ]
+    for key, _, text in (value.partition("=") for value in given):
+        try:
+            parse_yaml(text, source=f"--config {key}")
+        except UserError as error:
+            problems += [str(error)] if "is there twice" in str(error) else []
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def check_folders(*folders: Path) -> None:
+    """Check the working folder and that of the workflow, whose paths are parts of commands.
+
+    Raises:
+        UserError: their names contain what Snakemake takes for a pattern.
+    """
+    for folder in folders:
+        try:
+            check_name(str(folder))
+        except ValueError as problem:
+            raise UserError(f"the folder of this project: {problem}.") from None
+
+
+def _slide_problems(cohort: Cohort, tissue_masks: Path | None) -> Iterator[tuple[str, list[str]]]:
+    """Yield each slide's id and what is wrong with its own files, annotation and mask."""
+    for row in cohort.rows:
+        own = "column 'mask'" if row.mask is not None else "`cohort.tissue_masks`"
+        slide = cohort.file(row)
+        files = {slide: "column 'path'"}
+        if path_problem(slide) is None:  # the first of several files names the others
+            files |= dict.fromkeys(planned_files(slide), "column 'path'")
+        further = {
+            cohort.annotation_file(row): "column 'annotation'",
+            cohort.mask_file(row, tissue_masks): own,
+        }
+        files |= {path: what for path, what in further.items() if path is not None}
+        found = [(what, path, path_problem(path)) for path, what in files.items()]
+        yield row.slide_id, [f"{what}: {str(path)!r} {why}" for what, path, why in found if why]
+
+
+def _config_problems(config: Config) -> Iterator[str]:
+    cohort = config.cohort
+    places: list[tuple[str, Path | None, Kind]] = []
+    if not cohort.synthetic:
+        places += [("cohort.root", cohort.root, "folder"), ("cohort.masks", cohort.masks, "folder")]
+        places += [("cohort.tissue_masks", cohort.tissue_masks, "folder")]
+        asked = {e.data for e in config.encoders.values() if e.data is not None}
+        for name in sorted(asked):
+            places += _patch_files(f"patches.{name}", config.patches[name])
+    for key, path, kind in places:
+        problem = None if path is None else path_problem(path, kind)
+        if problem:
+            yield f"{key}: {str(path)!r} {problem}"
+    for name, encoder in config.encoders.items():
+        problem = _weights_problem(encoder)
+        if problem:
+            yield f"encoders.{name}.checkpoint: {problem}"
+    cache = "cache" if config.cache_folder == config.cache else "HER2_CACHE"
+    for key, folder in (("results", config.results), (cache, config.cache_folder)):
+        problem = write_problem(folder)
+        if problem:
+            yield f"{key}: {str(folder)!r} {problem}"
+
+
+def _weights_problem(encoder: EncoderSection) -> str | None:
+    """Return what is wrong with the local weights of an encoder, if it has any."""
+    path = encoder.checkpoint
+    if path is None:
+        return None
+    problem = path_problem(path, "file or folder")
+    if problem is not None:
+        return f"{str(path)!r} {problem}"
+    try:
+        file = encoder.local_weights()
+    except UserError:
+        return f"{str(path)!r} is a folder without {' or '.join(WEIGHTS_FILES)}"
+    problem = None if file is None else path_problem(file)
+    return f"{str(file)!r} {problem}" if problem else None
+
+
+def _patch_files(key: str, section: PatchesSection) -> list[tuple[str, Path | None, Kind]]:
+    return [
+        (f"{key}.path", section.path, "file" if section.format == "csv" else "folder"),
+        (f"{key}.labels", section.labels, "file"),
+        (f"{key}.slides", section.slides, "file"),
+    ]

@@ -16,10 +16,17 @@ VERSIONS := $(BIN)/python -c 'import sys; from importlib.metadata import version
 	print("Python", sys.version.split()[0], \
 	*(f"| {name} {version(name)}" for name in ("her2", "snakemake", "torch", "torchvision", "timm", \
 	"openslide-bin", "zarr")))'
-# Without a GPU the CUDA libraries of the lock file are useless (5 GB); see docs/install.md.
-LOCK := $(if $(CPU),grep -vE '^(nvidia-|cuda-|triton=)',cat) envs/lock.txt
+# A file whose hash is not in the lock is not installed. CPU=1 leaves out the CUDA libraries, which are
+# useless without a GPU (5 GB), and PyTorch's CPU builds are other files of the same versions, from an
+# index of its own (docs/install.md): these two are installed apart, without hashes.
+define install_locked
+awk '/^[^ ]/ {apart = $(if $(CPU),/^(nvidia-|cuda-|triton=|torch=|torchvision=)/,0)} !apart' $(1) | \
+	$(PIP) install --no-deps --require-hashes --requirement /dev/stdin
+$(if $(CPU),grep -oE '^(torch|torchvision)==[^ ]+' $(1) | $(PIP) install --no-deps --requirement /dev/stdin)
+endef
 COMPILE = $(BIN)/uv --no-config pip compile --quiet pyproject.toml --universal --python-version 3.11 \
-	--fork-strategy fewest --no-annotate --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
+	--fork-strategy fewest --no-annotate --generate-hashes --custom-compile-command "make lock" \
+	$(if $(UPGRADE),--upgrade)
 
 .PHONY: help demo test test-all env lock clean
 .DEFAULT_GOAL := help
@@ -80,11 +87,11 @@ $(BIN)/pip:
 # The stamps are written last, and each is a copy of the lock file that was installed.
 $(VENV)/installed-lock.txt: envs/lock.txt pyproject.toml | $(BIN)/pip
 	@echo "Installing the pinned packages into $(VENV) (about 6 GB; takes minutes the first time)"
-	$(LOCK) | $(PIP) install --requirement /dev/stdin
+	$(call install_locked,envs/lock.txt)
 	$(PIP) install --no-deps --editable .
 	@cp envs/lock.txt $@
 
 $(VENV)/installed-lock-test.txt: envs/lock-test.txt $(VENV)/installed-lock.txt
-	$(PIP) install --requirement envs/lock-test.txt
+	$(call install_locked,envs/lock-test.txt)
 	$(PIP) check
 	@cp envs/lock-test.txt $@

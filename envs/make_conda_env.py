@@ -1,7 +1,8 @@
 """Write envs/her2.yaml, the conda environment, from envs/lock.txt, so that both have the same pins.
 
-Python and pip come from conda-forge. The `pip:` section repeats the lock file line by line, because
-Snakemake copies the environment file elsewhere, where a relative path to the lock would break.
+Python and pip come from conda-forge. The `pip:` section repeats the pins of the lock file, because
+Snakemake copies the environment file elsewhere, where a relative path to the lock would break. The
+hashes are left out: conda has no documented place for them.
 """
 
 from pathlib import Path
@@ -23,9 +24,9 @@ dependencies:
 
 
 def requirements(lock: str) -> list[str]:
-    """Return the requirement lines of a lock file, without comments and blank lines."""
-    lines = (line.strip() for line in lock.splitlines())
-    return [line for line in lines if line and not line.startswith("#")]
+    """Return the requirements of a lock file, without comments, blank lines and hashes."""
+    lines = (line.strip().removesuffix("\\").rstrip() for line in lock.splitlines())
+    return [line for line in lines if line and not line.startswith(("#", "--hash="))]
 
 
 def conda_environment(lock: str) -> str:

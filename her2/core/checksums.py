@@ -46,7 +46,7 @@ def recall(index: Path, path: Path, state: State) -> str | None:
     try:
         found = json.loads(_place(index, path).read_text(encoding="utf-8"))
         return str(found["sha256"]) if found["state"] == state else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

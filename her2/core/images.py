@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from her2.core.files import check_regular
+from her2.core.reading import check_regular
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "JPEG2000", "PPM", "WEBP")
 """Plain images, which Pillow and the libraries linked into it decode on their own."""

@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ValidationInfo
 
+from her2.core.reading import LFS_POINTER, is_lfs_pointer
+
 BY_USER = "by user"
 """Context of a validation whose values a user wrote. Specs hold paths that were read before."""
 
@@ -155,7 +157,7 @@ def path_problem(path: Path, kind: Kind = "file") -> str | None:
         return "is a file, not a folder"
     if not os.access(path, os.R_OK):
         return "may not be read; change its permissions or ask its owner"
-    return None
+    return LFS_POINTER if is_lfs_pointer(path) else None
 
 
 def _closed_folder(path: Path) -> Path:

@@ -4,6 +4,8 @@ A file may be anything: a named pipe (reading it waits for ever), a pointer of G
 the file, a text of any size. `file_problem` finds what needs no knowledge of the format.
 """
 
+import errno
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -41,20 +43,42 @@ def file_problem(path: Path, *, limit_bytes: int | None = None) -> str | None:
         if stat.S_ISDIR(status.st_mode):
             return "is a folder, not a file"
         if not stat.S_ISREG(status.st_mode):
-            return "is no regular file but a named pipe, socket or device"
+            return "is a named pipe or device, not a file"
         if limit_bytes is not None and status.st_size > limit_bytes:
             found, limit = status.st_size / 1e9, limit_bytes / 1e9
             return f"has {found:,.1f} GB, more than the {limit:,.1f} GB that are allowed"
-        if status.st_size < _POINTER_BYTES and is_lfs_pointer(path.read_bytes()):
+        if is_lfs_pointer(path):
             return LFS_POINTER
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     return None
 
 
-def is_lfs_pointer(content: bytes) -> bool:
-    """Tell whether a file's first bytes are those of a pointer of Git LFS."""
-    return content.startswith(_POINTER)
+def is_lfs_pointer(path: Path) -> bool:
+    """Tell whether a file is a pointer of Git LFS; only files of that size are read.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size >= _POINTER_BYTES:
+        return False
+    return path.read_bytes().startswith(_POINTER)
+
+
+def check_regular(path: Path) -> None:
+    """Raise an OSError unless a path is that of a file; to open a named pipe could wait for ever.
+
+    Raises:
+        OSError: it does not exist, or is a folder, a named pipe, a device or a pointer of Git LFS.
+    """
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is a named pipe or device, not a file", str(path))
+    if is_lfs_pointer(path):
+        raise OSError(errno.EINVAL, f"it {LFS_POINTER}", str(path))
 
 
 def read_json(path: Path) -> Any:

@@ -18,6 +18,7 @@ from typing import Any
 from unicodedata import category
 
 from her2.core.errors import UserError
+from her2.core.reading import LFS_POINTER, is_lfs_pointer
 from her2.core.spelling import printable
 
 MAX_BYTES = 1 << 27
@@ -111,6 +112,8 @@ def _content(path: Path, key: str) -> bytes:
                 f"{path}: has {found.st_size / 1e6:,.0f} MB, more than the {MAX_BYTES / 1e6:,.0f} "
                 "MB of any sheet. Name a table with a row for each file, not the files."
             )
+        if is_lfs_pointer(path):
+            raise UserError(f"{path}: {LFS_POINTER}.")
         return path.read_bytes()
     except OSError as error:
         raise UserError(

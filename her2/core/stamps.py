@@ -85,7 +85,7 @@ def read_stamp(path: Path) -> Stamp | None:
     """Read a stamp; None if there is none, or if it cannot be read."""
     try:
         return Stamp(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
 
 

@@ -11,7 +11,7 @@ import polars as pl
 
 from her2.config.jobs import EvaluateSpec
 from her2.config.names import parse_run
-from her2.core.tables import write_table
+from her2.core.tables import read_result, write_table
 from her2.evaluation.binary import binary_table
 from her2.evaluation.calibration import (
     PREDICTED,
@@ -128,7 +128,7 @@ def evaluation_tables(
 
 def _slides_of(untrained: Mapping[str, str], folds: Path) -> set[str]:
     """Return the test slides of folds without a model, which no model may have predicted."""
-    table = pl.read_parquet(folds).filter(pl.col("role") == "test")
+    table = read_result(folds).filter(pl.col("role") == "test")
     lost = {parse_run(name)[:2] for name in untrained}
     rows = table.select("repeat", "fold", "slide_id").iter_rows()
     return {slide for repeat, fold, slide in rows if (repeat, fold) in lost}

@@ -87,6 +87,13 @@ class HeadOptions(Section):
         marks = [mark for mark in cls.model_fields[option].metadata if isinstance(mark, Words)]
         return marks[0].text if marks else option.replace("_", " ")
 
+    def bytes_per_tile(self, dimension: int) -> int:
+        """Return about how much memory a tile takes when its slide is predicted as one bag.
+
+        Three float32 copies of what is held for each tile; a head whose `pool` makes more says so.
+        """
+        return 3 * 4 * (getattr(self, "hidden", 0) or dimension)
+
     def build(self, dimension: int, outputs: int) -> "Head":
         """Build the network for features of `dimension` and `outputs` logits; imports torch."""
         head: Head = import_module(type(self).__module__).network(self, dimension, outputs)

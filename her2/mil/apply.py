@@ -17,8 +17,15 @@ from her2.mil.bags import Bag
 from her2.mil.fold import SavedModel, load_model
 from her2.mil.model import predict
 from her2.mil.priors import read_priors, with_shares
+from her2.mil.room import check_room
 from her2.storage.entries import FeatureEntry, read_entries
-from her2.storage.features import FeatureStore, is_sealed, open_store, seal_holds
+from her2.storage.features import (
+    FeatureStore,
+    allow_open_files,
+    is_sealed,
+    open_store,
+    seal_holds,
+)
 from her2.storage.fold_files import CARD_NAME
 
 log = logging.getLogger(__name__)
@@ -86,9 +93,13 @@ def predict_slides(
             "with its encoder",
             problems,
         )
+    allow_open_files(len(paths))
+    bags = [Bag(name, "", "", open_store(path), None) for name, path in paths.items()]
+    for head in {item.card["head"]["head"]: item.head for item in saved}.values():
+        check_room(bags, head, device)
     records: list[dict[str, Any]] = []
-    for name, path in paths.items():
-        bag = Bag(name, "", "", open_store(path), None)
+    for bag in bags:
+        name = bag.slide_id
         given = [predict(item.model, bag).probabilities[None].astype(np.float64) for item in saved]
         if shares:
             given = [with_shares(one, *own) for one, own in zip(given, shares, strict=True)]
@@ -122,7 +133,10 @@ def mismatches(store: FeatureStore, saved: SavedModel) -> list[str]:
     """Return the reasons why a model cannot predict a store; empty if it can."""
     card, found = saved.card, store.attributes
     problems = []
-    digest = found["encoder"]["digest"]
+    encoder = found.get("encoder")
+    digest = encoder.get("digest") if isinstance(encoder, dict) else None
+    if not isinstance(digest, str):
+        return ["names no encoder, so it was not made by `her2 embed`"]
     if digest != card["encoder_digest"]:
         problems.append(
             f"comes from encoder {digest[:12]}, the model from {card['encoder_digest'][:12]}"

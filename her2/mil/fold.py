@@ -43,6 +43,7 @@ from her2.storage.fold_files import (
 )
 
 MODEL_NAME = "model.safetensors"
+_HEAD: TypeAdapter[HeadSection] = TypeAdapter(HeadSection)
 PUBLISHED_BAGS = 1600
 """Number of random test bags per fold under the published protocol."""
 
@@ -78,6 +79,11 @@ class SavedModel:
     def task(self) -> Task:
         """The task that the model predicts."""
         return Task.model_validate(self.card["task"])
+
+    @property
+    def head(self) -> HeadSection:
+        """The head and its options."""
+        return _HEAD.validate_python(self.card["head"])
 
 
 def write_fold(folder: Path, spec: TrainSpec, fold: Fold) -> None:
@@ -173,7 +179,7 @@ def load_model(folder: Path, device: torch.device) -> SavedModel:
         card = read_fold_card(folder)
         if file_digest(folder / MODEL_NAME) != card["files"][MODEL_NAME]:
             raise ValueError(f"{MODEL_NAME} does not match its card")
-        head: HeadSection = TypeAdapter(HeadSection).validate_python(card["head"])
+        head: HeadSection = _HEAD.validate_python(card["head"])
         classes, dimension = len(Task.model_validate(card["task"]).classes), card["dimension"]
         module = head.build(dimension, output_count(card["loss"], classes))
         blank = torch.zeros(dimension)

@@ -21,6 +21,7 @@ from her2.core.tables import read_result
 from her2.encoders.device import pick_device
 from her2.mil.bags import Bag, check_dimensions
 from her2.mil.fold import Fold, read_entry, write_fold
+from her2.mil.room import check_room
 from her2.mil.search import search
 from her2.mil.train import Trained, parts_problem, train_fold
 from her2.storage.cache import Cache
@@ -68,6 +69,7 @@ def train_folds(
     bags = _open_bags(table, entries, cache, features)
     check_dimensions(list(bags.values()))  # with the held-out slides, which training would not read
     device = pick_device(threads)
+    check_room(list(bags.values()), spec.head, device)
     _repeatable(device)
     problems = _problems(spec, table, bags)
     found: dict[str, FoldEntry] = {}

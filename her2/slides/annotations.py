@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2.core.errors import SlideError, SlideUnfit
-from her2.core.files import check_regular, parse_json
+from her2.core.files import parse_json
+from her2.core.reading import check_regular
 from her2.core.types import Mask
 
 Ring = NDArray[np.float64]

@@ -10,8 +10,8 @@ import tifffile
 from numpy.typing import NDArray
 
 from her2.core.errors import SlideError
-from her2.core.files import check_regular
 from her2.core.images import open_image
+from her2.core.reading import check_regular
 from her2.core.types import Mask
 
 _ASPECT_SLACK = 0.02

@@ -112,7 +112,7 @@ def _linked(folder: Path) -> Iterator[str]:
     for path in (folder / "models").rglob(CARD_NAME):
         try:
             yield json.loads(path.read_text(encoding="utf-8"))["key"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
 
 
@@ -146,7 +146,7 @@ def _read(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise ValueError("it is not a JSON object")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path}: is not a readable entries file ({error}), so the products it names are "
             "unknown. Delete it, run snakemake again, then prune."

@@ -14,7 +14,8 @@ from her2.config.jobs import TileSpec
 from her2.core.crashes import reading
 from her2.core.errors import SlideError, SlideUnfit, TileError, blamed_on
 from her2.core.events import write_event
-from her2.core.files import check_regular, digest, file_digest, link
+from her2.core.files import digest, file_digest, link
+from her2.core.reading import check_regular
 from her2.core.types import RGB
 from her2.filters.registry import FILTERS
 from her2.slides.annotations import chosen_regions

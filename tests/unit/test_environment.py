@@ -3,6 +3,7 @@
 import ast
 import re
 import runpy
+import subprocess
 import sys
 import tomllib
 from importlib import metadata
@@ -75,6 +76,45 @@ def test_every_line_of_a_lock_is_one_exact_version_from_no_named_place(name):
         assert [s.operator for s in pin.specifier] == ["=="], line
         assert "*" not in version(pin), line
     assert not re.search(r"://|file:|/[A-Za-z]+/|@", read(name))
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_every_pin_of_a_lock_has_hashes_and_pip_must_compare_them(name):
+    blocks = re.split(r"\n(?=[^ #\n])", read(name))[1:]
+    assert len(blocks) == len(lines(name))
+    for block in blocks:
+        pin, *hashes = block.strip().split(" \\\n    ")
+        assert hashes, f"{pin} has no hash: run `make lock`"
+        assert all(re.fullmatch("--hash=sha256:[0-9a-f]{64}", one) for one in hashes), pin
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert f"$(call install_locked,envs/{name})" in makefile
+    installing = [line for line in makefile.splitlines() if "/dev/stdin" in line]
+    assert ["--require-hashes" in line for line in installing] == [True, False]
+    assert "torch" in installing[1]  # the two that PyTorch's own index has
+
+
+@pytest.mark.parametrize("cpu", [False, True])
+def test_without_a_gpu_only_pytorch_is_installed_without_hashes(tmp_path, cpu):
+    """Run make with a pip that only shows what it is asked for."""
+    fake = tmp_path / "bin/python"
+    fake.parent.mkdir()
+    fake.write_text('#!/bin/sh\nshift 2\ncase "$*" in *stdin*) echo "# $*"; cat;; esac\n')
+    fake.chmod(0o755)
+    (tmp_path / "bin/pip").touch()
+    done = subprocess.run(
+        ["make", "-s", "-C", ROOT, f"VENV={tmp_path}", f"{tmp_path}/installed-lock.txt",
+         *(["CPU=1"] if cpu else [])],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    hashed, _, apart = done.stdout.partition("# install --no-deps --requirement")
+    assert "# install --no-deps --require-hashes" in hashed
+    asked = {line.split("==")[0] for line in re.findall(r"^[a-z].*==", hashed, re.MULTILINE)}
+    every = {canonicalize_name(Requirement(line).name) for line in lines("lock.txt")}
+    cuda = {name for name in every if re.match("nvidia-|cuda-|triton$", name)}
+    assert cuda
+    assert asked == (every - cuda - {"torch", "torchvision"} if cpu else every)
+    wanted = [line for line in lines("lock.txt") if re.match("torch(vision)?==", line)]
+    assert apart.split()[1:] == (wanted if cpu else [])
 
 
 def test_the_test_lock_repeats_the_run_lock_and_adds_to_it():

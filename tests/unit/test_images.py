@@ -12,8 +12,8 @@ import tifffile
 from PIL import Image
 
 from her2.core.errors import SlideError
-from her2.core.files import check_regular
 from her2.core.images import FORMATS, open_image
+from her2.core.reading import check_regular
 from her2.pretraining.patches import read_rgb
 from her2.slides.annotations import read_regions
 from her2.slides.backends.openslide import _ome_mpp

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from her2.core.errors import SlideError
-from her2.core.files import check_regular
+from her2.core.reading import check_regular
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -136,6 +136,26 @@ def test_too_many_bad_slides_stop_the_run_and_are_named(project: Project) -> Non
     assert "text: not a slide" in run.output
 
 
+def test_a_class_without_usable_patients_stops_the_run_at_the_folds(project: Project) -> None:
+    """Before, the run stopped at training, after all embedding."""
+    project.edit(cohort={"max_excluded": 0.5})  # of slides; and the class "low" keeps one patient
+    rows = [row.split(",") for row in project.rows()]
+    lost = [row[0] for row in rows if row[3] in ("0", "1+")][1:]
+    for name in lost:
+        (project.folder / f"slides/{name}.svs").write_text("this is not a slide\n" * 50)
+    run = project.snakemake()
+    assert run.code != 0
+    assert "Traceback" not in run.output
+    assert "1 of 6 patients usable" in run.output
+    advice = re.search(
+        r"replace or repair one of the slides ((?:demo-[0-9]+-a(?:, )?)+)", run.output
+    )
+    assert advice
+    assert set(advice[1].split(", ")) < set(lost)  # another slide of the survivor's fold is no help
+    assert run.rules["audit_cohort"] == 1
+    assert run.rules["train_folds"] == 0
+
+
 def test_paths_with_spaces_and_quotes_are_quoted(project: Project, tmp_path: Path) -> None:
     odd = tmp_path / "a b'c; touch hacked"
     shutil.copytree(project.folder / "slides", odd / "slides")

@@ -20,7 +20,9 @@ def campaign(short: int, nightly: int) -> list:
     """Return the seeds of a fuzzer: few in `make test`, many at night."""
     return [
         pytest.param(range(short), id="short"),
-        pytest.param(range(short, nightly), id="long", marks=[pytest.mark.nightly, pytest.mark.campaign]),
+        pytest.param(
+            range(short, nightly), id="long", marks=[pytest.mark.nightly, pytest.mark.campaign]
+        ),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Fifty kills at seeded moments of whole runs: nothing is lost, and nothing half done is believed."""
+"""Fifty kills at seeded moments of whole runs: nothing is lost, nothing half done believed."""
 
 import os
 import random

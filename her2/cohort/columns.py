@@ -108,7 +108,8 @@ def slide_file(cell: str) -> str:
         raise ValueError(
             f"{_shown(cell)}; enter the path of the slide's file, or leave the row out"
         )
-    user_path(cell)
+    if not has_controls(cell):  # the sheet's own check names those
+        user_path(cell)
     return cell
 
 

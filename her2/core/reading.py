@@ -49,6 +49,8 @@ def file_problem(path: Path, *, limit_bytes: int | None = None) -> str | None:
             return f"has {found:,.1f} GB, more than the {limit:,.1f} GB that are allowed"
         if is_lfs_pointer(path):
             return LFS_POINTER
+    except FileNotFoundError:
+        return "does not exist"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     return None

@@ -9,7 +9,6 @@ for Parquet alone.
 import codecs
 import csv
 import io
-import stat
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 from unicodedata import category
 
 from her2.core.errors import UserError
+from her2.core.paths import path_problem
 from her2.core.reading import LFS_POINTER, is_lfs_pointer
 from her2.core.spelling import printable
 
@@ -101,12 +101,10 @@ def rows_in_words(numbers: Sequence[int], *, shown: int = 8) -> str:
 
 
 def _content(path: Path, key: str) -> bytes:
+    if problem := path_problem(path):
+        raise UserError(f"{path}: {problem}. Check `{key}` in the config.")
     try:
         found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise UserError(
-                f"{path}: is a folder, a pipe or a device. Write the table to a file and name that."
-            )
         if found.st_size > MAX_BYTES:
             raise UserError(
                 f"{path}: has {found.st_size / 1e6:,.0f} MB, more than the {MAX_BYTES / 1e6:,.0f} "
@@ -253,7 +251,7 @@ def _with_control_characters(
         found: dict[str, list[int]] = {
             cell: []
             for cell in set(column)
-            if not cell.isprintable() and any(category(one) in _BREAKS for one in cell)
+            if has_controls(cell)
         }
         for number, cell in zip(numbers, column, strict=True) if found else ():
             if cell in found:

@@ -17,6 +17,7 @@ from her2.explanation.listing import read_heatmaps
 from her2.pretraining.overlap import Overlap, read_overlap
 from her2.storage.entries import FeatureEntry, FoldEntry, read_all_entries
 from her2.storage.features import read_attributes
+from her2.storage.fold_files import CARD_NAME, check_fold
 
 DETAILS = (
     "confusion",
@@ -241,6 +242,9 @@ def _model(
     )
     folds = read_all_entries(models, chunks, FoldEntry)
     histories = {run: models / run / "history.parquet" for run in folds}
+    for run, fold in folds.items():
+        if (models / run / CARD_NAME).exists():
+            check_fold(models / run, ["history.parquet"], fold.key)
     tables = {name: _table(evaluation / f"{name}.parquet") for name in TABLES}
     return EvaluatedModel(
         task_name=task,

@@ -4,7 +4,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 from her2.core.errors import UserError
-from her2.core.files import digest
+from her2.core.files import digest, file_digest
 from her2.encoders.card import IDENTITY_NAME
 from her2.storage.cache import Cache, Product
 from her2.storage.features import is_sealed, open_store, seal_holds, store_problems
@@ -100,14 +100,18 @@ def _encoder_problem(product: Product) -> str | None:
     if not (product.path / IDENTITY_NAME).exists():
         return None
     try:
-        identity = json.loads((product.path / IDENTITY_NAME).read_text(encoding="utf-8"))
+        stated = json.loads((product.path / IDENTITY_NAME).read_text(encoding="utf-8"))
+        for name, wanted in stated["files"].items():
+            if file_digest(product.path / name) != wanted:
+                return f"has a changed file {name}"
+        identity = stated["identity"]
         wrong = {
             "identity": digest(identity) != product.key,
             "model": identity["model"] != [card.library, card.architecture, card.feature],
             "um/px or size": identity["target"] != [card.mpp, card.size],
             "precision or type": identity["card"] != [card.precision, card.storage],
         }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"has an incomplete identity ({error})"
     problems = [f"has another {name} than its key says" for name, bad in wrong.items() if bad]
     return "; ".join(problems) or None

@@ -16,7 +16,7 @@ from typing import Literal
 
 from her2.config import NAME_PATTERN
 from her2.core.paths import user_path
-from her2.core.spelling import MISSING, is_missing, is_unknown
+from her2.core.spelling import MISSING, has_controls, is_missing, is_unknown
 from her2.core.types import MPP_RANGE
 
 Value = str | float | None

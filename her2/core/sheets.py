@@ -14,12 +14,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unicodedata import category
 
 from her2.core.errors import UserError
 from her2.core.paths import path_problem
 from her2.core.reading import LFS_POINTER, is_lfs_pointer
-from her2.core.spelling import printable
+from her2.core.spelling import has_controls, printable
 
 MAX_BYTES = 1 << 27
 MAX_ROWS = 2_000_000
@@ -39,7 +38,6 @@ _FOREIGN = {
     b"%PDF": "a PDF",
 }
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
-_BREAKS = ("Cc", "Zl", "Zp")
 _AS_CSV = 'Save the sheet as "CSV UTF-8 (comma delimited)".'
 
 
@@ -248,11 +246,7 @@ def _with_control_characters(
     cells: Mapping[str, Sequence[str]], numbers: Sequence[int]
 ) -> Iterator[str]:
     for name, column in cells.items():
-        found: dict[str, list[int]] = {
-            cell: []
-            for cell in set(column)
-            if has_controls(cell)
-        }
+        found: dict[str, list[int]] = {cell: [] for cell in set(column) if has_controls(cell)}
         for number, cell in zip(numbers, column, strict=True) if found else ():
             if cell in found:
                 found[cell].append(number)

@@ -89,3 +89,10 @@ def _plain(character: str) -> str:
     if category == "Pd" or character in _DASHES_OF_OTHER_CATEGORIES:
         return "-"
     return "" if category == "Cf" else character
+
+
+def has_controls(text: str) -> bool:
+    """Return whether a text has a line break or another control character."""
+    return not text.isprintable() and any(
+        unicodedata.category(one) in ("Cc", "Zl", "Zp") for one in text
+    )

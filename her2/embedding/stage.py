@@ -6,28 +6,33 @@ The cache is searched without loading torch; slides that it lacks go through
 
 import logging
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 import her2
 from her2.cohort.manifest import Cohort
 from her2.config.jobs import EmbedSpec
-from her2.core.errors import SlideError
 from her2.core.events import write_event
-from her2.core.files import digest, link
+from her2.core.files import link
 from her2.core.hardware import allowed_cpus, auto_precision
+from her2.embedding.identity import (
+    JSON,
+    changed_since_tiling,
+    feature_key,
+    find_features,
+    identity,
+)
 from her2.embedding.reading import PendingSlide
 from her2.encoders.card import EncoderCard, read_card
-from her2.slides.fingerprint import checksum
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, TileEntry, read_entries, write_entries
 from her2.storage.facts import StoredSlide
-from her2.storage.features import RowSpool, read_attributes, write_rows
-from her2.storage.products import LookUp, find_product, note_intact, trusted
+from her2.storage.features import RowSpool, write_rows
+from her2.storage.products import find_product, note_intact
 from her2.storage.tiles import TileTable, read_table
 
 if TYPE_CHECKING:
@@ -36,32 +41,6 @@ if TYPE_CHECKING:
     from her2.embedding.session import ComputeFacts
 
 log = logging.getLogger(__name__)
-
-JSON = dict[str, Any]
-
-
-def identity(spec: EmbedSpec, table: TileTable, card: EncoderCard, precision: str) -> JSON:
-    """Return everything that determines the bits of a slide's features, and nothing else.
-
-    Batch size, threads, device, compilation and processor change only the last digits of sums. That
-    is the noise of the precision and not part of the identity (docs/embedding.md).
-    """
-    other = (table.identity or {}).get("checksum")  # see `her2.tiling.stage.find_tiles`
-    return {
-        "stage": "embed",
-        "version": spec.version,
-        "fingerprint": table.facts.fingerprint,
-        **({"checksum": other} if other else {}),
-        "tiles": table.coords_digest,
-        "encoder": card.digest,
-        "precision": precision,
-        "storage": card.storage,
-    }
-
-
-def feature_key(spec: EmbedSpec, table: TileTable, card: EncoderCard, precision: str) -> str:
-    """Return the cache key of a feature store, which is the digest of its identity."""
-    return digest(identity(spec, table, card, precision))
 
 
 def embed_bucket(
@@ -163,7 +142,7 @@ def _look_up(
             entries[slide_id] = _entry(spec, key, attributes)
             log.info("%s: %d features from the cache", slide_id, entries[slide_id].tiles)
             write_event("embedded", slide_id, tiles=entries[slide_id].tiles, cached=True)
-        elif (reason := _changed(slide, table, cache)) is not None:
+        elif (reason := changed_since_tiling(slide, table, cache)) is not None:
             log.warning("%s: failed: %s", slide_id, reason)
             entries[slide_id] = FeatureEntry(status="failed", reason=reason)
             write_event("left_out", slide_id, reason=reason)
@@ -172,44 +151,6 @@ def _look_up(
             spool = RowSpool(len(table), card.dimension, card.storage, folder)
             todo.append(PendingSlide(slide_id, slide, table, key, spool))
     return todo
-
-
-def find_features(
-    spec: EmbedSpec,
-    cache: Cache,
-    table: TileTable,
-    card: EncoderCard,
-    precision: str,
-    look_up: LookUp = trusted,
-) -> tuple[TileTable, JSON | None]:
-    """Return the attributes of a slide's store in the cache, or None, and the table to ask with.
-
-    If the store under the key of the table comes from other bytes with the same samples, the
-    slide's checksum becomes part of the table's identity, and so of the key.
-    """
-    attributes = _cached(cache, feature_key(spec, table, card, precision), look_up)
-    stated, own = (attributes or {}).get("slide", {}).get("checksum"), table.facts.checksum
-    if None in (stated, own) or stated == own:
-        return table, attributes
-    table = replace(table, identity={**(table.identity or {}), "checksum": own})
-    return table, _cached(cache, feature_key(spec, table, card, precision), look_up)
-
-
-def _cached(cache: Cache, key: str, look_up: LookUp) -> JSON | None:
-    path = look_up(cache, "features", key)
-    return None if path is None else read_attributes(path, key)
-
-
-def _changed(slide: Path, table: TileTable, cache: Cache) -> str | None:
-    """Return why a slide cannot be embedded if it is not the one that was tiled."""
-    if table.facts.checksum is None:
-        return None
-    try:
-        if checksum(slide, cache.checksums) == table.facts.checksum:
-            return None
-    except SlideError:  # whoever reads the tiles says why
-        return None
-    return "its file changed after it was tiled; run snakemake again"
 
 
 def _publish(

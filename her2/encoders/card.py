@@ -3,6 +3,7 @@
 Reading a card needs no torch, so a rule or a report can ask about an encoder cheaply.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,14 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from her2.core.errors import UserError
-from her2.core.files import digest, write_json
+from her2.core.files import digest, file_digest, write_json
 from her2.core.reading import read_json
 from her2.core.stamps import noted
 
 CARD_NAME = "card.json"
 WEIGHTS_NAME = "weights.safetensors"
 IDENTITY_NAME = "identity.json"
-"""What the key of a pre-trained encoder is the digest of; older ones have no such file."""
+"""In the cache beside a pre-trained encoder; older ones have no such file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,12 @@ _CARD = TypeAdapter(EncoderCard)
 def write_card(folder: Path, card: EncoderCard) -> None:
     """Write `card.json`; equal cards give equal bytes."""
     write_json(folder / CARD_NAME, {**asdict(card), "digest": card.digest})
+
+
+def write_encoder_identity(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Write what an encoder's key is the digest of, with the digests of its files, as the last."""
+    files = {item.name: file_digest(item) for item in sorted(folder.iterdir())}
+    write_json(folder / IDENTITY_NAME, {"identity": identity, "files": files})
 
 
 def read_card(folder: Path) -> EncoderCard:

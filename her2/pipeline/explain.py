@@ -26,7 +26,7 @@ from her2.config.jobs import EmbedSpec, TileSpec, load
 from her2.core.errors import SlideError, UserError
 from her2.core.files import digest
 from her2.core.hardware import auto_precision
-from her2.embedding.stage import feature_key, find_features
+from her2.embedding.identity import feature_key, find_features
 from her2.encoders.card import CARD_NAME, read_card
 from her2.pipeline.current import Currency, Outdated
 from her2.pipeline.job_table import RULES, planned_job

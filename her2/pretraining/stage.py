@@ -14,15 +14,15 @@ from her2.config import EncoderSection, PatchesSection, PretrainingSection
 from her2.config.jobs import EncoderSpec
 from her2.core.crashes import reading
 from her2.core.errors import SlideError, UserError, first_line, problem_list
-from her2.core.files import WRITTEN, canonical_json, copy, digest
+from her2.core.files import WRITTEN, copy, digest
 from her2.encoders.backbones import build_backbone, default_arguments
 from her2.encoders.card import (
     CARD_NAME,
-    IDENTITY_NAME,
     WEIGHTS_NAME,
     EncoderCard,
     read_card,
     write_card,
+    write_encoder_identity,
 )
 from her2.encoders.device import pick_device
 from her2.encoders.stage import feature_dimension, load_encoder, weights_digest
@@ -79,9 +79,9 @@ def pretrain_encoder(
             threads=threads,
         )
         with cache.publish("encoders", key) as product:
-            (product / IDENTITY_NAME).write_text(canonical_json(identity), encoding="utf-8")
             facts = {"key": key, **({"slide_fingerprints": slides} if slides else {})}
             _write(product, facts, encoder, arguments, trained)
+            write_encoder_identity(product, identity)
         shutil.rmtree(checkpoints, ignore_errors=True)
         log.info("encoder pre-trained on %s: %d epochs", name, len(trained.history))
     else:

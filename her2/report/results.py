@@ -24,6 +24,7 @@ from her2.storage.entries import (
     untrained_folds,
 )
 from her2.storage.features import read_attributes
+from her2.storage.fold_files import CARD_NAME, check_fold
 
 DETAILS = (
     "confusion",
@@ -252,6 +253,9 @@ def _model(
     )
     folds = read_folds(models, chunks)
     histories = {run: models / run / "history.parquet" for run in folds}
+    for run, fold in folds.items():
+        if (models / run / CARD_NAME).exists():
+            check_fold(models / run, ["history.parquet"], fold.key)
     tables = {name: _table(evaluation / f"{name}.parquet") for name in TABLES}
     return EvaluatedModel(
         task_name=task,

@@ -3,6 +3,8 @@
 import hashlib
 from pathlib import Path
 
+from her2.core.errors import UserError
+
 _START, _END = b"\xff\xd8", b"\xff\xd9"
 _JFIF, _COMMENT = b"\xff\xe0", b"\xff\xfe"
 _OURS = b"her2 "
@@ -37,6 +39,20 @@ def picture_problem(path: Path, key: str) -> str | None:
     if seal != hashlib.sha256(rest).hexdigest().encode():
         return "was edited after it was made"
     return None
+
+
+def check_picture(path: Path, key: str) -> None:
+    """Check that a picture, if there is one, is that of a key.
+
+    Raises:
+        UserError: it is not.
+    """
+    problem = picture_problem(path, key) if path.exists() else None
+    if problem is not None:
+        raise UserError(
+            f"{path}: {problem}. Delete it and the entries files (.json) beside it, and run "
+            "snakemake again."
+        )
 
 
 def _after_header(content: bytes) -> int:

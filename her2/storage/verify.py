@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
 from her2.core.errors import UserError, first_line, problem_list
-from her2.core.files import digest
+from her2.core.files import digest, file_digest
 from her2.core.reading import read_json
 from her2.core.sharing import denied, unreadable
 from her2.encoders.card import IDENTITY_NAME
@@ -118,14 +118,18 @@ def _encoder_problem(product: Product) -> str | None:
     if not (product.path / IDENTITY_NAME).exists():
         return None
     try:
-        identity = read_json(product.path / IDENTITY_NAME)
+        stated = read_json(product.path / IDENTITY_NAME)
+        for name, wanted in stated["files"].items():
+            if file_digest(product.path / name) != wanted:
+                return f"has a changed file {name}"
+        identity = stated["identity"]
         wrong = {
             "identity": digest(identity) != product.key,
             "model": identity["model"] != [card.library, card.architecture, card.feature],
             "um/px or size": identity["target"] != [card.mpp, card.size],
             "precision or type": identity["card"] != [card.precision, card.storage],
         }
-    except (UserError, ValueError, KeyError, TypeError) as error:
+    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"has an incomplete identity ({error})"
     problems = [f"has another {name} than its key says" for name, bad in wrong.items() if bad]
     return "; ".join(problems) or None

@@ -22,14 +22,14 @@ from her2.config import EncoderSection
 from her2.core import checksums
 from her2.core.errors import SlideError, UserError
 from her2.core.files import canonical_json, digest, file_digest, link
-from her2.encoders.card import IDENTITY_NAME, read_card, write_card
+from her2.encoders.card import IDENTITY_NAME, read_card, write_card, write_encoder_identity
 from her2.slides import fingerprint as module
 from her2.slides.fingerprint import checksum, fingerprint
 from her2.storage import products
 from her2.storage.cache import SUFFIXES, Cache, Kind, Product
 from her2.storage.features import FeatureStore, seal_holds
 from her2.storage.fold_files import CARD_NAME, check_fold, write_fold_card, write_identity
-from her2.storage.pictures import sealed_picture
+from her2.storage.pictures import check_picture, sealed_picture
 from her2.storage.products import find_product, intact, note_intact, trusted
 from her2.storage.tiles import TileTable, coords_digest, write_table
 from her2.storage.verify import broken_products, product_problem
@@ -107,8 +107,8 @@ def put(weights: Path) -> dict[str, Callable[[Cache, str], str]]:
         }  # fmt: skip
         with cache.publish("encoders", digest(identity)) as folder:
             shutil.copyfile(weights / "weights.safetensors", folder / "weights.safetensors")
-            (folder / IDENTITY_NAME).write_text(canonical_json(identity))
             write_card(folder, replace(card, provenance={"key": digest(identity)}))
+            write_encoder_identity(folder, identity)
         return digest(identity)
 
     return {
@@ -293,6 +293,19 @@ def test_products_of_older_versions_have_no_seal_and_are_believed(cache, put):
         assert trusted(cache, kind, key), kind
 
 
+@pytest.mark.parametrize("change", ["card", "card and digests"])
+def test_an_encoder_s_card_is_compared_with_its_digest_and_with_the_key(cache, put, change):
+    key = put["encoders"](cache, "a")
+    folder = cache.path("encoders", key)
+    edit_encoder(folder)
+    if change == "card and digests":
+        identity = json.loads((folder / IDENTITY_NAME).read_text())["identity"]
+        (folder / IDENTITY_NAME).unlink()
+        write_encoder_identity(folder, identity)
+    expected = {"card": "changed file card.json", "card and digests": "another um/px"}
+    assert expected[change] in product_problem(Product("encoders", key, folder, 0))
+
+
 def test_a_table_that_lost_its_seal_but_not_its_identity_was_edited(cache, put):
     path = cache.path("tiles", put["tiles"](cache, "a"))
     table = pa.parquet.read_table(path)
@@ -317,6 +330,16 @@ def test_a_file_that_the_card_does_not_name_is_none_of_the_fold_s(cache, put):
     (folder / "maps.safetensors").touch()
     with pytest.raises(UserError, match=r"maps\.safetensors that its card does not name"):
         check_fold(folder, ["maps.safetensors"])
+
+
+def test_the_report_shows_no_picture_of_another_slide(cache, put, tmp_path):
+    one, other = (put["qc"](cache, name) for name in ("a", "bb"))
+    path = tmp_path / "s1.qc.jpg"
+    link(cache.path("qc", one), path)
+    check_picture(path, one)
+    check_picture(tmp_path / "absent.qc.jpg", one)
+    with pytest.raises(UserError, match=r"s1\.qc\.jpg: contains the picture of another key"):
+        check_picture(path, other)
 
 
 # The checksum of a slide

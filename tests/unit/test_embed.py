@@ -20,7 +20,8 @@ from her2.config.jobs import EmbedSpec, TileSpec, dump
 from her2.core import checksums
 from her2.core.errors import TileError, UserError
 from her2.embedding import session as embedder_module
-from her2.embedding.stage import embed_bucket, feature_key
+from her2.embedding.identity import feature_key
+from her2.embedding.stage import embed_bucket
 from her2.encoders.backbones import Encoder
 from her2.encoders.card import read_card
 from her2.encoders.stage import load_encoder

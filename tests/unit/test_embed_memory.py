@@ -11,7 +11,7 @@ LARGE_SLIDE = """
 import resource, sys
 from pathlib import Path
 import numpy as np, torch
-from her2.embedding import reading, run, session, stage
+from her2.embedding import identity, reading, run, session, stage
 from her2.storage.cache import Cache
 from her2.encoders.backbones import Encoder
 from her2.encoders.card import EncoderCard
@@ -55,8 +55,8 @@ def load(folder):
 
 reading.Slide, session.load_encoder = Slide, load
 cache = Cache(folder)
-key = "ab" * 32
 spec = EmbedSpec(bucket="0000-of-0001", rows="", max_failed_tiles=0.0)
+key = identity.feature_key(spec, table, card, "float32")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 spool = RowSpool(tiles, dimension, "float16", cache.path("features", key).parent)
 slide = reading.PendingSlide("large", folder, table, key, spool)

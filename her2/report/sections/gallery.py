@@ -13,6 +13,7 @@ from her2.report.figures.base import Picture, jpeg
 from her2.report.format import percent, plural, without_folders
 from her2.report.results import Results
 from her2.report.section import Section
+from her2.storage.pictures import check_picture
 
 SHOWN = 500
 """Maximum number of slides on the page, worst first; the others stay files."""
@@ -124,6 +125,8 @@ def _card(row: dict[str, Any], folder: Path, side: int, quality: int) -> Card:
     figure = None
     # A slide that could not be opened has no picture, and its card gives the reason.
     with contextlib.suppress(OSError):
+        if row.get("key"):
+            check_picture(folder / f"{slide_id}.qc.jpg", row["key"])
         figure = jpeg(
             folder / f"{slide_id}.qc.jpg",
             side_px=(side, side),

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from her2.cohort.manifest import Cohort, SlideRow
 from her2.core.crashes import reading
-from her2.core.errors import SlideError, problem_list
+from her2.core.errors import SlideError, TileError, problem_list
 from her2.slides.fingerprint import fingerprint
 
 
 def check_files(
     cohort: Cohort, *, tissue_masks: Path | None = None, classes: Collection[str] = ()
 ) -> None:
-    """Open every file far enough to identify it, and read annotations and masks.
+    """Open every slide, read its first px, and read annotations and masks.
 
     `tissue_masks` and `classes` are the config's `cohort.tissue_masks` and
     `tiling.annotation_classes`.
@@ -26,8 +26,8 @@ def check_files(
         try:
             with reading(row.slide_id):
                 owners[fingerprint(cohort.file(row))].append(row.slide_id)
-                _check_sources(cohort, row, tissue_masks, classes)
-        except SlideError as error:
+                _check_slide(cohort, row, tissue_masks, classes)
+        except (SlideError, TileError) as error:
             problems.append(f"slide {row.slide_id!r}: {str(cohort.file(row))!r}: {error}")
     problems += [
         f"slides {', '.join(names)} are the same file; keep one row"
@@ -38,18 +38,21 @@ def check_files(
         raise problem_list(f"{len(problems)} problem(s) with the slides' files", problems)
 
 
-def _check_sources(
+def _check_slide(
     cohort: Cohort, row: SlideRow, tissue_masks: Path | None, classes: Collection[str]
 ) -> None:
-    """Raise a SlideError for an annotation or mask that tiling cannot use."""
+    """Raise a SlideError or TileError for a slide, annotation or mask that tiling cannot use."""
+    from her2.slides.slide import Slide
+
     annotation, mask = cohort.annotation_file(row), cohort.mask_file(row, tissue_masks)
     if annotation is not None:
         from her2.slides.annotations import chosen_regions
 
         chosen_regions(annotation, classes)
-    if mask is not None:
-        from her2.slides.masks import read_mask
-        from her2.slides.slide import Slide
+    with Slide(cohort.file(row)) as slide:
+        slide.scale(row.mpp)
+        slide.region(0, 0, 1, 1, (1, 1))
+        if mask is not None:
+            from her2.slides.masks import read_mask
 
-        with Slide(cohort.file(row)) as slide:
             read_mask(mask, (1, 1), size_px=(slide.width_px, slide.height_px))

@@ -123,6 +123,18 @@ def test_a_killed_job_is_not_blamed_on_the_slide_it_read():
     assert done.stderr.read() == "her2: killed, or out of memory or time (SIGKILL: killed)\n"
 
 
+def test_the_parent_is_small_and_forks_before_any_thread_or_device_exists():
+    code = "import sys, her2.__main__, threading; print(threading.active_count(), *sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    threads, *modules = done.stdout.split()
+    assert threads == "1"
+    ours = {name for name in modules if name.startswith("her2")}
+    assert ours == {"her2", "her2.__main__", "her2.core", "her2.core.crashes", "her2.core.errors"}
+    assert not {"numpy", "torch", "polars", "pydantic", "typer"} & set(modules)
+
+
 @pytest.mark.parametrize("code", [0, 1, 3])
 def test_a_job_s_exit_code_is_kept(code):
     assert job(f"sys.exit({code})").returncode == code

@@ -216,11 +216,18 @@ def open_slide(path):
 """
 
 
+PRELOADED = {
+    "tile": "her2.tiling.stage, PIL.Image, openslide, cv2",
+    "embed": "timm, her2.embedding.stage, her2.embedding.run, openslide",
+}
+
+
 def her2(folder: Path, command: str, spec: str, **options: object) -> str:
     """Run a stage with a reader of slides that end in e.g. `segfault tile`; return its log."""
     (folder / "readers").mkdir(exist_ok=True)
     (folder / "readers" / "crashing.py").write_text(READER)
     code = (
+        f"import {PRELOADED[command]}\n"  # once, not in each of three attempts
         "import her2.slides.backends as backends\n"
         f"backends.__path__.append({str(folder / 'readers')!r})\n"
         "from her2.__main__ import run; run()"

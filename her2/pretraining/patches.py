@@ -84,6 +84,15 @@ def read_rgb(path: Path) -> RgbPatch:
     return pixels
 
 
+def _digest_and_px(path: Path) -> tuple[str, RgbPatch | str]:
+    """Return the SHA-256 of an image file and its px, or the reason why it cannot be used."""
+    try:
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        return content, read_rgb(path)
+    except (OSError, ValueError) as error:
+        return "", str(error)
+
+
 class _Images:
     """Function from index to pixels; images that fit into KEEP_BYTES are decoded only once."""
 
@@ -110,9 +119,8 @@ def _read_images(
     def inspect(row: Listed) -> tuple[str, RgbPatch | str]:
         try:
             with reading(row.id):
-                content = hashlib.sha256(row.path.read_bytes()).hexdigest()
-                return content, read_rgb(row.path)
-        except (OSError, ValueError, SlideError) as error:
+                return _digest_and_px(row.path)
+        except SlideError as error:
             return "", str(error)
 
     usable: list[Listed] = []

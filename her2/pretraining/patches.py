@@ -86,6 +86,14 @@ def read_rgb(path: Path) -> RgbPatch:
     return pixels
 
 
+def _digest_and_px(path: Path) -> tuple[str, RgbPatch | str]:
+    """Return the SHA-256 of an image file and its px, or the reason why it cannot be used."""
+    try:
+        return file_digest(path), read_rgb(path)
+    except (OSError, ValueError) as error:
+        return "", str(error)
+
+
 class _Images:
     """Function from index to pixels; images that fit into KEEP_BYTES are decoded only once."""
 
@@ -120,8 +128,8 @@ def _read_images(
             if problem := file_problem(row.path, limit_bytes=IMAGE_BYTES):
                 return "", problem
             with reading(row.id):
-                return file_digest(row.path), read_rgb(row.path)
-        except (OSError, ValueError, SlideError) as error:
+                return _digest_and_px(row.path)
+        except SlideError as error:
             return "", str(error)
 
     usable: list[Listed] = []

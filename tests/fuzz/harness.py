@@ -148,16 +148,27 @@ def _run() -> None:
     cases: dict[str, Path] = module.cases(folder / "whole")
     spoil = getattr(module, "spoiled", broken)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    found = [_outcome(key, path, module.read) for key, path in cases.items()]
+    done = folder / "done.jsonl"  # of an attempt that crashed
+    begun = [json.loads(line) for line in done.read_text().splitlines()] if done.exists() else []
+    found = {row["name"]: row for row in begun}
+
+    def take(key: str, path: Path) -> None:
+        if key not in found:
+            found[key] = asdict(_outcome(key, path, module.read))
+            with done.open("a") as stream:
+                stream.write(json.dumps(found[key]) + "\n")
+
+    for key, path in cases.items():
+        take(key, path)
     for number in range(count):
         generator = np.random.default_rng([seed, number])
         key = sorted(cases)[generator.integers(len(cases))]
         whole = cases[key]
         path = folder / f"{whole.stem}-{number}{whole.suffix}"
         path.write_bytes(spoil(whole.read_bytes(), generator))
-        found.append(_outcome(f"{key} {seed}-{number}", path, module.read))
+        take(f"{key} {seed}-{number}", path)
         path.unlink()
-    print(json.dumps([asdict(one) for one in found]))
+    print(json.dumps([*found.values()]))
 
 
 def _outcome(name: str, path: Path, read: Callable[[Path], object]) -> Outcome:

@@ -13,6 +13,8 @@ from her2.slides.fingerprint import fingerprint
 from her2.slides.slide import Slide
 from her2.synthetic.svs import svs_bytes
 from her2.tiling.grid import tile_slide
+from tests.dicom import write_dicom
+from tests.vms import write_vms
 
 SIDE = 320
 
@@ -39,7 +41,14 @@ def cases(folder: Path) -> dict[str, Path]:
     for name in ("flat.png", "flat.jpg", "flat.bmp", "flat.webp", "flat.jp2"):
         Image.fromarray(tissue).save(folder / name)
     shutil.copyfile(folder / "slide.svs", folder / "named.png")
-    return {path.name: path for path in sorted(folder.iterdir())}
+    for beside in (folder.parent, folder):  # the broken index names the whole files beside it
+        write_vms(beside / "index.vms", tissue)
+    (folder / "dicom").mkdir(exist_ok=True)
+    write_dicom(folder / "dicom" / "slide.dcm", tissue, mpp=0.5)
+    slides = [
+        path for path in folder.rglob("*") if path.is_file() and not path.stem.startswith("index")
+    ]
+    return {path.name: path for path in sorted([*slides, folder / "index.vms"])}
 
 
 def read(path: Path) -> None:

@@ -247,17 +247,14 @@ def test_one_file_under_two_ids_an_empty_and_a_missing_one_are_named_at_once(
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
-    [(b"this is not a slide", "b'this is not a sl'"), (bytes(5000), "only zeros"),
-     (b"<html>404</html>", "b'<html>404</html>'"), (b"%!PS-Adobe-3.0 EPSF", "b'%!PS-Adobe")],
-)  # fmt: skip
+    "content", [b"this is not a slide", bytes(5000), b"<html>404</html>", b"%!PS-Adobe-3.0 EPSF"]
+)
 @pytest.mark.parametrize("suffix", [".svs", ".PNG", ".tiff"])
-def test_a_file_that_begins_like_no_slide_is_named(tmp_path, content, words, suffix):
+def test_a_file_that_is_no_slide_is_named(tmp_path, content, suffix):
     (tmp_path / f"a{suffix}").write_bytes(content)
     cohort = Cohort((SlideRow("a", f"a{suffix}", "p", {}),), tmp_path)
-    with pytest.raises(UserError, match="slide 'a'.*begins like no slide or image") as error:
+    with pytest.raises(UserError, match="slide 'a'.*not a slide that .* can open"):
         check_files(cohort)
-    assert words in str(error.value)
 
 
 IDS = st.lists(st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,8}\Z"), min_size=1, unique=True)

@@ -123,6 +123,18 @@ def test_a_killed_job_is_not_blamed_on_the_slide_it_read():
     assert done.stderr.read() == "her2: killed, or out of memory or time (SIGKILL: killed)\n"
 
 
+def test_the_parent_is_small_and_forks_before_any_thread_or_device_exists():
+    code = "import sys, her2.__main__, threading; print(threading.active_count(), *sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    threads, *modules = done.stdout.split()
+    assert threads == "1"
+    ours = {name for name in modules if name.startswith("her2")}
+    assert ours == {"her2", "her2.__main__", "her2.core", "her2.core.crashes", "her2.core.errors"}
+    assert not {"numpy", "torch", "polars", "pydantic", "typer"} & set(modules)
+
+
 @pytest.mark.parametrize("code", [0, 1, 3])
 def test_a_job_s_exit_code_is_kept(code):
     assert job(f"sys.exit({code})").returncode == code
@@ -204,11 +216,18 @@ def open_slide(path):
 """
 
 
+PRELOADED = {
+    "tile": "her2.tiling.stage, PIL.Image, openslide, cv2",
+    "embed": "timm, her2.embedding.stage, her2.embedding.run, openslide",
+}
+
+
 def her2(folder: Path, command: str, spec: str, **options: object) -> str:
     """Run a stage with a reader of slides that end in e.g. `segfault tile`; return its log."""
     (folder / "readers").mkdir(exist_ok=True)
     (folder / "readers" / "crashing.py").write_text(READER)
     code = (
+        f"import {PRELOADED[command]}\n"  # once, not in each of three attempts
         "import her2.slides.backends as backends\n"
         f"backends.__path__.append({str(folder / 'readers')!r})\n"
         "from her2.__main__ import run; run()"

@@ -34,7 +34,7 @@ COMPILE = $(BIN)/uv --no-config pip compile --quiet pyproject.toml --universal -
 help:
 	@echo "make demo    install the pinned environment into $(VENV), run the demo cohort, print the report's path"
 	@echo "make test    install the test tools as well; run linters, type checks and tests (10 minutes)"
-	@echo "make test-all    make test, then the nightly tests: demo, SLURM, kills, simulations (30 minutes)"
+	@echo "make test-all    make test, then the nightly tests: demo, SLURM, kills, simulations, campaigns (hours)"
 	@echo "make env     install the environment only"
 	@echo "make lock    update the pins in envs/ after dependencies change (UPGRADE=1: newest versions)"
 	@echo "make clean   remove $(VENV) and the tools' caches; results/, resources/ and cache/ are kept"

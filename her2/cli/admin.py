@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from her2.cli.shared import filled_in_cache
 from her2.cli.stages import STAMP
 from her2.config import jobs
 from her2.core.errors import UserError, problem_list
@@ -24,6 +25,7 @@ CacheOption = Annotated[
     typer.Option(
         "--cache",
         envvar="HER2_CACHE",
+        callback=filled_in_cache,
         help="the content-addressed cache; default: that of the config, else cache",
     ),
 ]

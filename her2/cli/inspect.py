@@ -13,6 +13,7 @@ from her2.cohort.reading import configured_cohort
 from her2.config import Config, load_config
 from her2.core.errors import UserError
 from her2.pipeline import record, status
+from her2.pipeline.current import outdated_jobs
 from her2.pipeline.lines import failure_lines, working_lines
 from her2.pipeline.plan import Plan
 from her2.storage.entries import FeatureEntry, TileEntry, read_entries
@@ -47,7 +48,7 @@ def show_status(
             print(error)
             break
         state = record.run_state(run, settings.results)
-        print("\n".join(_run_lines(run, state)))
+        print("\n".join(_run_lines(run, state, _outdated(settings, state))))
         if watch is None or state not in ("running", "elsewhere"):
             break
         time.sleep(watch)
@@ -76,6 +77,17 @@ def explain_slide(
 
 def _cohort(settings: Config) -> Cohort:
     return configured_cohort(settings, settings.cohort.slides, settings.cohort.root)
+
+
+def _outdated(settings: Config, state: record.RunState) -> list[tuple[str, str]]:
+    """Return the jobs of a run that is over that would run again under this config, and why."""
+    if state in ("running", "elsewhere"):
+        return []
+    try:
+        found = outdated_jobs(Plan(settings, _cohort(settings)))
+    except UserError:  # of a manifest that cannot be read; said below
+        return []
+    return [(one.job.name, "; ".join((one.reason, *one.changes))) for one in found]
 
 
 def _run_lines(

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from her2.cli.shared import filled_in_cache
 from her2.cohort.manifest import Cohort
 from her2.cohort.reading import read_labels
 from her2.config import Section, jobs
@@ -151,7 +152,8 @@ def _options(one: Parameter, words: dict[str, str]) -> Iterator[Parameter]:
         yield _option("root", Path | None, typer.Option(help="where relative paths start"), None)
     elif one.annotation is Cache:
         help_ = "the content-addressed cache"
-        yield _option("cache", Path, typer.Option(flag, envvar="HER2_CACHE", help=help_))
+        option = typer.Option(flag, envvar="HER2_CACHE", callback=filled_in_cache, help=help_)
+        yield _option("cache", Path, option)
     else:
         least = 1 if one.annotation is int else None
         option = typer.Option(flag, min=least, help=words.get(one.name))

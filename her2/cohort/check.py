@@ -56,7 +56,7 @@ def _check_start(path: Path) -> None:
         return
     with path.open("rb") as stream:
         start = stream.read(16)
-    if not start.startswith(_IMAGES):
+    if not start.startswith(_IMAGES) and start[4:8] != b"ftyp":  # AVIF has its length before it
         what = "only zeros, as after an unfinished copy" if not any(start) else repr(start)
         raise SlideError(f"begins like no slide or image ({what}); copy it again")
 

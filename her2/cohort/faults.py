@@ -1,5 +1,6 @@
 """Before every stage: what may be wrong with a manifest's columns, ids and labels, in words."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from posixpath import normpath
@@ -24,6 +25,11 @@ _APART = (
     "spreadsheet; write what is the same alike, and make what is not differ in more"
 )
 
+_COLUMN = re.compile(r"column '[^']*'")
+_VALUES = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\d+(?:, \d+)*| and (?= more)")
+_ERRORS = ("#N/A", "#NA", "#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NUM!", "#NULL!")
+"""What spreadsheets show for a formula that failed."""
+
 
 def places(numbers: Sequence[int], cells: Sequence[str]) -> dict[str, list[int]]:
     """Return cell -> the numbers of its rows."""
@@ -31,6 +37,25 @@ def places(numbers: Sequence[int], cells: Sequence[str]) -> dict[str, list[int]]
     for number, cell in zip(numbers, cells, strict=True):
         found[cell].append(number)
     return found
+
+
+def few_of_a_kind(problems: Iterable[str], *, shown: int = 8) -> list[str]:
+    """Return the problems with at most so many of a kind, so that none of them hides the others.
+
+    Problems of a kind are of one column, and differ in nothing but numbers and values in quotes.
+    """
+    kinds: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for problem in problems:
+        column = _COLUMN.search(problem)
+        kinds[column[0] if column else "", _VALUES.sub("", problem)].append(problem)
+    return [
+        line
+        for (column, _), found in kinds.items()
+        for line in (
+            *found[:shown],
+            *([f"{column}: {len(found) - shown} more like these"] if len(found) > shown else []),
+        )
+    ]
 
 
 def column_problems(sheet: Sheet, labels: Collection[str], named: Mapping[str, str]) -> list[str]:
@@ -68,6 +93,18 @@ def overlooked_columns(header: Sequence[str], read: Collection[str]) -> Iterator
                 f"The manifest's column {name!r} is not read. If it is meant to be {meant!r}, "
                 "rename it."
             )
+
+
+def doubtful_values(sheet: Sheet, further: Collection[str]) -> Iterator[str]:
+    """Yield a caution for each word for a missing value that counts as a group of its own."""
+    grouping = (column.name for column in columns.COLUMNS if _groups(column))
+    for name in dict.fromkeys((*grouping, *further)):
+        for cell, number in Counter(sheet.cells.get(name, ())).items():
+            if cell.startswith(_ERRORS) or (is_unknown(cell) and not is_missing(cell)):
+                yield (
+                    f"The manifest's column {name!r} has {cell!r} {number} times, which counts as "
+                    "a value. If it means that the value is missing, leave the cells empty."
+                )
 
 
 def row_problems(sheet: Sheet, further: Collection[str]) -> Iterator[str]:

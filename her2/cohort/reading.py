@@ -75,7 +75,10 @@ def read_cohort(
         root,
         rows,
         problems,
-        cautions=faults.overlooked_columns(sheet.header, known),
+        cautions=(
+            *faults.overlooked_columns(sheet.header, known),
+            *faults.doubtful_values(sheet, named or {}),
+        ),
         remarks=(*sheet.remarks, *faults.missing_labels(sheet, labels)),
     )
 
@@ -113,7 +116,7 @@ def _cohort(
     remarks: Iterable[str] = (),
 ) -> Cohort:
     if problems:
-        raise problem_list(f"{slides}: {len(problems)} problem(s)", problems)
+        raise problem_list(f"{slides}: {len(problems)} problem(s)", faults.few_of_a_kind(problems))
     ordered = tuple(sorted(rows, key=lambda row: row.slide_id))
     where = slides.parent if root is None else root
     return Cohort(ordered, where, tuple(cautions), tuple(remarks))

@@ -26,7 +26,7 @@ from her2.config.wording import Problems, problems
 from her2.core.errors import UserError, problem_list
 from her2.core.paths import BY_USER, UserPath, user_path
 from her2.core.section import Name, Ordered, Section, Seed
-from her2.core.yaml_files import read_config
+from her2.core.settings import read_config
 from her2.metrics import selecting_metrics
 
 MAX_RUNS = 20_000

@@ -28,6 +28,8 @@ Balance = Literal["sampling", "loss", "slides", "none"]
 HeatmapFormat = Literal["png", "parquet", "geojson", "ome_tiff"]
 GroupingName = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=60)]
 ColumnName = Annotated[str, StringConstraints(min_length=1, strip_whitespace=True)]
+MAX_TILES_PER_STEP = 4_000_000
+"""With 1,024 features in float32 they fill 16 GB."""
 TISSUE = "amount of tissue"
 """Property of patients by which the controls give subgroups, computed from their slides."""
 
@@ -35,8 +37,10 @@ TISSUE = "amount of tissue"
 class TrainingSection(Section):
     """The training of a model."""
 
-    bag_size: Batch = Field(128, description="tiles drawn per slide in a training step")
-    bags_per_batch: Annotated[int, Field(ge=1, le=10_000)] = Field(8, description="slides per step")
+    bag_size: Annotated[int, Field(ge=1, le=100_000)] = Field(
+        128, description="tiles drawn per slide in a training step"
+    )
+    bags_per_batch: Batch = Field(8, description="slides per step")
     epochs: Epochs = Field(60, description="maximum number of epochs, see `steps_per_epoch`")
     patience: Epochs = Field(15, description="epochs without improvement before training stops")
     select: Select = Field(
@@ -89,6 +93,16 @@ class TrainingSection(Section):
     def _draws_fill_the_steps(self) -> "TrainingSection":
         if self.steps_per_epoch is not None and self.balance in ("none", "loss"):
             raise ValueError("`steps_per_epoch` needs `balance: sampling` or `balance: slides`")
+        return self
+
+    @model_validator(mode="after")
+    def _a_step_fits_in_memory(self) -> "TrainingSection":
+        tiles = self.bag_size * self.bags_per_batch
+        if tiles > MAX_TILES_PER_STEP:
+            raise ValueError(
+                f"`bag_size` {self.bag_size} x `bags_per_batch` {self.bags_per_batch} are "
+                f"{tiles:,} tiles in a step; at most {MAX_TILES_PER_STEP:,} are allowed"
+            )
         return self
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ FILES = frozenset(
         ".csv",
         ".html",
         ".json",
+        ".jsonl",
         ".log",
         ".parquet",
         ".safetensors",

@@ -3,6 +3,7 @@
 import difflib
 import reprlib
 from collections.abc import Iterator, Mapping
+from datetime import date
 from typing import Any, get_args
 
 from her2.config.heads import HEADS
@@ -22,7 +23,7 @@ _NOT_OF_THE_KIND = {
     "mapping": "is not a mapping; write lines of `name: value` below the key",
 }
 """How the name of pydantic's error begins -> our words."""
-_MARKS = ("[key]", "constrained-str", "constrained-int", "constrained-float", "bool")
+_MARKS = ("[key]", "constrained-str", "constrained-int", "constrained-float")
 """Parts of pydantic's locations that are none of the config's."""
 
 
@@ -68,6 +69,8 @@ def _kind(item: dict[str, Any]) -> str:
 def _keyed(item: dict[str, Any], root: type[Section]) -> list[tuple[str, str]]:
     """Return the problems of one error, each after its key; "" where the words name it."""
     location = [str(part) for part in item["loc"] if part not in _MARKS]
+    if "search" in location[:-1] and location[-1] == "bool":  # a branch of a searched value's kinds
+        location.pop()
     head = location.pop(2) if location[:1] == ["heads"] and len(location) > 2 else ""
     key = ".".join(part if len(part) <= 130 else f"{part[:40]}..." for part in location)
     error = item.get("ctx", {}).get("error")
@@ -99,6 +102,10 @@ def _said(item: dict[str, Any], location: list[str], head: str, root: type[Secti
             )
         case "string_pattern_mismatch":
             return f"{shown(value)} does not match {item['ctx']['pattern']}"
+        case "string_type" if isinstance(value, bool):
+            return "YAML reads yes, no, on, off, true and false as no text; put it in quotes"
+        case "path_type" if value is None:
+            return "is empty (YAML reads a bare ~ so, too); name a file or folder, in quotes"
         case "string_type" if value is not None and not isinstance(value, Mapping | list | tuple):
             return f"YAML does not read {shown(value)} as text; put it in quotes"
     words = _NOT_OF_THE_KIND.get(_kind(item))
@@ -112,6 +119,8 @@ def shown(value: Any) -> str:
     """Return a value as an error quotes it: short, and as YAML writes true, false and null."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, date):
+        return value.isoformat()
     if isinstance(value, int) and abs(value) >= 10**40:  # Python prints no more than 4,300 digits
         return "a number of more than 40 digits"
     return f"{value!r}" if isinstance(value, str) and len(value) <= 100 else reprlib.repr(value)

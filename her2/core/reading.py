@@ -4,6 +4,8 @@ A file may be anything: a named pipe (reading it waits for ever), a pointer of G
 the file, a text of any size. `file_problem` finds what needs no knowledge of the format.
 """
 
+import errno
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,21 @@ def is_lfs_pointer(path: Path) -> bool:
     if not stat.S_ISREG(status.st_mode) or status.st_size >= _POINTER_BYTES:
         return False
     return path.read_bytes().startswith(_POINTER)
+
+
+def check_regular(path: Path) -> None:
+    """Raise an OSError unless a path is that of a file; to open a named pipe could wait for ever.
+
+    Raises:
+        OSError: it does not exist, or is a folder, a named pipe, a device or a pointer of Git LFS.
+    """
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is a named pipe or device, not a file", str(path))
+    if is_lfs_pointer(path):
+        raise OSError(errno.EINVAL, f"it {LFS_POINTER}", str(path))
 
 
 def read_json(path: Path) -> Any:

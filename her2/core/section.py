@@ -25,8 +25,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, le=1_000_000)]
 NotNegative = Annotated[float, Field(ge=0, le=1_000_000)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
-Batch = Annotated[int, Field(ge=1, le=100_000)]
-"""Things that are in memory at the same time."""
+Batch = Annotated[int, Field(ge=1, le=16_384)]
+"""Patches or slides that are in memory at the same time."""
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
 Units = Annotated[int, Field(ge=1, le=16_384)]
 """Units of a layer: the weights between two of the widest fill 1 GB."""

@@ -23,6 +23,7 @@ from her2.core.spelling import printable
 
 MAX_BYTES = 1 << 27
 MAX_ROWS = 2_000_000
+MAX_COLUMNS = 10_000
 
 _BOMS = {
     codecs.BOM_UTF8: "utf-8",
@@ -88,7 +89,7 @@ def read_sheet(
     if path.suffix.lower() == ".parquet":
         raise UserError(f"{path}: is not a readable table: it is no Parquet file.")
     text, encoding = _decoded(path, content)
-    _check_rows(path, max(text.count("\n"), text.count("\r")))
+    _check_size(path, max(text.count("\n"), text.count("\r")))
     return _read_csv(path, text, encoding, wanted)
 
 
@@ -168,6 +169,7 @@ def _read_csv(path: Path, text: str, encoding: str, wanted: Collection[str]) -> 
     delimiter = _delimiter(text, wanted)
     records, broken = _records(text, delimiter)
     header = tuple(name.strip() for name in records[0]) if records else ()
+    _check_size(path, len(records), len(header))
     wrong = [broken] if broken else []
     named = max((at + 1 for at, name in enumerate(header) if name), default=0)
     kept, numbers, empty = [], [], 0
@@ -248,22 +250,29 @@ def _with_control_characters(
     cells: Mapping[str, Sequence[str]], numbers: Sequence[int]
 ) -> Iterator[str]:
     for name, column in cells.items():
-        for cell in dict.fromkeys(column):
-            if not cell.isprintable() and any(category(one) in _BREAKS for one in cell):
-                rows = [number for number, one in zip(numbers, column, strict=True) if one == cell]
-                yield (
-                    f"{rows_in_words(rows)}: column {name!r}: {cell!r} has a line break or another "
-                    "control character; remove it"
-                )
+        found: dict[str, list[int]] = {
+            cell: []
+            for cell in set(column)
+            if not cell.isprintable() and any(category(one) in _BREAKS for one in cell)
+        }
+        for number, cell in zip(numbers, column, strict=True) if found else ():
+            if cell in found:
+                found[cell].append(number)
+        for cell, rows in sorted(found.items()):
+            yield (
+                f"{rows_in_words(rows)}: column {name!r}: {cell!r} has a line break or another "
+                "control character; remove it"
+            )
 
 
 def _left_out(path: Path, empty: int) -> list[str]:
     return [f"{path}: {empty} empty row{'s' * (empty > 1)} left out"] if empty else []
 
 
-def _check_rows(path: Path, count: int) -> None:
-    if count > MAX_ROWS:
-        raise UserError(f"{path}: has {count:,} rows, more than the {MAX_ROWS:,} of any sheet.")
+def _check_size(path: Path, rows: int, columns: int = 0) -> None:
+    for count, most, what in ((rows, MAX_ROWS, "rows"), (columns, MAX_COLUMNS, "columns")):
+        if count > most:
+            raise UserError(f"{path}: has {count:,} {what}, more than the {most:,} of any sheet.")
 
 
 def _read_parquet(
@@ -275,8 +284,8 @@ def _read_parquet(
     try:
         file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content))
         count = file.metadata.num_rows
-        _check_rows(path, count)
         names = file.schema_arrow.names
+        _check_size(path, count, len(names))
         header = tuple(name.strip() for name in names)
         if wrong := _twice(header):
             return Sheet(header, {}, (), wrong)

@@ -35,6 +35,8 @@ POWER = 0.8
 STUDIES = 200
 """Number of simulated studies; another seed gives widths that differ by up to 4 %."""
 SEED = 8
+MOST_PATIENTS, MOST_REPEATS = 100_000, 100
+"""A design of so many is simulated in minutes."""
 MACRO = "macro"
 
 
@@ -130,6 +132,8 @@ def check(design: Design) -> None:
     if not 0.5 < design.auc < 1:
         raise UserError(f"--auc: {design.auc:g} is not between 0.5 and 1; 0.5 is chance.")
     patients = sum(design.sizes)
+    if patients > MOST_PATIENTS:
+        raise UserError(f"--classes: {patients} patients are more than {MOST_PATIENTS:,}.")
     if not 1 <= design.folds <= patients // 2:
         raise UserError(
             f"--folds: {design.folds} is not between 1 (a fixed test set) and {patients // 2} "
@@ -140,8 +144,8 @@ def check(design: Design) -> None:
     for name, value in (("confidence", design.confidence), ("power", design.power)):
         if not 0.5 < value < 1:
             raise UserError(f"--{name}: {value:g} is not between 0.5 and 1.")
-    if design.repeats < 1:
-        raise UserError(f"--repeats: {design.repeats} is less than 1.")
+    if not 1 <= design.repeats <= MOST_REPEATS:
+        raise UserError(f"--repeats: {design.repeats} is not between 1 and {MOST_REPEATS}.")
 
 
 def _study(design: Design, generator: np.random.Generator) -> Iterator[HeldOut]:

@@ -4,8 +4,10 @@ The folder holds `model.safetensors`, `card.json` (written last), `history.parqu
 slides that the fold held out `predictions.parquet`, `attention.parquet` and, where a head has
 several maps or contributions of tiles, `maps.safetensors`. `tune.parquet` has the predictions for
 the tuning set, on which temperatures and thresholds are fitted. A search adds `trials.parquet`.
+`identity.json` says what determined the fold and what it read (`her2.storage.fold_files`).
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ from pydantic import TypeAdapter
 from her2.config import KEEP_ORDER, HeadSection, Task
 from her2.config.jobs import TrainSpec
 from her2.core.errors import UserError, first_line
-from her2.core.files import canonical_json, digest, file_digest, parse_json
+from her2.core.files import canonical_json, digest, file_digest
 from her2.core.reading import AGAIN
 from her2.core.sharing import check_readable
 from her2.mil.bags import Bag
@@ -242,5 +244,5 @@ def _write_random_bags(folder: Path, spec: TrainSpec, fold: Fold) -> None:
 
 def _chosen(head: Mapping[str, Any], trials: Sequence[str]) -> str:
     """Return the options of the trial that was kept."""
-    options = (parse_json(text) for text in trials)
+    options = (json.loads(text) for text in trials)
     return next(canonical_json(o) for o in options if all(head[k] == v for k, v in o.items()))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from her2.config import HeadSection, TrainingSection
 from her2.core.errors import UserError
+from her2.core.files import digest
 from her2.heads import Fitted
 from her2.heads.layers import InstanceSupervised, Output
 from her2.metrics import selecting_metrics
@@ -122,7 +123,7 @@ def train_fold(
         rank=None if keep_last else lambda epoch: epoch.tune.rank(training.select),
         epochs=training.epochs,
         patience=None if keep_last else training.patience,
-        checkpoint=Checkpoint(checkpoint, Epoch) if checkpoint else None,
+        checkpoint=_checkpoint(checkpoint, [*train, *tune]) if checkpoint else None,
     )
     history = tuple(state.history)
     return Trained(model.eval(), head, history, state.best_epoch, seconds, waited)
@@ -141,6 +142,12 @@ def rate_factor(step: int, steps_per_epoch: int, training: TrainingSection) -> f
 
 class _NotFiniteError(Exception):
     """A message about a loss or prediction that is not finite."""
+
+
+def _checkpoint(path: Path, bags: Sequence[Bag]) -> Checkpoint[Epoch]:
+    """Return a fold's checkpoint, which says whose it is and what was read, as its path cannot."""
+    identity = digest([path.name, [(bag.slide_id, bag.read) for bag in bags]])
+    return Checkpoint(path, Epoch, identity)
 
 
 def _kept(checkpoint: Path | None, epoch: int) -> str:

@@ -7,7 +7,8 @@ what the job read and wrote still has the content it had then.
 """
 
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +19,15 @@ from her2.pipeline.plan import Plan
 
 @dataclass(frozen=True, slots=True)
 class Outdated:
-    """A job that has to run again, and why: a reason, and the changed keys as `old -> new`."""
+    """A job that has to run again, and why: a reason, and the changed keys as `old -> new`.
+
+    `stamped` is False for a job that may never have run.
+    """
 
     job: PlannedJob
     reason: str
     changes: tuple[str, ...] = ()
+    stamped: bool = True
 
 
 class Currency:
@@ -43,7 +48,8 @@ class Currency:
     def _check(self, job: PlannedJob) -> Outdated | None:
         stamp = read_stamp(job.stamp(self._root))
         if stamp is None:
-            return Outdated(job, "nothing says which config its results were made with")
+            reason = "nothing says which config its results were made with"
+            return Outdated(job, reason, stamped=job.stamp(self._root).exists())
         now = json.loads(job.spec(self._plan))
         if stamp.spec != now:
             changes = tuple(spec_changes(stamp.spec, now))
@@ -74,6 +80,23 @@ def outdated_jobs(plan: Plan) -> list[Outdated]:
     check = Currency(plan)
     stamped = (job for job in planned_jobs(plan) if job.stamp(plan.config.results).exists())
     return [found for job in stamped if (found := check.outdated(job)) is not None]
+
+
+def summary(found: Iterable[Outdated]) -> list[str]:
+    """Return a line per rule and reason: how many jobs run again, and what has changed."""
+    counts = Counter(
+        (one.job.rule, one.reason if one.changes else _in_general(one.reason), one.changes[:2])
+        for one in found
+    )
+    return [
+        f"{rule}, {count:,} job(s): {'; '.join((reason, *changes))}"
+        for (rule, reason, changes), count in counts.items()
+    ]
+
+
+def _in_general(reason: str) -> str:
+    """Return a reason without the file that it names."""
+    return " ".join(word for word in reason.split() if "/" not in word)
 
 
 def spec_changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:

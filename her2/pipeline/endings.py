@@ -29,6 +29,39 @@ def _ending(pattern: str, words: str) -> Ending:
     return Ending(re.compile(pattern, re.DOTALL), words)
 
 
+OF_SYSTEM = (
+    _ending(
+        r"No space left on device|Disk quota exceeded",
+        "the disk is full, or your quota is used up. Free some space (`df -h`, `quota -s`; `her2 "
+        f"cache prune`), or set `results` and `cache` to another disk. {AGAIN}",
+    ),
+    _ending(
+        r"Read-only file system",
+        "the disk of the results or of .snakemake can only be read (a failing disk, or an "
+        "archive). Work in a folder on another disk, or set `results` and `cache`.",
+    ),
+    _ending(
+        r"Argument list too long",
+        "its command is longer than the system allows. Change cohort.slides_per_bucket: very many "
+        "buckets, and very many slides in each, make long commands.",
+    ),
+    _ending(
+        r"Too many open files",
+        f"it may not open so many files at once. Raise the limit (`ulimit -n 4096`). {AGAIN}",
+    ),
+    _ending(
+        r"Cannot allocate memory|can't start new thread|Resource temporarily unavailable",
+        "the machine has no memory, or no process, left for it. Run fewer jobs at once (a smaller "
+        f"`--cores`), or raise your limits (`ulimit -u`, `ulimit -v`). {AGAIN}",
+    ),
+    _ending(
+        r"Stale file handle|Input/output error|Transport endpoint is not connected",
+        "the disk, or the network to it, had an error. If it comes back, tell who looks after the "
+        f"machine. {AGAIN}",
+    ),
+)
+"""First, because what Snakemake could not do without room or a disk is named by other messages."""
+
 OF_JOBS = (
     _ending(
         r"InputFunctionException.*?UserError: (?P<error>.*?)\n(?:Wildcards:|Traceback|$)",
@@ -86,21 +119,6 @@ OF_JOBS = (
         r"Failed to create output directory (?P<folder>\S+?)\.",
         "the folder {folder} cannot be made. Check the permissions of the results folder, and "
         f"whether a file has that name. {AGAIN}",
-    ),
-    _ending(
-        r"No space left on device|Disk quota exceeded",
-        "the disk is full, or your quota is used up. Free some space (`df -h`, `quota -s`; `her2 "
-        f"cache prune`), or set `results` and `cache` to another disk. {AGAIN}",
-    ),
-    _ending(
-        r"Read-only file system",
-        "the disk of the results or of .snakemake can only be read (a failing disk, or an "
-        "archive). Work in a folder on another disk, or set `results` and `cache`.",
-    ),
-    _ending(
-        r"Argument list too long",
-        "its command is longer than the system allows. Change cohort.slides_per_bucket: very many "
-        "buckets, and very many slides in each, make long commands.",
     ),
 )
 
@@ -183,13 +201,18 @@ OF_RUNS = (
         "(`--cores`, `--resources`) or in the profile.",
     ),
     _ending(
+        r"\[Errno \d+\] (?P<error>[^:\n]+): '(?P<file>[^'\n]*\.snakemake\b[^'\n]*)'",
+        "Snakemake's own records are damaged, or not yours to write: {file} ({error}). Change its "
+        "permissions, or delete the folder .snakemake; results and cache stay valid. " + AGAIN,
+    ),
+    _ending(
         r"Permission denied: '(?P<file>[^'\n]+)'",
         "{file} may not be read or written by you. Change its permissions, or work in another "
         "folder.",
     ),
 )
 
-ENDINGS = (*OF_JOBS, *ON_SLURM, *OF_RUNS)
+ENDINGS = (*OF_SYSTEM, *OF_JOBS, *ON_SLURM, *OF_RUNS)
 
 
 def explained(said: str) -> str | None:

@@ -29,7 +29,7 @@ from her2.core.hardware import auto_precision
 from her2.embedding.stage import feature_key, find_features
 from her2.encoders.card import CARD_NAME, read_card
 from her2.pipeline.current import Currency, Outdated
-from her2.pipeline.job_table import RULES, PlannedJob
+from her2.pipeline.job_table import RULES, planned_job
 from her2.pipeline.plan import Plan
 from her2.slides.fingerprint import fingerprint
 from her2.storage.cache import Cache
@@ -94,8 +94,7 @@ def outdated_job(check: Currency, job: Planned) -> Outdated | None:
     """Return why what a job made is not current, or None if it is or the rule is not ours."""
     if job.rule not in RULES:
         return None
-    values = tuple(job.wildcards[name] for name in RULES[job.rule].wildcards)
-    return check.outdated(PlannedJob(job.rule, values))
+    return check.outdated(planned_job(job.rule, job.wildcards))
 
 
 def planned_jobs(snakefile: Path, config: Path) -> list[Planned]:

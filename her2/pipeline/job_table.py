@@ -4,7 +4,7 @@ A rule takes its spec and its stamp from here (`her2.pipeline.wiring`). What ask
 without planning it, such as `her2 status`, goes through the same table.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -42,6 +42,11 @@ class PlannedJob:
     def spec(self, plan: Plan) -> str:
         """Return its spec in a plan."""
         return RULES[self.rule].spec(plan, *self.values)
+
+
+def planned_job(rule: str, wildcards: Mapping[str, str]) -> PlannedJob:
+    """Return the job of a rule with these wildcards."""
+    return PlannedJob(rule, tuple(wildcards[name] for name in RULES[rule].wildcards))
 
 
 MODEL = ("task", "encoder", "head")

@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -12,7 +13,9 @@ from snakemake.exceptions import WorkflowError
 from her2.core.errors import UserError
 from her2.pipeline.claim import HeldClaim, claim_results, lock_words, release_claim_of
 from her2.pipeline.clocks import set_back
+from her2.pipeline.current import Currency, summary
 from her2.pipeline.endings import explained, is_lock
+from her2.pipeline.job_table import RULES, planned_job
 from her2.pipeline.lines import failure_lines, working_lines
 from her2.pipeline.plan import Plan
 from her2.pipeline.record import begin_run, end_run, planned_jobs
@@ -39,6 +42,7 @@ class ProgressPrinter:
         self._log = RunLog(self.close, self._unlocked)
         self._claim: HeldClaim | None = None
         self._run: RunProgress | None = None
+        self._finished: Callable[[], tuple[int, ...]] = tuple
 
     def listen(self) -> None:
         """Hear what Snakemake says, from now until it ends."""
@@ -60,6 +64,11 @@ class ProgressPrinter:
         self._log.follow(
             (job, workflow.dag.jobid(own), map(str, own.output)) for job, own in planned
         )
+        self._tell_outdated(workflow, [own for _, own in planned])
+        # Its events do not say so where it is to be quiet.
+        self._finished = lambda: tuple(
+            index for index, (_, own) in enumerate(planned) if workflow.dag.finished(own)
+        )
         self._set_clocks(workflow, int(record.began_on_disk * 1e9))
         self._run = RunProgress(record)
         if self._stream.isatty():
@@ -74,12 +83,13 @@ class ProgressPrinter:
         self._over.set()
         if self._thread is not None:
             self._thread.join()  # it shares the read positions of the event files
+        finished = self._finished()
         run.record = replace(
             run.record,
             ended=time.time(),
             succeeded=succeeded,
-            reasons=dict(self._log.reasons),
-            finished=tuple(sorted(self._log.finished)),
+            reasons={i: why for i, why in self._log.reasons.items() if i not in finished},
+            finished=finished,
         )
         try:
             end_run(run.record, self._plan.config.results)
@@ -103,6 +113,18 @@ class ProgressPrinter:
 
     def _unlocked(self) -> None:
         release_claim_of(self._plan.config.results, Path.cwd())
+
+    def _tell_outdated(self, workflow: Any, planned: list[Any]) -> None:
+        """Say which jobs run for no reason that Snakemake knows of, and why they do."""
+        check = Currency(self._plan)
+        forced = [job for job in planned if workflow.dag.reason(job).forced]
+        found = [
+            check.outdated(planned_job(job.rule.name, job.wildcards_dict))
+            for job in forced
+            if job.rule.name in RULES
+        ]
+        for line in summary(one for one in found if one is not None and one.stamped):
+            self._say(f"her2: {line}")
 
     def _set_clocks(self, workflow: Any, present_ns: int) -> None:
         """Set files of the results that are from the future to the present, and say so."""

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from snakemake_interface_logger_plugins.common import LogEvent
+from snakemake.logging import LogEvent
 
 from her2.pipeline.endings import job_reason
 from her2.pipeline.record import Job
@@ -23,8 +23,7 @@ class RunLog(logging.Handler):
     (a command that failed), or without any such line (its output is refused afterwards).
 
     Attributes:
-        reasons: of failed jobs whose last attempt failed, by their index among the planned jobs.
-        finished: jobs that ended well, likewise.
+        reasons: of jobs of which an attempt failed, by their index among the planned jobs.
         error: Snakemake's latest error that belongs to no job.
     """
 
@@ -36,7 +35,6 @@ class RunLog(logging.Handler):
         self._jobs: list[Job] = []
         self._said: dict[int | None, str] = {}
         self.reasons: dict[int, str] = {}
-        self.finished: set[int] = set()
         self.error = ""
 
     def listen(self) -> None:
@@ -52,24 +50,25 @@ class RunLog(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take a message of Snakemake into account; called with this handler's lock."""
-        event = getattr(record, "event", None)
-        if event == LogEvent.JOB_ERROR:
-            self._add_failed_job(record)
-        elif event == LogEvent.JOB_FINISHED:
-            index = self._ids.get(getattr(record, "job_id", -1))
-            if index is not None:
-                self.finished.add(index)
-                self.reasons.pop(index, None)  # of an earlier attempt
-        elif event == LogEvent.ERROR:
-            self._add_error(record)
-        elif event is None and record.msg == _UNLOCKED:
-            self._on_unlock()
+        try:
+            self._hear(record)
+        except Exception:  # whatever a version of Snakemake says must not end the run
+            self.handleError(record)
 
     def close(self) -> None:
         """Snakemake has ended, in whatever way."""
         super().close()
         on_close, self._on_close = self._on_close, lambda: None  # logging closes it once more
         on_close()
+
+    def _hear(self, record: logging.LogRecord) -> None:
+        event = getattr(record, "event", None)
+        if event == LogEvent.JOB_ERROR:
+            self._add_failed_job(record)
+        elif event == LogEvent.ERROR:
+            self._add_error(record)
+        elif event is None and record.msg == _UNLOCKED:
+            self._on_unlock()
 
     def _add_failed_job(self, record: logging.LogRecord) -> None:
         fields = vars(record)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from her2.core.events import Event, events_path, read_events
-from her2.core.reading import read_json
+from her2.core.files import parse_json
 from her2.pipeline.endings import last_line
 from her2.pipeline.record import Job, RunRecord
 
@@ -200,5 +200,5 @@ def _tiles_of(path: Path) -> int:
 
 @cache  # called for thousands of jobs every few seconds
 def _tiles_in(path: Path, mtime_ns: int) -> int:
-    entries = read_json(path).values()
+    entries = parse_json(path.read_bytes()).values()
     return sum(entry["tiles"] for entry in entries if entry["status"] == "ok")

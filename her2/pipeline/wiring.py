@@ -18,7 +18,7 @@ from her2.config import parse_config
 from her2.core.stamps import FOLDER
 from her2.pipeline.current import Currency
 from her2.pipeline.inputs import check_arguments, check_config_files, check_inputs
-from her2.pipeline.job_table import RULES, PlannedJob, stamp_name
+from her2.pipeline.job_table import RULES, planned_job, stamp_name
 from her2.pipeline.plan import Plan
 
 Wildcards = Mapping[str, str]
@@ -103,7 +103,7 @@ class ResultFiles:
 
     def spec(self, rule: str, **values: str) -> Callable[[Wildcards], str]:
         """Return the parameter `spec` of a rule."""
-        return lambda wildcards: self._job(rule, {**wildcards, **values}).spec(self._plan)
+        return lambda wildcards: planned_job(rule, {**wildcards, **values}).spec(self._plan)
 
     def outdated(self, rule: str, **values: str) -> Callable[[Wildcards], list[str]]:
         """Return an input function that adds no files, but makes Snakemake run outdated jobs.
@@ -113,16 +113,13 @@ class ResultFiles:
         """
 
         def force(wildcards: Wildcards) -> list[str]:
-            job = self._job(rule, {**wildcards, **values})
+            job = planned_job(rule, {**wildcards, **values})
             if self._workflow.is_main_process and self._currency.outdated(job):
                 # As a setting (--forcerun), the file would become a target as well.
                 self._workflow.dag.forcefiles.add(str(job.stamp(Path(self.root))))
             return []
 
         return force
-
-    def _job(self, rule: str, wildcards: Wildcards) -> PlannedJob:
-        return PlannedJob(rule, tuple(wildcards[name] for name in RULES[rule].wildcards))
 
     def folder(self, pattern: str) -> Callable[[Wildcards, object], str]:
         """Return an untracked parameter: a folder, with the job's wildcards filled in."""

@@ -281,7 +281,7 @@ def _receipts(spec: ReportSpec, folder: Path) -> tuple[tuple[str, ...], tuple[st
         for slide_id, entry in entries.items():
             store = folder / f"{slide_id}.zarr.zip"
             if entry.status == "ok" and store.exists():
-                attributes = read_attributes(store)
+                attributes = read_attributes(store, entry.key)
                 precisions.add(str(attributes.get("precision", "not recorded")))
                 devices.add(str(attributes.get("receipt", {}).get("device", "not recorded")))
                 break
@@ -292,13 +292,13 @@ def _slide_receipts(
     entries: Mapping[str, FeatureEntry], folder: Path
 ) -> tuple[Mapping[str, Any], ...]:
     """Return the receipts of about `RECEIPTS` slides; the oldest stores have none."""
-    paths = [
-        path
+    stores = [
+        (path, entry.key)
         for slide_id, entry in sorted(entries.items())
         if entry.status == "ok" and (path := folder / f"{slide_id}.zarr.zip").exists()
     ]
-    step = max(1, len(paths) // RECEIPTS)
-    attributes = [read_attributes(path) for path in paths[::step]]
+    step = max(1, len(stores) // RECEIPTS)
+    attributes = [read_attributes(path, key) for path, key in stores[::step]]
     return tuple(
         {**found["receipt"], "tiles": found["tiles"]}
         for found in attributes

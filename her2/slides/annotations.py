@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from her2.core.errors import SlideError, SlideUnfit
 from her2.core.files import parse_json
-from her2.core.images import check_regular
+from her2.core.reading import check_regular
 from her2.core.types import Mask
 
 Ring = NDArray[np.float64]

@@ -8,11 +8,14 @@ Everything else (another codec, a level whose downsample is not a whole number, 
 tile) is left to OpenSlide.
 """
 
+import logging
 import os
 import re
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,8 @@ import tifffile
 from numpy.typing import NDArray
 
 from her2.core.types import RGB
+
+log = logging.getLogger(__name__)
 
 KEPT_BYTES = 32 << 20
 """Decoded tiles kept per slide: several columns of a band, see `her2.embedding.reading`."""
@@ -34,8 +39,10 @@ _MARKER, _MARKER_OR_RESTART = (
     re.compile(rb"\xff[^\x00\xff]"),
 )
 _HOLE = bytes(16)
-_DAMAGE = (tifffile.TiffFileError, ImportError, OSError, RuntimeError, ValueError)
-"""Errors of tifffile and of imagecodecs, whose codecs may be absent."""
+_MOST_PAGES = 500
+_LARGEST_TILE_BYTES = 1 << 26
+_FRAMES = frozenset((0xC0, 0xC1, 0xC2))
+"""Markers of the segment with the image's size, of the kinds that libjpeg decodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +110,20 @@ class JpegTiles:
 
     def _decoded(self, level: int, index: int) -> RGB | None:
         page, decode = self._levels[level].page, self._levels[level].decode
-        count = page.databytecounts[index]
-        if count == 0:
-            return None
         try:
+            count = page.databytecounts[index]
+            if not 0 < count <= _LARGEST_TILE_BYTES:
+                return None
             content = os.pread(self._file, count, page.dataoffsets[index])
             if len(content) < count or not _looks_whole(content):
                 return None
+            if _coded_size(content) != (page.tilewidth, page.tilelength):
+                return None  # else a tile could ask for gigabytes
             decoded, _, _ = decode(content, index)
-        except _DAMAGE:
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever a damaged tag or tile leads to
+            log.debug("tile %d of level %d: %r", index, level, error)
             return None
         if decoded is None or decoded.shape != (1, page.tilelength, page.tilewidth, 3):
             return None
@@ -126,7 +138,10 @@ def open_jpeg_tiles(
     """Open the JPEG tiles of a TIFF whose levels are pages; None if it has none."""
     try:
         found = JpegTiles(path, level_sizes, downsamples)
-    except _DAMAGE:
+    except MemoryError:
+        raise
+    except Exception as error:  # tifffile raises all kinds of errors on damaged tags
+        log.info("%s: its tiles are not decoded directly (%r)", path.name, error)
         return None
     if not len(found):
         found.close()
@@ -152,6 +167,18 @@ def _looks_whole(content: bytes) -> bool:
     return not content[marker.end() :].strip(b"\0")
 
 
+def _coded_size(content: bytes) -> tuple[int, int] | None:
+    """Return (width, height) px of a coded image, from its frame header (ITU-T T.81, B.2.2)."""
+    place = 2
+    while content[place : place + 1] == b"\xff":
+        marker = content[place + 1]
+        if marker in _FRAMES:
+            height, width = struct.unpack_from(">HH", content, place + 5)
+            return width, height
+        place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+    return None
+
+
 def _levels(
     path: Path, level_sizes: Sequence[tuple[int, int]], downsamples: Sequence[float]
 ) -> dict[int, _Level]:
@@ -160,7 +187,7 @@ def _levels(
     with tifffile.TiffFile(path) as tiff:
         pages = {
             (page.imagewidth, page.imagelength): page
-            for page in reversed(list(tiff.pages))  # the first of a size wins
+            for page in reversed(list(islice(tiff.pages, _MOST_PAGES)))  # the first of a size wins
             if isinstance(page, tifffile.TiffPage)
             and page.is_tiled
             and page.compression == tifffile.COMPRESSION.JPEG

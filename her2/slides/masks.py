@@ -10,7 +10,8 @@ import tifffile
 from numpy.typing import NDArray
 
 from her2.core.errors import SlideError
-from her2.core.images import check_regular, open_image
+from her2.core.images import open_image
+from her2.core.reading import check_regular
 from her2.core.types import Mask
 
 _ASPECT_SLACK = 0.02
@@ -135,7 +136,12 @@ def _tiff(path: Path, shape: tuple[int, int]) -> tuple[NDArray[Any], NDArray[np.
                 f"has {width:,} x {height:,} px, more than can be read at once; save it with at "
                 "most 20,000 px a side, or as a pyramid"
             )
-        values, axes, page = level.asarray(), level.axes, level.keyframe
+        page, size = level.keyframe, path.stat().st_size
+        tile_bytes = math.prod(page.chunks) * level.dtype.itemsize
+        counts = (count for part in level.pages if part for count in part.databytecounts)
+        if tile_bytes > _LARGEST_BYTES or any(count > size for count in counts):
+            raise ValueError("truncated or damaged: its parts are larger than it is")
+        values, axes = level.asarray(), level.axes
     if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
         values = np.invert(values)
     visible: NDArray[np.bool_] | None = None

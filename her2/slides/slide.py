@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from her2.core.errors import SlideUnfit, TileError
+from her2.core.errors import SlideError, SlideUnfit, TileError
 from her2.core.types import MPP_RANGE, RGB
 from her2.slides.backends import TileDecoder, open_slide
 
@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 RESAMPLING = Image.Resampling.BICUBIC
 """Antialiased, because Pillow widens every filter by the reduction."""
 
+_LARGEST_THUMBNAIL_PX = 1 << 29
+"""At 8 um/px, 185 mm in square; the largest glass slides have 200 x 150 mm."""
 _STRIP_PX = 4096
 """Thumbnails of slides without a pyramid are read in squares of this many px per side."""
 
@@ -47,6 +49,8 @@ class Slide:
         self._decoder: TileDecoder | None = None
         self._level_sizes = tuple(self._opened.level_sizes)
         self.width_px, self.height_px = self._level_sizes[0]
+        if self.width_px < 1 or self.height_px < 1:
+            raise SlideError(f"has {self.width_px} x {self.height_px} px; copy it again")
         self.downsamples = tuple(self._opened.downsamples)
         self.vendor = self._opened.vendor
         self.bounds_corner_px = self._opened.bounds_corner_px
@@ -168,11 +172,19 @@ class Slide:
         """Read the whole slide at `mpp` um/px: uint8 (h, w, 3), each side at least one px.
 
         Raises:
+            SlideUnfit: it would be too large for any piece of glass.
             TileError: a part of the level that it is read from is damaged.
         """
         step_x, step_y = mpp / scale.mpp_x, mpp / scale.mpp_y
         width = max(1, round(self.width_px / step_x))
         height = max(1, round(self.height_px / step_y))
+        if width * height > _LARGEST_THUMBNAIL_PX:
+            raise SlideUnfit(
+                f"its {self.width_px:,} x {self.height_px:,} px at {scale.mpp_x:g} um/px "
+                f"({scale.source}) are {width * mpp / 1e3:,.0f} x {height * mpp / 1e3:,.0f} mm, "
+                "too large to be searched for tissue; is the um/px right? The column 'mpp' of the "
+                "manifest corrects it"
+            )
         step_x, step_y = self.width_px / width, self.height_px / height
         reduction = min(step_x, step_y) / self.downsamples[self._level(min(step_x, step_y))]
         side = max(16, int(_STRIP_PX / max(1.0, reduction)))

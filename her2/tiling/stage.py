@@ -15,6 +15,7 @@ from her2.core.crashes import reading
 from her2.core.errors import SlideError, SlideUnfit, TileError, blamed_on
 from her2.core.events import write_event
 from her2.core.files import digest, file_digest, link
+from her2.core.reading import check_regular
 from her2.core.types import RGB
 from her2.filters.registry import FILTERS
 from her2.slides.annotations import chosen_regions
@@ -188,6 +189,7 @@ def _content(path: Path | None, what: str) -> str | None:
     if path is None:
         return None
     try:
+        check_regular(path)
         return file_digest(path)
     except FileNotFoundError:
         raise SlideError(f"its {what} {path.name} does not exist") from None

@@ -1,1 +1,1 @@
-"""Seeded fuzzers: damaged and hostile files are read, or refused by name."""
+"""Seeded fuzzers: whatever is in a file, it is read, or refused by name, within bounds."""

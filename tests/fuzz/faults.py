@@ -16,11 +16,14 @@ CPU_SECONDS, SECONDS, MEGABYTES = 5.0, 60.0, 600.0
 """Most that reading one damaged file may take; more time than CPU time, for a loaded machine."""
 
 
+LONG = [pytest.mark.nightly, pytest.mark.campaign]
+
+
 def campaign(short: int, nightly: int) -> list:
     """Return the seeds of a fuzzer: few in `make test`, many at night."""
     return [
         pytest.param(range(short), id="short"),
-        pytest.param(range(short, nightly), id="long", marks=pytest.mark.nightly),
+        pytest.param(range(short, nightly), id="long", marks=LONG),
     ]
 
 

@@ -245,7 +245,8 @@ def test_no_config_ends_in_a_traceback(tmp_path: Path) -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.campaign
+@pytest.mark.parametrize("seed", range(4))
 def test_no_config_of_many_ends_in_a_traceback(tmp_path: Path, seed: int) -> None:
     before = memory_mb()
     campaign(seed, 4000, 600, tmp_path)

@@ -23,8 +23,8 @@ from her2.core.spelling import identity
 from her2.pretraining.formats import list_csv
 
 FEW = int(os.environ.get("HER2_FUZZ", "400"))
-MANY = pytest.param(20_000, marks=pytest.mark.nightly)
-SOME = pytest.param(4_000, marks=pytest.mark.nightly)
+MANY = pytest.param(20_000, marks=[pytest.mark.nightly, pytest.mark.campaign])
+SOME = pytest.param(4_000, marks=[pytest.mark.nightly, pytest.mark.campaign])
 
 TASKS = {"score": Task(label="her2", classes={"0": ["0"], "1+": ["1+"], "3+": ["3+", "3"]})}
 NAMED = {"ki67": "evaluation.covariates"}

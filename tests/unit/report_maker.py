@@ -228,7 +228,7 @@ class Cohort:
             features / f"{first}.zarr.zip",
             np.zeros((2, 4), np.float16),
             np.zeros((2, 2), np.int32),
-            {"precision": self.precision, "receipt": {"device": "CPU (x86_64)"}},
+            {"key": "k", "precision": self.precision, "receipt": {"device": "CPU (x86_64)"}},
         )
         write_entries(features / f"{BUCKET}.json", entries)
 

@@ -2,7 +2,9 @@
 
 import json
 import math
+import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -93,6 +95,11 @@ def test_points_lines_and_cells_are_left_out(tmp_path):
         ({"classification": {"names": ["Tumor", "Positive"]}}, "Tumor: Positive"),
         ({"classification": "Stroma"}, "Stroma"),
         ({"name": "ROI 1"}, "ROI 1"),
+        ({"classification": {"names": 5}}, "5"),
+        ({"classification": {"name": 7}}, "7"),
+        ({"classification": 3}, "3"),
+        ({"name": 1}, "1"),
+        ({"classification": ["a"]}, "['a']"),
         ({}, ""),
     ],
 )
@@ -183,6 +190,8 @@ def test_xml_with_a_document_type_is_refused(tmp_path, text):
         ([feature("Polygon", [[[math.nan, 2], [3, 1], [4, 5]]])], "a coordinate is not finite"),
         ([feature("Polygon", [[[math.inf, 2], [3, 1], [4, 5]]])], "a coordinate is not finite"),
         ([feature("MultiPolygon", 3)], "its coordinates are not a list"),
+        ([feature("Polygon", [[[1e308, 2], [3, 1e308], [4, 5]]])], "1e+308 px is on no slide"),
+        ([feature("Polygon", [[[10**400, 2], [3, 1], [4, 5]]])], "a point is not two numbers"),
     ],
 )  # fmt: skip
 def test_a_malformed_file_is_named_with_its_problem(tmp_path, value, problem):
@@ -223,6 +232,50 @@ def test_a_class_that_nobody_drew_excludes_the_slide_and_names_those_there_are(t
         chosen_regions(path, ["Stroma"])
     with pytest.raises(SlideUnfit, match="has no region"):
         chosen_regions(write(tmp_path, []), [])
+
+
+# Bounds
+
+
+def test_a_file_that_is_too_large_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("it was read"))
+    for name, size in (("roi.geojson", 513 << 20), ("roi.xml", 129 << 20)):
+        with (tmp_path / name).open("wb") as stream:
+            stream.truncate(size)
+        with pytest.raises(SlideError, match=rf"{name} has {size >> 20} MiB, more than"):
+            read_regions(tmp_path / name)
+
+
+def test_elements_in_elements_are_refused(tmp_path):
+    """Each would be visited once for every one around it: 50,000 are hours."""
+    deep = "<Region>" * 50_000 + "</Region>" * 50_000
+    begin = time.process_time()
+    with pytest.raises(SlideError, match="nests elements deeper than"):
+        read_regions(write(tmp_path, f"<Annotations><Annotation>{deep}</Annotation></Annotations>",
+                           "roi.xml"))  # fmt: skip
+    assert time.process_time() - begin < 1
+
+
+def test_regions_on_top_of_each_other_are_refused_when_they_would_take_hours():
+    everything = Region((np.array([(0.0, 0), (400, 0), (400, 400), (0, 400)]),), "")
+    words = "has 100,000 regions, most of them on top of each other"
+    limit = mock.patch("her2.slides.annotations._MOST_FILLED", 1 << 24)
+    with limit, pytest.raises(SlideError, match=words):
+        filled((everything,) * 100_000)
+
+
+@pytest.mark.parametrize("cells", [5000])
+def test_a_cell_export_takes_a_moment(tmp_path, cells):
+    """200,000 objects of 40 points are to take 20 s; 100 us each, with room for a busy machine."""
+    turn = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+    ring = 30 * np.stack([np.cos(turn), np.sin(turn)], axis=1)
+    places = np.random.default_rng(3).uniform(50, 99_950, (cells, 2))
+    path = write(tmp_path, [tumour((ring + place).round(2).tolist()) for place in places])
+    begin = time.process_time()
+    regions = read_regions(path)
+    region_mask(regions, (3125, 3125), size_px=(100_000, 100_000))
+    assert len(regions) == cells
+    assert time.process_time() - begin < 3 * cells * 100e-6
 
 
 # Filling

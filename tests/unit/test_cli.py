@@ -215,12 +215,26 @@ def test_the_cache_may_come_from_the_environment(tmp_path, write_csv, drawn_slid
     assert [product.kind for product in Cache(tmp_path / "shared").products()] == ["tiles", "qc"]
 
 
+@pytest.mark.parametrize(("value", "folder"), [("~/shared", "shared"), ("$DISK/c", "c"), ("", "")])
+def test_the_cache_of_the_environment_is_read_as_a_run_reads_it(
+    tmp_path, monkeypatch, value, folder
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DISK", str(tmp_path))
+    monkeypatch.setenv("HER2_CACHE", value)
+    kept = tmp_path / (folder or "cache") / "tiles/00"  # empty means unset
+    kept.mkdir(parents=True)
+    (kept / ("0" * 64 + ".parquet")).write_bytes(b"x")
+    assert "0" * 64 in command("cache", "ls").output
+
+
 def test_a_user_s_mistake_is_its_message_without_a_traceback(tmp_path, monkeypatch, capsys):
     shown = failing(
         monkeypatch, capsys, "tile", "--spec", tile_spec(), "--slides", tmp_path / "no.csv",
         "--cache", tmp_path, "--out", tmp_path / "m.json",
     )  # fmt: skip
-    assert shown.startswith(f"her2: {tmp_path}/no.csv: cannot be read")
+    assert shown.startswith(f"her2: {tmp_path}/no.csv: does not exist")
     assert "Traceback" not in shown
 
 

@@ -376,7 +376,7 @@ def test_a_filter_s_option_has_a_limit_unless_it_states_another():
         ("folds/number", 1000), ("folds/repeats", 1000), ("evaluation/bootstrap", 100_000),
         ("training/bag_size", 100_000), ("heads/abmil/attention", 16_384),
         ("cohort/slides_per_bucket", 1_000_000), ("training/epochs", 100_000),
-        ("pretraining/batch_size", 100_000), ("tiling/blur_step_um", 1_000_000),
+        ("pretraining/batch_size", 16_384), ("tiling/blur_step_um", 1_000_000),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("value", [10**9, 10**10, 10**400], ids=["10^9", "10^10", "10^400"])
@@ -385,6 +385,15 @@ def test_a_number_beyond_reason_is_refused_at_once(config_values, key, most, val
     assert re.search(
         rf"- {key.replace('/', '.')}: .*(than or equal to {most}|finite|not a number)", message
     )
+
+
+def test_more_tiles_than_a_step_can_hold_are_refused(config_values):
+    config_values["training"] = {"bag_size": 100_000, "bags_per_batch": 41}
+    assert "training: `bag_size` 100000 x `bags_per_batch` 41 are 4,100,000 tiles" in (
+        refusal(config_values)
+    )
+    config_values["training"]["bags_per_batch"] = 40
+    parse_config(config_values)
 
 
 def test_more_models_than_can_be_named_are_refused(config_values):
@@ -419,7 +428,9 @@ def test_more_models_than_can_be_named_are_refused(config_values):
         ("tasks", 5, "5 is not a mapping"),
         ("results", 5, "5 is not a path; write it as text"),
         ("cohort/slides", ["a.csv"], r"\['a.csv'\] is not a path"),
-        ("report/title", datetime.date(2024, 1, 1), "YAML does not read .* as text; put it in quo"),
+        ("report/title", datetime.date(2024, 1, 1), "YAML does not read 2024-01-01 as text; put"),
+        ("tasks/score/label", True, "YAML reads yes, no, on, off, true and false as no text; put"),
+        ("results", None, "is empty .YAML reads a bare ~ so, too.; name a file or folder"),
         ("report/title", "a\ud800", "'a.ud800' contains what is no character"),
         ("heads", {"abmil": 3}, "unknown or missing head; set `head:`|3 is not a section"),
     ],

@@ -21,12 +21,13 @@ from hypothesis import strategies as st
 from her2.config import EncoderSection
 from her2.core import checksums
 from her2.core.errors import SlideError, UserError
-from her2.core.files import canonical_json, digest, link
+from her2.core.files import canonical_json, digest, file_digest, link
 from her2.encoders.card import IDENTITY_NAME, read_card, write_card
 from her2.slides import fingerprint as module
 from her2.slides.fingerprint import checksum, fingerprint
 from her2.storage import products
 from her2.storage.cache import SUFFIXES, Cache, Kind, Product
+from her2.storage.features import FeatureStore, seal_holds
 from her2.storage.fold_files import CARD_NAME, check_fold, write_fold_card, write_identity
 from her2.storage.pictures import sealed_picture
 from her2.storage.products import find_product, intact, note_intact, trusted
@@ -155,7 +156,7 @@ def edit_fold(folder: Path) -> None:
     table = pl.read_parquet(folder / "predictions.parquet").with_columns(prob_a=pl.lit(0.9))
     overwrite(folder / "predictions.parquet", table.write_parquet)
     card = json.loads((folder / CARD_NAME).read_text())
-    changed = digest_of_file(folder / "predictions.parquet")
+    changed = file_digest(folder / "predictions.parquet")
     card["files"]["predictions.parquet"] = changed
     (folder / CARD_NAME).write_text(canonical_json(card))
 
@@ -176,12 +177,6 @@ def overwrite(path: Path, write: Callable[[Path], Any]) -> None:
     write(other)
     path.write_bytes(other.read_bytes())
     other.unlink()
-
-
-def digest_of_file(path: Path) -> str:
-    import hashlib
-
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def swap(one: Path, other: Path) -> None:
@@ -262,9 +257,13 @@ def test_a_wrong_product_is_replaced_by_the_right_one_of_the_results(cache, put,
 
 def test_an_intact_store_is_read_completely_only_once(cache, put, monkeypatch):
     key = put["features"](cache, "a")
-    reads = []
-    holds = products.seal_holds
-    monkeypatch.setattr(products, "seal_holds", lambda store: reads.append(1) or holds(store))
+    reads: list[Path] = []
+
+    def counting(store: FeatureStore) -> bool:
+        reads.append(store.path)
+        return seal_holds(store)
+
+    monkeypatch.setattr(products, "seal_holds", counting)
     for _ in range(3):
         assert trusted(cache, "features", key)
     assert len(reads) == 1
@@ -358,12 +357,15 @@ def test_any_changed_byte_changes_the_checksum(tmp_path_factory, content, data):
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Count the digests that are computed from now on."""
     computed: list[int] = []
-    original = module.digest_of
 
-    def digest_of(index, path, state, compute):
-        return original(index, path, state, lambda: computed.append(1) or compute())
+    def counting(index: Path, path: Path, state: checksums.State, compute: Callable[[], str]):
+        def counted_compute() -> str:
+            computed.append(1)
+            return compute()
 
-    monkeypatch.setattr(module, "digest_of", digest_of)
+        return checksums.digest_of(index, path, state, counted_compute)
+
+    monkeypatch.setattr(module, "digest_of", counting)
     return computed
 
 

@@ -62,6 +62,26 @@ SAID = {
         "Please ensure write permissions for the directory /work/.snakemake",
         "finished: [Errno 13] Permission denied: 'x.geojson'. Make that file readable",
     ),
+    "metadata, disk full": (
+        "Error recording metadata for finished job ([Errno 28] No space left on device). Please "
+        "ensure write permissions for the directory /work/.snakemake",
+        "the disk is full",
+    ),
+    "folder, read-only": (
+        "Failed to create output directory results/tiles.\nOSError: [Errno 30] Read-only file "
+        "system: 'results/tiles'",
+        "can only be read",
+    ),
+    "files": (str(OSError(errno.EMFILE, os.strerror(errno.EMFILE))), "`ulimit -n 4096`"),
+    "threads": ("RuntimeError: can't start new thread", "Run fewer jobs at once"),
+    "fork": (str(OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))), "`ulimit -u`"),
+    "no memory": (str(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))), "no memory"),
+    "network disk": (str(OSError(errno.ESTALE, os.strerror(errno.ESTALE))), "network to it"),
+    "bad disk": (str(OSError(errno.EIO, os.strerror(errno.EIO), "a")), "had an error"),
+    "damaged records": (
+        str(IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), "/w/.snakemake/metadata/a")),
+        "records are damaged, or not yours to write: /w/.snakemake/metadata/a (Is a directory)",
+    ),
     "access": (
         "Insufficient permissions to access results/a.json. Please make sure that all accessed",
         "results/a.json may not be read or written by you. Change its permissions",
@@ -126,8 +146,8 @@ SAID = {
         "needs gpu=1 and this call allows gpu=0",
     ),
     "denied": (
-        str(PermissionError(errno.EACCES, os.strerror(errno.EACCES), ".snakemake/locks")),
-        ".snakemake/locks may not be read or written by you",
+        str(PermissionError(errno.EACCES, os.strerror(errno.EACCES), "masks/a.png")),
+        "masks/a.png may not be read or written by you",
     ),
 }  # fmt: skip
 

@@ -3,18 +3,23 @@
 import codecs
 import os
 import re
+import time
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from her2.cohort.manifest import Cohort
 from her2.cohort.reading import read_cohort
 from her2.config import Task
 from her2.core import sheets
 from her2.core.errors import UserError
+from her2.core.spelling import folded, identity
 
 SCORE = Task(label="her2", classes={"0": ["0"], "3+": ["3+"]})
 HEADER = "slide_id,path,patient_id,her2,site"
@@ -111,6 +116,23 @@ def test_a_quote_that_is_never_closed_is_found_where_it_was_opened(refusal):
 def test_a_line_break_in_a_cell_that_is_read_is_refused(refusal, line):
     message = refusal(ROWS[0], f's2,s2.svs,P-2,0,"{line}"')
     assert f"row 3: column 'site': {line!r} has a line break or another control" in message
+
+
+def test_many_wrong_cells_take_no_longer_than_many_right_ones(sheet):
+    rows = (f's{n},"{n}\x07",P {n},{n},N{n}\x07,{n}' for n in range(20_000))
+    start = time.process_time()
+    with pytest.raises(UserError, match=r"999\d\d problem\(s\)") as error:
+        read(sheet, "\n".join((f"{HEADER},mpp", *rows)))
+    assert time.process_time() - start < 10
+    message = str(error.value)  # and none of them hides the others
+    for column, number in (
+        ("path", 19992),
+        ("site", 19992),
+        ("patient_id", 19992),
+        ("her2", 19991),
+    ):
+        assert f"column {column!r}: {number} more like these" in message
+    assert re.search("column 'mpp': 199.. more like these", message)
 
 
 def test_a_line_break_in_a_cell_that_is_not_read_is_nobody_s_business(sheet):
@@ -214,6 +236,22 @@ def test_a_um_per_px_is_a_number_in_plain_digits(refusal, cell):
     assert ("write a decimal point" in message) == ("," in cell)
 
 
+@given(st.text(max_size=12), st.sampled_from(["NFC", "NFD", "NFKC", "NFKD"]))
+def test_a_text_looks_the_same_in_every_unicode_form(text: str, form: Any) -> None:
+    assert folded(unicodedata.normalize(form, text)) == folded(text)
+    assert folded(folded(text)) == folded(text)
+    assert folded(f"\ufeff {text}\u200b\u00a0") == folded(text)
+
+
+@given(st.integers(0, 10**18), st.integers(0, 5), st.integers(0, 3))
+def test_a_number_is_the_same_with_leading_zeros_and_as_a_float(
+    number: int, before: int, after: int
+) -> None:
+    written = "0" * before + str(number) + (f".{'0' * after}" if after else "")
+    assert identity(written) == identity(str(number)) == str(number)
+    assert identity(f"{number}1") != identity(str(number))
+
+
 # Labels
 
 
@@ -257,6 +295,17 @@ def test_a_class_of_a_word_that_means_missing_is_refused(write_csv, tmp_path):
     rows = [{"slide_id": "a", "path": "a.svs", "patient_id": "p", "necrosis": "focal"}]
     with pytest.raises(UserError, match="`tasks.n.classes`: a label 'none' means that the label"):
         read_cohort(write_csv(rows), tasks={"n": necrosis})
+
+
+@pytest.mark.parametrize("word", ["Unknown", "[Not Available]", "#N/A", "#REF!"])
+def test_a_site_that_may_mean_a_missing_one_is_kept_and_warned_of(sheet, word):
+    """It has been a site so far, and sites have folds and figures of their own."""
+    found = read(sheet, f"{HEADER}\ns1,1.svs,P-1,0,{word}\ns2,2.svs,P-2,0,NA\n")
+    assert [row.site for row in found.rows] == [word, None]
+    assert found.cautions == (
+        f"The manifest's column 'site' has {word!r} 1 times, which counts as a value. If it means "
+        "that the value is missing, leave the cells empty.",
+    )
 
 
 # The fixed split
@@ -345,6 +394,9 @@ def test_a_pipe_a_folder_and_a_giant_are_named_at_once(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="more than the 0 MB of any sheet"):
         read(tmp_path / "giant.csv", SHEET)
     monkeypatch.undo()
+    monkeypatch.setattr(sheets, "MAX_COLUMNS", 4)
+    with pytest.raises(UserError, match="has 5 columns, more than the 4"):
+        read(tmp_path / "giant.csv", SHEET)
     monkeypatch.setattr(sheets, "MAX_ROWS", 2)
     with pytest.raises(UserError, match="has 3 rows, more than the 2"):
         read(tmp_path / "giant.csv", SHEET)

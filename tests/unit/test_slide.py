@@ -8,7 +8,7 @@ import numpy as np
 import openslide
 import pytest
 import tifffile
-from PIL import Image
+from PIL import ExifTags, Image
 
 from her2.core.errors import SlideError, SlideUnfit, TileError
 from her2.slides.fingerprint import fingerprint
@@ -547,3 +547,24 @@ def test_a_folder_beside_another_format_does_not_count(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "notes.txt").write_text("x")
     assert fingerprint(path) == first
+
+
+def test_an_exif_rotation_is_not_applied_but_said(tmp_path, caplog):
+    """Annotations count px as they are stored, as OpenSlide reads every other format."""
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[:, :30] = 200
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(image).save(tmp_path / "a.png", exif=exif)
+    with Slide(tmp_path / "a.png") as slide:
+        assert (slide.width_px, slide.height_px) == (60, 40)
+        np.testing.assert_array_equal(slide.region(0, 0, 60, 40, (60, 40)), image)
+    assert "a.png: its EXIF orientation is 6" in caplog.text
+
+
+def test_a_slide_of_kilometres_is_not_searched_for_tissue(tmp_path, write_slide):
+    path = write_slide(tmp_path / "a.tif", np.zeros((64, 64, 3), np.uint8))
+    with Slide(path) as slide:
+        slide.width_px = slide.height_px = 10**8
+        with pytest.raises(SlideUnfit, match="are 50,000 x 50,000 mm, too large"):
+            slide.thumbnail(8, slide.scale(0.5))

@@ -632,6 +632,31 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(
     assert not path.exists()
 
 
+def test_a_checkpoint_under_the_name_of_another_fold_is_not_resumed_from(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    specs = [world.spec.model_copy(update={"runs": (run,)}) for run in RUNS[:2]]
+    keys = [world.train(spec)[spec.runs[0].name].key for spec in specs]
+    expected = file_digest(world.products(keys[1]) / "model.safetensors")
+    shutil.rmtree(world.cache.root / "models")
+    real = Checkpoint.save
+    with monkeypatch.context() as patch:
+
+        def dying(*arguments: object) -> None:
+            real(*arguments)
+            raise KeyboardInterrupt
+
+        patch.setattr(Checkpoint, "save", dying)
+        with pytest.raises(KeyboardInterrupt):
+            world.train(specs[0])
+    one, other = (stage.checkpoint_path(world.cache, key) for key in keys)
+    other.parent.mkdir(exist_ok=True)
+    one.rename(other)
+    world.train(specs[1])
+    assert "it was written with other data or settings" in caplog.text
+    assert file_digest(world.products(keys[1]) / "model.safetensors") == expected
+
+
 def test_a_fold_that_explodes_keeps_its_last_good_checkpoint(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -900,9 +925,10 @@ def test_a_damaged_model_is_refused(world: World, damage: str) -> None:
 
 def test_features_that_were_edited_are_not_predicted(world: World) -> None:
     model, folder = trained_model(world), elsewhere(world, ["a", "b"])
-    store = open_store(folder / "a.zarr.zip").chunks[0]
+    chunk = open_store(folder / "a.zarr.zip").chunks[0]
+    assert isinstance(chunk, np.memmap)
     with (folder / "a.zarr.zip").open("r+b") as stream:
-        stream.seek(store.offset)
+        stream.seek(chunk.offset)
         stream.write(bytes(2))
     with pytest.raises(UserError, match=r"- a: .*a\.zarr\.zip was edited after it was made$"):
         predict_slides([model], folder, world.root / "out.csv", threads=1)

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from snakemake.logging import logger
 
+from her2.config.jobs import ReportSpec, load
 from her2.core.errors import UserError
 from her2.pipeline.job_table import RULES
 from her2.pipeline.wiring import (
@@ -47,6 +49,25 @@ def test_a_missing_slide_is_named_by_the_first_process_alone(values, tmp_path):
     with pytest.raises(UserError, match="s1.svs' does not exist"):
         read_plan(values, check_files=True)
     assert list(read_plan(values, check_files=False).slides) == ["s1"]
+
+
+def test_the_first_process_alone_says_how_the_manifest_was_read(values, tmp_path, monkeypatch):
+    path = Path(values["cohort"]["slides"])
+    header, *rows = path.read_text().splitlines()
+    path.write_text(
+        "\n".join((f"{header},MPP", *(f"{row}," for row in rows), "")).replace(",", ";")
+    )
+    said: list[str] = []
+    monkeypatch.setattr(logger, "warning", said.append)
+    plan = read_plan(values, check_files=True)
+    assert said == [
+        f"{path}: was read as UTF-8, with semicolons between cells",
+        "The manifest's column 'MPP' is not read. If it is meant to be 'mpp', rename it.",
+    ]
+    assert load(ReportSpec, plan.report_spec("")).cautions == (said[1],)
+    said.clear()
+    read_plan(values, check_files=False)
+    assert said == []
 
 
 def test_slides_that_rules_will_draw_may_be_missing(values, tmp_path):

@@ -61,6 +61,27 @@ def test_missing_files_are_all_named(project: Project) -> None:
     assert "slides/gone-b.svs" in message
 
 
+def test_a_slide_that_snakemake_would_take_for_a_pattern_is_refused_by_its_row(
+    project: Project,
+) -> None:
+    """In a finished project the old slide's features would stand under the row of the new one."""
+    slide = next((project.folder / "slides").glob("*.svs"))
+    shutil.copyfile(slide, slide.with_name("S1{rescan}.svs"))
+    header, first, *rows = (project.folder / "slides.csv").read_text().splitlines()
+    cells = first.split(",")
+    cells[header.split(",").index("path")] = "slides/S1{rescan}.svs"
+    (project.folder / "slides.csv").write_text("\n".join([header, ",".join(cells), *rows]))
+    message = refused(project)
+    assert "row 2: column 'path': 'slides/S1{rescan}.svs' contains { }" in message
+
+
+def test_a_key_twice_is_refused_before_snakemake_drops_the_first(project: Project) -> None:
+    with (project.folder / "config.yaml").open("a") as stream:
+        stream.write("heads: {mean: {}}\n")
+    message = refused(project)
+    assert re.search(r"config\.yaml: .*the key 'heads' is there twice, first in line \d+", message)
+
+
 @pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv is not installed")
 def test_a_read_only_results_folder_is_named(project: Project) -> None:
     results = project.folder / "results"
@@ -113,6 +134,26 @@ def test_too_many_bad_slides_stop_the_run_and_are_named(project: Project) -> Non
     assert run.code != 0
     assert "1 of 13 slides cannot be used" in run.output
     assert "text: not a slide" in run.output
+
+
+def test_a_class_without_usable_patients_stops_the_run_at_the_folds(project: Project) -> None:
+    """Before, the run stopped at training, after all embedding."""
+    project.edit(cohort={"max_excluded": 0.5})  # of slides; and the class "low" keeps one patient
+    rows = [row.split(",") for row in project.rows()]
+    lost = [row[0] for row in rows if row[3] in ("0", "1+")][1:]
+    for name in lost:
+        (project.folder / f"slides/{name}.svs").write_text("this is not a slide\n" * 50)
+    run = project.snakemake()
+    assert run.code != 0
+    assert "Traceback" not in run.output
+    assert "1 of 6 patients usable" in run.output
+    advice = re.search(
+        r"replace or repair one of the slides ((?:demo-[0-9]+-a(?:, )?)+)", run.output
+    )
+    assert advice
+    assert set(advice[1].split(", ")) < set(lost)  # another slide of the survivor's fold is no help
+    assert run.rules["audit_cohort"] == 1
+    assert run.rules["train_folds"] == 0
 
 
 def test_paths_with_spaces_and_quotes_are_quoted(project: Project, tmp_path: Path) -> None:

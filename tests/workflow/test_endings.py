@@ -71,7 +71,7 @@ rule reads_absent:
     shell: "touch {output}"
 rule many:
     output: f"{R}/{{name}}.many"
-    shell: "touch {output}"
+    shell: "exit 3"
 rule folder:
     output: f"{R}/comparison"
     shell: "touch {output}"
@@ -184,11 +184,15 @@ def test_jobs_that_ended_well_are_not_listed(failed: tuple[Path, str]) -> None:
 
 def test_an_earlier_attempt_that_failed_is_no_reason_when_the_next_succeeds(folder: Folder) -> None:
     flaky = "test -e tried || {{ touch tried; kill -9 $$; }}; echo > {output}"
-    code, output = folder.run("--retries", "1", "--config", f"second={flaky}")
-    assert code == 0, output
-    assert "Error in rule second" in output
-    assert "failed:" not in output
-    assert read_run(folder.path / "results").reasons == {}
+    code, output = folder.run(
+        "--retries", "1", "--keep-going", "--quiet", "--config", f"second={flaky}", "--",
+        "results/b.json", "results/fails.many",
+    )  # fmt: skip
+    assert code == 1
+    assert "1 job(s) failed:\nmany fails: " in output
+    run = read_run(folder.path / "results")
+    assert [run.jobs[index].rule for index in run.reasons] == ["many"]
+    assert {run.jobs[index].rule for index in run.finished} == {"first", "second"}
 
 
 def test_an_error_that_ends_snakemake_itself_is_explained_and_the_run_recorded(

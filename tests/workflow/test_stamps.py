@@ -18,8 +18,10 @@ from tests.workflow.project import Project
 pytestmark = pytest.mark.xdist_group("changes")
 
 UNREAD = {
-    "make_folds": {"cohort/audited.parquet"},  # waits for the checks
-    "train_folds": {"encoders/tiny/overlap.json", "features/tiny/similar.parquet"},  # likewise
+    "train_folds": {
+        "encoders/tiny/overlap.json",
+        "features/tiny/similar.parquet",
+    },  # waits for the checks
     "embed_bucket": {"encoders/tiny/weights.safetensors"},  # compared with the card when loaded
 }
 """Rule -> inputs that only order its jobs, or that its stamp need not name."""
@@ -101,9 +103,17 @@ def test_results_of_another_config_copied_over_are_not_believed(
     run = moved.snakemake("--dry-run", "features")
     assert run.planned["tile_bucket"] == 2
     assert "build_report" not in run.planned, "a target of stage 1 does not grow into the whole run"
+    state = moved.her2("status").stdout
+    assert "would run again under this config" in state
+    assert "tile_bucket 64px-1mpp/0000-of-0002: its results were made with another config" in state
     told = moved.her2("explain", moved.rows()[0].split(",")[0]).stdout
     assert "its results were made with another config" in told
     assert "tiling.min_tissue: 0.3 -> 0.9" in told
+    said = moved.snakemake("features").output
+    assert (
+        "her2: tile_bucket, 2 job(s): its results were made with another config; "
+        "tiling.min_tissue: 0.3 -> 0.9\n"
+    ) in said
 
 
 def test_a_job_that_ran_on_older_inputs_runs_again_whatever_the_times_say(

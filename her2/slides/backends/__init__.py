@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from her2.core.errors import SlideError
-from her2.core.reading import LFS_POINTER, is_lfs_pointer
+from her2.core.reading import check_regular
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -159,8 +159,7 @@ def open_slide(path: Path) -> OpenedSlide:
     asked = backends()
     detail = ""
     try:
-        if is_lfs_pointer(path):
-            raise SlideError(f"the file {LFS_POINTER}")
+        check_regular(path)
         for backend in asked:
             found = backend.open_slide(path)
             if found is not None:

@@ -1,12 +1,18 @@
-"""Flat images (PNG, JPEG, ...): one level in memory; the manifest must give the um/px."""
+"""Flat images (PNG, JPEG, ...): one level in memory; the manifest must give the um/px.
 
+Their px are those in the file. An EXIF orientation, by which viewers turn photographs, is ignored.
+"""
+
+import logging
 from pathlib import Path
 
 import openslide
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from her2.core.images import open_image
 from her2.slides.backends import OpenedSlide, UnreadableSlide
+
+log = logging.getLogger(__name__)
 
 NAME = "Pillow"
 ORDER = 90
@@ -32,13 +38,19 @@ def open_slide(path: Path) -> "FlatImage | None":
             # OpenSlide reads every complete tiled TIFF, so this one is truncated.
             raise UnreadableSlide("a tiled TIFF that OpenSlide refuses")
         image.load()  # otherwise Pillow decodes at the first read, which is not thread-safe
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except UnidentifiedImageError:
         return None
-    except FileNotFoundError:
+    except (FileNotFoundError, UnreadableSlide, MemoryError):
         raise
-    # Pillow raises SyntaxError for a broken PNG.
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow raises all kinds of errors on damaged files
         raise UnreadableSlide(error) from error
+    if orientation != 1:
+        log.warning(
+            "%s: its EXIF orientation is %s, so viewers turn it; here the px are read as they are "
+            "stored, and annotations and masks must fit that",
+            path.name, orientation,
+        )  # fmt: skip
     return FlatImage(image)
 
 

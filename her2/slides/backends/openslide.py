@@ -17,6 +17,7 @@ ORDER = 50
 
 _UM_IN = {"nm": 1e-3, "\u00b5m": 1.0, "\u03bcm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4}
 """Two Unicode characters look like the micro sign."""
+_LONGEST_ELEMENT = 1 << 16
 _LEVELS_ARE_PAGES = {"aperio", "generic-tiff"}
 """Vendors whose TIFF files hold each level as a page, a plain grid of tiles."""
 
@@ -111,10 +112,12 @@ def _ome_mpp(description: str) -> tuple[float, float] | None:
 
     Source: OME-XML, Pixels@PhysicalSizeX and @PhysicalSizeXUnit (um if absent).
     """
-    pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", description) if "<OME" in description else None
+    pixels = re.search(r"<(?:\w{1,64}:)?Pixels\b", description) if "<OME" in description else None
     if pixels is None:
         return None
-    found = dict(re.findall(r"\b(PhysicalSize[XY](?:Unit)?)=[\"']([^\"']*)[\"']", pixels[0]))
+    end = description.find(">", pixels.start())
+    element = description[pixels.start() : end][:_LONGEST_ELEMENT] if end >= 0 else ""
+    found = dict(re.findall(r"\b(PhysicalSize[XY](?:Unit)?)=[\"']([^\"']*)[\"']", element))
     x, y = (
         _number(found.get(name, "")) * _UM_IN.get(found.get(f"{name}Unit", "\u00b5m"), math.nan)
         for name in ("PhysicalSizeX", "PhysicalSizeY")

@@ -12,8 +12,7 @@ import yaml
 from her2.config import load_config
 from her2.core.errors import UserError
 from her2.core.files import parse_json
-from her2.core.reading import read_json
-from her2.core.yaml_files import MAX_YAML_BYTES, parse_yaml, read_config, read_yaml
+from her2.core.settings import MAX_YAML_BYTES, parse_yaml, read_config, read_yaml
 
 LAUGHS = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
@@ -27,6 +26,10 @@ LAUGHS = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
         ("a: 1\nb: {a: 1}", {"a": 1, "b": {"a": 1}}),
         ("a: &x {p: 1, q: 2}\nb: {<<: *x, q: 3}", {"a": {"p": 1, "q": 2}, "b": {"p": 1, "q": 3}}),
         ("a: !!str 1", {"a": "1"}),
+        (
+            "[0, -0, 0.50, 1_000, 0x10, 1e3, '010', 09, 1.0e+3]",
+            [0, 0, 0.5, 1000, 16, "1e3", "010", "09", 1000.0],
+        ),
         ("\ufeffa: 1", {"a": 1}),
         ("# nothing", None),
         ('{"a": [1, 2.5, "x", null, true]}', {"a": [1, 2.5, "x", None, True]}),
@@ -60,6 +63,9 @@ def test_good_yaml_is_what_the_library_reads(text: str, value: object) -> None:
         ("a: 1\n---\na: 1", "expected a single document"),
         ("a: \x01", "Remove the character"),
         ("? [a, b]\n: 1", "a key must be a single text"),
+        ("a: 1:30", "YAML reads 1:30 as another number, of base 60"),
+        ("a: 1:30.5", "YAML reads 1:30.5 as another number"),
+        ("a: [-010]", "line 1, column 5: YAML reads -010 as another number"),
         ("a: 'x", "unexpected end of stream"),
         ("a: [1, 2", "line 1, column 9"),
     ],
@@ -121,10 +127,9 @@ def test_good_json_is_what_the_library_reads(parse: Callable[[str], Any]) -> Non
         ("9" * 5000, "Exceeds the limit"),
     ],
 )
-def test_bad_json_is_a_value_error_like_any_other(tmp_path: Path, text: str, problem: str) -> None:
-    (tmp_path / "x.json").write_text(text)
+def test_bad_json_is_a_value_error_like_any_other(text: str, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
-        read_json(tmp_path / "x.json")
+        parse_json(text)
 
 
 ROOT = Path(__file__).parents[2]

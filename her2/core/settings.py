@@ -1,9 +1,10 @@
-"""Every stage: YAML, read so that nothing written there is silently lost.
+"""Before every stage: settings (YAML), read so that nothing written there is silently lost.
 
 The library keeps the last value of a key that is there twice, and fails with errors of its own on a
 file that is nested without end. `her2.core.files` reads JSON.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ MAX_YAML_BYTES = 128 * 1024
 """A config of fifty encoders has 10 kB; this much is read in a second."""
 _MAX_DEPTH = 32
 _MAX_NODES = 20_000
+_NOT_DECIMAL = re.compile(r"[-+]?(0[0-7_]+$|.*:)")
 _TEXT = "tag:yaml.org,2002:str"
 _FIXES = {
     yaml.scanner.ScannerError: " Indent with spaces, not tabs, and put texts with `: `, `#`, `{` "
@@ -54,6 +56,16 @@ class _Loader(yaml.SafeLoader):
         self.depth -= 1
         if node is not None:
             self._measure(node, event)
+        return node
+
+    def compose_scalar_node(self, anchor: Any) -> ScalarNode:
+        node: ScalarNode = super().compose_scalar_node(anchor)
+        if node.tag.endswith((":int", ":float")) and _NOT_DECIMAL.match(node.value):
+            raise self._refusal(
+                f"YAML reads {node.value} as another number, of base 60 (with a colon) or 8 (with "
+                "a leading zero); write it without, or in quotes if it is a text",
+                node,
+            )
         return node
 
     def compose_mapping_node(self, anchor: Any) -> MappingNode:

@@ -1,0 +1,18 @@
+"""Broken slides are read, or refused by name, and never end the process."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz.harness import check, outcomes
+
+
+def test_every_broken_slide_is_read_or_refused(tmp_path: Path) -> None:
+    check(outcomes("slides", tmp_path, seed=14, count=120))
+
+
+@pytest.mark.nightly
+@pytest.mark.campaign
+@pytest.mark.parametrize("seed", range(4))
+def test_thousands_of_broken_slides_are_read_or_refused(tmp_path: Path, seed: int) -> None:
+    check(outcomes("slides", tmp_path, seed=seed, count=1500))

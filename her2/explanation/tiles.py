@@ -93,7 +93,12 @@ def read_tiles(held_out: HeldOut, held: HeldOutSlide) -> SlideTiles:
     )
     if len(probabilities) != 1:
         raise unusable(held, f"has no prediction in {model}")
-    outputs = read_fold_card(model)["outputs"]
+    try:
+        outputs = read_fold_card(model)["outputs"]
+    except (ValueError, KeyError) as error:
+        raise unusable(
+            held, f"has a model in {model} whose card cannot be used ({error})"
+        ) from None
     maps = {}
     for kind, values in read_maps(model, held.slide_id).items():
         shape, whose = (len(coords), len(outputs)), f"its map {kind} in {model}"

@@ -147,8 +147,8 @@ def read_entry(folder: Path) -> FoldEntry:
     Raises:
         UserError: the fold's card cannot be read.
     """
-    card = read_fold_card(folder)
     try:
+        card = read_fold_card(folder)
         trials = card["search"]
         return FoldEntry(
             key=card["key"],

@@ -194,7 +194,7 @@ def _tiles_of(path: Path) -> int:
     """Return the number of tiles that an embedding job has to embed, once they are cut."""
     try:
         return _tiles_in(path, path.stat().st_mtime_ns)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return 0
 
 

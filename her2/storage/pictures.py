@@ -4,6 +4,10 @@ import hashlib
 from pathlib import Path
 
 from her2.core.errors import UserError
+from her2.core.reading import file_problem
+
+PICTURE_BYTES = 256 << 20
+"""Largest picture that is read; ours have a few hundred kB."""
 
 _START, _END = b"\xff\xd8", b"\xff\xd9"
 _JFIF, _COMMENT = b"\xff\xe0", b"\xff\xfe"
@@ -24,6 +28,8 @@ def picture_problem(path: Path, key: str) -> str | None:
     Raises:
         OSError: the file cannot be read.
     """
+    if found := file_problem(path, limit_bytes=PICTURE_BYTES):
+        return found
     content = path.read_bytes()
     if content[:2] != _START or content[-2:] != _END:
         return "is not a complete JPEG"

@@ -28,6 +28,7 @@ PARSERS = {"json.loads", "json.load", "parse_json", "safe_load"}
 GUARDS = {"_damage", "store_archive"}
 """Context managers that turn any error into one about the file."""
 GUARDED_BY_ITS_CALLER = {
+    ("pipeline/status.py", "_tiles_in"),  # `_tiles_of` counts none
     ("training/checkpoint.py", "_restore"),  # `load` starts over
     ("pretraining/hdf5.py", "unpack"),  # says what it raises; read_pcam names the file
     ("pretraining/pcam.py", "sets"),  # read in the `try` of __call__

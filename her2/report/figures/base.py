@@ -7,7 +7,6 @@ data of the page needs no plotting library.
 import base64
 import dataclasses
 import io
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from PIL import Image
 from her2.core.files import atomic_path, write_json
 from her2.core.images import open_image
 from her2.core.plot_style import STYLE
+from her2.core.reading import read_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -100,7 +100,7 @@ def draw_figures(shown: Any, folder: Path) -> dict[str, str]:
             with atomic_path(folder / f"{figure.name}.{suffix}") as path:
                 path.write_bytes(content)
     listed = folder / _LIST
-    for name in json.loads(listed.read_text(encoding="utf-8")) if listed.exists() else ():
+    for name in read_json(listed) if listed.exists() else ():
         if name not in written and Path(name).name == name:
             (folder / name).unlink(missing_ok=True)
     write_json(listed, sorted(written))

@@ -141,7 +141,7 @@ def denied(path: Path, what: str = "read") -> UserError:
 
 def access_words(path: Path) -> str:
     """Return who may use a path, or the outermost folder that is closed, and who asks."""
-    there = path
+    path = there = Path(os.path.realpath(path))  # a link itself is open to all
     for part in (*reversed(path.parents), path):
         if not os.path.lexists(part):
             break

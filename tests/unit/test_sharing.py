@@ -4,6 +4,7 @@ import hashlib
 import os
 import pickle
 import shutil
+import signal
 import stat
 import struct
 import tempfile
@@ -52,6 +53,7 @@ class User:
         reader, writer = os.pipe()
         child = os.fork()
         if child == 0:
+            signal.alarm(60)  # a lock that another thread held at the fork would never open
             os.setgroups(self.groups)
             os.setgid(self.number)
             os.setuid(self.number)
@@ -171,6 +173,15 @@ def test_a_stranger_is_told_who_may_read_the_cache(lab, kind):
         with pytest.raises(UserError) as error:
             CLEO.run(action)
         assert words in str(error.value)
+
+
+@needs_root
+def test_the_folder_behind_a_link_is_the_one_that_is_named(lab):
+    cache = Cache(home(lab, CLEO) / "cache")
+    cache.root.symlink_to(lab / "cache")
+    ANA.run(lambda: put(Cache(lab / "cache"), "tiles"))
+    with pytest.raises(UserError, match=f"{lab} is drwxrws---"):
+        CLEO.run(lambda: cache.find("tiles", KEY))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -356,7 +356,7 @@ def test_folds_that_the_run_would_refuse_are_refused_beside_files(
     shown = failing(monkeypatch, capsys, "cohort", "check", slides, "--config", config)
     assert words in shown
     assert "slide 's3'" in shown
-    assert "begins like no slide" in shown
+    assert "not a slide that OpenSlide or Pillow can open" in shown
 
 
 def test_a_bad_split_column_is_refused_with_the_rest_of_the_manifest(

@@ -8,10 +8,11 @@ import polars as pl
 from scipy.special import chdtrc, logit
 
 from her2.config import EvaluationSection, Task
+from her2.core.tables import null
 from her2.core.types import Floats, Ints
 from her2.evaluation.areas import Area, HeldOut, class_areas, macro_area, within
 from her2.evaluation.families import TEST, with_holm
-from her2.evaluation.figures import class_estimates, null
+from her2.evaluation.figures import class_estimates
 from her2.evaluation.intervals import LEAST_COMPARED, spread
 
 SUBGROUPS = {

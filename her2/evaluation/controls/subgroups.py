@@ -105,7 +105,7 @@ def interactions(rows: HeldOut, groups: Groups, task: Task) -> pl.DataFrame:
         chi_square, p = wald(areas) if len(areas) > 1 else (math.nan, math.nan)
         untested = "" if len(areas) > 1 else "not tested: fewer than 2 groups can be"
         ends: dict[str, object] = {}
-        if len(areas):
+        if len(areas) > 1:  # one group is neither the lowest nor the highest
             for end, index in (("lowest", order[0]), ("highest", order[-1])):
                 ends |= {f"{end}_group": names[index], end: areas[index].value}
         records.append(

@@ -70,10 +70,11 @@ def held(target: Ints, scores: Floats, place: Ints, patients: Ints | None = None
 def split(area: Area, studies: int) -> list[Area]:
     """Return the AUC of each study of a batch."""
     rounds = area.rounds.reshape(studies, -1)
+    levels = area.levels.reshape(studies, -1)
     influence = area.influence.reshape(studies, rounds.shape[1], -1)
     return [
-        replace(area, rounds=own, influence=part)
-        for own, part in zip(rounds, influence, strict=True)
+        replace(area, rounds=own, influence=part, levels=level)
+        for own, part, level in zip(rounds, influence, levels, strict=True)
     ]
 
 

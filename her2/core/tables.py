@@ -1,5 +1,6 @@
 """Output tables: Parquet for programs, CSV for people and spreadsheets."""
 
+import math
 from pathlib import Path
 
 import polars as pl
@@ -58,3 +59,8 @@ def guard_cells(table: pl.DataFrame) -> pl.DataFrame:
         .alias(name)
         for name in texts
     )
+
+
+def null(value: float) -> float | None:
+    """Return a number for a cell, or None for NaN."""
+    return None if math.isnan(value) else float(value)

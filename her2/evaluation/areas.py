@@ -41,7 +41,6 @@ class HeldOut:
         folds: number of test sets per round.
         names: ids of the patients (p,), sorted.
         classes: class index of each patient (p,).
-        seeds: training seeds per repeat, which divide the patients in the same way.
     """
 
     target: Ints
@@ -52,7 +51,6 @@ class HeldOut:
     folds: int
     names: tuple[str, ...]
     classes: Ints
-    seeds: int = 1
 
     @property
     def class_patients(self) -> Ints:
@@ -71,15 +69,16 @@ class Area:
         groups: the group in which each patient is exchangeable (p,), -1 for one who is not in
             the figure: class against rest, the two sides of a grouping, or the classes.
         reason: why it is not defined; "" if it is.
-        seeds: training seeds per repeat.
+        levels: how useful the models are: the mean of the AUCs of which it is made, in each
+            round (r,).
     """
 
     rounds: Floats
     influence: Floats
     groups: Ints
+    levels: Floats
     folds: int
     reason: str = ""
-    seeds: int = 1
 
     @property
     def value(self) -> float:
@@ -92,9 +91,9 @@ class Area:
         return ~np.isnan(self.rounds)
 
     @property
-    def divisions(self) -> int:
-        """Number of defined rounds that divide the patients differently: repeats, not seeds."""
-        return max(1, int(self.defined.sum()) // self.seeds)
+    def level(self) -> float:
+        """How useful the models are, as the mean over the rounds."""
+        return float(self.levels[self.defined].mean())
 
     @property
     def sizes(self) -> Ints:
@@ -138,7 +137,6 @@ def held_out(predictions: pl.DataFrame, task: Task, *, level: str) -> HeldOut:
         folds=int(np.bincount(_whole(models["round"])).max(initial=1)),
         names=tuple(patients["patient_id"]),
         classes=_whole(patients["target"]),
-        seeds=max(1, predictions["seed"].n_unique()),
     )
 
 
@@ -162,7 +160,6 @@ def within(rows: HeldOut, groups: Ints) -> HeldOut:
         folds=rows.folds,
         names=tuple(rows.names[index] for index in patients),
         classes=rows.classes[patients],
-        seeds=rows.seeds,
     )
 
 
@@ -214,7 +211,10 @@ def combined(areas: Sequence[Area], weights: Sequence[float] | Floats, *, groups
     if not reason and np.isnan(rounds).all():
         reason = "not defined: no round has pairs of patients for every part of it"
     influence = np.tensordot(weights, [one.influence for one in areas], axes=1)
-    return Area(rounds, influence, groups, areas[0].folds, reason, areas[0].seeds)
+    total = float(np.abs(weights).sum())
+    parts = np.abs(weights) / (total or 1.0)
+    levels = np.tensordot(parts, [one.levels for one in areas], axes=1)
+    return Area(rounds, influence, groups, levels, areas[0].folds, reason)
 
 
 def area(rows: HeldOut, positive: Bools, scores: Floats, kept: Bools, groups: Ints) -> Area:
@@ -248,7 +248,7 @@ def area(rows: HeldOut, positive: Bools, scores: Floats, kept: Bools, groups: In
     counted, at = counted[pairs[at] > 0], at[pairs[at] > 0]
     change = (won[counted] - rounds[at] * met[counted]) / pairs[at]
     np.add.at(influence, (at, rows.patients[counted]), change)
-    return Area(rounds, influence, groups, rows.folds, _reason(groups, pairs), rows.seeds)
+    return Area(rounds, influence, groups, rounds, rows.folds, _reason(groups, pairs))
 
 
 def _below(scores: Floats, others: Floats) -> Floats:

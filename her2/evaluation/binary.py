@@ -6,10 +6,11 @@ import numpy as np
 import polars as pl
 
 from her2.config import EvaluationSection, Task
+from her2.core.tables import null
 from her2.core.types import Floats
 from her2.evaluation.areas import grouping_area, held_out
 from her2.evaluation.bootstrap import bootstrapped, interval, unvarying
-from her2.evaluation.figures import FIGURES, POOLED, estimate_columns, null
+from her2.evaluation.figures import FIGURES, POOLED, estimate_columns
 from her2.evaluation.groupings import Sides, groupings_of, side_missing, two_sides
 from her2.evaluation.intervals import area_estimate
 from her2.evaluation.predictions import Rows, out_of_fold, rows_of

@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 
 from her2.config import EvaluationSection, Task
+from her2.core.tables import null
 from her2.core.types import Floats
 from her2.evaluation.bootstrap import bootstrapped, interval
-from her2.evaluation.figures import null
 from her2.evaluation.intervals import Estimate
 from her2.evaluation.predictions import Rows, out_of_fold, rows_of
 from her2.evaluation.recalibration import PER_CLASS, recalibration

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import polars as pl
 
+from her2.config import EvaluationSection, Task
 from her2.config.jobs import CompareSpec
-from her2.core.tables import read_result, write_table
+from her2.core.tables import null, read_result, write_table
 from her2.evaluation.families import TEST, with_holm
-from her2.evaluation.figures import null
+from her2.evaluation.groupings import groupings_of
 from her2.evaluation.nested import PICKS
 from her2.evaluation.paired import MACRO, Model, Paired, pair_models
 from her2.evaluation.paper_claim import statement_records
@@ -94,7 +95,8 @@ def comparison_tables(
 
     `p_holm` corrects for the family. There are two per kind of pair: `encoders` has the macro AUC
     and the groupings of all tasks, and the claim of the paper; `encoders, single classes` has the
-    AUCs of the classes.
+    AUCs of the classes. A class that a grouping sets against all others is that grouping, and
+    counts once.
 
     Args:
         paired: task -> its models, without a task of a single model.
@@ -104,33 +106,50 @@ def comparison_tables(
         The tables `comparison` and `statement`.
     """
     records = [
-        {"task": task, **record} for task, own in paired.items() for record in _records(own, spec)
+        {"task": task, **record}
+        for task, own in paired.items()
+        for record in _records(own, spec, _same_as_grouping(spec.tasks[task], spec.evaluation))
     ]
     claims = [
         {"task": task, **record}
         for task in spec.tasks
         for record in statement_records(paired.get(task), spec.domains, spec.heads)
     ]
-    comparison = pl.DataFrame(records, schema=COMPARISON)
+    comparison = pl.DataFrame(records, schema=COMPARISON | {"question": pl.String})
     statement = pl.DataFrame(claims, schema=STATEMENT)
     # All rows of two models in a task of two classes are the same AUC.
     binary = [task for task, own in spec.tasks.items() if len(own.class_names) == 2]
     pair = pl.concat_str("task", "within", "first", "second", separator="/")
-    test = pl.when(pl.col("task").is_in(binary)).then(pair).alias("test")
+    asked = pl.concat_str(pair, "question", separator="/")
+    test = pl.when(pl.col("task").is_in(binary)).then(pair).otherwise(asked).alias("test")
     none = pl.lit(None, pl.String).alias("test")
     shared = ["family", "p"]
     both = with_holm(pl.concat([comparison.select(*shared, test), statement.select(*shared, none)]))
     corrected = both.select("p_holm", "family_size")
     count = len(comparison)
     return (
-        comparison.with_columns(corrected[:count]),
+        comparison.drop("question").with_columns(corrected[:count]),
         statement.with_columns(corrected[count:]).with_columns(
             holds=(pl.col("low") > 0) & (pl.col("p_holm") < 1 - spec.evaluation.confidence)
         ),
     )
 
 
-def _records(paired: Paired, spec: CompareSpec) -> Iterator[dict[str, object]]:
+def _same_as_grouping(task: Task, section: EvaluationSection) -> dict[str, str]:
+    """Return class -> the grouping that sets it against all other classes, so has its AUC."""
+    names = task.class_names
+    found: dict[str, str] = {}
+    for grouping in groupings_of(task, section):
+        if len(grouping.negative) + len(grouping.positive) == len(names):
+            for side in (grouping.negative, grouping.positive):
+                if len(side) == 1:
+                    found.setdefault(names[side[0]], grouping.name)
+    return found
+
+
+def _records(
+    paired: Paired, spec: CompareSpec, same_as_grouping: Mapping[str, str]
+) -> Iterator[dict[str, object]]:
     for kind, within, names, models in _pairs(spec):
         for question in paired.questions:
             found = paired.difference(*models, question)
@@ -141,13 +160,16 @@ def _records(paired: Paired, spec: CompareSpec) -> Iterator[dict[str, object]]:
                 "within": within,
                 "class": name,
                 "grouping": grouping,
+                "question": grouping or same_as_grouping.get(name, name),
                 **dict(zip(("first", "second"), names, strict=True)),
                 **dict(zip(("first_value", "second_value"), values, strict=True)),
                 "difference": null(found.value),
                 "low": null(found.low),
                 "high": null(found.high),
                 "p": null(found.p),
-                "family": kind if grouping or question == MACRO else f"{kind}, single classes",
+                "family": kind
+                if grouping or question == MACRO or name in same_as_grouping
+                else f"{kind}, single classes",
                 "n": paired.counts[question],
                 "note": "; ".join(note for note in (found.note, paired.left_out) if note),
             }

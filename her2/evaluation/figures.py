@@ -8,6 +8,7 @@ import polars as pl
 
 from her2.config import EvaluationSection, Task
 from her2.config.names import parse_run
+from her2.core.tables import null
 from her2.core.types import Floats
 from her2.evaluation.areas import (
     HeldOut,
@@ -173,7 +174,10 @@ def fold_figures(
         `level, run, metric, class, value, n, n_positive, note`.
     """
     records = []
-    metrics = metrics_in("metrics", ordinal=task.ordinal)
+    every = metrics_in("metrics", ordinal=task.ordinal)
+    # Of one test set a pooled figure is the one within test sets.
+    within = {metric.one_vs_rest for metric in every if metric.within_folds}
+    metrics = [one for one in every if one.within_folds or one.one_vs_rest not in within]
     for run in runs(predictions):
         tested = of_run(predictions, run, "test")
         rows = rows_of(averaged(tested, task.class_names, by=f"{level}_id"), task)
@@ -241,11 +245,6 @@ def confusion_table(table: pl.DataFrame, task: Task, *, level: str) -> pl.DataFr
             "share": pl.Float64,
         },
     )
-
-
-def null(value: float) -> float | None:
-    """Return a number, or None for NaN."""
-    return None if np.isnan(value) else float(value)
 
 
 def _positive(rows: Rows, task: Task, name: str) -> int | None:

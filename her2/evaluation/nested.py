@@ -125,7 +125,10 @@ def _tuned_by_all(predictions: Mapping[Model, pl.DataFrame]) -> dict[Model, pl.D
         .join(having.group_by(MODEL).len("all"), on=list(MODEL), how="left")
     )
     common = counts.filter(pl.col("models") == pl.col("all"))
-    return {model: table.join(common, on=keys, how="semi") for model, table in tuned.items()}
+    return {
+        model: table.join(common, on=keys, how="semi", maintain_order="left")
+        for model, table in tuned.items()
+    }
 
 
 def _by_run(table: pl.DataFrame) -> dict[Run, pl.DataFrame]:

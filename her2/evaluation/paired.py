@@ -14,6 +14,7 @@ import polars as pl
 
 from her2.config import EvaluationSection, Task
 from her2.core.errors import UserError
+from her2.core.types import Floats
 from her2.evaluation.areas import (
     Area,
     HeldOut,
@@ -130,11 +131,15 @@ def _in_rounds(area: Area, own: Sequence[Round], wanted: Sequence[Round]) -> Are
     repeats = np.array([repeat for repeat, _ in own])
     # Seeds test the same patients, so an AUC is defined for all seeds of a repeat or for none.
     members = [np.flatnonzero(repeats == repeat) for repeat, _ in wanted]
+
+    def means(values: Floats) -> Floats:
+        return np.stack([values[each].mean(axis=0) for each in members])
+
     return replace(
         area,
-        rounds=np.array([area.rounds[each].mean() for each in members]),
-        influence=np.stack([area.influence[each].mean(axis=0) for each in members]),
-        seeds=len(wanted) // len({repeat for repeat, _ in wanted}),
+        rounds=means(area.rounds),
+        influence=means(area.influence),
+        levels=means(area.levels),
     )
 
 
@@ -152,7 +157,7 @@ def commonly_tested(predictions: Mapping[Model, pl.DataFrame]) -> dict[Model, pl
             "patient in common; see the report's list of excluded slides."
         )
     return {
-        model: table.join(common, on=["slide_id", "repeat"], how="semi")
+        model: table.join(common, on=["slide_id", "repeat"], how="semi", maintain_order="left")
         for model, table in tested.items()
     }
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from her2.config import Domain
-from her2.evaluation.figures import null
+from her2.core.tables import null
 from her2.evaluation.intervals import Estimate, difference_estimate
 from her2.evaluation.paired import MACRO, Model, Paired
 

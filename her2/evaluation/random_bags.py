@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 
 from her2.config.jobs import EvaluateSpec
-from her2.core.tables import read_result
-from her2.evaluation.figures import FIGURES, null
+from her2.core.tables import null, read_result
+from her2.evaluation.figures import FIGURES
 from her2.metrics.auc import auc
 from her2.metrics.base import Binary
 from her2.storage.cache import Cache

@@ -17,10 +17,10 @@ import numpy as np
 import polars as pl
 
 from her2.config import EvaluationSection, Task
+from her2.core.tables import null
 from her2.core.types import Floats, Ints
 from her2.evaluation.areas import DECIMALS, HeldOut, class_areas, held_out, macro_area
 from her2.evaluation.bootstrap import unvarying, weight_blocks
-from her2.evaluation.figures import null
 from her2.evaluation.intervals import Estimate, mean_estimate
 from her2.evaluation.nested import pick_models, picked_words
 from her2.evaluation.paired import Model, commonly_tested, left_out_words

@@ -224,24 +224,52 @@ def test_every_pair_of_encoders_and_of_heads_has_its_rows(target: np.ndarray) ->
           for pair in (("x", "y"), ("x", "z"), ("y", "z"))),
         *(("heads", encoder, "g", "h") for encoder in encoders),
     ]  # fmt: skip
-    # A family spans both tasks; that of the encoders also has the claim. The macro AUC and the
-    # grouping of two classes are one AUC, as are those of both classes, and have one p value.
+    # A family spans both tasks; that of the encoders also has the claim. The macro AUC, the
+    # grouping of two classes and those of both classes are one AUC, and have one p value.
     same = found.group_by("task", "kind", "within", "first", "second", "family").agg(
         pl.len(), pl.col("p_holm").n_unique()
     )
-    assert set(same["len"]) == {2}
+    assert set(same["len"]) == {4}
     assert set(same["p_holm"]) == {1}
-    once = found.filter(pl.col("class").is_in(["macro", "a"]))
-    for family, size in (
-        ("encoders", 2 * 6 + len(claims)), ("encoders, single classes", 2 * 6),
-        ("heads", 2 * 3), ("heads, single classes", 2 * 3),
-    ):  # fmt: skip
+    once = found.filter(pl.col("class") == "macro")
+    for family, size in (("encoders", 2 * 6 + len(claims)), ("heads", 2 * 3)):
         columns = ["family", "family_size", "p", "p_holm"]
         rows = pl.concat([once.select(columns), claims.select(columns)])
         rows = rows.filter(pl.col("family") == family)
         assert set(rows["family_size"]) == {size} == {len(rows)}
         expected = multipletests(rows["p"].to_numpy(), method="holm")[1]
         assert rows["p_holm"].to_numpy() == pytest.approx(expected)
+
+
+def test_a_class_that_a_grouping_sets_against_all_others_counts_once() -> None:
+    """c against the rest and `a/b vs c` are one AUC; a and b are single classes."""
+    task = Task(label="x", classes={"a": ["0"], "b": ["1"], "c": ["2"]})
+    grouping = {"a/b vs c": {"negative": ["a", "b"], "positive": ["c"]}}
+    section = EvaluationSection(bootstrap=500, groupings=grouping)
+    target = np.arange(45) % 3
+    models = {}
+    for index, name in enumerate("xy"):
+        noise = np.random.default_rng(index).normal(size=(45, 3))
+        odds = np.exp(noise + np.eye(3)[target])
+        shares = odds / odds.sum(axis=1, keepdims=True)
+        columns = {f"prob_{one}": shares[:, k] for k, one in enumerate("abc")}
+        models[name, "h"] = (
+            table(np.zeros(45), target)
+            .drop("prob_a", "prob_b")
+            .with_columns(**{key: pl.Series(value) for key, value in columns.items()})
+        )
+    spec = spec_of(("x", "y")).model_copy(update={"tasks": {"t": task}, "evaluation": section})
+    found = comparison_tables({"t": pair_models(models, task, section)}, spec)[0]
+    rows = {row["grouping"] or row["class"]: row for row in found.to_dicts()}
+    assert rows["c"]["p"] == pytest.approx(rows["a/b vs c"]["p"])
+    assert rows["c"]["p_holm"] == rows["a/b vs c"]["p_holm"]
+    assert {name: row["family"] for name, row in rows.items()} == {
+        "a": "encoders, single classes", "b": "encoders, single classes",
+        "c": "encoders", "macro": "encoders", "a/b vs c": "encoders",
+    }  # fmt: skip
+    assert {row["family"]: row["family_size"] for row in rows.values()} == {
+        "encoders": 2, "encoders, single classes": 2
+    }  # fmt: skip
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))

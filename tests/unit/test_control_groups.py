@@ -423,6 +423,9 @@ def test_a_perfect_group_is_left_out_with_its_auc_and_one_group_is_not_tested() 
     assert row["note"] == (
         "not tested: fewer than 2 groups can be; left out: best: an AUC of 1.000 has no variance"
     )
+    # The one group that is left is neither the lowest nor the highest.
+    ends = ("lowest_group", "lowest", "highest_group", "highest")
+    assert [row[end] for end in ends] == [None] * 4
 
 
 def test_without_a_property_the_tables_are_empty_and_have_their_columns() -> None:

@@ -552,6 +552,9 @@ def test_each_fold_is_measured_on_its_own_test_set(models: Models) -> None:
         )
         assert row["value"] == pytest.approx(roc_auc_score(own["target"], own["prob_positive"]))
         assert (row["n"], row["n_positive"]) == (len(own), own["target"].sum())
+    # Of one test set the pooled AUC is the AUC.
+    assert {"auc", "auprc", "brier"} <= set(found["metric"])
+    assert "auc_pooled" not in set(found["metric"])
 
 
 def test_a_fold_that_lacks_a_class_is_na_and_the_others_are_not() -> None:

@@ -7,24 +7,27 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import expit, logit
-from scipy.stats import t
+from scipy.stats import norm, t
 
 from benchmarks.coverage import class_estimates, pooled_estimates, sites
 from benchmarks.studies import cross_validated, held, patients, places
 from her2.core.types import Bools, Floats, Ints
 from her2.evaluation.areas import Area, class_area, combined, macro_area
 from her2.evaluation.intervals import (
-    FEW_MISPLACED,
+    ASSUMED_FACTOR,
+    ASSUMED_MISPLACED,
     LEAST_COMPARED,
+    SHARED_BY_DIFFERENCES,
     Estimate,
     added_reach,
     area_estimate,
     difference_estimate,
     mean_estimate,
     newcombe,
+    newcombe_variance,
     spread,
-    standard_error,
+    trained_variance,
+    useless,
 )
 
 QUICK = settings(max_examples=50)
@@ -51,7 +54,7 @@ def separated(up: int, down: int) -> Area:
     return fixed_set(np.arange(up + down) < up, -np.arange(up + down, dtype=float))
 
 
-def test_the_interval_is_students_on_the_logit_scale_with_satterthwaites_freedom() -> None:
+def test_a_limit_is_where_newcombes_variance_times_the_factor_reaches_the_value() -> None:
     area = moderate()
     sides = [area.influence[0, area.groups == group] for group in (0, 1)]
     parts = [len(own) * own.var(ddof=1) for own in sides]
@@ -60,43 +63,59 @@ def test_the_interval_is_students_on_the_logit_scale_with_satterthwaites_freedom
     )
     assert spread(area) == pytest.approx((sum(parts), freedom))
     value = area.value
-    reach = t.ppf(0.975, freedom) * math.sqrt(sum(parts)) / (value * (1 - value))
+    seen = sum(parts) / newcombe_variance(value, 20, 30)
+    misplaced = 12 * (1 - value)  # 20 x 30 / 50
+    mean = (misplaced * seen + ASSUMED_MISPLACED * ASSUMED_FACTOR) / (misplaced + ASSUMED_MISPLACED)
     found = area_estimate(area, 0.95)
-    assert found.low == pytest.approx(expit(logit(value) - reach))
-    assert found.high == pytest.approx(expit(logit(value) + reach))
+    for limit, factor in ((found.low, mean), (found.high, max(mean, seen))):
+        reach = norm.ppf(0.975) * math.sqrt(factor * newcombe_variance(limit, 20, 30))
+        assert abs(limit - value) == pytest.approx(reach)
+    assert found.low < value < found.high
     assert (found.value, found.note) == (value, "")
 
 
-def test_a_division_into_folds_adds_to_the_variance_of_one_round() -> None:
+@pytest.mark.parametrize(("level", "part"), [(0.3, 1), (0.5, 1), (0.75, 0.5), (0.9, 0.2), (1, 0)])
+def test_models_are_useless_at_chance_and_below_and_not_at_all_at_an_auc_of_1(
+    level: float, part: float
+) -> None:
+    assert useless(level) == pytest.approx(part)
+
+
+def test_shared_patients_double_the_variance_of_useless_models_in_several_folds() -> None:
     area = moderate(folds=5)
-    error, freedom = standard_error(area)
-    assert (error**2, freedom) == pytest.approx((1.6 * spread(area)[0], spread(area)[1]))
-    found, alone = (area_estimate(one, 0.95) for one in (area, replace(area, folds=1)))
-    assert logit(found.high) - logit(area.value) == pytest.approx(
-        1.6**0.5 * (logit(alone.high) - logit(area.value))
-    )
-    assert standard_error(replace(area, folds=1))[0] ** 2 == pytest.approx(spread(area)[0])
+    assert trained_variance(area, 1.0) == pytest.approx(2 * spread(area)[0])
+    assert trained_variance(area, 0.0) == pytest.approx(spread(area)[0])
+    assert trained_variance(replace(area, folds=1), 1.0) == pytest.approx(spread(area)[0])
+
+
+def test_the_interval_of_several_folds_is_wider_by_what_patients_share() -> None:
+    area = moderate(folds=5)
+    shared = useless(area.value) ** 2
+    alone = replace(area, folds=1, influence=math.sqrt(1 + shared) * area.influence)
+    found, expected = (area_estimate(one, 0.95) for one in (area, alone))
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
 
 
 def with_rounds(area: Area, *influence: Floats) -> Area:
     """The AUC with rounds of the same value, each with its influence."""
     rounds = np.full(len(influence), area.rounds[0])
-    return replace(area, rounds=rounds, influence=np.stack(influence))
+    return replace(area, rounds=rounds, levels=rounds, influence=np.stack(influence))
 
 
-def test_repeats_that_agree_narrow_the_interval_by_the_division_alone() -> None:
+def test_repeats_that_agree_do_not_change_the_variance() -> None:
     area = moderate(folds=5)
     found = with_rounds(area, *[area.influence[0]] * 10)
-    assert standard_error(found)[0] ** 2 == pytest.approx(1.06 * spread(area)[0])
+    for shared in (0.0, 0.3, 1.0):
+        assert trained_variance(found, shared) == pytest.approx(trained_variance(area, shared))
 
 
-def test_repeats_that_contradict_each_other_do_not_widen_it_without_limit() -> None:
-    """One round of five has all of the variance: its mean a fifth, with a variance of 1/25."""
+def test_repeats_never_narrow_the_variance_below_that_of_one_round() -> None:
+    """Of two rounds, one has all of the variance: its mean over the rounds is 1/4 of that."""
     area = moderate(folds=5)
     own = area.influence[0]
-    found = with_rounds(area, own, *[np.zeros_like(own)] * 4)
-    assert spread(found)[0] == pytest.approx(spread(area)[0] / 25)
-    assert standard_error(found)[0] ** 2 == pytest.approx(2.4 * spread(area)[0] / 25)
+    found = with_rounds(area, own, np.zeros_like(own))
+    assert spread(found)[0] == pytest.approx(spread(area)[0] / 4)
+    assert trained_variance(found, 1.0) == pytest.approx(spread(area)[0] / 2)
 
 
 def test_seeds_on_one_fixed_test_set_have_delongs_variance_of_their_mean() -> None:
@@ -104,6 +123,7 @@ def test_seeds_on_one_fixed_test_set_have_delongs_variance_of_their_mean() -> No
     twice = replace(
         area,
         rounds=np.repeat(area.rounds, 2),
+        levels=np.repeat(area.rounds, 2),
         influence=np.concatenate([area.influence, 3 * area.influence]),
     )
     assert spread(twice)[0] == pytest.approx(4 * spread(area)[0])
@@ -152,10 +172,11 @@ def test_newcombe_at_a_perfect_separation_narrows_with_more_patients() -> None:
     assert 0.5 < lows[0] < 0.8 < lows[1] < 0.95 < lows[2]
 
 
-def test_a_perfect_separation_has_newcombes_interval() -> None:
+def test_a_perfect_separation_has_newcombes_interval_with_the_assumed_factor() -> None:
     found = area_estimate(separated(10, 30), 0.95)
-    assert found.value == 1
-    assert (found.low, found.high) == pytest.approx(newcombe(1.0, 10, 30, 0.95))
+    assert (found.value, found.high) == (1, 1)
+    variance = newcombe_variance(found.low, 10, 30)
+    assert 1 - found.low == pytest.approx(norm.ppf(0.975) * math.sqrt(ASSUMED_FACTOR * variance))
     assert found.note == ""
     turned = area_estimate(separated(30, 10), 0.95)
     assert (turned.low, turned.high) == pytest.approx((found.low, found.high))
@@ -167,16 +188,69 @@ def test_an_auc_of_0_has_an_interval_from_0() -> None:
     assert 0 < found.high < 0.5
 
 
-def test_near_the_bound_the_interval_contains_newcombes() -> None:
-    """One of 10 patients is below one of 30: the smaller side misplaces 0.03."""
-    scores = np.r_[np.full(9, 2.0), 0.5, np.linspace(0, 0.4, 29), 1.0]
-    area = fixed_set(np.arange(40) < 10, scores)
-    assert area.value == pytest.approx(1 - 1 / 300)
-    assert 10 * (1 - area.value) < FEW_MISPLACED
+def in_folds(order: Ints, target: Ints, folds: int) -> Area:
+    """The AUC of patients (n,) in ascending order of their scores."""
+    scores = np.empty(len(target))
+    scores[order] = np.arange(len(target))
+    place = np.concatenate([np.arange(n) % folds for n in np.bincount(target)])
+    both = np.stack([-scores, scores], axis=-1)[None, None]
+    return class_area(held(target, both, place[None, None]), 1)
+
+
+@pytest.mark.parametrize("one_patient", [False, True])
+@pytest.mark.parametrize(
+    ("down", "up", "folds"), [(36, 12, 5), (90, 6, 5), (30, 20, 1), (12, 40, 5), (20, 2, 1)]
+)
+def test_more_pairs_in_the_wrong_order_never_raise_the_lower_limit(
+    down: int, up: int, folds: int, *, one_patient: bool
+) -> None:
+    """Wherever the next pair is: at random, or nearly always the same patient's."""
+    generator = np.random.default_rng([down, one_patient])
+    target = np.repeat([0, 1], (down, up))
+    for _ in range(4):
+        order = np.concatenate([generator.permutation(down), down + generator.permutation(up)])
+        value = low = 1.0
+        for _ in range(30):
+            area = in_folds(order, target, folds)
+            found = area_estimate(area, 0.95)
+            assert found.low <= low + 1e-9
+            assert (area.value < value) or found.low == low or value == 1
+            value, low = area.value, found.low
+            sorted_pairs = np.flatnonzero((target[order][:-1] == 0) & (target[order][1:] == 1))
+            same = one_patient and generator.random() < 0.9
+            at = sorted_pairs[0] if same else generator.choice(sorted_pairs)
+            order[[at, at + 1]] = order[[at + 1, at]]
+
+
+def test_an_interval_near_1_widens_step_by_step_with_pairs_in_the_wrong_order() -> None:
+    """12 against 36 in five folds; on the logit scale the lower limits were 0.69, 0.63, 0.49."""
+    target = np.repeat([0, 1], (36, 12))
+    place = np.concatenate([np.arange(36) % 5, np.arange(12) % 5])
+    found = []
+    for wrong in (0, 1, 2, 4):
+        scores = target.astype(float)
+        # A patient of each class in each of the first folds: the two change places.
+        scores[36 : 36 + wrong], scores[:wrong] = 0.4, 0.6
+        both = np.stack([-scores, scores], axis=-1)[None, None]
+        found.append(area_estimate(class_area(held(target, both, place[None, None]), 1), 0.95))
+    assert [round(one.value, 3) for one in found] == [1.0, 0.989, 0.977, 0.954]
+    assert [round(one.low, 2) for one in found] == [0.81, 0.80, 0.79, 0.77]
+    widths = [one.high - one.low for one in found]
+    assert widths == sorted(widths)
+
+
+def test_a_patient_of_six_who_is_far_off_keeps_the_upper_limit_high() -> None:
+    """The variance that was seen is not made smaller on the side of the nearer bound."""
+    scores = np.r_[np.full(5, 2.0), -2.0, np.linspace(-1, 1, 90)]
+    area = fixed_set(np.arange(96) < 6, scores)
+    assert area.value == pytest.approx(5 / 6)
+    seen = spread(area)[0] / newcombe_variance(area.value, 6, 90)
+    assert seen > ASSUMED_FACTOR
     found = area_estimate(area, 0.95)
-    low, high = newcombe(area.value, 10, 30, 0.95)
-    assert found.low <= low
-    assert found.high >= high
+    assert found.high == pytest.approx(newcombe(area.value, 6, 90, 0.95, (seen, seen))[1])
+    assert found.low > newcombe(area.value, 6, 90, 0.95, (seen, seen))[0]
+    turned = area_estimate(fixed_set(np.arange(96) >= 6, scores), 0.95)
+    assert (turned.low, turned.high) == pytest.approx((1 - found.high, 1 - found.low))
 
 
 @pytest.mark.parametrize("up", [1, 19])
@@ -237,10 +311,38 @@ def test_the_macro_auc_of_two_classes_has_the_interval_of_its_class() -> None:
     assert (found.low, found.high) == pytest.approx((own.low, own.high))
 
 
+def test_the_macro_interval_adds_up_the_classes_by_their_correlations() -> None:
+    generator = np.random.default_rng(3)
+    target = np.repeat(np.arange(3), (20, 15, 10))
+    scores = generator.normal(size=(1, 1, 45, 3)) + 1.5 * np.eye(3)[target]
+    rows = held(target, scores, np.zeros((1, 1, 45), int))
+    parts = [class_area(rows, index) for index in range(3)]
+    area = macro_area(rows, parts)
+    covariance = sum(
+        size * np.cov(np.stack([part.influence[0, target == index] for part in parts]))
+        for index, size in enumerate((20, 15, 10))
+    )
+    errors = np.sqrt(np.diag(covariance))
+    correlations = covariance / np.outer(errors, errors)
+    assert 0.01 < abs(correlations[0, 1]) < 0.9
+    own = [area_estimate(part, 0.95) for part in parts]
+    found = mean_estimate(area, parts, 0.95)
+    for limit, reaches in (
+        (found.low, [one.value - one.low for one in own]),
+        (found.high, [one.high - one.value for one in own]),
+    ):
+        expected = math.sqrt(np.array(reaches) @ correlations @ reaches) / 3
+        assert abs(limit - area.value) == pytest.approx(expected)
+
+
 @QUICK
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
-def test_a_sum_reaches_between_the_root_of_squares_and_the_sum(reaches: list[float]) -> None:
-    found = added_reach(np.array(reaches))
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6), st.floats(0, 1))
+def test_a_sum_reaches_between_the_root_of_squares_and_the_sum(
+    reaches: list[float], correlation: float
+) -> None:
+    count = len(reaches)
+    correlations = np.full((count, count), correlation) + (1 - correlation) * np.eye(count)
+    found = added_reach(np.array(reaches), correlations)
     assert math.sqrt(sum(one**2 for one in reaches)) - 1e-9 <= found <= sum(reaches) + 1e-9
 
 
@@ -256,7 +358,9 @@ def test_a_difference_has_students_interval_and_the_p_value_that_belongs_to_it()
     first, second = moderate(folds=5), moderate(folds=5, seed=1)
     area = combined([first, second], [1, -1], groups=first.groups)
     variance, freedom = spread(area)
-    error = 1.6**0.5 * math.sqrt(variance)
+    assert area.level == pytest.approx((first.value + second.value) / 2)
+    shared = SHARED_BY_DIFFERENCES * useless(area.level)
+    error = math.sqrt((1 + shared) * variance)
     found = difference_estimate(area, 0.95)
     assert found.p == pytest.approx(2 * t.sf(abs(area.value) / error, freedom))
     assert found.high - found.value == pytest.approx(t.ppf(0.975, freedom) * error)

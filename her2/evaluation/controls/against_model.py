@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 
 from her2.config import EvaluationSection, Task
+from her2.core.tables import null
 from her2.evaluation.controls.covariate_models import FOREST, LOGISTIC
-from her2.evaluation.figures import null
 from her2.evaluation.intervals import Estimate
 from her2.evaluation.paired import Model, pair_models
 

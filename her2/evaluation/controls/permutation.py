@@ -19,9 +19,9 @@ import numpy as np
 import polars as pl
 
 from her2.config import Task
+from her2.core.tables import null
 from her2.core.types import Floats, Ints
 from her2.evaluation.areas import DECIMALS, HeldOut, held_out
-from her2.evaluation.figures import null
 
 SHUFFLED = {
     "class": pl.String,

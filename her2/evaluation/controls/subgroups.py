@@ -8,10 +8,11 @@ import polars as pl
 from scipy.special import chdtrc, logit
 
 from her2.config import EvaluationSection, Task
+from her2.core.tables import null
 from her2.core.types import Floats, Ints
 from her2.evaluation.areas import Area, HeldOut, class_areas, macro_area, within
 from her2.evaluation.families import TEST, with_holm
-from her2.evaluation.figures import class_estimates, null
+from her2.evaluation.figures import class_estimates
 from her2.evaluation.intervals import LEAST_COMPARED, spread
 
 SUBGROUPS = {
@@ -104,7 +105,7 @@ def interactions(rows: HeldOut, groups: Groups, task: Task) -> pl.DataFrame:
         chi_square, p = wald(areas) if len(areas) > 1 else (math.nan, math.nan)
         untested = "" if len(areas) > 1 else "not tested: fewer than 2 groups can be"
         ends: dict[str, object] = {}
-        if len(areas):
+        if len(areas) > 1:  # one group is neither the lowest nor the highest
             for end, index in (("lowest", order[0]), ("highest", order[-1])):
                 ends |= {f"{end}_group": names[index], end: areas[index].value}
         records.append(

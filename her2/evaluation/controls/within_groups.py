@@ -10,10 +10,10 @@ import numpy as np
 import polars as pl
 
 from her2.config import EvaluationSection, Task
+from her2.core.tables import null
 from her2.evaluation.areas import Area, HeldOut, class_area, combined, opponents, within
 from her2.evaluation.controls.patient_groups import UNKNOWN
 from her2.evaluation.controls.subgroups import Groups, absent, codes
-from her2.evaluation.figures import null
 from her2.evaluation.intervals import area_estimate, mean_estimate
 
 WITHIN = {

@@ -168,7 +168,8 @@ def _pairs(
         marks = {name: _mark(results, row, name) for name in ("first", "second")}
         low, high = row["low"], row["high"]
         note = row["note"] or ""
-        if low is not None and high is not None and low <= 0 <= high:
+        # The corrected p value decides: an interval may exclude 0 where it does not hold.
+        if row["p_holm"] is not None and row["p_holm"] >= 1 - results.config.evaluation.confidence:
             note = "; ".join(text for text in ("no difference shown", note) if text)
         caution = seeds_note(results, task_name, row)
         note = "; ".join(text for text in (caution, note) if text)

@@ -6,7 +6,7 @@ import polars as pl
 
 from her2.config import Balance, EvaluationSection
 from her2.evaluation.groupings import groupings_of
-from her2.evaluation.intervals import COUNTED_TWICE, DIVIDED
+from her2.evaluation.intervals import ASSUMED_FACTOR, ASSUMED_MISPLACED, SHARED_BY_DIFFERENCES
 from her2.evaluation.selection import CORRECTED, NESTED
 from her2.explanation.citations import DELETION, POINTING_GAME
 from her2.metrics import all_metrics, metrics_in
@@ -34,8 +34,8 @@ class _Statistics:
     seed: int
     fixed_split: bool
     repeated: bool
-    divided: float
-    counted_twice: float
+    assumed_factor: float
+    assumed_misplaced: float
     metrics: list[str]
     ordinal_metrics: list[str]
     calibration_metrics: list[str]
@@ -53,8 +53,8 @@ def statistics(results: Results) -> str:
             seed=config.seed,
             fixed_split=results.split,
             repeated=config.training.seeds > 1 or (not results.split and config.folds.repeats > 1),
-            divided=DIVIDED,
-            counted_twice=COUNTED_TWICE,
+            assumed_factor=ASSUMED_FACTOR,
+            assumed_misplaced=ASSUMED_MISPLACED,
             metrics=[
                 metric.phrase
                 for metric in all_metrics()
@@ -92,6 +92,7 @@ class _Comparison:
     families: list[str]
     domains_compared: bool
     fixed_split: bool
+    shared: float
     models: int
     corrected: bool
     nested: bool
@@ -117,6 +118,7 @@ def comparison(results: Results) -> str:
                 table["difference"].drop_nulls().len() for table in results.statements.values()
             ),
             fixed_split=results.split,
+            shared=SHARED_BY_DIFFERENCES,
             models=len(results.config.encoders) * len(results.config.heads),
             corrected=_chosen(results, CORRECTED),
             nested=_chosen(results, NESTED),

@@ -105,15 +105,15 @@ def read_entries(path: Path, entry: type[Entry]) -> dict[str, Entry]:
     """
     check_readable(path)
     build: Callable[[Any], Any] = getattr(entry, "of_columns", lambda columns: entry(**columns))
-    try:
-        values = read_json(noted(path))
-        return {name: build(columns) for name, columns in values.items()}
-    except FileNotFoundError:
+    if not path.exists():
         # Snakemake makes an absent file only for a job that names it or for a target.
         raise UserError(
             f"{path}: does not exist. Make it again with `snakemake --cores 1 "
             f"{shlex.quote(str(path))} --configfile CONFIG`, then continue the run."
-        ) from None
+        )
+    try:
+        values = read_json(noted(path))
+        return {name: build(columns) for name, columns in values.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path}: is not a readable entries file ({error}). Delete it and run snakemake again."

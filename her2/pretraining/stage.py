@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import cv2
 import polars as pl
 import safetensors.torch
 import torch
@@ -58,6 +59,7 @@ def pretrain_encoder(
     if name is None or spec.patches is None or spec.pretraining is None:
         raise UserError("--spec: does not describe an encoder with `source: pretrain`.")
     device = pick_device(threads)
+    cv2.setNumThreads(1)  # the pools that read and augment use all of the job's threads
     patches = read_patch_set(name, spec.patches, scratch=cache.root / "scratch", threads=threads)
     backbone, arguments, start = _starting_weights(encoder, spec.seed, init)
     slides = slide_fingerprints(spec.patches)

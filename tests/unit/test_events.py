@@ -74,14 +74,23 @@ def test_wrong_options_are_a_failure(tmp_path):
     assert "options" in read_events(events_path(log))[0][-1].reason
 
 
+WAITING = """
+from her2.cli import main
+
+@main.app.command("wait")
+def wait(path: str) -> None:
+    open(path).read()
+
+main.main()
+"""
+
+
 def test_an_interrupted_job_says_so(tmp_path):
-    log, config = tmp_path / "a.log", tmp_path / "config.yaml"
-    os.mkfifo(config)  # nobody writes: the job waits
+    log, pipe = tmp_path / "a.log", tmp_path / "pipe"
+    os.mkfifo(pipe)  # nobody writes: the job waits
     with log.open("w") as stream:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "her2", "config", "check", str(config)], stderr=stream
-        )
-    with config.open("w"):  # returns when the job is there
+        process = subprocess.Popen([sys.executable, "-c", WAITING, "wait", pipe], stderr=stream)
+    with pipe.open("w"):  # returns when the job is there
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) != 0
     began, failed = read_events(events_path(log))[0]

@@ -14,7 +14,7 @@ rule embed_bucket:
         weights=ancient(f"{RESULTS}/encoders/{{encoder}}/weights.safetensors"),
         outdated=FILES.outdated("embed_bucket"),
     output:
-        f"{RESULTS}/features/{{encoder}}/{{bucket}}.json",
+        entries=f"{RESULTS}/features/{{encoder}}/{{bucket}}.json",
         stamp=FILES.stamp("embed_bucket"),
     log:
         f"{RESULTS}/logs/embed_bucket/{{encoder}}/{{bucket}}.log",
@@ -40,5 +40,5 @@ rule embed_bucket:
         "python -m her2 embed --spec {params.spec:q} {params.slides:q}"
         " --cache {params.cache:q} --tiles {input.tiles:q} --encoder {params.encoder:q}"
         " --batch-size {params.batch_size} --compile {params.compiling} --threads {threads} {params.scratch:q}"
-        " --out {output[0]:q}"
+        " --out {output.entries:q}"
         " --stamp {output.stamp:q} 2> {log:q}"

@@ -81,7 +81,7 @@ rule audit_overlap:
         cohort=f"{RESULTS}/cohort/audited.parquet",
         outdated=FILES.outdated("audit_overlap"),
     output:
-        f"{RESULTS}/encoders/{{encoder}}/overlap.json",
+        table=f"{RESULTS}/encoders/{{encoder}}/overlap.json",
         stamp=FILES.stamp("audit_overlap"),
     log:
         f"{RESULTS}/logs/audit_overlap/{{encoder}}.log",
@@ -98,5 +98,5 @@ rule audit_overlap:
         encoder=FILES.folder("encoders/{encoder}"),
     shell:
         "python -m her2 overlap --spec {params.spec:q} --cohort {input.cohort:q}"
-        " --encoder {params.encoder:q} --out {output[0]:q}"
+        " --encoder {params.encoder:q} --out {output.table:q}"
         " --stamp {output.stamp:q} 2> {log:q}"

@@ -41,7 +41,7 @@ if CONFIG.cohort.synthetic:
         input:
             outdated=FILES.outdated("draw_patches"),
         output:
-            f"{ROOT}/patches/{{kind}}/labels.csv",
+            table=f"{ROOT}/patches/{{kind}}/labels.csv",
             stamp=FILES.stamp("draw_patches"),
         log:
             f"{RESULTS}/logs/draw_patches/{{kind}}.log",
@@ -58,5 +58,5 @@ if CONFIG.cohort.synthetic:
         params:
             spec=FILES.spec("draw_patches"),
         shell:
-            "python -m her2 synthetic patches --spec {params.spec:q} --out {output[0]:q}"
+            "python -m her2 synthetic patches --spec {params.spec:q} --out {output.table:q}"
             " --stamp {output.stamp:q} 2> {log:q}"

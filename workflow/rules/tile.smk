@@ -12,7 +12,7 @@ rule tile_bucket:
         lambda wildcards: PLAN.drawn(PLAN.tile_files(wildcards.bucket)),
         outdated=FILES.outdated("tile_bucket"),
     output:
-        f"{RESULTS}/tiles/{{grid}}/{{bucket}}.json",
+        entries=f"{RESULTS}/tiles/{{grid}}/{{bucket}}.json",
         stamp=FILES.stamp("tile_bucket"),
     log:
         f"{RESULTS}/logs/tile_bucket/{{grid}}/{{bucket}}.log",
@@ -31,7 +31,7 @@ rule tile_bucket:
         masks=option("--tissue-masks", CONFIG.cohort.tissue_masks),
     shell:
         "python -m her2 tile --spec {params.spec:q} {params.slides:q} {params.masks:q}"
-        " --cache {params.cache:q} --threads {threads} --out {output[0]:q}"
+        " --cache {params.cache:q} --threads {threads} --out {output.entries:q}"
         " --stamp {output.stamp:q} 2> {log:q}"
 
 
@@ -44,7 +44,7 @@ rule audit_cohort:
         ),
         outdated=FILES.outdated("audit_cohort"),
     output:
-        f"{RESULTS}/cohort/audited.parquet",
+        table=f"{RESULTS}/cohort/audited.parquet",
         stamp=FILES.stamp("audit_cohort"),
     log:
         f"{RESULTS}/logs/audit_cohort.log",
@@ -64,7 +64,7 @@ rule audit_cohort:
         tiles=FILES.folder("tiles"),
     shell:
         "python -m her2 audit --spec {params.spec:q} {params.slides:q}"
-        " --tiles {params.tiles:q} --out {output[0]:q}"
+        " --tiles {params.tiles:q} --out {output.table:q}"
         " --stamp {output.stamp:q} 2> {log:q}"
 
 

@@ -14,7 +14,7 @@ rule make_folds:
         audit=f"{RESULTS}/cohort/audited.parquet",
         outdated=FILES.outdated("make_folds"),
     output:
-        f"{RESULTS}/folds/{{task}}.parquet",
+        folds=f"{RESULTS}/folds/{{task}}.parquet",
         stamp=FILES.stamp("make_folds"),
     log:
         f"{RESULTS}/logs/make_folds/{{task}}.log",
@@ -33,7 +33,7 @@ rule make_folds:
         slides=SLIDES,
     shell:
         "python -m her2 folds --spec {params.spec:q} {params.slides:q}"
-        " --audited {input.audit:q} --out {output[0]:q}"
+        " --audited {input.audit:q} --out {output.folds:q}"
         " --stamp {output.stamp:q} 2> {log:q}"
 
 
@@ -43,7 +43,7 @@ rule find_similar_slides:
         features=expand(f"{RESULTS}/features/{{{{encoder}}}}/{{bucket}}.json", bucket=PLAN.buckets),
         outdated=FILES.outdated("find_similar_slides"),
     output:
-        f"{RESULTS}/features/{{encoder}}/similar.parquet",
+        pairs=f"{RESULTS}/features/{{encoder}}/similar.parquet",
         stamp=FILES.stamp("find_similar_slides"),
     log:
         f"{RESULTS}/logs/find_similar_slides/{{encoder}}.log",
@@ -62,7 +62,7 @@ rule find_similar_slides:
     shell:
         "python -m her2 similar --spec {params.spec:q} --cohort {input.cohort:q}"
         " --features {params.features:q} --cache {params.cache:q}"
-        " --out {output[0]:q}"
+        " --out {output.pairs:q}"
         " --stamp {output.stamp:q} 2> {log:q}"
 
 
@@ -78,7 +78,7 @@ rule train_folds:
         features=expand(f"{RESULTS}/features/{{{{encoder}}}}/{{bucket}}.json", bucket=PLAN.buckets),
         outdated=FILES.outdated("train_folds"),
     output:
-        f"{RESULTS}/models/{{task}}/{{encoder}}/{{head}}/{{chunk}}.json",
+        entries=f"{RESULTS}/models/{{task}}/{{encoder}}/{{head}}/{{chunk}}.json",
         stamp=FILES.stamp("train_folds"),
     log:
         f"{RESULTS}/logs/train_folds/{{task}}/{{encoder}}/{{head}}/{{chunk}}.log",
@@ -97,5 +97,5 @@ rule train_folds:
     shell:
         "python -m her2 train --spec {params.spec:q} --folds {input.folds:q}"
         " --features {params.features:q} --cache {params.cache:q}"
-        " --threads {threads} --out {output[0]:q}"
+        " --threads {threads} --out {output.entries:q}"
         " --stamp {output.stamp:q} 2> {log:q}"

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import tarfile
 import zipfile
 from dataclasses import dataclass
 from functools import partial
@@ -43,8 +42,7 @@ ARCHIVE = Path(__file__).parents[1] / "data/cache-0.1.0.tar.xz"
 def cache(tmp_path_factory) -> Cache:
     """Return an intact cache with products of all kinds."""
     folder = tmp_path_factory.mktemp("old")
-    with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(folder, filter="data")
+    shutil.unpack_archive(ARCHIVE, folder)
     return Cache(folder / "cache")
 
 

@@ -53,7 +53,7 @@ def test_a_failed_job_says_why_and_its_next_attempt_follows(tmp_path, write_csv,
              "--out", tmp_path / "m.json"]  # fmt: skip
     assert run(log, *given).returncode == 1
     (_, failed), end = read_events(events_path(log))
-    assert (failed.kind, failed.reason.startswith(f"{slides}: cannot be read")) == ("failed", True)
+    assert (failed.kind, failed.reason.startswith(f"{slides}: does not exist")) == ("failed", True)
     rows = [{"slide_id": "s1", "path": str(drawn_slide), "patient_id": "p"},
             {"slide_id": "s2", "path": "none.svs", "patient_id": "q"}]  # fmt: skip
     write_csv(rows).rename(slides)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from her2.core.errors import UserError
-from her2.core.paths import path_problem
+from her2.core.reading import path_problem
 from her2.core.spelling import has_controls, printable
 
 MAX_BYTES = 1 << 27

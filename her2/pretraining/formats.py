@@ -8,7 +8,7 @@ from typing import Literal
 
 from her2.config import PatchesSection
 from her2.core.errors import UserError
-from her2.core.paths import path_problem
+from her2.core.reading import path_problem
 from her2.core.sheets import Sheet, read_sheet, rows_in_words
 from her2.core.spelling import folded, folded_id, is_missing, look_alikes, printable, spelt
 

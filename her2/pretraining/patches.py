@@ -17,7 +17,7 @@ from her2.core.crashes import reading
 from her2.core.errors import SlideError, UserError, first_line, problem_list
 from her2.core.files import digest, file_digest
 from her2.core.images import open_image
-from her2.core.reading import file_problem
+from her2.core.reading import path_problem
 from her2.pretraining.formats import LISTERS, SUFFIXES, Listed
 from her2.pretraining.patch_set import PatchSet, RgbPatch, class_table
 
@@ -125,7 +125,7 @@ def _read_images(
 
     def inspect(row: Listed) -> tuple[str, RgbPatch | str]:
         try:
-            if problem := file_problem(row.path, limit_bytes=IMAGE_BYTES):
+            if problem := path_problem(row.path, limit_bytes=IMAGE_BYTES):
                 return "", problem
             with reading(row.id):
                 return _digest_and_px(row.path)

@@ -11,7 +11,7 @@ from her2.config import Task
 from her2.core.sheets import Sheet, rows_in_words
 from her2.core.spelling import (
     folded,
-    identity,
+    folded_id,
     is_missing,
     is_spelling_of,
     is_unknown,
@@ -113,7 +113,7 @@ def row_problems(sheet: Sheet, further: Collection[str]) -> Iterator[str]:
     `further` are the columns that only the config names. Their values may be numbers, of which
     1 and 1.0 are the same anyway.
     """
-    for numbers, names in _repeated(sheet, "slide_id", identity):
+    for numbers, names in _repeated(sheet, "slide_id", folded_id):
         what = f"is used {len(numbers)} times" if len(names) == 1 else _APART
         yield (
             f"{rows_in_words(numbers)}, column 'slide_id': {spelt(names)} {what}; ids must be "
@@ -126,7 +126,7 @@ def row_problems(sheet: Sheet, further: Collection[str]) -> Iterator[str]:
             "keep one row for each slide"
         )
     grouping = [column.name for column in columns.COLUMNS if _groups(column)]
-    keys = dict.fromkeys(further, folded) | dict.fromkeys(("patient_id", *grouping), identity)
+    keys = dict.fromkeys(further, folded) | dict.fromkeys(("patient_id", *grouping), folded_id)
     for name, key in keys.items():
         cells = sheet.cells.get(name, [])
         groups = [group for group in look_alikes(cells, key) if not is_missing(group[0])]
@@ -157,7 +157,9 @@ def label_problems(sheet: Sheet, tasks: Mapping[str, Task]) -> Iterator[str]:
         found = places(sheet.numbers, sheet.cells[column])
         for cell, numbers in found.items():
             if cell not in legal and not is_unknown(cell):
-                meant = next((one for one in sorted(legal) if identity(one) == identity(cell)), "")
+                meant = next(
+                    (one for one in sorted(legal) if folded_id(one) == folded_id(cell)), ""
+                )
                 yield (
                     f"{rows_in_words(numbers)}, column {column!r}: {cell!r} is in no task's "
                     f"classes; {f'write it as {meant!r}' if meant else f'use {_list(legal)}'}, or "

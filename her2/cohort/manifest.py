@@ -18,7 +18,8 @@ from her2.config import Task
 from her2.config.names import bucket_name
 from her2.core.errors import UserError
 from her2.core.files import digest
-from her2.core.paths import path_problem, user_path
+from her2.core.paths import user_path
+from her2.core.reading import path_problem
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff")
 TRUTH_SUFFIXES = (*MASK_SUFFIXES, ".geojson", ".xml")

@@ -55,7 +55,7 @@ def read_cohort(
 
     Raises:
         UserError: the manifest has problems; the message lists all of them with row, column, value
-            and fix. `missing_files` checks separally that the files exist.
+            and fix. Whether the files exist is checked in `her2.pipeline.inputs`.
     """
     labels = {task.label for task in tasks.values()}
     sheet, rows, problems = _read_rows(slides, labels, named or {})

@@ -1,4 +1,4 @@
-"""Before every stage: paths as users write them, and whether the files there can be read.
+"""Before every stage: paths as users write them.
 
 Every path of the config and the manifest passes `user_path`, so that `~`, `$SCRATCH` and the
 characters that Snakemake takes for its own mean the same under every key.
@@ -6,15 +6,12 @@ characters that Snakemake takes for its own mean the same under every key.
 
 import os
 import re
-import stat
 import string
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ValidationInfo
-
-from her2.core.reading import LFS_POINTER, is_lfs_pointer
 
 BY_USER = "by user"
 """Context of a validation whose values a user wrote. Specs hold paths that were read before."""
@@ -24,14 +21,6 @@ _PATTERN_CHARACTERS = "{}<>"
 _MAX_BYTES, _MAX_NAME_BYTES = 4095, 255  # of Linux; a name is what stands between two slashes
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-_KINDS = {
-    stat.S_IFIFO: "is a named pipe",
-    stat.S_IFSOCK: "is a socket",
-    stat.S_IFCHR: "is a device",
-    stat.S_IFBLK: "is a device",
-}
-
-Kind = Literal["file", "folder", "file or folder"]
 
 
 def user_path(text: str) -> Path:
@@ -128,60 +117,3 @@ def _on_another_machine(value: Any, info: ValidationInfo) -> Any:
 
 NodePath = Annotated[str, BeforeValidator(_on_another_machine)]
 """A path in the config that is filled in on the machine that uses it, such as $TMPDIR."""
-
-
-def path_problem(path: Path, kind: Kind = "file") -> str | None:
-    """Return why a path cannot be read as what it should be, with the fix; None if it can.
-
-    The first link or folder that is in the way is named.
-    """
-    try:
-        mode = path.stat().st_mode
-    except PermissionError:
-        return f"is in a folder that may not be entered ({_closed_folder(path)}); ask its owner"
-    except (FileNotFoundError, NotADirectoryError):
-        if path.is_symlink():
-            return f"is a link to {str(path.readlink())!r}, which does not exist"
-        return "does not exist"
-    except (OSError, ValueError) as error:
-        return f"cannot be looked up ({getattr(error, 'strerror', None) or error})"
-    if stat.S_IFMT(mode) in _KINDS:
-        return f"{_KINDS[stat.S_IFMT(mode)]}, not a {kind}"
-    if stat.S_ISDIR(mode):
-        if kind == "file":
-            return "is a folder, not a file"
-        if not os.access(path, os.R_OK | os.X_OK):
-            return "is a folder that may not be read; change its permissions or ask its owner"
-        return None
-    if kind == "folder":
-        return "is a file, not a folder"
-    if not os.access(path, os.R_OK):
-        return "may not be read; change its permissions or ask its owner"
-    return LFS_POINTER if is_lfs_pointer(path) else None
-
-
-def _closed_folder(path: Path) -> Path:
-    """Return the outermost folder above `path` that this user may not enter."""
-    above = reversed(path.absolute().parents)
-    return next((folder for folder in above if not os.access(folder, os.X_OK)), path.parent)
-
-
-def write_problem(folder: Path) -> str | None:
-    """Return why a folder cannot be written, or made where it is not yet; None if it can."""
-    for path in (folder, *folder.absolute().parents):
-        try:
-            mode = path.lstat().st_mode
-        except PermissionError:
-            return f"is in a folder that may not be entered ({_closed_folder(path)})"
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:
-            return f"cannot be looked up ({error.strerror})"
-        if stat.S_ISLNK(mode) and not path.exists():
-            return f"cannot be written: {path} is a link to an absent {str(path.readlink())!r}"
-        if not path.is_dir():
-            return f"cannot be written: {path} is not a folder"
-        if not os.access(path, os.W_OK | os.X_OK):
-            return f"cannot be written: {path} may not be written; change its permissions"
-        return None
-    return None

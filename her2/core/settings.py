@@ -13,7 +13,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode
 
 from her2.core.errors import UserError
 from her2.core.files import parse_json
-from her2.core.paths import path_problem
+from her2.core.reading import path_problem
 
 MAX_YAML_BYTES = 128 * 1024
 """A config of fifty encoders has 10 kB; this much is read in a second."""

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from her2.core.errors import UserError
-from her2.core.paths import path_problem
-from her2.core.reading import LFS_POINTER, is_lfs_pointer
+from her2.core.reading import path_problem
 from her2.core.spelling import has_controls, printable
 
 MAX_BYTES = 1 << 27
@@ -108,15 +107,11 @@ def _content(path: Path, key: str) -> bytes:
                 f"{path}: has {found.st_size / 1e6:,.0f} MB, more than the {MAX_BYTES / 1e6:,.0f} "
                 "MB of any sheet. Name a table with a row for each file, not the files."
             )
-        if is_lfs_pointer(path):
-            raise UserError(f"{path}: {LFS_POINTER}.")
         return path.read_bytes()
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}). Check `{key}` in the config."
         ) from None
-    except ValueError as error:  # a null character in the name
-        raise UserError(f"`{key}`: {str(path)!r} cannot be read ({error}).") from None
 
 
 def _decoded(path: Path, content: bytes) -> tuple[str, str]:

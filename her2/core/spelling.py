@@ -35,7 +35,7 @@ def folded(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def identity(text: str) -> str:
+def folded_id(text: str) -> str:
     """Return `folded` for ids: numbers also without leading zeros and the `.0` of a spreadsheet."""
     plain = folded(text)
     number = _NUMBER.fullmatch(plain) if plain[:1].isdigit() else None

@@ -7,7 +7,7 @@ import polars as pl
 
 from her2.core.errors import UserError, first_line
 from her2.core.files import WRITTEN, atomic_path
-from her2.core.reading import AGAIN, file_problem
+from her2.core.reading import AGAIN, path_problem
 from her2.core.sharing import check_readable
 from her2.core.stamps import noted
 
@@ -20,7 +20,7 @@ def read_result(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
             columns.
     """
     check_readable(path)
-    problem = file_problem(path)
+    problem = path_problem(path)
     if problem is None:
         try:
             return pl.read_parquet(noted(path), columns=columns)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from her2.core.errors import first_line
 from her2.encoders.backbones import Encoder
 from her2.encoders.device import DTYPES
 
@@ -70,7 +71,7 @@ def fold_batch_norm(backbone: nn.Module) -> int:
     try:
         graph = fx.symbolic_trace(backbone).graph
     except Exception as error:  # tracing arbitrary code can raise any type of error
-        log.info("batch normalisation not folded: %s", str(error).splitlines()[0])
+        log.info("batch normalisation not folded: %s", first_line(error))
         return 0
     modules = dict(backbone.named_modules())
     uses: dict[str, int] = {}
@@ -129,9 +130,7 @@ def compile_if_faster(forward: Forward, patches: Tensor, tolerance: float) -> Fo
         compiled = torch.compile(forward, dynamic=False)
         found = compiled(patches)
     except Exception as error:  # no C++ compiler, an unknown operator and so on: run uncompiled
-        log.warning(
-            "torch.compile failed, the encoder runs uncompiled: %s", str(error).splitlines()[0]
-        )
+        log.warning("torch.compile failed, the encoder runs uncompiled: %s", first_line(error))
         return None
     seconds = time.perf_counter() - begin
     expected = forward(patches)

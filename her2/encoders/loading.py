@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from her2.config.catalogue import CatalogueRow
 from her2.core.errors import UserError, first_line, problem_list
-from her2.core.reading import file_problem
+from her2.core.reading import path_problem
 from her2.encoders.weights import weights_for
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    problem = file_problem(path, limit_bytes=WEIGHTS_BYTES) or _inflated(path)
+    problem = path_problem(path, limit_bytes=WEIGHTS_BYTES) or _inflated(path)
     if problem is not None:
         raise UserError(f"{path}: {problem}.")
     try:

@@ -23,7 +23,7 @@ from her2.config.catalogue import CatalogueRow, row, scale_warning
 from her2.config.jobs import EncoderSpec
 from her2.core.errors import UserError, first_line
 from her2.core.files import atomic_path, file_digest
-from her2.core.reading import file_problem
+from her2.core.reading import path_problem
 from her2.core.sharing import check_readable
 from her2.encoders.backbones import Encoder, build_backbone, default_arguments, normalisation
 from her2.encoders.card import CARD_NAME, WEIGHTS_NAME, EncoderCard, read_card, write_card
@@ -138,7 +138,7 @@ def load_encoder(folder: Path) -> tuple[Encoder, EncoderCard]:
     card = read_card(folder)
     path = folder / WEIGHTS_NAME
     check_readable(path)
-    if problem := file_problem(path, limit_bytes=WEIGHTS_BYTES):
+    if problem := path_problem(path, limit_bytes=WEIGHTS_BYTES):
         raise UserError(f"{path}: {problem}; make the encoder again.")
     try:
         state = safetensors.torch.load_file(path)

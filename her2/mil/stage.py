@@ -82,9 +82,9 @@ def train_folds(
             found[name] = _without_model(parts, reason)
             shutil.rmtree(output.parent / name, ignore_errors=True)  # links of another training
             continue
-        identity = _look_up(spec, cache, parts, run)
+        identity, made = _look_up(spec, cache, parts, run)
         key = digest(identity)
-        if trusted(cache, "models", key) is None:
+        if made is None:
             with blamed_on(name):
                 trained = _train(spec, cache, identity, parts, run, device)
             share = trained.waited_seconds / trained.seconds if trained.seconds else 0.0
@@ -197,13 +197,8 @@ def _repeatable(device: torch.device) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def fold_key(spec: TrainSpec, parts: dict[str, list[Bag]], run: Run) -> str:
-    """Return the cache key of a trained fold, which is the digest of its identity."""
-    return digest(fold_identity(spec, parts, run))
-
-
 def fold_identity(spec: TrainSpec, parts: dict[str, list[Bag]], run: Run) -> dict[str, Any]:
-    """Return everything that determines a fold.
+    """Return everything that determines a fold; the digest of it is the fold's key.
 
     It does not depend on the labels of the test set, which cannot change the model.
     """
@@ -230,8 +225,10 @@ def rows_of(parts: dict[str, list[Bag]]) -> ReadRows:
 
 def _look_up(
     spec: TrainSpec, cache: Cache, parts: dict[str, list[Bag]], run: Run
-) -> dict[str, Any]:
-    """Return the identity of a fold, with what it reads if that tells it from the cached one.
+) -> tuple[dict[str, Any], Path | None]:
+    """Return the identity of a fold, and its product if the cache has it.
+
+    The identity has what the fold reads if that tells it from the cached one.
 
     The key of a store does not tell which of its tiles could be read. After a retry, the cache may
     hold a fold of fewer tiles under the same key, which stays valid for what it read.
@@ -240,9 +237,10 @@ def _look_up(
     path = trusted(cache, "models", digest(identity))
     before = rows_read(path) if path else None
     if before is None or same_rows(before, read):
-        return identity
+        return identity, path
     log.info("%s: the cache has it from other tiles of its slides", run.name)
-    return {**identity, "read": read}
+    identity = {**identity, "read": read}
+    return identity, trusted(cache, "models", digest(identity))
 
 
 def _open_bags(

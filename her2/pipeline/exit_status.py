@@ -47,7 +47,7 @@ _SIGNALS = {
 }
 _CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
 _CRASHED = (
-    "it crashed in a library, with signal {}. A damaged slide or a broken installation can do "
+    "it crashed in a library, with signal {}. A broken installation or faulty memory can do "
     "this; see the end of its log. Rerun the same command to try again."
 )
 

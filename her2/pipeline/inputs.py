@@ -11,7 +11,8 @@ from her2.cohort.manifest import Cohort
 from her2.config import Config, EncoderSection, PatchesSection
 from her2.config.encoders import WEIGHTS_FILES
 from her2.core.errors import UserError, problem_list
-from her2.core.paths import Kind, check_name, path_problem, write_problem
+from her2.core.paths import check_name
+from her2.core.reading import Kind, path_problem, write_problem
 from her2.core.settings import parse_yaml, read_config
 from her2.slides.backends import planned_files
 

@@ -8,9 +8,9 @@ from typing import Literal
 
 from her2.config import PatchesSection
 from her2.core.errors import UserError
-from her2.core.paths import path_problem
+from her2.core.reading import path_problem
 from her2.core.sheets import Sheet, read_sheet, rows_in_words
-from her2.core.spelling import folded, identity, is_missing, look_alikes, printable, spelt
+from her2.core.spelling import folded, folded_id, is_missing, look_alikes, printable, spelt
 
 Part = Literal["train", "valid", "test"]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
@@ -69,7 +69,7 @@ def list_csv(section: PatchesSection) -> Listing:
             "column"
         )
     problems += look_alikes_in("label", (one for one in labels if one not in named), folded)
-    problems += look_alikes_in("case_id", filter(None, cases), identity)
+    problems += look_alikes_in("case_id", filter(None, cases), folded_id)
     rows = [
         Listed(path, label, section.path.parent / path, case)
         for path, label, case in zip(paths, labels, cases or [None] * len(paths), strict=True)

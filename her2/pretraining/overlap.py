@@ -10,7 +10,7 @@ from her2.config.jobs import OverlapSpec
 from her2.core.errors import problem_list
 from her2.core.files import write_json
 from her2.core.reading import read_json
-from her2.core.spelling import identity
+from her2.core.spelling import folded_id
 from her2.core.stamps import noted
 from her2.core.tables import read_result
 from her2.encoders.card import CARD_NAME, EncoderCard, read_card
@@ -91,10 +91,10 @@ def find_overlap(card: EncoderCard, cohort: pl.DataFrame) -> dict[str, str]:
     """Return patient -> reason for the overlapping patients, found by case id or slide content.
 
     A case id matches a patient id or a slide id that a person would take for the same
-    (`her2.core.spelling.identity`). Only patients with a label count, since no one is tested on
+    (`her2.core.spelling.folded_id`). Only patients with a label count, since no one is tested on
     the others.
     """
-    cases = {identity(case): case for case in _cases(card)}
+    cases = {folded_id(case): case for case in _cases(card)}
     fingerprints = set(_fingerprints(card))
     labels = [name for name in cohort.columns if name.startswith("label_")]
     labelled = cohort.filter(pl.any_horizontal(pl.col(name).is_not_null() for name in labels))
@@ -102,7 +102,7 @@ def find_overlap(card: EncoderCard, cohort: pl.DataFrame) -> dict[str, str]:
     rows = labelled.select("patient_id", "slide_id", "fingerprint").sort("slide_id")
     for patient, slide, fingerprint in rows.iter_rows():
         for name in (patient, slide):
-            if (same := identity(name)) in cases:
+            if (same := folded_id(name)) in cases:
                 found.setdefault(patient, f"case {cases[same]!r}")
         if fingerprint is not None and fingerprint in fingerprints:
             found.setdefault(patient, f"slide {slide!r} has the content of a pre-training slide")

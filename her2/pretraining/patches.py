@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from her2.config import PatchesSection
 from her2.core.crashes import reading
-from her2.core.errors import SlideError, UserError, problem_list
+from her2.core.errors import SlideError, UserError, first_line, problem_list
 from her2.core.files import digest, file_digest
 from her2.core.images import open_image
-from her2.core.reading import file_problem
+from her2.core.reading import path_problem
 from her2.pretraining.formats import LISTERS, SUFFIXES, Listed
 from her2.pretraining.patch_set import PatchSet, RgbPatch, class_table
 
@@ -78,7 +78,7 @@ def read_rgb(path: Path) -> RgbPatch:
             mode = image.mode
             pixels = np.asarray(image)
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot be read ({str(error).splitlines()[0]})") from None
+        raise ValueError(f"cannot be read ({first_line(error)})") from None
     if mode == "RGBA" and (pixels[..., 3] == 255).all():
         return np.ascontiguousarray(pixels[..., :3])
     if mode != "RGB":
@@ -125,7 +125,7 @@ def _read_images(
 
     def inspect(row: Listed) -> tuple[str, RgbPatch | str]:
         try:
-            if problem := file_problem(row.path, limit_bytes=IMAGE_BYTES):
+            if problem := path_problem(row.path, limit_bytes=IMAGE_BYTES):
                 return "", problem
             with reading(row.id):
                 return _digest_and_px(row.path)

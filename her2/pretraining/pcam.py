@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from her2.config import PatchesSection
 from her2.core.errors import UserError, first_line, problem_list
 from her2.core.files import digest, file_digest
-from her2.core.reading import file_problem
-from her2.core.spelling import identity
+from her2.core.reading import path_problem
+from her2.core.spelling import folded_id
 from her2.pretraining.formats import Part, look_alikes_in, read_csv
 from her2.pretraining.hdf5 import FILE_BYTES, dataset, unpack, whole_numbers
 from her2.pretraining.patch_set import PatchSet, RgbPatch, class_table
@@ -42,7 +42,7 @@ def read_pcam(name: str, section: PatchesSection, scratch: Path) -> PatchSet:
         if (pair := _pcam_pair(section.path, part, scratch, problems)) is not None
     ]
     named = (case for pair in pairs for case in pair.cases or () if case is not None)
-    problems += look_alikes_in("wsi", named, identity)
+    problems += look_alikes_in("wsi", named, folded_id)
     if problems or not pairs:
         raise problem_list(
             f"patches.{name}: {section.path}: {len(problems)} problem(s)", problems, limit=20
@@ -95,7 +95,7 @@ def _pcam_pair(root: Path, part: Part, scratch: Path, problems: list[str]) -> _P
     refused = [
         f"{path}: {problem}"
         for path in paths.values()
-        if (problem := file_problem(path, limit_bytes=FILE_BYTES))
+        if (problem := path_problem(path, limit_bytes=FILE_BYTES))
     ]
     if refused:
         problems += refused

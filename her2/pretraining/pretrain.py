@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from her2.config import Feature, PretrainingSection
 from her2.core.compiler import compiler_deferred
-from her2.core.errors import UserError
+from her2.core.errors import UserError, first_line
 from her2.core.files import digest
 from her2.encoders.backbones import Encoder
 from her2.encoders.device import DTYPES, resolve_precision
@@ -300,5 +300,5 @@ def _dimension(encoder: Encoder, size_px: int) -> int:
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UserError(
             f"pretraining: the backbone cannot take patches of {size_px} px "
-            f"({str(error).splitlines()[0]}); set `size` to a size that it supports."
+            f"({first_line(error)}); set `size` to a size that it supports."
         ) from None

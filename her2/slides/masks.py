@@ -43,7 +43,6 @@ def read_values(
     `read_mask`; errors call the file `what`.
     """
     try:
-        check_regular(path)
         read = _tiff(path, shape) if path.suffix.lower() in (".tif", ".tiff") else _flat(path)
         image = _shown(*read)
     except FileNotFoundError:
@@ -120,6 +119,7 @@ def _flat(path: Path) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
 
 def _tiff(path: Path, shape: tuple[int, int]) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
     """Return values (h, w), and which px are visible, None for all."""
+    check_regular(path)
     # Without these options, tifffile also opens other files that this one names.
     alone = tifffile.TiffFile(path, _multifile=False, is_mmstack=False, is_ndtiff=False)
     with alone as tiff:

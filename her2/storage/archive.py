@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2.core.errors import UserError, first_line
-from her2.core.reading import AGAIN, file_problem
+from her2.core.reading import AGAIN, path_problem
 from her2.core.sharing import check_readable
 
 METADATA_BYTES = 64 << 20
@@ -28,7 +28,7 @@ _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 def store_archive(path: Path) -> Iterator[zipfile.ZipFile]:
     """Open a store; any damage found within the block is a UserError."""
     check_readable(path)
-    if problem := file_problem(path):
+    if problem := path_problem(path):
         raise UserError(f"{path}: is not a feature store: it {problem}. {AGAIN}")
     try:
         with zipfile.ZipFile(path) as archive:

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 from her2.core.errors import UserError
-from her2.core.reading import file_problem
+from her2.core.reading import path_problem
 
 PICTURE_BYTES = 256 << 20
 """Largest picture that is read; ours have a few hundred kB."""
@@ -28,7 +28,7 @@ def picture_problem(path: Path, key: str) -> str | None:
     Raises:
         OSError: the file cannot be read.
     """
-    if found := file_problem(path, limit_bytes=PICTURE_BYTES):
+    if found := path_problem(path, limit_bytes=PICTURE_BYTES):
         return found
     content = path.read_bytes()
     if content[:2] != _START or content[-2:] != _END:

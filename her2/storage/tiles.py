@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from her2.core.errors import UserError, first_line
 from her2.core.files import canonical_json, digest
-from her2.core.reading import AGAIN, file_problem
+from her2.core.reading import AGAIN, path_problem
 from her2.core.sharing import check_readable
 from her2.storage.facts import SlideFacts, TileGrid, of_table_metadata, table_metadata
 from her2.storage.features import FeatureStore, read_coords
@@ -116,7 +116,7 @@ def read_table(path: Path, key: str | None = None) -> TileTable:
             read.
     """
     check_readable(path)
-    if problem := file_problem(path):
+    if problem := path_problem(path):
         raise UserError(f"{path}: is not a tile table: it {problem}. {AGAIN}")
     with _damage(path):
         table = pa.parquet.read_table(path, page_checksum_verification=True)

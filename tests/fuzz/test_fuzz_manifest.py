@@ -19,7 +19,7 @@ from her2.cohort.manifest import Cohort
 from her2.cohort.reading import read_cohort, read_labels
 from her2.config import NAME_PATTERN, PatchesSection, Task
 from her2.core.errors import UserError
-from her2.core.spelling import identity
+from her2.core.spelling import folded_id
 from her2.pretraining.formats import list_csv
 
 FEW = int(os.environ.get("HER2_FUZZ", "400"))
@@ -153,9 +153,9 @@ def check(cohort: Cohort) -> None:
     """What was read has legal ids, patients that do not look alike, and labels of a task."""
     rows = cohort.rows
     assert rows
-    assert len({identity(row.slide_id) for row in rows}) == len(rows)
+    assert len({folded_id(row.slide_id) for row in rows}) == len(rows)
     patients = {row.patient_id for row in rows}
-    assert len(set(map(identity, patients))) == len(patients)
+    assert len(set(map(folded_id, patients))) == len(patients)
     assert all(re.fullmatch(NAME_PATTERN, row.slide_id + row.patient_id) for row in rows)
     assert {value for row in rows for value in row.labels.values()} <= {"0", "1+", "3+", "3"}
     assert all(row.mpp is None or 0.05 <= row.mpp <= 20 for row in rows)

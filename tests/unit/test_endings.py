@@ -59,12 +59,12 @@ SAID = {
     ),
     "metadata": (
         "Error recording metadata for finished job ([Errno 13] Permission denied: 'x.geojson'). "
-        "Please ensure write permissions for the directory /work/.snakemake",
+        "Please ensure write permissions for the directory /data/.snakemake",
         "finished: [Errno 13] Permission denied: 'x.geojson'. Make that file readable",
     ),
     "metadata, disk full": (
         "Error recording metadata for finished job ([Errno 28] No space left on device). Please "
-        "ensure write permissions for the directory /work/.snakemake",
+        "ensure write permissions for the directory /data/.snakemake",
         "the disk is full",
     ),
     "folder, read-only": (

@@ -373,7 +373,7 @@ def test_a_prevalence_of_a_grouping_that_no_task_has_is_refused() -> None:
         UserError, match=r"prevalence\.0 vs 1\+: no task has this grouping; .* a vs b"
     ):
         parse_config(values | {"evaluation": {"prevalence": {"0 vs 1+": 0.2}}})
-    with pytest.raises(UserError, match=r"prevalence\.a vs b: 1\.0: input should be less than 1"):
+    with pytest.raises(UserError, match=r"prevalence\.a vs b: 1\.0: must be less than 1"):
         parse_config(values | {"evaluation": {"prevalence": {"a vs b": 1.0}}})
 
 

@@ -13,7 +13,8 @@ import pytest
 from her2.cohort.reading import read_cohort
 from her2.config import Config, Section, parse_config
 from her2.core.errors import UserError
-from her2.core.paths import NodePath, UserPath, path_problem, user_path, write_problem
+from her2.core.paths import NodePath, UserPath, user_path
+from her2.core.reading import path_problem, write_problem
 from her2.slides.staging import scratch_folder
 from tests.unit.test_config import put, refusal
 
@@ -208,11 +209,13 @@ def as_another_user(ask: Callable[[], str | None]) -> str | None:
         return ask()
     reader, writer = os.pipe()
     if os.fork() == 0:
-        os.setgroups([])
-        os.setresgid(NOBODY, NOBODY, NOBODY)
-        os.setresuid(NOBODY, NOBODY, NOBODY)
-        os.write(writer, repr(ask()).encode())
-        os._exit(0)
+        try:  # whatever happens, the child must not go on with the tests
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+            os.write(writer, repr(ask()).encode())
+        finally:
+            os._exit(0)
     os.close(writer)
     os.wait()
     with os.fdopen(reader) as stream:

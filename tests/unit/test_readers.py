@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from her2.core.errors import SlideError, UserError
-from her2.core.paths import path_problem
+from her2.core.reading import path_problem
 from her2.core.sheets import read_sheet
 from her2.pretraining.patches import read_rgb
 from her2.slides.annotations import read_regions

@@ -19,7 +19,7 @@ from her2.cohort.reading import read_cohort
 from her2.config import Task
 from her2.core import sheets
 from her2.core.errors import UserError
-from her2.core.spelling import folded, identity
+from her2.core.spelling import folded, folded_id
 
 SCORE = Task(label="her2", classes={"0": ["0"], "3+": ["3+"]})
 HEADER = "slide_id,path,patient_id,her2,site"
@@ -248,8 +248,8 @@ def test_a_number_is_the_same_with_leading_zeros_and_as_a_float(
     number: int, before: int, after: int
 ) -> None:
     written = "0" * before + str(number) + (f".{'0' * after}" if after else "")
-    assert identity(written) == identity(str(number)) == str(number)
-    assert identity(f"{number}1") != identity(str(number))
+    assert folded_id(written) == folded_id(str(number)) == str(number)
+    assert folded_id(f"{number}1") != folded_id(str(number))
 
 
 # Labels

@@ -29,7 +29,7 @@ from her2.mil.fold import load_model
 from her2.mil.losses import bag_loss
 from her2.mil.maps import read_maps
 from her2.mil.priors import PRIORS
-from her2.mil.stage import fold_key, train_folds, training_seed
+from her2.mil.stage import fold_identity, train_folds, training_seed
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, FoldEntry, read_entries, write_entries
 from her2.storage.features import FeatureStore, open_store
@@ -344,7 +344,7 @@ def test_a_model_of_the_first_seed_has_the_key_of_before_there_were_seeds(tmp_pa
         for name, entry in world.entries().items()
     }
     parts = stage._parts(table, bags, grouped=False)
-    assert fold_key(world.spec, parts, Run(0, 1)) == KEY_OF_BEFORE
+    assert digest(fold_identity(world.spec, parts, Run(0, 1))) == KEY_OF_BEFORE
     assert training_seed(7, Run(0, 1)) == int(digest([7, 0, 1])[:8], 16)
 
 

@@ -399,7 +399,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "broken entries": (
         lambda folder: spoil(folder / "results/tiles/64px-1mpp/0000-of-0001.json", "{"),
-        "is not a readable entries file",
+        "cannot be read (Expecting property name",
     ),
     "entries that are a folder": (
         lambda folder: make_folder(folder / "results/tiles/64px-1mpp/0000-of-0001.json"),

@@ -34,10 +34,7 @@ def store_archive(path: Path) -> Iterator[zipfile.ZipFile]:
         with zipfile.ZipFile(path) as archive:
             yield archive
     except Exception as error:  # zipfile, json and numpy raise any type on what they did not write
-        raise UserError(
-            f"{path}: is not a feature store ({first_line(error)}). Delete it and run "
-            "snakemake again. `her2 cache verify` finds all damaged files."
-        ) from None
+        raise UserError(f"{path}: is not a feature store ({first_line(error)}). {AGAIN}") from None
 
 
 def json_member(archive: zipfile.ZipFile, name: str) -> dict[str, Any]:

@@ -140,7 +140,4 @@ def _damage(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # pyarrow and numpy raise any type on what they did not write
-        raise UserError(
-            f"{path}: is not a tile table ({first_line(error)}). Delete it and run "
-            "snakemake again. `her2 cache verify` finds all damaged files."
-        ) from None
+        raise UserError(f"{path}: is not a tile table ({first_line(error)}). {AGAIN}") from None

@@ -20,7 +20,7 @@ JSON_BYTES = 1 << 30
 LFS_POINTER = (
     "is a Git LFS pointer, not the file itself; run `git lfs pull` in the folder it was cloned to"
 )
-AGAIN = (
+MAKE_AGAIN = (
     "Delete it and run snakemake again; `her2 cache verify --quarantine` finds all damaged files "
     "of the cache and moves them aside."
 )
@@ -144,4 +144,4 @@ def read_json(path: Path) -> Any:
             return parse_json(path.read_bytes())
         except (OSError, ValueError, RecursionError, MemoryError) as error:
             problem = f"cannot be read ({first_line(error)})"
-    raise UserError(f"{path}: {problem}. {AGAIN}")
+    raise UserError(f"{path}: {problem}. {MAKE_AGAIN}")

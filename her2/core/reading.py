@@ -26,6 +26,9 @@ MAKE_AGAIN = (
 )
 """What mends a damaged file that her2 made."""
 
+ABSENT = "does not exist"
+"""What `path_problem` says where there is nothing."""
+
 Kind = Literal["file", "folder", "file or folder"]
 
 _KINDS = {
@@ -52,7 +55,7 @@ def path_problem(path: Path, kind: Kind = "file", *, limit_bytes: int | None = N
     except (FileNotFoundError, NotADirectoryError):
         if path.is_symlink():
             return f"is a link to {str(path.readlink())!r}, which does not exist"
-        return "does not exist"
+        return ABSENT
     except (OSError, ValueError) as error:
         return f"cannot be looked up ({getattr(error, 'strerror', None) or error})"
     if stat.S_IFMT(found.st_mode) in _KINDS:

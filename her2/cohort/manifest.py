@@ -19,7 +19,7 @@ from her2.config.names import bucket_name
 from her2.core.errors import UserError
 from her2.core.files import digest
 from her2.core.paths import user_path
-from her2.core.reading import path_problem
+from her2.core.reading import ABSENT, path_problem
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff")
 TRUTH_SUFFIXES = (*MASK_SUFFIXES, ".geojson", ".xml")
@@ -161,5 +161,5 @@ def bucket_of(slide_id: str, count: int) -> str:
 def find_mask(folder: Path, slide_id: str) -> Path:
     """Return `{slide_id}.png`, `.tif` or `.tiff` in a folder; the first if none exists."""
     names = [folder / f"{slide_id}{suffix}" for suffix in MASK_SUFFIXES]
-    absent = "does not exist"  # unlike Path.exists, also where a folder may not be entered
-    return next((path for path in names if path_problem(path) != absent), names[0])
+    # Unlike Path.exists, this also tells where a folder may not be entered.
+    return next((path for path in names if path_problem(path) != ABSENT), names[0])

@@ -20,11 +20,14 @@ JSON_BYTES = 1 << 30
 LFS_POINTER = (
     "is a Git LFS pointer, not the file itself; run `git lfs pull` in the folder it was cloned to"
 )
-AGAIN = (
+MAKE_AGAIN = (
     "Delete it and run snakemake again; `her2 cache verify --quarantine` finds all damaged files "
     "of the cache and moves them aside."
 )
 """What mends a damaged file that her2 made."""
+
+ABSENT = "does not exist"
+"""What `path_problem` says where there is nothing."""
 
 Kind = Literal["file", "folder", "file or folder"]
 
@@ -52,7 +55,7 @@ def path_problem(path: Path, kind: Kind = "file", *, limit_bytes: int | None = N
     except (FileNotFoundError, NotADirectoryError):
         if path.is_symlink():
             return f"is a link to {str(path.readlink())!r}, which does not exist"
-        return "does not exist"
+        return ABSENT
     except (OSError, ValueError) as error:
         return f"cannot be looked up ({getattr(error, 'strerror', None) or error})"
     if stat.S_IFMT(found.st_mode) in _KINDS:
@@ -144,4 +147,4 @@ def read_json(path: Path) -> Any:
             return parse_json(path.read_bytes())
         except (OSError, ValueError, RecursionError, MemoryError) as error:
             problem = f"cannot be read ({first_line(error)})"
-    raise UserError(f"{path}: {problem}. {AGAIN}")
+    raise UserError(f"{path}: {problem}. {MAKE_AGAIN}")

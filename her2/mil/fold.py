@@ -26,7 +26,7 @@ from her2.config import KEEP_ORDER, HeadSection, Task
 from her2.config.jobs import TrainSpec
 from her2.core.errors import UserError, first_line
 from her2.core.files import canonical_json, digest, file_digest
-from her2.core.reading import AGAIN
+from her2.core.reading import MAKE_AGAIN
 from her2.core.sharing import check_readable
 from her2.mil.bags import Bag
 from her2.mil.losses import output_count, output_names
@@ -164,7 +164,7 @@ def read_entry(folder: Path) -> FoldEntry:
     except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
         raise UserError(
             f"{folder}: has a card that is none of a trained fold "
-            f"({type(error).__name__}: {first_line(error)}). {AGAIN}"
+            f"({type(error).__name__}: {first_line(error)}). {MAKE_AGAIN}"
         ) from None
 
 

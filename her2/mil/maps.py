@@ -7,7 +7,7 @@ import safetensors
 from numpy.typing import NDArray
 
 from her2.core.errors import UserError, first_line
-from her2.core.reading import AGAIN
+from her2.core.reading import MAKE_AGAIN
 
 MAPS_NAME = "maps.safetensors"
 
@@ -31,4 +31,4 @@ def read_maps(folder: Path, slide_id: str) -> dict[str, NDArray[np.float32]]:
             names = {name for name in stream.keys() if name.endswith(f"/{slide_id}")}  # noqa: SIM118
             return {name.partition("/")[0]: stream.get_tensor(name) for name in sorted(names)}
     except Exception as error:  # safetensors and numpy raise any type on what they did not write
-        raise UserError(f"{path}: cannot be read ({first_line(error)}). {AGAIN}") from None
+        raise UserError(f"{path}: cannot be read ({first_line(error)}). {MAKE_AGAIN}") from None

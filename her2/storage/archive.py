@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2.core.errors import UserError, first_line
-from her2.core.reading import AGAIN, path_problem
+from her2.core.reading import MAKE_AGAIN, path_problem
 from her2.core.sharing import check_readable
 
 METADATA_BYTES = 64 << 20
@@ -29,14 +29,13 @@ def store_archive(path: Path) -> Iterator[zipfile.ZipFile]:
     """Open a store; any damage found within the block is a UserError."""
     check_readable(path)
     if problem := path_problem(path):
-        raise UserError(f"{path}: is not a feature store: it {problem}. {AGAIN}")
+        raise UserError(f"{path}: is not a feature store: it {problem}. {MAKE_AGAIN}")
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
     except Exception as error:  # zipfile, json and numpy raise any type on what they did not write
         raise UserError(
-            f"{path}: is not a feature store ({first_line(error)}). Delete it and run "
-            "snakemake again. `her2 cache verify` finds all damaged files."
+            f"{path}: is not a feature store ({first_line(error)}). {MAKE_AGAIN}"
         ) from None
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from her2.core.errors import UserError, first_line
 from her2.core.files import canonical_json, digest
-from her2.core.reading import AGAIN, path_problem
+from her2.core.reading import MAKE_AGAIN, path_problem
 from her2.core.sharing import check_readable
 from her2.storage.facts import SlideFacts, TileGrid, of_table_metadata, table_metadata
 from her2.storage.features import FeatureStore, read_coords
@@ -117,7 +117,7 @@ def read_table(path: Path, key: str | None = None) -> TileTable:
     """
     check_readable(path)
     if problem := path_problem(path):
-        raise UserError(f"{path}: is not a tile table: it {problem}. {AGAIN}")
+        raise UserError(f"{path}: is not a tile table: it {problem}. {MAKE_AGAIN}")
     with _damage(path):
         table = pa.parquet.read_table(path, page_checksum_verification=True)
         metadata = table.schema.metadata
@@ -141,6 +141,5 @@ def _damage(path: Path) -> Iterator[None]:
         yield
     except Exception as error:  # pyarrow and numpy raise any type on what they did not write
         raise UserError(
-            f"{path}: is not a tile table ({first_line(error)}). Delete it and run "
-            "snakemake again. `her2 cache verify` finds all damaged files."
+            f"{path}: is not a tile table ({first_line(error)}). {MAKE_AGAIN}"
         ) from None

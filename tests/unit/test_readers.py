@@ -79,7 +79,8 @@ def unguarded(tree: ast.AST) -> Iterator[tuple[str, int, str]]:
     yield from visit(tree, "", False)
 
 
-def test_every_reader_of_files_turns_its_errors_into_one_about_the_file():
+def test_every_reader_of_files_stands_in_a_try_or_a_guard():
+    """Whether what is caught and raised there is right, the tests of each reader say."""
     found = [
         f"her2/{name}:{line}: {call} in {function or 'the module'}"
         for path in sorted((ROOT / "her2").rglob("*.py"))

@@ -71,7 +71,7 @@ def read_or_refused(
     Returns:
         True if it was read.
     """
-    begin, busy, before = time.perf_counter(), time.process_time(), _peak_megabytes(anew=True)
+    begin, busy, before = time.perf_counter(), time.process_time(), peak_megabytes(anew=True)
     try:
         read(path)
         refusal = None
@@ -79,7 +79,7 @@ def read_or_refused(
         refusal = str(error)
     except Exception as error:
         raise AssertionError(f"{what}: {type(error).__name__}: {error}") from error
-    seconds, grown = time.perf_counter() - begin, _peak_megabytes() - before
+    seconds, grown = time.perf_counter() - begin, peak_megabytes() - before
     assert seconds < SECONDS, f"{what}: took {seconds:.1f} s"
     assert time.process_time() - busy < CPU_SECONDS, f"{what}: took {seconds:.1f} s"
     assert grown < MEGABYTES, f"{what}: took {grown:.0f} MB"
@@ -91,7 +91,7 @@ def read_or_refused(
     return refusal is None
 
 
-def _peak_megabytes(*, anew: bool = False) -> float:
+def peak_megabytes(*, anew: bool = False) -> float:
     """Return the most memory that this process has had, `anew`: from now on."""
     if anew:  # else the peak of an earlier test would hide this one's
         Path("/proc/self/clear_refs").write_text("5")

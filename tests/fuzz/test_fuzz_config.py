@@ -4,7 +4,6 @@ import copy
 import datetime
 import random
 import re
-import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import yaml
 from her2.config import KEEP_ORDER, Config, load_config, parse_config
 from her2.config.names import chunks
 from her2.core.errors import UserError
+from tests.fuzz.faults import peak_megabytes
 
 ROOT = Path(__file__).parents[2]
 SECONDS, MEGABYTES = 2.0, 500
@@ -229,25 +229,21 @@ def campaign(seed: int, trees: int, texts: int, folder: Path) -> tuple[int, int]
     return accepted, trees + texts
 
 
-def memory_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 def test_the_config_that_is_changed_is_itself_legal() -> None:
     check_use(parse_config(rich()))
 
 
 def test_no_config_ends_in_a_traceback(tmp_path: Path) -> None:
-    before = memory_mb()
+    before = peak_megabytes(anew=True)
     accepted, tried = campaign(2411, 300, 40, tmp_path)
     assert 0.05 < accepted / tried < 0.95
-    assert memory_mb() - before < MEGABYTES
+    assert peak_megabytes() - before < MEGABYTES
 
 
 @pytest.mark.nightly
 @pytest.mark.campaign
 @pytest.mark.parametrize("seed", range(4))
 def test_no_config_of_many_ends_in_a_traceback(tmp_path: Path, seed: int) -> None:
-    before = memory_mb()
+    before = peak_megabytes(anew=True)
     campaign(seed, 4000, 600, tmp_path)
-    assert memory_mb() - before < MEGABYTES
+    assert peak_megabytes() - before < MEGABYTES

@@ -146,7 +146,7 @@ def finish(folder: Path) -> None:
         for job in planned_jobs(plan):
             path = job.stamp(config.results)
             read = [name.removeprefix("results/") for name in inputs[str(path)] if name]
-            stamp = Stamp(json.loads(job.spec(plan)), dict.fromkeys(read, digest), {})
+            stamp = Stamp(job.place, json.loads(job.spec(plan)), dict.fromkeys(read, digest), {})
             path.write_text(json.dumps(asdict(stamp)))
 
 

@@ -48,7 +48,7 @@ def show_status(
             print(error)
             break
         state = record.run_state(run, settings.results)
-        print("\n".join(_run_lines(run, state, _outdated(settings, state))))
+        print("\n".join(_run_lines(run, state, _outdated(settings, run, state))))
         if watch is None or state not in ("running", "elsewhere"):
             break
         time.sleep(watch)
@@ -79,15 +79,25 @@ def _cohort(settings: Config) -> Cohort:
     return configured_cohort(settings, settings.cohort.slides, settings.cohort.root)
 
 
-def _outdated(settings: Config, state: record.RunState) -> list[tuple[str, str]]:
-    """Return the jobs of a run that is over that would run again under this config, and why."""
+def _outdated(
+    settings: Config, run: record.RunRecord, state: record.RunState
+) -> list[tuple[str, str]]:
+    """Return the jobs of a run that is over that would run again under this config, and why.
+
+    A job without a stamp counts if the run finished and had jobs of its rule.
+    """
     if state in ("running", "elsewhere"):
         return []
     try:
-        found = outdated_jobs(Plan(settings, _cohort(settings)))
+        found = outdated_jobs(Plan(settings, _cohort(settings)), unstamped=True)
     except UserError:  # of a manifest that cannot be read; said below
         return []
-    return [(one.job.name, "; ".join((one.reason, *one.changes))) for one in found]
+    rules = run.rules if state == "finished" else ()
+    return [
+        (one.job.name, "; ".join((one.reason, *one.changes)))
+        for one in found
+        if one.stamped or one.job.rule in rules
+    ]
 
 
 def _run_lines(

@@ -52,6 +52,8 @@ def _problem(name: str) -> str | None:
     lower = name.lower()
     if lower.endswith(PUBLISHED):
         return f"the ending {PUBLISHED} is reserved; choose another name"
+    if lower == "stamps":
+        return "is the name of a folder of the results; choose another name"
     ending = next((suffix for suffix in FILES if lower.endswith(suffix)), None)
     if ending is not None:
         return (

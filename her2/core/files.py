@@ -27,6 +27,8 @@ _DENIED = {os.strerror(number) for number in (errno.EACCES, errno.EPERM)}
 
 WRITTEN: set[Path] = set()
 """The texts and tables that this process has written, for its stamp (`her2.core.stamps`)."""
+MADE: set[Path] = set()
+"""All files that it has written, but links to products."""
 
 
 def canonical_json(value: Any) -> str:
@@ -79,6 +81,7 @@ def atomic_path(
             except PermissionError:
                 if not (product and target.exists()):
                     raise
+            MADE.add(target)
             if sync:
                 _sync(target.parent)
         finally:

@@ -11,13 +11,18 @@ named by keys in these files, and the state of users' files is a part of the spe
 """
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from her2.core.files import WRITTEN, digest, file_digest, write_json
+from her2.core.files import MADE, WRITTEN, digest, file_digest, write_json
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 FOLDER = "stamps"
 _DIGITS = 16
@@ -26,8 +31,14 @@ _DIGITS = 16
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What a job was asked for, and path in the results -> digest of what it read and wrote."""
+    """What a job was asked for, and path in the results -> content of what it read and wrote.
 
+    `job` is the rule and the values of its wildcards, as in the stamp's path: a stamp that was
+    copied to another job's place is not that job's. Of texts and tables the content is a digest, of
+    pictures and weights the size.
+    """
+
+    job: str
     spec: dict[str, Any]
     read: dict[str, str]
     made: dict[str, str]
@@ -58,18 +69,28 @@ def writing_stamp(path: Path | None, spec: str) -> Iterator[None]:
         yield
         return
     path.unlink(missing_ok=True)
-    root = next(parent.parent for parent in path.absolute().parents if parent.name == FOLDER)
-    _job = job = _Job(root)
+    # No task, encoder or head may have this name (`her2.config.reserved`).
+    folder = next(parent for parent in path.absolute().parents if parent.name == FOLDER)
+    _job = job = _Job(folder.parent)
     WRITTEN.clear()
+    MADE.clear()
     try:
         yield
     finally:
         _job = None
-    written = {name: file for file in WRITTEN if (name := job.name(file)) and file.is_file()}
+    written = {
+        name: file
+        for file in {*WRITTEN, *MADE}
+        if (name := job.name(file)) and file.is_file() and file != path
+    }
     stamp = Stamp(
+        job=job_name(path, folder),
         spec=json.loads(spec),
         read={name: seen for file, seen in job.read.items() if (name := job.name(file))},
-        made={name: short_digest(file) for name, file in written.items()},
+        made={
+            name: short_digest(file) if file in WRITTEN else file_size(file)
+            for name, file in written.items()
+        },
     )
     write_json(path, asdict(stamp))
 
@@ -84,9 +105,28 @@ def noted(path: Path) -> Path:
 def read_stamp(path: Path) -> Stamp | None:
     """Read a stamp; None if there is none, or if it cannot be read."""
     try:
-        return Stamp(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError):
+        if not path.is_file():
+            return None
+        return _stamp_type().validate_json(path.read_bytes())
+    except (OSError, ValueError):
         return None
+
+
+@cache  # not at the start of every job
+def _stamp_type() -> "TypeAdapter[Stamp]":
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Stamp)
+
+
+def job_name(path: Path, folder: Path) -> str:
+    """Return the rule and the wildcards' values of the job whose stamp has a path."""
+    return str(path.absolute().relative_to(folder.absolute()).with_suffix(""))
+
+
+def file_size(path: Path) -> str:
+    """Return what a stamp has of a file that is too large to be digested every time."""
+    return f"{path.stat().st_size} bytes"
 
 
 def short_digest(path: Path) -> str:
@@ -94,19 +134,22 @@ def short_digest(path: Path) -> str:
     return file_digest(path)[:_DIGITS]
 
 
-def files_state(paths: Iterable[Path]) -> str:
-    """Return the digest of the names, sizes and modification times of users' files.
+def files_state(paths: Iterable[Path], start: Path) -> str:
+    """Return the digest of the places, sizes and modification times of users' files.
+
+    Places are relative to `start`, so that a project may move.
 
     Times are only compared with themselves, so it does not matter whether they lie in the future
     or disagree between machines. The content is left to the job, which finds its product in the
     cache if the content is the same.
     """
-    return digest([_state(path) for path in paths])
+    return digest([_state(path, start) for path in paths])
 
 
-def _state(path: Path) -> list[Any]:
+def _state(path: Path, start: Path) -> list[Any]:
+    place = os.path.relpath(path, start)
     try:
         found = path.stat()
     except OSError:
-        return [path.name]
-    return [path.name, found.st_size, found.st_mtime_ns]
+        return [place]
+    return [place, found.st_size, found.st_mtime_ns]

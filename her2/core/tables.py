@@ -7,7 +7,7 @@ import polars as pl
 
 from her2.core.errors import UserError, first_line
 from her2.core.files import WRITTEN, atomic_path
-from her2.core.reading import MAKE_AGAIN, path_problem
+from her2.core.reading import ABSENT, MAKE_AGAIN, path_problem
 from her2.core.sharing import check_readable
 from her2.core.stamps import noted
 
@@ -26,7 +26,8 @@ def read_result(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
             return pl.read_parquet(noted(path), columns=columns)
         except (Exception, pl.exceptions.PanicException) as error:  # of bytes that are no Parquet
             problem = f"cannot be read as a table ({first_line(error)})"
-    raise UserError(f"{path}: {problem}. {MAKE_AGAIN}")
+    again = "Run snakemake again." if problem == ABSENT else MAKE_AGAIN
+    raise UserError(f"{path}: {problem}. {again}")
 
 
 def write_csv(table: pl.DataFrame, path: Path) -> None:

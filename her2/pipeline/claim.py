@@ -51,8 +51,8 @@ _SETTLE_SECONDS = 0.2
 class HeldClaim:
     """The claim of this process, with a thread that gives its signs of life."""
 
-    def __init__(self, path: Path, claim: Claim) -> None:
-        self._path, self.claim = path, claim
+    def __init__(self, path: Path, claim: Claim, say: Callable[[str], None]) -> None:
+        self._path, self.claim, self._say = path, claim, say
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._live, name="claim", daemon=True)
         self._thread.start()
@@ -66,9 +66,17 @@ class HeldClaim:
 
     def _live(self) -> None:
         while not self._over.wait(BEAT_SECONDS):
-            if read_claim(self._path.parent) == self.claim:
+            found = read_claim(self._path.parent)
+            if found == self.claim:
                 with suppress(OSError):  # a full or absent disk: the next beat may succeed
                     os.utime(self._path)
+            elif found is not None:
+                self._say(
+                    f"{self._path}: another run has taken the results over ({_who(found)}), since "
+                    f"this one gave no sign of life for {SILENT_SECONDS / 60:.0f} min. Stop this "
+                    "run (Ctrl-C): two runs delete each other's files."
+                )
+                return
 
 
 def claim_results(results: Path, say: Callable[[str], None]) -> HeldClaim:
@@ -99,7 +107,7 @@ def claim_results(results: Path, say: Callable[[str], None]) -> HeldClaim:
             if _create(path, own):
                 time.sleep(_SETTLE_SECONDS if took else 0.0)
                 if read_claim(results) == own:
-                    return HeldClaim(path, own)
+                    return HeldClaim(path, own, say)
             other, seconds = read_claim(results), seconds_silent(results)
             if is_alive(other, seconds):
                 raise UserError(_refusal(results, other, seconds))

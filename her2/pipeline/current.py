@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from her2.core.stamps import Stamp, read_stamp, short_digest
+from her2.core.stamps import Stamp, file_size, read_stamp, short_digest
 from her2.pipeline.job_table import PlannedJob, planned_jobs
 from her2.pipeline.plan import Plan
 
@@ -47,9 +47,9 @@ class Currency:
 
     def _check(self, job: PlannedJob) -> Outdated | None:
         stamp = read_stamp(job.stamp(self._root))
-        if stamp is None:
+        if stamp is None or stamp.job != job.place:
             reason = "nothing says which config its results were made with"
-            return Outdated(job, reason, stamped=job.stamp(self._root).exists())
+            return Outdated(job, reason, stamped=stamp is not None)
         now = json.loads(job.spec(self._plan))
         if stamp.spec != now:
             changes = tuple(spec_changes(stamp.spec, now))
@@ -57,29 +57,36 @@ class Currency:
         return self._changed_file(job, stamp)
 
     def _changed_file(self, job: PlannedJob, stamp: Stamp) -> Outdated | None:
-        for name, digest in stamp.made.items():
-            if self._digest(name) != digest:
+        for name, content in stamp.made.items():
+            if self._content(name, content) != content:
                 return Outdated(job, f"its result {name} was changed or removed")
         for name, digest in stamp.read.items():
-            if self._digest(name) != digest:
+            if self._content(name, digest) != digest:
                 return Outdated(job, f"its input {name} has changed since")
         return None
 
-    def _digest(self, name: str) -> str | None:
-        if name not in self._digests:
-            path = self._root / name
-            self._digests[name] = short_digest(path) if path.is_file() else None
+    def _content(self, name: str, wanted: str) -> str | None:
+        """Return the content of a result in the form of `wanted`; None if it cannot be read."""
+        path = self._root / name
+        try:
+            if wanted.endswith(" bytes"):
+                return file_size(path)
+            if name not in self._digests:
+                self._digests[name] = short_digest(path) if path.is_file() else None
+        except OSError:  # absent, or another user's: the job runs again, and says what is wrong
+            return None
         return self._digests[name]
 
 
-def outdated_jobs(plan: Plan) -> list[Outdated]:
-    """Return the jobs whose results are not current, without those that have not run yet.
+def outdated_jobs(plan: Plan, *, unstamped: bool = False) -> list[Outdated]:
+    """Return the jobs whose results are not current.
 
-    Jobs that depend on these run again as well, and are not listed.
+    Jobs without a stamp of their own, which may not have run yet, are left out unless `unstamped`.
+    Jobs that depend on the others run again as well, and are not listed.
     """
     check = Currency(plan)
-    stamped = (job for job in planned_jobs(plan) if job.stamp(plan.config.results).exists())
-    return [found for job in stamped if (found := check.outdated(job)) is not None]
+    found = (check.outdated(job) for job in planned_jobs(plan))
+    return [one for one in found if one is not None and (one.stamped or unstamped)]
 
 
 def summary(found: Iterable[Outdated]) -> list[str]:

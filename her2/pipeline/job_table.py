@@ -35,9 +35,14 @@ class PlannedJob:
         """Its name, such as `tile_bucket 224px-0.5mpp/0000-of-0002`."""
         return f"{self.rule} {'/'.join(self.values)}".rstrip()
 
+    @property
+    def place(self) -> str:
+        """Where its stamp is, and what the stamp says of it."""
+        return "/".join((self.rule, *self.values))
+
     def stamp(self, results: Path) -> Path:
         """Return the path of its stamp."""
-        return results / FOLDER / (stamp_name(self.rule, self.values))
+        return results / FOLDER / stamp_name(self.rule, self.values)
 
     def spec(self, plan: Plan) -> str:
         """Return its spec in a plan."""

@@ -13,6 +13,7 @@ from her2.config import Config, FoldsSection
 from her2.config.names import PUBLISHED, Run, chunks
 from her2.core.errors import UserError
 from her2.core.stamps import files_state
+from her2.pretraining.formats import patch_files
 from her2.slides.backends import planned_files
 
 
@@ -124,8 +125,11 @@ class Layout:
 
     def encoder_files(self, name: str) -> list[str]:
         """Return the files that an encoder is made from: local weights, or labelled patches."""
-        trained = self.config.encoders[name].source == "pretrain"
-        return [self.patch_source(name)] if trained else self.local_weights[name]
+        if self.config.encoders[name].source != "pretrain":
+            return self.local_weights[name]
+        if self.config.cohort.synthetic:
+            return [self.patch_source(name)]
+        return patch_files(self.config.patches[self.config.encoders[name].data or ""])
 
     def drawn(self, files: list[str]) -> list[str]:
         """Return which of the files that a job reads are inputs of its rule: those that rules draw.
@@ -136,7 +140,9 @@ class Layout:
 
     def state(self, files: list[str]) -> str:
         """Return the state of users' files for a spec, empty where rules draw the files."""
-        return "" if self.config.cohort.synthetic else files_state(map(Path, files))
+        if self.config.cohort.synthetic:
+            return ""
+        return files_state(map(Path, files), self.cohort.root)
 
     def starts_from(self, name: str) -> list[str]:
         """Return the encoder of the config that another one starts from, if any."""

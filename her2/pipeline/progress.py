@@ -18,7 +18,7 @@ from her2.pipeline.endings import explained, is_lock
 from her2.pipeline.job_table import RULES, planned_job
 from her2.pipeline.lines import failure_lines, working_lines
 from her2.pipeline.plan import Plan
-from her2.pipeline.record import begin_run, end_run, planned_jobs
+from her2.pipeline.record import RECORD_NAME, begin_run, end_run, planned_jobs
 from her2.pipeline.run_log import RunLog
 from her2.pipeline.status import RunProgress, failures
 
@@ -42,6 +42,7 @@ class ProgressPrinter:
         self._log = RunLog(self.close, self._unlocked)
         self._claim: HeldClaim | None = None
         self._run: RunProgress | None = None
+        self._record_ns = _written_ns(plan.config.results / RECORD_NAME)
         self._finished: Callable[[], tuple[int, ...]] = tuple
 
     def listen(self) -> None:
@@ -57,6 +58,11 @@ class ProgressPrinter:
         results = self._plan.config.results
         try:
             self._claim = claim_results(results, self._say)
+            if _written_ns(results / RECORD_NAME) != self._record_ns:
+                raise UserError(
+                    f"{results}: another run worked here since this one was planned. Run the same "
+                    "command again, so that it is planned anew."
+                )
             planned = planned_jobs(workflow, self._plan)
             record = begin_run(workflow, results, tuple(job for job, _ in planned))
         except UserError as error:
@@ -146,3 +152,11 @@ class ProgressPrinter:
             if lines != shown:
                 print("\n".join(lines), file=self._stream, flush=True)
                 shown = lines
+
+
+def _written_ns(path: Path) -> int | None:
+    """Return when a file was written, in ns; None if there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None

@@ -18,7 +18,7 @@ from her2.config import parse_config
 from her2.core.stamps import FOLDER
 from her2.pipeline.current import Currency
 from her2.pipeline.inputs import check_arguments, check_config_files, check_inputs
-from her2.pipeline.job_table import RULES, planned_job, stamp_name
+from her2.pipeline.job_table import RULES, PlannedJob, planned_job, stamp_name
 from her2.pipeline.plan import Plan
 
 Wildcards = Mapping[str, str]
@@ -114,12 +114,20 @@ class ResultFiles:
 
         def force(wildcards: Wildcards) -> list[str]:
             job = planned_job(rule, {**wildcards, **values})
-            if self._workflow.is_main_process and self._currency.outdated(job):
+            if self._workflow.is_main_process and self._is_outdated(job):
                 # As a setting (--forcerun), the file would become a target as well.
                 self._workflow.dag.forcefiles.add(str(job.stamp(Path(self.root))))
             return []
 
         return force
+
+    def _is_outdated(self, job: PlannedJob) -> bool:
+        try:
+            return self._currency.outdated(job) is not None
+        except Exception as error:
+            # Snakemake would drop the job, and take its old file for one that needs no job.
+            logger.warning(f"{job.name}: cannot be checked ({error}), so it runs again.")
+            return True
 
     def folder(self, pattern: str) -> Callable[[Wildcards, object], str]:
         """Return an untracked parameter: a folder, with the job's wildcards filled in."""

@@ -1,7 +1,9 @@
 """Stage 1, pre-training data: the images, labels and cases of each patch data set's format."""
 
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -32,6 +34,23 @@ class Listed:
 
 Listing = tuple[list[Listed], list[str]]
 """The patches, and the problems found."""
+
+
+def patch_files(section: PatchesSection) -> list[str]:
+    """Return all files that an encoder's training reads: tables, images, and the slides named.
+
+    A table that cannot be read names no files here; its job says what is wrong with it.
+    """
+    found = [path for path in (section.path, section.labels, section.slides) if path is not None]
+    if section.path.is_dir():
+        for folder, _, names in os.walk(section.path):
+            found += sorted(Path(folder, name) for name in names)
+    for table in (section.slides, *(() if section.path.is_dir() else (section.path,))):
+        if table is not None:
+            with suppress(UserError):
+                cells = read_csv(table, ("path",))[0].cells
+                found += [table.parent / cell for cell in cells.get("path", ())]
+    return [str(path) for path in found]
 
 
 def list_folders(section: PatchesSection) -> Listing:

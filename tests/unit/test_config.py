@@ -469,9 +469,28 @@ def renamed(values: dict, section: str, *names: str) -> dict:
 
 @pytest.mark.parametrize("section", SECTIONS)
 def test_no_name_is_that_of_a_file_of_ours_or_differs_only_by_case(config_values, section):
-    names = ("comparison.csv", "x.JSON", "a.as-published", "uni", "UNI", "nul", "com1.x", "dot.")
+    names = (
+        "comparison.csv",
+        "x.JSON",
+        "Stamps",
+        "a.as-published",
+        "uni",
+        "UNI",
+        "nul",
+        "com1.x",
+        "dot.",
+    )
     message = refusal(renamed(config_values, section, *names, "resnet50.a1_in1k"))
-    for name in ("comparison.csv", "x.JSON", "a.as-published", "UNI", "nul", "com1.x", "dot."):
+    for name in (
+        "comparison.csv",
+        "x.JSON",
+        "Stamps",
+        "a.as-published",
+        "UNI",
+        "nul",
+        "com1.x",
+        "dot.",
+    ):
         assert f"- {section}.{name}: " in message
     assert message.startswith("config.yaml: 7 problem(s)")
     assert "differs from 'uni' only by case" in message

@@ -1,5 +1,6 @@
 import copy
 import json
+import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +16,7 @@ from her2.config import TrainingSection, jobs, parse_config
 from her2.config.names import Run, parse_run, run_name
 from her2.core.errors import UserError
 from her2.core.files import canonical_json
+from her2.core.stamps import files_state
 from her2.pipeline.plan import Plan
 
 VALUES: dict[str, Any] = {
@@ -406,3 +408,49 @@ def test_the_name_of_a_run_tells_its_repeat_fold_and_seed(run: Run) -> None:
 
 def test_a_run_of_the_first_seed_is_named_as_before_there_were_seeds() -> None:
     assert [Run(10, 3).name, Run(0, 3, 1).name] == ["r10f3", "r0f3s1"]
+
+
+def test_the_state_of_files_is_their_place_size_and_time_whatever_the_project_s_place(tmp_path):
+    first, second = tmp_path / "a/masks/x.png", tmp_path / "b/masks/x.png"
+    for path in (first, second, tmp_path / "a/other/x.png"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"12345678")
+        os.utime(path, ns=(0, 4102444800 * 10**9))  # from the future
+    state = files_state([first], tmp_path / "a")
+    assert files_state([second], tmp_path / "b") == state, "a project that moved"
+    assert files_state([tmp_path / "a/other/x.png"], tmp_path / "a") != state, "another folder"
+    second.write_bytes(b"1")
+    os.utime(second, ns=(0, 4102444800 * 10**9))
+    assert files_state([second], tmp_path / "b") != state, "another size"
+    os.utime(first, ns=(0, 1))
+    assert files_state([first], tmp_path / "a") != state, "another time"
+    first.unlink()
+    assert files_state([first], tmp_path / "a") != state, "gone"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: (folder / "a/2.png").write_bytes(b"22"),
+        lambda folder: (folder / "a/1.png").write_bytes(b"other"),
+        lambda folder: (folder / "a/1.png").rename(folder / "b/1.png"),
+        lambda folder: (folder.parent / "cut.csv").write_text("path\nanother.svs\n"),
+        lambda folder: (folder.parent / "s.svs").write_bytes(b"another slide"),
+    ],
+    ids=["an image added", "one replaced", "one moved to another class", "other slides", "a slide"],
+)
+def test_an_encoder_depends_on_every_patch_and_on_the_slides_they_were_cut_from(tmp_path, change):
+    folder = tmp_path / "patches"
+    for label in "ab":
+        (folder / label).mkdir(parents=True)
+    (folder / "a/1.png").write_bytes(b"1")
+    (tmp_path / "s.svs").write_bytes(b"slide")
+    (tmp_path / "cut.csv").write_text("path\ns.svs\n")
+    patches = {"format": "folders", "path": str(folder), "slides": str(tmp_path / "cut.csv")}
+    encoder = {"source": "pretrain", "model": "timm/resnet18", "data": "mine", "init": "random",
+               "domain": "he", "mpp": 0.5, "size": 224}  # fmt: skip
+    values = {"patches": {"mine": patches}, "encoders/own": encoder}
+    before = plan(values).encoder_spec("own")
+    assert plan(values).encoder_spec("own") == before
+    change(folder)
+    assert plan(values).encoder_spec("own") != before

@@ -83,12 +83,51 @@ def test_a_result_that_was_changed_by_hand_is_not_current(
     assert all(reason == f"its input {edited} has changed since" for reason in found.values())
 
 
-def test_a_job_without_a_stamp_is_not_current(plan: Plan) -> None:
+def test_a_picture_that_was_changed_or_removed_is_drawn_again(plan: Plan) -> None:
+    first, second = sorted(Path("results/heatmaps").rglob("*.png"))[:2]
+    first.write_bytes(b"no picture")
+    assert [found.job.rule for found in outdated_jobs(plan)] == ["draw_heatmaps"]
+    first.unlink()
+    second.unlink()
+    assert [found.job.rule for found in outdated_jobs(plan)] == ["draw_heatmaps"]
+
+
+def test_weights_that_were_cut_short_are_made_again(plan: Plan) -> None:
+    Path("results/encoders/tiny/weights.safetensors").write_bytes(b"")
+    assert [found.job.rule for found in outdated_jobs(plan)] == ["materialise_encoder"]
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [b"{", b"", b"[]", b'{"job": "make_folds/score", "spec": {}, "read": null, "made": {}}', None],
+)
+def test_a_job_whose_stamp_cannot_be_read_is_not_current(plan: Plan, spoilt: bytes | None) -> None:
     job = next(job for job in planned_jobs(plan) if job.rule == "make_folds")
-    job.stamp(Path("results")).write_text("{")
-    assert [found.reason for found in outdated_jobs(plan)] == [
+    stamp = job.stamp(Path("results"))
+    stamp.unlink()
+    if spoilt is not None:
+        stamp.write_bytes(spoilt)
+    assert outdated_jobs(plan) == []
+    assert [found.reason for found in outdated_jobs(plan, unstamped=True)] == [
         "nothing says which config its results were made with"
     ]
+
+
+def test_the_stamp_of_another_job_is_not_believed(plan: Plan) -> None:
+    """The specs of two encoders' jobs can be the same, and a stamp names the files of its own."""
+    first, second = sorted(Path("results/stamps/embed_bucket/tiny").iterdir())
+    shutil.copyfile(first, second)
+    assert [found.job.values[1] for found in outdated_jobs(plan, unstamped=True)] == [second.stem]
+
+
+def test_results_that_may_not_be_read_are_not_taken_for_current(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("her2.pipeline.current.short_digest", refuse)
+    assert {found.job.rule for found in outdated_jobs(plan)} >= {"make_folds", "build_report"}
 
 
 def test_results_of_another_config_copied_over_are_not_believed(
@@ -132,6 +171,17 @@ def test_a_job_that_ran_on_older_inputs_runs_again_whatever_the_times_say(
     run = project.snakemake("--dry-run")
     assert {"train_folds", "evaluate", "build_report"} <= run.planned.keys()
     assert "tile_bucket" not in run.planned
+
+
+def test_a_check_that_fails_makes_the_job_run_again(project: Project) -> None:
+    """Snakemake takes the file of a job whose inputs cannot be told for a source, silently."""
+    (project.folder / "results/stamps/make_folds/score.json").unlink()
+    os.mkfifo(project.folder / "results/stamps/make_folds/score.json")
+    stamp = project.folder / "results/stamps/evaluate/score/tiny/abmil.json"
+    values = json.loads(stamp.read_text())
+    stamp.write_text(json.dumps({**values, "made": {"x" * 5000: "y"}}))
+    run = project.snakemake("--dry-run")
+    assert {"make_folds", "evaluate"} <= run.planned.keys()
 
 
 def test_a_slide_of_the_future_is_like_any_other(project: Project) -> None:

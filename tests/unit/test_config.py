@@ -492,7 +492,7 @@ def test_no_name_is_that_of_a_file_of_ours_or_differs_only_by_case(config_values
         "dot.",
     ):
         assert f"- {section}.{name}: " in message
-    assert message.startswith("config.yaml: 7 problem(s)")
+    assert message.startswith("config.yaml: 8 problem(s)")
     assert "differs from 'uni' only by case" in message
 
 

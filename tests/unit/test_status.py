@@ -378,8 +378,9 @@ def make_folder(path: Path) -> None:
 
 
 RECORD = f"results/{RECORD_NAME}"
+UNSTAMPED = "has finished; 1 job(s) would run again"
 DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
-    "none": (lambda folder: None, "has finished; 1 job(s) would run again"),
+    "none": (lambda folder: None, UNSTAMPED),
     "no results": (lambda folder: spoil(folder / "results"), "no run of snakemake has started"),
     "no record": (lambda folder: spoil(folder / RECORD), "no run of snakemake has started"),
     "another version": (lambda folder: spoil(folder / RECORD, "{}"), "from another version"),
@@ -388,7 +389,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda folder: make_folder(folder / RECORD),
         "cannot be read (Is a directory)",
     ),
-    "moved": (lambda folder: spoil(folder / RECORD, folder="/nowhere/at/all"), "has finished; 1 job(s) would run again"),
+    "moved": (lambda folder: spoil(folder / RECORD, folder="/nowhere/at/all"), UNSTAMPED),
     "moved while running": (
         lambda folder: spoil(folder / RECORD, folder="/nowhere", ended=None, succeeded=None),
         "was stopped",
@@ -406,10 +407,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
         "tiles (slides x grids): none yet",
     ),
     "broken events": (lambda folder: spoil(folder / "results/logs/a.jsonl", "?\n"), "has finished"),
-    "a broken claim": (lambda folder: spoil(folder / "results/run.claim", "?"), "has finished; 1 job(s) would run again"),
+    "a broken claim": (lambda folder: spoil(folder / "results/run.claim", "?"), UNSTAMPED),
     "no manifest": (lambda folder: spoil(folder / "slides.csv"), "slides.csv"),
     "links to nothing": (
-        lambda folder: (folder / "results/link").symlink_to("/nowhere"), "has finished; 1 job(s) would run again"
+        lambda folder: (folder / "results/link").symlink_to("/nowhere"), UNSTAMPED
     ),
 }  # fmt: skip
 

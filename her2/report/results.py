@@ -203,7 +203,7 @@ def read_results(spec: ReportSpec, folder: Path) -> Results:
         ),
         overlaps=_overlaps(config, folder),
         pretraining={
-            name: _table(path)
+            name: read_result(path)
             for name, card in cards.items()
             if card.source == "pretrain"
             and (path := folder / "encoders" / name / "history.parquet").exists()
@@ -220,7 +220,7 @@ def read_results(spec: ReportSpec, folder: Path) -> Results:
 
 
 def _present(paths: Mapping[str, Path]) -> dict[str, pl.DataFrame]:
-    return {name: _table(path) for name, path in paths.items() if path.exists()}
+    return {name: read_result(path) for name, path in paths.items() if path.exists()}
 
 
 def _overlaps(config: Config, folder: Path) -> dict[str, Overlap]:
@@ -239,7 +239,9 @@ def _by_task(path: Path) -> dict[str, pl.DataFrame]:
     """Return the rows of each task; a task with a single model has no comparison."""
     if not path.exists():
         return {}
-    parts = _table(path).partition_by("task", as_dict=True, include_key=False, maintain_order=True)
+    parts = read_result(path).partition_by(
+        "task", as_dict=True, include_key=False, maintain_order=True
+    )
     return {str(task): table for (task,), table in parts.items()}
 
 
@@ -256,17 +258,17 @@ def _model(
     for run, fold in folds.items():
         if (models / run / CARD_NAME).exists():
             check_fold(models / run, ["history.parquet"], fold.key)
-    tables = {name: _table(evaluation / f"{name}.parquet") for name in TABLES}
+    tables = {name: read_result(evaluation / f"{name}.parquet") for name in TABLES}
     return EvaluatedModel(
         task_name=task,
         encoder=encoder,
         head=head,
         task=config.tasks[task],
         **tables,
-        controls={name: _table(controls / f"{name}.parquet") for name in CONTROLS},
-        attention={name: _table(attention / f"{name}.parquet") for name in ATTENTION},
+        controls={name: read_result(controls / f"{name}.parquet") for name in CONTROLS},
+        attention={name: read_result(attention / f"{name}.parquet") for name in ATTENTION},
         folds=folds,
-        histories={run: _table(path) for run, path in histories.items() if path.exists()},
+        histories={run: read_result(path) for run, path in histories.items() if path.exists()},
         heatmaps=_heatmaps(heatmaps / "heatmaps.json"),
         scores=_heatmaps(heatmaps / "tiles.json"),
         pictures=heatmaps,
@@ -308,22 +310,6 @@ def _slide_receipts(
         for found in attributes
         if "on_cpu" in found.get("receipt", {})
     )
-
-
-def read_metrics(path: Path) -> pl.DataFrame:
-    """Read the figures of one model.
-
-    Raises:
-        UserError: the table is missing or broken.
-    """
-    return _table(path)
-
-
-def _table(path: Path) -> pl.DataFrame:
-    try:
-        return read_result(path)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise _broken(path, error) from None
 
 
 def _heatmaps(path: Path) -> list[dict[str, object]]:

@@ -632,7 +632,7 @@ def test_a_missing_table_is_named(tmp_path):
     cohort = Cohort()
     spec = cohort.write(tmp_path / "results")
     next((tmp_path / "results" / "evaluation").rglob("metrics.parquet")).unlink()
-    with pytest.raises(UserError, match=r"metrics\.parquet.*run snakemake again"):
+    with pytest.raises(UserError, match=r"metrics\.parquet.*Run snakemake again"):
         build_page(spec, tmp_path / "results", tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import polars as pl
 
 from her2.config.names import PUBLISHED
+from her2.core.tables import read_result
 from her2.report.format import interval, number
-from her2.report.results import Results, read_metrics
+from her2.report.results import Results
 from her2.report.sections.overlap import mark
 from her2.report.tables import TableCell
 
@@ -34,7 +35,7 @@ def protocols(results: Results) -> list[ProtocolRow]:
         twin = path / f"{model.head}{PUBLISHED}" / "metrics.parquet"
         if not twin.exists():
             continue
-        metrics = read_metrics(twin)
+        metrics = read_result(twin)
         rows.append(
             ProtocolRow(
                 task_name=model.task_name,

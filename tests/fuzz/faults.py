@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from her2.core.errors import UserError
+from tests.peak import peak_megabytes
 
 CPU_SECONDS, SECONDS, MEGABYTES = 5.0, 60.0, 600.0
 """Most that reading one damaged file may take; more time than CPU time, for a loaded machine."""
@@ -89,14 +90,6 @@ def read_or_refused(
         )
         assert len(refusal) < 4000, f"{what}: {len(refusal)} characters"
     return refusal is None
-
-
-def peak_megabytes(*, anew: bool = False) -> float:
-    """Return the most memory that this process has had, `anew`: from now on."""
-    if anew:  # else the peak of an earlier test would hide this one's
-        Path("/proc/self/clear_refs").write_text("5")
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 _STRANGE: tuple[Any, ...] = (

@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 LARGE_SLIDE = """
-import resource, sys
+import sys
 from pathlib import Path
 import numpy as np, torch
 from her2.embedding import identity, reading, run, session, stage
@@ -18,6 +18,7 @@ from her2.encoders.card import EncoderCard
 from her2.config.jobs import EmbedSpec
 from her2.storage.features import RowSpool, open_store, store_problems
 from her2.storage.tiles import TileTable
+from tests.peak import peak_megabytes
 from tests.unit.tile_makers import slide_facts, tile_grid
 
 folder, tiles, dimension = Path(sys.argv[1]), 200_000, 1_024
@@ -57,7 +58,7 @@ reading.Slide, session.load_encoder = Slide, load
 cache = Cache(folder)
 spec = EmbedSpec(bucket="0000-of-0001", rows="", max_failed_tiles=0.0)
 key = identity.feature_key(spec, table, card, "float32")
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_megabytes()
 spool = RowSpool(tiles, dimension, "float16", cache.path("features", key).parent)
 slide = reading.PendingSlide("large", folder, table, key, spool)
 embedder = session.Embedder(
@@ -65,7 +66,7 @@ embedder = session.Embedder(
     publish=lambda slide, compute: stage._publish(spec, cache, card, slide, compute),
 )
 run.embed_slides(embedder, [slide])
-grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+grown = peak_megabytes() - before
 store = open_store(cache.path("features", key))
 assert len(store) == tiles
 some = np.random.default_rng(0).integers(0, tiles, 2000)

@@ -69,10 +69,11 @@ def test_no_more_memory_is_available_than_slurm_allotted(monkeypatch):
 
 
 MEASURE = """
-import resource, sys
+import sys
 import numpy as np, torch
 from her2.core.memory import keep_freed_memory
 from her2.mil.model import Model, predict
+from tests.peak import peak_megabytes
 from tests.unit.test_room import bag, head
 keep_freed_memory()
 torch.set_num_threads(1)
@@ -81,8 +82,8 @@ model = Model(head(name).build(1024, 4), torch.zeros(1024), torch.ones(1024)).ev
 peaks = []
 for count in (2_000, tiles):
     predict(model, bag("s", count))
-    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10)
-print((peaks[1] - peaks[0]) / tiles)
+    peaks.append(peak_megabytes())
+print((peaks[1] - peaks[0]) * 2**20 / tiles)
 """
 
 

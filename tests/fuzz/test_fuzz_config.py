@@ -15,7 +15,7 @@ import yaml
 from her2.config import KEEP_ORDER, Config, load_config, parse_config
 from her2.config.names import chunks
 from her2.core.errors import UserError
-from tests.fuzz.faults import peak_megabytes
+from tests.peak import peak_megabytes
 
 ROOT = Path(__file__).parents[2]
 SECONDS, MEGABYTES = 2.0, 500

@@ -17,6 +17,7 @@ from pathlib import Path
 from her2.core import checksums
 from her2.core.errors import UserError
 from her2.core.files import link
+from her2.core.reading import MAKE_AGAIN
 from her2.storage.cache import Cache, Kind, Product
 from her2.storage.features import is_sealed, open_store, seal_holds
 from her2.storage.fold_files import fold_problem
@@ -43,7 +44,7 @@ def trusted(cache: Cache, kind: Kind, key: str, *, whole: bool = True) -> Path |
     problem = _problem(cache, product, whole=whole)
     if problem is None:
         return path
-    problem = problem.partition(". Delete it")[0]
+    problem = problem.removesuffix(f" {MAKE_AGAIN}").removesuffix(".")  # it is made again now
     log.warning("%s: %s; it is moved to %s", path, problem, cache.quarantine(product))
     return None
 

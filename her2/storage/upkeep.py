@@ -1,6 +1,5 @@
 """Maintenance of the cache: have products made again, and find those no longer used."""
 
-import json
 import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from her2.core.errors import UserError, problem_list
+from her2.core.reading import MAKE_AGAIN, read_json
 from her2.core.sharing import check_readable, denied
 from her2.storage.cache import SUFFIXES, Cache, Kind, Product, remove
 from her2.storage.features import read_attributes
@@ -111,8 +111,8 @@ def _linked(folder: Path) -> Iterator[str]:
             continue
     for path in (folder / "models").rglob(CARD_NAME):
         try:
-            yield json.loads(path.read_text(encoding="utf-8"))["key"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            yield read_json(path)["key"]
+        except (UserError, KeyError, TypeError):
             continue
 
 
@@ -143,15 +143,16 @@ def _read(path: Path) -> dict[str, Any]:
     """
     check_readable(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("it is not a JSON object")
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(path)
+        problem = None if isinstance(content, dict) else "it is not a JSON object"
+    except UserError as error:
+        problem = str(error).removeprefix(f"{path}: ").removesuffix(f". {MAKE_AGAIN}")
+    if problem is not None:
         raise UserError(
-            f"{path}: is not a readable entries file ({error}), so the products it names are "
+            f"{path}: is not a readable entries file ({problem}), so the products it names are "
             "unknown. Delete it, run snakemake again, then prune."
-        ) from None
-    return content
+        )
+    return dict(content)
 
 
 def _named(content: dict[str, Any]) -> set[str]:

@@ -26,12 +26,7 @@ from tests.unit.products import materialise
 CNN, VIT = "timm/test_resnet", "timm/test_vit"
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def section(model: str = CNN, **changed: object) -> EncoderSection:

@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from statistics import fmean
 
 import numpy as np
@@ -60,12 +59,7 @@ ORDER_FREE = [name for name, options in HEADS.items() if not options.reads_order
 every_head = pytest.mark.parametrize("name", HEADS)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def build(name: str, d: int = D, o: int = C, seed: int = 0, **changed: object) -> nn.Module:

@@ -10,12 +10,7 @@ from her2.heads.abmil import AttentionSection
 D, C = 6, 3
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def head(*, gated: bool, hidden: int = 0, dropout: float = 0.25, seed: int = 0) -> torch.nn.Module:

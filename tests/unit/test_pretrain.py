@@ -32,12 +32,7 @@ EPOCHS = 4
 SETTINGS = PretrainingSection(epochs=EPOCHS, batch_size=8, precision="float32", patience=EPOCHS)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def patch_set(counts: tuple[int, ...] = (16, 16, 16), side: int = SIDE, **changed) -> PatchSet:

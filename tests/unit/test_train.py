@@ -12,13 +12,7 @@ from her2.mil.model import predict
 from her2.mil.train import Trained
 from tests.unit.bag_makers import D, bag, fit, key_instances, noise, training, weights
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tune_loss(trained: Trained, tune: Sequence[Bag], classes: int = 2) -> float:

@@ -47,12 +47,7 @@ KEY_OF_BEFORE = "0f97d36a11865d7342eeb93cf4863210f8dfcb8f38beacf81a92d6038a20b71
 """Key of the second fold of `build`'s world, with labels of 0, in version 0.1.0 (41754b3)."""
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @dataclass

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-import torch
 
 from her2.config import EvaluationSection
 from her2.config.jobs import AttentionSpec, EvaluateSpec
@@ -26,12 +25,7 @@ from tests.unit.test_train_folds import BUCKET, TASK, World, build, cohort
 SECTION = EvaluationSection(bootstrap=100)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def scarce(root: Path, **changed: object) -> World:

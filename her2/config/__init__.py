@@ -33,6 +33,7 @@ from her2.config.learning import (
     Select,
     TrainingSection,
 )
+from her2.config.validation import ExternalTaskSection, ValidationSection
 from her2.core.section import (
     KEEP_ORDER,
     NAME_PATTERN,
@@ -59,6 +60,7 @@ __all__ = [
     "EmbeddingSection",
     "EncoderSection",
     "EvaluationSection",
+    "ExternalTaskSection",
     "Feature",
     "FoldsSection",
     "GroupingSection",
@@ -82,6 +84,7 @@ __all__ = [
     "Task",
     "TilingSection",
     "TrainingSection",
+    "ValidationSection",
     "load_config",
     "parse_config",
 ]

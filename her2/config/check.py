@@ -1,5 +1,6 @@
 """Config: reading and checking the whole file, with errors that say how to fix them."""
 
+import operator
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ from her2.config.learning import (
     own_grouping,
 )
 from her2.config.reserved import name_problems
+from her2.config.validation import ValidationSection
 from her2.config.wording import Problems, problems
 from her2.core.errors import UserError, problem_list
 from her2.core.paths import BY_USER, UserPath, user_path
@@ -77,10 +79,16 @@ class Config(Section):
     evaluation: EvaluationSection = EvaluationSection()
     heatmaps: HeatmapSection = HeatmapSection()
     report: ReportSection = ReportSection()
+    validation: Annotated[dict[Name, ValidationSection], *Ordered] = Field(
+        default_factory=dict,
+        exclude_if=operator.not_,
+        description="name -> an external cohort, which the trained models predict and do not learn "
+        "from (docs/validation.md)",
+    )
 
     @model_validator(mode="after")
     def _names_that_exist(self) -> "Config":
-        sections = ("tasks", "encoders", "heads", "patches")
+        sections = ("tasks", "encoders", "heads", "patches", "validation")
         if found := name_problems({section: getattr(self, section) for section in sections}):
             raise Problems(found)
         for name, encoder in self.encoders.items():
@@ -110,6 +118,29 @@ class Config(Section):
                 )
             seen.append(encoder.init or "")
             encoder = other
+
+    @model_validator(mode="after")
+    def _external_cohorts_have_tasks(self) -> "Config":
+        found = []
+        for name, cohort in self.validation.items():
+            if name in self.tasks:
+                found.append((f"validation.{name}", "is also the name of a task; choose another"))
+            for own, section in cohort.tasks.items():
+                task = self.tasks.get(section.of or own)
+                key = f"validation.{name}.tasks.{own}"
+                if task is None:
+                    known = ", ".join(self.tasks)
+                    word = "of" if section.of else "task"
+                    found.append((key, f"there is no {word} {section.of or own!r}; `tasks` defines "
+                                  f"{known}. Say with `of` whose models are meant"))  # fmt: skip
+                    continue
+                try:
+                    section.truth(task)
+                except ValueError as problem:
+                    found.append((key, str(problem)))
+        if found:
+            raise Problems(found)
+        return self
 
     @model_validator(mode="after")
     def _results_and_cache_are_two_folders(self) -> "Config":

@@ -31,6 +31,7 @@ from her2.config import (
     TrainingSection,
 )
 from her2.config.names import Buckets, Protocol, Run
+from her2.config.validation import Final
 from her2.core.errors import UserError
 from her2.core.files import canonical_json
 
@@ -54,6 +55,11 @@ VERSIONS = {
     "control": 8,
     "heatmap": 2,
     "attention": 4,
+    "apart": 1,
+    "refit": 1,
+    "apply": 1,
+    "validate": 1,
+    "external": 1,
     "report": 6,
 }
 """Version of each stage. Raise it if the output changes for the same input; only then are existing
@@ -296,6 +302,123 @@ class AttentionSpec(Section):
     annotation_origin: Literal["level0", "bounds"] = "level0"
     faithfulness_slides: int
     confidence: float
+    seed: int
+    files: FilesState = ""
+
+
+class ApartSpec(Section):
+    """The search for patients, slides and tissue of an external cohort in the development cohort.
+
+    The tables of both cohorts, and their features, come as files.
+    """
+
+    version: int = VERSIONS["apart"]
+    cohort: str
+    buckets: Buckets = ()
+    development_buckets: Buckets = ()
+    max_shared_tiles: float = 1.0
+
+
+class RefitSpec(Section):
+    """One model of a task, encoder and head, trained on all patients of the development cohort.
+
+    `chunks` are those of the folds, whose median epoch it is trained for.
+    """
+
+    version: int = VERSIONS["refit"]
+    task: Task
+    head: HeadSection
+    training: TrainingSection
+    chunks: tuple[str, ...]
+    buckets: Buckets
+    seed: int
+
+
+class ApplySpec(Section):
+    """The predictions of an external cohort by the frozen models of a task, encoder and head.
+
+    `chunks` are those of the development, `buckets` those of the external cohort.
+    """
+
+    version: int = VERSIONS["apply"]
+    cohort: str
+    task: Task
+    chunks: tuple[str, ...]
+    buckets: Buckets
+    max_excluded: float
+    final: Final = "folds"
+    seed: int
+
+
+class Truth(Section):
+    """How an external cohort tells the truth of a task.
+
+    `truth` reads its labels and has the classes that figures are computed for; `sides` are the
+    indices of the classes of the development's `task` that make up each of them.
+    """
+
+    of: str
+    task: Task
+    truth: Task
+    sides: tuple[tuple[int, ...], ...]
+
+
+class ValidateSpec(Section):
+    """The figures of a frozen model on an external cohort; labels come with the cohort's table."""
+
+    version: int = VERSIONS["validate"]
+    cohort: str
+    truth: Truth
+    grid: str
+    patient_label: PatientLabel
+    final: Final = "folds"
+    evaluation: EvaluationSection
+    seed: int
+
+
+class ExternalSpec(Section):
+    """All models compared on an external cohort, and its cases beside those of development."""
+
+    version: int = VERSIONS["external"]
+    cohort: str
+    truths: dict[str, Truth]
+    encoders: tuple[str, ...]
+    domains: dict[str, Domain]
+    grids: dict[str, str]
+    heads: tuple[str, ...]
+    evaluation: EvaluationSection
+    seed: int
+
+
+class ExternalHeatmapSpec(Section):
+    """The attention maps of an encoder and head on an external cohort."""
+
+    version: int = VERSIONS["heatmap"]
+    cohort: str
+    truth: Truth
+    buckets: Buckets
+    slides: int
+    formats: tuple[HeatmapFormat, ...]
+    mask_classes: tuple[str, ...] = ()
+    annotation_origin: Literal["level0", "bounds"] = "level0"
+    seed: int
+    synthetic: bool
+    files: FilesState = ""
+
+
+class ExternalAttentionSpec(Section):
+    """Localisation and faithfulness of the attention of an encoder and head, likewise."""
+
+    version: int = VERSIONS["attention"]
+    cohort: str
+    truth: Truth
+    chunks: tuple[str, ...]
+    buckets: Buckets
+    mask_classes: tuple[str, ...] = ()
+    annotation_origin: Literal["level0", "bounds"] = "level0"
+    faithfulness_slides: int
+    confidence: float
+    final: Final = "folds"
     seed: int
     files: FilesState = ""
 

@@ -1,0 +1,1 @@
+"""From slide files to a table: raw slides through a bundle of trained models."""

@@ -337,7 +337,8 @@ class RefitSpec(Section):
 class ApplySpec(Section):
     """The predictions of an external cohort by the frozen models of a task, encoder and head.
 
-    `chunks` are those of the development, `buckets` those of the external cohort.
+    `chunks` and `development_buckets` are those of the development, `buckets` those of the external
+    cohort.
     """
 
     version: int = VERSIONS["apply"]
@@ -345,6 +346,7 @@ class ApplySpec(Section):
     task: Task
     chunks: tuple[str, ...]
     buckets: Buckets
+    development_buckets: Buckets
     max_excluded: float
     final: Final = "folds"
     seed: int
@@ -427,7 +429,8 @@ class ReportSpec(Section):
     """The report, which shows `config`.
 
     `chunks` are those of each head. `split` is True if the manifest's fixed split was used.
-    `cautions` say what may be a mistake in the manifest.
+    `cautions` say what may be a mistake in the manifest. `external` has the buckets of each
+    external cohort.
     """
 
     version: int = VERSIONS["report"]
@@ -437,6 +440,7 @@ class ReportSpec(Section):
     chunks: tuple[str, ...]
     split: bool = False
     cautions: tuple[str, ...] = Field((), exclude_if=lambda value: not value)
+    external: dict[str, Buckets] = Field(default_factory=dict, exclude_if=operator.not_)
 
 
 Spec = TypeVar("Spec", bound=Section)

@@ -14,10 +14,12 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from her2.config.names import DEVELOPMENT
 from her2.core.errors import UserError
 from her2.core.events import events_path
 from her2.core.files import write_json
 from her2.pipeline.claim import is_alive, read_claim, seconds_silent
+from her2.pipeline.job_table import COHORT, values_in_words
 from her2.pipeline.plan import Plan
 
 RECORD_NAME = "run.json"
@@ -156,11 +158,12 @@ def _record_type() -> TypeAdapter[RunRecord]:
 def _job(job: Any, plan: Plan) -> Job:
     bucket = job.wildcards_dict.get("bucket")
     embeds = job.rule.name == "embed_bucket"
+    own = plan.of(job.wildcards_dict.get(COHORT, DEVELOPMENT))
     return Job(
         rule=job.rule.name,
-        name="/".join(job.wildcards_dict.values()),
+        name=values_in_words(job.wildcards_dict.values()),
         log=next(map(str, job.log), ""),
-        slides=len(plan.by_bucket[bucket]) if bucket else 0,
+        slides=len(own.by_bucket[bucket]) if bucket else 0,
         tiles=str(job.input.tiles) if embeds else None,
     )
 

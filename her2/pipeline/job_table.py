@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 
 from her2 import __version__
-from her2.config.names import folds_name
+from her2.config.names import DEVELOPMENT, folds_name
 from her2.core.stamps import FOLDER
 from her2.pipeline import external
 from her2.pipeline.plan import Plan
@@ -58,8 +58,9 @@ class PlannedJob:
 
 
 def planned_job(rule: str, wildcards: Mapping[str, str]) -> PlannedJob:
-    """Return the job of a rule with these wildcards."""
-    return PlannedJob(rule, tuple(wildcards[name] for name in RULES[rule].wildcards))
+    """Return the job of a rule with these wildcards; without a cohort, that of the development."""
+    given = {COHORT: DEVELOPMENT, **wildcards}
+    return PlannedJob(rule, tuple(given[name] for name in RULES[rule].wildcards))
 
 
 MODEL = ("task", "encoder", "head")

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from her2.config.names import DEVELOPMENT
 from her2.core.errors import UserError
 from her2.core.events import events_path
 from her2.core.files import write_json
@@ -156,14 +155,13 @@ def _record_type() -> TypeAdapter[RunRecord]:
 
 
 def _job(job: Any, plan: Plan) -> Job:
-    bucket = job.wildcards_dict.get("bucket")
+    bucket, part = (job.wildcards_dict.get(name, "") for name in ("bucket", COHORT))
     embeds = job.rule.name == "embed_bucket"
-    own = plan.of(job.wildcards_dict.get(COHORT, DEVELOPMENT))
     return Job(
         rule=job.rule.name,
         name=values_in_words(job.wildcards_dict.values()),
         log=next(map(str, job.log), ""),
-        slides=len(own.by_bucket[bucket]) if bucket else 0,
+        slides=len(plan.of(part).by_bucket[bucket]) if bucket else 0,
         tiles=str(job.input.tiles) if embeds else None,
     )
 

@@ -11,7 +11,7 @@ from her2.cohort.manifest import Cohort
 from her2.cohort.reading import configured_cohort
 from her2.config import CohortSection, Config, EvaluationSection, ExternalTaskSection, jobs
 from her2.config.names import cohort_folder
-from her2.core.errors import problem_list
+from her2.core.errors import UserError, problem_list
 from her2.pipeline.plan import Plan
 
 
@@ -23,21 +23,49 @@ def configured_plan(config: Config) -> Plan:
             manifest that has any.
     """
     cohort = configured_cohort(config, config.cohort.slides, config.cohort.root)
-    plans = {}
-    for name, section in config.validation.items():
-        tasks = {key: one.truth for key, one in truths(config, name).items()}
-        found = configured_cohort(
-            config, section.slides, section.root, tasks=tasks, where=f"validation.{name}"
-        )
-        if problems := shared_patients(cohort, found):
-            raise problem_list(
-                f"validation.{name}: {len(problems)} patient(s) are also in the cohort that the "
-                "models are trained on. Remove them from one manifest or, if they are other people "
-                "who share a number, put a prefix before the ids of one cohort",
-                problems,
-            )
-        plans[name] = _plan_of(config, name, found)
+    plans = {name: external_plan(config, name, cohort) for name in config.validation}
     return Plan(config, cohort, external=plans)
+
+
+def external_plan(
+    config: Config, name: str, development: Cohort, slides: Path | None = None
+) -> Plan:
+    """Read the manifest of an external cohort, and return its plan.
+
+    `slides` is another manifest than that of the config.
+
+    Raises:
+        UserError: the manifest has problems, or patients of the development cohort.
+    """
+    section = config.validation[name]
+    found = configured_cohort(
+        config,
+        slides or section.slides,
+        section.root,
+        tasks={key: one.truth for key, one in truths(config, name).items()},
+        where=f"validation.{name}",
+    )
+    if problems := shared_patients(development, found):
+        raise problem_list(
+            f"validation.{name}: {len(problems)} patient(s) are also in the cohort that the models "
+            "are trained on. Remove them from one manifest or, if they are other people who share "
+            "a number, put a prefix before the ids of one cohort",
+            problems,
+        )
+    return _plan_of(config, name, found)
+
+
+def read_external(config: Config, name: str, slides: Path) -> Plan:
+    """Read a manifest as that of an external cohort, and return its plan.
+
+    Raises:
+        UserError: the config has no such cohort, or a manifest has problems.
+    """
+    if name not in config.validation:
+        known = ", ".join(config.validation) or "(none)"
+        raise UserError(f"{name!r}: `validation` has no such cohort; it has {known}.")
+    development = configured_cohort(config, config.cohort.slides, config.cohort.root)
+    return external_plan(config, name, development, slides)
 
 
 def truths(config: Config, name: str) -> dict[str, jobs.Truth]:

@@ -93,13 +93,15 @@ class Plan(Layout):
 
     def audit_spec(self) -> str:
         """Return the spec of the checks of the whole cohort."""
-        columns = (*columns_read_by("audit"), *self.labels)
+        # Only folds read labels there, so that a corrected external one predicts nothing again.
+        labels = self.labels if self.part == DEVELOPMENT else ()
+        columns = (*columns_read_by("audit"), *labels)
         return jobs.dump(
             jobs.AuditSpec(
                 rows=self.cohort.digest(self.cohort.rows, columns),
                 buckets=self.buckets,
                 grids=tuple(sorted(self.config.grids)),
-                labels=self.labels,
+                labels=labels,
                 max_excluded=self.config.cohort.max_excluded,
             )
         )

@@ -4,9 +4,10 @@ An external cohort is tiled and embedded by the rules, grids and encoders of the
 and predicted by the models that were trained on that. No job of the development depends on it.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
-from her2.cohort.apart import shared_patients
+from her2.cohort import apart
 from her2.cohort.manifest import Cohort
 from her2.cohort.reading import configured_cohort
 from her2.config import CohortSection, Config, EvaluationSection, ExternalTaskSection, jobs
@@ -45,14 +46,10 @@ def external_plan(
         tasks={key: one.truth for key, one in truths(config, name).items()},
         where=f"validation.{name}",
     )
-    if problems := shared_patients(development, found):
-        raise problem_list(
-            f"validation.{name}: {len(problems)} patient(s) are also in the cohort that the models "
-            "are trained on. Remove them from one manifest or, if they are other people who share "
-            "a number, put a prefix before the ids of one cohort",
-            problems,
-        )
-    return _plan_of(config, name, found)
+    if problems := apart.shared_patients(development, found):
+        raise problem_list(apart.headline(name), problems)
+    doubts = tuple(apart.doubtful_ids(development, found))
+    return _plan_of(config, name, replace(found, cautions=(*found.cautions, *doubts)))
 
 
 def read_external(config: Config, name: str, slides: Path) -> Plan:

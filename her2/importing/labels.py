@@ -1,0 +1,116 @@
+"""Labels and ids as people write them: what is unambiguous is read, and nothing is guessed.
+
+A HER2 score is the intensity of the immunohistochemistry (0 to 3+); a status is negative or
+positive, by the score or by in-situ hybridisation. "HER2-low", "1+ to 2+" and the like are neither
+a score nor a status.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable
+
+from her2.core.spelling import folded, is_unknown
+
+_SCORE = re.compile(r"(?<!\w)([0-3])\s*\+?(?!\w)")
+_PLUSES = re.compile(r"(?<![\w+])(\+{1,3})(?![\w+])")
+_HYBRIDISED = re.compile(r"\b(?:f|c|s|d)?ish\b[^a-z+\-]*([a-z\-]+|[+\-])?")
+_PARENTHESES = re.compile(r"[(\[][^)\]]*[)\]]")
+_WORDS = re.compile(
+    r"\b(her2|her-2|her|neu|erbb2|c-erbb-2|ihc|ihk|iq|score|scor|grade|status|statut|expression|"
+    r"immun\w*|ventana|hercep\w*|dako)\b|[/:=.,;]"
+)
+_NEGATIVE = frozenset(
+    ("negative", "negativ", "negatif", "negativo", "negativa", "neg", "non-amplified",
+     "nonamplified", "not-amplified", "nicht-amplifiziert", "unamplified")
+)  # fmt: skip
+_POSITIVE = frozenset(
+    ("positive", "positiv", "positif", "positivo", "positiva", "pos", "amplified", "amplifiziert",
+     "amplifie", "amplificado")
+)  # fmt: skip
+_DENIALS = frozenset(("not", "non", "kein", "keine", "ohne", "nicht", "pas", "no", "un"))
+_LETTERS = str.maketrans(
+    {"ä": "ae", "ö": "oe", "ü": "ue", "Ä": "Ae", "Ö": "Oe", "Ü": "Ue", "ß": "ss", "æ": "ae",
+     "ø": "oe", "å": "aa", "Æ": "Ae", "Ø": "Oe", "Å": "Aa", "ł": "l", "Ł": "L"}
+)  # fmt: skip
+
+
+def her2_score(text: str) -> str:
+    """Return 0, 1+, 2+ or 3+ where a text states exactly one score, else ""."""
+    plain = _plain(text)
+    plain = re.sub(r"(?<=\d)[.,]0(?!\d)", "", plain)
+    rest = _WORDS.sub(" ", _HYBRIDISED.sub(" ", _PARENTHESES.sub(" ", plain)))
+    found = _SCORE.findall(rest)
+    others = _SCORE.sub(" ", rest)
+    if not found:
+        found = [str(len(one)) for one in _PLUSES.findall(rest)]
+        others = _PLUSES.sub(" ", rest)
+    words = set(others.split()) - _NEGATIVE - _POSITIVE
+    if len(found) != 1 or words:
+        return ""
+    return found[0] if found[0] == "0" else f"{found[0]}+"
+
+
+def her2_status(text: str) -> str:
+    """Return `negative` or `positive` where a text says so in words, else "".
+
+    A result of in-situ hybridisation is the status, whatever the score beside it.
+    """
+    plain = _plain(text)
+    hybridised = {_side(word) for word in _HYBRIDISED.findall(plain)} - {""}
+    if hybridised:
+        return hybridised.pop() if len(hybridised) == 1 else ""
+    words = re.findall(r"[a-z][a-z\-]*", plain)
+    sides = {_side(word) for word in words} - {""}
+    denied = _DENIALS & set(words)
+    return sides.pop() if len(sides) == 1 and not denied else ""
+
+
+def status_of(score: str, hybridised: str) -> str:
+    """Return the HER2 status of a score, and of a result of hybridisation where the score is 2+.
+
+    Source: Wolff et al., ASCO/CAP guideline, Journal of Clinical Oncology 36(20), 2018.
+
+    Args:
+        score: 0, 1+, 2+, 3+ or "".
+        hybridised: `negative`, `positive` or "".
+    """
+    if score == "3+":
+        return "positive"
+    if score in ("0", "1+"):
+        return "negative"
+    return hybridised if score == "2+" else ""
+
+
+def legal_id(text: str) -> str:
+    """Return an id of letters, digits, dots and dashes that a text becomes, "" if nothing is left.
+
+    Umlauts are spelt out, other marks dropped. Different texts can become one id: whoever calls it
+    has to compare.
+    """
+    plain = unicodedata.normalize("NFKD", text.strip().translate(_LETTERS))
+    ascii_only = "".join(one for one in plain if not unicodedata.combining(one))
+    return re.sub(r"[^A-Za-z0-9._]+", "-", ascii_only).strip("-._")[:128].strip("-._")
+
+
+def legal_ids(texts: Iterable[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Return text -> its id, and id -> the texts that share it, for ids that several become."""
+    found = {text: legal_id(text) for text in dict.fromkeys(texts)}
+    owners: dict[str, list[str]] = {}
+    for text, one in found.items():
+        owners.setdefault(one.lower(), []).append(text)
+    return found, {found[same[0]]: same for same in owners.values() if len(same) > 1}
+
+
+def _plain(text: str) -> str:
+    """Return a text folded, without accents; "" for a word that means a missing value."""
+    plain = "".join(
+        one for one in unicodedata.normalize("NFKD", folded(text)) if not unicodedata.combining(one)
+    )
+    plain = re.sub(r"\b(not|nicht|non|un) amplif", r"\1-amplif", plain)
+    return "" if is_unknown(plain) else plain
+
+
+def _side(word: str) -> str:
+    if word in _NEGATIVE or word == "-":
+        return "negative"
+    return "positive" if word in _POSITIVE or word == "+" else ""

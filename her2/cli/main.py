@@ -12,6 +12,7 @@ import typer
 
 from her2 import __version__
 from her2.cli.admin import cache_app, cohort_app, config_app, synthetic_app
+from her2.cli.imports import import_app
 from her2.cli.inspect import explain_slide, show_status
 from her2.cli.power import show_power
 from her2.cli.stages import StageGroup
@@ -28,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cohort_app, name="cohort")
+app.add_typer(import_app, name="import")
 app.add_typer(config_app, name="config")
 app.add_typer(cache_app, name="cache")
 app.add_typer(synthetic_app, name="synthetic")

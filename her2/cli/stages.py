@@ -7,16 +7,23 @@ and the `Args:` of its docstring their help.
 
 import importlib
 import inspect
-import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from inspect import Parameter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from her2.cli.shared import filled_in_cache
+from her2.cli.signatures import (
+    LazyCommand,
+    argument_help,
+    argument_option,
+    option,
+    with_signature,
+)
 from her2.cohort.manifest import Cohort
 from her2.cohort.reading import read_labels
 from her2.config import Section, jobs
@@ -134,32 +141,22 @@ class StageGroup(TyperGroup):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        stages = {name: StageCommand(name, *row) for name, row in STAGES.items()}
+        stages = {
+            name: LazyCommand(name, partial(_imported, target), help)
+            for name, (target, help) in STAGES.items()
+        }
         self.commands = {**stages, **self.commands}
 
 
-class StageCommand(TyperCommand):
-    """A command that imports its function only when its options are needed."""
-
-    def __init__(self, name: str, target: str, help: str) -> None:
-        super().__init__(name, help=help)
-        self.target = target
-
-    def get_params(self, ctx: Any) -> Any:
-        """Return the options, derived from the function."""
-        if self.callback is None:
-            module, function = self.target.split(":")
-            app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-            app.command()(as_command(getattr(importlib.import_module(module), function)))
-            built = typer.main.get_command(app)
-            self.params, self.callback = built.params, built.callback
-        return super().get_params(ctx)
+def _imported(target: str) -> Callable[..., None]:
+    module, function = target.split(":")
+    return as_command(getattr(importlib.import_module(module), function))
 
 
 def as_command(stage: Callable[..., object]) -> Callable[..., None]:
     """Return the function of a stage for typer, with options in place of its arguments."""
     parameters = inspect.signature(stage, eval_str=True).parameters
-    words = _argument_help(stage)
+    words = argument_help(stage)
 
     def run(**given: Any) -> None:
         stamp = given.pop("stamp")
@@ -167,34 +164,25 @@ def as_command(stage: Callable[..., object]) -> Callable[..., None]:
             spec = jobs.load(parameters["spec"].annotation, given["spec"])
             stage(**{name: _value(one, spec, given) for name, one in parameters.items()})
 
-    options = [option for one in parameters.values() for option in _options(one, words)]
-    options.append(_option("stamp", Path | None, STAMP, None))
-    run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
-    run.__annotations__ = {option.name: option.annotation for option in options}
-    return run
+    options = [made for one in parameters.values() for made in _options(one, words)]
+    return with_signature(run, [*options, option("stamp", Path | None, STAMP, None)])
 
 
 def _options(one: Parameter, words: dict[str, str]) -> Iterator[Parameter]:
     """Yield the options that make up one parameter of a stage."""
-    flag = _RENAMED.get(one.name, f"--{one.name.replace('_', '-')}")
     if one.name == "spec":
-        yield _option("spec", str, typer.Option(flag, help="what the job depends on, as JSON"))
+        yield option("spec", str, typer.Option("--spec", help="what the job depends on, as JSON"))
     elif one.annotation is Cohort:
-        yield _option("slides", Path, typer.Option(help="the manifest (.csv, .parquet)"))
-        yield _option("root", Path | None, typer.Option(help="where relative paths start"), None)
+        yield option("slides", Path, typer.Option(help="the manifest (.csv, .parquet)"))
+        yield option("root", Path | None, typer.Option(help="where relative paths start"), None)
     elif one.annotation is Cache:
         help_ = "the content-addressed cache"
-        option = typer.Option(flag, envvar="HER2_CACHE", callback=filled_in_cache, help=help_)
-        yield _option("cache", Path, option)
+        described = typer.Option(
+            "--cache", envvar="HER2_CACHE", callback=filled_in_cache, help=help_
+        )
+        yield option("cache", Path, described)
     else:
-        least = 1 if one.annotation is int else None
-        option = typer.Option(flag, min=least, help=words.get(one.name))
-        yield _option(one.name, one.annotation, option, one.default)
-
-
-def _option(name: str, kind: Any, option: Any, default: Any = Parameter.empty) -> Parameter:
-    annotation = Annotated[kind, option]
-    return Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        yield argument_option(one, words, _RENAMED.get(one.name, ""))
 
 
 def _value(one: Parameter, spec: Section, given: dict[str, Any]) -> Any:
@@ -213,10 +201,3 @@ def _label_columns(spec: Section) -> tuple[str, ...]:
     if isinstance(spec, jobs.AuditSpec | jobs.CohortSpec):
         return spec.labels
     return (spec.task.label,) if isinstance(spec, jobs.FoldsSpec) else ()
-
-
-def _argument_help(stage: Callable[..., object]) -> dict[str, str]:
-    """Return the help of each argument from the docstring's `Args:`."""
-    text = (inspect.getdoc(stage) or "").partition("Args:\n")[2].partition("\n\n")[0]
-    found = re.findall(r"^    (\w+): ((?:.|\n {8})+)", text, re.MULTILINE)
-    return {name: " ".join(words.split()).rstrip(".") for name, words in found}

@@ -50,7 +50,11 @@ class Found:
         conflicts: sentences on sources that contradict each other, and what was made of it.
         rules: sentences on what was decided, such as how a status follows from IHC and FISH.
         inputs: files that labels and splits were read from.
-        sheets: texts of further files to write beside the manifest, by name (`ids.csv`).
+        sheets: texts of further files to write beside the manifest, by name (`ids.csv`). One that
+            is also among the inputs, as a sheet that a person filled in, is written over.
+        root: folder in which the manifest's relative paths start; default: the one imported.
+        config: key -> value of the starter config that differs from the preset's, such as
+            `cohort.masks`; paths as `Path`. The key's section must be in the preset.
         stops: why the manifest must not be written yet, such as labels that nobody confirmed; ""
             if it may.
     """
@@ -61,6 +65,8 @@ class Found:
     rules: tuple[str, ...] = ()
     inputs: tuple[Path, ...] = ()
     sheets: Mapping[str, str] = field(default_factory=dict)
+    root: Path | None = None
+    config: Mapping[str, object] = field(default_factory=dict)
     stops: str = ""
 
 
@@ -72,9 +78,11 @@ class Source:
         name: as `her2 import NAME`; the module's, with dashes.
         title: what it is, for the list of sources.
         preset: file of `workflow/presets` that the starter config is made from.
-        read: `read(folder: Path, *, out: Path, option: ... = ...) -> Found`. Its keyword arguments
-            become the command's options, and the `Args:` of its docstring their help. `out` is
-            where converted files go. It never writes into `folder`.
+        read: `read(folder: Path, *, out: Path, option: ... = ...) -> Found`. Its first argument,
+            whatever its name, becomes the command's argument, its keyword arguments the options
+            (`Path`, `str`, `int`, `float`, `bool`, `Literal`, each also `| None = None`, and
+            `list[str] | None`), and the `Args:` of its docstring their help. `out` is where
+            converted files go, `threads: int` the command's own. It never writes into `folder`.
     """
 
     name: str

@@ -36,6 +36,28 @@ class Scale:
     source: str
 
 
+def find_scale(file_mpp: tuple[float, float] | None, manifest_mpp: float | None = None) -> Scale:
+    """Return a slide's um/px: the manifest's if given, else that of the file's metadata, (x, y).
+
+    Raises:
+        SlideUnfit: neither gives a scale, or the metadata's is out of range.
+    """
+    if manifest_mpp is not None:
+        return Scale(manifest_mpp, manifest_mpp, "manifest")
+    if file_mpp is None:
+        raise SlideUnfit(
+            "no um/px in its metadata; set it in the manifest's column 'mpp' (um/px at full "
+            "resolution)"
+        )
+    x, y = file_mpp
+    if not all(MPP_RANGE[0] <= value <= MPP_RANGE[1] for value in (x, y)):
+        raise SlideUnfit(
+            f"um/px {x:g} x {y:g} in its metadata is outside {MPP_RANGE[0]}-{MPP_RANGE[1]}; "
+            "set the right one in the manifest's column 'mpp'"
+        )
+    return Scale(x, y, "metadata")
+
+
 class Slide:
     """An open slide. All coordinates are px in the level 0 reference frame. Reads are thread-safe.
 
@@ -80,20 +102,7 @@ class Slide:
         Raises:
             SlideUnfit: neither gives a scale, or the metadata's is out of range.
         """
-        if manifest_mpp is not None:
-            return Scale(manifest_mpp, manifest_mpp, "manifest")
-        if self._opened.mpp is None:
-            raise SlideUnfit(
-                "no um/px in its metadata; set it in the manifest's column 'mpp' (um/px at full "
-                "resolution)"
-            )
-        x, y = self._opened.mpp
-        if not all(MPP_RANGE[0] <= value <= MPP_RANGE[1] for value in (x, y)):
-            raise SlideUnfit(
-                f"um/px {x:g} x {y:g} in its metadata is outside {MPP_RANGE[0]}-{MPP_RANGE[1]}; "
-                "set the right one in the manifest's column 'mpp'"
-            )
-        return Scale(x, y, "metadata")
+        return find_scale(self._opened.mpp, manifest_mpp)
 
     def region(
         self,

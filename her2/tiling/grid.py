@@ -48,6 +48,16 @@ def grid_axis(length_px: int, tile: float, overlap: float) -> NDArray[np.int32]:
     return np.floor(np.arange(count) * stride + 1e-9).astype(np.int32)
 
 
+def check_scale(scale: Scale, mpp: float, tiling: TilingSection) -> None:
+    """Raise SlideUnfit for a slide that is too coarse for tiles at `mpp` um/px."""
+    coarser = max(scale.mpp_x, scale.mpp_y)
+    if coarser / mpp > tiling.max_enlargement:
+        raise SlideUnfit(
+            f"its {coarser:.3g} um/px is {coarser / mpp:.2f} times coarser than the target {mpp:g} "
+            f"um/px (tiling.max_enlargement {tiling.max_enlargement:g})"
+        )
+
+
 def tile_slide(
     slide: Slide,
     scale: Scale,
@@ -67,12 +77,7 @@ def tile_slide(
         SlideError: the mask cannot be used.
         TileError: the thumbnail cannot be read.
     """
-    enlargement = max(scale.mpp_x, scale.mpp_y) / mpp
-    if enlargement > tiling.max_enlargement:
-        raise SlideUnfit(
-            f"its {max(scale.mpp_x, scale.mpp_y):.3g} um/px is {enlargement:.2f} times coarser "
-            f"than the target {mpp:g} um/px (tiling.max_enlargement {tiling.max_enlargement:g})"
-        )
+    check_scale(scale, mpp, tiling)
     width, height = size * mpp / scale.mpp_x, size * mpp / scale.mpp_y
     # With fewer than 8 mask px per tile side, the share of tissue would be too coarse.
     thumbnail_mpp = min(tiling.thumbnail_mpp, mpp * size / 8)

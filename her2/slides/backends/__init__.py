@@ -5,10 +5,11 @@ They are found by listing this package, and imported when the first slide is ope
 
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from her2.core.errors import SlideError
 from her2.core.reading import check_regular
@@ -18,13 +19,19 @@ if TYPE_CHECKING:
 
     from her2.core.types import RGB
 
+_Read = TypeVar("_Read")
+
 _SINGLE_FILE_SUFFIXES = frozenset(
     (".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif", ".svslide", ".png", ".jpg", ".jpeg")
 )
 
 
 class Backend(Protocol):
-    """A module that reads slides of certain formats."""
+    """A module that reads slides of certain formats.
+
+    One whose `open_slide` decodes the px also has `read_header(path) -> SlideHeader | None`, which
+    reads the metadata alone, with the errors of `open_slide`.
+    """
 
     NAME: str
     """Name of the library that reads them, for errors."""
@@ -99,6 +106,23 @@ class OpenedSlide(ABC):
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class SlideHeader:
+    """What a slide's file says of itself, before any px is decoded.
+
+    Attributes:
+        vendor: the scanner's vendor or the format.
+        reader: name of the library that opens it.
+        level_sizes: (width, height) px of each level, the finest first.
+        mpp: um per level-0 px, (x, y), from the file's metadata; None if absent.
+    """
+
+    vendor: str
+    reader: str
+    level_sizes: tuple[tuple[int, int], ...]
+    mpp: tuple[float, float] | None
+
+
 class TileDecoder(Protocol):
     """A faster decoder of the same px, for the regions it can read. Reads are thread-safe."""
 
@@ -156,12 +180,41 @@ def open_slide(path: Path) -> OpenedSlide:
     Raises:
         SlideError: there is no such backend, or the file is too damaged.
     """
+    return _first(path, lambda backend: backend.open_slide(path))
+
+
+def read_header(path: Path) -> SlideHeader:
+    """Read what a slide's file says of itself; an image that has to be decoded whole is not.
+
+    Raises:
+        SlideError: no backend reads its format, or the file is too damaged, as far as can be told
+            without decoding px.
+    """
+
+    def read(backend: Backend) -> SlideHeader | None:
+        own = getattr(backend, "read_header", None)
+        if own is not None:
+            return cast("SlideHeader | None", own(path))
+        opened = backend.open_slide(path)
+        if opened is None:
+            return None
+        try:
+            sizes = tuple((width, height) for width, height in opened.level_sizes)
+            return SlideHeader(opened.vendor, backend.NAME, sizes, opened.mpp)
+        finally:
+            opened.close()
+
+    return _first(path, read)
+
+
+def _first(path: Path, read: Callable[[Backend], _Read | None]) -> _Read:
+    """Return what the first backend that knows a slide's format reads of it."""
     asked = backends()
     detail = ""
     try:
         check_regular(path)
         for backend in asked:
-            found = backend.open_slide(path)
+            found = read(backend)
             if found is not None:
                 return found
     except FileNotFoundError:

@@ -10,7 +10,7 @@ import openslide
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from her2.core.images import open_image
-from her2.slides.backends import OpenedSlide, UnreadableSlide
+from her2.slides.backends import OpenedSlide, SlideHeader, UnreadableSlide
 
 log = logging.getLogger(__name__)
 
@@ -32,19 +32,10 @@ def open_slide(path: Path) -> "FlatImage | None":
         FileNotFoundError: there is no such file.
         UnreadableSlide: it is truncated, too large for memory, or a tiled TIFF.
     """
-    try:
-        image = open_image(path)
-        if _TILE_WIDTH_TAG in getattr(image, "tag_v2", ()):
-            # OpenSlide reads every complete tiled TIFF, so this one is truncated.
-            raise UnreadableSlide("a tiled TIFF that OpenSlide refuses")
-        image.load()  # otherwise Pillow decodes at the first read, which is not thread-safe
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except UnidentifiedImageError:
+    image = _identified(path, decode=True)
+    if image is None:
         return None
-    except (FileNotFoundError, UnreadableSlide, MemoryError):
-        raise
-    except Exception as error:  # Pillow raises all kinds of errors on damaged files
-        raise UnreadableSlide(error) from error
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     if orientation != 1:
         log.warning(
             "%s: its EXIF orientation is %s, so viewers turn it; here the px are read as they are "
@@ -52,6 +43,39 @@ def open_slide(path: Path) -> "FlatImage | None":
             path.name, orientation,
         )  # fmt: skip
     return FlatImage(image)
+
+
+def read_header(path: Path) -> SlideHeader | None:
+    """Read the size of an image that Pillow identifies, without decoding it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UnreadableSlide: it is too large for memory, or a tiled TIFF.
+    """
+    image = _identified(path, decode=False)
+    if image is None:
+        return None
+    with image:
+        return SlideHeader(FlatImage.vendor, NAME, (image.size,), None)
+
+
+def _identified(path: Path, *, decode: bool) -> Image.Image | None:
+    """Return an image, or None where Pillow does not know the format."""
+    try:
+        image = open_image(path)
+        if _TILE_WIDTH_TAG in getattr(image, "tag_v2", ()):
+            # OpenSlide reads every complete tiled TIFF, so this one is truncated.
+            raise UnreadableSlide("a tiled TIFF that OpenSlide refuses")
+        if decode:  # otherwise Pillow decodes at the first read, which is not thread-safe
+            image.load()
+            image.getexif()
+        return image
+    except UnidentifiedImageError:
+        return None
+    except (FileNotFoundError, UnreadableSlide, MemoryError):
+        raise
+    except Exception as error:  # Pillow raises all kinds of errors on damaged files
+        raise UnreadableSlide(error) from error
 
 
 class FlatImage(OpenedSlide):

@@ -1,0 +1,141 @@
+"""Before a night of computing: what each slide's file says of itself, and what tiling will say.
+
+Slides are opened in parallel, and their metadata alone is read.
+"""
+
+import math
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from her2.config import Config
+from her2.core.crashes import reading
+from her2.core.errors import SlideError
+from her2.slides.backends import read_header
+from her2.slides.fingerprint import fingerprint
+from her2.slides.slide import Scale, find_scale
+
+Brown = Callable[[Path, float | None], float | None]
+"""Path and the manifest's um/px of a slide -> the share of its tissue that is brown (DAB)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlideToOpen:
+    """A slide as a manifest names it, with the manifest's um/px; None where the file's counts."""
+
+    slide_id: str
+    path: Path
+    mpp: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """What the attempt to open a slide told of it.
+
+    Attributes:
+        slide_id: its id.
+        path: its file.
+        problem: why it cannot be read, "" if it can. All below is then empty or 0.
+        vendor: the scanner's vendor or the format.
+        reader: name of the library that opens it.
+        width_px, height_px: size of level 0.
+        levels: number of the pyramid's levels.
+        mpp: um/px that counts, (x, y), None if there is none.
+        mpp_source: `manifest`, `metadata` or "".
+        file_mpp: um/px (x, y) of the file's own metadata, also where the manifest's counts.
+        fingerprint: digest of its content.
+        excluded: why a run with the config would leave it out, one sentence for each grid; empty
+            if it would not.
+        brown: share of its tissue that is brown, None if nobody asked.
+    """
+
+    slide_id: str
+    path: Path
+    problem: str = ""
+    vendor: str = ""
+    reader: str = ""
+    width_px: int = 0
+    height_px: int = 0
+    levels: int = 0
+    mpp: tuple[float, float] | None = None
+    mpp_source: str = ""
+    file_mpp: tuple[float, float] | None = None
+    fingerprint: str = ""
+    excluded: tuple[str, ...] = ()
+    brown: float | None = None
+
+
+def open_slides(
+    slides: Iterable[SlideToOpen],
+    *,
+    threads: int = 4,
+    config: Config | None = None,
+    brown: Brown | None = None,
+) -> list[Opening]:
+    """Open every slide and return what it says of itself, in the order of the slides.
+
+    The progress is shown on stderr, where that is a terminal. A slide that cannot be read is a
+    `problem`, and the others go on.
+
+    Args:
+        slides: the slides.
+        threads: slides that are opened at the same time.
+        config: whose grids and limits decide `excluded`.
+        brown: measures the share of brown; it reads px, and so takes longer than all the rest.
+    """
+    listed = list(slides)
+    with ThreadPoolExecutor(threads) as pool:
+        opened = pool.map(lambda one: _open(one, config, brown), listed)
+        return list(
+            tqdm(opened, "opening slides", len(listed), unit="slide", disable=None, file=sys.stderr)
+        )
+
+
+def _open(slide: SlideToOpen, config: Config | None, brown: Brown | None) -> Opening:
+    try:
+        with reading(slide.slide_id):
+            content = fingerprint(slide.path)
+            header = read_header(slide.path)
+            share = None if brown is None else brown(slide.path, slide.mpp)
+    except SlideError as error:
+        return Opening(slide_id=slide.slide_id, path=slide.path, problem=str(error))
+    scale = None
+    try:
+        scale = find_scale(header.mpp, slide.mpp)
+        excluded = [] if config is None else _too_coarse(scale, config)
+    except SlideError as error:
+        excluded = [str(error)]
+    width, height = header.level_sizes[0]
+    return Opening(
+        slide_id=slide.slide_id,
+        path=slide.path,
+        problem="" if min(width, height) > 0 else f"has {width} x {height} px; copy it again",
+        vendor=header.vendor,
+        reader=header.reader,
+        width_px=width,
+        height_px=height,
+        levels=len(header.level_sizes),
+        mpp=None if scale is None else (scale.mpp_x, scale.mpp_y),
+        mpp_source="" if scale is None else scale.source,
+        file_mpp=header.mpp if header.mpp and all(map(math.isfinite, header.mpp)) else None,
+        fingerprint=content,
+        excluded=tuple(excluded),
+        brown=share,
+    )
+
+
+def _too_coarse(scale: Scale, config: Config) -> list[str]:
+    """Return why a slide is left out of grids of a config."""
+    from her2.tiling.grid import check_scale
+
+    found = []
+    for mpp in sorted({mpp for mpp, _ in config.grids.values()}):
+        try:
+            check_scale(scale, mpp, config.tiling)
+        except SlideError as error:
+            found.append(str(error))
+    return found

@@ -1,0 +1,248 @@
+"""An import, from the source's folder to files that are complete, checked and ready for a run."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import her2
+from her2.cohort.reading import configured_cohort, read_labels
+from her2.config import Config, parse_config
+from her2.core.errors import UserError, problem_list
+from her2.core.files import file_digest
+from her2.core.reading import path_problem, write_problem
+from her2.core.settings import parse_yaml
+from her2.importing import words
+from her2.importing.found import Found, ImportedSlide, LeftOut, Source
+from her2.importing.opening import Opening, SlideToOpen, open_slides
+from her2.importing.preset import read_preset, with_values, without_tasks
+from her2.importing.result import MANIFEST, manifest_text, publish, slide_problems
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What was written, in words.
+
+    Attributes:
+        lines: what was found.
+        mends: what has to be mended before a run with the config that was written; it would stop.
+    """
+
+    lines: tuple[str, ...]
+    mends: tuple[str, ...]
+
+
+def import_cohort(
+    source: Source,
+    folder: Path,
+    out: Path,
+    options: Mapping[str, Any],
+    *,
+    threads: int = 4,
+    force: bool = False,
+) -> Imported:
+    """Import a cohort: read it, open its slides, and write the manifest and what belongs to it.
+
+    Args:
+        source: the source.
+        folder: what its `read` is given first.
+        out: folder for what is written; made if it is not there.
+        options: further arguments of `read`.
+        threads: slides that are opened at the same time.
+        force: write over files in `out` that others made or changed.
+
+    Raises:
+        UserError: the folder cannot be read, the source found mistakes or waits for a person, or
+            no slide is left. The manifest is not written then.
+    """
+    _check_places(folder, out)
+    found = source.read(folder, out=out, **options)
+    record = _record(source, folder, options, found)
+    if found.stops:
+        publish(out, found.sheets, {**record, "stops": found.stops}, found, force=force)
+        raise UserError(found.stops)
+    if problems := slide_problems(found.slides):
+        raise problem_list(f"{folder}: {len(problems)} problem(s)", problems)
+    root = found.root or _root(folder, out, found.slides)
+    preset = read_preset(source.preset)
+    config, _ = _parsed(*_config_text(source, preset, out, root, found))
+    opened = open_slides(
+        [SlideToOpen(slide_id=one.slide_id, path=one.path, mpp=one.mpp) for one in found.slides],
+        threads=threads,
+        config=config,
+    )
+    found = _usable(found, opened)
+    if not found.slides:
+        reasons = [f"{one.name}: {one.reason}" for one in found.left_out]
+        raise problem_list(f"{folder}: no slide is left to import", reasons)
+    text, dropped = _config_text(source, preset, out, root, found)
+    config, mends = _parsed(text, dropped)
+    manifest = manifest_text(found.slides, root)
+    mends += _manifest_problems(manifest, found, root, out / MANIFEST, config)
+    texts = {**found.sheets, MANIFEST: manifest, f"{source.name}.yaml": text}
+    record |= _numbers(found, opened) | {"tasks_without_labels": dropped, "mends": mends}
+    publish(out, texts, record, found, force=force)
+    lines = [
+        *words.summary(source.name, found, opened),
+        *(f"task {name!r} is a comment in the config: no slide has its label" for name in dropped),
+        f"written: {', '.join(str(out / name) for name in [*texts, 'import.json'])}",
+    ]
+    return Imported(tuple(lines), tuple(mends))
+
+
+def _check_places(folder: Path, out: Path) -> None:
+    if problem := path_problem(folder, "file or folder"):
+        raise UserError(f"{folder}: {problem}. Name the folder that the data are in.")
+    if problem := write_problem(out):
+        raise UserError(f"--out {out}: {problem}. Name another folder.")
+    if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
+        raise UserError(
+            f"--out {out}: lies in {folder}, whose files are only read. Name a folder elsewhere."
+        )
+
+
+def _root(folder: Path, out: Path, slides: Sequence[ImportedSlide]) -> Path:
+    """Return where the manifest's paths start: `out` if all slides were converted to there."""
+    if slides and all(one.path.is_relative_to(out) for one in slides):
+        return out
+    return folder if folder.is_dir() else folder.parent
+
+
+def _usable(found: Found, opened: Sequence[Opening]) -> Found:
+    """Leave out the slides that cannot be opened, and further copies of one file."""
+    slides = dict(zip((one.slide_id for one in found.slides), found.slides, strict=True))
+    reasons = {one.slide_id: one.problem for one in opened if one.problem}
+    conflicts = []
+    copies = defaultdict(list)
+    for one in opened:
+        if not one.problem:
+            copies[one.fingerprint].append(one.slide_id)
+    for first, *others in copies.values():
+        same = [slides[name] for name in (first, *others)]
+        if len({(one.patient_id, tuple(sorted(one.labels.items()))) for one in same}) == 1:
+            reasons |= dict.fromkeys(others, f"is a copy of {first}: the same content")
+        else:
+            names = ", ".join(f"{one.slide_id} (patient {one.patient_id})" for one in same)
+            conflicts.append(
+                f"slides {names} are one file under several names, with different patients or "
+                "labels; all of them were left out"
+            )
+            reasons |= dict.fromkeys((first, *others), f"has the same content as another: {names}")
+    return replace(
+        found,
+        slides=tuple(one for one in found.slides if one.slide_id not in reasons),
+        left_out=(
+            *found.left_out,
+            *(LeftOut(f"{name} ({slides[name].path})", why) for name, why in reasons.items()),
+        ),
+        conflicts=(*found.conflicts, *conflicts),
+    )
+
+
+def _config_text(
+    source: Source, preset: str, out: Path, root: Path, found: Found
+) -> tuple[str, list[str]]:
+    """Return the starter config, and the preset's tasks that this cohort has no labels for."""
+    labels = {name for one in found.slides for name, value in one.labels.items() if value}
+    text, dropped = without_tasks(preset, labels)
+    places = {"results": out / "results", "cohort.slides": out / MANIFEST, "cohort.root": root}
+    return with_values(text, {**places, **found.config}), dropped
+
+
+def _parsed(text: str, dropped: Sequence[str]) -> tuple[Config | None, list[str]]:
+    """Return the config, or what is wrong with it for this cohort."""
+    try:
+        return parse_config(parse_yaml(text, source="the config"), source="the config"), []
+    except UserError as error:
+        more = f" (no slide has a label for the tasks {', '.join(dropped)})" if dropped else ""
+        return None, [f"{error}{more}"]
+
+
+def _manifest_problems(
+    text: str, found: Found, root: Path, name: Path, config: Config | None
+) -> list[str]:
+    """Return what stops a run with this manifest although every cell of it is legal.
+
+    Raises:
+        UserError: cells are not legal.
+    """
+    from her2.pipeline.plan import Plan
+    from her2.pipeline.trial import plan_problems
+
+    labels = {label for one in found.slides for label in one.labels}
+    further = {column for one in found.slides for column in one.further}
+    with TemporaryDirectory() as folder:
+        path = Path(folder, MANIFEST)
+        path.write_text(text, encoding="utf-8")
+        try:
+            read_labels(path, root=root, labels=labels, named=further)
+        except UserError as error:
+            raise UserError(str(error).replace(str(path), str(name))) from None
+        if config is None:
+            return []
+        try:
+            return plan_problems(Plan(config, configured_cohort(config, path, root)))
+        except UserError as error:
+            return [str(error).replace(str(path), str(name))]
+
+
+def _record(
+    source: Source, folder: Path, options: Mapping[str, Any], found: Found
+) -> dict[str, Any]:
+    """Return what `import.json` says of what was asked for, read and decided."""
+    return {
+        "her2": her2.__version__,
+        "source": source.name,
+        "folder": str(folder),
+        "options": {name: _plain(value) for name, value in options.items()},
+        "inputs": [*_inputs(found.inputs, folder)],
+        "rules": list(found.rules),
+        "conflicts": list(found.conflicts),
+        "left_out": [asdict(one) for one in found.left_out],
+    }
+
+
+def _numbers(found: Found, opened: Sequence[Opening]) -> dict[str, Any]:
+    """Return what `import.json` says of the slides once they have been opened."""
+    kept = {one.slide_id for one in found.slides}
+    return {
+        "conflicts": list(found.conflicts),
+        "left_out": [asdict(one) for one in found.left_out],
+        "n_slides": len(found.slides),
+        "n_patients": len({one.patient_id for one in found.slides}),
+        "labels": words.label_counts(found.slides),
+        "slides": {
+            one.slide_id: {
+                "vendor": one.vendor,
+                "reader": one.reader,
+                "size_px": [one.width_px, one.height_px],
+                "levels": one.levels,
+                "mpp": one.mpp,
+                "mpp_source": one.mpp_source,
+                "file_mpp": one.file_mpp,
+                "fingerprint": one.fingerprint,
+                "excluded": one.excluded,
+                "brown": one.brown,
+            }
+            for one in opened
+            if one.slide_id in kept
+        },
+    }
+
+
+def _inputs(paths: Sequence[Path], folder: Path) -> Iterator[dict[str, Any]]:
+    for path in dict.fromkeys(paths):
+        inside = path.is_relative_to(folder) and path != folder
+        yield {
+            "path": str(path.relative_to(folder) if inside else path),
+            "bytes": path.stat().st_size,
+            "sha256": file_digest(path),
+        }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value

@@ -10,11 +10,12 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from her2.core.errors import UserError
+from her2.core.errors import UserError, first_line
 from her2.core.reading import path_problem
 from her2.core.sheets import MAX_BYTES, rows_in_words
 from her2.core.spelling import folded, nearest, printable
@@ -27,10 +28,12 @@ _MARKS = {
 }
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _SUMS = re.compile(
-    r"(grand |sub)?(total|totals|sum|summe|gesamt|insgesamt|somme|soma|totale|anzahl|count|mean|"
-    r"mittelwert|durchschnitt|moyenne|media|average)\b.*"
+    r"(grand |sub-?)?(total|totals|sum|summe|gesamt|insgesamt|somme|soma|totale|anzahl|count|mean|"
+    r"mittelwert|durchschnitt|moyenne|media|average)(?:[\s:=(].*)?"
 )
-"""First cells of rows that are of all rows above, in five languages."""
+"""First cells of rows about all rows above, in five languages. An id such as `sum-3` is none."""
+_MIDNIGHT = re.compile(r"(\d{4}-\d\d-\d\d) 00:00:00")
+_FOREIGN = {b"%PDF": "a PDF", b"\x1f\x8b": "compressed by gzip", b"PAR1": "a Parquet"}
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 _SEARCHED = 30
 """Rows among which the header is looked for."""
@@ -55,23 +58,30 @@ class SheetTable:
     said: tuple[str, ...]
 
     def find(self, *names: str) -> int | None:
-        """Return the place of the first of some columns, whatever its case and spaces, or None."""
-        places = {folded(name): at for at, name in reversed([*enumerate(self.header)])}
-        return next((places[folded(name)] for name in names if folded(name) in places), None)
+        """Return the place of the first of some columns, whatever its case and spaces, or None.
+
+        Raises:
+            UserError: the column is there twice.
+        """
+        header = [folded(name) for name in self.header]
+        name = next((name for name in map(folded, names) if name in header), None)
+        if name is None:
+            return None
+        if header.count(name) > 1:
+            raise UserError(f"{self.path}: column {name!r} is there twice; rename one of them.")
+        return header.index(name)
 
     def column(self, *names: str) -> list[str]:
         """Return the cells of a column by any of its names.
 
         Raises:
-            UserError: there is none; with the columns that there are.
+            UserError: there is none, or there are two; with the columns that there are.
         """
         place = self.find(*names)
         if place is None:
-            meant = nearest(names[0], [name for name in self.header if name])
             raise UserError(
                 f"{self.path}: has no column {' or '.join(map(repr, names))}"
-                f"{f' (did you mean {meant!r}?)' if meant else ''}; its columns are "
-                f"{printable(', '.join(filter(None, self.header)))}."
+                f"{_meant(names[0], self.header)}; its columns are {_listed(self.header)}."
             )
         return [row[place] for row in self.rows]
 
@@ -100,8 +110,8 @@ def read_sheet_file(
         header: number of the header's row, from 1; default: found.
 
     Raises:
-        UserError: the file cannot be read, it is not clear which sheet is meant, or a column is
-            there twice among the wanted ones.
+        UserError: the file cannot be read, it is not clear which sheet is meant, a wanted column is
+            absent or there twice, or a row of a text has more cells than the header.
     """
     if problem := path_problem(path):
         raise UserError(f"{path}: {problem}.")
@@ -114,6 +124,9 @@ def read_sheet_file(
     else:
         if sheet is not None:
             raise UserError(f"{path}: is a text without sheets; leave out the sheet {sheet!r}.")
+        if start in _FOREIGN or start[:2] in _FOREIGN:
+            what = _FOREIGN.get(start) or _FOREIGN[start[:2]]
+            raise UserError(f"{path}: is {what}, no sheet; save it as XLSX or CSV.")
         rows, said = _of_text(path, wanted)
     return _below_header(path, rows, wanted, header, said)
 
@@ -126,39 +139,44 @@ def _of_workbook(
     try:
         book = fastexcel.read_excel(path)
         names = [sheet] if sheet in book.sheet_names else book.sheet_names
-        found = {
-            name: [
-                ["" if cell is None else str(cell).strip() for cell in row]
-                for row in book.load_sheet(name, header_row=None, dtypes="string")
-                .to_polars()
-                .iter_rows()
-            ]
-            for name in names
-        }
-    except fastexcel.FastExcelError as error:
-        reason = printable(str(error).splitlines()[0])
-        raise UserError(f"{path}: is not a readable workbook ({reason}).") from None
-    if sheet is not None and sheet not in found:
+        found = {name: _cells(book.load_sheet(name, header_row=None, skip_rows=0, dtypes="string"))
+                 for name in names}  # fmt: skip
+    except BaseException as error:
+        # A damaged XLS makes the library panic, with an exception that has no public type.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise UserError(
-            f"{path}: has no sheet {sheet!r}; its sheets are {printable(', '.join(names))}."
-        )
+            f"{path}: is not a readable workbook ({printable(first_line(error))}); open it in a "
+            "spreadsheet and save it as XLSX."
+        ) from None
+    if sheet is not None and sheet not in found:
+        raise UserError(f"{path}: has no sheet {sheet!r}; its sheets are {_listed(names)}.")
     filled = {name: rows for name, rows in found.items() if any(any(row) for row in rows)}
     fitting = {
         name: rows
         for name, rows in filled.items()
         if wanted and _header_row(rows, wanted, header) is not None
     }
-    chosen = fitting if len(fitting) == 1 else filled
+    chosen = fitting or filled
     if not chosen:
         raise UserError(f"{path}: has no cell with a value.")
     if len(chosen) > 1:
+        what = "with these columns" if fitting else "with rows"
         raise UserError(
-            f"{path}: has {len(chosen)} sheets with rows ({printable(', '.join(chosen))}); say "
-            "with --sheet which one is meant."
+            f"{path}: has {len(chosen)} sheets {what} ({_listed(chosen)}); say with --sheet which "
+            "one is meant, or delete the others in a copy of the file."
         )
     name, rows = next(iter(chosen.items()))
     said = [f"sheet {name!r} of {len(found)}"] if len(found) > 1 else []
     return rows, said
+
+
+def _cells(sheet: Any) -> list[list[str]]:
+    """Return the cells of a workbook's sheet as text; a day without a time is a date."""
+    return [
+        ["" if cell is None else _MIDNIGHT.sub(r"\1", str(cell).strip()) for cell in row]
+        for row in sheet.to_polars().iter_rows()
+    ]
 
 
 def _of_text(path: Path, wanted: Sequence[str]) -> tuple[list[list[str]], list[str]]:
@@ -168,10 +186,12 @@ def _of_text(path: Path, wanted: Sequence[str]) -> tuple[list[list[str]], list[s
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is no text in {encoding} ({error.reason}).") from None
+    if "\0" in text:
+        raise UserError(f"{path}: has null characters, as no text has; save it as XLSX or CSV.")
     parsed = {delimiter: _parsed(text, delimiter) for delimiter in _DELIMITERS}
 
     def fit(delimiter: str) -> tuple[int, int]:
-        rows = parsed[delimiter][:_SEARCHED]
+        rows = parsed[delimiter][0][:_SEARCHED]
         names = max((len(_known(row, wanted)) for row in rows), default=0)
         widths = [len(row) for row in rows if any(row)]
         return names, max((widths.count(n) * (n > 1) for n in set(widths)), default=0)
@@ -182,7 +202,10 @@ def _of_text(path: Path, wanted: Sequence[str]) -> tuple[list[list[str]], list[s
         said.append(f"read as {encoding}")
     if chosen != ",":
         said.append(f"{_DELIMITERS[chosen]} between cells")
-    return parsed[chosen], said
+    rows, quoted = parsed[chosen]
+    if not quoted:
+        said.append("quotes were read as letters, since they do not come in pairs")
+    return rows, said
 
 
 def _encoding(content: bytes) -> str:
@@ -199,12 +222,24 @@ def _encoding(content: bytes) -> str:
     return "utf-8"
 
 
-def _parsed(text: str, delimiter: str) -> list[list[str]]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+def _parsed(text: str, delimiter: str) -> tuple[list[list[str]], bool]:
+    """Return the rows, and whether quotes enclose cells.
+
+    Elsewhere a quote is a letter: otherwise one that is never closed would swallow all rows below.
+    """
+    lines = io.StringIO(text, newline="")
     try:
-        return [[cell.strip() for cell in row] for row in reader]
-    except csv.Error:  # a quote that never ends is no sign of this delimiter
-        return []
+        return _stripped(csv.reader(lines, delimiter=delimiter, strict=True)), True
+    except csv.Error:
+        lines.seek(0)
+    try:
+        return _stripped(csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE)), False
+    except csv.Error:  # a cell of 128 kB is no sign of this delimiter
+        return [], True
+
+
+def _stripped(rows: Iterable[list[str]]) -> list[list[str]]:
+    return [[cell.strip() for cell in row] for row in rows]
 
 
 def _below_header(
@@ -216,11 +251,7 @@ def _below_header(
 ) -> SheetTable:
     at = _header_row(rows, wanted, header)
     if at is None:
-        columns = ", ".join(map(repr, wanted))
-        raise UserError(
-            f"{path}: no row has the column{'s' * (len(wanted) > 1)} {columns}; say with --header "
-            "which row has the names of the columns."
-        )
+        raise UserError(f"{path}: {_no_header(rows, wanted, header)}.")
     names = tuple(rows[at])
     while names and not names[-1]:
         names = names[:-1]
@@ -229,7 +260,12 @@ def _below_header(
     for name in wanted:
         if [folded(one) for one in names].count(folded(name)) > 1:
             raise UserError(f"{path}: column {name!r} is there twice; rename one of them.")
-    kept, numbers, sums = [], [], []
+    if longer := [n for n, row in enumerate(rows[at + 1 :], at + 2) if any(row[len(rows[at]) :])]:
+        raise UserError(
+            f"{path}: {rows_in_words(longer)}: more cells than the header has, so it is not clear "
+            "which belong to which column; put cells with a delimiter in quotes."
+        )
+    kept, numbers, sums, headers = [], [], [], []
     for number, row in enumerate(rows[at + 1 :], start=at + 2):
         cells = tuple((row + [""] * len(names))[: len(names)])
         if not any(cells):
@@ -237,10 +273,15 @@ def _below_header(
         if _SUMS.fullmatch(folded(next(filter(None, cells)))):
             sums.append(number)
             continue
+        if cells == names:
+            headers.append(number)
+            continue
         kept.append(cells)
         numbers.append(number)
     if sums:
         said.append(f"{rows_in_words(sums)}: left out, as sums of others")
+    if headers:
+        said.append(f"{rows_in_words(headers)}: left out, as the header once more")
     commas = sorted(set(_with_decimal_commas(names, kept)))
     if commas:
         said.append(f"decimal commas in {', '.join(map(repr, commas))}")
@@ -262,7 +303,31 @@ def _header_row(
     filled = [sum(map(bool, row)) for row in first]
     most = max(filled, default=0)
     # The first row that is about as wide as the widest: a title fills one cell.
-    return next((at for at, count in enumerate(filled) if count and count >= 0.6 * most), None)
+    return next((at for at, count in enumerate(filled) if count and count >= 0.75 * most), None)
+
+
+def _no_header(rows: Sequence[Sequence[str]], wanted: Sequence[str], header: int | None) -> str:
+    """Say why there is no header."""
+    if header is not None:
+        return f"has {len(rows)} rows, so row {header} cannot be the header"
+    if not any(any(row) for row in rows):
+        return "has no cell with a value"
+    best = max(rows[:_SEARCHED], key=lambda row: (len(_known(row, wanted)), sum(map(bool, row))))
+    lacking = [name for name in wanted if folded(name) not in set(map(folded, best))]
+    said = ", ".join(f"{name!r}{_meant(name, best)}" for name in lacking)
+    return (
+        f"has no column {said}; the row that is most like a header has {_listed(best)}. Correct "
+        "the names, or say with --header which row has the names of the columns"
+    )
+
+
+def _meant(name: str, header: Iterable[str]) -> str:
+    found = nearest(name, [one for one in header if one])
+    return f" (did you mean {found!r}?)" if found else ""
+
+
+def _listed(names: Iterable[str]) -> str:
+    return printable(", ".join(filter(None, names)))
 
 
 def _known(row: Sequence[str], wanted: Sequence[str]) -> set[str]:

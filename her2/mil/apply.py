@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from her2.config.names import REFIT
 from her2.core.errors import UserError, problem_list
 from her2.core.files import atomic_path
 from her2.core.tables import write_csv
@@ -165,7 +166,7 @@ def _fold_folders(models: Sequence[Path]) -> list[Path]:
                 f"{path}: is a file; give folders of trained folds, or the head's folder "
                 f"({path.parent}) for all of its folds."
             )
-        folds = sorted(path.glob(f"*/{CARD_NAME}"))
+        folds = sorted(one for one in path.glob(f"*/{CARD_NAME}") if one.parent.name != REFIT)
         found += [path] if (path / CARD_NAME).exists() or not folds else [f.parent for f in folds]
     return found
 

@@ -62,7 +62,7 @@ def audit_overlap(spec: OverlapSpec, encoder: Path, cohort: Path, output: Path) 
         )
     if found:
         log.warning(
-            "%s: its pre-training data contain patients of %s (%d), as `allow_overlap: true` permits",
+            "%s: its pre-training data contain patients of %s (%d), which `allow_overlap` permits",
             encoder.name,
             f"validation.{spec.cohort}" if spec.cohort else "the cohort",
             len(found),

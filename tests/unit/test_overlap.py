@@ -100,7 +100,7 @@ def test_an_overlap_with_an_external_cohort_names_that_cohort(
     assert "remove them from its manifest" in str(caught.value)
     assert "patient P1: case 'P1'" in str(caught.value)
     audit(tmp_path / "he", tmp_path, cohort="yale", allow=True)
-    assert "patients of validation.yale (1), as" in caplog.text
+    assert "patients of validation.yale (1), which" in caplog.text
 
 
 def test_the_development_cohort_is_what_an_overlap_is_with_where_none_is_named() -> None:

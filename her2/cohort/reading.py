@@ -5,7 +5,7 @@ equal cells once, and imports nothing heavy.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from her2.core.errors import UserError, problem_list
 from her2.core.sheets import Sheet, read_sheet, rows_in_words
 from her2.core.spelling import printable
 
+PATIENT = "patient_id"
 _ROW = tuple(one.name for one in fields(SlideRow))
 
 
@@ -99,6 +100,33 @@ def read_labels(
     return _cohort(slides, root, rows, problems)
 
 
+def read_slides(slides: Path, *, root: Path | None = None) -> Cohort:
+    """Read a manifest of slides to predict: without labels, and `patient_id` is optional.
+
+    A slide without a patient is its own.
+
+    Raises:
+        UserError: ids, paths or um/px have problems; the message lists all of them.
+    """
+    sheet, rows, problems = _read_rows(slides, (), {}, optional=(PATIENT,))
+    named = {row.patient_id for row in rows if row.patient_id is not None}
+    problems += [
+        f"row {row.number}, column {PATIENT!r}: is empty, so slide {row.slide_id!r} would be its "
+        "own patient, but other slides have a patient of this name; enter the patient"
+        for row in rows
+        if row.patient_id is None and row.slide_id in named
+    ]
+    known = {column.name for column in columns.COLUMNS}
+    return _cohort(
+        slides,
+        root,
+        [row if row.patient_id else replace(row, patient_id=row.slide_id) for row in rows],
+        problems,
+        cautions=faults.overlooked_columns(sheet.header, known),
+        remarks=sheet.remarks,
+    )
+
+
 def _identified(row: SlideRow) -> bool:
     try:
         return bool(columns.identifier(row.slide_id) and columns.identifier(row.patient_id))
@@ -123,9 +151,14 @@ def _cohort(
 
 
 def _read_rows(
-    slides: Path, labels: Collection[str], named: Mapping[str, str]
+    slides: Path,
+    labels: Collection[str],
+    named: Mapping[str, str],
+    optional: Collection[str] = (),
 ) -> tuple[Sheet, list[SlideRow], list[str]]:
     """Return the manifest's sheet, its rows, and their problems but for those of labels.
+
+    `optional` are columns that manifests must have otherwise; without a value they are None.
 
     Raises:
         UserError: columns are missing or cannot be read, or there is no row.
@@ -134,7 +167,9 @@ def _read_rows(
     wanted = {*(column.name for column in declared), *labels, *named}
     texts = {column.name for column in declared if column.required or column.parse is text}
     sheet = read_sheet(slides, wanted, numeric=wanted - texts - set(labels), key="cohort.slides")
-    if wrong := [*sheet.wrong_columns, *faults.column_problems(sheet, labels, named)]:
+    required = [name for name in columns.required_columns() if name not in optional]
+    absent = faults.column_problems(sheet, labels, named, required)
+    if wrong := [*sheet.wrong_columns, *absent]:
         found = printable(", ".join(filter(None, sheet.header))) or "(none)"
         raise problem_list(f"{slides}: found columns {found}", wrong)
     if not sheet.numbers and not sheet.wrong_rows:
@@ -143,8 +178,11 @@ def _read_rows(
     further = columns.further_columns(named, labels)
     values = {name: _parsed(sheet, name, text, problems) for name in further}
     for column in declared:
+        parse: Callable[[str], Value] = column.parse
+        if column.name in optional:
+            parse = columns.if_given(parse)
         values[column.name] = _parsed(
-            sheet, column.name, column.parse, problems, keep=column.required
+            sheet, column.name, parse, problems, keep=column.name in required
         )
     found_labels = {name: _parsed(sheet, name, label, problems) for name in sorted(labels)}
     rows = _rows(sheet.numbers, values, found_labels)

@@ -1,0 +1,216 @@
+"""`her2 predict`: slides become rows with the workflow's own tiles and features."""
+
+import io
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+import her2
+from her2.cohort.manifest import Cohort, SlideRow
+from her2.config.jobs import EmbedSpec, TileSpec
+from her2.core.errors import UserError
+from her2.core.files import file_digest
+from her2.embedding.stage import embed_bucket
+from her2.mil.bags import Bag
+from her2.prediction.inputs import find_slides
+from her2.prediction.predict import Options, check_options, predict_raw_slides
+from her2.prediction.predictor import Judgement, Predictor
+from her2.prediction.progress import Progress
+from her2.storage.cache import Cache
+from her2.storage.features import open_store
+from her2.tiling.stage import tile_bucket
+from tests.unit.predict_makers import MPP, SIZE, make_predictor
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
+    return make_predictor(tmp_path_factory.mktemp("predictor"))
+
+
+@pytest.fixture(scope="module")
+def warm_cache(
+    tmp_path_factory: pytest.TempPathFactory, predictor: Predictor, drawn_slide: Path
+) -> Path:
+    """A cache with the tiles and features of the drawn slide."""
+    folder = tmp_path_factory.mktemp("warm")
+    run(predictor, find_slides([drawn_slide]), folder, folder / "cache")
+    return folder / "cache"
+
+
+def run(
+    predictor: Predictor, cohort: Cohort, folder: Path, cache: Path, **options: object
+) -> tuple[pl.DataFrame, str]:
+    """Predict slides, and return the table and what was said."""
+    said = io.StringIO()
+    given = Options(**{"output": folder / "out.csv", **options})
+    return predict_raw_slides(
+        predictor, cohort, Cache(cache), given, Progress(said)
+    ), said.getvalue()
+
+
+def copies(drawn_slide: Path, folder: Path, *names: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        shutil.copy(drawn_slide, folder / name)
+    return folder
+
+
+def made(cache: Path) -> dict[Path, int]:
+    """Return the products of a cache, with the times at which they were written."""
+    return {one.path: one.path.stat().st_mtime_ns for one in Cache(cache).products()}
+
+
+def test_a_second_call_embeds_nothing(
+    predictor: Predictor, warm_cache: Path, drawn_slide: Path, tmp_path: Path
+) -> None:
+    before = made(warm_cache)
+    assert before
+    first, _ = run(predictor, find_slides([drawn_slide]), tmp_path, warm_cache)
+    again, _ = run(predictor, find_slides([drawn_slide]), tmp_path, warm_cache)
+    assert made(warm_cache) == before
+    assert again.equals(first)
+
+
+def test_after_a_run_of_the_workflow_nothing_is_embedded(
+    predictor: Predictor, drawn_slide: Path, tmp_path: Path
+) -> None:
+    """The stages of a run, in buckets and with other ids, make the same products."""
+    row = SlideRow("other", drawn_slide.name, "p", {"her2": "0"})
+    cohort, cache = Cohort((row,), drawn_slide.parent), Cache(tmp_path / "cache")
+    bucket, tiles = "0000-of-0001", tmp_path / "tiles" / "b.json"
+    tile_bucket(
+        TileSpec(bucket=bucket, rows="x", mpp=MPP, size=SIZE, tiling=predictor.tiling),
+        cohort, cache, tiles,
+    )  # fmt: skip
+    embed_bucket(
+        EmbedSpec(bucket=bucket, rows="x", max_failed_tiles=0.2), cohort, cache, tiles=tiles,
+        encoder=predictor.encoder, output=tmp_path / "features" / "b.json",
+    )  # fmt: skip
+    before = made(cache.root)
+    table, _ = run(predictor, find_slides([drawn_slide]), tmp_path, cache.root)
+    assert made(cache.root) == before
+    assert table["status"].to_list() == ["ok", "ok"]
+
+
+def test_a_row_says_what_the_frozen_model_says(
+    predictor: Predictor, warm_cache: Path, drawn_slide: Path, tmp_path: Path
+) -> None:
+    table, _ = run(predictor, find_slides([drawn_slide]), tmp_path, warm_cache)
+    (store,) = (warm_cache / "features").rglob("*.zarr.zip")
+    expected = predictor.model.predict(Bag("drawn", "", "", open_store(store), None))
+    slide, patient = table.rows(named=True)
+    for row in (slide, patient):
+        found = [row["prob_low"], row["prob_high"]]
+        np.testing.assert_allclose(found, expected.each.mean(axis=0), rtol=1e-12)
+        np.testing.assert_allclose(row["spread_high"], expected.each[:, 1].std(), rtol=1e-12)
+        assert row["score_low vs high"] == pytest.approx(row["prob_high"])
+        assert row["at_specificity_low vs high"] == "negative"  # the threshold is 1
+        assert row["at_sensitivity_low vs high"] == "positive"  # the threshold is 0
+        assert row["tiles"] == len(open_store(store))
+        assert row["models"] == 2
+    assert (slide["level"], patient["level"]) == ("slide", "patient")
+    assert (slide["slide_id"], patient["slide_id"]) == ("drawn", None)
+
+
+def test_bad_slides_do_not_stop_the_good_ones(
+    predictor: Predictor, warm_cache: Path, drawn_slide: Path, tmp_path: Path
+) -> None:
+    folder = copies(drawn_slide, tmp_path / "slides", "good.svs")
+    (folder / "text.svs").write_text("no slide")
+    data = drawn_slide.read_bytes()
+    (folder / "cut.svs").write_bytes(data[: len(data) // 3])
+    table, said = run(predictor, find_slides([folder]), tmp_path, warm_cache)
+    slides = table.filter(level="slide")
+    assert dict(slides.select("slide_id", "status").iter_rows()) == {
+        "cut": "failed", "good": "ok", "text": "failed",
+    }  # fmt: skip
+    lost = slides.filter(pl.col("status") != "ok")
+    assert lost["reason"].str.contains("not a slide that OpenSlide or Pillow can open").all()
+    assert lost["prob_high"].null_count() == 2
+    assert "1 of 3 slides predicted" in said
+    assert "text: not predicted: not a slide" in said
+
+
+def test_without_a_usable_slide_the_table_has_the_reasons(
+    predictor: Predictor, tmp_path: Path
+) -> None:
+    (tmp_path / "a.svs").write_text("no slide")
+    with pytest.raises(UserError, match=r"(?s)no slide could be predicted.*- a: not a slide"):
+        run(predictor, find_slides([tmp_path / "a.svs"]), tmp_path, tmp_path / "cache")
+    written = pl.read_csv(tmp_path / "out.csv")
+    assert written["status"].to_list() == ["failed", "failed"]
+    assert written["reason"].str.contains("not a slide").all()
+    assert json.loads((tmp_path / "out.json").read_text())["slides"]["failed"] == 1
+
+
+def test_the_record_says_what_made_the_table(
+    predictor: Predictor, warm_cache: Path, drawn_slide: Path, tmp_path: Path
+) -> None:
+    given = replace(predictor, made_of={"bundle": "abc"})
+    run(given, find_slides([drawn_slide]), tmp_path, warm_cache)
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert record["her2"] == her2.__version__
+    assert record["model"]["bundle"] == "abc"
+    assert record["model"]["name"] == "score / tiny / abmil"
+    assert record["table"]["sha256"] == file_digest(tmp_path / "out.csv")
+    assert record["slides"] == {"ok": 1, "excluded": 0, "failed": 0}
+
+
+def test_csv_and_parquet_say_the_same(
+    predictor: Predictor, warm_cache: Path, drawn_slide: Path, tmp_path: Path
+) -> None:
+    cohort = find_slides([drawn_slide])
+    table, _ = run(predictor, cohort, tmp_path, warm_cache)
+    run(predictor, cohort, tmp_path, warm_cache, output=tmp_path / "out.parquet")
+    assert pl.read_parquet(tmp_path / "out.parquet").equals(table)
+    assert pl.read_csv(tmp_path / "out.csv")["prob_high"].to_list() == table["prob_high"].to_list()
+
+
+def test_another_encoder_is_refused(
+    predictor: Predictor, drawn_slide: Path, tmp_path: Path
+) -> None:
+    model = predictor.model
+    saved = replace(model.folds[0].saved, card={**model.first.card, "encoder_digest": "f" * 64})
+    other = replace(model, folds=(replace(model.folds[0], saved=saved),))
+    with pytest.raises(UserError, match="the models were trained with ffffffffffff"):
+        run(replace(predictor, model=other), find_slides([drawn_slide]), tmp_path, tmp_path / "c")
+
+
+def test_cautions_and_percentiles_are_in_the_rows(
+    predictor: Predictor, warm_cache: Path, drawn_slide: Path, tmp_path: Path
+) -> None:
+    said = Judgement(("Its um/px is far outside.", "It has few tiles."), {"mpp": 0.99})
+    given = replace(predictor, judge=lambda tiled, store: said)
+    table, words = run(given, find_slides([drawn_slide]), tmp_path, warm_cache)
+    assert table["cautions"].to_list() == ["Its um/px is far outside. It has few tiles."] * 2
+    assert table["percentile_mpp"].to_list() == [0.99, None]
+    assert "1 with cautions" in words
+
+
+def test_what_cannot_be_written_is_named_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    options = Options(
+        tmp_path / "file" / "out.xlsx", heatmaps=tmp_path / "file", scratch=str(tmp_path / "no")
+    )
+    with pytest.raises(UserError) as caught:
+        check_options(options, tmp_path / "file" / "cache")
+    text = str(caught.value)
+    for words in ("out.xlsx: the file must be a .csv or .parquet", "--heatmaps", "--cache",
+                  "--scratch", "is not a writable folder"):  # fmt: skip
+        assert words in text
+    with pytest.raises(UserError, match=r"must be a \.csv$"):
+        check_options(Options(tmp_path / "out.parquet", form="herohe"), tmp_path)
+    (tmp_path / "out.csv").mkdir()
+    with pytest.raises(UserError, match="is a folder; name a file in it"):
+        check_options(Options(tmp_path / "out.csv"), tmp_path)
+
+
+def test_nothing_is_left_in_the_cache_but_products(predictor: Predictor, warm_cache: Path) -> None:
+    assert not list(warm_cache.glob(".*"))

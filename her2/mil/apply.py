@@ -18,7 +18,7 @@ from her2.mil.fold import SavedModel, load_model
 from her2.mil.model import predict
 from her2.mil.priors import read_priors, with_shares
 from her2.mil.room import check_room
-from her2.storage.entries import FeatureEntry, read_entries
+from her2.storage.entries import FeatureEntry, FoldEntry, read_entries
 from her2.storage.features import (
     FeatureStore,
     allow_open_files,
@@ -31,7 +31,8 @@ from her2.storage.fold_files import CARD_NAME
 log = logging.getLogger(__name__)
 
 SUFFIX = ".zarr.zip"
-
+REFIT = "refit"
+"""Name, beside the folds, of the model that is trained on all patients."""
 
 TRAINING_SET, AS_TRAINED = "training set", "as trained"
 """Values of the column `prior`: how frequent the classes are that probabilities are given for."""
@@ -45,7 +46,7 @@ def predict_slides(
     threads: int,
     priors: Path | None = None,
 ) -> pl.DataFrame:
-    """Predict every slide of a folder with one or more models of a task.
+    """Predict every slide of a folder of features with one or more models of a task.
 
     A training that balances the classes learns probabilities for classes that are equally
     frequent. They are corrected to the shares of the training set (`her2.mil.priors`), which the
@@ -157,17 +158,49 @@ def mismatches(store: FeatureStore, saved: SavedModel) -> list[str]:
 
 
 def _fold_folders(models: Sequence[Path]) -> list[Path]:
-    """Return the folders of single folds; a head's folder is replaced by those of its folds."""
+    """Return the folders of single folds; a head's folder is replaced by those of its folds.
+
+    A pattern of the shell such as `abmil/r0f*` also matches the entries files of the chunks
+    (`r0f0-r0f4.json`), which lie beside the folds that they list. These are left out.
+
+    Raises:
+        UserError: something else is a file, or folds come with the model of all patients.
+    """
     found: list[Path] = []
+    entries: list[Path] = []
     for path in models:
         if path.is_file():
-            raise UserError(
-                f"{path}: is a file; give folders of trained folds, or the head's folder "
-                f"({path.parent}) for all of its folds."
-            )
-        folds = sorted(path.glob(f"*/{CARD_NAME}"))
-        found += [path] if (path / CARD_NAME).exists() or not folds else [f.parent for f in folds]
+            entries.append(path)
+            continue
+        folds = [card.parent for card in sorted(path.glob(f"*/{CARD_NAME}"))]
+        folds = [fold for fold in folds if fold.name != REFIT]
+        found += [path] if (path / CARD_NAME).exists() or not folds else folds
+    if wrong := [path for path in entries if not _lists_folds_of(path, found)]:
+        raise problem_list(
+            "her2 predict takes folders of trained folds, or a head's folder for all of its folds",
+            [f"{path}: is a file; give a folder, such as {path.parent}" for path in wrong],
+        )
+    if entries:
+        log.info("left out, as they list folds and are none: %s", ", ".join(map(str, entries)))
+    found = list(dict.fromkeys(found))
+    if len(found) > 1 and (whole := [path for path in found if path.name == REFIT]):
+        raise UserError(
+            f"{whole[0]}: is the model of all patients, which is not averaged with those of folds; "
+            "give either it alone, or folds."
+        )
     return found
+
+
+def _lists_folds_of(path: Path, folds: Sequence[Path]) -> bool:
+    """Tell whether a file is the entries file of a chunk, or of the refit, of models given too."""
+    if path.suffix != ".json" or path.parent not in {fold.parent for fold in folds}:
+        return False
+    if path.stem == REFIT:
+        return True
+    try:
+        return bool(read_entries(path, FoldEntry))
+    except UserError:
+        return False
 
 
 def _check_models(saved: Sequence[SavedModel]) -> tuple[str, ...]:

@@ -849,8 +849,53 @@ def test_a_heads_folder_stands_for_all_of_its_folds(world: World) -> None:
     folder, out = elsewhere(world, ["new-a"]), world.root / "out.parquet"
     expected = predict_slides(models, folder, out, threads=1)
     assert predict_slides([world.output.parent], folder, out, threads=1).equals(expected)
-    with pytest.raises(UserError, match=r"json: is a file; give folders of trained folds, or"):
-        predict_slides([models[0], world.output], folder, out, threads=1)
+
+
+@pytest.mark.parametrize("pattern", ["r0f*", "*", "r0f[01]*"])
+def test_a_pattern_that_also_matches_entries_files_stands_for_its_folds(
+    world: World, pattern: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`.../abmil/r0f*` also matches `r0f0-r0f2.json`, which is no model."""
+    world.train()
+    head = world.output.parent
+    world.output.rename(head / "r0f0-r0f2.json")
+    given = sorted(head.glob(pattern))
+    folds = [path for path in given if path.is_dir()]
+    assert len(folds) in (2, 3)
+    assert len(folds) < len(given)
+    folder, out = elsewhere(world, ["new-a"]), world.root / "out.parquet"
+    expected = predict_slides(folds, folder, out, threads=1)
+    with caplog.at_level("INFO"):
+        assert predict_slides(given, folder, out, threads=1).equals(expected)
+    assert expected["models"].to_list() == [len(folds)]
+    assert "r0f0-r0f2.json" in caplog.text
+
+
+def test_files_that_are_no_folds_are_all_named(world: World) -> None:
+    world.train()
+    head = world.output.parent
+    (head / "notes.json").write_text("{}")
+    (head / "notes.txt").write_text("trained on Monday")
+    out = world.root / "out.csv"
+    with pytest.raises(UserError) as caught:
+        predict_slides(sorted(head.iterdir()), elsewhere(world, ["new-a"]), out, threads=1)
+    assert "notes.json: is a file" in str(caught.value)
+    assert "notes.txt: is a file" in str(caught.value)
+    with pytest.raises(UserError, match=f"{world.output}: is a file; give a folder, such as {head}"):
+        predict_slides([world.output], world.root / "elsewhere", out, threads=1)
+
+
+def test_the_model_of_all_patients_is_not_averaged_with_folds(world: World) -> None:
+    world.train()
+    head, out = world.output.parent, world.root / "out.parquet"
+    folder = elsewhere(world, ["new-a"])
+    expected = predict_slides([head], folder, out, threads=1)
+    shutil.copytree(head / "r0f0", head / "refit")
+    (head / "refit.json").write_text("{}")
+    assert predict_slides([head], folder, out, threads=1).equals(expected)
+    assert predict_slides([head / "refit"], folder, out, threads=1)["models"].to_list() == [1]
+    with pytest.raises(UserError, match="refit: is the model of all patients"):
+        predict_slides(sorted(head.iterdir()), folder, out, threads=1)
 
 
 @pytest.mark.parametrize(

@@ -29,17 +29,19 @@ def draw_pictures(
     predictor: Predictor,
     cohort: Cohort,
     cache: Cache,
-    slides: Iterable[tuple[Prepared, FrozenPrediction]],
+    slides: Iterable[tuple[Prepared, FrozenPrediction, bool]],
     folder: Path,
     progress: Progress,
 ) -> list[dict[str, object]]:
     """Draw each slide into a folder: `slides/{slide_id}.png` and `.geojson`, and its tiles.
 
+    `slides` are given with their predictions, and whether the model was trained on them.
+
     Returns:
         A row per slide with the files, or the reason why it was not drawn.
     """
     model, rows = predictor.model, []
-    for one, prediction in slides:
+    for one, prediction, trained_on in slides:
         assert one.embedded.key is not None
         models = {"models": len(model.folds)}
         tiles = tiles_of_store(
@@ -47,7 +49,7 @@ def draw_pictures(
             PredictedSlide(
                 one.row.slide_id,
                 one.row.patient_id,
-                f"by the mean of {len(model.folds)} models",
+                _who(len(model.folds), trained_on),
                 models,
             ),
             class_names=model.task.class_names,
@@ -61,3 +63,9 @@ def draw_pictures(
         if "reason" in rows[-1]:
             progress.say(f"{one.row.slide_id}: no picture: {rows[-1]['reason']}")
     return rows
+
+
+def _who(count: int, trained_on: bool) -> str:
+    """Return who predicted a slide, to end a sentence."""
+    who = f"by the mean of {count} models" if count > 1 else "by one model"
+    return f"{who}, trained on this slide or patient" if trained_on else who

@@ -135,7 +135,11 @@ def predict_raw_slides(
     if options.heatmaps is not None:
         from her2.prediction.pictures import draw_pictures  # loads matplotlib
 
-        drawable = [(one.prepared, one.prediction) for one in found if one.prediction is not None]
+        drawable = [
+            (one.prepared, one.prediction, TRAINED_ON in one.result.cautions)
+            for one in found
+            if one.prediction is not None
+        ]
         pictures = draw_pictures(predictor, cohort, cache, drawable, options.heatmaps, progress)
     write_json(options.record, _record(predictor, options, table, pictures))
     used = [one for one in found if one.prediction is not None]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from her2.cohort.manifest import Cohort, SlideRow, bucket_of
 from her2.config.jobs import EmbedSpec, TileSpec
+from her2.core.hardware import accelerator, allowed_cpus
 from her2.embedding.stage import embed_bucket
 from her2.prediction.predictor import Predictor
 from her2.prediction.progress import Progress
@@ -70,7 +71,10 @@ def prepare_slides(
     usable = [entry for entry in tiled.values() if entry.status == "ok"]
     tiles = sum(entry.tiles for entry in usable)
     progress.say(f"{len(usable):,} of {len(tiled):,} slides have tissue: {tiles:,} tiles")
-    with progress.stage("embedding", len(tiled), tiles):
+    name = "embedding"
+    if accelerator() is None:
+        name += f" on the CPU with {min(threads, allowed_cpus())} threads, without a GPU"
+    with progress.stage(name, len(tiled), tiles):
         embedded: Mapping[str, FeatureEntry] = embed_bucket(
             EmbedSpec(bucket=bucket, rows="", max_failed_tiles=predictor.max_failed_tiles),
             cohort,

@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from typer.testing import CliRunner
 
 import her2
+from her2.cli.main import app
 from her2.cohort.manifest import Cohort, SlideRow
 from her2.config.jobs import EmbedSpec, TileSpec
+from her2.core import crashes
 from her2.core.errors import UserError
 from her2.core.files import file_digest
 from her2.embedding.stage import embed_bucket
@@ -214,3 +217,58 @@ def test_what_cannot_be_written_is_named_before_any_work(tmp_path: Path) -> None
 
 def test_nothing_is_left_in_the_cache_but_products(predictor: Predictor, warm_cache: Path) -> None:
     assert not list(warm_cache.glob(".*"))
+
+
+def test_pictures_are_for_people_and_for_qupath(
+    predictor: Predictor, warm_cache: Path, drawn_slide: Path, tmp_path: Path
+) -> None:
+    """Attention of the tiles is that of the frozen model, in the order of the store."""
+    folder = copies(drawn_slide, tmp_path / "slides", "good.svs")
+    (folder / "text.svs").write_text("no slide")
+    run(predictor, find_slides([folder]), tmp_path, warm_cache, heatmaps=tmp_path / "maps")
+    assert (tmp_path / "maps/slides/good.png").read_bytes().startswith(b"\x89PNG")
+    drawn = json.loads((tmp_path / "maps/slides/good.geojson").read_text())
+    (store,) = (warm_cache / "features").rglob("*.zarr.zip")
+    expected = predictor.model.predict(Bag("good", "", "", open_store(store), None)).attention
+    found = [one["properties"]["measurements"]["attention"] for one in drawn["features"]]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert drawn["her2"]["label"] is None
+    (row,) = json.loads((tmp_path / "out.json").read_text())["pictures"]
+    assert row["slide_id"] == "good"
+    assert not list((tmp_path / "maps").rglob("text*"))
+
+
+def test_a_slide_that_crashes_a_library_is_a_row_with_the_reason(
+    predictor: Predictor,
+    warm_cache: Path,
+    drawn_slide: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After a crash `her2` begins again and refuses the slide (`her2.core.crashes`)."""
+    folder = copies(drawn_slide, tmp_path / "slides", "bad.svs", "good.svs")
+    monkeypatch.setitem(crashes._refused, b"bad", "crashes the library that reads it")
+    table, _ = run(predictor, find_slides([folder]), tmp_path, warm_cache)
+    slides = table.filter(level="slide").select("slide_id", "status", "reason")
+    assert slides.rows() == [
+        ("bad", "failed", "crashes the library that reads it"), ("good", "ok", None),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["a.svs"], "predict slides with --bundle BUNDLE, or features"),
+        (["a.svs", "--bundle", "b", "--features", "f"], "predict slides with --bundle BUNDLE, or"),
+        (["r0f0", "--features", "f", "--heatmaps", "h", "--format", "herohe"],
+         "with --features these options have no meaning\n  - --heatmaps\n  - --format"),
+        (["a.svs", "--bundle", "b", "--priors", "p"],
+         "with --bundle these options have no meaning\n  - --priors"),
+    ],
+)  # fmt: skip
+def test_options_of_two_ways_to_predict_are_refused(
+    tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    done = CliRunner().invoke(app, ["predict", *arguments, "--out", str(tmp_path / "out.csv")])
+    assert isinstance(done.exception, UserError)
+    assert words in str(done.exception)

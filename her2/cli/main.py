@@ -12,6 +12,7 @@ import typer
 
 from her2 import __version__
 from her2.cli.admin import cache_app, cohort_app, config_app, synthetic_app
+from her2.cli.bundle import bundle_app
 from her2.cli.inspect import explain_slide, show_status
 from her2.cli.power import show_power
 from her2.cli.predict import predict
@@ -32,6 +33,7 @@ app.add_typer(cohort_app, name="cohort")
 app.add_typer(config_app, name="config")
 app.add_typer(cache_app, name="cache")
 app.add_typer(synthetic_app, name="synthetic")
+app.add_typer(bundle_app, name="bundle")
 app.command("status")(show_status)
 app.command("explain")(explain_slide)
 app.command("power")(show_power)

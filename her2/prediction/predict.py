@@ -200,7 +200,7 @@ def _predict(
         return left_out("failed", "; ".join(problems))
     bag = Bag(row.slide_id, row.patient_id, entry.key, store, None)
     try:
-        check_room([bag], first.head, next(first.model.parameters()).device)
+        check_room([bag], first.head, predictor.device)
     except UserError as error:
         return left_out("failed", first_line(error))
     prediction = predictor.model.predict(bag)

@@ -14,6 +14,8 @@ from her2.storage.entries import TileEntry
 from her2.storage.features import FeatureStore
 
 if TYPE_CHECKING:
+    import torch
+
     from her2.frozen.bundle.hashes import Seen
 
 
@@ -65,6 +67,11 @@ class Predictor:
     trained_on: "Callable[[Iterable[str], Iterable[str]], Seen] | None" = None
     synthetic: bool = False
     made_of: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def device(self) -> "torch.device":
+        """Return the device of the models, which is also the one that slides are embedded on."""
+        return self.model.first.model.mean.device
 
     def check_encoder(self) -> None:
         """Check that the encoder is the one that the models were trained with.

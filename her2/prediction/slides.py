@@ -9,7 +9,7 @@ from pathlib import Path
 
 from her2.cohort.manifest import Cohort, SlideRow, bucket_of
 from her2.config.jobs import EmbedSpec, TileSpec
-from her2.core.hardware import accelerator, allowed_cpus
+from her2.core.hardware import allowed_cpus
 from her2.embedding.stage import embed_bucket
 from her2.prediction.predictor import Predictor
 from her2.prediction.progress import Progress
@@ -72,7 +72,7 @@ def prepare_slides(
     tiles = sum(entry.tiles for entry in usable)
     progress.say(f"{len(usable):,} of {len(tiled):,} slides have tissue: {tiles:,} tiles")
     name = "embedding"
-    if accelerator() is None:
+    if predictor.device.type == "cpu":
         name += f" on the CPU with {min(threads, allowed_cpus())} threads, without a GPU"
     with progress.stage(name, len(tiled), tiles):
         embedded: Mapping[str, FeatureEntry] = embed_bucket(

@@ -1,5 +1,6 @@
 """The `her2` command: `her2 predict`, of slides with a bundle, or of features with folds."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -108,8 +109,8 @@ def predict(
 def _check_way(
     bundle: Path | None,
     features: Path | None,
-    of_slides: dict[str, object],
-    of_features: dict[str, object],
+    of_slides: Mapping[str, object],
+    of_features: Mapping[str, object],
 ) -> None:
     """Check that the options are those of one of the two ways to predict.
 

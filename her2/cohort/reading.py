@@ -5,7 +5,7 @@ equal cells once, and imports nothing heavy.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -108,19 +108,12 @@ def read_slides(slides: Path, *, root: Path | None = None) -> Cohort:
     Raises:
         UserError: ids, paths or um/px have problems; the message lists all of them.
     """
-    sheet, rows, problems = _read_rows(slides, (), {}, optional=(PATIENT,))
-    named = {row.patient_id for row in rows if row.patient_id is not None}
-    problems += [
-        f"row {row.number}, column {PATIENT!r}: is empty, so slide {row.slide_id!r} would be its "
-        "own patient, but other slides have a patient of this name; enter the patient"
-        for row in rows
-        if row.patient_id is None and row.slide_id in named
-    ]
+    sheet, rows, problems = _read_rows(slides, (), {}, own_patients=True)
     known = {column.name for column in columns.COLUMNS}
     return _cohort(
         slides,
         root,
-        [row if row.patient_id else replace(row, patient_id=row.slide_id) for row in rows],
+        rows,
         problems,
         cautions=faults.overlooked_columns(sheet.header, known),
         remarks=sheet.remarks,
@@ -154,11 +147,12 @@ def _read_rows(
     slides: Path,
     labels: Collection[str],
     named: Mapping[str, str],
-    optional: Collection[str] = (),
+    *,
+    own_patients: bool = False,
 ) -> tuple[Sheet, list[SlideRow], list[str]]:
     """Return the manifest's sheet, its rows, and their problems but for those of labels.
 
-    `optional` are columns that manifests must have otherwise; without a value they are None.
+    With `own_patients`, a slide without a patient is its own.
 
     Raises:
         UserError: columns are missing or cannot be read, or there is no row.
@@ -167,7 +161,9 @@ def _read_rows(
     wanted = {*(column.name for column in declared), *labels, *named}
     texts = {column.name for column in declared if column.required or column.parse is text}
     sheet = read_sheet(slides, wanted, numeric=wanted - texts - set(labels), key="cohort.slides")
-    required = [name for name in columns.required_columns() if name not in optional]
+    required = [
+        name for name in columns.required_columns() if not (own_patients and name == PATIENT)
+    ]
     absent = faults.column_problems(sheet, labels, named, required)
     if wrong := [*sheet.wrong_columns, *absent]:
         found = printable(", ".join(filter(None, sheet.header))) or "(none)"
@@ -179,14 +175,29 @@ def _read_rows(
     values = {name: _parsed(sheet, name, text, problems) for name in further}
     for column in declared:
         parse: Callable[[str], Value] = column.parse
-        if column.name in optional:
+        if own_patients and column.name == PATIENT:
             parse = columns.if_given(parse)
         values[column.name] = _parsed(
             sheet, column.name, parse, problems, keep=column.name in required
         )
+    if own_patients:
+        problems += _fill_in_patients(sheet.numbers, values)
     found_labels = {name: _parsed(sheet, name, label, problems) for name in sorted(labels)}
     rows = _rows(sheet.numbers, values, found_labels)
     return sheet, rows, [*problems, *faults.row_problems(sheet, further)]
+
+
+def _fill_in_patients(numbers: Sequence[int], values: dict[str, list[Any]]) -> list[str]:
+    """Make each slide without a patient its own, and return where other slides have that name."""
+    given, slides = values[PATIENT], values["slide_id"]
+    named = {patient for patient in given if patient is not None}
+    values[PATIENT] = [own or slide for own, slide in zip(given, slides, strict=True)]
+    return [
+        f"row {number}, column {PATIENT!r}: is empty, so slide {slide!r} would be its own "
+        "patient, but other slides have a patient of this name; enter the patient"
+        for number, own, slide in zip(numbers, given, slides, strict=True)
+        if own is None and slide in named
+    ]
 
 
 def _parsed(

@@ -17,6 +17,7 @@ from her2.core.scratch import swept_folder
 from her2.core.sharing import make_folder
 from her2.core.tables import write_csv
 from her2.frozen.model import FrozenPrediction
+from her2.frozen.stage import predict_bag
 from her2.mil.apply import mismatches
 from her2.mil.bags import Bag
 from her2.mil.room import check_room
@@ -201,9 +202,9 @@ def _predict(
     bag = Bag(row.slide_id, row.patient_id, entry.key, store, None)
     try:
         check_room([bag], first.head, predictor.device)
+        prediction = predict_bag(predictor.model, bag)
     except UserError as error:
         return left_out("failed", first_line(error))
-    prediction = predictor.model.predict(bag)
     judged = predictor.judge(one.tiled, store)
     result = SlideResult(
         row.slide_id,

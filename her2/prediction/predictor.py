@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class Judgement:
     """How far a slide lies within the development cohort.
 
-    `sentences` say where it does not; `percentiles` are those of the slide among the development's.
+    `sentences` say where it does not; `percentiles` (0 to 100) are those of the slide
+    among the development's.
     """
 
     sentences: tuple[str, ...] = ()

@@ -30,7 +30,7 @@ class SlideResult:
         tiles: number of tiles that were embedded.
         each: calibrated probabilities of each fold's model (f, c); None without a prediction.
         cautions: sentences.
-        percentiles: what -> percentile of the slide among those of the development.
+        percentiles: what -> percentile (0 to 100) among the slides of the development.
     """
 
     slide_id: str

@@ -1,7 +1,6 @@
 """`her2 predict`: rows of patients, the challenge's table, and what is said while it works."""
 
 import io
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +28,7 @@ def slide(name: str, patient: str, *high: float, **changed: Any) -> SlideResult:
     return replace(SlideResult(name, patient, "ok", tiles=10, each=each), **changed)
 
 
-def patients(predictor: Predictor, *slides: SlideResult) -> list[Mapping[str, Any]]:
+def patients(predictor: Predictor, *slides: SlideResult) -> list[dict[str, Any]]:
     return results_table(predictor, slides).filter(level="patient").rows(named=True)
 
 

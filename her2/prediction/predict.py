@@ -205,7 +205,7 @@ def _predict(
         prediction = predict_bag(predictor.model, bag)
     except UserError as error:
         return left_out("failed", first_line(error))
-    judged = predictor.judge(one.tiled, store)
+    judged = predictor.judge(row, one.tiled, store)
     result = SlideResult(
         row.slide_id,
         row.patient_id,

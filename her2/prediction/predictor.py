@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from her2.cohort.manifest import SlideRow
 from her2.config import TilingSection
 from her2.core.errors import UserError
 from her2.encoders.card import read_card
@@ -31,7 +32,11 @@ class Judgement:
     percentiles: Mapping[str, float | None] = field(default_factory=dict)
 
 
-def nothing_to_compare(tiled: TileEntry, store: FeatureStore) -> Judgement:
+Judge = Callable[[SlideRow, TileEntry, FeatureStore], Judgement]
+"""Says how far a slide, of which tiles and features are given, lies within the development."""
+
+
+def nothing_to_compare(row: SlideRow, tiled: TileEntry, store: FeatureStore) -> Judgement:
     """Return an empty judgement: nothing is known about the development cohort."""
     return Judgement()
 
@@ -49,7 +54,7 @@ class Predictor:
         seed: seed of drawing `tiling.max_tiles` tiles, None if all are kept.
         max_failed_tiles: share of a slide's tiles that may be unreadable.
         encoder: folder of the encoder.
-        judge: (tiling, features) -> how far a slide lies within the development cohort.
+        judge: how far a slide lies within the development cohort.
         trained_on: (patients, fingerprints) -> those that the model was trained on; None where
             that is not known.
         synthetic: whether it was developed on drawn slides.
@@ -64,7 +69,7 @@ class Predictor:
     seed: int | None
     max_failed_tiles: float
     encoder: Path
-    judge: Callable[[TileEntry, FeatureStore], Judgement] = nothing_to_compare
+    judge: Judge = nothing_to_compare
     trained_on: "Callable[[Iterable[str], Iterable[str]], Seen] | None" = None
     synthetic: bool = False
     made_of: Mapping[str, Any] = field(default_factory=dict)

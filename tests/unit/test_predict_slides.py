@@ -190,7 +190,7 @@ def test_cautions_and_percentiles_are_in_the_rows(
     predictor: Predictor, warm_cache: Path, drawn_slide: Path, tmp_path: Path
 ) -> None:
     said = Judgement(("Its um/px is far outside.", "It has few tiles."), {"mpp": 99.0})
-    given = replace(predictor, judge=lambda tiled, store: said)
+    given = replace(predictor, judge=lambda row, tiled, store: said)
     table, words = run(given, find_slides([drawn_slide]), tmp_path, warm_cache)
     assert table["cautions"].to_list() == ["Its um/px is far outside. It has few tiles."] * 2
     assert table["percentile_mpp"].to_list() == [99.0, None]

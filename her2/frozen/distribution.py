@@ -67,3 +67,8 @@ def distribution(
 def rounded(value: float) -> float:
     """Return a number with `DIGITS` significant digits."""
     return float(f"{value:.{DIGITS}g}")
+
+
+def shown(value: float) -> str:
+    """Return a number for people, with three significant digits or all of its whole ones."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -9,7 +9,7 @@ from her2.core.types import Floats
 
 PERCENTS = (0.0, 1.0, 5.0, 25.0, 50.0, 75.0, 95.0, 99.0, 100.0)
 DIGITS = 6
-"""Significant digits that are kept: enough to compare with, and the same on every machine."""
+"""Significant digits that are kept: enough to compare with, without the last bits of a sum."""
 
 
 class Distribution(Section):

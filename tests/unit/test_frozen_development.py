@@ -214,7 +214,7 @@ def test_numbers_are_kept_with_six_digits() -> None:
 
 def slide(**changed: object) -> Described:
     values = {"mpp": 0.25, "vendor": "aperio", "tissue_mm2": 20.0, "tiles": 500, "distance": 1.0}
-    return Described(**(values | changed))  # type: ignore[arg-type]
+    return Described(**(values | changed))
 
 
 def test_a_slide_like_those_of_development_has_no_caution(development: Development) -> None:

@@ -90,19 +90,19 @@ def predict(
 
     options = Options(out, heatmaps, threads, scratch, form, grouping)
     place = cache or out.parent / CACHE
-    check_options(options, place)
+    check_options(options, place, given)
 
     from her2.prediction.inputs import find_slides
     from her2.prediction.of_bundle import open_predictor
     from her2.prediction.progress import Progress
     from her2.storage.cache import Cache
 
-    cohort = find_slides(given, root)
+    cohort = find_slides(given, root, without=[place, *([heatmaps] if heatmaps else [])])
     progress = Progress()
     for remark in (*cohort.remarks, *cohort.cautions):
         progress.say(remark)
     predictor = open_predictor(bundle, encoder, Cache(place), threads=threads)
-    progress.say(f"{len(cohort.rows):,} slides, {predictor.model.name}; cache: {place}")
+    progress.say(f"slides: {len(cohort.rows):,}; model: {predictor.model.name}; cache: {place}")
     predict_raw_slides(predictor, cohort, Cache(place), options, progress)
 
 

@@ -9,7 +9,7 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,12 +44,15 @@ class FoundFiles:
     others: int
 
 
-def find_slides(sources: Sequence[Path], root: Path | None = None) -> Cohort:
+def find_slides(
+    sources: Sequence[Path], root: Path | None = None, *, without: Collection[Path] = ()
+) -> Cohort:
     """Return the slides that the sources name.
 
     Args:
         sources: slide files and folders, or one manifest (.csv, .parquet).
         root: where relative paths of a manifest start; default: its folder.
+        without: folders that are not searched, such as the cache, which has pictures.
 
     Raises:
         UserError: a source does not exist or has no slide, ids are not unique, or the manifest has
@@ -73,9 +76,9 @@ def find_slides(sources: Sequence[Path], root: Path | None = None) -> Cohort:
         if problem is not None:
             problems.append(f"{source}: {problem}")
         elif source.is_dir():
-            found = slides_in(source)
+            found = slides_in(source, without)
             files += found.slides
-            log.info("%s: %d slides, %d other files", source, len(found.slides), found.others)
+            log.info("%s: slides: %d, other files: %d", source, len(found.slides), found.others)
             if not found.slides:
                 problems.append(
                     f"{source}: holds no file that is a slide; name the folder of the slides, or "
@@ -127,14 +130,14 @@ def legal_id(name: str) -> str:
     return re.sub(r"^[^A-Za-z0-9]+", "", legal)[:MAX_ID_LENGTH].rstrip("_") or "slide"
 
 
-def slides_in(folder: Path) -> FoundFiles:
-    """Return the slides in a folder and in the folders below it.
+def slides_in(folder: Path, without: Collection[Path] = ()) -> FoundFiles:
+    """Return the slides in a folder and in the folders below it, but for those in `without`.
 
     Hidden files, the data of a MIRAX slide, and all but one of the files of a slide of several
     files are none of them.
     """
     candidates, others = [], 0
-    for path in _files(folder):
+    for path in _files(folder, without):
         if path.suffix.lower() in SLIDE_SUFFIXES or _opens(path):
             candidates.append(path)
         else:
@@ -151,9 +154,9 @@ def slides_in(folder: Path) -> FoundFiles:
     return FoundFiles(tuple(slides), others + len(candidates) - len(slides))
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def _files(folder: Path, without: Collection[Path]) -> Iterator[Path]:
     """Yield the files in a folder and below it, sorted; links to folders are followed once."""
-    seen: set[str] = set()
+    seen = {os.path.realpath(one) for one in without}
     for root, folders, names in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(root)) in seen:
             folders.clear()

@@ -49,7 +49,7 @@ def draw_pictures(
             PredictedSlide(
                 one.row.slide_id,
                 one.row.patient_id,
-                _who(len(model.folds), trained_on),
+                _who(predictor, trained_on),
                 models,
             ),
             class_names=model.task.class_names,
@@ -57,15 +57,16 @@ def draw_pictures(
             probabilities=prediction.probabilities.tolist(),
             model={"model": model.name, **models},
         )
-        rows.append(
-            draw_slide(tiles, cohort.file(one.row), Drawing(synthetic=predictor.synthetic), folder)
-        )
+        rows.append(draw_slide(tiles, cohort.file(one.row), Drawing(), folder))
         if "reason" in rows[-1]:
             progress.say(f"{one.row.slide_id}: no picture: {rows[-1]['reason']}")
     return rows
 
 
-def _who(count: int, trained_on: bool) -> str:
+def _who(predictor: Predictor, trained_on: bool) -> str:
     """Return who predicted a slide, to end a sentence."""
+    count = len(predictor.model.folds)
     who = f"by the mean of {count} models" if count > 1 else "by one model"
-    return f"{who}, trained on this slide or patient" if trained_on else who
+    if trained_on:
+        return f"{who}, trained on this slide"
+    return f"{who}, developed on synthetic slides" if predictor.synthetic else who

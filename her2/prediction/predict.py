@@ -11,7 +11,7 @@ import polars as pl
 import her2
 from her2.cohort.manifest import Cohort
 from her2.core.errors import UserError, first_line, problem_list
-from her2.core.files import atomic_path, file_digest, write_json
+from her2.core.files import atomic_path, file_digest, parse_json, write_json
 from her2.core.reading import write_problem
 from her2.core.scratch import swept_folder
 from her2.core.sharing import make_folder
@@ -33,8 +33,19 @@ from her2.storage.features import allow_open_files, open_store
 log = logging.getLogger(__name__)
 
 Format = Literal["table", "herohe"]
-TRAINED_ON = "It was in the training data of the model, so the prediction is no test of it."
-PRETRAINED_ON = "The model's encoder was pre-trained on it, so the prediction is no test of it."
+SLIDE_TRAINED_ON = (
+    "Its content was in the training data, so the prediction is no test of the model."
+)
+PATIENT_TRAINED_ON = (
+    "A patient of its id was in the training data; unless that is somebody else, the prediction is "
+    "no test of the model."
+)
+PRETRAINED_ON = (
+    "The encoder was pre-trained on it or on a patient of its id, so the prediction is no test of "
+    "the model."
+)
+SYNTHETIC = "The model was developed on slides drawn by a program and says nothing about tissue."
+"""Cautions that are not about numbers."""
 FOLDER = ".her2-predict-"
 """Prefix of the folder in the cache for what the stages write beside their products."""
 
@@ -74,8 +85,10 @@ class Predicted:
     prediction: FrozenPrediction | None = None
 
 
-def check_options(options: Options, cache: Path) -> None:
-    """Check that everything can be written, before hours of work.
+def check_options(options: Options, cache: Path, sources: Sequence[Path] = ()) -> None:
+    """Check that everything can be written, and over nothing else, before hours of work.
+
+    `sources` are the slides that are given.
 
     Raises:
         UserError: a file or folder cannot be written, or the table's suffix is of another form;
@@ -91,6 +104,16 @@ def check_options(options: Options, cache: Path) -> None:
     for option, folder in folders.items():
         if folder is not None and (problem := write_problem(folder)):
             problems.append(f"{option} {folder}: {problem}")
+    written = {options.output.absolute(), options.record.absolute()}
+    problems += [
+        f"{source}: would be replaced by a result; name another --out"
+        for source in sources
+        if source.absolute() in written
+    ]
+    if options.record.exists() and not _is_record(options.record):
+        problems.append(
+            f"{options.record}: exists, and is no record of an earlier call; name another --out"
+        )
     if options.scratch is not None:
         try:
             scratch_folder(options.scratch)
@@ -137,7 +160,7 @@ def predict_raw_slides(
         from her2.prediction.pictures import draw_pictures  # loads matplotlib
 
         drawable = [
-            (one.prepared, one.prediction, TRAINED_ON in one.result.cautions)
+            (one.prepared, one.prediction, SLIDE_TRAINED_ON in one.result.cautions)
             for one in found
             if one.prediction is not None
         ]
@@ -154,6 +177,13 @@ def predict_raw_slides(
     return table
 
 
+def _is_record(path: Path) -> bool:
+    try:
+        return {"her2", "table", "model"} <= parse_json(path.read_bytes()).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 def write(table: pl.DataFrame, output: Path) -> None:
     """Write a table as its suffix says."""
     if output.suffix == ".csv":
@@ -164,22 +194,21 @@ def write(table: pl.DataFrame, output: Path) -> None:
 
 
 def _trained_on(predictor: Predictor, slides: Sequence[Prepared]) -> dict[str, tuple[str, ...]]:
-    """Return slide -> cautions, for those that are in the training data in any way."""
+    """Return the slides that are in the training data in any way, with cautions."""
     if predictor.trained_on is None:
         return {}
     facts = {one.row.slide_id: one.tiled.facts for one in slides}
     contents = {name: own.fingerprint for name, own in facts.items() if own is not None}
     seen = predictor.trained_on({one.row.patient_id for one in slides}, contents.values())
     found = {}
-    for one in slides:
-        ids = {one.row.patient_id, contents.get(one.row.slide_id)}
-        cautions = []
-        if ids & {*seen.patients, *seen.slides}:
-            cautions.append(TRAINED_ON)
-        if ids & set(seen.pretraining):
-            cautions.append(PRETRAINED_ON)
-        if cautions:
-            found[one.row.slide_id] = tuple(cautions)
+    for row in (one.row for one in slides):
+        content = contents.get(row.slide_id)
+        said = {
+            SLIDE_TRAINED_ON: content in seen.slides,
+            PATIENT_TRAINED_ON: row.patient_id in seen.patients and content not in seen.slides,
+            PRETRAINED_ON: bool({content, row.patient_id} & set(seen.pretraining)),
+        }
+        found[row.slide_id] = tuple(sentence for sentence, holds in said.items() if holds)
     return found
 
 
@@ -212,7 +241,7 @@ def _predict(
         "ok",
         tiles=len(bag),
         each=prediction.each,
-        cautions=(*cautions, *judged.sentences),
+        cautions=(*cautions, *judged.sentences, *((SYNTHETIC,) if predictor.synthetic else ())),
         percentiles=judged.percentiles,
     )
     log.info("%s: predicted %s", row.slide_id, _top(predictor, prediction))
@@ -265,9 +294,9 @@ def _record(
 def _say_what_was_done(found: Sequence[Predicted], options: Options, progress: Progress) -> None:
     lost = [one.result for one in found if one.prediction is None]
     cautioned = sum(bool(one.result.cautions) for one in found)
-    words = f"{len(found) - len(lost):,} of {len(found):,} slides predicted"
+    words = f"slides predicted: {len(found) - len(lost):,} of {len(found):,}"
     if cautioned:
-        words += f", {cautioned:,} with cautions"
-    progress.say(f"{words}: {options.output}")
+        words += f"; with cautions: {cautioned:,}"
+    progress.say(f"{words}; table: {options.output}")
     for one in lost:
         progress.say(f"{one.slide_id}: not predicted: {one.reason}")

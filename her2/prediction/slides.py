@@ -70,7 +70,7 @@ def prepare_slides(
         tiled = tile_bucket(tile, cohort, cache, entries, threads=threads)
     usable = [entry for entry in tiled.values() if entry.status == "ok"]
     tiles = sum(entry.tiles for entry in usable)
-    progress.say(f"{len(usable):,} of {len(tiled):,} slides have tissue: {tiles:,} tiles")
+    progress.say(f"slides with tissue: {len(usable):,} of {len(tiled):,}; tiles: {tiles:,}")
     name = "embedding"
     if predictor.device.type == "cpu":
         name += f" on the CPU with {min(threads, allowed_cpus())} threads, without a GPU"

@@ -16,7 +16,7 @@ from her2.core.files import digest
 from her2.frozen.bundle.hashes import make_hashes, salt_of
 from her2.frozen.bundle.read import read_bundle
 from her2.mil.bags import Bag
-from her2.prediction.predict import PRETRAINED_ON, TRAINED_ON
+from her2.prediction.predict import PATIENT_TRAINED_ON, PRETRAINED_ON, SLIDE_TRAINED_ON
 from her2.slides.fingerprint import fingerprint
 from her2.storage.features import open_store
 from tests.unit.bundle_makers import Parts, parts
@@ -66,8 +66,8 @@ def test_a_slide_becomes_a_row_of_what_the_bundle_says(
     assert row["models"] == 2
     record = json.loads((tmp_path / "out.json").read_text())
     assert record["model"]["bundle"] == opened.schema.digest
-    assert "1 slides, score / tiny / abmil; cache:" in done.output
-    assert "1 of 1 slides predicted" in done.output
+    assert "slides: 1; model: score / tiny / abmil; cache:" in done.output
+    assert "slides predicted: 1 of 1" in done.output
 
 
 def test_a_bundle_that_was_moved_or_zipped_predicts_the_same_digits(
@@ -103,9 +103,11 @@ def test_a_slide_of_the_training_data_is_said_to_be_one(
         one = made.with_body(hashes=hashes).write(tmp_path / f"{number}.bundle")
         assert predicted(one, cache, tmp_path / "out.csv", drawn_slide).exit_code == 0
         found.append(str(slide_row(tmp_path / "out.csv")["cautions"]))
-    assert TRAINED_ON in found[0]
-    assert TRAINED_ON in found[1]
+    assert SLIDE_TRAINED_ON in found[0]
+    assert PATIENT_TRAINED_ON not in found[0]
     assert PRETRAINED_ON not in found[0]
+    assert SLIDE_TRAINED_ON not in found[1]
+    assert PATIENT_TRAINED_ON in found[1]
     assert PRETRAINED_ON in found[1]
 
 

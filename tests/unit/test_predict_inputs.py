@@ -47,6 +47,14 @@ def test_a_folder_is_searched_with_those_below_it(drawn_slide: Path, tmp_path: P
     assert ids(tmp_path) == ["one", "two", "unusual"]
 
 
+def test_pictures_in_the_cache_are_no_slides(tmp_path: Path) -> None:
+    """The cache may lie in the folder of the slides, as beside a table that is written there."""
+    files_of(tmp_path, "one.svs", "her2-cache/qc/ab/abc.jpg", "maps/slides/one.png")
+    own = [tmp_path / "her2-cache", tmp_path / "maps"]
+    assert [row.slide_id for row in find_slides([tmp_path], without=own).rows] == ["one"]
+    assert len(slides_in(tmp_path).slides) == 3
+
+
 def test_a_damaged_slide_of_a_folder_is_not_hidden(tmp_path: Path) -> None:
     files_of(tmp_path, "broken.svs")
     assert ids(tmp_path) == ["broken"]

@@ -21,7 +21,7 @@ from her2.core.files import file_digest
 from her2.embedding.stage import embed_bucket
 from her2.mil.bags import Bag
 from her2.prediction.inputs import find_slides
-from her2.prediction.predict import Options, check_options, predict_raw_slides
+from her2.prediction.predict import SYNTHETIC, Options, check_options, predict_raw_slides
 from her2.prediction.predictor import Judgement, Predictor
 from her2.prediction.progress import Progress
 from her2.storage.cache import Cache
@@ -137,7 +137,7 @@ def test_bad_slides_do_not_stop_the_good_ones(
     lost = slides.filter(pl.col("status") != "ok")
     assert lost["reason"].str.contains("not a slide that OpenSlide or Pillow can open").all()
     assert lost["prob_high"].null_count() == 2
-    assert "1 of 3 slides predicted" in said
+    assert "slides predicted: 1 of 3; table:" in said
     assert "text: not predicted: not a slide" in said
 
 
@@ -194,7 +194,7 @@ def test_cautions_and_percentiles_are_in_the_rows(
     table, words = run(given, find_slides([drawn_slide]), tmp_path, warm_cache)
     assert table["cautions"].to_list() == ["Its um/px is far outside. It has few tiles."] * 2
     assert table["percentile_mpp"].to_list() == [99.0, None]
-    assert "1 with cautions" in words
+    assert "with cautions: 1" in words
 
 
 def test_what_cannot_be_written_is_named_before_any_work(tmp_path: Path) -> None:
@@ -272,3 +272,25 @@ def test_options_of_two_ways_to_predict_are_refused(
     done = CliRunner().invoke(app, ["predict", *arguments, "--out", str(tmp_path / "out.csv")])
     assert isinstance(done.exception, UserError)
     assert words in str(done.exception)
+
+
+def test_nothing_of_the_user_is_replaced(tmp_path: Path) -> None:
+    manifest, record = tmp_path / "slides.csv", tmp_path / "out.json"
+    with pytest.raises(UserError, match=r"slides.csv: would be replaced by a result"):
+        check_options(Options(manifest), tmp_path, [manifest])
+    with pytest.raises(UserError, match=r"a.json: would be replaced by a result"):
+        check_options(Options(tmp_path / "a.csv"), tmp_path, [tmp_path / "a.json"])
+    for content in ("not JSON", "[]", '{"settings": 1}'):
+        record.write_text(content)
+        with pytest.raises(UserError, match=r"out.json: exists, and is no record"):
+            check_options(Options(tmp_path / "out.csv"), tmp_path)
+    record.write_text('{"her2": "1", "table": {}, "model": {}}')
+    check_options(Options(tmp_path / "out.csv"), tmp_path)
+
+
+def test_a_model_of_drawn_slides_says_so(
+    predictor: Predictor, warm_cache: Path, drawn_slide: Path, tmp_path: Path
+) -> None:
+    given = replace(predictor, synthetic=True)
+    table, _ = run(given, find_slides([drawn_slide]), tmp_path, warm_cache)
+    assert table["cautions"].to_list() == [SYNTHETIC] * 2

@@ -96,7 +96,8 @@ class _Fit:
         scale[scale < _TINY * np.maximum(1.0, np.abs(mean))] = 1.0
         n, d = means.shape
         solver = "covariance_eigh" if n > d else "full"
-        found = PCA(count, svd_solver=solver).fit((means - mean) / scale)
+        with np.errstate(invalid="ignore"):  # shares of a variance of zero, which nobody reads
+            found = PCA(count, svd_solver=solver).fit((means - mean) / scale)
         varies = found.explained_variance_ > _TINY * d
         return cls(mean, scale, found.components_[varies], found.explained_variance_[varies])
 
@@ -144,14 +145,14 @@ def reference_of(means: Floats, owners: np.ndarray) -> EmbeddingReference | None
     """Return the reference of mean embeddings (n, d) of the slides of patients `owners` (n,)."""
     from sklearn.model_selection import GroupKFold
 
+    if not (means.std(axis=0) > _TINY * np.maximum(1.0, np.abs(means.mean(axis=0)))).any():
+        return None
     splits = list(GroupKFold(PARTS).split(means, groups=owners))
     fewest = min(len(learnt) for learnt, _ in splits)
-    count = min(COMPONENTS, (fewest - 1) // 3, means.shape[1])
+    count = min(COMPONENTS, (fewest - 1) // 3, means.shape[1] - 1)
     held_out = np.empty((2, len(means)))
     for learnt, left in splits:
         held_out[:, left] = _Fit.of(means[learnt], count).parts(means[left])
-    if not held_out.any():
-        return None
     inside, outside = (rounded(float(np.median(part))) for part in held_out)
     fit = _Fit.of(means, count)
     return EmbeddingReference(
@@ -168,9 +169,16 @@ def reference_of(means: Floats, owners: np.ndarray) -> EmbeddingReference | None
 
 
 def _combined(parts: Floats, inside: float, outside: float) -> Floats:
-    """Return distances (n,) from both parts (2, n); a part that never varied is not scaled."""
+    """Return distances (n,) from both parts (2, n).
+
+    A part that does not vary in development has no scale. It adds its own length: nothing, except
+    for slides that differ in it.
+    """
     typical = np.array([[inside], [outside]])
-    found: Floats = np.sqrt((parts / np.where(typical > _TINY, typical, 1.0)).mean(axis=0))
+    scaled = typical > _TINY
+    found: Floats = np.sqrt(
+        (parts / np.where(scaled, typical, 1.0)).sum(axis=0) / max(1, np.count_nonzero(scaled))
+    )
     return found
 
 

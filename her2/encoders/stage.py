@@ -186,8 +186,8 @@ def fetch(row: CatalogueRow, *, revision: str | None = None) -> Path:
     assert row.file is not None
     try:
         hub, file = row.hub, row.file
-        options = {} if revision is None else {"revision": revision}
-        return Path(_retried(lambda: huggingface_hub.hf_hub_download(hub, file, **options)))
+        download = partial(huggingface_hub.hf_hub_download, hub, file, revision=revision)
+        return Path(_retried(download))
     except huggingface_hub.errors.GatedRepoError:
         raise UserError(
             f"encoders: {row.name}: access to the weights must be requested. Request it at "

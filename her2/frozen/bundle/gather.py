@@ -9,13 +9,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import polars as pl
 
 from her2 import __version__
 from her2.config import GroupingSection, Section
-from her2.config.jobs import VERSIONS, EmbedSpec, EncoderSpec, EvaluateSpec, TileSpec
+from her2.config.jobs import VERSIONS, ControlSpec, EmbedSpec, EncoderSpec, EvaluateSpec, TileSpec
 from her2.config.validation import Final
 from her2.core.errors import UserError, problem_list
 from her2.core.files import file_digest
@@ -24,6 +24,7 @@ from her2.core.tables import read_result
 from her2.encoders.card import WEIGHTS_NAME, EncoderCard
 from her2.encoders.stage import load_encoder
 from her2.evaluation.groupings import groupings_of
+from her2.frozen.bundle.figures import figures_of
 from her2.frozen.bundle.hashes import make_hashes, salt_of
 from her2.frozen.bundle.licence import permission
 from her2.frozen.bundle.schema import (
@@ -32,14 +33,13 @@ from her2.frozen.bundle.schema import (
     Body,
     DevelopmentThreshold,
     Encoder,
-    Figure,
     Fold,
     Grid,
     Hashes,
     Software,
     Tiling,
 )
-from her2.frozen.development import development_of
+from her2.frozen.development import read_development
 from her2.frozen.model import FrozenFold, FrozenModel
 from her2.frozen.results import read_frozen
 from her2.mil.fold import MODEL_NAME
@@ -171,8 +171,15 @@ def gather(
             DevelopmentThreshold(**{name: getattr(one, name) for name in one.__slots__})
             for one in model.thresholds
         ),
-        development=development_of(wanted),
-        figures=tuple(_figures(wanted.folder("evaluation"))),
+        development=read_development(
+            folds,
+            wanted.results / "cohort" / "slides.parquet",
+            wanted.results / "features" / wanted.encoder,
+            grid=grid,
+            task=model.task,
+            columns=_covariates(wanted),
+        ),
+        figures=tuple(figures_of(wanted.folder("evaluation"))),
         confidence=spec.evaluation.confidence,
         seed=spec.seed,
         hashes=_hashes(wanted, model, folds),
@@ -218,6 +225,13 @@ def _one(kind: type[_Spec], wanted: Wanted, place: str, apart: set[str]) -> _Spe
     ]:
         raise problem_list(f"{folder}: its jobs were asked for different things. {AGAIN}", differ)
     return found[first]
+
+
+def _covariates(wanted: Wanted) -> tuple[str, ...]:
+    """Return the further columns of the manifest that the controls predict the classes from."""
+    path = wanted.folder(f"{FOLDER}/control")
+    path = path.with_name(f"{path.name}.json")
+    return _read(ControlSpec, path).evaluation.covariates if path.exists() else ()
 
 
 def _software() -> Software:
@@ -311,41 +325,3 @@ def _hashes(wanted: Wanted, model: FrozenModel, folds: Path) -> Hashes:
 
 def _known(cards: Iterable[EncoderCard], name: str) -> list[str]:
     return [str(one) for card in cards for one in card.provenance.get(name, [])]
-
-
-def _figures(evaluation: Path) -> Iterable[Figure]:
-    """Yield the figures of four tables of an evaluation in one form."""
-    tables: tuple[tuple[Literal["metrics", "binary", "calibration"], str, str], ...] = (
-        ("metrics", "class", ""),
-        ("binary", "grouping", ""),
-        ("calibration", "class", "state"),
-    )
-    for table, of, at in tables:
-        for row in _rows(evaluation / f"{table}.parquet"):
-            yield Figure(
-                table=table,
-                of=row[of] or "",
-                at=row[at] if at else "",
-                note=row["note"] or "",
-                **{name: row[name] for name in ("level", "metric", "value", "low", "high", "n")},
-            )
-    for row in _rows(evaluation / "operating.parquet"):
-        for metric in ("sensitivity", "specificity", "ppv", "npv"):
-            yield Figure(
-                table="operating",
-                level=row["level"],
-                metric=metric,
-                of=row["grouping"],
-                at=f"{row['fixed']} {row['asked']:g}",
-                value=row[metric],
-                low=row[f"{metric}_low"],
-                high=row[f"{metric}_high"],
-                n=row["n_positive"] + row["n_negative"],
-                note=row["note"] or "",
-            )
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    table = read_result(path)
-    floats = [name for name, kind in table.schema.items() if kind == pl.Float64]
-    return table.with_columns(pl.col(floats).fill_nan(None)).to_dicts()

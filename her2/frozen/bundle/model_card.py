@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from her2.frozen.bundle.schema import SCHEMA_NAME, Body, Figure
+from her2.frozen.distribution import Distribution
 from her2.metrics import all_metrics
 
 if TYPE_CHECKING:
@@ -157,13 +158,30 @@ on another hospital's slides has to be validated on labelled slides of that hosp
 
 
 def _training_data(body: Body) -> str:
-    lines = "\n".join(f"- {escaped(line)}" for line in body.development.sentences())
-    hashed = len(body.hashes.patients)
+    known = body.development
+    groups = {"class": known.classes, "site": known.sites, "vendor": known.vendors}
+    rows = [
+        (what, one.name, str(one.patients), str(one.slides))
+        for what, counts in groups.items()
+        for one in counts
+    ]
+    numbers = [
+        (f"{one.label} ({one.unit})" if one.unit else one.label, *_spread(one.distribution))
+        for one in known.numbers
+    ]
     return f"""## Training data
 
-{lines}
-- {hashed} patients trained or tuned a model. `{SCHEMA_NAME}` has salted hashes of their ids and of
-  their slides, so that `her2 predict` can say which of somebody's own patients are among them."""
+{known.patients} patients with {known.slides} slides. {len(body.hashes.patients)} of the patients
+trained or tuned a model. `{SCHEMA_NAME}` has salted hashes of their ids and of their slides, so
+that `her2 predict` can say which of somebody's own patients are among them.
+
+{_table(("", "group", "patients", "slides"), rows)}
+
+{_table(("slides", "lowest", "5 %", "median", "95 %", "highest"), numbers)}"""
+
+
+def _spread(values: Distribution) -> list[str]:
+    return [f"{values.at(percent):.4g}" for percent in (0, 5, 50, 95, 100)]
 
 
 def _figure_table(body: Body) -> str:

@@ -32,8 +32,8 @@ from her2.frozen.bundle.schema import (
     SCHEMA_NAME,
     Contents,
     Fold,
-    parse_contents,
 )
+from her2.frozen.bundle.seal import parse_contents
 from her2.frozen.development import Development
 from her2.frozen.model import FrozenFold, FrozenModel, Threshold
 from her2.mil.fold import SavedModel, build_model

@@ -26,9 +26,8 @@ from her2.frozen.bundle.schema import (
     Body,
     Contents,
     FileFacts,
-    sealed,
-    to_bytes,
 )
+from her2.frozen.bundle.seal import sealed, to_bytes
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +61,7 @@ def make_bundle(
         UserError: results are missing, the target is there and may not be replaced, or it cannot
             be written.
     """
-    _check_target(target, force)
+    check_target(target, force)
     found = gather(wanted, final=final, licence=licence, permitted=permitted, threads=threads)
     return write_bundle(found.body, found.weights, target, zipped=zipped)
 
@@ -99,7 +98,7 @@ def _facts(content: bytes) -> FileFacts:
     return FileFacts(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
 
 
-def _check_target(target: Path, force: bool) -> None:
+def check_target(target: Path, force: bool) -> None:
     """Refuse to replace anything but a bundle, and a bundle without `force`.
 
     Raises:

@@ -75,6 +75,8 @@ def find_slides(
         problem = path_problem(source, "folder" if source.is_dir() else "file")
         if problem is not None:
             problems.append(f"{source}: {problem}")
+        elif source.is_dir() and source.with_name(f"{source.name}.mrxs").is_file():
+            log.info("%s: holds the data of the MIRAX slide beside it", source)
         elif source.is_dir():
             found = slides_in(source, without)
             files += found.slides
@@ -88,7 +90,8 @@ def find_slides(
             files.append(source)
     if problems:
         raise problem_list("there is nothing to predict in some of what was given", problems)
-    return named_slides(list(dict.fromkeys(path.absolute() for path in files)))
+    files = list(dict.fromkeys(path.absolute() for path in files))
+    return named_slides(_without_parts(files))
 
 
 def named_slides(files: Sequence[Path]) -> Cohort:
@@ -142,6 +145,12 @@ def slides_in(folder: Path, without: Collection[Path] = ()) -> FoundFiles:
             candidates.append(path)
         else:
             others += 1
+    slides = _without_parts(candidates)
+    return FoundFiles(tuple(slides), others + len(candidates) - len(slides))
+
+
+def _without_parts(candidates: Sequence[Path]) -> list[Path]:
+    """Return the files that stand for a slide, without the others that belong to the same one."""
     parts: set[Path] = set()
     first: dict[frozenset[Path], Path] = {}
     for path in candidates:
@@ -150,8 +159,7 @@ def slides_in(folder: Path, without: Collection[Path] = ()) -> FoundFiles:
             parts |= set(group[1:])
         elif first.setdefault(frozenset(group), path) != path:  # of a DICOM series
             parts.add(path)
-    slides = [path for path in candidates if path not in parts]
-    return FoundFiles(tuple(slides), others + len(candidates) - len(slides))
+    return [path for path in candidates if path not in parts]
 
 
 def _files(folder: Path, without: Collection[Path]) -> Iterator[Path]:

@@ -3,12 +3,12 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from her2.cli.main import app
 from her2.core.errors import UserError
@@ -49,7 +49,7 @@ def predicted(bundle: Path, cache: Path | None, out: Path, *arguments: object) -
     return CliRunner().invoke(app, [str(one) for one in given], env={"HER2_CACHE": ""})
 
 
-def slide_row(out: Path) -> dict[str, object]:
+def slide_row(out: Path) -> dict[str, Any]:
     return pl.read_csv(out).filter(level="slide").row(0, named=True)
 
 

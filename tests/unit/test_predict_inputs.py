@@ -176,6 +176,21 @@ def test_a_manifest_is_given_alone(write_csv: WriteManifest, tmp_path: Path) -> 
         find_slides([tmp_path / "b.svs"], tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["mirax", "hamamatsu"])
+def test_a_pattern_that_also_matches_a_slides_other_files_stands_for_the_slide(
+    tmp_path: Path, kind: str
+) -> None:
+    """`slides/*` matches a `.mrxs` with its folder, or an index with its images."""
+    if kind == "mirax":
+        write_mirax(tmp_path / "case.mrxs", GREY, mpp=0.5)
+    else:
+        write_vms(tmp_path / "case.vms", GREY)
+        (tmp_path / "case.opt").unlink()  # it is not needed, and no slide
+    given = sorted(tmp_path.iterdir())
+    assert len(given) > 1
+    assert ids(*given) == ["case"]
+
+
 def test_the_files_of_a_dicom_series_are_one_slide(tmp_path: Path) -> None:
     for level, name in ((1, "a.dcm"), (0, "b.dcm")):
         write_dicom(tmp_path / name, GREY, mpp=0.5, level=level)

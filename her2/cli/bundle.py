@@ -21,7 +21,8 @@ class BundleGroup(TyperGroup):
 
 bundle_app = typer.Typer(
     cls=BundleGroup,
-    help="Put a trained model into one folder or file that predicts without its results.",
+    help="Put a trained model into one folder or file that predicts without its results: `her2 "
+    "bundle RESULTS --out BUNDLE`, where `make` may be left out.",
     no_args_is_help=True,
 )
 
@@ -75,8 +76,9 @@ def bundle_check(
     bundle: Annotated[Path, typer.Argument(help="a folder or .zip that her2 bundle wrote")],
 ) -> None:
     """Compare every file of a bundle with its digest, and read its models."""
-    from her2.frozen.bundle.read import read_bundle
+    from her2.frozen.bundle.read import check_encoder, read_bundle
 
     found = read_bundle(bundle)
+    check_encoder(found)
     size = len(found.schema.files) + 1
     print(f"{bundle}: {found.name}, {size} files, digest {found.schema.digest}: no problems found")

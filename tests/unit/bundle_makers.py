@@ -110,10 +110,11 @@ def parts(folder: Path) -> Parts:
         task=TASK,
         groupings={"low vs high": GroupingSection(negative=("low",), positive=("high",))},
         grid=Grid(mpp=card.mpp, size_px=card.size),
-        tiling=Tiling(options=TilingSection(max_tiles=50), seed=7, max_failed_tiles=0.05),
+        tiling=Tiling(options=TilingSection(max_tiles=50), seed=7, max_failed_tiles=0.05,
+                      tissue={"detected": 3}, annotated=0),
         encoder=Encoder(
             **own, name="tiny", model="timm/test_vit", domain="none", digest=card.digest,
-            revision=None, included=True, why="random weights",
+            ran_in=("float32",), revision=None, included=True, why="random weights",
         ),
         final="folds",
         combined_by="mean of calibrated probabilities",

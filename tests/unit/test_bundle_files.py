@@ -140,6 +140,12 @@ def test_an_earlier_bundle_stays_if_the_new_one_breaks_off(
     assert contents(bundle) == before
 
 
+def test_no_memory_is_spent_on_what_may_come(bundle: Path) -> None:
+    """A limit of 64 GB is no reason to reserve them."""
+    files, _ = checked(bundle)
+    assert len(bundle_files.read_bytes(files, README_NAME, 1 << 60)) < 1 << 20
+
+
 # Changed
 
 

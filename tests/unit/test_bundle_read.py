@@ -19,7 +19,7 @@ from her2.core.files import digest
 from her2.encoders.card import CARD_NAME, WEIGHTS_NAME, read_card
 from her2.encoders.stage import load_encoder
 from her2.evaluation.temperature import scale
-from her2.frozen.bundle.read import Bundle, read_bundle
+from her2.frozen.bundle.read import Bundle, check_encoder, read_bundle
 from her2.frozen.bundle.schema import ENCODER_NAME
 from her2.mil.losses import output_count
 from her2.mil.model import Model, predict
@@ -121,6 +121,23 @@ def test_the_encoder_in_a_bundle_is_a_folder_that_can_embed(
     times = {item: item.stat().st_mtime_ns for item in folder.iterdir()}
     assert found.encoder_folder(into) == folder
     assert {item: item.stat().st_mtime_ns for item in folder.iterdir()} == times
+
+
+def test_the_encoder_in_a_bundle_has_the_stated_weights(
+    made: Parts, bundle: Bundle, tmp_path: Path
+) -> None:
+    """Also where somebody has sealed other weights in."""
+    check_encoder(bundle)
+    materialise(RANDOM, 4, _folder(tmp_path / "other"))
+    own = Parts(
+        made.body, {**made.weights, ENCODER_NAME: tmp_path / "other" / WEIGHTS_NAME}, made.encoder
+    )
+    found = read_bundle(own.write(tmp_path / "a.bundle"))
+    with pytest.raises(UserError, match=made.body.encoder.weights_sha256):
+        check_encoder(found)
+    folder = found.encoder_folder(tmp_path / "into")
+    with pytest.raises(UserError, match="other weights than its card says"):
+        load_encoder(folder)
 
 
 def test_two_uses_of_the_same_weights_have_folders_of_their_own(

@@ -15,6 +15,10 @@ from her2.frozen.bundle import schema
 from her2.frozen.bundle.read import checked, read_bundle
 from her2.frozen.bundle.schema import SCHEMA_NAME, Contents
 from her2.frozen.bundle.seal import parse_contents, sealed, to_bytes
+from her2.frozen.development import Category, ClassAtSite, Count, Development, Number
+from her2.frozen.distance import EmbeddingReference
+from her2.frozen.distribution import Distribution
+from her2.mil.losses import Loss
 from tests.unit.bundle_makers import Parts, edit, parts, rewrite
 
 DOCS = Path(__file__).parents[2] / "docs" / "bundles.md"
@@ -256,6 +260,24 @@ def field_tables() -> str:
 def test_every_field_is_described_in_the_docs() -> None:
     """To renew the tables: `python -m tests.unit.test_bundle_schema`."""
     assert field_tables() in DOCS.read_text(encoding="utf-8")
+
+
+def test_every_fact_of_the_development_is_described_in_the_docs() -> None:
+    text = DOCS.read_text(encoding="utf-8").partition("### Development")[2]
+    for part in (
+        Development,
+        Count,
+        ClassAtSite,
+        Number,
+        Category,
+        EmbeddingReference,
+        Distribution,
+    ):
+        assert not [name for name in part.model_fields if f"`{name}`" not in text]
+
+
+def test_the_losses_are_those_of_training() -> None:
+    assert get_args(schema.Fold.model_fields["loss"].annotation) == get_args(Loss)
 
 
 def test_no_field_of_the_docs_is_of_another_version(made: Parts) -> None:

@@ -186,6 +186,16 @@ def test_missing_results_are_named_and_nothing_is_written(
     assert not (tmp_path / "a.bundle").exists()
 
 
+def test_words_that_no_bundle_can_hold_are_refused(finished: Project, tmp_path: Path) -> None:
+    wanted = find_model(finished.folder / "results", None, None, None)
+    with pytest.raises(UserError, match="licence: ") as caught:
+        make_bundle(wanted, tmp_path / "a.bundle", licence="two\nlines", permitted="\x1b[31m")
+    assert "cannot be put into a bundle" in str(caught.value)
+    with pytest.raises(UserError, match="add --zip"):
+        make_bundle(wanted, tmp_path / "a.zip")
+    assert not list(tmp_path.iterdir())
+
+
 def edited(results: Path, rule: str, change: Callable[[dict[str, Any]], Any]) -> None:
     """Change what jobs of a rule were asked for, in their stamps."""
     for path in sorted((results / "stamps" / rule).rglob("*.json")):

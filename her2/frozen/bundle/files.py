@@ -158,7 +158,7 @@ def read_bytes(files: Files, name: str, limit_bytes: int) -> bytes:
         )
     try:
         with files.open(name) as stream:
-            return stream.read(limit_bytes)
+            return stream.read(files.sizes[name])
     except (OSError, zipfile.BadZipFile, EOFError) as error:
         raise UserError(f"{files.path}: {name} cannot be read ({first_line(error)}).") from None
 

@@ -42,8 +42,11 @@ from her2.frozen.bundle.schema import (
 from her2.frozen.development import read_development
 from her2.frozen.model import FrozenFold, FrozenModel
 from her2.frozen.results import read_frozen
+from her2.mil.apply import REFIT
 from her2.mil.fold import MODEL_NAME
 from her2.pretraining.overlap import lineage
+from her2.storage.entries import FeatureEntry, read_entries
+from her2.storage.features import read_attributes
 
 PACKAGES = ("numpy", "safetensors", "scikit-learn", "timm", "torch", "torchvision")
 PROVENANCE = (
@@ -162,6 +165,7 @@ def gather(
             options=tiling.tiling,
             seed=tiling.seed,
             max_failed_tiles=embedding.max_failed_tiles,
+            **_tissue(wanted, grid),
         ),
         encoder=encoder,
         final=final,
@@ -234,6 +238,29 @@ def _covariates(wanted: Wanted) -> tuple[str, ...]:
     return _read(ControlSpec, path).evaluation.covariates if path.exists() else ()
 
 
+def _tissue(wanted: Wanted, grid: str) -> dict[str, Any]:
+    """Return how the tissue of the development's slides was found."""
+    slides = read_result(wanted.results / "cohort" / "slides.parquet")
+    slides = slides.filter(pl.col("grid") == grid, pl.col("tissue_source").is_not_null())
+    counts = slides["tissue_source"].value_counts().sort("tissue_source")
+    return {
+        "tissue": dict(counts.iter_rows()),
+        "annotated": slides["regions"].is_not_null().sum(),
+    }
+
+
+def _precisions(features: Path) -> tuple[str, ...]:
+    """Return the precisions of the features, from one store of each job."""
+    found = set()
+    for path in sorted(features.glob("*-of-*.json")):
+        entries = read_entries(path, FeatureEntry)
+        slide = next((name for name, entry in entries.items() if entry.status == "ok"), None)
+        if slide is not None:
+            attributes = read_attributes(features / f"{slide}.zarr.zip", entries[slide].key)
+            found.add(str(attributes.get("precision", "not recorded")))
+    return tuple(sorted(found))
+
+
 def _software() -> Software:
     return Software(
         her2=__version__,
@@ -277,6 +304,7 @@ def _encoder(
         name=wanted.encoder,
         model=row or f"{card.library}/{card.architecture}",
         domain=section.domain or "none",
+        ran_in=_precisions(wanted.results / "features" / wanted.encoder),
         digest=card.digest,
         revision=card.provenance.get("revision"),
         included=found.allowed,
@@ -306,7 +334,7 @@ def _fold(fold: FrozenFold, weights: str) -> Fold:
 def _hashes(wanted: Wanted, model: FrozenModel, folds: Path) -> Hashes:
     """Return the hashes of the patients and slides that trained or tuned one of the models."""
     table = read_result(folds)
-    if model.folds[0].run == "refit":  # which has no test set
+    if model.folds[0].run == REFIT:  # which has no test set
         table = table.drop_nulls("label")
     else:
         table = table.filter(pl.col("role").is_in(["train", "tune"]))

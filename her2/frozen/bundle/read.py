@@ -4,6 +4,7 @@ Nothing of the results or the cache that it came from is needed. Nothing in it i
 tensors of a safetensors file, and all else is JSON.
 """
 
+import hashlib
 import logging
 import shutil
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
 from pydantic import ValidationError
@@ -23,7 +25,8 @@ from her2.core.errors import UserError, first_line, problem_list
 from her2.core.files import atomic_folder, digest
 from her2.encoders.card import CARD_NAME, WEIGHTS_NAME, EncoderCard, read_card, write_card
 from her2.encoders.device import pick_device
-from her2.encoders.stage import fetch, load_encoder, materialise_encoder
+from her2.encoders.loading import WEIGHTS_BYTES
+from her2.encoders.stage import fetch, load_encoder, materialise_encoder, weights_digest
 from her2.frozen.bundle.files import Files, list_files, problems_of, read_bytes
 from her2.frozen.bundle.hashes import Seen, seen
 from her2.frozen.bundle.schema import (
@@ -33,7 +36,7 @@ from her2.frozen.bundle.schema import (
     Contents,
     Fold,
 )
-from her2.frozen.bundle.seal import parse_contents
+from her2.frozen.bundle.seal import parse_contents, problems_in
 from her2.frozen.development import Development
 from her2.frozen.model import FrozenFold, FrozenModel, Threshold
 from her2.mil.fold import SavedModel, build_model
@@ -147,7 +150,7 @@ class Bundle:
             raise problem_list(
                 f"{self.path}: its encoder {encoder.model} cannot be made by this version of her2. "
                 f"{self._how()}",
-                [one["msg"] for one in error.errors()],
+                problems_in(error),
             ) from None
         return materialise_encoder(EncoderSpec(encoder=section, seed=self.schema.seed), folder)
 
@@ -194,6 +197,26 @@ def read_bundle(path: Path, *, threads: int = 1) -> Bundle:
     return Bundle(path, files, contents, _model(files, contents, device))
 
 
+def check_encoder(bundle: Bundle) -> None:
+    """Check that the encoder's weights in a bundle, if any, are those of the stated digest.
+
+    Raises:
+        UserError: they are not.
+    """
+    encoder = bundle.schema.encoder
+    if not encoder.included:
+        return
+    try:
+        state = safetensors.torch.load(read_bytes(bundle.files, ENCODER_NAME, WEIGHTS_BYTES))
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{bundle.path}: {ENCODER_NAME} cannot be read ({error}).") from None
+    if (own := weights_digest(state)) != encoder.weights_sha256:
+        raise UserError(
+            f"{bundle.path}: {ENCODER_NAME} has the weights {own}, and {encoder.weights_sha256} "
+            "are stated. Have the bundle made again."
+        )
+
+
 def checked(path: Path) -> tuple[Files, Contents]:
     """Return the files and contents of a bundle, after comparing every byte with its digest.
 
@@ -226,8 +249,10 @@ def _model(files: Files, contents: Contents, device: torch.device) -> FrozenMode
 def _fold(files: Files, contents: Contents, fold: Fold, device: torch.device) -> FrozenFold:
     card = fold_card(contents, fold)
     try:
-        state = safetensors.torch.load(read_bytes(files, fold.weights, _HEAD_BYTES))
-        model = build_model(card, state)
+        content = read_bytes(files, fold.weights, _HEAD_BYTES)
+        if hashlib.sha256(content).hexdigest() != contents.files[fold.weights].sha256:
+            raise ValueError("it changed while it was read")
+        model = build_model(card, safetensors.torch.load(content))
     except UserError:
         raise
     except Exception as error:  # of tensors that somebody else made

@@ -73,6 +73,12 @@ class Tiling(Section):
     max_failed_tiles: Share = Field(
         description="slides with a larger share of unreadable tiles are not predicted"
     )
+    tissue: dict[str, Many] = Field(
+        description="slides of the development by what found their tissue: `detected`, or a mask"
+    )
+    annotated: Many = Field(
+        description="slides of the development whose tiles come from drawn regions only"
+    )
 
 
 class Encoder(Section):
@@ -93,6 +99,9 @@ class Encoder(Section):
     std: Rgb = Field(description="standard deviation of RGB in [0, 1], divided by")
     precision: Precision = Field(description="precision in which it runs")
     storage: Literal["float16", "float32"] = Field(description="type of the stored features")
+    ran_in: tuple[Line, ...] = Field(
+        description="precisions in which the development's features were computed"
+    )
     licence: Line = Field(description='licence of the weights; "" where none is stated')
     weights_sha256: Sha256 = Field(description="digest of names, types, shapes and values")
     digest: Sha256 = Field(description="digest of the encoder's function; other bits are refused")

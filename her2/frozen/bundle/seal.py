@@ -66,8 +66,13 @@ def parse_contents(content: bytes, where: str) -> Contents:
     except ValidationError as error:
         raise problem_list(
             f"{place} does not describe a bundle",
-            [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()],
+            problems_in(error),
         ) from None
+
+
+def problems_in(error: ValidationError) -> list[str]:
+    """Return the key and what is wrong with it, for each problem."""
+    return [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
 
 
 def _other_version(values: dict[str, Any], version: int, where: str) -> str:

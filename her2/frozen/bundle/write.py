@@ -12,8 +12,10 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from her2.config.validation import Final
-from her2.core.errors import UserError
+from her2.core.errors import UserError, problem_list
 from her2.core.files import file_digest
 from her2.core.reading import write_problem
 from her2.frozen.bundle.files import write_folder, write_zip
@@ -27,7 +29,7 @@ from her2.frozen.bundle.schema import (
     Contents,
     FileFacts,
 )
-from her2.frozen.bundle.seal import sealed, to_bytes
+from her2.frozen.bundle.seal import problems_in, sealed, to_bytes
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +64,14 @@ def make_bundle(
             be written.
     """
     check_target(target, force)
-    found = gather(wanted, final=final, licence=licence, permitted=permitted, threads=threads)
+    if target.suffix == ".zip" and not zipped:
+        raise UserError(f"--out {target}: would be a folder; add --zip, or leave out the .zip.")
+    try:
+        found = gather(wanted, final=final, licence=licence, permitted=permitted, threads=threads)
+    except ValidationError as error:
+        raise problem_list(
+            f"{wanted.results}: what it says cannot be put into a bundle", problems_in(error)
+        ) from None
     return write_bundle(found.body, found.weights, target, zipped=zipped)
 
 

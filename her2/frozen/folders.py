@@ -7,13 +7,21 @@ from pathlib import Path
 
 import numpy as np
 
+from her2.config.names import REFIT
 from her2.core.errors import UserError
 from her2.encoders.device import pick_device
 from her2.frozen.corrections import Corrections, read_corrections
 from her2.frozen.model import FrozenFold, FrozenModel, Threshold
-from her2.frozen.results import check_alike, check_classes, evaluate_spec, read_thresholds
+from her2.frozen.results import (
+    check_alike,
+    check_classes,
+    evaluate_spec,
+    geometric_mean,
+    read_thresholds,
+)
 from her2.mil.apply import fold_folders
 from her2.mil.fold import SavedModel, load_model
+from her2.mil.refit import refit_shares
 from her2.storage.fold_files import CARD_NAME
 
 log = logging.getLogger(__name__)
@@ -38,8 +46,8 @@ def read_folders(
     """Read any folders of trained folds of a task as one model.
 
     Folders in `results/models/{task}/{encoder}/{head}` have their corrections from the evaluation
-    in the same results, and thresholds if they are all folds of it. Of a head's folder, folds that
-    are left over from before, and were not evaluated, are left out.
+    in the same results, and thresholds if they are all folds of it, or the model of all patients.
+    Of a head's folder, folds that are left over from before, and were not evaluated, are left out.
 
     Args:
         models: folders of trained folds, or of heads for all of their folds.
@@ -73,7 +81,11 @@ def read_folders(
             saved=one,
             of_head=one.folder.absolute() not in given,
             evaluation=(path := tables[label]),
-            corrections=by_key[path].get(one.card["key"]) if path else None,
+            corrections=_of_refit(one, known.get(path) if path else None)
+            if one.folder.name == REFIT
+            else by_key[path].get(one.card["key"])
+            if path
+            else None,
         )
         for label, one in saved.items()
     }
@@ -96,6 +108,13 @@ def evaluation_of(folder: Path) -> Path | None:
         return None
     path = Path(*head.parts[:-4], "evaluation", *head.parts[-3:])
     return path if (path / "priors.parquet").exists() else None
+
+
+def _of_refit(saved: SavedModel, known: Mapping[str, Corrections] | None) -> Corrections:
+    """Return the corrections of the model of all patients, which was not evaluated itself."""
+    share, seen = refit_shares(saved.folder)
+    mean = geometric_mean(one.temperature for one in known.values()) if known else None
+    return Corrections(saved.card["key"], saved.task.class_names, share, seen, mean)
 
 
 def _evaluated(
@@ -167,8 +186,9 @@ def _of_whole_head(
         return (), ("", "", "")
     task_name, encoder, head = place.absolute().parts[-3:]
     keys = {one.saved.card["key"] for one in found.values()}
+    whole = keys == {one.key for one in known[place].values()}
     spec = evaluate_spec(place)
-    if spec is None or keys != {one.key for one in known[place].values()}:
+    if spec is None or not (whole or {one.saved.folder.name for one in found.values()} == {REFIT}):
         return (), (task_name, encoder, head)
     task = next(iter(found.values())).saved.task
     thresholds = read_thresholds(place, task, spec.evaluation, known[place])

@@ -72,7 +72,7 @@ def apply_models(
     task_name, encoder, head = models.parts[-3:]
     model = read_frozen(
         evaluation, models, task_name=task_name, encoder=encoder, head=head, chunks=spec.chunks,
-        final=spec.final, folds=folds, cache=cache, threads=threads,
+        final=spec.final, cache=cache, threads=threads,
     )  # fmt: skip
     if model.task.class_names != spec.task.class_names:
         raise UserError(

@@ -1,20 +1,12 @@
 """Raw slides to scores: where a slide lies among those that the model was developed on."""
 
 from her2.cohort.manifest import SlideRow
-from her2.frozen.cautions import Described, What, cautions, percentiles
+from her2.frozen.cautions import Described, cautions, percentiles
 from her2.frozen.development import Development
 from her2.frozen.distance import mean_embedding
 from her2.prediction.predictor import Judge, Judgement
 from her2.storage.entries import TileEntry
 from her2.storage.features import FeatureStore
-
-COLUMNS: dict[What, str] = {
-    "um/px": "mpp",
-    "tissue area": "tissue_mm2",
-    "tiles": "tiles",
-    "appearance": "distance",
-}
-"""Number that has a percentile -> its name in columns of the table."""
 
 
 def judge_of(development: Development) -> Judge:
@@ -27,10 +19,9 @@ def judge_of(development: Development) -> Judge:
         if reference is not None:
             distance = float(reference.distance(mean_embedding(store)[None])[0])
         slide = Described.of(tiled.facts, tiled.tiles, scanner=row.scanner, distance=distance)
-        found = percentiles(slide, development)
         return Judgement(
             tuple(caution.sentence for caution in cautions(slide, development)),
-            {COLUMNS[what]: value for what, value in found.items()},
+            percentiles(slide, development),
         )
 
     return judge

@@ -407,6 +407,7 @@ class ExternalHeatmapSpec(Section):
     version: int = VERSIONS["heatmap"]
     cohort: str
     truth: Truth
+    patient_label: PatientLabel = Field("refuse", exclude_if=lambda value: value == "refuse")
     buckets: Buckets
     slides: int
     formats: tuple[HeatmapFormat, ...]
@@ -423,6 +424,7 @@ class ExternalAttentionSpec(Section):
     version: int = VERSIONS["attention"]
     cohort: str
     truth: Truth
+    patient_label: PatientLabel = Field("refuse", exclude_if=lambda value: value == "refuse")
     chunks: tuple[str, ...]
     buckets: Buckets
     mask_classes: tuple[str, ...] = ()

@@ -180,19 +180,29 @@ def load_model(folder: Path, device: torch.device) -> SavedModel:
         card = read_fold_card(folder)
         if file_digest(folder / MODEL_NAME) != card["files"][MODEL_NAME]:
             raise ValueError(f"{MODEL_NAME} does not match its card")
-        head: HeadSection = _HEAD.validate_python(card["head"])
-        classes, dimension = len(Task.model_validate(card["task"]).classes), card["dimension"]
-        module = head.build(dimension, output_count(card["loss"], classes))
-        blank = torch.zeros(dimension)
-        precision = card["training"]["precision"]
-        model = Model(module, blank, blank.clone(), card["loss"], precision)
-        model.load_state_dict(safetensors.torch.load_file(folder / MODEL_NAME))
+        model = build_model(card, safetensors.torch.load_file(folder / MODEL_NAME))
     except safetensors.SafetensorError as error:
         raise UserError(f"{folder / MODEL_NAME}: cannot be read ({error}).") from None
     except Exception as error:  # of a card, or of tensors, that somebody else made
         why = first_line(error).removeprefix(f"{folder}/")
         raise UserError(f"{folder}: is not a trained model ({why}).") from None
     return SavedModel(folder, model.to(device).eval(), card)
+
+
+def build_model(card: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> Model:
+    """Build the model of a card, with its weights, on the CPU.
+
+    Raises:
+        Exception: of any type, for a card or tensors that somebody else made.
+    """
+    head: HeadSection = _HEAD.validate_python(card["head"])
+    classes, dimension = len(Task.model_validate(card["task"]).classes), card["dimension"]
+    module = head.build(dimension, output_count(card["loss"], classes))
+    blank = torch.zeros(dimension)
+    precision = card["training"]["precision"]
+    model = Model(module, blank, blank.clone(), card["loss"], precision)
+    model.load_state_dict(state)
+    return model
 
 
 def _write_predictions(

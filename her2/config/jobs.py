@@ -346,7 +346,7 @@ class ApplySpec(Section):
     task: Task
     chunks: tuple[str, ...]
     buckets: Buckets
-    development_buckets: Buckets
+    development_buckets: Buckets = ()
     max_excluded: float
     final: Final = "folds"
     seed: int

@@ -398,6 +398,7 @@ class ExternalHeatmapSpec(Section):
     version: int = VERSIONS["heatmap"]
     cohort: str
     truth: Truth
+    patient_label: PatientLabel = Field("refuse", exclude_if=lambda value: value == "refuse")
     buckets: Buckets
     slides: int
     formats: tuple[HeatmapFormat, ...]
@@ -414,6 +415,7 @@ class ExternalAttentionSpec(Section):
     version: int = VERSIONS["attention"]
     cohort: str
     truth: Truth
+    patient_label: PatientLabel = Field("refuse", exclude_if=lambda value: value == "refuse")
     chunks: tuple[str, ...]
     buckets: Buckets
     mask_classes: tuple[str, ...] = ()

@@ -16,8 +16,8 @@ from her2.storage.features import read_attributes, read_coords
 
 UNIFORM = "this head has no attention of its own: all tiles weigh the same"
 """The note beside pictures of heads without attention."""
-NO_LABEL = "no label"
-"""What pictures say of a slide whose label is not known."""
+UNKNOWN = "score not known"
+"""What pictures say of a slide without a class: no label, one of no class, or contradicting ones."""
 
 
 class Explained(Protocol):

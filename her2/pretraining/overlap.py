@@ -92,12 +92,13 @@ def find_overlap(card: EncoderCard, cohort: pl.DataFrame) -> dict[str, str]:
 
     A case id matches a patient id or a slide id that a person would take for the same
     (`her2.core.spelling.folded_id`). Only patients with a label count, since no one is tested on
-    the others.
+    the others; where the table has no labels, as that of an external cohort, every patient does.
     """
     cases = {folded_id(case): case for case in _cases(card)}
     fingerprints = set(_fingerprints(card))
     labels = [name for name in cohort.columns if name.startswith("label_")]
-    labelled = cohort.filter(pl.any_horizontal(pl.col(name).is_not_null() for name in labels))
+    known = [pl.col(name).is_not_null() for name in labels] or [pl.lit(True)]
+    labelled = cohort.filter(pl.any_horizontal(known))
     found: dict[str, str] = {}
     rows = labelled.select("patient_id", "slide_id", "fingerprint").sort("slide_id")
     for patient, slide, fingerprint in rows.iter_rows():

@@ -158,7 +158,7 @@ def similar_pairs(slides: Sequence[Tissue]) -> list[Pair]:
 def shared_tiles(a: Tissue, b: Tissue, mean: Floats, std: Floats) -> float | None:
     """Return the chance-corrected share of the smaller slide's probes that match the other."""
     small, large = (a, b) if len(a.store) <= len(b.store) else (b, a)
-    rows = _spaced(len(small.store), PROBES)
+    rows = spaced(len(small.store), PROBES)
     if len(rows) < LEAST_PROBES:
         return None
     probes = _unit((small.store.gather(rows).astype(np.float32) - mean) / std)
@@ -185,7 +185,7 @@ def _mean_embeddings(stores: Sequence[FeatureStore]) -> tuple[Floats, Floats, Fl
     """Return standardised unit mean embeddings (s, d), and the tiles' mean and deviation (d,)."""
     means, squares = [], []
     for store in stores:
-        rows = store.gather(_spaced(len(store), SAMPLE)).astype(np.float64)
+        rows = store.gather(spaced(len(store), SAMPLE)).astype(np.float64)
         means.append(rows.mean(axis=0))
         squares.append((rows**2).mean(axis=0))
     table = np.stack(means)
@@ -200,7 +200,8 @@ def _unit(rows: Floats) -> Floats:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
-def _spaced(count: int, wanted: int) -> NDArray[np.int64]:
+def spaced(count: int, wanted: int) -> NDArray[np.int64]:
+    """Return at most `wanted` evenly spaced of `count` row numbers, the first and last included."""
     return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(np.int64))
 
 

@@ -337,7 +337,8 @@ class RefitSpec(Section):
 class ApplySpec(Section):
     """The predictions of an external cohort by the frozen models of a task, encoder and head.
 
-    `chunks` are those of the development, `buckets` those of the external cohort.
+    `chunks` are those of the development, `buckets` those of the external cohort. The development's
+    own buckets tell what its slides look like; empty for those in the folder of its features.
     """
 
     version: int = VERSIONS["apply"]
@@ -345,6 +346,7 @@ class ApplySpec(Section):
     task: Task
     chunks: tuple[str, ...]
     buckets: Buckets
+    development_buckets: Buckets = ()
     max_excluded: float
     final: Final = "folds"
     seed: int

@@ -75,7 +75,7 @@ def predict_slides(
     if output.suffix not in (".csv", ".parquet"):
         raise UserError(f"--out {output}: the file must be a .csv or .parquet.")
     device = pick_device(threads)
-    saved = [load_model(folder, device) for folder in _fold_folders(models)]
+    saved = [load_model(folder, device) for folder in fold_folders(models)]
     classes = _check_models(saved)
     shares = _shares(saved, priors)
     paths = {path.name.removesuffix(SUFFIX): path for path in sorted(features.glob(f"*{SUFFIX}"))}
@@ -157,7 +157,7 @@ def mismatches(store: FeatureStore, saved: SavedModel) -> list[str]:
     return problems
 
 
-def _fold_folders(models: Sequence[Path]) -> list[Path]:
+def fold_folders(models: Sequence[Path]) -> list[Path]:
     """Return the folders of single folds; a head's folder is replaced by those of its folds.
 
     A pattern of the shell such as `abmil/r0f*` also matches the entries files of the chunks

@@ -22,15 +22,27 @@ from her2.core.spelling import printable
 _ROW = tuple(one.name for one in fields(SlideRow))
 
 
-def configured_cohort(config: Config, slides: Path, root: Path | None) -> Cohort:
-    """Read and check a manifest, as `read_cohort` does, with the tasks and columns of a config."""
+def configured_cohort(
+    config: Config,
+    slides: Path,
+    root: Path | None,
+    *,
+    tasks: Mapping[str, Task] | None = None,
+    where: str = "cohort",
+) -> Cohort:
+    """Read and check a manifest, as `read_cohort` does, with the tasks and columns of a config.
+
+    For an external cohort, `tasks` has its own label columns and `where` its section. Columns of
+    labels, subgroups and covariates may then be absent.
+    """
     return read_cohort(
         slides,
         root=root,
-        tasks=config.tasks,
+        tasks=config.tasks if tasks is None else tasks,
         patient_label=config.cohort.patient_label,
         named=config.evaluation.columns,
-        fixed_split=config.folds.split == "use",
+        fixed_split=config.folds.split == "use" and tasks is None,
+        where=where,
     )
 
 
@@ -42,6 +54,7 @@ def read_cohort(
     patient_label: PatientLabel = "refuse",
     named: Mapping[str, str] | None = None,
     fixed_split: bool = False,
+    where: str = "cohort",
 ) -> Cohort:
     """Read and check a manifest.
 
@@ -52,13 +65,19 @@ def read_cohort(
         patient_label: the config's `cohort.patient_label`.
         named: further columns to read as text -> the config's key that names each.
         fixed_split: whether the column `split`, where it has a value, must fit `folds.split: use`.
+        where: section of the config; a cohort other than `cohort` may lack the label columns of
+            `tasks`, and `named` ones.
 
     Raises:
         UserError: the manifest has problems; the message lists all of them with row, column, value
             and fix. Whether the files exist is checked in `her2.pipeline.inputs`.
     """
-    labels = {task.label for task in tasks.values()}
-    sheet, rows, problems = _read_rows(slides, labels, named or {})
+    labels, named = {task.label for task in tasks.values()}, named or {}
+    sheet, rows, problems = _read_rows(slides, labels, named, where=where)
+    if where != "cohort":
+        tasks = {name: task for name, task in tasks.items() if task.label in sheet.header}
+        labels &= set(sheet.header)
+        named = {name: key for name, key in named.items() if name in sheet.header}
     problems += faults.label_problems(sheet, tasks)
     patients = [row for row in rows if _identified(row)] if problems else rows
     whole = Cohort(tuple(patients), slides.parent)
@@ -69,7 +88,7 @@ def read_cohort(
     ]
     if fixed_split and (problem := split_problem(patients)):
         problems.append(problem)
-    known = {*labels, *(named or {}), *(column.name for column in columns.COLUMNS)}
+    known = {*labels, *named, *(column.name for column in columns.COLUMNS)}
     return _cohort(
         slides,
         root,
@@ -77,7 +96,7 @@ def read_cohort(
         problems,
         cautions=(
             *faults.overlooked_columns(sheet.header, known),
-            *faults.doubtful_values(sheet, named or {}),
+            *faults.doubtful_values(sheet, named),
         ),
         remarks=(*sheet.remarks, *faults.missing_labels(sheet, labels)),
     )
@@ -123,9 +142,11 @@ def _cohort(
 
 
 def _read_rows(
-    slides: Path, labels: Collection[str], named: Mapping[str, str]
+    slides: Path, labels: Collection[str], named: Mapping[str, str], *, where: str = "cohort"
 ) -> tuple[Sheet, list[SlideRow], list[str]]:
     """Return the manifest's sheet, its rows, and their problems but for those of labels.
+
+    Columns of `labels` and `named` may be absent from an external cohort.
 
     Raises:
         UserError: columns are missing or cannot be read, or there is no row.
@@ -133,7 +154,10 @@ def _read_rows(
     declared = columns.COLUMNS
     wanted = {*(column.name for column in declared), *labels, *named}
     texts = {column.name for column in declared if column.required or column.parse is text}
-    sheet = read_sheet(slides, wanted, numeric=wanted - texts - set(labels), key="cohort.slides")
+    sheet = read_sheet(slides, wanted, numeric=wanted - texts - set(labels), key=f"{where}.slides")
+    if where != "cohort":
+        labels = [name for name in labels if name in sheet.header]
+        named = {name: key for name, key in named.items() if name in sheet.header}
     if wrong := [*sheet.wrong_columns, *faults.column_problems(sheet, labels, named)]:
         found = printable(", ".join(filter(None, sheet.header))) or "(none)"
         raise problem_list(f"{slides}: found columns {found}", wrong)

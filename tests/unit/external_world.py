@@ -24,6 +24,7 @@ from her2.config.jobs import (
 from her2.core.files import digest
 from her2.evaluation.temperature import TEMPERATURES
 from her2.explanation.external import draw_external, measure_external
+from her2.explanation.external_slides import External, find_external
 from her2.frozen.model import FrozenModel
 from her2.frozen.results import read_frozen
 from her2.mil.bags import Bag
@@ -93,6 +94,12 @@ class ExternalWorld:
             "formats": ("png",), "seed": 3, "synthetic": False,
         }  # fmt: skip
         return ExternalHeatmapSpec(**(values | changed))
+
+    def find(self, **changed: Any) -> External:
+        return find_external(
+            self.heatmap_spec(**changed), self.cache,
+            predictions=self.predictions, table=self.table, features=self.root / "external",
+        )  # fmt: skip
 
     def draw(self, output: Path, **changed: Any) -> list[dict[str, Any]]:
         masks = changed.pop("masks", None)

@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import spearmanr
 
+from her2.config.jobs import Truth
 from her2.core.errors import UserError
 from her2.explanation.agreement import AGREEMENT
 from her2.explanation.drawing import headline
 from her2.explanation.external import frozen_subsets
-from her2.explanation.external_slides import ExternalSlide, find_external
+from her2.explanation.external_slides import ExternalSlide
 from her2.explanation.faithfulness import FAITHFULNESS, FAITHFULNESS_SUMMARY, SHARES
 from her2.explanation.localisation import LOCALISATION, LOCALISATION_SUMMARY
 from her2.explanation.tiles import SlideTiles
@@ -26,6 +27,7 @@ from her2.mil.model import predict
 from her2.storage.facts import StoredSlide
 from tests.unit.bag_makers import bag
 from tests.unit.external_world import (
+    AS_THE_TASK,
     PER_SIDE,
     SIDE_PX,
     TASK,
@@ -144,6 +146,18 @@ def test_a_drawn_slide_has_the_attention_and_the_summed_probabilities_that_were_
         assert negative == max(negative, *others)
         assert row["predicted"] == ("positive" if sum(others) > negative else "negative")
     assert "positive" in {row["predicted"] for row in rows}
+
+
+@pytest.mark.parametrize("truth", [AS_THE_TASK, TWO_SIDES])
+def test_probabilities_are_the_stored_ones_summed_to_the_classes_of_the_truth(
+    world: ExternalWorld, truth: Truth
+) -> None:
+    source = world.find(truth=truth).source()
+    for name, stored in predicted(world).items():
+        tiles = source.tiles(name)
+        sums = [sum(stored[index] for index in side) for side in truth.sides]
+        assert tiles.probabilities == pytest.approx(sums, abs=1e-12)
+        assert tiles.predicted == tiles.class_names[int(np.argmax(sums))]
 
 
 def test_slides_of_all_classes_and_without_a_label_are_drawn_and_listed(
@@ -443,10 +457,7 @@ def test_contradicting_labels_of_a_patient_follow_the_rule_of_the_figures(
     two = world.copy(tmp_path / "w", slides=pl.read_parquet(world.table).with_columns(other))
     with pytest.raises(UserError, match="p0"):
         two.draw(tmp_path / "out")
-    found = find_external(
-        two.heatmap_spec(patient_label="worst"), two.cache,
-        predictions=two.predictions, table=two.table, features=two.root / "external",
-    )  # fmt: skip
+    found = two.find(patient_label="worst")
     labels = {slide.slide_id: slide.label for slide in found.slides}
     assert labels["p0-a"] == labels["p0-b"] == "3+"
 

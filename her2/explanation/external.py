@@ -91,7 +91,7 @@ def measure_external(
         evaluation: the folder of the development's evaluation.
         models: the folder of the development's trained folds.
         features: the encoder's folder of feature entries of the cohort.
-        folds: the task's folds table, which `final - refit` needs.
+        folds: the task's folds table, which is read for a model of all patients (`final`).
         masks: folder of ground truths (docs/explanation.md), if any.
         output: folder of the tables; `agreement` is written last.
         threads: CPU threads, where no other device is used.

@@ -38,7 +38,7 @@ class ExternalSlide:
     def by(self) -> str:
         """Return who predicted it, to end a sentence."""
         who = f"the mean of {self.count} fold models" if self.count > 1 else "one model"
-        return f"by {who}, developed on other patients"
+        return f"by {who},\ndeveloped on other patients"
 
     @property
     def models(self) -> dict[str, object]:

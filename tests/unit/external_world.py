@@ -24,6 +24,7 @@ from her2.config.jobs import (
 from her2.core.files import digest
 from her2.evaluation.temperature import TEMPERATURES
 from her2.explanation.external import draw_external, measure_external
+from her2.explanation.external_slides import External, find_external
 from her2.frozen.model import FrozenModel
 from her2.frozen.results import read_frozen
 from her2.mil.bags import Bag
@@ -87,14 +88,23 @@ class ExternalWorld:
         store = open_store(self.cache.path("features", digest(["external", slide_id])))
         return Bag(slide_id, "", "", store, None)
 
-    def draw(self, output: Path, **changed: Any) -> list[dict[str, Any]]:
-        masks = changed.pop("masks", None)
+    def heatmap_spec(self, **changed: Any) -> ExternalHeatmapSpec:
         values = {
             "cohort": "yale", "truth": AS_THE_TASK, "buckets": (BUCKET,), "slides": 4,
             "formats": ("png",), "seed": 3, "synthetic": False,
         }  # fmt: skip
+        return ExternalHeatmapSpec(**(values | changed))
+
+    def find(self, **changed: Any) -> External:
+        return find_external(
+            self.heatmap_spec(**changed), self.cache,
+            predictions=self.predictions, table=self.table, features=self.root / "external",
+        )  # fmt: skip
+
+    def draw(self, output: Path, **changed: Any) -> list[dict[str, Any]]:
+        masks = changed.pop("masks", None)
         return draw_external(
-            ExternalHeatmapSpec(**(values | changed)), self.cohort, self.cache,
+            self.heatmap_spec(**changed), self.cohort, self.cache,
             predictions=self.predictions, table=self.table, features=self.root / "external",
             masks=masks, output=output / "heatmaps.json",
         )  # fmt: skip
@@ -203,7 +213,7 @@ def _train(root: Path, cache: Cache) -> None:
         TrainSpec(
             task=TASK,
             head=HEADS["abmil"](head="abmil"),
-            training=TrainingSection(bag_size=16, epochs=4, learning_rate=1e-2),
+            training=TrainingSection(bag_size=16, epochs=12, learning_rate=1e-2),
             runs=((0, 0), (0, 1), (0, 2)),
             buckets=(BUCKET,),
             max_excluded=0.5,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from her2.config.names import REFIT
 from her2.core.errors import UserError, problem_list
 from her2.core.files import atomic_path
 from her2.core.tables import write_csv

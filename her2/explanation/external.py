@@ -74,7 +74,6 @@ def measure_external(
     evaluation: Path,
     models: Path,
     features: Path,
-    folds: Path | None = None,
     masks: Path | None = None,
     output: Path,
     threads: int = 1,
@@ -91,7 +90,6 @@ def measure_external(
         evaluation: the folder of the development's evaluation.
         models: the folder of the development's trained folds.
         features: the encoder's folder of feature entries of the cohort.
-        folds: the task's folds table, which `final - refit` needs.
         masks: folder of ground truths (docs/explanation.md), if any.
         output: folder of the tables; `agreement` is written last.
         threads: CPU threads, where no other device is used.
@@ -117,7 +115,6 @@ def measure_external(
             chunks=spec.chunks,
             threads=threads,
             final=spec.final,
-            folds=folds,
             cache=cache,
         )
         _check_count(frozen, varied, predictions)

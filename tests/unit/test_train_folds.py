@@ -882,7 +882,9 @@ def test_files_that_are_no_folds_are_all_named(world: World) -> None:
         predict_slides(sorted(head.iterdir()), elsewhere(world, ["new-a"]), out, threads=1)
     assert "notes.json: is a file" in str(caught.value)
     assert "notes.txt: is a file" in str(caught.value)
-    with pytest.raises(UserError, match=f"{world.output}: is a file; give a folder"):
+    with pytest.raises(
+        UserError, match=f"{world.output}: is a file; give a folder, such as {head}"
+    ):
         predict_slides([world.output], world.root / "elsewhere", out, threads=1)
 
 

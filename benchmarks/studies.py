@@ -7,6 +7,7 @@ once; `split` gives each study its own.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from scipy.integrate import quad
@@ -113,6 +114,7 @@ def _tied_area(shift: float) -> float:
     return float((up * (below + down / 2)).sum())
 
 
+@cache
 def _root(area: Callable[[float], float], truth: float) -> float:
     return float(brentq(lambda shift: area(shift) - truth, -8, 25))
 

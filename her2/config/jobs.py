@@ -149,9 +149,13 @@ class EncoderSpec(Section):
 
 
 class OverlapSpec(Section):
-    """The overlap of an encoder's pre-training data with the cohort; its table is an input file."""
+    """The overlap of an encoder's pre-training data with a cohort; its table is an input file.
+
+    `cohort` names an external one.
+    """
 
     version: int = VERSIONS["overlap"]
+    cohort: str = Field("", exclude_if=operator.not_)
     domain: Domain
     allow_overlap: bool
 
@@ -332,6 +336,11 @@ class RefitSpec(Section):
     chunks: tuple[str, ...]
     buckets: Buckets
     seed: int
+
+    @property
+    def protocol(self) -> Protocol:
+        """Return the protocol of the folds; the published one ends with them."""
+        return "sound"
 
 
 class ApplySpec(Section):

@@ -9,7 +9,7 @@ from her2.core.types import Floats
 
 PERCENTS = (0.0, 1.0, 5.0, 25.0, 50.0, 75.0, 95.0, 99.0, 100.0)
 DIGITS = 6
-"""Significant digits that are kept: enough to compare with, and the same on every machine."""
+"""Significant digits that are kept: enough to compare with, without the last bits of a sum."""
 
 
 class Distribution(Section):
@@ -67,3 +67,8 @@ def distribution(
 def rounded(value: float) -> float:
     """Return a number with `DIGITS` significant digits."""
     return float(f"{value:.{DIGITS}g}")
+
+
+def shown(value: float) -> str:
+    """Return a number for people, with three significant digits or all of its whole ones."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -5,7 +5,6 @@ Each fold's probabilities are corrected to the classes' shares in its training s
 their mean. Nothing is fitted here.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -129,17 +128,3 @@ class FrozenModel:
 def _map_of(label: int, loss: str) -> int:
     """Return the map of a class; ordered classes have one per threshold between them."""
     return max(0, label - (loss == "ordinal"))
-
-
-def mean_thresholds(found: Sequence[Threshold]) -> Threshold:
-    """Return the mean of the folds' thresholds of one grouping, level and demand."""
-    first, values = found[0], [one.value for one in found]
-    return Threshold(
-        first.level,
-        first.grouping,
-        first.fixed,
-        first.asked,
-        float(np.mean(values)),
-        min(one.lowest for one in found),
-        max(one.highest for one in found),
-    )

@@ -14,7 +14,6 @@ import polars as pl
 from her2.config.jobs import ApplySpec
 from her2.core.errors import UserError, blamed_on, problem_list
 from her2.core.tables import read_result, write_parquet
-from her2.encoders.device import pick_device
 from her2.frozen.distance import EmbeddingReference, embedding_reference, mean_embeddings
 from her2.frozen.model import FrozenModel, FrozenPrediction
 from her2.frozen.results import read_frozen
@@ -73,7 +72,7 @@ def apply_models(
     task_name, encoder, head = models.parts[-3:]
     model = read_frozen(
         evaluation, models, task_name=task_name, encoder=encoder, head=head, chunks=spec.chunks,
-        final=spec.final, folds=folds, cache=cache, threads=threads,
+        final=spec.final, cache=cache, threads=threads,
     )  # fmt: skip
     if model.task.class_names != spec.task.class_names:
         raise UserError(
@@ -83,7 +82,8 @@ def apply_models(
     stores = stores_of(sorted(entries), entries, features, cache)
     check_fits(model, stores, where=f"features of validation.{spec.cohort}")
     bags = [Bag(name, "", "", store, None) for name, store in stores.items()]
-    check_room(bags, model.first.head, pick_device(threads))
+    for section in {str(fold.saved.head): fold.saved.head for fold in model.folds}.values():
+        check_room(bags, section, model.first.model.mean.device)
     reference = _reference(spec, cache, folds=folds, development=development)
     if reference is None:
         log.warning(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from her2.config.names import REFIT
 from her2.core.errors import UserError, problem_list
 from her2.core.files import atomic_path
 from her2.core.tables import write_csv
@@ -31,8 +32,6 @@ from her2.storage.fold_files import CARD_NAME
 log = logging.getLogger(__name__)
 
 SUFFIX = ".zarr.zip"
-REFIT = "refit"
-"""Name, beside the folds, of the model that is trained on all patients."""
 
 TRAINING_SET, AS_TRAINED = "training set", "as trained"
 """Values of the column `prior`: how frequent the classes are that probabilities are given for."""

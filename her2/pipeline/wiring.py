@@ -204,6 +204,14 @@ class ResultFiles:
             f"{self.root}/{pattern.format(**wildcards, of=self._of(wildcards))}"
         )
 
+    def chunks_of_truth(self, pattern: str) -> Callable[[Wildcards], list[str]]:
+        """Return an input function: a pattern as in `of_truth`, for every chunk of folds."""
+        names = self._plan.chunks
+        return lambda wildcards: [
+            f"{self.root}/" + pattern.format(**wildcards, of=self._of(wildcards), chunk=chunk)
+            for chunk in names
+        ]
+
     def truth_folder(self, pattern: str) -> Callable[[Wildcards, object], str]:
         """Return an untracked parameter: a folder by a pattern with `{of}`, as in `of_truth`."""
         return lambda wildcards, input: self.of_truth(pattern)(wildcards)

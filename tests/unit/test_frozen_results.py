@@ -13,7 +13,8 @@ from her2.config.names import PUBLISHED, Run
 from her2.core.errors import UserError
 from her2.core.stamps import writing_stamp
 from her2.evaluation.temperature import scale
-from her2.frozen.results import geometric_mean, read_folders
+from her2.frozen.folders import read_folders
+from her2.frozen.results import geometric_mean
 from her2.mil.bags import Bag
 from her2.mil.fold import load_model
 from her2.mil.model import predict
@@ -296,6 +297,29 @@ def test_a_table_of_priors_alone_corrects_without_temperatures(finished, tmp_pat
     empty.write_parquet(table)
     with pytest.raises(UserError, match=r"--priors .*: does not have the model"):
         read_folders([finished.models / "r0f0"], threads=1, priors=table)
+
+
+def test_folds_of_a_head_that_are_left_over_from_before_are_left_out_and_said(results):
+    """As after `folds.repeats: 1`, which had been 2: their folders stay."""
+    results.train(chunk="old", runs=(Run(0, 0, 1), Run(0, 1, 1)))
+    model, notes = read_folders([results.models], threads=1)
+    assert notes == ("left out, as they were not evaluated: r0f0s1, r0f1s1",)
+    bag = only_bag(results)
+    np.testing.assert_array_equal(model.predict(bag).each, results.frozen().predict(bag).each)
+    asked, notes = read_folders([results.models / "r0f0s1"], threads=1)
+    assert [fold.run for fold in asked.folds] == ["r0f0s1"]
+    assert "as the training weighed them" in notes[0]
+    both, notes = read_folders([results.models / "r0f0", results.models / "r0f0s1"], threads=1)
+    assert all((fold.share == fold.seen).all() and fold.temperature == 1 for fold in both.folds)
+    assert "as the training weighed them" in notes[0]
+
+
+def test_an_evaluated_fold_whose_folder_is_gone_is_said(results):
+    shutil.rmtree(results.models / "r0f1")
+    model, notes = read_folders([results.models], threads=1)
+    assert notes == ("evaluated, but not in the folder: r0f1",)
+    assert [fold.run for fold in model.folds] == ["r0f0", "r0f2"]
+    assert model.thresholds == ()
 
 
 def test_models_of_different_tasks_are_not_averaged(results):

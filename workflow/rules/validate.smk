@@ -122,6 +122,7 @@ rule apply_models:
         ),
         refit=FILES.refit,
         evaluation=f"{RESULTS}/evaluation/{{task}}/{{encoder}}/{{head}}/predictions.parquet",
+        folds=f"{RESULTS}/folds/{{task}}.parquet",
         features=FILES.each_bucket("features/{encoder}/{bucket}.json"),
         development=expand(
             f"{RESULTS}/features/{{{{encoder}}}}/{{bucket}}.json", bucket=PLAN.buckets
@@ -158,7 +159,7 @@ rule apply_models:
         out=FILES.folder("{cohort}predictions/{task}/{encoder}/{head}"),
     shell:
         "python -m her2 apply --spec {params.spec:q} --models {params.models:q}"
-        " --evaluation {params.evaluation:q} --features {params.features:q}"
+        " --evaluation {params.evaluation:q} --folds {input.folds:q} --features {params.features:q}"
         " --development {params.development:q} --cache {params.cache:q} --threads {threads}"
         " --out {params.out:q}"
         " --stamp {output.stamp:q} 2> {log:q}"
@@ -288,6 +289,9 @@ rule draw_external_heatmaps:
 rule measure_external_attention:
     input:
         predictions=FILES.of_truth("{cohort}predictions/{of}/{encoder}/{head}/predictions.parquet"),
+        evaluation=FILES.of_truth("evaluation/{of}/{encoder}/{head}/predictions.parquet"),
+        models=FILES.chunks_of_truth("models/{of}/{encoder}/{head}/{chunk}.json"),
+        folds=FILES.of_truth("folds/{of}.parquet"),
         cohort=f"{RESULTS}/{{cohort}}cohort/slides.parquet",
         features=FILES.each_bucket("features/{encoder}/{bucket}.json"),
         truths=FILES.files_of_cohort(lambda own, wildcards: own.drawn(own.truth_files)),
@@ -319,7 +323,7 @@ rule measure_external_attention:
     shell:
         "python -m her2 external-attention --spec {params.spec:q}"
         " --predictions {params.predictions:q} --table {input.cohort:q}"
-        " --evaluation {params.evaluation:q} --models {params.models:q}"
+        " --evaluation {params.evaluation:q} --models {params.models:q} --folds {input.folds:q}"
         " --features {params.features:q} --cache {params.cache:q} {params.masks:q}"
         " --threads {threads} --out {params.out:q}"
         " --stamp {output.stamp:q} 2> {log:q}"

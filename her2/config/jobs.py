@@ -427,7 +427,8 @@ class ReportSpec(Section):
     """The report, which shows `config`.
 
     `chunks` are those of each head. `split` is True if the manifest's fixed split was used.
-    `cautions` say what may be a mistake in the manifest.
+    `cautions` say what may be a mistake in the manifest. `external` has the buckets of each external
+    cohort.
     """
 
     version: int = VERSIONS["report"]
@@ -437,6 +438,7 @@ class ReportSpec(Section):
     chunks: tuple[str, ...]
     split: bool = False
     cautions: tuple[str, ...] = Field((), exclude_if=lambda value: not value)
+    external: dict[str, Buckets] = Field(default_factory=dict, exclude_if=operator.not_)
 
 
 Spec = TypeVar("Spec", bound=Section)

@@ -245,7 +245,10 @@ def _median(values: pl.Series, digits: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CohortData:
-    """Data of the section: flow and composition of the cohort, tiles, features and audit."""
+    """Data of the section: flow and composition of the cohort, tiles, features and audit.
+
+    `external` has the name, anchor and number of unused slides of each external cohort.
+    """
 
     flows: list[flow.Flow]
     compositions: list[Composition]
@@ -255,6 +258,7 @@ class CohortData:
     checks: tuple[leakage.Check, ...]
     pairs: list[tuple[str, ...]]
     excluded: list[Excluded]
+    external: tuple[tuple[str, str, int], ...] = ()
 
 
 def _collect(results: Results) -> CohortData:
@@ -267,6 +271,11 @@ def _collect(results: Results) -> CohortData:
         checks=leakage.checks(results),
         pairs=leakage.pairs(results),
         excluded=excluded_slides(results),
+        external=tuple(
+            (one.name, one.anchor, len({lost[0] for lost in own}))
+            for one in results.external
+            for own in (lost_slides(results.config, one.slides, one.features),)
+        ),
     )
 
 

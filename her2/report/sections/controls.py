@@ -11,7 +11,7 @@ from her2.report.figures.controls import shuffled_figure
 from her2.report.format import interval, number, p_value, signed
 from her2.report.results import EvaluatedModel, Results
 from her2.report.section import Section
-from her2.report.sections.covariate_tables import covariate_rows, covariates_page_table
+from her2.report.sections.covariate_tables import covariate_rows, laid_out
 from her2.report.sections.model_tables import stacked_controls
 from her2.report.sections.overlap import mark
 from her2.report.tables import PageTable, TableCell, TableRow, figure_cell, page_table
@@ -68,7 +68,7 @@ def covariate_warnings(results: Results) -> list[CovariateWarning]:
     return found
 
 
-def _own_covariates(results: Results) -> PageTable:
+def covariates_page_table(results: Results) -> PageTable:
     """Return the AUCs of each model and of covariates alone, out-of-fold."""
     rows = [
         row
@@ -77,7 +77,7 @@ def _own_covariates(results: Results) -> PageTable:
             model.name, model.controls["covariates"], mark(results, model.encoder)
         )
     ]
-    return covariates_page_table(
+    return laid_out(
         "AUC of the models and of covariates alone, patients",
         rows,
         "Task / encoder / head",
@@ -268,7 +268,7 @@ class ControlsData:
 
 def _collect(results: Results) -> ControlsData:
     return ControlsData(
-        covariates=_own_covariates(results),
+        covariates=covariates_page_table(results),
         inputs=inputs_page_table(results),
         within=within_page_table(results),
         interactions=interactions_page_table(results),

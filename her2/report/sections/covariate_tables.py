@@ -44,9 +44,7 @@ def covariate_rows(head: str, covariates: pl.DataFrame, sign: str) -> list[Table
     ]
 
 
-def covariates_page_table(
-    caption: str, rows: Sequence[TableRow], models: str, note: str
-) -> PageTable:
+def laid_out(caption: str, rows: Sequence[TableRow], models: str, note: str) -> PageTable:
     """Return the table of `covariate_rows`; `models` heads the column of their names."""
     return page_table(
         caption,

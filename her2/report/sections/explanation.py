@@ -1,5 +1,6 @@
 """Stage 2, report: localisation, faithfulness and agreement of attention, and its pictures."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from her2.report.section import Section
 from her2.report.sections.model_tables import stacked_attention
 from her2.report.sections.overlap import mark
 from her2.report.sections.pictures import ModelPictures, all_pictures, truth_words
+from her2.report.shown_model import ShownModel
 from her2.report.tables import PageTable, TableCell, TableRow, figure_cell, page_table
 
 LOCALISED = {
@@ -23,21 +25,28 @@ LOCALISED = {
 """Measure -> its title; `area_share` is the chance level of `mass_share` and `pointing`."""
 
 
-def localisation_by_class(results: Results) -> list[PageTable]:
+Marked = Sequence[tuple[ShownModel, str]]
+"""Models with the marks of their encoders."""
+
+
+def localisation_by_class(models: Marked) -> list[PageTable]:
     """Return the localisation by score, for scores with a slide that has tiles in and out."""
-    names = dict.fromkeys(name for task in results.config.tasks.values() for name in task.classes)
-    return [found for name in names if (found := _localisation(results, name)) is not None]
+    names = dict.fromkeys(name for model, _ in models for name in model.task.classes)
+    return [found for name in names if (found := localisation(models, name)) is not None]
 
 
-def _localisation(results: Results, name: str) -> PageTable | None:
-    """Return the localisation of each model over held-out slides with a ground truth."""
+def localisation(models: Marked, name: str) -> PageTable | None:
+    """Return the localisation of each model over slides with a ground truth.
+
+    `name` is a class, or `all`.
+    """
     rows: list[TableRow] = []
     defined = False
-    for model in results.models:
+    for model, sign in models:
         table = model.attention["localisation_summary"].filter(pl.col("class") == name)
         own = {row["measure"]: row for row in table.to_dicts()}
         defined |= any(row["value"] is not None for row in own.values())
-        head = model.name + mark(results, model.encoder)
+        head = model.name + sign
         rows.append((head, _over(own), *(_measured(own, measure) for measure in LOCALISED)))
     # The table over all scores stays to give the reasons; undefined scores are left out.
     if not rows or (name != "all" and not defined):
@@ -63,15 +72,15 @@ def _measured(own: dict[str, dict[str, Any]], measure: str) -> TableCell:
     return figure_cell(found, digits=2 if measure == "enrichment" else 3)
 
 
-def faithfulness(results: Results) -> PageTable:
+def faithfulness(models: Marked) -> PageTable:
     """Return, for each model, the areas between its curves and those in random order."""
     names = dict.fromkeys(
         name
-        for model in results.models
+        for model, _ in models
         for name in model.attention["faithfulness_summary"]["measure"].drop_nulls()
     )
     rows: list[TableRow] = []
-    for model in results.models:
+    for model, _ in models:
         table = model.attention["faithfulness_summary"]
         own = {row["measure"]: row for row in table.to_dicts()}
         rows.append((model.name, _over(own), *(figure_cell(own.get(name)) for name in names)))
@@ -113,11 +122,12 @@ class ExplanationData:
 
 
 def _collect(results: Results) -> ExplanationData:
+    models = [(model, mark(results, model.encoder)) for model in results.models]
     return ExplanationData(
         localised=any(len(model.attention["localisation"]) for model in results.models),
-        localisation=_localisation(results, "all"),
-        by_class=localisation_by_class(results),
-        faithfulness=faithfulness(results),
+        localisation=localisation(models, "all"),
+        by_class=localisation_by_class(models),
+        faithfulness=faithfulness(models),
         agreement=agreement(results),
         pictures=all_pictures(results),
         truth=truth_words(results),

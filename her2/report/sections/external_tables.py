@@ -10,7 +10,7 @@ from her2.report.external_results import ExternalCohort, ExternalModel
 from her2.report.format import interval, number, p_value, signed
 from her2.report.results import EvaluatedModel, Results
 from her2.report.sections.controls import SUBGROUPS
-from her2.report.sections.covariate_tables import covariate_rows, covariates_page_table
+from her2.report.sections.covariate_tables import covariate_rows, laid_out
 from her2.report.sections.external_cells import model_head
 from her2.report.sections.overlap import external_mark
 from her2.report.tables import PageTable, TableCell, TableRow, figure_cell, page_table
@@ -163,7 +163,7 @@ def external_covariates_page_table(
             external_mark(results, cohort.name, model.encoder),
         )
     ]
-    return covariates_page_table(
+    return laid_out(
         f"Macro AUC of models and of covariates alone on {cohort.name}, truth {truth}, patients",
         rows,
         "Encoder / head",

@@ -27,7 +27,7 @@ _STRIP_PX = (800, 600)
 class AttentionPicture:
     """The attention picture of one slide: the panels that `heatmaps.json` names, side by side.
 
-    `run` is the fold that tested it; empty for the mean over the folds of a frozen model.
+    `by` says which model's attention it is.
     """
 
     slide_id: str
@@ -35,7 +35,7 @@ class AttentionPicture:
     label: str
     predicted: str
     probabilities: tuple[tuple[str, str], ...]
-    run: str
+    by: str
     tiles: int
     note: str
     figure: Picture
@@ -131,10 +131,12 @@ def _picture(
     return AttentionPicture(
         slide_id=slide_id,
         anchor=f"{model.anchor.replace('model/', 'picture/', 1)}/{slide_id}",
-        label=item["label"],
-        predicted=names[rows[0]["predicted"]] if rows else "",
+        label=item["label"] or "class not known",
+        predicted=names[rows[0]["predicted"]] if rows else item.get("predicted") or "",
         probabilities=tuple(probabilities),
-        run=run_name(0, item["fold"]) if held_out else "",
+        by=f"fold {run_name(0, item['fold'])}"
+        if held_out
+        else f"mean attention of {plural(item['models'], 'model')}",
         tiles=item["tiles"],
         figure=jpeg(
             model.pictures / str(item["picture"]),

@@ -1,0 +1,1 @@
+"""Stage 2, external cohorts: figures of frozen models on patients that they never saw."""

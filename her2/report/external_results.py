@@ -3,15 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
+from her2.cohort.apart import Apart, read_apart
 from her2.cohort.audit import read_cohort_table
 from her2.config import Config, ExternalTaskSection, Task, ValidationSection
 from her2.config.jobs import ReportSpec
-from her2.core.reading import read_json
-from her2.core.stamps import noted
 from her2.core.tables import read_result
 from her2.pretraining.overlap import Overlap
 from her2.report.reading import (
@@ -135,7 +133,7 @@ class ExternalCohort:
     models: tuple[ExternalModel, ...]
     comparisons: Mapping[str, pl.DataFrame]
     case_mix: pl.DataFrame
-    apart: Mapping[str, Any]
+    apart: Apart
     similar: Mapping[str, pl.DataFrame]
     overlaps: Mapping[str, Overlap]
 
@@ -224,9 +222,8 @@ def _model(
     )
 
 
-def _apart(path: Path) -> Mapping[str, Any]:
+def _apart(path: Path) -> Apart:
     try:
-        found: Mapping[str, Any] = read_json(noted(path))
-    except (OSError, ValueError) as error:
+        return read_apart(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise broken(path, error) from None
-    return found

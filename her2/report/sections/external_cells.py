@@ -1,7 +1,7 @@
 """Stage 2, report: the rows of external cohorts in the headline table."""
 
 from her2.metrics.base import Metric
-from her2.report.external_results import ExternalModel
+from her2.report.external_results import ExternalCohort, ExternalModel
 from her2.report.format import NA, interval, number, plural
 from her2.report.results import EvaluatedModel, Results
 from her2.report.sections.covariate_tables import covariates_cell
@@ -82,3 +82,9 @@ def model_head(results: Results, model: ExternalModel) -> str:
 def patients_and_slides(model: ExternalModel) -> str:
     """Return `20 patients with 21 slides`, of those evaluated."""
     return f"{plural(len(model.patients), 'patient')} with {plural(len(model.slides), 'slide')}"
+
+
+def where(cohort: ExternalCohort, truth: str) -> str:
+    """Return `yale, task score`, or `yale, truth status` for a truth of its own name."""
+    of = next(one.of for one in cohort.truths if one.name == truth)
+    return f"{cohort.name}, {'task' if of == truth else 'truth'} {truth}"

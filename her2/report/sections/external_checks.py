@@ -155,22 +155,20 @@ def leak_checks(results: Results, cohort: ExternalCohort) -> tuple[Check, ...]:
     rows = [
         Check(
             "Patients of development",
-            f"{plural(apart['patients'], 'patient')}, {apart['development_patients']:,} of "
-            "development",
+            f"{plural(apart.patients, 'patient')}, {apart.development_patients:,} of development",
             "0",
             "always",
         ),
         Check(
             "Slides with the content of one of development",
-            f"{plural(apart['contents'], 'slide')}, {apart['development_contents']:,} of "
-            "development",
+            f"{plural(apart.contents, 'slide')}, {apart.development_contents:,} of development",
             "0",
             "always",
         ),
         Check(
             "Names that may be those of a patient or slide of development",
-            plural(apart["slides"], "slide"),
-            str(len(apart["cautions"])),
+            plural(apart.slides, "slide"),
+            str(len(apart.cautions)),
             "never",
         ),
     ]
@@ -202,7 +200,7 @@ def leak_checks(results: Results, cohort: ExternalCohort) -> tuple[Check, ...]:
 
 def suspicions(cohort: ExternalCohort) -> Iterator[str]:
     """Yield sentences on slides that may be of the development."""
-    yield from (f"{cohort.name}: {text}" for text in cohort.apart["cautions"])
+    yield from (f"{cohort.name}: {text}" for text in cohort.apart.cautions)
     for encoder, table in cohort.similar.items():
         for row in table.filter(pl.col("shared") > SUSPICIOUS).to_dicts():
             yield (

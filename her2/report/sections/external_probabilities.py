@@ -11,7 +11,7 @@ from her2.metrics import metrics_in
 from her2.report.external_results import ExternalCohort, ExternalModel
 from her2.report.format import NA, interval, number, percent
 from her2.report.results import EvaluatedModel, Results
-from her2.report.sections.external_cells import development_of, model_head
+from her2.report.sections.external_cells import development_of, model_head, where
 from her2.report.tables import PageTable, TableCell, TableRow, figure_cell, page_table
 
 PATIENT = pl.col("level") == "patient"
@@ -47,7 +47,7 @@ def calibration_page_table(
         return None
     titles = ("Observed / expected", "In the large", "Slope")
     return page_table(
-        f"Calibration of each score on {cohort.name}, truth {truth}, patients",
+        f"Calibration of each score on {where(cohort, truth)}, patients",
         ("Encoder / head", "Score",
          *(f"#{title}, {where}" for title in titles for where in (INTERNAL, EXTERNAL))),
         rows,
@@ -83,7 +83,7 @@ def calibration_errors_page_table(
             )
         )
     return page_table(
-        f"Errors of the probabilities on {cohort.name}, truth {truth}, patients",
+        f"Errors of the probabilities on {where(cohort, truth)}, patients",
         ("Encoder / head",
          *(f"#{one.label}, {where}" for one in metrics for where in (INTERNAL, EXTERNAL))),
         rows,

@@ -11,7 +11,7 @@ from her2.report.format import interval, number, p_value, signed
 from her2.report.results import EvaluatedModel, Results
 from her2.report.sections.controls import SUBGROUPS
 from her2.report.sections.covariate_tables import covariate_rows, laid_out
-from her2.report.sections.external_cells import model_head
+from her2.report.sections.external_cells import model_head, where
 from her2.report.sections.overlap import external_mark
 from her2.report.tables import PageTable, TableCell, TableRow, figure_cell, page_table
 
@@ -39,7 +39,7 @@ def counts_page_table(cohort: ExternalCohort, truth: str) -> PageTable:
         for at, (what, *_) in enumerate(steps)
     ]
     return page_table(
-        f"Slides and patients of {cohort.name}, truth {truth}",
+        f"Slides and patients of {where(cohort, truth)}",
         ("Step", *(f"#{title}" for title in titles)),
         rows,
         "Predicted are the slides with no label, with a label of no class, left out and evaluated. "
@@ -60,7 +60,7 @@ def internal_page_table(results: Results, cohort: ExternalCohort, truth: str) ->
         for row in model.tables["internal"].filter((pl.col("metric") == "auc") & wanted).to_dicts()
     ]
     return page_table(
-        f"AUC out-of-fold and on {cohort.name}, truth {truth}, patients",
+        f"AUC out-of-fold and on {where(cohort, truth)}, patients",
         ("Encoder / head", "Score", "#Out-of-fold", "#External", "#External minus out-of-fold",
          "#p", "#Patients"),
         rows,
@@ -142,7 +142,7 @@ def sites_page_table(results: Results, cohort: ExternalCohort, truth: str) -> Pa
     if not rows:
         return None
     return page_table(
-        f"Macro AUC by site of {cohort.name}, truth {truth}, patients",
+        f"Macro AUC by site of {where(cohort, truth)}, patients",
         ("Encoder / head", "By", "Group", "#Macro AUC", "#Patients"),
         rows,
         "Each figure is of the patients of one group alone. The AUC of every score and grouping is "
@@ -164,7 +164,7 @@ def external_covariates_page_table(
         )
     ]
     return laid_out(
-        f"Macro AUC of models and of covariates alone on {cohort.name}, truth {truth}, patients",
+        f"Macro AUC of models and of covariates alone on {where(cohort, truth)}, patients",
         rows,
         "Encoder / head",
         "Covariates alone: what is known apart from how the tissue looks, learned on all patients "

@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 
+from her2.evaluation.external.tables import LEFT_OUT, UNLABELLED, UNMAPPED
 from her2.metrics import headline_metrics
 from her2.report.external_results import ExternalCohort, ExternalModel, ExternalTruth
 from her2.report.format import NA, interval, listed, number, plural, signed
@@ -18,9 +19,9 @@ from her2.report.sections.overlap import external_mark, overlap_of
 FEW_PATIENTS = 10
 """Number of patients of a class below which intervals are only approximate."""
 LEFT = {
-    "no label": "without a label",
-    "label of no class": "with a label of no class",
-    "left out by patient_label": "of patients with slides of different classes",
+    UNLABELLED: "without a label",
+    UNMAPPED: "with a label of no class",
+    LEFT_OUT: "of patients with slides of different classes",
 }
 """Step of the table `counts` at which slides are predicted only -> its words."""
 DROP, RISE, UNCLEAR, UNKNOWN = "drop", "rise", "unclear", "unknown"

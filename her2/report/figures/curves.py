@@ -162,7 +162,7 @@ def benefit_figure(
             )
             axes.grid(True)
         frames[0].set_ylabel("Net benefit")
-        _legend(canvas, frames[0], columns=4 if beside and len(groupings) > 1 else 3)
+        _legend(canvas, frames[0], columns=3 if not beside else 2 if len(groupings) == 1 else 4)
 
     names = ", ".join(one.name for one in groupings)
     alt = f"Net benefit of {context.subject(name)} over thresholds: {names}."

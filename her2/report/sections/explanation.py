@@ -29,16 +29,19 @@ Marked = Sequence[tuple[ShownModel, str]]
 """Models with the marks of their encoders."""
 
 
+HEADING = "Task / encoder / head"
+
+
 def localisation_by_class(models: Marked) -> list[PageTable]:
     """Return the localisation by score, for scores with a slide that has tiles in and out."""
     names = dict.fromkeys(name for model, _ in models for name in model.task.classes)
     return [found for name in names if (found := localisation(models, name)) is not None]
 
 
-def localisation(models: Marked, name: str) -> PageTable | None:
+def localisation(models: Marked, name: str, heading: str = HEADING) -> PageTable | None:
     """Return the localisation of each model over slides with a ground truth.
 
-    `name` is a class, or `all`.
+    `name` is a class, or `all`, and `heading` that of the models' names.
     """
     rows: list[TableRow] = []
     defined = False
@@ -54,7 +57,7 @@ def localisation(models: Marked, name: str) -> PageTable | None:
     which = "all scores" if name == "all" else f"score {name}"
     return page_table(
         f"Localisation, {which}: means over patients",
-        ("Task / encoder / head", "#Patients (slides)",
+        (heading, "#Patients (slides)",
          *(f"#{title}" for title in LOCALISED.values())),
         rows,
     )  # fmt: skip
@@ -72,7 +75,7 @@ def _measured(own: dict[str, dict[str, Any]], measure: str) -> TableCell:
     return figure_cell(found, digits=2 if measure == "enrichment" else 3)
 
 
-def faithfulness(models: Marked) -> PageTable:
+def faithfulness(models: Marked, heading: str = HEADING) -> PageTable:
     """Return, for each model, the areas between its curves and those in random order."""
     names = dict.fromkeys(
         name
@@ -86,7 +89,7 @@ def faithfulness(models: Marked) -> PageTable:
         rows.append((model.name, _over(own), *(figure_cell(own.get(name)) for name in names)))
     return page_table(
         "Faithfulness: area between the curves in attention order and in random order",
-        ("Task / encoder / head", "#Patients (slides)",
+        (heading, "#Patients (slides)",
          *(f"#{name[:1].upper()}{name[1:]}" for name in names)),
         rows,
         "Above 0: the prediction depends on the attended tiles more than on random tiles. "
@@ -94,16 +97,16 @@ def faithfulness(models: Marked) -> PageTable:
     )  # fmt: skip
 
 
-def agreement(results: Results) -> PageTable:
-    """Return the rank correlation of attention between repeats, for each model."""
+def agreement(models: Marked, between: str, heading: str = HEADING) -> PageTable:
+    """Return the rank correlation of attention between repeats or fold models, for each model."""
     rows: list[TableRow] = []
-    for model in results.models:
+    for model, _ in models:
         for row in model.attention["agreement"].to_dicts():
             over = f"{plural(row['slides'] or 0, 'slide')}, {plural(row['pairs'] or 0, 'pair')}"
             rows.append((model.name, figure_cell(row), over))
     return page_table(
-        "Agreement of a slide's attention between repeats (Spearman's rank correlation)",
-        ("Task / encoder / head", "#Mean over patients", "Over"),
+        f"Agreement of a slide's attention between {between} (Spearman's rank correlation)",
+        (heading, "#Mean over patients", "Over"),
         rows,
     )
 
@@ -128,7 +131,7 @@ def _collect(results: Results) -> ExplanationData:
         localisation=localisation(models, "all"),
         by_class=localisation_by_class(models),
         faithfulness=faithfulness(models),
-        agreement=agreement(results),
+        agreement=agreement(models, "repeats"),
         pictures=all_pictures(results),
         truth=truth_words(results),
     )

@@ -8,7 +8,7 @@ import polars as pl
 
 from her2.cohort.similar import SUSPICIOUS
 from her2.report.external_results import ExternalCohort
-from her2.report.format import NA, interval, number, percent, plural, signed
+from her2.report.format import NA, number, percent, plural, signed
 from her2.report.results import Results, one_row_per_slide
 from her2.report.sections.cohort import Excluded, excluded, lost_slides
 from her2.report.sections.leakage import Check
@@ -122,8 +122,8 @@ def case_mix_page_tables(cohort: ExternalCohort) -> tuple[PageTable, ...]:
             TableCell(_kind(row), note=_where(row)),
             *(
                 TableCell(
-                    number(row[f"{name}_median"], 2),
-                    interval(row[f"{name}_low"], row[f"{name}_high"], 2),
+                    _amount(row[f"{name}_median"]),
+                    _amounts(row[f"{name}_low"], row[f"{name}_high"]),
                     "" if row[name] is None else plural(row[name], "slide"),
                 )
                 for name in ("development", "external")
@@ -247,18 +247,29 @@ def _vendors(known: pl.DataFrame, own: pl.DataFrame) -> Caution:
 
 def _distances(cohort: ExternalCohort, encoder: str) -> Caution:
     """Return the slides far from development by the features of an encoder."""
-    what, known = "distance of the embedding", f"up to the {FAR:g} % percentile"
+    what, known = "distance of the embedding", f"up to percentile {FAR:g}"
     rows = next(model.applied for model in cohort.models if model.encoder == encoder)
     values = rows.select("slide_id", "distance", "distance_percentile").drop_nulls()
     if len(rows) and not len(values):
         note = "development has too few patients to tell"
         return Caution(what, encoder, "", (), len(rows), note)
     far = tuple(
-        Outside(what, encoder, slide, f"{distance:.3g} ({percentile:.4g} % percentile)", known)
+        Outside(what, encoder, slide, f"{distance:.3g}, percentile {percentile:.4g}", known)
         for slide, distance, percentile in values.iter_rows()
         if percentile > FAR
     )
     return Caution(what, encoder, known, far, len(values))
+
+
+def _amount(value: float | None) -> str:
+    """Return `0.25`, `12.3` or `12,345`; NA for none."""
+    if value is None:
+        return NA
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _amounts(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"[{_amount(low)}, {_amount(high)}]"
 
 
 def _named(slides: tuple[Outside, ...]) -> str:

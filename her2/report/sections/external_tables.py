@@ -27,7 +27,7 @@ def counts_page_table(cohort: ExternalCohort, truth: str) -> PageTable:
         encoders = alike.setdefault(tuple(model.tables["counts"].iter_rows()), [])
         encoders += [model.encoder] if model.encoder not in encoders else []
     steps = next(iter(alike))
-    titles = ["slides (patients)"] if len(alike) == 1 else [", ".join(e) for e in alike.values()]
+    titles = ["Slides (patients)"] if len(alike) == 1 else [", ".join(e) for e in alike.values()]
     rows: list[TableRow] = [
         (
             what,
@@ -49,7 +49,9 @@ def counts_page_table(cohort: ExternalCohort, truth: str) -> PageTable:
 
 def internal_page_table(results: Results, cohort: ExternalCohort, truth: str) -> PageTable:
     """Return the macro AUC and those of groupings out-of-fold beside the external ones."""
-    wanted = MACRO | (pl.col("grouping") != "")
+    wanted = MACRO
+    if len(cohort.of_truth(truth)[0].task.class_names) > 2:  # two classes have one AUC
+        wanted |= pl.col("grouping") != ""
     rows: list[TableRow] = [
         (
             model_head(results, model),

@@ -74,22 +74,23 @@ def _sentence(results: Results, cohort: ExternalCohort, truth: ExternalTruth) ->
         f"{', the best of development,' if several else ''} has a macro AUC of {figure.strip()}, "
     )
     inside = f"{number(top['internal'])} {interval(top['internal_low'], top['internal_high'])}"
-    text += f"after {inside.strip()} out-of-fold"
+    text += f"against {inside.strip()} out-of-fold"
     if top["difference"] is not None:
         ends = interval(top["low"], top["high"])
-        text += f": {signed(top['difference'])} {ends}".rstrip()
+        text += f", a difference of {signed(top['difference'])} {ends}".rstrip()
     text += {
-        DROP: ". The figure drops.",
-        RISE: ". The figure rises.",
+        DROP: ": the figure drops.",
+        RISE: ": the figure rises.",
         UNCLEAR: ". No change is shown, nor that there is none.",
         UNKNOWN: f". Whether it changed is not known ({top['note'] or 'no interval'}).",
     }[change(top)]
-    if several:
-        drops = sum(change(row) == DROP for _, row in rows)
-        text += (
-            f" {drops} of {len(models)} models are lower there by the interval of the difference"
-        )
-        text += "; the best of several is too high out-of-fold, which is part of a drop."
+    drops = sum(change(row) == DROP for _, row in rows)
+    if several and drops:
+        verb = "is" if drops == 1 else "are"
+        text += f" {drops} of {len(models)} models {verb} lower there by this interval"
+        if change(top) == DROP:
+            text += "; some of it is expected, as the best of several is too high out-of-fold"
+        text += "."
     return text
 
 
@@ -97,9 +98,10 @@ def about(truth: ExternalTruth) -> str:
     """Return the task, and the two sides of its classes where the cohort knows only these."""
     own = f"task {truth.of}"
     if truth.name != truth.of:
-        own = f"truth {truth.name} of the models of task {truth.of}"
+        own += f" as {truth.name}"
     if truth.positive:
-        own += f" ({' vs '.join(truth.task.class_names)}: {', '.join(truth.positive)})"
+        negative, positive = truth.task.class_names
+        own += f" ({negative} vs {positive}, which is {listed(truth.positive)})"
     return own
 
 

@@ -97,11 +97,12 @@ def _truth(results: Results, cohort: ExternalCohort, truth: ExternalTruth) -> Tr
             probabilities.calibration_page_table(results, cohort, truth.name),
             probabilities.calibration_errors_page_table(results, cohort, truth.name),
         ]
-    attention: list[PageTable | None] = []
-    if evaluated:
-        attention = [
-            explanation.localisation(marked, "all"), explanation.faithfulness(marked)
-        ]  # fmt: skip
+    heading = "Cohort / truth / encoder / head"
+    attention = (
+        explanation.localisation(marked, "all", heading),
+        explanation.faithfulness(marked, heading),
+        explanation.agreement(marked, "the models of the folds", heading),
+    )
     share = max(1, ATTENTION_SHOWN // max(1, sum(len(one.models) for one in results.external)))
     return TruthPart(
         name=truth.name,

@@ -66,10 +66,10 @@ def internal_page_table(results: Results, cohort: ExternalCohort, truth: str) ->
         ("Encoder / head", "Score", "#Out-of-fold", "#External", "#External minus out-of-fold",
          "#p", "#Patients"),
         rows,
-        "Two samples of patients without anyone in common, so that the variance of the difference "
-        "is the sum of both. The p values are not corrected for their number. An out-of-fold "
-        "figure is of the folds' models one by one, an external one of their mean, which is seldom "
-        "worse: what is lost may be more than the difference.",
+        "No patient is in both cohorts, so that the interval of the difference adds up those of "
+        "both figures. The p values are not corrected for their number. An out-of-fold figure is of "
+        "the folds' models one by one, an external one of their mean, which is seldom worse: what "
+        "is lost may be more than the difference.",
     )  # fmt: skip
 
 

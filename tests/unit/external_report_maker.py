@@ -26,7 +26,6 @@ from tests.unit.report_maker import BUCKET, HOSTILE, Cohort, attention_tables
 from tests.unit.tile_makers import slide_facts
 
 GRID = "224px-0.5mpp"
-MODELS = 3
 
 
 @dataclass
@@ -40,6 +39,7 @@ class Outside:
     vendor: str = "other"
     mpp: float = 0.3
     far: int = 3
+    models: int = 3
     section: Mapping[str, object] = field(default_factory=dict)
     tile_reasons: Mapping[int, tuple[str, str]] = field(default_factory=dict)
     embed_reasons: Mapping[int, tuple[str, str]] = field(default_factory=dict)
@@ -214,7 +214,7 @@ class _External:
             far = [at < self.one.far for at in range(len(usable))]
             table = pl.DataFrame(
                 {"slide_id": [self.names[index] for index in usable]}
-                | {"tiles": [20] * len(usable), "models": [MODELS] * len(usable)}
+                | {"tiles": [20] * len(usable), "models": [self.one.models] * len(usable)}
                 | {f"prob_{name}": mean[:, at] for at, name in enumerate(names)}
                 | {f"raw_{name}": raw[:, at] for at, name in enumerate(names)}
                 | {f"spread_{name}": [0.1] * len(usable) for name in names}
@@ -263,7 +263,7 @@ class _External:
             drawn.append(
                 {"slide_id": first, "patient_id": self.patient(index),
                  "label": None if known is None else truth.truth.class_names[known],
-                 "predicted": truth.truth.class_names[0], "models": MODELS,
+                 "predicted": truth.truth.class_names[0], "models": self.one.models,
                  "picture": f"{first}.png", "panels": ["thumbnail", "attention"], "tiles": 20,
                  "um_per_px": 2.4, "files": [], "tile_strip": f"{first}.png"}
             )  # fmt: skip

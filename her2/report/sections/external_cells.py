@@ -23,13 +23,14 @@ def external_models(results: Results, model: EvaluatedModel) -> list[ExternalMod
     ]
 
 
-def external_words(model: ExternalModel, level: str) -> tuple[str, str]:
-    """Return the cohort of a row, with the truth where it is not the task's, and what it says."""
+def external_words(model: ExternalModel, level: str) -> tuple[str, str, str]:
+    """Return where a row leads, its cohort (with a truth of its own name), and what it is."""
     truth = model.truth
     cohort = model.cohort if truth.name == truth.of else f"{model.cohort} ({truth.name})"
     rows = model.patients if level == "patient" else model.slides
     sides = f", {' vs '.join(truth.task.class_names)}" if truth.positive else ""
-    return cohort, f"external, frozen models: {plural(len(rows), level)}{sides}"
+    anchor = model.anchor if model.evaluated else f"external/{model.cohort}"
+    return anchor, cohort, f"external, frozen models: {plural(len(rows), level)}{sides}"
 
 
 def external_cell(

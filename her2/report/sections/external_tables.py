@@ -67,9 +67,9 @@ def internal_page_table(results: Results, cohort: ExternalCohort, truth: str) ->
          "#p", "#Patients"),
         rows,
         "No patient is in both cohorts, so that the interval of the difference adds up those of "
-        "both figures. The p values are not corrected for their number. An out-of-fold figure is of "
-        "the folds' models one by one, an external one of their mean, which is seldom worse: what "
-        "is lost may be more than the difference.",
+        "both figures. The p values are not corrected for their number. An out-of-fold figure is "
+        "of the folds' models one by one, an external one of their mean, which is seldom worse: "
+        "what is lost may be more than the difference.",
     )  # fmt: skip
 
 

@@ -94,9 +94,10 @@ def headline(results: Results, task_name: str, level: str) -> Headline:
     """
     models = results.task_models(task_name)
     external = {model.anchor: external_models(results, model) for model in models}
-    shown: list[tuple[EvaluatedModel, ShownModel, str, str]] = []
+    shown: list[tuple[EvaluatedModel, ShownModel, str, str, str]] = []
     for model in models:
-        shown.append((model, model, "", source(results.config.encoders[model.encoder])))
+        words = source(results.config.encoders[model.encoder])
+        shown.append((model, model, model.anchor, "", words))
         shown += [(model, one, *external_words(one, level)) for one in external[model.anchor]]
     classes = results.config.tasks[task_name].class_names
     wanted = [
@@ -111,7 +112,7 @@ def headline(results: Results, task_name: str, level: str) -> Headline:
     # Encoders may have lost different slides. Then each cell states its own numbers.
     common = all(len(texts) == 1 for texts in counts.values())
     columns: list[Column] = []
-    cells: dict[str, list[TableCell]] = {one.anchor: [] for _, one, _, _ in shown}
+    cells: dict[str, list[TableCell]] = {one.anchor: [] for _, one, *_ in shown}
     for metric, name in wanted:
         note = min(counts[name]) if common and name in counts else ""
         title = "" if metric.within_folds and len(classes) == 2 else name
@@ -136,11 +137,11 @@ def headline(results: Results, task_name: str, level: str) -> Headline:
             head=model.head,
             domain=domain(results, model.encoder),
             source=words,
-            anchor=one.anchor,
+            anchor=anchor,
             cells=tuple(cells[one.anchor]),
             cohort=cohort,
         )
-        for model, one, cohort, words in shown
+        for model, one, anchor, cohort, words in shown
     ]
     return Headline(task_name, level, tuple(columns), tuple(rows))
 

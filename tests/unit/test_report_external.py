@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from her2.report.external_results import ExternalCohort
 from her2.report.results import Results, read_results
 from her2.report.sections import external_checks, external_words, summary
 from her2.report.sections.external import _figures
+from tests.browser import browser
 from tests.unit.external_report_maker import Outside, Validated
 from tests.unit.report_maker import HOSTILE, Cohort, build_page
 from tests.unit.test_report import Page
@@ -332,6 +334,19 @@ def test_a_table_that_is_missing_is_named(tmp_path: Path, name: str) -> None:
     paths[0].unlink()
     with pytest.raises(UserError, match=re.escape(name)):
         read_results(spec, tmp_path)
+
+
+def test_in_a_browser_nothing_scrolls_sideways_or_runs_and_headings_are_in_order(
+    folder: Path, tmp_path: Path
+) -> None:
+    with browser(tmp_path) as tab:
+        for width_px in (390, 1280):
+            tab.open(folder / "report" / "report.html", size_px=(width_px, 844))
+            tab.run("for (const part of document.querySelectorAll('details')) part.open = true")
+            assert tab.run("document.documentElement.scrollWidth") <= width_px
+        assert tab.run("document.querySelectorAll('img[onerror]').length") == 0
+        levels = tab.run("[...document.querySelectorAll('h1,h2,h3,h4')].map((h) => +h.tagName[1])")
+    assert all(after - before <= 1 for before, after in pairwise(levels))
 
 
 def test_a_run_without_external_cohorts_has_no_trace_of_them(tmp_path: Path) -> None:

@@ -242,6 +242,7 @@ class _External:
             validate(
                 spec,
                 predictions=self.folder / "predictions" / own / "predictions.parquet",
+                each=self.folder / "predictions" / own / "each.parquet",
                 cohort=self.folder / "cohort" / "slides.parquet",
                 development=self.results / "evaluation" / own,
                 folds=self.results / "folds" / f"{truth.of}.parquet",

@@ -168,6 +168,7 @@ rule apply_models:
 rule validate:
     input:
         predictions=FILES.of_truth("{cohort}predictions/{of}/{encoder}/{head}/predictions.parquet"),
+        each=FILES.of_truth("{cohort}predictions/{of}/{encoder}/{head}/each.parquet"),
         cohort=f"{RESULTS}/{{cohort}}cohort/slides.parquet",
         development=FILES.of_truth("evaluation/{of}/{encoder}/{head}/predictions.parquet"),
         folds=FILES.of_truth("folds/{of}.parquet"),
@@ -204,7 +205,7 @@ rule validate:
         out=FILES.folder("{cohort}evaluation/{task}/{encoder}/{head}"),
     shell:
         "python -m her2 validate --spec {params.spec:q} --predictions {input.predictions:q}"
-        " --cohort {input.cohort:q} --development {params.development:q} --folds {input.folds:q}"
+        " --each {input.each:q} --cohort {input.cohort:q} --development {params.development:q} --folds {input.folds:q}"
         " --development-cohort {input.development_cohort:q} --out {params.out:q}"
         " --stamp {output.stamp:q} 2> {log:q}"
 

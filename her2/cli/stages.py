@@ -109,11 +109,11 @@ STAGES = {
         "Stage 2: compare all models on an external cohort, and its cases with development's.",
     ),
     "external-heatmap": (
-        "her2.explanation.external:draw_external",
+        "her2.explanation.external_heatmap:draw_external",
         "Stage 2: draw attention pictures of some external slides.",
     ),
     "external-attention": (
-        "her2.explanation.external:measure_external",
+        "her2.explanation.external_attention:measure_external",
         "Stage 2: measure localisation and faithfulness of attention to external slides.",
     ),
     "report": (

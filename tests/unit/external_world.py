@@ -23,7 +23,8 @@ from her2.config.jobs import (
 )
 from her2.core.files import digest
 from her2.evaluation.temperature import TEMPERATURES
-from her2.explanation.external import draw_external, measure_external
+from her2.explanation.external_attention import measure_external
+from her2.explanation.external_heatmap import draw_external
 from her2.explanation.external_slides import External, find_external
 from her2.frozen.model import FrozenModel
 from her2.frozen.results import read_frozen

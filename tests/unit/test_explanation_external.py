@@ -16,7 +16,7 @@ from her2.config.jobs import Truth
 from her2.core.errors import UserError
 from her2.explanation.agreement import AGREEMENT
 from her2.explanation.drawing import headline
-from her2.explanation.external import frozen_subsets
+from her2.explanation.external_attention import frozen_subsets
 from her2.explanation.external_slides import ExternalSlide
 from her2.explanation.faithfulness import FAITHFULNESS, FAITHFULNESS_SUMMARY, SHARES
 from her2.explanation.localisation import LOCALISATION, LOCALISATION_SUMMARY

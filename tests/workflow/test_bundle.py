@@ -21,7 +21,7 @@ from her2.core.errors import UserError
 from her2.core.stamps import read_stamp
 from her2.encoders.card import read_card, write_card
 from her2.encoders.stage import load_encoder
-from her2.frozen.bundle.gather import find_model
+from her2.frozen.bundle.asked import find_model
 from her2.frozen.bundle.read import read_bundle
 from her2.frozen.bundle.schema import ENCODER_NAME
 from her2.frozen.bundle.write import make_bundle
@@ -188,11 +188,19 @@ def test_missing_results_are_named_and_nothing_is_written(
 
 def test_words_that_no_bundle_can_hold_are_refused(finished: Project, tmp_path: Path) -> None:
     wanted = find_model(finished.folder / "results", None, None, None)
-    with pytest.raises(UserError, match="licence: ") as caught:
+    with pytest.raises(UserError, match="one line") as caught:
         make_bundle(wanted, tmp_path / "a.bundle", licence="two\nlines", permitted="\x1b[31m")
-    assert "cannot be put into a bundle" in str(caught.value)
+    assert "--licence 'two\\nlines'" in str(caught.value)
+    assert "--include-encoder '\\x1b[31m'" in str(caught.value)
     with pytest.raises(UserError, match="add --zip"):
         make_bundle(wanted, tmp_path / "a.zip")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_refit_that_the_run_has_not_is_named(finished: Project, tmp_path: Path) -> None:
+    results = finished.folder / "results"
+    done = command("bundle", results, "--out", tmp_path / "a", "--final", "refit")
+    assert "refit.json" in str(done.exception)
     assert not list(tmp_path.iterdir())
 
 
@@ -235,6 +243,21 @@ def test_jobs_that_do_not_go_together_make_no_bundle(
         make_bundle(find_model(results, None, None, None), tmp_path / "a.bundle")
 
 
+def test_what_is_left_over_from_another_manifest_does_not_count(
+    finished: Project, tmp_path: Path
+) -> None:
+    """Jobs of other buckets leave their stamps and entries files."""
+    results = copied(finished, tmp_path)
+    clean = make_bundle(find_model(results, None, None, None), tmp_path / "a")
+    for folder in ("stamps/tile_bucket/64px-1mpp", "stamps/embed_bucket/tiny", "features/tiny"):
+        text = (results / folder / "0000-of-0002.json").read_text()
+        other = text.replace("demo-", "gone-").replace("0.3", "0.9").replace("0.05", "0.9")
+        assert other != text
+        (results / folder / "0000-of-0009.json").write_text(other)
+    again = make_bundle(find_model(results, None, None, None), tmp_path / "b")
+    assert again.digest == clean.digest
+
+
 def test_an_encoder_that_was_replaced_since_makes_no_bundle(
     finished: Project, tmp_path: Path
 ) -> None:
@@ -248,3 +271,13 @@ def test_an_encoder_that_was_replaced_since_makes_no_bundle(
 def copied(finished: Project, folder: Path) -> Path:
     shutil.copytree(finished.folder / "results", folder / "results", symlinks=True)
     return folder / "results"
+
+
+def test_results_that_no_bundle_can_hold_are_named(finished: Project, tmp_path: Path) -> None:
+    """Here a note of two lines, which would break a table of the model card."""
+    results = copied(finished, tmp_path)
+    table = results / "evaluation/score/tiny/abmil/metrics.parquet"
+    pl.read_parquet(table).with_columns(note=pl.lit("two\nlines")).write_parquet(table)
+    with pytest.raises(UserError, match="cannot be put into a bundle") as caught:
+        make_bundle(find_model(results, None, None, None), tmp_path / "a")
+    assert "note: " in str(caught.value)

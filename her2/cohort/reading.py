@@ -19,18 +19,31 @@ from her2.core.errors import UserError, problem_list
 from her2.core.sheets import Sheet, read_sheet, rows_in_words
 from her2.core.spelling import printable
 
+PATIENT = "patient_id"
 _ROW = tuple(one.name for one in fields(SlideRow))
 
 
-def configured_cohort(config: Config, slides: Path, root: Path | None) -> Cohort:
-    """Read and check a manifest, as `read_cohort` does, with the tasks and columns of a config."""
+def configured_cohort(
+    config: Config,
+    slides: Path,
+    root: Path | None,
+    *,
+    tasks: Mapping[str, Task] | None = None,
+    where: str = "cohort",
+) -> Cohort:
+    """Read and check a manifest, as `read_cohort` does, with the tasks and columns of a config.
+
+    For an external cohort, `tasks` has its own label columns and `where` its section. Columns of
+    labels, subgroups and covariates may then be absent.
+    """
     return read_cohort(
         slides,
         root=root,
-        tasks=config.tasks,
+        tasks=config.tasks if tasks is None else tasks,
         patient_label=config.cohort.patient_label,
         named=config.evaluation.columns,
-        fixed_split=config.folds.split == "use",
+        fixed_split=config.folds.split == "use" and tasks is None,
+        where=where,
     )
 
 
@@ -42,6 +55,7 @@ def read_cohort(
     patient_label: PatientLabel = "refuse",
     named: Mapping[str, str] | None = None,
     fixed_split: bool = False,
+    where: str = "cohort",
 ) -> Cohort:
     """Read and check a manifest.
 
@@ -52,13 +66,19 @@ def read_cohort(
         patient_label: the config's `cohort.patient_label`.
         named: further columns to read as text -> the config's key that names each.
         fixed_split: whether the column `split`, where it has a value, must fit `folds.split: use`.
+        where: section of the config; a cohort other than `cohort` may lack the label columns of
+            `tasks`, and `named` ones.
 
     Raises:
         UserError: the manifest has problems; the message lists all of them with row, column, value
             and fix. Whether the files exist is checked in `her2.pipeline.inputs`.
     """
-    labels = {task.label for task in tasks.values()}
-    sheet, rows, problems = _read_rows(slides, labels, named or {})
+    labels, named = {task.label for task in tasks.values()}, named or {}
+    sheet, rows, problems = _read_rows(slides, labels, named, where=where)
+    if where != "cohort":
+        tasks = {name: task for name, task in tasks.items() if task.label in sheet.header}
+        labels &= set(sheet.header)
+        named = {name: key for name, key in named.items() if name in sheet.header}
     problems += faults.label_problems(sheet, tasks)
     patients = [row for row in rows if _identified(row)] if problems else rows
     whole = Cohort(tuple(patients), slides.parent)
@@ -69,7 +89,7 @@ def read_cohort(
     ]
     if fixed_split and (problem := split_problem(patients)):
         problems.append(problem)
-    known = {*labels, *(named or {}), *(column.name for column in columns.COLUMNS)}
+    known = {*labels, *named, *(column.name for column in columns.COLUMNS)}
     return _cohort(
         slides,
         root,
@@ -77,7 +97,7 @@ def read_cohort(
         problems,
         cautions=(
             *faults.overlooked_columns(sheet.header, known),
-            *faults.doubtful_values(sheet, named or {}),
+            *faults.doubtful_values(sheet, named),
         ),
         remarks=(*sheet.remarks, *faults.missing_labels(sheet, labels)),
     )
@@ -97,6 +117,26 @@ def read_labels(
     """
     _, rows, problems = _read_rows(slides, labels, dict.fromkeys(named, "evaluation"))
     return _cohort(slides, root, rows, problems)
+
+
+def read_slides(slides: Path, *, root: Path | None = None) -> Cohort:
+    """Read a manifest of slides to predict: without labels, and `patient_id` is optional.
+
+    A slide without a patient is its own.
+
+    Raises:
+        UserError: ids, paths or um/px have problems; the message lists all of them.
+    """
+    sheet, rows, problems = _read_rows(slides, (), {}, own_patients=True)
+    known = {column.name for column in columns.COLUMNS}
+    return _cohort(
+        slides,
+        root,
+        rows,
+        problems,
+        cautions=faults.overlooked_columns(sheet.header, known),
+        remarks=sheet.remarks,
+    )
 
 
 def _identified(row: SlideRow) -> bool:
@@ -123,9 +163,17 @@ def _cohort(
 
 
 def _read_rows(
-    slides: Path, labels: Collection[str], named: Mapping[str, str]
+    slides: Path,
+    labels: Collection[str],
+    named: Mapping[str, str],
+    *,
+    where: str = "cohort",
+    own_patients: bool = False,
 ) -> tuple[Sheet, list[SlideRow], list[str]]:
     """Return the manifest's sheet, its rows, and their problems but for those of labels.
+
+    Columns of `labels` and `named` may be absent from an external cohort. With `own_patients`, a
+    slide without a patient is its own.
 
     Raises:
         UserError: columns are missing or cannot be read, or there is no row.
@@ -133,8 +181,15 @@ def _read_rows(
     declared = columns.COLUMNS
     wanted = {*(column.name for column in declared), *labels, *named}
     texts = {column.name for column in declared if column.required or column.parse is text}
-    sheet = read_sheet(slides, wanted, numeric=wanted - texts - set(labels), key="cohort.slides")
-    if wrong := [*sheet.wrong_columns, *faults.column_problems(sheet, labels, named)]:
+    sheet = read_sheet(slides, wanted, numeric=wanted - texts - set(labels), key=f"{where}.slides")
+    if where != "cohort":
+        labels = [name for name in labels if name in sheet.header]
+        named = {name: key for name, key in named.items() if name in sheet.header}
+    required = [
+        name for name in columns.required_columns() if not (own_patients and name == PATIENT)
+    ]
+    absent = faults.column_problems(sheet, labels, named, required)
+    if wrong := [*sheet.wrong_columns, *absent]:
         found = printable(", ".join(filter(None, sheet.header))) or "(none)"
         raise problem_list(f"{slides}: found columns {found}", wrong)
     if not sheet.numbers and not sheet.wrong_rows:
@@ -143,12 +198,30 @@ def _read_rows(
     further = columns.further_columns(named, labels)
     values = {name: _parsed(sheet, name, text, problems) for name in further}
     for column in declared:
+        parse: Callable[[str], Value] = column.parse
+        if own_patients and column.name == PATIENT:
+            parse = columns.if_given(parse)
         values[column.name] = _parsed(
-            sheet, column.name, column.parse, problems, keep=column.required
+            sheet, column.name, parse, problems, keep=column.name in required
         )
+    if own_patients:
+        problems += _fill_in_patients(sheet.numbers, values)
     found_labels = {name: _parsed(sheet, name, label, problems) for name in sorted(labels)}
     rows = _rows(sheet.numbers, values, found_labels)
     return sheet, rows, [*problems, *faults.row_problems(sheet, further)]
+
+
+def _fill_in_patients(numbers: Sequence[int], values: dict[str, list[Any]]) -> list[str]:
+    """Make each slide without a patient its own, and return where other slides have that name."""
+    given, slides = values[PATIENT], values["slide_id"]
+    named = {patient for patient in given if patient is not None}
+    values[PATIENT] = [own or slide for own, slide in zip(given, slides, strict=True)]
+    return [
+        f"row {number}, column {PATIENT!r}: is empty, so slide {slide!r} would be its own "
+        "patient, but other slides have a patient of this name; enter the patient"
+        for number, own, slide in zip(numbers, given, slides, strict=True)
+        if own is None and slide in named
+    ]
 
 
 def _parsed(

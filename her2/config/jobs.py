@@ -149,9 +149,13 @@ class EncoderSpec(Section):
 
 
 class OverlapSpec(Section):
-    """The overlap of an encoder's pre-training data with the cohort; its table is an input file."""
+    """The overlap of an encoder's pre-training data with a cohort; its table is an input file.
+
+    `cohort` names an external one.
+    """
 
     version: int = VERSIONS["overlap"]
+    cohort: str = Field("", exclude_if=operator.not_)
     domain: Domain
     allow_overlap: bool
 
@@ -333,12 +337,17 @@ class RefitSpec(Section):
     buckets: Buckets
     seed: int
 
+    @property
+    def protocol(self) -> Protocol:
+        """Return the protocol of the folds; the published one ends with them."""
+        return "sound"
+
 
 class ApplySpec(Section):
     """The predictions of an external cohort by the frozen models of a task, encoder and head.
 
-    `chunks` are those of the development, `buckets` those of the external cohort. The development's
-    own buckets tell what its slides look like; empty for those in the folder of its features.
+    `chunks` and `development_buckets` are those of the development, `buckets` those of the external
+    cohort.
     """
 
     version: int = VERSIONS["apply"]
@@ -398,6 +407,7 @@ class ExternalHeatmapSpec(Section):
     version: int = VERSIONS["heatmap"]
     cohort: str
     truth: Truth
+    patient_label: PatientLabel = Field("refuse", exclude_if=lambda value: value == "refuse")
     buckets: Buckets
     slides: int
     formats: tuple[HeatmapFormat, ...]
@@ -414,6 +424,7 @@ class ExternalAttentionSpec(Section):
     version: int = VERSIONS["attention"]
     cohort: str
     truth: Truth
+    patient_label: PatientLabel = Field("refuse", exclude_if=lambda value: value == "refuse")
     chunks: tuple[str, ...]
     buckets: Buckets
     mask_classes: tuple[str, ...] = ()
@@ -429,7 +440,8 @@ class ReportSpec(Section):
     """The report, which shows `config`.
 
     `chunks` are those of each head. `split` is True if the manifest's fixed split was used.
-    `cautions` say what may be a mistake in the manifest.
+    `cautions` say what may be a mistake in the manifest. `external` has the buckets of each
+    external cohort.
     """
 
     version: int = VERSIONS["report"]
@@ -439,6 +451,7 @@ class ReportSpec(Section):
     chunks: tuple[str, ...]
     split: bool = False
     cautions: tuple[str, ...] = Field((), exclude_if=lambda value: not value)
+    external: dict[str, Buckets] = Field(default_factory=dict, exclude_if=operator.not_)
 
 
 Spec = TypeVar("Spec", bound=Section)

@@ -54,6 +54,15 @@ def bucket_name(index: int, count: int) -> str:
     return f"{index:04d}-of-{count:04d}"
 
 
+DEVELOPMENT = ""
+"""Folder, in the results, of the cohort that models are trained on: the results themselves."""
+
+
+def cohort_folder(name: str) -> str:
+    """Return the folder of an external cohort in the results, with a slash at its end."""
+    return f"validation/{name}/"
+
+
 def split_protocol(name: str) -> tuple[str, Protocol]:
     """Split a task's or head's name into its name in the config and the protocol."""
     if name.endswith(PUBLISHED):
@@ -72,6 +81,10 @@ def run_name(repeat: int, fold: int, seed: int = 0) -> str:
     `r0f3s1` is the same fold, trained again with the second of `training.seeds`.
     """
     return f"r{repeat}f{fold}" + (f"s{seed}" if seed else "")
+
+
+REFIT = "refit"
+"""Name of the model that is trained on all patients: no run, since it tests nobody."""
 
 
 class Run(NamedTuple):

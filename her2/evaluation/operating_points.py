@@ -11,7 +11,7 @@ import polars as pl
 
 from her2.config import EvaluationSection, Task
 from her2.config.names import Run
-from her2.core.types import Ints
+from her2.core.types import Floats, Ints
 from her2.evaluation.groupings import Grouping, groupings_of, side_missing, two_sides
 from her2.evaluation.predictions import averaged, of_run, rows_of, runs
 from her2.evaluation.shares import Limits, predictive_value, wilson
@@ -164,15 +164,32 @@ def _record(
     added = choice_variances(
         tested.models, tested.classes, fixed, asked, resamples=section.bootstrap, seed=seed
     )
-    notes = [tested.note]
     record: dict[str, object] = {
         "n_positive": int(table["positive"].sum()),
         "n_negative": int((~table["positive"]).sum()),
         "threshold_min": float(chosen.min()),
         "threshold_max": float(chosen.max()),
     }
+    found, note = rate_columns(table, section.confidence, section.prevalence.get(grouping), added)
+    return record | found | {"note": "; ".join(one for one in (tested.note, note) if one)}
+
+
+def rate_columns(
+    table: pl.DataFrame, confidence: float, prevalence: float | None, added: Floats
+) -> tuple[dict[str, object], str]:
+    """Return the rates of rows that were called positive or not, with intervals, and a note.
+
+    Args:
+        table: a row per patient or slide: `patient, positive` and `called`, the share of the
+            repeats that called it positive.
+        confidence: confidence level.
+        prevalence: stated share of the positive side, or None.
+        added: variance that the choice of the thresholds adds to each of `RATES` (4,); 0 for given
+            thresholds, NaN where it is not known and there is no interval.
+    """
+    record: dict[str, object] = {}
     found: dict[str, Limits] = {}
-    without = []
+    notes, without = [], []
     for rate, extra in zip(RATES, added, strict=True):
         hits, whole, trials, reason = _counts(table, rate)
         if reason:
@@ -183,7 +200,7 @@ def _record(
         if np.isnan(extra):
             without.append(rate.upper() if len(rate) == 3 else rate)
         else:
-            low, high = wilson(share * trials, trials, section.confidence, added=float(extra))
+            low, high = wilson(share * trials, trials, confidence, added=float(extra))
             record |= {f"{rate}_low": low, f"{rate}_high": high}
             found[rate] = (share, low, high)
     if without:
@@ -191,8 +208,7 @@ def _record(
             f"interval of {', '.join(without)} not defined: the tuning sets have too few patients "
             "to choose their thresholds again"
         )
-    record |= _stated(found, section.prevalence.get(grouping))
-    return record | {"note": "; ".join(note for note in notes if note)}
+    return record | _stated(found, prevalence), "; ".join(notes)
 
 
 def _counts(table: pl.DataFrame, rate: str) -> tuple[float, float, float, str]:

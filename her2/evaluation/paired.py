@@ -56,11 +56,7 @@ class Paired:
 
     def estimate(self, model: Model, question: Question) -> Estimate:
         """Return the AUC of a model with its interval."""
-        area = self.areas[model][question]
-        if question != MACRO:
-            return area_estimate(area, self.confidence)
-        parts = [one for (name, _), one in self.areas[model].items() if name not in ("", MACRO[0])]
-        return mean_estimate(area, parts, self.confidence)
+        return estimate_of(self.areas[model], question, self.confidence)
 
     def contrast(self, weights: Mapping[Model, float], question: Question) -> Area:
         """Return a linear combination of the models' AUCs."""
@@ -117,6 +113,14 @@ def areas_of(rows: HeldOut, task: Task, groupings: Sequence[Grouping]) -> dict[Q
         MACRO: macro_area(rows, classes),
         **{("", grouping.name): grouping_area(rows, grouping) for grouping in groupings},
     }
+
+
+def estimate_of(areas: Mapping[Question, Area], question: Question, confidence: float) -> Estimate:
+    """Return one AUC of a model with its interval."""
+    if question != MACRO:
+        return area_estimate(areas[question], confidence)
+    parts = [one for (name, _), one in areas.items() if name not in ("", MACRO[0])]
+    return mean_estimate(areas[question], parts, confidence)
 
 
 def _rounds(table: pl.DataFrame) -> list[Round]:

@@ -63,7 +63,7 @@ def evaluate(
     if spec.protocol == "published":
         bags = bag_figures(spec, cache, models, predictions)
         if untrained:
-            bags = _with_note(bags, _of_how_many(untrained, len(runs(predictions))))
+            bags = with_note(bags, _of_how_many(untrained, len(runs(predictions))))
         tables["metrics"] = pl.concat([bags, tables["metrics"]])
     for name, table in tables.items():
         write_table(table, output / name)
@@ -122,7 +122,7 @@ def evaluation_tables(
     }
     if untrained:
         words = _of_how_many(untrained, len(runs(predictions)))
-        tables |= {name: _with_note(tables[name], words) for name in OVER_FOLDS}
+        tables |= {name: with_note(tables[name], words) for name in OVER_FOLDS}
     return tables
 
 
@@ -141,7 +141,7 @@ def _of_how_many(untrained: Mapping[str, str], trained: int) -> str:
     )
 
 
-def _with_note(table: pl.DataFrame, words: str) -> pl.DataFrame:
+def with_note(table: pl.DataFrame, words: str) -> pl.DataFrame:
     """Return a table with words after the note of every figure."""
     note = pl.concat_str(pl.col("note").fill_null(""), pl.lit(words), separator="; ")
     return table.with_columns(note=note.str.strip_chars_start("; "))

@@ -1,7 +1,8 @@
-"""Stage 2, explanation: agreement of attention between the models of two repeats.
+"""Stage 2, explanation: agreement of attention between models that never saw a slide.
 
-It is Spearman's rank correlation of a held-out slide's attention between repeats that tested it,
-averaged over the pairs of repeats, then over a patient's slides, then over patients.
+It is Spearman's rank correlation of a slide's attention between two models, averaged over the pairs
+of models, then over a patient's slides, then over patients. A held-out slide has a model in each
+repeat that tested it, an external slide all models of the development.
 """
 
 from collections.abc import Sequence
@@ -13,8 +14,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from her2.explanation.averages import INTERVAL, SIGNED, over_patients
-from her2.explanation.held_out import HeldOutSlide
 from her2.explanation.localisation import UNIFORM, is_uniform
+from her2.explanation.tiles import Explained
 
 AGREEMENT = {
     "measure": pl.String,
@@ -36,15 +37,21 @@ def rank_correlation(maps: Sequence[NDArray[np.floating]]) -> float | None:
 
 
 def agreement_table(
-    slides: Sequence[HeldOutSlide],
+    slides: Sequence[Explained],
     correlations: Sequence[float | None],
     confidence: float,
     *,
-    repeats: int,
+    maps: int,
+    why_none: str,
 ) -> pl.DataFrame:
     """Return a one-row table with the mean over patients of the slides' `rank_correlation`.
 
-    `repeats` counts those of the cross-validation, and `pairs` of the table the pairs they form.
+    Args:
+        slides: the slides that were compared.
+        correlations: their rank correlations; None where attention is uniform.
+        confidence: confidence level of the interval.
+        maps: how many models a slide can have; `pairs` of the table counts the pairs they form.
+        why_none: the note if no slide was compared.
     """
     rows = [
         (slide.patient_id, slide.label, value)
@@ -55,10 +62,8 @@ def agreement_table(
     table = pl.DataFrame(rows, schema=schema, orient="row")
     (mean,) = over_patients(table, {"spearman": SIGNED}, confidence)
     note = mean.note
-    if repeats < 2:
-        note = "not defined: one repeat (folds.repeats is 1, or the manifest's split is used)"
-    elif not rows:
-        note = UNIFORM if slides else "not defined: no slide was tested in two repeats"
-    pairs = repeats * (repeats - 1) // 2
+    if not rows:
+        note = UNIFORM if slides else why_none
+    pairs = maps * (maps - 1) // 2
     row = {"measure": "spearman", "slides": len(rows), "pairs": pairs, **asdict(mean), "note": note}
     return pl.DataFrame([row], schema=AGREEMENT)

@@ -1,28 +1,36 @@
-"""Stage 2, attention: measures of the reliability of attention on a model's held-out slides.
+"""Stage 2, attention: measures of the reliability of attention on slides that models never saw.
 
 The stage reads folds, trained folds, feature stores and ground truths, and opens no slide. Each
-slide is judged by the models that never saw its patient, of the first training seed. Attention is
-that of the predicted class, as trained folds store it.
+held-out slide is judged by the models that never saw its patient, of the first training seed.
+Attention is that of the predicted class, as trained folds store it.
 """
 
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from her2.config.jobs import AttentionSpec
+from her2.config.jobs import AttentionSpec, ExternalAttentionSpec
 from her2.core.crashes import reading
 from her2.core.errors import SlideError, blamed_on
 from her2.core.files import digest
 from her2.core.tables import write_table
 from her2.encoders.device import pick_device
 from her2.explanation.agreement import agreement_table, rank_correlation
-from her2.explanation.faithfulness import Followed, faithfulness_tables, follow
-from her2.explanation.held_out import HeldOut, HeldOutSlide, find_held_out, spread
+from her2.explanation.faithfulness import (
+    Followed,
+    PredictSubsets,
+    faithfulness_tables,
+    follow,
+    predict_subsets,
+    why_not_followed,
+)
+from her2.explanation.held_out import HeldOut, HeldOutSlide, find_held_out
 from her2.explanation.localisation import (
     LOCALISATION,
     LOCALISATION_SUMMARY,
@@ -32,6 +40,8 @@ from her2.explanation.localisation import (
     mask_shape,
     summarise,
 )
+from her2.explanation.sources import Source, spread
+from her2.explanation.tiles import Explained
 from her2.explanation.truth import REGION_SUFFIXES, find_truth, truth_mask
 from her2.mil.bags import Bag
 from her2.mil.fold import SavedModel, load_model
@@ -75,23 +85,41 @@ def measure_attention(
         spec, cache, folds=folds, models=models, features=features, every_repeat=True
     )
     first = [slide for slide in held_out.slides if slide.repeat == 0]
-    located = _localisation(spec, held_out, first, masks)
     chosen = spread(first, spec.faithfulness_slides, seed=spec.seed)
-    curves, areas = faithfulness_tables(
-        _followed(spec, held_out, chosen, threads), spec.confidence, asked=len(chosen)
-    )
-    nothing = {"class": "all", "patients": 0, "slides": 0, "note": "not defined: no cohort.masks"}
-    summary = (
-        summarise(located, spec.task.class_names, spec.confidence)
-        if masks is not None
-        else pl.DataFrame([nothing], schema=LOCALISATION_SUMMARY)
-    )
+    followed = _followed(spec, held_out, chosen, threads)
+    agreement = _agreement(held_out, first, spec.confidence)
+    return write_measures(spec, held_out.source(), masks, followed, len(chosen), agreement, output)
+
+
+def write_measures(
+    spec: AttentionSpec | ExternalAttentionSpec,
+    source: Source,
+    masks: Path | None,
+    followed: Sequence[Followed],
+    asked: int,
+    agreement: pl.DataFrame,
+    output: Path,
+) -> dict[str, pl.DataFrame]:
+    """Measure a source's localisation and write all tables, `agreement` last.
+
+    `followed` are the curves of those of the `asked` slides whose attention is not uniform.
+    """
+    nothing = "" if source.slides else f"not defined: no {source.kind} has features"
+    why_none = nothing or why_not_followed(asked, source.kind)
+    curves, areas = faithfulness_tables(followed, spec.confidence, why_none=why_none)
+    located = _localisation(spec, source, masks)
+    if masks is not None and source.slides:
+        summary = summarise(located, source.class_names, spec.confidence, kind=source.kind)
+    else:
+        note = nothing or f"not defined: no {source.masks_key}"
+        row = {"class": "all", "patients": 0, "slides": 0, "note": note}
+        summary = pl.DataFrame([row], schema=LOCALISATION_SUMMARY)
     tables = {
         "localisation": located,
         "localisation_summary": summary,
         "faithfulness": curves,
         "faithfulness_summary": areas,
-        "agreement": _agreement(held_out, first, spec.confidence),
+        "agreement": agreement,
     }
     for name, found in tables.items():
         write_table(found, output / name)
@@ -99,32 +127,39 @@ def measure_attention(
 
 
 def _localisation(
-    spec: AttentionSpec, held_out: HeldOut, slides: Sequence[HeldOutSlide], masks: Path | None
+    spec: AttentionSpec | ExternalAttentionSpec, source: Source, masks: Path | None
 ) -> pl.DataFrame:
     """Return one row per slide with a ground truth, including ones that cannot be used."""
     if masks is None:
         return pl.DataFrame(schema=LOCALISATION)
-    records = []
-    for slide in slides:
-        values = held_out.attention[slide.slide_id, 0]
-        row = {**asdict(slide), "tiles": len(values)}
+    records: list[dict[str, object]] = []
+    for slide in source.slides:
+        values = source.attention[slide.slide_id]
+        row: dict[str, object] = {
+            "slide_id": slide.slide_id,
+            "patient_id": slide.patient_id,
+            "label": slide.label,
+            "tiles": len(values),
+        }
         with blamed_on(slide.slide_id):
             try:
                 path = find_truth(masks, slide.slide_id)
                 if path is None:
                     continue
                 with reading(slide.slide_id):
-                    inside = _inside(spec, held_out.store(slide.slide_id), path)
+                    inside = _inside(spec, source.store(slide.slide_id), path)
             except SlideError as error:
                 log.warning("%s: not localised: %s", slide.slide_id, error)
                 records.append(row | {"note": str(error)})
                 continue
             records.append(row | asdict(locate(values, inside)))
-    log.info("localisation: %d of %d slides have a ground truth", len(records), len(slides))
+    log.info("localisation: %d of %d slides have a ground truth", len(records), len(source.slides))
     return pl.DataFrame(records, schema=LOCALISATION)
 
 
-def _inside(spec: AttentionSpec, store: Path, truth: Path) -> NDArray[np.bool_]:
+def _inside(
+    spec: AttentionSpec | ExternalAttentionSpec, store: Path, truth: Path
+) -> NDArray[np.bool_]:
     """Return a mask (n,) of the tiles that lie inside a slide's ground truth."""
     if spec.annotation_origin == "bounds" and truth.suffix.lower() in REGION_SUFFIXES:
         raise SlideError(
@@ -137,6 +172,21 @@ def _inside(spec: AttentionSpec, store: Path, truth: Path) -> NDArray[np.bool_]:
     shape = mask_shape(size_px, tile)
     mask = truth_mask(truth, shape, size_px=size_px, classes=spec.mask_classes)
     return inside_tiles(mask, read_coords(store), tile, size_px)
+
+
+def follow_slide(
+    spec: AttentionSpec | ExternalAttentionSpec,
+    predict: PredictSubsets,
+    bag: Bag,
+    slide: Explained,
+    attention: NDArray[np.float32],
+) -> Followed:
+    """Return the curves of a slide, whose random orders depend on the seed and its name."""
+    seed = int(digest([spec.seed, slide.slide_id])[:8], 16)
+    with blamed_on(slide.slide_id):
+        curves = follow(predict, bag, attention, seed=seed)
+    log.info("%s: curves of %d tiles", slide.slide_id, len(bag))
+    return Followed(slide, curves)
 
 
 def _followed(
@@ -154,12 +204,9 @@ def _followed(
             models[slide.run] = load_model(held_out.models[slide.run][0], device)
         store = open_store(held_out.store(slide.slide_id))
         bag = Bag(slide.slide_id, slide.patient_id, "", store, None)
-        seed = int(digest([spec.seed, slide.slide_id])[:8], 16)
+        predict = partial(predict_subsets, models[slide.run].model)
         attention = held_out.attention[slide.slide_id, 0]
-        with blamed_on(slide.slide_id):
-            curves = follow(models[slide.run].model, bag, attention, seed=seed)
-        found.append(Followed(slide, curves))
-        log.info("%s: curves of %d tiles", slide.slide_id, len(bag))
+        found.append(follow_slide(spec, predict, bag, slide, attention))
     return found
 
 
@@ -171,4 +218,7 @@ def _agreement(held_out: HeldOut, first: Sequence[HeldOutSlide], confidence: flo
         rank_correlation([held_out.attention[key] for key in of if key in held_out.attention])
         for of in keys
     ]
-    return agreement_table(compared, correlations, confidence, repeats=len(repeats))
+    why_none = "not defined: no slide was tested in two repeats"
+    if len(repeats) < 2:
+        why_none = "not defined: one repeat (folds.repeats is 1, or the manifest's split is used)"
+    return agreement_table(compared, correlations, confidence, maps=len(repeats), why_none=why_none)

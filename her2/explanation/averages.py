@@ -44,7 +44,8 @@ def over_patients(
     """Return the mean of each column over patients, where a patient is the mean of its slides.
 
     Args:
-        table: `patient_id`, `label` and the columns (finite), one row per slide.
+        table: `patient_id`, `label` and the columns (finite), one row per slide. Patients without
+            a label are one more class.
         columns: columns to average, with their lowest and highest possible value.
         confidence: confidence level of the intervals.
     """
@@ -52,7 +53,10 @@ def over_patients(
         return [Average(None, None, None, 0)] * len(columns)
     patients = (
         table.group_by("patient_id")
-        .agg(pl.col("label").first(), *(pl.col(name).mean() for name in columns))
+        .agg(
+            pl.col("label").drop_nulls().first().fill_null(""),
+            *(pl.col(name).mean() for name in columns),
+        )
         .sort("patient_id")
     )
     classes = np.unique(patients["label"].to_numpy(), return_inverse=True)[1].astype(np.int64)

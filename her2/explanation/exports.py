@@ -46,17 +46,15 @@ def values(tiles: SlideTiles) -> dict[str, NDArray[np.float32]]:
 def facts(tiles: SlideTiles, *, synthetic: bool) -> dict[str, object]:
     """Return the facts common to all tiles of the slide, for the metadata of the files."""
     return {
-        "slide_id": tiles.held.slide_id,
-        "label": tiles.held.label,
+        "slide_id": tiles.of.slide_id,
+        "label": tiles.of.label,
         "predicted": tiles.predicted,
         "class_names": tiles.class_names,
         "fingerprint": tiles.slide.fingerprint,
         "mpp": (tiles.scale.mpp_x, tiles.scale.mpp_y),
         "mpp_source": tiles.scale.source,
         "size_level0_px": tiles.slide.size_px,
-        "model": tiles.model_key,
-        "repeat": 0,
-        "fold": tiles.held.fold,
+        **tiles.model,
         "synthetic": synthetic,
         "warning": WARNING,
     }

@@ -9,7 +9,7 @@ Source: Petsiuk, Das, Saenko, RISE, BMVC 2018 (arXiv 1806.07421), for pixels. He
 left out of the bag, so it needs no replacement.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from her2.core.types import Floats
 from her2.explanation.averages import INTERVAL, SHARE, SIGNED, over_patients
-from her2.explanation.held_out import HeldOutSlide
 from her2.explanation.localisation import UNIFORM
+from her2.explanation.tiles import Explained
 from her2.mil.bags import Bag
 from her2.mil.losses import class_logits
 from her2.mil.model import Model
@@ -49,6 +49,9 @@ SHARES = {
 ORDERS = ("attention", "random")
 RANDOM_ORDERS = 5
 
+PredictSubsets = Callable[[Bag, Sequence[NDArray[np.int64]]], Floats]
+"""A bag and selections of its rows -> class probabilities (s, c) of bags of these tiles alone."""
+
 Curves = dict[tuple[str, str], Floats]
 """(curve, order) -> the probability at each of its shares."""
 
@@ -57,45 +60,54 @@ Curves = dict[tuple[str, str], Floats]
 class Followed:
     """A slide with its curves."""
 
-    slide: HeldOutSlide
+    slide: Explained
     curves: Curves
 
 
-@torch.inference_mode()
-def follow(model: Model, bag: Bag, attention: NDArray[np.floating], *, seed: int) -> Curves:
-    """Return a slide's curves for the class that the model predicts from all of its tiles.
+def follow(
+    predict: PredictSubsets, bag: Bag, attention: NDArray[np.floating], *, seed: int
+) -> Curves:
+    """Return a slide's curves for the class that is predicted from all of its tiles.
 
-    `model` held the slide out, and `attention` (n,) is that of the tiles of `bag`. The curves of
-    several random orders, drawn with `seed`, are averaged.
+    `predict` is by models that never saw the slide, and `attention` (n,) is theirs to the tiles of
+    `bag`. The curves of several random orders, drawn with `seed`, are averaged.
     """
     if len(attention) != len(bag):
         raise ValueError(f"attention of {len(attention)} tiles for a bag of {len(bag)}")
-    # Each tile is encoded independently, so that is done once; only pooling depends on the subset.
-    parts = model.eval().encoded(bag)
-    predicted = int(_probabilities(model, parts, np.arange(len(bag))).argmax())
     generator = np.random.default_rng(seed)
     ranked = np.argsort(-np.asarray(attention, np.float64), kind="stable")
     shuffled = [generator.permutation(len(bag)) for _ in range(RANDOM_ORDERS)]
-    found: Curves = {}
-    for curve in SHARES:
-        found[curve, "attention"] = _curve(model, parts, ranked, curve, predicted)
-        found[curve, "random"] = np.mean(
-            [_curve(model, parts, order, curve, predicted) for order in shuffled], axis=0
+    whole = [np.arange(len(bag))]
+    kept = [_kept(order, curve) for curve in SHARES for order in (ranked, *shuffled)]
+    found = iter(predict(bag, whole + [rows for of_curve in kept for rows in of_curve]))
+    predicted = int(next(found).argmax())
+    curves: Curves = {}
+    for curve, shares in SHARES.items():
+        first, *others = (
+            np.array([next(found)[predicted] for _ in shares]) for _ in range(1 + RANDOM_ORDERS)
         )
-    return found
+        curves[curve, "attention"] = first
+        curves[curve, "random"] = np.mean(others, axis=0)
+    return curves
 
 
-def _curve(
-    model: Model, parts: tuple[Tensor, ...], order: NDArray[np.int64], curve: str, predicted: int
-) -> Floats:
-    values = []
-    for share in SHARES[curve]:
-        first = round(share * len(order))
-        kept = (
-            order[min(first, len(order) - 1) :] if curve == "deletion" else order[: max(first, 1)]
-        )
-        values.append(_probabilities(model, parts, np.sort(kept))[predicted])
-    return np.array(values)
+def _kept(order: NDArray[np.int64], curve: str) -> list[NDArray[np.int64]]:
+    """Return the rows that are left at each share of a curve, sorted."""
+    count = len(order)
+    firsts = [round(share * count) for share in SHARES[curve]]
+    if curve == "deletion":
+        return [np.sort(order[min(first, count - 1) :]) for first in firsts]
+    return [np.sort(order[: max(first, 1)]) for first in firsts]
+
+
+@torch.inference_mode()
+def predict_subsets(model: Model, bag: Bag, subsets: Sequence[NDArray[np.int64]]) -> Floats:
+    """Return a model's class probabilities (s, c) for bags of some of a slide's tiles.
+
+    Each tile is encoded independently, so that is done once; only pooling depends on the subset.
+    """
+    parts = model.eval().encoded(bag)
+    return np.stack([_probabilities(model, parts, rows) for rows in subsets])
 
 
 def _probabilities(model: Model, parts: tuple[Tensor, ...], rows: NDArray[np.int64]) -> Floats:
@@ -119,11 +131,11 @@ def area_between(curves: Curves, curve: str) -> float:
 
 
 def faithfulness_tables(
-    followed: Sequence[Followed], confidence: float, *, asked: int
+    followed: Sequence[Followed], confidence: float, *, why_none: str
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Return `FAITHFULNESS` and `FAITHFULNESS_SUMMARY`, means over patients of slide means.
 
-    `followed` are slides whose attention is not uniform, of the `asked` that were to be followed.
+    `followed` are slides whose attention is not uniform; `why_none` is the note if there are none.
     """
     points = [
         (curve, order, index, share)
@@ -151,7 +163,7 @@ def faithfulness_tables(
         {"curve": curve, "order": order, "share": share, "slides": len(rows), **asdict(mean)}
         for (curve, order, _, share), mean in zip(points, means[: len(points)], strict=True)
     ]
-    reason = _why_none(asked) if not rows else ""
+    reason = why_none if not rows else ""
     summary = [
         {"measure": curve, "slides": len(rows), **asdict(mean), "note": reason or mean.note}
         for curve, mean in zip(SHARES, means[len(points) :], strict=True)
@@ -162,7 +174,8 @@ def faithfulness_tables(
     )
 
 
-def _why_none(asked: int) -> str:
+def why_not_followed(asked: int, kind: str) -> str:
+    """Return why none of the `asked` slides of a kind has a curve."""
     if asked:
         return UNIFORM
-    return "not defined: no held-out slide was followed (heatmaps.faithfulness_slides)"
+    return f"not defined: no {kind} was followed (heatmaps.faithfulness_slides)"

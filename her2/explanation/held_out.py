@@ -17,10 +17,12 @@ from her2.config.jobs import AttentionSpec, HeatmapSpec
 from her2.config.names import run_name
 from her2.core.errors import UserError
 from her2.core.tables import read_result
-from her2.mil.maps import MAPS_NAME
+from her2.explanation.sources import Source
+from her2.explanation.tiles import SlideTiles, tiles_of_store
+from her2.mil.maps import MAPS_NAME, read_maps
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, read_all_entries, read_folds
-from her2.storage.fold_files import check_fold
+from her2.storage.fold_files import check_fold, read_fold_card
 from her2.storage.products import find_product
 
 _READ = ("attention.parquet", "predictions.parquet", MAPS_NAME)
@@ -41,6 +43,16 @@ class HeldOutSlide:
     def run(self) -> str:
         """Return the run whose model never saw its patient."""
         return run_name(self.repeat, self.fold)
+
+    @property
+    def by(self) -> str:
+        """Return who predicted it, to end a sentence."""
+        return f"by the model of fold {self.fold}, which never saw the patient"
+
+    @property
+    def models(self) -> dict[str, object]:
+        """Return the fold, a column of the lists of pictures."""
+        return {"fold": self.fold}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +76,19 @@ class HeldOut:
         """Return the feature store of a slide; a missing one is a UserError."""
         name = self.features / f"{slide_id}.zarr.zip"
         return find_product(self.cache, "features", self.entries[slide_id].key or "", name)
+
+    def source(self) -> Source:
+        """Return the slides and attention of the first repeat, to be drawn or measured."""
+        first = {slide.slide_id: slide for slide in self.slides if slide.repeat == 0}
+        return Source(
+            class_names=self.task.class_names,
+            kind="held-out slide",
+            slides=tuple(first.values()),
+            attention={name: self.attention[name, 0] for name in first},
+            tiles=lambda name: read_tiles(self, first[name]),
+            store=self.store,
+            masks_key="cohort.masks",
+        )
 
 
 def find_held_out(
@@ -112,18 +137,50 @@ def find_held_out(
     )
 
 
-def spread(slides: Sequence[HeldOutSlide], count: int, *, seed: int) -> list[HeldOutSlide]:
-    """Draw at most `count` slides, taking the classes in turn, and return them by id."""
-    order = np.random.default_rng(seed).permutation(len(slides))
-    by_class: dict[str, list[HeldOutSlide]] = {}
-    for index in order:
-        by_class.setdefault(slides[index].label, []).append(slides[index])
-    chosen: list[HeldOutSlide] = []
-    while len(chosen) < count and any(by_class.values()):
-        for label in sorted(by_class):
-            if by_class[label] and len(chosen) < count:
-                chosen.append(by_class[label].pop())
-    return sorted(chosen, key=lambda slide: slide.slide_id)
+def read_tiles(held_out: HeldOut, held: HeldOutSlide) -> SlideTiles:
+    """Read what the model that never saw a slide stored for its tiles.
+
+    Raises:
+        UserError: the fold has no prediction for the slide, its features are missing, or a map of
+            it is not finite or does not match its tiles and the model's outputs.
+    """
+    task, (model, key) = held_out.task, held_out.models[held.run]
+    attention = held_out.attention[held.slide_id, held.repeat]
+    table = read_result(model / "predictions.parquet")
+    probabilities = table.filter(pl.col("slide_id") == held.slide_id).select(
+        f"prob_{name}" for name in task.class_names
+    )
+    if len(probabilities) != 1:
+        raise unusable(held, f"has no prediction in {model}")
+    try:
+        outputs = read_fold_card(model)["outputs"]
+    except (ValueError, KeyError) as error:
+        raise unusable(
+            held, f"has a model in {model} whose card cannot be used ({error})"
+        ) from None
+    maps = {}
+    for kind, values in read_maps(model, held.slide_id).items():
+        shape, whose = (len(attention), len(outputs)), f"its map {kind} in {model}"
+        if values.shape != shape:
+            raise unusable(held, f"{whose} is {values.shape}, not (tiles, outputs) {shape}")
+        if not np.isfinite(values).all():  # JSON cannot express NaN
+            raise unusable(held, f"{whose} is not finite")
+        for column, name in enumerate(outputs):
+            maps[f"{kind}_{name}"] = np.ascontiguousarray(values[:, column])
+    found = probabilities.row(0)
+    # Like `her2.mil.model.Prediction`: for an ordered task, the highest threshold that is passed.
+    thresholds = len(outputs) < len(task.class_names)
+    shown = f"contribution_{outputs[max(0, int(np.argmax(found)) - thresholds)]}"
+    return tiles_of_store(
+        held_out.store(held.slide_id),
+        held,
+        class_names=task.class_names,
+        attention=attention,
+        probabilities=found,
+        model={"model": key, "repeat": 0, "fold": held.fold},
+        maps=maps,
+        shown=shown if shown in maps else None,
+    )
 
 
 def unusable(slide: HeldOutSlide, problem: str) -> UserError:

@@ -116,8 +116,12 @@ def locate(attention: NDArray[np.floating], inside: Bools) -> Located:
     )
 
 
-def summarise(table: pl.DataFrame, classes: tuple[str, ...], confidence: float) -> pl.DataFrame:
+def summarise(
+    table: pl.DataFrame, classes: tuple[str, ...], confidence: float, *, kind: str
+) -> pl.DataFrame:
     """Return `LOCALISATION_SUMMARY`: means over patients (each the mean of its slides), by class.
+
+    `kind` is what a slide is called. Slides without a label count among all.
 
     A slide counts in all measures if its AUC is defined, else in none, so `area_share` is the
     chance level of `mass_share` and `pointing` on the same slides.
@@ -128,7 +132,7 @@ def summarise(table: pl.DataFrame, classes: tuple[str, ...], confidence: float) 
     records = []
     for name in ("all", *classes):
         rows = counted if name == "all" else counted.filter(pl.col("label") == name)
-        reason = "" if len(rows) else _why_none(table, name)
+        reason = "" if len(rows) else _why_none(table, name, kind)
         found = over_patients(rows, MEASURES, confidence)
         records += [
             {"class": name, "measure": measure, "slides": len(rows), **asdict(mean)}
@@ -138,11 +142,11 @@ def summarise(table: pl.DataFrame, classes: tuple[str, ...], confidence: float) 
     return pl.DataFrame(records, schema=LOCALISATION_SUMMARY)
 
 
-def _why_none(table: pl.DataFrame, name: str) -> str:
+def _why_none(table: pl.DataFrame, name: str, kind: str) -> str:
     """Return the reason why no slide of a class counts."""
     rows = table if name == "all" else table.filter(pl.col("label") == name)
     if not len(rows):
-        return "not defined: no held-out slide has a ground truth"
+        return f"not defined: no {kind} has a ground truth"
     notes = rows["note"].unique().sort().to_list()
     if len(notes) == 1:
         return str(notes[0])

@@ -20,9 +20,9 @@ from her2.core.plot_style import STYLE, FigureContext
 from her2.core.types import RGB
 from her2.explanation.exports import WARNING
 from her2.explanation.heatmap import PNG, fit_text
-from her2.explanation.held_out import HeldOut, HeldOutSlide
 from her2.explanation.localisation import is_uniform
-from her2.explanation.tiles import UNIFORM, SlideTiles, read_tiles
+from her2.explanation.sources import Source
+from her2.explanation.tiles import UNIFORM, Explained, SlideTiles
 from her2.slides.slide import Slide
 
 log = logging.getLogger(__name__)
@@ -36,14 +36,14 @@ OPENED = 2 * SHOWN
 """Maximum number of slides opened for one score."""
 FOLDER = "scores"
 
-_TILE_IN, _HEAD_IN, _DPI = 1.25, 0.58, 120
+_TILE_IN, _HEAD_IN, _LINE_IN, _DPI = 1.25, 0.18, 0.2, 120
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A tile of a held-out slide, with its row and its attention x the number of tiles."""
+    """A tile of a slide, with its row and its attention x the number of tiles."""
 
-    held: HeldOutSlide
+    of: Explained
     row: int
     times_tiles: float
 
@@ -91,7 +91,7 @@ def slide_tile_images(slide: Slide, tiles: SlideTiles) -> dict[str, list[TileIma
 
 
 def candidates(
-    held: Sequence[HeldOutSlide], attention: Iterable[NDArray[np.float32]], end: str
+    slides: Sequence[Explained], attention: Iterable[NDArray[np.float32]], end: str
 ) -> list[Candidate]:
     """Return the tiles of many slides that may be shown, the extreme one first.
 
@@ -99,11 +99,11 @@ def candidates(
     """
     found = [
         Candidate(slide, int(row), float(values[row] * np.float32(len(values))))
-        for slide, values in zip(held, attention, strict=True)
+        for slide, values in zip(slides, attention, strict=True)
         for row in extreme_rows(values, MAX_PER_PATIENT, end)
     ]
     sign = -1 if end == MOST else 1
-    return sorted(found, key=lambda one: (sign * one.times_tiles, one.held.slide_id, one.row))
+    return sorted(found, key=lambda one: (sign * one.times_tiles, one.of.slide_id, one.row))
 
 
 def times_words(times_tiles: float) -> str:
@@ -117,19 +117,20 @@ def draw_strip(
     rows: dict[str, list[TileImage]],
     context: FigureContext,
     *,
-    headline: tuple[str, str],
+    headline: Sequence[str],
     tile_um: float,
     path: Path,
 ) -> None:
     """Write tiles as PNG, the most attended in the first row and the least in the second.
 
-    `headline` is two lines above them, and `tile_um` the side of a tile.
+    `headline` are the lines above them, and `tile_um` the side of a tile.
     """
     columns = max(1, *(len(images) for images in rows.values()))
     lines = max(len(tile.caption) for images in rows.values() for tile in images)
+    head = _HEAD_IN + _LINE_IN * len(headline)
     step = _TILE_IN + 0.18 + 0.14 * lines  # inches, with the captions
     with mpl.rc_context(STYLE):
-        size = (1.05 + columns * (_TILE_IN + 0.08), _HEAD_IN + step * len(rows) + 0.5)
+        size = (1.05 + columns * (_TILE_IN + 0.08), head + step * len(rows) + 0.5)
         size = (max(size[0], 6.6), size[1])  # room for the words
         canvas = Canvas(figsize=size, dpi=_DPI)
 
@@ -141,10 +142,12 @@ def draw_strip(
             spot = x / size[0], 1 - y / size[1]
             fit_text(canvas, spot, text, inches, va="top", **looks)
 
-        write(0.08, 0.1, headline[0], size[0] - 0.2, fontsize=9.5, fontweight="bold")
-        write(0.08, 0.3, headline[1], size[0] - 0.2, fontsize=9)
+        first, *others = headline
+        write(0.08, 0.1, first, size[0] - 0.2, fontsize=9.5, fontweight="bold")
+        for index, words in enumerate(others, start=1):
+            write(0.08, 0.1 + _LINE_IN * index, words, size[0] - 0.2, fontsize=9)
         for line, (end, images) in enumerate(rows.items()):
-            top = _HEAD_IN + line * step
+            top = head + line * step
             write(0.08, top + 0.4 * _TILE_IN, f"{end}\nattended", 0.9, fontsize=9)
             for column, tile in enumerate(images):
                 left = 1.0 + column * (_TILE_IN + 0.08)
@@ -164,61 +167,59 @@ def draw_strip(
 
 
 def draw_scores(
-    held_out: HeldOut, cohort: Cohort, output: Path, context: FigureContext
+    source: Source, cohort: Cohort, output: Path, context: FigureContext
 ) -> list[dict[str, object]]:
     """Draw one picture per score, `scores/{index of the class}.png`, and return its contents.
 
-    Only a few of the held-out slides are opened, from the files that `cohort` gives. `output` is
-    the parent folder of `scores/`.
+    Only a few of the slides are opened, from the files that `cohort` gives. `output` is the parent
+    folder of `scores/`.
 
     Returns:
         For each score `label`, `slides`, `patients`, and either `picture` with its `tiles`,
         `tile_um` and `not_opened`, or a `note` with the reason for its absence.
     """
     found: list[dict[str, object]] = []
-    for index, label in enumerate(held_out.task.class_names):
-        held = [slide for slide in held_out.slides if slide.label == label]
-        values = [held_out.attention[slide.slide_id, 0] for slide in held]
+    for index, label in enumerate(source.class_names):
+        slides = [slide for slide in source.slides if slide.label == label]
+        values = [source.attention[slide.slide_id] for slide in slides]
         about: dict[str, object] = {
             "label": label,
-            "slides": len(held),
-            "patients": len({one.patient_id for one in held}),
+            "slides": len(slides),
+            "patients": len({one.patient_id for one in slides}),
         }
-        if not held:
-            about["note"] = "no held-out slide of this score has features"
+        if not slides:
+            about["note"] = f"no {source.kind} of this score has features"
         elif all(is_uniform(one) for one in values):
             about["note"] = UNIFORM
         else:
             path = output / FOLDER / f"{index}.png"
-            about |= _draw_score(held_out, cohort, held, values, path, context)
+            about |= _draw_score(source, cohort, slides, values, path, context)
         found.append(about)
     return found
 
 
 def _draw_score(
-    held_out: HeldOut,
+    source: Source,
     cohort: Cohort,
-    held: list[HeldOutSlide],
+    slides: list[Explained],
     attention: list[NDArray[np.float32]],
     path: Path,
     context: FigureContext,
 ) -> dict[str, object]:
     shown: dict[str, list[tuple[Candidate, SlideTiles, TileImage]]] = {}
     with ExitStack() as stack:
-        opened = _OpenSlides(held_out, cohort, stack)
+        opened = _OpenSlides(source, cohort, stack)
         for end in (MOST, LEAST):
-            shown[end] = _pick(opened, candidates(held, attention, end))
+            shown[end] = _pick(opened, candidates(slides, attention, end))
         not_opened = [{"slide_id": k, "reason": v} for k, v in sorted(opened.reasons.items())]
     rows = {end: [image for _, _, image in items] for end, items in shown.items()}
     if not any(rows.values()):
         return {"not_opened": not_opened, "note": "none of the slides could be read"}
     first = next(tiles for items in shown.values() for _, tiles, _ in items)
     tile_um = first.slide.level0_tile[0] * first.scale.mpp_x
-    people = len({one.patient_id for one in held})
-    headline = (
-        f"Score {held[0].label}",
-        f"most and least attended of all tiles of {len(held)} held-out slides of {people} patients",
-    )
+    people = len({one.patient_id for one in slides})
+    whose = f"{len(slides)} {source.kind}s of {people} patients"
+    headline = f"Score {slides[0].label}", f"most and least attended of all tiles of {whose}"
     with atomic_path(path) as temporary:
         draw_strip(rows, context, headline=headline, tile_um=tile_um, path=temporary)
     return {
@@ -236,15 +237,15 @@ def _draw_score(
 class _OpenSlides:
     """A set of at most `OPENED` open slides, with the reasons why others are not open."""
 
-    def __init__(self, held_out: HeldOut, cohort: Cohort, stack: ExitStack) -> None:
-        self._held_out, self._stack = held_out, stack
+    def __init__(self, source: Source, cohort: Cohort, stack: ExitStack) -> None:
+        self._source, self._stack = source, stack
         self._files = {row.slide_id: cohort.file(row) for row in cohort.rows}
         self._open: dict[str, tuple[Slide, SlideTiles]] = {}
         self.reasons: dict[str, str] = {}
 
     def tile(self, one: Candidate) -> tuple[SlideTiles, TileImage] | None:
         """Return the tile, or None where its slide is over the limit or cannot be read."""
-        name = one.held.slide_id
+        name = one.of.slide_id
         tried = len(self._open) + len(self.reasons)
         if name in self.reasons or (name not in self._open and tried >= OPENED):
             return None
@@ -252,7 +253,7 @@ class _OpenSlides:
             with reading(name):
                 if name not in self._open:
                     slide = self._stack.enter_context(Slide(self._files[name]))
-                    self._open[name] = slide, read_tiles(self._held_out, one.held)
+                    self._open[name] = slide, self._source.tiles(name)
                 slide, tiles = self._open[name]
                 caption = times_words(one.times_tiles), name
                 return tiles, read_tile_image(slide, tiles, one.row, caption)
@@ -270,7 +271,7 @@ def _pick(
     found: list[tuple[Candidate, SlideTiles, TileImage]] = []
     picked: dict[str, int] = {}
     for one in ordered:
-        patient = one.held.patient_id
+        patient = one.of.patient_id
         if len(found) == SHOWN:
             break
         if picked.get(patient, 0) < MAX_PER_PATIENT and (read := opened.tile(one)) is not None:
@@ -284,9 +285,9 @@ def _about(end: str, one: Candidate, tiles: SlideTiles) -> dict[str, Any]:
     width, height = tiles.slide.level0_tile
     return {
         "end": end,
-        "slide_id": one.held.slide_id,
-        "patient_id": one.held.patient_id,
-        "fold": one.held.fold,
+        "slide_id": one.of.slide_id,
+        "patient_id": one.of.patient_id,
+        **one.of.models,
         "x_level0_px": x,
         "y_level0_px": y,
         "width_level0_px": width,

@@ -89,21 +89,23 @@ def cautions(slide: Described, development: Development) -> list[Caution]:
     return [caution for caution in found if caution is not None]
 
 
-def percentiles(slide: Described, development: Development) -> dict[What, float | None]:
+def percentiles(slide: Described, development: Development) -> dict[str, float | None]:
     """Return where a slide's numbers lie among the development slides, 0 to 100.
 
-    None where a number is not known of the slide or of the development.
+    Returns:
+        `mpp, tissue_mm2, tiles, distance`; None where a number is not known of the slide or of the
+        development.
     """
     reference = development.embeddings
-    pairs: tuple[tuple[What, float | None, Distribution | None], ...] = (
-        ("um/px", slide.mpp, development.number("mpp")),
-        ("tissue area", slide.tissue_mm2, development.number("tissue")),
-        ("tiles", slide.tiles, development.number("tiles")),
-        ("appearance", slide.distance, reference.distances if reference else None),
-    )
+    pairs = {
+        "mpp": (slide.mpp, development.number("mpp")),
+        "tissue_mm2": (slide.tissue_mm2, development.number("tissue")),
+        "tiles": (slide.tiles, development.number("tiles")),
+        "distance": (slide.distance, reference.distances if reference else None),
+    }
     return {
-        what: None if value is None or known is None else known.percentile(value)
-        for what, value, known in pairs
+        name: None if value is None or known is None else known.percentile(value)
+        for name, (value, known) in pairs.items()
     }
 
 

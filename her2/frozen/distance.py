@@ -1,8 +1,8 @@
 r"""How far a slide's tiles lie from those of development, by the features of the encoder.
 
-A slide's mean embedding x is standardised by the development slides, z = (x - mean) / scale, and
-split into its part in their first k principal components and the rest. With the component scores
-c_j and their variances v_j,
+A slide's mean embedding x is standardised by the development slides and cut off at `LIMIT`,
+z = clip((x - mean) / scale), and split into its part in their first k principal components and the
+rest. With the component scores c_j and their variances v_j,
 
     inside  = sum_j c_j^2 / v_j              squared Mahalanobis distance in the components
     outside = |z|^2 - sum_j c_j^2            squared length of what they do not explain
@@ -41,6 +41,11 @@ PARTS = 10
 LEAST_PATIENTS = 20
 """With fewer there is no reference: a new slide of the same kind lies beyond all of n with a
 probability of 1 / (n + 1), which is below 5 % from 20 on."""
+LIMIT = 5.0
+"""Standard deviations at which a feature is cut off. A feature that is 0 on nearly all slides, as
+after a ReLU, is thousands of them away on the next one; without the cut one slide of the demo was
+54 times as far away as a typical one, and nothing could be farther. No feature of a normal
+distribution is affected."""
 _PERCENTS = tuple(float(percent) for percent in range(101))
 _TINY = 1e-9
 
@@ -97,13 +102,13 @@ class _Fit:
         n, d = means.shape
         solver = "covariance_eigh" if n > d else "full"
         with np.errstate(invalid="ignore"):  # shares of a variance of zero, which nobody reads
-            found = PCA(count, svd_solver=solver).fit((means - mean) / scale)
+            found = PCA(count, svd_solver=solver).fit(_standardised(means, mean, scale))
         varies = found.explained_variance_ > _TINY * d
         return cls(mean, scale, found.components_[varies], found.explained_variance_[varies])
 
     def parts(self, means: Floats) -> Floats:
         """Return the squared lengths inside and outside of the components (2, n)."""
-        z = (means - self.mean) / self.scale
+        z = _standardised(means, self.mean, self.scale)
         scores = z @ self.components.T
         inside = (scores**2 / self.variances).sum(axis=1)
         outside = np.maximum((z**2).sum(axis=1) - (scores**2).sum(axis=1), 0)
@@ -179,6 +184,11 @@ def _combined(parts: Floats, inside: float, outside: float) -> Floats:
     found: Floats = np.sqrt(
         (parts / np.where(scaled, typical, 1.0)).sum(axis=0) / max(1, np.count_nonzero(scaled))
     )
+    return found
+
+
+def _standardised(means: Floats, mean: Floats, scale: Floats) -> Floats:
+    found: Floats = np.clip((means - mean) / scale, -LIMIT, LIMIT)
     return found
 
 

@@ -11,12 +11,35 @@ from her2.core.errors import UserError
 from her2.encoders.device import pick_device
 from her2.frozen.corrections import Corrections, read_corrections
 from her2.frozen.model import FrozenFold, FrozenModel, Threshold
-from her2.frozen.results import check_alike, check_classes, evaluate_spec, read_thresholds
+from her2.frozen.results import (
+    check_alike,
+    check_classes,
+    evaluate_spec,
+    geometric_mean,
+    is_refit,
+    read_thresholds,
+)
 from her2.mil.apply import fold_folders
 from her2.mil.fold import SavedModel, load_model
+from her2.mil.refit import refit_shares
 from her2.storage.fold_files import CARD_NAME
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """Folders of trained folds as one model, and what is known of their probabilities.
+
+    `corrected`: for classes as frequent as in the training sets, else as trained (`share` equals
+    `seen`). `calibrated`: every model has a temperature, else it is 1. `notes` say in words what is
+    lacking.
+    """
+
+    model: FrozenModel
+    corrected: bool
+    calibrated: bool
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,23 +55,17 @@ class _Found:
     corrections: Corrections | None
 
 
-def read_folders(
-    models: Sequence[Path], *, threads: int, priors: Path | None = None
-) -> tuple[FrozenModel, tuple[str, ...]]:
+def read_folders(models: Sequence[Path], *, threads: int, priors: Path | None = None) -> Folders:
     """Read any folders of trained folds of a task as one model.
 
     Folders in `results/models/{task}/{encoder}/{head}` have their corrections from the evaluation
-    in the same results, and thresholds if they are all folds of it. Of a head's folder, folds that
-    are left over from before, and were not evaluated, are left out.
+    in the same results, and thresholds if they are all folds of it, or the model of all patients.
+    Of a head's folder, folds that are left over from before, and were not evaluated, are left out.
 
     Args:
         models: folders of trained folds, or of heads for all of their folds.
         threads: number of CPU threads for torch.
         priors: the table `priors` of these models' evaluation, if it lies elsewhere.
-
-    Returns:
-        The model, and what it lacks, in words: without `priors` the probabilities are as trained
-        (`share` equals `seen`), without temperatures these are 1.
 
     Raises:
         UserError: a folder is none of a trained fold, the models cannot be averaged, or are not in
@@ -73,7 +90,11 @@ def read_folders(
             saved=one,
             of_head=one.folder.absolute() not in given,
             evaluation=(path := tables[label]),
-            corrections=by_key[path].get(one.card["key"]) if path else None,
+            corrections=_of_refit(one, known.get(path) if path else None)
+            if is_refit(one)
+            else by_key[path].get(one.card["key"])
+            if path
+            else None,
         )
         for label, one in saved.items()
     }
@@ -86,7 +107,12 @@ def read_folders(
         log.warning("%s", note)
     folds = tuple(_fold(label, one) for label, one in found.items())
     thresholds, names = _of_whole_head(found, known)
-    return FrozenModel(*names, task, folds, thresholds), tuple(notes)
+    return Folders(
+        model=FrozenModel(*names, task, folds, thresholds),
+        corrected=all(one.corrections for one in found.values()),
+        calibrated=all(_temperature(one) is not None for one in found.values()),
+        notes=tuple(notes),
+    )
 
 
 def evaluation_of(folder: Path) -> Path | None:
@@ -96,6 +122,13 @@ def evaluation_of(folder: Path) -> Path | None:
         return None
     path = Path(*head.parts[:-4], "evaluation", *head.parts[-3:])
     return path if (path / "priors.parquet").exists() else None
+
+
+def _of_refit(saved: SavedModel, known: Mapping[str, Corrections] | None) -> Corrections:
+    """Return the corrections of the model of all patients, which was not evaluated itself."""
+    share, seen = refit_shares(saved.folder)
+    mean = geometric_mean(one.temperature for one in known.values()) if known else None
+    return Corrections(saved.card["key"], saved.task.class_names, share, seen, mean)
 
 
 def _evaluated(
@@ -167,8 +200,9 @@ def _of_whole_head(
         return (), ("", "", "")
     task_name, encoder, head = place.absolute().parts[-3:]
     keys = {one.saved.card["key"] for one in found.values()}
+    whole = keys == {one.key for one in known[place].values()}
     spec = evaluate_spec(place)
-    if spec is None or keys != {one.key for one in known[place].values()}:
+    if spec is None or not (whole or all(is_refit(one.saved) for one in found.values())):
         return (), (task_name, encoder, head)
     task = next(iter(found.values())).saved.task
     thresholds = read_thresholds(place, task, spec.evaluation, known[place])

@@ -33,6 +33,11 @@ class FrozenFold:
     seen: Floats
     temperature: float
 
+    def corrected(self, probabilities: NDArray[np.floating]) -> tuple[Floats, Floats]:
+        """Return probabilities (n, c) of the model, corrected: before and after the temperature."""
+        given = with_shares(np.asarray(probabilities, np.float64), self.share, self.seen)
+        return given, scale(given, self.temperature)
+
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
@@ -104,11 +109,9 @@ class FrozenModel:
         before, after, found = [], [], []
         for fold in self.folds:
             own = predict(fold.saved.model, bag)
-            given = with_shares(
-                np.asarray(own.probabilities[None], np.float64), fold.share, fold.seen
-            )
+            given, scaled = fold.corrected(own.probabilities[None])
             before.append(given[0])
-            after.append(scale(given, fold.temperature)[0])
+            after.append(scaled[0])
             found.append(own)
         each = np.stack(after)
         mean: Floats = each.mean(axis=0)

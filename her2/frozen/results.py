@@ -14,24 +14,23 @@ import polars as pl
 import torch
 
 from her2.config import EvaluationSection, Task
-from her2.config.jobs import ClassBalance, EvaluateSpec
-from her2.config.names import PUBLISHED, parse_run
+from her2.config.jobs import EvaluateSpec
+from her2.config.names import PUBLISHED, REFIT, parse_run
 from her2.config.validation import Final
 from her2.core.errors import UserError, problem_list
+from her2.core.reading import read_json
 from her2.core.stamps import FOLDER, read_stamp
 from her2.core.tables import read_result
-from her2.core.types import Floats
 from her2.encoders.device import pick_device
 from her2.evaluation.predictions import runs
 from her2.frozen.corrections import Corrections, read_corrections
 from her2.frozen.model import FrozenFold, FrozenModel, Threshold
 from her2.frozen.thresholds import fold_thresholds, frozen_thresholds
-from her2.mil.apply import REFIT
 from her2.mil.fold import SavedModel, load_model
-from her2.mil.priors import seen_shares
+from her2.mil.refit import refit_shares
 from her2.storage.cache import Cache
 from her2.storage.entries import FoldEntry, read_all_entries, read_folds, untrained_folds
-from her2.storage.fold_files import rows_read
+from her2.storage.fold_files import IDENTITY_NAME, check_fold
 from her2.storage.products import find_product
 
 log = logging.getLogger(__name__)
@@ -57,7 +56,6 @@ def read_frozen(
     section: EvaluationSection | None = None,
     threads: int,
     final: Final = "folds",
-    folds: Path | None = None,
     cache: Cache | None = None,
 ) -> FrozenModel:
     """Read the frozen model of a task, encoder and head from a results folder.
@@ -79,7 +77,6 @@ def read_frozen(
         section: for groupings, specificity and sensitivity; None for a model without thresholds.
         threads: number of CPU threads for torch.
         final: the mean of the folds' models, or the one model of all patients.
-        folds: the task's folds table, for the patients of a refit.
         cache: where the models are; None for the links in `models`.
 
     Raises:
@@ -101,7 +98,7 @@ def read_frozen(
             log.warning("%s: %s has no tuning set; its temperature stays 1", name, run)
     device = pick_device(threads)
     found = (
-        (_refit(models, known, folds, cache, device),)
+        (_refit(models, known, cache, device),)
         if final == "refit"
         else _folds(name, models, keys, known, cache, device)
     )
@@ -128,6 +125,15 @@ def evaluate_spec(evaluation: Path) -> EvaluateSpec | None:
     except ValueError:
         return None
     return spec if spec.version == EvaluateSpec.model_fields["version"].default else None
+
+
+def is_refit(saved: SavedModel) -> bool:
+    """Tell whether a model was trained on all patients (`her2.mil.refit`), and is no fold's."""
+    path = saved.folder / IDENTITY_NAME
+    if not path.exists():
+        return False
+    check_fold(saved.folder, [IDENTITY_NAME])
+    return bool(read_json(path)["identity"].get("stage") == "refit")
 
 
 def geometric_mean(temperatures: Iterable[float | None]) -> float:
@@ -163,7 +169,6 @@ def _folds(
 def _refit(
     models: Path,
     known: Mapping[str, Corrections],
-    folds: Path | None,
     cache: Cache | None,
     device: torch.device,
 ) -> FrozenFold:
@@ -175,41 +180,12 @@ def _refit(
             f"{models / REFIT}.json: lists no trained model `{REFIT}`{why}. Run snakemake again, "
             "or set `final: folds`."
         )
-    if folds is None:
-        raise UserError(
-            f"{models}: the model of all patients needs the folds table, for its training set."
-        )
     saved = _load(models / REFIT, entry.key, cache, device)
-    share, seen = _refit_shares(saved, folds)
+    if not is_refit(saved):
+        raise UserError(f"{models / REFIT}: is not a model of all patients; {AGAIN}.")
+    share, seen = refit_shares(saved.folder)
     temperature = geometric_mean(own.temperature for own in known.values())
     return FrozenFold(REFIT, saved, share, seen, temperature)
-
-
-def _refit_shares(saved: SavedModel, folds: Path) -> tuple[Floats, Floats]:
-    """Return the shares of the classes among the patients of a refit, and as its training saw them.
-
-    Its training set are the labelled slides that it read.
-    """
-    slides = read_result(folds, columns=["slide_id", "patient_id", "label"]).unique()
-    slides = slides.drop_nulls("label")
-    used = slides.filter(pl.col("slide_id").is_in(list(rows_read(saved.folder) or ())))
-    if len(used) != saved.card["slides"]["train"]:
-        raise UserError(
-            f"{saved.folder}: was trained on {saved.card['slides']['train']} slides, of which "
-            f"{folds} has {len(used)}; {AGAIN}."
-        )
-    count = len(saved.task.classes)
-    in_slides = np.bincount(used["label"].to_numpy(), minlength=count)
-    patients = used.unique("patient_id")["label"].to_numpy()
-    share = np.bincount(patients, minlength=count) / len(patients)
-    training = saved.card["training"]
-    balance = ClassBalance(
-        balance=training["balance"],
-        label_smoothing=training["label_smoothing"],
-        bags_per_batch=training["bags_per_batch"],
-        fitted=not saved.head.trained_by_gradient,
-    )
-    return share, seen_shares(in_slides, balance)
 
 
 def _load(folder: Path, key: str, cache: Cache | None, device: torch.device) -> SavedModel:

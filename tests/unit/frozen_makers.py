@@ -6,14 +6,17 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from her2.cohort.manifest import Cohort
 from her2.config import EvaluationSection
-from her2.config.jobs import ApplySpec, ClassBalance, EvaluateSpec
+from her2.config.jobs import ApplySpec, ClassBalance, EvaluateSpec, RefitSpec
 from her2.config.names import Run
 from her2.core.files import digest
 from her2.evaluation.stage import evaluate
+from her2.frozen.folders import read_folders
 from her2.frozen.model import FrozenModel
 from her2.frozen.results import read_frozen
 from her2.frozen.stage import apply_models
+from her2.mil.refit import refit_model
 from her2.mil.stage import train_folds
 from her2.storage.entries import FeatureEntry, write_entries
 from tests.unit.products import write_store
@@ -68,6 +71,17 @@ class Results:
         evaluate(spec, self.world.cache, folds=self.world.folds, models=self.models,
                  output=self.evaluation)  # fmt: skip
 
+    def refit(self) -> None:
+        own = self.world.spec
+        spec = RefitSpec(
+            task=own.task, head=own.head, training=own.training, chunks=(CHUNK,),
+            buckets=(BUCKET,), seed=own.seed,
+        )  # fmt: skip
+        refit_model(
+            spec, self.world.cache, folds=self.world.folds, models=self.models,
+            features=self.world.features, output=self.models / "refit.json",
+        )  # fmt: skip
+
     def frozen(self, **changed: object) -> FrozenModel:
         task, encoder, head = NAMES
         values = {"task_name": task, "encoder": encoder, "head": head, "chunks": (CHUNK,),
@@ -100,10 +114,16 @@ class Results:
         )  # fmt: skip
 
 
-def make(root: Path, *, patients: int = 12, **changed: object) -> Results:
-    """Return trained and evaluated results of `patients` of each class, 3 folds."""
+def make(root: Path, slides: Cohort | None = None, **changed: object) -> Results:
+    """Return trained and evaluated results: 3 folds, of 12 patients of each class by default."""
     runs = tuple(Run(0, fold) for fold in range(3))
-    results = Results(build(root, cohort(patients), runs=runs, **changed))
+    results = Results(build(root, slides or cohort(12), runs=runs, **changed))
     results.train()
     results.evaluate()
     return results
+
+
+def folders(*given: object, **options: object) -> tuple[FrozenModel, tuple[str, ...]]:
+    """Return the model of some folders, and what it lacks."""
+    found = read_folders(*given, **options)
+    return found.model, found.notes

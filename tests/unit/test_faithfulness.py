@@ -1,5 +1,7 @@
 """Deletion and insertion: the curves are what the model says of the tiles that are there."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,8 @@ from her2.explanation.faithfulness import (
     area_between,
     faithfulness_tables,
     follow,
+    predict_subsets,
+    why_not_followed,
 )
 from her2.explanation.held_out import HeldOutSlide
 from her2.heads.layers import Head, Output
@@ -41,6 +45,9 @@ def model(head: Head, loss: str = "cross_entropy") -> Model:
     return Model(head, torch.zeros(D), torch.ones(D), loss).eval()
 
 
+ONE_TILE = partial(predict_subsets, model(OneTile()))
+
+
 def one_tile(*, seed: int = 0) -> Bag:
     """A bag whose evidence is one tile."""
     features = np.random.default_rng(seed).normal(scale=0.1, size=(TILES, D)).astype(np.float32)
@@ -51,7 +58,7 @@ def one_tile(*, seed: int = 0) -> Bag:
 def test_evidence_in_one_tile_is_lost_at_once_by_attention_and_late_by_chance():
     whole = one_tile()
     found = predict(model(OneTile()), whole)
-    curves = follow(model(OneTile()), whole, found.attention, seed=3)
+    curves = follow(ONE_TILE, whole, found.attention, seed=3)
     by_attention, random = curves["deletion", "attention"], curves["deletion", "random"]
     assert by_attention[0] == pytest.approx(random[0])
     assert random[0] > 0.99
@@ -69,14 +76,14 @@ def test_attention_that_points_elsewhere_is_found_out():
     whole = one_tile()
     away = np.linspace(1, 2, TILES)
     away[17] = 0
-    curves = follow(model(OneTile()), whole, away, seed=3)
+    curves = follow(ONE_TILE, whole, away, seed=3)
     assert area_between(curves, "deletion") < 0
     assert area_between(curves, "insertion") < 0
 
 
 def test_a_model_that_needs_no_tile_in_particular_gives_areas_of_zero():
     same = bag("same", np.ones((TILES, D), np.float32), 1)
-    curves = follow(model(OneTile()), same, np.arange(TILES), seed=3)
+    curves = follow(ONE_TILE, same, np.arange(TILES), seed=3)
     assert area_between(curves, "deletion") == pytest.approx(0)
     assert area_between(curves, "insertion") == pytest.approx(0)
 
@@ -90,7 +97,7 @@ def test_of_every_head_a_point_is_what_it_predicts_of_the_bag_of_the_remaining_t
     features = np.random.default_rng(2).normal(size=(30, D)).astype(np.float32)
     whole = bag("w", features, 0)
     attention = np.random.default_rng(3).random(30)
-    curves = follow(of, whole, attention, seed=0)
+    curves = follow(partial(predict_subsets, of), whole, attention, seed=0)
     full = predict(of, whole).probabilities
     order = np.argsort(-attention)
     for index, share in enumerate(SHARES["deletion"]):
@@ -108,14 +115,14 @@ def test_of_every_head_a_point_is_what_it_predicts_of_the_bag_of_the_remaining_t
 
 def test_a_slide_of_one_tile_keeps_it():
     single = bag("s", np.full((1, D), 9, np.float32), 1)
-    curves = follow(model(OneTile()), single, np.ones(1), seed=0)
+    curves = follow(ONE_TILE, single, np.ones(1), seed=0)
     assert all((values > 0.99).all() for values in curves.values())
 
 
 def test_random_orders_are_those_of_the_seed():
     whole = one_tile()
     first, again, other = (
-        follow(model(OneTile()), whole, np.arange(TILES), seed=seed) for seed in (1, 1, 2)
+        follow(ONE_TILE, whole, np.arange(TILES), seed=seed) for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(first["deletion", "random"], again["deletion", "random"])
     assert (first["deletion", "random"] != other["deletion", "random"]).any()
@@ -123,7 +130,7 @@ def test_random_orders_are_those_of_the_seed():
 
 def test_attention_of_another_bag_is_refused():
     with pytest.raises(ValueError, match="attention of 3 tiles for a bag of 40"):
-        follow(model(OneTile()), one_tile(), np.ones(3), seed=0)
+        follow(ONE_TILE, one_tile(), np.ones(3), seed=0)
 
 
 # The cohort
@@ -146,7 +153,7 @@ FOLLOWED = [
 
 
 def test_the_summary_is_the_mean_height_between_the_curves_over_patients():
-    curves, summary = faithfulness_tables(FOLLOWED, 0.95, asked=5)
+    curves, summary = faithfulness_tables(FOLLOWED, 0.95, why_none="")
     for row in summary.iter_rows(named=True):
         assert row["value"] == pytest.approx((0.2 + 0.4 + 0.0 + 0.2) / 4)
         assert (row["slides"], row["patients"], row["note"]) == (5, 4, "")
@@ -169,7 +176,9 @@ def test_the_area_follows_the_trapezoid_rule():
 
 @pytest.mark.parametrize(("asked", "why"), [(3, "same attention"), (0, "faithfulness_slides")])
 def test_without_a_curve_the_summary_says_why(asked, why):
-    curves, summary = faithfulness_tables([], 0.95, asked=asked)
+    curves, summary = faithfulness_tables(
+        [], 0.95, why_none=why_not_followed(asked, "held-out slide")
+    )
     assert len(curves) == 0
     assert summary["value"].to_list() == [None, None]
     assert all(why in note for note in summary["note"])

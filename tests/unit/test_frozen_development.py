@@ -221,9 +221,9 @@ def test_a_slide_like_those_of_development_has_no_caution(development: Developme
     assert cautions(slide(), development) == []
     assert cautions(slide(scanner="AT2", distance=None), development) == []
     inside = percentiles(slide(tissue_mm2=29.5), development)
-    assert inside["tissue area"] == pytest.approx(50)
+    assert inside["tissue_mm2"] == pytest.approx(50)
     assert all(value is not None and 0 <= value <= 100 for value in inside.values())
-    assert percentiles(slide(distance=None), development)["appearance"] is None
+    assert percentiles(slide(distance=None), development)["distance"] is None
 
 
 OUTSIDE: dict[str, tuple[dict[str, object], int | None, str]] = {

@@ -83,7 +83,8 @@ def test_the_distance_is_its_equation() -> None:
     reference = reference_of(means, np.arange(60))
     assert reference is not None
     x = drawn(3, 12, generator)
-    z = (x - np.array(reference.mean)) / np.array(reference.scale)
+    x[0, 0] += 1000  # is cut off at 5 standard deviations
+    z = np.clip((x - np.array(reference.mean)) / np.array(reference.scale), -5, 5)
     axes = np.array(reference.components)
     scores = z @ axes.T
     inside = (scores**2 / np.array(reference.variances)).sum(axis=1)
@@ -152,6 +153,21 @@ def test_constant_features_do_not_count_and_slides_that_do_not_vary_have_no_refe
     assert more is not None
     np.testing.assert_allclose(more.distances.values, plain.distances.values, rtol=1e-4)
     assert reference_of(np.ones((40, 6)), np.arange(40)) is None
+
+
+def test_a_feature_that_is_zero_on_nearly_all_slides_does_not_make_one_of_them_the_farthest() -> (
+    None
+):
+    """Before, it was 20 times as far away as the next, and no other slide could be beyond it."""
+    generator = np.random.default_rng(10)
+    means = drawn(60, 50, generator)
+    means[:, 0] = 0.001 * np.abs(generator.normal(size=60))
+    means[0, 0] = 1.0
+    reference = reference_of(means, np.arange(60))
+    assert reference is not None
+    assert reference.distances.highest < 2
+    far = reference.distance(shifted(drawn(50, 50, generator), "where nothing varies"))
+    assert np.mean(far > reference.distances.highest) > 0.9
 
 
 def test_too_few_patients_have_no_reference() -> None:

@@ -10,7 +10,7 @@ from her2.mil.bags import Bag
 from her2.storage.entries import FeatureEntry, read_entries, write_entries
 from her2.storage.features import open_store
 from tests.unit.frozen_makers import Results, make
-from tests.unit.test_train_folds import BUCKET, D
+from tests.unit.test_train_folds import BUCKET, D, cohort
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -130,7 +130,7 @@ def test_a_task_that_has_other_classes_now_is_refused(results):
 
 
 def test_a_development_of_few_patients_has_no_distances_and_it_is_said(tmp_path, caplog):
-    results = make(tmp_path, patients=6)
+    results = make(tmp_path, cohort(6))
     results.embed(["x"])
     given = results.apply()
     assert given.select("distance", "distance_percentile").row(0) == (None, None)

@@ -15,6 +15,7 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from her2.explanation.drawing import _thumbnail
 from her2.explanation.exports import (
     METADATA_KEY,
     OME_SIDE_PX,
@@ -23,7 +24,6 @@ from her2.explanation.exports import (
     write_ome_tiff,
     write_parquet,
 )
-from her2.explanation.heatmap_stage import _thumbnail
 from her2.explanation.held_out import HeldOutSlide
 from her2.explanation.tiles import SlideTiles
 from her2.slides.annotations import read_regions
@@ -61,7 +61,7 @@ def some_tiles(count: int, level0_tile: tuple[float, float], seed: int = 0) -> S
     width, height = level0_tile
     columns, rows = np.arange(count) % 200, np.arange(count) // 200
     return SlideTiles(
-        held=HeldOutSlide("slide-1", "p1", "1+", 0, 2),
+        of=HeldOutSlide("slide-1", "p1", "1+", 0, 2),
         class_names=("0", "1+"),
         coords=np.stack([np.rint(columns * width), np.rint(rows * height)], 1).astype(np.int32),
         slide=StoredSlide("f", (0.2431, 0.2431), "metadata", level0_tile, (100_000, 80_000)),
@@ -70,7 +70,7 @@ def some_tiles(count: int, level0_tile: tuple[float, float], seed: int = 0) -> S
         maps={"contribution_1+": generator.normal(size=count).astype(np.float32)},
         probabilities=(0.25, 0.75),
         shown="contribution_1+",
-        model_key="k",
+        model={"model": "k", "repeat": 0, "fold": 2},
     )
 
 
@@ -179,7 +179,7 @@ class TestGeoJSON:
                 super().__init__(path)
                 self.bounds_corner_px = (100, 30)
 
-        monkeypatch.setattr("her2.explanation.heatmap_stage.Slide", Mirax)
+        monkeypatch.setattr("her2.explanation.drawing.Slide", Mirax)
         world = make_world(tmp_path, drawn_slide)
         row = world.draw(slides=1, formats=("png", "geojson"))[0]
         found = json.loads((world.folder / row["files"][0]).read_text())

@@ -89,7 +89,7 @@ def some_tiles(
 ) -> SlideTiles:
     """Nine tiles of 1000 x 1000 level-0 px at the top left of a slide."""
     return SlideTiles(
-        held=HeldOutSlide("slide-1", "p1", "positive", 0, 2),
+        of=HeldOutSlide("slide-1", "p1", "positive", 0, 2),
         class_names=names,
         coords=np.array([(x, y) for y in range(3) for x in range(3)], np.int32) * 1000,
         slide=StoredSlide("f", (0.25, 0.5), "metadata", (1000.0, 1000.0), size_px),
@@ -98,7 +98,7 @@ def some_tiles(
         maps=maps or {},
         probabilities=(0.25, 0.75),
         shown=shown,
-        model_key="k",
+        model={"model": "k", "repeat": 0, "fold": 2},
     )
 
 
@@ -361,8 +361,8 @@ def test_regions_of_qupath_are_drawn_where_they_are_counted_from(
         shown.append(truth)
         return panels(tiles, thumbnail, truth, words)
 
-    monkeypatch.setattr("her2.explanation.heatmap_stage.Slide", Mirax)
-    monkeypatch.setattr("her2.explanation.heatmap_stage.panels", note)
+    monkeypatch.setattr("her2.explanation.drawing.Slide", Mirax)
+    monkeypatch.setattr("her2.explanation.drawing.panels", note)
     ring = [[0, 0], [SIDE_PX // 2, 0], [SIDE_PX // 2, SIDE_PX], [0, SIDE_PX], [0, 0]]
     name = world.draw(slides=1)[0]["slide_id"]
     (tmp_path / f"{name}.geojson").write_text(

@@ -10,7 +10,7 @@ from scipy.stats import spearmanr, t
 from sklearn.metrics import roc_auc_score
 
 from her2.explanation.agreement import agreement_table, rank_correlation
-from her2.explanation.held_out import HeldOutSlide, spread
+from her2.explanation.held_out import HeldOutSlide
 from her2.explanation.localisation import (
     LOCALISATION,
     inside_tiles,
@@ -19,6 +19,9 @@ from her2.explanation.localisation import (
     mask_shape,
     summarise,
 )
+from her2.explanation.sources import spread
+
+KIND = "held-out slide"
 
 # A slide
 
@@ -119,7 +122,7 @@ def cell(found: pl.DataFrame, name: str, measure: str) -> dict:
 
 
 def test_the_mean_is_over_patients_and_not_over_slides():
-    found = summarise(table(ROWS), ("0", "3+"), 0.95)
+    found = summarise(table(ROWS), ("0", "3+"), 0.95, kind=KIND)
     row = cell(found, "0", "auc")
     assert row["value"] == pytest.approx((0.7 + 1.0) / 2)
     assert (row["patients"], row["slides"]) == (2, 3)
@@ -131,7 +134,7 @@ def test_the_mean_is_over_patients_and_not_over_slides():
 
 
 def test_an_interval_comes_from_patients():
-    row = cell(summarise(table(ROWS), ("0", "3+"), 0.95), "0", "auc")
+    row = cell(summarise(table(ROWS), ("0", "3+"), 0.95, kind=KIND), "0", "auc")
     # Patients with 0.7 and 1.0, on the logit scale: the standard error is half their difference.
     reach = t.ppf(0.975, 1) * 0.15 / (0.85 * 0.15)
     assert row["low"] == pytest.approx(expit(logit(0.85) - reach))
@@ -139,19 +142,19 @@ def test_an_interval_comes_from_patients():
 
 
 def test_a_class_without_held_out_slides_is_a_row_with_its_reason():
-    found = summarise(table(ROWS), ("0", "2+", "3+"), 0.95)
+    found = summarise(table(ROWS), ("0", "2+", "3+"), 0.95, kind=KIND)
     row = cell(found, "2+", "auc")
     assert (row["value"], row["slides"]) == (None, 0)
     assert row["note"] == "not defined: no held-out slide has a ground truth"
 
 
 def test_when_no_slide_of_a_class_counts_their_common_reason_is_given():
-    row = cell(summarise(table(ROWS[5:]), ("3+",), 0.95), "3+", "auc")
+    row = cell(summarise(table(ROWS[5:]), ("3+",), 0.95, kind=KIND), "3+", "auc")
     assert (row["value"], row["note"]) == (None, "broken")
 
 
 def test_one_patient_has_a_value_and_no_interval():
-    row = cell(summarise(table(ROWS[:2]), ("0",), 0.95), "0", "auc")
+    row = cell(summarise(table(ROWS[:2]), ("0",), 0.95, kind=KIND), "0", "auc")
     assert row["value"] == pytest.approx(0.7)
     assert (row["low"], row["high"]) == (None, None)
     assert row["note"] == "interval not defined: 1 patient"
@@ -209,16 +212,16 @@ def test_a_constant_agrees_with_nothing():
 
 def test_agreement_is_a_mean_over_patients():
     slides = [HeldOutSlide(f"s{i}", patient, "0", 0, 0) for i, patient in enumerate("aab")]
-    found = agreement_table(slides, [0.2, 0.4, 0.9], 0.95, repeats=3).row(0, named=True)
+    found = agreement_table(slides, [0.2, 0.4, 0.9], 0.95, maps=3, why_none="").row(0, named=True)
     assert found["value"] == pytest.approx((0.3 + 0.9) / 2)
     assert (found["slides"], found["pairs"], found["note"]) == (3, 3, "")
     assert found["low"] <= found["value"] <= found["high"]
 
 
 def test_without_a_second_repeat_or_with_uniform_attention_agreement_says_why():
-    one = agreement_table([], [], 0.95, repeats=1).row(0, named=True)
+    one = agreement_table([], [], 0.95, maps=1, why_none="one repeat").row(0, named=True)
     assert (one["value"], one["pairs"]) == (None, 0)
-    assert "folds.repeats is 1" in one["note"]
-    flat = agreement_table([held("s")], [None], 0.95, repeats=2).row(0, named=True)
+    assert one["note"] == "one repeat"
+    flat = agreement_table([held("s")], [None], 0.95, maps=2, why_none="").row(0, named=True)
     assert (flat["value"], flat["slides"]) == (None, 0)
     assert "same attention" in flat["note"]

@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from her2.cli.main import app
-from her2.config.jobs import EvaluateSpec
+from her2.config.jobs import EvaluateSpec, RefitSpec
 from her2.core.errors import UserError
 from her2.core.stamps import read_stamp
 from her2.encoders.card import read_card, write_card
@@ -27,6 +27,8 @@ from her2.frozen.bundle.schema import ENCODER_NAME
 from her2.frozen.bundle.write import make_bundle
 from her2.frozen.results import read_frozen
 from her2.mil.bags import Bag
+from her2.mil.refit import refit_model
+from her2.storage.cache import Cache
 from her2.storage.features import open_store
 from tests.workflow.project import Project
 
@@ -202,6 +204,34 @@ def test_a_refit_that_the_run_has_not_is_named(finished: Project, tmp_path: Path
     done = command("bundle", results, "--out", tmp_path / "a", "--final", "refit")
     assert "refit.json" in str(done.exception)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_of_all_patients_is_a_bundle_of_one(finished: Project, tmp_path: Path) -> None:
+    results = copied(finished, tmp_path)
+    trained = read_stamp(results / "stamps/train_folds/score/tiny/abmil/r0f0-r0f1.json")
+    assert trained is not None
+    names = ("task", "head", "training", "buckets", "seed")
+    spec = RefitSpec(**{name: trained.spec[name] for name in names}, chunks=("r0f0-r0f1",))
+    models = results / "models/score/tiny/abmil"
+    shutil.copytree(finished.folder / "cache", tmp_path / "cache", symlinks=True)
+    refit_model(
+        spec,
+        Cache(tmp_path / "cache"),
+        folds=results / "folds/score.parquet",
+        models=models,
+        features=results / "features/tiny",
+        output=models / "refit.json",
+    )
+    wanted = find_model(results, None, None, None)
+    make_bundle(wanted, tmp_path / "a", final="refit")
+    found = read_bundle(tmp_path / "a")
+    assert [fold.run for fold in found.model.folds] == ["refit"]
+    assert found.schema.folds[0].slides["train"] == 12
+    assert len(found.schema.hashes.patients) == 12
+    assert "trained on all patients" in (tmp_path / "a/README.md").read_text()
+    folds = make_bundle(wanted, tmp_path / "b")
+    assert [fold.run for fold in folds.folds] == ["r0f0", "r0f1"]
+    assert not {*folds.hashes.patients} & {*found.schema.hashes.patients}  # another salt
 
 
 def edited(results: Path, rule: str, change: Callable[[dict[str, Any]], Any]) -> None:

@@ -57,8 +57,8 @@ SITES = {
     "n_positive": pl.Int64,
     "note": pl.String,
 }
-"""`by` is `site`, `scanner` or a column of `evaluation.subgroups`, and `site` its value. `metric` is
-`auc`; of `class` (a class or `macro`) and `grouping` one is empty."""
+"""`by` is `site`, `scanner` or a column of `evaluation.subgroups`, and `site` its value. The only
+`metric` is `auc`; of `class` (a class or `macro`) and `grouping` one is empty."""
 
 INTERNAL = {
     "metric": pl.String,

@@ -100,7 +100,6 @@ def gather(
         section=spec.evaluation,
         threads=threads,
         final=final,
-        folds=folds,
     )
     buckets = spec_of(TrainSpec, wanted, "train_folds", *wanted.names, spec.chunks[0]).buckets
     encoder, weights = _encoder(wanted, model, permitted, buckets)

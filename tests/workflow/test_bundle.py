@@ -22,6 +22,7 @@ from her2.core.stamps import read_stamp
 from her2.encoders.card import read_card, write_card
 from her2.encoders.stage import load_encoder
 from her2.frozen.bundle.asked import find_model
+from her2.frozen.bundle.hashes import COST
 from her2.frozen.bundle.read import read_bundle
 from her2.frozen.bundle.schema import ENCODER_NAME
 from her2.frozen.bundle.write import make_bundle
@@ -50,6 +51,12 @@ def bundle(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.exit_code == 0, done.output
     assert "with the weights of its encoder" in done.output
     return path
+
+
+@pytest.fixture(autouse=True)
+def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real cost of a hash is for tests/unit/test_bundle_hashes.py, and for the bundle above."""
+    monkeypatch.setitem(COST, "n", 2)
 
 
 @pytest.fixture(scope="module")

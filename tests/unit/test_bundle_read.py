@@ -277,6 +277,23 @@ def test_a_row_that_this_version_lacks_is_named(made: Parts, tmp_path: Path) -> 
     assert "--encoder PATH" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"architecture": "not_in_timm"}, "not_in_timm"),
+        ({"library": "nolib"}, "nolib"),
+        ({"arguments": {"act_layer": "os.system"}}, "is not a supported layer"),
+        ({"arguments": {"unheard_of": 3}}, "describes no encoder"),
+    ],
+)
+def test_an_encoder_that_no_library_has_is_refused(
+    made: Parts, tmp_path: Path, changed: dict[str, Any], words: str
+) -> None:
+    found = read_bundle(made.with_encoder(**changed).write(tmp_path / "a.bundle"))
+    with pytest.raises(UserError, match=words):
+        load_encoder(found.encoder_folder(tmp_path / "into"))
+
+
 def test_a_card_that_is_edited_in_the_folder_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     folder = bundle.encoder_folder(tmp_path)
     card = json.loads((folder / CARD_NAME).read_text())

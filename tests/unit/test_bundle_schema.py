@@ -9,7 +9,9 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 import pytest
 
+from her2.config.catalogue import catalogue
 from her2.core.errors import UserError
+from her2.core.files import canonical_json
 from her2.core.section import Section
 from her2.frozen.bundle import schema
 from her2.frozen.bundle.read import checked, read_bundle
@@ -161,6 +163,12 @@ CHANGES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda v: v["files"].pop("r0f0.safetensors"), "lacks r0f0.safetensors"),
     (lambda v: v["encoder"].update(mean=[0.1, 0.1, 0.1]), "is not that of this encoder"),
     (lambda v: v["encoder"].update(digest="0" * 64), "is not that of this encoder"),
+    (lambda v: v["encoder"].update(architecture="hf-hub:evil/model"), "encoder.architecture"),
+    (lambda v: v["encoder"].update(library="os.path/x"), "encoder.library"),
+    (lambda v: v["encoder"]["arguments"].update(checkpoint_path="x"), "checkpoint_path may not"),
+    (lambda v: v["encoder"]["arguments"].update(pretrained_cfg="x"), "pretrained_cfg may not"),
+    (lambda v: v["encoder"]["arguments"].update(act_layer=["os.system"]), "encoder.arguments"),
+    (lambda v: v["encoder"]["arguments"].update(depth=10**9), "encoder.arguments"),
     (lambda v: v["encoder"].update(included=False), "encoder.safetensors is no part"),
     (lambda v: v["hashes"].update(n=1 << 30), "hashes.n"),
     (lambda v: v.update(extra=1), "extra"),
@@ -198,6 +206,15 @@ def test_weights_of_another_head_are_refused_by_name(bundle: Path, change: Any) 
     checked(bundle)
     with pytest.raises(UserError, match=r"r0f0.safetensors is not the model that"):
         read_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", list(catalogue()))
+def test_the_arguments_of_every_row_can_be_in_a_bundle(made: Parts, name: str) -> None:
+    """As they are: their types are part of the encoder's digest."""
+    arguments = catalogue()[name].arguments
+    parts = made.with_encoder(arguments=arguments)
+    found = parse_contents(to_bytes(sealed(parts.body, _files(made))), "here").encoder.arguments
+    assert canonical_json(found) == canonical_json(arguments)
 
 
 def test_all_problems_are_named_at_once(bundle: Path) -> None:

@@ -42,6 +42,14 @@ ShortHash = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 Line = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$", max_length=2000)]
 Bytes = Annotated[int, Field(ge=0, le=64 << 30)]
 Many = Annotated[int, Field(ge=0, le=1_000_000_000)]
+_FILES = ("pretrained", "checkpoint", "weights", "cache", "path", "file", "url")
+"""Parts of names of arguments that a library opens files by, such as timm's `checkpoint_path`."""
+Argument = (
+    bool
+    | Annotated[int, Field(ge=-100_000, le=100_000)]
+    | Annotated[float, Field(ge=-100_000, le=100_000)]
+    | Annotated[str, StringConstraints(max_length=200)]
+)
 Rgb = tuple[float, float, float]
 
 
@@ -88,9 +96,11 @@ class Encoder(Section):
     source: Line = Field(description="source of its weights, as in the config")
     model: Line = Field(description="row of the catalogue, or `library/architecture`")
     domain: Domain = Field(description="its training images")
-    library: Line = Field(description="library that builds the architecture")
-    architecture: Line = Field(description="name in that library")
-    arguments: dict[str, Any] = Field(description="arguments of the constructor")
+    library: Name = Field(description="library that builds the architecture")
+    architecture: Name = Field(description="name in that library")
+    arguments: dict[Name, Argument] = Field(
+        description="arguments of the constructor; none that names weights or files"
+    )
     feature: Feature = Field(description="part of the output that is used")
     dimension: Annotated[int, Field(ge=1, le=1_000_000)] = Field(description="features per tile")
     size: Annotated[int, Field(ge=16, le=2048)] = Field(description="px per side of its input")
@@ -133,6 +143,13 @@ class Encoder(Section):
         else:
             values |= {"source": self.source}
         return EncoderSection(mean=self.mean, std=self.std, **values)
+
+    @model_validator(mode="after")
+    def _names_no_files(self) -> "Encoder":
+        """Refuse arguments by which a library would read a file or fetch one."""
+        if found := [name for name in self.arguments if any(word in name for word in _FILES)]:
+            raise ValueError(f"arguments: {', '.join(found)} may not be set")
+        return self
 
     @model_validator(mode="after")
     def _states_its_own_digest(self) -> "Encoder":

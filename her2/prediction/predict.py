@@ -44,8 +44,7 @@ PRETRAINED_ON = (
     "The encoder was pre-trained on it or on a patient of its id, so the prediction is no test of "
     "the model."
 )
-SYNTHETIC = "The model was developed on slides drawn by a program and says nothing about tissue."
-"""Cautions that are not about numbers."""
+"""Cautions about the training data."""
 FOLDER = ".her2-predict-"
 """Prefix of the folder in the cache for what the stages write beside their products."""
 
@@ -241,7 +240,7 @@ def _predict(
         "ok",
         tiles=len(bag),
         each=prediction.each,
-        cautions=(*cautions, *judged.sentences, *((SYNTHETIC,) if predictor.synthetic else ())),
+        cautions=(*cautions, *judged.sentences),
         percentiles=judged.percentiles,
     )
     log.info("%s: predicted %s", row.slide_id, _top(predictor, prediction))

@@ -21,7 +21,7 @@ from her2.core.files import file_digest
 from her2.embedding.stage import embed_bucket
 from her2.mil.bags import Bag
 from her2.prediction.inputs import find_slides
-from her2.prediction.predict import SYNTHETIC, Options, check_options, predict_raw_slides
+from her2.prediction.predict import Options, check_options, predict_raw_slides
 from her2.prediction.predictor import Judgement, Predictor
 from her2.prediction.progress import Progress
 from her2.storage.cache import Cache
@@ -286,11 +286,3 @@ def test_nothing_of_the_user_is_replaced(tmp_path: Path) -> None:
             check_options(Options(tmp_path / "out.csv"), tmp_path)
     record.write_text('{"her2": "1", "table": {}, "model": {}}')
     check_options(Options(tmp_path / "out.csv"), tmp_path)
-
-
-def test_a_model_of_drawn_slides_says_so(
-    predictor: Predictor, warm_cache: Path, drawn_slide: Path, tmp_path: Path
-) -> None:
-    given = replace(predictor, synthetic=True)
-    table, _ = run(given, find_slides([drawn_slide]), tmp_path, warm_cache)
-    assert table["cautions"].to_list() == [SYNTHETIC] * 2

@@ -21,7 +21,8 @@ from her2.core.files import file_digest
 from her2.embedding.stage import embed_bucket
 from her2.mil.bags import Bag
 from her2.prediction.inputs import find_slides
-from her2.prediction.predict import Options, check_options, predict_raw_slides
+from her2.prediction.options import Options, check_options
+from her2.prediction.predict import predict_raw_slides
 from her2.prediction.predictor import Judgement, Predictor
 from her2.prediction.progress import Progress
 from her2.storage.cache import Cache
@@ -164,6 +165,19 @@ def test_the_record_says_what_made_the_table(
     assert record["model"]["name"] == "score / tiny / abmil"
     assert record["table"]["sha256"] == file_digest(tmp_path / "out.csv")
     assert record["slides"] == {"ok": 1, "excluded": 0, "failed": 0}
+
+
+def test_another_precision_than_in_development_is_said(
+    predictor: Predictor, warm_cache: Path, drawn_slide: Path, tmp_path: Path
+) -> None:
+    (store,) = (warm_cache / "features").rglob("*.zarr.zip")
+    own = open_store(store).attributes["precision"]
+    for ran_in, said in (((own, "other"), False), (("other",), True)):
+        given = replace(predictor, ran_in=ran_in)
+        _, words = run(given, find_slides([drawn_slide]), tmp_path, warm_cache)
+        assert (f"computed in {own}, those of development in other" in words) is said
+        record = json.loads((tmp_path / "out.json").read_text())
+        assert record["precisions"] == {"here": [own], "development": list(ran_in)}
 
 
 def test_csv_and_parquet_say_the_same(

@@ -77,6 +77,18 @@ def test_all_that_a_reader_must_know_is_said(made: Parts) -> None:
     assert "trained on all patients" in text(made, final="refit")
 
 
+def test_what_came_before_the_model_is_said(made: Parts) -> None:
+    assert "pre-trained" not in text(made)
+    assert "drawn regions" not in text(made)
+    encoder = {**made.body.encoder.model_dump(), "source": "pretrain",
+               "provenance": {"patches": {"train": 720}}}  # fmt: skip
+    tiling = {**made.body.tiling.model_dump(), "tissue": {"mask": 2, "detected": 1}, "annotated": 2}
+    said = text(made, encoder=encoder, tiling=tiling)
+    assert "pre-trained on 720 patches of 1 cases" in said
+    assert "2 by mask" in said
+    assert "2 slides were used within drawn regions only" in said
+
+
 def test_synthetic_slides_are_said_to_be_synthetic_and_others_are_not(made: Parts) -> None:
     assert text(made).count("ynthetic") >= 4
     assert "ynthetic" not in text(made, synthetic=False)

@@ -145,8 +145,8 @@ def test_the_same_results_give_the_same_bytes(finished: Project, tmp_path: Path)
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (("scores", None, None), "none is --task scores"),
-        ((None, "uni2", "abmil"), "none is --encoder uni2 --head abmil"),
+        (("scores", None, None), "no evaluated model is --task scores"),
+        ((None, "uni2", "abmil"), "no evaluated model is --encoder uni2 --head abmil"),
     ],
 )
 def test_a_model_that_there_is_not_is_named_beside_those_that_there_are(

@@ -109,7 +109,10 @@ def find_model(results: Path, task: str | None, encoder: str | None, head: str |
         for what, name in zip(("task", "encoder", "head"), asked, strict=True)
         if name is not None
     )
-    said = f"several evaluated models fit {wish}".rstrip("fit ") if fit else f"none is {wish}"
+    if not fit:
+        said = f"no evaluated model is {wish}"
+    else:
+        said = f"{len(fit)} evaluated models are {wish}" if wish else "has several evaluated models"
     raise UserError(f"{results}: {said}; name one of\n{shown}")
 
 

@@ -125,8 +125,8 @@ def _what(body: Body) -> str:
         "averaged"
     )  # fmt: skip
     warning = (
-        "\n\n> **Synthetic.** The slides that this model was developed on were drawn by a "
-        "program. It knows nothing of tissue, and no figure here says anything about patients."
+        "\n\n> **Synthetic.** The slides that this model was developed on were drawn by a program.\n"
+        "> It knows nothing of tissue, and no figure here says anything about patients."
         if body.synthetic
         else ""
     )
@@ -173,11 +173,28 @@ def _training_data(body: Body) -> str:
 
 {known.patients} patients with {known.slides} slides. {len(body.hashes.patients)} of the patients
 trained or tuned a model. `{SCHEMA_NAME}` has salted hashes of their ids and of their slides, so
-that `her2 predict` can say which of somebody's own patients are among them.
+that `her2 predict` can say which of somebody's own patients are among them.{_before(body)}
 
 {_table(("", "group", "patients", "slides"), rows)}
 
 {_table(("slides", "lowest", "5 %", "median", "95 %", "highest"), numbers)}"""
+
+
+def _before(body: Body) -> str:
+    """Return where the tissue and the encoder come from, if that is not the usual."""
+    said = []
+    drawn = {name: n for name, n in body.tiling.tissue.items() if name != "detected"}
+    if drawn:
+        shown = ", ".join(f"{n} by {escaped(name)}" for name, n in drawn.items())
+        said.append(f"The tissue of some slides was not detected here: {shown}.")
+    if body.tiling.annotated:
+        said.append(f"{body.tiling.annotated} slides were used within drawn regions only.")
+    patches = body.encoder.provenance.get("patches")
+    if body.encoder.source == "pretrain" and isinstance(patches, dict):
+        cases = len(body.hashes.pretraining_cases)
+        of = f" of {cases} cases, whose hashes are there as well" if cases else ""
+        said.append(f"The encoder was pre-trained on {patches.get('train', 0)} patches{of}.")
+    return "".join(f"\n\n{sentence}" for sentence in said)
 
 
 def _spread(values: Distribution) -> list[str]:

@@ -30,6 +30,7 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/control.smk"
 include: "workflow/rules/explain.smk"
 include: "workflow/rules/attention.smk"
+include: "workflow/rules/validate.smk"
 include: "workflow/rules/report.smk"
 
 
@@ -60,13 +61,9 @@ rule report:
 rule features:
     """Run stage 1 only: tiles and embeddings of every slide."""
     input:
-        expand(
-            f"{RESULTS}/features/{{encoder}}/{{bucket}}.json",
-            encoder=CONFIG.encoders,
-            bucket=PLAN.buckets,
-        ),
-        f"{RESULTS}/cohort/audited.parquet",
-        f"{RESULTS}/cohort/slides.parquet",
+        FILES.each_cohort("features/{encoder}/{bucket}.json"),
+        FILES.each_cohort("cohort/audited.parquet"),
+        FILES.each_cohort("cohort/slides.parquet"),
 
 
 rule train:

@@ -48,6 +48,9 @@ def cohort_check(
         typer.Option(help="config whose tasks the labels must fit; default: config.yaml"),
     ] = None,
     root: Annotated[Path | None, typer.Option(help="where relative paths start")] = None,
+    validation: Annotated[
+        str | None, typer.Option(help="check it as this external cohort of the config")
+    ] = None,
 ) -> None:
     """Check a manifest: columns, ids, labels, folds, files, annotations, masks and duplicates."""
     from her2.cohort.check import check_files
@@ -55,17 +58,25 @@ def cohort_check(
     from her2.cohort.reading import configured_cohort
     from her2.config import load_config
     from her2.core.errors import UserError
+    from her2.pipeline.external import read_external
     from her2.pipeline.plan import Plan
     from her2.pipeline.trial import plan_problems
 
     settings = load_config(config or Path("config.yaml"))
     if root is None and config is not None:
         root = settings.cohort.root  # the default config's root is the demo's, useless here
-    tasks, rule = settings.tasks, settings.cohort.patient_label
-    cohort = configured_cohort(settings, slides, root)
     # The default config's folds, classes and masks are the demo's.
-    problems = [] if config is None else plan_problems(Plan(settings, cohort))
     masks = settings.cohort.tissue_masks if config is not None else None
+    problems: list[str] = []
+    if validation is None:
+        cohort = configured_cohort(settings, slides, root)
+        if config is not None:
+            problems = plan_problems(Plan(settings, cohort))
+    else:
+        plan = read_external(settings, validation, slides)
+        cohort, settings = plan.cohort, plan.config
+        masks = settings.cohort.tissue_masks
+    tasks, rule = settings.tasks, settings.cohort.patient_label
     try:
         check_files(cohort, tissue_masks=masks, classes=settings.tiling.annotation_classes)
     except UserError as error:
@@ -323,11 +334,17 @@ def synthetic_patches(
 
 
 @synthetic_app.command("manifest")
-def synthetic_manifest(patients: int = 48, seed: int = 2411) -> None:
-    """Print the demo's slides.csv."""
-    from her2.synthetic import demo_manifest
+def synthetic_manifest(
+    patients: int = 48,
+    seed: int = 2411,
+    east: Annotated[
+        bool, typer.Option("--east", help="the other hospital's cohort, which has its own patients")
+    ] = False,
+) -> None:
+    """Print the demo's slides.csv, or its east.csv."""
+    from her2.synthetic import demo_manifest, east_manifest
 
-    rows = demo_manifest(patients, seed)
+    rows = east_manifest(seed) if east else demo_manifest(patients, seed)
     writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)

@@ -8,12 +8,11 @@ from typing import Annotated
 
 import typer
 
-from her2.cohort.manifest import Cohort
-from her2.cohort.reading import configured_cohort
 from her2.config import Config, load_config
 from her2.core.errors import UserError
 from her2.pipeline import record, status
 from her2.pipeline.current import outdated_jobs
+from her2.pipeline.external import configured_plan
 from her2.pipeline.lines import failure_lines, working_lines
 from her2.pipeline.plan import Plan
 from her2.storage.entries import FeatureEntry, TileEntry, read_entries
@@ -59,6 +58,10 @@ def show_status(
 def explain_slide(
     slide: Annotated[str, typer.Argument(help="a slide_id of the manifest")],
     config: ConfigOption = Path("config.yaml"),
+    cohort: Annotated[
+        str | None,
+        typer.Option(help="an external cohort of the config; default: the first with the slide"),
+    ] = None,
     snakefile: Annotated[
         Path | None, typer.Option(help="default: the one here, or next to the package")
     ] = None,
@@ -67,16 +70,22 @@ def explain_slide(
     from her2.pipeline.explain import explain, planned_jobs
 
     settings = load_config(config)
-    plan = Plan(settings, _cohort(settings))
+    plan = configured_plan(settings)
+    part = _part_with(plan, slide, cohort)
     if snakefile is None:
         here = Path("Snakefile")
         snakefile = here if here.exists() else Path(__file__).parents[2] / "Snakefile"
-    for line in explain(plan, slide, planned_jobs(snakefile, config)):
+    for line in explain(plan, slide, planned_jobs(snakefile, config), part=part):
         print(line)
 
 
-def _cohort(settings: Config) -> Cohort:
-    return configured_cohort(settings, settings.cohort.slides, settings.cohort.root)
+def _part_with(plan: Plan, slide: str, cohort: str | None) -> str:
+    """Return the folder of the cohort with a slide: the named one, or the first that has it."""
+    if cohort is not None and cohort not in plan.external:
+        known = ", ".join(plan.external) or "(none)"
+        raise UserError(f"--cohort {cohort}: `validation` has no such cohort; it has {known}.")
+    own = plan.cohorts if cohort is None else (plan.external[cohort],)
+    return next((one.part for one in own if slide in one.slides), own[0].part)
 
 
 def _outdated(
@@ -89,7 +98,7 @@ def _outdated(
     if state in ("running", "elsewhere"):
         return []
     try:
-        found = outdated_jobs(Plan(settings, _cohort(settings)), unstamped=True)
+        found = outdated_jobs(configured_plan(settings), unstamped=True)
     except UserError:  # of a manifest that cannot be read; said below
         return []
     rules = run.rules if state == "finished" else ()
@@ -140,11 +149,13 @@ def _slide_lines(settings: Config) -> list[str]:
     reasons: dict[str, str] = {}
     entries: list[tuple[str, str, TileEntry | FeatureEntry]] = []
     try:
-        buckets = Plan(settings, _cohort(settings)).buckets
-        for path in _entries_files(settings.results / "tiles", settings.grids, buckets):
-            entries += [("tiles", *item) for item in read_entries(path, TileEntry).items()]
-        for path in _entries_files(settings.results / "features", settings.encoders, buckets):
-            entries += [("features", *item) for item in read_entries(path, FeatureEntry).items()]
+        for own in configured_plan(settings).cohorts:
+            for path in _entries_files(own.folder / "tiles", settings.grids, own.buckets):
+                found = read_entries(path, TileEntry)
+                entries += [("tiles", f"{own.part}{name}", one) for name, one in found.items()]
+            for path in _entries_files(own.folder / "features", settings.encoders, own.buckets):
+                made = read_entries(path, FeatureEntry)
+                entries += [("features", f"{own.part}{name}", one) for name, one in made.items()]
     except UserError as error:
         return ["", str(error)]
     for stage, slide, entry in entries:
@@ -152,11 +163,11 @@ def _slide_lines(settings: Config) -> list[str]:
         if entry.status != "ok":
             reasons.setdefault(slide, f"{entry.status}: {entry.reason}")
     lines = [""]
-    for stage, of in (("tiles", "slides x grids"), ("features", "slides x encoders")):
-        found = ", ".join(
+    for stage, per in (("tiles", "slides x grids"), ("features", "slides x encoders")):
+        words = ", ".join(
             f"{counts[key]:,} {key.split()[1]}" for key in sorted(counts) if key.startswith(stage)
         )
-        lines.append(f"{stage} ({of}): {found or 'none yet'}")
+        lines.append(f"{stage} ({per}): {words or 'none yet'}")
     if reasons:
         lines.append(f"Slides left out: {len(reasons)}")
         lines += [

@@ -23,15 +23,27 @@ PATIENT = "patient_id"
 _ROW = tuple(one.name for one in fields(SlideRow))
 
 
-def configured_cohort(config: Config, slides: Path, root: Path | None) -> Cohort:
-    """Read and check a manifest, as `read_cohort` does, with the tasks and columns of a config."""
+def configured_cohort(
+    config: Config,
+    slides: Path,
+    root: Path | None,
+    *,
+    tasks: Mapping[str, Task] | None = None,
+    where: str = "cohort",
+) -> Cohort:
+    """Read and check a manifest, as `read_cohort` does, with the tasks and columns of a config.
+
+    For an external cohort, `tasks` has its own label columns and `where` its section. Columns of
+    labels, subgroups and covariates may then be absent.
+    """
     return read_cohort(
         slides,
         root=root,
-        tasks=config.tasks,
+        tasks=config.tasks if tasks is None else tasks,
         patient_label=config.cohort.patient_label,
         named=config.evaluation.columns,
-        fixed_split=config.folds.split == "use",
+        fixed_split=config.folds.split == "use" and tasks is None,
+        where=where,
     )
 
 
@@ -43,6 +55,7 @@ def read_cohort(
     patient_label: PatientLabel = "refuse",
     named: Mapping[str, str] | None = None,
     fixed_split: bool = False,
+    where: str = "cohort",
 ) -> Cohort:
     """Read and check a manifest.
 
@@ -53,13 +66,19 @@ def read_cohort(
         patient_label: the config's `cohort.patient_label`.
         named: further columns to read as text -> the config's key that names each.
         fixed_split: whether the column `split`, where it has a value, must fit `folds.split: use`.
+        where: section of the config; a cohort other than `cohort` may lack the label columns of
+            `tasks`, and `named` ones.
 
     Raises:
         UserError: the manifest has problems; the message lists all of them with row, column, value
             and fix. Whether the files exist is checked in `her2.pipeline.inputs`.
     """
-    labels = {task.label for task in tasks.values()}
-    sheet, rows, problems = _read_rows(slides, labels, named or {})
+    labels, named = {task.label for task in tasks.values()}, named or {}
+    sheet, rows, problems = _read_rows(slides, labels, named, where=where)
+    if where != "cohort":
+        tasks = {name: task for name, task in tasks.items() if task.label in sheet.header}
+        labels &= set(sheet.header)
+        named = {name: key for name, key in named.items() if name in sheet.header}
     problems += faults.label_problems(sheet, tasks)
     patients = [row for row in rows if _identified(row)] if problems else rows
     whole = Cohort(tuple(patients), slides.parent)
@@ -70,7 +89,7 @@ def read_cohort(
     ]
     if fixed_split and (problem := split_problem(patients)):
         problems.append(problem)
-    known = {*labels, *(named or {}), *(column.name for column in columns.COLUMNS)}
+    known = {*labels, *named, *(column.name for column in columns.COLUMNS)}
     return _cohort(
         slides,
         root,
@@ -78,7 +97,7 @@ def read_cohort(
         problems,
         cautions=(
             *faults.overlooked_columns(sheet.header, known),
-            *faults.doubtful_values(sheet, named or {}),
+            *faults.doubtful_values(sheet, named),
         ),
         remarks=(*sheet.remarks, *faults.missing_labels(sheet, labels)),
     )
@@ -148,11 +167,13 @@ def _read_rows(
     labels: Collection[str],
     named: Mapping[str, str],
     *,
+    where: str = "cohort",
     own_patients: bool = False,
 ) -> tuple[Sheet, list[SlideRow], list[str]]:
     """Return the manifest's sheet, its rows, and their problems but for those of labels.
 
-    With `own_patients`, a slide without a patient is its own.
+    Columns of `labels` and `named` may be absent from an external cohort. With `own_patients`, a
+    slide without a patient is its own.
 
     Raises:
         UserError: columns are missing or cannot be read, or there is no row.
@@ -160,7 +181,10 @@ def _read_rows(
     declared = columns.COLUMNS
     wanted = {*(column.name for column in declared), *labels, *named}
     texts = {column.name for column in declared if column.required or column.parse is text}
-    sheet = read_sheet(slides, wanted, numeric=wanted - texts - set(labels), key="cohort.slides")
+    sheet = read_sheet(slides, wanted, numeric=wanted - texts - set(labels), key=f"{where}.slides")
+    if where != "cohort":
+        labels = [name for name in labels if name in sheet.header]
+        named = {name: key for name, key in named.items() if name in sheet.header}
     required = [
         name for name in columns.required_columns() if not (own_patients and name == PATIENT)
     ]

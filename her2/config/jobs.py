@@ -346,8 +346,8 @@ class RefitSpec(Section):
 class ApplySpec(Section):
     """The predictions of an external cohort by the frozen models of a task, encoder and head.
 
-    `chunks` are those of the development, `buckets` those of the external cohort. The development's
-    own buckets tell what its slides look like; empty for those in the folder of its features.
+    `chunks` and `development_buckets` are those of the development, `buckets` those of the external
+    cohort.
     """
 
     version: int = VERSIONS["apply"]
@@ -440,7 +440,8 @@ class ReportSpec(Section):
     """The report, which shows `config`.
 
     `chunks` are those of each head. `split` is True if the manifest's fixed split was used.
-    `cautions` say what may be a mistake in the manifest.
+    `cautions` say what may be a mistake in the manifest. `external` has the buckets of each
+    external cohort.
     """
 
     version: int = VERSIONS["report"]
@@ -450,6 +451,7 @@ class ReportSpec(Section):
     chunks: tuple[str, ...]
     split: bool = False
     cautions: tuple[str, ...] = Field((), exclude_if=lambda value: not value)
+    external: dict[str, Buckets] = Field(default_factory=dict, exclude_if=operator.not_)
 
 
 Spec = TypeVar("Spec", bound=Section)

@@ -54,6 +54,15 @@ def bucket_name(index: int, count: int) -> str:
     return f"{index:04d}-of-{count:04d}"
 
 
+DEVELOPMENT = ""
+"""Folder, in the results, of the cohort that models are trained on: the results themselves."""
+
+
+def cohort_folder(name: str) -> str:
+    """Return the folder of an external cohort in the results, with a slash at its end."""
+    return f"validation/{name}/"
+
+
 def split_protocol(name: str) -> tuple[str, Protocol]:
     """Split a task's or head's name into its name in the config and the protocol."""
     if name.endswith(PUBLISHED):

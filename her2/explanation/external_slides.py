@@ -38,7 +38,7 @@ class ExternalSlide:
     def by(self) -> str:
         """Return who predicted it, to end a sentence."""
         who = f"the mean of {self.count} fold models" if self.count > 1 else "one model"
-        return f"by {who}, developed on other patients"
+        return f"by {who},\ndeveloped on other patients"
 
     @property
     def models(self) -> dict[str, object]:
@@ -122,7 +122,7 @@ def find_external(
     classes = dict(known.select("slide_id", "target").iter_rows())
     attention = {
         name: np.asarray(values.to_numpy(), np.float32)
-        for name, values in stored.select("slide_id", "attention").iter_rows()
+        for name, values in zip(stored["slide_id"], stored["attention"], strict=True)
     }
     columns = [f"prob_{name}" for name in spec.truth.task.class_names]
     values = given.select(columns).cast(pl.Float64).to_numpy().reshape(len(given), len(columns))
@@ -138,12 +138,11 @@ def find_external(
             f"validation.{spec.cohort}; delete the folder and run snakemake again",
             problems,
         )
-    labels = (*spec.truth.truth.class_names, None)
     return External(
         cohort=spec.cohort,
         truth=spec.truth,
         slides=tuple(
-            ExternalSlide(name, owners[name], labels[_or_last(classes[name])], count)
+            ExternalSlide(name, owners[name], _label(spec.truth, classes[name]), count)
             for name, count in given.select("slide_id", "models").iter_rows()
         ),
         attention=attention,
@@ -154,8 +153,8 @@ def find_external(
     )
 
 
-def _or_last(index: int | None) -> int:
-    return -1 if index is None else index
+def _label(truth: Truth, index: int | None) -> str | None:
+    return None if index is None else truth.truth.class_names[index]
 
 
 def _problem(

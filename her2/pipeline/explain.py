@@ -23,13 +23,14 @@ from snakemake.settings.types import (
 
 from her2.cohort.manifest import SlideRow
 from her2.config.jobs import EmbedSpec, TileSpec, load
+from her2.config.names import DEVELOPMENT
 from her2.core.errors import SlideError, UserError
 from her2.core.files import digest
 from her2.core.hardware import auto_precision
 from her2.embedding.identity import feature_key, find_features
 from her2.encoders.card import CARD_NAME, read_card
 from her2.pipeline.current import Currency, Outdated
-from her2.pipeline.job_table import RULES, planned_job
+from her2.pipeline.job_table import COHORT, RULES, planned_job
 from her2.pipeline.plan import Plan
 from her2.slides.fingerprint import fingerprint
 from her2.storage.cache import Cache
@@ -54,35 +55,39 @@ class Planned:
     reason: str
 
 
-def explain(plan: Plan, slide_id: str, jobs: list[Planned]) -> Iterator[str]:
+def explain(
+    plan: Plan, slide_id: str, jobs: list[Planned], *, part: str = DEVELOPMENT
+) -> Iterator[str]:
     """Yield the lines of the explanation of a slide of the manifest.
 
-    `plan` is that of the config and the manifest as they are now, and `jobs` are those that
-    Snakemake would run.
+    `plan` is that of the config and the manifests as they are now, `jobs` are those that Snakemake
+    would run, and `part` is the folder of the slide's cohort in the results.
 
     Raises:
         UserError: the manifest has no such slide, or an entries file is broken.
     """
-    if slide_id not in plan.slides:
-        raise UserError(f"{slide_id}: is not in {plan.config.cohort.slides}.")
-    row = plan.slides[slide_id]
-    bucket = next(name for name, rows in plan.by_bucket.items() if row in rows)
-    yield f"{slide_id}: patient {row.patient_id}, bucket {bucket}, {plan.cohort.file(row)}"
+    own = plan.of(part)
+    if slide_id not in own.slides:
+        raise UserError(f"{slide_id}: is not in {own.config.cohort.slides}.")
+    row = own.slides[slide_id]
+    bucket = next(name for name, rows in own.by_bucket.items() if row in rows)
+    yield f"{slide_id}: patient {row.patient_id}, bucket {bucket}, {own.cohort.file(row)}"
     keys = {}
     for grid in plan.config.grids:
         yield f"tiles {grid}"
-        keys[grid] = yield from _tiles(plan, row, bucket, grid)
+        keys[grid] = yield from _tiles(own, row, bucket, grid)
     for encoder, section in plan.config.encoders.items():
         yield f"features {encoder}"
-        yield from _features(plan, row, bucket, encoder, keys[section.grid])
+        yield from _features(own, row, bucket, encoder, keys[section.grid])
     mine: dict[str, list[Planned]] = {}
     for job in jobs:
-        if job.wildcards.get("bucket", bucket) == bucket:
+        same = job.wildcards.get(COHORT, DEVELOPMENT) == own.part
+        if same and job.wildcards.get("bucket", bucket) == bucket:
             mine.setdefault(job.rule, []).append(job)
     check = Currency(plan)
     yield "Snakemake would run" if mine else "Snakemake would run nothing for it."
     for rule, (first, *others) in mine.items():
-        which = ", ".join(f"{name}={value}" for name, value in first.wildcards.items())
+        which = ", ".join(f"{name}={value}" for name, value in first.wildcards.items() if value)
         more = f" and {len(others)} more" if others else ""
         yield f"    {rule} {which}".rstrip() + more
         found = outdated_job(check, first)
@@ -196,7 +201,7 @@ def _features(
 def _recorded(
     plan: Plan, stage: str, name: str, bucket: str, row: SlideRow, kind: type[Entry]
 ) -> Entry | None:
-    path = plan.config.results / stage / name / f"{bucket}.json"
+    path = plan.folder / stage / name / f"{bucket}.json"
     return read_entries(path, kind).get(row.slide_id) if path.exists() else None
 
 

@@ -4,11 +4,11 @@ The first process of a run asks for every file before any job begins, so that al
 closed to this user or no file at all is named in one message.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from her2.cohort.manifest import Cohort
-from her2.config import Config, EncoderSection, PatchesSection
+from her2.config import CohortSection, Config, EncoderSection, PatchesSection
 from her2.config.encoders import WEIGHTS_FILES
 from her2.core.errors import UserError, problem_list
 from her2.core.paths import check_name
@@ -17,27 +17,39 @@ from her2.core.settings import parse_yaml, read_config
 from her2.slides.backends import planned_files
 
 
-def check_inputs(config: Config, cohort: Cohort) -> None:
+def check_inputs(
+    config: Config,
+    cohort: Cohort,
+    external: Mapping[str, tuple[CohortSection, Cohort]] | None = None,
+) -> None:
     """Look up every file and folder that the jobs will read or write.
+
+    `external` has the external cohorts by name, each with its files as a section `cohort`.
 
     Raises:
         UserError: some cannot be used; the message names them all, by slide or key.
     """
+    cohorts = {"cohort": (config.cohort, cohort)}
+    cohorts |= {f"validation.{name}": found for name, found in (external or {}).items()}
     problems = [*_config_problems(config)]
-    lacking = 0
+    lacking: list[str] = []
     if not config.cohort.synthetic:  # the demo's slides do not exist yet, since rules draw them
-        for row, found in _slide_problems(cohort, config.cohort.tissue_masks):
-            problems += [f"slide {row!r}, {problem}" for problem in found]
-            lacking += bool(found)
+        for where, (section, own) in cohorts.items():
+            problems += _folder_problems(where, section)
+            count = 0
+            for row, found in _slide_problems(own, where, section.tissue_masks):
+                of = "" if where == "cohort" else f" of {where}"
+                problems += [f"slide {row!r}{of}, {problem}" for problem in found]
+                count += bool(found)
+            if count:
+                lacking.append(
+                    f"{count} of {len(own.rows)} slides; correct the paths, or `{where}.root` "
+                    f"(now {str(own.root)!r})"
+                )
     if not problems:
         return
     headline = f"{len(problems)} file(s) or folder(s) cannot be used"
-    if lacking:
-        headline += (
-            f", of {lacking} of {len(cohort.rows)} slides; correct the paths, or `cohort.root` "
-            f"(now {str(cohort.root)!r})"
-        )
-    raise problem_list(headline, problems)
+    raise problem_list(", of ".join((headline, *lacking)), problems)
 
 
 def check_config_files(files: Iterable[Path | str]) -> None:
@@ -100,10 +112,12 @@ def check_folders(*folders: Path) -> None:
             raise UserError(f"the folder of this project: {problem}.") from None
 
 
-def _slide_problems(cohort: Cohort, tissue_masks: Path | None) -> Iterator[tuple[str, list[str]]]:
+def _slide_problems(
+    cohort: Cohort, where: str, tissue_masks: Path | None
+) -> Iterator[tuple[str, list[str]]]:
     """Yield each slide's id and what is wrong with its own files, annotation and mask."""
     for row in cohort.rows:
-        own = "column 'mask'" if row.mask is not None else "`cohort.tissue_masks`"
+        own = "column 'mask'" if row.mask is not None else f"`{where}.tissue_masks`"
         slide = cohort.file(row)
         files = {slide: "column 'path'"}
         if path_problem(slide) is None:  # the first of several files names the others
@@ -117,19 +131,25 @@ def _slide_problems(cohort: Cohort, tissue_masks: Path | None) -> Iterator[tuple
         yield row.slide_id, [f"{what}: {str(path)!r} {why}" for what, path, why in found if why]
 
 
-def _config_problems(config: Config) -> Iterator[str]:
-    cohort = config.cohort
-    places: list[tuple[str, Path | None, Kind]] = []
-    if not cohort.synthetic:
-        places += [("cohort.root", cohort.root, "folder"), ("cohort.masks", cohort.masks, "folder")]
-        places += [("cohort.tissue_masks", cohort.tissue_masks, "folder")]
-        asked = {e.data for e in config.encoders.values() if e.data is not None}
-        for name in sorted(asked):
-            places += _patch_files(f"patches.{name}", config.patches[name])
+def _folder_problems(where: str, cohort: CohortSection) -> Iterator[str]:
+    names = ("root", "masks", "tissue_masks")
+    return _place_problems((f"{where}.{name}", getattr(cohort, name), "folder") for name in names)
+
+
+def _place_problems(places: Iterable[tuple[str, Path | None, Kind]]) -> Iterator[str]:
     for key, path, kind in places:
         problem = None if path is None else path_problem(path, kind)
         if problem:
             yield f"{key}: {str(path)!r} {problem}"
+
+
+def _config_problems(config: Config) -> Iterator[str]:
+    places: list[tuple[str, Path | None, Kind]] = []
+    if not config.cohort.synthetic:
+        asked = {e.data for e in config.encoders.values() if e.data is not None}
+        for name in sorted(asked):
+            places += _patch_files(f"patches.{name}", config.patches[name])
+    yield from _place_problems(places)
     for name, encoder in config.encoders.items():
         problem = _weights_problem(encoder)
         if problem:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from her2.cohort.manifest import TRUTH_SUFFIXES, Cohort, SlideRow
 from her2.config import Config, FoldsSection
-from her2.config.names import PUBLISHED, Run, chunks
+from her2.config.names import DEVELOPMENT, PUBLISHED, Run, chunks
 from her2.core.errors import UserError
 from her2.core.stamps import files_state
 from her2.pretraining.formats import patch_files
@@ -19,10 +19,19 @@ from her2.slides.backends import planned_files
 
 @dataclass(frozen=True)
 class Layout:
-    """A config with the cohort that it names: buckets, folds, chunks, heads and input files."""
+    """A config with the cohort that it names: buckets, folds, chunks, heads and input files.
+
+    `part` is the cohort's folder in the results (`her2.config.names.cohort_folder`).
+    """
 
     config: Config
     cohort: Cohort
+    part: str = DEVELOPMENT
+
+    @property
+    def folder(self) -> Path:
+        """Return the folder of the results that has this cohort's tiles and features."""
+        return self.config.results / self.part
 
     @cached_property
     def by_bucket(self) -> dict[str, tuple[SlideRow, ...]]:

@@ -4,12 +4,14 @@ The Snakefile asks a `Plan` for names and specs and does no more itself. A spec 
 depends on besides its input files, as one string.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 from her2.cohort.columns import columns_read_by, further_columns
 from her2.config import EvaluationSection, jobs
-from her2.config.names import split_protocol
+from her2.config.names import DEVELOPMENT, split_protocol
 from her2.core.errors import UserError
 from her2.core.files import digest
 from her2.pipeline.layout import Layout
@@ -25,7 +27,23 @@ DEMO_PATCHES = {"he": 300, "ihc": 225, "natural": 150}
 
 @dataclass(frozen=True)
 class Plan(Layout):
-    """A layout with the spec of each of its jobs."""
+    """A layout with the spec of each of its jobs.
+
+    `external` has the plans of the external cohorts by name, for the jobs that each cohort has:
+    tiling, embedding and their checks. Their `config` has the cohort as its `cohort`, and as tasks
+    those for which it has labels.
+    """
+
+    external: Mapping[str, "Plan"] = field(default_factory=dict)
+
+    def of(self, part: str) -> "Plan":
+        """Return the plan of the cohort with a folder in the results."""
+        return self if part == DEVELOPMENT else self.external[Path(part).name]
+
+    @property
+    def cohorts(self) -> tuple["Plan", ...]:
+        """Return the plans of all cohorts, that of the development first."""
+        return self, *self.external.values()
 
     @cached_property
     def synthetic_specs(self) -> dict[str, str]:
@@ -75,13 +93,15 @@ class Plan(Layout):
 
     def audit_spec(self) -> str:
         """Return the spec of the checks of the whole cohort."""
-        columns = (*columns_read_by("audit"), *self.labels)
+        # Only folds read labels there, so that a corrected external one predicts nothing again.
+        labels = self.labels if self.part == DEVELOPMENT else ()
+        columns = (*columns_read_by("audit"), *labels)
         return jobs.dump(
             jobs.AuditSpec(
                 rows=self.cohort.digest(self.cohort.rows, columns),
                 buckets=self.buckets,
                 grids=tuple(sorted(self.config.grids)),
-                labels=self.labels,
+                labels=labels,
                 max_excluded=self.config.cohort.max_excluded,
             )
         )
@@ -119,7 +139,11 @@ class Plan(Layout):
         """Return the spec of the overlap audit of one encoder."""
         encoder = self.config.encoders[name]
         return jobs.dump(
-            jobs.OverlapSpec(domain=encoder.domain or "none", allow_overlap=encoder.allow_overlap)
+            jobs.OverlapSpec(
+                domain=encoder.domain or "none",
+                allow_overlap=encoder.allow_overlap,
+                cohort=Path(self.part).name,
+            )
         )
 
     def patches_spec(self, kind: str) -> str:
@@ -289,6 +313,7 @@ class Plan(Layout):
                 chunks=tuple(self.chunks),
                 split=self.split,
                 cautions=self.cohort.cautions,
+                external={name: own.buckets for name, own in self.external.items()},
             )
         )
 

@@ -18,6 +18,7 @@ from her2.core.errors import UserError
 from her2.core.events import events_path
 from her2.core.files import write_json
 from her2.pipeline.claim import is_alive, read_claim, seconds_silent
+from her2.pipeline.job_table import COHORT, values_in_words
 from her2.pipeline.plan import Plan
 
 RECORD_NAME = "run.json"
@@ -154,13 +155,13 @@ def _record_type() -> TypeAdapter[RunRecord]:
 
 
 def _job(job: Any, plan: Plan) -> Job:
-    bucket = job.wildcards_dict.get("bucket")
+    bucket, part = (job.wildcards_dict.get(name, "") for name in ("bucket", COHORT))
     embeds = job.rule.name == "embed_bucket"
     return Job(
         rule=job.rule.name,
-        name="/".join(job.wildcards_dict.values()),
+        name=values_in_words(job.wildcards_dict.values()),
         log=next(map(str, job.log), ""),
-        slides=len(plan.by_bucket[bucket]) if bucket else 0,
+        slides=len(plan.of(part).by_bucket[bucket]) if bucket else 0,
         tiles=str(job.input.tiles) if embeds else None,
     )
 

@@ -13,12 +13,13 @@ from typing import Any
 from snakemake.io import directory, expand, report
 from snakemake.logging import logger
 
-from her2.cohort.reading import configured_cohort
 from her2.config import parse_config
+from her2.config.names import DEVELOPMENT, cohort_folder
 from her2.core.stamps import FOLDER
 from her2.pipeline.current import Currency
+from her2.pipeline.external import configured_plan, truths
 from her2.pipeline.inputs import check_arguments, check_config_files, check_inputs
-from her2.pipeline.job_table import RULES, PlannedJob, planned_job, stamp_name
+from her2.pipeline.job_table import COHORT, RULES, PlannedJob, planned_job, stamp_name
 from her2.pipeline.plan import Plan
 
 Wildcards = Mapping[str, str]
@@ -28,8 +29,11 @@ CATEGORIES = {
     "controls": "Controls",
     "attention": "Explanation",
     "heatmaps": "Explanation",
+    "validation": "External validation",
 }
 """Folder of the results -> category of its tables and pictures in Snakemake's own report."""
+EXTERNAL_MODEL: dict[str, Any] = {name: f"{{{name}}}" for name in ("cohort", "encoder", "head")}
+"""Labels, there, of a model on an external cohort."""
 
 
 def read_plan(
@@ -43,24 +47,23 @@ def read_plan(
 
     Raises:
         UserError: all problems of the first of these that has any: the config files, the config,
-            the manifest, files that cannot be read and folders that cannot be
-            written, the folds.
+            the manifests, files that cannot be read and folders that cannot be written, the folds.
     """
     if check_files:
         check_arguments(sys.argv)
         check_config_files(configfiles)
     config = parse_config(values)
-    section = config.cohort
-    cohort = configured_cohort(config, section.slides, section.root)
+    plan = configured_plan(config)
     if check_files:
-        for text in (*cohort.remarks, *cohort.cautions):
-            logger.warning(text)
-        check_inputs(config, cohort)
-    plan = Plan(config, cohort)
+        for name, own in (("", plan), *plan.external.items()):
+            for text in (*own.cohort.remarks, *own.cohort.cautions):
+                logger.warning(f"validation.{name}: {text}" if name else text)
+        others = {name: (own.config.cohort, own.cohort) for name, own in plan.external.items()}
+        check_inputs(config, plan.cohort, others)
     # Evaluated here to report mistakes before anything runs, and without a traceback.
     _ = plan.local_weights, plan.chunks
-    if section.synthetic:
-        _ = plan.synthetic_specs  # fails for slides without a score
+    if config.cohort.synthetic:
+        _ = [own.synthetic_specs for own in plan.cohorts]  # fails for slides without a score
     return plan
 
 
@@ -133,9 +136,110 @@ class ResultFiles:
         """Return an untracked parameter: a folder, with the job's wildcards filled in."""
         return lambda wildcards, input: f"{self.root}/{pattern.format(**wildcards)}"
 
-    def tile_entries(self, encoder: str, bucket: str) -> str:
-        """Return the entries file of a bucket's tiles on an encoder's grid."""
-        return f"{self.root}/tiles/{self._plan.config.encoders[encoder].grid}/{bucket}.json"
+    def of_cohort(self, values: Callable[[Plan], object]) -> Callable[[Wildcards, object], object]:
+        """Return an untracked parameter: what `values` gives for the plan of the job's cohort."""
+        return lambda wildcards, input: values(self._own(wildcards))
+
+    def cohort_option(
+        self, flag: str, value: Callable[[Plan], object]
+    ) -> Callable[[Wildcards, object], object]:
+        """Return an untracked flag with a value of the job's cohort, or nothing without a value."""
+
+        def found(plan: Plan) -> list[str]:
+            own = value(plan)
+            return [flag, str(own)] if own else []
+
+        return self.of_cohort(found)
+
+    def files_of_cohort(
+        self, files: Callable[[Plan, Wildcards], list[str]]
+    ) -> Callable[[Wildcards], list[str]]:
+        """Return an input function: the files that `files` gives for the plan of a job's cohort."""
+        return lambda wildcards: files(self._own(wildcards), wildcards)
+
+    def each_bucket(self, pattern: str) -> Callable[[Wildcards], list[str]]:
+        """Return an input function: a pattern in the folder of a job's cohort, for each bucket.
+
+        `{grid}` stands for every grid; the job's own wildcards are filled in.
+        """
+
+        def found(wildcards: Wildcards) -> list[str]:
+            own = self._own(wildcards)
+            grids = self._plan.config.grids if "{grid}" in pattern else ("",)
+            return [
+                f"{self.root}/{own.part}"
+                + pattern.format(**{**wildcards, "grid": grid, "bucket": bucket})
+                for grid in grids
+                for bucket in own.buckets
+            ]
+
+        return found
+
+    def _own(self, wildcards: Wildcards) -> Plan:
+        return self._plan.of(dict(wildcards.items()).get(COHORT, DEVELOPMENT))
+
+    def each_cohort(self, pattern: str) -> list[str]:
+        """Return a pattern in the folder of every cohort, for its buckets and all encoders."""
+        return [
+            path
+            for own in self._plan.cohorts
+            for path in expand(
+                f"{self.root}/{own.part}{pattern}",
+                encoder=self._plan.config.encoders,
+                bucket=own.buckets,
+            )
+        ]
+
+    def each_external(self, *patterns: str) -> list[str]:
+        """Return patterns in the folder of every external cohort, for its truths and all models."""
+        return [path for name in self._plan.external for path in self._truths(name, patterns)]
+
+    def each_truth(self, *patterns: str) -> Callable[[Wildcards], list[str]]:
+        """Return an input function: patterns in the folder of a job's cohort, for its truths."""
+        return lambda wildcards: self._truths(_name(wildcards), patterns)
+
+    def of_truth(self, pattern: str) -> Callable[[Wildcards], str]:
+        """Return an input function: a pattern with `{of}`, the task of which `task` is a truth."""
+        return lambda wildcards: (
+            f"{self.root}/{pattern.format(**wildcards, of=self._of(wildcards))}"
+        )
+
+    def chunks_of_truth(self, pattern: str) -> Callable[[Wildcards], list[str]]:
+        """Return an input function: a pattern as in `of_truth`, for every chunk of folds."""
+        names = self._plan.chunks
+        return lambda wildcards: [
+            f"{self.root}/" + pattern.format(**wildcards, of=self._of(wildcards), chunk=chunk)
+            for chunk in names
+        ]
+
+    def truth_folder(self, pattern: str) -> Callable[[Wildcards, object], str]:
+        """Return an untracked parameter: a folder by a pattern with `{of}`, as in `of_truth`."""
+        return lambda wildcards, input: self.of_truth(pattern)(wildcards)
+
+    def refit(self, wildcards: Wildcards) -> list[str]:
+        """Return the entries of the model of all patients, if a job's cohort asks for it."""
+        if self._plan.config.validation[_name(wildcards)].final != "refit":
+            return []
+        return [f"{self.root}/models/{{task}}/{{encoder}}/{{head}}/refit.json".format(**wildcards)]
+
+    def _of(self, wildcards: Wildcards) -> str:
+        return truths(self._plan.config, _name(wildcards))[wildcards["task"]].of
+
+    def _truths(self, name: str, patterns: Iterable[str]) -> list[str]:
+        return list(
+            expand(
+                [f"{self.root}/{cohort_folder(name)}{pattern}" for pattern in patterns],
+                task=truths(self._plan.config, name),
+                encoder=self._plan.config.encoders,
+                head=self._plan.config.heads,
+            )
+        )
+
+    def tile_entries(self, wildcards: Wildcards) -> str:
+        """Return the entries file of the tiles that a job embeds, on its encoder's grid."""
+        own = self._own(wildcards)
+        grid = self._plan.config.encoders[wildcards["encoder"]].grid
+        return f"{self.root}/{own.part}tiles/{grid}/{wildcards['bucket']}.json"
 
     def each_model(self, pattern: str, heads: Iterable[str] | None = None) -> list[str]:
         """Return a pattern filled in for every task, encoder, head and (if named) chunk."""
@@ -158,6 +262,29 @@ class ResultFiles:
         path = f"{self.root}/evaluation/{name}.csv"
         return _shown(path, "evaluation", name, task="all", encoder="all", head="all", table=name)
 
+    def external_table(self, name: str) -> Any:
+        """Return a table of one model on an external cohort, marked likewise."""
+        path = f"{self.root}/{{cohort}}evaluation/{{task}}/{{encoder}}/{{head}}/{name}.csv"
+        return _shown(path, "validation", "external", table=name, **EXTERNAL_MODEL)
+
+    def external_run_table(self, name: str) -> Any:
+        """Return a table over all models on an external cohort, marked likewise."""
+        path = f"{self.root}/{{cohort}}evaluation/{name}.csv"
+        return _shown(path, "validation", "external", task="all", cohort="{cohort}", table=name)
+
+    def external_pictures(self, name: str) -> Any:
+        """Return a folder of pictures of one model on an external cohort, marked likewise."""
+        path = directory(f"{self.root}/{{cohort}}heatmaps/{{task}}/{{encoder}}/{{head}}/{name}")
+        return _shown(
+            path,
+            "validation",
+            "external",
+            patterns=["{picture}.png"],
+            kind=name,
+            picture="{picture}",
+            **EXTERNAL_MODEL,
+        )
+
     def model_pictures(self, name: str) -> Any:
         """Return a folder of pictures of one model, each marked for Snakemake's own report."""
         path = directory(f"{self.root}/heatmaps/{{task}}/{{encoder}}/{{head}}/{name}")
@@ -165,12 +292,17 @@ class ResultFiles:
         return _shown(path, "heatmaps", name, patterns=["{picture}.png"], **labels)
 
 
+def _name(wildcards: Wildcards) -> str:
+    """Return the name of a job's external cohort."""
+    return Path(wildcards[COHORT]).name
+
+
 def _shown(
-    path: Any, folder: str, name: str, *, patterns: list[str] | None = None, **labels: str
+    path: Any, folder: str, caption: str, *, patterns: list[str] | None = None, **labels: str
 ) -> Any:
     return report(
         path,
-        caption=f"../report/{name}.rst",  # beside the rule files
+        caption=f"../report/{caption}.rst",  # beside the rule files
         category=CATEGORIES[folder],
         labels={"task": "{task}", **labels},
         **({"patterns": patterns} if patterns else {}),

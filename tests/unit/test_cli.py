@@ -60,13 +60,16 @@ def test_importing_is_light(module):
 
 
 MAY_LOAD = {
-    "torch": {"encoder", "pretrain", "train", "attention"},
+    "torch": {"encoder", "pretrain", "train", "attention", "refit", "apply", "external-attention"},
     "torch._dynamo": set(),
     "timm": set(),
     "torchvision": set(),
-    "matplotlib": {"heatmap"},
+    "matplotlib": {"heatmap", "external-heatmap"},
     "sklearn": set(),
-    "scipy": {"evaluate", "compare", "control", "heatmap", "attention"},
+    "scipy": {
+        *("evaluate", "compare", "control", "heatmap", "attention"),
+        *("apply", "validate", "external", "external-heatmap", "external-attention"),
+    },
     "statsmodels": set(),
     "zarr": set(),
 }

@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from her2.synthetic import HER2_SHARE, demo_manifest, draw_slide, slide_generator, slide_params
+from her2.synthetic import (
+    HER2_SHARE,
+    SITES,
+    demo_manifest,
+    draw_slide,
+    slide_generator,
+    slide_params,
+)
 from her2.synthetic.nuclei import boxes
 from her2.synthetic.plan import RegionPlan, TissueParams, plan_region
 from her2.synthetic.tissue import draw_region
@@ -30,7 +37,6 @@ def draw(folder: Path, *, her2: str = "2+", **changed) -> tuple[Path, Path]:
         "slide_path": slide,
         "mask_path": mask,
         "side_px": SIDE_PX,
-        "mpp": MPP,
     }
     draw_slide(**(arguments | changed))
     return slide, mask
@@ -153,7 +159,7 @@ def test_slides_of_one_patient_share_stain_but_not_tissue():
 
 
 @pytest.mark.parametrize("her2", list(HER2_SHARE))
-@pytest.mark.parametrize("site", ["north", "south"])
+@pytest.mark.parametrize("site", list(SITES))
 def test_positive_and_negative_areas_have_one_mean_colour(her2: str, site: str):
     number = 11
     look = params(number, her2, site)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pyarrow.parquet
 
-from tests.workflow.conftest import write_weights
+from tests.workflow.conftest import add_validation, elsewhere, write_weights
 from tests.workflow.project import REPOSITORY, WEIGHTS, Project
 
 Work = dict[str, list[str]]
@@ -45,6 +45,23 @@ def clone(project: Project) -> None:
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(REPOSITORY / name, project.folder / name, ignore=ignore)
     shutil.copy2(REPOSITORY / "Snakefile", project.folder / "Snakefile")
+
+
+def a_validation_cohort_added(project: Project) -> Work:
+    found = add_validation(project)
+    return work(found, found)
+
+
+def an_external_slide_added(project: Project) -> Work:
+    spare = elsewhere()[-1]
+    project.write_rows([*project.rows("east.csv"), ",".join(spare.values())], "east.csv")
+    return work([spare["slide_id"]], [spare["slide_id"]])
+
+
+def an_external_label_changed(project: Project) -> Work:
+    rows = project.rows("east.csv")
+    project.write_rows([rows[0].replace(",0,", ",2+,"), *rows[1:]], "east.csv")
+    return work()
 
 
 def nothing(project: Project) -> Work:
@@ -266,5 +283,6 @@ CHANGES: dict[str, Change] = {
         the_version_of_a_stage_raised, a_rule_reformatted, a_slide_touched, results_deleted,
         the_cache_deleted, the_cache_deleted_and_a_head_added, both_deleted,
         the_number_of_buckets_changed, the_folder_moved, a_failed_slide_fixed,
+        a_validation_cohort_added, an_external_slide_added, an_external_label_changed,
     )
 }  # fmt: skip

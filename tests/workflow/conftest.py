@@ -27,7 +27,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, warm: Path) -> Project:
     rows = demo_manifest(12, seed=7)
     rows.append({**rows[0], "slide_id": "spare-a", "patient_id": "spare", "her2": "0"})
     rows[-1]["path"] = "slides/spare-a.svs"
-    for row in rows:
+    for row in [*rows, *elsewhere()]:
         draw_slide(
             **{name: row[name] for name in ("slide_id", "patient_id", "her2", "site")},
             seed=7,
@@ -39,6 +39,38 @@ def finished(tmp_path_factory: pytest.TempPathFactory, warm: Path) -> Project:
     write_weights(project.folder / "weights.safetensors", seed=1)
     config = {**CONFIG, "encoders": {"tiny": WEIGHTS}}
     (project.folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    run = project.snakemake()
+    assert run.code == 0, run.output
+    return project
+
+
+def elsewhere() -> list[dict[str, str]]:
+    """The rows of another hospital's slides, the last of which is drawn and in no manifest."""
+    return [
+        {
+            "slide_id": f"east-{number}",
+            "path": f"slides/east-{number}.svs",
+            "patient_id": f"e{number}",
+            "her2": score,
+            "site": "east",
+        }
+        for number, score in enumerate(("0", "1+", "2+", "3+", "3+"))
+    ]
+
+
+def add_validation(project: Project) -> list[str]:
+    """Name the slides of the other hospital as an external cohort; returns their ids."""
+    rows = elsewhere()[:-1]
+    project.write_rows([",".join(row.values()) for row in rows], "east.csv")
+    project.edit(validation={"east": {"slides": "east.csv"}})
+    return [row["slide_id"] for row in rows]
+
+
+@pytest.fixture(scope="session")
+def validated(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The finished project after a run with an external cohort."""
+    project = copy(finished, tmp_path_factory.mktemp("validated") / "project")
+    add_validation(project)
     run = project.snakemake()
     assert run.code == 0, run.output
     return project

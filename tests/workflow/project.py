@@ -133,14 +133,14 @@ class Project:
                 config[name] = value
         path.write_text(yaml.safe_dump(config, sort_keys=False))
 
-    def rows(self) -> list[str]:
+    def rows(self, name: str = "slides.csv") -> list[str]:
         """The manifest's lines below its header."""
-        return (self.folder / "slides.csv").read_text().splitlines()[1:]
+        return (self.folder / name).read_text().splitlines()[1:]
 
-    def write_rows(self, rows: list[str]) -> None:
+    def write_rows(self, rows: list[str], name: str = "slides.csv") -> None:
         """Write the manifest."""
         text = "\n".join(["slide_id,path,patient_id,her2,site", *rows])
-        (self.folder / "slides.csv").write_text(text + "\n")
+        (self.folder / name).write_text(text + "\n")
 
     def remove_logs(self) -> None:
         """So that the logs found afterwards are of the next run."""
@@ -162,10 +162,10 @@ class Project:
         return "\n".join(path.read_text() for path in logs)
 
     def features(self) -> Counter[str]:
-        """Slide -> its tiles that have features of the config's last encoder."""
+        """Slide of any cohort -> its tiles that have features of the config's last encoder."""
         encoder = list(yaml.safe_load((self.folder / "config.yaml").read_text())["encoders"])[-1]
-        folder = self.folder / "results/features" / encoder
-        entries = (json.loads(path.read_text()) for path in folder.glob("*.json"))
+        paths = (self.folder / "results").glob(f"**/features/{encoder}/*-of-*.json")
+        entries = (json.loads(path.read_text()) for path in paths)
         return Counter({slide: e["tiles"] for part in entries for slide, e in part.items()})
 
     def _command(self, *arguments: str, config: str | None = "config.yaml") -> list[str]:

@@ -2,10 +2,12 @@
 
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 
 from tests.workflow.changes import CHANGES
+from tests.workflow.conftest import copy
 from tests.workflow.project import REPOSITORY, Project
 
 pytestmark = pytest.mark.xdist_group("changes")
@@ -32,7 +34,11 @@ def test_the_page_has_a_row_for_every_change() -> None:
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_change_costs_what_the_page_says(project: Project, name: str) -> None:
+def test_a_change_costs_what_the_page_says(
+    request: pytest.FixtureRequest, tmp_path: Path, name: str
+) -> None:
+    before = request.getfixturevalue("validated" if "external" in name else "finished")
+    project = copy(before, tmp_path / "project")
     expected = CHANGES[name](project)
     jobs, *counts = TABLE[name]
     planned = project.snakemake("--dry-run")

@@ -3,6 +3,7 @@
 Parse time reads `config.yaml` and the manifest, and writes nothing.
 """
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -41,8 +42,11 @@ CONFIG = PLAN.config
 FILES = ResultFiles(PLAN, workflow)
 RESULTS = FILES.root
 ROOT = str(PLAN.cohort.root)
+EXTERNAL = r"validation/[A-Za-z0-9][A-Za-z0-9._-]*/"
 CACHE = untracked(str(CONFIG.cache_folder))
-SLIDES = untracked(["--slides", str(CONFIG.cohort.slides), "--root", ROOT])
+SLIDES = FILES.of_cohort(
+    lambda own: ["--slides", str(own.config.cohort.slides), "--root", str(own.cohort.root)]
+)
 
 
 # On a cluster these run on the machine of Snakemake: the first may need a network, and the others
@@ -53,9 +57,14 @@ localrules:
     tabulate_cohort,
     audit_overlap,
     compare_encoders,
+    check_apart,
+    compare_external,
 
 
+# `cohort` is the folder of a cohort in the results: empty for that of the development, which all rules
+# without this wildcard are of, or validation/NAME/ for an external one.
 wildcard_constraints:
+    cohort=f"(?:{EXTERNAL})?",
     slide=r"[A-Za-z0-9][A-Za-z0-9._-]*",
     grid=r"[0-9]+px-[0-9.e+-]+mpp",
     bucket=r"[0-9]+-of-[0-9]+",

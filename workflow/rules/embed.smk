@@ -1,4 +1,4 @@
-"""Stage 1, embed: compute the features of every tile with a frozen encoder, once.
+"""Stage 1, embed: compute the features of every tile of every cohort with a frozen encoder, once.
 
 in:  the tile entries of a bucket (and the slides they name), the encoder's card
 out: features/{encoder}/{bucket}.json   slide -> key, tiles, failed tiles, status, reason
@@ -8,18 +8,18 @@ out: features/{encoder}/{bucket}.json   slide -> key, tiles, failed tiles, statu
 rule embed_bucket:
     input:
         # Slides are not listed: a changed slide has another key in the tile entries.
-        tiles=lambda wildcards: FILES.tile_entries(wildcards.encoder, wildcards.bucket),
+        tiles=FILES.tile_entries,
         card=f"{RESULTS}/encoders/{{encoder}}/card.json",
         # The card holds the digest of the weights, which decides instead of the file's time.
         weights=ancient(f"{RESULTS}/encoders/{{encoder}}/weights.safetensors"),
         outdated=FILES.outdated("embed_bucket"),
     output:
-        entries=f"{RESULTS}/features/{{encoder}}/{{bucket}}.json",
+        entries=f"{RESULTS}/{{cohort}}features/{{encoder}}/{{bucket}}.json",
         stamp=FILES.stamp("embed_bucket"),
     log:
-        f"{RESULTS}/logs/embed_bucket/{{encoder}}/{{bucket}}.log",
+        f"{RESULTS}/logs/{{cohort}}embed_bucket/{{encoder}}/{{bucket}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/embed_bucket/{{encoder}}/{{bucket}}.tsv"
+        f"{RESULTS}/benchmarks/{{cohort}}embed_bucket/{{encoder}}/{{bucket}}.tsv"
     conda:
         "../../envs/her2.yaml"
     threads: 8

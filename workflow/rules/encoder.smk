@@ -78,15 +78,15 @@ rule pretrain_encoder:
 rule audit_overlap:
     input:
         card=f"{RESULTS}/encoders/{{encoder}}/card.json",
-        cohort=f"{RESULTS}/cohort/audited.parquet",
+        cohort=f"{RESULTS}/{{cohort}}cohort/audited.parquet",
         outdated=FILES.outdated("audit_overlap"),
     output:
-        table=f"{RESULTS}/encoders/{{encoder}}/overlap.json",
+        table=f"{RESULTS}/{{cohort}}encoders/{{encoder}}/overlap.json",
         stamp=FILES.stamp("audit_overlap"),
     log:
-        f"{RESULTS}/logs/audit_overlap/{{encoder}}.log",
+        f"{RESULTS}/logs/{{cohort}}audit_overlap/{{encoder}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/audit_overlap/{{encoder}}.tsv"
+        f"{RESULTS}/benchmarks/{{cohort}}audit_overlap/{{encoder}}.tsv"
     conda:
         "../../envs/her2.yaml"
     threads: 1

@@ -24,6 +24,11 @@ rule build_report:
             f"{RESULTS}/attention/{{task}}/{{encoder}}/{{head}}/agreement.parquet",
             heads=CONFIG.heads,
         ),
+        external=FILES.each_external(
+            "evaluation/comparison.parquet",
+            "heatmaps/{task}/{encoder}/{head}/heatmaps.json",
+            "attention/{task}/{encoder}/{head}/agreement.parquet",
+        ),
         outdated=FILES.outdated("build_report"),
     output:
         page=report(

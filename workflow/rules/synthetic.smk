@@ -9,21 +9,23 @@ out: {root}/slides/{slide}.svs          pyramidal SVS
 if CONFIG.cohort.synthetic:
 
     # No wildcard pattern can express which slides belong to a bucket, so each has its own rule.
-    for bucket, rows in PLAN.by_bucket.items():
+    for own, bucket, rows in [
+        (own, *item) for own in PLAN.cohorts for item in own.by_bucket.items()
+    ]:
 
         rule:
             name:
-                f"draw_slides_{bucket.replace('-', '_')}"
+                re.sub(r"\W", "_", f"draw_slides_{own.part}{bucket}")
             input:
-                outdated=FILES.outdated("draw_slides", bucket=bucket),
+                outdated=FILES.outdated("draw_slides", cohort=own.part, bucket=bucket),
             output:
-                slides=[f"{ROOT}/slides/{row.slide_id}.svs" for row in rows],
-                masks=[f"{ROOT}/masks/{row.slide_id}.png" for row in rows],
-                stamp=FILES.stamp("draw_slides", bucket=bucket),
+                slides=[f"{own.cohort.root}/slides/{row.slide_id}.svs" for row in rows],
+                masks=[f"{own.cohort.root}/masks/{row.slide_id}.png" for row in rows],
+                stamp=FILES.stamp("draw_slides", cohort=own.part, bucket=bucket),
             log:
-                f"{RESULTS}/logs/draw_slides/{bucket}.log",
+                f"{RESULTS}/logs/{own.part}draw_slides/{bucket}.log",
             benchmark:
-                f"{RESULTS}/benchmarks/draw_slides/{bucket}.tsv"
+                f"{RESULTS}/benchmarks/{own.part}draw_slides/{bucket}.tsv"
             conda:
                 "../../envs/her2.yaml"
             threads: 1
@@ -31,8 +33,8 @@ if CONFIG.cohort.synthetic:
                 mem_mb=growing(1500),
                 runtime=growing(30),
             params:
-                spec=FILES.spec("draw_slides", bucket=bucket),
-                root=untracked(ROOT),
+                spec=FILES.spec("draw_slides", cohort=own.part, bucket=bucket),
+                root=untracked(own.cohort.root),
             shell:
                 "python -m her2 synthetic slides --spec {params.spec:q} --root {params.root:q}"
                 " --stamp {output.stamp:q} 2> {log:q}"

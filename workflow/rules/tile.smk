@@ -1,4 +1,4 @@
-"""Stage 1, tile: find the tissue tiles on each grid that an encoder asks for.
+"""Stage 1, tile: find the tissue tiles of every cohort on each grid that an encoder asks for.
 
 in:  the slides of a bucket, their annotations and tissue masks where they have any
 out: tiles/{grid}/{bucket}.json   slide -> key, tiles, um/px, status, reason
@@ -9,15 +9,15 @@ out: tiles/{grid}/{bucket}.json   slide -> key, tiles, um/px, status, reason
 
 rule tile_bucket:
     input:
-        lambda wildcards: PLAN.drawn(PLAN.tile_files(wildcards.bucket)),
+        FILES.files_of_cohort(lambda own, wildcards: own.drawn(own.tile_files(wildcards.bucket))),
         outdated=FILES.outdated("tile_bucket"),
     output:
-        entries=f"{RESULTS}/tiles/{{grid}}/{{bucket}}.json",
+        entries=f"{RESULTS}/{{cohort}}tiles/{{grid}}/{{bucket}}.json",
         stamp=FILES.stamp("tile_bucket"),
     log:
-        f"{RESULTS}/logs/tile_bucket/{{grid}}/{{bucket}}.log",
+        f"{RESULTS}/logs/{{cohort}}tile_bucket/{{grid}}/{{bucket}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/tile_bucket/{{grid}}/{{bucket}}.tsv"
+        f"{RESULTS}/benchmarks/{{cohort}}tile_bucket/{{grid}}/{{bucket}}.tsv"
     conda:
         "../../envs/her2.yaml"
     threads: 2
@@ -28,7 +28,7 @@ rule tile_bucket:
         spec=FILES.spec("tile_bucket"),
         slides=SLIDES,
         cache=CACHE,
-        masks=option("--tissue-masks", CONFIG.cohort.tissue_masks),
+        masks=FILES.cohort_option("--tissue-masks", lambda own: own.config.cohort.tissue_masks),
     shell:
         "python -m her2 tile --spec {params.spec:q} {params.slides:q} {params.masks:q}"
         " --cache {params.cache:q} --threads {threads} --out {output.entries:q}"
@@ -37,19 +37,15 @@ rule tile_bucket:
 
 rule audit_cohort:
     input:
-        expand(
-            f"{RESULTS}/tiles/{{grid}}/{{bucket}}.json",
-            grid=CONFIG.grids,
-            bucket=PLAN.buckets,
-        ),
+        FILES.each_bucket("tiles/{grid}/{bucket}.json"),
         outdated=FILES.outdated("audit_cohort"),
     output:
-        table=f"{RESULTS}/cohort/audited.parquet",
+        table=f"{RESULTS}/{{cohort}}cohort/audited.parquet",
         stamp=FILES.stamp("audit_cohort"),
     log:
-        f"{RESULTS}/logs/audit_cohort.log",
+        f"{RESULTS}/logs/{{cohort}}audit_cohort.log",
     benchmark:
-        f"{RESULTS}/benchmarks/audit_cohort.tsv"
+        f"{RESULTS}/benchmarks/{{cohort}}audit_cohort.tsv"
     # Before embedding goes on, since it and the folds find what would stop the run after it.
     priority: 20
     conda:
@@ -61,7 +57,7 @@ rule audit_cohort:
     params:
         spec=FILES.spec("audit_cohort"),
         slides=SLIDES,
-        tiles=FILES.folder("tiles"),
+        tiles=FILES.folder("{cohort}tiles"),
     shell:
         "python -m her2 audit --spec {params.spec:q} {params.slides:q}"
         " --tiles {params.tiles:q} --out {output.table:q}"
@@ -70,25 +66,21 @@ rule audit_cohort:
 
 rule tabulate_cohort:
     input:
-        expand(
-            f"{RESULTS}/tiles/{{grid}}/{{bucket}}.json",
-            grid=CONFIG.grids,
-            bucket=PLAN.buckets,
-        ),
+        FILES.each_bucket("tiles/{grid}/{bucket}.json"),
         outdated=FILES.outdated("tabulate_cohort"),
     output:
-        table=f"{RESULTS}/cohort/slides.parquet",
+        table=f"{RESULTS}/{{cohort}}cohort/slides.parquet",
         csv=report(
-            f"{RESULTS}/cohort/slides.csv",
+            f"{RESULTS}/{{cohort}}cohort/slides.csv",
             caption="../report/slides_table.rst",
             category="Cohort",
             labels={"table": "slides"},
         ),
         stamp=FILES.stamp("tabulate_cohort"),
     log:
-        f"{RESULTS}/logs/tabulate_cohort.log",
+        f"{RESULTS}/logs/{{cohort}}tabulate_cohort.log",
     benchmark:
-        f"{RESULTS}/benchmarks/tabulate_cohort.tsv"
+        f"{RESULTS}/benchmarks/{{cohort}}tabulate_cohort.tsv"
     conda:
         "../../envs/her2.yaml"
     threads: 1
@@ -98,8 +90,8 @@ rule tabulate_cohort:
     params:
         spec=FILES.spec("tabulate_cohort"),
         slides=SLIDES,
-        tiles=FILES.folder("tiles"),
-        out=FILES.folder("cohort"),
+        tiles=FILES.folder("{cohort}tiles"),
+        out=FILES.folder("{cohort}cohort"),
     shell:
         "python -m her2 tabulate --spec {params.spec:q} {params.slides:q}"
         " --tiles {params.tiles:q} --out {params.out:q}"

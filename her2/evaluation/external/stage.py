@@ -28,10 +28,11 @@ from her2.evaluation.external.operating import operating_at
 from her2.evaluation.external.sites import site_table
 from her2.evaluation.external.thresholds import LEVELS, fold_thresholds
 from her2.evaluation.external.truth import in_truth
-from her2.evaluation.figures import confusion_table, figures
+from her2.evaluation.figures import confusion_table, figures, of_one_test_set
 from her2.evaluation.predictions import out_of_fold
 from her2.evaluation.stage import with_note
 from her2.evaluation.temperature import scaled_predictions
+from her2.metrics import metrics_in
 
 WITH_REASON = ("metrics", "binary", "calibration", "operating", "internal")
 """Tables whose notes say why no one is evaluated."""
@@ -137,6 +138,10 @@ def validation_tables(
         "covariates": by_covariates,
         "predictions": predictions,
     }
+    every = metrics_in("metrics", ordinal=task.ordinal)
+    twins = {one.name for one in every} - {one.name for one in of_one_test_set(every)}
+    tables |= {name: tables[name].filter(~pl.col("metric").is_in(list(twins)))
+               for name in ("metrics", "binary")}  # fmt: skip
     if evaluated.reason:
         tables |= {name: with_note(tables[name], evaluated.reason) for name in WITH_REASON}
     return tables

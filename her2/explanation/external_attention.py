@@ -1,10 +1,9 @@
-"""Stage 2, explanation of external cohorts: pictures and measures of the frozen model's attention.
+"""Stage 2, attention to external slides: measures of the reliability of the frozen model's.
 
-What is drawn, measured and written is the same as for held-out slides. Only the model differs: it
-is the mean of all trained models, so that tiles are also removed for all of them.
+What is measured and written is the same as for held-out slides. Only the model differs: it is the
+mean of all trained models, so that tiles are removed for all of them.
 """
 
-import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,8 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from her2.cohort.manifest import Cohort
-from her2.config.jobs import ExternalAttentionSpec, ExternalHeatmapSpec, Truth
+from her2.config.jobs import ExternalAttentionSpec, Truth
 from her2.core.errors import UserError, blamed_on
 from her2.core.types import Floats
 from her2.evaluation.external.truth import summed
@@ -22,7 +20,6 @@ from her2.explanation.agreement import agreement_table, rank_correlation
 from her2.explanation.attention_stage import follow_slide, write_measures
 from her2.explanation.external_slides import External, ExternalSlide, find_external
 from her2.explanation.faithfulness import Followed, predict_subsets, why_not_followed
-from her2.explanation.heatmap_stage import draw_source
 from her2.explanation.localisation import is_uniform
 from her2.explanation.sources import spread
 from her2.frozen.model import FrozenModel
@@ -31,38 +28,6 @@ from her2.mil.bags import Bag
 from her2.mil.model import predict
 from her2.storage.cache import Cache
 from her2.storage.features import open_store
-
-log = logging.getLogger(__name__)
-
-
-def draw_external(
-    spec: ExternalHeatmapSpec,
-    cohort: Cohort,
-    cache: Cache,
-    *,
-    predictions: Path,
-    table: Path,
-    features: Path,
-    masks: Path | None = None,
-    output: Path,
-) -> list[dict[str, object]]:
-    """Draw chosen external slides and each score's tiles, and write `tiles.json`, `heatmaps.json`.
-
-    Args:
-        spec: the job.
-        cohort: gives the slides' files.
-        cache: holds features.
-        predictions: the folder that `her2 apply` wrote.
-        table: the cohort's table of slides, with their labels.
-        features: the encoder's folder of feature entries of the cohort.
-        masks: folder of ground truths to draw as a panel (docs/explanation.md), if any.
-        output: `heatmaps.json`; the other files go beside it, in `slides`, `strips` and `scores`.
-
-    Raises:
-        UserError: predictions and features do not go together, or a product is missing.
-    """
-    external = find_external(spec, cache, predictions=predictions, table=table, features=features)
-    return draw_source(spec, external.source(), cohort, masks, output)
 
 
 def measure_external(
@@ -91,7 +56,7 @@ def measure_external(
         evaluation: the folder of the development's evaluation.
         models: the folder of the development's trained folds.
         features: the encoder's folder of feature entries of the cohort.
-        folds: the task's folds table, which `final - refit` needs.
+        folds: the task's folds table, which is read for a model of all patients (`final`).
         masks: folder of ground truths (docs/explanation.md), if any.
         output: folder of the tables; `agreement` is written last.
         threads: CPU threads, where no other device is used.

@@ -82,7 +82,7 @@ def predict(
     _check_way(bundle, features, of_slides, {"--priors": priors})
     if bundle is None:
         assert features is not None
-        from her2.mil.apply import predict_slides
+        from her2.frozen.predict import predict_slides
 
         predict_slides(given, features, out, threads=threads, priors=priors)
         return

@@ -39,7 +39,6 @@ def measure_external(
     evaluation: Path,
     models: Path,
     features: Path,
-    folds: Path | None = None,
     masks: Path | None = None,
     output: Path,
     threads: int = 1,
@@ -56,7 +55,6 @@ def measure_external(
         evaluation: the folder of the development's evaluation.
         models: the folder of the development's trained folds.
         features: the encoder's folder of feature entries of the cohort.
-        folds: the task's folds table, which is read for a model of all patients (`final`).
         masks: folder of ground truths (docs/explanation.md), if any.
         output: folder of the tables; `agreement` is written last.
         threads: CPU threads, where no other device is used.
@@ -82,7 +80,6 @@ def measure_external(
             chunks=spec.chunks,
             threads=threads,
             final=spec.final,
-            folds=folds,
             cache=cache,
         )
         _check_count(frozen, varied, predictions)

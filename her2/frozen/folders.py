@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from her2.config.names import REFIT
 from her2.core.errors import UserError
 from her2.encoders.device import pick_device
 from her2.frozen.corrections import Corrections, read_corrections
@@ -17,6 +16,7 @@ from her2.frozen.results import (
     check_classes,
     evaluate_spec,
     geometric_mean,
+    is_refit,
     read_thresholds,
 )
 from her2.mil.apply import fold_folders
@@ -25,6 +25,21 @@ from her2.mil.refit import refit_shares
 from her2.storage.fold_files import CARD_NAME
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Folders:
+    """Folders of trained folds as one model, and what is known of their probabilities.
+
+    `corrected`: for classes as frequent as in the training sets, else as trained (`share` equals
+    `seen`). `calibrated`: every model has a temperature, else it is 1. `notes` say in words what is
+    lacking.
+    """
+
+    model: FrozenModel
+    corrected: bool
+    calibrated: bool
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +55,7 @@ class _Found:
     corrections: Corrections | None
 
 
-def read_folders(
-    models: Sequence[Path], *, threads: int, priors: Path | None = None
-) -> tuple[FrozenModel, tuple[str, ...]]:
+def read_folders(models: Sequence[Path], *, threads: int, priors: Path | None = None) -> Folders:
     """Read any folders of trained folds of a task as one model.
 
     Folders in `results/models/{task}/{encoder}/{head}` have their corrections from the evaluation
@@ -53,10 +66,6 @@ def read_folders(
         models: folders of trained folds, or of heads for all of their folds.
         threads: number of CPU threads for torch.
         priors: the table `priors` of these models' evaluation, if it lies elsewhere.
-
-    Returns:
-        The model, and what it lacks, in words: without `priors` the probabilities are as trained
-        (`share` equals `seen`), without temperatures these are 1.
 
     Raises:
         UserError: a folder is none of a trained fold, the models cannot be averaged, or are not in
@@ -82,7 +91,7 @@ def read_folders(
             of_head=one.folder.absolute() not in given,
             evaluation=(path := tables[label]),
             corrections=_of_refit(one, known.get(path) if path else None)
-            if one.folder.name == REFIT
+            if is_refit(one)
             else by_key[path].get(one.card["key"])
             if path
             else None,
@@ -98,7 +107,12 @@ def read_folders(
         log.warning("%s", note)
     folds = tuple(_fold(label, one) for label, one in found.items())
     thresholds, names = _of_whole_head(found, known)
-    return FrozenModel(*names, task, folds, thresholds), tuple(notes)
+    return Folders(
+        model=FrozenModel(*names, task, folds, thresholds),
+        corrected=all(one.corrections for one in found.values()),
+        calibrated=all(_temperature(one) is not None for one in found.values()),
+        notes=tuple(notes),
+    )
 
 
 def evaluation_of(folder: Path) -> Path | None:
@@ -188,7 +202,7 @@ def _of_whole_head(
     keys = {one.saved.card["key"] for one in found.values()}
     whole = keys == {one.key for one in known[place].values()}
     spec = evaluate_spec(place)
-    if spec is None or not (whole or {one.saved.folder.name for one in found.values()} == {REFIT}):
+    if spec is None or not (whole or all(is_refit(one.saved) for one in found.values())):
         return (), (task_name, encoder, head)
     task = next(iter(found.values())).saved.task
     thresholds = read_thresholds(place, task, spec.evaluation, known[place])

@@ -18,6 +18,7 @@ from her2.config.jobs import EvaluateSpec
 from her2.config.names import PUBLISHED, REFIT, parse_run
 from her2.config.validation import Final
 from her2.core.errors import UserError, problem_list
+from her2.core.reading import read_json
 from her2.core.stamps import FOLDER, read_stamp
 from her2.core.tables import read_result
 from her2.encoders.device import pick_device
@@ -29,6 +30,7 @@ from her2.mil.fold import SavedModel, load_model
 from her2.mil.refit import refit_shares
 from her2.storage.cache import Cache
 from her2.storage.entries import FoldEntry, read_all_entries, read_folds, untrained_folds
+from her2.storage.fold_files import IDENTITY_NAME, check_fold
 from her2.storage.products import find_product
 
 log = logging.getLogger(__name__)
@@ -125,6 +127,15 @@ def evaluate_spec(evaluation: Path) -> EvaluateSpec | None:
     return spec if spec.version == EvaluateSpec.model_fields["version"].default else None
 
 
+def is_refit(saved: SavedModel) -> bool:
+    """Tell whether a model was trained on all patients (`her2.mil.refit`), and is no fold's."""
+    path = saved.folder / IDENTITY_NAME
+    if not path.exists():
+        return False
+    check_fold(saved.folder, [IDENTITY_NAME])
+    return bool(read_json(path)["identity"].get("stage") == "refit")
+
+
 def geometric_mean(temperatures: Iterable[float | None]) -> float:
     """Return the geometric mean of the temperatures that are known, 1 if none is."""
     known = [one for one in temperatures if one is not None]
@@ -170,6 +181,8 @@ def _refit(
             "or set `final: folds`."
         )
     saved = _load(models / REFIT, entry.key, cache, device)
+    if not is_refit(saved):
+        raise UserError(f"{models / REFIT}: is not a model of all patients; {AGAIN}.")
     share, seen = refit_shares(saved.folder)
     temperature = geometric_mean(own.temperature for own in known.values())
     return FrozenFold(REFIT, saved, share, seen, temperature)

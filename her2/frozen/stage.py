@@ -5,7 +5,7 @@ reference of the distances are those of development.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from her2.frozen.stores import bucket_names, development_slides, stores_of
 from her2.mil.apply import mismatches
 from her2.mil.bags import Bag
 from her2.mil.room import check_room
+from her2.mil.stage import repeatable
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, check_excluded, read_all_entries
 from her2.storage.features import FeatureStore
@@ -82,8 +83,8 @@ def apply_models(
     stores = stores_of(sorted(entries), entries, features, cache)
     check_fits(model, stores, where=f"features of validation.{spec.cohort}")
     bags = [Bag(name, "", "", store, None) for name, store in stores.items()]
-    for section in {str(fold.saved.head): fold.saved.head for fold in model.folds}.values():
-        check_room(bags, section, model.first.model.mean.device)
+    check_rooms(model, bags)
+    repeatable(model.first.model.mean.device)
     reference = _reference(spec, cache, folds=folds, development=development)
     if reference is None:
         log.warning(
@@ -119,6 +120,16 @@ def check_fits(model: FrozenModel, stores: Mapping[str, FeatureStore], *, where:
             "with the same encoder",
             problems,
         )
+
+
+def check_rooms(model: FrozenModel, bags: Sequence[Bag]) -> None:
+    """Check that each slide can be predicted as one bag by the heads of all folds.
+
+    Raises:
+        UserError: slides do not fit into memory.
+    """
+    for head in {str(fold.saved.head): fold.saved.head for fold in model.folds}.values():
+        check_room(bags, head, model.first.model.mean.device)
 
 
 def predict_bag(model: FrozenModel, bag: Bag) -> FrozenPrediction:
@@ -173,7 +184,6 @@ def prediction_tables(
         for name, found in predictions.items()
         for fold, own in zip(model.folds, found.each, strict=True)
     ]
-    attention = [(name, found.attention.tolist()) for name, found in predictions.items()]
     probabilities = _of_classes("prob", classes)
     columns: dict[str, type[pl.DataType]] = {
         "slide_id": pl.String,
@@ -191,10 +201,15 @@ def prediction_tables(
             schema={"slide_id": pl.String, "run": pl.String, **probabilities},
             orient="row",
         ),
-        "attention": pl.DataFrame(
-            attention,
-            schema={"slide_id": pl.String, "attention": pl.List(pl.Float32)},
-            orient="row",
+        "attention": pl.DataFrame(  # of arrays: numbers of Python take ten times the memory
+            [
+                pl.Series("slide_id", names, pl.String),
+                pl.Series(
+                    "attention",
+                    [pl.Series(found.attention) for found in predictions.values()],
+                    pl.List(pl.Float32),
+                ),
+            ]
         ),
         "predictions": pl.DataFrame(records, schema=columns, orient="row"),
     }

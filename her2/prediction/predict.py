@@ -12,10 +12,9 @@ from her2.core.files import write_json
 from her2.core.scratch import swept_folder
 from her2.core.sharing import make_folder
 from her2.frozen.model import FrozenPrediction
-from her2.frozen.stage import predict_bag
+from her2.frozen.stage import check_rooms, predict_bag
 from her2.mil.apply import mismatches
 from her2.mil.bags import Bag
-from her2.mil.room import check_room
 from her2.prediction.herohe import chosen_grouping, herohe_table
 from her2.prediction.options import Options, write_predictions
 from her2.prediction.predictor import Predictor
@@ -154,7 +153,7 @@ def _predict(
         return left_out("failed", "; ".join(problems))
     bag = Bag(row.slide_id, row.patient_id, entry.key, store, None)
     try:
-        check_room([bag], first.head, predictor.device)
+        check_rooms(predictor.model, [bag])
         prediction = predict_bag(predictor.model, bag)
     except UserError as error:
         return left_out("failed", first_line(error))

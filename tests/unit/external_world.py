@@ -120,7 +120,7 @@ class ExternalWorld:
             ExternalAttentionSpec(**(values | changed)), self.cache,
             predictions=self.predictions, table=self.table, evaluation=self.evaluation,
             models=self.models, features=self.root / "external",
-            folds=self.root / "folds.parquet", masks=masks, output=output,
+            masks=masks, output=output,
         )  # fmt: skip
 
     def copy(self, folder: Path, **tables: pl.DataFrame | None) -> "ExternalWorld":

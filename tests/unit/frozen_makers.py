@@ -12,6 +12,7 @@ from her2.config.jobs import ApplySpec, ClassBalance, EvaluateSpec, RefitSpec
 from her2.config.names import Run
 from her2.core.files import digest
 from her2.evaluation.stage import evaluate
+from her2.frozen.folders import read_folders
 from her2.frozen.model import FrozenModel
 from her2.frozen.results import read_frozen
 from her2.frozen.stage import apply_models
@@ -120,3 +121,9 @@ def make(root: Path, slides: Cohort | None = None, **changed: object) -> Results
     results.train()
     results.evaluate()
     return results
+
+
+def folders(*given: object, **options: object) -> tuple[FrozenModel, tuple[str, ...]]:
+    """Return the model of some folders, and what it lacks."""
+    found = read_folders(*given, **options)
+    return found.model, found.notes

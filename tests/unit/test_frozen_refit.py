@@ -11,14 +11,13 @@ import pytest
 from her2.config.jobs import EvaluateSpec, dump
 from her2.core.errors import UserError
 from her2.core.stamps import writing_stamp
-from her2.frozen.folders import read_folders
 from her2.mil.bags import Bag
 from her2.mil.fold import load_model
 from her2.mil.model import predict
 from her2.storage.entries import FoldEntry, write_entries
 from her2.storage.features import open_store
 from tests.unit.bag_makers import CPU
-from tests.unit.frozen_makers import CHUNK, NAMES, SECTION, Results, make
+from tests.unit.frozen_makers import CHUNK, NAMES, SECTION, Results, folders, make
 from tests.unit.test_train_folds import cohort
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -76,16 +75,16 @@ def test_an_external_cohort_is_predicted_by_that_one_model(results):
 
 def test_the_folder_of_that_model_alone_predicts_the_same(results, tmp_path):
     bag = bag_of(results)
-    model, notes = read_folders([results.models / "refit"], threads=1)
+    model, notes = folders([results.models / "refit"], threads=1)
     assert notes == ()
     np.testing.assert_array_equal(
         model.predict(bag).probabilities, results.frozen(final="refit").predict(bag).probabilities
     )
-    assert [fold.run for fold in read_folders([results.models], threads=1)[0].folds] == [
+    assert [fold.run for fold in folders([results.models], threads=1)[0].folds] == [
         "r0f0", "r0f1", "r0f2",
     ]  # fmt: skip
     shutil.copytree(results.models / "refit", tmp_path / "refit")
-    moved, notes = read_folders([tmp_path / "refit"], threads=1)
+    moved, notes = folders([tmp_path / "refit"], threads=1)
     assert notes == ("no temperature is known of refit",)
     np.testing.assert_allclose(
         moved.predict(bag).probabilities, expected(results, bag)[0], rtol=1e-6
@@ -97,7 +96,7 @@ def test_the_folder_of_that_model_has_the_folds_thresholds(results):
     stamp = results.root.joinpath("stamps", "evaluate", *NAMES[:2], f"{NAMES[2]}.json")
     with writing_stamp(stamp, dump(spec)):
         pass
-    model, _ = read_folders([results.models / "refit"], threads=1)
+    model, _ = folders([results.models / "refit"], threads=1)
     stamp.unlink()
     assert model.thresholds == results.frozen().thresholds
 

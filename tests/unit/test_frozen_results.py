@@ -22,7 +22,7 @@ from her2.mil.priors import with_shares
 from her2.storage.entries import FoldEntry, read_entries, write_entries
 from her2.storage.features import open_store
 from tests.unit.bag_makers import CPU
-from tests.unit.frozen_makers import CHUNK, NAMES, SECTION, Results, make
+from tests.unit.frozen_makers import CHUNK, NAMES, SECTION, Results, folders, make
 from tests.unit.products import reseal
 from tests.unit.test_untrained_folds import lose, only_training_slide, scarce
 
@@ -248,7 +248,7 @@ def test_a_model_that_is_not_evaluated_and_one_that_is_gone_are_both_named(resul
 
 def test_the_folder_of_a_head_has_the_corrections_of_its_evaluation(finished):
     frozen, bag = finished.frozen(), only_bag(finished)
-    model, notes = read_folders([finished.models], threads=1)
+    model, notes = folders([finished.models], threads=1)
     assert notes == ()
     np.testing.assert_array_equal(model.predict(bag).each, frozen.predict(bag).each)
     assert model.name == frozen.name
@@ -260,10 +260,10 @@ def test_all_folds_of_a_head_have_the_thresholds_that_its_evaluation_was_asked_f
     stamp = results.root.joinpath("stamps", "evaluate", *NAMES[:2], f"{NAMES[2]}.json")
     with writing_stamp(stamp, dump(spec)):
         pass
-    model, _ = read_folders([results.models], threads=1)
+    model, _ = folders([results.models], threads=1)
     assert model.thresholds == results.frozen().thresholds
     assert len(model.thresholds) == 4  # two levels, two demands
-    some, _ = read_folders([results.models / "r0f0", results.models / "r0f2"], threads=1)
+    some, _ = folders([results.models / "r0f0", results.models / "r0f2"], threads=1)
     assert some.thresholds == ()
     assert [fold.run for fold in some.folds] == ["r0f0", "r0f2"]
 
@@ -272,14 +272,14 @@ def test_folders_without_an_evaluation_predict_as_trained_and_it_is_said(finishe
     bag = only_bag(finished)
     for run in ("r0f0", "r0f1"):
         shutil.copytree(finished.models / run, tmp_path / "moved" / run)
-    model, notes = read_folders([tmp_path / "moved"], threads=1)
+    model, notes = folders([tmp_path / "moved"], threads=1)
     assert len(notes) == 1
     assert "as the training weighed them" in notes[0]
     found = model.predict(bag)
     raw = [predict(load_model(finished.models / run, CPU).model, bag).probabilities
            for run in ("r0f0", "r0f1")]  # fmt: skip
     np.testing.assert_allclose(found.each, raw, rtol=1e-6)
-    given, notes = read_folders(
+    given, notes = folders(
         [tmp_path / "moved"], threads=1, priors=finished.evaluation / "priors.parquet"
     )
     assert notes == ()
@@ -289,7 +289,7 @@ def test_folders_without_an_evaluation_predict_as_trained_and_it_is_said(finishe
 def test_a_table_of_priors_alone_corrects_without_temperatures(finished, tmp_path):
     table = tmp_path / "mine.parquet"
     shutil.copy(finished.evaluation / "priors.parquet", table)
-    model, notes = read_folders([finished.models / "r0f0"], threads=1, priors=table)
+    model, notes = folders([finished.models / "r0f0"], threads=1, priors=table)
     assert notes == ("no temperature is known of r0f0",)
     own = finished.table.filter(slide_id="u0-a", fold=0).select("prob_negative", "prob_positive")
     np.testing.assert_allclose(model.predict(only_bag(finished)).each, own.to_numpy(), rtol=1e-5)
@@ -302,21 +302,21 @@ def test_a_table_of_priors_alone_corrects_without_temperatures(finished, tmp_pat
 def test_folds_of_a_head_that_are_left_over_from_before_are_left_out_and_said(results):
     """As after `folds.repeats: 1`, which had been 2: their folders stay."""
     results.train(chunk="old", runs=(Run(0, 0, 1), Run(0, 1, 1)))
-    model, notes = read_folders([results.models], threads=1)
+    model, notes = folders([results.models], threads=1)
     assert notes == ("left out, as they were not evaluated: r0f0s1, r0f1s1",)
     bag = only_bag(results)
     np.testing.assert_array_equal(model.predict(bag).each, results.frozen().predict(bag).each)
-    asked, notes = read_folders([results.models / "r0f0s1"], threads=1)
+    asked, notes = folders([results.models / "r0f0s1"], threads=1)
     assert [fold.run for fold in asked.folds] == ["r0f0s1"]
     assert "as the training weighed them" in notes[0]
-    both, notes = read_folders([results.models / "r0f0", results.models / "r0f0s1"], threads=1)
+    both, notes = folders([results.models / "r0f0", results.models / "r0f0s1"], threads=1)
     assert all((fold.share == fold.seen).all() and fold.temperature == 1 for fold in both.folds)
     assert "as the training weighed them" in notes[0]
 
 
 def test_an_evaluated_fold_whose_folder_is_gone_is_said(results):
     shutil.rmtree(results.models / "r0f1")
-    model, notes = read_folders([results.models], threads=1)
+    model, notes = folders([results.models], threads=1)
     assert notes == ("evaluated, but not in the folder: r0f1",)
     assert [fold.run for fold in model.folds] == ["r0f0", "r0f2"]
     assert model.thresholds == ()
@@ -333,7 +333,7 @@ def test_models_of_different_tasks_are_not_averaged(results):
 def test_folds_of_two_heads_keep_names_of_their_own(finished, tmp_path):
     for head in ("a", "b"):
         shutil.copytree(finished.models / "r0f0", tmp_path / head / "r0f0")
-    model, _ = read_folders([tmp_path / "a" / "r0f0", tmp_path / "b" / "r0f0"], threads=1)
+    model, _ = folders([tmp_path / "a" / "r0f0", tmp_path / "b" / "r0f0"], threads=1)
     assert [fold.run for fold in model.folds] == ["a/r0f0", "b/r0f0"]
 
 

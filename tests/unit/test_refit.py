@@ -15,11 +15,11 @@ from her2.config import HeadSection, TrainingSection
 from her2.config.jobs import ClassBalance, RefitSpec, dump, load
 from her2.core.errors import UserError
 from her2.core.files import file_digest
+from her2.frozen.predict import predict_slides
 from her2.heads import SearchSection
 from her2.heads.abmil import AttentionSection
 from her2.heads.logistic import LogisticSection
 from her2.mil import refit, stage
-from her2.mil.apply import predict_slides
 from her2.mil.fold import load_model
 from her2.mil.priors import seen_shares
 from her2.mil.refit import chosen, refit_model, refit_shares, to_learn

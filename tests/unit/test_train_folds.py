@@ -20,10 +20,11 @@ from her2.config.names import Run
 from her2.core.errors import UserError
 from her2.core.files import digest, file_digest, link
 from her2.evaluation.stage import evaluate
+from her2.frozen.predict import predict_slides
 from her2.heads.abmil import AttentionSection
 from her2.mil import stage
 from her2.mil import train as train_module
-from her2.mil.apply import mismatches, predict_slides
+from her2.mil.apply import mismatches
 from her2.mil.bags import Bag
 from her2.mil.fold import load_model
 from her2.mil.losses import bag_loss
@@ -881,7 +882,9 @@ def test_files_that_are_no_folds_are_all_named(world: World) -> None:
         predict_slides(sorted(head.iterdir()), elsewhere(world, ["new-a"]), out, threads=1)
     assert "notes.json: is a file" in str(caught.value)
     assert "notes.txt: is a file" in str(caught.value)
-    with pytest.raises(UserError, match=f"{world.output}: is a file; give a folder"):
+    with pytest.raises(
+        UserError, match=f"{world.output}: is a file; give a folder, such as {head}"
+    ):
         predict_slides([world.output], world.root / "elsewhere", out, threads=1)
 
 

@@ -291,7 +291,6 @@ rule measure_external_attention:
         predictions=FILES.of_truth("{cohort}predictions/{of}/{encoder}/{head}/predictions.parquet"),
         evaluation=FILES.of_truth("evaluation/{of}/{encoder}/{head}/predictions.parquet"),
         models=FILES.chunks_of_truth("models/{of}/{encoder}/{head}/{chunk}.json"),
-        folds=FILES.of_truth("folds/{of}.parquet"),
         cohort=f"{RESULTS}/{{cohort}}cohort/slides.parquet",
         features=FILES.each_bucket("features/{encoder}/{bucket}.json"),
         truths=FILES.files_of_cohort(lambda own, wildcards: own.drawn(own.truth_files)),
@@ -323,7 +322,7 @@ rule measure_external_attention:
     shell:
         "python -m her2 external-attention --spec {params.spec:q}"
         " --predictions {params.predictions:q} --table {input.cohort:q}"
-        " --evaluation {params.evaluation:q} --models {params.models:q} --folds {input.folds:q}"
+        " --evaluation {params.evaluation:q} --models {params.models:q}"
         " --features {params.features:q} --cache {params.cache:q} {params.masks:q}"
         " --threads {threads} --out {params.out:q}"
         " --stamp {output.stamp:q} 2> {log:q}"

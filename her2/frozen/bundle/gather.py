@@ -16,6 +16,7 @@ import polars as pl
 from her2 import __version__
 from her2.config import GroupingSection, Section
 from her2.config.jobs import VERSIONS, ControlSpec, EmbedSpec, EncoderSpec, EvaluateSpec, TileSpec
+from her2.config.names import REFIT
 from her2.config.validation import Final
 from her2.core.errors import UserError, problem_list
 from her2.core.files import file_digest
@@ -42,7 +43,6 @@ from her2.frozen.bundle.schema import (
 from her2.frozen.development import read_development
 from her2.frozen.model import FrozenFold, FrozenModel
 from her2.frozen.results import read_frozen
-from her2.mil.apply import REFIT
 from her2.mil.fold import MODEL_NAME
 from her2.pretraining.overlap import lineage
 from her2.storage.entries import FeatureEntry, read_entries
@@ -145,7 +145,6 @@ def gather(
         section=spec.evaluation,
         threads=threads,
         final=final,
-        folds=folds,
     )
     encoder, weights = _encoder(wanted, model, permitted)
     grid = f"{encoder.size}px-{encoder.mpp:.10g}mpp"

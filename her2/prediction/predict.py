@@ -148,8 +148,7 @@ def _predict(
     if entry.status != "ok" or entry.key is None:
         return left_out(entry.status, entry.reason)
     store = open_store(cache.path("features", entry.key), entry.key)
-    first = predictor.model.first
-    if problems := mismatches(store, first):
+    if problems := mismatches(store, predictor.model.first):
         return left_out("failed", "; ".join(problems))
     bag = Bag(row.slide_id, row.patient_id, entry.key, store, None)
     try:

@@ -19,7 +19,9 @@ from her2.core import crashes
 from her2.core.errors import UserError
 from her2.core.files import file_digest
 from her2.embedding.stage import embed_bucket
+from her2.frozen.model import FrozenModel
 from her2.mil.bags import Bag
+from her2.prediction import predict
 from her2.prediction.inputs import find_slides
 from her2.prediction.options import Options, check_options
 from her2.prediction.predict import predict_raw_slides
@@ -300,3 +302,29 @@ def test_nothing_of_the_user_is_replaced(tmp_path: Path) -> None:
             check_options(Options(tmp_path / "out.csv"), tmp_path)
     record.write_text('{"her2": "1", "table": {}, "model": {}}')
     check_options(Options(tmp_path / "out.csv"), tmp_path)
+
+
+@pytest.mark.parametrize("step", ["check_rooms", "predict_bag"])
+def test_a_slide_that_the_model_cannot_predict_stops_no_other(
+    predictor: Predictor,
+    warm_cache: Path,
+    drawn_slide: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+) -> None:
+    """One is too large for the memory, or its probabilities are not finite."""
+    real = getattr(predict, step)
+
+    def refuse(model: FrozenModel, given: Bag | list[Bag]) -> object:
+        bag = given if isinstance(given, Bag) else given[0]
+        if bag.slide_id == "bad":
+            raise UserError("bad: takes more memory than there is\n  - bad: 9 GB")
+        return real(model, given)
+
+    monkeypatch.setattr(predict, step, refuse)
+    folder = copies(drawn_slide, tmp_path / "slides", "bad.svs", "good.svs")
+    table, _ = run(predictor, find_slides([folder]), tmp_path, warm_cache)
+    assert table.filter(level="slide").select("slide_id", "status", "reason").rows() == [
+        ("bad", "failed", "bad: takes more memory than there is"), ("good", "ok", None),
+    ]  # fmt: skip

@@ -48,6 +48,6 @@ def record_of(
         "slides": {
             status: slides.filter(status=status).height for status in ("ok", "excluded", "failed")
         },
-        "with_cautions": slides.filter(pl.col("cautions") != "").height,
+        "with_cautions": slides["cautions"].count(),
         **({"pictures": list(pictures)} if pictures else {}),
     }

@@ -51,6 +51,12 @@ def frozen(
     )
 
 
+def single_models(given: pl.DataFrame) -> pl.DataFrame:
+    """Return `each.parquet` of three models with the probabilities of their mean."""
+    own = given.select(pl.exclude("^raw_.*$"))
+    return pl.concat([own.with_columns(run=pl.lit(f"r0f{fold}")) for fold in range(3)])
+
+
 def table_of(
     labels: Sequence[str | None], *, column: str = "her2", per_patient: int = 1, seed: int = 7
 ) -> pl.DataFrame:
@@ -77,6 +83,7 @@ class World:
     cohort: pl.DataFrame
     trained: pl.DataFrame = field(default_factory=lambda: predictions(80, seed=4))
     development: pl.DataFrame | None = None
+    each: pl.DataFrame | None = None
     temperatures: pl.DataFrame | None = None
 
     def __post_init__(self) -> None:
@@ -88,6 +95,8 @@ class World:
                 reason=pl.lit(None, pl.String),
                 vendor=pl.lit("aperio"),
             )
+        if self.each is None:
+            self.each = single_models(self.given)
         if self.temperatures is None:
             self.temperatures = fit_temperatures(self.trained, SCORE)
 
@@ -108,6 +117,7 @@ class World:
         """Write the tables, and return the arguments of `validate`."""
         places = {
             "predictions": folder / "given.parquet",
+            "each": folder / "each.parquet",
             "cohort": folder / "cohort.parquet",
             "development": folder / "development",
             "folds": folder / "folds" / "score.parquet",
@@ -116,9 +126,11 @@ class World:
         for path in (places["development"], places["folds"].parent):
             path.mkdir(parents=True, exist_ok=True)
         assert self.development is not None
+        assert self.each is not None
         assert self.temperatures is not None
         for table, path in (
             (self.given, places["predictions"]),
+            (self.each, places["each"]),
             (self.cohort, places["cohort"]),
             (self.trained, places["development"] / "predictions.parquet"),
             (self.temperatures, places["development"] / "temperatures.parquet"),
@@ -131,9 +143,14 @@ class World:
     def validated(self, spec: ValidateSpec | None = None) -> dict[str, pl.DataFrame]:
         """Return the tables that `validate` writes."""
         spec = spec or spec_of()
-        evaluated = with_truth(spec, self.given, self.cohort)
+        evaluated = self.evaluated(spec)
         assert self.temperatures is not None
         return validation_tables(spec, evaluated, self.temperatures, self.cohorts(evaluated))
+
+    def evaluated(self, spec: ValidateSpec) -> Evaluated:
+        """Return the predictions with what the cohort's table says of them."""
+        assert self.each is not None
+        return with_truth(spec, self.given, self.each, self.cohort)
 
     def cohorts(self, evaluated: Evaluated) -> Cohorts:
         """Return what covariates are learned on, and read on."""

@@ -17,7 +17,6 @@ from her2.config.jobs import Truth
 from her2.core.errors import UserError
 from her2.evaluation.binary import binary_table
 from her2.evaluation.calibration import PREDICTED, SCALED
-from her2.evaluation.external.cohort import with_truth
 from her2.evaluation.external.stage import validate
 from her2.evaluation.external.tables import (
     EVALUATED,
@@ -36,10 +35,10 @@ from tests.unit.external_makers import (
     BINARY,
     SAME,
     SECTION,
-    STATUS,
     World,
     frozen,
     one,
+    single_models,
     spec_of,
     table_of,
     world,
@@ -122,12 +121,8 @@ def thresholds_by_hand(trained: pl.DataFrame, specificity: float) -> list[float]
         tune = trained.filter(pl.col("fold") == fold, pl.col("role") == "tune")
         values, target = tune.select(CALIBRATED).to_numpy(), tune["target"].to_numpy()
         scaled = scale(values, fit_temperature(target, values)[0])
-        false, true, cuts = roc_curve(
-            target >= 2, scaled[:, 2:].sum(axis=1), drop_intermediate=False
-        )
-        legal = false <= 1 - specificity + 1e-12
-        best = np.flatnonzero(legal)[np.lexsort((-false[legal], true[legal]))][-1]
-        found.append(float(cuts[legal.nonzero()[0][-1]]) if legal.any() else float(cuts[best]))
+        false, _, cuts = roc_curve(target >= 2, scaled[:, 2:].sum(axis=1), drop_intermediate=False)
+        found.append(float(cuts[np.flatnonzero(false <= 1 - specificity + 1e-12)[-1]]))
     return found
 
 
@@ -221,7 +216,7 @@ def test_every_slide_is_counted_at_one_place(
         status=pl.Series(status[: len(labels)]), reason=pl.lit("blurred")
     )
     kept = [s == "ok" and not gone for s, gone in zip(status, lost, strict=True)][: len(labels)]
-    found = with_truth(spec_of(), frozen([0] * len(labels)).filter(pl.Series(kept)), cohort)
+    found = World(frozen([0] * len(labels)).filter(pl.Series(kept)), cohort).evaluated(spec_of())
     number = dict(found.counts.select("what", "slides").iter_rows())
     assert number[MANIFEST] == len(labels)
     assert number[UNUSABLE] == sum(s != "ok" for s in status[: len(labels)])
@@ -265,7 +260,7 @@ def _same(count: int) -> tuple[pl.DataFrame, pl.DataFrame]:
 def test_a_patient_of_two_classes_has_that_of_the_rule(truth: Truth, rule: str, expected) -> None:
     words = ["1+", "3+"] if truth is SAME else ["Negative", "Positive"]
     cohort = table_of([*words, words[0], None], column=truth.truth.label, per_patient=2)
-    found = with_truth(spec_of(truth, patient_label=rule), frozen([0] * 4), cohort)
+    found = World(frozen([0] * 4), cohort).evaluated(spec_of(truth, patient_label=rule))
     own = found.predictions.filter(patient_id="q000")
     assert own["target"].to_list() == [expected] * 2
     assert one(found.counts, what=LEFT_OUT)["slides"] == 2 * (expected is None)
@@ -274,7 +269,7 @@ def test_a_patient_of_two_classes_has_that_of_the_rule(truth: Truth, rule: str, 
 def test_a_patient_of_two_classes_is_refused_by_name() -> None:
     cohort = table_of(["1+", "3+"], per_patient=2)
     with pytest.raises(UserError, match=r"validation\.yale.*'her2'.*q000 \('1\+': x000, '3\+'"):
-        with_truth(spec_of(), frozen([0, 0]), cohort)
+        World(frozen([0, 0]), cohort).evaluated(spec_of())
 
 
 NOBODY: Mapping[str, tuple[Callable[[World], World], str]] = {
@@ -357,15 +352,19 @@ def test_too_few_patients_have_a_figure_and_no_difference() -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda own: (own.given.with_columns(prob_0=pl.lit(float("nan"))), own.cohort),
+        (lambda own: World(own.given.with_columns(prob_0=pl.lit(float("nan"))), own.cohort),
          "60 slides have predictions that are not finite: x000, "),
-        (lambda own: (own.given, own.cohort[1:]),
+        (lambda own: World(own.given, own.cohort[1:]),
          "1 slides were predicted but are not usable according to the cohort's table: x000"),
+        (lambda own: World(own.given, own.cohort, each=single_models(own.given)[1:]),
+         "1 slides were not predicted by every model: x000"),
+        (lambda own: World(own.given, own.cohort, each=single_models(own.given[2:])),
+         "2 slides were not predicted by every model: x000, x001"),
     ],
 )  # fmt: skip
 def test_predictions_that_do_not_fit_the_cohort_are_refused(spoil: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        with_truth(spec_of(), *spoil(world()))
+        spoil(world()).evaluated(spec_of())
 
 
 def test_sites_have_figures_of_their_own_patients(binary_world, by_status) -> None:
@@ -409,6 +408,29 @@ def test_internal_figures_are_those_of_development(two_slides, by_score) -> None
         assert row["difference"] == pytest.approx(row["external"] - row["internal"])
 
 
+def test_the_change_of_single_models_is_like_for_like() -> None:
+    """A model that knows something and one that knows nothing: their mean is in between."""
+    own = world(60)
+    labels = [i % 4 for i in range(60)]
+    models = [frozen(labels, signal=signal, seed=9) for signal in (2.0, 0.0)]
+    own.each = pl.concat(
+        table.select(pl.exclude("^raw_.*$")).with_columns(run=pl.lit(f"r0f{n}"))
+        for n, table in enumerate(models)
+    )
+    for row in (
+        own.validated()["internal"].filter(pl.col("class").is_in(NAMES)).iter_rows(named=True)
+    ):
+        index = NAMES.index(row["class"])
+        aucs = [
+            roc_auc_score(np.arange(60) % 4 == index, table[f"prob_{row['class']}"].to_numpy())
+            for table in models
+        ]
+        assert row["single"] == pytest.approx(np.mean(aucs))
+        assert row["single_difference"] == pytest.approx(np.mean(aucs) - row["internal"])
+        assert row["single_low"] < row["single_difference"] < row["single_high"]
+        assert 0 < row["single_p"] <= 1
+
+
 def test_every_table_is_written_and_predictions_have_the_role_of_a_test_set(
     tmp_path: Path,
 ) -> None:
@@ -443,4 +465,3 @@ def test_a_truth_of_three_sides_keeps_its_own_order() -> None:
     ]
     expected = probabilities(own)[:, 1:3].sum(axis=1)
     assert np.allclose(found["predictions"]["prob_some"], expected)
-    assert STATUS.class_names != three.class_names

@@ -51,7 +51,7 @@ def test_the_model_that_gave_the_figure_of_the_covariates_is_named(
             LOGISTIC: "the larger" if by == LOGISTIC else "",
             FOREST: "the larger" if by == FOREST else "",
         }
-    assert controls.covariates_cell(shown.models[0]).note == by
+    assert controls.covariates_cell(shown.models[0].controls["covariates"]).note == by
     assert "larger of two is optimistic" in found.note
 
 

@@ -42,6 +42,7 @@ def validate(
     spec: ValidateSpec,
     *,
     predictions: Path,
+    each: Path,
     cohort: Path,
     development: Path,
     folds: Path,
@@ -53,6 +54,7 @@ def validate(
     Args:
         spec: the job's spec.
         predictions: the frozen model's predictions of the external slides.
+        each: those of its single models.
         cohort: the external cohort's table of all slides on all grids.
         development: folder of the model's evaluation in development.
         folds: the folds table of the development's task.
@@ -64,10 +66,11 @@ def validate(
 
     Raises:
         UserError: a predicted slide is not usable in the cohort's table, a prediction is not
-            finite, or patients have labels of different classes that the rule does not settle.
+            finite, the models predicted other slides, or patients have labels of different classes
+            that the rule does not settle.
     """
     outside = read_result(cohort)
-    evaluated = with_truth(spec, read_result(predictions), outside)
+    evaluated = with_truth(spec, read_result(predictions), read_result(each), outside)
     tables = validation_tables(
         spec,
         evaluated,
@@ -132,7 +135,7 @@ def validation_tables(
             lambda at: site_table(predictions, cohorts.external, task, section, level=at)
         ),
         "internal": internal_table(
-            in_truth(cohorts.trained, spec.truth), predictions, task, section
+            in_truth(cohorts.trained, spec.truth), predictions, evaluated.single, task, section
         ),
         "inputs": inputs,
         "covariates": by_covariates,

@@ -52,7 +52,7 @@ def bundle_make(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads")] = 1,
 ) -> None:
     """Write the bundle of a task, encoder and head."""
-    from her2.frozen.bundle.gather import find_model
+    from her2.frozen.bundle.asked import find_model
     from her2.frozen.bundle.write import make_bundle
 
     made = make_bundle(

@@ -16,17 +16,19 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from her2.cli.main import app
-from her2.config.jobs import EvaluateSpec
+from her2.config.jobs import EvaluateSpec, RefitSpec
 from her2.core.errors import UserError
 from her2.core.stamps import read_stamp
 from her2.encoders.card import read_card, write_card
 from her2.encoders.stage import load_encoder
-from her2.frozen.bundle.gather import find_model
+from her2.frozen.bundle.asked import find_model
 from her2.frozen.bundle.read import read_bundle
 from her2.frozen.bundle.schema import ENCODER_NAME
 from her2.frozen.bundle.write import make_bundle
 from her2.frozen.results import read_frozen
 from her2.mil.bags import Bag
+from her2.mil.refit import refit_model
+from her2.storage.cache import Cache
 from her2.storage.features import open_store
 from tests.workflow.project import Project
 
@@ -188,12 +190,48 @@ def test_missing_results_are_named_and_nothing_is_written(
 
 def test_words_that_no_bundle_can_hold_are_refused(finished: Project, tmp_path: Path) -> None:
     wanted = find_model(finished.folder / "results", None, None, None)
-    with pytest.raises(UserError, match="licence: ") as caught:
+    with pytest.raises(UserError, match="one line") as caught:
         make_bundle(wanted, tmp_path / "a.bundle", licence="two\nlines", permitted="\x1b[31m")
-    assert "cannot be put into a bundle" in str(caught.value)
+    assert "--licence 'two\\nlines'" in str(caught.value)
+    assert "--include-encoder '\\x1b[31m'" in str(caught.value)
     with pytest.raises(UserError, match="add --zip"):
         make_bundle(wanted, tmp_path / "a.zip")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_refit_that_the_run_has_not_is_named(finished: Project, tmp_path: Path) -> None:
+    results = finished.folder / "results"
+    done = command("bundle", results, "--out", tmp_path / "a", "--final", "refit")
+    assert "refit.json" in str(done.exception)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_of_all_patients_is_a_bundle_of_one(finished: Project, tmp_path: Path) -> None:
+    results = copied(finished, tmp_path)
+    trained = read_stamp(results / "stamps/train_folds/score/tiny/abmil/r0f0-r0f1.json")
+    assert trained is not None
+    names = ("task", "head", "training", "buckets", "seed")
+    spec = RefitSpec(**{name: trained.spec[name] for name in names}, chunks=("r0f0-r0f1",))
+    models = results / "models/score/tiny/abmil"
+    shutil.copytree(finished.folder / "cache", tmp_path / "cache", symlinks=True)
+    refit_model(
+        spec,
+        Cache(tmp_path / "cache"),
+        folds=results / "folds/score.parquet",
+        models=models,
+        features=results / "features/tiny",
+        output=models / "refit.json",
+    )
+    wanted = find_model(results, None, None, None)
+    make_bundle(wanted, tmp_path / "a", final="refit")
+    found = read_bundle(tmp_path / "a")
+    assert [fold.run for fold in found.model.folds] == ["refit"]
+    assert found.schema.folds[0].slides["train"] == 12
+    assert len(found.schema.hashes.patients) == 12
+    assert "trained on all patients" in (tmp_path / "a/README.md").read_text()
+    folds = make_bundle(wanted, tmp_path / "b")
+    assert [fold.run for fold in folds.folds] == ["r0f0", "r0f1"]
+    assert not {*folds.hashes.patients} & {*found.schema.hashes.patients}  # another salt
 
 
 def edited(results: Path, rule: str, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -235,6 +273,21 @@ def test_jobs_that_do_not_go_together_make_no_bundle(
         make_bundle(find_model(results, None, None, None), tmp_path / "a.bundle")
 
 
+def test_what_is_left_over_from_another_manifest_does_not_count(
+    finished: Project, tmp_path: Path
+) -> None:
+    """Jobs of other buckets leave their stamps and entries files."""
+    results = copied(finished, tmp_path)
+    clean = make_bundle(find_model(results, None, None, None), tmp_path / "a")
+    for folder in ("stamps/tile_bucket/64px-1mpp", "stamps/embed_bucket/tiny", "features/tiny"):
+        text = (results / folder / "0000-of-0002.json").read_text()
+        other = text.replace("demo-", "gone-").replace("0.3", "0.9").replace("0.05", "0.9")
+        assert other != text
+        (results / folder / "0000-of-0009.json").write_text(other)
+    again = make_bundle(find_model(results, None, None, None), tmp_path / "b")
+    assert again.digest == clean.digest
+
+
 def test_an_encoder_that_was_replaced_since_makes_no_bundle(
     finished: Project, tmp_path: Path
 ) -> None:
@@ -248,3 +301,13 @@ def test_an_encoder_that_was_replaced_since_makes_no_bundle(
 def copied(finished: Project, folder: Path) -> Path:
     shutil.copytree(finished.folder / "results", folder / "results", symlinks=True)
     return folder / "results"
+
+
+def test_results_that_no_bundle_can_hold_are_named(finished: Project, tmp_path: Path) -> None:
+    """Here a note of two lines, which would break a table of the model card."""
+    results = copied(finished, tmp_path)
+    table = results / "evaluation/score/tiny/abmil/metrics.parquet"
+    pl.read_parquet(table).with_columns(note=pl.lit("two\nlines")).write_parquet(table)
+    with pytest.raises(UserError, match="cannot be put into a bundle") as caught:
+        make_bundle(find_model(results, None, None, None), tmp_path / "a")
+    assert "note: " in str(caught.value)

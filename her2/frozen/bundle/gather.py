@@ -1,30 +1,37 @@
 """What a bundle says and holds, from the results of a finished run.
 
-What the jobs were asked for is in their stamps (`her2.core.stamps`), and not in a config that may
-have been edited since. Only what a prediction, or a reader, needs is taken, name by name: the cards
-of trained folds and of encoders also have names of files and of cases.
+Only what a prediction, or a reader, needs is taken, name by name: the cards of trained folds and of
+encoders also have names of files and of cases.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import polars as pl
 
 from her2 import __version__
-from her2.config import GroupingSection, Section
-from her2.config.jobs import VERSIONS, ControlSpec, EmbedSpec, EncoderSpec, EvaluateSpec, TileSpec
-from her2.config.names import REFIT
+from her2.config import GroupingSection
+from her2.config.jobs import (
+    VERSIONS,
+    ControlSpec,
+    EmbedSpec,
+    EncoderSpec,
+    EvaluateSpec,
+    TileSpec,
+    TrainSpec,
+)
 from her2.config.validation import Final
-from her2.core.errors import UserError, problem_list
+from her2.core.errors import UserError
 from her2.core.files import file_digest
-from her2.core.stamps import FOLDER, read_stamp
+from her2.core.stamps import FOLDER
 from her2.core.tables import read_result
 from her2.encoders.card import WEIGHTS_NAME, EncoderCard
 from her2.encoders.stage import load_encoder
 from her2.evaluation.groupings import groupings_of
+from her2.frozen.bundle.asked import Wanted, read_spec, spec_of, spec_of_buckets
 from her2.frozen.bundle.figures import figures_of
 from her2.frozen.bundle.hashes import make_hashes, salt_of
 from her2.frozen.bundle.licence import permission
@@ -54,9 +61,6 @@ PROVENANCE = (
     "split_by", "patches", "chosen_by", "epochs", "best", "settings", "precision", "init",
 )  # fmt: skip
 """Parts of an encoder's provenance that name no file and no case."""
-AGAIN = "Run snakemake to its end, then make the bundle."
-
-_Spec = TypeVar("_Spec", bound=Section)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,55 +69,6 @@ class Gathered:
 
     body: Body
     weights: Mapping[str, Path]
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """The model of a results folder that is put into a bundle."""
-
-    results: Path
-    task: str
-    encoder: str
-    head: str
-
-    def folder(self, stage: str) -> Path:
-        """Return the model's folder of a stage."""
-        return self.results / stage / self.task / self.encoder / self.head
-
-
-def find_model(results: Path, task: str | None, encoder: str | None, head: str | None) -> Wanted:
-    """Return the evaluated model with these names; a name may be left out where there is only one.
-
-    Raises:
-        UserError: there is none, or several; it names them.
-    """
-    if not results.is_dir():
-        raise UserError(f"{results}: is no folder; give the results of a run.")
-    found = sorted(
-        path.parent.relative_to(results / "evaluation").parts
-        for path in results.glob("evaluation/*/*/*/predictions.parquet")
-    )
-    asked = (task, encoder, head)
-    fit = [
-        names
-        for names in found
-        if all(want in (None, name) for want, name in zip(asked, names, strict=True))
-    ]
-    if len(fit) == 1:
-        return Wanted(results, *fit[0])
-    shown = "\n".join(f"  - --task {t} --encoder {e} --head {h}" for t, e, h in (fit or found)[:50])
-    if not found:
-        raise UserError(f"{results}: has no evaluated model. {AGAIN}")
-    wish = " ".join(
-        f"--{what} {name}"
-        for what, name in zip(("task", "encoder", "head"), asked, strict=True)
-        if name is not None
-    )
-    if not fit:
-        said = f"no evaluated model is {wish}"
-    else:
-        said = f"{len(fit)} evaluated models are {wish}" if wish else "has several evaluated models"
-    raise UserError(f"{results}: {said}; name one of\n{shown}")
 
 
 def gather(
@@ -133,7 +88,7 @@ def gather(
         UserError: results are missing or are not of one training, or the encoder may not be passed
             on as asked.
     """
-    spec = _spec(EvaluateSpec, wanted, "evaluate", wanted.task, wanted.encoder, wanted.head)
+    spec = spec_of(EvaluateSpec, wanted, "evaluate", *wanted.names)
     folds = wanted.results / "folds" / f"{wanted.task}.parquet"
     model = read_frozen(
         wanted.folder("evaluation"),
@@ -146,10 +101,11 @@ def gather(
         threads=threads,
         final=final,
     )
-    encoder, weights = _encoder(wanted, model, permitted)
+    buckets = spec_of(TrainSpec, wanted, "train_folds", *wanted.names, spec.chunks[0]).buckets
+    encoder, weights = _encoder(wanted, model, permitted, buckets)
     grid = f"{encoder.size}px-{encoder.mpp:.10g}mpp"
-    tiling = _one(TileSpec, wanted, f"tile_bucket/{grid}", apart={"bucket", "rows", "files"})
-    embedding = _one(EmbedSpec, wanted, f"embed_bucket/{wanted.encoder}", apart={"bucket", "rows"})
+    tiling = spec_of_buckets(TileSpec, wanted, "tile_bucket", grid, buckets=buckets)
+    embedding = spec_of_buckets(EmbedSpec, wanted, "embed_bucket", wanted.encoder, buckets=buckets)
     names = {fold.run: f"{fold.run}.safetensors" for fold in model.folds}
     weights |= {names[fold.run]: fold.saved.folder / MODEL_NAME for fold in model.folds}
     body = Body(
@@ -184,6 +140,7 @@ def gather(
             grid=grid,
             task=model.task,
             columns=_covariates(wanted),
+            buckets=buckets,
         ),
         figures=tuple(figures_of(wanted.folder("evaluation"))),
         confidence=spec.evaluation.confidence,
@@ -193,51 +150,11 @@ def gather(
     return Gathered(body, weights)
 
 
-def _spec(kind: type[_Spec], wanted: Wanted, *place: str) -> _Spec:
-    """Return what a job was asked for, from its stamp.
-
-    Raises:
-        UserError: there is no stamp, or it is of another version of the stage.
-    """
-    path = wanted.results.joinpath(FOLDER, *place).with_name(f"{place[-1]}.json")
-    return _read(kind, path)
-
-
-def _read(kind: type[_Spec], path: Path) -> _Spec:
-    stamp = read_stamp(path)
-    if stamp is None:
-        raise UserError(f"{path}: is missing, which says what a job was asked for. {AGAIN}")
-    try:
-        spec = kind.model_validate(stamp.spec)
-    except ValueError:
-        spec = None
-    fields = kind.model_fields
-    if spec is None or getattr(spec, "version", None) != fields["version"].default:
-        raise UserError(f"{path}: is of another version of her2. {AGAIN}")
-    return spec
-
-
-def _one(kind: type[_Spec], wanted: Wanted, place: str, apart: set[str]) -> _Spec:
-    """Return what the jobs of all buckets were asked for, which differ in nothing but `apart`."""
-    folder = wanted.results / FOLDER / place
-    found = {path: _read(kind, path) for path in sorted(folder.glob("*.json"))}
-    if not found:
-        raise UserError(f"{folder}: has no stamps of jobs. {AGAIN}")
-    first, *others = found
-    if differ := [
-        f"{path.name} and {first.name}"
-        for path in others
-        if found[path].model_dump(exclude=apart) != found[first].model_dump(exclude=apart)
-    ]:
-        raise problem_list(f"{folder}: its jobs were asked for different things. {AGAIN}", differ)
-    return found[first]
-
-
 def _covariates(wanted: Wanted) -> tuple[str, ...]:
     """Return the further columns of the manifest that the controls predict the classes from."""
     path = wanted.folder(f"{FOLDER}/control")
     path = path.with_name(f"{path.name}.json")
-    return _read(ControlSpec, path).evaluation.covariates if path.exists() else ()
+    return read_spec(ControlSpec, path).evaluation.covariates if path.exists() else ()
 
 
 def _tissue(wanted: Wanted, grid: str) -> dict[str, Any]:
@@ -251,11 +168,11 @@ def _tissue(wanted: Wanted, grid: str) -> dict[str, Any]:
     }
 
 
-def _precisions(features: Path) -> tuple[str, ...]:
+def _precisions(features: Path, buckets: Iterable[str]) -> tuple[str, ...]:
     """Return the precisions of the features, from one store of each job."""
     found = set()
-    for path in sorted(features.glob("*-of-*.json")):
-        entries = read_entries(path, FeatureEntry)
+    for bucket in buckets:
+        entries = read_entries(features / f"{bucket}.json", FeatureEntry)
         slide = next((name for name, entry in entries.items() if entry.status == "ok"), None)
         if slide is not None:
             attributes = read_attributes(features / f"{slide}.zarr.zip", entries[slide].key)
@@ -283,7 +200,7 @@ def _groupings(spec: EvaluateSpec) -> dict[str, GroupingSection]:
 
 
 def _encoder(
-    wanted: Wanted, model: FrozenModel, permitted: str | None
+    wanted: Wanted, model: FrozenModel, permitted: str | None, buckets: tuple[str, ...]
 ) -> tuple[Encoder, dict[str, Path]]:
     """Return the encoder, and the file of its weights if they may be in the bundle."""
     folder = wanted.results / "encoders" / wanted.encoder
@@ -295,7 +212,7 @@ def _encoder(
             f"{trained}. Run snakemake again."
         )
     rule = "pretrain_encoder" if card.source == "pretrain" else "materialise_encoder"
-    section = _spec(EncoderSpec, wanted, rule, wanted.encoder).encoder
+    section = spec_of(EncoderSpec, wanted, rule, wanted.encoder).encoder
     row = section.model if section.source == "catalogue" else None
     found = permission(cards, row, permitted)
     if found.allowed:
@@ -306,7 +223,7 @@ def _encoder(
         name=wanted.encoder,
         model=row or f"{card.library}/{card.architecture}",
         domain=section.domain or "none",
-        ran_in=_precisions(wanted.results / "features" / wanted.encoder),
+        ran_in=_precisions(wanted.results / "features" / wanted.encoder, buckets),
         digest=card.digest,
         revision=card.provenance.get("revision"),
         included=found.allowed,
@@ -334,12 +251,11 @@ def _fold(fold: FrozenFold, weights: str) -> Fold:
 
 
 def _hashes(wanted: Wanted, model: FrozenModel, folds: Path) -> Hashes:
-    """Return the hashes of the patients and slides that trained or tuned one of the models."""
-    table = read_result(folds)
-    if model.folds[0].run == REFIT:  # which has no test set
-        table = table.drop_nulls("label")
-    else:
-        table = table.filter(pl.col("role").is_in(["train", "tune"]))
+    """Return the hashes of the patients and slides that trained or tuned a fold's model.
+
+    They are also those that a refit learns from (`her2.mil.refit`).
+    """
+    table = read_result(folds).filter(pl.col("role").is_in(["train", "tune"]))
     slides = read_result(wanted.results / "cohort" / "slides.parquet")
     used = slides.filter(pl.col("slide_id").is_in(table["slide_id"].implode()))
     cards = lineage(wanted.results / "encoders" / wanted.encoder)

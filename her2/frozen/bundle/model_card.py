@@ -125,8 +125,8 @@ def _what(body: Body) -> str:
         "averaged"
     )  # fmt: skip
     warning = (
-        "\n\n> **Synthetic.** The slides that this model was developed on were drawn by a program.\n"
-        "> It knows nothing of tissue, and no figure here says anything about patients."
+        "\n\n> **Synthetic.** The slides of its development were drawn by a program. It knows\n"
+        "> nothing of tissue, and no figure here says anything about patients."
         if body.synthetic
         else ""
     )

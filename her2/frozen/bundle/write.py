@@ -7,6 +7,7 @@ named in it: there are no times, names of machines or paths in it, and nothing i
 import hashlib
 import logging
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Mapping
@@ -18,8 +19,9 @@ from her2.config.validation import Final
 from her2.core.errors import UserError, problem_list
 from her2.core.files import file_digest
 from her2.core.reading import write_problem
+from her2.frozen.bundle.asked import Wanted
 from her2.frozen.bundle.files import write_folder, write_zip
-from her2.frozen.bundle.gather import Wanted, gather
+from her2.frozen.bundle.gather import gather
 from her2.frozen.bundle.model_card import model_card
 from her2.frozen.bundle.read import checked
 from her2.frozen.bundle.schema import (
@@ -30,6 +32,8 @@ from her2.frozen.bundle.schema import (
     FileFacts,
 )
 from her2.frozen.bundle.seal import problems_in, sealed, to_bytes
+
+_LINE = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]{0,200}")
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +68,7 @@ def make_bundle(
             be written.
     """
     check_target(target, force)
+    _check_words({"--licence": licence, "--include-encoder": permitted or ""})
     if target.suffix == ".zip" and not zipped:
         raise UserError(f"--out {target}: would be a folder; add --zip, or leave out the .zip.")
     try:
@@ -101,6 +106,17 @@ def write_bundle(
         _remove(new)
     log.info("%s: %s", target, contents.digest)
     return contents
+
+
+def _check_words(given: Mapping[str, str]) -> None:
+    """Check that the words of who makes the bundle are short lines, as a model card shows them.
+
+    Raises:
+        UserError: it names the options.
+    """
+    wrong = [f"{name} {text[:80]!r}" for name, text in given.items() if not _LINE.fullmatch(text)]
+    if wrong:
+        raise problem_list("write one line of at most 200 characters", wrong)
 
 
 def _facts(content: bytes) -> FileFacts:

@@ -86,7 +86,7 @@ def predict(
 
         predict_slides(given, features, out, threads=threads, priors=priors)
         return
-    from her2.prediction.predict import Options, check_options, predict_raw_slides
+    from her2.prediction.options import Options, check_options
 
     options = Options(out, heatmaps, threads, scratch, form, grouping)
     place = cache or out.parent / CACHE
@@ -94,6 +94,7 @@ def predict(
 
     from her2.prediction.inputs import find_slides
     from her2.prediction.of_bundle import open_predictor
+    from her2.prediction.predict import predict_raw_slides
     from her2.prediction.progress import Progress
     from her2.storage.cache import Cache
 

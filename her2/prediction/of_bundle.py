@@ -36,8 +36,9 @@ def open_predictor(bundle: Path, encoder: Path | None, cache: Cache, *, threads:
         seed=found.tile_seed,
         max_failed_tiles=found.max_failed_tiles,
         encoder=found.encoder_folder(cache.root / ENCODERS, given=encoder),
-        judge=judge_of(found.development),
+        judge=judge_of(found.schema),
         trained_on=found.trained_on,
+        ran_in=found.schema.encoder.ran_in,
         synthetic=found.schema.synthetic,
         made_of={"bundle": found.schema.digest, "made_by_her2": found.schema.software.her2},
     )

@@ -3,36 +3,30 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
 
 import polars as pl
 
-import her2
 from her2.cohort.manifest import Cohort
 from her2.core.errors import UserError, first_line, problem_list
-from her2.core.files import atomic_path, file_digest, parse_json, write_json
-from her2.core.reading import write_problem
+from her2.core.files import write_json
 from her2.core.scratch import swept_folder
 from her2.core.sharing import make_folder
-from her2.core.tables import write_csv
 from her2.frozen.model import FrozenPrediction
-from her2.frozen.stage import predict_bag
+from her2.frozen.stage import check_rooms, predict_bag
 from her2.mil.apply import mismatches
 from her2.mil.bags import Bag
-from her2.mil.room import check_room
 from her2.prediction.herohe import chosen_grouping, herohe_table
+from her2.prediction.options import Options, write_predictions
 from her2.prediction.predictor import Predictor
 from her2.prediction.progress import Progress
-from her2.prediction.results import SLIDE, SlideResult, results_table
+from her2.prediction.record import record_of
+from her2.prediction.results import SlideResult, results_table
 from her2.prediction.slides import Prepared, prepare_slides
-from her2.slides.staging import scratch_folder
 from her2.storage.cache import Cache
 from her2.storage.features import allow_open_files, open_store
 
 log = logging.getLogger(__name__)
 
-Format = Literal["table", "herohe"]
 SLIDE_TRAINED_ON = (
     "Its content was in the training data, so the prediction is no test of the model."
 )
@@ -44,83 +38,22 @@ PRETRAINED_ON = (
     "The encoder was pre-trained on it or on a patient of its id, so the prediction is no test of "
     "the model."
 )
-SYNTHETIC = "The model was developed on slides drawn by a program and says nothing about tissue."
-"""Cautions that are not about numbers."""
+"""Cautions about the training data."""
 FOLDER = ".her2-predict-"
 """Prefix of the folder in the cache for what the stages write beside their products."""
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """What a call asks for, beside model and slides.
-
-    Attributes:
-        output: the table, .csv or .parquet (`herohe`: .csv); the record is `{stem}.json` beside it.
-        heatmaps: folder for pictures, or None for none.
-        threads: number of CPU threads.
-        scratch: folder on a local disk to which slides are copied before they are embedded.
-        form: the form of the table.
-        grouping: which one `herohe` is about, where the model has several.
-    """
-
-    output: Path
-    heatmaps: Path | None = None
-    threads: int = 1
-    scratch: str | None = None
-    form: Format = "table"
-    grouping: str | None = None
-
-    @property
-    def record(self) -> Path:
-        """Return the path of the record that lies beside the table."""
-        return self.output.with_suffix(".json")
-
-
-@dataclass(frozen=True, slots=True)
 class Predicted:
-    """A slide with what is said of it; `prediction` is None where it could not be used."""
+    """A slide with what is said of it.
+
+    `prediction` is None where it could not be used, and `precision` is that of its features.
+    """
 
     prepared: Prepared
     result: SlideResult
     prediction: FrozenPrediction | None = None
-
-
-def check_options(options: Options, cache: Path, sources: Sequence[Path] = ()) -> None:
-    """Check that everything can be written, and over nothing else, before hours of work.
-
-    `sources` are the slides that are given.
-
-    Raises:
-        UserError: a file or folder cannot be written, or the table's suffix is of another form;
-            all of it.
-    """
-    suffixes = (".csv",) if options.form == "herohe" else (".csv", ".parquet")
-    problems = []
-    if options.output.suffix not in suffixes:
-        problems.append(f"--out {options.output}: the file must be a {' or '.join(suffixes)}")
-    if options.output.is_dir():
-        problems.append(f"--out {options.output}: is a folder; name a file in it")
-    folders = {"--out": options.output.parent, "--heatmaps": options.heatmaps, "--cache": cache}
-    for option, folder in folders.items():
-        if folder is not None and (problem := write_problem(folder)):
-            problems.append(f"{option} {folder}: {problem}")
-    written = {options.output.absolute(), options.record.absolute()}
-    problems += [
-        f"{source}: would be replaced by a result; name another --out"
-        for source in sources
-        if source.absolute() in written
-    ]
-    if options.record.exists() and not _is_record(options.record):
-        problems.append(
-            f"{options.record}: exists, and is no record of an earlier call; name another --out"
-        )
-    if options.scratch is not None:
-        try:
-            scratch_folder(options.scratch)
-        except UserError as error:
-            problems.append(f"--scratch: {str(error).removeprefix('embedding.scratch: ')}")
-    if problems:
-        raise problem_list("nothing was predicted; correct first", problems)
+    precision: str | None = None
 
 
 def predict_raw_slides(
@@ -154,7 +87,7 @@ def predict_raw_slides(
     known = _trained_on(predictor, prepared)
     found = [_predict(predictor, one, cache, known.get(one.row.slide_id, ())) for one in prepared]
     table = results_table(predictor, [one.result for one in found])
-    write(table if grouping is None else herohe_table(table, grouping), options.output)
+    write_predictions(table if grouping is None else herohe_table(table, grouping), options.output)
     pictures: list[dict[str, object]] = []
     if options.heatmaps is not None:
         from her2.prediction.pictures import draw_pictures  # loads matplotlib
@@ -165,7 +98,8 @@ def predict_raw_slides(
             if one.prediction is not None
         ]
         pictures = draw_pictures(predictor, cohort, cache, drawable, options.heatmaps, progress)
-    write_json(options.record, _record(predictor, options, table, pictures))
+    precisions = sorted({one.precision for one in found if one.precision is not None})
+    write_json(options.record, record_of(predictor, options, table, precisions, pictures))
     used = [one for one in found if one.prediction is not None]
     if not used:
         raise problem_list(
@@ -173,24 +107,13 @@ def predict_raw_slides(
             [f"{one.result.slide_id}: {one.result.reason}" for one in found],
             limit=10,
         )
+    if predictor.ran_in and (other := sorted({*precisions} - {*predictor.ran_in})):
+        progress.say(
+            f"features were computed in {', '.join(other)}, those of development in "
+            f"{', '.join(predictor.ran_in)}: probabilities differ by the rounding"
+        )
     _say_what_was_done(found, options, progress)
     return table
-
-
-def _is_record(path: Path) -> bool:
-    try:
-        return {"her2", "table", "model"} <= parse_json(path.read_bytes()).keys()
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
-def write(table: pl.DataFrame, output: Path) -> None:
-    """Write a table as its suffix says."""
-    if output.suffix == ".csv":
-        write_csv(table, output)
-        return
-    with atomic_path(output) as temporary:
-        table.write_parquet(temporary)
 
 
 def _trained_on(predictor: Predictor, slides: Sequence[Prepared]) -> dict[str, tuple[str, ...]]:
@@ -225,12 +148,11 @@ def _predict(
     if entry.status != "ok" or entry.key is None:
         return left_out(entry.status, entry.reason)
     store = open_store(cache.path("features", entry.key), entry.key)
-    first = predictor.model.first
-    if problems := mismatches(store, first):
+    if problems := mismatches(store, predictor.model.first):
         return left_out("failed", "; ".join(problems))
     bag = Bag(row.slide_id, row.patient_id, entry.key, store, None)
     try:
-        check_room([bag], first.head, predictor.device)
+        check_rooms(predictor.model, [bag])
         prediction = predict_bag(predictor.model, bag)
     except UserError as error:
         return left_out("failed", first_line(error))
@@ -241,54 +163,15 @@ def _predict(
         "ok",
         tiles=len(bag),
         each=prediction.each,
-        cautions=(*cautions, *judged.sentences, *((SYNTHETIC,) if predictor.synthetic else ())),
+        cautions=(*cautions, *judged.sentences),
         percentiles=judged.percentiles,
     )
     log.info("%s: predicted %s", row.slide_id, _top(predictor, prediction))
-    return Predicted(one, result, prediction)
+    return Predicted(one, result, prediction, store.attributes.get("precision"))
 
 
 def _top(predictor: Predictor, prediction: FrozenPrediction) -> str:
     return predictor.model.task.class_names[int(prediction.probabilities.argmax())]
-
-
-def _record(
-    predictor: Predictor,
-    options: Options,
-    table: pl.DataFrame,
-    pictures: Sequence[dict[str, object]],
-) -> dict[str, Any]:
-    """Return what made the table."""
-    slides = table.filter(level=SLIDE)
-    return {
-        "her2": her2.__version__,
-        "table": {
-            "name": options.output.name,
-            "form": options.form,
-            "sha256": file_digest(options.output),
-        },
-        "model": {
-            "name": predictor.model.name,
-            "models": len(predictor.model.folds),
-            "encoder": predictor.model.first.card["encoder_digest"],
-            **predictor.made_of,
-        },
-        "tiles": {"mpp": predictor.mpp, "px": predictor.size},
-        "thresholds": [
-            {
-                "level": one.level,
-                "grouping": one.grouping,
-                f"{one.fixed} in development": one.asked,
-                "threshold": one.value,
-            }
-            for one in predictor.model.thresholds
-        ],
-        "slides": {
-            status: slides.filter(status=status).height for status in ("ok", "excluded", "failed")
-        },
-        "with_cautions": slides.filter(pl.col("cautions") != "").height,
-        **({"pictures": list(pictures)} if pictures else {}),
-    }
 
 
 def _say_what_was_done(found: Sequence[Predicted], options: Options, progress: Progress) -> None:

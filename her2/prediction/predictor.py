@@ -57,6 +57,7 @@ class Predictor:
         judge: how far a slide lies within the development cohort.
         trained_on: (patients, fingerprints) -> those that the model was trained on; None where
             that is not known.
+        ran_in: precisions of the development's features, if known.
         synthetic: whether it was developed on drawn slides.
         made_of: what the record beside the predictions says of it.
     """
@@ -71,6 +72,7 @@ class Predictor:
     encoder: Path
     judge: Judge = nothing_to_compare
     trained_on: "Callable[[Iterable[str], Iterable[str]], Seen] | None" = None
+    ran_in: tuple[str, ...] = ()
     synthetic: bool = False
     made_of: Mapping[str, Any] = field(default_factory=dict)
 

@@ -63,7 +63,10 @@ class Progress:
                 if event.cached and self._tiles:
                     self._tiles -= event.tiles
             now = self._clock()
-            if now >= self._next:
+            over = self._slides_done == self._slides or (
+                self._tiles_done and self._tiles_done == self._tiles
+            )
+            if now >= self._next and not over:
                 self._next = now + self._every
                 self.say(self.line(now))
 

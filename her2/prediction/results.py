@@ -100,7 +100,7 @@ def _slide_record(predictor: Predictor, slide: SlideResult) -> dict[str, Any]:
         "patient_id": slide.patient_id,
         "status": slide.status,
         "reason": slide.reason,
-        "cautions": " ".join(slide.cautions),
+        "cautions": " ".join(slide.cautions) or None,
         **{f"percentile_{what}": value for what, value in slide.percentiles.items()},
     }
     if slide.each is not None:
@@ -120,7 +120,7 @@ def _patient_record(
         "patient_id": patient_id,
         "status": "ok" if usable else worst,
         "reason": "; ".join(f"{slide.slide_id}: {slide.reason}" for slide in lost) or None,
-        "cautions": " ".join(_joined(slides)),
+        "cautions": " ".join(_joined(slides)) or None,
     }
     if usable:
         each = np.mean([slide.each for slide in usable if slide.each is not None], axis=0)

@@ -11,19 +11,25 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from her2.cli.main import app
+from her2.config.jobs import VERSIONS
 from her2.core.errors import UserError
 from her2.core.files import digest
 from her2.frozen.bundle.hashes import make_hashes, salt_of
 from her2.frozen.bundle.read import read_bundle
 from her2.mil.bags import Bag
+from her2.prediction.development import OTHER_STAGES, SYNTHETIC, tissue_cautions
 from her2.prediction.predict import PATIENT_TRAINED_ON, PRETRAINED_ON, SLIDE_TRAINED_ON
 from her2.slides.fingerprint import fingerprint
 from her2.storage.features import open_store
 from tests.unit.bundle_makers import Parts, parts
+from tests.unit.tile_makers import slide_facts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-LENIENT = {"options": {"min_tiles": 1, "min_tissue": 0.1}, "seed": None, "max_failed_tiles": 0.0}
+LENIENT = {
+    "options": {"min_tiles": 1, "min_tissue": 0.1}, "seed": None, "max_failed_tiles": 0.0,
+    "tissue": {"detected": 3}, "annotated": 0,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +180,45 @@ def test_the_challenges_table_is_written(
     case, soft, hard = row.split(",")
     assert case == "7"
     assert hard == str(int(float(soft) >= 0.5))
+
+
+def test_a_model_of_drawn_slides_or_of_other_stages_says_so_of_every_slide(
+    made: Parts, cache: Path, drawn_slide: Path, tmp_path: Path
+) -> None:
+    software = {**made.body.software.model_dump(), "stages": {"tile": 1, "embed": 2, "train": 3}}
+    current = {**software, "stages": dict(VERSIONS)}
+    found = []
+    for number, (synthetic, one) in enumerate(((True, current), (False, software))):
+        bundle = made.with_body(synthetic=synthetic, software=one).write(tmp_path / f"{number}")
+        assert predicted(bundle, cache, tmp_path / "out.csv", drawn_slide).exit_code == 0
+        found.append(str(slide_row(tmp_path / "out.csv")["cautions"]))
+    assert [SYNTHETIC in one for one in found] == [True, False]
+    assert [OTHER_STAGES in one for one in found] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("tissue", "annotated", "source", "regions", "words"),
+    [
+        ({"detected": 3}, 0, "detected", None, []),
+        ({"detected": 2, "mask file": 1}, 1, "mask file", 4, []),
+        ({"detected": 2, "mask file": 1}, 1, "detected", None, []),
+        ({"detected": 3}, 0, "mask file", None, ["another source (mask file) than that of all"]),
+        ({"detected": 3}, 3, "detected", None, ["from all of its tissue, in development"]),
+        ({"detected": 3}, 0, "detected", 4, ["from drawn regions, in development"]),
+        ({}, 0, "mask file", 4, []),
+    ],
+)  # fmt: skip
+def test_tissue_that_was_chosen_in_another_way_is_said_to_be(
+    made: Parts,
+    tissue: dict[str, int],
+    annotated: int,
+    source: str,
+    regions: int | None,
+    words: list[str],
+) -> None:
+    tiling = made.body.tiling.model_copy(update={"tissue": tissue, "annotated": annotated})
+    facts = slide_facts(tissue_source=source, regions=regions)
+    found = list(tissue_cautions(tiling, facts))
+    assert len(found) == len(words)
+    for one, part in zip(found, words, strict=True):
+        assert part in one

@@ -19,9 +19,12 @@ from her2.core import crashes
 from her2.core.errors import UserError
 from her2.core.files import file_digest
 from her2.embedding.stage import embed_bucket
+from her2.frozen.model import FrozenModel
 from her2.mil.bags import Bag
+from her2.prediction import predict
 from her2.prediction.inputs import find_slides
-from her2.prediction.predict import SYNTHETIC, Options, check_options, predict_raw_slides
+from her2.prediction.options import Options, check_options
+from her2.prediction.predict import predict_raw_slides
 from her2.prediction.predictor import Judgement, Predictor
 from her2.prediction.progress import Progress
 from her2.storage.cache import Cache
@@ -166,6 +169,19 @@ def test_the_record_says_what_made_the_table(
     assert record["slides"] == {"ok": 1, "excluded": 0, "failed": 0}
 
 
+def test_another_precision_than_in_development_is_said(
+    predictor: Predictor, warm_cache: Path, drawn_slide: Path, tmp_path: Path
+) -> None:
+    (store,) = (warm_cache / "features").rglob("*.zarr.zip")
+    own = open_store(store).attributes["precision"]
+    for ran_in, said in (((own, "other"), False), (("other",), True)):
+        given = replace(predictor, ran_in=ran_in)
+        _, words = run(given, find_slides([drawn_slide]), tmp_path, warm_cache)
+        assert (f"computed in {own}, those of development in other" in words) is said
+        record = json.loads((tmp_path / "out.json").read_text())
+        assert record["precisions"] == {"here": [own], "development": list(ran_in)}
+
+
 def test_csv_and_parquet_say_the_same(
     predictor: Predictor, warm_cache: Path, drawn_slide: Path, tmp_path: Path
 ) -> None:
@@ -288,9 +304,27 @@ def test_nothing_of_the_user_is_replaced(tmp_path: Path) -> None:
     check_options(Options(tmp_path / "out.csv"), tmp_path)
 
 
-def test_a_model_of_drawn_slides_says_so(
-    predictor: Predictor, warm_cache: Path, drawn_slide: Path, tmp_path: Path
+@pytest.mark.parametrize("step", ["check_rooms", "predict_bag"])
+def test_a_slide_that_the_model_cannot_predict_stops_no_other(
+    predictor: Predictor,
+    warm_cache: Path,
+    drawn_slide: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
 ) -> None:
-    given = replace(predictor, synthetic=True)
-    table, _ = run(given, find_slides([drawn_slide]), tmp_path, warm_cache)
-    assert table["cautions"].to_list() == [SYNTHETIC] * 2
+    """One is too large for the memory, or its probabilities are not finite."""
+    real = getattr(predict, step)
+
+    def refuse(model: FrozenModel, given: Bag | list[Bag]) -> object:
+        bag = given if isinstance(given, Bag) else given[0]
+        if bag.slide_id == "bad":
+            raise UserError("bad: takes more memory than there is\n  - bad: 9 GB")
+        return real(model, given)
+
+    monkeypatch.setattr(predict, step, refuse)
+    folder = copies(drawn_slide, tmp_path / "slides", "bad.svs", "good.svs")
+    table, _ = run(predictor, find_slides([folder]), tmp_path, warm_cache)
+    assert table.filter(level="slide").select("slide_id", "status", "reason").rows() == [
+        ("bad", "failed", "bad: takes more memory than there is"), ("good", "ok", None),
+    ]  # fmt: skip

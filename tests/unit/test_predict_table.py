@@ -122,10 +122,13 @@ def test_progress_counts_what_is_not_in_the_cache() -> None:
         )
         now[0] = 61.0
         count_encoded("b", 200)
+        now[0] = 1000.0  # nothing is left, so nothing is said
+        count_encoded("c", 200)
+        write_event("embedded", "b", tiles=400)
+        write_event("embedded", "c", tiles=200)
     assert said.getvalue().count("\n") == 1
-    count_encoded("b", 200)
-    write_event("embedded", "b", tiles=600)
-    assert progress.line(61.0).startswith("embedding: 1 of 3 slides, 400 of 600 tiles")
+    count_encoded("d", 200)  # of whatever comes after the stage
+    assert progress.line(1000.0) == "embedding: 3 of 3 slides, 600 of 600 tiles"
 
 
 def test_progress_of_slides_is_that_of_slides_that_took_work() -> None:

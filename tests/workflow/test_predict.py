@@ -17,7 +17,7 @@ pytestmark = pytest.mark.xdist_group("workflow")
 def test_after_a_run_predict_makes_nothing_and_says_the_same_as_its_models(
     project: Project, tmp_path: Path
 ) -> None:
-    """The mean over the folds is that of `her2 predict` with the folds' folders, but calibrated.
+    """The digits are those of `her2 predict` with the folds' folders, by a pattern of the shell.
 
     The slide that the run never saw is embedded; it was not in the training data, all others were.
     """
@@ -45,7 +45,7 @@ def test_after_a_run_predict_makes_nothing_and_says_the_same_as_its_models(
     folds = pl.read_csv(tmp_path / "folds.csv")
     assert folds["models"].to_list() == table["models"].to_list()
     assert folds["slide_id"].to_list() == table["slide_id"].to_list()
-    assert np.corrcoef(folds["prob_high"], table["prob_high"])[0, 1] > 0.9
+    np.testing.assert_allclose(folds["prob_high"], table["prob_high"], rtol=1e-9)
 
     done = command("predict", "--bundle", bundle, root / "slides/spare-a.svs", "--out", out,
                    "--cache", cache.root, "--threads", 1)  # fmt: skip

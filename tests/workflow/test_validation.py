@@ -123,4 +123,4 @@ def test_a_copied_slide_stops_the_run_with_both_names(project: Project) -> None:
     project.edit(validation={"east": {"slides": "east.csv"}})
     run = project.snakemake("results/validation/east/cohort/apart.json")
     assert run.code == 1
-    assert f"slide copy has the same content as slide {first[0]}" in run.output
+    assert f"slide copy (patient e0) has the same content as slide {first[0]}" in run.output

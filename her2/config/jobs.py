@@ -427,8 +427,8 @@ class ReportSpec(Section):
     """The report, which shows `config`.
 
     `chunks` are those of each head. `split` is True if the manifest's fixed split was used.
-    `cautions` say what may be a mistake in the manifest. `external` has the buckets of external
-    cohorts.
+    `cautions` say what may be a mistake in the manifest. `external` has the buckets of each
+    external cohort.
     """
 
     version: int = VERSIONS["report"]

@@ -153,7 +153,11 @@ def read_external(spec: ReportSpec, folder: Path) -> tuple[ExternalCohort, ...]:
     Raises:
         UserError: a table or entries file is missing or broken.
     """
-    return tuple(_cohort(spec, folder / "validation" / name, name) for name in spec.external)
+    return tuple(
+        _cohort(spec, folder / "validation" / name, name)
+        for name in spec.config.validation
+        if name in spec.external
+    )
 
 
 def truths(config: Config, name: str, columns: list[str]) -> tuple[ExternalTruth, ...]:

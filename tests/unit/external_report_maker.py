@@ -14,6 +14,7 @@ from her2.config import Config
 from her2.config.jobs import ApartSpec, ExternalSpec, ReportSpec, Truth, ValidateSpec
 from her2.core.files import write_json
 from her2.core.tables import write_table
+from her2.core.types import Floats
 from her2.evaluation.controls import covariate_models
 from her2.evaluation.external.compare import compare_external
 from her2.evaluation.external.stage import validate
@@ -223,10 +224,16 @@ class _External:
                 schema_overrides={"slide_id": pl.String, "tiles": pl.Int64, "models": pl.Int64,
                                   "distance": pl.Float64, "distance_percentile": pl.Float64},
             )  # fmt: skip
-            write_table(
-                table,
-                self.folder / "predictions" / task_name / encoder / "abmil" / "predictions",
-            )
+            each = [
+                (self.names[index], f"r0f{fold}", *_blurred(generator, mean[row], self.one.models))
+                for row, index in enumerate(usable)
+                for fold in range(self.one.models)
+            ]
+            columns = {"slide_id": pl.String, "run": pl.String}
+            columns |= {f"prob_{name}": pl.Float64 for name in names}
+            where = self.folder / "predictions" / task_name / encoder / "abmil"
+            write_table(pl.DataFrame(each, schema=columns, orient="row"), where / "each")
+            write_table(table, where / "predictions")
 
     def _evaluation(self, name: str, truth: Truth, encoder: str) -> None:
         spec = ValidateSpec(
@@ -272,3 +279,10 @@ class _External:
         write_json(heatmaps / "heatmaps.json", drawn)
         scores = [{"label": truth.truth.class_names[0], "slides": 3, "patients": 3, "note": "none"}]
         write_json(heatmaps / "tiles.json", scores)
+
+
+def _blurred(generator: np.random.Generator, mean: Floats, models: int) -> list[float]:
+    """The probabilities of one of several models; those of a single one are their mean."""
+    found = mean + (generator.random(len(mean)) / 2 if models > 1 else 0)
+    normalised: list[float] = (found / found.sum()).tolist()
+    return normalised

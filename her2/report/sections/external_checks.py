@@ -15,14 +15,15 @@ from her2.report.sections.leakage import Check
 from her2.report.sections.overlap import overlap_of
 from her2.report.tables import PageTable, TableCell, TableRow, page_table
 
-FAR = 99.0
-"""Percentile of the distances within development beyond which a slide counts as far from it."""
+FAR_PERCENT = 99.0
+"""Percentile of the distances within development beyond which a slide looks unlike them."""
 NAMED = 5
 """Slides that a caution names; the CSV file has all."""
 _USABLE = pl.col("status") == "ok"
 _SCALE = "um/px"
-_TOLERANCE = 0.01
-"""Share by which a um/px may differ from those of development: files round it differently."""
+MPP_TOLERANCE, RANGE_TOLERANCE = 0.02, 1e-5
+"""Shares by which a um/px, and another number, may lie outside of the range: scanners of one model
+differ in their um/px by less, and tiles are resampled to an exact one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ def cautions(results: Results, cohort: ExternalCohort) -> tuple[Caution, ...]:
     scale = (pl.col("mpp_x") * pl.col("mpp_y")).sqrt()
     found = [
         _numbers(_SCALE, "", *(table.select("slide_id", value=scale) for table in tables)),
-        _numbers("tissue, mm\N{SUPERSCRIPT TWO}", "",
+        _numbers("tissue area", "mm\N{SUPERSCRIPT TWO}",
                  *(table.select("slide_id", value="tissue_mm2") for table in tables)),
         *(
             _numbers("tiles", grid, *(
@@ -68,7 +69,7 @@ def cautions(results: Results, cohort: ExternalCohort) -> tuple[Caution, ...]:
             ))
             for grid in sorted(results.config.grids)
         ),
-        _vendors(*tables),
+        *(_names(name, *tables) for name in ("vendor", "scanner")),
         *(_distances(cohort, encoder) for encoder in results.config.encoders),
     ]  # fmt: skip
     return tuple(found)
@@ -93,9 +94,9 @@ def cautions_page_table(cohort: ExternalCohort, found: tuple[Caution, ...]) -> P
         ("What", "Development", "#Slides outside", "Which"),
         rows,
         "Usable slides. What the models say of a slide outside is an extrapolation, whatever the "
-        "figures of the cohort are. Distance: of the mean embedding from those of development, "
-        f"beyond {FAR:g} % of which by their own distances a slide counts as outside. All slides: "
-        "tables/external_cautions.csv.",
+        "figures of the cohort are. Appearance: distance of the mean embedding from development, "
+        f"outside beyond {FAR_PERCENT:g} % of its own slides. A um/px may differ by "
+        f"{percent(MPP_TOLERANCE)}. All slides: tables/external_cautions.csv.",
     )
 
 
@@ -224,7 +225,7 @@ def _numbers(what: str, where: str, known: pl.DataFrame, own: pl.DataFrame) -> C
     if not values:
         return Caution(what, where, "", (), len(own), "no slide of development has it")
     low, high = min(values), max(values)
-    slack = _TOLERANCE if what == _SCALE else 0.0
+    slack = MPP_TOLERANCE if what == _SCALE else RANGE_TOLERANCE
     words = f"{low:.4g} to {high:.4g}"
     far = tuple(
         Outside(what, where, slide, f"{value:.4g}", words)
@@ -234,20 +235,24 @@ def _numbers(what: str, where: str, known: pl.DataFrame, own: pl.DataFrame) -> C
     return Caution(what, where, words, far, len(rows))
 
 
-def _vendors(known: pl.DataFrame, own: pl.DataFrame) -> Caution:
-    names = sorted(known["vendor"].drop_nulls().unique())
-    words = ", ".join(names)
+def _names(what: str, known: pl.DataFrame, own: pl.DataFrame) -> Caution:
+    """Return the slides of a vendor or scanner that no slide of development is of."""
+    if what not in known.columns or not (names := sorted(known[what].drop_nulls().unique())):
+        return Caution(what, "", "", (), len(own), "not known of any slide of development")
+    if what not in own.columns:
+        return Caution(what, "", ", ".join(names), (), len(own), "not known of any slide")
+    words, given = ", ".join(names), own.select("slide_id", what).drop_nulls()
     far = tuple(
-        Outside("vendor", "", slide, vendor, words)
-        for slide, vendor in own.select("slide_id", "vendor").drop_nulls().iter_rows()
-        if vendor not in names
+        Outside(what, "", slide, value, words)
+        for slide, value in given.iter_rows()
+        if value not in names
     )
-    return Caution("vendor", "", words, far, len(own))
+    return Caution(what, "", words, far, len(given))
 
 
 def _distances(cohort: ExternalCohort, encoder: str) -> Caution:
     """Return the slides far from development by the features of an encoder."""
-    what, known = "distance of the embedding", f"up to percentile {FAR:g}"
+    what, known = "appearance", f"up to percentile {FAR_PERCENT:g}"
     rows = next(model.applied for model in cohort.models if model.encoder == encoder)
     values = rows.select("slide_id", "distance", "distance_percentile").drop_nulls()
     if len(rows) and not len(values):
@@ -256,7 +261,7 @@ def _distances(cohort: ExternalCohort, encoder: str) -> Caution:
     far = tuple(
         Outside(what, encoder, slide, f"{distance:.3g}, percentile {percentile:.4g}", known)
         for slide, distance, percentile in values.iter_rows()
-        if percentile > FAR
+        if percentile > FAR_PERCENT
     )
     return Caution(what, encoder, known, far, len(values))
 

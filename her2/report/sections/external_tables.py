@@ -64,12 +64,13 @@ def internal_page_table(results: Results, cohort: ExternalCohort, truth: str) ->
     return page_table(
         f"AUC out-of-fold and on {where(cohort, truth)}, patients",
         ("Encoder / head", "Score", "#Out-of-fold", "#External", "#External minus out-of-fold",
-         "#p", "#Patients"),
+         "#p", "#Like for like", "#p, like for like", "#Patients"),
         rows,
         "No patient is in both cohorts, so that the interval of the difference adds up those of "
         "both figures. The p values are not corrected for their number. An out-of-fold figure is "
-        "of the folds' models one by one, an external one of their mean, which is seldom worse: "
-        "what is lost may be more than the difference.",
+        "that of single models, the mean over the folds; the external one is of the mean of all "
+        "models, which exceeds it where they differ. Like for like: the mean external figure of "
+        "the single models minus the one out-of-fold.",
     )  # fmt: skip
 
 
@@ -85,7 +86,16 @@ def classes_page_table(results: Results, model: ExternalModel) -> PageTable | No
     ]  # fmt: skip
     return page_table(
         "Each score, out-of-fold and external, patients",
-        ("Metric", "#Out-of-fold", "#External", "#External minus out-of-fold", "#p", "#Patients"),
+        (
+            "Metric",
+            "#Out-of-fold",
+            "#External",
+            "#External minus out-of-fold",
+            "#p",
+            "#Like for like",
+            "#p, like for like",
+            "#Patients",
+        ),
         rows,
     )
 
@@ -188,6 +198,11 @@ def _internal_cells(
             row["note"] or "",
         ),
         p_value(row["p"]),
+        TableCell(
+            signed(row["single_difference"], sign=sign),
+            interval(row["single_low"], row["single_high"]),
+        ),
+        p_value(row["single_p"]),
         counts,
     )
 

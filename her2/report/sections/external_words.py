@@ -36,10 +36,10 @@ def internal_row(model: ExternalModel) -> dict[str, Any] | None:
 
 
 def change(row: dict[str, Any] | None) -> str:
-    """Return what the interval of a difference says of it."""
-    if row is None or row["difference"] is None or row["low"] is None:
+    """Return what the interval of the difference says, like for like: of single models."""
+    if row is None or row["single_difference"] is None or row["single_low"] is None:
         return UNKNOWN
-    return DROP if row["high"] < 0 else RISE if row["low"] > 0 else UNCLEAR
+    return DROP if row["single_high"] < 0 else RISE if row["single_low"] > 0 else UNCLEAR
 
 
 def sentences(results: Results, task_name: str) -> list[str]:
@@ -78,6 +78,10 @@ def _sentence(results: Results, cohort: ExternalCohort, truth: ExternalTruth) ->
     if top["difference"] is not None:
         ends = interval(top["low"], top["high"])
         text += f", a difference of {signed(top['difference'])} {ends}".rstrip()
+    if cohort.section.final == "folds" and top["single_difference"] is not None:
+        ends = interval(top["single_low"], top["single_high"])
+        text += f"; like for like, of single models, {signed(top['single_difference'])} {ends}"
+        text = text.rstrip()
     text += {
         DROP: ": the figure drops.",
         RISE: ": the figure rises.",

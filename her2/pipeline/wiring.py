@@ -222,6 +222,10 @@ class ResultFiles:
             return []
         return [f"{self.root}/models/{{task}}/{{encoder}}/{{head}}/refit.json".format(**wildcards)]
 
+    def refit_of_truth(self, wildcards: Wildcards) -> list[str]:
+        """Return the same for a job whose `task` is the name of a truth."""
+        return self.refit({**wildcards, "task": self._of(wildcards)})
+
     def _of(self, wildcards: Wildcards) -> str:
         return truths(self._plan.config, _name(wildcards))[wildcards["task"]].of
 

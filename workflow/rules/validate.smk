@@ -291,6 +291,7 @@ rule measure_external_attention:
     input:
         predictions=FILES.of_truth("{cohort}predictions/{of}/{encoder}/{head}/predictions.parquet"),
         evaluation=FILES.of_truth("evaluation/{of}/{encoder}/{head}/predictions.parquet"),
+        refit=FILES.refit_of_truth,
         models=FILES.chunks_of_truth("models/{of}/{encoder}/{head}/{chunk}.json"),
         cohort=f"{RESULTS}/{{cohort}}cohort/slides.parquet",
         features=FILES.each_bucket("features/{encoder}/{bucket}.json"),

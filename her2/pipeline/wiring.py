@@ -201,7 +201,7 @@ class ResultFiles:
     def of_truth(self, pattern: str) -> Callable[[Wildcards], str]:
         """Return an input function: a pattern with `{of}`, the task of which `task` is a truth."""
         return lambda wildcards: (
-            f"{self.root}/{pattern.format(**wildcards, of=self._of(wildcards))}"
+            f"{self.root}/" + pattern.format(**wildcards, of=self._of(wildcards))
         )
 
     def chunks_of_truth(self, pattern: str) -> Callable[[Wildcards], list[str]]:

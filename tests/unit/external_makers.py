@@ -18,7 +18,11 @@ from tests.unit.prediction_makers import SCORE, cohort_of, predictions
 
 GRID = "g"
 SECTION = EvaluationSection(bootstrap=100)
-STATUS = Task(label="status", classes={"negative": ["Negative"], "positive": ["Positive"]})
+STATUS = Task(
+    label="status",
+    classes={"negative": ["Negative"], "positive": ["Positive"]},
+    ordinal=True,
+)
 SAME = Truth(of="score", task=SCORE, truth=SCORE, sides=((0,), (1,), (2,), (3,)))
 BINARY = Truth(of="score", task=SCORE, truth=STATUS, sides=((0, 1), (2, 3)))
 """2+ and 3+ are positive."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score, roc_curve
 from statsmodels.stats.proportion import proportion_confint
 
-from her2.config import EvaluationSection, Task
+from her2.config import EvaluationSection, ExternalTaskSection, Task
 from her2.config.jobs import Truth
 from her2.core.errors import UserError
 from her2.evaluation.binary import binary_table
@@ -264,6 +264,20 @@ def test_a_patient_of_two_classes_has_that_of_the_rule(truth: Truth, rule: str, 
     own = found.predictions.filter(patient_id="q000")
     assert own["target"].to_list() == [expected] * 2
     assert one(found.counts, what=LEFT_OUT)["slides"] == 2 * (expected is None)
+
+
+@pytest.mark.parametrize(
+    ("positive", "ordered"), [(("2+", "3+"), True), (("3+",), True), (("0",), False)]
+)
+def test_two_sides_are_ordered_where_the_second_has_the_highest_class(
+    positive: tuple[str, ...], ordered: bool
+) -> None:
+    """So `patient_label: worst` has a meaning, and the manifest is not refused."""
+    section = ExternalTaskSection(
+        label="status", classes={"no": ["Negative"], "yes": ["Positive"]}, positive=positive
+    )
+    assert section.truth(SCORE).ordinal is ordered
+    assert not section.truth(SCORE.model_copy(update={"ordinal": False})).ordinal
 
 
 def test_a_patient_of_two_classes_is_refused_by_name() -> None:

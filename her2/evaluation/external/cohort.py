@@ -124,7 +124,7 @@ def slide_classes(
         else [None] * len(slides)
     )
     rows = list(zip(slides["slide_id"], slides["patient_id"], labels, strict=True))
-    task = _ordered(truth)
+    task = truth.truth
     found = conflicts(rows, task)
     if problem := refusal(found, task, rule):
         raise UserError(f"validation.{name}: column {task.label!r}: {problem}.")
@@ -145,16 +145,6 @@ def slide_classes(
         "step": pl.String,
     }
     return pl.DataFrame(records, schema=schema, orient="row")
-
-
-def _ordered(truth: Truth) -> Task:
-    """Return the truth as an ordered task where its classes are sides of one, lowest first.
-
-    `worst` then has a highest class also where a cohort knows only negative and positive.
-    """
-    lowest_first = list(truth.sides) == sorted(truth.sides, key=max)
-    ordinal = truth.truth.ordinal or (truth.task.ordinal and lowest_first)
-    return truth.truth.model_copy(update={"ordinal": ordinal})
 
 
 def _values(rows: pl.DataFrame, kind: str, truth: Truth) -> Floats:

@@ -40,7 +40,7 @@ FilesState = Annotated[str, Field(exclude_if=operator.not_)]
 job runs again. Empty where rules make these files."""
 
 VERSIONS = {
-    "synthetic": 2,
+    "synthetic": 3,
     "tile": 2,
     "audit": 3,
     "cohort": 2,

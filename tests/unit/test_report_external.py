@@ -1,5 +1,6 @@
 """External cohorts in the report: what the tables say, beside development, and never hidden."""
 
+import base64
 import re
 from dataclasses import replace
 from itertools import pairwise
@@ -305,6 +306,17 @@ def test_without_a_distance_the_reason_stands_in_its_place(results: Results) -> 
     assert shown.rows[0][2].note == "development has too few patients to tell"
 
 
+def test_what_all_slides_of_a_cohort_share_has_no_standardised_difference(
+    results: Results,
+) -> None:
+    """The logarithms of equal um/px are equal, and so is their mean but for its last digit."""
+    table = cohort(results, "yale").case_mix
+    row = table.row(by_predicate=pl.col("what") == "um/px", named=True)
+    assert (row["development_median"], row["external_median"]) == pytest.approx((0.25, 0.3))
+    assert row["difference"] is None
+    assert row["note"] == "no difference: all cases of a cohort are alike"
+
+
 def test_the_tables_beside_the_page_have_every_cohort_and_model(
     results: Results, folder: Path
 ) -> None:
@@ -317,6 +329,16 @@ def test_the_tables_beside_the_page_have_every_cohort_and_model(
                   for one in results.external for model in one.models}  # fmt: skip
         assert set(made) == (wanted if name != "predictions" else
                              {one for one in wanted if one[0] != "empty"})  # fmt: skip
+
+
+def test_every_figure_that_is_drawn_of_a_cohort_is_on_the_page(folder: Path, page: Page) -> None:
+    drawn = {path.stem for path in (folder / "report" / "figures").glob("yale.*.svg")}
+    assert {name.split(".")[-1] for name in drawn} == {
+        "external", "reliability", "benefit", "faithfulness"
+    }  # fmt: skip
+    uris = [a["src"] or "" for tag, a in page.elements if tag == "img"]
+    shown = [base64.b64decode(uri.split(",")[1]).decode() for uri in uris if "svg+xml" in uri]
+    assert drawn <= {text.split("<!-- ")[1].split(" -->")[0] for text in shown}
 
 
 def test_calibration_and_net_benefit_of_both_cohorts_are_in_one_figure(results: Results) -> None:

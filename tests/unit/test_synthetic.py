@@ -111,13 +111,14 @@ def test_openslide_reads_an_aperio_slide_with_exact_scale(slide_and_mask: tuple[
         assert float(slide.properties["openslide.mpp-y"]) == MPP
         assert slide.properties["openslide.objective-power"] == "20"
         assert slide.properties["aperio.Title"] == "synthetic, not a patient"
-        assert slide.level_dimensions == ((2048, 2048), (512, 512), (128, 128))
+        sides = (2048, 1024, 512, 256, 128)
+        assert slide.level_dimensions == tuple((side, side) for side in sides)
         assert "thumbnail" in slide.associated_images
 
 
 def test_levels_are_tiled_jpeg_and_carry_no_date(slide_and_mask: tuple[Path, Path]):
     with tifffile.TiffFile(slide_and_mask[0]) as tiff:
-        assert [page.is_tiled for page in tiff.pages] == [True, False, True, True]
+        assert [page.is_tiled for page in tiff.pages] == [True, False, True, True, True, True]
         for page in tiff.pages:
             assert page.compression == tifffile.COMPRESSION.JPEG
             assert not {"DateTime", "Software"} & {tag.name for tag in page.tags}

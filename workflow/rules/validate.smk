@@ -171,6 +171,7 @@ rule validate:
         each=FILES.of_truth("{cohort}predictions/{of}/{encoder}/{head}/each.parquet"),
         cohort=f"{RESULTS}/{{cohort}}cohort/slides.parquet",
         development=FILES.of_truth("evaluation/{of}/{encoder}/{head}/predictions.parquet"),
+        temperatures=FILES.of_truth("evaluation/{of}/{encoder}/{head}/temperatures.csv"),
         folds=FILES.of_truth("folds/{of}.parquet"),
         development_cohort=f"{RESULTS}/cohort/slides.parquet",
         outdated=FILES.outdated("validate"),

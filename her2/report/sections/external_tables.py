@@ -134,7 +134,8 @@ def metrics_page_table(model: ExternalModel, development: EvaluatedModel | None)
          "#External, patients", "#External, slides", "#Positive external patients"),
         rows,
         "Metrics other than AUCs depend on how frequent the classes are; compare them with those "
-        "out-of-fold only together with the case mix.",
+        "out-of-fold only together with the case mix. Brier score and log loss are with "
+        "temperature scaling on external patients, and without it out-of-fold.",
     )  # fmt: skip
 
 

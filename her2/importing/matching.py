@@ -130,7 +130,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
     def refuse(error: OSError) -> None:
         raise UserError(
-            f"{error.filename}: cannot be read ({error.strerror}), so slides in it would be missed; "
+            f"{error.filename}: cannot be read ({error.strerror}), so its slides would be missed; "
             "change its permissions or move it elsewhere."
         ) from None
 

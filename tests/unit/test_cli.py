@@ -114,6 +114,18 @@ def test_help_lists_the_stages_and_is_light():
     assert done.stderr.split() == []
 
 
+def test_listing_the_sources_is_light():
+    code = (
+        "import sys; from typer.testing import CliRunner; from her2.cli.main import app\n"
+        "assert CliRunner().invoke(app, ['import']).exit_code == 0\n"
+        f"print(*sorted({HEAVY!r} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.split() == []
+
+
 def test_the_module_runs_as_the_command_does():
     done = subprocess.run(
         [sys.executable, "-m", "her2", "--version"],

@@ -146,11 +146,11 @@ def test_only_slides_of_one_size_are_compared_by_content(tmp_path, monkeypatch):
         Image.fromarray(picture).save(tmp_path / f"{name}.bmp")
     read = []
 
-    def name(path: Path) -> str:
+    def identify(path: Path) -> str:
         read.append(path.stem)
         return path.stem
 
-    monkeypatch.setattr("her2.importing.opening.fingerprint", name)
+    monkeypatch.setattr("her2.importing.opening.fingerprint", identify)
     found = open_slides([SlideToOpen(slide_id=n, path=tmp_path / f"{n}.bmp") for n in names])
     assert sorted(read) == ["a", "copy"]
     assert [one.fingerprint for one in found] == ["a", "copy", ""]

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.stats import norm, t
 
+from benchmarks.cohorts import across_rows, alike_rows
 from benchmarks.studies import (
     SHAPES,
     batches,
@@ -412,6 +413,16 @@ PARTS: dict[str, tuple[str, Callable[[int, int], Rows]]] = {
         compared_rows,
     ),
     "power": ("Two encoders that differ: power at 5 % and coverage, in %", power_rows),
+    "cohorts": (
+        "Two cohorts with the same scores: intervals of the difference that contain 0, in % (in "
+        "brackets by Student's t and the sum of both variances)",
+        alike_rows,
+    ),
+    "across": (
+        "Models trained on one cohort, their mean read on another: coverage of the true "
+        "difference, in %",
+        across_rows,
+    ),
 }
 
 

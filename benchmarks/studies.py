@@ -7,6 +7,7 @@ once; `split` gives each study its own.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from scipy.integrate import quad
@@ -113,17 +114,24 @@ def _tied_area(shift: float) -> float:
     return float((up * (below + down / 2)).sum())
 
 
+@cache
 def _root(area: Callable[[float], float], truth: float) -> float:
     return float(brentq(lambda shift: area(shift) - truth, -8, 25))
 
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """Cross-validated models of a batch: `scores` (s, r, n, c) and the AUCs of those models for
-    unlimited new patients, averaged over the models, `truth` (s, c)."""
+    """Cross-validated models of a batch.
+
+    `scores` (s, r, n, c) are out-of-fold. `truth` (s, c) has the AUCs of the models for unlimited
+    new patients, averaged over the models. `weights` (m, s, d, c) are those of the models, whose
+    scores are linear, and `mean_truth` (s, c) has the AUCs of the mean of their scores.
+    """
 
     scores: Floats
     truth: Floats
+    weights: Floats
+    mean_truth: Floats
 
 
 def patients(target: Ints, strength: float, noise: Floats) -> Floats:
@@ -146,7 +154,8 @@ def cross_validated(
     labels = np.eye(classes)[target]
     shares = labels.mean(axis=0)
     scores = np.empty((studies, rounds, n, classes))
-    truth, models = np.zeros((studies, classes)), 0
+    truth = np.zeros((studies, classes))
+    models: list[Floats] = []
     for round_ in range(rounds):
         for fold in range(int(place.max()) + 1):
             test = place[:, round_] == fold
@@ -161,8 +170,10 @@ def cross_validated(
             found = moved @ made + prior[:, None]
             scores[:, round_][test] = found[test]
             truth += _true_areas(made, strength, shares)
-            models += 1
-    return Trained(scores, truth / models)
+            models.append(made)
+    weights = np.stack(models)
+    mean_truth = _true_areas(weights.mean(axis=0), strength, shares)
+    return Trained(scores, truth / len(models), weights, mean_truth)
 
 
 def _true_areas(made: Floats, strength: float, shares: Floats) -> Floats:

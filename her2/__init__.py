@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from her2.config import Config, load_config
     from her2.core.errors import SlideError, TileError, UserError
     from her2.encoders.stage import load_encoder
-    from her2.mil.apply import predict_slides
+    from her2.frozen.predict import predict_slides
     from her2.slides.slide import Slide
     from her2.storage.cache import Cache
     from her2.storage.features import FeatureStore, open_store
@@ -28,7 +28,7 @@ _HOMES = {
     "her2.config": ("Config", "load_config"),
     "her2.core.errors": ("SlideError", "TileError", "UserError"),
     "her2.encoders.stage": ("load_encoder",),
-    "her2.mil.apply": ("predict_slides",),
+    "her2.frozen.predict": ("predict_slides",),
     "her2.slides.slide": ("Slide",),
     "her2.storage.cache": ("Cache",),
     "her2.storage.features": ("FeatureStore", "open_store"),

@@ -334,11 +334,17 @@ def synthetic_patches(
 
 
 @synthetic_app.command("manifest")
-def synthetic_manifest(patients: int = 48, seed: int = 2411) -> None:
-    """Print the demo's slides.csv."""
-    from her2.synthetic import demo_manifest
+def synthetic_manifest(
+    patients: int = 48,
+    seed: int = 2411,
+    east: Annotated[
+        bool, typer.Option("--east", help="the other hospital's cohort, which has its own patients")
+    ] = False,
+) -> None:
+    """Print the demo's slides.csv, or its east.csv."""
+    from her2.synthetic import demo_manifest, east_manifest
 
-    rows = demo_manifest(patients, seed)
+    rows = east_manifest(seed) if east else demo_manifest(patients, seed)
     writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)

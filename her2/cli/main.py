@@ -12,9 +12,11 @@ import typer
 
 from her2 import __version__
 from her2.cli.admin import cache_app, cohort_app, config_app, synthetic_app
+from her2.cli.bundle import bundle_app
 from her2.cli.imports import import_app
 from her2.cli.inspect import explain_slide, show_status
 from her2.cli.power import show_power
+from her2.cli.predict import predict
 from her2.cli.stages import StageGroup
 from her2.core.errors import UserError
 from her2.core.events import begin_events, write_event
@@ -33,9 +35,11 @@ app.add_typer(import_app, name="import")
 app.add_typer(config_app, name="config")
 app.add_typer(cache_app, name="cache")
 app.add_typer(synthetic_app, name="synthetic")
+app.add_typer(bundle_app, name="bundle")
 app.command("status")(show_status)
 app.command("explain")(explain_slide)
 app.command("power")(show_power)
+app.command("predict")(predict)
 
 
 def main() -> None:
@@ -90,24 +94,3 @@ def encoders() -> None:
     from her2.config.catalogue import table
 
     typer.echo(table())
-
-
-@app.command()
-def predict(
-    models: Annotated[
-        list[Path], typer.Argument(help="folders of trained folds (of one task), to be averaged")
-    ],
-    features: Annotated[
-        Path, typer.Option("--features", help="folder of feature stores {slide_id}.zarr.zip")
-    ],
-    out: Annotated[Path, typer.Option("--out", help="the table, .csv or .parquet")],
-    priors: Annotated[
-        Path | None,
-        typer.Option(help="the models' priors.parquet; default: that of their results folder"),
-    ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads")] = 1,
-) -> None:
-    """Predict slides of another cohort, whose features must come from the same encoder."""
-    from her2.mil.apply import predict_slides
-
-    predict_slides(models, features, out, threads=threads, priors=priors)

@@ -93,35 +93,35 @@ STAGES = {
     ),
     "apart": (
         "her2.cohort.apart:check_apart",
-        "Validation: stop when a patient or slide is in both cohorts.",
+        "Stage 2: stop when a patient or slide is in both cohorts.",
     ),
     "similar-across": (
         "her2.cohort.similar:find_similar_across",
-        "Validation: stop when features show the same tissue in both cohorts.",
+        "Stage 2: stop when features show the same tissue in both cohorts.",
     ),
     "refit": (
         "her2.mil.refit:refit_model",
-        "Validation: train one model on all patients of the development cohort.",
+        "Stage 2: train one model on all patients of the development cohort.",
     ),
     "apply": (
         "her2.frozen.stage:apply_models",
-        "Validation: predict an external cohort by the trained models.",
+        "Stage 2: predict an external cohort by the trained models.",
     ),
     "validate": (
         "her2.evaluation.external.stage:validate",
-        "Validation: compute the metrics of a model on an external cohort.",
+        "Stage 2: compute the metrics of a model on an external cohort.",
     ),
     "external": (
         "her2.evaluation.external.compare:compare_external",
-        "Validation: compare all models on an external cohort, and its cases with development's.",
+        "Stage 2: compare all models on an external cohort, and its cases with development's.",
     ),
     "external-heatmap": (
-        "her2.explanation.external:draw_external",
-        "Validation: draw attention pictures of some external slides.",
+        "her2.explanation.external_heatmap:draw_external",
+        "Stage 2: draw attention pictures of some external slides.",
     ),
     "external-attention": (
-        "her2.explanation.external:measure_external",
-        "Validation: measure localisation and faithfulness of attention to external slides.",
+        "her2.explanation.external_attention:measure_external",
+        "Stage 2: measure localisation and faithfulness of attention to external slides.",
     ),
     "report": (
         "her2.report.build:build_report",

@@ -102,6 +102,11 @@ def identifier(cell: str) -> str:
     return cell
 
 
+def if_given(parse: Callable[[str], Value]) -> Callable[[str], Value]:
+    """Return a parser of the same cells for which a missing value is None instead of an error."""
+    return lambda cell: None if is_unknown(cell) else parse(cell)
+
+
 def slide_file(cell: str) -> str:
     """Parse the path of a slide, which is required. The cell is kept as it is written."""
     if is_unknown(cell):

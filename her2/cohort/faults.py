@@ -58,9 +58,18 @@ def few_of_a_kind(problems: Iterable[str], *, shown: int = 8) -> list[str]:
     ]
 
 
-def column_problems(sheet: Sheet, labels: Collection[str], named: Mapping[str, str]) -> list[str]:
-    """Return the columns that are missing, or that the config should not name."""
-    required = (*columns.required_columns(), *sorted(labels))
+def column_problems(
+    sheet: Sheet,
+    labels: Collection[str],
+    named: Mapping[str, str],
+    required: Collection[str] | None = None,
+) -> list[str]:
+    """Return the columns that are missing, or that the config should not name.
+
+    `required` are the columns that must be there beside the labels; default: those of every
+    manifest.
+    """
+    required = (*(required or columns.required_columns()), *sorted(labels))
     absent = [name for name in dict.fromkeys(required) if name not in sheet.header]
     problems = [
         f"column {name!r} is missing{_meant(name, sheet.header)}; the required columns are "

@@ -19,6 +19,7 @@ from her2.core.errors import UserError, problem_list
 from her2.core.sheets import Sheet, read_sheet, rows_in_words
 from her2.core.spelling import printable
 
+PATIENT = "patient_id"
 _ROW = tuple(one.name for one in fields(SlideRow))
 
 
@@ -118,6 +119,26 @@ def read_labels(
     return _cohort(slides, root, rows, problems)
 
 
+def read_slides(slides: Path, *, root: Path | None = None) -> Cohort:
+    """Read a manifest of slides to predict: without labels, and `patient_id` is optional.
+
+    A slide without a patient is its own.
+
+    Raises:
+        UserError: ids, paths or um/px have problems; the message lists all of them.
+    """
+    sheet, rows, problems = _read_rows(slides, (), {}, own_patients=True)
+    known = {column.name for column in columns.COLUMNS}
+    return _cohort(
+        slides,
+        root,
+        rows,
+        problems,
+        cautions=faults.overlooked_columns(sheet.header, known),
+        remarks=sheet.remarks,
+    )
+
+
 def _identified(row: SlideRow) -> bool:
     try:
         return bool(columns.identifier(row.slide_id) and columns.identifier(row.patient_id))
@@ -142,11 +163,17 @@ def _cohort(
 
 
 def _read_rows(
-    slides: Path, labels: Collection[str], named: Mapping[str, str], *, where: str = "cohort"
+    slides: Path,
+    labels: Collection[str],
+    named: Mapping[str, str],
+    *,
+    where: str = "cohort",
+    own_patients: bool = False,
 ) -> tuple[Sheet, list[SlideRow], list[str]]:
     """Return the manifest's sheet, its rows, and their problems but for those of labels.
 
-    Columns of `labels` and `named` may be absent from an external cohort.
+    Columns of `labels` and `named` may be absent from an external cohort. With `own_patients`, a
+    slide without a patient is its own.
 
     Raises:
         UserError: columns are missing or cannot be read, or there is no row.
@@ -158,7 +185,11 @@ def _read_rows(
     if where != "cohort":
         labels = [name for name in labels if name in sheet.header]
         named = {name: key for name, key in named.items() if name in sheet.header}
-    if wrong := [*sheet.wrong_columns, *faults.column_problems(sheet, labels, named)]:
+    required = [
+        name for name in columns.required_columns() if not (own_patients and name == PATIENT)
+    ]
+    absent = faults.column_problems(sheet, labels, named, required)
+    if wrong := [*sheet.wrong_columns, *absent]:
         found = printable(", ".join(filter(None, sheet.header))) or "(none)"
         raise problem_list(f"{slides}: found columns {found}", wrong)
     if not sheet.numbers and not sheet.wrong_rows:
@@ -167,12 +198,30 @@ def _read_rows(
     further = columns.further_columns(named, labels)
     values = {name: _parsed(sheet, name, text, problems) for name in further}
     for column in declared:
+        parse: Callable[[str], Value] = column.parse
+        if own_patients and column.name == PATIENT:
+            parse = columns.if_given(parse)
         values[column.name] = _parsed(
-            sheet, column.name, column.parse, problems, keep=column.required
+            sheet, column.name, parse, problems, keep=column.name in required
         )
+    if own_patients:
+        problems += _fill_in_patients(sheet.numbers, values)
     found_labels = {name: _parsed(sheet, name, label, problems) for name in sorted(labels)}
     rows = _rows(sheet.numbers, values, found_labels)
     return sheet, rows, [*problems, *faults.row_problems(sheet, further)]
+
+
+def _fill_in_patients(numbers: Sequence[int], values: dict[str, list[Any]]) -> list[str]:
+    """Make each slide without a patient its own, and return where other slides have that name."""
+    given, slides = values[PATIENT], values["slide_id"]
+    named = {patient for patient in given if patient is not None}
+    values[PATIENT] = [own or slide for own, slide in zip(given, slides, strict=True)]
+    return [
+        f"row {number}, column {PATIENT!r}: is empty, so slide {slide!r} would be its own "
+        "patient, but other slides have a patient of this name; enter the patient"
+        for number, own, slide in zip(numbers, given, slides, strict=True)
+        if own is None and slide in named
+    ]
 
 
 def _parsed(

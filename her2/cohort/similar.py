@@ -20,12 +20,15 @@ the demo's slides, pairs of different patients share at most 0.17 (all 1,770 of 
 its copy share 0.75 to 1.0 at JPEG quality 90 to 50, and 0.1 to 0.2 with a grid shifted by a quarter
 of a tile.
 
+An external cohort is searched for slides of the development cohort likewise: the candidates for
+each of its slides are the nearest ones of development, whatever their patients are called.
+
 The vote over shifts is that of geometric verification in image retrieval: Lowe, Distinctive image
 features from scale-invariant keypoints, IJCV 60, 2004, section 7.3.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,8 +36,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from her2.config.jobs import SimilarSpec
-from her2.core.errors import problem_list
+from her2.config.jobs import ApartSpec, SimilarSpec
+from her2.core.errors import UserError, problem_list
 from her2.core.tables import read_result, write_parquet
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, read_all_entries
@@ -99,56 +102,99 @@ def find_similar(
     Raises:
         UserError: pairs share more tiles than `folds.max_shared_tiles`; the message names them.
     """
-    patients = dict(read_result(cohort, columns=["slide_id", "patient_id"]).iter_rows())
-    entries = read_all_entries(features, spec.buckets, FeatureEntry)
-    allow_open_files(len(entries))
-    pairs = similar_pairs(list(_slides(entries, patients, cache, features)))
-    for pair in pairs[:3]:
-        log.info(
-            "%s and %s: cosine %.3f, %.0f %% of tiles shared",
-            *(pair.slide_a, pair.slide_b, pair.cosine, 100 * (pair.shared or 0)),
-        )
-    found = [pair for pair in pairs if (pair.shared or 0) > spec.max_shared_tiles]
-    if found:
-        raise problem_list(
-            f"{features.name}: slides of different patients show the same tissue by their features "
-            f"(more than folds.max_shared_tiles {spec.max_shared_tiles:g} of the tiles), so a "
-            "slide and its copy could be in different folds. Remove one row, give both the same "
-            "patient_id, or raise the limit if you have looked at the slides and they differ",
-            [
-                f"{p.slide_a} ({p.patient_a}) and {p.slide_b} ({p.patient_b}): {p.shared:.0%} of "
-                f"tiles, cosine of the means {p.cosine:.3f}"
-                for p in found
-            ],
-        )
-    columns = {"slide_a": pl.String, "slide_b": pl.String, "patient_a": pl.String,
-               "patient_b": pl.String, "cosine": pl.Float64, "shared": pl.Float64}  # fmt: skip
-    write_parquet(pl.DataFrame([asdict(pair) for pair in pairs[:SHOWN]], schema=columns), output)
+    slides = _slides(cohort, spec.buckets, cache, features)
+    pairs = similar_pairs(slides)
+    _refuse(
+        pairs,
+        spec.max_shared_tiles,
+        f"{features.name}: slides of different patients show the same tissue by their features "
+        f"({_words(spec.max_shared_tiles)}), so a slide and its copy could be in different folds. "
+        "Remove one row, give both the same patient_id, or raise the limit if you have looked at "
+        "the slides and they differ",
+    )
+    _write(pairs, output)
     return pairs
 
 
-def similar_pairs(slides: Sequence[Tissue]) -> list[Pair]:
-    """Return the candidate pairs, sorted by the share of shared tiles, the largest first."""
-    if len(slides) < 2:
+def find_similar_across(
+    spec: ApartSpec,
+    cohort: Path,
+    development_cohort: Path,
+    cache: Cache,
+    *,
+    features: Path,
+    development_features: Path,
+    output: Path,
+) -> list[Pair]:
+    """Write the most similar pairs of an external and a development slide, as Parquet.
+
+    `slide_a` and `patient_a` are of the external cohort.
+
+    Args:
+        spec: the job.
+        cohort: the audit's table of the external cohort, for the patients.
+        development_cohort: the audit's table of the development cohort.
+        cache: the cache with the feature stores.
+        features: the encoder's folder of feature entries of the external cohort.
+        development_features: that of the development cohort.
+        output: the table.
+
+    Raises:
+        UserError: pairs share more tiles than `folds.max_shared_tiles`; the message names them. Or
+            the features are not of one encoder.
+    """
+    external = _slides(cohort, spec.buckets, cache, features)
+    development = _slides(
+        development_cohort,
+        spec.development_buckets,
+        cache,
+        development_features,
+        already=len(external),
+    )
+    _check_encoders(external, development)
+    pairs = similar_pairs(external, development)
+    _refuse(
+        pairs,
+        spec.max_shared_tiles,
+        f"{features.name}: slides of validation.{spec.cohort} show the same tissue as slides of "
+        f"the development cohort by their features ({_words(spec.max_shared_tiles)}), on which the "
+        "models were trained. Remove one of each pair from its manifest, or raise the limit if you "
+        "have looked at the slides and they differ",
+    )
+    _write(pairs, output)
+    return pairs
+
+
+def similar_pairs(slides: Sequence[Tissue], others: Sequence[Tissue] | None = None) -> list[Pair]:
+    """Return the candidate pairs, sorted by the share of shared tiles, the largest first.
+
+    They are pairs of different patients or, if there are `others`, of a slide and one of these.
+    """
+    both = [*slides, *(others or ())]
+    if len(both) < 2:
         return []
-    means, mean, std = _mean_embeddings([slide.store for slide in slides])
-    owners = np.array([slide.patient_id for slide in slides])
+    means, mean, std = _mean_embeddings([slide.store for slide in both])
+    groups = (
+        np.array([slide.patient_id for slide in slides])
+        if others is None
+        else np.arange(len(both)) < len(slides)
+    )
     found = {}
     # Row by row, because all pairs of 20,000 slides take 1.6 GB.
-    for index, row in enumerate(means):
+    for index, row in enumerate(means[: len(slides)]):
         cosine = means @ row
-        cosine[owners == owners[index]] = -np.inf
+        cosine[groups == groups[index]] = -np.inf
         for other in np.argsort(-cosine)[:NEIGHBOURS]:
             if np.isfinite(cosine[other]):
                 found[min(index, int(other)), max(index, int(other))] = float(cosine[other])
     pairs = [
         Pair(
-            slide_a=slides[a].slide_id,
-            slide_b=slides[b].slide_id,
-            patient_a=slides[a].patient_id,
-            patient_b=slides[b].patient_id,
+            slide_a=both[a].slide_id,
+            slide_b=both[b].slide_id,
+            patient_a=both[a].patient_id,
+            patient_b=both[b].patient_id,
             cosine=round(value, 4),
-            shared=shared_tiles(slides[a], slides[b], mean, std),
+            shared=shared_tiles(both[a], both[b], mean, std),
         )
         for (a, b), value in sorted(found.items())
     ]
@@ -158,7 +204,7 @@ def similar_pairs(slides: Sequence[Tissue]) -> list[Pair]:
 def shared_tiles(a: Tissue, b: Tissue, mean: Floats, std: Floats) -> float | None:
     """Return the chance-corrected share of the smaller slide's probes that match the other."""
     small, large = (a, b) if len(a.store) <= len(b.store) else (b, a)
-    rows = _spaced(len(small.store), PROBES)
+    rows = spaced(len(small.store), PROBES)
     if len(rows) < LEAST_PROBES:
         return None
     probes = _unit((small.store.gather(rows).astype(np.float32) - mean) / std)
@@ -185,7 +231,7 @@ def _mean_embeddings(stores: Sequence[FeatureStore]) -> tuple[Floats, Floats, Fl
     """Return standardised unit mean embeddings (s, d), and the tiles' mean and deviation (d,)."""
     means, squares = [], []
     for store in stores:
-        rows = store.gather(_spaced(len(store), SAMPLE)).astype(np.float64)
+        rows = store.gather(spaced(len(store), SAMPLE)).astype(np.float64)
         means.append(rows.mean(axis=0))
         squares.append((rows**2).mean(axis=0))
     table = np.stack(means)
@@ -200,17 +246,67 @@ def _unit(rows: Floats) -> Floats:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
-def _spaced(count: int, wanted: int) -> NDArray[np.int64]:
+def spaced(count: int, wanted: int) -> NDArray[np.int64]:
+    """Return at most `wanted` evenly spaced of `count` row numbers, the first and last included."""
     return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(np.int64))
 
 
+def _check_encoders(external: Sequence[Tissue], development: Sequence[Tissue]) -> None:
+    found = {
+        (slide.store.attributes["encoder"]["digest"], slide.store.dimension): slide.slide_id
+        for slide in (*development, *external)
+    }
+    if len(found) > 1:
+        raise UserError(
+            "the features of both cohorts are not of one encoder, e.g. those of "
+            f"{' and '.join(found.values())}; run snakemake again, so that both are made with the "
+            "same one."
+        )
+
+
+def _refuse(pairs: Sequence[Pair], limit: float, headline: str) -> None:
+    """Log the most similar pairs, and stop if one shares more tiles than allowed."""
+    for pair in pairs[:3]:
+        log.info(
+            "%s and %s: cosine %.3f, %.0f %% of tiles shared",
+            *(pair.slide_a, pair.slide_b, pair.cosine, 100 * (pair.shared or 0)),
+        )
+    found = [pair for pair in pairs if (pair.shared or 0) > limit]
+    if found:
+        raise problem_list(
+            headline,
+            [
+                f"{p.slide_a} ({p.patient_a}) and {p.slide_b} ({p.patient_b}): {p.shared:.0%} of "
+                f"tiles, cosine of the means {p.cosine:.3f}"
+                for p in found
+            ],
+        )
+
+
+def _words(limit: float) -> str:
+    return f"more than folds.max_shared_tiles {limit:g} of the tiles"
+
+
+def _write(pairs: Sequence[Pair], output: Path) -> None:
+    columns = {"slide_a": pl.String, "slide_b": pl.String, "patient_a": pl.String,
+               "patient_b": pl.String, "cosine": pl.Float64, "shared": pl.Float64}  # fmt: skip
+    write_parquet(pl.DataFrame([asdict(pair) for pair in pairs[:SHOWN]], schema=columns), output)
+
+
 def _slides(
-    entries: dict[str, FeatureEntry], patients: dict[str, str], cache: Cache, features: Path
-) -> Iterator[Tissue]:
+    cohort: Path, buckets: Sequence[str], cache: Cache, features: Path, *, already: int = 0
+) -> list[Tissue]:
+    """Return the slides of a cohort that have features, by name; `already` others are open."""
+    patients = dict(read_result(cohort, columns=["slide_id", "patient_id"]).iter_rows())
+    entries = read_all_entries(features, buckets, FeatureEntry)
+    allow_open_files(already + len(entries))
+    found = []
     for name, entry in sorted(entries.items()):
         if entry.status != "ok" or entry.key is None:
             continue
         path = find_product(cache, "features", entry.key, features / f"{name}.zarr.zip")
         store = open_store(path)
         side = np.array(store.attributes["slide"]["level0_tile"], np.float32)
-        yield Tissue(name, patients[name], store, (read_coords(path) / side).astype(np.float32))
+        places = (read_coords(path) / side).astype(np.float32)
+        found.append(Tissue(name, patients[name], store, places))
+    return found

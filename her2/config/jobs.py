@@ -40,7 +40,7 @@ FilesState = Annotated[str, Field(exclude_if=operator.not_)]
 job runs again. Empty where rules make these files."""
 
 VERSIONS = {
-    "synthetic": 2,
+    "synthetic": 3,
     "tile": 2,
     "audit": 3,
     "cohort": 2,
@@ -149,9 +149,13 @@ class EncoderSpec(Section):
 
 
 class OverlapSpec(Section):
-    """The overlap of an encoder's pre-training data with the cohort; its table is an input file."""
+    """The overlap of an encoder's pre-training data with a cohort; its table is an input file.
+
+    `cohort` names an external one.
+    """
 
     version: int = VERSIONS["overlap"]
+    cohort: str = Field("", exclude_if=operator.not_)
     domain: Domain
     allow_overlap: bool
 
@@ -333,6 +337,11 @@ class RefitSpec(Section):
     buckets: Buckets
     seed: int
 
+    @property
+    def protocol(self) -> Protocol:
+        """Return the protocol of the folds; the published one ends with them."""
+        return "sound"
+
 
 class ApplySpec(Section):
     """The predictions of an external cohort by the frozen models of a task, encoder and head.
@@ -346,7 +355,7 @@ class ApplySpec(Section):
     task: Task
     chunks: tuple[str, ...]
     buckets: Buckets
-    development_buckets: Buckets
+    development_buckets: Buckets = ()
     max_excluded: float
     final: Final = "folds"
     seed: int
@@ -398,6 +407,7 @@ class ExternalHeatmapSpec(Section):
     version: int = VERSIONS["heatmap"]
     cohort: str
     truth: Truth
+    patient_label: PatientLabel = Field("refuse", exclude_if=lambda value: value == "refuse")
     buckets: Buckets
     slides: int
     formats: tuple[HeatmapFormat, ...]
@@ -414,6 +424,7 @@ class ExternalAttentionSpec(Section):
     version: int = VERSIONS["attention"]
     cohort: str
     truth: Truth
+    patient_label: PatientLabel = Field("refuse", exclude_if=lambda value: value == "refuse")
     chunks: tuple[str, ...]
     buckets: Buckets
     mask_classes: tuple[str, ...] = ()

@@ -159,8 +159,9 @@ class FoldsSection(Section):
     )
     max_shared_tiles: Share = Field(
         0.5,
-        description="the run stops if slides of two patients have a larger share of tiles in "
-        "common (near-identical features); 1: never",
+        description="the run stops if slides of two patients, or of an external and the "
+        "development cohort, have a larger share of tiles in common (near-identical features); "
+        "1: never",
     )
 
 

@@ -83,6 +83,10 @@ def run_name(repeat: int, fold: int, seed: int = 0) -> str:
     return f"r{repeat}f{fold}" + (f"s{seed}" if seed else "")
 
 
+REFIT = "refit"
+"""Name of the model that is trained on all patients: no run, since it tests nobody."""
+
+
 class Run(NamedTuple):
     """A trained model: a fold of a repeat, with one of the training seeds."""
 

@@ -67,7 +67,8 @@ class ExternalTaskSection(Section):
         return Task(
             label=self.label or task.label,
             classes=classes,
-            ordinal=task.ordinal and not self.positive,
+            # Of two sides the second is the higher one only if it has the highest class.
+            ordinal=task.ordinal and (not self.positive or task.class_names[-1] in self.positive),
         )
 
     def sides(self, task: Task) -> tuple[tuple[int, ...], ...]:

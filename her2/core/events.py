@@ -4,13 +4,16 @@ Beside its log `x.log` a job writes `x.jsonl`, one JSON object per event. Rules 
 log, so the job finds the file by its own stderr. Without such a log (at a terminal) nothing is
 written. Each event is one append of one line, so it survives if the job is killed right after. The
 attempts of a job that is retried follow each other, and each starts with its own `began`.
+
+A command that runs several stages itself hears their events with `hearing`.
 """
 
 import json
 import logging
 import os
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -19,14 +22,15 @@ from pydantic import TypeAdapter
 
 from her2.core.logs import redacted
 
-Kind = Literal["began", "tiled", "embedded", "trained", "left_out", "ended", "failed"]
+Kind = Literal["began", "tiled", "encoded", "embedded", "trained", "left_out", "ended", "failed"]
 """began, ended and failed concern the job; tiled, embedded and left_out one of its slides; trained
-one of its folds."""
+one of its folds. encoded is a batch of a slide's tiles, and only heard, not written."""
 
 log = logging.getLogger(__name__)
 
 _STDERR = Path("/proc/self/fd/2")
 _output: int | None = None
+_listener: "Callable[[Event], None] | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +85,36 @@ def write_event(
     The reason is `redacted`, since it may quote an address.
     """
     global _output
+    if _output is None and _listener is None:
+        return
+    event = Event(kind, name, cached, tiles, redacted(reason))
+    if _listener is not None:
+        _listener(event)
     if _output is None:
         return
-    line = json.dumps(asdict(Event(kind, name, cached, tiles, redacted(reason))))
+    line = json.dumps(asdict(event))
     try:
         os.write(_output, f"{line}\n".encode())  # one call: lines stay whole
     except OSError as error:  # a full disk: the job itself fails if it needs it
         log.warning("no more events are written, so `her2 status` is incomplete: %s", error)
         _output = None
+
+
+def count_encoded(name: str, tiles: int) -> None:
+    """Tell who hears events, if anybody does, that some tiles of a slide are encoded."""
+    if _listener is not None:
+        _listener(Event("encoded", name, tiles=tiles))
+
+
+@contextmanager
+def hearing(listener: Callable[[Event], None]) -> Iterator[None]:
+    """Call a function with each event of this process while the block runs, from any thread."""
+    global _listener
+    before, _listener = _listener, listener
+    try:
+        yield
+    finally:
+        _listener = before
 
 
 def read_events(path: Path, offset: int = 0) -> tuple[list[Event], int]:

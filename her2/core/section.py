@@ -59,7 +59,7 @@ Ordered = (BeforeValidator(_from_pairs), WrapSerializer(_to_pairs, when_used="js
 class Section(BaseModel):
     """A part of the config: immutable, and without unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     @model_validator(mode="before")
     @classmethod

@@ -1,15 +1,21 @@
 """Output tables: Parquet for programs, CSV for people and spreadsheets."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
+from numpy.typing import NDArray
 
 from her2.core.errors import UserError, first_line
 from her2.core.files import WRITTEN, atomic_path
 from her2.core.reading import ABSENT, MAKE_AGAIN, path_problem
 from her2.core.sharing import check_readable
 from her2.core.stamps import noted
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def read_result(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
@@ -28,6 +34,23 @@ def read_result(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
             problem = f"cannot be read as a table ({first_line(error)})"
     again = "Run snakemake again." if problem == ABSENT else MAKE_AGAIN
     raise UserError(f"{path}: {problem}. {again}")
+
+
+def arrow_table(columns: Mapping[str, NDArray[Any]]) -> "pa.Table":
+    """Return columns, each (n,), as an Arrow table.
+
+    `pa.table(columns)` gives the same one, but imports pandas first, where that is installed, which
+    takes as long as the rest of a short job's imports. So does pyarrow's `to_numpy`.
+    """
+    import pyarrow as pa  # not every table is an Arrow table
+
+    return pa.table({name: pl.Series(name, values).to_arrow() for name, values in columns.items()})
+
+
+def table_columns(table: "pa.Table") -> dict[str, NDArray[Any]]:
+    """Return the columns of an Arrow table, each (n,), without pandas as `arrow_table` does."""
+    found = pl.DataFrame(pl.from_arrow(table))
+    return {name: found[name].to_numpy(writable=True) for name in found.columns}
 
 
 def write_csv(table: pl.DataFrame, path: Path) -> None:

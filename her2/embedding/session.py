@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from her2.core.errors import UserError
+from her2.core.events import count_encoded
 from her2.embedding.inference import (
     Compile,
     Forward,
@@ -164,6 +165,7 @@ class Embedder:
 
     def advance(self, slide: PendingSlide, rows: int) -> None:
         """Count rows of a slide as done, and publish the slide after the last of them."""
+        count_encoded(slide.slide_id, rows)
         with slide.lock:
             slide.waiting -= rows
             done = slide.waiting == 0

@@ -174,8 +174,10 @@ def weights_digest(state: dict[str, Tensor]) -> str:
     return result.hexdigest()
 
 
-def fetch(row: CatalogueRow) -> Path:
+def fetch(row: CatalogueRow, *, revision: str | None = None) -> Path:
     """Return a row's weights file, from the Hugging Face hub or its cache on this machine.
+
+    `revision` is that of the repository, by default the present one.
 
     Raises:
         UserError: access has not been granted, or there is no network.
@@ -184,7 +186,8 @@ def fetch(row: CatalogueRow) -> Path:
     assert row.file is not None
     try:
         hub, file = row.hub, row.file
-        return Path(_retried(lambda: huggingface_hub.hf_hub_download(hub, file)))
+        download = partial(huggingface_hub.hf_hub_download, hub, file, revision=revision)
+        return Path(_retried(download))
     except huggingface_hub.errors.GatedRepoError:
         raise UserError(
             f"encoders: {row.name}: access to the weights must be requested. Request it at "

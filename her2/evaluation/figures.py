@@ -58,6 +58,15 @@ def figure_names(metrics: Sequence[Metric], task: Task) -> list[tuple[Metric, st
     return [(metric, name) for metric in metrics for name in metric.columns(task.class_names)]
 
 
+def of_one_test_set(metrics: Sequence[Metric]) -> list[Metric]:
+    """Return the metrics without those that pool test sets where another compares within them.
+
+    Of one test set both are the same figure.
+    """
+    within = {metric.one_vs_rest for metric in metrics if metric.within_folds}
+    return [one for one in metrics if one.within_folds or one.one_vs_rest not in within]
+
+
 def measure(rows: Rows, metrics: Sequence[Metric], task: Task, weights: Floats) -> Floats:
     """Return every figure of `figure_names` (b, k) for weights (b, n)."""
     if not len(rows):
@@ -174,10 +183,7 @@ def fold_figures(
         `level, run, metric, class, value, n, n_positive, note`.
     """
     records = []
-    every = metrics_in("metrics", ordinal=task.ordinal)
-    # Of one test set a pooled figure is the one within test sets.
-    within = {metric.one_vs_rest for metric in every if metric.within_folds}
-    metrics = [one for one in every if one.within_folds or one.one_vs_rest not in within]
+    metrics = of_one_test_set(metrics_in("metrics", ordinal=task.ordinal))
     for run in runs(predictions):
         tested = of_run(predictions, run, "test")
         rows = rows_of(averaged(tested, task.class_names, by=f"{level}_id"), task)

@@ -23,7 +23,7 @@ from her2.explanation.heatmap import (
     picture_scale,
     thumbnail_boxes,
 )
-from her2.explanation.tiles import NO_LABEL, UNIFORM, SlideTiles
+from her2.explanation.tiles import UNIFORM, UNKNOWN, SlideTiles
 from her2.explanation.truth import find_truth, truth_mask
 from her2.slides.slide import Slide
 
@@ -121,13 +121,11 @@ def draw_slide(tiles: SlideTiles, file: Path, drawing: Drawing, folder: Path) ->
     }
 
 
-def headline(tiles: SlideTiles) -> tuple[str, str]:
-    """Return the two lines above a slide's pictures: its name, and what was predicted by whom."""
-    scored = NO_LABEL if tiles.of.label is None else f"scored {tiles.of.label}"
-    return (
-        tiles.of.slide_id,
-        f"{scored}, predicted {tiles.predicted} (P = {max(tiles.probabilities):.2f}) {tiles.of.by}",
-    )
+def headline(tiles: SlideTiles) -> list[str]:
+    """Return the lines above a slide's pictures: its name, and what was predicted by whom."""
+    scored = UNKNOWN if tiles.of.label is None else f"scored {tiles.of.label}"
+    said = f"{scored}, predicted {tiles.predicted} (P = {max(tiles.probabilities):.2f})"
+    return [tiles.of.slide_id, *f"{said} {tiles.of.by}".split("\n")]
 
 
 def truth_words(context: FigureContext) -> str:

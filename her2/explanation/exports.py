@@ -18,6 +18,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from her2.core.files import canonical_json
+from her2.core.tables import arrow_table
 from her2.core.types import RGB
 from her2.explanation.tiles import SlideTiles
 from her2.slides.slide import Scale
@@ -73,9 +74,8 @@ def write_parquet(tiles: SlideTiles, path: Path, about: Mapping[str, object]) ->
         "height_level0_px": np.full(len(tiles), height),
         **values(tiles),
     }
-    table = pa.table({name: pa.array(column) for name, column in columns.items()})
     metadata = {METADATA_KEY: canonical_json(about)}
-    pa.parquet.write_table(table.replace_schema_metadata(metadata), path)
+    pa.parquet.write_table(arrow_table(columns).replace_schema_metadata(metadata), path)
 
 
 def rectangles(tiles: SlideTiles) -> NDArray[np.int64]:

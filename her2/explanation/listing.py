@@ -16,6 +16,9 @@ def read_heatmaps(path: Path) -> list[dict[str, object]]:
     `tiles` (their number), `um_per_px` (of the thumbnail), `files`, `tile_strip` (None without a
     strip) and an optional `note`. Paths are relative to the list's folder. The row of a slide that
     could not be read holds only `slide_id` and the `reason`.
+
+    An external slide has `models` (their number) in place of `fold`, and its `label` is None where
+    its class is not known.
     """
     found: list[dict[str, object]] = read_json(noted(path))
     return found

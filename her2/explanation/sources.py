@@ -1,7 +1,7 @@
 """Stage 2, explanation: slides of a cohort with the attention of a model that never saw them.
 
 Both cohorts are explained by the same code: a held-out slide of the development by the model of one
-fold (`held_out.py`), an external slide by all of them (`external.py`).
+fold (`held_out.py`), an external slide by all of them (`external_slides.py`).
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -36,7 +36,7 @@ OPENED = 2 * SHOWN
 """Maximum number of slides opened for one score."""
 FOLDER = "scores"
 
-_TILE_IN, _HEAD_IN, _DPI = 1.25, 0.58, 120
+_TILE_IN, _HEAD_IN, _LINE_IN, _DPI = 1.25, 0.18, 0.2, 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,19 +117,20 @@ def draw_strip(
     rows: dict[str, list[TileImage]],
     context: FigureContext,
     *,
-    headline: tuple[str, str],
+    headline: Sequence[str],
     tile_um: float,
     path: Path,
 ) -> None:
     """Write tiles as PNG, the most attended in the first row and the least in the second.
 
-    `headline` is two lines above them, and `tile_um` the side of a tile.
+    `headline` are the lines above them, and `tile_um` the side of a tile.
     """
     columns = max(1, *(len(images) for images in rows.values()))
     lines = max(len(tile.caption) for images in rows.values() for tile in images)
+    head = _HEAD_IN + _LINE_IN * len(headline)
     step = _TILE_IN + 0.18 + 0.14 * lines  # inches, with the captions
     with mpl.rc_context(STYLE):
-        size = (1.05 + columns * (_TILE_IN + 0.08), _HEAD_IN + step * len(rows) + 0.5)
+        size = (1.05 + columns * (_TILE_IN + 0.08), head + step * len(rows) + 0.5)
         size = (max(size[0], 6.6), size[1])  # room for the words
         canvas = Canvas(figsize=size, dpi=_DPI)
 
@@ -141,10 +142,12 @@ def draw_strip(
             spot = x / size[0], 1 - y / size[1]
             fit_text(canvas, spot, text, inches, va="top", **looks)
 
-        write(0.08, 0.1, headline[0], size[0] - 0.2, fontsize=9.5, fontweight="bold")
-        write(0.08, 0.3, headline[1], size[0] - 0.2, fontsize=9)
+        first, *others = headline
+        write(0.08, 0.1, first, size[0] - 0.2, fontsize=9.5, fontweight="bold")
+        for index, words in enumerate(others, start=1):
+            write(0.08, 0.1 + _LINE_IN * index, words, size[0] - 0.2, fontsize=9)
         for line, (end, images) in enumerate(rows.items()):
-            top = _HEAD_IN + line * step
+            top = head + line * step
             write(0.08, top + 0.4 * _TILE_IN, f"{end}\nattended", 0.9, fontsize=9)
             for column, tile in enumerate(images):
                 left = 1.0 + column * (_TILE_IN + 0.08)

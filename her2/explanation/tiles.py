@@ -16,8 +16,8 @@ from her2.storage.features import read_attributes, read_coords
 
 UNIFORM = "this head has no attention of its own: all tiles weigh the same"
 """The note beside pictures of heads without attention."""
-NO_LABEL = "no label"
-"""What pictures say of a slide whose label is not known."""
+UNKNOWN = "score not known"
+"""What pictures say of a slide whose class is not known or contradicts its patient's others."""
 
 
 class Explained(Protocol):
@@ -34,7 +34,10 @@ class Explained(Protocol):
 
     @property
     def by(self) -> str:
-        """Return who predicted it, to end a sentence: `by the model of fold 2, which ...`."""
+        """Return who predicted it, to end a sentence: `by the model of fold 2, which ...`.
+
+        It may be of several lines.
+        """
 
     @property
     def models(self) -> Mapping[str, object]:

@@ -5,7 +5,6 @@ Each fold's probabilities are corrected to the classes' shares in its training s
 their mean. Nothing is fitted here.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +32,11 @@ class FrozenFold:
     share: Floats
     seen: Floats
     temperature: float
+
+    def corrected(self, probabilities: NDArray[np.floating]) -> tuple[Floats, Floats]:
+        """Return probabilities (n, c) of the model, corrected: before and after the temperature."""
+        given = with_shares(np.asarray(probabilities, np.float64), self.share, self.seen)
+        return given, scale(given, self.temperature)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +109,9 @@ class FrozenModel:
         before, after, found = [], [], []
         for fold in self.folds:
             own = predict(fold.saved.model, bag)
-            given = with_shares(
-                np.asarray(own.probabilities[None], np.float64), fold.share, fold.seen
-            )
+            given, scaled = fold.corrected(own.probabilities[None])
             before.append(given[0])
-            after.append(scale(given, fold.temperature)[0])
+            after.append(scaled[0])
             found.append(own)
         each = np.stack(after)
         mean: Floats = each.mean(axis=0)
@@ -126,17 +128,3 @@ class FrozenModel:
 def _map_of(label: int, loss: str) -> int:
     """Return the map of a class; ordered classes have one per threshold between them."""
     return max(0, label - (loss == "ordinal"))
-
-
-def mean_thresholds(found: Sequence[Threshold]) -> Threshold:
-    """Return the mean of the folds' thresholds of one grouping, level and demand."""
-    first, values = found[0], [one.value for one in found]
-    return Threshold(
-        first.level,
-        first.grouping,
-        first.fixed,
-        first.asked,
-        float(np.mean(values)),
-        min(one.lowest for one in found),
-        max(one.highest for one in found),
-    )

@@ -19,7 +19,7 @@ from torch import Tensor
 from her2.config import Select
 from her2.heads import Fitted
 from her2.heads.layers import Head
-from her2.mil.selection import TuneFigures, tune_figures
+from her2.mil.selection import UNDEFINED, TuneFigures, tune_figures
 
 Floats = NDArray[np.floating]
 Labels = NDArray[np.integer]
@@ -52,6 +52,7 @@ def fit_baseline(
     classes: int,
     balanced: bool,
     select: Select = "loss",
+    kept: int | None = None,
 ) -> Baseline:
     """Fit each of a head's estimators and keep the best on the tuning set.
 
@@ -62,6 +63,7 @@ def fit_baseline(
         classes: number of classes.
         balanced: whether each class weighs the same in the fit; otherwise each slide does.
         select: criterion by which the best model is picked on the tuning set.
+        kept: the estimator that is kept whatever the tuning set says, which may then be empty.
 
     Raises:
         ValueError: a class is absent from the training set.
@@ -75,17 +77,28 @@ def fit_baseline(
         raise ValueError(f"no slide of class {absent} in the training set")
     # float64, because a mean over thousands of tiles varies little from slide to slide.
     scaler = StandardScaler().fit(np.asarray(x, np.float64))
-    x, x_tune = (scaler.transform(np.asarray(part, np.float64)) for part in (x, x_tune))
+    x = scaler.transform(np.asarray(x, np.float64))
+
+    def tuned(model: Any) -> TuneFigures:
+        if len(y_tune) == 0:
+            return UNDEFINED
+        given = model.predict_proba(scaler.transform(np.asarray(x_tune, np.float64)))
+        return tune_figures(given, y_tune.tolist())
+
     models, candidates = head.estimators(balanced=balanced), []
     for model in models:
         model.fit(x, y)
         candidates.append(
             Candidate(
                 train_loss=float(log_loss(y, model.predict_proba(x), labels=range(classes))),
-                tune=tune_figures(model.predict_proba(x_tune), y_tune.tolist()),
+                tune=tuned(model),
             )
         )
-    best = max(range(len(models)), key=lambda index: candidates[index].tune.rank(select))
+    best = (
+        max(range(len(models)), key=lambda index: candidates[index].tune.rank(select))
+        if kept is None
+        else kept
+    )
     return Baseline(
         head=_network(head, models[best], classes),
         mean=torch.tensor(scaler.mean_, dtype=torch.float32),

@@ -4,7 +4,8 @@ The folder holds `model.safetensors`, `card.json` (written last), `history.parqu
 slides that the fold held out `predictions.parquet`, `attention.parquet` and, where a head has
 several maps or contributions of tiles, `maps.safetensors`. `tune.parquet` has the predictions for
 the tuning set, on which temperatures and thresholds are fitted. A search adds `trials.parquet`.
-`identity.json` says what determined the fold and what it read (`her2.storage.fold_files`).
+`identity.json` says what determined the fold and what it read (`her2.storage.fold_files`). A model
+of all patients (`her2.mil.refit`) has the same files, without held-out slides.
 """
 
 import json
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from her2.config import KEEP_ORDER, HeadSection, Task
-from her2.config.jobs import TrainSpec
+from her2.config.jobs import RefitSpec, TrainSpec
 from her2.core.errors import UserError, first_line
 from her2.core.files import canonical_json, digest, file_digest
 from her2.core.reading import MAKE_AGAIN
@@ -86,7 +87,7 @@ class SavedModel:
         return _HEAD.validate_python(self.card["head"])
 
 
-def write_fold(folder: Path, spec: TrainSpec, fold: Fold) -> None:
+def write_fold(folder: Path, spec: TrainSpec | RefitSpec, fold: Fold) -> None:
     """Predict the held-out slides, and write all files of the fold, the card last."""
     held_out = sorted([*fold.parts["test"], *fold.parts["predict"]], key=lambda bag: bag.slide_id)
     _write_predictions(folder, spec, fold.trained.model, held_out)
@@ -108,7 +109,7 @@ def write_fold(folder: Path, spec: TrainSpec, fold: Fold) -> None:
     write_fold_card(folder, _card(spec, fold))
 
 
-def _card(spec: TrainSpec, fold: Fold) -> dict[str, Any]:
+def _card(spec: TrainSpec | RefitSpec, fold: Fold) -> dict[str, Any]:
     """Return the identity of a model, and the facts that a slide must match to be predicted."""
     trained, parts = fold.trained, fold.parts
     store = parts["train"][0].store
@@ -179,13 +180,7 @@ def load_model(folder: Path, device: torch.device) -> SavedModel:
         card = read_fold_card(folder)
         if file_digest(folder / MODEL_NAME) != card["files"][MODEL_NAME]:
             raise ValueError(f"{MODEL_NAME} does not match its card")
-        head: HeadSection = _HEAD.validate_python(card["head"])
-        classes, dimension = len(Task.model_validate(card["task"]).classes), card["dimension"]
-        module = head.build(dimension, output_count(card["loss"], classes))
-        blank = torch.zeros(dimension)
-        precision = card["training"]["precision"]
-        model = Model(module, blank, blank.clone(), card["loss"], precision)
-        model.load_state_dict(safetensors.torch.load_file(folder / MODEL_NAME))
+        model = build_model(card, safetensors.torch.load_file(folder / MODEL_NAME))
     except safetensors.SafetensorError as error:
         raise UserError(f"{folder / MODEL_NAME}: cannot be read ({error}).") from None
     except Exception as error:  # of a card, or of tensors, that somebody else made
@@ -194,8 +189,24 @@ def load_model(folder: Path, device: torch.device) -> SavedModel:
     return SavedModel(folder, model.to(device).eval(), card)
 
 
+def build_model(card: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> Model:
+    """Build the model of a card, with its weights, on the CPU.
+
+    Raises:
+        Exception: of any type, for a card or tensors that somebody else made.
+    """
+    head: HeadSection = _HEAD.validate_python(card["head"])
+    classes, dimension = len(Task.model_validate(card["task"]).classes), card["dimension"]
+    module = head.build(dimension, output_count(card["loss"], classes))
+    blank = torch.zeros(dimension)
+    precision = card["training"]["precision"]
+    model = Model(module, blank, blank.clone(), card["loss"], precision)
+    model.load_state_dict(state)
+    return model
+
+
 def _write_predictions(
-    folder: Path, spec: TrainSpec, model: Model, held_out: Sequence[Bag]
+    folder: Path, spec: TrainSpec | RefitSpec, model: Model, held_out: Sequence[Bag]
 ) -> None:
     rows, attention, maps = [], [], {}
     for bag in held_out:
@@ -214,7 +225,7 @@ def _write_predictions(
 
 
 def _probability_table(
-    spec: TrainSpec, rows: Sequence[tuple[Bag, NDArray[np.floating[Any]]]]
+    spec: TrainSpec | RefitSpec, rows: Sequence[tuple[Bag, NDArray[np.floating[Any]]]]
 ) -> pl.DataFrame:
     """Return a table of `slide_id, patient_id, prob_<class>`."""
     # With explicit types, because a role can be left without a usable slide.
@@ -224,7 +235,7 @@ def _probability_table(
     return pl.DataFrame(records, schema=columns, orient="row")
 
 
-def _write_random_bags(folder: Path, spec: TrainSpec, fold: Fold) -> None:
+def _write_random_bags(folder: Path, spec: TrainSpec | RefitSpec, fold: Fold) -> None:
     """Write `bags.parquet`: predictions of random bags, whose AUC arXiv 2411.05028 reports."""
     test = fold.parts["test"]
     if not test:

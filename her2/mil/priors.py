@@ -71,21 +71,29 @@ def seen_shares(slides: Ints, training: ClassBalance) -> Floats:
     return seen
 
 
-def read_priors(path: Path) -> dict[str, tuple[Floats, Floats]]:
-    """Read a table `priors`: key of a model -> its `share` and `seen`, each (c,).
+def prior_table(path: Path) -> pl.DataFrame:
+    """Read a table `priors`: the columns of `PRIORS`.
 
     Raises:
         UserError: the file cannot be read, or is not such a table.
     """
     try:
-        table = read_result(path).select(list(PRIORS)).cast(pl.Schema(PRIORS))
+        return read_result(path).select(list(PRIORS)).cast(pl.Schema(PRIORS))
     except (UserError, pl.exceptions.PolarsError) as error:
         why = str(error).removeprefix(f"{path}: ")
         raise UserError(
             f"{path}: is not a table `priors` of her2 evaluate ({why}); give the priors.parquet "
             "in results/evaluation/TASK/ENCODER/HEAD."
         ) from None
-    parts = table.partition_by("key", as_dict=True, maintain_order=True)
+
+
+def read_priors(path: Path) -> dict[str, tuple[Floats, Floats]]:
+    """Read a table `priors`: key of a model -> its `share` and `seen`, each (c,).
+
+    Raises:
+        UserError: the file cannot be read, or is not such a table.
+    """
+    parts = prior_table(path).partition_by("key", as_dict=True, maintain_order=True)
     return {
         str(key): (own["share"].to_numpy(), own["seen"].to_numpy()) for (key,), own in parts.items()
     }

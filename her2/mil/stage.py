@@ -66,11 +66,11 @@ def train_folds(
         limit=spec.max_excluded,
         where=f"features in {features}",
     )
-    bags = _open_bags(table, entries, cache, features)
+    bags = open_bags(table, entries, cache, features)
     check_dimensions(list(bags.values()))  # with the held-out slides, which training would not read
     device = pick_device(threads)
     check_room(list(bags.values()), spec.head, device)
-    _repeatable(device)
+    repeatable(device)
     problems = _problems(spec, table, bags)
     found: dict[str, FoldEntry] = {}
     for run in spec.runs:
@@ -82,7 +82,7 @@ def train_folds(
             found[name] = _without_model(parts, reason)
             shutil.rmtree(output.parent / name, ignore_errors=True)  # links of another training
             continue
-        identity, made = _look_up(spec, cache, parts, run)
+        identity, made = look_up(cache, fold_identity(spec, parts, run), rows_of(parts), name)
         key = digest(identity)
         if made is None:
             with blamed_on(name):
@@ -97,7 +97,7 @@ def train_folds(
             log.info("%s: from the cache", name)
             write_event("trained", name, cached=True)
         found[name] = read_entry(cache.path("models", key))
-        _link_all(cache.path("models", key), output.parent / name)
+        link_all(cache.path("models", key), output.parent / name)
     write_entries(output, found)
     return found
 
@@ -174,7 +174,7 @@ def training_seed(seed: int, run: Run) -> int:
     return int(digest([seed, *run.identity])[:8], 16)
 
 
-def _link_all(product: Path, folder: Path) -> None:
+def link_all(product: Path, folder: Path) -> None:
     """Link a fold's files into its folder, and remove those of a fold that had this name before."""
     items = {item.name: item for item in product.iterdir()}
     for old in folder.iterdir() if folder.is_dir() else ():
@@ -190,7 +190,7 @@ def checkpoint_path(cache: Cache, key: str, trial: int = 0) -> Path:
     return product.with_name(f".checkpoint.tmp.{key}-{trial}.safetensors")
 
 
-def _repeatable(device: torch.device) -> None:
+def repeatable(device: torch.device) -> None:
     """Make sums on a GPU run in a fixed order, as they always do on a CPU."""
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -223,8 +223,8 @@ def rows_of(parts: dict[str, list[Bag]]) -> ReadRows:
     return {bag.slide_id: bag.read for bags in parts.values() for bag in bags}
 
 
-def _look_up(
-    spec: TrainSpec, cache: Cache, parts: dict[str, list[Bag]], run: Run
+def look_up(
+    cache: Cache, identity: dict[str, Any], read: ReadRows, name: str
 ) -> tuple[dict[str, Any], Path | None]:
     """Return the identity of a fold, and its product if the cache has it.
 
@@ -233,17 +233,16 @@ def _look_up(
     The key of a store does not tell which of its tiles could be read. After a retry, the cache may
     hold a fold of fewer tiles under the same key, which stays valid for what it read.
     """
-    identity, read = fold_identity(spec, parts, run), rows_of(parts)
     path = trusted(cache, "models", digest(identity))
     before = rows_read(path) if path else None
     if before is None or same_rows(before, read):
         return identity, path
-    log.info("%s: the cache has it from other tiles of its slides", run.name)
+    log.info("%s: the cache has it from other tiles of its slides", name)
     identity = {**identity, "read": read}
     return identity, trusted(cache, "models", digest(identity))
 
 
-def _open_bags(
+def open_bags(
     table: pl.DataFrame, entries: dict[str, FeatureEntry], cache: Cache, features: Path
 ) -> dict[str, Bag]:
     """Return the bags of the slides that have features, by slide id."""

@@ -62,6 +62,7 @@ def train_fold(
     seed: int,
     device: torch.device,
     keep_last: bool = False,
+    kept: int | None = None,
     checkpoint: Path | None = None,
 ) -> Trained:
     """Train on the training set until predictions for the tuning set stop improving.
@@ -75,6 +76,8 @@ def train_fold(
         seed: seed of weights, draws and dropout.
         device: device to train on.
         keep_last: train all epochs and keep the last; the tuning set may then be empty.
+        kept: with `keep_last`, the epoch (from 0) that is the last, or the estimator of a fitted
+            head that is kept. The learning rate falls over `training.epochs` all the same.
         checkpoint: file to resume from if it exists, written after every epoch. When training
             fails, it still holds the last good epoch.
 
@@ -86,7 +89,7 @@ def train_fold(
         raise UserError(f"{problem}.")
     dimension = check_dimensions([*train, *tune])
     if isinstance(head, Fitted):
-        return _fit_baseline(train, tune, head, training, len(class_names), device)
+        return _fit_baseline(train, tune, head, training, len(class_names), device, kept)
     torch.manual_seed(seed)
     mean, std = torch.zeros(dimension), torch.ones(dimension)
     if training.standardise:
@@ -121,7 +124,7 @@ def train_fold(
         optimiser,
         run_epoch,
         rank=None if keep_last else lambda epoch: epoch.tune.rank(training.select),
-        epochs=training.epochs,
+        epochs=training.epochs if kept is None else kept + 1,
         patience=None if keep_last else training.patience,
         checkpoint=_checkpoint(checkpoint, [*train, *tune]) if checkpoint else None,
     )
@@ -163,12 +166,13 @@ def _fit_baseline(
     training: TrainingSection,
     classes: int,
     device: torch.device,
+    kept: int | None,
 ) -> Trained:
     """Fit a classifier of mean embeddings; each estimator counts as an epoch of the history."""
 
     def part(bags: Sequence[Bag]) -> tuple[np.ndarray, np.ndarray]:
         means = [bag.store.all().mean(axis=0, dtype=np.float64) for bag in bags]
-        return np.stack(means), np.array([bag.label for bag in bags])
+        return np.array(means), np.array([bag.label for bag in bags])
 
     fit = fit_baseline(
         part(train),
@@ -177,6 +181,7 @@ def _fit_baseline(
         classes=classes,
         balanced=training.balance in ("sampling", "loss"),
         select=training.select,
+        kept=kept,
     )
     history = tuple(Epoch(i, 0.0, c.train_loss, c.tune) for i, c in enumerate(fit.candidates))
     model = Model(fit.head, fit.mean, fit.std).to(device).eval()

@@ -210,6 +210,7 @@ def external_heatmap_spec(plan: Plan, part: str, truth: str) -> str:
         jobs.ExternalHeatmapSpec(
             cohort=Path(part).name,
             truth=truths(plan.config, Path(part).name)[truth],
+            patient_label=plan.config.cohort.patient_label,
             buckets=own.buckets,
             slides=plan.config.heatmaps.slides,
             formats=plan.config.heatmaps.formats,
@@ -229,6 +230,7 @@ def external_attention_spec(plan: Plan, part: str, truth: str) -> str:
         jobs.ExternalAttentionSpec(
             cohort=name,
             truth=truths(plan.config, name)[truth],
+            patient_label=plan.config.cohort.patient_label,
             chunks=tuple(plan.chunks),
             buckets=own.buckets,
             mask_classes=plan.config.cohort.mask_classes,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from her2.core.pace import duration
 from her2.pipeline.status import JobProgress, Stage
 
 
@@ -26,13 +27,6 @@ def stage_line(stage: Stage, now: float) -> str:
     if left is not None and stage.count("done") < len(stage.jobs):
         parts.append(f"{duration(left)} left")
     return f"{stage.rule}: {', '.join(parts)}"
-
-
-def duration(seconds: float) -> str:
-    """Return `40 s`, `8 min` or `3.5 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def failure_lines(failed: Iterable[JobProgress]) -> list[str]:

@@ -139,7 +139,11 @@ class Plan(Layout):
         """Return the spec of the overlap audit of one encoder."""
         encoder = self.config.encoders[name]
         return jobs.dump(
-            jobs.OverlapSpec(domain=encoder.domain or "none", allow_overlap=encoder.allow_overlap)
+            jobs.OverlapSpec(
+                domain=encoder.domain or "none",
+                allow_overlap=encoder.allow_overlap,
+                cohort=Path(self.part).name,
+            )
         )
 
     def patches_spec(self, kind: str) -> str:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from her2.core.events import Event, events_path, read_events
 from her2.core.files import parse_json
+from her2.core.pace import seconds_left
 from her2.pipeline.endings import last_line
 from her2.pipeline.record import Job, RunRecord
 
@@ -86,9 +87,7 @@ class Stage:
             done, total = self.tiles
         elif self.slides[1]:  # the tiles of some jobs are not cut yet
             done, total = self.slides
-        if began is None or not done:
-            return None
-        return max(0.0, now - began) * (total - done) / done  # the job's clock may be ahead
+        return None if began is None else seconds_left(now - began, done, total)
 
 
 class RunProgress:

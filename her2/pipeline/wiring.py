@@ -201,8 +201,16 @@ class ResultFiles:
     def of_truth(self, pattern: str) -> Callable[[Wildcards], str]:
         """Return an input function: a pattern with `{of}`, the task of which `task` is a truth."""
         return lambda wildcards: (
-            f"{self.root}/{pattern.format(**wildcards, of=self._of(wildcards))}"
+            f"{self.root}/" + pattern.format(**wildcards, of=self._of(wildcards))
         )
+
+    def chunks_of_truth(self, pattern: str) -> Callable[[Wildcards], list[str]]:
+        """Return an input function: a pattern as in `of_truth`, for every chunk of folds."""
+        names = self._plan.chunks
+        return lambda wildcards: [
+            f"{self.root}/" + pattern.format(**wildcards, of=self._of(wildcards), chunk=chunk)
+            for chunk in names
+        ]
 
     def truth_folder(self, pattern: str) -> Callable[[Wildcards, object], str]:
         """Return an untracked parameter: a folder by a pattern with `{of}`, as in `of_truth`."""
@@ -213,6 +221,10 @@ class ResultFiles:
         if self._plan.config.validation[_name(wildcards)].final != "refit":
             return []
         return [f"{self.root}/models/{{task}}/{{encoder}}/{{head}}/refit.json".format(**wildcards)]
+
+    def refit_of_truth(self, wildcards: Wildcards) -> list[str]:
+        """Return the same for a job whose `task` is the name of a truth."""
+        return self.refit({**wildcards, "task": self._of(wildcards)})
 
     def _of(self, wildcards: Wildcards) -> str:
         return truths(self._plan.config, _name(wildcards))[wildcards["task"]].of

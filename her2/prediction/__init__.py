@@ -1,1 +1,1 @@
-"""From slide files to a table: raw slides through a bundle of trained models."""
+"""Raw slides to scores: `her2 predict --bundle`, in one command and without a workflow."""

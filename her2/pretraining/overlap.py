@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """The overlap of an encoder's pre-training data with the labelled patients of the cohort.
+    """The overlap of an encoder's pre-training data with the labelled patients of a cohort.
 
     `known` is false where the data show tissue but name neither cases nor slides, so that the
     overlap cannot be determined (photographs show no patients). `patients` are those of the cohort
@@ -33,7 +33,7 @@ class Overlap:
 
 
 def audit_overlap(spec: OverlapSpec, encoder: Path, cohort: Path, output: Path) -> Overlap:
-    """Write the overlap of one encoder as JSON.
+    """Write the overlap of one encoder with a cohort, which may be an external one, as JSON.
 
     Args:
         spec: the job's spec.
@@ -43,7 +43,8 @@ def audit_overlap(spec: OverlapSpec, encoder: Path, cohort: Path, output: Path) 
 
     Raises:
         UserError: patients overlap and the encoder does not set `allow_overlap: true`. Every
-            labelled patient is in the test set of some fold, so any overlap leaks.
+            labelled patient is in the test set of some fold, or of an external cohort, so any
+            overlap leaks.
     """
     cards = lineage(encoder)
     found: dict[str, str] = {}
@@ -51,17 +52,20 @@ def audit_overlap(spec: OverlapSpec, encoder: Path, cohort: Path, output: Path) 
     for card in cards:
         found = find_overlap(card, table) | found
     if found and not spec.allow_overlap:
+        here = f"validation.{spec.cohort}" if spec.cohort else "this cohort"
+        apart = ", remove them from its manifest" if spec.cohort else ""
         raise problem_list(
-            f"{encoder.name}: its pre-training data contain patients that this cohort tests on, "
-            "so its figures would be too good. Pre-train without them, or set "
+            f"{encoder.name}: its pre-training data contain patients that {here} tests on, "
+            f"so its figures would be too good. Pre-train without them{apart}, or set "
             "`allow_overlap: true` for the encoder to have all of its figures marked",
             [f"patient {patient}: {reason}" for patient, reason in sorted(found.items())],
         )
     if found:
         log.warning(
-            "%s: its pre-training data contain %d patients of the cohort, as `allow_overlap: true` "
-            "permits",
-            *(encoder.name, len(found)),
+            "%s: its pre-training data contain patients of %s (%d), which `allow_overlap` permits",
+            encoder.name,
+            f"validation.{spec.cohort}" if spec.cohort else "the cohort",
+            len(found),
         )
     result = Overlap(
         known=spec.domain in ("natural", "none")
@@ -92,12 +96,13 @@ def find_overlap(card: EncoderCard, cohort: pl.DataFrame) -> dict[str, str]:
 
     A case id matches a patient id or a slide id that a person would take for the same
     (`her2.core.spelling.folded_id`). Only patients with a label count, since no one is tested on
-    the others.
+    the others; an external cohort may have no label at all.
     """
     cases = {folded_id(case): case for case in _cases(card)}
     fingerprints = set(_fingerprints(card))
     labels = [name for name in cohort.columns if name.startswith("label_")]
-    labelled = cohort.filter(pl.any_horizontal(pl.col(name).is_not_null() for name in labels))
+    given = [pl.col(name).is_not_null() for name in labels]
+    labelled = cohort.filter(pl.any_horizontal(*given, pl.lit(False)))
     found: dict[str, str] = {}
     rows = labelled.select("patient_id", "slide_id", "fingerprint").sort("slide_id")
     for patient, slide, fingerprint in rows.iter_rows():

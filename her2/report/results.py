@@ -10,12 +10,19 @@ import polars as pl
 from her2.cohort.audit import read_cohort_table
 from her2.config import Config, Task
 from her2.config.jobs import ReportSpec
-from her2.core.errors import UserError
 from her2.core.plot_style import FigureContext
 from her2.core.tables import read_result
 from her2.encoders.card import EncoderCard, read_card
-from her2.explanation.listing import read_heatmaps
-from her2.pretraining.overlap import Overlap, read_overlap
+from her2.pretraining.overlap import Overlap
+from her2.report.external_results import ExternalCohort, read_external
+from her2.report.reading import (
+    ATTENTION,
+    by_task,
+    heatmap_list,
+    overlaps,
+    present,
+    store_receipts,
+)
 from her2.storage.entries import (
     FeatureEntry,
     FoldEntry,
@@ -51,14 +58,6 @@ CONTROLS = (
     "within",
 )
 """Tables of the controls of one model."""
-ATTENTION = (
-    "localisation",
-    "localisation_summary",
-    "faithfulness",
-    "faithfulness_summary",
-    "agreement",
-)
-"""Tables of one model's attention."""
 RECEIPTS = 200
 """Approximate number of stores per encoder whose receipts are read."""
 
@@ -125,7 +124,7 @@ class Results:
     task with one encoder and head has no comparison. `receipts` are by encoder and describe how the
     features of some slides were made, see `her2.embedding.stage.receipt`. `similar` are pairs of
     slides by encoder, and `folds` are by task. `split` is true where the manifest's fixed split was
-    used. `cautions` say what may be a mistake in the manifest.
+    used. `cautions` say what may be a mistake in the manifest. `external` are the external cohorts.
     """
 
     config: Config
@@ -148,6 +147,7 @@ class Results:
     folds: Mapping[str, pl.DataFrame]
     split: bool
     cautions: tuple[str, ...]
+    external: tuple[ExternalCohort, ...] = ()
 
     @property
     def synthetic(self) -> bool:
@@ -180,7 +180,7 @@ def read_results(spec: ReportSpec, folder: Path) -> Results:
         name: read_all_entries(folder / "features" / name, spec.buckets, FeatureEntry)
         for name in config.encoders
     }
-    receipts = {name: _receipts(spec, folder / "features" / name) for name in features}
+    receipts = {name: store_receipts(spec.buckets, folder / "features" / name) for name in features}
     cards = {name: read_card(folder / "encoders" / name) for name in config.encoders}
     return Results(
         config=config,
@@ -201,48 +201,23 @@ def read_results(spec: ReportSpec, folder: Path) -> Results:
             for encoder in config.encoders
             for head in config.heads
         ),
-        overlaps=_overlaps(config, folder),
+        overlaps=overlaps(config, folder),
         pretraining={
             name: read_result(path)
             for name, card in cards.items()
             if card.source == "pretrain"
             and (path := folder / "encoders" / name / "history.parquet").exists()
         },
-        comparisons=_by_task(folder / "evaluation" / "comparison.parquet"),
-        statements=_by_task(folder / "evaluation" / "statement.parquet"),
-        selections=_by_task(folder / "evaluation" / "selection.parquet"),
-        picks=_by_task(folder / "evaluation" / "picks.parquet"),
-        similar=_present({n: folder / "features" / n / "similar.parquet" for n in config.encoders}),
-        folds=_present({task: folder / "folds" / f"{task}.parquet" for task in config.tasks}),
+        comparisons=by_task(folder / "evaluation" / "comparison.parquet"),
+        statements=by_task(folder / "evaluation" / "statement.parquet"),
+        selections=by_task(folder / "evaluation" / "selection.parquet"),
+        picks=by_task(folder / "evaluation" / "picks.parquet"),
+        similar=present({n: folder / "features" / n / "similar.parquet" for n in config.encoders}),
+        folds=present({task: folder / "folds" / f"{task}.parquet" for task in config.tasks}),
         split=spec.split,
         cautions=spec.cautions,
+        external=read_external(spec, folder),
     )
-
-
-def _present(paths: Mapping[str, Path]) -> dict[str, pl.DataFrame]:
-    return {name: read_result(path) for name, path in paths.items() if path.exists()}
-
-
-def _overlaps(config: Config, folder: Path) -> dict[str, Overlap]:
-    found = {}
-    for name in config.encoders:
-        path = folder / "encoders" / name / "overlap.json"
-        if path.exists():
-            try:
-                found[name] = read_overlap(path)
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise _broken(path, error) from None
-    return found
-
-
-def _by_task(path: Path) -> dict[str, pl.DataFrame]:
-    """Return the rows of each task; a task with a single model has no comparison."""
-    if not path.exists():
-        return {}
-    parts = read_result(path).partition_by(
-        "task", as_dict=True, include_key=False, maintain_order=True
-    )
-    return {str(task): table for (task,), table in parts.items()}
 
 
 def _model(
@@ -269,29 +244,11 @@ def _model(
         attention={name: read_result(attention / f"{name}.parquet") for name in ATTENTION},
         folds=folds,
         histories={run: read_result(path) for run, path in histories.items() if path.exists()},
-        heatmaps=_heatmaps(heatmaps / "heatmaps.json"),
-        scores=_heatmaps(heatmaps / "tiles.json"),
+        heatmaps=heatmap_list(heatmaps / "heatmaps.json"),
+        scores=heatmap_list(heatmaps / "tiles.json"),
         pictures=heatmaps,
         untrained=untrained_folds(models, chunks),
     )
-
-
-def _receipts(spec: ReportSpec, folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the precisions and devices of the features, from one store per bucket.
-
-    One job computes all features of a bucket, so any of its stores will do.
-    """
-    precisions, devices = set(), set()
-    for bucket in spec.buckets:
-        entries = read_all_entries(folder, [bucket], FeatureEntry)
-        for slide_id, entry in entries.items():
-            store = folder / f"{slide_id}.zarr.zip"
-            if entry.status == "ok" and store.exists():
-                attributes = read_attributes(store, entry.key)
-                precisions.add(str(attributes.get("precision", "not recorded")))
-                devices.add(str(attributes.get("receipt", {}).get("device", "not recorded")))
-                break
-    return tuple(sorted(precisions)), tuple(sorted(devices))
 
 
 def _slide_receipts(
@@ -310,14 +267,3 @@ def _slide_receipts(
         for found in attributes
         if "on_cpu" in found.get("receipt", {})
     )
-
-
-def _heatmaps(path: Path) -> list[dict[str, object]]:
-    try:
-        return read_heatmaps(path)
-    except (OSError, ValueError) as error:
-        raise _broken(path, error) from None
-
-
-def _broken(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path}: cannot be read ({error}). Delete it and run snakemake again.")

@@ -4,7 +4,6 @@ OpenSlide reads a slide in many small pieces, which a network disk serves slowly
 file first is one long read. Copying changes neither the slide's fingerprint nor its features.
 """
 
-import fcntl
 import logging
 import os
 import shutil
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from her2.core.errors import UserError
 from her2.core.paths import filled_in
+from her2.core.scratch import swept_folder
 from her2.slides.backends import slide_files
 from her2.slides.slide import Slide
 
@@ -114,14 +114,8 @@ def staged(scratch: str | None, paths: Sequence[Path]) -> Iterator[Stager | None
     if scratch is None:
         yield None
         return
-    root = scratch_folder(scratch)
-    _sweep(root)
-    with (
-        tempfile.TemporaryDirectory(prefix=PREFIX, dir=root, ignore_cleanup_errors=True) as name,
-        (Path(name) / "lock").open("w") as lock,
-    ):
-        fcntl.flock(lock, fcntl.LOCK_EX)  # released when the process ends
-        stager = Stager(Path(name), paths)
+    with swept_folder(scratch_folder(scratch), PREFIX) as folder:
+        stager = Stager(folder, paths)
         try:
             yield stager
         finally:
@@ -147,17 +141,6 @@ def scratch_folder(scratch: str) -> Path:
             "folder. Set one that exists on every node, such as $TMPDIR."
         )
     return path
-
-
-def _sweep(root: Path) -> None:
-    """Remove the folders that killed processes left behind."""
-    for lock in root.glob(f"{PREFIX}*/lock"):
-        try:
-            with lock.open("w") as stream:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(lock.parent, ignore_errors=True)
-        except OSError:  # in use, or owned by another user
-            continue
 
 
 def _same_disk(one: Path, other: Path) -> bool:

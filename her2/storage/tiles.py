@@ -17,6 +17,7 @@ from her2.core.errors import UserError, first_line
 from her2.core.files import canonical_json, digest
 from her2.core.reading import MAKE_AGAIN, path_problem
 from her2.core.sharing import check_readable
+from her2.core.tables import arrow_table, table_columns
 from her2.storage.facts import SlideFacts, TileGrid, of_table_metadata, table_metadata
 from her2.storage.features import FeatureStore, read_coords
 
@@ -84,7 +85,7 @@ def write_table(path: Path, table: TileTable, key: str) -> None:
     if table.identity is not None:
         metadata[_IDENTITY] = canonical_json(table.identity).encode()
     metadata[_SEAL] = _seal(columns, metadata)
-    described = pa.table(columns).replace_schema_metadata(metadata)
+    described = arrow_table(columns).replace_schema_metadata(metadata)
     pa.parquet.write_table(described, path, write_page_checksum=True)
 
 
@@ -121,7 +122,7 @@ def read_table(path: Path, key: str | None = None) -> TileTable:
     with _damage(path):
         table = pa.parquet.read_table(path, page_checksum_verification=True)
         metadata = table.schema.metadata
-        columns = {name: table[name].to_numpy() for name in table.column_names}
+        columns = table_columns(table)
         sealed = _SEAL in metadata or _IDENTITY in metadata  # older tables have neither
         if sealed and metadata.get(_SEAL) != _seal(columns, metadata):
             raise ValueError("it was edited after it was made")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from her2.core.files import atomic_path, write_text
-from her2.synthetic import HER2_SHARE, SITES, slide_generator, slide_params
+from her2.synthetic import DEVELOPMENT_SITES, HER2_SHARE, slide_generator, slide_params
 from her2.synthetic.ihc import SCORES, draw_ihc
 from her2.synthetic.natural import NATURAL, draw_natural
 from her2.synthetic.tissue import draw_region
@@ -116,7 +116,7 @@ def _he_cases(size_px: int, mpp: float, seed: int) -> Iterator[Case]:
         for i, her2 in enumerate(HER2_SHARE):
             number += 1
             case_id = f"pre-{number:03d}"
-            site = list(SITES)[(number + i // 2) % len(SITES)]
+            site = DEVELOPMENT_SITES[(number + i // 2) % len(DEVELOPMENT_SITES)]
             look = slide_params(
                 slide_id=case_id, patient_id=case_id, her2=her2, site=site, seed=seed
             )

@@ -9,7 +9,7 @@ from scipy.stats import norm
 from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 
-from benchmarks import coverage
+from benchmarks import cohorts, coverage
 from benchmarks.coverage import COMPARED, LEARNERS, NULL_SIZES, PARTS, SIZES, STRENGTHS, sites
 from benchmarks.studies import SHAPES, cross_validated, held, patients, places, shaped, split
 from her2.evaluation.areas import class_area
@@ -115,6 +115,20 @@ def test_two_equally_good_encoders_seldom_differ_in_small() -> None:
     assert coverage.compared(COMPARED[200], (1.7, 1.0), 1, 20, SEED).rejected >= 0.8
 
 
+@pytest.mark.parametrize("shape", ["normal", "skewed"])
+def test_two_cohorts_with_the_same_scores_seldom_differ_in_small(shape: str) -> None:
+    """Of 300 studies 95 % are 285, give or take 3.8."""
+    for sizes in (cohorts.ALIKE["100 / 50"], cohorts.ALIKE["400 / 260"]):
+        assert 0.92 <= cohorts.alike(shape, 0.75, sizes, 300, SEED)[0] <= 0.99
+
+
+def test_single_models_are_as_good_elsewhere_and_their_mean_is_better() -> None:
+    sizes = cohorts.SIZES["40/30/20/10 / 24/18/12/6"]
+    found = cohorts.across(sizes, 60, 1.2, 1, FEW, SEED)
+    assert found.gain > 0.02
+    assert min(*found.single, *found.mean) >= 0.9
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_each_part_prints_a_table(
     part: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -125,6 +139,8 @@ def test_each_part_prints_a_table(
     monkeypatch.setattr(coverage, "COMPARED", {48: (12, 12, 12, 12)})
     monkeypatch.setattr(coverage, "SHAPES", ("normal",))
     monkeypatch.setattr(coverage, "RESAMPLES", 10)
+    monkeypatch.setattr(cohorts, "SHAPES", ("normal",))
+    monkeypatch.setattr(cohorts, "SIZES", {"4 x 12 / 4 x 6": ((12,) * 4, (6,) * 4)})
     coverage.main()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(lines) >= 4
@@ -211,3 +227,28 @@ def test_the_truth_of_four_classes_is_the_auc_of_many_patients() -> None:
     found = coverage.classes((2000,) * 4, 1.0, 1, 1, SEED)
     assert found[-1].bias == pytest.approx(0, abs=0.01)
     assert norm.cdf(1 / np.sqrt(2)) == pytest.approx(0.76, abs=0.001)
+
+
+@pytest.mark.nightly
+@pytest.mark.simulation
+@pytest.mark.parametrize("truth", TRUTHS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_intervals_of_two_cohorts_difference_cover_92_to_100_percent(
+    shape: str, truth: float
+) -> None:
+    for sizes in cohorts.ALIKE.values():
+        assert cohorts.alike(shape, truth, sizes, MANY, SEED)[0] >= 0.92
+
+
+@pytest.mark.nightly
+@pytest.mark.simulation
+@pytest.mark.parametrize("repeats", [1, 5])
+@pytest.mark.parametrize("learner", cohorts.LEARNERS)
+@pytest.mark.parametrize("sizes", cohorts.SIZES)
+def test_intervals_of_trained_models_cover_their_change_elsewhere(
+    sizes: str, learner: str, repeats: int
+) -> None:
+    features, strengths = cohorts.LEARNERS[learner]
+    for strength in strengths:
+        found = cohorts.across(cohorts.SIZES[sizes], features, strength, repeats, MANY, SEED)
+        assert min(*found.single, *found.mean) >= 0.92

@@ -5,10 +5,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from her2.config.jobs import OverlapSpec
+from her2.config.jobs import OverlapSpec, dump
 from her2.core.errors import UserError
 from her2.encoders.card import EncoderCard, write_card
-from her2.pretraining.overlap import audit_overlap, read_overlap
+from her2.pretraining.overlap import Overlap, audit_overlap, read_overlap
 
 
 def encoder(folder: Path, source: str = "pretrain", **provenance: object) -> Path:
@@ -31,9 +31,17 @@ COHORT = pl.DataFrame(
 )
 
 
-def audit(folder: Path, where: Path, *, allow: bool = False, domain: str = "he"):
-    spec = OverlapSpec.model_validate({"domain": domain, "allow_overlap": allow})
-    COHORT.write_parquet(where / "audited.parquet")
+def audit(
+    folder: Path,
+    where: Path,
+    *,
+    allow: bool = False,
+    domain: str = "he",
+    cohort: str = "",
+    table: pl.DataFrame = COHORT,
+) -> Overlap:
+    spec = OverlapSpec.model_validate({"domain": domain, "allow_overlap": allow, "cohort": cohort})
+    table.write_parquet(where / "audited.parquet")
     return audit_overlap(spec, folder, where / "audited.parquet", where / "overlap.json")
 
 
@@ -81,3 +89,28 @@ def test_an_encoder_inherits_the_overlap_of_the_one_it_began_from(tmp_path: Path
     second.rename(first.with_name("child"))
     with pytest.raises(UserError, match="patient P2"):
         audit(first.with_name("child"), tmp_path)
+
+
+def test_an_overlap_with_an_external_cohort_names_that_cohort(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(UserError) as caught:
+        audit(encoder(tmp_path, cases=["P1"]), tmp_path, cohort="yale")
+    assert "patients that validation.yale tests on" in str(caught.value)
+    assert "remove them from its manifest" in str(caught.value)
+    assert "patient P1: case 'P1'" in str(caught.value)
+    audit(tmp_path / "he", tmp_path, cohort="yale", allow=True)
+    assert "patients of validation.yale (1), which" in caplog.text
+
+
+def test_the_development_cohort_is_what_an_overlap_is_with_where_none_is_named() -> None:
+    """Its jobs are asked for with the same words as before there were external cohorts."""
+    spec = OverlapSpec(domain="he", allow_overlap=False)
+    assert dump(spec) == '{"allow_overlap":false,"domain":"he","version":1}'
+
+
+@pytest.mark.parametrize("labels", [{}, {"label_her2": pl.lit(None, pl.String)}])
+def test_nobody_is_tested_on_in_a_cohort_without_labels(tmp_path: Path, labels) -> None:
+    table = COHORT.drop("label_her2").with_columns(**labels)
+    found = audit(encoder(tmp_path, cases=["P1"]), tmp_path, cohort="yale", table=table)
+    assert found.patients == ()

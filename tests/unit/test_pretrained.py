@@ -77,7 +77,7 @@ def test_a_download_that_breaks_off_is_tried_again(
 ) -> None:
     calls = []
 
-    def flaky(hub: str, file: str) -> str:
+    def flaky(hub: str, file: str, revision: str | None = None) -> str:
         calls.append((hub, file))
         if len(calls) < 3:
             raise ConnectionError("connection reset")
@@ -91,7 +91,7 @@ def test_a_download_that_breaks_off_is_tried_again(
 
 @pytest.mark.usefixtures("patient")
 def test_no_network_names_the_way_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    def down(hub: str, file: str) -> str:
+    def down(hub: str, file: str, revision: str | None = None) -> str:
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", down)
@@ -102,7 +102,7 @@ def test_no_network_names_the_way_round(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_gated_model_names_the_page_to_ask_at(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def gated(hub: str, file: str) -> str:
+    def gated(hub: str, file: str, revision: str | None = None) -> str:
         calls.append(hub)
         raise huggingface_hub.errors.GatedRepoError.__new__(huggingface_hub.errors.GatedRepoError)
 

@@ -10,6 +10,7 @@ import pytest
 from her2.evaluation.controls.covariate_models import FOREST, LOGISTIC
 from her2.report.results import Results, read_results
 from her2.report.sections import controls
+from her2.report.sections.covariate_tables import covariates_cell
 from her2.report.tables import PageTable
 from tests.unit.report_maker import HOSTILE, Cohort, build_page
 
@@ -51,7 +52,7 @@ def test_the_model_that_gave_the_figure_of_the_covariates_is_named(
             LOGISTIC: "the larger" if by == LOGISTIC else "",
             FOREST: "the larger" if by == FOREST else "",
         }
-    assert controls.covariates_cell(shown.models[0]).note == by
+    assert covariates_cell(shown.models[0].controls["covariates"]).note == by
     assert "larger of two is optimistic" in found.note
 
 

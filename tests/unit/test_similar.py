@@ -6,8 +6,15 @@ import numpy as np
 import polars as pl
 import pytest
 
-from her2.cohort.similar import PROBES, Tissue, find_similar, shared_tiles, similar_pairs
-from her2.config.jobs import SimilarSpec
+from her2.cohort.similar import (
+    PROBES,
+    Tissue,
+    find_similar,
+    find_similar_across,
+    shared_tiles,
+    similar_pairs,
+)
+from her2.config.jobs import ApartSpec, SimilarSpec
 from her2.core.errors import UserError
 from her2.core.files import digest
 from her2.storage.cache import Cache
@@ -103,29 +110,64 @@ def test_every_probe_is_another_tile() -> None:
     assert len(large.store) > PROBES
 
 
-def run(folder: Path, slides: list[Tissue], spec: SimilarSpec = SPEC) -> pl.DataFrame:
-    cache, entries = Cache(folder / "cache"), {}
+def fill(folder: Path, slides: list[Tissue], encoder: str = "e") -> Cache:
+    """Write a cohort's table and features, and return the cache beside it."""
+    cache, entries = Cache(folder.parent / "cache"), {}
     for slide in slides:
-        key = digest(slide.slide_id)
+        key = digest([slide.slide_id, encoder])
         with cache.publish("features", key) as path:
             write_store(
                 path,
                 slide.store.all(),
                 (slide.places * 224).astype(np.int32),
-                {"key": key, "slide": {"level0_tile": [224.0, 224.0]}},
+                {
+                    "key": key,
+                    "slide": {"level0_tile": [224.0, 224.0]},
+                    "encoder": {"digest": encoder},
+                },
             )
         entries[slide.slide_id] = FeatureEntry("ok", None, key, len(slide.store), 0, D)
     entries["lost"] = FeatureEntry("excluded", "no tissue")
     write_entries(folder / "tiny" / "b.json", entries)
-    cohort = pl.DataFrame(
+    pl.DataFrame(
         [(s.slide_id, s.patient_id) for s in slides] + [("lost", "p")],
         schema=["slide_id", "patient_id"],
         orient="row",
-    )
+    ).write_parquet(folder / "audited.parquet")
+    return cache
+
+
+def run(folder: Path, slides: list[Tissue], spec: SimilarSpec = SPEC) -> pl.DataFrame:
+    cache = fill(folder / "cohort", slides)
     output = folder / "similar.parquet"
-    cohort.write_parquet(folder / "audited.parquet")
-    find_similar(spec, folder / "audited.parquet", cache, features=folder / "tiny", output=output)
+    audited, features = folder / "cohort" / "audited.parquet", folder / "cohort" / "tiny"
+    find_similar(spec, audited, cache, features=features, output=output)
     return pl.read_parquet(output)
+
+
+def across(
+    folder: Path,
+    external: list[Tissue],
+    development: list[Tissue],
+    *,
+    limit: float = 0.5,
+    encoders: tuple[str, str] = ("e", "e"),
+) -> pl.DataFrame:
+    spec = ApartSpec(
+        cohort="yale", buckets=("b",), development_buckets=("b",), max_shared_tiles=limit
+    )
+    fill(folder / "yale", external, encoders[0])
+    cache = fill(folder / "development", development, encoders[1])
+    find_similar_across(
+        spec,
+        folder / "yale" / "audited.parquet",
+        folder / "development" / "audited.parquet",
+        cache,
+        features=folder / "yale" / "tiny",
+        development_features=folder / "development" / "tiny",
+        output=folder / "across.parquet",
+    )
+    return pl.read_parquet(folder / "across.parquet")
 
 
 def test_an_overlap_stops_the_run_naming_slides_patients_and_values(tmp_path: Path) -> None:
@@ -153,3 +195,64 @@ def test_a_clean_cohort_has_a_table_of_its_most_similar_pairs(tmp_path: Path) ->
     assert 0 < len(table) <= 20
     assert table["shared"].max() < 0.5
     assert table["shared"].to_list() == sorted(table["shared"], reverse=True)
+
+
+def test_a_copy_in_the_other_cohort_stops_the_run_naming_both_slides(tmp_path: Path) -> None:
+    development = [tissue(f"d{i}", i) for i in range(5)]
+    external = [tissue(f"e{i}", 50 + i) for i in range(3)]
+    with pytest.raises(UserError) as caught:
+        across(tmp_path, [*external, copied(development[2], "twin", change=0.05)], development)
+    text = str(caught.value)
+    assert text.startswith(
+        "tiny: slides of validation.yale show the same tissue as slides of the d"
+    )
+    assert "twin (p-twin) and d2 (p-d2): " in text
+    assert text.count("  - ") == 1
+    assert "folds.max_shared_tiles 0.5" in text
+    assert not (tmp_path / "across.parquet").exists()
+
+
+def test_a_copy_counts_whatever_its_patient_is_called(tmp_path: Path) -> None:
+    """Ids of two hospitals may agree by chance, and such slides must not be passed over."""
+    development = [tissue(f"d{i}", i) for i in range(5)]
+    twin = copied(development[2], "twin", change=0.05)
+    same = Tissue("twin", development[2].patient_id, twin.store, twin.places)
+    with pytest.raises(UserError, match=r"twin \(p-d2\) and d2 \(p-d2\)"):
+        across(tmp_path, [same], development)
+
+
+def test_only_pairs_of_an_external_and_a_development_slide_are_compared(tmp_path: Path) -> None:
+    """Copies inside of a cohort are found by the search of that cohort."""
+    development = [tissue(f"d{i}", i) for i in range(5)]
+    external = [tissue(f"e{i}", 50 + i) for i in range(3)]
+    table = across(
+        tmp_path, [*external, copied(external[0], "f")], [*development, copied(development[0], "g")]
+    )
+    assert set(table["slide_a"]) == {"e0", "e1", "e2", "f"}
+    assert set(table["slide_b"]) <= {*(f"d{i}" for i in range(5)), "g"}
+    assert len(table) == 20
+    assert table.columns == [
+        "slide_a", "slide_b", "patient_a", "patient_b", "cosine", "shared"
+    ]  # fmt: skip
+    assert table["shared"].max() < 0.5
+
+
+def test_a_copy_in_the_other_cohort_that_the_config_allows_is_in_the_table(tmp_path: Path) -> None:
+    development = [tissue(f"d{i}", i) for i in range(5)]
+    table = across(tmp_path, [copied(development[2], "twin", change=0.05)], development, limit=1.0)
+    assert table.row(0)[:4] == ("twin", "d2", "p-twin", "p-d2")
+    assert table["shared"][0] > 0.8
+
+
+@pytest.mark.parametrize("empty", ["external", "development"])
+def test_a_cohort_without_usable_slides_has_no_pairs(tmp_path: Path, empty: str) -> None:
+    slides = {
+        name: [] if name == empty else [tissue(f"{name}{i}", i) for i in range(3)]
+        for name in ("external", "development")
+    }
+    assert len(across(tmp_path, slides["external"], slides["development"])) == 0
+
+
+def test_features_of_two_encoders_are_not_compared(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not of one encoder, e.g. those of d and e; run snakemake"):
+        across(tmp_path, [tissue("e", 0)], [tissue("d", 1)], encoders=("new", "old"))

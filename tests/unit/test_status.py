@@ -19,7 +19,8 @@ import yaml
 from her2.cli.inspect import _run_lines, show_status
 from her2.core.errors import UserError
 from her2.core.events import Event
-from her2.pipeline.lines import duration, failure_lines, stage_line, working_lines
+from her2.core.pace import duration
+from her2.pipeline.lines import failure_lines, stage_line, working_lines
 from her2.pipeline.plan import Plan
 from her2.pipeline.progress import ProgressPrinter
 from her2.pipeline.record import (

@@ -14,7 +14,7 @@ from her2.core.files import write_text
 from her2.evaluation.paired import left_out_words, pair_models
 from her2.evaluation.stage import evaluate
 from her2.explanation.held_out import find_held_out
-from her2.mil.apply import predict_slides
+from her2.frozen.predict import predict_slides
 from her2.report.results import read_results
 from her2.report.sections import notices
 from her2.report.sections.models import fold_rows

@@ -101,6 +101,9 @@ def clone(finished: Project, warm: Path, tmp_path_factory: pytest.TempPathFactor
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     (folder / "elsewhere/features").mkdir(parents=True)
     (folder / "elsewhere/features/uni2").symlink_to(folder / "results/features/uni2")
+    (folder / "elsewhere/slides").mkdir()
+    for path in sorted((finished.folder / "slides").glob("*.svs"))[:2]:
+        (folder / "elsewhere/slides" / path.name).symlink_to(path)
     return folder
 
 

@@ -122,6 +122,7 @@ rule apply_models:
         ),
         refit=FILES.refit,
         evaluation=f"{RESULTS}/evaluation/{{task}}/{{encoder}}/{{head}}/predictions.parquet",
+        folds=f"{RESULTS}/folds/{{task}}.parquet",
         features=FILES.each_bucket("features/{encoder}/{bucket}.json"),
         development=expand(
             f"{RESULTS}/features/{{{{encoder}}}}/{{bucket}}.json", bucket=PLAN.buckets
@@ -158,7 +159,7 @@ rule apply_models:
         out=FILES.folder("{cohort}predictions/{task}/{encoder}/{head}"),
     shell:
         "python -m her2 apply --spec {params.spec:q} --models {params.models:q}"
-        " --evaluation {params.evaluation:q} --features {params.features:q}"
+        " --evaluation {params.evaluation:q} --folds {input.folds:q} --features {params.features:q}"
         " --development {params.development:q} --cache {params.cache:q} --threads {threads}"
         " --out {params.out:q}"
         " --stamp {output.stamp:q} 2> {log:q}"
@@ -167,8 +168,10 @@ rule apply_models:
 rule validate:
     input:
         predictions=FILES.of_truth("{cohort}predictions/{of}/{encoder}/{head}/predictions.parquet"),
+        each=FILES.of_truth("{cohort}predictions/{of}/{encoder}/{head}/each.parquet"),
         cohort=f"{RESULTS}/{{cohort}}cohort/slides.parquet",
         development=FILES.of_truth("evaluation/{of}/{encoder}/{head}/predictions.parquet"),
+        temperatures=FILES.of_truth("evaluation/{of}/{encoder}/{head}/temperatures.csv"),
         folds=FILES.of_truth("folds/{of}.parquet"),
         development_cohort=f"{RESULTS}/cohort/slides.parquet",
         outdated=FILES.outdated("validate"),
@@ -203,7 +206,7 @@ rule validate:
         out=FILES.folder("{cohort}evaluation/{task}/{encoder}/{head}"),
     shell:
         "python -m her2 validate --spec {params.spec:q} --predictions {input.predictions:q}"
-        " --cohort {input.cohort:q} --development {params.development:q} --folds {input.folds:q}"
+        " --each {input.each:q} --cohort {input.cohort:q} --development {params.development:q} --folds {input.folds:q}"
         " --development-cohort {input.development_cohort:q} --out {params.out:q}"
         " --stamp {output.stamp:q} 2> {log:q}"
 
@@ -288,6 +291,9 @@ rule draw_external_heatmaps:
 rule measure_external_attention:
     input:
         predictions=FILES.of_truth("{cohort}predictions/{of}/{encoder}/{head}/predictions.parquet"),
+        evaluation=FILES.of_truth("evaluation/{of}/{encoder}/{head}/predictions.parquet"),
+        refit=FILES.refit_of_truth,
+        models=FILES.chunks_of_truth("models/{of}/{encoder}/{head}/{chunk}.json"),
         cohort=f"{RESULTS}/{{cohort}}cohort/slides.parquet",
         features=FILES.each_bucket("features/{encoder}/{bucket}.json"),
         truths=FILES.files_of_cohort(lambda own, wildcards: own.drawn(own.truth_files)),

@@ -146,13 +146,21 @@ def number(cases: Cases, *, on_logs: bool) -> dict[str, object]:
             ends = (f"{name}_low", f"{name}_median", f"{name}_high")
             record |= dict(zip(ends, quartiles, strict=True))
         scaled = np.log(own[own > 0]) if on_logs else own
-        moments.append((float(scaled.mean()), float(scaled.var(ddof=1)))
-                       if len(scaled) > 1 else None)  # fmt: skip
+        moments.append(_moments(scaled))
     return record | _standardised(*moments)
 
 
 Moments = tuple[float, float] | None
 """Mean and variance, None for fewer than two cases."""
+
+
+def _moments(values: Floats) -> Moments:
+    """Return the moments of values (n,); the variance of equal ones is 0, whatever is rounded."""
+    if len(values) < 2:
+        return None
+    if np.ptp(values) == 0:
+        return float(values[0]), 0.0
+    return float(values.mean()), float(values.var(ddof=1))
 
 
 def _standardised(inside: Moments, outside: Moments) -> dict[str, object]:

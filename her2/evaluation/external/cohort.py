@@ -26,7 +26,7 @@ from her2.evaluation.external.tables import (
     UNPREDICTED,
     UNUSABLE,
 )
-from her2.evaluation.external.truth import summed
+from her2.evaluation.external.truth import in_classes, summed
 from her2.evaluation.predictions import MODEL
 
 MOST_NAMED = 8
@@ -41,11 +41,14 @@ class Evaluated:
         predictions: the predictions table in the classes of the truth, with the mean of the
             calibrated probabilities as `prob_<class>` and of the uncalibrated as `raw_<class>`; one
             run, `r0f0`, with the roles `test` (evaluated) and `predict`.
+        single: that of the single models, evaluated slides only. The n-th model is `rnf0`, so that
+            each is a round.
         counts: the columns of `her2.evaluation.external.tables.COUNTS`.
         reason: why no slide is evaluated; "" if some are.
     """
 
     predictions: pl.DataFrame
+    single: pl.DataFrame
     counts: pl.DataFrame
     reason: str
 
@@ -57,21 +60,25 @@ class Evaluated:
         return kept.rename({name: f"prob_{name.removeprefix('raw_')}" for name in names})
 
 
-def with_truth(spec: ValidateSpec, given: pl.DataFrame, cohort: pl.DataFrame) -> Evaluated:
+def with_truth(
+    spec: ValidateSpec, given: pl.DataFrame, each: pl.DataFrame, cohort: pl.DataFrame
+) -> Evaluated:
     """Return predictions with what the cohort's table says of them.
 
     Args:
         spec: the job's spec.
         given: `slide_id, prob_<class>, raw_<class>` of the development's classes.
+        each: `slide_id, run, prob_<class>` of every model, likewise.
         cohort: the table of all slides on all grids.
 
     Raises:
-        UserError: a predicted slide is not usable in the table, a prediction is not finite, or
-            patients have labels of different classes that the rule does not settle.
+        UserError: a predicted slide is not usable in the table, a prediction is not finite, the
+            models predicted other slides, or patients have labels of different classes that the
+            rule does not settle.
     """
     slides = cohort.filter(pl.col("grid") == spec.grid)
     usable = slides.filter(pl.col("status") == "ok")
-    _check_predicted(given, usable, spec.truth.task)
+    _check_predicted(given, each, usable, spec.truth.task)
     labelled = slide_classes(slides, spec.truth, spec.patient_label, name=spec.cohort)
     rows = labelled.join(given, on="slide_id", how="inner").sort("slide_id")
     predictions = rows.select(
@@ -89,7 +96,8 @@ def with_truth(spec: ValidateSpec, given: pl.DataFrame, cohort: pl.DataFrame) ->
         for index, name in enumerate(spec.truth.truth.class_names)
     )
     counts = _counts(slides, usable, rows)
-    return Evaluated(predictions, counts, _nobody(spec, counts, slides))
+    single = _single(each, predictions, spec.truth)
+    return Evaluated(predictions, single, counts, _nobody(spec, counts, slides))
 
 
 def slide_classes(
@@ -116,7 +124,7 @@ def slide_classes(
         else [None] * len(slides)
     )
     rows = list(zip(slides["slide_id"], slides["patient_id"], labels, strict=True))
-    task = _ordered(truth)
+    task = truth.truth
     found = conflicts(rows, task)
     if problem := refusal(found, task, rule):
         raise UserError(f"validation.{name}: column {task.label!r}: {problem}.")
@@ -139,28 +147,39 @@ def slide_classes(
     return pl.DataFrame(records, schema=schema, orient="row")
 
 
-def _ordered(truth: Truth) -> Task:
-    """Return the truth as an ordered task where its classes are sides of one, lowest first.
-
-    `worst` then has a highest class also where a cohort knows only negative and positive.
-    """
-    lowest_first = list(truth.sides) == sorted(truth.sides, key=max)
-    ordinal = truth.truth.ordinal or (truth.task.ordinal and lowest_first)
-    return truth.truth.model_copy(update={"ordinal": ordinal})
-
-
 def _values(rows: pl.DataFrame, kind: str, truth: Truth) -> Floats:
     columns = [f"{kind}_{name}" for name in truth.task.class_names]
     return rows.select(columns).cast(pl.Float64).to_numpy().reshape(len(rows), len(columns))
 
 
-def _check_predicted(given: pl.DataFrame, usable: pl.DataFrame, task: Task) -> None:
+def _single(each: pl.DataFrame, predictions: pl.DataFrame, truth: Truth) -> pl.DataFrame:
+    """Return the predictions table of the single models."""
+    tested = predictions.filter(pl.col("role") == "test").select(pl.exclude(r"^(prob|raw)_.*$"))
+    number = (pl.col("run").rank("dense") - 1).cast(pl.Int32)
+    own = in_classes(each.with_columns(repeat=number), truth).drop("run")
+    return (
+        tested.drop("repeat")
+        .join(own, on="slide_id", how="inner")
+        .select(*tested.columns, pl.col("^prob_.*$"))
+        .sort("repeat", "slide_id")
+    )
+
+
+def _check_predicted(
+    given: pl.DataFrame, each: pl.DataFrame, usable: pl.DataFrame, task: Task
+) -> None:
     columns = [f"{kind}_{name}" for kind in ("prob", "raw") for name in task.class_names]
     bad = given.filter(
         pl.any_horizontal(pl.col(name).is_null() | ~pl.col(name).is_finite() for name in columns)
     )
     absent = set(given["slide_id"]) - set(usable["slide_id"])
+    counts = each.group_by("slide_id").agg(pl.col("run").n_unique().alias("models"))
+    partly = counts.filter(pl.col("models") < each["run"].n_unique())["slide_id"]
     for names, words in (
+        (
+            set(each["slide_id"]) ^ set(given["slide_id"]) | set(partly),
+            "were not predicted by every model",
+        ),
         (absent, "were predicted but are not usable according to the cohort's table"),
         (set(bad["slide_id"]), "have predictions that are not finite"),
     ):

@@ -1,5 +1,10 @@
 """Stage 2, external cohorts: the figures of development beside the external ones.
 
+An internal figure is that of single models, the mean over the folds. The external one is that of
+the mean of all models' probabilities, which is better than a single model wherever these differ (by
+up to 0.05 in simulation, docs/coverage.md). So a drop looks smaller than it is, and there is a
+second difference like for like, of the mean external figure of the single models.
+
 No patient is in both cohorts, so the two figures are independent. The interval of their difference
 comes from the intervals of both (MOVER, the square-and-add method: Newcombe, Statistics in Medicine
 17(8), 1998; Zou and Donner, Statistics in Medicine 27(10), 2008): each limit of the difference is
@@ -29,7 +34,11 @@ At = Callable[[float], Estimate]
 
 
 def internal_table(
-    development: pl.DataFrame, external: pl.DataFrame, task: Task, section: EvaluationSection
+    development: pl.DataFrame,
+    external: pl.DataFrame,
+    single: pl.DataFrame,
+    task: Task,
+    section: EvaluationSection,
 ) -> pl.DataFrame:
     """Return the AUCs of patients of both cohorts and their difference, external minus internal.
 
@@ -37,49 +46,53 @@ def internal_table(
 
     Args:
         development: the development's predictions table, in the classes of `task`.
-        external: the external predictions table.
+        external: the external predictions table, of the mean of the models.
+        single: that of the single models, each of which is a round.
         task: the truth, for its classes.
         section: the `evaluation` section of the config, for groupings and confidence.
 
     Returns:
         The columns of `her2.evaluation.external.tables.INTERNAL`.
     """
-    groupings = groupings_of(task, section)
-    inside, outside = (
+    groupings, confidence = groupings_of(task, section), section.confidence
+    inside, outside, alone = (
         areas_of(held_out(table, task, level="patient"), task, groupings)
-        for table in (development, external)
+        for table in (development, external, single)
     )
     records = []
     for question in inside:
         name, grouping = question
-        own, other = (areas[question] for areas in (inside, outside))
-        first, second = (partial(_estimate, areas, question) for areas in (inside, outside))
-        found = first(section.confidence), second(section.confidence)
-        few = _too_few(own, other)
-        gap = (
-            Estimate(found[1].value - found[0].value, note=few)
-            if few
-            else independent_difference(first, second, section.confidence)
+        first, second, third = (
+            partial(_estimate, areas, question) for areas in (inside, outside, alone)
         )
-        notes = (
-            *(f"{cohort}: {one.note}" for cohort, one in
-              zip(("internal", "external"), found, strict=True) if one.note),
-            gap.note,
-        )  # fmt: skip
+        few = _too_few(inside[question], outside[question])
+        gap, like = (
+            Estimate(other(confidence).value - first(confidence).value, note=few)
+            if few
+            else independent_difference(first, other, confidence)
+            for other in (second, third)
+        )
+        found = {"internal": first(confidence), "external": second(confidence)}
+        notes = [f"{cohort}: {one.note}" for cohort, one in found.items() if one.note]
         records.append(
             {
                 "metric": "auc",
                 "class": name,
                 "grouping": grouping,
-                **_limits("internal", found[0]),
-                **_limits("external", found[1]),
+                **_limits("internal", found["internal"]),
+                **_limits("external", found["external"]),
                 "difference": null(gap.value),
                 "low": null(gap.low),
                 "high": null(gap.high),
                 "p": null(gap.p),
-                "n_internal": int(own.sizes.sum()),
-                "n_external": int(other.sizes.sum()),
-                "note": "; ".join(note for note in notes if note),
+                "single": null(third(confidence).value),
+                "single_difference": null(like.value),
+                "single_low": null(like.low),
+                "single_high": null(like.high),
+                "single_p": null(like.p),
+                "n_internal": int(inside[question].sizes.sum()),
+                "n_external": int(outside[question].sizes.sum()),
+                "note": "; ".join([*notes, *([gap.note] if gap.note else [])]),
             }
         )
     return pl.DataFrame(records, schema=INTERNAL)
@@ -93,20 +106,24 @@ def independent_difference(first: At, second: At, confidence: float) -> Estimate
         second: likewise.
         confidence: confidence level of the interval.
     """
+    value = second(confidence).value - first(confidence).value
 
     def limits(level: float) -> tuple[float, float]:
-        one, other = first(level), second(level)
-        gap = other.value - one.value
-        below = math.hypot(other.value - other.low, one.high - one.value)
-        above = math.hypot(other.high - other.value, one.value - one.low)
-        return gap - below, gap + above
+        return difference_limits(first(level), second(level))
 
-    value = second(confidence).value - first(confidence).value
     low, high = limits(confidence)
     if math.isnan(low) or math.isnan(high):
         note = "" if math.isnan(value) else "no interval or p value: one of the figures has none"
         return Estimate(value, note=note)
     return Estimate(value, low, high, _p_value(limits, value))
+
+
+def difference_limits(first: Estimate, second: Estimate) -> tuple[float, float]:
+    """Return the interval of the second of two independent figures minus the first (MOVER)."""
+    gap = second.value - first.value
+    below = math.hypot(second.value - second.low, first.high - first.value)
+    above = math.hypot(second.high - second.value, first.value - first.low)
+    return gap - below, gap + above
 
 
 def _p_value(limits: Callable[[float], tuple[float, float]], value: float) -> float:

@@ -28,10 +28,11 @@ from her2.evaluation.external.operating import operating_at
 from her2.evaluation.external.sites import site_table
 from her2.evaluation.external.thresholds import LEVELS, fold_thresholds
 from her2.evaluation.external.truth import in_truth
-from her2.evaluation.figures import confusion_table, figures
+from her2.evaluation.figures import confusion_table, figures, of_one_test_set
 from her2.evaluation.predictions import out_of_fold
 from her2.evaluation.stage import with_note
 from her2.evaluation.temperature import scaled_predictions
+from her2.metrics import metrics_in
 
 WITH_REASON = ("metrics", "binary", "calibration", "operating", "internal")
 """Tables whose notes say why no one is evaluated."""
@@ -41,6 +42,7 @@ def validate(
     spec: ValidateSpec,
     *,
     predictions: Path,
+    each: Path,
     cohort: Path,
     development: Path,
     folds: Path,
@@ -52,6 +54,7 @@ def validate(
     Args:
         spec: the job's spec.
         predictions: the frozen model's predictions of the external slides.
+        each: those of its single models.
         cohort: the external cohort's table of all slides on all grids.
         development: folder of the model's evaluation in development.
         folds: the folds table of the development's task.
@@ -63,10 +66,11 @@ def validate(
 
     Raises:
         UserError: a predicted slide is not usable in the cohort's table, a prediction is not
-            finite, or patients have labels of different classes that the rule does not settle.
+            finite, the models predicted other slides, or patients have labels of different classes
+            that the rule does not settle.
     """
     outside = read_result(cohort)
-    evaluated = with_truth(spec, read_result(predictions), outside)
+    evaluated = with_truth(spec, read_result(predictions), read_result(each), outside)
     tables = validation_tables(
         spec,
         evaluated,
@@ -131,12 +135,16 @@ def validation_tables(
             lambda at: site_table(predictions, cohorts.external, task, section, level=at)
         ),
         "internal": internal_table(
-            in_truth(cohorts.trained, spec.truth), predictions, task, section
+            in_truth(cohorts.trained, spec.truth), predictions, evaluated.single, task, section
         ),
         "inputs": inputs,
         "covariates": by_covariates,
         "predictions": predictions,
     }
+    every = metrics_in("metrics", ordinal=task.ordinal)
+    twins = {one.name for one in every} - {one.name for one in of_one_test_set(every)}
+    tables |= {name: tables[name].filter(~pl.col("metric").is_in(list(twins)))
+               for name in ("metrics", "binary")}  # fmt: skip
     if evaluated.reason:
         tables |= {name: with_note(tables[name], evaluated.reason) for name in WITH_REASON}
     return tables

@@ -74,12 +74,21 @@ INTERNAL = {
     "low": pl.Float64,
     "high": pl.Float64,
     "p": pl.Float64,
+    "single": pl.Float64,
+    "single_difference": pl.Float64,
+    "single_low": pl.Float64,
+    "single_high": pl.Float64,
+    "single_p": pl.Float64,
     "n_internal": pl.Int64,
     "n_external": pl.Int64,
     "note": pl.String,
 }
 """AUCs by patient. `difference` is external minus internal; of `class` and `grouping` one is
-empty."""
+empty.
+
+`external` is of the mean of all models, `internal` of single ones, which the mean of several
+exceeds. `single` is the mean external AUC of the single models, and `single_difference` (with
+`single_low`, `single_high`, `single_p`) is that minus `internal`: like for like."""
 
 CASE_MIX = {
     "what": pl.String,

@@ -19,23 +19,24 @@ def summed(probabilities: Floats, truth: Truth) -> Floats:
     return found
 
 
-def in_truth(predictions: pl.DataFrame, truth: Truth) -> pl.DataFrame:
-    """Return a predictions table of the development's task in the classes of the truth.
+def in_classes(table: pl.DataFrame, truth: Truth) -> pl.DataFrame:
+    """Return a table with `prob_<class>` of the truth in place of those of the task.
 
-    `target` and `prob_<class>` are replaced, in the order of the other columns; `raw_<class>` are
-    left out.
+    Columns `raw_<class>` are left out.
     """
     columns = [f"prob_{name}" for name in truth.task.class_names]
-    given = predictions.select(columns).cast(pl.Float64).to_numpy()
-    probabilities = summed(given.reshape(len(predictions), len(columns)), truth)
-    return (
-        predictions.select(pl.exclude(r"^(prob|raw)_.*$"))
-        .with_columns(target=class_in_truth(predictions["target"], truth))
-        .with_columns(
-            pl.Series(f"prob_{name}", probabilities[:, index], pl.Float64)
-            for index, name in enumerate(truth.truth.class_names)
-        )
+    given = table.select(columns).cast(pl.Float64).to_numpy().reshape(len(table), len(columns))
+    probabilities = summed(given, truth)
+    return table.select(pl.exclude(r"^(prob|raw)_.*$")).with_columns(
+        pl.Series(f"prob_{name}", probabilities[:, index], pl.Float64)
+        for index, name in enumerate(truth.truth.class_names)
     )
+
+
+def in_truth(predictions: pl.DataFrame, truth: Truth) -> pl.DataFrame:
+    """Return the development's predictions table in the classes of the truth, as is `target`."""
+    target = class_in_truth(predictions["target"], truth)
+    return in_classes(predictions, truth).with_columns(target=target)
 
 
 def class_in_truth(classes: pl.Series, truth: Truth) -> pl.Series:

@@ -79,6 +79,8 @@ def draw_figure(figure: Figure) -> dict[str, bytes]:
         # `savefig` would draw each file twice. These methods have no type hints.
         printer: Any = FigureCanvasSVG(canvas)
         printer.print_svg(svg, metadata=_METADATA["svg"])
+        # Finding the places of everything takes as long as drawing it; the second file keeps them.
+        canvas.set_layout_engine("none")
         printer = FigureCanvasPdf(canvas)
         printer.print_pdf(pdf, metadata=_METADATA["pdf"])
     return {"svg": svg.getvalue(), "pdf": pdf.getvalue()}

@@ -130,8 +130,17 @@ def reliability_figure(
     return Figure(file_name(name, "reliability"), alt, (4.2 * len(states), 4.5), paint)
 
 
-def benefit_figure(groupings: Sequence[Benefit], name: str, context: FigureContext) -> Figure:
-    """Return decision curves, which show net benefit over the threshold, one frame per grouping."""
+def benefit_figure(
+    groupings: Sequence[Benefit],
+    name: str,
+    context: FigureContext,
+    inside: Mapping[str, Benefit] | None = None,
+) -> Figure:
+    """Return decision curves, which show net benefit over the threshold, one frame per grouping.
+
+    `inside` has, by grouping, the curves out-of-fold that those of an external cohort are beside.
+    """
+    beside = inside or {}
 
     def paint(canvas: "Canvas") -> None:
         frames = canvas.subplots(1, len(groupings), squeeze=False)[0]
@@ -140,7 +149,11 @@ def benefit_figure(groupings: Sequence[Benefit], name: str, context: FigureConte
                       linewidth=1.2, label="all positive")  # fmt: skip
             axes.axhline(0, color=_GREY, linewidth=0.9, label="none positive")
             axes.plot(one.threshold, one.model, color=PALETTE[0], linewidth=1.6, label="model")
-            top = max([0.05, *one.model, *one.treat_all])
+            own = beside.get(one.name)
+            if own is not None:
+                axes.plot(own.threshold, own.model, color=PALETTE[2], linestyle=_DASHES[3],
+                          linewidth=1.4, label="model, out-of-fold")  # fmt: skip
+            top = max([0.05, *one.model, *one.treat_all, *(own.model if own else [])])
             axes.set(
                 xlim=(0, 1),
                 ylim=(-0.15 * top, 1.08 * top),
@@ -149,7 +162,7 @@ def benefit_figure(groupings: Sequence[Benefit], name: str, context: FigureConte
             )
             axes.grid(True)
         frames[0].set_ylabel("Net benefit")
-        _legend(canvas, frames[0], columns=3)
+        _legend(canvas, frames[0], columns=3 if not beside else 2 if len(groupings) == 1 else 4)
 
     names = ", ".join(one.name for one in groupings)
     alt = f"Net benefit of {context.subject(name)} over thresholds: {names}."

@@ -1,11 +1,13 @@
 """Stage 2, report: the cohort, and the slides of it that could not be used."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from statistics import median
 
 import polars as pl
 
+from her2.config import Config
 from her2.report.format import count, percent, span, without_folders
 from her2.report.results import Results, one_row_per_slide
 from her2.report.section import Section
@@ -13,6 +15,7 @@ from her2.report.sections import flow, leakage
 from her2.report.sections.gallery import CAUSES
 from her2.report.sections.patient_labels import decided, decided_table
 from her2.report.tables import PageTable
+from her2.storage.entries import FeatureEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,9 @@ class Excluded:
     encoder: str
     status: str
     reason: str
+
+
+Lost = tuple[str, str, str, str, str, str | None]
 
 
 def composition(results: Results, task_name: str) -> Composition:
@@ -170,21 +176,7 @@ def encoder_table(results: Results) -> pl.DataFrame:
 
 def excluded_slides(results: Results) -> list[Excluded]:
     """Return every slide that is not used, once per grid, encoder or task that lost it."""
-    unusable = results.cohort.filter(pl.col("status") != "ok").sort("slide_id", "grid")
-    found = [
-        (slide_id, "tile", grid, "", status, reason)
-        for slide_id, grid, status, reason in unusable.select(
-            "slide_id", "grid", "status", "reason"
-        ).iter_rows()
-    ]
-    for name, section in results.config.encoders.items():
-        usable = (pl.col("grid") == section.grid) & (pl.col("status") == "ok")
-        tiled = set(results.cohort.filter(usable)["slide_id"])
-        found += [
-            (slide_id, "embed", section.grid, name, entry.status, entry.reason)
-            for slide_id, entry in sorted(results.features[name].items())
-            if entry.status != "ok" and slide_id in tiled
-        ]
+    found = lost_slides(results.config, results.cohort, results.features)
     slides = one_row_per_slide(results)
     for name in results.config.tasks:
         own = decided(results, name)
@@ -196,11 +188,38 @@ def excluded_slides(results: Results) -> list[Excluded]:
             if patient in own and own[patient].used is None
         ]  # fmt: skip
     sites = dict(slides.select("slide_id", "site").iter_rows())
-    return [
-        Excluded(slide_id, sites.get(slide_id) or "", stage, grid, encoder, status,
-                 without_folders(reason or "no reason recorded"))
-        for slide_id, stage, grid, encoder, status, reason in found
-    ]  # fmt: skip
+    return [excluded(sites, *row) for row in found]
+
+
+def lost_slides(
+    config: Config, cohort: pl.DataFrame, features: Mapping[str, Mapping[str, FeatureEntry]]
+) -> list[Lost]:
+    """Return slide, stage, grid, encoder, status and reason of slides lost in stage 1."""
+    unusable = cohort.filter(pl.col("status") != "ok").sort("slide_id", "grid")
+    found: list[Lost] = [
+        (slide_id, "tile", grid, "", status, reason)
+        for slide_id, grid, status, reason in unusable.select(
+            "slide_id", "grid", "status", "reason"
+        ).iter_rows()
+    ]
+    for name, section in config.encoders.items():
+        usable = (pl.col("grid") == section.grid) & (pl.col("status") == "ok")
+        tiled = set(cohort.filter(usable)["slide_id"])
+        found += [
+            (slide_id, "embed", section.grid, name, entry.status, entry.reason)
+            for slide_id, entry in sorted(features[name].items())
+            if entry.status != "ok" and slide_id in tiled
+        ]
+    return found
+
+
+def excluded(
+    sites: Mapping[str, str | None], slide_id: str, stage: str, grid: str, encoder: str,
+    status: str, reason: str | None,
+) -> Excluded:  # fmt: skip
+    """Return a row of the table of slides that are not used."""
+    reason = without_folders(reason or "no reason recorded")
+    return Excluded(slide_id, sites.get(slide_id) or "", stage, grid, encoder, status, reason)
 
 
 def _rejected(table: pl.DataFrame) -> tuple[str, str]:
@@ -226,7 +245,10 @@ def _median(values: pl.Series, digits: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CohortData:
-    """Data of the section: flow and composition of the cohort, tiles, features and audit."""
+    """Data of the section: flow and composition of the cohort, tiles, features and audit.
+
+    `external` has the name, anchor and number of unused slides of each external cohort.
+    """
 
     flows: list[flow.Flow]
     compositions: list[Composition]
@@ -236,6 +258,7 @@ class CohortData:
     checks: tuple[leakage.Check, ...]
     pairs: list[tuple[str, ...]]
     excluded: list[Excluded]
+    external: tuple[tuple[str, str, int], ...] = ()
 
 
 def _collect(results: Results) -> CohortData:
@@ -248,6 +271,11 @@ def _collect(results: Results) -> CohortData:
         checks=leakage.checks(results),
         pairs=leakage.pairs(results),
         excluded=excluded_slides(results),
+        external=tuple(
+            (one.name, one.anchor, len({lost[0] for lost in own}))
+            for one in results.external
+            for own in (lost_slides(results.config, one.slides, one.features),)
+        ),
     )
 
 

@@ -1,6 +1,8 @@
 """Stage 2, report: pairwise comparison of encoders, and of heads, on identical patients."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import polars as pl
@@ -53,38 +55,60 @@ def comparisons(results: Results) -> list[Comparison]:
 
     A single encoder or head has nothing to be compared with.
     """
+    return [
+        found
+        for task_name, table in results.comparisons.items()
+        for found in compared(results, task_name, table, partial(seeds_note, results, task_name))
+    ]
+
+
+def compared(
+    results: Results,
+    task_name: str,
+    table: pl.DataFrame,
+    caution: Callable[[Mapping[str, Any]], str] = lambda _: "",
+    where: str = "",
+) -> list[Comparison]:
+    """Return the pairs of a comparison of a task.
+
+    Args:
+        results: the run.
+        task_name: the task.
+        table: its rows of the comparison.
+        caution: returns a note on a row.
+        where: the cohort, for captions; "" for the development's.
+    """
     found = []
-    for task_name, table in results.comparisons.items():
-        for kind, within in table.select("kind", "within").unique(maintain_order=True).iter_rows():
-            own = table.filter((pl.col("kind") == kind) & (pl.col("within") == within))
-            groups = {
-                "macro": own.filter(pl.col("class") == "macro"),
-                "classes": own.filter((pl.col("grouping") == "") & (pl.col("class") != "macro")),
-                "groupings": own.filter(pl.col("grouping") != ""),
-            }
-            shared = "head" if kind == "encoders" else "encoder"
-            about = f"task {task_name}, {shared} {within}"
-            captions = {
-                "macro": f"Macro AUC, {about}",
-                "classes": f"AUC of each score, {about}",
-                "groupings": f"Scores in two groups, {about}",
-            }
-            macro, classes, regrouped = (
-                _pairs(results, task_name, groups[name], caption, column)
-                for (name, caption), column in zip(
-                    captions.items(), (None, "class", "grouping"), strict=True
-                )
+    for kind, within in table.select("kind", "within").unique(maintain_order=True).iter_rows():
+        own = table.filter((pl.col("kind") == kind) & (pl.col("within") == within))
+        groups = {
+            "macro": own.filter(pl.col("class") == "macro"),
+            "classes": own.filter((pl.col("grouping") == "") & (pl.col("class") != "macro")),
+            "groupings": own.filter(pl.col("grouping") != ""),
+        }
+        shared = "head" if kind == "encoders" else "encoder"
+        about = f"task {task_name}, {shared} {within}{where}"
+        captions = {
+            "macro": f"Macro AUC, {about}",
+            "classes": f"AUC of each score, {about}",
+            "groupings": f"Scores in two groups, {about}",
+        }
+        macro, classes, regrouped = (
+            _pairs(results, groups[name], caption, caution, column)
+            for (name, caption), column in zip(
+                captions.items(), (None, "class", "grouping"), strict=True
             )
-            found.append(
-                Comparison(
-                    task_name=task_name,
-                    kind=kind,
-                    within=within,
-                    macro=macro,
-                    classes=classes,
-                    groupings=regrouped if len(groups["groupings"]) else None,
-                )
+        )
+        found.append(
+            Comparison(
+                task_name=task_name,
+                kind=kind,
+                within=within,
+                macro=macro,
+                classes=classes,
+                groupings=regrouped if len(groups["groupings"]) else None,
             )
+        )
     return found
 
 
@@ -157,9 +181,9 @@ def statement_table(results: Results) -> pl.DataFrame | None:
 
 def _pairs(
     results: Results,
-    task_name: str,
     table: pl.DataFrame,
     caption: str,
+    caution: Callable[[Mapping[str, Any]], str],
     column: str | None = None,
 ) -> PageTable:
     """Return one row per pair (and class or grouping); `difference` is first minus second."""
@@ -171,8 +195,7 @@ def _pairs(
         # The corrected p value decides: an interval may exclude 0 where it does not hold.
         if row["p_holm"] is not None and row["p_holm"] >= 1 - results.config.evaluation.confidence:
             note = "; ".join(text for text in ("no difference shown", note) if text)
-        caution = seeds_note(results, task_name, row)
-        note = "; ".join(text for text in (caution, note) if text)
+        note = "; ".join(text for text in (caution(row), note) if text)
         either = marks["first"] or marks["second"]
         middle = [row[column]] if column else []
         rows.append(

@@ -6,12 +6,12 @@ from typing import Any
 import polars as pl
 
 from her2.cohort.columns import subgroups
-from her2.evaluation.controls.covariate_models import FOREST, LOGISTIC
 from her2.report.figures.base import Figure
 from her2.report.figures.controls import shuffled_figure
-from her2.report.format import NA, interval, number, p_value, signed
+from her2.report.format import interval, number, p_value, signed
 from her2.report.results import EvaluatedModel, Results
 from her2.report.section import Section
+from her2.report.sections.covariate_tables import covariate_rows, laid_out
 from her2.report.sections.model_tables import stacked_controls
 from her2.report.sections.overlap import mark
 from her2.report.tables import PageTable, TableCell, TableRow, figure_cell, page_table
@@ -29,16 +29,6 @@ class CovariateWarning:
     anchor: str
     title: str
     text: str
-
-
-def covariates_cell(model: EvaluatedModel) -> TableCell:
-    """Return the macro AUC of covariates alone, on the same patients and folds."""
-    row = covariates_row(model)
-    if row is None:
-        return TableCell(NA, note="not evaluated")
-    ends = interval(row["covariates_low"], row["covariates_high"])
-    notes = (row["by"], row["note"])
-    return TableCell(number(row["covariates"]), ends, "; ".join(note for note in notes if note))
 
 
 def within_cells(model: EvaluatedModel) -> list[tuple[str, TableCell]]:
@@ -79,48 +69,25 @@ def covariate_warnings(results: Results) -> list[CovariateWarning]:
 
 
 def covariates_page_table(results: Results) -> PageTable:
-    """Return the AUCs of each model and of covariates alone, and their paired differences."""
-    rows: list[TableRow] = []
-    for model in results.models:
-        sign = mark(results, model.encoder)
-        for row in model.controls["covariates"].to_dicts():
-            verdict = {True: "yes", False: "no", None: "not judged"}[row["reached"]]
-            rows.append(
-                (
-                    model.name + sign,
-                    row["class"],
-                    TableCell(
-                        number(row["model"], sign=sign),
-                        interval(row["model_low"], row["model_high"]),
-                    ),
-                    _covariates_cell(row, "logistic", LOGISTIC),
-                    _covariates_cell(row, "forest", FOREST),
-                    TableCell(
-                        signed(row["difference"], sign=sign),
-                        interval(row["low"], row["high"]),
-                        row["note"] or "",
-                    ),
-                    p_value(row["p"]),
-                    verdict,
-                )
-            )
-    return page_table(
+    """Return the AUCs of each model and of covariates alone, out-of-fold."""
+    rows = [
+        row
+        for model in results.models
+        for row in covariate_rows(
+            model.name, model.controls["covariates"], mark(results, model.encoder)
+        )
+    ]
+    return laid_out(
         "AUC of the models and of covariates alone, patients",
-        ("Task / encoder / head", "Score", "#Model", "#Covariates, logistic regression",
-         "#Covariates, random forest", "#Difference", "#p", "Reached by covariates"),
         rows,
+        "Task / encoder / head",
         "Covariates alone: what is known apart from how the tissue looks, in the same folds. A "
         "regression adds up what each covariate tells; a forest also sees combinations. The larger "
         "of the two AUCs counts, and the difference is the model's minus that one. The larger of "
         "two is optimistic, by about 0.02 where covariates tell nothing. Reached: it is not below "
         "the model's, or the interval of the difference contains 0. Not judged: one of the two is "
         "not defined, for the reason given.",
-    )  # fmt: skip
-
-
-def _covariates_cell(row: dict[str, Any], column: str, by: str) -> TableCell:
-    ends = interval(row[f"{column}_low"], row[f"{column}_high"])
-    return TableCell(number(row[column]), ends, "the larger" if row["by"] == by else "")
+    )
 
 
 def inputs_page_table(results: Results) -> PageTable | None:

@@ -1,5 +1,6 @@
 """Stage 2, report: localisation, faithfulness and agreement of attention, and its pictures."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from her2.report.section import Section
 from her2.report.sections.model_tables import stacked_attention
 from her2.report.sections.overlap import mark
 from her2.report.sections.pictures import ModelPictures, all_pictures, truth_words
+from her2.report.shown_model import ShownModel
 from her2.report.tables import PageTable, TableCell, TableRow, figure_cell, page_table
 
 LOCALISED = {
@@ -23,21 +25,31 @@ LOCALISED = {
 """Measure -> its title; `area_share` is the chance level of `mass_share` and `pointing`."""
 
 
-def localisation_by_class(results: Results) -> list[PageTable]:
+Marked = Sequence[tuple[ShownModel, str]]
+"""Models with the marks of their encoders."""
+
+
+HEADING = "Task / encoder / head"
+
+
+def localisation_by_class(models: Marked) -> list[PageTable]:
     """Return the localisation by score, for scores with a slide that has tiles in and out."""
-    names = dict.fromkeys(name for task in results.config.tasks.values() for name in task.classes)
-    return [found for name in names if (found := _localisation(results, name)) is not None]
+    names = dict.fromkeys(name for model, _ in models for name in model.task.classes)
+    return [found for name in names if (found := localisation(models, name)) is not None]
 
 
-def _localisation(results: Results, name: str) -> PageTable | None:
-    """Return the localisation of each model over held-out slides with a ground truth."""
+def localisation(models: Marked, name: str, heading: str = HEADING) -> PageTable | None:
+    """Return the localisation of each model over slides with a ground truth.
+
+    `name` is a class, or `all`, and `heading` that of the models' names.
+    """
     rows: list[TableRow] = []
     defined = False
-    for model in results.models:
+    for model, sign in models:
         table = model.attention["localisation_summary"].filter(pl.col("class") == name)
         own = {row["measure"]: row for row in table.to_dicts()}
         defined |= any(row["value"] is not None for row in own.values())
-        head = model.name + mark(results, model.encoder)
+        head = model.name + sign
         rows.append((head, _over(own), *(_measured(own, measure) for measure in LOCALISED)))
     # The table over all scores stays to give the reasons; undefined scores are left out.
     if not rows or (name != "all" and not defined):
@@ -45,7 +57,7 @@ def _localisation(results: Results, name: str) -> PageTable | None:
     which = "all scores" if name == "all" else f"score {name}"
     return page_table(
         f"Localisation, {which}: means over patients",
-        ("Task / encoder / head", "#Patients (slides)",
+        (heading, "#Patients (slides)",
          *(f"#{title}" for title in LOCALISED.values())),
         rows,
     )  # fmt: skip
@@ -63,21 +75,21 @@ def _measured(own: dict[str, dict[str, Any]], measure: str) -> TableCell:
     return figure_cell(found, digits=2 if measure == "enrichment" else 3)
 
 
-def faithfulness(results: Results) -> PageTable:
+def faithfulness(models: Marked, heading: str = HEADING) -> PageTable:
     """Return, for each model, the areas between its curves and those in random order."""
     names = dict.fromkeys(
         name
-        for model in results.models
+        for model, _ in models
         for name in model.attention["faithfulness_summary"]["measure"].drop_nulls()
     )
     rows: list[TableRow] = []
-    for model in results.models:
+    for model, _ in models:
         table = model.attention["faithfulness_summary"]
         own = {row["measure"]: row for row in table.to_dicts()}
         rows.append((model.name, _over(own), *(figure_cell(own.get(name)) for name in names)))
     return page_table(
         "Faithfulness: area between the curves in attention order and in random order",
-        ("Task / encoder / head", "#Patients (slides)",
+        (heading, "#Patients (slides)",
          *(f"#{name[:1].upper()}{name[1:]}" for name in names)),
         rows,
         "Above 0: the prediction depends on the attended tiles more than on random tiles. "
@@ -85,16 +97,16 @@ def faithfulness(results: Results) -> PageTable:
     )  # fmt: skip
 
 
-def agreement(results: Results) -> PageTable:
-    """Return the rank correlation of attention between repeats, for each model."""
+def agreement(models: Marked, between: str, heading: str = HEADING) -> PageTable:
+    """Return the rank correlation of attention between repeats or fold models, for each model."""
     rows: list[TableRow] = []
-    for model in results.models:
+    for model, _ in models:
         for row in model.attention["agreement"].to_dicts():
             over = f"{plural(row['slides'] or 0, 'slide')}, {plural(row['pairs'] or 0, 'pair')}"
             rows.append((model.name, figure_cell(row), over))
     return page_table(
-        "Agreement of a slide's attention between repeats (Spearman's rank correlation)",
-        ("Task / encoder / head", "#Mean over patients", "Over"),
+        f"Agreement of a slide's attention between {between} (Spearman's rank correlation)",
+        (heading, "#Mean over patients", "Over"),
         rows,
     )
 
@@ -113,12 +125,13 @@ class ExplanationData:
 
 
 def _collect(results: Results) -> ExplanationData:
+    models = [(model, mark(results, model.encoder)) for model in results.models]
     return ExplanationData(
         localised=any(len(model.attention["localisation"]) for model in results.models),
-        localisation=_localisation(results, "all"),
-        by_class=localisation_by_class(results),
-        faithfulness=faithfulness(results),
-        agreement=agreement(results),
+        localisation=localisation(models, "all"),
+        by_class=localisation_by_class(models),
+        faithfulness=faithfulness(models),
+        agreement=agreement(models, "repeats"),
         pictures=all_pictures(results),
         truth=truth_words(results),
     )

@@ -14,6 +14,7 @@ from her2.report.sections.model_tables import stacked
 from her2.report.sections.overlap import mark
 from her2.report.sections.patient_labels import decided
 from her2.report.sections.pictures import all_pictures
+from her2.report.shown_model import ShownModel
 
 PATIENTS_SHOWN = 10
 MODELS_SHOWN = 3
@@ -64,7 +65,7 @@ class FailuresData:
     left_out: int
 
 
-def failures_table(model: EvaluatedModel) -> pl.DataFrame:
+def failures_table(model: ShownModel) -> pl.DataFrame:
     """Return the patients with a wrong prediction, the most certain first.
 
     Probabilities are averaged over rounds and over the patient's slides. Columns: `rank` (from 1),

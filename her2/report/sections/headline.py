@@ -3,16 +3,24 @@
 from dataclasses import dataclass
 from typing import Any
 
-import polars as pl
-
 from her2.config import EncoderSection
 from her2.libraries import NAMES
 from her2.metrics import headline_metrics
 from her2.metrics.base import Metric
 from her2.report.format import NA, interval, number, p_value
 from her2.report.results import EvaluatedModel, Results
-from her2.report.sections.controls import covariates_cell, shuffled_row, within_cells
+from her2.report.sections.controls import shuffled_row, within_cells
+from her2.report.sections.covariate_tables import covariates_cell
+from her2.report.sections.external_cells import (
+    COVARIATES_ALONE,
+    external_cell,
+    external_control,
+    external_models,
+    external_words,
+)
 from her2.report.sections.overlap import mark
+from her2.report.shown_model import ShownModel
+from her2.report.shown_model import find as find
 from her2.report.tables import TableCell
 
 
@@ -31,7 +39,10 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class HeadlineRow:
-    """One encoder and head; `domain` names the images its encoder was trained on."""
+    """One encoder and head; `domain` names the images its encoder was trained on.
+
+    `cohort` is the external cohort whose figures these are, "" for those out-of-fold.
+    """
 
     encoder: str
     mark: str
@@ -40,6 +51,7 @@ class HeadlineRow:
     source: str
     anchor: str
     cells: tuple[TableCell, ...]
+    cohort: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +89,16 @@ def headline(results: Results, task_name: str, level: str) -> Headline:
     """Return the headline metrics (AUC for each class and macro first), one row per model.
 
     At patient level, the macro AUC is followed by what it is to be read against: covariates alone,
-    shuffled labels, and pairs of patients of one site or scanner.
+    shuffled labels, and pairs of patients of one site or scanner. Each model is followed by its
+    figures on external cohorts.
     """
     models = results.task_models(task_name)
+    external = {model.anchor: external_models(results, model) for model in models}
+    shown: list[tuple[EvaluatedModel, ShownModel, str, str, str]] = []
+    for model in models:
+        words = source(results.config.encoders[model.encoder])
+        shown.append((model, model, model.anchor, "", words))
+        shown += [(model, one, *external_words(one, level)) for one in external[model.anchor]]
     classes = results.config.tasks[task_name].class_names
     wanted = [
         (metric, name)
@@ -93,7 +112,7 @@ def headline(results: Results, task_name: str, level: str) -> Headline:
     # Encoders may have lost different slides. Then each cell states its own numbers.
     common = all(len(texts) == 1 for texts in counts.values())
     columns: list[Column] = []
-    cells: dict[str, list[TableCell]] = {model.anchor: [] for model in models}
+    cells: dict[str, list[TableCell]] = {one.anchor: [] for _, one, *_ in shown}
     for metric, name in wanted:
         note = min(counts[name]) if common and name in counts else ""
         title = "" if metric.within_folds and len(classes) == 2 else name
@@ -101,23 +120,28 @@ def headline(results: Results, task_name: str, level: str) -> Headline:
         for model in models:
             record = find(model, level, metric.name, name)
             cells[model.anchor].append(_cell(results, model, record, metric, with_count=not common))
+            for one in external[model.anchor]:
+                cells[one.anchor].append(external_cell(results, one, level, metric, name))
         if level == "patient" and metric.name == "auc" and name == "macro":
             controls = {model.anchor: _controls(model) for model in models}
             titles = dict.fromkeys(title for own in controls.values() for title in own)
             columns += [Column(*title, control=True) for title in titles]
             for anchor, own in controls.items():
                 cells[anchor] += [own.get(title, TableCell(NA)) for title in titles]
+                for one in external[anchor]:
+                    cells[one.anchor] += [external_control(one, title) for title in titles]
     rows = [
         HeadlineRow(
             encoder=model.encoder,
             mark=mark(results, model.encoder),
             head=model.head,
             domain=domain(results, model.encoder),
-            source=source(results.config.encoders[model.encoder]),
-            anchor=model.anchor,
-            cells=tuple(cells[model.anchor]),
+            source=words,
+            anchor=anchor,
+            cells=tuple(cells[one.anchor]),
+            cohort=cohort,
         )
-        for model in models
+        for model, one, anchor, cohort, words in shown
     ]
     return Headline(task_name, level, tuple(columns), tuple(rows))
 
@@ -194,12 +218,6 @@ def protocol(results: Results) -> str:
     return grouped + sites[section.sites]
 
 
-def find(model: EvaluatedModel, level: str, metric: str, name: str = "") -> dict[str, Any] | None:
-    """Return the record of one metric; None when the evaluation lacks it."""
-    rows = model.level(level).filter((pl.col("metric") == metric) & (pl.col("class") == name))
-    return rows.to_dicts()[0] if len(rows) else None
-
-
 def _positive(record: dict[str, Any] | None) -> str:
     return f"{record['n_positive']} of {record['n']}" if record else ""
 
@@ -236,7 +254,7 @@ def _controls(model: EvaluatedModel) -> dict[tuple[str, str], TableCell]:
         else TableCell(NA)
     )
     return {
-        ("Covariates alone", "macro AUC"): covariates_cell(model),
+        (COVARIATES_ALONE, "macro AUC"): covariates_cell(model.controls["covariates"]),
         ("Chance", "labels shuffled"): shuffled,
         **{(title, "macro AUC"): cell for title, cell in within_cells(model)},
     }

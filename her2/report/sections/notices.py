@@ -14,7 +14,7 @@ from her2.metrics import headline_metrics
 from her2.report.format import plural
 from her2.report.results import EvaluatedModel, Results, one_row_per_slide
 from her2.report.section import Link, Section
-from her2.report.sections import overlap
+from her2.report.sections import external_words, overlap
 from her2.report.sections.cohort import Excluded, excluded_slides
 from her2.report.sections.patient_labels import decided_words, left_out
 from her2.report.sections.pictures import ModelPictures, all_pictures
@@ -51,6 +51,7 @@ def notices(
         for item in pictures
         if item.not_drawn
     ]
+    found += [Notice(text, anchor) for text, anchor in external_words.notices(results)]
     return found
 
 

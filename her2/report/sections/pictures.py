@@ -13,8 +13,9 @@ from her2.explanation.listing import ATTENTION, TRUTH
 from her2.report.figures.base import Figure, Picture, jpeg
 from her2.report.figures.controls import faithfulness_figure
 from her2.report.format import number, plural, without_folders
-from her2.report.results import EvaluatedModel, Results
+from her2.report.results import Results
 from her2.report.sections.overlap import mark
+from her2.report.shown_model import ShownModel
 
 ATTENTION_SHOWN = 24
 """Maximum number of attention pictures on the page, over all models; the others stay files."""
@@ -24,14 +25,17 @@ _STRIP_PX = (800, 600)
 
 @dataclass(frozen=True, slots=True)
 class AttentionPicture:
-    """The attention picture of one slide: the panels that `heatmaps.json` names, side by side."""
+    """The attention picture of one slide: the panels that `heatmaps.json` names, side by side.
+
+    `by` says which model's attention it is.
+    """
 
     slide_id: str
     anchor: str
     label: str
     predicted: str
     probabilities: tuple[tuple[str, str], ...]
-    run: str
+    by: str
     tiles: int
     note: str
     figure: Picture
@@ -48,9 +52,13 @@ class ScoreTiles:
 
 @dataclass(frozen=True, slots=True)
 class ModelPictures:
-    """The pictures of one encoder and head; `not_drawn` holds (slide, reason)."""
+    """The pictures of one encoder and head; `not_drawn` holds (slide, reason).
+
+    `folder` has all of them, in the results.
+    """
 
     name: str
+    folder: str
     mark: str
     anchor: str
     pictures: tuple[AttentionPicture, ...]
@@ -64,31 +72,37 @@ class ModelPictures:
 @lru_cache(maxsize=1)
 def all_pictures(results: Results) -> tuple[ModelPictures, ...]:
     """Read the pictures of all models, once, since the warnings need the missing ones too."""
-    return tuple(model_pictures(results, model) for model in results.models)
+    share = max(1, ATTENTION_SHOWN // len(results.models))
+    return tuple(model_pictures(results, model, share) for model in results.models)
 
 
-def model_pictures(results: Results, model: EvaluatedModel) -> ModelPictures:
-    """Return the pictures that `heatmaps.json` lists."""
+def model_pictures(
+    results: Results, model: ShownModel, shown_at_most: int, *, held_out: bool = True
+) -> ModelPictures:
+    """Return the pictures that `heatmaps.json` lists.
+
+    `held_out` is true for slides of the development, each of which is tested in one fold.
+    """
     drawn = [item for item in model.heatmaps if "picture" in item]
     not_drawn = [
         (str(item["slide_id"]), without_folders(str(item.get("reason", "no reason recorded"))))
         for item in model.heatmaps
         if "picture" not in item
     ]
-    share = max(1, ATTENTION_SHOWN // len(results.models))
-    shown = _spread(drawn, share)
+    shown = _spread(drawn, shown_at_most)
     pictures = []
     for item in shown:
         try:
-            pictures.append(_picture(results, model, item))
+            pictures.append(_picture(results, model, item, held_out=held_out))
         except OSError:
             not_drawn.append((str(item["slide_id"]), "its picture cannot be read"))
     return ModelPictures(
         name=model.name,
+        folder=model.pictures.relative_to(results.folder).as_posix(),
         mark=mark(results, model.encoder),
         anchor=model.anchor.replace("model/", "attention/", 1),
         pictures=tuple(pictures),
-        scores=tuple(_score(model, item) for item in model.scores),
+        scores=tuple(_score(model, item, held_out=held_out) for item in model.scores),
         curves=faithfulness_curves(results, model),
         not_drawn=tuple(sorted(not_drawn)),
         left_out=len(drawn) - len(shown),
@@ -103,7 +117,9 @@ def _spread(items: list[dict[str, object]], number_: int) -> list[dict[str, obje
     return [items[i * len(items) // number_] for i in range(number_)]
 
 
-def _picture(results: Results, model: EvaluatedModel, item: dict[str, Any]) -> AttentionPicture:
+def _picture(
+    results: Results, model: ShownModel, item: dict[str, Any], *, held_out: bool
+) -> AttentionPicture:
     slide_id = item["slide_id"]
     rows = model.slides.filter(pl.col("slide_id") == slide_id).to_dicts()
     names = model.task.class_names
@@ -115,10 +131,12 @@ def _picture(results: Results, model: EvaluatedModel, item: dict[str, Any]) -> A
     return AttentionPicture(
         slide_id=slide_id,
         anchor=f"{model.anchor.replace('model/', 'picture/', 1)}/{slide_id}",
-        label=item["label"],
-        predicted=names[rows[0]["predicted"]] if rows else "",
+        label=item["label"] or "class not known",
+        predicted=names[rows[0]["predicted"]] if rows else item.get("predicted") or "",
         probabilities=tuple(probabilities),
-        run=run_name(0, item["fold"]),
+        by=f"fold {run_name(0, item['fold'])}"
+        if held_out
+        else f"mean attention of {plural(item['models'], 'model')}",
         tiles=item["tiles"],
         figure=jpeg(
             model.pictures / str(item["picture"]),
@@ -131,7 +149,7 @@ def _picture(results: Results, model: EvaluatedModel, item: dict[str, Any]) -> A
     )
 
 
-def _strip(model: EvaluatedModel, item: Mapping[str, Any]) -> tuple[Picture | None, str]:
+def _strip(model: ShownModel, item: Mapping[str, Any]) -> tuple[Picture | None, str]:
     """Return the most and least attended tiles of a slide, or the reason for their absence."""
     if not item.get("tile_strip"):
         return None, ""
@@ -142,9 +160,10 @@ def _strip(model: EvaluatedModel, item: Mapping[str, Any]) -> tuple[Picture | No
     return None, "the picture of its tiles cannot be read"
 
 
-def _score(model: EvaluatedModel, item: Mapping[str, Any]) -> ScoreTiles:
+def _score(model: ShownModel, item: Mapping[str, Any], *, held_out: bool) -> ScoreTiles:
     """Return what a row of `tiles.json` lists."""
-    people = f"{plural(item['slides'], 'held-out slide')} of {plural(item['patients'], 'patient')}"
+    noun = "held-out slide" if held_out else "slide"
+    people = f"{plural(item['slides'], noun)} of {plural(item['patients'], 'patient')}"
     words = f"Score {item['label']}: {people}"
     if item.get("picture"):
         alt = f"{words}: most and least attended tiles"
@@ -169,7 +188,7 @@ def truth_words(results: Results) -> str:
     return "annotated positive area (cohort.masks)"
 
 
-def faithfulness_curves(results: Results, model: EvaluatedModel) -> Figure | None:
+def faithfulness_curves(results: Results, model: ShownModel) -> Figure | None:
     """Return one model's deletion and insertion curves; None where attention is uniform."""
     table = model.attention["faithfulness"].filter(pl.col("value").is_not_null())
     if not len(table):

@@ -1,5 +1,6 @@
 """Stage 2, report: tables and figures of one model's probabilities and of acting on them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
@@ -97,30 +98,45 @@ def operating_page_table(model: EvaluatedModel) -> PageTable | None:
 
 def reliability(results: Results, model: EvaluatedModel) -> Figure | None:
     """Return reliability before and after temperature scaling; None without predictions."""
-    table = model.reliability.filter(PATIENT & (pl.col("n") > 0))
-    states = {}
-    for state, words in STATES.items():
-        own = table.filter(pl.col("state") == state)
-        if len(own):
-            states[words] = [
-                Reliability(
-                    name,
-                    *(
-                        own.filter(pl.col("class") == name)[column].to_list()
-                        for column in ("mean_probability", "observed_share", "low", "high")
-                    ),
-                )
-                for name in model.task.class_names
-            ]
+    states = {
+        words: lines
+        for state, words in STATES.items()
+        if (lines := reliability_lines(model.reliability, state, model.task.class_names))
+    }
     if not states:
         return None
     return reliability_figure(states, model.name, results.figure_context)
 
 
+def reliability_lines(
+    reliability: pl.DataFrame, state: str, classes: Sequence[str]
+) -> list[Reliability]:
+    """Return the reliability of each class in a state; empty without predictions."""
+    own = reliability.filter(PATIENT & (pl.col("n") > 0) & (pl.col("state") == state))
+    if not len(own):
+        return []
+    return [
+        Reliability(
+            name,
+            *(
+                own.filter(pl.col("class") == name)[column].to_list()
+                for column in ("mean_probability", "observed_share", "low", "high")
+            ),
+        )
+        for name in classes
+    ]
+
+
 def benefit(results: Results, model: EvaluatedModel) -> Figure | None:
     """Return the decision curves of the groupings; None where no grouping has both groups."""
-    table = model.decision.filter(PATIENT & (pl.col("state") == "as predicted"))
-    found = [
+    found = benefit_lines(model.decision, "as predicted")
+    return benefit_figure(found, model.name, results.figure_context) if found else None
+
+
+def benefit_lines(decision: pl.DataFrame, state: str) -> list[Benefit]:
+    """Return the decision curves of the groupings that have both groups, in a state."""
+    table = decision.filter(PATIENT & (pl.col("state") == state))
+    return [
         Benefit(
             name,
             *(
@@ -130,9 +146,6 @@ def benefit(results: Results, model: EvaluatedModel) -> Figure | None:
         )
         for name in table["grouping"].unique(maintain_order=True)
     ]
-    if not found:
-        return None
-    return benefit_figure(found, model.name, results.figure_context)
 
 
 def _ends(row: dict[str, Any], name: str) -> TableCell:

@@ -9,9 +9,11 @@ import polars as pl
 import yaml
 
 from her2.core.files import canonical_json, digest
+from her2.report.external_results import ExternalCohort
 from her2.report.format import portable, without_folders
 from her2.report.results import Results
 from her2.report.section import Section
+from her2.report.tables import PageTable, TableRow, page_table
 
 LIST_SHOWN = 10
 PACKAGES = (
@@ -39,6 +41,7 @@ class Provenance:
     config_yaml: str
     config_digest: str
     shortened: bool
+    external: PageTable | None = None
 
 
 def provenance(results: Results) -> Provenance:
@@ -55,7 +58,37 @@ def provenance(results: Results) -> Provenance:
         config_yaml=text,
         config_digest=digest(shown),
         shortened=shown != results.config.model_dump(mode="json"),
+        external=_external(results),
     )
+
+
+def _external(results: Results) -> PageTable | None:
+    """Return how the features of external cohorts were made, and by how many models predicted."""
+    rows: list[TableRow] = [
+        (
+            cohort.name,
+            encoder,
+            ", ".join(cohort.precisions[encoder]) or "no features",
+            ", ".join(cohort.devices[encoder]) or "-",
+            _models(cohort, encoder),
+        )
+        for cohort in results.external
+        for encoder in results.config.encoders
+    ]
+    if not rows:
+        return None
+    return page_table(
+        "External cohorts: features and models",
+        ("Cohort", "Encoder", "Precision", "Devices", "Models per encoder and head"),
+        rows,
+    )
+
+
+def _models(cohort: ExternalCohort, encoder: str) -> str:
+    if cohort.section.final == "refit":
+        return "1, trained on all patients of development"
+    found = {n for one in cohort.models if one.encoder == encoder for n in one.applied["models"]}
+    return ", ".join(str(number) for number in sorted(found)) or "-"
 
 
 def versions(software: str) -> tuple[tuple[str, str], ...]:

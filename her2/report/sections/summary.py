@@ -10,7 +10,7 @@ from her2.report.figures.forest import ForestLine, forest_figure
 from her2.report.format import interval, number, plural
 from her2.report.results import EvaluatedModel, Results
 from her2.report.section import Section
-from her2.report.sections import comparison, controls, headline
+from her2.report.sections import comparison, controls, external_words, headline
 from her2.report.sections.controls import covariates_row, shuffled_row
 from her2.report.sections.headline import domain, find, verdict
 from her2.report.sections.model_tables import stack_models, stacked
@@ -20,16 +20,20 @@ from her2.report.tables import PageTable
 
 
 def sentences(results: Results) -> list[str]:
-    """Return one sentence per task: patients, range and best of macro AUC, and its caveats."""
+    """Return one sentence per task: patients, range and best of macro AUC, and its caveats.
+
+    Each is followed by one sentence per external cohort.
+    """
     found = []
     for task_name in results.config.tasks:
         models = results.task_models(task_name)
         rows = [(model, row) for model in models if (row := _macro(model))["value"] is not None]
         if not rows:
             found.append(f"Task {task_name}: no macro AUC is defined; the table gives the reason.")
-            continue
-        rows.sort(key=lambda item: -item[1]["value"])
-        found.append(_sentence(results, task_name, rows, len(models)))
+        else:
+            rows.sort(key=lambda item: -item[1]["value"])
+            found.append(_sentence(results, task_name, rows, len(models)))
+        found += external_words.sentences(results, task_name)
     return found
 
 

@@ -13,7 +13,12 @@ from her2.config import EvaluationSection
 from her2.report.format import plural
 from her2.report.results import Results
 from her2.report.sections import cohort, flow, summary
-from her2.report.sections.paper import methods, methods_figures, methods_models
+from her2.report.sections.paper import (
+    methods,
+    methods_external,
+    methods_figures,
+    methods_models,
+)
 from her2.report.sections.paper.prose import FOLDER, sentence
 from her2.report.sections.paper.sample_size import sample_size
 
@@ -39,9 +44,9 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
-    """An item of the file; `author` is what the author is asked where `text` stays empty.
+    """An item of the file; `author` is what the author is asked where all text stays empty.
 
-    `text` is a template.
+    `text` is a template, and so is `external`, which is used where there are external cohorts.
     """
 
     item: str
@@ -49,6 +54,7 @@ class _Prompt:
     topic: str
     author: str
     text: str = ""
+    external: str = ""
     anchor: str = ""
 
 
@@ -61,15 +67,17 @@ def _prompts() -> tuple[_Prompt, ...]:
 def checklist(results: Results) -> tuple[Item, ...]:
     """Return all items in order."""
     facts = _facts(results)
+    outside = methods_external.checklist_facts(results) if results.external else None
     items = []
     for prompt in _prompts():
-        content = sentence(prompt.text, facts)
+        content, anchor = sentence(prompt.text, facts), prompt.anchor
+        if outside is not None and prompt.external:
+            content = f"{content} {sentence(prompt.external, outside)}".strip()
+            anchor = anchor or "external"
         by_author = not content
         if by_author:
             content = f"[author: {prompt.author}]"
-        items.append(
-            Item(prompt.item, prompt.section, prompt.topic, content, prompt.anchor, by_author)
-        )
+        items.append(Item(prompt.item, prompt.section, prompt.topic, content, anchor, by_author))
     return tuple(items)
 
 

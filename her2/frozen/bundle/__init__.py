@@ -1,0 +1,1 @@
+"""A frozen model as one folder or file that predicts without the results it came from."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from her2.core.spelling import folded, folded_id
-from her2.importing.labels import legal_id
+from her2.importing.labels import without_accents
 
 SLIDE_SUFFIXES = frozenset(
     (".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".ndpis", ".mrxs", ".scn", ".svslide",
@@ -67,19 +67,27 @@ def scan_group(path: Path) -> str:
     return name or path.stem
 
 
+def words_of(name: str) -> tuple[str, ...]:
+    """Return the words of a name, as compared with others: `H23-007 Ä1` is h23, 7, ae1."""
+    words = re.split(r"[\W_]+", folded(without_accents(name)))
+    return tuple(folded_id(word) for word in words if word)
+
+
 def match_by_name(names: Iterable[str], files: Iterable[Path]) -> Matched:
     """Return the files that each name of a sheet means.
 
     A file belongs to a name that is its whole stem, as written or spelt alike (case, spaces,
-    zeros, umlauts); else to the longest name that its stem begins with, at the end of a word:
-    `H2301234 A1 HE.svs` to `H2301234 A1` rather than `H2301234`.
+    zeros, umlauts); else to the longest name that its words begin with: `H2301234_A1_HE.svs` to
+    `H2301234 A1` rather than `H2301234`. What scanners and copies add to a stem does not count.
     """
     listed = list(dict.fromkeys(names))
     exact: dict[str, str] = {}
-    for key in (lambda name: name, folded, folded_id, lambda name: legal_id(name).lower()):
+    for key in (str, folded, folded_id):
         for name in listed:
             exact.setdefault(key(name), name)
-    longest = sorted(listed, key=len, reverse=True)
+    by_words: dict[tuple[str, ...], str] = {}
+    for name in listed:
+        by_words.setdefault(words_of(name), name)
     found: dict[str, list[Path]] = {name: [] for name in listed}
     unnamed = []
     for path in files:
@@ -88,20 +96,18 @@ def match_by_name(names: Iterable[str], files: Iterable[Path]) -> Matched:
             (
                 exact[key]
                 for stem in stems
-                for key in (stem, folded(stem), folded_id(stem), legal_id(stem).lower())
+                for key in (stem, folded(stem), folded_id(stem))
                 if key in exact
             ),
             None,
         )
         if owner is None:
-            plain = folded(path.stem)
             owner = next(
                 (
-                    name
-                    for name in longest
-                    if plain.startswith(start := folded(name))
-                    and start
-                    and not plain[len(start) : len(start) + 1].isalnum()
+                    by_words[words[:count]]
+                    for words in map(words_of, stems)
+                    for count in range(len(words), 0, -1)
+                    if words[:count] in by_words
                 ),
                 None,
             )

@@ -61,7 +61,9 @@ def write_xlsx(path: Path, sheets: Mapping[str, Rows], *, strict: bool = False) 
     for n, name in listed:
         rows = "".join(
             f'<row r="{at}">'
-            + "".join(_cell(cell, f"{_letters(column)}{at}") for column, cell in enumerate(row))
+            + "".join(
+                _cell(cell, f"{_letters(column)}{at}", strict) for column, cell in enumerate(row)
+            )
             + "</row>"
             for at, row in enumerate(sheets[name], start=1)
         )
@@ -106,11 +108,13 @@ def write_ods(path: Path, sheets: Mapping[str, Rows]) -> Path:
     return path
 
 
-def _cell(cell: Cell, place: str) -> str:
+def _cell(cell: Cell, place: str, strict: bool) -> str:
     if cell is None:
         return ""
     if isinstance(cell, bool):
         return f'<c r="{place}" t="b"><v>{int(cell)}</v></c>'
+    if isinstance(cell, date) and strict:  # as Excel writes days into strict workbooks
+        return f'<c r="{place}" s="1" t="d"><v>{cell.isoformat()}T00:00:00</v></c>'
     if isinstance(cell, date):
         return f'<c r="{place}" s="1"><v>{(cell - date(1899, 12, 30)).days}</v></c>'
     if isinstance(cell, int | float):

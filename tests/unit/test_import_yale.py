@@ -143,6 +143,18 @@ def test_patients_of_tcga_are_named_and_left_out_unless_they_are_asked_for(packa
     assert row["annotation"] == f"TCGA_cohort/Annotations/{TCGA}.xml"
 
 
+def test_no_slide_gets_the_regions_of_another_cohorts_slide(package):
+    same = f"{STEMS[0]}.svs"
+    put_slide(RESPONSE / "SVS" / same, 230, 0.5)
+    put_sheet([(STEMS[0], "yes"), *((one, ("yes", "no")[n % 2]) for n, one in enumerate(PATIENTS))])
+    said = imported()
+    rows = manifest_rows(Path("yale"))
+    assert rows[STEMS[0]]["annotation"] == f"Yale_HER2_cohort/Annotations/{STEMS[0]}.xml"
+    assert rows[f"response-{STEMS[0]}"]["annotation"] == ""
+    assert rows[f"response-{STEMS[0]}"]["her2_status"] == ""
+    assert f"their whole tissue is tiled: response-{STEMS[0]}" in said
+
+
 def test_several_slides_of_a_patient_stay_together(package):
     put_slide(HER2 / "SVS/Her2Pos_Case_01 (2).svs", 210, 0.5)
     put_slide(HER2 / "SVS/HER2pos_case_1_level 3.svs", 211, 0.5)

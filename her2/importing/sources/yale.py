@@ -15,6 +15,7 @@ from her2.core.errors import SlideError, UserError, problem_list
 from her2.core.files import file_digest
 from her2.core.reading import path_problem
 from her2.core.spelling import folded, is_unknown, printable
+from her2.importing.copies import repeated
 from her2.importing.found import Found, ImportedSlide, LeftOut, Source
 from her2.importing.labels import legal_id, legal_ids
 from her2.importing.matching import match_by_name, slide_files, unfinished_files
@@ -87,6 +88,9 @@ def read(
         LeftOut(_within(path, folder), "is an unfinished download; download it again")
         for path in unfinished_files(folder)
     ]
+    again = repeated({one.path: one.slide_id for one in made}, folder)
+    left += [LeftOut(_within(path, folder), why) for path, why in again.items()]
+    made = [one for one in made if one.path not in again]
     plain: list[str] = []
     if regions == "use":
         made, more, plain = _with_regions(made, files, folder)

@@ -112,7 +112,7 @@ def leave_out_copies(files: CaseSlides, folder: Path) -> None:
             copies |= dict.fromkeys(others, f"is a copy of {below(first, folder)}, to the byte")
     files.leave_out(folder, copies)
     if copies:
-        files.rules.append(f"{len(copies):,} files are copies of others and were left out")
+        files.rules.append(f"copies of other files that were left out: {len(copies):,}")
 
 
 def choose_scans(
@@ -123,8 +123,8 @@ def choose_scans(
         return []
     if choice is None:
         return listed(
-            f"{len(groups):,} glasses seem to have been scanned several times. Add --rescans last "
-            "(the highest number), --rescans first, or --rescans all (they are different slides):",
+            f"glasses that seem to have been scanned several times: {len(groups):,}. Add --rescans "
+            "last (the highest number), first, or all (if they are different slides):",
             [", ".join(below(path, folder) for path in group.files) for group in groups],
         )
     kept = [group.chosen(choice) for group in groups]
@@ -137,8 +137,8 @@ def choose_scans(
     why = f"is another scan of a glass of which --rescans {choice} uses one"
     files.leave_out(folder, dict.fromkeys(sorted(dropped), why))
     files.rules.append(
-        f"--rescans {choice}: {len(groups):,} glasses have several scans; {len(dropped):,} were "
-        f"left out ({RESCANS})"
+        f"--rescans {choice}: glasses with several scans: {len(groups):,}; scans that were left "
+        f"out: {len(dropped):,} ({RESCANS})"
     )
     return listed(
         f"--rescans {choice}: their names do not say which scan that is. Rename them, move one "

@@ -86,7 +86,9 @@ def read_cases(table: SheetTable, columns: Mapping[str, str]) -> tuple[list[Case
     """
     key = "slide" if "slide" in columns else "patient"
     cells = {
-        name: table.column(column) if name in ("patient", "slide") else table.decimals(column)
+        name: table.column(column)
+        if name in ("patient", "slide", *LABEL_COLUMNS)
+        else table.decimals(column)
         for name, column in columns.items()
     }
     _check_scales(table, cells.get("mpp", ()), columns)
@@ -131,13 +133,12 @@ def labels_of(
     }
     scores = _filled(one.her2 for one in said.get("her2", ()))
     statuses = _filled(one.status for found in said.values() for one in found)
-    conflicts = [
-        f"{case}: {name} {' and '.join(found)} ({_quoted(case)}); left without this label"
-        for name, found in (("her2", scores), ("her2_status", statuses))
-        if len(found) > 1
-    ]
+    conflicts = []
     if len(scores) > 1:
         statuses = ()  # nobody knows which score it belongs to
+        conflicts = [f"{case}: her2 {' and '.join(scores)} ({_quoted(case)}); left without labels"]
+    elif len(statuses) > 1:
+        conflicts = [f"{case}: negative and positive ({_quoted(case)}); left without her2_status"]
     labels = {"her2": scores, "her2_status": statuses}
     if "fish" in said:
         labels["fish"] = _filled(one.status for one in said["fish"])

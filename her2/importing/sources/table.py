@@ -109,9 +109,9 @@ def read(
         rules=(
             *(f"{file.name}: {said}" for said in table.said),
             "columns: " + ", ".join(f"{name} is {one!r}" for name, one in columns.items()),
-            f"{columns[key]!r} is what file names begin with: {len(files.of):,} of {len(cases):,} "
-            f"have slides; {len(without) + len(left_out):,} in the sheet have no slide, and "
-            f"{without_row(files):,} files have no row (all in import.json)",
+            f"{columns[key]!r} is what file names begin with: of {len(cases):,} in the sheet, "
+            f"{len(without):,} have no slide; of the files, {without_row(files):,} have no row "
+            "(named in import.json)",
             *files.rules,
             *found.rules,
         ),
@@ -171,7 +171,7 @@ def _unconfirmed(labels: Path, confirmed: Confirmed, columns: Mapping[str, str])
     """Say which texts a person still has to confirm, and how."""
     if not confirmed.waiting:
         return []
-    new = f", {confirmed.n_new:,} of them new rows" if confirmed.n_new else ""
+    new = f"; {confirmed.n_new:,} came in since" if confirmed.meanings and confirmed.n_new else ""
     said = [
         f"{name} {printable(text)!r}: {words or 'ambiguous, so nothing is proposed'}"
         for (name, text), words in confirmed.waiting.items()

@@ -33,12 +33,21 @@ _HE = frozenset(("he", "hes", "hp", "h", "haematoxylin", "hematoxylin"))
 
 @dataclass(slots=True)
 class CaseSlides:
-    """The files of each case, and why others are left out."""
+    """The files of each case, and why others are left out.
+
+    Attributes:
+        of: name of a case -> its slides, for cases that have some.
+        left_out: files that are no slides of the cohort, with the reasons.
+        problems: what has to be mended before anything can be imported.
+        rules: sentences on what was decided.
+        without: names of the cases that no file is called after.
+    """
 
     of: dict[str, list[Path]]
     left_out: list[LeftOut]
     problems: list[str]
     rules: list[str]
+    without: frozenset[str]
 
     def leave_out(self, folder: Path, reasons: Mapping[Path, str]) -> None:
         self.of = {
@@ -81,7 +90,7 @@ def find_case_slides(
         LeftOut(below(path, folder), "its download is not finished")
         for path in unfinished_files(folder)
     ]
-    found = CaseSlides(dict(matched.files), left_out, problems, [])
+    found = CaseSlides(dict(matched.files), left_out, problems, [], frozenset(matched.without))
     found.leave_out(folder, dict(_other_stains(matched.files)))
     return found
 
@@ -103,13 +112,18 @@ def _other_stains(files: Mapping[str, Sequence[Path]]) -> Iterator[tuple[Path, s
 
 
 def leave_out_copies(files: CaseSlides, folder: Path) -> None:
-    """Leave out copies of a case's own slides. Copies across cases are refused when opened."""
+    """Leave out copies of a case's own slides.
+
+    One file as slides of two cases is a contradiction, which is found when slides are opened.
+    """
     owner = {path: name for name, paths in files.of.items() for path in paths}
     copies: dict[Path, str] = {}
     for same in copies_of(list(owner)):
-        first, *others = same
-        if len({owner[path] for path in same}) == 1:
-            copies |= dict.fromkeys(others, f"is a copy of {below(first, folder)}, to the byte")
+        first_of: dict[str, Path] = {}
+        for path in same:
+            first = first_of.setdefault(owner[path], path)
+            if first != path:
+                copies[path] = f"is a copy of {below(first, folder)}, to the byte"
     files.leave_out(folder, copies)
     if copies:
         files.rules.append(f"copies of other files that were left out: {len(copies):,}")

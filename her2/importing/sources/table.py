@@ -11,7 +11,7 @@ from pathlib import Path
 
 from her2.core.errors import UserError, problem_list
 from her2.core.reading import path_problem
-from her2.core.spelling import printable
+from her2.core.spelling import folded, printable
 from her2.importing.case_slides import (
     RESCANS,
     CaseSlides,
@@ -72,7 +72,8 @@ def read(
     """
     _check_folders(out, slides)
     columns = parse_columns(column or ())
-    table = read_sheet_file(file, wanted=tuple(columns.values()), sheet=sheet, header=header)
+    wanted = tuple({folded(name): name for name in columns.values()}.values())
+    table = read_sheet_file(file, wanted=wanted, sheet=sheet, header=header)
     _check_columns(table, columns)
     cases, left_out = read_cases(table, columns)
     key = "slide" if "slide" in columns else "patient"
@@ -98,7 +99,7 @@ def read(
     without = [
         LeftOut(str(case), f"has no slide below {slides}")
         for case in cases
-        if case.name not in files.of
+        if case.name in files.without
     ]
     if stops and not sheets:
         raise UserError(f"{file}:\n" + "\n".join(stops))

@@ -539,6 +539,19 @@ def test_a_slide_of_another_stain_by_its_name_is_left_out(name, is_used, file):
     assert (f"{name}.svs" in left_out(found)) is not is_used
 
 
+def test_a_slide_of_another_stain_that_the_sheet_names_is_used_and_said(file):
+    file("a HE.svs"), file("a HER2.svs"), file("HER2-7.svs")
+    path = sheet(
+        ("Datei", "Pat", "HER2"), ("a HE", "p", ""), ("a HER2", "p", ""), ("HER2-7", "q", "")
+    )
+    found = imported(path, "slide=Datei", "patient=Pat", "her2=HER2")
+    assert len(found.slides) == 3
+    assert found.conflicts == (
+        "a HER2.svs: its name says HER2, and the sheet has it as a slide; if it is not H&E, take "
+        "its row out",
+    )
+
+
 # Ids
 
 
@@ -582,6 +595,27 @@ def test_the_column_of_slides_may_have_paths_and_suffixes(file):
     assert found.sheets["ids.csv"].split("\n")[1] == "a-HE,p,a HE,p,2023/a HE.svs"
 
 
+def test_folders_called_after_cases_are_taken_where_no_file_is(file):
+    for name in ("Ä 1/HE/scan1.svs", "Ä 1/scan2.svs", "b/scan1.svs", "b/HER2.svs", "c/scan1.svs"):
+        file(name)
+    path = sheet(("Fall", "HER2"), ("Ä 1", "1+"), ("b", "0"))
+    found = imported(path, *BY_PATIENT)
+    assert {one.slide_id: one.patient_id for one in found.slides} == {
+        "Ae-1-scan1": "Ae-1", "Ae-1-scan2": "Ae-1", "b-scan1": "b",
+    }  # fmt: skip
+    assert "no file begins with such a text, so the names of folders were taken" in found.rules
+    assert left_out(found)["c/scan1.svs"] == "has no row in the sheet"
+    assert "is not H&E by its name (HER2)" in left_out(found)["b/HER2.svs"]
+
+
+def test_a_folder_is_not_taken_for_a_case_where_files_are_called_after_cases(file):
+    file("1/2 HE.svs"), file("1/x HE.svs")
+    path = sheet(("Fall", "HER2"), ("1", "1+"), ("2", "0"))
+    found = imported(path, *BY_PATIENT)
+    assert [one.patient_id for one in found.slides] == ["2"]
+    assert left_out(found)["1/x HE.svs"] == "has no row in the sheet"
+
+
 # Mistakes
 
 
@@ -615,7 +649,7 @@ def test_further_columns_are_taken_as_they_are():
         (("her2=HER2",), "say which column is patient: add"),
         (("patient=Fall",), "say which column is her2 (or"),
         (("patient=Fal", "her2=HER2"), "has no column 'Fal' (did you mean 'Fall'?)"),
-        (("patient=HER2", "her2=HER2"), "no file below scans begins with a text of the column"),
+        (("patient=HER2", "her2=HER2"), "no file or folder below scans begins with a text"),
         (("patient=Fall", "her2=HER2", "mpp=HER2"), "row 2: 'HER2' '1+' is not a um/px between"),
     ],
 )

@@ -84,8 +84,8 @@ def find_case_slides(
         raise UserError(
             f"no file or folder below {folder} begins with a text of the column {column!r}. It has "
             f"texts such as {', '.join(examples_of(case.name for case in cases))}; files are "
-            f"called {', '.join(examples_of(path.name for path in paths))}. Name with --column slide=... "
-            "the column that file names begin with."
+            f"called {', '.join(examples_of(path.name for path in paths))}. Name with "
+            "--column slide=... the column that file names begin with."
         )
     owners = {case.name: case for case in cases}
     problems = [

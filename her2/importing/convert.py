@@ -1,7 +1,7 @@
 """Flat images -> pyramidal TIFF with um/px, so that a region is read without decoding the slide.
 
 A JPEG's own quantisation tables and colour sampling are used again, on blocks that lie where they
-lay, so that full resolution loses next to nothing. The image is decoded whole, since no library
+lay, which loses least of all settings (docs/tiles.md). The image is decoded whole, since no library
 here decodes parts of a JPEG; its tiles are written one by one.
 """
 

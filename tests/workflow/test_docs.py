@@ -33,7 +33,7 @@ ELSEWHERE = {
     r"pytest -m slurm": "the nightly tests, which are these; collecting all others takes long",
     r"python -m tests\.unit\.test_golden": "rewrites the file that it is compared with",
     r".*\bcount\b": "tests/unit/test_cli.py, with a stage that it adds",
-    r"her2 import \S+ \S": "tests/unit/test_import_*.py, with cohorts in the forms of their sources",
+    r"her2 import \S+ \S": "tests/unit/test_import_*.py, with a cohort of each source",
 }
 ASKED = {
     r"(\w+=\S+ )?make\b": " --dry-run",

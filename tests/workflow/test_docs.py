@@ -34,6 +34,7 @@ ELSEWHERE = {
     r"pytest -m slurm": "the nightly tests, which are these; collecting all others takes long",
     r"python -m tests\.unit\.test_golden": "rewrites the file that it is compared with",
     r".*\bcount\b": "tests/unit/test_cli.py, with a stage that it adds",
+    r"her2 import \S+ \S": "tests/unit/test_import_*.py, with a cohort of each source",
 }
 ASKED = {
     r"(\w+=\S+ )?make\b": " --dry-run",
@@ -149,4 +150,7 @@ def test_every_command_that_a_sentence_names_exists(clone: Path, warm: Path) -> 
 
 def test_what_is_left_to_other_tests_is_nothing_else() -> None:
     left = [command for command in blocks() if as_run(command, mentioned=False) is None]
-    assert all(re.match(r"(squeue|scancel|sinfo|sacctmgr|scontrol|snakemake|pip)", c) for c in left)
+    assert all(
+        re.match(r"(squeue|scancel|sinfo|sacctmgr|scontrol|snakemake|pip|her2 import)", c)
+        for c in left
+    )

@@ -189,7 +189,10 @@ def _read_truth(
             f"{path}: its name does not tell whether it is of the training or the test set; "
             "write `training` or `test` into it, or say --part train or --part test."
         )
-    table = read_sheet_file(path)
+    try:
+        table = read_sheet_file(path, wanted=("Case",))
+    except UserError:  # the columns of HEROHE_HER2_STATUS.xlsx are not known here
+        table = read_sheet_file(path)
     rules += [f"{path.name}: {said}" for said in table.said]
     places = _places(table)
     unread: dict[str, list[str]] = {}

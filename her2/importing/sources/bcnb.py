@@ -16,11 +16,10 @@ from her2.core.files import parse_json
 from her2.core.reading import path_problem
 from her2.core.spelling import folded_id, is_unknown
 from her2.core.types import MPP_RANGE
-from her2.importing.convert import Conversion, convert_all
 from her2.importing.files import files_below, listed
 from her2.importing.found import Found, ImportedSlide, LeftOut, Source
 from her2.importing.labels import her2_score, her2_status, status_of
-from her2.importing.matching import slide_files
+from her2.importing.matching import slide_files, unfinished_files
 from her2.importing.outlines import Rings, publish_outlines
 from her2.importing.sheets import SheetTable, read_sheet_file
 
@@ -260,7 +259,11 @@ def _pictures(folder: Path) -> tuple[dict[str, Path], list[LeftOut]]:
 def _strays(
     folder: Path, pictures: Mapping[str, Path], labels: Mapping[str, _Case]
 ) -> Iterator[LeftOut]:
-    """Yield the outlines and the rows of the sheet that belong to no slide."""
+    """Yield unfinished downloads, and the outlines and rows that belong to no slide."""
+    for path in unfinished_files(folder):
+        yield LeftOut(
+            str(path.relative_to(folder)), "is a download that has not finished; get it again"
+        )
     for path in files_below(folder, lambda name: name.lower().endswith(".json")):
         where, case = str(path.relative_to(folder)), _case(path.stem)
         if case is None:
@@ -275,6 +278,8 @@ def _converted(
     pictures: Mapping[str, Path], out: Path, mpp: float, threads: int
 ) -> tuple[dict[str, Path], list[LeftOut]]:
     """Return case -> its pyramidal TIFF, and the slides that could not be converted."""
+    from her2.importing.convert import Conversion, convert_all  # seldom needed
+
     targets = {case: out / "slides" / f"{_id(case)}.tif" for case in pictures}
     problems = convert_all(
         [Conversion(_id(case), path, targets[case]) for case, path in pictures.items()],

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from her2.importing.run import import_cohort
-from her2.importing.sources.herohe import SOURCE
+from her2.importing.sources.herohe import SOURCE, _part_of
 from tests.mirax import write_mirax
 from tests.unit.sheet_makers import write_xlsx
 from tests.unit.test_cli import command, failing
@@ -124,6 +124,18 @@ def test_folders_may_be_links_and_a_workbook_may_be_open_and_have_other_sheets(h
     assert command("import", "herohe", "HEROHE").exit_code == 0
     assert len(rows_of()) == 28
     assert rows_of()[-1]["her2_status"] == truth_of(8)[3].lower()
+
+
+@pytest.mark.parametrize(
+    ("path", "part"),
+    [
+        ("Training", "train"), ("HEROHE_TrainSet/mrxs", "train"), ("train/test-scans/..", "test"),
+        ("Test", "test"), ("testing data", "test"), ("HEROHE_test_dataset", "test"),
+        ("latest", None), ("contest", None), ("trainee", None), ("train-test", None), ("", None),
+    ],
+)  # fmt: skip
+def test_the_part_is_what_the_last_telling_name_tells(path, part):
+    assert _part_of(Path(path)) == part
 
 
 def test_case_325_of_the_training_set_is_left_out_and_said(herohe):

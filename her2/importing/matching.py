@@ -2,10 +2,11 @@
 
 import os
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from her2.core.errors import UserError
 from her2.core.spelling import folded, folded_id
 from her2.importing.labels import legal_id
 
@@ -16,53 +17,49 @@ SLIDE_SUFFIXES = frozenset(
 """Suffixes of files that can be slides. Whether one is, is seen when it is opened."""
 UNFINISHED = (".partial", ".part", ".crdownload", ".tmp", ".download", ".aria2")
 RESCAN = re.compile(
-    r"(?i)[ _.\-]*(?:\((?P<copy>\d+)\)|re-?scan[ _.\-]?(?P<scan>\d*)|(?P<word>kopie|copy|copie)"
-    r"(?: \(?\d+\)?)?)$|^(?:kopie von|copy of|copie de) +"
+    r"[ _.\-–]*\(\d+\)$|[ _.\-–]+(?:re-?scan[ _.\-]?\d*|(?:kopie|copy|copie|copia)(?: ?\d+)?)$"
+    r"|^(?:kopie von|copy of|copie de|c[oó]pia de) +",
+    re.IGNORECASE,
 )
 """What scanners and copies add to a file's name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Matched:
-    """Name -> its files, the names without a file, and the files without a name."""
+    """Which files the names of a sheet mean.
+
+    Attributes:
+        files: name -> its files, for names that have some.
+        without: the names without a file.
+        unnamed: the files without a name.
+        ambiguous: file -> the names that it spells equally well, and so belongs to none.
+    """
 
     files: dict[str, list[Path]]
     without: tuple[str, ...]
     unnamed: tuple[Path, ...]
+    ambiguous: dict[Path, tuple[str, ...]] = field(default_factory=dict)
 
 
 def slide_files(folder: Path, suffixes: Iterable[str] = SLIDE_SUFFIXES) -> list[Path]:
     """Return the files below a folder that can be slides, sorted, without hidden ones.
 
-    What lies in the folder beside a MIRAX slide (`A.mrxs`, `A/`) is a part of the slide.
+    What lies in the folder beside a MIRAX slide (`A.mrxs`, `A/`) is a part of the slide. Links are
+    followed, and a folder that several lead to is looked through once.
     """
     wanted = frozenset(suffixes)
-    found: list[Path] = []
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        mirax = {Path(name).stem for name in names if name.lower().endswith(".mrxs")}
-        folders[:] = sorted(one for one in folders if one not in mirax and not one.startswith("."))
-        found += [
-            Path(parent, name)
-            for name in names
-            if Path(name).suffix.lower() in wanted and not name.startswith(".")
-        ]
-    return sorted(found)
+    return sorted(path for path in _files(folder) if path.suffix.lower() in wanted)
 
 
 def unfinished_files(folder: Path) -> list[Path]:
     """Return the files below a folder that a download has not finished, sorted."""
-    return sorted(
-        Path(parent, name)
-        for parent, _, names in os.walk(folder)
-        for name in names
-        if name.lower().endswith(UNFINISHED)
-    )
+    return sorted(path for path in _files(folder) if path.name.lower().endswith(UNFINISHED))
 
 
 def scan_group(path: Path) -> str:
     """Return the name that the scans of one glass have in common: without `_rescan`, `(2)`."""
     before, name = "", path.stem
-    while before != name:
+    while before != name and name:
         before, name = name, RESCAN.sub("", name).strip()
     return name or path.stem
 
@@ -70,47 +67,81 @@ def scan_group(path: Path) -> str:
 def match_by_name(names: Iterable[str], files: Iterable[Path]) -> Matched:
     """Return the files that each name of a sheet means.
 
-    A file belongs to a name that is its whole stem, as written or spelt alike (case, spaces,
-    zeros, umlauts); else to the longest name that its stem begins with, at the end of a word:
-    `H2301234 A1 HE.svs` to `H2301234 A1` rather than `H2301234`.
+    A file belongs to a name that is its whole stem, as written or spelt alike (case, spaces and
+    other signs, leading zeros, umlauts); else to that of its stem without what a rescan or a copy
+    adds; else to the name of the most words that its stem begins with: `H2301234 A1 HE.svs` to
+    `H2301234 A1` rather than `H2301234`.
     """
     listed = list(dict.fromkeys(names))
-    exact: dict[str, str] = {}
-    for key in (lambda name: name, folded, folded_id, lambda name: legal_id(name).lower()):
-        for name in listed:
-            exact.setdefault(key(name), name)
-    longest = sorted(listed, key=len, reverse=True)
+    spelt = [_by_key(listed, key) for key in _SPELLINGS]
     found: dict[str, list[Path]] = {name: [] for name in listed}
-    unnamed = []
+    unnamed, ambiguous = [], {}
     for path in files:
-        stems = dict.fromkeys((path.stem, scan_group(path)))
-        owner = next(
-            (
-                exact[key]
-                for stem in stems
-                for key in (stem, folded(stem), folded_id(stem), legal_id(stem).lower())
-                if key in exact
-            ),
-            None,
-        )
-        if owner is None:
-            plain = folded(path.stem)
-            owner = next(
-                (
-                    name
-                    for name in longest
-                    if plain.startswith(start := folded(name))
-                    and start
-                    and not plain[len(start) : len(start) + 1].isalnum()
-                ),
-                None,
-            )
-        if owner is None:
-            unnamed.append(path)
+        owners = _owners(path, spelt)
+        if len(owners) == 1:
+            found[owners[0]].append(path)
+        elif owners:
+            ambiguous[path] = tuple(owners)
         else:
-            found[owner].append(path)
+            unnamed.append(path)
     return Matched(
         {name: paths for name, paths in found.items() if paths},
         tuple(name for name, paths in found.items() if not paths),
         tuple(unnamed),
+        ambiguous,
     )
+
+
+def _words(text: str) -> tuple[str, ...]:
+    """Return the words of an id, spelt out in lower case; a number at its start without zeros."""
+    words = [word for word in re.split(r"[._\-]+", legal_id(text).lower()) if word]
+    return (folded_id(words[0]), *words[1:]) if words else ()
+
+
+_SPELLINGS: tuple[Callable[[str], Hashable], ...] = (str, folded, folded_id, _words)
+"""How far two spellings of a name may differ, the strictest first."""
+
+
+def _by_key(names: Iterable[str], key: Callable[[str], Hashable]) -> dict[Hashable, list[str]]:
+    found: dict[Hashable, list[str]] = {}
+    for name in names:
+        if _words(name):
+            found.setdefault(key(name), []).append(name)
+    return found
+
+
+def _owners(path: Path, spelt: Sequence[dict[Hashable, list[str]]]) -> list[str]:
+    """Return the names that a file spells best; several if it spells them equally well."""
+    for stem in dict.fromkeys((path.stem, scan_group(path))):
+        for key, names in zip(_SPELLINGS, spelt, strict=True):
+            if owners := names.get(key(stem)):
+                return owners
+    words = _words(path.stem)
+    starts = (spelt[-1].get(words[:count]) for count in range(len(words) - 1, 0, -1))
+    return next((owners for owners in starts if owners), [])
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder; not hidden ones, nor those that a MIRAX slide consists of.
+
+    Raises:
+        UserError: a folder cannot be read, so that slides would be missed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(
+            f"{error.filename}: cannot be read ({error.strerror}), so slides in it would be missed; "
+            "change its permissions or move it elsewhere."
+        ) from None
+
+    seen = set()
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        status = Path(parent).stat()
+        if (place := (status.st_dev, status.st_ino)) in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        mirax = {Path(name).stem for name in names if name.lower().endswith(".mrxs")}
+        kept = (one for one in folders if one not in mirax and not one.startswith("."))
+        folders[:] = sorted(kept, key=lambda name: (Path(parent, name).is_symlink(), name))
+        yield from (Path(parent, name) for name in names if not name.startswith("."))

@@ -4,7 +4,6 @@ Slides are opened in parallel, and their metadata alone is read.
 """
 
 import math
-import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -90,9 +89,11 @@ def open_slides(
     listed = list(slides)
     with ThreadPoolExecutor(threads) as pool:
         opened = pool.map(lambda one: _open(one, config, brown), listed)
-        return list(
-            tqdm(opened, "opening slides", len(listed), unit="slide", disable=None, file=sys.stderr)
-        )
+        try:
+            return [*tqdm(opened, "opening slides", len(listed), unit="slide", disable=None)]
+        except BaseException:  # Ctrl-C does not wait for the slides to come
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _open(slide: SlideToOpen, config: Config | None, brown: Brown | None) -> Opening:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from yaml.nodes import MappingNode, Node, ScalarNode
+from yaml.nodes import CollectionNode, MappingNode, Node, ScalarNode
 
 import her2
 from her2.core.errors import UserError
@@ -55,7 +55,7 @@ def without_tasks(text: str, labels: Collection[str]) -> tuple[str, list[str]]:
     for key, task in reversed(section.value):
         label = _find(task, "label")
         if isinstance(label, ScalarNode) and label.value not in labels:
-            first, last = key.start_mark.line, _last_line(task)
+            first, last = key.start_mark.line, text.count("\n", 0, _end(task, text))
             lines = text.split("\n")
             lines[first : last + 1] = [f"# {line}" for line in lines[first : last + 1]]
             lines[first:first] = [f"# {task_note(label.value)}"]
@@ -84,10 +84,9 @@ def _with_value(text: str, names: list[str], written: str) -> str:
         node = found
     value = _find(node, names[-1])
     if value is not None:
-        start, end = value.start_mark.index, value.end_mark.index
-        if not isinstance(value, ScalarNode):
-            end = start + len(text[start:end].rstrip())
-        return f"{text[:start]}{written}{text[end:]}"
+        start, end = value.start_mark.index, _end(value, text)
+        space = " " if start == end else ""  # a key without a value
+        return f"{text[:start]}{space}{written}{text[end:]}"
     assert isinstance(node, MappingNode)
     first = node.value[0][0].start_mark
     between = ", " if node.flow_style else f"\n{' ' * first.column}"
@@ -98,10 +97,11 @@ def _written(value: Any) -> str:
     """Return a value as YAML in one line."""
     if isinstance(value, Path):
         value = as_user_path(value)
+    # As an item of a list, since a text may need quotes within brackets that it needs nowhere else.
     text = yaml.safe_dump(
-        value, default_flow_style=True, width=float("inf"), allow_unicode=True, sort_keys=False
+        [value], default_flow_style=True, width=float("inf"), allow_unicode=True, sort_keys=False
     )
-    return text.removesuffix("\n").removesuffix("\n...")
+    return str(text).strip()[1:-1]
 
 
 def _root(text: str) -> Node:
@@ -115,9 +115,10 @@ def _find(node: Node, name: str) -> Node | None:
     return next((value for key, value in pairs if key.value == name), None)
 
 
-def _last_line(node: Node) -> int:
-    """Return the line that a value ends in; a block ends where the next begins."""
-    if isinstance(node, MappingNode) and not node.flow_style and node.value:
-        return _last_line(node.value[-1][1])
-    mark = node.end_mark
-    return mark.line if mark.column or isinstance(node, ScalarNode) else mark.line - 1
+def _end(node: Node, text: str) -> int:
+    """Return where a value ends, without the comments that the parser counts to a block."""
+    if isinstance(node, CollectionNode) and not node.flow_style and node.value:
+        last = node.value[-1]
+        return _end(last[1] if isinstance(last, tuple) else last, text)
+    start, end = node.start_mark.index, node.end_mark.index
+    return start + len(text[start:end].rstrip())

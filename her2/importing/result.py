@@ -53,8 +53,8 @@ def slide_problems(slides: Sequence[ImportedSlide]) -> list[str]:
         for name in ("slide_id", "patient_id"):
             try:
                 declared[name].parse(getattr(one, name))
-            except ValueError as problem:
-                found.append(f"{where}: {name} {problem}")
+            except ValueError as error:
+                found.append(f"{where}: {name} {error}")
         if taken := sorted({*one.labels, *one.further} & declared.keys()):
             found.append(f"{where}: {', '.join(taken)} cannot be the name of a further column")
         cells = {"site": one.site, "scanner": one.scanner, "split": one.split}
@@ -64,6 +64,8 @@ def slide_problems(slides: Sequence[ImportedSlide]) -> list[str]:
                     f"{where}: column {printable(name)!r}: {cell!r} has a line break or another "
                     "control character"
                 )
+        if one.annotation is not None and (problem := path_problem(one.annotation)):
+            found.append(f"{where}: annotation {str(one.annotation)!r} {problem}")
         files.setdefault(one.path, []).append(one.slide_id)
         ids.setdefault(one.slide_id.casefold(), []).append(printable(str(one.path)))
     found += [
@@ -94,22 +96,35 @@ def publish(
     Raises:
         UserError: files would be written over; nothing has been written then.
     """
+    digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+    if not force:
+        check_free(out, digests, found.inputs)
     earlier = _earlier(out)
-    digests = {
-        name: hashlib.sha256(text.encode()).hexdigest() for name, text in sorted(texts.items())
-    }
-    if not force and (problems := [*_not_ours(out, digests, earlier, found.inputs)]):
-        raise problem_list(
-            f"{out}: nothing was written, since files that `her2 import` did not write would be "
-            "lost; move them, name another folder with --out, or add --force",
-            problems,
-        )
     kept = {name: known for name, known in earlier.items() if (out / name).is_file()}
     # Both states count as written here until all files are, in case this process is stopped.
     write_json(out / RECORD, {**record, "files": _both(kept, digests)})
     for name, text in texts.items():
         write_text(out / name, text)
     write_json(out / RECORD, {**record, "files": kept | {k: [v] for k, v in digests.items()}})
+
+
+def check_free(out: Path, digests: Mapping[str, str], inputs: Sequence[Path] = ()) -> None:
+    """Check that nothing is lost when an import writes its files into a folder.
+
+    Args:
+        out: the folder.
+        digests: name -> digest of what will be written; "" if that is not known yet.
+        inputs: files that may be written over, since what they say has been read.
+
+    Raises:
+        UserError: others made or changed some of the files.
+    """
+    if problems := [*_not_ours(out, digests, _earlier(out), inputs)]:
+        raise problem_list(
+            f"--out {out}: nothing was written, since files that `her2 import` did not write would "
+            "be lost; move them, name another folder, or add --force",
+            problems,
+        )
 
 
 def _both(earlier: Mapping[str, list[str]], digests: Mapping[str, str]) -> dict[str, list[str]]:
@@ -148,8 +163,8 @@ def _not_ours(
         if not path.is_file():
             yield f"{name}: is not a file"
         elif (now := file_digest(path)) != new and now not in earlier.get(name, ()):
-            changed = "has been changed since" if name in earlier else "was not"
-            yield f"{name}: {changed} {'it was ' if name in earlier else ''}written by an import"
+            changed = "was changed since it was" if name in earlier else "was not"
+            yield f"{name}: {changed} written by an import"
 
 
 def _row(one: ImportedSlide, root: Path) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """An import, from the source's folder to files that are complete, checked and ready for a run."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +18,14 @@ from her2.importing import words
 from her2.importing.found import Found, ImportedSlide, LeftOut, Source
 from her2.importing.opening import Opening, SlideToOpen, open_slides
 from her2.importing.preset import read_preset, with_values, without_tasks
-from her2.importing.result import MANIFEST, manifest_text, publish, slide_problems
+from her2.importing.result import (
+    MANIFEST,
+    RECORD,
+    check_free,
+    manifest_text,
+    publish,
+    slide_problems,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +69,14 @@ def import_cohort(
     record = _record(source, folder, options, found)
     if found.stops:
         publish(out, found.sheets, {**record, "stops": found.stops}, found, force=force)
-        raise UserError(found.stops)
+        raise UserError(f"{found.stops}\nWritten: {_names(out, found.sheets)}")
     if problems := slide_problems(found.slides):
         raise problem_list(f"{folder}: {len(problems)} problem(s)", problems)
+    if not found.slides:
+        raise _nothing_left(folder, found)
+    if not force:
+        places = dict.fromkeys((*found.sheets, MANIFEST, f"{source.name}.yaml"), "")
+        check_free(out, places, found.inputs)
     root = found.root or _root(folder, out, found.slides)
     preset = read_preset(source.preset)
     config, _ = _parsed(*_config_text(source, preset, out, root, found))
@@ -75,8 +87,7 @@ def import_cohort(
     )
     found = _usable(found, opened)
     if not found.slides:
-        reasons = [f"{one.name}: {one.reason}" for one in found.left_out]
-        raise problem_list(f"{folder}: no slide is left to import", reasons)
+        raise _nothing_left(folder, found)
     text, dropped = _config_text(source, preset, out, root, found)
     config, mends = _parsed(text, dropped)
     manifest = manifest_text(found.slides, root)
@@ -87,7 +98,7 @@ def import_cohort(
     lines = [
         *words.summary(source.name, found, opened),
         *(f"task {name!r} is a comment in the config: no slide has its label" for name in dropped),
-        f"written: {', '.join(str(out / name) for name in [*texts, 'import.json'])}",
+        f"written: {_names(out, [*texts, RECORD])}",
     ]
     return Imported(tuple(lines), tuple(mends))
 
@@ -101,6 +112,17 @@ def _check_places(folder: Path, out: Path) -> None:
         raise UserError(
             f"--out {out}: lies in {folder}, whose files are only read. Name a folder elsewhere."
         )
+
+
+def _nothing_left(folder: Path, found: Found) -> UserError:
+    reasons = [f"{one.name}: {one.reason}" for one in found.left_out]
+    return problem_list(
+        f"{folder}: no slide is left to import", reasons or ["nothing in it looks like a slide"]
+    )
+
+
+def _names(out: Path, names: Iterable[str]) -> str:
+    return ", ".join(str(out / name) for name in names)
 
 
 def _root(folder: Path, out: Path, slides: Sequence[ImportedSlide]) -> Path:
@@ -179,7 +201,10 @@ def _manifest_problems(
         try:
             read_labels(path, root=root, labels=labels, named=further)
         except UserError as error:
-            raise UserError(str(error).replace(str(path), str(name))) from None
+            raise UserError(
+                f"the manifest was not written; of the one that would be, "
+                f"{str(error).replace(str(path), str(name))}"
+            ) from None
         if config is None:
             return []
         try:

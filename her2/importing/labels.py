@@ -11,10 +11,14 @@ from collections.abc import Iterable
 
 from her2.core.spelling import folded, is_unknown
 
-_SCORE = re.compile(r"(?<!\w)([0-3])\s*\+?(?!\w)")
-_PLUSES = re.compile(r"(?<![\w+])(\+{1,3})(?![\w+])")
-_HYBRIDISED = re.compile(r"\b(?:f|c|s|d)?ish\b[^a-z+\-]*([a-z\-]+|[+\-])?")
-_PARENTHESES = re.compile(r"[(\[][^)\]]*[)\]]")
+_SCORE = re.compile(r"(?<![\w.,])([0-3])\s*\+?(?![\w%]|[.,]\d)")
+_PLUSES = re.compile(r"(?<![\w+])(\+{2,3})(?![\w+])")
+"""A single plus is also said of a positive result."""
+_ISH = r"\b(?:f|c|s|d)?ish\b"
+_ISH_SIGN = re.compile(_ISH + r"[\s:=]*([+\-])(?![\w+])")
+_HYBRIDISED = re.compile(_ISH + r"[^a-z+\-]*(?:[a-z\-]+|[+\-])?")
+_PARENTHESES = re.compile(r"[(\[]([^)\]]*)[)\]]")
+_NUMBERS = re.compile(r"(?:\bratio\b[\s:=]*)?(?<![\w+])\d+[.,]\d+(?![\w+])|\b\d+\s*%")
 _WORDS = re.compile(
     r"\b(her2|her-2|her|neu|erbb2|c-erbb-2|ihc|ihk|iq|score|scor|grade|status|statut|expression|"
     r"immun\w*|ventana|hercep\w*|dako)\b|[/:=.,;]"
@@ -27,7 +31,6 @@ _POSITIVE = frozenset(
     ("positive", "positiv", "positif", "positivo", "positiva", "pos", "amplified", "amplifiziert",
      "amplifie", "amplificado")
 )  # fmt: skip
-_DENIALS = frozenset(("not", "non", "kein", "keine", "ohne", "nicht", "pas", "no", "un"))
 _LETTERS = str.maketrans(
     {"ä": "ae", "ö": "oe", "ü": "ue", "Ä": "Ae", "Ö": "Oe", "Ü": "Ue", "ß": "ss", "æ": "ae",
      "ø": "oe", "å": "aa", "Æ": "Ae", "Ø": "Oe", "Å": "Aa", "ł": "l", "Ł": "L"}
@@ -35,34 +38,45 @@ _LETTERS = str.maketrans(
 
 
 def her2_score(text: str) -> str:
-    """Return 0, 1+, 2+ or 3+ where a text states exactly one score, else ""."""
-    plain = _plain(text)
-    plain = re.sub(r"(?<=\d)[.,]0(?!\d)", "", plain)
-    rest = _WORDS.sub(" ", _HYBRIDISED.sub(" ", _PARENTHESES.sub(" ", plain)))
-    found = _SCORE.findall(rest)
-    others = _SCORE.sub(" ", rest)
-    if not found:
-        found = [str(len(one)) for one in _PLUSES.findall(rest)]
-        others = _PLUSES.sub(" ", rest)
-    words = set(others.split()) - _NEGATIVE - _POSITIVE
-    if len(found) != 1 or words:
+    """Return 0, 1+, 2+ or 3+ where a text states exactly one score, else "".
+
+    What stands in parentheses may be about anything, but for a second score; the score itself only
+    where nothing else stands there.
+    """
+    plain = re.sub(r"(?<=\d)[.,]0(?!\d)", "", _plain(text))
+    outside, inside = _PARENTHESES.sub(" ", plain), _PARENTHESES.findall(plain)
+    found, others = _scores(outside)
+    for part in inside:
+        scores, words = _scores(part)
+        found |= scores
+        others |= words if scores else set()
+    if len(found) != 1 or others - _NEGATIVE - _POSITIVE:
         return ""
-    return found[0] if found[0] == "0" else f"{found[0]}+"
+    score = found.pop()
+    return score if score == "0" else f"{score}+"
+
+
+def _scores(text: str) -> tuple[set[str], set[str]]:
+    """Return the scores in a text, and the words around them that say something else."""
+    rest = _NUMBERS.sub(" ", _HYBRIDISED.sub(" ", text))
+    rest = _WORDS.sub(" ", rest)
+    found = {*_SCORE.findall(rest), *(str(len(one)) for one in _PLUSES.findall(rest))}
+    return found, set(_PLUSES.sub(" ", _SCORE.sub(" ", rest)).split())
 
 
 def her2_status(text: str) -> str:
-    """Return `negative` or `positive` where a text says so in words, else "".
+    """Return `negative` or `positive` where a text says so in words and nothing else, else "".
 
-    A result of in-situ hybridisation is the status, whatever the score beside it.
+    A score or a ratio may stand beside it, and says nothing of the status here.
     """
-    plain = _plain(text)
-    hybridised = {_side(word) for word in _HYBRIDISED.findall(plain)} - {""}
-    if hybridised:
-        return hybridised.pop() if len(hybridised) == 1 else ""
-    words = re.findall(r"[a-z][a-z\-]*", plain)
-    sides = {_side(word) for word in words} - {""}
-    denied = _DENIALS & set(words)
-    return sides.pop() if len(sides) == 1 and not denied else ""
+    plain = _ISH_SIGN.sub(
+        lambda sign: " positive " if sign[1] == "+" else " negative ", _plain(text)
+    )
+    plain = re.sub(_ISH, " ", plain)
+    rest = _WORDS.sub(" ", _NUMBERS.sub(" ", re.sub(r"[()\[\]]", " ", plain)))
+    rest = _PLUSES.sub(" ", _SCORE.sub(" ", rest))
+    sides = {_side(word.strip("-")) for word in rest.split() if word.strip("-")}
+    return sides.pop() if len(sides) == 1 else ""
 
 
 def status_of(score: str, hybridised: str) -> str:
@@ -87,9 +101,16 @@ def legal_id(text: str) -> str:
     Umlauts are spelt out, other marks dropped. Different texts can become one id: whoever calls it
     has to compare.
     """
-    plain = unicodedata.normalize("NFKD", text.strip().translate(_LETTERS))
-    ascii_only = "".join(one for one in plain if not unicodedata.combining(one))
-    return re.sub(r"[^A-Za-z0-9._]+", "-", ascii_only).strip("-._")[:128].strip("-._")
+    plain = without_accents(text)
+    return re.sub(r"[^A-Za-z0-9._]+", "-", plain).strip("-._")[:128].strip("-._")
+
+
+def without_accents(text: str) -> str:
+    """Return a text whose umlauts are spelt out, without other marks of letters."""
+    # Names of files on a Mac have letters and marks apart, which must become the same id.
+    spelt = unicodedata.normalize("NFC", text).translate(_LETTERS)
+    plain = unicodedata.normalize("NFKD", spelt)
+    return "".join(one for one in plain if not unicodedata.combining(one))
 
 
 def legal_ids(texts: Iterable[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
@@ -111,6 +132,6 @@ def _plain(text: str) -> str:
 
 
 def _side(word: str) -> str:
-    if word in _NEGATIVE or word == "-":
+    if word in _NEGATIVE:
         return "negative"
-    return "positive" if word in _POSITIVE or word == "+" else ""
+    return "positive" if word in _POSITIVE else ""

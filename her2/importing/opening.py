@@ -4,9 +4,10 @@ Slides are opened in parallel, and their metadata alone is read.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from her2.config import Config
 from her2.core.crashes import reading
 from her2.core.errors import SlideError
-from her2.slides.backends import read_header
+from her2.slides.backends import read_header, slide_files
 from her2.slides.fingerprint import fingerprint
 from her2.slides.slide import Scale, find_scale
 
@@ -46,7 +47,8 @@ class Opening:
         mpp: um/px that counts, (x, y), None if there is none.
         mpp_source: `manifest`, `metadata` or "".
         file_mpp: um/px (x, y) of the file's own metadata, also where the manifest's counts.
-        fingerprint: digest of its content.
+        size_bytes: of all its files.
+        fingerprint: digest of its content, "" if no other slide has its size: then none is a copy.
         excluded: why a run with the config would leave it out, one sentence for each grid; empty
             if it would not.
         brown: share of its tissue that is brown, None if nobody asked.
@@ -63,6 +65,7 @@ class Opening:
     mpp: tuple[float, float] | None = None
     mpp_source: str = ""
     file_mpp: tuple[float, float] | None = None
+    size_bytes: int = 0
     fingerprint: str = ""
     excluded: tuple[str, ...] = ()
     brown: float | None = None
@@ -88,9 +91,13 @@ def open_slides(
     """
     listed = list(slides)
     with ThreadPoolExecutor(threads) as pool:
-        opened = pool.map(lambda one: _open(one, config, brown), listed)
+        opening = pool.map(lambda one: _open(one, config, brown), listed)
         try:
-            return [*tqdm(opened, "opening slides", len(listed), unit="slide", disable=None)]
+            opened = [*tqdm(opening, "opening slides", len(listed), unit="slide", disable=None)]
+            sizes = Counter(one.size_bytes for one in opened)
+            return [
+                *pool.map(lambda one: one if sizes[one.size_bytes] == 1 else _known(one), opened)
+            ]
         except BaseException:  # Ctrl-C does not wait for the slides to come
             pool.shutdown(cancel_futures=True)
             raise
@@ -99,7 +106,7 @@ def open_slides(
 def _open(slide: SlideToOpen, config: Config | None, brown: Brown | None) -> Opening:
     try:
         with reading(slide.slide_id):
-            content = fingerprint(slide.path)
+            size_bytes = _size_bytes(slide.path)
             header = read_header(slide.path)
             share = None if brown is None else brown(slide.path, slide.mpp)
     except SlideError as error:
@@ -123,10 +130,28 @@ def _open(slide: SlideToOpen, config: Config | None, brown: Brown | None) -> Ope
         mpp=None if scale is None else (scale.mpp_x, scale.mpp_y),
         mpp_source="" if scale is None else scale.source,
         file_mpp=header.mpp if header.mpp and all(map(math.isfinite, header.mpp)) else None,
-        fingerprint=content,
+        size_bytes=size_bytes,
         excluded=tuple(excluded),
         brown=share,
     )
+
+
+def _size_bytes(path: Path) -> int:
+    try:
+        return sum(part.stat().st_size for part in slide_files(path))
+    except OSError as error:
+        raise SlideError(f"the file cannot be read ({error.strerror})") from None
+
+
+def _known(one: Opening) -> Opening:
+    """Identify the content of a slide that may be a copy of another."""
+    if one.problem:
+        return one
+    try:
+        with reading(one.slide_id):
+            return replace(one, fingerprint=fingerprint(one.path))
+    except SlideError as error:
+        return Opening(slide_id=one.slide_id, path=one.path, problem=str(error))
 
 
 def _too_coarse(scale: Scale, config: Config) -> list[str]:

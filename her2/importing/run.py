@@ -66,6 +66,9 @@ def import_cohort(
     """
     _check_places(folder, out)
     found = source.read(folder, out=out, **options)
+    taken = {MANIFEST, RECORD, f"{source.name}.yaml"}
+    if wrong := [name for name in found.sheets if name in taken or Path(name).name != name]:
+        raise ValueError(f"source {source.name!r}: no sheet can be called {', '.join(wrong)}")
     record = _record(source, folder, options, found)
     if found.stops:
         publish(out, found.sheets, {**record, "stops": found.stops}, found, force=force)
@@ -139,7 +142,7 @@ def _usable(found: Found, opened: Sequence[Opening]) -> Found:
     conflicts = []
     copies = defaultdict(list)
     for one in opened:
-        if not one.problem:
+        if one.fingerprint:
             copies[one.fingerprint].append(one.slide_id)
     for first, *others in copies.values():
         same = [slides[name] for name in (first, *others)]
@@ -247,7 +250,7 @@ def _numbers(found: Found, opened: Sequence[Opening]) -> dict[str, Any]:
                 "mpp": one.mpp,
                 "mpp_source": one.mpp_source,
                 "file_mpp": one.file_mpp,
-                "fingerprint": one.fingerprint,
+                "bytes": one.size_bytes,
                 "excluded": one.excluded,
                 "brown": one.brown,
             }

@@ -26,8 +26,8 @@ from her2.storage.entries import FeatureEntry, TileEntry, read_entries, write_en
 from tests.unit.products import write_store
 
 ROOT = Path(__file__).parents[2]
-QUESTIONS = ["status", "explain", "power", "predict", "cohort", "config", "cache", "synthetic",
-             "bundle"]  # fmt: skip
+QUESTIONS = ["status", "explain", "power", "predict", "cohort", "import", "config", "cache",
+             "synthetic", "bundle"]  # fmt: skip
 HEAVY = {"torch", "torchvision", "timm", "polars", "zarr", "sklearn", "matplotlib", "pyarrow"}
 
 
@@ -103,6 +103,18 @@ def test_help_lists_the_stages_and_is_light():
     listed = {line.strip(" │").split(" ")[0] for line in done.stdout.splitlines()}
     assert set(STAGES) | set(QUESTIONS) <= listed
     assert done.stderr.split() == []
+
+
+def test_listing_the_sources_is_light():
+    code = (
+        "import sys; from typer.testing import CliRunner; from her2.cli.main import app\n"
+        "assert CliRunner().invoke(app, ['import']).exit_code == 0\n"
+        f"print(*sorted({HEAVY!r} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.split() == []
 
 
 def test_the_module_runs_as_the_command_does():

@@ -11,12 +11,17 @@ from her2.importing.labels import her2_score, her2_status, legal_id, legal_ids, 
 @pytest.mark.parametrize(
     ("text", "score", "status"),
     [
-        ("0", "0", ""), ("1", "1+", ""), ("2 +", "2+", ""), ("2.0", "2+", ""), ("Score 1", "1+", ""),
-        ("IHC: 3+", "3+", ""), ("+++", "3+", ""), ("HER2/neu 1+", "1+", ""),
+        ("0", "0", ""), ("1", "1+", ""), ("2 +", "2+", ""), ("2.0", "2+", ""),
+        ("Score 1", "1+", ""), ("IHC: 3+", "3+", ""), ("+++", "3+", ""), ("HER2/neu 1+", "1+", ""),
         ("HER2 2+ (FISH neg)", "2+", "negative"), ("2+ ISH positiv", "2+", "positive"),
         ("2+, FISH: not amplified", "2+", "negative"), ("FISH: nicht amplifiziert", "", "negative"),
-        ("IHC 2+ / FISH amplified", "2+", "positive"),
-        ("negativ", "", "negative"), ("négatif", "", "negative"), ("HER2 3+ positiv", "3+", "positive"),
+        ("IHC 2+ / FISH amplified", "2+", "positive"), ("2+(FISH-)", "2+", "negative"),
+        ("2+ FISH +", "2+", "positive"), ("ISH-positiv", "", "positive"),
+        ("2+ ISH non-amplified (ratio 1.3)", "2+", "negative"), ("2+ (FISH 2.3)", "2+", ""),
+        ("2+ FISH equivocal", "2+", ""), ("2+ FISH fehlt", "2+", ""), ("IHC 3+ (90 %)", "3+", ""),
+        ("negativ", "", "negative"), ("négatif", "", "negative"),
+        ("HER2 3+ positiv", "3+", "positive"), ("positive (3+)", "3+", "positive"),
+        ("3+ (FISH nicht nötig)", "3+", ""), ("FISH neg. HER2 3+", "3+", "negative"),
     ],
 )  # fmt: skip
 def test_what_is_unambiguous_is_read(text, score, status):
@@ -26,7 +31,11 @@ def test_what_is_unambiguous_is_read(text, score, status):
 @pytest.mark.parametrize(
     "text",
     ["", "NA", "[Not Available]", "HER2-low", "1+ a 2+", "1+/2+", "1-2+", "0-1+", "4+", "10", "1.5",
-     "H2301234", "Equivocal", "low", "2+ or 3+"],
+     "H2301234", "Equivocal", "low", "2+ or 3+", "+", "3+?", "2+ → 3+", "1+ (später 3+)",
+     "1+ (Zweitbefund 2+)", "HER2 low (1+)", "equivocal (2+)", "pos (ER 3+)", "not (3+)", "10 %",
+     "focal 3+", "FISH ratio 2.3", "2,50", "ER positive", "triple negative", "positive?",
+     "vermutlich positiv", "prob. neg", "neg, FISH pending", "FISH negativ, später positiv",
+     "HER2 negative, FISH positive", "2+, FISH pos?"],
 )  # fmt: skip
 def test_what_is_ambiguous_stays_empty(text):
     assert (her2_score(text), her2_status(text)) == ("", "")

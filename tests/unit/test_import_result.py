@@ -173,7 +173,7 @@ def test_a_slide_that_cannot_be_read_is_left_out_with_the_reason_and_stops_no_ot
     assert len(rows_of()) == 18
     shown = "\n".join(done.lines)
     assert "s-00 (data/00.tif): not a slide that OpenSlide or Pillow can open" in shown
-    assert "s-01 (data/01.tif): the file is empty" in shown
+    assert "s-01 (data/01.tif): not a slide that OpenSlide" in shown
 
 
 def test_copies_of_one_slide_are_one_slide_and_of_two_patients_none(folder):
@@ -420,3 +420,9 @@ def test_a_source_sets_further_keys_of_the_config(folder):
     assert (config.cohort.masks, config.folds.split) == (folder, "use")
     assert config.tiling.min_tissue == 0.25
     assert yaml.safe_load(Path("mine/mine.yaml").read_text())["folds"]["number"] == 5
+
+
+@pytest.mark.parametrize("name", ["slides.csv", "mine.yaml", "import.json", "a/b.csv", "../b.csv"])
+def test_a_source_cannot_write_over_the_manifest_or_elsewhere(name, folder):
+    with pytest.raises(ValueError, match="source 'mine': no sheet can be called"):
+        run(Found(slides=tuple(slides_of(folder)), sheets={name: "x"}))

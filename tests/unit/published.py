@@ -44,6 +44,15 @@ def is_positive(score: str) -> bool:
     return score in ("2+", "3+")
 
 
+def write_all(data: Path, picture: Picture) -> None:
+    """Write every cohort into a folder, where docs/cohorts.md has it."""
+    tcga_brca(data / "tcga-brca", picture)
+    yale(data / "yale", picture, cases=12)
+    herohe(data / "herohe", picture)
+    bcnb(data / "BCNB", picture)
+    warwick(data / "warwick", picture)
+
+
 def tcga_brca(folder: Path, picture: Picture, sites: tuple[str, ...] = TCGA_SITES) -> Path:
     """Write a download of the GDC with four patients of each site, and the clinical file beside it.
 
@@ -97,7 +106,7 @@ def herohe(folder: Path, picture: Picture, training: int = 20, test: int = 8) ->
         "Final Result (Ground truth) (Negative/Positive)", "Age", "Laboratory",
     )  # fmt: skip
     truths = {}
-    for part, count in (("Training", training), ("Test", test)):
+    for part, count in (("training", training), ("test", test)):
         rows: list[tuple[int | str, ...]] = [header]
         (folder / part).mkdir(parents=True)
         for case in range(1, count + 1):
@@ -108,10 +117,10 @@ def herohe(folder: Path, picture: Picture, training: int = 20, test: int = 8) ->
             image = picture(f"{part}{case}", score)
             write_mirax(folder / part / f"{case}.mrxs", image, mpp=0.2425)
         truths[part] = rows
-    lines = [";".join(map(str, row)) for row in truths["Training"]]
+    lines = [";".join(map(str, row)) for row in truths["training"]]
     path = folder / "Training (ground truth).csv"
     path.write_text("\r\n".join(lines) + "\r\n", encoding="cp1252")
-    write_xlsx(folder / "Test (ground truth).xlsx", {"Sheet1": truths["Test"]})
+    write_xlsx(folder / "Test (ground truth).xlsx", {"Sheet1": truths["test"]})
 
 
 def bcnb(folder: Path, picture: Picture, number: int = 24) -> None:
@@ -136,6 +145,21 @@ def bcnb(folder: Path, picture: Picture, number: int = 24) -> None:
     for part, listed in ids.items():
         text = "".join(f"{one}\r\n" for one in listed)
         (splits / f"{part}_id.txt").write_bytes(text.encode())
+
+
+def warwick(folder: Path, picture: Picture, cases: int = 24) -> None:
+    """Write H&E and IHC slides, SVS named like NDPI, and the truth of all cases but one."""
+    folder.mkdir(parents=True)
+    share = "PERCENTAGE CELLS WITH COMPLETE MEMBRANE STAINING IRRESPECTIVE OF INTENSITY"
+    rows: list[tuple[int | str, ...]] = [("CaseNo", "HeR2 SCORE", share)]
+    for case in range(1, cases + 1):
+        score = SCORES[case % 4]
+        for stain in ("HE", "Her2" if case == 7 else "HER2"):
+            image = picture(f"{case}{stain}", score)
+            (folder / f"{case:02}_{stain}.ndpi").write_bytes(_svs(image))
+        if case < cases:
+            rows.append((case, case % 4, 10 * case % 100))
+    write_xlsx(folder / "groundTruth.xlsx", {"Sheet1": rows})
 
 
 def _svs(image: NDArray[np.uint8]) -> bytes:

@@ -114,8 +114,9 @@ def herohe(folder: Path, picture: Picture, training: int = 20, test: int = 8) ->
             positive = "Positive" if is_positive(score) else "Negative"
             group = 1 if is_positive(score) else 5
             rows.append((case, case % 4, group, positive, 40 + case, f"Lab {case % 2}"))
-            image = picture(f"{part}{case}", score)
-            write_mirax(folder / part / f"{case}.mrxs", image, mpp=0.2425)
+            image = picture(f"{part}{case}", score).repeat(2, axis=0).repeat(2, axis=1)
+            path = folder / part / f"{case}.mrxs"
+            write_mirax(path, image, mpp=0.2425, tile=len(image) // 4)
         truths[part] = rows
     lines = [";".join(map(str, row)) for row in truths["training"]]
     path = folder / "Training (ground truth).csv"

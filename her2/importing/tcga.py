@@ -24,7 +24,7 @@ _SLIDE = re.compile(
     r"(?P<kind>DX|TS|BS|MS)[A-Z0-9]{1,2}(?![A-Z0-9])",
     re.IGNORECASE,
 )
-_PATIENT = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?![A-Z0-9])", re.IGNORECASE)
+_PATIENT = re.compile(r"(?<![A-Z0-9])TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?![A-Z0-9])", re.IGNORECASE)
 _KEYS = ("bcr_patient_barcode", "Patient ID", "PATIENT_ID")
 _SCORE = ("her2_ihc_score", "HER2 ihc score", "her2_immunohistochemistry_level_result")
 _STATED = ("her2_status_by_ihc", "IHC-HER2", "IHC_HER2",
@@ -67,6 +67,12 @@ def slide_name(name: str) -> SlideName | None:
         sample_type=int(found["sample"]),
         kind="diagnostic" if found["kind"].upper() == "DX" else "frozen",
     )
+
+
+def patient_of(text: str) -> str:
+    """Return the patient's barcode that a text has anywhere, "" if it has none."""
+    found = _PATIENT.search(text)
+    return found[0].upper() if found else ""
 
 
 @dataclass(frozen=True, slots=True)

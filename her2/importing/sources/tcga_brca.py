@@ -22,6 +22,10 @@ from her2.importing.tcga import SlideName, Trust, label_rules, read_clinical, sl
 PROJECT = "TCGA-BRCA"
 Kinds = Literal["diagnostic", "frozen", "all"]
 _METASTASES = (6, 7)
+_SIZES = (
+    "is one of several files of this name with different sizes, so that one is not complete; give "
+    "--manifest, or delete it"
+)
 
 
 def read(
@@ -177,13 +181,7 @@ def _further_copies(paths: Iterable[Path], folder: Path) -> Iterator[tuple[Path,
                 yield path, f"has the name and size of {_within(first, folder)}"
         else:
             for path in (first, *others):
-                yield (
-                    path,
-                    (
-                        "is one of several files of this name with different sizes, so that one is not "
-                        "complete; give --manifest, or delete it"
-                    ),
-                )
+                yield path, _SIZES
 
 
 def _slide_ids(names: Mapping[Path, SlideName]) -> dict[Path, str]:

@@ -5,20 +5,23 @@ Their um/px were published nowhere, so that the user has to know it. Outlines of
 """
 
 import math
-import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from her2.core.errors import UserError, problem_list
-from her2.core.files import canonical_json, file_digest, parse_json, write_json, write_text
-from her2.core.reading import path_problem, read_json
-from her2.core.spelling import folded_id, is_unknown, printable
+from her2.core.files import parse_json
+from her2.core.reading import path_problem
+from her2.core.spelling import folded_id, is_unknown
 from her2.core.types import MPP_RANGE
 from her2.importing.convert import Conversion, convert_all
+from her2.importing.files import files_below, listed
 from her2.importing.found import Found, ImportedSlide, LeftOut, Source
 from her2.importing.labels import her2_score, her2_status, status_of
+from her2.importing.matching import slide_files
+from her2.importing.outlines import Rings, publish_outlines
 from her2.importing.sheets import SheetTable, read_sheet_file
 
 _CLINICAL = "patient-clinical-data.xlsx"
@@ -26,8 +29,19 @@ _LISTS = {"train_id.txt": "train", "val_id.txt": "tune", "test_id.txt": "test"}
 """Published list of ids -> the manifest's value of `split`."""
 _SUFFIXES = (".jpg", ".jpeg")
 _FURTHER = {"age": ("Age(years)", "Age"), "er": ("ER",), "pr": ("PR",)}
-_RECORD = "annotations.json"
 _LARGEST_JSON = 64 << 20
+_NO_AREA = "some have fewer than 3 points"
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """A row of the clinical sheet."""
+
+    labels: Mapping[str, str]
+    further: Mapping[str, str]
+
+
+_UNKNOWN = _Case({"her2": "", "her2_status": ""}, {})
 
 
 def read(
@@ -61,7 +75,7 @@ def read(
     labels, conflicts, rules = _labels(table)
     split, lists = _split(folder, splits, labels)
     pictures, left_out = _pictures(folder)
-    left_out += _absences(pictures, labels)
+    left_out += _strays(folder, pictures, labels)
     if convert:
         paths, failed = _converted(pictures, out, mpp, threads)
         left_out += failed
@@ -80,7 +94,8 @@ def read(
             split=split.get(case, ""),
             mpp=mpp,
             annotation=annotations.get(case),
-            **labels.get(case, {"labels": {"her2": "", "her2_status": ""}}),
+            labels=labels.get(case, _UNKNOWN).labels,
+            further=labels.get(case, _UNKNOWN).further,
         )
         for case, path in paths.items()
     )
@@ -127,7 +142,7 @@ def _id(case: str) -> str:
 
 
 def _clinical(folder: Path, clinical: Path | None) -> SheetTable:
-    found = [clinical] if clinical else _files(folder, (_CLINICAL,))
+    found = [clinical] if clinical else files_below(folder, _CLINICAL.__eq__)
     if len(found) != 1:
         what = "holds no" if not found else f"holds {len(found)} files"
         raise UserError(f"{folder}: {what} {_CLINICAL}; name the sheet with --clinical.")
@@ -136,7 +151,7 @@ def _clinical(folder: Path, clinical: Path | None) -> SheetTable:
 
 def _labels(
     table: SheetTable,
-) -> tuple[dict[str, dict[str, dict[str, str]]], list[str], list[str]]:
+) -> tuple[dict[str, _Case], list[str], list[str]]:
     """Return case -> its labels and further columns, conflicts, and how the sheet was read."""
     cells = {name: table.column(name) for name in ("Patient ID", "HER2", "HER2 Expression")}
     further = {
@@ -144,7 +159,7 @@ def _labels(
         for name, columns in _FURTHER.items()
         if table.find(*columns) is not None
     }
-    found: dict[str, dict[str, dict[str, str]]] = {}
+    found: dict[str, _Case] = {}
     conflicts, unread = [], []
     for at, text in enumerate(cells["Patient ID"]):
         case = _case(text)
@@ -161,22 +176,20 @@ def _labels(
                 "empty"
             )
             status = ""
-        one = {
-            "labels": {"her2": score, "her2_status": status},
-            "further": {
-                name: values[at] for name, values in further.items() if not is_unknown(values[at])
-            },
-        }
+        one = _Case(
+            {"her2": score, "her2_status": status},
+            {name: values[at] for name, values in further.items() if not is_unknown(values[at])},
+        )
         if found.setdefault(case, one) != one:
             conflicts.append(f"{_id(case)}: has several rows that differ; its labels are empty")
-            found[case] = {"labels": {"her2": "", "her2_status": ""}, "further": {}}
+            found[case] = _UNKNOWN
     if unread:
-        conflicts.append(f"{table.path.name}: was not understood and is empty: {_listed(unread)}")
+        conflicts.append(f"{table.path.name}: was not understood and is empty: {listed(unread)}")
     return found, conflicts, [f"{table.path.name}: {said}" for said in table.said]
 
 
 def _split(
-    folder: Path, splits: Path | None, labels: Mapping[str, Any]
+    folder: Path, splits: Path | None, labels: Mapping[str, _Case]
 ) -> tuple[dict[str, str], list[Path]]:
     """Return case -> its part, and the files of the lists; both empty where there are none.
 
@@ -184,7 +197,7 @@ def _split(
         UserError: a list is absent or there twice, or the lists share or lack cases.
     """
     place = folder if splits is None else splits
-    paths = {name: _files(place, (name,)) for name in _LISTS}
+    paths = {name: files_below(place, name.__eq__) for name in _LISTS}
     if splits is None and not any(paths.values()):
         return {}, []
     problems = [
@@ -200,12 +213,12 @@ def _split(
                 parts[case].append(name)
     twice = [f"{case} ({' and '.join(names)})" for case, names in parts.items() if len(names) > 1]
     if twice:
-        problems.append(f"cases in more than one list: {_listed(twice)}")
+        problems.append(f"cases in more than one list: {listed(twice)}")
     lacking = [case for case in labels if case not in parts]
     if not problems and lacking:
-        problems.append(f"cases of {_CLINICAL} in none of the lists: {_listed(lacking)}")
+        problems.append(f"cases of {_CLINICAL} in none of the lists: {listed(lacking)}")
     if unknown := [case for case in parts if case not in labels]:
-        problems.append(f"cases that {_CLINICAL} does not have: {_listed(unknown)}")
+        problems.append(f"cases that {_CLINICAL} does not have: {listed(unknown)}")
     if problems:
         raise problem_list(
             f"{place}: the lists of the official split are not as published; get them again, or "
@@ -232,7 +245,7 @@ def _pictures(folder: Path) -> tuple[dict[str, Path], list[LeftOut]]:
     """Return case -> its JPEG in the order of the cases, and other files that look like one."""
     found: dict[str, Path] = {}
     left_out = []
-    for path in _files(folder, suffixes=_SUFFIXES):
+    for path in slide_files(folder, _SUFFIXES):
         case, where = _case(path.stem), str(path.relative_to(folder))
         if case is None:
             left_out.append(LeftOut(where, "its name is not the number of a case, as in 12.jpg"))
@@ -244,9 +257,18 @@ def _pictures(folder: Path) -> tuple[dict[str, Path], list[LeftOut]]:
     return dict(sorted(found.items(), key=lambda item: int(item[0]))), left_out
 
 
-def _absences(pictures: Mapping[str, Path], labels: Mapping[str, Any]) -> Iterator[LeftOut]:
+def _strays(
+    folder: Path, pictures: Mapping[str, Path], labels: Mapping[str, _Case]
+) -> Iterator[LeftOut]:
+    """Yield the outlines and the rows of the sheet that belong to no slide."""
+    for path in files_below(folder, lambda name: name.lower().endswith(".json")):
+        where, case = str(path.relative_to(folder)), _case(path.stem)
+        if case is None:
+            yield LeftOut(where, "its name is not the number of a case, as in 12.json")
+        elif case not in pictures:
+            yield LeftOut(where, f"has outlines of case {case}, whose slide is not here")
     if absent := [case for case in labels if case not in pictures]:
-        yield LeftOut(f"{len(absent)} case(s) of {_CLINICAL}", f"no slide: {_listed(absent)}")
+        yield LeftOut(f"{len(absent)} case(s) of {_CLINICAL}", f"no slide: {listed(absent)}")
 
 
 def _converted(
@@ -274,7 +296,7 @@ def _annotations(files: Mapping[str, Path], out: Path) -> tuple[dict[str, Path],
     Raises:
         UserError: a file that would be written over was changed since, or made by others.
     """
-    texts: dict[str, str] = {}
+    rings_of: dict[str, Rings] = {}
     problems: dict[str, list[str]] = {}
     for case, path in files.items():
         if reason := path_problem(path, limit_bytes=_LARGEST_JSON):
@@ -286,23 +308,22 @@ def _annotations(files: Mapping[str, Path], out: Path) -> tuple[dict[str, Path],
             problems.setdefault("not of BCNB's form", []).append(case)
             continue
         if bad:
-            problems.setdefault("some outlines of fewer than 3 points left out", []).append(case)
+            problems.setdefault(_NO_AREA, []).append(case)
         if rings:
-            texts[_id(case)] = _geojson(rings)
+            rings_of[_id(case)] = rings
         else:
             problems.setdefault("no outline `positive`", []).append(case)
-    _publish(texts, out / "annotations")
+    files_of = publish_outlines(rings_of, out / "annotations", name="positive")
     said = [
         f"outlines of {len(cases)} slide(s): {reason}, so that "
-        f"{'the others are used' if reason.startswith('some') else 'all of the tissue is'}: "
-        f"{_listed([*map(_id, cases)])}"
+        f"{'the others are used' if reason == _NO_AREA else 'tiles come from all of the tissue'}: "
+        f"{listed(map(_id, cases))}"
         for reason, cases in problems.items()
     ]
-    places = {case: out / "annotations" / f"{_id(case)}.geojson" for case in files}
-    return {case: path for case, path in places.items() if _id(case) in texts}, said
+    return {case: files_of[_id(case)] for case in files if _id(case) in files_of}, said
 
 
-def _outlines(value: Any) -> tuple[list[list[list[float]]], int]:
+def _outlines(value: Any) -> tuple[list[list[tuple[float, float]]], int]:
     """Return the closed rings of `positive`, and how many have no area.
 
     Raises:
@@ -310,74 +331,20 @@ def _outlines(value: Any) -> tuple[list[list[list[float]]], int]:
     """
     rings, bad = [], 0
     for one in value["positive"]:
-        ring = [[float(x), float(y)] for x, y in one["vertices"]]
+        ring = [(float(x), float(y)) for x, y in one["vertices"]]
         if not all(map(math.isfinite, (number for point in ring for number in point))):
             raise ValueError("a coordinate is not finite")
-        if len({tuple(point) for point in ring}) < 3:
+        if len(set(ring)) < 3:
             bad += 1
         else:
             rings.append(ring if ring[0] == ring[-1] else [*ring, ring[0]])
     return rings, bad
 
 
-def _geojson(rings: Sequence[Sequence[Sequence[float]]]) -> str:
-    features = [
-        {
-            "type": "Feature",
-            "geometry": {"type": "Polygon", "coordinates": [ring]},
-            "properties": {"objectType": "annotation", "classification": {"name": "positive"}},
-        }
-        for ring in rings
-    ]
-    return canonical_json({"type": "FeatureCollection", "features": features}) + "\n"
-
-
-def _publish(texts: Mapping[str, str], folder: Path) -> None:
-    """Write outlines, but over none that somebody has changed since."""
-    record = folder / _RECORD
-    known: dict[str, str] = {} if path_problem(record) else read_json(record)
-    changed = []
-    for name, text in texts.items():
-        path = folder / f"{name}.geojson"
-        if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
-            if file_digest(path) != known.get(name):
-                changed.append(path.name)
-    if changed:
-        raise problem_list(
-            f"{folder}: outlines were changed since they were imported; move them away, and name "
-            "them in the manifest's column 'annotation' afterwards",
-            changed,
-        )
-    for name, text in texts.items():
-        write_text(folder / f"{name}.geojson", text)
-        known[name] = file_digest(folder / f"{name}.geojson")
-    if texts:
-        write_json(record, known)
-
-
-def _files(
-    folder: Path, names: Sequence[str] = (), *, suffixes: tuple[str, ...] = ()
-) -> list[Path]:
-    """Return the files below a folder with one of some names or suffixes, sorted."""
-    return sorted(
-        Path(parent, name)
-        for parent, _, found in os.walk(folder, followlinks=True)
-        for name in found
-        if not name.startswith(".")
-        and (name in names or (suffixes and name.lower().endswith(suffixes)))
-    )
-
-
 def _case(text: str) -> str | None:
     """Return the number of a case without zeros in front, None for any other text."""
     plain = folded_id(text)
     return plain if re.fullmatch(r"[0-9]+", plain) else None
-
-
-def _listed(names: Iterable[str], shown: int = 8) -> str:
-    every = list(names)
-    more = f" and {len(every) - shown} more" if len(every) > shown else ""
-    return printable(", ".join(every[:shown])) + more
 
 
 SOURCE = Source(

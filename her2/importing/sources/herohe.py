@@ -4,15 +4,15 @@ The challenge's dataset page says that image 325 of the training set shows no tu
 be used. Numbers of training and test cases overlap, so that ids begin with the part.
 """
 
-import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from her2.core.errors import UserError
 from her2.core.spelling import folded, is_unknown, printable
+from her2.importing.files import files_below, listed
 from her2.importing.found import Found, ImportedSlide, LeftOut, Source
 from her2.importing.labels import her2_score, her2_status, status_of
 from her2.importing.sheets import SheetTable, read_sheet_file
@@ -109,7 +109,7 @@ def read(
     if unlabelled:
         conflicts.append(
             f"{len(unlabelled)} slides have no label in {', '.join(path.name for path in sheets)} "
-            f"and stay without: {_listed(unlabelled)}"
+            f"and stay without: {listed(unlabelled)}"
         )
     named = {(side_of(Path(one.name)), _case_number(Path(one.name).stem)) for one in left_out}
     absent = [
@@ -119,7 +119,7 @@ def read(
     ]
     if absent:
         left_out.append(
-            LeftOut(f"{len(absent)} cases with a label", f"have no slide here: {_listed(absent)}")
+            LeftOut(f"{len(absent)} cases with a label", f"have no slide here: {listed(absent)}")
         )
     if len(parts) < 2:
         slides = [replace(one, split="") for one in slides]
@@ -165,7 +165,7 @@ def _truth_files(folder: Path) -> list[Path]:
     names = re.compile(r"ground ?truth|her2_status")
     return [
         path
-        for path in _files(folder, lambda name: name.lower().endswith(_SHEETS))
+        for path in files_below(folder, lambda name: name.lower().endswith(_SHEETS))
         if names.search(path.stem.lower())
     ]
 
@@ -205,8 +205,7 @@ def _read_truth(
                 truth.values[name].append(value)
     for column, cells in unread.items():
         yield (
-            f"{path.name}, column {column!r}: was not understood and is left empty: "
-            f"{_listed(cells)}"
+            f"{path.name}, column {column!r}: was not understood and is left empty: {listed(cells)}"
         )
 
 
@@ -260,8 +259,8 @@ def _contradictions(truths: Mapping[tuple[Part, str], _Truth]) -> Iterator[str]:
 def _slides(folder: Path) -> tuple[list[Path], list[LeftOut]]:
     """Return the MIRAX slides that have their folder, and what else looks like a slide."""
     slides, left_out = [], []
-    files = _files(folder, lambda name: name.lower().endswith(".mrxs"))
-    data = {path.parent for path in _files(folder, lambda name: name == _INDEX)}
+    files = files_below(folder, lambda name: name.lower().endswith(".mrxs"))
+    data = {path.parent for path in files_below(folder, lambda name: name == _INDEX)}
     inside: set[Path] = set()
     for path in files:
         beside = path.with_suffix("")
@@ -297,15 +296,6 @@ def _order(path: Path) -> tuple[bool, int, str]:
     return _part_of(path) == "test", int(case or 0), str(path)
 
 
-def _files(folder: Path, wanted: Callable[[str], bool]) -> list[Path]:
-    return sorted(
-        Path(parent, name)
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if wanted(name) and not name.startswith(".")
-    )
-
-
 def _case_number(text: str) -> str | None:
     """Return the number of a case without zeros in front, None for any other text."""
     found = _CASE.fullmatch(folded(text).removesuffix(".mrxs").removesuffix(".0"))
@@ -319,11 +309,6 @@ def _part_of(path: Path) -> Part | None:
         if len(sides) == 1:
             return sides[0]
     return None
-
-
-def _listed(names: Sequence[str], shown: int = 8) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return printable(", ".join(names[:shown])) + more
 
 
 SOURCE = Source(

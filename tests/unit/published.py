@@ -48,9 +48,10 @@ def write_all(data: Path, picture: Picture) -> None:
     """Write every cohort into a folder, where docs/cohorts.md has it."""
     tcga_brca(data / "tcga-brca", picture)
     yale(data / "yale", picture, cases=12)
-    herohe(data / "herohe", picture)
+    herohe(data / "herohe", picture, test=20)
     bcnb(data / "BCNB", picture)
     warwick(data / "warwick", picture)
+    export(data / "export.xlsx", data / "scans", picture)
 
 
 def tcga_brca(folder: Path, picture: Picture, sites: tuple[str, ...] = TCGA_SITES) -> Path:
@@ -161,6 +162,22 @@ def warwick(folder: Path, picture: Picture, cases: int = 24) -> None:
         if case < cases:
             rows.append((case, case % 4, 10 * case % 100))
     write_xlsx(folder / "groundTruth.xlsx", {"Sheet1": rows})
+
+
+def export(sheet: Path, slides: Path, picture: Picture, cases: int = 24) -> None:
+    """Write a hospital's workbook, with a title and a sum, and the slides of its cases."""
+    slides.mkdir(parents=True)
+    rows: list[tuple[int | str | None, ...]] = [
+        ("Mammakarzinome 2023", None, None),
+        ("Fallnummer", "Score HER2", "Bemerkung"),
+    ]
+    for case in range(1, cases + 1):
+        score = SCORES[case % 4]
+        name = f"H23{case:05} A1"
+        rows.append((name, f"Score {score}", None))
+        (slides / f"{name} HE.svs").write_bytes(_svs(picture(name, score)))
+    rows.append(("Summe", cases, None))
+    write_xlsx(sheet, {"Export": rows})
 
 
 def _svs(image: NDArray[np.uint8]) -> bytes:

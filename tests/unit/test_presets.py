@@ -3,6 +3,7 @@
 The cohorts are imported by the commands of docs/cohorts.md, as they are written there.
 """
 
+import csv
 import json
 import os
 import re
@@ -49,10 +50,25 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with chdir(folder):
         for line in commands():
             name, *arguments = shlex.split(line)
-            if name == "her2" and arguments[1] != "table":
+            if name != "her2":
+                continue
+            done = command(*arguments)
+            if arguments[1] == "table":
+                assert "labels.csv" in str(done.exception)
+                confirm(Path("table/labels.csv"))
                 done = command(*arguments)
-                assert done.exit_code == 0, f"{line}\n{done.output}{done.exception}"
+            assert done.exit_code == 0, f"{line}\n{done.output}{done.exception}"
         yield folder
+
+
+def confirm(labels: Path) -> None:
+    """Confirm all proposals, as a person does in a spreadsheet."""
+    with labels.open(encoding="utf-8-sig", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    with labels.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows({**one, "confirmed": "yes"} for one in rows)
 
 
 def config_of(preset: str) -> Path:

@@ -32,7 +32,7 @@ _SUMS = re.compile(
     r"mittelwert|durchschnitt|moyenne|media|average)(?:[\s:=(].*)?"
 )
 """First cells of rows about all rows above, in five languages. An id such as `sum-3` is none."""
-_MIDNIGHT = re.compile(r"(\d{4}-\d\d-\d\d) 00:00:00")
+_MIDNIGHT = re.compile(r"^(\d{4}-\d\d-\d\d)[ T]00:00:00(?:\.0+)?Z?$")
 _FOREIGN = {b"%PDF": "a PDF", b"\x1f\x8b": "compressed by gzip", b"PAR1": "a Parquet"}
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 _SEARCHED = 30

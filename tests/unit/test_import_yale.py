@@ -156,18 +156,24 @@ def test_several_slides_of_a_patient_stay_together(package):
     assert rows["response-Pt-10"]["patient_id"] == "response-Pt-10"
 
 
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [("Responder", "responder"), ("Non-Responder", "non-responder"), ("yes", "responder"),
-     ("No", "non-responder"), ("1", "responder"), ("0", "non-responder"), ("partial", ""),
-     ("NA", ""), ("", "")],
-)  # fmt: skip
-def test_a_response_is_read_where_it_is_clear_and_else_left_empty(package, answer, expected):
-    rows = [(one, ("Responder", "Non-responder")[n % 2]) for n, one in enumerate(PATIENTS)]
-    put_sheet([(PATIENTS[0], answer), *rows[1:], ("Pt 99", "Responder")], ("Table S3",))
+def test_a_response_is_read_where_it_is_clear_and_else_left_empty(package):
+    answers = {
+        "Responder": "responder", "Non-Responder": "non-responder", "yes": "responder",
+        "No": "non-responder", "1": "responder", "0": "non-responder", "nonresponder":
+        "non-responder", "Y": "responder", "TRUE": "responder", "partial": "", "NA": "", "": "",
+    }  # fmt: skip
+    rows = list(zip(PATIENTS, answers, strict=True))
+    more = [f"Pt {n}" for n in range(20, 22)]
+    for n, patient in enumerate(more):
+        put_slide(RESPONSE / f"SVS/{patient}.svs", 300 + n, 0.5)
+    put_sheet([*rows, *((one, "Non-responder") for one in more), ("Pt 99", "yes")], ("Table S3",))
     said = imported()
-    assert manifest_rows(Path("yale"))["response-Pt-1"]["response"] == expected
-    assert ("'partial' is no answer that is known" in said) == (answer == "partial")
+    found = manifest_rows(Path("yale"))
+    for patient, answer in rows:
+        one = f"response-{patient.replace(' ', '-')}"
+        assert found[one]["response"] == answers[answer], answer
+    assert "response of patient Pt 10: 'partial' is no answer that is known: left empty" in said
+    assert "1 conflict" in said
     assert "has no slide" in reasons()[f"patient Pt 99 of {SHEET.name}"]
     assert "the header is row 2" in said
 

@@ -212,8 +212,8 @@ def test_one_file_in_two_places_is_one_slide_and_two_scans_are_two(download):
     assert ids == {first[:-4], scan[:-4]}
     record = json.loads(Path("tcga-brca/import.json").read_text())
     why = [one["reason"] for one in record["left_out"]]
-    assert sum("has the name and size of" in one for one in why) == 1
-    assert sum("several files of this name with different sizes" in one for one in why) == 2
+    assert sum("is a copy of" in one for one in why) == 1
+    assert sum("whose content is another" in one for one in why) == 2
 
 
 CASES = [

@@ -87,6 +87,19 @@ def test_several_slides_of_a_case_are_one_patients(contest):
     assert same == ["1+"] * (1 + len(names))
 
 
+def test_copies_in_another_folder_are_left_out(contest):
+    put_slide(contest / "training/01_HE.ndpi", 1)
+    put_slide(contest / "test/02_HE.ndpi", 320)
+    imported()
+    rows = manifest_rows(Path("warwick"))
+    assert rows["warwick-01_HE"]["path"] == "01_HE.ndpi"
+    assert "warwick-02_HE" not in rows
+    why = reasons()
+    assert why["training/01_HE.ndpi"] == "is a copy of 01_HE.ndpi: the same content"
+    assert "whose content is another" in why["02_HE.ndpi"]
+    assert "whose content is another" in why["test/02_HE.ndpi"]
+
+
 def test_cases_without_truth_or_without_he_are_named(contest):
     (contest / "02_HE.ndpi").unlink()
     put_slide(contest / "90_HE.ndpi", 310)

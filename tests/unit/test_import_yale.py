@@ -143,6 +143,41 @@ def test_patients_of_tcga_are_named_and_left_out_unless_they_are_asked_for(packa
     assert row["annotation"] == f"TCGA_cohort/Annotations/{TCGA}.xml"
 
 
+def test_no_slide_gets_the_regions_of_another_cohorts_slide(package):
+    same = f"{STEMS[0]}.svs"
+    put_slide(RESPONSE / "SVS" / same, 230, 0.5)
+    put_sheet([(STEMS[0], "yes"), *((one, ("yes", "no")[n % 2]) for n, one in enumerate(PATIENTS))])
+    said = imported()
+    rows = manifest_rows(Path("yale"))
+    assert rows[STEMS[0]]["annotation"] == f"Yale_HER2_cohort/Annotations/{STEMS[0]}.xml"
+    assert rows[f"response-{STEMS[0]}"]["annotation"] == ""
+    assert rows[f"response-{STEMS[0]}"]["her2_status"] == ""
+    assert f"their whole tissue is tiled: response-{STEMS[0]}" in said
+
+
+def test_copies_are_left_out_and_two_slides_of_one_name_are_not_told_apart(package):
+    put_slide(HER2 / f"Kopie von SVS/{STEMS[12]}.svs", 12, 0.5)
+    put_slide(HER2 / f"Kopie von SVS/{STEMS[13]}.svs", 240, 0.5)
+    imported()
+    rows = manifest_rows(Path("yale"))
+    assert STEMS[12] in rows
+    assert STEMS[13] not in rows
+    left = json.loads(Path("yale/import.json").read_text())["left_out"]
+    why = {one["name"]: one["reason"] for one in left}
+    place = "Yale_HER2_cohort/{}/{}.svs"
+    first, copy = (place.format(name, STEMS[12]) for name in ("Kopie von SVS", "SVS"))
+    assert why == {
+        copy: f"is a copy of {first}: the same content",
+        **{
+            place.format(here, STEMS[13]): (
+                f"would have the id of {place.format(there, STEMS[13])}, whose content is another; "
+                "delete the wrong one, or rename one of them"
+            )
+            for here, there in (("SVS", "Kopie von SVS"), ("Kopie von SVS", "SVS"))
+        },
+    }
+
+
 def test_several_slides_of_a_patient_stay_together(package):
     put_slide(HER2 / "SVS/Her2Pos_Case_01 (2).svs", 210, 0.5)
     put_slide(HER2 / "SVS/HER2pos_case_1_level 3.svs", 211, 0.5)

@@ -1,12 +1,13 @@
 """TCGA-BRCA: slides of the Genomic Data Commons, and a clinical file with the HER2 results."""
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
 from her2.core.errors import UserError
 from her2.core.reading import path_problem
+from her2.importing.copies import repeated
 from her2.importing.found import Found, ImportedSlide, LeftOut, Source
 from her2.importing.gdc import (
     AGAIN,
@@ -22,10 +23,6 @@ from her2.importing.tcga import SlideName, Trust, label_rules, read_clinical, sl
 PROJECT = "TCGA-BRCA"
 Kinds = Literal["diagnostic", "frozen", "all"]
 _METASTASES = (6, 7)
-_SIZES = (
-    "is one of several files of this name with different sizes, so that one is not complete; give "
-    "--manifest, or delete it"
-)
 
 
 def read(
@@ -79,7 +76,7 @@ def read(
     if manifest is not None:
         damaged, unlisted = file_problems(kept, listed, md5=not skip_md5, threads=threads)
         kept = [path for path in kept if path not in damaged]
-    again = dict(_further_copies(kept, folder))
+    again = repeated({path: path.name for path in kept}, folder)
     kept = [path for path in kept if path not in again]
 
     ids = _slide_ids({path: names[path] for path in kept})
@@ -170,25 +167,9 @@ def _unfit(
     return ""
 
 
-def _further_copies(paths: Iterable[Path], folder: Path) -> Iterator[tuple[Path, str]]:
-    """Yield files of which another has the name, and why they are left out."""
-    same = defaultdict(list)
-    for path in paths:
-        same[path.name].append(path)
-    for first, *others in same.values():
-        if len({path.stat().st_size for path in (first, *others)}) == 1:
-            for path in others:
-                yield path, f"has the name and size of {_within(first, folder)}"
-        else:
-            for path in (first, *others):
-                yield path, _SIZES
-
-
 def _slide_ids(names: Mapping[Path, SlideName]) -> dict[Path, str]:
     """Return the barcodes as ids, with the UUID where two scans have one barcode."""
-    counts: dict[str, int] = defaultdict(int)
-    for name in names.values():
-        counts[name.slide] += 1
+    counts = Counter(name.slide for name in names.values())
     return {
         path: path.stem if counts[name.slide] > 1 else name.slide for path, name in names.items()
     }

@@ -12,6 +12,7 @@ from her2.core.errors import UserError
 from her2.core.files import file_digest
 from her2.core.reading import path_problem
 from her2.core.spelling import is_unknown, printable
+from her2.importing.copies import repeated
 from her2.importing.found import Found, ImportedSlide, LeftOut, Source
 from her2.importing.labels import her2_score, legal_id, status_of
 from her2.importing.matching import scan_group, slide_files, unfinished_files
@@ -53,13 +54,17 @@ def read(folder: Path, *, out: Path, truth: Path | None = None) -> Found:
             f"{sheet}: has none of the {len(numbers):,} cases with slides, so it is the truth of "
             "others."
         )
+    ids = {path: f"warwick-{legal_id(path.stem)}" for path in taken}
+    again = repeated(ids, folder)
     none = dict.fromkeys(("her2", "her2_status", PERCENTAGE), "")
     slides = []
     for path, case in taken.items():
+        if path in again:
+            continue
         row = labels.get(case, none)
         slides.append(
             ImportedSlide(
-                slide_id=f"warwick-{legal_id(path.stem)}",
+                slide_id=ids[path],
                 path=path,
                 patient_id=f"warwick-{case:02}",
                 labels={name: row[name] for name in ("her2", "her2_status")},
@@ -68,7 +73,10 @@ def read(folder: Path, *, out: Path, truth: Path | None = None) -> Found:
         )
     return Found(
         slides=tuple(sorted(slides, key=lambda one: one.slide_id)),
-        left_out=tuple(_left_out(files, cases, numbers, labels, folder, sheet)),
+        left_out=(
+            *(LeftOut(_within(path, folder), why) for path, why in again.items()),
+            *_left_out(files, cases, numbers, labels, folder, sheet),
+        ),
         conflicts=tuple(conflicts),
         rules=(
             f"{sheet.name}: {'; '.join((*table.said, f'{len(labels):,} cases'))}",

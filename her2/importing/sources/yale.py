@@ -5,8 +5,8 @@ Source: Farahmand et al., Modern Pathology 35, 2022 (doi 10.1038/s41379-021-0091
 
 import os
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -15,12 +15,12 @@ from her2.core.errors import SlideError, UserError, problem_list
 from her2.core.files import file_digest
 from her2.core.reading import path_problem
 from her2.core.spelling import folded, is_unknown, printable
+from her2.importing.copies import repeated
 from her2.importing.found import Found, ImportedSlide, LeftOut, Source
 from her2.importing.labels import legal_id, legal_ids
 from her2.importing.matching import match_by_name, slide_files, unfinished_files
 from her2.importing.sheets import SheetTable, read_sheet_file
 from her2.importing.tcga import patient_of
-from her2.slides.annotations import chosen_regions
 
 _NAMED = re.compile(
     r"her2[ _-]?(pos|neg)(?:itive|ative)?[ _-]*case[ _-]*(\d+)(?!\d)", re.IGNORECASE
@@ -88,6 +88,9 @@ def read(
         LeftOut(_within(path, folder), "is an unfinished download; download it again")
         for path in unfinished_files(folder)
     ]
+    again = repeated({one.path: one.slide_id for one in made}, folder)
+    left += [LeftOut(_within(path, folder), why) for path, why in again.items()]
+    made = [one for one in made if one.path not in again]
     plain: list[str] = []
     if regions == "use":
         made, more, plain = _with_regions(made, files, folder)
@@ -224,12 +227,19 @@ def _with_regions(
     slides: Sequence[ImportedSlide], files: Sequence[Path], folder: Path
 ) -> tuple[list[ImportedSlide], list[LeftOut], list[str]]:
     """Give slides their annotations; return the slides, what was left out, and ids without one."""
+    from her2.slides.annotations import chosen_regions  # slow to load: it needs OpenCV
+
     drawn: dict[str, list[Path]] = defaultdict(list)
     for path in slide_files(folder, (".xml",)):
         drawn[folded(path.stem)].append(path)
+    stems = Counter(folded(path.stem) for path in files)
     kept, left, plain = [], [], []
     for one in slides:
-        nearest = _nearest(one.path, drawn.get(folded(one.path.stem), ()))
+        candidates = drawn.get(folded(one.path.stem), [])
+        if stems[folded(one.path.stem)] > 1:  # as where two cohorts count from 1
+            cohort = one.path.parent.parent
+            candidates = [path for path in candidates if path.is_relative_to(cohort)]
+        nearest = _nearest(one.path, candidates)
         if not nearest:
             plain.append(one.slide_id)
             kept.append(one)
@@ -248,7 +258,6 @@ def _with_regions(
             left.append(LeftOut(_within(one.path, folder), reason))
         else:
             kept.append(replace(one, annotation=nearest[0]))
-    stems = {folded(path.stem) for path in files}
     return kept, [*left, *_without_slide(drawn, stems, folder)], plain
 
 
@@ -260,7 +269,7 @@ def _nearest(slide: Path, drawn: Sequence[Path]) -> list[Path]:
 
 
 def _without_slide(
-    drawn: Mapping[str, Sequence[Path]], stems: set[str], folder: Path
+    drawn: Mapping[str, Sequence[Path]], stems: Container[str], folder: Path
 ) -> Iterator[LeftOut]:
     for stem, paths in drawn.items():
         if stem not in stems:

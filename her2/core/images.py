@@ -14,8 +14,8 @@ from her2.core.reading import check_regular
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "JPEG2000", "PPM", "WEBP")
 """Plain images, which Pillow and the libraries linked into it decode on their own."""
 
-LARGEST_BYTES = 178_956_970 * 4
-"""Memory of a decoded image that nobody allowed more for; Pillow's own limit of 179 million px."""
+LARGEST_PX = 178_956_970
+"""Px of an image where no memory is allowed for; this is Pillow's own limit."""
 _BYTES_PER_PX = {"1": 1, "L": 1, "P": 1, "LA": 4, "PA": 4, "I;16": 2, "I;16B": 2, "I;16L": 2}
 """Memory of a px by Pillow's mode; 4 bytes in all others, also of three colours."""
 
@@ -39,7 +39,7 @@ def open_image(path: Path, *, largest_bytes: int | None = None) -> Image.Image:
 
     Args:
         path: the file.
-        largest_bytes: memory that it may take when it is decoded; default: `LARGEST_BYTES`.
+        largest_bytes: memory that it may take when it is decoded; default: that of `LARGEST_PX`.
 
     Raises:
         PIL.UnidentifiedImageError: it is none of these.
@@ -48,8 +48,8 @@ def open_image(path: Path, *, largest_bytes: int | None = None) -> Image.Image:
     """
     check_regular(path)
     image = Image.open(path, formats=FORMATS)
-    allowed = LARGEST_BYTES if largest_bytes is None else largest_bytes
     needed = decoded_bytes(image)
+    allowed = LARGEST_PX * _bytes_per_px(image) if largest_bytes is None else largest_bytes
     if needed > allowed:
         image.close()
         raise ImageTooLarge(image.size, needed, allowed)
@@ -58,4 +58,8 @@ def open_image(path: Path, *, largest_bytes: int | None = None) -> Image.Image:
 
 def decoded_bytes(image: Image.Image) -> int:
     """Return the memory that an image takes when it is decoded."""
-    return image.width * image.height * _BYTES_PER_PX.get(image.mode, 4)
+    return image.width * image.height * _bytes_per_px(image)
+
+
+def _bytes_per_px(image: Image.Image) -> int:
+    return _BYTES_PER_PX.get(image.mode, 4)

@@ -1,7 +1,7 @@
 """Flat images -> pyramidal TIFF with um/px, so that a region is read without decoding the slide.
 
 A JPEG's own quantisation tables and colour sampling are used again, on blocks that lie where they
-lay, so that full resolution loses next to nothing. The image is decoded whole, since no library
+lay, which loses least of all settings (docs/tiles.md). The image is decoded whole, since no library
 here decodes parts of a JPEG; its tiles are written one by one.
 """
 
@@ -139,7 +139,7 @@ def _write(image: Image.Image, target: Path, mpp: float, description: Mapping[st
     ):
         for level in range(levels):
             if level:
-                image, options = image.reduce(2), {"quality": _QUALITY, "subsampling": 0}
+                image, options = _halved(image), {"quality": _QUALITY, "subsampling": 0}
             scale = mpp * width / image.width, mpp * height / image.height
             tiff.write(
                 _tiles(image, options),
@@ -171,6 +171,22 @@ def _tiles(image: Image.Image, options: Mapping[str, Any]) -> Iterator[bytes]:
             buffer = io.BytesIO()
             tile.save(buffer, "JPEG", **options)
             yield buffer.getvalue()
+
+
+def _halved(image: Image.Image) -> Image.Image:
+    """Return an image of half the size, rounded up, by the mean of the area under each px.
+
+    It covers just what the image does, also where that has an odd number of px, since readers
+    take the ratio of the sizes for that of the px. It is made in strips, to save memory.
+    """
+    width, height = ((side + 1) // 2 for side in image.size)
+    halved = Image.new(image.mode, (width, height))
+    for top in range(0, height, TILE_PX):
+        bottom = min(top + TILE_PX, height)
+        box = (0, image.height * top / height, image.width, image.height * bottom / height)
+        strip = image.resize((width, bottom - top), Image.Resampling.BOX, box=box)
+        halved.paste(strip, (0, top))
+    return halved
 
 
 def _jpeg_options(image: Image.Image) -> dict[str, Any]:

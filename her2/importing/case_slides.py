@@ -3,7 +3,7 @@
 import csv
 import io
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from her2.importing.found import LeftOut
 from her2.importing.labels import legal_ids
 from her2.importing.matching import (
     SLIDE_SUFFIXES,
+    Matched,
     match_by_name,
     scan_group,
     slide_files,
@@ -33,12 +34,25 @@ _HE = frozenset(("he", "hes", "hp", "h", "haematoxylin", "hematoxylin"))
 
 @dataclass(slots=True)
 class CaseSlides:
-    """The files of each case, and why others are left out."""
+    """The files of each case, and why others are left out.
+
+    Attributes:
+        of: name of a case -> its slides, for cases that have some.
+        left_out: files that are no slides of the cohort, with the reasons.
+        problems: what has to be mended before anything can be imported.
+        rules: sentences on what was decided.
+        conflicts: sentences on names that contradict the sheet.
+        names: file -> the name that its id is made of.
+        without: names of the cases that no file is called after.
+    """
 
     of: dict[str, list[Path]]
     left_out: list[LeftOut]
     problems: list[str]
     rules: list[str]
+    conflicts: list[str]
+    names: Mapping[Path, str]
+    without: frozenset[str]
 
     def leave_out(self, folder: Path, reasons: Mapping[Path, str]) -> None:
         self.of = {
@@ -63,12 +77,15 @@ def find_case_slides(
         what = f"with the suffix {', '.join(sorted(suffixes))}" if suffix else "that can be a slide"
         raise UserError(f"--slides {folder}: has no file {what}.")
     matched = match_by_name([case.name for case in cases], paths)
+    titles = {path: path.stem for path in paths}
+    if not matched.files and not matched.ambiguous:
+        matched, titles = _match_by_folder(cases, paths, folder)
     if not matched.files and not matched.ambiguous:
         raise UserError(
-            f"no file below {folder} begins with a text of the column {column!r}. It has texts "
-            f"such as {', '.join(examples_of(case.name for case in cases))}; files are called "
-            f"{', '.join(examples_of(path.name for path in paths))}. Name with --column slide=... "
-            "the column that file names begin with."
+            f"no file or folder below {folder} begins with a text of the column {column!r}. It has "
+            f"texts such as {', '.join(examples_of(case.name for case in cases))}; files are "
+            f"called {', '.join(examples_of(path.name for path in paths))}. Name with "
+            "--column slide=... the column that file names begin with."
         )
     owners = {case.name: case for case in cases}
     problems = [
@@ -81,35 +98,92 @@ def find_case_slides(
         LeftOut(below(path, folder), "its download is not finished")
         for path in unfinished_files(folder)
     ]
-    found = CaseSlides(dict(matched.files), left_out, problems, [])
-    found.leave_out(folder, dict(_other_stains(matched.files)))
+    found = CaseSlides(
+        dict(matched.files), left_out, problems, [], [], titles, frozenset(matched.without)
+    )
+    if any(titles[path] != path.stem for path in paths):
+        found.rules.append("no file begins with such a text, so the names of folders were taken")
+    _leave_out_other_stains(found, folder)
     return found
 
 
-def _other_stains(files: Mapping[str, Sequence[Path]]) -> Iterator[tuple[Path, str]]:
-    """Yield the files whose name beyond that of their case names a stain other than H&E."""
-    for name, paths in files.items():
+def _match_by_folder(
+    cases: Sequence[Case], paths: Sequence[Path], folder: Path
+) -> tuple[Matched, dict[Path, str]]:
+    """Match files by the nearest folder that is called after a case, as `H2301234/scan1.svs` is.
+
+    Returns:
+        the matches, and each file's name with that of its folder.
+    """
+    names = [case.name for case in cases]
+    titles = {path: path.stem for path in paths}
+    files: dict[str, list[Path]] = {}
+    ambiguous: dict[Path, tuple[str, ...]] = {}
+    left, depth = list(paths), 0
+    while left:
+        depth += 1
+        parts = {path: path.relative_to(folder).parent.parts[-depth:] for path in left}
+        named = {  # a folder of its own keeps equal names apart
+            Path(str(at), f"{parts[path][0]} {path.stem}.svs"): path
+            for at, path in enumerate(left)
+            if len(parts[path]) == depth
+        }
+        found = match_by_name(names, named)
+        for name, same in found.files.items():
+            files.setdefault(name, []).extend(named[one] for one in same)
+        ambiguous |= {named[one]: same for one, same in found.ambiguous.items()}
+        titles |= {named[one]: one.stem for one in {*named} - {*found.unnamed}}
+        left = [named[one] for one in found.unnamed]
+    known = {path for same in files.values() for path in same} | ambiguous.keys()
+    return Matched(
+        {name: sorted(files[name]) for name in names if name in files},
+        tuple(name for name in names if name not in files),
+        tuple(path for path in paths if path not in known),
+        ambiguous,
+    ), titles
+
+
+def _leave_out_other_stains(files: CaseSlides, folder: Path) -> None:
+    """Leave out files whose name beyond that of their case names a stain other than H&E.
+
+    Where the sheet has the whole name, it is the sheet that says that this is a slide of the
+    cohort, and the contradiction is named.
+    """
+    reasons = {}
+    for name, paths in files.of.items():
         length = len(words_of(name))
         for path in paths:
-            further = set(words_of(scan_group(path))[length:])
-            if not further & _HE and (stains := further & _STAINS):
-                yield (
-                    path,
-                    (
-                        f"is not H&E by its name ({', '.join(sorted(stains)).upper()}); if it is, "
-                        "give its whole name in the column of --column slide="
-                    ),
+            words = words_of(scan_group(Path(f"{files.names[path]}.svs")))
+            further = words[length:] or words[-1:]
+            stains = ", ".join(sorted({*further} & _STAINS)).upper()
+            if not stains or {*words} & _HE:
+                continue
+            if words[length:]:
+                reasons[path] = (
+                    f"is not H&E by its name ({stains}); if it is, give its whole name in the "
+                    "column of --column slide="
                 )
+            else:
+                files.conflicts.append(
+                    f"{below(path, folder)}: its name says {stains}, and the sheet has it as a "
+                    "slide; if it is not H&E, take its row out"
+                )
+    files.leave_out(folder, reasons)
 
 
 def leave_out_copies(files: CaseSlides, folder: Path) -> None:
-    """Leave out copies of a case's own slides. Copies across cases are refused when opened."""
+    """Leave out copies of a case's own slides.
+
+    One file as slides of two cases is a contradiction, which is found when slides are opened.
+    """
     owner = {path: name for name, paths in files.of.items() for path in paths}
     copies: dict[Path, str] = {}
     for same in copies_of(list(owner)):
-        first, *others = same
-        if len({owner[path] for path in same}) == 1:
-            copies |= dict.fromkeys(others, f"is a copy of {below(first, folder)}, to the byte")
+        first_of: dict[str, Path] = {}
+        for path in same:
+            first = first_of.setdefault(owner[path], path)
+            if first != path:
+                copies[path] = f"is a copy of {below(first, folder)}, to the byte"
     files.leave_out(folder, copies)
     if copies:
         files.rules.append(f"copies of other files that were left out: {len(copies):,}")
@@ -147,9 +221,7 @@ def choose_scans(
     )
 
 
-def id_problems(
-    cases: Sequence[Case], files: Mapping[str, Sequence[Path]], folder: Path
-) -> list[str]:
+def id_problems(cases: Sequence[Case], files: CaseSlides, folder: Path) -> list[str]:
     """Return the patients and files that cannot be told apart by their ids."""
     patients = list(dict.fromkeys(case.patient for case in cases))
     ids, same = legal_ids(patients)
@@ -163,8 +235,8 @@ def id_problems(
     ]
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for case in cases:
-        for path in files[case.name]:
-            by_stem[path.stem].append(path)
+        for path in files.of[case.name]:
+            by_stem[files.names[path]].append(path)
     ids, same = legal_ids(by_stem)
     groups = list(same.values())
     groups += [[stem] for stem, paths in by_stem.items() if len(paths) > 1 and stem not in

@@ -25,7 +25,8 @@ _WORDS = re.compile(
 )
 _NEGATIVE = frozenset(
     ("negative", "negativ", "negatif", "negativo", "negativa", "neg", "non-amplified",
-     "nonamplified", "not-amplified", "nicht-amplifiziert", "unamplified")
+     "nonamplified", "not-amplified", "nicht-amplifiziert", "unamplified", "non-amplifie",
+     "nao-amplificado", "no-amplificado")
 )  # fmt: skip
 _POSITIVE = frozenset(
     ("positive", "positiv", "positif", "positivo", "positiva", "pos", "amplified", "amplifiziert",
@@ -127,7 +128,7 @@ def _plain(text: str) -> str:
     plain = "".join(
         one for one in unicodedata.normalize("NFKD", folded(text)) if not unicodedata.combining(one)
     )
-    plain = re.sub(r"\b(not|nicht|non|un) amplif", r"\1-amplif", plain)
+    plain = re.sub(r"\b(not|nicht|non|nao|no|un) amplif", r"\1-amplif", plain)
     return "" if is_unknown(plain) else plain
 
 

@@ -64,6 +64,12 @@ def scan_group(path: Path) -> str:
     return name or path.stem
 
 
+def words_of(name: str) -> tuple[str, ...]:
+    """Return the words of a name, as compared with others: `H23-007 Ä1` is h23, 7, ae1."""
+    words = re.split(r"[\W_]+", folded(without_accents(name)))
+    return tuple(folded_id(word) for word in words if word)
+
+
 def match_by_name(names: Iterable[str], files: Iterable[Path]) -> Matched:
     """Return the files that each name of a sheet means.
 
@@ -92,13 +98,6 @@ def match_by_name(names: Iterable[str], files: Iterable[Path]) -> Matched:
     )
 
 
-def words_of(text: str) -> tuple[str, ...]:
-    """Return the words of an id, spelt out in lower case; a number at its start without zeros."""
-    # Letters of every script count: without them, `Пациент 1` would be the word 1.
-    words = [word for word in re.split(r"[\W_]+", folded(without_accents(text))) if word]
-    return (folded_id(words[0]), *words[1:]) if words else ()
-
-
 _SPELLINGS: tuple[Callable[[str], Hashable], ...] = (str, folded, folded_id, words_of)
 """How far two spellings of a name may differ, the strictest first."""
 
@@ -118,13 +117,11 @@ def _owners(path: Path, spelt: Sequence[dict[Hashable, list[str]]]) -> list[str]
         for key, names in zip(_SPELLINGS, spelt, strict=True):
             if owners := names.get(key(stem)):
                 return owners
-    # `Kopie von A1 HE` begins with the words of A1 once the mark of the copy is off.
-    starts = (
-        spelt[-1].get(words[:count])
-        for words in map(words_of, (path.stem, scan_group(path)))
-        for count in range(len(words) - 1, 0, -1)
-    )
-    return next((owners for owners in starts if owners), [])
+    for words in map(words_of, stems):
+        for count in range(len(words) - 1, 0, -1):
+            if owners := spelt[-1].get(words[:count]):
+                return owners
+    return []
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from her2.core.errors import UserError, problem_list
 from her2.core.reading import path_problem
-from her2.core.spelling import printable
+from her2.core.spelling import folded, printable
 from her2.importing.case_slides import (
     RESCANS,
     CaseSlides,
@@ -72,7 +72,8 @@ def read(
     """
     _check_folders(out, slides)
     columns = parse_columns(column or ())
-    table = read_sheet_file(file, wanted=tuple(columns.values()), sheet=sheet, header=header)
+    wanted = tuple({folded(name): name for name in columns.values()}.values())
+    table = read_sheet_file(file, wanted=wanted, sheet=sheet, header=header)
     _check_columns(table, columns)
     cases, left_out = read_cases(table, columns)
     key = "slide" if "slide" in columns else "patient"
@@ -82,7 +83,7 @@ def read(
     unclear = choose_scans(files, groups, rescans, slides)
     with_slides = [case for case in cases if case.name in files.of]
     usable = _with_patient(with_slides, files, columns["patient"])
-    problems = [*files.problems, *id_problems(usable, files.of, slides)]
+    problems = [*files.problems, *id_problems(usable, files, slides)]
     texts = {name: Counter[str]() for name in LABEL_COLUMNS if name in columns}
     for case in usable:
         for name, counted in texts.items():
@@ -98,7 +99,7 @@ def read(
     without = [
         LeftOut(str(case), f"has no slide below {slides}")
         for case in cases
-        if case.name not in files.of
+        if case.name in files.without
     ]
     if stops and not sheets:
         raise UserError(f"{file}:\n" + "\n".join(stops))
@@ -203,9 +204,9 @@ def _found(
     """Return the rows of the manifest, once all is decided."""
     patients, _ = legal_ids([case.patient for case in cases])
     paths = [path for case in cases for path in files.of[case.name]]
-    names, _ = legal_ids([path.stem for path in paths])
+    names, _ = legal_ids([files.names[path] for path in paths])
     others = [name for name in columns if name not in (*LABEL_COLUMNS, "patient", "slide")]
-    slides, conflicts, ids = [], [], []
+    slides, conflicts, ids = [], [*files.conflicts], []
     for case in cases:
         labels, contradictory = labels_of(case, confirmed.meanings)
         values, different = single_values(case, others)
@@ -215,7 +216,7 @@ def _found(
         for path in files.of[case.name]:
             slides.append(
                 ImportedSlide(
-                    slide_id=names[path.stem],
+                    slide_id=names[files.names[path]],
                     path=path,
                     patient_id=patient,
                     site=values.get("site", ""),
@@ -226,7 +227,9 @@ def _found(
                     further={name: values[name] for name in others if name not in _MANIFEST},
                 )
             )
-            ids.append((names[path.stem], patient, case.name, case.patient, below(path, folder)))
+            ids.append(
+                (names[files.names[path]], patient, case.name, case.patient, below(path, folder))
+            )
     return Found(
         slides=tuple(slides),
         conflicts=(*conflicts, *_differing_patients(slides)),

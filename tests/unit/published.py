@@ -47,7 +47,7 @@ def is_positive(score: str) -> bool:
 def write_all(data: Path, picture: Picture) -> None:
     """Write every cohort into a folder, where docs/cohorts.md has it."""
     tcga_brca(data / "tcga-brca", picture)
-    yale(data / "yale", picture, cases=12)
+    yale(data / "yale", picture)
     herohe(data / "herohe", picture, test=20)
     bcnb(data / "BCNB", picture)
     warwick(data / "warwick", picture)
@@ -80,24 +80,38 @@ def tcga_brca(folder: Path, picture: Picture, sites: tuple[str, ...] = TCGA_SITE
     return clinical
 
 
-def yale(folder: Path, picture: Picture, cases: int = 3) -> None:
-    """Write the package of TCIA: positive and negative cases, and a region for each."""
-    root = folder / "PKG-HER2tumorROIs_v3" / "Yale_HER2_cohort"
-    for part in ("SVS", "Annotations"):
-        (root / part).mkdir(parents=True)
+def yale(folder: Path, picture: Picture, cases: int = 12, responses: int = 24) -> None:
+    """Write the package of TCIA: positive and as many negative cases, and responses of others.
+
+    Each slide has a region that is the whole of it.
+    """
+    root = folder / "PKG-HER2tumorROIs_v3"
+    her2, response = (root / f"Yale_{one}_cohort" for one in ("HER2", "trastuzumab_response"))
     for side, score in (("Pos", "3+"), ("Neg", "0")):
         for case in range(1, cases + 1):
-            stem = f"Her2{side}_Case_{case:02}"
-            image = picture(stem, score)
-            (root / "SVS" / f"{stem}.svs").write_bytes(_svs(image))
-            h, w = image.shape[:2]
-            corners = ((0, 0), (w, 0), (w, h), (0, h))
-            text = "".join(f'<Vertex X="{x}" Y="{y}" Z="0"/>' for x, y in corners)
-            (root / "Annotations" / f"{stem}.xml").write_text(
-                '<Annotations MicronsPerPixel="0.5"><Annotation Id="1"><Regions><Region Id="1" '
-                f'Type="0" NegativeROA="0"><Vertices>{text}</Vertices></Region></Regions>'
-                "</Annotation></Annotations>"
-            )
+            _with_region(her2, f"Her2{side}_Case_{case:02}", picture, score)
+    if not responses:
+        return
+    rows = [("Patient", "Responder")]
+    for case in range(1, responses + 1):
+        _with_region(response, f"Pt {case}", picture, "3+")
+        rows.append((f"Pt {case}", ("responder", "non-responder")[case % 2]))
+    sheet = response / "Yale_trastuzumab_response_cohort_metadata_clean.xlsx"
+    write_xlsx(sheet, {"Sheet1": rows}, strict=True)
+
+
+def _with_region(root: Path, stem: str, picture: Picture, score: str) -> None:
+    image = picture(stem, score)
+    for part in ("SVS", "Annotations"):
+        (root / part).mkdir(parents=True, exist_ok=True)
+    (root / "SVS" / f"{stem}.svs").write_bytes(_svs(image))
+    h, w = image.shape[:2]
+    corners = ((0, 0), (w, 0), (w, h), (0, h))
+    text = "".join(f'<Vertex X="{x}" Y="{y}" Z="0"/>' for x, y in corners)
+    (root / "Annotations" / f"{stem}.xml").write_text(
+        '<Annotations MicronsPerPixel="0.5"><Annotation Id="1"><Regions><Region Id="1" Type="0" '
+        f'NegativeROA="0"><Vertices>{text}</Vertices></Region></Regions></Annotation></Annotations>'
+    )
 
 
 def herohe(folder: Path, picture: Picture, training: int = 20, test: int = 8) -> None:

@@ -15,6 +15,7 @@ from tests.workflow.project import Project, Run
 
 pytestmark = pytest.mark.xdist_group("changes")
 
+CASES = 5
 TINY = {"source": "random", "model": "timm/resnet10t", "mpp": 0.5, "size": 64}
 
 
@@ -51,9 +52,9 @@ def herohe(warm: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Projec
 def yale(warm: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Run]:
     project = Project(tmp_path_factory.mktemp("yale"), warm)
     data = project.folder / "data"
-    sites = published.TCGA_SITES[:4]
+    sites = published.TCGA_SITES[:5]
     clinical = published.tcga_brca(data / "tcga-brca", published.tissue, sites)
-    published.yale(data / "yale", published.tissue)
+    published.yale(data / "yale", published.tissue, cases=CASES, responses=0)
     imported(project, "tcga-brca", "data/tcga-brca", "--clinical", str(clinical))
     imported(project, "yale", "data/yale")
     return project, run(project, FOLDER / "tcga-to-yale.yaml", number=2, repeats=1)
@@ -70,7 +71,7 @@ def test_herohe_is_tested_on_its_official_test_set_alone(herohe: tuple[Project, 
         assert tested == {f"test-{case}" for case in range(1, 9)}
     slides = pl.read_csv(results / "cohort/slides.csv")
     assert set(slides["status"]) == {"ok"}
-    assert slides["mpp"].to_list() == pytest.approx([0.2425] * 24)
+    assert slides["mpp_x"].to_list() == pytest.approx([0.2425] * 24)
 
 
 def test_yale_is_predicted_by_models_of_tcga_with_its_own_truth(yale: tuple[Project, Run]) -> None:
@@ -80,10 +81,11 @@ def test_yale_is_predicted_by_models_of_tcga_with_its_own_truth(yale: tuple[Proj
     found = pl.read_parquet(
         results / "validation/yale/evaluation/status/tiny/abmil/predictions.parquet"
     )
-    assert dict(found.select("slide_id", "label").iter_rows()) == {
-        f"Her2{side}_Case_{case:02}": label
-        for side, label in (("Pos", "positive"), ("Neg", "negative"))
-        for case in (1, 2, 3)
+    labelled = found.filter(pl.col("role") == "test")
+    assert dict(labelled.select("slide_id", "target").iter_rows()) == {
+        f"Her2{side}_Case_{case:02}": target
+        for side, target in (("Pos", 1), ("Neg", 0))
+        for case in range(1, CASES + 1)
     }
     metrics = pl.read_parquet(
         results / "validation/yale/evaluation/status/tiny/abmil/metrics.parquet"

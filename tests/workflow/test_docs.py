@@ -32,6 +32,9 @@ ELSEWHERE = {
     r"pre-commit": "tests/unit/test_environment.py",
     r"pytest -m slurm": "the nightly tests, which are these; collecting all others takes long",
     r"python -m tests\.unit\.test_golden": "rewrites the file that it is compared with",
+    r"her2 import [\w-]+ \S": "tests/unit/test_presets.py, and that of each source",
+    r".*\b(tcga-brca|bcnb|herohe|yale|warwick|table)/": "tests/unit/test_presets.py imports these",
+    r".*workflow/presets/": "tests/unit/test_presets.py; test_published.py runs two of them",
     r".*\bcount\b": "tests/unit/test_cli.py, with a stage that it adds",
 }
 ASKED = {
@@ -48,7 +51,8 @@ def blocks() -> list[str]:
     found: list[str] = []
     for page in PAGES:
         for block in re.findall(r"(?ms)^ *```bash\n(.*?)^ *```", page.read_text()):
-            lines = (re.sub(r"\s+# .*$", "", line).strip() for line in block.splitlines())
+            joined = re.sub(r"(?m)(\s+# .*)?$", "", block).replace("\\\n", " ")
+            lines = (" ".join(line.split()) for line in joined.splitlines())
             found += [line for line in lines if line and not line.startswith("#")]
     return list(dict.fromkeys(found))
 
@@ -72,7 +76,7 @@ def as_run(command: str, *, mentioned: bool) -> str | None:
             return command + addition
     for name, value in PLACEHOLDERS.items():
         command = re.sub(rf"\b{name}\b", value, command)
-    if mentioned and re.fullmatch(r"(her2|snakemake)( [a-z]+){1,2}", command):
+    if mentioned and re.fullmatch(r"(her2|snakemake)( [a-z-]+){1,2}", command):
         return f"{command} --help"
     # The blocks run the whole workflow. Of what sentences name, only stage 1 runs.
     if mentioned and re.match(r"snakemake .*--cores", command) and "features" not in command:
@@ -145,4 +149,7 @@ def test_every_command_that_a_sentence_names_exists(clone: Path, warm: Path) -> 
 
 def test_what_is_left_to_other_tests_is_nothing_else() -> None:
     left = [command for command in blocks() if as_run(command, mentioned=False) is None]
-    assert all(re.match(r"(squeue|scancel|sinfo|sacctmgr|scontrol|snakemake|pip)", c) for c in left)
+    known = (
+        r"squeue|scancel|sinfo|sacctmgr|scontrol|snakemake|pip|her2 (import|cohort check table/)"
+    )
+    assert all(re.match(known, command) for command in left)

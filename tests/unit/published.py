@@ -155,8 +155,7 @@ def bcnb(folder: Path, picture: Picture, number: int = 24) -> None:
         h, w = image.shape[:2]
         region = {"vertices": [[0, 0], [w, 0], [w, h], [0, h]]}
         (slides / f"{case}.json").write_text(json.dumps({"positive": [region], "negative": []}))
-        part = (case - 1) // 4
-        ids["val" if part % 3 == 1 else "test" if part % 3 == 2 else "train"].append(case)
+        ids[("train", "val", "test")[(case - 1) // 4 % 3]].append(case)
     write_xlsx(folder / "patient-clinical-data.xlsx", {"Sheet1": rows})
     for part, listed in ids.items():
         text = "".join(f"{one}\r\n" for one in listed)

@@ -25,7 +25,7 @@ def small(config: dict[str, Any], **folds: int) -> dict[str, Any]:
     config["training"] = {**config.get("training", {}), "seeds": 1, "epochs": 2, "bag_size": 16}
     config["folds"] = {**config.get("folds", {}), **folds}
     config["evaluation"] = {**config.get("evaluation", {}), "bootstrap": 100, "permutations": 100}
-    config["heatmaps"] = {"slides": 1, "faithfulness_slides": 2, "formats": ["png"]}
+    config["heatmaps"] = {"slides": 0, "faithfulness_slides": 0}
     return config
 
 

@@ -240,6 +240,7 @@ def test_what_belongs_to_no_slide_or_is_broken_is_named(bcnb):
     write_outlines(UUID, {"positive": [], "negative": []})
     broken = bcnb / "WSIs/2.jpg"
     broken.write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    (bcnb / "WSIs/30.jpg.part").write_bytes(b"half")
     (bcnb / "WSIs/more").mkdir()
     Image.new("RGB", (8, 8)).save(bcnb / "WSIs/more/03.jpg")
     run()
@@ -248,6 +249,7 @@ def test_what_belongs_to_no_slide_or_is_broken_is_named(bcnb):
     assert reasons["WSIs/1.json"] == "has outlines of case 1, whose slide is not here"
     assert "is not the number" in reasons[f"WSIs/{UUID}.json"]
     assert "truncated" in reasons["bcnb-2 (BCNB/WSIs/2.jpg)"]
+    assert "has not finished" in reasons["WSIs/30.jpg.part"]
     assert reasons["WSIs/more/03.jpg"] == "is case 3 as WSIs/3.jpg is; keep one of them"
 
 

@@ -133,6 +133,7 @@ def test_broken_slides_are_named_with_what_they_lack(herohe):
         path.unlink()
     for path in [*(training / "5").rglob("*.dat")]:
         path.unlink()
+    (training / "30.mrxs.crdownload").write_bytes(b"half")
     result = command("import", "herohe", "HEROHE")
     assert len(rows_of()) == 23
     reasons = left_out()
@@ -141,7 +142,8 @@ def test_broken_slides_are_named_with_what_they_lack(herohe):
     assert "lies in its folder; move it out" in reasons["Training/3/3.mrxs"]
     assert "lacks 4.mrxs beside it, and holds Slidedat.ini without the px" in reasons["Training/4"]
     assert "missing in its folder" in reasons["train-5 (HEROHE/Training/5.mrxs)"]
-    assert "5 left out" in result.output
+    assert "has not finished" in reasons["Training/30.mrxs.crdownload"]
+    assert "6 left out" in result.output
 
 
 def test_the_advice_for_a_lost_file_opens_the_slide(herohe):

@@ -20,7 +20,7 @@ from her2.importing.convert import Conversion, convert_all
 from her2.importing.files import files_below, listed
 from her2.importing.found import Found, ImportedSlide, LeftOut, Source
 from her2.importing.labels import her2_score, her2_status, status_of
-from her2.importing.matching import slide_files
+from her2.importing.matching import slide_files, unfinished_files
 from her2.importing.outlines import Rings, publish_outlines
 from her2.importing.sheets import SheetTable, read_sheet_file
 
@@ -260,7 +260,11 @@ def _pictures(folder: Path) -> tuple[dict[str, Path], list[LeftOut]]:
 def _strays(
     folder: Path, pictures: Mapping[str, Path], labels: Mapping[str, _Case]
 ) -> Iterator[LeftOut]:
-    """Yield the outlines and the rows of the sheet that belong to no slide."""
+    """Yield unfinished downloads, and the outlines and rows that belong to no slide."""
+    for path in unfinished_files(folder):
+        yield LeftOut(
+            str(path.relative_to(folder)), "is a download that has not finished; get it again"
+        )
     for path in files_below(folder, lambda name: name.lower().endswith(".json")):
         where, case = str(path.relative_to(folder)), _case(path.stem)
         if case is None:

@@ -15,6 +15,7 @@ from her2.core.spelling import folded, is_unknown, printable
 from her2.importing.files import files_below, listed
 from her2.importing.found import Found, ImportedSlide, LeftOut, Source
 from her2.importing.labels import her2_score, her2_status, status_of
+from her2.importing.matching import unfinished_files
 from her2.importing.sheets import SheetTable, read_sheet_file
 
 Part = Literal["train", "test"]
@@ -79,6 +80,10 @@ def read(
         return _part_of(path.parent) or _part_of(Path(folder.absolute().name)) or part
 
     files, left_out = _slides(folder)
+    left_out += [
+        LeftOut(str(path.relative_to(folder)), "is a download that has not finished; get it again")
+        for path in unfinished_files(folder)
+    ]
     slides: list[ImportedSlide] = []
     unclear = []
     for path in files:

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import shlex
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from her2.importing.found import Found
 from her2.importing.rescans import scan_groups, scan_number
 from her2.importing.sources.table import read
 from tests.unit.sheet_makers import Cell, write_ods, write_xlsx
-from tests.unit.test_cli import command, failing
+from tests.unit.test_cli import ROOT, command, failing
 
 Slide = Callable[[str], Path]
 Text = tuple[str, str, str]
@@ -260,6 +261,25 @@ def test_a_hostile_export_becomes_a_cohort_that_passes_the_check(
     assert checked.exit_code == 0, checked.output
     assert "40 slides of 40 patients, no problems found" in checked.output
     assert before == {one: one.read_bytes() for one in before}
+
+
+def test_the_commands_of_the_page_lead_to_a_cohort(slide, monkeypatch, capsys):
+    page = (ROOT / "docs/table.md").read_text()
+    asks, imports = (
+        shlex.split(line.partition(" # ")[0])[1:]
+        for line in page.partition("```bash\n")[2].partition("```")[0].splitlines()
+    )
+    rows: list[list[Cell]] = [["Fall-Nr.", "Patient", "HER2"]]
+    for number in range(20):
+        rows.append([f"H{number} A1", f"p{number}", f"Score {number % 4}"])
+        slide(f"H{number}_A1_HE.svs")
+    write_xlsx(Path("export.xlsx"), {"Export": rows})
+    said = failing(monkeypatch, capsys, *asks)
+    assert "say which column is patient" in said
+    assert "'Fall-Nr.', such as H0 A1, H1 A1, H2 A1" in said
+    assert "labels.csv" in failing(monkeypatch, capsys, *imports)
+    confirm_all("table/labels.csv")
+    assert "written: table/ids.csv, table/slides.csv" in command(*imports).output
 
 
 # Labels

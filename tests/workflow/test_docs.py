@@ -36,6 +36,7 @@ ELSEWHERE = {
     r".*\b(tcga-brca|bcnb|herohe|yale|warwick|table)/": "tests/unit/test_presets.py imports these",
     r".*workflow/presets/": "tests/unit/test_presets.py; test_published.py runs two of them",
     r".*\bcount\b": "tests/unit/test_cli.py, with a stage that it adds",
+    r"her2 import \S+ \S": "tests/unit/test_import_*.py, with a cohort of each source",
 }
 ASKED = {
     r"(\w+=\S+ )?make\b": " --dry-run",

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.workflow.project import REPOSITORY, WEIGHTS, Project
+from tests.workflow.conftest import elsewhere
+from tests.workflow.project import CONFIG, REPOSITORY, Project
 
 pytestmark = pytest.mark.xdist_group("workflow")
 
@@ -102,7 +103,10 @@ def clone(finished: Project, warm: Path, tmp_path_factory: pytest.TempPathFactor
     first = rows[0].split(",")
     project.write_rows([",".join(["A-001", *first[1:]]), *rows[1:]])
     config = yaml.safe_load((finished.folder / "config.yaml").read_text())
-    config["encoders"] = {"uni2": WEIGHTS}
+    # Random weights may be given away in a bundle, as those of a file without a licence may not.
+    config["encoders"] = {"uni2": CONFIG["encoders"]["tiny"]}
+    config["validation"] = {"yale": {"slides": "yale.csv"}}
+    project.write_rows([",".join(row.values()) for row in elsewhere()[:2]], "yale.csv")
     (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     (folder / "elsewhere/features").mkdir(parents=True)
     (folder / "elsewhere/features/uni2").symlink_to(folder / "results/features/uni2")

@@ -7,6 +7,9 @@ from pathlib import Path
 from her2.core.errors import UserError
 from her2.core.spelling import printable
 
+_OPEN_IN_OFFICE = "~$"
+"""Begins the name of what a spreadsheet program puts beside a workbook while it is open."""
+
 
 def files_below(folder: Path, wanted: Callable[[str], bool]) -> list[Path]:
     """Return the files below a folder with names that are wanted, sorted, without hidden ones.
@@ -23,12 +26,21 @@ def files_below(folder: Path, wanted: Callable[[str], bool]) -> list[Path]:
             "change its permissions or move it elsewhere."
         ) from None
 
-    return sorted(
-        Path(parent, name)
-        for parent, _, names in os.walk(folder, onerror=refuse)
-        for name in names
-        if wanted(name) and not name.startswith(".")
-    )
+    found, seen = [], set()
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        status = Path(parent).stat()
+        if (place := (status.st_dev, status.st_ino)) in seen:  # a link into a folder above
+            folders.clear()
+            continue
+        seen.add(place)
+        # A folder before the links to it, so that its files have their own paths.
+        folders.sort(key=lambda name: (Path(parent, name).is_symlink(), name))
+        found += [
+            Path(parent, name)
+            for name in names
+            if wanted(name) and not name.startswith((".", _OPEN_IN_OFFICE))
+        ]
+    return sorted(found)
 
 
 def listed(names: Iterable[str], *, shown: int = 8) -> str:

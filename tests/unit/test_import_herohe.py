@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from her2.importing.run import import_cohort
-from her2.importing.sources.herohe import SOURCE
+from her2.importing.sources.herohe import SOURCE, _part_of
 from tests.mirax import write_mirax
 from tests.unit.sheet_makers import write_xlsx
 from tests.unit.test_cli import command, failing
@@ -111,6 +111,31 @@ def test_the_sheet_of_the_challenge_has_the_status_alone(herohe):
     assert "split" not in rows_of()[0]
     checked = command("cohort", "check", "herohe/slides.csv", "--config", "herohe/herohe.yaml")
     assert "20 slides of 20 patients, no problems found" in checked.output
+
+
+def test_folders_may_be_links_and_a_workbook_may_be_open_and_have_other_sheets(herohe):
+    (herohe / "Training").rename("elsewhere")
+    (herohe / "Training").symlink_to(Path("elsewhere").absolute())
+    (herohe / "Training/again").symlink_to(Path("elsewhere").absolute())
+    (herohe / f"~${TRUTHS[1]}").write_bytes(b"somebody")
+    notes = [("Note",), ("sent by e-mail",)]
+    rows = [("Cases of the test set",), HEADER, *map(truth_of, TEST)]
+    write_xlsx(herohe / TRUTHS[1], {"Notes": notes, "Truth": rows})
+    assert command("import", "herohe", "HEROHE").exit_code == 0
+    assert len(rows_of()) == 28
+    assert rows_of()[-1]["her2_status"] == truth_of(8)[3].lower()
+
+
+@pytest.mark.parametrize(
+    ("path", "part"),
+    [
+        ("Training", "train"), ("HEROHE_TrainSet/mrxs", "train"), ("train/test-scans/..", "test"),
+        ("Test", "test"), ("testing data", "test"), ("HEROHE_test_dataset", "test"),
+        ("latest", None), ("contest", None), ("trainee", None), ("train-test", None), ("", None),
+    ],
+)  # fmt: skip
+def test_the_part_is_what_the_last_telling_name_tells(path, part):
+    assert _part_of(Path(path)) == part
 
 
 def test_case_325_of_the_training_set_is_left_out_and_said(herohe):
@@ -241,8 +266,7 @@ def test_the_challenge_takes_both_parts_as_manifests_of_their_own(herohe):
 
     for part, folder, name in (("train", "Training", TRUTHS[0]), ("test", "Test", TRUTHS[1])):
         options = {"part": part, "truth": [str(herohe / name)]}
-        done = import_cohort(SOURCE, herohe / folder, Path(f"herohe-{part}"), options)
-        assert done.mends == (() if part == "train" else done.mends)
+        import_cohort(SOURCE, herohe / folder, Path(f"herohe-{part}"), options)
     text = with_values(
         read_preset("herohe-challenge.yaml"),
         {"cohort.root": herohe / "Training", "validation.test.root": herohe / "Test"},

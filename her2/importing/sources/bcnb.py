@@ -16,7 +16,6 @@ from her2.core.files import parse_json
 from her2.core.reading import path_problem
 from her2.core.spelling import folded_id, is_unknown
 from her2.core.types import MPP_RANGE
-from her2.importing.convert import Conversion, convert_all
 from her2.importing.files import files_below, listed
 from her2.importing.found import Found, ImportedSlide, LeftOut, Source
 from her2.importing.labels import her2_score, her2_status, status_of
@@ -279,6 +278,8 @@ def _converted(
     pictures: Mapping[str, Path], out: Path, mpp: float, threads: int
 ) -> tuple[dict[str, Path], list[LeftOut]]:
     """Return case -> its pyramidal TIFF, and the slides that could not be converted."""
+    from her2.importing.convert import Conversion, convert_all  # seldom needed
+
     targets = {case: out / "slides" / f"{_id(case)}.tif" for case in pictures}
     problems = convert_all(
         [Conversion(_id(case), path, targets[case]) for case, path in pictures.items()],

@@ -22,9 +22,10 @@ Part = Literal["train", "test"]
 
 _WITHOUT_TUMOUR = ("train", "325")
 _CASE = re.compile(r"(?:case|image|slide)?[ _-]*0*(\d+)")
+_THINGS = "set|data|dataset|cases|images|slides"
 _PARTS: dict[Part, re.Pattern[str]] = {
-    "train": re.compile(r"(?<![a-z])train(?:ing)?(?![a-z])"),
-    "test": re.compile(r"(?<![a-z])test(?:ing)?(?![a-z])"),
+    "train": re.compile(rf"(?<![a-z])train(?:ing)?(?:{_THINGS})?(?![a-z])"),
+    "test": re.compile(rf"(?<![a-z])test(?:ing)?(?:{_THINGS})?(?![a-z])"),
 }
 _SHEETS = (".csv", ".xlsx", ".xls", ".ods")
 _PUBLISHED = "HEROHE_HER2_STATUS.xlsx, 'Training (ground truth).csv' and 'Test (ground truth).xlsx'"
@@ -167,7 +168,7 @@ def _imported(path: Path, side: Part, case: str, truth: _Truth) -> ImportedSlide
 
 def _truth_files(folder: Path) -> list[Path]:
     """Return the sheets below a folder whose names are those of the published ones."""
-    names = re.compile(r"ground ?truth|her2_status")
+    names = re.compile(r"ground[ _-]?truth|her2[ _-]?status")
     return [
         path
         for path in files_below(folder, lambda name: name.lower().endswith(_SHEETS))
@@ -189,7 +190,10 @@ def _read_truth(
             f"{path}: its name does not tell whether it is of the training or the test set; "
             "write `training` or `test` into it, or say --part train or --part test."
         )
-    table = read_sheet_file(path)
+    try:
+        table = read_sheet_file(path, wanted=("Case",))
+    except UserError:  # the columns of HEROHE_HER2_STATUS.xlsx are not known here
+        table = read_sheet_file(path)
     rules += [f"{path.name}: {said}" for said in table.said]
     places = _places(table)
     unread: dict[str, list[str]] = {}

@@ -57,6 +57,7 @@ class Backend(Protocol):
         Raises:
             FileNotFoundError: there is no such file.
             UnreadableSlide: the format is known, but the file is damaged.
+            SlideError: the file is intact but cannot be read, such as one too large; with the fix.
         """
 
 

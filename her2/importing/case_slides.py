@@ -24,7 +24,6 @@ from her2.importing.matching import (
 from her2.importing.rescans import Choice, ScanGroup, copies_of
 
 RESCANS = "rescans.csv"
-_SHOWN = 12
 _STAINS = frozenset(
     ("her2", "her2neu", "erbb2", "er", "pr", "pgr", "ki67", "ki", "ihc", "ihk", "iq", "ish", "fish",
      "cish", "sish", "dish", "ddish", "dab", "p53", "p63", "ck5", "ck7", "ck14", "ecad", "gata3")
@@ -286,12 +285,12 @@ def csv_text(rows: Iterable[Sequence[str]]) -> str:
     return f"\ufeff{stream.getvalue()}"
 
 
-def listed(heading: str, lines: Sequence[str]) -> list[str]:
+def listed(heading: str, lines: Sequence[str], *, shown: int = 12) -> list[str]:
     """Return a heading and the first lines below it; nothing where there are no lines."""
     if not lines:
         return []
-    more = [f"  ... and {len(lines) - _SHOWN:,} more"] if len(lines) > _SHOWN else []
-    return [heading, *(f"  - {line}" for line in lines[:_SHOWN]), *more]
+    more = [f"  ... and {len(lines) - shown:,} more"] if len(lines) > shown else []
+    return [heading, *(f"  - {line}" for line in lines[:shown]), *more]
 
 
 def without_row(files: CaseSlides) -> int:

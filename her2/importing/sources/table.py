@@ -84,25 +84,22 @@ def read(
     with_slides = [case for case in cases if case.name in files.of]
     usable = _with_patient(with_slides, files, columns["patient"])
     problems = [*files.problems, *id_problems(usable, files, slides)]
-    texts = {name: Counter[str]() for name in LABEL_COLUMNS if name in columns}
-    for case in usable:
-        for name, counted in texts.items():
-            counted.update(dict.fromkeys(case.texts[name], len(files.of[case.name])))
     labels = out / LABELS
+    texts = _label_texts(usable, files, columns)
     confirmed = confirm(labels, texts, delimiter=delimiter_of(file))
     sheets = {RESCANS: rescans_text(groups, files, slides)} if groups else {}
     if confirmed.text:
         sheets[LABELS] = confirmed.text
-    stops = [*listed("these have to be mended first:", problems), *unclear]
+    stops = [*listed("these have to be mended first:", problems, shown=50), *unclear]
     stops += _unconfirmed(labels, confirmed, columns)
+    if stops and not sheets:
+        raise UserError(f"{file}:\n" + "\n".join(stops))
     found = Found(slides=()) if stops else _found(usable, files, confirmed, columns, slides)
     without = [
         LeftOut(str(case), f"has no slide below {slides}")
         for case in cases
         if case.name in files.without
     ]
-    if stops and not sheets:
-        raise UserError(f"{file}:\n" + "\n".join(stops))
     return Found(
         slides=found.slides,
         left_out=(*left_out, *without, *files.left_out),
@@ -166,6 +163,17 @@ def _with_patient(cases: Sequence[Case], files: CaseSlides, column: str) -> list
         )
         del files.of[case.name]
     return usable
+
+
+def _label_texts(
+    cases: Sequence[Case], files: CaseSlides, columns: Mapping[str, str]
+) -> dict[str, Counter[str]]:
+    """Return label column -> its texts -> number of slides."""
+    found = {name: Counter[str]() for name in LABEL_COLUMNS if name in columns}
+    for case in cases:
+        for name, counted in found.items():
+            counted.update(dict.fromkeys(case.texts[name], len(files.of[case.name])))
+    return found
 
 
 def _unconfirmed(labels: Path, confirmed: Confirmed, columns: Mapping[str, str]) -> list[str]:

@@ -153,6 +153,10 @@ class TilingSection(Section):
     )
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 PatchFormat = Literal["folders", "csv", "bci", "pcam", "ihc4bc"]
 
 
@@ -172,8 +176,27 @@ class PatchesSection(Section):
         description="class name -> labels of the set, in order of the classes; other labels are "
         "left out. Default: every label is a class",
     )
+    stain: Literal["HE", "IHC"] | None = Field(
+        None,
+        exclude_if=_is_none,  # or every pre-trained encoder would be made again
+        description="bci: the stain to use, if `path` is the folder of both; default: `path` is "
+        "the folder of one",
+    )
     labels: UserPath | None = Field(
-        None, description="ihc4bc: a csv `path,label`, for images that are not in class folders"
+        None,
+        description="ihc4bc: the set's own csv without a header, or a csv `path,label`, for images "
+        "that are not in class folders",
+    )
+    stained_dab: Annotated[float, Field(gt=0, le=1_000)] | None = Field(
+        None,
+        exclude_if=_is_none,
+        description="ihc4bc, with the set's own csv: mean DAB from which a nucleus is stained",
+    )
+    stained_share: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None,
+        exclude_if=_is_none,
+        description="ihc4bc, with the set's own csv: share of stained nuclei from which a patch is "
+        "positive; below, and where the annotators wrote 0, it is negative",
     )
     slides: UserPath | None = Field(
         None,
@@ -190,6 +213,11 @@ class PatchesSection(Section):
     def _labels_and_classes(self) -> "PatchesSection":
         if self.labels is not None and self.format != "ihc4bc":
             raise ValueError("`labels` is only for `format: ihc4bc`")
+        if self.stain is not None and self.format != "bci":
+            raise ValueError("`stain` is only for `format: bci`")
+        stained = (self.stained_dab, self.stained_share)
+        if stained != (None, None) and (None in stained or self.labels is None):
+            raise ValueError("`stained_dab`, `stained_share` and `labels` are set together")
         seen: dict[str, str] = {}
         for name, labels in (self.classes or {}).items():
             if not labels:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from her2.config import catalogue
 from her2.core.errors import UserError
@@ -26,8 +26,19 @@ Means = Annotated[float, Field(ge=0, le=1)]
 Deviations = Annotated[float, Field(gt=0, le=1)]
 
 
+def _filled_by_the_catalogue(schema: dict[str, Any]) -> None:
+    """Require of an encoder of the catalogue only what its row cannot give."""
+    own = ["source", "model"]
+    rest = [name for name in schema["required"] if name not in own]
+    schema["required"] = own
+    schema["if"] = {"properties": {"source": {"const": "catalogue"}}}
+    schema["else"] = {"required": rest}
+
+
 class EncoderSection(Section):
     """A frozen patch encoder: the source of its weights, and its input."""
+
+    model_config = ConfigDict(json_schema_extra=_filled_by_the_catalogue)
 
     source: Source = Field(
         description=f"{' or '.join(NAMES)}: published weights; "
@@ -39,8 +50,12 @@ class EncoderSection(Section):
         description=f"architecture: {' or '.join(f'{name}/NAME' for name in NAMES)}; catalogue: "
         "the row's name",
     )
-    mpp: Mpp = Field(description="um/px of the patches")
-    size: Annotated[int, Field(ge=16, le=2048)] = Field(description="px per side of the patches")
+    mpp: Mpp = Field(
+        description="um/px of the patches; catalogue: default that of the row, if it has one"
+    )
+    size: Annotated[int, Field(ge=16, le=2048)] = Field(
+        description="px per side of the patches; catalogue: default that of the row"
+    )
     checkpoint: UserPath | None = Field(
         None,
         description="source checkpoint: .safetensors, or .pt/.pth/.bin with tensors only; source "

@@ -69,7 +69,8 @@ def _about(value: dict[str, Any], sections: dict[str, Any]) -> str:
 def _section(
     title: str, schema: dict[str, Any], text: str = "", meanings: Mapping[str, str] | None = None
 ) -> str:
-    required, about = schema.get("required", []), meanings or {}
+    required = [*schema.get("required", []), *schema.get("else", {}).get("required", [])]
+    about = meanings or {}
     lines = [f"## {title}", ""]
     if text:
         lines += [text, ""]

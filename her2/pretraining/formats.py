@@ -13,11 +13,13 @@ from her2.core.errors import UserError
 from her2.core.reading import path_problem
 from her2.core.sheets import Sheet, read_sheet, rows_in_words
 from her2.core.spelling import folded, folded_id, is_missing, look_alikes, printable, spelt
+from her2.pretraining.stained import is_headless, read_stained
 
 Part = Literal["train", "valid", "test"]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 
 _BCI_STEM = re.compile(r"_([0-3])\+?$")
+_BCI_STAINS = ("HE", "IHC")
 _BCI_PART: dict[str, Part] = {"train": "train", "val": "valid", "valid": "valid", "test": "test"}
 
 
@@ -97,48 +99,76 @@ def list_csv(section: PatchesSection) -> Listing:
 
 
 def list_bci(section: PatchesSection) -> Listing:
-    """List BCI (Liu 2022): `00000_train_1+.png` is number, part, score; patients are unknown."""
-    rows, problems = [], []
+    """List BCI (Liu 2022): `00000_train_1+.png` is number, part, score; patients are unknown.
+
+    It is published as `{HE,IHC}/{train,test}/` and as `{train,test}/{HE,IHC}/`. The two images of a
+    pair share a name.
+    """
+    root = section.path
+    paths, problems = _of_one_stain(section, [*_images(root)])
+    rows = []
     seen: dict[str, str] = {}
-    for path in _images(section.path):
-        name = path.relative_to(section.path).as_posix()
+    for path in paths:
+        relative = path.relative_to(root)
+        name = relative.as_posix()
         found = _BCI_STEM.search(path.stem)
         if found is None:
             problems.append(f"{name}: the name must end in a score, as in 00000_train_1+.png")
             continue
         if path.name in seen:
-            problems.append(
-                f"{name}: has the same name as {seen[path.name]}; the H&E and IHC images of a pair "
-                "share a name, so set `path` to the folder of one stain"
-            )
+            problems.append(f"{name}: has the same name as {seen[path.name]}; remove one of them")
             continue
         seen[path.name] = name
         score = "0" if found[1] == "0" else f"{found[1]}+"
-        part = _BCI_PART.get(path.stem.split("_")[-2].lower())
-        rows.append(Listed(path.name, score, path, part=part))
+        named = _BCI_PART.get((path.stem.split("_")[-2:-1] or [""])[0].lower())
+        folders = {part for one in relative.parts[:-1] if (part := _BCI_PART.get(one.lower()))}
+        if len(parts := folders | ({named} if named else set())) > 1:
+            problems.append(
+                f"{name}: name and folders are of different parts ({', '.join(sorted(parts))})"
+            )
+        rows.append(Listed(path.name, score, path, part=next(iter(parts), None)))
     return rows, problems
 
 
-def list_ihc4bc(section: PatchesSection) -> Listing:
-    """List `xxx_caseid_region_row_col.png` in class folders, or with a csv of `path,label`.
+def _of_one_stain(section: PatchesSection, paths: list[Path]) -> tuple[list[Path], list[str]]:
+    """Return the images of BCI's stain that is asked for, and why that cannot be said."""
+    root, wanted = section.path, section.stain
+    by_stain: dict[str, list[Path]] = {}
+    for path in paths:
+        folders = [part.upper() for part in path.relative_to(root).parts[:-1]]
+        stain = next((part for part in folders if part in _BCI_STAINS), "")
+        by_stain.setdefault(stain, []).append(path)
+    named = sorted(by_stain.keys() - {""})
+    if wanted is None:
+        if len(named) < 2:
+            return paths, []
+        return [], [
+            "holds the images of both stains; add `stain: HE` or `stain: IHC` to the section"
+        ]
+    if wanted in by_stain:
+        return by_stain[wanted], []
+    if not named and root.name.upper() == wanted:  # the folder of this stain itself
+        return paths, []
+    have = f"of {named[0]} alone" if named else "without folders HE and IHC"
+    return [], [f"holds images {have}, and `stain` is {wanted}; `path` is the folder of both"]
 
-    Neighbouring patches of this set overlap by half, so only a split by case avoids leakage.
+
+def list_ihc4bc(section: PatchesSection) -> Listing:
+    """List `xxx_caseid_region_row_col.png` in class folders, or with a csv.
+
+    The csv is one of `path,label`, or the set's own (`her2.pretraining.stained`). Neighbouring
+    patches of this set overlap by half, so only a split by case avoids leakage.
     """
-    problems: list[str] = []
     if section.labels is None:
         rows, problems = list_folders(section)
+        if rows and all(row.path.parent == section.path for row in rows):
+            return [], [
+                f"its {len(rows)} images are in no class folders; set `labels` to the set's csv"
+            ]
+    elif is_headless(section.labels, SUFFIXES):
+        rows, problems = _ihc4bc_table(section, section.labels)
     else:
-        named = _named_labels(section)
-        sheet, problems = read_csv(section.labels, ("path", "label"), words=named)
-        if not sheet.cells:
-            return [], problems
-        paths, labels = sheet.cells["path"], sheet.cells["label"]
-        problems += look_alikes_in("label", (one for one in labels if one not in named), folded)
-        rows = [
-            Listed(path, label, section.path / path)
-            for path, label in zip(paths, labels, strict=True)
-        ]
-        problems += _missing(rows)
+        rows, problems = _ihc4bc_labels(section, section.labels)
     result = []
     for row in rows:
         fields = row.path.stem.split("_")
@@ -147,6 +177,53 @@ def list_ihc4bc(section: PatchesSection) -> Listing:
             continue
         result.append(Listed(row.id, row.label, row.path, case=fields[-4]))
     return result, problems
+
+
+def _ihc4bc_labels(section: PatchesSection, table: Path) -> Listing:
+    named = _named_labels(section)
+    sheet, problems = read_csv(table, ("path", "label"), words=named)
+    if section.stained_dab is not None:
+        problems.append(
+            f"{table.name}: has labels of its own; remove `stained_dab`, `stained_share`"
+        )
+    if not sheet.cells:
+        return [], problems
+    paths, labels = sheet.cells["path"], sheet.cells["label"]
+    problems += look_alikes_in("label", (one for one in labels if one not in named), folded)
+    rows = [
+        Listed(path, label, section.path / path) for path, label in zip(paths, labels, strict=True)
+    ]
+    return rows, problems + _missing(rows)
+
+
+def _ihc4bc_table(section: PatchesSection, table: Path) -> Listing:
+    """List the images of the set's own csv; discarded patches are left out, as in the set."""
+    least = section.stained_share
+    if least is None:
+        return [], [
+            f"{table.name}: its second column is no class but a mark of the annotators (a: the DAB "
+            "analysis is right, 0: negative, d: discarded). Set `stained_dab`, the mean DAB from "
+            "which a nucleus is stained, and `stained_share`, the share of stained nuclei from "
+            "which a patch is positive; or name a csv `path,label` with labels of your own"
+        ]
+    found, problems = read_stained(table, section.stained_dab)
+    kept = [row for row in found if row.mark != "d"]
+    without = [row.row for row in kept if row.share is None and row.mark == "a"]
+    if without:
+        problems.append(
+            f"{table.name}: {rows_in_words(without)}: accepted, but without nuclei, so that no "
+            "class follows; mark them d, or remove them (HER2 has no DAB analysis: it needs a csv "
+            "`path,label`)"
+        )
+    rows = [
+        Listed(
+            row.name,
+            "positive" if row.mark == "a" and (row.share or 0) >= least else "negative",
+            section.path / row.name,
+        )
+        for row in kept
+    ]
+    return rows, problems + _missing(rows)
 
 
 LISTERS: dict[str, Callable[[PatchesSection], Listing]] = {

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import polars
 import pytest
 from PIL import Image
 from pydantic import ValidationError
@@ -131,11 +132,65 @@ def test_bci_test_patches_are_neither_trained_nor_selected_on(tmp_path):
     assert split.split_by == "patch (cases unknown)"
 
 
-def test_both_stains_of_bci_at_once_are_refused(tmp_path):
-    for stain in ("HE", "IHC"):
-        save(tmp_path / "BCI" / stain / "train" / "00000_train_1+.png")
-    with pytest.raises(UserError, match="folder of one stain"):
-        read("bci", tmp_path / "BCI")
+BCI_LAYOUTS = ("{stain}/{part}", "{part}/{stain}")
+
+
+def bci(root: Path, layout: str) -> Path:
+    """Four pairs in a published layout; the pictures of the two stains differ."""
+    for at, stain in enumerate(("HE", "IHC")):
+        for number, name in enumerate(("0_train_1+", "1_train_0", "0_test_3+", "1_test_2+")):
+            folder = layout.format(stain=stain, part=name.split("_")[1])
+            save(root / folder / f"0000{name}.png", 10 * at + number)
+    return root
+
+
+@pytest.mark.parametrize("layout", BCI_LAYOUTS)
+@pytest.mark.parametrize("stain", ["HE", "IHC"])
+def test_bci_is_read_in_both_published_layouts_one_stain_of_it(tmp_path, layout, stain):
+    found = read("bci", bci(tmp_path / "BCI", layout), stain=stain)
+    assert found.class_names == ("0", "1+", "2+", "3+")
+    assert Counter(found.parts) == {"train": 2, "test": 2}
+    first = found.ids.index("00000_train_1+.png")
+    assert np.array_equal(found.read(first), picture(10 * (stain == "IHC")))
+
+
+def test_bci_is_the_same_set_in_both_layouts_and_as_the_folder_of_one_stain(tmp_path):
+    roots = [bci(tmp_path / str(n), layout) for n, layout in enumerate(BCI_LAYOUTS)]
+    digests = {read("bci", root, stain="IHC").digest for root in roots}
+    digests |= {read("bci", roots[0] / "IHC", **said).digest for said in ({}, {"stain": "IHC"})}
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("layout", BCI_LAYOUTS)
+def test_both_stains_of_bci_at_once_are_refused_with_the_fix(tmp_path, layout):
+    with pytest.raises(UserError, match="1 problem.*\n.*both stains; add `stain: HE` or"):
+        read("bci", bci(tmp_path / "BCI", layout))
+
+
+def test_a_stain_that_bci_has_not_there_is_named(tmp_path):
+    root = bci(tmp_path / "BCI", "{stain}/{part}")
+    with pytest.raises(UserError, match="without folders HE and IHC, and `stain` is HE"):
+        read("bci", root / "IHC", stain="HE")
+    shutil.rmtree(root / "HE")
+    with pytest.raises(UserError, match="holds images of IHC alone, and `stain` is HE"):
+        read("bci", root, stain="HE")
+
+
+def test_a_bci_patch_in_the_folder_of_another_part_is_refused(tmp_path):
+    root = bci(tmp_path / "BCI", "{part}/{stain}")
+    save(root / "test" / "IHC" / "00007_train_0.png", 99)
+    with pytest.raises(
+        UserError,
+        match=r"00007_train_0.png: name and folders are of different parts \(test, train\)",
+    ):
+        read("bci", root, stain="IHC")
+
+
+def test_bci_patches_named_without_a_part_have_that_of_their_folder(tmp_path):
+    for part in ("train", "test"):
+        for number, score in enumerate(("0", "3+")):
+            save(tmp_path / "set" / part / f"{part[:2]}{number}_{score}.png", number)
+    assert Counter(read("bci", tmp_path / "set").parts) == {"train": 2, "test": 2}
 
 
 def test_bci_names_without_a_score_are_all_named(tmp_path):
@@ -170,6 +225,101 @@ def test_ihc4bc_labels_may_come_from_a_table(tmp_path):
     assert found.class_names == ("low", "high")
     assert found.labels.tolist() == [0, 1, 0, 0]
     assert found.cases == ("0", "1", "2", "3")
+
+
+IHC4BC = """\
+0_1010_11_1_2.png,a,4,0.05,0.3,0.4,0.01
+0_1010_11_1_3.png,a,10,0.3,0.01
+0_1011_2_0_5.png,0,3,0.9,0.9,0.9
+0_1012_1_0_0.png,d,2,0.9,0.9
+0_1013_1_0_0.png,a,2,0.31,0.9,0.9
+
+"""
+CUTS = {"stained_dab": 0.3, "stained_share": 0.25}
+
+
+def ihc4bc(folder: Path, text: str = IHC4BC) -> Path:
+    """The set as it is published: flat images, and a csv without a header beside them."""
+    for number, line in enumerate(text.split()):
+        if line.split(",")[1] != "d":  # these are not published
+            save(folder / "set" / line.split(",")[0], number)
+    (folder / "ER.csv").write_text(text)
+    return folder / "ER.csv"
+
+
+def test_ihc4bc_s_own_csv_gives_classes_by_the_share_of_stained_nuclei(tmp_path):
+    found = read("ihc4bc", tmp_path / "set", labels=ihc4bc(tmp_path), **CUTS)
+    assert {
+        one: found.class_names[at] for one, at in zip(found.ids, found.labels, strict=True)
+    } == {
+        "0_1010_11_1_2.png": "positive",  # 2 of 4
+        "0_1010_11_1_3.png": "negative",  # 1 of 10
+        "0_1011_2_0_5.png": "negative",  # as the annotators wrote, whatever the DAB
+        "0_1013_1_0_0.png": "positive",  # 3 of 2, which were counted on the other stain
+    }
+    assert found.cases == ("1010", "1010", "1011", "1013")
+
+
+def test_the_marks_of_ihc4bc_s_own_csv_are_never_taken_for_classes(tmp_path):
+    with pytest.raises(UserError) as error:
+        read("ihc4bc", tmp_path / "set", labels=ihc4bc(tmp_path))
+    assert "its second column is no class but a mark of the annotators" in str(error.value)
+    assert "Set `stained_dab`" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("0_7_1_0_0.png,2+,3,0.9", r"row 7: column 2 has '2\+', not a mark"),
+        ("0_7_1_0_0.png", "row 7: column 2 has nothing, not a mark"),
+        ("0_7_1_0_0.png,a,3,x", "row 7: could not convert string to float: 'x'"),
+        ("0_7_1_0_0.png,a,nan,1", "row 7: the number of nuclei and their DAB must be numbers"),
+        ("0_7_1_0_0.png,a,0", "row 7: accepted, but without nuclei"),
+        ("0_7_1_0_0.png,a", r"HER2 has no DAB analysis: it needs a csv `path,label`"),
+        ("0_7_1_0_0.png,a,1,1", "0_7_1_0_0.png: the file does not exist"),
+        ("0_1013_1_0_0.png,a,1,1", "0_1013_1_0_0.png: is listed twice"),
+    ],
+)
+def test_a_row_of_ihc4bc_s_own_csv_that_says_nothing_is_named(tmp_path, line, message):
+    table = ihc4bc(tmp_path)
+    table.write_text(f"{IHC4BC}{line}\n")
+    with pytest.raises(UserError, match=message):
+        read("ihc4bc", tmp_path / "set", labels=table, **CUTS)
+
+
+def test_labels_of_ihc4bc_in_parquet_are_not_taken_for_a_csv_without_a_header(tmp_path):
+    names = ["0_1_1_0_0.png", "0_2_1_0_0.png"]
+    for number, name in enumerate(names):
+        save(tmp_path / "set" / name, number)
+    polars.DataFrame({"path": names, "label": ["0", "3+"]}).write_parquet(tmp_path / "l.parquet")
+    found = read("ihc4bc", tmp_path / "set", labels=tmp_path / "l.parquet")
+    assert found.class_names == ("0", "3+")
+
+
+def test_flat_ihc4bc_images_ask_for_their_csv_once(tmp_path):
+    ihc4bc(tmp_path)
+    with pytest.raises(UserError, match="its 4 images are in no class folders; set `labels`"):
+        read("ihc4bc", tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [
+        ("folders", {"stain": "HE"}),
+        ("ihc4bc", {"stained_dab": 0.3}),
+        ("ihc4bc", {"stained_dab": 0.3, "stained_share": 0.1}),
+        ("csv", {"stained_share": 0.1}),
+    ],
+)
+def test_options_of_one_format_are_refused_where_they_would_do_nothing(format, options):
+    with pytest.raises(ValidationError, match="`stain"):
+        PatchesSection(format=format, path="p", **options)
+
+
+def test_keys_that_nobody_set_leave_the_specs_of_encoders_as_they_were():
+    given = {"format": "bci", "path": "p"}
+    assert "stain" not in PatchesSection(**given).model_dump_json()
+    assert '"stain":"HE"' in PatchesSection(**given, stain="HE").model_dump_json()
 
 
 def test_an_ihc4bc_name_without_case_is_refused(tmp_path):

@@ -33,6 +33,9 @@ ELSEWHERE = {
     r"pre-commit": "tests/unit/test_environment.py",
     r"pytest -m slurm": "the nightly tests, which are these; collecting all others takes long",
     r"python -m tests\.unit\.test_golden": "rewrites the file that it is compared with",
+    r"her2 import [\w-]+ \S": "tests/unit/test_presets.py, and that of each source",
+    r".*\b(tcga-brca|bcnb|herohe|yale|warwick|table)/": "tests/unit/test_presets.py imports these",
+    r".*workflow/presets/": "tests/unit/test_presets.py; test_published.py runs two of them",
     r".*\bcount\b": "tests/unit/test_cli.py, with a stage that it adds",
     r"her2 import \S+ \S": "tests/unit/test_import_*.py, with a cohort of each source",
 }
@@ -50,7 +53,8 @@ def blocks() -> list[str]:
     found: list[str] = []
     for page in PAGES:
         for block in re.findall(r"(?ms)^ *```bash\n(.*?)^ *```", page.read_text()):
-            lines = (re.sub(r"\s+# .*$", "", line).strip() for line in block.splitlines())
+            joined = re.sub(r"(?m)(\s+# .*)?$", "", block).replace("\\\n", " ")
+            lines = (" ".join(line.split()) for line in joined.splitlines())
             found += [line for line in lines if line and not line.startswith("#")]
     return list(dict.fromkeys(found))
 
@@ -150,7 +154,7 @@ def test_every_command_that_a_sentence_names_exists(clone: Path, warm: Path) -> 
 
 def test_what_is_left_to_other_tests_is_nothing_else() -> None:
     left = [command for command in blocks() if as_run(command, mentioned=False) is None]
-    assert all(
-        re.match(r"(squeue|scancel|sinfo|sacctmgr|scontrol|snakemake|pip|her2 import)", c)
-        for c in left
+    known = (
+        r"squeue|scancel|sinfo|sacctmgr|scontrol|snakemake|pip|her2 (import|cohort check table/)"
     )
+    assert all(re.match(known, command) for command in left)

@@ -374,7 +374,7 @@ class Truth(Section):
     sides: tuple[tuple[int, ...], ...]
 
 
-FirstLabels = Annotated[dict[str, str], Field(exclude_if=operator.not_)]
+FirstLabels = dict[str, str]
 """With `patient_label: first`, the label of the first slide in the manifest of each patient whose
 slides have labels of different classes. Tables of slides do not have the manifest's order."""
 
@@ -387,7 +387,7 @@ class ValidateSpec(Section):
     truth: Truth
     grid: str
     patient_label: PatientLabel
-    first: FirstLabels = {}
+    first: FirstLabels = Field({}, exclude_if=operator.not_)
     final: Final = "folds"
     evaluation: EvaluationSection
     seed: int
@@ -414,7 +414,7 @@ class ExternalHeatmapSpec(Section):
     cohort: str
     truth: Truth
     patient_label: PatientLabel = Field("refuse", exclude_if=lambda value: value == "refuse")
-    first: FirstLabels = {}
+    first: FirstLabels = Field({}, exclude_if=operator.not_)
     buckets: Buckets
     slides: int
     formats: tuple[HeatmapFormat, ...]
@@ -432,7 +432,7 @@ class ExternalAttentionSpec(Section):
     cohort: str
     truth: Truth
     patient_label: PatientLabel = Field("refuse", exclude_if=lambda value: value == "refuse")
-    first: FirstLabels = {}
+    first: FirstLabels = Field({}, exclude_if=operator.not_)
     chunks: tuple[str, ...]
     buckets: Buckets
     mask_classes: tuple[str, ...] = ()

@@ -44,6 +44,11 @@ def external_plan(
         slides or section.slides,
         section.root,
         tasks={key: one.truth for key, one in truths(config, name).items()},
+        asked={
+            one.label: f"validation.{name}.tasks.{key}.label"
+            for key, one in section.tasks.items()
+            if one.label is not None
+        },
         where=f"validation.{name}",
     )
     if problems := apart.shared_patients(development, found):

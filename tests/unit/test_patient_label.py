@@ -22,6 +22,7 @@ from her2.config.jobs import (
     dump,
     load,
 )
+from her2.config.validation import ExternalTaskSection
 from her2.core.errors import UserError
 from her2.evaluation.external.cohort import slide_classes
 from her2.pipeline.external import (
@@ -259,3 +260,23 @@ def test_the_first_slide_of_an_external_patient_is_that_of_its_manifest(write_cs
         )
         targets = dict(slide_classes(table, spec).select("slide_id", "target").iter_rows())
         assert targets == {"y-a": 3 * (step == -1), "y-b": 3 * (step == -1), "z-c": 1}
+
+
+@pytest.mark.parametrize(("label", "refused"), [(None, False), ("status", False), ("sttus", True)])
+def test_a_label_column_that_an_external_cohort_names_must_be_there(write_csv, label, refused):
+    """Without one that is named the slides would be predicted, and silently not evaluated."""
+    development = plan(write_csv(ALIKE), None)
+    rows = [{"slide_id": "y", "path": "y.svs", "patient_id": "y", "status": "3+"}]
+    section = ValidationSection(
+        slides=write_csv(rows, "yale.csv"), tasks={"score": ExternalTaskSection(label=label)}
+    )
+    config = development.config.model_copy(update={"validation": {"yale": section}})
+    if not refused:
+        assert len(external_plan(config, "yale", development.cohort).cohort.rows) == 1
+        return
+    with pytest.raises(UserError) as caught:
+        external_plan(config, "yale", development.cohort)
+    assert "column 'sttus' is missing, which validation.yale.tasks.score.label names" in str(
+        caught.value
+    )
+    assert "the columns are slide_id, path, patient_id, status" in str(caught.value)

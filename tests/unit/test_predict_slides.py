@@ -314,7 +314,7 @@ def test_nothing_of_the_user_is_replaced(tmp_path: Path) -> None:
 def test_no_picture_replaces_a_slide_or_its_regions(
     tmp_path: Path, write_csv: WriteManifest, folder: str, column: str
 ) -> None:
-    """Pictures are `slides/{slide_id}.png` and `.geojson`, which are also names of what is given."""
+    """They are `slides/{slide_id}.png` and `.geojson`, which are also names of what is given."""
     (tmp_path / folder).mkdir()
     (tmp_path / "link").symlink_to(tmp_path / folder)
     for place in (folder, "link"):

@@ -251,7 +251,7 @@ def test_the_first_slide_of_an_external_patient_is_that_of_its_manifest(write_cs
     for kind, text in zip(
         (ValidateSpec, ExternalHeatmapSpec, ExternalAttentionSpec), texts, strict=True
     ):
-        spec = load(kind, text)
+        spec: Any = load(kind, text)
         assert spec.first == first
         table = pl.DataFrame(
             [(row.slide_id, row.patient_id, row.labels["her2"]) for row in own.cohort.rows],

@@ -300,7 +300,10 @@ def test_what_is_left_over_from_another_manifest_does_not_count(
 @pytest.mark.parametrize(
     ("name", "after"),
     [
-        ("folds/score.parquet", "train_folds/score/tiny/abmil/r0f0-r0f1, evaluate/score/tiny/abmil"),
+        (
+            "folds/score.parquet",
+            "train_folds/score/tiny/abmil/r0f0-r0f1, evaluate/score/tiny/abmil",
+        ),
         ("features/tiny/0000-of-0002.json", "train_folds/score/tiny/abmil/r0f0-r0f1"),
         ("tiles/64px-1mpp/0000-of-0002.json", "embed_bucket/tiny/0000-of-0002"),
     ],

@@ -25,9 +25,8 @@ from her2.evaluation.shares import wilson
 
 OBSERVED_EXPECTED, SLOPE, INTERCEPT = PER_CLASS = "observed_expected", "slope", "intercept"
 LARGEST_SLOPE = 50.0
-"""A slope or intercept beyond it means a class that the probabilities separate from the rest (so that
-the likelihood has no maximum, and the search stops anywhere), or probabilities that hardly
-differ."""
+"""A slope or intercept beyond it means probabilities that hardly differ, or that separate a class
+from the rest: then the likelihood has no maximum, and the search stops anywhere."""
 
 
 def recalibration(

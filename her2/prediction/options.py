@@ -16,6 +16,9 @@ from her2.core.tables import write_csv
 from her2.slides.staging import scratch_folder
 
 Format = Literal["table", "herohe"]
+FIRST_COLUMNS = ("level", "slide_id", "patient_id", "status", "reason")
+"""First columns of the table, whatever the model."""
+HEROHE_COLUMNS = ("caseID", "soft_prediction", "hard_prediction")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,10 @@ def check_options(options: Options, cache: Path, sources: Sequence[Path] = ()) -
         problems.append(
             f"{options.record}: exists, and is no record of an earlier call; name another --out"
         )
+    if options.output.is_file() and not _is_table(options.output):
+        problems.append(
+            f"--out {options.output}: exists, and is no table of an earlier call; name another file"
+        )
     if options.scratch is not None:
         try:
             scratch_folder(options.scratch)
@@ -114,6 +121,18 @@ def write_predictions(table: pl.DataFrame, output: Path) -> None:
         return
     with atomic_path(output) as temporary:
         table.write_parquet(temporary)
+
+
+def _is_table(path: Path) -> bool:
+    """Tell whether a file may be replaced: it is empty, or has the columns of either form."""
+    try:
+        if not path.stat().st_size:
+            return True
+        scan = pl.scan_parquet if path.suffix == ".parquet" else pl.scan_csv
+        found = scan(path).collect_schema().names()
+    except (OSError, pl.exceptions.PolarsError):
+        return False
+    return found[: len(FIRST_COLUMNS)] == [*FIRST_COLUMNS] or found == [*HEROHE_COLUMNS]
 
 
 def _is_record(path: Path) -> bool:

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,11 +23,20 @@ from her2.embedding.stage import embed_bucket
 from her2.frozen.model import FrozenModel
 from her2.mil.bags import Bag
 from her2.prediction import predict
+from her2.prediction.herohe import herohe_table
 from her2.prediction.inputs import find_slides
-from her2.prediction.options import Options, check_options, check_pictures
+from her2.prediction.options import (
+    FIRST_COLUMNS,
+    HEROHE_COLUMNS,
+    Options,
+    check_options,
+    check_pictures,
+    write_predictions,
+)
 from her2.prediction.predict import predict_raw_slides
 from her2.prediction.predictor import Judgement, Predictor
 from her2.prediction.progress import Progress
+from her2.prediction.results import results_table
 from her2.storage.cache import Cache
 from her2.storage.features import open_store
 from her2.tiling.stage import tile_bucket
@@ -325,6 +335,32 @@ def test_no_picture_replaces_a_slide_or_its_regions(
             check_pictures(Options(tmp_path / "out.csv", tmp_path), cohort)
         check_pictures(Options(tmp_path / "out.csv", tmp_path / "maps"), cohort)
         check_pictures(Options(tmp_path / "out.csv"), cohort)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_only_a_table_of_an_earlier_call_is_replaced(tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / f"out{suffix}"
+
+    def earlier(columns: Sequence[str]) -> None:
+        write_predictions(pl.DataFrame({name: ["x"] for name in columns}), out)
+
+    for columns in ((*FIRST_COLUMNS, "predicted"), HEROHE_COLUMNS):
+        earlier(columns)
+        check_options(Options(out), tmp_path)
+    earlier(("slide_id", "her2"))
+    with pytest.raises(UserError, match="exists, and is no table of an earlier call"):
+        check_options(Options(out), tmp_path)
+    out.write_bytes(b"\x00\xff anything")
+    with pytest.raises(UserError, match="exists, and is no table of an earlier call"):
+        check_options(Options(out), tmp_path)
+    out.write_bytes(b"")
+    check_options(Options(out), tmp_path)
+
+
+def test_what_may_be_replaced_is_what_is_written(predictor: Predictor) -> None:
+    table = results_table(predictor, [])
+    assert tuple(table.columns[: len(FIRST_COLUMNS)]) == FIRST_COLUMNS
+    assert tuple(herohe_table(table, predictor.groupings[0]).columns) == HEROHE_COLUMNS
 
 
 def test_an_output_without_a_name_is_refused(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def predict(
 
         predict_slides(given, features, out, threads=threads, priors=priors)
         return
-    from her2.prediction.options import Options, check_options
+    from her2.prediction.options import Options, check_options, check_pictures
 
     options = Options(out, heatmaps, threads, scratch, form, grouping)
     place = cache or out.parent / CACHE
@@ -99,6 +99,7 @@ def predict(
     from her2.storage.cache import Cache
 
     cohort = find_slides(given, root, without=[place, *([heatmaps] if heatmaps else [])])
+    check_pictures(options, cohort)
     progress = Progress()
     for remark in (*cohort.remarks, *cohort.cautions):
         progress.say(remark)

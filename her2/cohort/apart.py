@@ -139,13 +139,13 @@ def _people(slides: Slides) -> Mapping[str, dict[str, str]]:
     """Return patient -> slide id -> the patient's id in its row."""
     people: dict[str, dict[str, str]] = defaultdict(dict)
     for slide, patient in slides:
-        for person in {_barcode(patient) or patient, _barcode(slide)} - {None}:
+        for person in {barcode(patient) or patient, barcode(slide)} - {None}:
             people[str(person)][slide] = patient
     return people
 
 
-def _barcode(text: str) -> str | None:
-    """Return the part of a TCGA barcode that names the patient, if the text has one."""
+def barcode(text: str) -> str | None:
+    """Return the part of a TCGA barcode that names the patient, None if the text has none."""
     found = _BARCODE.search(folded(text)) if "cga" in text.lower() else None
     return f"TCGA-{found[1]}-{found[2]}".upper() if found else None
 

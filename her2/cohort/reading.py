@@ -29,12 +29,13 @@ def configured_cohort(
     root: Path | None,
     *,
     tasks: Mapping[str, Task] | None = None,
+    asked: Mapping[str, str] | None = None,
     where: str = "cohort",
 ) -> Cohort:
     """Read and check a manifest, as `read_cohort` does, with the tasks and columns of a config.
 
     For an external cohort, `tasks` has its own label columns and `where` its section. Columns of
-    labels, subgroups and covariates may then be absent.
+    labels, subgroups and covariates may then be absent, but for the label columns in `asked`.
     """
     return read_cohort(
         slides,
@@ -43,6 +44,7 @@ def configured_cohort(
         patient_label=config.cohort.patient_label,
         named=config.evaluation.columns,
         fixed_split=config.folds.split == "use" and tasks is None,
+        asked=asked,
         where=where,
     )
 
@@ -55,6 +57,7 @@ def read_cohort(
     patient_label: PatientLabel = "refuse",
     named: Mapping[str, str] | None = None,
     fixed_split: bool = False,
+    asked: Mapping[str, str] | None = None,
     where: str = "cohort",
 ) -> Cohort:
     """Read and check a manifest.
@@ -66,8 +69,10 @@ def read_cohort(
         patient_label: the config's `cohort.patient_label`.
         named: further columns to read as text -> the config's key that names each.
         fixed_split: whether the column `split`, where it has a value, must fit `folds.split: use`.
-        where: section of the config; a cohort other than `cohort` may lack the label columns of
-            `tasks`, and `named` ones.
+        asked: label columns that the manifest must have wherever it is named -> the config's key
+            that names each.
+        where: section of the config; a cohort other than `cohort` may lack the other label columns
+            of `tasks`, and `named` ones.
 
     Raises:
         UserError: the manifest has problems; the message lists all of them with row, column, value
@@ -79,6 +84,12 @@ def read_cohort(
         tasks = {name: task for name, task in tasks.items() if task.label in sheet.header}
         labels &= set(sheet.header)
         named = {name: key for name, key in named.items() if name in sheet.header}
+    found = ", ".join(filter(None, sheet.header))
+    problems += [
+        f"column {name!r} is missing, which {key} names; the columns are {found}"
+        for name, key in (asked or {}).items()
+        if name not in sheet.header
+    ]
     problems += faults.label_problems(sheet, tasks)
     patients = [row for row in rows if _identified(row)] if problems else rows
     whole = Cohort(tuple(patients), slides.parent)

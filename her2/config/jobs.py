@@ -374,6 +374,11 @@ class Truth(Section):
     sides: tuple[tuple[int, ...], ...]
 
 
+FirstLabels = dict[str, str]
+"""With `patient_label: first`, the label of the first slide in the manifest of each patient whose
+slides have labels of different classes. Tables of slides do not have the manifest's order."""
+
+
 class ValidateSpec(Section):
     """The figures of a frozen model on an external cohort; labels come with the cohort's table."""
 
@@ -382,6 +387,7 @@ class ValidateSpec(Section):
     truth: Truth
     grid: str
     patient_label: PatientLabel
+    first: FirstLabels = Field({}, exclude_if=operator.not_)
     final: Final = "folds"
     evaluation: EvaluationSection
     seed: int
@@ -408,6 +414,7 @@ class ExternalHeatmapSpec(Section):
     cohort: str
     truth: Truth
     patient_label: PatientLabel = Field("refuse", exclude_if=lambda value: value == "refuse")
+    first: FirstLabels = Field({}, exclude_if=operator.not_)
     buckets: Buckets
     slides: int
     formats: tuple[HeatmapFormat, ...]
@@ -425,6 +432,7 @@ class ExternalAttentionSpec(Section):
     cohort: str
     truth: Truth
     patient_label: PatientLabel = Field("refuse", exclude_if=lambda value: value == "refuse")
+    first: FirstLabels = Field({}, exclude_if=operator.not_)
     chunks: tuple[str, ...]
     buckets: Buckets
     mask_classes: tuple[str, ...] = ()

@@ -19,7 +19,9 @@ class ExternalTaskSection(Section):
         None, description="the task whose models are evaluated; default: the one of this name"
     )
     label: Name | None = Field(
-        None, description="column of the cohort's manifest with the labels; default: the task's"
+        None,
+        description="column of the cohort's manifest with the labels; default: the task's, which "
+        "may be absent",
     )
     classes: Annotated[dict[ClassName, list[str]], *Ordered] | None = Field(
         None,

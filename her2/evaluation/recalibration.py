@@ -25,8 +25,8 @@ from her2.evaluation.shares import wilson
 
 OBSERVED_EXPECTED, SLOPE, INTERCEPT = PER_CLASS = "observed_expected", "slope", "intercept"
 LARGEST_SLOPE = 50.0
-"""A slope beyond it means a class that the probabilities separate from the rest: the likelihood
-then has no maximum, and the search stops anywhere."""
+"""A slope or intercept beyond it means probabilities that hardly differ, or that separate a class
+from the rest: then the likelihood has no maximum, and the search stops anywhere."""
 
 
 def recalibration(
@@ -94,18 +94,14 @@ def _fit(
         information = design.T @ (design * (chance * (1 - chance))[:, None])
         gradient = design.T @ (hits - chance)
         if np.linalg.cond(information) > 1e12:
-            return Estimate(
-                math.nan, note="not defined: the probabilities separate the class perfectly"
-            )
+            return _no_fit(hits, design[:, -1])
         step = np.linalg.solve(information, gradient)
         step *= min(1.0, 5 / max(np.abs(step).max(), 1e-300))
         beta = beta + step
         if np.abs(step).max() < 1e-10:
             break
     if np.abs(beta).max() > LARGEST_SLOPE:
-        return Estimate(
-            math.nan, note="not defined: the probabilities separate the class perfectly"
-        )
+        return _no_fit(hits, design[:, -1])
     inverse = np.linalg.inv(information)
     variance = inverse
     if len(np.unique(patients)) < len(patients):
@@ -118,6 +114,21 @@ def _fit(
     value, error = float(beta[-1]), math.sqrt(variance[-1, -1])
     reach = _critical(confidence) * error
     return Estimate(value, value - reach, value + reach)
+
+
+def _no_fit(hits: Bools, values: Floats) -> Estimate:
+    """Return that there is no slope, and why: of probabilities that hardly differ it is too large.
+
+    Such are the means of many models; that is no sign of a class that is told from the rest.
+    """
+    inside, outside = values[hits], values[~hits]
+    if inside.min() >= outside.max() or inside.max() <= outside.min():
+        return Estimate(
+            math.nan, note="not defined: the probabilities separate the class perfectly"
+        )
+    return Estimate(
+        math.nan, note="not defined: the probabilities differ too little between patients"
+    )
 
 
 def _critical(confidence: float) -> float:

@@ -117,7 +117,7 @@ def find_external(
     stored = read_result(predictions / "attention.parquet")
     entries = read_all_entries(features, spec.buckets, FeatureEntry)
     listed = read_result(table).unique("slide_id", keep="first", maintain_order=True)
-    known = slide_classes(listed, spec.truth, spec.patient_label, name=spec.cohort)
+    known = slide_classes(listed, spec)
     owners = dict(known.select("slide_id", "patient_id").iter_rows())
     classes = dict(known.select("slide_id", "target").iter_rows())
     attention = {

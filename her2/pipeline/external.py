@@ -44,6 +44,11 @@ def external_plan(
         slides or section.slides,
         section.root,
         tasks={key: one.truth for key, one in truths(config, name).items()},
+        asked={
+            one.label: f"validation.{name}.tasks.{key}.label"
+            for key, one in section.tasks.items()
+            if one.label is not None
+        },
         where=f"validation.{name}",
     )
     if problems := apart.shared_patients(development, found):
@@ -178,6 +183,7 @@ def validate_spec(plan: Plan, part: str, truth: str, encoder: str) -> str:
             truth=truths(plan.config, name)[truth],
             grid=plan.config.encoders[encoder].grid,
             patient_label=plan.config.cohort.patient_label,
+            first=_first_labels(plan, name, truth),
             final=plan.config.validation[name].final,
             evaluation=_of_one_model(plan),
             seed=plan.config.seed,
@@ -204,12 +210,13 @@ def external_spec(plan: Plan, part: str) -> str:
 
 def external_heatmap_spec(plan: Plan, part: str, truth: str) -> str:
     """Return the spec of the attention pictures of a model on an external cohort."""
-    own = plan.of(part)
+    name, own = Path(part).name, plan.of(part)
     return jobs.dump(
         jobs.ExternalHeatmapSpec(
-            cohort=Path(part).name,
-            truth=truths(plan.config, Path(part).name)[truth],
+            cohort=name,
+            truth=truths(plan.config, name)[truth],
             patient_label=plan.config.cohort.patient_label,
+            first=_first_labels(plan, name, truth),
             buckets=own.buckets,
             slides=plan.config.heatmaps.slides,
             formats=plan.config.heatmaps.formats,
@@ -230,6 +237,7 @@ def external_attention_spec(plan: Plan, part: str, truth: str) -> str:
             cohort=name,
             truth=truths(plan.config, name)[truth],
             patient_label=plan.config.cohort.patient_label,
+            first=_first_labels(plan, name, truth),
             chunks=tuple(plan.chunks),
             buckets=own.buckets,
             mask_classes=plan.config.cohort.mask_classes,
@@ -241,6 +249,14 @@ def external_attention_spec(plan: Plan, part: str, truth: str) -> str:
             files=own.state(own.truth_files),
         )
     )
+
+
+def _first_labels(plan: Plan, name: str, truth: str) -> dict[str, str]:
+    if plan.config.cohort.patient_label != "first":
+        return {}
+    task = truths(plan.config, name)[truth].truth
+    conflicts = plan.of(cohort_folder(name)).cohort.conflicts(task)
+    return {one.patient_id: one.labels[0][0] for one in conflicts}
 
 
 def _of_one_model(plan: Plan) -> EvaluationSection:

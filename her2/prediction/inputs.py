@@ -75,7 +75,7 @@ def find_slides(
         problem = path_problem(source, "folder" if source.is_dir() else "file")
         if problem is not None:
             problems.append(f"{source}: {problem}")
-        elif source.is_dir() and source.with_name(f"{source.name}.mrxs").is_file():
+        elif source.is_dir() and Path(f"{source.resolve()}.mrxs").is_file():
             log.info("%s: holds the data of the MIRAX slide beside it", source)
         elif source.is_dir():
             found = slides_in(source, without)

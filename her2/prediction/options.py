@@ -1,5 +1,6 @@
 """Raw slides to scores: where the results of a call go, and whether they can be written there."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Literal
 
 import polars as pl
 
+from her2.cohort.manifest import Cohort
 from her2.core.errors import UserError, problem_list
 from her2.core.files import atomic_path, parse_json
 from her2.core.reading import write_problem
@@ -14,6 +16,9 @@ from her2.core.tables import write_csv
 from her2.slides.staging import scratch_folder
 
 Format = Literal["table", "herohe"]
+FIRST_COLUMNS = ("level", "slide_id", "patient_id", "status", "reason")
+"""First columns of the table, whatever the model."""
+HEROHE_COLUMNS = ("caseID", "soft_prediction", "hard_prediction")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +44,7 @@ class Options:
     @property
     def record(self) -> Path:
         """Return the path of the record that lies beside the table."""
-        return self.output.with_suffix(".json")
+        return self.output.parent / f"{self.output.stem}.json"
 
 
 def check_options(options: Options, cache: Path, sources: Sequence[Path] = ()) -> None:
@@ -61,15 +66,19 @@ def check_options(options: Options, cache: Path, sources: Sequence[Path] = ()) -
     for option, folder in folders.items():
         if folder is not None and (problem := write_problem(folder)):
             problems.append(f"{option} {folder}: {problem}")
-    written = {options.output.absolute(), options.record.absolute()}
+    written = {os.path.realpath(path) for path in (options.output, options.record)}
     problems += [
         f"{source}: would be replaced by a result; name another --out"
         for source in sources
-        if source.absolute() in written
+        if os.path.realpath(source) in written
     ]
     if options.record.exists() and not _is_record(options.record):
         problems.append(
             f"{options.record}: exists, and is no record of an earlier call; name another --out"
+        )
+    if options.output.is_file() and not _is_table(options.output):
+        problems.append(
+            f"--out {options.output}: exists, and is no table of an earlier call; name another file"
         )
     if options.scratch is not None:
         try:
@@ -80,6 +89,31 @@ def check_options(options: Options, cache: Path, sources: Sequence[Path] = ()) -
         raise problem_list("nothing was predicted; correct first", problems)
 
 
+def check_pictures(options: Options, cohort: Cohort) -> None:
+    """Check that no picture is drawn beside a slide or its regions, which it could replace.
+
+    Raises:
+        UserError: such files are in a folder that receives pictures; it names one of each folder.
+    """
+    if options.heatmaps is None:
+        return
+    from her2.explanation.drawing import SLIDES, STRIPS  # loads matplotlib
+
+    drawn = {os.path.realpath(options.heatmaps / name) for name in (SLIDES, STRIPS)}
+    found: dict[str, Path] = {}
+    for row in cohort.rows:
+        for file in (cohort.file(row), cohort.annotation_file(row), cohort.mask_file(row)):
+            for path in () if file is None else (file, Path(os.path.realpath(file))):
+                if (folder := os.path.realpath(path.parent)) in drawn:
+                    found.setdefault(folder, path)
+    if found:
+        raise problem_list(
+            f"--heatmaps {options.heatmaps}: pictures go into its folders {SLIDES} and {STRIPS}, "
+            "and would replace files there; name another folder",
+            [f"{folder}: has {path.name}" for folder, path in found.items()],
+        )
+
+
 def write_predictions(table: pl.DataFrame, output: Path) -> None:
     """Write a table as its suffix says."""
     if output.suffix == ".csv":
@@ -87,6 +121,18 @@ def write_predictions(table: pl.DataFrame, output: Path) -> None:
         return
     with atomic_path(output) as temporary:
         table.write_parquet(temporary)
+
+
+def _is_table(path: Path) -> bool:
+    """Tell whether a file may be replaced: it is empty, or has the columns of either form."""
+    try:
+        if not path.stat().st_size:
+            return True
+        scan = pl.scan_parquet if path.suffix == ".parquet" else pl.scan_csv
+        found = scan(path).collect_schema().names()
+    except (OSError, pl.exceptions.PolarsError):
+        return False
+    return found[: len(FIRST_COLUMNS)] == [*FIRST_COLUMNS] or found == [*HEROHE_COLUMNS]
 
 
 def _is_record(path: Path) -> bool:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from her2.cohort.manifest import Cohort
+from her2.cohort.apart import barcode
+from her2.cohort.manifest import Cohort, SlideRow
 from her2.core.errors import UserError, first_line, problem_list
 from her2.core.files import write_json
 from her2.core.scratch import swept_folder
@@ -122,17 +123,23 @@ def _trained_on(predictor: Predictor, slides: Sequence[Prepared]) -> dict[str, t
         return {}
     facts = {one.row.slide_id: one.tiled.facts for one in slides}
     contents = {name: own.fingerprint for name, own in facts.items() if own is not None}
-    seen = predictor.trained_on({one.row.patient_id for one in slides}, contents.values())
+    people = {one.row.slide_id: _ids_of_patient(one.row) for one in slides}
+    seen = predictor.trained_on(set().union(*people.values()), contents.values())
     found = {}
     for row in (one.row for one in slides):
-        content = contents.get(row.slide_id)
+        content, ids = contents.get(row.slide_id), people[row.slide_id]
         said = {
             SLIDE_TRAINED_ON: content in seen.slides,
-            PATIENT_TRAINED_ON: row.patient_id in seen.patients and content not in seen.slides,
-            PRETRAINED_ON: bool({content, row.patient_id} & set(seen.pretraining)),
+            PATIENT_TRAINED_ON: bool(ids & {*seen.patients}) and content not in seen.slides,
+            PRETRAINED_ON: bool({content, *ids} & {*seen.pretraining}),
         }
         found[row.slide_id] = tuple(sentence for sentence, holds in said.items() if holds)
     return found
+
+
+def _ids_of_patient(row: SlideRow) -> set[str]:
+    """Return the patient's id in the manifest, and in the slide's name if it is a barcode."""
+    return {row.patient_id, *filter(None, [barcode(row.slide_id)])}
 
 
 def _predict(

@@ -159,8 +159,13 @@ def check_excluded(reasons: dict[str, str], *, total: int, limit: float, where: 
     # 29 of 100 is not more than 0.29, but in floating point 29 > 0.29 * 100 may hold.
     if len(reasons) <= limit * total + 1e-9 and len(reasons) < total:
         return
+    words = (
+        "and one has to be usable, whatever cohort.max_excluded is; fix them"
+        if len(reasons) >= total and limit >= 1
+        else f"more than cohort.max_excluded {limit:g}; fix them, or raise the limit to run "
+        "without them"
+    )
     raise problem_list(
-        f"{len(reasons)} of {total} slides cannot be used ({where}), more than "
-        f"cohort.max_excluded {limit:g}; fix them, or raise the limit to run without them",
+        f"{len(reasons)} of {total} slides cannot be used ({where}), {words}",
         [f"{name}: {reason}" for name, reason in sorted(reasons.items())],
     )

@@ -106,6 +106,15 @@ def test_a_zip_may_take_the_place_of_a_folder(made: Parts, bundle: Path) -> None
     checked(bundle)
 
 
+@pytest.mark.parametrize("target", [Path(), Path(".."), Path("/")])
+def test_a_bundle_needs_a_name(
+    target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="is no name for a bundle; name a folder or file in it"):
+        write.check_target(target, force=True)
+
+
 @pytest.mark.parametrize("what", ["folder", "file", "damaged bundle", "link to nothing"])
 def test_what_is_no_bundle_is_never_replaced(bundle: Path, tmp_path: Path, what: str) -> None:
     target = tmp_path / "other"

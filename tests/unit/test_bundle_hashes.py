@@ -36,6 +36,14 @@ def test_another_spelling_of_an_id_is_the_same_patient(hashes: Hashes, spelling:
     assert seen(hashes, [spelling], []).patients == (spelling,)
 
 
+@pytest.mark.parametrize("trained", ["TCGA-A1-A0SB", "TCGA-A1-A0SB-01Z-00-DX1"])
+@pytest.mark.parametrize("own", ["tcga-a1-a0sb", "TCGA-A1-A0SB-01A-01-TS1.5f3e"])
+def test_barcodes_of_one_patient_are_the_same_patient(trained: str, own: str) -> None:
+    """`her2 predict` takes a slide's name for its patient, which is a deeper barcode."""
+    assert seen(make_hashes(SALT, patients=[trained], slides=[]), [own], []).patients == (own,)
+    assert not seen(make_hashes(SALT, patients=[trained], slides=[]), ["TCGA-A1-A0SC"], [])
+
+
 def test_a_patient_costs_a_scrypt_of_16_megabytes(hashes: Hashes) -> None:
     own = hashlib.scrypt(b"p-007", salt=bytes.fromhex(SALT), n=2**14, r=8, p=1, dklen=16).hex()
     assert own in hashes.patients

@@ -146,6 +146,29 @@ def test_too_large_a_file_is_not_read(bundle: Path, monkeypatch: pytest.MonkeyPa
 # Sealed again by somebody who knows how
 
 
+def _embedded(values: dict[str, Any]) -> dict[str, Any]:
+    """Give a bundle a reference of embeddings, and return it."""
+    count = values["encoder"]["dimension"]
+    known = {
+        "slides": 3,
+        "patients": 3,
+        "mean": [0.0] * count,
+        "scale": [1.0] * count,
+        "components": [[0.1] * count] * 2,
+        "variances": [1.0, 1.0],
+        "inside": 1.0,
+        "outside": 1.0,
+        "distances": {"n": 3, "missing": 0, "percents": [0, 100], "values": [0.5, 2.0]},
+    }
+    values["development"]["embeddings"] = known  # fmt: skip
+    return known
+
+
+def test_a_reference_of_embeddings_of_the_encoder_is_taken(bundle: Path) -> None:
+    edit(bundle, _embedded)
+    assert checked(bundle)[1].development.embeddings is not None
+
+
 CHANGES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda v: v["folds"][0].update(weights="../../etc/passwd"), "folds.0.weights"),
     (lambda v: v["folds"][0].update(weights=".hidden"), "folds.0.weights"),
@@ -154,6 +177,14 @@ CHANGES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda v: v["folds"][0].update(weights="r0f1.safetensors"), "`weights` is there twice"),
     (lambda v: v["folds"][0].update(temperature=0.0), "folds.0.temperature"),
     (lambda v: v["folds"][0].update(share=[1.0]), "one value for each class"),
+    (lambda v: v["folds"][0].update(share=[0.0, 0.0]), "r0f0: `share` and `seen` need a sum of 1"),
+    (lambda v: v["folds"][1].update(seen=[1.0, 1.0]), "r0f1: `share` and `seen` need a sum of 1"),
+    (lambda v: v["groupings"][0][1].update(negative=["other"]), "the task has no class other"),
+    (lambda v: v["thresholds"].append(v["thresholds"][0]), "thresholds: one is there twice"),
+    (lambda v: v["thresholds"][0].update(grouping="other"), "there is no grouping other"),
+    (lambda v: _embedded(v)["mean"].pop(), "is not of the encoder's"),
+    (lambda v: _embedded(v)["components"][0].pop(), "is not of the encoder's"),
+    (lambda v: _embedded(v)["variances"].pop(), "is not of the encoder's"),
     (lambda v: v["folds"][0].update(dimension=5), "expects 5 features"),
     (lambda v: v["folds"][0]["head"].update(attention=10**9), "folds.0"),
     (lambda v: v["folds"][0]["head"].update(head="pickle"), "folds.0.head"),

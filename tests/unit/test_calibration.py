@@ -292,6 +292,8 @@ def test_intervals_of_a_class_hold_the_truth(patients: int) -> None:
         ([0, 0, 0], [0.1, 0.2, 0.3], (0.0, "", "not defined: no patient is of this class")),
         ([1, 1, 1], [0.5, 0.5, 0.5], (2.0, "", "not defined: every patient is of this class")),
         ([0, 0, 1], [0.1, 0.2, 0.9], (0.8333, "", "separate the class perfectly")),
+        ([1, 0, 0], [0.1, 0.2, 0.9], (0.8333, "", "separate the class perfectly")),
+        ([0, 1, 0, 1, 1], [0.25, 0.251, 0.252, 0.253, 0.254], (2.381, "", "differ too little")),
         ([0, 1, 1], [0.5, 0.5, 0.5], (1.3333, "", "every probability is the same")),
         ([0, 1, 0], [0.0, 0.0, 0.0], (None, "every probability is 0", "is the same")),
     ],
@@ -300,7 +302,7 @@ def test_what_a_class_does_not_define_has_its_reason(
     hits: list[int], probabilities: list[float], expected: tuple[float | None, str, str]
 ) -> None:
     found = recalibration(
-        np.array(hits, bool), np.array(probabilities), np.arange(3), 0.95
+        np.array(hits, bool), np.array(probabilities), np.arange(len(hits)), 0.95
     )  # fmt: skip
     value, reason, words = expected
     ratio = found["observed_expected"]

@@ -260,7 +260,10 @@ def _same(count: int) -> tuple[pl.DataFrame, pl.DataFrame]:
 def test_a_patient_of_two_classes_has_that_of_the_rule(truth: Truth, rule: str, expected) -> None:
     words = ["1+", "3+"] if truth is SAME else ["Negative", "Positive"]
     cohort = table_of([*words, words[0], None], column=truth.truth.label, per_patient=2)
-    found = World(frozen([0] * 4), cohort).evaluated(spec_of(truth, patient_label=rule))
+    first = {"q000": words[0]} if rule == "first" else {}
+    found = World(frozen([0] * 4), cohort).evaluated(
+        spec_of(truth, patient_label=rule, first=first)
+    )
     own = found.predictions.filter(patient_id="q000")
     assert own["target"].to_list() == [expected] * 2
     assert one(found.counts, what=LEFT_OUT)["slides"] == 2 * (expected is None)

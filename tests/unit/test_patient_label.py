@@ -13,9 +13,24 @@ from her2.cohort.folds import make_folds
 from her2.cohort.labels import Conflict, conflicts, patient_classes
 from her2.cohort.manifest import Cohort, SlideRow
 from her2.cohort.reading import read_cohort, read_labels
-from her2.config import Task, parse_config
-from her2.config.jobs import FoldsSpec, dump, load
+from her2.config import Task, ValidationSection, parse_config
+from her2.config.jobs import (
+    ExternalAttentionSpec,
+    ExternalHeatmapSpec,
+    FoldsSpec,
+    ValidateSpec,
+    dump,
+    load,
+)
+from her2.config.validation import ExternalTaskSection
 from her2.core.errors import UserError
+from her2.evaluation.external.cohort import slide_classes
+from her2.pipeline.external import (
+    external_attention_spec,
+    external_heatmap_spec,
+    external_plan,
+    validate_spec,
+)
 from her2.pipeline.plan import Plan
 
 SCORE = Task(
@@ -215,3 +230,53 @@ def test_only_the_first_slide_s_class_depends_on_the_order_of_the_manifest(write
         plan(write_csv(rows[::step], f"{step}.csv"), rule).folds_spec("score") for step in (1, -1)
     )
     assert (one == other) == same
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_the_first_slide_of_an_external_patient_is_that_of_its_manifest(write_csv, step):
+    """Tables of slides are sorted by their ids, so that the order comes with the spec."""
+    development = plan(write_csv(ALIKE), "first")
+    rows = [slide("y", "b", "0"), slide("y", "a", "3+"), slide("z", "c", "1+")][::step]
+    config = development.config.model_copy(
+        update={"validation": {"yale": ValidationSection(slides=write_csv(rows, "yale.csv"))}}
+    )
+    own = external_plan(config, "yale", development.cohort)
+    whole, part = Plan(config, development.cohort, external={"yale": own}), "validation/yale/"
+    first = {"y": "0" if step == 1 else "3+"}
+    texts = [
+        validate_spec(whole, part, "score", "e"),
+        external_heatmap_spec(whole, part, "score"),
+        external_attention_spec(whole, part, "score"),
+    ]
+    for kind, text in zip(
+        (ValidateSpec, ExternalHeatmapSpec, ExternalAttentionSpec), texts, strict=True
+    ):
+        spec: Any = load(kind, text)
+        assert spec.first == first
+        table = pl.DataFrame(
+            [(row.slide_id, row.patient_id, row.labels["her2"]) for row in own.cohort.rows],
+            schema=["slide_id", "patient_id", "label_her2"],
+            orient="row",
+        )
+        targets = dict(slide_classes(table, spec).select("slide_id", "target").iter_rows())
+        assert targets == {"y-a": 3 * (step == -1), "y-b": 3 * (step == -1), "z-c": 1}
+
+
+@pytest.mark.parametrize(("label", "refused"), [(None, False), ("status", False), ("sttus", True)])
+def test_a_label_column_that_an_external_cohort_names_must_be_there(write_csv, label, refused):
+    """Without one that is named the slides would be predicted, and silently not evaluated."""
+    development = plan(write_csv(ALIKE), None)
+    rows = [{"slide_id": "y", "path": "y.svs", "patient_id": "y", "status": "3+"}]
+    section = ValidationSection(
+        slides=write_csv(rows, "yale.csv"), tasks={"score": ExternalTaskSection(label=label)}
+    )
+    config = development.config.model_copy(update={"validation": {"yale": section}})
+    if not refused:
+        assert len(external_plan(config, "yale", development.cohort).cohort.rows) == 1
+        return
+    with pytest.raises(UserError) as caught:
+        external_plan(config, "yale", development.cohort)
+    assert "column 'sttus' is missing, which validation.yale.tasks.score.label names" in str(
+        caught.value
+    )
+    assert "the columns are slide_id, path, patient_id, status" in str(caught.value)

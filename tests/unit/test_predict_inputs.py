@@ -47,6 +47,16 @@ def test_a_folder_is_searched_with_those_below_it(drawn_slide: Path, tmp_path: P
     assert ids(tmp_path) == ["one", "two", "unusual"]
 
 
+@pytest.mark.parametrize("here", [".", "", "below/.."])
+def test_the_folder_that_one_is_in_can_be_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: str
+) -> None:
+    files_of(tmp_path / "here", "a.svs")
+    (tmp_path / "here" / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert ids(Path(here)) == ["a"]
+
+
 def test_pictures_in_the_cache_are_no_slides(tmp_path: Path) -> None:
     """The cache may lie in the folder of the slides, as beside a table that is written there."""
     files_of(tmp_path, "one.svs", "her2-cache/qc/ab/abc.jpg", "maps/slides/one.png")

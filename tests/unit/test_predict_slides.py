@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,14 +23,24 @@ from her2.embedding.stage import embed_bucket
 from her2.frozen.model import FrozenModel
 from her2.mil.bags import Bag
 from her2.prediction import predict
+from her2.prediction.herohe import herohe_table
 from her2.prediction.inputs import find_slides
-from her2.prediction.options import Options, check_options
+from her2.prediction.options import (
+    FIRST_COLUMNS,
+    HEROHE_COLUMNS,
+    Options,
+    check_options,
+    check_pictures,
+    write_predictions,
+)
 from her2.prediction.predict import predict_raw_slides
 from her2.prediction.predictor import Judgement, Predictor
 from her2.prediction.progress import Progress
+from her2.prediction.results import results_table
 from her2.storage.cache import Cache
 from her2.storage.features import open_store
 from her2.tiling.stage import tile_bucket
+from tests.conftest import WriteManifest
 from tests.unit.predict_makers import MPP, SIZE, make_predictor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -296,12 +307,66 @@ def test_nothing_of_the_user_is_replaced(tmp_path: Path) -> None:
         check_options(Options(manifest), tmp_path, [manifest])
     with pytest.raises(UserError, match=r"a.json: would be replaced by a result"):
         check_options(Options(tmp_path / "a.csv"), tmp_path, [tmp_path / "a.json"])
+    (tmp_path / "link.csv").symlink_to(manifest)
+    for same in (tmp_path / "new" / ".." / "slides.csv", tmp_path / "link.csv"):
+        with pytest.raises(UserError, match=r"slides.csv: would be replaced by a result"):
+            check_options(Options(same), tmp_path, [manifest])
     for content in ("not JSON", "[]", '{"settings": 1}'):
         record.write_text(content)
         with pytest.raises(UserError, match=r"out.json: exists, and is no record"):
             check_options(Options(tmp_path / "out.csv"), tmp_path)
     record.write_text('{"her2": "1", "table": {}, "model": {}}')
     check_options(Options(tmp_path / "out.csv"), tmp_path)
+
+
+@pytest.mark.parametrize("column", ["path", "annotation", "mask"])
+@pytest.mark.parametrize("folder", ["slides", "strips"])
+def test_no_picture_replaces_a_slide_or_its_regions(
+    tmp_path: Path, write_csv: WriteManifest, folder: str, column: str
+) -> None:
+    """They are `slides/{slide_id}.png` and `.geojson`, which are also names of what is given."""
+    (tmp_path / folder).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / folder)
+    for place in (folder, "link"):
+        row = {"slide_id": "a", "path": "elsewhere/a.svs", column: f"{place}/a.png"}
+        manifest = write_csv([row])
+        cohort = find_slides([manifest], root=tmp_path)
+        with pytest.raises(UserError, match=rf"name another folder\n  - .*{folder}: has a.png"):
+            check_pictures(Options(tmp_path / "out.csv", tmp_path), cohort)
+        check_pictures(Options(tmp_path / "out.csv", tmp_path / "maps"), cohort)
+        check_pictures(Options(tmp_path / "out.csv"), cohort)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_only_a_table_of_an_earlier_call_is_replaced(tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / f"out{suffix}"
+
+    def earlier(columns: Sequence[str]) -> None:
+        write_predictions(pl.DataFrame({name: ["x"] for name in columns}), out)
+
+    for columns in ((*FIRST_COLUMNS, "predicted"), HEROHE_COLUMNS):
+        earlier(columns)
+        check_options(Options(out), tmp_path)
+    earlier(("slide_id", "her2"))
+    with pytest.raises(UserError, match="exists, and is no table of an earlier call"):
+        check_options(Options(out), tmp_path)
+    out.write_bytes(b"\x00\xff anything")
+    with pytest.raises(UserError, match="exists, and is no table of an earlier call"):
+        check_options(Options(out), tmp_path)
+    out.write_bytes(b"")
+    check_options(Options(out), tmp_path)
+
+
+def test_what_may_be_replaced_is_what_is_written(predictor: Predictor) -> None:
+    table = results_table(predictor, [])
+    assert tuple(table.columns[: len(FIRST_COLUMNS)]) == FIRST_COLUMNS
+    assert tuple(herohe_table(table, predictor.groupings[0]).columns) == HEROHE_COLUMNS
+
+
+def test_an_output_without_a_name_is_refused(tmp_path: Path) -> None:
+    for path in (Path(), Path("/"), tmp_path / ".."):
+        with pytest.raises(UserError, match="is a folder; name a file in it"):
+            check_options(Options(path), tmp_path)
 
 
 @pytest.mark.parametrize("step", ["check_rooms", "predict_bag"])

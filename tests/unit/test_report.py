@@ -24,6 +24,7 @@ from her2.report.build import build_report
 from her2.report.page import script
 from her2.report.results import read_results
 from her2.report.sections import comparison, headline, models, notices, overlap, pretraining
+from her2.report.sections.leakage import shared_tissue
 from tests.unit.report_maker import HOSTILE, PRETRAINED, Cohort, build_page
 
 HOSTILE_SITE = '<img src=x onerror="alert(2)">'
@@ -635,6 +636,18 @@ def test_a_missing_table_is_named(tmp_path):
     with pytest.raises(UserError, match=r"metrics\.parquet.*Run snakemake again"):
         build_page(spec, tmp_path / "results", tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
+
+
+def test_slides_that_are_too_small_to_compare_are_not_said_to_share_nothing():
+    words = {
+        None: "not known: the slides have fewer than 36 tiles",
+        0.17: "0 (most tiles shared: 0.17)",
+        0.62: "1 (most tiles shared: 0.62)",
+    }
+    for shared, expected in words.items():
+        table = pl.DataFrame({"shared": [None, shared]}, schema={"shared": pl.Float64})
+        assert shared_tissue(table, 0.5) == expected
+    assert shared_tissue(table.clear(), 0.5) == "0 (most tiles shared: NA)"
 
 
 def test_the_audit_says_what_was_looked_for_and_found(tmp_path):

@@ -174,6 +174,25 @@ def test_the_sentence_is_about_the_model_that_development_would_have_chosen(
     assert f"against {figure['internal']:.3f} [" in text
 
 
+def test_no_other_model_becomes_the_best_of_development_where_that_has_no_figure(
+    results: Results,
+) -> None:
+    best = max(("one", "two"), key=lambda name: macro(results, "yale", name)["internal"])
+    own = cohort(results, "yale")
+    gone = [pl.lit(None, pl.Float64).alias("external"), pl.lit("no slide").alias("note")]
+    models = tuple(
+        replace(one, tables={**one.tables, "internal": one.tables["internal"].with_columns(gone)})
+        if one.encoder == best
+        else one
+        for one in own.models
+    )
+    (text,) = external_words.sentences(
+        replace(results, external=(replace(own, models=models),)), "score"
+    )
+    words = f"{best} / abmil, the best of development, has no macro AUC there (no slide)"
+    assert words in text
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [

@@ -18,7 +18,9 @@ from typer.testing import CliRunner, Result
 from her2.cli.main import app
 from her2.config.jobs import EvaluateSpec, RefitSpec
 from her2.core.errors import UserError
+from her2.core.files import write_json
 from her2.core.stamps import read_stamp
+from her2.core.tables import write_parquet
 from her2.encoders.card import read_card, write_card
 from her2.encoders.stage import load_encoder
 from her2.frozen.bundle.asked import find_model
@@ -293,6 +295,35 @@ def test_what_is_left_over_from_another_manifest_does_not_count(
         (results / folder / "0000-of-0009.json").write_text(other)
     again = make_bundle(find_model(results, None, None, None), tmp_path / "b")
     assert again.digest == clean.digest
+
+
+@pytest.mark.parametrize(
+    ("name", "after"),
+    [
+        (
+            "folds/score.parquet",
+            "train_folds/score/tiny/abmil/r0f0-r0f1, evaluate/score/tiny/abmil",
+        ),
+        ("features/tiny/0000-of-0002.json", "train_folds/score/tiny/abmil/r0f0-r0f1"),
+        ("tiles/64px-1mpp/0000-of-0002.json", "embed_bucket/tiny/0000-of-0002"),
+    ],
+)
+def test_a_model_that_is_older_than_what_it_was_made_from_makes_no_bundle(
+    finished: Project, tmp_path: Path, name: str, after: str
+) -> None:
+    """Its training patients would not be in the hashes, or its tiles be found in another way."""
+    results = copied(finished, tmp_path)
+    if name.endswith(".json"):
+        entries = json.loads((results / name).read_text())
+        entries.pop(min(entries))
+        write_json(results / name, entries)
+    else:
+        folds = pl.read_parquet(results / name)
+        write_parquet(folds.filter(pl.col("patient_id") != "demo-003"), results / name)
+    with pytest.raises(UserError, match="would describe another model") as caught:
+        make_bundle(find_model(results, None, None, None), tmp_path / "a.bundle")
+    assert f"{name} was changed after {after}" in str(caught.value)
+    assert not (tmp_path / "a.bundle").exists()
 
 
 def test_an_encoder_that_was_replaced_since_makes_no_bundle(

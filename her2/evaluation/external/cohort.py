@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import polars as pl
 
 from her2.cohort.labels import conflicts, patient_classes, refusal
-from her2.config import PatientLabel, Task
-from her2.config.jobs import Truth, ValidateSpec
+from her2.config import Task
+from her2.config.jobs import ExternalAttentionSpec, ExternalHeatmapSpec, Truth, ValidateSpec
 from her2.core.errors import UserError
 from her2.core.types import Floats
 from her2.evaluation.external.tables import (
@@ -79,7 +79,7 @@ def with_truth(
     slides = cohort.filter(pl.col("grid") == spec.grid)
     usable = slides.filter(pl.col("status") == "ok")
     _check_predicted(given, each, usable, spec.truth.task)
-    labelled = slide_classes(slides, spec.truth, spec.patient_label, name=spec.cohort)
+    labelled = slide_classes(slides, spec)
     rows = labelled.join(given, on="slide_id", how="inner").sort("slide_id")
     predictions = rows.select(
         "slide_id",
@@ -101,22 +101,21 @@ def with_truth(
 
 
 def slide_classes(
-    slides: pl.DataFrame, truth: Truth, rule: PatientLabel, *, name: str
+    slides: pl.DataFrame, spec: ValidateSpec | ExternalHeatmapSpec | ExternalAttentionSpec
 ) -> pl.DataFrame:
-    """Return `slide_id, patient_id, label, target, step` of slides, in the manifest's order.
+    """Return `slide_id, patient_id, label, target, step` of slides, in their order.
 
     `target` is the class index in the truth, null where `step` is not `EVALUATED`. A patient with
     labels of different classes has the class that the rule gives, on all labelled slides.
 
     Args:
-        slides: one row per slide, in the manifest's order.
-        truth: where the labels are, and what they mean.
-        rule: the config's `cohort.patient_label`.
-        name: of the cohort, for errors.
+        slides: one row per slide.
+        spec: the job's spec: where the labels are, what they mean and which rule holds.
 
     Raises:
         UserError: the rule does not settle a conflict.
     """
+    truth, rule = spec.truth, spec.patient_label
     column = f"label_{truth.truth.label}"
     labels = (
         slides[column].cast(pl.String).to_list()
@@ -127,8 +126,10 @@ def slide_classes(
     task = truth.truth
     found = conflicts(rows, task)
     if problem := refusal(found, task, rule):
-        raise UserError(f"validation.{name}: column {task.label!r}: {problem}.")
+        raise UserError(f"validation.{spec.cohort}: column {task.label!r}: {problem}.")
     decided = patient_classes(found, task, rule)
+    if rule == "first":
+        decided = {one.patient_id: task.class_index(spec.first[one.patient_id]) for one in found}
     records = []
     for slide_id, patient_id, label in rows:
         index = None if label is None else task.class_index(label)

@@ -3,13 +3,14 @@
 That is in their stamps (`her2.core.stamps`), and not in a config that may have been edited since.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from her2.config import Section
 from her2.core.errors import UserError, problem_list
-from her2.core.stamps import FOLDER, read_stamp
+from her2.core.stamps import FOLDER, file_size, read_stamp, short_digest
 
 AGAIN = "Run snakemake to its end, then make the bundle."
 
@@ -100,6 +101,33 @@ def read_spec(kind: type[_Spec], path: Path) -> _Spec:
     if spec is None or getattr(spec, "version", None) != fields["version"].default:
         raise UserError(f"{path}: is of another version of her2. {AGAIN}")
     return spec
+
+
+def check_unchanged(wanted: Wanted, stamps: Iterable[Path]) -> None:
+    """Check that the results which jobs read still have the content that these jobs read.
+
+    They have not in a model that is left over from another config or manifest, or where a run was
+    interrupted: its tiles, folds or patients would be those of another training.
+
+    Raises:
+        UserError: it names what was changed, and after which jobs.
+    """
+    problems: dict[str, list[str]] = {}
+    for path in stamps:
+        stamp = read_stamp(path)
+        for name, content in stamp.read.items() if stamp else ():
+            file = wanted.results / name
+            state = file_size if content.endswith(" bytes") else short_digest
+            if not file.is_file() or state(file) != content:
+                problems.setdefault(name, []).append(stamp.job if stamp else "")
+    if problems:
+        raise problem_list(
+            f"{wanted.results}: what {'/'.join(wanted.names)} was made from was changed since, so "
+            f"that a bundle would describe another model than it has. {AGAIN} If the config does "
+            "not have this model any more, add it first",
+            [f"{name} was changed after {', '.join(jobs)}" for name, jobs in problems.items()],
+            limit=20,
+        )
 
 
 def spec_of_buckets(

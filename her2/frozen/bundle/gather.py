@@ -31,7 +31,7 @@ from her2.core.tables import read_result
 from her2.encoders.card import WEIGHTS_NAME, EncoderCard
 from her2.encoders.stage import load_encoder
 from her2.evaluation.groupings import groupings_of
-from her2.frozen.bundle.asked import Wanted, read_spec, spec_of, spec_of_buckets
+from her2.frozen.bundle.asked import Wanted, check_unchanged, read_spec, spec_of, spec_of_buckets
 from her2.frozen.bundle.figures import figures_of
 from her2.frozen.bundle.hashes import make_hashes, salt_of
 from her2.frozen.bundle.licence import permission
@@ -106,6 +106,23 @@ def gather(
     grid = f"{encoder.size}px-{encoder.mpp:.10g}mpp"
     tiling = spec_of_buckets(TileSpec, wanted, "tile_bucket", grid, buckets=buckets)
     embedding = spec_of_buckets(EmbedSpec, wanted, "embed_bucket", wanted.encoder, buckets=buckets)
+    stamps = wanted.results / FOLDER
+    check_unchanged(
+        wanted,
+        [
+            *(stamps / "embed_bucket" / wanted.encoder / f"{name}.json" for name in buckets),
+            *(
+                stamps.joinpath("train_folds", *wanted.names, f"{name}.json")
+                for name in spec.chunks
+            ),
+            stamps.joinpath("evaluate", *wanted.names[:2], f"{wanted.head}.json"),
+            *(
+                [stamps.joinpath("refit_model", *wanted.names[:2], f"{wanted.head}.json")]
+                if final == "refit"
+                else []
+            ),
+        ],
+    )
     names = {fold.run: f"{fold.run}.safetensors" for fold in model.folds}
     weights |= {names[fold.run]: fold.saved.folder / MODEL_NAME for fold in model.folds}
     body = Body(

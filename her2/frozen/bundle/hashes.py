@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from her2.cohort.apart import barcode
 from her2.core.files import digest
 from her2.core.hardware import allowed_cpus
 from her2.core.spelling import folded_id
@@ -86,7 +87,7 @@ def seen(hashes: Hashes, patients: Iterable[str], fingerprints: Iterable[str]) -
     """Return which patients and slides a bundle was trained on.
 
     Spellings of an id that a person would take for the same are the same
-    (`her2.core.spelling.folded_id`).
+    (`her2.core.spelling.folded_id`), and so are TCGA barcodes of one patient.
 
     Args:
         hashes: those of the bundle.
@@ -106,11 +107,14 @@ def seen(hashes: Hashes, patients: Iterable[str], fingerprints: Iterable[str]) -
 
 
 def _patients(hashes: Hashes, ids: Sequence[str]) -> list[str]:
-    """Return the hash of each id; scrypt lets other threads run."""
+    """Return the hash of each id; scrypt lets other threads run.
+
+    Of a TCGA barcode it is that of the patient, since a slide's file is named by a deeper one.
+    """
 
     def one(patient: str) -> str:
         return hashlib.scrypt(
-            folded_id(patient).encode(),
+            folded_id(barcode(patient) or patient).encode(),
             salt=bytes.fromhex(hashes.salt),
             n=hashes.n,
             r=hashes.r,

@@ -275,9 +275,35 @@ class Body(Section):
                 raise ValueError(f"{fold.run}: `share` and `seen` need one value for each class")
             if fold.dimension != self.encoder.dimension:
                 raise ValueError(f"{fold.run}: expects {fold.dimension} features per tile")
+            if any(abs(sum(shares) - 1) > 1e-6 for shares in (fold.share, fold.seen)):
+                raise ValueError(f"{fold.run}: `share` and `seen` need a sum of 1 each")
         for name in ("run", "weights"):
             if len({getattr(fold, name) for fold in self.folds}) < len(self.folds):
                 raise ValueError(f"folds: `{name}` is there twice")
+        return self
+
+    @model_validator(mode="after")
+    def _decides_on_its_own_classes(self) -> "Body":
+        for name, grouping in self.groupings.items():
+            if unknown := sorted(set(grouping.classes) - set(self.task.classes)):
+                raise ValueError(f"groupings: {name}: the task has no class {', '.join(unknown)}")
+        places = [(one.level, one.grouping, one.fixed) for one in self.thresholds]
+        if len(set(places)) < len(places):
+            raise ValueError("thresholds: one is there twice")
+        if unknown := sorted({one.grouping for one in self.thresholds} - self.groupings.keys()):
+            raise ValueError(f"thresholds: there is no grouping {', '.join(unknown)}")
+        return self
+
+    @model_validator(mode="after")
+    def _compares_embeddings_of_its_encoder(self) -> "Body":
+        known = self.development.embeddings
+        if known is not None:
+            lengths = {len(one) for one in (known.mean, known.scale, *known.components)}
+            if lengths != {self.encoder.dimension} or len(known.variances) != len(known.components):
+                raise ValueError(
+                    "development.embeddings: is not of the encoder's "
+                    f"{self.encoder.dimension} features"
+                )
         return self
 
     def values(self) -> dict[str, Any]:

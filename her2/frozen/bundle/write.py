@@ -129,6 +129,8 @@ def check_target(target: Path, force: bool) -> None:
     Raises:
         UserError: it says what is there.
     """
+    if target.name in ("", ".."):
+        raise UserError(f"--out {target}: is no name for a bundle; name a folder or file in it.")
     if problem := write_problem(target.parent):
         raise UserError(f"--out {target}: its folder {problem}.")
     if not os.path.lexists(target) or (target.is_dir() and not any(target.iterdir())):

@@ -9,10 +9,10 @@ import polars as pl
 from her2.cohort.similar import SUSPICIOUS
 from her2.frozen.cautions import FAR_PERCENT, MPP_TOLERANCE, RANGE_TOLERANCE
 from her2.report.external_results import ExternalCohort
-from her2.report.format import NA, number, percent, plural, signed
+from her2.report.format import NA, percent, plural, signed
 from her2.report.results import Results, one_row_per_slide
 from her2.report.sections.cohort import Excluded, excluded, lost_slides
-from her2.report.sections.leakage import Check
+from her2.report.sections.leakage import Check, shared_tissue
 from her2.report.sections.overlap import overlap_of
 from her2.report.tables import PageTable, TableCell, TableRow, page_table
 
@@ -171,13 +171,11 @@ def leak_checks(results: Results, cohort: ExternalCohort) -> tuple[Check, ...]:
     ]
     limit = results.config.folds.max_shared_tiles
     for encoder, table in cohort.similar.items():
-        top = number(table.select(pl.col("shared").cast(pl.Float64).max()).item(), 2)
-        above = int((table["shared"].fill_null(0) > limit).sum())
         rows.append(
             Check(
                 "Slides with the tissue of one of development",
                 f"features of {encoder}",
-                f"{above} (most tiles shared: {top})",
+                shared_tissue(table, limit),
                 f"above {limit:g} of the tiles" if limit < 1 else "never (max_shared_tiles)",
             )
         )

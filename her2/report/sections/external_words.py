@@ -60,15 +60,22 @@ def _sentence(results: Results, cohort: ExternalCohort, truth: ExternalTruth) ->
         slides = max(len(model.applied) for model in models)
         return f"{where}: {plural(slides, 'slide')} predicted, none evaluated ({_why(models[0])})."
     rows = [(model, internal_row(model)) for model in models]
-    known = [(m, row) for m, row in rows if row is not None and row["external"] is not None]
-    if not known:
+    known = [(m, row) for m, row in rows if row is not None]
+    if all(row["external"] is None for _, row in known):
         return f"{where}: no macro AUC is defined; the table gives the reason."
+    # Also where it has no external figure: the next best was not chosen before.
     best, top = max(known, key=lambda pair: -1.0 if pair[1]["internal"] is None
                     else pair[1]["internal"])  # fmt: skip
     sign = external_mark(results, cohort.name, best.encoder)
     figure = f"{number(top['external'], sign=sign)} "
     figure += interval(top["external_low"], top["external_high"])
     several = len(models) > 1
+    if top["external"] is None:
+        why = top["note"] or "the table gives the reason"
+        return (
+            f"{where}: {best.encoder} / {best.head}, the best of development, has no macro AUC "
+            f"there ({why}); other models have."
+        )
     text = (
         f"{where}, {patients_and_slides(best)}: {best.encoder} / {best.head}"
         f"{', the best of development,' if several else ''} has a macro AUC of {figure.strip()}, "

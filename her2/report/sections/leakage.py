@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from her2.cohort.folds import crossing_patients
+from her2.cohort.similar import LEAST_PROBES
 from her2.report.format import number, plural
 from her2.report.results import Results
 
@@ -45,17 +46,27 @@ def checks(results: Results) -> tuple[Check, ...]:
     )
     limit = results.config.folds.max_shared_tiles
     for encoder, table in results.similar.items():
-        top = number(table.select(pl.col("shared").cast(pl.Float64).max()).item(), 2)
-        above = int((table["shared"].fill_null(0) > limit).sum())
         rows.append(
             Check(
                 "Slides of two patients with the same tissue",
                 f"features of {encoder}",
-                f"{above} (most tiles shared: {top})",
+                shared_tissue(table, limit),
                 f"above {limit:g} of the tiles" if limit < 1 else "never (max_shared_tiles)",
             )
         )
     return tuple(rows)
+
+
+def shared_tissue(similar: pl.DataFrame, limit: float) -> str:
+    """Return how many pairs share more tiles than allowed, and the most that a pair shares.
+
+    Where no pair has enough tiles to be compared, nothing was found because nothing was looked at.
+    """
+    shared = similar["shared"].cast(pl.Float64)
+    if len(shared) and shared.is_null().all():
+        return f"not known: the slides have fewer than {LEAST_PROBES} tiles"
+    top = similar.select(pl.col("shared").cast(pl.Float64).max()).item()
+    return f"{int((shared.fill_null(0) > limit).sum())} (most tiles shared: {number(top, 2)})"
 
 
 def pairs(results: Results) -> list[tuple[str, ...]]:

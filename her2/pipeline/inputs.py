@@ -52,6 +52,15 @@ def check_inputs(
     raise problem_list(", of ".join((headline, *lacking)), problems)
 
 
+def setup_problems(config: Config, sections: Mapping[str, CohortSection]) -> list[str]:
+    """Return which files and folders that a config itself names cannot be used.
+
+    `sections` has the cohorts by their section of the config. Their slides are not looked up.
+    """
+    folders = [one for where, own in sections.items() for one in _folder_problems(where, own)]
+    return [*_config_problems(config), *folders]
+
+
 def check_config_files(files: Iterable[Path | str]) -> None:
     """Read Snakemake's config files again, strictly: it keeps the last of a key that is twice.
 

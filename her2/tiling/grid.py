@@ -15,7 +15,7 @@ from her2.filters.base import Thumbnail, Where
 from her2.filters.registry import FILTERS
 from her2.slides.annotations import Region, region_mask
 from her2.slides.masks import read_mask
-from her2.slides.slide import Scale, Slide
+from her2.slides.slide import Scale, Slide, thumbnail_size
 from her2.storage.facts import SlideFacts, TileGrid
 from her2.storage.tiles import TileTable
 from her2.tiling.artefacts import KEPT, area_shares, find_areas, judge, union
@@ -58,6 +58,32 @@ def check_scale(scale: Scale, mpp: float, tiling: TilingSection) -> None:
         )
 
 
+def check_room(
+    scale: Scale, size_px: tuple[int, int], *, mpp: float, size: int, tiling: TilingSection
+) -> None:
+    """Raise SlideUnfit for a slide of `size_px` (width, height) that cannot have enough tiles.
+
+    Tiles have `size` px per side at `mpp` um/px. A slide too large for any glass is unfit as well.
+    """
+    thumbnail_size(size_px, _thumbnail_mpp(mpp, size, tiling), scale)
+    sides = zip(size_px, (scale.mpp_x, scale.mpp_y), strict=True)
+    columns, rows = (len(grid_axis(px, size * mpp / own, tiling.overlap)) for px, own in sides)
+    if columns * rows < tiling.min_tiles:
+        raise SlideUnfit(
+            f"its {size_px[0]:,} x {size_px[1]:,} px at {scale.mpp_x:.4g} um/px ({scale.source}) "
+            f"hold {columns * rows} tile(s) of {size * mpp:g} um, fewer than tiling.min_tiles "
+            f"{tiling.min_tiles}; is the um/px right?"
+        )
+
+
+def _thumbnail_mpp(mpp: float, size: int, tiling: TilingSection) -> float:
+    """Return the um/px of the thumbnail.
+
+    With fewer than 8 mask px per tile side, the share of tissue would be too coarse.
+    """
+    return min(tiling.thumbnail_mpp, mpp * size / 8)
+
+
 def tile_slide(
     slide: Slide,
     scale: Scale,
@@ -79,8 +105,7 @@ def tile_slide(
     """
     check_scale(scale, mpp, tiling)
     width, height = size * mpp / scale.mpp_x, size * mpp / scale.mpp_y
-    # With fewer than 8 mask px per tile side, the share of tissue would be too coarse.
-    thumbnail_mpp = min(tiling.thumbnail_mpp, mpp * size / 8)
+    thumbnail_mpp = _thumbnail_mpp(mpp, size, tiling)
     thumbnail = slide.thumbnail(thumbnail_mpp, scale)
     layers = _layers(slide, thumbnail, thumbnail_mpp, tiling, sources)
     grid = TileGrid(

@@ -1,12 +1,14 @@
 """What may be wrong with slides that can be used: their um/px, and their stain.
 
-`her2 cohort check --open`, the log of tiling and the report say it in these words. None of it stops
-a run.
+`her2 cohort check --open`, the log of tiling, the report and `her2 predict` say it; none of it
+stops a run.
 """
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+
+from her2.storage.facts import SlideFacts
 
 MPP_DIFFERENCE = 0.05
 """Share by which the um/px of the manifest and of the file may differ. A scanner's own figure is
@@ -33,6 +35,12 @@ class Seen:
     mpp: Mpp | None = None
     file_mpp: Mpp | None = None
     brown: float | None = None
+
+
+def seen(slide_id: str, facts: SlideFacts) -> Seen:
+    """Return what tiling found of a slide."""
+    mpp = (facts.mpp_x, facts.mpp_y)
+    return Seen(slide_id=slide_id, mpp=mpp, file_mpp=facts.file_mpp, brown=facts.brown)
 
 
 def mpp_differs(mpp: Mpp, file_mpp: Mpp) -> bool:
@@ -81,6 +89,18 @@ def cautions(slides: Sequence[Seen]) -> Iterator[str]:
             f"{_slides(len(brown))} with the brown of immunohistochemistry and without eosin: "
             f"{_named(brown)}. A HER2 stain shows the score itself. Look at the slides, and leave "
             "out what is not H&E."
+        )
+
+
+def sentences(facts: SlideFacts) -> Iterator[str]:
+    """Yield what may be wrong with a slide that is predicted, in sentences of its own."""
+    mpp = (facts.mpp_x, facts.mpp_y)
+    if facts.file_mpp and mpp_differs(mpp, facts.file_mpp):
+        yield f"Its um/px is doubtful: {mpp_words(mpp, facts.file_mpp)}; the manifest's counts."
+    if facts.brown is not None and is_brown(facts.brown):
+        yield (
+            f"{facts.brown:.0%} of its tissue has the brown of immunohistochemistry, and no eosin "
+            "is found: it may not be H&E."
         )
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from her2.cohort.cautions import is_brown
 from her2.config import TilingSection
 from her2.core.errors import SlideUnfit
 from her2.core.masks import share_inside
-from her2.core.types import RGB, Mask
+from her2.core.types import RGB, Density, Mask
 from her2.filters.base import Thumbnail, Where
 from her2.filters.registry import FILTERS
 from her2.slides.annotations import Region, region_mask
@@ -19,7 +20,8 @@ from her2.slides.slide import Scale, Slide, thumbnail_size
 from her2.storage.facts import SlideFacts, TileGrid
 from her2.storage.tiles import TileTable
 from her2.tiling.artefacts import KEPT, area_shares, find_areas, judge, union
-from her2.tiling.picture import Layers, draw
+from her2.tiling.brown import brown_share
+from her2.tiling.picture import BROWN_WORDS, Layers, draw, with_words
 from her2.tiling.tissue import optical_density, tissue_mask
 
 
@@ -107,7 +109,8 @@ def tile_slide(
     width, height = size * mpp / scale.mpp_x, size * mpp / scale.mpp_y
     thumbnail_mpp = _thumbnail_mpp(mpp, size, tiling)
     thumbnail = slide.thumbnail(thumbnail_mpp, scale)
-    layers = _layers(slide, thumbnail, thumbnail_mpp, tiling, sources)
+    density = optical_density(thumbnail, mpp=thumbnail_mpp)
+    layers = _layers(slide, thumbnail, density, thumbnail_mpp, tiling, sources)
     grid = TileGrid(
         target_mpp=mpp,
         tile_px=size,
@@ -139,6 +142,7 @@ def tile_slide(
         shares=area_shares(layers.artefacts, layers.tissue, layers.region),
         rejected=found.rejected,
         not_drawn=len(found.kept) - len(drawn),
+        brown=brown_share(density, layers.tissue),
     )
     region = np.ones_like(layers.tissue) if layers.region is None else layers.region
     quality = {
@@ -155,14 +159,19 @@ def tile_slide(
         {name: int(read.sum()) for name, read in found.read.items()},
     )
     rejected = [(FILTERS[v], box) for v, box in zip(found.verdict, boxes, strict=True) if v != KEPT]
-    return table, draw(thumbnail, layers, boxes[drawn], rejected)
+    picture = draw(thumbnail, layers, boxes[drawn], rejected)
+    return table, with_words(picture, BROWN_WORDS) if is_brown(facts.brown) else picture
 
 
 def _layers(
-    slide: Slide, thumbnail: RGB, mpp: float, tiling: TilingSection, sources: Sources
+    slide: Slide,
+    thumbnail: RGB,
+    density: Density,
+    mpp: float,
+    tiling: TilingSection,
+    sources: Sources,
 ) -> Layers:
     """Find artefacts, and tissue without what covers it, restricted to the regions."""
-    density = optical_density(thumbnail, mpp=mpp)
     nowhere = np.zeros(density.shape[:2], bool)
     view = Thumbnail(thumbnail, density, mpp, outside=nowhere, tissue=nowhere)
     outside = find_areas(Where.OUTSIDE, view, tiling)

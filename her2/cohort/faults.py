@@ -205,10 +205,11 @@ def left_out_labels(sheet: Sheet, tasks: Mapping[str, Task], rules: LabelRules) 
         )
         if counts:
             words = ", ".join(f"{number} {cell!r}" for cell, number in counts.most_common())
+            total = counts.total()
             yield (
-                f"The manifest's column {column!r} has {counts.total()} labels of no task's "
-                f"classes ({words}). Their slides are predicted only (cohort.unmapped_labels: "
-                "leave_out)."
+                f"The manifest's column {column!r} has {total} label{'s' * (total != 1)} of no "
+                f"task's classes ({words}). Their slides are predicted only "
+                "(cohort.unmapped_labels: leave_out)."
             )
 
 

@@ -111,7 +111,7 @@ def test_external_cohorts_follow_the_same_words(tmp_path, config_values, write_c
     config_values["cohort"] |= {"missing": ["k.a."], "unmapped_labels": "leave_out"}
     own = configured_plan(parse_config(config_values)).external["yale"].cohort
     assert known(own) == 2
-    assert "1 labels of no task's" in own.cautions[0].replace("1 label ", "1 labels ")
+    assert "has 1 label of no task's classes (1 'Equivocal')" in own.cautions[0]
 
 
 def test_the_defaults_leave_every_spec_as_it_was(config_values):

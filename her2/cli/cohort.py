@@ -9,6 +9,7 @@ import typer
 from her2.core.errors import UserError
 
 if TYPE_CHECKING:
+    from her2.cohort.manifest import Cohort
     from her2.importing.checks import Checked, Part
     from her2.importing.opening import Opening
     from her2.pipeline.plan import Plan
@@ -66,11 +67,18 @@ def cohort_check(
         plans[where] = read_external(settings, validation, slides)
     else:
         where = "cohort"
-        plans[where] = Plan(settings, configured_cohort(settings, slides, root))
+        try:
+            cohort = configured_cohort(settings, slides, root)
+        except UserError as error:  # labels may be wrong and slides too: all is told at once
+            problems.append(str(error))
+            cohort = _without_labels(slides, root, error)
+        plans[where] = Plan(settings, cohort)
+    sound = not problems
     own, shown = plans[where], settings if config is not None or validation is not None else None
     if config is not None and validation is None:
-        problems += _add_external(plans)
-        problems += _setup_problems(plans)
+        if sound:
+            problems += _add_external(plans)
+        problems += _setup_problems(plans, folds=sound)
     parts = [_part(name, plan, files=shown is not None) for name, plan in plans.items()]
     checked = check_files(
         parts,
@@ -112,7 +120,21 @@ def _add_external(plans: "dict[str, Plan]") -> Iterator[str]:
             yield str(error)
 
 
-def _setup_problems(plans: "dict[str, Plan]") -> Iterator[str]:
+def _without_labels(slides: Path, root: Path | None, error: UserError) -> "Cohort":
+    """Read the ids, paths and um/px of a manifest with other mistakes; raise `error` if it has not.
+
+    Raises:
+        UserError: `error`.
+    """
+    from her2.cohort.reading import read_labels
+
+    try:
+        return read_labels(slides, root=root, labels=())
+    except UserError:
+        raise error from None
+
+
+def _setup_problems(plans: "dict[str, Plan]", *, folds: bool) -> Iterator[str]:
     """Yield what the first process of a run, and its folds, would refuse."""
     from her2.pipeline.inputs import setup_problems
     from her2.pipeline.trial import plan_problems
@@ -125,7 +147,8 @@ def _setup_problems(plans: "dict[str, Plan]") -> Iterator[str]:
             check()
         except UserError as error:
             yield str(error)
-    yield from plan_problems(own)
+    if folds:
+        yield from plan_problems(own)
 
 
 def _part(where: str, plan: "Plan", *, files: bool) -> "Part":

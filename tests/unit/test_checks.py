@@ -199,6 +199,22 @@ def test_all_problems_are_told_at_once(check):
         assert words in said
 
 
+def test_a_wrong_label_does_not_hide_what_is_wrong_with_the_slides(check):
+    def change(folder: Path, values: dict[str, Any], rows: list[dict[str, object]]) -> None:
+        too_coarse(folder, values, rows)
+        no_folder(folder, values, rows)
+        rows[5]["her2"] = "high"
+
+    said = str(check(change, "--open").exception)
+    for words in ("row 7, column 'her2': 'high'", "slide 's2'", "cohort.masks"):
+        assert words in said
+    assert "folds" not in said
+
+    said = str(check(cells(5, slide_id="a b", her2="high"), "--open").exception)
+    assert "'a b' is not a legal id" in said
+    assert "'high' is in no task's classes" in said
+
+
 def test_opening_tells_of_every_slide_what_its_file_says(check):
     def change(folder: Path, values: dict[str, Any], rows: list[dict[str, object]]) -> None:
         rows[2]["mpp"] = "0.9"

@@ -156,8 +156,8 @@ def _undecodable(error: UnicodeDecodeError, wanted: Collection[str]) -> str:
         return f"row {row} has bytes that are not UTF-8 ({word!r}). {_AS_CSV}"
     delimiter = _DELIMITERS[_delimiter(content.decode("latin-1"), wanted)[0]]
     return (
-        f"row {row} is not in UTF-8 (cells have {delimiter} between them); in Windows-1252 it "
-        f"would have {guess!r}, and other encodings have other letters for these bytes. {_AS_CSV} "
+        f"row {row} is not in UTF-8; in Windows-1252 it would have {guess!r} (with {delimiter} "
+        f"between cells), and other encodings have other letters for these bytes. {_AS_CSV} "
         f"If {guess!r} is right, `iconv -f cp1252 -t utf-8` does so too."
     )
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from her2.cohort.cautions import Seen, cautions
+from her2.cohort.cautions import cautions
 from her2.cohort.manifest import Cohort, SlideRow
 from her2.config import Config
 from her2.core.crashes import reading
 from her2.core.errors import SlideError, TileError, UserError, problem_list
-from her2.importing.opening import Opening, SlideToOpen, open_slides
+from her2.importing.opening import Opening, SlideToOpen, open_slides, seen
 from her2.tiling.brown import brown_of_slide
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def check_files(
                 tuple(opened[n] for n in own),
                 (*lost[part.where], *problems, *copies[part.where]),
                 (
-                    *cautions([_seen(opened[n]) for n in own]),
+                    *cautions([seen(opened[n]) for n in own]),
                     *(f"slide {rows[n][1].slide_id!r}: {why}" for n in own for why in found[n][1]),
                 ),
             )
@@ -118,16 +118,6 @@ def refuse(checked: Sequence[Checked]) -> None:
     problems = [problem for one in checked for problem in one.problems]
     if problems:
         raise problem_list(f"{len(problems)} problem(s) with the slides' files", problems)
-
-
-def _seen(one: Opening) -> Seen:
-    by_hand = one.mpp_source == "manifest"
-    return Seen(
-        slide_id=one.slide_id,
-        mpp=one.mpp,
-        file_mpp=one.file_mpp if by_hand else None,
-        brown=one.brown,
-    )
 
 
 def _copies(opened: Sequence[tuple[Part, Opening]]) -> dict[str, list[str]]:

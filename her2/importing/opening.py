@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from her2.cohort.cautions import Seen
 from her2.config import Config
 from her2.core.crashes import reading
 from her2.core.errors import SlideError, TileError
@@ -103,6 +104,17 @@ def open_slides(
         except BaseException:  # Ctrl-C does not wait for the slides to come
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def seen(one: Opening) -> Seen:
+    """Return what cautions on um/px and stain look at."""
+    by_hand = one.mpp_source == "manifest"
+    return Seen(
+        slide_id=one.slide_id,
+        mpp=one.mpp,
+        file_mpp=one.file_mpp if by_hand else None,
+        brown=one.brown,
+    )
 
 
 def _open(slide: SlideToOpen, config: Config | None, brown: Brown | None) -> Opening:

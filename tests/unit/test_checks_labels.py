@@ -151,8 +151,8 @@ def test_a_sheet_of_an_old_encoding_is_refused_with_the_encoding_and_delimiter(
     with pytest.raises(UserError) as error:
         read_labels(path, labels=["her2"])
     assert (
-        f"row {2 + bool(said)} is not in UTF-8 (cells have semicolons between them); in "
-        "Windows-1252 it would have 'K\u00f6ln'" in str(error.value)
+        f"row {2 + bool(said)} is not in UTF-8; in Windows-1252 it would have 'K\u00f6ln' (with "
+        "semicolons between cells)" in str(error.value)
     )
 
 

@@ -161,6 +161,8 @@ def test_slides_that_the_config_would_leave_out_are_named_and_stay(folder):
     shown = "\n".join(done.lines)
     assert "2 slides that a run with this config leaves out" in shown
     assert "s-00: its 2 um/px is 2.00 times coarser than the target 1 um/px" in shown
+    assert "2 cautions:" in shown
+    assert "by more than 5%: s-00 (2 um/px in the manifest, 0.5 in its file)" in shown
     assert "f: no um/px in its metadata; set it in the manifest's column 'mpp'" in shown
     assert len(rows_of()) == 21
     assert record()["slides"]["f"]["mpp"] is None

@@ -23,7 +23,7 @@ from her2.config.learning import (
     own_grouping,
 )
 from her2.config.reserved import name_problems
-from her2.config.validation import ValidationSection
+from her2.config.validation import ExternalTaskSection, ValidationSection
 from her2.config.wording import Problems, problems
 from her2.core.errors import UserError, problem_list
 from her2.core.paths import BY_USER, UserPath, user_path
@@ -213,6 +213,14 @@ class Config(Section):
                     f"{', '.join(sorted(known)) or '(none)'}"
                 )
         return self
+
+    def truths(self, name: str) -> dict[str, tuple[str, ExternalTaskSection]]:
+        """Return how an external cohort tells the truth: name -> the task that it is of, section.
+
+        Without `tasks`, every task is its own truth.
+        """
+        own = self.validation[name].tasks or dict.fromkeys(self.tasks, ExternalTaskSection())
+        return {truth: (section.of or truth, section) for truth, section in own.items()}
 
     @property
     def cache_folder(self) -> Path:

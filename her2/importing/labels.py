@@ -25,7 +25,8 @@ _WORDS = re.compile(
 )
 _NEGATIVE = frozenset(
     ("negative", "negativ", "negatif", "negativo", "negativa", "neg", "non-amplified",
-     "nonamplified", "not-amplified", "nicht-amplifiziert", "unamplified")
+     "nonamplified", "not-amplified", "nicht-amplifiziert", "unamplified", "non-amplifie",
+     "nao-amplificado", "no-amplificado")
 )  # fmt: skip
 _POSITIVE = frozenset(
     ("positive", "positiv", "positif", "positivo", "positiva", "pos", "amplified", "amplifiziert",
@@ -101,9 +102,16 @@ def legal_id(text: str) -> str:
     Umlauts are spelt out, other marks dropped. Different texts can become one id: whoever calls it
     has to compare.
     """
-    plain = unicodedata.normalize("NFKD", text.strip().translate(_LETTERS))
-    ascii_only = "".join(one for one in plain if not unicodedata.combining(one))
-    return re.sub(r"[^A-Za-z0-9._]+", "-", ascii_only).strip("-._")[:128].strip("-._")
+    plain = without_accents(text)
+    return re.sub(r"[^A-Za-z0-9._]+", "-", plain).strip("-._")[:128].strip("-._")
+
+
+def without_accents(text: str) -> str:
+    """Return a text whose umlauts are spelt out, without other marks of letters."""
+    # Names of files on a Mac have letters and marks apart, which must become the same id.
+    spelt = unicodedata.normalize("NFC", text).translate(_LETTERS)
+    plain = unicodedata.normalize("NFKD", spelt)
+    return "".join(one for one in plain if not unicodedata.combining(one))
 
 
 def legal_ids(texts: Iterable[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
@@ -120,7 +128,7 @@ def _plain(text: str) -> str:
     plain = "".join(
         one for one in unicodedata.normalize("NFKD", folded(text)) if not unicodedata.combining(one)
     )
-    plain = re.sub(r"\b(not|nicht|non|un) amplif", r"\1-amplif", plain)
+    plain = re.sub(r"\b(not|nicht|non|nao|no|un) amplif", r"\1-amplif", plain)
     return "" if is_unknown(plain) else plain
 
 

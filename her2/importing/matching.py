@@ -8,7 +8,7 @@ from pathlib import Path
 
 from her2.core.errors import UserError
 from her2.core.spelling import folded, folded_id
-from her2.importing.labels import legal_id
+from her2.importing.labels import without_accents
 
 SLIDE_SUFFIXES = frozenset(
     (".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".ndpis", ".mrxs", ".scn", ".svslide",
@@ -64,13 +64,19 @@ def scan_group(path: Path) -> str:
     return name or path.stem
 
 
+def words_of(name: str) -> tuple[str, ...]:
+    """Return the words of a name, as compared with others: `H23-007 Ä1` is h23, 7, ae1."""
+    words = re.split(r"[\W_]+", folded(without_accents(name)))
+    return tuple(folded_id(word) for word in words if word)
+
+
 def match_by_name(names: Iterable[str], files: Iterable[Path]) -> Matched:
     """Return the files that each name of a sheet means.
 
     A file belongs to a name that is its whole stem, as written or spelt alike (case, spaces and
-    other signs, leading zeros, umlauts); else to that of its stem without what a rescan or a copy
-    adds; else to the name of the most words that its stem begins with: `H2301234 A1 HE.svs` to
-    `H2301234 A1` rather than `H2301234`.
+    other signs, leading zeros of numbers, umlauts); else to that of its stem without what a rescan
+    or a copy adds; else to the name of the most words that its stem begins with:
+    `H2301234 A1 HE.svs` to `H2301234 A1` rather than `H2301234`.
     """
     listed = list(dict.fromkeys(names))
     spelt = [_by_key(listed, key) for key in _SPELLINGS]
@@ -92,33 +98,30 @@ def match_by_name(names: Iterable[str], files: Iterable[Path]) -> Matched:
     )
 
 
-def _words(text: str) -> tuple[str, ...]:
-    """Return the words of an id, spelt out in lower case; a number at its start without zeros."""
-    words = [word for word in re.split(r"[._\-]+", legal_id(text).lower()) if word]
-    return (folded_id(words[0]), *words[1:]) if words else ()
-
-
-_SPELLINGS: tuple[Callable[[str], Hashable], ...] = (str, folded, folded_id, _words)
+_SPELLINGS: tuple[Callable[[str], Hashable], ...] = (str, folded, folded_id, words_of)
 """How far two spellings of a name may differ, the strictest first."""
 
 
 def _by_key(names: Iterable[str], key: Callable[[str], Hashable]) -> dict[Hashable, list[str]]:
     found: dict[Hashable, list[str]] = {}
     for name in names:
-        if _words(name):
+        if words_of(name):
             found.setdefault(key(name), []).append(name)
     return found
 
 
 def _owners(path: Path, spelt: Sequence[dict[Hashable, list[str]]]) -> list[str]:
     """Return the names that a file spells best; several if it spells them equally well."""
-    for stem in dict.fromkeys((path.stem, scan_group(path))):
+    stems = dict.fromkeys((path.stem, scan_group(path)))
+    for stem in stems:
         for key, names in zip(_SPELLINGS, spelt, strict=True):
             if owners := names.get(key(stem)):
                 return owners
-    words = _words(path.stem)
-    starts = (spelt[-1].get(words[:count]) for count in range(len(words) - 1, 0, -1))
-    return next((owners for owners in starts if owners), [])
+    for words in map(words_of, stems):
+        for count in range(len(words) - 1, 0, -1):
+            if owners := spelt[-1].get(words[:count]):
+                return owners
+    return []
 
 
 def _files(folder: Path) -> Iterator[Path]:

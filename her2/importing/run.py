@@ -224,7 +224,8 @@ def _record(
         "her2": her2.__version__,
         "source": source.name,
         "folder": str(folder),
-        "options": {name: _plain(value) for name, value in options.items()},
+        # The number of threads changes nothing of what is written.
+        "options": {name: _plain(one) for name, one in options.items() if name != "threads"},
         "inputs": [*_inputs(found.inputs, folder)],
         "rules": list(found.rules),
         "conflicts": list(found.conflicts),

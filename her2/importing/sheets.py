@@ -32,7 +32,7 @@ _SUMS = re.compile(
     r"mittelwert|durchschnitt|moyenne|media|average)(?:[\s:=(].*)?"
 )
 """First cells of rows about all rows above, in five languages. An id such as `sum-3` is none."""
-_MIDNIGHT = re.compile(r"(\d{4}-\d\d-\d\d) 00:00:00")
+_MIDNIGHT = re.compile(r"^(\d{4}-\d\d-\d\d)[ T]00:00:00(?:\.0+)?Z?$")
 _FOREIGN = {b"%PDF": "a PDF", b"\x1f\x8b": "compressed by gzip", b"PAR1": "a Parquet"}
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 _SEARCHED = 30
@@ -157,7 +157,7 @@ def _of_workbook(
         for name, rows in filled.items()
         if wanted and _header_row(rows, wanted, header) is not None
     }
-    chosen = fitting or filled
+    chosen = fitting or _likest(filled, wanted)
     if not chosen:
         raise UserError(f"{path}: has no cell with a value.")
     if len(chosen) > 1:
@@ -169,6 +169,17 @@ def _of_workbook(
     name, rows = next(iter(chosen.items()))
     said = [f"sheet {name!r} of {len(found)}"] if len(found) > 1 else []
     return rows, said
+
+
+def _likest(
+    sheets: dict[str, list[list[str]]], wanted: Sequence[str]
+) -> dict[str, list[list[str]]]:
+    """Return the sheets with the most of the wanted columns, so that the others can be named."""
+    known = {
+        name: max((len(_known(row, wanted)) for row in rows[:_SEARCHED]), default=0)
+        for name, rows in sheets.items()
+    }
+    return {name: sheets[name] for name in sheets if known[name] == max(known.values())}
 
 
 def _cells(sheet: Any) -> list[list[str]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from her2.cohort import apart
 from her2.cohort.manifest import Cohort
 from her2.cohort.reading import configured_cohort
-from her2.config import CohortSection, Config, EvaluationSection, ExternalTaskSection, jobs
+from her2.config import CohortSection, Config, EvaluationSection, jobs
 from her2.config.names import cohort_folder
 from her2.core.errors import UserError, problem_list
 from her2.pipeline.plan import Plan
@@ -67,15 +67,14 @@ def read_external(config: Config, name: str, slides: Path) -> Plan:
 
 def truths(config: Config, name: str) -> dict[str, jobs.Truth]:
     """Return how an external cohort tells the truth of each task, by the name of the truth."""
-    sections = config.validation[name].tasks or dict.fromkeys(config.tasks, ExternalTaskSection())
     return {
         own: jobs.Truth(
-            of=section.of or own,
-            task=config.tasks[section.of or own],
-            truth=section.truth(config.tasks[section.of or own]),
-            sides=section.sides(config.tasks[section.of or own]),
+            of=of,
+            task=config.tasks[of],
+            truth=section.truth(config.tasks[of]),
+            sides=section.sides(config.tasks[of]),
         )
-        for own, section in sections.items()
+        for own, (of, section) in config.truths(name).items()
     }
 
 

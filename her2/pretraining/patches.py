@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from her2.config import PatchesSection
@@ -77,7 +76,7 @@ def read_rgb(path: Path) -> RgbPatch:
             image.load()
             mode = image.mode
             pixels = np.asarray(image)
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise ValueError(f"cannot be read ({first_line(error)})") from None
     if mode == "RGBA" and (pixels[..., 3] == 255).all():
         return np.ascontiguousarray(pixels[..., :3])

@@ -8,7 +8,7 @@ import polars as pl
 
 from her2.cohort.apart import Apart, read_apart
 from her2.cohort.audit import read_cohort_table
-from her2.config import Config, ExternalTaskSection, Task, ValidationSection
+from her2.config import Config, Task, ValidationSection
 from her2.config.jobs import ReportSpec
 from her2.core.tables import read_result
 from her2.pretraining.overlap import Overlap
@@ -162,10 +162,8 @@ def read_external(spec: ReportSpec, folder: Path) -> tuple[ExternalCohort, ...]:
 
 def truths(config: Config, name: str, columns: list[str]) -> tuple[ExternalTruth, ...]:
     """Return how a cohort tells the truth of each task; `columns` are those of its table."""
-    own = config.validation[name].tasks or dict.fromkeys(config.tasks, ExternalTaskSection())
     found = []
-    for truth, section in own.items():
-        of = section.of or truth
+    for truth, (of, section) in config.truths(name).items():
         task = section.truth(config.tasks[of])
         labelled = f"label_{task.label}" in columns
         found.append(ExternalTruth(truth, of, task, section.positive, labelled))

@@ -10,7 +10,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from her2.core.errors import SlideError
-from her2.core.images import open_image
+from her2.core.images import ImageTooLarge, open_image
 from her2.core.reading import check_regular
 from her2.core.types import Mask
 
@@ -105,7 +105,13 @@ def _shown(values: NDArray[Any], visible: NDArray[np.bool_] | None) -> NDArray[A
 def _flat(path: Path) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
     """Return values (h, w), and which px are visible, None for all."""
     visible = None
-    with open_image(path) as image:
+    try:
+        opened = open_image(path)
+    except ImageTooLarge as error:
+        raise _Unusable(
+            f"{error}; save it smaller, since a mask covers the slide at any size"
+        ) from None
+    with opened as image:
         clear = image.info.get("transparency")
         opaque = {"RGBA": "RGB", "LA": "L", "PA": "P"}.get(image.mode)
         if opaque or isinstance(clear, bytes) or (clear is not None and image.mode in "1LRGBP"):

@@ -33,6 +33,7 @@ def write_xlsx(path: Path, sheets: Mapping[str, Rows], *, strict: bool = False) 
         '<Default Extension="xml" ContentType="application/xml"/>'
         f'<Override PartName="/xl/workbook.xml" ContentType="{kind}.sheet.main+xml"/>'
         f'<Override PartName="/xl/styles.xml" ContentType="{kind}.styles+xml"/>'
+        f'<Override PartName="/xl/sharedStrings.xml" ContentType="{kind}.sharedStrings+xml"/>'
         + "".join(
             f'<Override PartName="/xl/worksheets/sheet{n}.xml" ContentType="{kind}.worksheet+xml"/>'
             for n, _ in listed
@@ -52,22 +53,29 @@ def write_xlsx(path: Path, sheets: Mapping[str, Rows], *, strict: bool = False) 
             for n, _ in listed
         )
         + f'<Relationship Id="rId{len(listed) + 1}" Type="{names["rels"]}/styles" '
-        'Target="styles.xml"/></Relationships>',
+        f'Target="styles.xml"/><Relationship Id="rId{len(listed) + 2}" '
+        f'Type="{names["rels"]}/sharedStrings" Target="sharedStrings.xml"/></Relationships>',
         "xl/styles.xml": f'<styleSheet xmlns="{names["main"]}"><fonts count="1"><font/></fonts>'
         '<fills count="1"><fill/></fills><borders count="1"><border/></borders>'
         '<cellStyleXfs count="1"><xf/></cellStyleXfs><cellXfs count="2"><xf numFmtId="0"/>'
         '<xf numFmtId="14" applyNumberFormat="1"/></cellXfs></styleSheet>',
     }
+    texts: dict[str, int] = {}
     for n, name in listed:
         rows = "".join(
             f'<row r="{at}">'
-            + "".join(_cell(cell, f"{_letters(column)}{at}") for column, cell in enumerate(row))
+            + "".join(
+                _cell(cell, f"{_letters(column)}{at}", strict, texts)
+                for column, cell in enumerate(row)
+            )
             + "</row>"
             for at, row in enumerate(sheets[name], start=1)
         )
         parts[f"xl/worksheets/sheet{n}.xml"] = (
             f'<worksheet xmlns="{names["main"]}"><sheetData>{rows}</sheetData></worksheet>'
         )
+    items = "".join(f'<si><t xml:space="preserve">{escape(text)}</t></si>' for text in texts)
+    parts["xl/sharedStrings.xml"] = f'<sst xmlns="{names["main"]}">{items}</sst>'
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as made:
         for part, text in parts.items():
             made.writestr(part, _HEAD + text)
@@ -106,19 +114,21 @@ def write_ods(path: Path, sheets: Mapping[str, Rows]) -> Path:
     return path
 
 
-def _cell(cell: Cell, place: str) -> str:
+def _cell(cell: Cell, place: str, strict: bool, texts: dict[str, int]) -> str:
+    """Return a cell as XML; `texts` are the workbook's texts so far, each with its number."""
     if cell is None:
         return ""
     if isinstance(cell, bool):
         return f'<c r="{place}" t="b"><v>{int(cell)}</v></c>'
+    if isinstance(cell, date) and strict:  # as Excel writes days into strict workbooks
+        return f'<c r="{place}" s="1" t="d"><v>{cell.isoformat()}T00:00:00</v></c>'
     if isinstance(cell, date):
         return f'<c r="{place}" s="1"><v>{(cell - date(1899, 12, 30)).days}</v></c>'
     if isinstance(cell, int | float):
         return f'<c r="{place}"><v>{cell}</v></c>'
     if cell.startswith("#"):
         return f'<c r="{place}" t="e"><v>{escape(cell)}</v></c>'
-    text = f'<is><t xml:space="preserve">{escape(cell)}</t></is>'
-    return f'<c r="{place}" t="inlineStr">{text}</c>'
+    return f'<c r="{place}" t="s"><v>{texts.setdefault(cell, len(texts))}</v></c>'
 
 
 def _ods_cell(cell: Cell) -> str:

@@ -11,6 +11,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from her2.core import images
 from her2.core.errors import SlideError
 from her2.core.images import FORMATS, open_image
 from her2.core.reading import check_regular
@@ -98,6 +99,18 @@ def test_the_named_formats_are_opened(tmp_path, name):
     px = np.arange(300, dtype=np.uint8).reshape(10, 10, 3)
     Image.fromarray(px).save(tmp_path / "x", name)
     np.testing.assert_array_equal(np.asarray(open_image(tmp_path / "x")), px)
+
+
+def test_a_mask_or_patch_that_would_fill_the_memory_is_refused_by_its_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "LARGEST_PX", 10_000)
+    for name, size in (("fits.png", (100, 100)), ("large.png", (100, 101))):
+        Image.new("RGB", size).save(tmp_path / name)
+    read_rgb(tmp_path / "fits.png")
+    read_mask(tmp_path / "fits.png", (100, 100), size_px=(4000, 4000))
+    with pytest.raises(ValueError, match="has 100 x 101 px, which take"):
+        read_rgb(tmp_path / "large.png")
+    with pytest.raises(SlideError, match="10,000 px of its kind; save it smaller"):
+        read_mask(tmp_path / "large.png", (100, 100), size_px=(4000, 4000))
 
 
 @pytest.mark.parametrize("name", ["GIF", "EPS", "PDF", "ICO", "TGA", "PCX", "SGI"])

@@ -1,12 +1,14 @@
 """A name in a sheet means the files that a person would say it means, and no other."""
 
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from her2.core.errors import UserError
+from her2.importing.labels import legal_id
 from her2.importing.matching import (
     match_by_name,
     scan_group,
@@ -49,6 +51,11 @@ def matched(names: list[str], *stems: str) -> dict[str, list[str]]:
         ("7", "007 HE"),
         ("Müller", "Mueller HE"),
         ("H23 A1", "H23_A1_HE"),
+        ("H/2023/01234", "H-2023-01234 A1"),
+        ("H2301234", "Kopie von H2301234 A1 HE"),
+        ("Müller 7", "Mueller_007_HE"),
+        ("Müller 7", unicodedata.normalize("NFD", "Müller 7 HE")),
+        ("Пациент 1", "пациент 01"),
     ],
 )
 def test_a_file_belongs_to_the_name_it_spells(name, stem):
@@ -58,7 +65,7 @@ def test_a_file_belongs_to_the_name_it_spells(name, stem):
 @pytest.mark.parametrize(
     ("name", "stem"),
     [("H23", "H234"), ("7", "17"), ("7", "70"), ("1", "1a"), ("H23", "x H23"), ("HE", "HER2 HE"),
-     ("", "H23"), ("1.5", "1.25"), ("Müll", "Müller")],
+     ("", "H23"), ("1.5", "1.25"), ("Müll", "Müller"), ("A1", "H2301234 A1"), ("Пациент 1", "1")],
 )  # fmt: skip
 def test_a_file_belongs_to_no_name_that_only_resembles(name, stem):
     found = match_by_name([name], [Path(f"{stem}.svs")])
@@ -74,6 +81,11 @@ def test_the_longest_name_is_meant():
         "H2301234 A1": ["H2301234 A1 HE"],
         "H2301234 A": ["H2301234 A 3"],
     }
+
+
+@pytest.mark.parametrize("text", ["Müller", "É1", "Å ß"])
+def test_an_id_does_not_depend_on_the_form_of_unicode(text):
+    assert legal_id(unicodedata.normalize("NFD", text)) == legal_id(text)
 
 
 def test_a_file_s_own_spelling_goes_before_any_other():

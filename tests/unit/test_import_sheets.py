@@ -131,6 +131,12 @@ def test_several_sheets_with_rows_are_asked_for(tmp_path):
         read_sheet_file(path, sheet="Falle")
 
 
+def test_a_column_that_no_sheet_has_is_named_rather_than_the_sheets(tmp_path):
+    path = write_xlsx(tmp_path / "a.xlsx", SHEETS)
+    with pytest.raises(UserError, match=r"has no column 'HER2 IHC'; .* has Fall, HER2\."):
+        read_sheet_file(path, wanted=("Fall", "HER2 IHC"))
+
+
 def test_several_sheets_with_the_wanted_columns_are_named_without_the_others(tmp_path):
     path = write_xlsx(tmp_path / "a.xlsx", {**SHEETS, "2024": SHEETS["Fälle"]})
     with pytest.raises(UserError, match=r"2 sheets with these columns \(Fälle, 2024\)"):

@@ -1,6 +1,7 @@
 import os
 import shutil
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import tifffile
 from PIL import ExifTags, Image
 
 from her2.core.errors import SlideError, SlideUnfit, TileError
+from her2.core.images import open_image
+from her2.slides.backends import flat, read_header
 from her2.slides.fingerprint import fingerprint
 from her2.slides.slide import Scale, Slide
 from her2.synthetic.svs import svs_bytes
@@ -470,11 +473,32 @@ def test_a_truncated_flat_image_is_not_a_slide(tmp_path, name):
         Slide(tmp_path / name)
 
 
-def test_a_flat_image_too_large_for_memory_is_not_a_slide(tmp_path, monkeypatch):
-    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(SlideError, match="4096 pixels"):
-        Slide(tmp_path / "a.png")
+@pytest.mark.parametrize(("mode", "fits"), [("RGB", 2048), ("L", 8192), ("I;16", 4096)])
+def test_a_flat_image_is_refused_by_the_memory_that_it_takes(tmp_path, monkeypatch, mode, fits):
+    monkeypatch.setattr(flat, "LARGEST_BYTES", 2048 * 4)
+    for height in (32, 33):
+        Image.new(mode, (fits // 32, height)).save(tmp_path / f"{height}.png")
+    Slide(tmp_path / "32.png").close()
+    for read in (Slide, read_header):
+        with pytest.raises(SlideError) as error:
+            read(tmp_path / "33.png")
+        assert f"has {fits // 32:,} x 33 px" in str(error.value)
+        assert f"{fits:,} px of its kind" in str(error.value)
+        assert "make a pyramidal TIFF of it" in str(error.value)
+        assert "truncated" not in str(error.value)
+
+
+def test_a_flat_image_above_the_limit_of_pillow_is_a_slide(tmp_path):
+    """BCNB has regions of 17,408 x 18,944 px; of one bit, they are small enough for a test."""
+    size = (17_408, 18_944)
+    assert size[0] * size[1] * 4 <= flat.LARGEST_BYTES
+    Image.new("1", size, 1).save(tmp_path / "a.png")
+    assert read_header(tmp_path / "a.png").level_sizes == (size,)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_image(tmp_path / "a.png", largest_bytes=flat.LARGEST_BYTES).close()
+    with pytest.raises(ValueError, match="178,956,970 px of its kind"):  # masks and patches
+        open_image(tmp_path / "a.png")
 
 
 def test_a_slide_that_is_not_there_is_said_not_to_exist(tmp_path):

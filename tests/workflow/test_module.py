@@ -8,6 +8,7 @@ from zipfile import ZipFile
 
 import pytest
 
+from tests.workflow.conftest import copy
 from tests.workflow.project import REPOSITORY, Project
 
 pytestmark = pytest.mark.xdist_group("workflow")
@@ -47,7 +48,10 @@ def test_another_snakefile_uses_the_workflow_as_a_module(project: Project) -> No
 
 
 @pytest.mark.parametrize("name", ["own.zip", "own.html"])
-def test_snakemakes_own_report_has_our_captions_and_categories(project: Project, name: str) -> None:
+def test_snakemakes_own_report_has_our_captions_and_categories(
+    validated: Project, tmp_path: Path, name: str
+) -> None:
+    project = copy(validated, tmp_path / "project")
     run = project.snakemake("--report", name)
     assert run.code == 0, run.output
     index = (project.folder / name).read_bytes()
@@ -56,7 +60,14 @@ def test_snakemakes_own_report_has_our_captions_and_categories(project: Project,
             (page,) = (name for name in archive.namelist() if name.count("/") == 1)
             index = archive.read(page)
     shown = " ".join(index.decode("utf-8").replace("\\n", " ").split())
-    for category in ("Report", "Performance", "Controls", "Explanation", "Cohort"):
+    for category in (
+        "Report",
+        "Performance",
+        "Controls",
+        "Explanation",
+        "Cohort",
+        "External validation",
+    ):
         assert f'"{category}"' in shown
     captions = sorted((REPOSITORY / "workflow/report").glob("*.rst"))
     assert len(captions) > 20

@@ -25,7 +25,10 @@ rule build_report:
             heads=CONFIG.heads,
         ),
         external=FILES.each_external(
-            "evaluation/comparison.parquet",
+            "cohort/slides.parquet",
+            "cohort/apart.json",
+            "evaluation/case_mix.parquet",
+            "evaluation/{task}/{encoder}/{head}/predictions.parquet",
             "heatmaps/{task}/{encoder}/{head}/heatmaps.json",
             "attention/{task}/{encoder}/{head}/agreement.parquet",
         ),

@@ -18,12 +18,11 @@ from typing import IO, Protocol
 from her2.core.errors import UserError, first_line
 from her2.core.files import atomic_folder, atomic_path
 from her2.core.reading import is_lfs_pointer, path_problem
-from her2.core.sharing import check_readable
-from her2.frozen.bundle.schema import FileFacts
+from her2.core.sharing import denied
+from her2.frozen.bundle.schema import SCHEMA_NAME, FileFacts
 
 IGNORED = frozenset({".cache", ".git", ".gitattributes", ".gitignore", ".locks"})
 """What a hub puts beside the files of a repository; it is never read."""
-MAX_FILES = 10_100
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 """The earliest time that a zip can state."""
 _BLOCK_BYTES = 1 << 22
@@ -79,25 +78,24 @@ def list_files(path: Path) -> Files:
         UserError: there is none, or it has something that no bundle has: a folder, a link, a
             compressed or encrypted member, a name twice. All of them are named.
     """
-    check_readable(path)
     if problem := path_problem(path, "file or folder"):
         raise UserError(f"{path}: {problem}; give a bundle, a folder or a .zip.")
-    found: Files = _list_folder(path) if path.is_dir() else _list_zip(path)
-    if len(found.sizes) > MAX_FILES:
-        raise UserError(f"{path}: has {len(found.sizes):,} files, so it is no bundle.")
-    return found
+    return _list_folder(path) if path.is_dir() else _list_zip(path)
 
 
 def _list_folder(path: Path) -> FolderFiles:
     sizes, problems = {}, []
-    for item in sorted(path.iterdir()):
-        if item.name in IGNORED:
-            continue
+    found = sorted(item for item in path.iterdir() if item.name not in IGNORED)
+    if SCHEMA_NAME not in {item.name for item in found}:  # nor looked through any further
+        raise UserError(f"{path}: has no {SCHEMA_NAME}, so it is not a bundle, or not all of one.")
+    for item in found:
         mode = item.lstat().st_mode
         if stat.S_ISLNK(mode):
             problems.append(f"{item.name!r} is a link; copy the bundle with `cp -rL`")
         elif not stat.S_ISREG(mode):
             problems.append(f"{item.name!r} is no file; take it out of the folder")
+        elif not os.access(item, os.R_OK):
+            raise denied(item)
         elif is_lfs_pointer(item):
             problems.append(f"{item.name!r} is a pointer of Git LFS; run `git lfs pull` there")
         else:

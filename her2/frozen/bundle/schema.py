@@ -287,7 +287,7 @@ class Body(Section):
 
 
 class Contents(Body):
-    """`bundle.json`."""
+    """What a bundle says, its files and its digest."""
 
     files: dict[FileName, FileFacts] = Field(description="every other file of the bundle")
     digest: Sha256 = Field(

@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 
 from her2.cohort.similar import SUSPICIOUS
+from her2.frozen.cautions import FAR_PERCENT, MPP_TOLERANCE, RANGE_TOLERANCE
 from her2.report.external_results import ExternalCohort
 from her2.report.format import NA, number, percent, plural, signed
 from her2.report.results import Results, one_row_per_slide
@@ -15,15 +16,10 @@ from her2.report.sections.leakage import Check
 from her2.report.sections.overlap import overlap_of
 from her2.report.tables import PageTable, TableCell, TableRow, page_table
 
-FAR_PERCENT = 99.0
-"""Percentile of the distances within development beyond which a slide looks unlike them."""
 NAMED = 5
 """Slides that a caution names; the CSV file has all."""
 _USABLE = pl.col("status") == "ok"
 _SCALE = "um/px"
-MPP_TOLERANCE, RANGE_TOLERANCE = 0.02, 1e-5
-"""Shares by which a um/px, and another number, may lie outside of the range: scanners of one model
-differ in their um/px by less, and tiles are resampled to an exact one."""
 
 
 @dataclass(frozen=True, slots=True)

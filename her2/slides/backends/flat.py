@@ -9,7 +9,8 @@ from pathlib import Path
 import openslide
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from her2.core.images import open_image
+from her2.core.errors import SlideError
+from her2.core.images import ImageTooLarge, open_image
 from her2.slides.backends import OpenedSlide, SlideHeader, UnreadableSlide
 
 log = logging.getLogger(__name__)
@@ -17,6 +18,8 @@ log = logging.getLogger(__name__)
 NAME = "Pillow"
 ORDER = 90
 
+LARGEST_BYTES = 3 << 29
+"""Memory of a decoded slide, 403 million px in colour: two at once fit into a job that tiles."""
 _TILE_WIDTH_TAG = 322
 
 
@@ -30,7 +33,8 @@ def open_slide(path: Path) -> "FlatImage | None":
 
     Raises:
         FileNotFoundError: there is no such file.
-        UnreadableSlide: it is truncated, too large for memory, or a tiled TIFF.
+        UnreadableSlide: it is truncated or a tiled TIFF.
+        SlideError: it would take more than `LARGEST_BYTES` of memory.
     """
     image = _identified(path, decode=True)
     if image is None:
@@ -50,7 +54,8 @@ def read_header(path: Path) -> SlideHeader | None:
 
     Raises:
         FileNotFoundError: there is no such file.
-        UnreadableSlide: it is too large for memory, or a tiled TIFF.
+        UnreadableSlide: it is a tiled TIFF.
+        SlideError: it would take more than `LARGEST_BYTES` of memory.
     """
     image = _identified(path, decode=False)
     if image is None:
@@ -62,7 +67,7 @@ def read_header(path: Path) -> SlideHeader | None:
 def _identified(path: Path, *, decode: bool) -> Image.Image | None:
     """Return an image, or None where Pillow does not know the format."""
     try:
-        image = open_image(path)
+        image = open_image(path, largest_bytes=LARGEST_BYTES)
         if _TILE_WIDTH_TAG in getattr(image, "tag_v2", ()):
             # OpenSlide reads every complete tiled TIFF, so this one is truncated.
             raise UnreadableSlide("a tiled TIFF that OpenSlide refuses")
@@ -72,6 +77,12 @@ def _identified(path: Path, *, decode: bool) -> Image.Image | None:
         return image
     except UnidentifiedImageError:
         return None
+    except ImageTooLarge as error:
+        raise SlideError(
+            f"{error}, since a flat image is decoded whole; make a pyramidal TIFF of it (`her2 "
+            "import bcnb --convert` does, or libvips: vips tiffsave A.jpg A.tif --tile --pyramid "
+            "--compression jpeg --Q 90 --bigtiff) and name that in the manifest"
+        ) from None
     except (FileNotFoundError, UnreadableSlide, MemoryError):
         raise
     except Exception as error:  # Pillow raises all kinds of errors on damaged files

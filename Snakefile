@@ -2,7 +2,8 @@
 
 snakemake --cores 8                           the demo (config.yaml)
 snakemake --cores 8 --configfile=mine.yaml    your slides
-Targets: features, train, report (the default builds everything).
+Targets: features, train, report (the default builds everything). They come first:
+snakemake --cores 8 features --configfile mine.yaml
 """
 
 from snakemake.utils import min_version

@@ -1,4 +1,4 @@
-"""The `her2` command: checks of a manifest, a config and the cache, and the demo's data."""
+"""The `her2` command: checks of a config and the cache, and the demo's data."""
 
 import csv
 import json
@@ -34,62 +34,9 @@ ConfigsOption = Annotated[
     typer.Option("--config", help="config of a run, for its cache and its results folder"),
 ]
 
-cohort_app = typer.Typer(help="Check a manifest.", no_args_is_help=True)
 config_app = typer.Typer(help="Check and describe a config.", no_args_is_help=True)
 cache_app = typer.Typer(help="Manage the content-addressed cache.", no_args_is_help=True)
 synthetic_app = typer.Typer(help="Draw the synthetic demo cohort.", no_args_is_help=True)
-
-
-@cohort_app.command("check")
-def cohort_check(
-    slides: Annotated[Path, typer.Argument(help="the manifest, .csv or .parquet")],
-    config: Annotated[
-        Path | None,
-        typer.Option(help="config whose tasks the labels must fit; default: config.yaml"),
-    ] = None,
-    root: Annotated[Path | None, typer.Option(help="where relative paths start")] = None,
-    validation: Annotated[
-        str | None, typer.Option(help="check it as this external cohort of the config")
-    ] = None,
-) -> None:
-    """Check a manifest: columns, ids, labels, folds, files, annotations, masks and duplicates."""
-    from her2.cohort.check import check_files
-    from her2.cohort.labels import decision_lines
-    from her2.cohort.reading import configured_cohort
-    from her2.config import load_config
-    from her2.core.errors import UserError
-    from her2.pipeline.external import read_external
-    from her2.pipeline.plan import Plan
-    from her2.pipeline.trial import plan_problems
-
-    settings = load_config(config or Path("config.yaml"))
-    if root is None and config is not None:
-        root = settings.cohort.root  # the default config's root is the demo's, useless here
-    # The default config's folds, classes and masks are the demo's.
-    masks = settings.cohort.tissue_masks if config is not None else None
-    problems: list[str] = []
-    if validation is None:
-        cohort = configured_cohort(settings, slides, root)
-        if config is not None:
-            problems = plan_problems(Plan(settings, cohort))
-    else:
-        plan = read_external(settings, validation, slides)
-        cohort, settings = plan.cohort, plan.config
-        masks = settings.cohort.tissue_masks
-    tasks, rule = settings.tasks, settings.cohort.patient_label
-    try:
-        check_files(cohort, tissue_masks=masks, classes=settings.tiling.annotation_classes)
-    except UserError as error:
-        problems.append(str(error))
-    for text in (*cohort.remarks, *cohort.cautions):
-        print(text)
-    if problems:
-        raise UserError("\n".join(problems))
-    patients = len({row.patient_id for row in cohort.rows})
-    print(f"{slides}: {len(cohort.rows)} slides of {patients} patients, no problems found")
-    conflicts = {name: cohort.conflicts(task) for name, task in tasks.items()}
-    for line in decision_lines(tasks, conflicts, rule):
-        print(line)
 
 
 @config_app.command("check")

@@ -11,8 +11,9 @@ from typing import Annotated, NoReturn
 import typer
 
 from her2 import __version__
-from her2.cli.admin import cache_app, cohort_app, config_app, synthetic_app
+from her2.cli.admin import cache_app, config_app, synthetic_app
 from her2.cli.bundle import bundle_app
+from her2.cli.cohort import cohort_app
 from her2.cli.imports import import_app
 from her2.cli.inspect import explain_slide, show_status
 from her2.cli.power import show_power

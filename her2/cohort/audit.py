@@ -4,12 +4,14 @@ They are two jobs, because a site or scanner that changes in the manifest must c
 only, while everything in stage 2 depends on the checks.
 """
 
+import logging
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
 import polars as pl
 
+from her2.cohort.cautions import Seen, cautions
 from her2.cohort.columns import FURTHER
 from her2.cohort.manifest import Cohort
 from her2.cohort.usable import EXCLUDED
@@ -17,6 +19,9 @@ from her2.config.jobs import AuditSpec, CohortSpec
 from her2.core.errors import UserError, problem_list
 from her2.core.tables import read_result, write_parquet, write_table
 from her2.storage.entries import TileEntry, check_excluded, read_all_entries
+from her2.storage.facts import LATER
+
+log = logging.getLogger(__name__)
 
 TABLE_NAME = "slides.parquet"
 
@@ -90,6 +95,12 @@ def tabulate_cohort(spec: CohortSpec, cohort: Cohort, tiles: Path, output: Path)
     """
     entries = _entries(tiles, spec.grids, spec.buckets)
     described = cohort.described
+    found = {
+        (slide_id, grid): entry.columns()
+        for grid, own in entries.items()
+        for slide_id, entry in own.items()
+    }
+    later = [name for name in LATER if any(name in values for values in found.values())]
     records = [
         {
             "slide_id": row.slide_id,
@@ -98,15 +109,40 @@ def tabulate_cohort(spec: CohortSpec, cohort: Cohort, tiles: Path, output: Path)
             **{name: row.value(name) for name in described},
             **{f"{FURTHER}{name}": row.value(name) for name in spec.columns},
             "grid": grid,
-            **entries[grid][row.slide_id].columns(),
+            **found[row.slide_id, grid],
+            **{name: found[row.slide_id, grid].get(name) for name in later},
         }
         for row in cohort.rows
         for grid in spec.grids
     ]
     table = pl.DataFrame(records, infer_schema_length=None)
+    for caution in table_cautions(table):
+        log.warning(caution)
     output.mkdir(parents=True, exist_ok=True)
     write_table(table, output / "slides")
     return table
+
+
+def table_cautions(table: pl.DataFrame) -> tuple[str, ...]:
+    """Return what the cohort's table says may be wrong with slides, see `her2.cohort.cautions`.
+
+    A slide that no grid could use is not among them.
+    """
+    usable = table.filter(pl.col("status") == "ok").unique("slide_id", keep="first")
+    slides = [
+        Seen(
+            slide_id=row["slide_id"],
+            mpp=(row["mpp_x"], row["mpp_y"]),
+            file_mpp=_pair(row.get("file_mpp_x"), row.get("file_mpp_y")),
+            brown=row.get("brown"),
+        )
+        for row in usable.sort("slide_id").iter_rows(named=True)
+    ]
+    return tuple(cautions(slides))
+
+
+def _pair(x: float | None, y: float | None) -> tuple[float, float] | None:
+    return None if x is None or y is None else (x, y)
 
 
 def _entries(tiles: Path, grids: tuple[str, ...], buckets: tuple[str, ...]) -> Entries:

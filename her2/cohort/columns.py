@@ -16,7 +16,7 @@ from typing import Literal
 
 from her2.config import NAME_PATTERN
 from her2.core.paths import user_path
-from her2.core.spelling import MISSING, has_controls, is_missing, is_unknown
+from her2.core.spelling import has_controls, is_dash, is_missing, is_unknown
 from her2.core.types import MPP_RANGE
 
 Value = str | float | None
@@ -74,13 +74,13 @@ def text(cell: str) -> str | None:
 
 
 def label(cell: str) -> str | None:
-    """Parse a label."""
-    return None if is_unknown(cell) else cell
+    """Parse a label. A dash is kept, as a task may have it for negative; else no class has it."""
+    return None if is_unknown(cell) and not is_dash(cell) else cell
 
 
 def number(cell: str) -> float | None:
     """Parse a finite number."""
-    if is_missing(cell):
+    if is_unknown(cell):
         return None
     value = _float(cell)
     if not math.isfinite(value):
@@ -120,15 +120,15 @@ def slide_file(cell: str) -> str:
 
 def further_file(cell: str) -> str | None:
     """Parse the path of a file that a slide may have. The cell is kept as it is written."""
-    found = text(cell)
-    if found is not None:
-        user_path(found)
-    return found
+    if is_unknown(cell):
+        return None
+    user_path(cell)
+    return cell
 
 
 def scale(cell: str) -> float | None:
     """Parse a um/px. NaN is an error here, as it comes from a wrong computation."""
-    if cell.lower() in MISSING - {"nan"}:
+    if is_unknown(cell) and cell.lower() != "nan":
         return None
     mpp = _float(cell)
     low, high = MPP_RANGE

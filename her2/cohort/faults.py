@@ -3,15 +3,17 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from posixpath import normpath
 
 from her2.cohort import columns
 from her2.cohort.columns import Column
-from her2.config import Task
+from her2.config import Task, UnmappedLabels
 from her2.core.sheets import Sheet, rows_in_words
 from her2.core.spelling import (
     folded,
     folded_id,
+    is_dash,
     is_missing,
     is_spelling_of,
     is_unknown,
@@ -27,7 +29,7 @@ _APART = (
 
 _COLUMN = re.compile(r"column '[^']*'")
 _VALUES = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\d+(?:, \d+)*| and (?= more)")
-_ERRORS = ("#N/A", "#NA", "#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NUM!", "#NULL!")
+_FAILED = ("#N/A", "#NA", "#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NUM!", "#NULL!")
 """What spreadsheets show for a formula that failed."""
 
 
@@ -109,7 +111,7 @@ def doubtful_values(sheet: Sheet, further: Collection[str]) -> Iterator[str]:
     grouping = (column.name for column in columns.COLUMNS if _groups(column))
     for name in dict.fromkeys((*grouping, *further)):
         for cell, number in Counter(sheet.cells.get(name, ())).items():
-            if cell.startswith(_ERRORS) or (is_unknown(cell) and not is_missing(cell)):
+            if cell.startswith(_FAILED) or (is_unknown(cell) and not is_missing(cell)):
                 yield (
                     f"The manifest's column {name!r} has {cell!r} {number} times, which counts as "
                     "a value. If it means that the value is missing, leave the cells empty."
@@ -145,7 +147,23 @@ def row_problems(sheet: Sheet, further: Collection[str]) -> Iterator[str]:
             yield f"{rows_in_words(numbers)}, column {name!r}: {spelt(group)} {_APART}"
 
 
-def label_problems(sheet: Sheet, tasks: Mapping[str, Task]) -> Iterator[str]:
+@dataclass(frozen=True, slots=True)
+class LabelRules:
+    """What becomes of labels of no class: the config's `cohort.missing` and `unmapped_labels`."""
+
+    missing: Collection[str] = ()
+    unmapped: UnmappedLabels = "error"
+
+    def means_missing(self, cell: str) -> bool:
+        """Return whether a label that no class has means that the label is missing."""
+        return is_unknown(cell) or folded(cell) in {folded(word) for word in self.missing}
+
+
+STRICT = LabelRules()
+"""Labels of no class are errors."""
+
+
+def label_problems(sheet: Sheet, tasks: Mapping[str, Task], rules: LabelRules) -> Iterator[str]:
     """Yield the labels that no task has, and those of tasks that mean a missing value."""
     for name, task in tasks.items():
         for values in task.classes.values():
@@ -153,34 +171,58 @@ def label_problems(sheet: Sheet, tasks: Mapping[str, Task]) -> Iterator[str]:
                 f"`tasks.{name}.classes`: a label {value!r} means that the label is missing; "
                 "write another word for it, here and in the manifest"
                 for value in values
-                if is_unknown(value.strip())
+                if is_unknown(value.strip()) and not is_dash(value.strip())
             )
-    for column in sorted({task.label for task in tasks.values()}):
-        legal = {
-            value
-            for task in tasks.values()
-            if task.label == column
-            for values in task.classes.values()
-            for value in values
-        }
+            yield from (
+                f"`cohort.missing`: {value!r} is a label of the task {name!r}; delete it here or "
+                "there"
+                for value in values
+                if folded(value) in {folded(word) for word in rules.missing}
+            )
+    for column, legal in _legal(tasks).items():
         found = places(sheet.numbers, sheet.cells[column])
         for cell, numbers in found.items():
-            if cell not in legal and not is_unknown(cell):
-                meant = next(
-                    (one for one in sorted(legal) if folded_id(one) == folded_id(cell)), ""
-                )
-                yield (
-                    f"{rows_in_words(numbers)}, column {column!r}: {cell!r} is in no task's "
-                    f"classes; {f'write it as {meant!r}' if meant else f'use {_list(legal)}'}, or "
-                    "leave the cell empty if unknown"
-                )
+            if cell in legal or rules.means_missing(cell):
+                continue
+            meant = _alike(cell, legal)
+            if not meant and rules.unmapped == "leave_out":
+                continue
+            yield (
+                f"{rows_in_words(numbers)}, column {column!r}: {cell!r} is in no task's "
+                f"classes; {f'write it as {meant!r}' if meant else f'use {_list(legal)}'}, or "
+                "leave the cell empty if unknown"
+                + ("" if meant else " (`cohort.missing`, `cohort.unmapped_labels`)")
+            )
 
 
-def missing_labels(sheet: Sheet, labels: Collection[str]) -> Iterator[str]:
+def left_out_labels(sheet: Sheet, tasks: Mapping[str, Task], rules: LabelRules) -> Iterator[str]:
+    """Yield how many slides have labels that no task has, where such labels are left out."""
+    for column, legal in _legal(tasks).items() if rules.unmapped == "leave_out" else ():
+        counts = Counter(
+            cell
+            for cell in sheet.cells[column]
+            if cell not in legal and not rules.means_missing(cell) and not _alike(cell, legal)
+        )
+        if counts:
+            words = ", ".join(f"{number} {cell!r}" for cell, number in counts.most_common())
+            total = counts.total()
+            yield (
+                f"The manifest's column {column!r} has {total} label{'s' * (total != 1)} of no "
+                f"task's classes ({words}). Their slides are predicted only "
+                "(cohort.unmapped_labels: leave_out)."
+            )
+
+
+def missing_labels(
+    sheet: Sheet, labels: Collection[str], tasks: Mapping[str, Task], rules: LabelRules
+) -> Iterator[str]:
     """Yield how many slides have a label, for columns where some have none, and what they have."""
+    legal = _legal(tasks)
     for name in sorted(labels):
         cells = sheet.cells[name]
-        missing = Counter(cell for cell in cells if is_unknown(cell))
+        missing = Counter(
+            cell for cell in cells if cell not in legal.get(name, ()) and rules.means_missing(cell)
+        )
         if missing:
             words = ", ".join(
                 f"{number} {repr(cell) if cell else 'empty'}"
@@ -190,6 +232,19 @@ def missing_labels(sheet: Sheet, labels: Collection[str]) -> Iterator[str]:
                 f"column {name!r}: {len(cells) - missing.total()} of {len(cells)} slides have a "
                 f"label; the others are predicted only ({words})"
             )
+
+
+def _legal(tasks: Mapping[str, Task]) -> dict[str, set[str]]:
+    """Return label column -> the labels that some task has."""
+    legal: dict[str, set[str]] = {task.label: set() for _, task in sorted(tasks.items())}
+    for task in tasks.values():
+        legal[task.label] |= {value for values in task.classes.values() for value in values}
+    return dict(sorted(legal.items()))
+
+
+def _alike(cell: str, legal: Collection[str]) -> str:
+    """Return the label that a cell looks like, "" if there is none."""
+    return next((one for one in sorted(legal) if folded_id(one) == folded_id(cell)), "")
 
 
 def _repeated(

@@ -43,6 +43,7 @@ def configured_cohort(
         tasks=config.tasks if tasks is None else tasks,
         patient_label=config.cohort.patient_label,
         named=config.evaluation.columns,
+        rules=faults.LabelRules(config.cohort.missing, config.cohort.unmapped_labels),
         fixed_split=config.folds.split == "use" and tasks is None,
         asked=asked,
         where=where,
@@ -56,6 +57,7 @@ def read_cohort(
     tasks: Mapping[str, Task],
     patient_label: PatientLabel = "refuse",
     named: Mapping[str, str] | None = None,
+    rules: faults.LabelRules = faults.STRICT,
     fixed_split: bool = False,
     asked: Mapping[str, str] | None = None,
     where: str = "cohort",
@@ -68,6 +70,7 @@ def read_cohort(
         tasks: tasks whose label columns and classes the manifest must fit.
         patient_label: the config's `cohort.patient_label`.
         named: further columns to read as text -> the config's key that names each.
+        rules: what becomes of labels that no task has.
         fixed_split: whether the column `split`, where it has a value, must fit `folds.split: use`.
         asked: label columns that the manifest must have wherever it is named -> the config's key
             that names each.
@@ -90,7 +93,7 @@ def read_cohort(
         for name, key in (asked or {}).items()
         if name not in sheet.header
     ]
-    problems += faults.label_problems(sheet, tasks)
+    problems += faults.label_problems(sheet, tasks, rules)
     patients = [row for row in rows if _identified(row)] if problems else rows
     whole = Cohort(tuple(patients), slides.parent)
     problems += [
@@ -109,8 +112,9 @@ def read_cohort(
         cautions=(
             *faults.overlooked_columns(sheet.header, known),
             *faults.doubtful_values(sheet, named),
+            *faults.left_out_labels(sheet, tasks, rules),
         ),
-        remarks=(*sheet.remarks, *faults.missing_labels(sheet, labels)),
+        remarks=(*sheet.remarks, *faults.missing_labels(sheet, labels, tasks, rules)),
     )
 
 

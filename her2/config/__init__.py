@@ -13,6 +13,7 @@ from her2.config.data import (
     PatientLabel,
     Task,
     TilingSection,
+    UnmappedLabels,
 )
 from her2.config.encoders import (
     EmbeddingSection,
@@ -84,6 +85,7 @@ __all__ = [
     "Task",
     "TilingSection",
     "TrainingSection",
+    "UnmappedLabels",
     "ValidationSection",
     "load_config",
     "parse_config",

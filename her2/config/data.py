@@ -1,5 +1,6 @@
 """Config: slides, labels, tiles and labelled patches."""
 
+import operator
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, create_model, model_validator
@@ -9,6 +10,7 @@ from her2.core.section import ClassName, Count, Mpp, Name, Ordered, Positive, Se
 from her2.filters.registry import LISTED
 
 PatientLabel = Literal["refuse", "worst", "first", "exclude"]
+UnmappedLabels = Literal["error", "leave_out"]
 MEANS = ("macro", "weighted", "all")
 """Names in the column `class` of tables that are of several classes."""
 
@@ -49,6 +51,20 @@ class CohortSection(Section):
         "task. refuse: the run stops and names them all; worst: the highest class, for tasks with "
         "`ordinal: true`; first: the class of the patient's first slide in the manifest; exclude: "
         "the patient is left out of that task",
+    )
+    missing: tuple[str, ...] = Field(
+        (),
+        exclude_if=operator.not_,
+        description="further words (in any case) for a missing label, beside an empty cell, `-`, "
+        "NA, n/a, NaN, None, null, unknown, missing, not available, not evaluated, not applicable "
+        "and not reported, also in brackets. They count for external cohorts too",
+    )
+    unmapped_labels: UnmappedLabels = Field(
+        "error",
+        exclude_if=lambda value: value == "error",
+        description="labels that are in no task's classes. error: the run stops and names them "
+        "all; leave_out: their slides are predicted only, and the check, the run and the report "
+        "count them. It counts for external cohorts too",
     )
 
 

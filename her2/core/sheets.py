@@ -9,6 +9,7 @@ for Parquet alone.
 import codecs
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ _FOREIGN = {
     b"%PDF": "a PDF",
 }
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_SAID_DELIMITER = re.compile(r'"?sep=([,;\t|])"?(?:\r\n|\r|\n)', re.IGNORECASE)
 _AS_CSV = 'Save the sheet as "CSV UTF-8 (comma delimited)".'
 
 
@@ -85,7 +87,7 @@ def read_sheet(
         return _read_parquet(path, content, wanted, numeric)
     if path.suffix.lower() == ".parquet":
         raise UserError(f"{path}: is not a readable table: it is no Parquet file.")
-    text, encoding = _decoded(path, content)
+    text, encoding = _decoded(path, content, wanted)
     _check_size(path, max(text.count("\n"), text.count("\r")))
     return _read_csv(path, text, encoding, wanted)
 
@@ -114,7 +116,7 @@ def _content(path: Path, key: str) -> bytes:
         ) from None
 
 
-def _decoded(path: Path, content: bytes) -> tuple[str, str]:
+def _decoded(path: Path, content: bytes, wanted: Collection[str]) -> tuple[str, str]:
     """Return a CSV's text and its encoding: UTF-8, or that of its byte order mark."""
     for start, kind in _FOREIGN.items():
         if content.startswith(start):
@@ -131,17 +133,20 @@ def _decoded(path: Path, content: bytes) -> tuple[str, str]:
     try:
         text = content.decode("utf-8-sig" if encoding == "utf-8" else encoding)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not a readable table: {_undecodable(error)}") from None
+        raise UserError(f"{path}: is not a readable table: {_undecodable(error, wanted)}") from None
     return text, encoding
 
 
-def _undecodable(error: UnicodeDecodeError) -> str:
-    """Say where bytes are not of the encoding, and what they would be in that of old Windows."""
+def _undecodable(error: UnicodeDecodeError, wanted: Collection[str]) -> str:
+    """Say where bytes are not of the encoding, and what they would be in that of old Windows.
+
+    The delimiter is said too, as Excel in many countries saves both otherwise than expected.
+    """
     content, start = error.object, error.start
     if error.encoding != "utf-8":
         return f"it is damaged {error.encoding.upper()} ({error.reason}). {_AS_CSV}"
-    row = content.count(b"\n", 0, start) + 1
-    left = max(content.rfind(sign, 0, start) for sign in (b"\n", b",", b";", b"\t")) + 1
+    row = len((content[:start] + b"x").splitlines())
+    left = max(content.rfind(sign, 0, start) for sign in (b"\r", b"\n", b",", b";", b"\t")) + 1
     word = content[left : start + 20].split(b"\n")[0]
     for sign in (b"\r", b",", b";", b"\t"):
         word = word.split(sign)[0]
@@ -149,22 +154,24 @@ def _undecodable(error: UnicodeDecodeError) -> str:
         guess = word.decode("cp1252")
     except UnicodeDecodeError:
         return f"row {row} has bytes that are not UTF-8 ({word!r}). {_AS_CSV}"
+    delimiter = _DELIMITERS[_delimiter(content.decode("latin-1"), wanted)[0]]
     return (
-        f"row {row} is not in UTF-8; in Windows-1252 it would have {guess!r}, and other encodings "
-        f"have other letters for these bytes. {_AS_CSV} If {guess!r} is right, `iconv -f cp1252 "
-        "-t utf-8` does so too."
+        f"row {row} is not in UTF-8; in Windows-1252 it would have {guess!r} (with {delimiter} "
+        f"between cells), and other encodings have other letters for these bytes. {_AS_CSV} "
+        f"If {guess!r} is right, `iconv -f cp1252 -t utf-8` does so too."
     )
 
 
 def _read_csv(path: Path, text: str, encoding: str, wanted: Collection[str]) -> Sheet:
-    delimiter = _delimiter(text, wanted)
-    records, broken = _records(text, delimiter)
+    delimiter, begin = _delimiter(text, wanted)
+    first = 2 if begin else 1  # the header's row
+    records, broken = _records(text[begin:], delimiter, first)
     header = tuple(name.strip() for name in records[0]) if records else ()
     _check_size(path, len(records), len(header))
     wrong = [broken] if broken else []
     named = max((at + 1 for at, name in enumerate(header) if name), default=0)
     kept, numbers, empty = [], [], 0
-    for number, record in enumerate(records[1:], start=2):
+    for number, record in enumerate(records[1:], start=first + 1):
         if not named <= len(record) <= len(header):
             if any(cell.strip() for cell in record):
                 wrong.append(_of_another_length(number, record, header, delimiter))
@@ -189,26 +196,35 @@ def _read_csv(path: Path, text: str, encoding: str, wanted: Collection[str]) -> 
     return Sheet(header, cells, numbers, _twice(header), tuple(wrong), tuple(remarks))
 
 
-def _delimiter(text: str, wanted: Collection[str]) -> str:
-    """Return the delimiter that gives the header most of the wanted names, else the comma."""
+def _delimiter(text: str, wanted: Collection[str]) -> tuple[str, int]:
+    """Return the delimiter, and where the header begins.
+
+    It is that of Excel's line `sep=;` before the header, or the one that gives the header most of
+    the wanted names, else the comma.
+    """
+    if said := _SAID_DELIMITER.match(text):
+        return said[1], said.end()
     first = text[: text.find("\n", 1) + 1 or None]
 
     def names(delimiter: str) -> int:
         records, _ = _records(first, delimiter)
         return len({name.strip() for name in records[0]} & set(wanted)) if records else 0
 
-    return max(_DELIMITERS, key=names)  # the first of equals
+    return max(_DELIMITERS, key=names), 0  # the first of equals
 
 
-def _records(text: str, delimiter: str) -> tuple[list[list[str]], str]:
-    """Return the records of a CSV until one cannot be parsed, and what is wrong with that."""
+def _records(text: str, delimiter: str, first: int = 1) -> tuple[list[list[str]], str]:
+    """Return the records of a CSV until one cannot be parsed, and what is wrong with that.
+
+    `first` is the number of the first row.
+    """
     found: list[list[str]] = []
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         found.extend(reader)  # keeps what came before an error
     except csv.Error as error:
         return found, (
-            f"row {len(found) + 1}: is not a readable table from here on "
+            f"row {len(found) + first}: is not a readable table from here on "
             f"({printable(str(error))}); put cells "
             "with quotes, commas or line breaks in quotes, and double the quotes inside"
         )

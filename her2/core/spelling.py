@@ -4,8 +4,9 @@ import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterable
 
-MISSING = frozenset({"", "na", "n/a", "nan", "none", "null"})
-"""Cells (in any case) that mean a missing value."""
+DASHES = frozenset({"-", "--", "---"})
+MISSING = frozenset({"", "na", "n/a", "nan", "none", "null"}) | DASHES
+"""Cells (in any case) that mean a missing value; of dashes, also the longer ones of Unicode."""
 _WORDS = ("unknown", "missing", "not available", "not evaluated", "not applicable", "not reported")
 _UNKNOWN = MISSING | {*_WORDS, *(f"[{word}]" for word in _WORDS)}
 
@@ -16,12 +17,21 @@ _DASHES_OF_OTHER_CATEGORIES = frozenset("\u02d7\u2043\u2212")
 
 def is_missing(cell: str) -> bool:
     """Return whether a stripped cell means a missing value."""
-    return cell.lower() in MISSING
+    return _word(cell) in MISSING
+
+
+def is_dash(cell: str) -> bool:
+    """Return whether a stripped cell is a dash: missing, or a label where a task has it as one."""
+    return _word(cell) in DASHES
 
 
 def is_unknown(cell: str) -> bool:
     """Return whether a stripped cell is missing or says so in words, as clinical tables do."""
-    return cell.lower() in _UNKNOWN
+    return _word(cell) in _UNKNOWN
+
+
+def _word(cell: str) -> str:
+    return cell.lower() if cell.isascii() else folded(cell)
 
 
 def folded(text: str) -> str:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from her2.cohort.cautions import Seen
 from her2.config import Config
 from her2.core.crashes import reading
-from her2.core.errors import SlideError
+from her2.core.errors import SlideError, TileError
 from her2.slides.backends import read_header, slide_files
 from her2.slides.fingerprint import fingerprint
 from her2.slides.slide import Scale, find_scale
@@ -51,7 +52,8 @@ class Opening:
         fingerprint: digest of its content, "" if no other slide has its size: then none is a copy.
         excluded: why a run with the config would leave it out, one sentence for each grid; empty
             if it would not.
-        brown: share of its tissue that is brown, None if nobody asked.
+        brown: share of its tissue that is brown by DAB (`her2.tiling.brown`), None if nobody
+            asked or too many px would have to be read.
     """
 
     slide_id: str
@@ -87,7 +89,8 @@ def open_slides(
         slides: the slides.
         threads: slides that are opened at the same time.
         config: whose grids and limits decide `excluded`.
-        brown: measures the share of brown; it reads px, and so takes longer than all the rest.
+        brown: measures the share of brown of slides that are not left out; it reads px, and so
+            takes longer than all the rest.
     """
     listed = list(slides)
     with ThreadPoolExecutor(threads) as pool:
@@ -103,21 +106,38 @@ def open_slides(
             raise
 
 
+def seen(one: Opening) -> Seen:
+    """Return what cautions on um/px and stain look at."""
+    by_hand = one.mpp_source == "manifest"
+    return Seen(
+        slide_id=one.slide_id,
+        mpp=one.mpp,
+        file_mpp=one.file_mpp if by_hand else None,
+        brown=one.brown,
+    )
+
+
 def _open(slide: SlideToOpen, config: Config | None, brown: Brown | None) -> Opening:
     try:
         with reading(slide.slide_id):
             size_bytes = _size_bytes(slide.path)
             header = read_header(slide.path)
-            share = None if brown is None else brown(slide.path, slide.mpp)
     except SlideError as error:
         return Opening(slide_id=slide.slide_id, path=slide.path, problem=str(error))
-    scale = None
+    width, height = header.level_sizes[0]
+    scale = share = None
+    excluded: list[str] = []
     try:
         scale = find_scale(header.mpp, slide.mpp)
-        excluded = [] if config is None else _too_coarse(scale, config)
+        if config is not None:
+            excluded += _unfit(scale, (width, height), config)
+        if brown is not None and not excluded:
+            with reading(slide.slide_id):
+                share = brown(slide.path, slide.mpp)
     except SlideError as error:
-        excluded = [str(error)]
-    width, height = header.level_sizes[0]
+        excluded.append(str(error))
+    except TileError as error:
+        excluded.append(f"damaged, copy it again ({error})")
     return Opening(
         slide_id=slide.slide_id,
         path=slide.path,
@@ -138,6 +158,8 @@ def _open(slide: SlideToOpen, config: Config | None, brown: Brown | None) -> Ope
 
 def _size_bytes(path: Path) -> int:
     try:
+        if path.stat().st_size == 0:
+            raise SlideError("the file is empty (0 bytes); copy it again")
         return sum(part.stat().st_size for part in slide_files(path))
     except OSError as error:
         raise SlideError(f"the file cannot be read ({error.strerror})") from None
@@ -154,14 +176,15 @@ def _known(one: Opening) -> Opening:
         return Opening(slide_id=one.slide_id, path=one.path, problem=str(error))
 
 
-def _too_coarse(scale: Scale, config: Config) -> list[str]:
-    """Return why a slide is left out of grids of a config."""
-    from her2.tiling.grid import check_scale
+def _unfit(scale: Scale, size_px: tuple[int, int], config: Config) -> list[str]:
+    """Return why tiling leaves a slide out of grids of a config, as far as its size tells."""
+    from her2.tiling.grid import check_room, check_scale
 
     found = []
-    for mpp in sorted({mpp for mpp, _ in config.grids.values()}):
+    for mpp, side_px in sorted(set(config.grids.values())):
         try:
             check_scale(scale, mpp, config.tiling)
+            check_room(scale, size_px, mpp=mpp, size=side_px, tiling=config.tiling)
         except SlideError as error:
             found.append(str(error))
-    return found
+    return list(dict.fromkeys(found))

@@ -3,9 +3,10 @@
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
+from her2.cohort.cautions import cautions
 from her2.core.spelling import printable
 from her2.importing.found import Found, ImportedSlide
-from her2.importing.opening import Opening
+from her2.importing.opening import Opening, seen
 
 _SHOWN = 12
 _GROUPS = ("site", "scanner", "split")
@@ -35,6 +36,7 @@ def summary(name: str, found: Found, opened: Sequence[Opening]) -> list[str]:
         "left out", "left out", [f"{one.name}: {one.reason}" for one in found.left_out]
     )
     excluded = [f"{one.slide_id}: {reason}" for one in shown for reason in one.excluded]
+    lines += _listed("caution", "cautions", [*cautions([seen(one) for one in shown])], every=True)
     what = "that a run with this config leaves out"
     lines += _listed(f"slide {what}", f"slides {what}", excluded)
     return lines

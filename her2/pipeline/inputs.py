@@ -4,6 +4,7 @@ The first process of a run asks for every file before any job begins, so that al
 closed to this user or no file at all is named in one message.
 """
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from her2.core.paths import check_name
 from her2.core.reading import Kind, path_problem, write_problem
 from her2.core.settings import parse_yaml, read_config
 from her2.slides.backends import planned_files
+
+TARGETS = frozenset({"all", "features", "train", "report"})
+"""The rules that are targets."""
 
 
 def check_inputs(
@@ -52,20 +56,49 @@ def check_inputs(
     raise problem_list(", of ".join((headline, *lacking)), problems)
 
 
-def check_config_files(files: Iterable[Path | str]) -> None:
+def setup_problems(config: Config, sections: Mapping[str, CohortSection]) -> list[str]:
+    """Return which files and folders that a config itself names cannot be used.
+
+    `sections` has the cohorts by their section of the config. Their slides are not looked up.
+    """
+    folders = [one for where, own in sections.items() for one in _folder_problems(where, own)]
+    return [*_config_problems(config), *folders]
+
+
+def check_config_files(files: Iterable[Path | str], results: Path = Path("results")) -> None:
     """Read Snakemake's config files again, strictly: it keeps the last of a key that is twice.
 
     Raises:
-        UserError: files cannot be read or hold a key twice; the message names them all.
+        UserError: files cannot be read, hold a key twice, or are targets (rules, files below
+            `results`) that Snakemake took for config files; the message names them all.
     """
+    paths = [Path(file) for file in files]
+    if targets := [_shown(path) for path in paths[1:] if _is_target(path, results)]:
+        named = shlex.join(targets)
+        raise UserError(
+            f"{named}: Snakemake took this for another config file, as `--configfile` takes every "
+            f"word that follows. Put targets first: `snakemake --cores all {named} --configfile "
+            f"{shlex.quote(_shown(paths[0]))}`."
+        )
     problems = []
-    for file in files:
+    for path in paths:
         try:
-            read_config(Path(file))
+            read_config(path)
         except UserError as error:
             problems.append(str(error))
     if problems:
         raise UserError("\n".join(problems))
+
+
+def _is_target(path: Path, results: Path) -> bool:
+    """Return whether what was given as a config file is a rule's name or lies in the results."""
+    return path.name in TARGETS or path.absolute().is_relative_to(results.absolute())
+
+
+def _shown(path: Path) -> str:
+    """Return a path as it was given: Snakemake makes it absolute."""
+    absolute = path.absolute()
+    return str(absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else path)
 
 
 def check_arguments(arguments: Sequence[str]) -> None:

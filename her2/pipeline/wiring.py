@@ -51,7 +51,8 @@ def read_plan(
     """
     if check_files:
         check_arguments(sys.argv)
-        check_config_files(configfiles)
+        # A wrong value of the config is an error of its own, below.
+        check_config_files(configfiles, Path(str(values.get("results", "results"))))
     config = parse_config(values)
     plan = configured_plan(config)
     if check_files:

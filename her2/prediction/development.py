@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from her2.cohort.cautions import sentences
 from her2.cohort.manifest import SlideRow
 from her2.config.jobs import VERSIONS
 from her2.frozen.bundle.schema import Contents, Tiling
@@ -30,9 +31,10 @@ def judge_of(contents: Contents) -> Judge:
         if reference is not None:
             distance = float(reference.distance(mean_embedding(store)[None])[0])
         slide = Described.of(tiled.facts, tiled.tiles, scanner=row.scanner, distance=distance)
-        sentences = [caution.sentence for caution in cautions(slide, development)]
-        sentences += tissue_cautions(contents.tiling, tiled.facts)
-        return Judgement((*sentences, *always), percentiles(slide, development))
+        found = [caution.sentence for caution in cautions(slide, development)]
+        found += tissue_cautions(contents.tiling, tiled.facts)
+        found += sentences(tiled.facts)
+        return Judgement((*found, *always), percentiles(slide, development))
 
     return judge
 

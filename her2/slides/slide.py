@@ -184,16 +184,7 @@ class Slide:
             SlideUnfit: it would be too large for any piece of glass.
             TileError: a part of the level that it is read from is damaged.
         """
-        step_x, step_y = mpp / scale.mpp_x, mpp / scale.mpp_y
-        width = max(1, round(self.width_px / step_x))
-        height = max(1, round(self.height_px / step_y))
-        if width * height > _LARGEST_THUMBNAIL_PX:
-            raise SlideUnfit(
-                f"its {self.width_px:,} x {self.height_px:,} px at {scale.mpp_x:g} um/px "
-                f"({scale.source}) are {width * mpp / 1e3:,.0f} x {height * mpp / 1e3:,.0f} mm, "
-                "too large to be searched for tissue; is the um/px right? The column 'mpp' of the "
-                "manifest corrects it"
-            )
+        width, height = thumbnail_size((self.width_px, self.height_px), mpp, scale)
         step_x, step_y = self.width_px / width, self.height_px / height
         reduction = min(step_x, step_y) / self.downsamples[self._level(min(step_x, step_y))]
         side = max(16, int(_STRIP_PX / max(1.0, reduction)))
@@ -214,6 +205,24 @@ class Slide:
         """Return the coarsest level that needs no enlargement (with 1 % tolerance)."""
         fitting = [i for i, d in enumerate(self.downsamples) if d <= downsample * 1.01]
         return max(fitting, default=0)
+
+
+def thumbnail_size(size_px: tuple[int, int], mpp: float, scale: Scale) -> tuple[int, int]:
+    """Return (width, height) px of a slide of `size_px` at `mpp` um/px, each at least one.
+
+    Raises:
+        SlideUnfit: it would be too large for any piece of glass.
+    """
+    width = max(1, round(size_px[0] / (mpp / scale.mpp_x)))
+    height = max(1, round(size_px[1] / (mpp / scale.mpp_y)))
+    if width * height > _LARGEST_THUMBNAIL_PX:
+        raise SlideUnfit(
+            f"its {size_px[0]:,} x {size_px[1]:,} px at {scale.mpp_x:g} um/px "
+            f"({scale.source}) are {width * mpp / 1e3:,.0f} x {height * mpp / 1e3:,.0f} mm, "
+            "too large to be searched for tissue; is the um/px right? The column 'mpp' of the "
+            "manifest corrects it"
+        )
+    return width, height
 
 
 def _extent(end: float, available: int) -> int:

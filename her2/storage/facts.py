@@ -22,7 +22,9 @@ class SlideFacts:
     counts the tiles with enough tissue that each filter rejected, `not_drawn` those that
     `tiling.max_tiles` left out. `regions` is None if the slide has no annotation. `checksum` is
     that of the whole files (`her2.slides.fingerprint`), a proof that only products record: None in
-    older ones, and in entries.
+    older ones, and in entries. `brown` is the share of the tissue that is brown by DAB
+    (`her2.tiling.brown`), None in older ones. `file_mpp` is the um/px (x, y) of the file where the
+    manifest's counts, None where the file has none; only entries have it.
     """
 
     fingerprint: str
@@ -39,6 +41,8 @@ class SlideFacts:
     shares: Mapping[str, float] = field(default_factory=dict)
     rejected: Mapping[str, int] = field(default_factory=dict)
     not_drawn: int = 0
+    brown: float | None = None
+    file_mpp: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,10 +95,12 @@ class StoredSlide:
 
 _SHARES = tuple(one.name for one in LISTED if isinstance(one, AreaFilter))
 _REJECTED = {f"rejected_{one.name}": one.name for one in FILTERS}
-_APART = ("checksum", "shares", "rejected", "not_drawn")
+_APART = ("checksum", "shares", "rejected", "not_drawn", "brown", "file_mpp")
 _PLAIN = tuple(item.name for item in fields(SlideFacts) if item.name not in _APART)
 _GRID = tuple(item.name for item in fields(TileGrid))
 _READS = "_reads"
+LATER = ("brown", "file_mpp_x", "file_mpp_y")
+"""Columns that an entry has only where they are known, so that older ones stay as they are."""
 
 
 def fact_columns(facts: SlideFacts | None) -> dict[str, Any]:
@@ -105,7 +111,13 @@ def fact_columns(facts: SlideFacts | None) -> dict[str, Any]:
         **{name: shares.get(name) for name in _SHARES},
         **{column: rejected.get(name, 0) for column, name in _REJECTED.items()},
         "not_drawn": facts.not_drawn if facts else 0,
+        **(_later_columns(facts) if facts else {}),
     }
+
+
+def _later_columns(facts: SlideFacts) -> dict[str, float]:
+    values = (facts.brown, *(facts.file_mpp or (None, None)))
+    return {name: v for name, v in zip(LATER, values, strict=True) if v is not None}
 
 
 def facts_of_columns(columns: Mapping[str, Any]) -> SlideFacts | None:
@@ -117,9 +129,11 @@ def facts_of_columns(columns: Mapping[str, Any]) -> SlideFacts | None:
     plain: dict[str, Any] = dict(columns)
     shares = {name: plain.pop(name, None) for name in _SHARES}
     rejected = {name: plain.pop(column, 0) for column, name in _REJECTED.items()}
+    brown, *scale = (plain.pop(name, None) for name in LATER)
+    file_mpp = None if None in scale else (scale[0], scale[1])
     known = {name: share for name, share in shares.items() if share is not None}
     tiled = plain.get("fingerprint") is not None
-    facts = SlideFacts(shares=known, rejected=rejected, **plain)
+    facts = SlideFacts(shares=known, rejected=rejected, brown=brown, file_mpp=file_mpp, **plain)
     return facts if tiled else None
 
 
@@ -131,6 +145,7 @@ def table_metadata(facts: SlideFacts, grid: TileGrid, reads: Mapping[str, int]) 
         "rejected": dict(facts.rejected),
         "not_drawn": facts.not_drawn,
         **({"checksum": facts.checksum} if facts.checksum else {}),
+        **({} if facts.brown is None else {"brown": facts.brown}),
         **asdict(grid),
         **{f"{name}{_READS}": number for name, number in reads.items()},
     }
@@ -154,6 +169,7 @@ def of_table_metadata(values: Mapping[str, Any]) -> tuple[SlideFacts, TileGrid, 
         rejected=values.get("rejected", {}),
         not_drawn=values.get("not_drawn", 0),
         checksum=values.get("checksum"),
+        brown=values.get("brown"),
         **plain,
     )
     return facts, grid, reads

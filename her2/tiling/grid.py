@@ -7,19 +7,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from her2.cohort.cautions import is_brown
 from her2.config import TilingSection
 from her2.core.errors import SlideUnfit
 from her2.core.masks import share_inside
-from her2.core.types import RGB, Mask
+from her2.core.types import RGB, Density, Mask
 from her2.filters.base import Thumbnail, Where
 from her2.filters.registry import FILTERS
 from her2.slides.annotations import Region, region_mask
 from her2.slides.masks import read_mask
-from her2.slides.slide import Scale, Slide
+from her2.slides.slide import Scale, Slide, thumbnail_size
 from her2.storage.facts import SlideFacts, TileGrid
 from her2.storage.tiles import TileTable
 from her2.tiling.artefacts import KEPT, area_shares, find_areas, judge, union
-from her2.tiling.picture import Layers, draw
+from her2.tiling.brown import brown_share
+from her2.tiling.picture import BROWN_WORDS, Layers, draw, with_words
 from her2.tiling.tissue import optical_density, tissue_mask
 
 
@@ -58,6 +60,32 @@ def check_scale(scale: Scale, mpp: float, tiling: TilingSection) -> None:
         )
 
 
+def check_room(
+    scale: Scale, size_px: tuple[int, int], *, mpp: float, size: int, tiling: TilingSection
+) -> None:
+    """Raise SlideUnfit for a slide of `size_px` (width, height) that cannot have enough tiles.
+
+    Tiles have `size` px per side at `mpp` um/px. A slide too large for any glass is unfit as well.
+    """
+    thumbnail_size(size_px, _thumbnail_mpp(mpp, size, tiling), scale)
+    sides = zip(size_px, (scale.mpp_x, scale.mpp_y), strict=True)
+    columns, rows = (len(grid_axis(px, size * mpp / own, tiling.overlap)) for px, own in sides)
+    if columns * rows < tiling.min_tiles:
+        raise SlideUnfit(
+            f"its {size_px[0]:,} x {size_px[1]:,} px at {scale.mpp_x:.4g} um/px ({scale.source}) "
+            f"hold {columns * rows} tile(s) of {size * mpp:g} um, fewer than tiling.min_tiles "
+            f"{tiling.min_tiles}; is the um/px right?"
+        )
+
+
+def _thumbnail_mpp(mpp: float, size: int, tiling: TilingSection) -> float:
+    """Return the um/px of the thumbnail.
+
+    With fewer than 8 mask px per tile side, the share of tissue would be too coarse.
+    """
+    return min(tiling.thumbnail_mpp, mpp * size / 8)
+
+
 def tile_slide(
     slide: Slide,
     scale: Scale,
@@ -79,10 +107,10 @@ def tile_slide(
     """
     check_scale(scale, mpp, tiling)
     width, height = size * mpp / scale.mpp_x, size * mpp / scale.mpp_y
-    # With fewer than 8 mask px per tile side, the share of tissue would be too coarse.
-    thumbnail_mpp = min(tiling.thumbnail_mpp, mpp * size / 8)
+    thumbnail_mpp = _thumbnail_mpp(mpp, size, tiling)
     thumbnail = slide.thumbnail(thumbnail_mpp, scale)
-    layers = _layers(slide, thumbnail, thumbnail_mpp, tiling, sources)
+    density = optical_density(thumbnail, mpp=thumbnail_mpp)
+    layers = _layers(slide, thumbnail, density, thumbnail_mpp, tiling, sources)
     grid = TileGrid(
         target_mpp=mpp,
         tile_px=size,
@@ -114,6 +142,7 @@ def tile_slide(
         shares=area_shares(layers.artefacts, layers.tissue, layers.region),
         rejected=found.rejected,
         not_drawn=len(found.kept) - len(drawn),
+        brown=brown_share(density, layers.tissue),
     )
     region = np.ones_like(layers.tissue) if layers.region is None else layers.region
     quality = {
@@ -130,14 +159,19 @@ def tile_slide(
         {name: int(read.sum()) for name, read in found.read.items()},
     )
     rejected = [(FILTERS[v], box) for v, box in zip(found.verdict, boxes, strict=True) if v != KEPT]
-    return table, draw(thumbnail, layers, boxes[drawn], rejected)
+    picture = draw(thumbnail, layers, boxes[drawn], rejected)
+    return table, with_words(picture, BROWN_WORDS) if is_brown(facts.brown) else picture
 
 
 def _layers(
-    slide: Slide, thumbnail: RGB, mpp: float, tiling: TilingSection, sources: Sources
+    slide: Slide,
+    thumbnail: RGB,
+    density: Density,
+    mpp: float,
+    tiling: TilingSection,
+    sources: Sources,
 ) -> Layers:
     """Find artefacts, and tissue without what covers it, restricted to the regions."""
-    density = optical_density(thumbnail, mpp=mpp)
     nowhere = np.zeros(density.shape[:2], bool)
     view = Thumbnail(thumbnail, density, mpp, outside=nowhere, tissue=nowhere)
     outside = find_areas(Where.OUTSIDE, view, tiling)

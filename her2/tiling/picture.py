@@ -14,6 +14,8 @@ from her2.filters.registry import LISTED
 SIDE_PX = 1024
 TISSUE, TILE, REGION = (0, 150, 90), (40, 90, 200), (0, 0, 0)
 """RGB colours. Kept tiles share one; a rejected tile has its filter's colour and a cross."""
+BROWN_WORDS = "brown: IHC?"
+_WARNING = (200, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,22 @@ def draw(
         contours, _ = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(picture, contours, -1, colour, 2)
     return picture
+
+
+def with_words(picture: RGB, words: str) -> RGB:
+    """Return a picture in a red frame, with a few words (ASCII) on white in its top left corner."""
+    framed = picture.copy()
+    height, width = framed.shape[:2]
+    scale = max(0.3, width / 1000)
+    face, thick = cv2.FONT_HERSHEY_SIMPLEX, max(1, round(2 * scale))
+    (long, high), below = cv2.getTextSize(words, face, scale, thick)
+    margin = round(12 * scale)
+    cv2.rectangle(
+        framed, (0, 0), (long + 2 * margin, high + below + 2 * margin), (255, 255, 255), cv2.FILLED
+    )
+    cv2.putText(framed, words, (margin, margin + high), face, scale, _WARNING, thick, cv2.LINE_AA)
+    cv2.rectangle(framed, (0, 0), (width - 1, height - 1), _WARNING, max(2, round(8 * scale)))
+    return framed
 
 
 def _corners(box: NDArray[np.float64], factor: float) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -1,14 +1,17 @@
 """Stage 1, tile: tile tables of a bucket of slides, and the bucket's entries file."""
 
 import logging
+import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 
+from her2.cohort.cautions import cautions, seen
 from her2.cohort.manifest import Cohort, SlideRow
 from her2.config.jobs import TileSpec
 from her2.core.crashes import reading
@@ -19,6 +22,7 @@ from her2.core.reading import check_regular
 from her2.core.types import RGB
 from her2.filters.registry import FILTERS
 from her2.slides.annotations import chosen_regions
+from her2.slides.backends import read_header
 from her2.slides.fingerprint import checksum, fingerprint
 from her2.slides.slide import Slide
 from her2.storage.cache import Cache
@@ -159,7 +163,23 @@ def _tile_row(
             write_event("tiled", row.slide_id, tiles=len(table), cached=True)
     except (SlideError, TileError) as error:
         return _left_out(row, error)
+    table = replace(table, facts=replace(table.facts, file_mpp=_file_mpp(slide_file, row)))
+    for caution in cautions([seen(row.slide_id, table.facts)]):
+        log.warning(caution)
     return _entry(key, table, spec.tiling.min_tiles)
+
+
+def _file_mpp(slide_file: Path, row: SlideRow) -> tuple[float, float] | None:
+    """Return the um/px (x, y) of a file where the manifest's counts; None if the file has none.
+
+    It is read from the file, also where the tile table is in the cache: tables do not have it.
+    """
+    if row.mpp is None:
+        return None
+    with suppress(SlideError), reading(row.slide_id):
+        found = read_header(slide_file).mpp
+        return found if found and all(map(math.isfinite, found)) and min(found) > 0 else None
+    return None
 
 
 def _left_out(row: SlideRow, error: SlideError | TileError) -> TileEntry:

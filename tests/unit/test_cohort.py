@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from her2.cohort.check import check_files
 from her2.cohort.manifest import Cohort, SlideRow, bucket_count, bucket_of
 from her2.cohort.reading import read_cohort, read_labels
 from her2.config import Task
 from her2.core.errors import UserError
+from her2.importing.checks import Part, check_files, refuse
 
 SCORE = Task(label="her2", classes={"0": ["0"], "1+": ["1+"], "2+": ["2+"], "3+": ["3+"]})
 BINARY = Task(label="her2", classes={"negative": ["0", "1+"], "positive": ["3+"]})
@@ -150,7 +150,7 @@ def test_a_file_that_is_no_table_is_named(tmp_path, name, content, complaint):
     assert str(tmp_path / name) in message
 
 
-ILLEGAL_IDS = ["../up", "a b", "<script>", "a/b", ".hidden", "-", "é", "-x", "a\tb", "a;rm"]
+ILLEGAL_IDS = ["../up", "a b", "<script>", "a/b", ".hidden", "_", "é", "-x", "a\tb", "a;rm"]
 
 
 @pytest.mark.parametrize("column", ["slide_id", "patient_id"])
@@ -236,14 +236,14 @@ def test_one_file_under_two_ids_an_empty_and_a_missing_one_are_named_at_once(
     (tmp_path / "s3.svs").touch()
     cohort = read_cohort(write_csv([row(n) for n in (1, 2, 3, 4)]), tasks=TASKS)
     with pytest.raises(UserError) as error:
-        check_files(cohort)
+        refuse(check_files([Part(cohort)]))
     message = str(error.value)
     assert "slides s1, s2 are the same file; keep one row" in message
     assert "slide 's3'" in message
     assert "0 bytes" in message
     assert "slide 's4'" in message
     (tmp_path / "s2.svs").unlink()
-    check_files(Cohort(cohort.rows[:1], cohort.root))
+    refuse(check_files([Part(Cohort(cohort.rows[:1], cohort.root))]))
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_a_file_that_is_no_slide_is_named(tmp_path, content, suffix):
     (tmp_path / f"a{suffix}").write_bytes(content)
     cohort = Cohort((SlideRow("a", f"a{suffix}", "p", {}),), tmp_path)
     with pytest.raises(UserError, match="slide 'a'.*not a slide that .* can open"):
-        check_files(cohort)
+        refuse(check_files([Part(cohort)]))
 
 
 IDS = st.lists(st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,8}\Z"), min_size=1, unique=True)

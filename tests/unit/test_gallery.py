@@ -16,6 +16,7 @@ from her2.report.results import Results, read_results
 from her2.report.sections import gallery as module
 from her2.report.sections.cohort import grid_rows
 from her2.report.sections.gallery import gallery
+from her2.report.sections.notices import notices
 from tests.unit.report_maker import HOSTILE, Cohort, build_page
 from tests.unit.test_report import Page
 
@@ -86,6 +87,30 @@ def test_partly_annotated_cohorts_are_warned_of(tmp_path):
     build_page(Cohort().spec(), tmp_path / "results", tmp_path / "report.html")
     page = Page(tmp_path / "report.html")
     assert "2 of 18 slides were tiled in their annotated regions only" in page.text
+
+
+def test_brown_slides_come_first_and_are_warned_of_like_doubtful_scales(tmp_path):
+    columns = {
+        "brown": {3: 0.62, 4: 0.01},
+        "rejected_pen": {2: 10},
+        "file_mpp_x": {7: 0.5},
+        "file_mpp_y": {7: 0.5},
+        "mpp_source": {7: "manifest"},
+        "mpp_x": {9: 0.5},
+        "mpp_y": {9: 0.5},
+    }
+    run = run_with(tmp_path, columns, Cohort())
+    first = gallery(run).cards[0]
+    assert first.slide_id == "slide-03"
+    assert ("Stain", f"{percent(0.62)} brown, without eosin: IHC?") in first.facts
+    assert ("um/px of the file", "0.5") in next(
+        card.facts for card in gallery(run).cards if card.slide_id == "slide-07"
+    )
+    told = [one.text for one in notices(run, [], []) if one.anchor == "quality"]
+    assert len(told) == 3
+    assert "slide-07 (0.25 um/px in the manifest, 0.5 in its file)" in told[0]
+    assert "2 scales: 17 at 0.25 um/px; 1 at 0.5 um/px (slide-09)" in told[1]
+    assert "slide-03 (62% of its tissue)" in told[2]
 
 
 def test_five_hundred_slides_stay_below_ten_megabytes(tmp_path):

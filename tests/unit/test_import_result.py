@@ -31,7 +31,7 @@ def folder(tmp_path, monkeypatch, write_slide) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     for number in range(20):
-        image = np.full((64, 64, 3), 10 * number, np.uint8)
+        image = np.full((400, 400, 3), 10 * number, np.uint8)
         write_slide(tmp_path / "data" / f"{number:02}.tif", image, mpp=(0.5, 0.5))
     return Path("data")
 
@@ -78,6 +78,8 @@ def test_what_is_written_is_a_manifest_and_config_that_pass_the_check(folder):
     assert config.results == Path("mine/results")
     cohort = configured_cohort(config, config.cohort.slides, config.cohort.root)
     assert [cohort.file(row).name for row in cohort.rows] == [f"{n:02}.tif" for n in range(20)]
+    for patches in ("data/bci/IHC", "data/pcam"):  # of the preset
+        Path(patches).mkdir(parents=True)
     result = command("cohort", "check", "mine/slides.csv", "--config", "mine/mine.yaml")
     assert "20 slides of 20 patients, no problems found" in result.output
 
@@ -123,7 +125,7 @@ def test_the_record_has_inputs_options_rules_and_reasons_without_paths_of_the_ma
     assert kept["left_out"] == [{"name": "19.tif", "reason": "is a frozen section"}]
     assert (kept["n_slides"], kept["n_patients"]) == (19, 19)
     assert kept["labels"] == {"her2": {"0": 5, "1+": 5, "2+": 5, "3+": 4}}
-    assert kept["slides"]["s-00"]["size_px"] == [64, 64]
+    assert kept["slides"]["s-00"]["size_px"] == [400, 400]
     assert kept["slides"]["s-00"]["mpp"] == pytest.approx([0.5, 0.5])
     assert set(kept["files"]) == {"slides.csv", "mine.yaml"}
     for path in Path("mine").iterdir():
@@ -159,6 +161,8 @@ def test_slides_that_the_config_would_leave_out_are_named_and_stay(folder):
     shown = "\n".join(done.lines)
     assert "2 slides that a run with this config leaves out" in shown
     assert "s-00: its 2 um/px is 2.00 times coarser than the target 1 um/px" in shown
+    assert "2 cautions:" in shown
+    assert "by more than 5%: s-00 (2 um/px in the manifest, 0.5 in its file)" in shown
     assert "f: no um/px in its metadata; set it in the manifest's column 'mpp'" in shown
     assert len(rows_of()) == 21
     assert record()["slides"]["f"]["mpp"] is None
@@ -173,7 +177,7 @@ def test_a_slide_that_cannot_be_read_is_left_out_with_the_reason_and_stops_no_ot
     assert len(rows_of()) == 18
     shown = "\n".join(done.lines)
     assert "s-00 (data/00.tif): not a slide that OpenSlide or Pillow can open" in shown
-    assert "s-01 (data/01.tif): not a slide that OpenSlide" in shown
+    assert "s-01 (data/01.tif): the file is empty (0 bytes); copy it again" in shown
 
 
 def test_copies_of_one_slide_are_one_slide_and_of_two_patients_none(folder):

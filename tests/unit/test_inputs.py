@@ -192,6 +192,38 @@ def test_snakemake_s_config_files_are_read_again_for_what_it_drops(
     check_config_files(files[2:])
 
 
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("target", ["features", "report", "out/tiles/g/0000-of-0001.json"])
+def test_a_target_that_snakemake_took_for_a_config_file_is_explained(
+    project: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, target: str,
+    absolute: bool,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / target).parent.mkdir(parents=True, exist_ok=True)
+    for name in ("mine.yaml", target):
+        (tmp_path / name).write_text("{}")
+    files = [Path(name).absolute() if absolute else Path(name) for name in ("mine.yaml", target)]
+    with pytest.raises(UserError) as error:
+        read_plan(project | {"results": "out"}, check_files=True, configfiles=files)
+    assert f"`snakemake --cores all {target} --configfile mine.yaml`" in str(error.value)
+    assert target not in ("features", "report") or str(error.value).startswith(f"{target}: ")
+    check_config_files(files[:1])
+
+
+def test_no_page_puts_a_target_after_the_config_file() -> None:
+    root = Path(__file__).parents[2]
+    pages = [
+        root / "README.md",
+        root / "Snakefile",
+        *root.glob("docs/*.md"),
+        *root.rglob("her2/**/*.py"),
+    ]
+    wrong = re.compile(r"--configfile[ =]\S+ +(features|train|report|all|results/)")
+    found = [f"{page.name}: {hit[0]}" for page in pages for hit in wrong.finditer(page.read_text())]
+    # The page on failures shows what happens, and the form with `=`.
+    assert {line.split(":")[0] for line in found} == {"failures.md"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [

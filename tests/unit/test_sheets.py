@@ -276,7 +276,7 @@ def test_missing_labels_are_counted_by_what_was_written(sheet):
     )
 
 
-@pytest.mark.parametrize("word", ["-", "Equivocal", "Indeterminate", "?"])
+@pytest.mark.parametrize("word", ["+/-", "Equivocal", "Indeterminate", "?"])
 def test_a_label_that_may_mean_something_is_never_taken_for_a_missing_one(refusal, word):
     assert f"row 3, column 'her2': {word!r} is in no task" in refusal(
         ROWS[0], f"s2,2.svs,P-2,{word},Nord"
@@ -360,7 +360,7 @@ def test_another_encoding_is_refused_with_what_it_would_say_and_the_fix(sheet, t
     with pytest.raises(UserError) as error:
         read(sheet, SHEET.replace(",", ";").encode("cp1252"))
     message = str(error.value)
-    assert "row 3 is not in UTF-8; in Windows-1252 it would have 'Süd'" in message
+    assert "row 3 is not in UTF-8; in Windows-1252 it would have 'Süd' (with semicolons" in message
     assert 'Save the sheet as "CSV UTF-8' in message
     assert "iconv -f cp1252 -t utf-8" in message
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from her2.cohort.check import check_files
 from her2.cohort.manifest import Cohort, SlideRow
 from her2.config import parse_config
 from her2.core.errors import SlideError, UserError
 from her2.embedding.reading import PendingSlide
+from her2.importing.checks import Part, check_files, refuse
 from her2.pipeline.plan import Plan
 from her2.slides.backends import planned_files, slide_files
 from her2.slides.fingerprint import fingerprint
@@ -243,7 +243,7 @@ def test_the_check_of_a_cohort_names_what_every_slide_lacks(tmp_path: Path) -> N
     names = ("a.vms", "b.mrxs", "c.mrxs")
     rows = tuple(SlideRow(name[0], name, name, {}) for name in names)
     with pytest.raises(UserError, match=r"^2 problem\(s\)") as error:
-        check_files(Cohort(rows, tmp_path))
+        refuse(check_files([Part(Cohort(rows, tmp_path))]))
     assert "a.vms names a.jpg, missing in its folder" in str(error.value)
     assert "the folder b with the image data of b.mrxs is missing" in str(error.value)
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from her2.cohort.check import check_files
 from her2.cohort.manifest import Cohort, SlideRow
 from her2.config import TilingSection, parse_config
 from her2.config.jobs import TileSpec
 from her2.core.errors import UserError
 from her2.filters.registry import FILTERS, LISTED
+from her2.importing.checks import Part, check_files, refuse
 from her2.pipeline.plan import Plan
 from her2.slides.slide import Slide
 from her2.storage.cache import Cache
@@ -393,15 +393,15 @@ def test_a_check_of_the_cohort_reads_annotations_and_masks(folder):
     def cohort(**row: object) -> Cohort:
         return Cohort((SlideRow("a", "a.tif", "p", {}, **row),), folder)
 
-    check_files(cohort(annotation="roi.geojson", mask="m.png"))
+    refuse(check_files([Part(cohort(annotation="roi.geojson", mask="m.png"))]))
     with pytest.raises(UserError, match="slide 'a'.*no region of class X"):
-        check_files(cohort(annotation="roi.geojson"), classes=["X"])
+        refuse(check_files([Part(cohort(annotation="roi.geojson"))], classes=["X"]))
     (folder / "roi.geojson").write_text("{")
     with pytest.raises(UserError, match=r"slide 'a'.*roi\.geojson is not JSON"):
-        check_files(cohort(annotation="roi.geojson"))
+        refuse(check_files([Part(cohort(annotation="roi.geojson"))]))
     Image.new("L", (100, 300), 1).save(folder / "m.png")
     with pytest.raises(UserError, match=r"m\.png .* has another aspect ratio"):
-        check_files(cohort(mask="m.png"))
+        refuse(check_files([Part(cohort(mask="m.png"))]))
 
 
 def test_what_tiling_reads_is_what_its_rule_waits_for(folder, config_values):

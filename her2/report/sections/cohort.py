@@ -7,6 +7,7 @@ from statistics import median
 
 import polars as pl
 
+from her2.cohort.faults import LabelRules
 from her2.config import Config
 from her2.report.format import count, percent, span, without_folders
 from her2.report.results import Results, one_row_per_slide
@@ -88,12 +89,15 @@ def composition(results: Results, task_name: str) -> Composition:
     records = one_row_per_slide(results).select(
         "slide_id", "patient_id", "site", label=pl.col(f"label_{task.label}")
     )
+    rules = LabelRules(results.config.cohort.missing)
     rows = []
     for slide, patient, site, label in records.iter_rows():
         index = None if label is None else task.class_index(label)
         if index is not None and patient in own:
             used = own[patient].used
             index = None if used is None else task.class_names.index(used)
+        if index is None and label is not None and rules.means_missing(label):
+            label = None
         rows.append((slide, patient, site, index, label))
     out = {patient for patient, item in own.items() if item.used is None}
     sites = sorted({site for _, _, site, _, _ in rows if site is not None})

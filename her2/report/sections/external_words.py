@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 
+from her2.cohort.audit import table_cautions
 from her2.evaluation.external.tables import LEFT_OUT, UNLABELLED, UNMAPPED
 from her2.metrics import headline_metrics
 from her2.report.external_results import ExternalCohort, ExternalModel, ExternalTruth
@@ -180,6 +181,8 @@ def _notices(results: Results, cohort: ExternalCohort) -> Iterator[tuple[str, st
     anchor = cohort.anchor
     for text in external_checks.suspicions(cohort):
         yield text, anchor
+    for text in table_cautions(cohort.slides):
+        yield f"{cohort.name}: {text}", anchor
     for encoder in results.config.encoders:
         found = overlap_of(results, encoder, cohort.name)
         if found is not None and not found.known:

@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 
+from her2.cohort.cautions import is_brown
 from her2.filters.base import Filter
 from her2.filters.registry import LISTED
 from her2.report.figures.base import Picture, jpeg
@@ -77,11 +78,14 @@ def shown_slides(results: Results) -> frozenset[str]:
 
 
 def _ordered(results: Results) -> list[dict[str, Any]]:
-    """Return the slides of the first grid: unusable ones, then by the share of tiles lost."""
+    """Return the slides of the first grid: unusable ones, brown ones, then by the tiles lost."""
     table = results.cohort.filter(pl.col("grid") == min(results.config.grids))
     return sorted(
         table.to_dicts(),
-        key=lambda row: (row["status"] == "ok", -_lost(row), row["tiles"], row["slide_id"]),
+        key=lambda row: (
+            *(row["status"] == "ok", not is_brown(row.get("brown"))),
+            *(-_lost(row), row["tiles"], row["slide_id"]),
+        ),
     )
 
 
@@ -167,6 +171,10 @@ def _facts(row: dict[str, Any]) -> list[tuple[str, str]]:
     if row["width_px"] is not None:
         size = f"{row['width_px']:,} \N{MULTIPLICATION SIGN} {row['height_px']:,} px"
         found.append(("Slide", f"{size}, {row['mpp_x']:.4g} um/px ({row['mpp_source']})"))
+    if row.get("file_mpp_x") is not None:
+        found.append(("um/px of the file", f"{row['file_mpp_x']:.4g}"))
+    if is_brown(row.get("brown")):
+        found.append(("Stain", f"{percent(row['brown'])} brown, without eosin: IHC?"))
     if row["site"]:
         found.append(("Site", row["site"]))
     return found

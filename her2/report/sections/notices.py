@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from her2.cohort.audit import table_cautions
 from her2.cohort.fixed_split import SPLITS
 from her2.cohort.similar import SUSPICIOUS
 from her2.config.catalogue import row as catalogue_row
@@ -41,6 +42,7 @@ def notices(
         for name in results.config.tasks
         if (text := decided_words(results, name))
     ]
+    found += [Notice(text, "quality") for text in table_cautions(results.cohort)]
     found += [*_columns(results), *_slides(results, excluded), *_encoders(results)]
     for model in results.models:
         found += [*_figures(model), *_folds(results, model), *_predictions(results, model)]

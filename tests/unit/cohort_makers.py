@@ -12,8 +12,8 @@ from tests.unit.test_cli import command
 
 @cache
 def slide_bytes(number: int, mpp: float = 0.25) -> bytes:
-    """Return an SVS of 512 px: pink, with a square whose place and colour are the number's."""
-    image = np.full((512, 512, 3), (225, 170, 205), np.uint8)
+    """Return an SVS of 1,024 px: pink, with a square whose place and colour are the number's."""
+    image = np.full((1024, 1024, 3), (225, 170, 205), np.uint8)
     x, y = 16 * (number % 30), 16 * (number // 30 % 30)
     image[y : y + 40, x : x + 40] = (90, number % 200, 140)
     return svs_bytes(image, mpp=mpp, app_mag=10 / mpp, jpeg_quality=80, extra={})

@@ -50,13 +50,13 @@ def write_outlines(case: int | str, value: Any) -> None:
 
 @pytest.fixture
 def bcnb(tmp_path, monkeypatch) -> Path:
-    """The folder as it is downloaded, with slides of 80 x 64 px; the working folder is above."""
+    """The folder as it is downloaded, with slides of 1280 x 1024 px; the working folder is above."""
     monkeypatch.chdir(tmp_path)
     for folder in ("WSIs", "dataset-splitting"):
         Path("BCNB", folder).mkdir(parents=True)
     square = {"vertices": [[8, 8], [40, 8], [40, 40], [8, 40]]}
     for case in CASES:
-        Image.new("RGB", (80, 64), (200, 5 * case, 180)).save(f"BCNB/WSIs/{case}.jpg")
+        Image.new("RGB", (1280, 1024), (200, 5 * case, 180)).save(f"BCNB/WSIs/{case}.jpg")
         write_outlines(case, {"positive": [square], "negative": [{"vertices": [[0, 0]] * 3}]})
     write_clinical([clinical_row(case) for case in CASES])
     for part, cases in PART.items():
@@ -276,12 +276,12 @@ def test_converted_slides_are_pyramids_with_um_px_and_a_second_import_keeps_them
 def test_a_slide_above_the_limit_is_left_out_with_the_mend_and_converted_it_is_in(
     bcnb, monkeypatch
 ):
-    monkeypatch.setattr(flat, "LARGEST_BYTES", 100 * 100 * 4)
-    Image.new("RGB", (200, 100), (200, 100, 180)).save(bcnb / "WSIs/5.jpg")
+    monkeypatch.setattr(flat, "LARGEST_BYTES", 1280 * 1024 * 4)
+    Image.new("RGB", (1281, 1024), (200, 100, 180)).save(bcnb / "WSIs/5.jpg")
     run()
     reason = left_out()["bcnb-5 (BCNB/WSIs/5.jpg)"]
-    assert "has 200 x 100 px" in reason
-    assert "10,000 px of its kind" in reason
+    assert "has 1,281 x 1,024 px" in reason
+    assert "1,310,720 px of its kind" in reason
     assert "her2 import bcnb --convert" in reason
     assert len(rows_of()) == 23
     run("--convert")

@@ -38,7 +38,9 @@ def write_csv(path: Path, rows: list[list[Any]], header: tuple[str, ...] = HEADE
 
 def write_case(folder: Path, case: int, shade: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    return write_mirax(folder / f"{case}.mrxs", np.full((64, 64, 3), shade, np.uint8), mpp=0.2425)
+    return write_mirax(
+        folder / f"{case}.mrxs", np.full((1024, 1024, 3), shade, np.uint8), mpp=0.2425
+    )
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def slide(tmp_path, monkeypatch, write_slide) -> Slide:
         path = Path("scans", name)
         path.parent.mkdir(parents=True, exist_ok=True)
         content = hashlib.sha256(name.encode()).digest()[:3]
-        return write_slide(path, np.full((64, 64, 3), list(content), np.uint8), mpp=(0.5, 0.5))
+        return write_slide(path, np.full((1024, 1024, 3), list(content), np.uint8), mpp=(0.5, 0.5))
 
     return write
 

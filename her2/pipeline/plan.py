@@ -16,8 +16,8 @@ from her2.core.errors import UserError
 from her2.core.files import digest
 from her2.pipeline.layout import Layout
 
-DEMO_SIDE_PX = 2880
-"""Width and height of the demo's slides at 0.5 um/px: 15 tiles of 96 um, half of them tissue. A
+DEMO_SIDE_PX = 2496
+"""Width and height of the demo's slides at 0.5 um/px: 13 tiles of 96 um, half of them tissue. A
 float32 image of this size stays below the 32 MiB above which glibc asks the kernel for new memory
 every time, which took as long as the drawing."""
 

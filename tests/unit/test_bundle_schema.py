@@ -226,7 +226,7 @@ def test_a_sealed_file_still_has_to_describe_a_bundle(
         lambda v: v["folds"][0]["head"].update(attention=9),
         lambda v: v["folds"][0]["head"].update(hidden=9),
         lambda v: (
-            v["task"].update(classes=[["a", ["0"]], ["b", ["1+"]], ["c", ["2+"]]])
+            v["task"].update(classes=[*v["task"]["classes"], ["more", ["4+"]]])
             or [fold.update(share=[0.2, 0.2, 0.6], seen=[0.2, 0.2, 0.6]) for fold in v["folds"]]
         ),
         lambda v: [fold.update(loss="ordinal") for fold in v["folds"]],

@@ -255,10 +255,11 @@ def test_a_bucket_survives_slides_that_crash_tiling_and_embedding(
     for name, end in ends.items():
         (tmp_path / f"{name}.svs").write_bytes(content + f" {end}".encode())
     with tifffile.TiffFile(tmp_path / "bad-1.svs") as tiff:
-        tag = tiff.pages[0].tags["TileWidth"]
+        tags = [page.tags["TileWidth"] for page in tiff.pages if page.is_tiled]
     with (tmp_path / "bad-1.svs").open("r+b") as stream:  # for which OpenSlide has not the memory
-        stream.seek(tag.valueoffset)
-        stream.write((2**31 - 1).to_bytes(4 if tag.dtype == 4 else 2, "little"))
+        for tag in tags:
+            stream.seek(tag.valueoffset)
+            stream.write((2**31 - 1).to_bytes(4 if tag.dtype == 4 else 2, "little"))
     write_csv([{"slide_id": n, "path": f"{n}.svs", "patient_id": n, "her2": "0"} for n in ends])
     where = {"bucket": "0000-of-0001", "rows": ""}
     tiles, features = tmp_path / "tiles" / "b.json", tmp_path / "features" / "b.json"

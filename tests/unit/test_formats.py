@@ -95,7 +95,7 @@ def write_flat(name: str) -> Callable[[Path, np.ndarray], Path]:
 
 
 FORMATS: dict[str, tuple[Callable[[Path, np.ndarray], Path], str, int]] = {
-    "svs": (write_svs, "aperio", 2),
+    "svs": (write_svs, "aperio", 3),
     "tiff": (write_tiff, "generic-tiff", 3),
     "ome-tiff": (write_ome, "generic-tiff", 1),  # OpenSlide does not follow SubIFDs
     "dicom": (write_dicom_slide, "dicom", 2),

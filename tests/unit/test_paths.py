@@ -78,6 +78,9 @@ def test_what_can_be_no_path_is_refused_with_the_fix(
         user_path(text)
 
 
+NAMED = {"patches": "set/", "encoders": "own/", "heads": "abmil/", "validation": "yale/"}
+
+
 def path_keys(section: type[Section] = Config, above: str = "") -> Iterator[str]:
     """The key of every path of the config; names in mappings are those of `config_of`."""
     for name, field in section.model_fields.items():
@@ -85,7 +88,7 @@ def path_keys(section: type[Section] = Config, above: str = "") -> Iterator[str]
             if part is Path or part is UserPath or part is NodePath:
                 yield above + name
             elif isinstance(part, type) and issubclass(part, Section):
-                inner = {"patches": "set/", "encoders": "own/", "heads": "abmil/"}.get(name, "")
+                inner = NAMED.get(name, "")
                 yield from path_keys(part, f"{above}{name}/{inner}")
 
 
@@ -107,6 +110,7 @@ def config_of(values: dict[str, Any]) -> dict[str, Any]:
     encoder = {"source": "checkpoint", "model": "timm/resnet18", "domain": "he"}
     values["encoders"]["own"] = encoder | {"mpp": 0.5, "size": 224, "checkpoint": "w.pt"}
     values["patches"] = {"set": {"format": "ihc4bc", "path": "p"}}
+    values["validation"] = {"yale": {"slides": "yale.csv"}}
     return values
 
 

@@ -197,7 +197,7 @@ def results(seeds: int, *spreads: float | None) -> Any:
         for index, sd in enumerate(spreads)
     )
     config = SimpleNamespace(training=SimpleNamespace(seeds=seeds), encoders={})
-    return SimpleNamespace(task_models=lambda task: models, config=config, overlaps={})
+    return SimpleNamespace(task_models=lambda task: models, config=config, overlaps={}, external=())
 
 
 def row(difference: float | None, **changed: str) -> dict[str, object]:

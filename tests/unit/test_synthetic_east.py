@@ -93,7 +93,7 @@ def test_it_has_one_slide_a_patient_and_class_shares_of_its_own():
     assert len({row["patient_id"] for row in rows}) == len({row["slide_id"] for row in rows}) == 24
     counts = Counter(row["her2"] for row in rows)
     assert counts == EAST_PATIENTS
-    assert counts["0"] > 2 * counts["3+"]  # while those of the development are equal
+    assert counts["0"] > 1.5 * counts["3+"]  # while those of the development are equal
     scores = [list(HER2_SHARE).index(row["her2"]) for row in rows]
     assert abs(np.corrcoef(np.arange(len(scores)), scores)[0, 1]) < 0.5
 

@@ -117,7 +117,7 @@ def test_the_stamp_of_another_job_is_not_believed(plan: Plan) -> None:
     """The specs of two encoders' jobs can be the same, and a stamp names the files of its own."""
     first, second = sorted(Path("results/stamps/embed_bucket/tiny").iterdir())
     shutil.copyfile(first, second)
-    assert [found.job.values[1] for found in outdated_jobs(plan, unstamped=True)] == [second.stem]
+    assert [found.job.values[-1] for found in outdated_jobs(plan, unstamped=True)] == [second.stem]
 
 
 def test_results_that_may_not_be_read_are_not_taken_for_current(

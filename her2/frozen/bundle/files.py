@@ -64,7 +64,10 @@ class ZipFiles:
     sizes: Mapping[str, int]
 
     def open(self, name: str) -> IO[bytes]:
-        archive = zipfile.ZipFile(self.path)
+        try:
+            archive = zipfile.ZipFile(self.path)
+        except (OSError, zipfile.BadZipFile) as error:  # another file than when it was listed
+            raise UserError(f"{self.path}: cannot be read any more ({error}).") from None
         try:
             return archive.open(name)
         finally:

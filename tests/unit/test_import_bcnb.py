@@ -50,7 +50,7 @@ def write_outlines(case: int | str, value: Any) -> None:
 
 @pytest.fixture
 def bcnb(tmp_path, monkeypatch) -> Path:
-    """The folder as it is downloaded, with slides of 1280 x 1024 px; the working folder is above."""
+    """The folder as it is downloaded, with slides of 1280 x 1024 px, in the working folder."""
     monkeypatch.chdir(tmp_path)
     for folder in ("WSIs", "dataset-splitting"):
         Path("BCNB", folder).mkdir(parents=True)

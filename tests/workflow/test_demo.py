@@ -48,7 +48,7 @@ def test_the_demo_ends_with_a_report(demo: tuple[Project, Run]) -> None:
     assert run.code == 0, run.output
     page = (project.folder / "results/report/report.html").read_text()
     assert "ynthetic" in page
-    assert len(run.work["embedded"]) == 5 * 60  # each encoder of the comparison
+    assert len(run.work["embedded"]) == 5 * (60 + 24)  # both cohorts, for each encoder
 
 
 def test_the_demos_second_run_has_nothing_to_do(demo: tuple[Project, Run]) -> None:
@@ -102,6 +102,7 @@ def test_shuffled_labels_do_not(demo: tuple[Project, Run]) -> None:
     config["tasks"] = {name: {**config["tasks"]["score"], "label": name} for name in names}
     config["encoders"] = {"random": config["encoders"]["random"]}
     config["heatmaps"] = {"slides": 0}
+    del config["validation"]  # its labels are those of the scores
     config["results"] = "shuffled"
     (project.folder / "shuffled.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     run = project.snakemake(config="shuffled.yaml")

@@ -126,6 +126,7 @@ def _list_zip(path: Path) -> ZipFiles:
                     problems.append(f"{name!r} is a link")
                 else:
                     sizes[name] = member.file_size
+    # NotImplementedError: of a zip in several parts, or of a version that zipfile cannot read.
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError) as error:
         raise UserError(
             f"{path}: is neither a folder nor a zip ({first_line(error)}); copy the bundle again."

@@ -11,8 +11,10 @@ import numpy as np
 from scipy.special import stdtrit
 
 from benchmarks.studies import (
+    CONFIDENCE,
     SHAPES,
     batches,
+    class_estimates,
     cross_validated,
     held,
     patients,
@@ -21,11 +23,10 @@ from benchmarks.studies import (
     split,
 )
 from her2.core.types import Floats, Ints
-from her2.evaluation.areas import Area, HeldOut, class_area, class_areas, macro_area
+from her2.evaluation.areas import Area, class_area
 from her2.evaluation.external.internal import difference_limits
-from her2.evaluation.intervals import Estimate, area_estimate, mean_estimate, spread
+from her2.evaluation.intervals import Estimate, area_estimate, spread
 
-CONFIDENCE = 0.95
 BATCH = 20
 ALIKE = {
     "100 / 50": ((40, 60), (20, 30)),
@@ -118,12 +119,12 @@ def across(
         models = cross_validated(inside, made, place, strength, generator)
         each = np.einsum("snd,msdc->smnc", new, models.weights)
         one_set = np.zeros(each.shape[:3], np.int64)
-        own = _estimates(held(inside, models.scores, place), count)
+        own = class_estimates(held(inside, models.scores, place), count)
         mean = held(outside, each.mean(axis=1, keepdims=True), one_set[:, :1])
         gain = models.mean_truth - models.truth
         gain = np.column_stack([gain, gain.mean(axis=1)])
-        covered += _contained(own, _estimates(mean, count), gain)
-        alone += _contained(own, _estimates(held(outside, each, one_set), count), 0 * gain)
+        covered += _contained(own, class_estimates(mean, count), gain)
+        alone += _contained(own, class_estimates(held(outside, each, one_set), count), 0 * gain)
         gains.append(gain[:, -1])
         truths.append(models.truth.mean(axis=1))
     return Across(
@@ -148,17 +149,6 @@ def _contained(
 def _one_set(target: Ints, count: int) -> Ints:
     """Return the place of each row in a single test set (s, 1, n)."""
     return np.zeros((count, 1, len(target)), np.int64)
-
-
-def _estimates(rows: HeldOut, count: int) -> list[list[Estimate]]:
-    """Return the estimates of each class and of the macro AUC, for each study of a batch."""
-    areas = class_areas(rows)
-    each = [split(one, count) for one in areas]
-    found = []
-    for whole, *parts in zip(split(macro_area(rows, areas), count), *each, strict=True):
-        own = [area_estimate(one, CONFIDENCE) for one in parts]
-        found.append([*own, mean_estimate(whole, parts, CONFIDENCE)])
-    return found
 
 
 def _within_t(inside: Area, outside: Area) -> bool:

@@ -18,8 +18,10 @@ from scipy.stats import norm, t
 
 from benchmarks.cohorts import across_rows, alike_rows
 from benchmarks.studies import (
+    CONFIDENCE,
     SHAPES,
     batches,
+    class_estimates,
     cross_validated,
     held,
     patients,
@@ -34,13 +36,11 @@ from her2.evaluation.intervals import (
     Estimate,
     area_estimate,
     difference_estimate,
-    mean_estimate,
     newcombe,
 )
 from her2.metrics.auc import auc
 from her2.metrics.base import Binary
 
-CONFIDENCE = 0.95
 BATCH = 20
 REST = 90
 """Patients that a class of fixed scores stands against."""
@@ -254,17 +254,6 @@ def compared(
 def macro(rows: HeldOut) -> Area:
     """Return the macro AUC."""
     return macro_area(rows, class_areas(rows))
-
-
-def class_estimates(rows: HeldOut, studies: int) -> list[list[Estimate]]:
-    """Return the estimates of each class and of the macro AUC, for each study of a batch."""
-    areas = class_areas(rows)
-    each = [split(one, studies) for one in areas]
-    found = []
-    for whole, *parts in zip(split(macro_area(rows, areas), studies), *each, strict=True):
-        own = [area_estimate(one, CONFIDENCE) for one in parts]
-        found.append([*own, mean_estimate(whole, parts, CONFIDENCE)])
-    return found
 
 
 def pooled_estimates(target: Ints, scores: Floats, seed: int) -> list[Estimate]:

@@ -15,8 +15,10 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from her2.core.types import Floats, Ints
-from her2.evaluation.areas import Area, HeldOut
+from her2.evaluation.areas import Area, HeldOut, class_areas, macro_area
+from her2.evaluation.intervals import Estimate, area_estimate, mean_estimate
 
+CONFIDENCE = 0.95
 FOLDS = 5
 FEATURES = 10
 PENALTY = 5.0
@@ -194,3 +196,14 @@ def batches(studies: int, size: int) -> Iterator[int]:
     """Yield the sizes of batches that add up to the number of studies."""
     for first in range(0, studies, size):
         yield min(size, studies - first)
+
+
+def class_estimates(rows: HeldOut, studies: int) -> list[list[Estimate]]:
+    """Return the estimates of each class and of the macro AUC, for each study of a batch."""
+    areas = class_areas(rows)
+    each = [split(one, studies) for one in areas]
+    found = []
+    for whole, *parts in zip(split(macro_area(rows, areas), studies), *each, strict=True):
+        own = [area_estimate(one, CONFIDENCE) for one in parts]
+        found.append([*own, mean_estimate(whole, parts, CONFIDENCE)])
+    return found

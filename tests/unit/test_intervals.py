@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm, t
 
-from benchmarks.coverage import class_estimates, pooled_estimates, sites
-from benchmarks.studies import cross_validated, held, patients, places
+from benchmarks.coverage import pooled_estimates, sites
+from benchmarks.studies import class_estimates, cross_validated, held, patients, places
 from her2.core.types import Bools, Floats, Ints
 from her2.evaluation.areas import Area, class_area, combined, macro_area
 from her2.evaluation.intervals import (

@@ -57,7 +57,7 @@ test: $(VENV)/installed-lock-test.txt
 	{ $(BIN)/ruff check . && $(BIN)/ruff format --check . && \
 	$(BIN)/snakefmt --check Snakefile workflow && $(BIN)/lint-imports --no-logo; } || linted=1; \
 	wait $$types && exit $$linted
-	$(ON_PATH) $(BIN)/pytest -m 'not nightly' -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+	$(ON_PATH) $(BIN)/pytest -m 'not nightly' -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # Run one at a time, since each of these uses every core.
 test-all: test

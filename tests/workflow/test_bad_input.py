@@ -10,8 +10,6 @@ import pytest
 
 from tests.workflow.project import Project
 
-pytestmark = pytest.mark.xdist_group("workflow")
-
 
 def refused(project: Project, *arguments: str, prefix: tuple[str, ...] = ()) -> str:
     """What a run prints that must not begin any job."""

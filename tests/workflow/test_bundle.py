@@ -35,8 +35,6 @@ from her2.storage.cache import Cache
 from her2.storage.features import open_store
 from tests.workflow.project import Project
 
-pytestmark = pytest.mark.xdist_group("workflow")
-
 
 def command(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(one) for one in arguments])

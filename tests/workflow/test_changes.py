@@ -10,8 +10,6 @@ from tests.workflow.changes import CHANGES
 from tests.workflow.conftest import copy
 from tests.workflow.project import REPOSITORY, Project
 
-pytestmark = pytest.mark.xdist_group("changes")
-
 COLUMNS = ("tiled", "embedded", "trained")
 PAGE = (REPOSITORY / "docs/reruns.md").read_text()
 GROUPS = {

@@ -13,7 +13,7 @@ import yaml
 
 from tests.workflow.project import REPOSITORY, Project, Run
 
-pytestmark = [pytest.mark.nightly, pytest.mark.xdist_group("demo")]
+pytestmark = pytest.mark.nightly
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,6 @@ import yaml
 from tests.workflow.conftest import elsewhere
 from tests.workflow.project import CONFIG, REPOSITORY, Project
 
-pytestmark = pytest.mark.xdist_group("workflow")
-
 PAGES = [
     REPOSITORY / "README.md",
     REPOSITORY / "CONTRIBUTING.md",

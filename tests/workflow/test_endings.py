@@ -18,8 +18,6 @@ from her2.pipeline.claim import CLAIM_NAME, read_claim
 from her2.pipeline.record import read_run
 from tests.workflow.project import REPOSITORY, Project
 
-pytestmark = pytest.mark.xdist_group("workflow")
-
 SNAKEFILE = """
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,10 +1,6 @@
 """`her2 explain` on a finished project, before and after a change."""
 
-import pytest
-
 from tests.workflow.project import Project
-
-pytestmark = pytest.mark.xdist_group("changes")
 
 
 def test_explain_says_what_exists_and_what_a_change_would_cost(project: Project) -> None:

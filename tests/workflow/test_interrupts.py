@@ -12,8 +12,6 @@ import pytest
 
 from tests.workflow.project import WEIGHTS, Project, Run
 
-pytestmark = pytest.mark.xdist_group("changes")
-
 
 @pytest.fixture
 def busy(project: Project) -> Project:

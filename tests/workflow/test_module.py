@@ -11,8 +11,6 @@ import pytest
 from tests.workflow.conftest import copy
 from tests.workflow.project import REPOSITORY, Project
 
-pytestmark = pytest.mark.xdist_group("workflow")
-
 OUTER = f"""
 module scoring:
     snakefile:

@@ -6,12 +6,9 @@ import sys
 from pathlib import Path
 
 import polars as pl
-import pytest
 
 from tests.workflow.changes import clone
 from tests.workflow.project import REPOSITORY, Project
-
-pytestmark = pytest.mark.xdist_group("workflow")
 
 SHARP = '''
 """Attention sharpened by a factor s: a = softmax(s w^T h). Source: Doe, Sharp MIL, 2031."""

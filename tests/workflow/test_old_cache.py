@@ -7,8 +7,6 @@ import pytest
 
 from tests.workflow.project import REPOSITORY, Project
 
-pytestmark = pytest.mark.xdist_group("changes")
-
 ARCHIVE = REPOSITORY / "tests/data/cache-0.1.0.tar.xz"
 """Eight slides of 256 px, a config, and the cache that version 0.1.0 (commit 4f4f78e) made of them
 with `snakemake train`; the encoder's weights are made here by `write_even_weights`."""

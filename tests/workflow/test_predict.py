@@ -4,14 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import pytest
 from typer.testing import CliRunner
 
 from her2.cli.main import app
 from her2.storage.cache import Cache
 from tests.workflow.project import Project
-
-pytestmark = pytest.mark.xdist_group("workflow")
 
 
 def test_after_a_run_predict_makes_nothing_and_says_the_same_as_its_models(

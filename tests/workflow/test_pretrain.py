@@ -7,8 +7,6 @@ import pytest
 from her2.synthetic.patches import draw_patch_set
 from tests.workflow.project import Project
 
-pytestmark = pytest.mark.xdist_group("workflow")
-
 
 @pytest.fixture
 def pretrained(project: Project) -> Project:

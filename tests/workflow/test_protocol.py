@@ -1,11 +1,8 @@
 """The published protocol runs beside the sound one, labelled, and never mixes with it."""
 
 import polars as pl
-import pytest
 
 from tests.workflow.project import Project
-
-pytestmark = pytest.mark.xdist_group("workflow")
 
 
 def test_the_published_protocol_is_evaluated_beside_the_sound_one(project: Project) -> None:

@@ -13,8 +13,6 @@ from her2.importing.preset import FOLDER
 from tests.unit import published
 from tests.workflow.project import Project, Run
 
-pytestmark = pytest.mark.xdist_group("changes")
-
 CASES = 5
 TINY = {"source": "random", "model": "timm/resnet10t", "mpp": 0.5, "size": 64}
 

@@ -9,8 +9,6 @@ import yaml
 from her2.storage.features import open_store, read_coords
 from tests.workflow.project import CONFIG, REPOSITORY, Project
 
-pytestmark = pytest.mark.xdist_group("workflow")
-
 SLIDE = REPOSITORY.parent / "shared" / "slides" / "cmu-1-small-region.svs"
 
 

@@ -7,8 +7,6 @@ import pytest
 
 from tests.workflow.project import Project
 
-pytestmark = pytest.mark.xdist_group("workflow")
-
 
 def files(folder: Path, pattern: str) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted(folder.glob(pattern))}

@@ -25,7 +25,7 @@ from tests.workflow.project import CONFIG, REPOSITORY, Project, Run, _rules
 from tests.workflow.test_endings import SNAKEFILE
 
 # Two cores are not enough for this and another worker's tests at a time.
-pytestmark = [pytest.mark.slurm, pytest.mark.nightly, pytest.mark.xdist_group("slurm")]
+pytestmark = [pytest.mark.slurm, pytest.mark.nightly]
 
 PROFILE = REPOSITORY / "profiles" / "slurm"
 LATE, CANCELLED = "0000-of-0002", "0001-of-0002"

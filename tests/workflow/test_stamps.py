@@ -15,8 +15,6 @@ from her2.pipeline.job_table import planned_jobs
 from her2.pipeline.plan import Plan
 from tests.workflow.project import Project
 
-pytestmark = pytest.mark.xdist_group("changes")
-
 UNREAD = {
     "train_folds": {
         "encoders/tiny/overlap.json",

@@ -8,8 +8,6 @@ import pytest
 from tests.workflow.conftest import elsewhere
 from tests.workflow.project import Project, Run
 
-pytestmark = pytest.mark.xdist_group("changes")
-
 STATUS = {
     "of": "score",
     "label": "status",

@@ -1,0 +1,1 @@
+"""Features of other programs: the forms of their files, one module each, found by listing this."""

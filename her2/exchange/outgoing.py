@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2 import __version__
-from her2.config.jobs import EncoderSpec, TileSpec
 from her2.config.names import cohort_folder
 from her2.core.errors import UserError
 from her2.core.files import file_digest
@@ -163,7 +162,7 @@ def read_outgoing(results: Path, encoder: str | None, cohort: str) -> Outgoing:
         raise UserError(f"{results}: is no folder; give the results of a run.")
     part = results / (cohort_folder(cohort) if cohort else "")
     if cohort and not part.is_dir():
-        known = _names(results / "validation", "*/features")
+        known = _names(results / "validation", "features")
         raise UserError(
             f"--cohort {cohort}: {results} has no such external cohort; it has "
             f"{', '.join(known) or 'none'}. Without --cohort, the development cohort is exported."
@@ -253,7 +252,7 @@ def _caution(results: Path, encoder: str, cards: list[EncoderCard]) -> str | Non
     stamp = read_stamp(results / FOLDER / "materialise_encoder" / f"{encoder}.json")
     row = None
     if stamp is not None and cards[0].source == "catalogue":
-        row = EncoderSpec.model_validate(stamp.spec).encoder.model
+        row = stamp.spec.get("encoder", {}).get("model")
     found = may_be_passed_on(cards, row)
     if found.allowed:
         return None
@@ -269,4 +268,4 @@ def _overlap(results: Path, cohort: str, card: EncoderCard) -> float | None:
     folder = results / FOLDER / (cohort_folder(cohort) if cohort else "") / "tile_bucket"
     grid = folder / f"{card.size}px-{card.mpp:.10g}mpp"
     stamp = next(filter(None, map(read_stamp, sorted(grid.glob("*.json")))), None)
-    return None if stamp is None else TileSpec.model_validate(stamp.spec).tiling.overlap
+    return None if stamp is None else stamp.spec.get("tiling", {}).get("overlap")

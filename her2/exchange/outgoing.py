@@ -116,12 +116,16 @@ class SlideFeatures:
         found = self.store.attributes.get("seal")
         return str(found) if found else f"file {file_digest(self.store.path)}"
 
+    @property
+    def block_rows(self) -> int:
+        """Number of rows in a block; the last one of a chunk has fewer."""
+        return max(1, BLOCK_BYTES // (self.store.dimension * self.dtype.itemsize))
+
     def blocks(self) -> Iterator[NDArray[Any]]:
         """Yield the features in order, in blocks of a few MiB (k, d)."""
         for chunk in self.store.chunks:
-            step = max(1, BLOCK_BYTES // (chunk.shape[1] * chunk.itemsize))
-            for start in range(0, len(chunk), step):
-                yield chunk[start : start + step]
+            for start in range(0, len(chunk), self.block_rows):
+                yield chunk[start : start + self.block_rows]
 
     def provenance(self) -> dict[str, Any]:
         """Return what an export says of this slide's features, as JSON values."""

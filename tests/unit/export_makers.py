@@ -1,5 +1,6 @@
 """A results folder with features and a table of the cohort, made by hand, to export from."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,7 +63,8 @@ class Made:
         rng = np.random.default_rng(len(slide_id))
         coords = np.stack([rng.permutation(len(values)) * 512, np.arange(len(values)) * 3], axis=1)
         coords = coords.astype(np.int32)
-        identity = {"of": slide_id, "values": values.tolist(), "type": str(values.dtype)}
+        content = hashlib.sha256(values.tobytes()).hexdigest()
+        identity = {"of": slide_id, "values": content, "type": str(values.dtype)}
         attributes = {
             "key": digest(identity),
             "identity": identity,

@@ -26,7 +26,6 @@ _POLYGON = np.dtype(
     [("order", "u1"), ("kind", "<u4"), ("rings", "<u4"), ("points", "<u4"), ("xy", "<f8", (5, 2))]
 )
 """A polygon with one ring of five points in little-endian WKB."""
-_CHUNK_BYTES = 8 << 20
 
 
 def _files(outgoing: Outgoing, slide: SlideFeatures) -> dict[str, str]:
@@ -60,12 +59,11 @@ def _write(outgoing: Outgoing, slide: SlideFeatures, paths: Mapping[str, Path]) 
 
 
 def _write_features(table: Any, slide: SlideFeatures) -> None:
-    rows = max(1, _CHUNK_BYTES // (slide.shape[1] * slide.dtype.itemsize))
     array = table.create_array(
         "X",
         shape=slide.shape,
         dtype=slide.dtype,
-        chunks=(min(rows, slide.shape[0]), slide.shape[1]),
+        chunks=(min(slide.block_rows, slide.shape[0]), slide.shape[1]),
         attributes=X_ATTRIBUTES,
     )
     start = 0

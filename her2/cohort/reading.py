@@ -7,6 +7,7 @@ equal cells once, and imports nothing heavy.
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from her2.cohort import columns, faults
@@ -51,10 +52,10 @@ def configured_cohort(
 
 
 def read_cohort(
-    slides: Path,
+    slides: Path | str,
     *,
     root: Path | None = None,
-    tasks: Mapping[str, Task],
+    tasks: Mapping[str, Task] = MappingProxyType({}),
     patient_label: PatientLabel = "refuse",
     named: Mapping[str, str] | None = None,
     rules: faults.LabelRules = faults.STRICT,
@@ -67,7 +68,8 @@ def read_cohort(
     Args:
         slides: .csv (UTF-8, one header row) or .parquet.
         root: folder where relative paths start; default: the manifest's folder.
-        tasks: tasks whose label columns and classes the manifest must fit.
+        tasks: tasks whose label columns and classes the manifest must fit; default: none, and
+            labels are not read.
         patient_label: the config's `cohort.patient_label`.
         named: further columns to read as text -> the config's key that names each.
         rules: what becomes of labels that no task has.
@@ -80,7 +82,14 @@ def read_cohort(
     Raises:
         UserError: the manifest has problems; the message lists all of them with row, column, value
             and fix. Whether the files exist is checked in `her2.pipeline.inputs`.
+
+    >>> import her2
+    >>> cohort = her2.read_cohort("slides.csv", tasks=her2.load_config("config.yaml").tasks)
+    >>> row = cohort.rows[0]
+    >>> len(cohort.rows), row.slide_id, row.labels, cohort.file(row).name
+    (12, 'demo-001-a', {'her2': '3+'}, 'demo-001-a.svs')
     """
+    slides = Path(slides)
     labels, named = {task.label for task in tasks.values()}, named or {}
     sheet, rows, problems = _read_rows(slides, labels, named, where=where)
     if where != "cohort":

@@ -5,7 +5,7 @@ wrong key gives the same error everywhere. `her2 config schema` prints the JSON 
 of these models for editors.
 """
 
-from her2.config.check import Config, load_config, parse_config
+from her2.config.check import Config, load_config, parse_config, parse_section
 from her2.config.data import (
     CohortSection,
     PatchesSection,
@@ -89,4 +89,5 @@ __all__ = [
     "ValidationSection",
     "load_config",
     "parse_config",
+    "parse_section",
 ]

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
@@ -261,6 +261,28 @@ def parse_config(values: Mapping[str, Any], *, source: str = "config") -> Config
         raise problem_list(f"{source}: {len(found)} problem(s)", found) from None
 
 
+_Section = TypeVar("_Section", bound=Section)
+
+
+def parse_section(
+    kind: type[_Section], given: _Section | Mapping[str, Any] | None, *, name: str
+) -> _Section:
+    """Check one section of a config, as scripts give it: None stands for its defaults.
+
+    `name` is what errors call it.
+
+    Raises:
+        UserError: the section has problems; the message lists them all, with the legal values.
+    """
+    if isinstance(given, kind):
+        return given
+    try:
+        return kind.model_validate(given or {}, context=BY_USER)
+    except ValidationError as error:
+        found = problems([dict(item) for item in error.errors()], kind)
+        raise problem_list(f"{name}: {len(found)} problem(s)", found) from None
+
+
 def _texts_that_no_file_can_hold(value: Any, above: str = "") -> Iterator[str]:
     """Yield a problem for each text with half a character, as `"\\ud800"` is in YAML, or a NUL."""
     if isinstance(value, str) and re.search(r"[\x00\ud800-\udfff]", value):
@@ -271,13 +293,18 @@ def _texts_that_no_file_can_hold(value: Any, above: str = "") -> Iterator[str]:
         yield from bad or _texts_that_no_file_can_hold(item, f"{above}.{key}".lstrip("."))
 
 
-def load_config(path: Path) -> Config:
+def load_config(path: Path | str) -> Config:
     """Read and check a file, YAML or JSON.
 
     Raises:
         UserError: the file cannot be read, holds a key twice, is not YAML, or is not a valid
             config.
+
+    >>> import her2
+    >>> list(her2.load_config("config.yaml").tasks)
+    ['score']
     """
+    path = Path(path)
     values = read_config(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: has no settings. Start from the project's config.yaml.")

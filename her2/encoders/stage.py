@@ -129,7 +129,7 @@ def materialise_encoder(spec: EncoderSpec, output: Path) -> EncoderCard:
     return card
 
 
-def load_encoder(folder: Path) -> tuple[Encoder, EncoderCard]:
+def read_encoder(folder: Path) -> tuple[Encoder, EncoderCard]:
     """Read an encoder's folder: the module in evaluation mode, on the CPU, and its card.
 
     Raises:

@@ -59,7 +59,7 @@ def draw_source(
     `output` is `heatmaps.json`, see `draw_heatmaps`; files of an earlier run go away.
     """
     drawing = Drawing(
-        formats=spec.formats,
+        formats=("png", *spec.formats),  # the report shows the picture
         synthetic=spec.synthetic,
         masks=masks,
         mask_classes=spec.mask_classes,

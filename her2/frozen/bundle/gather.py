@@ -29,7 +29,7 @@ from her2.core.files import file_digest
 from her2.core.stamps import FOLDER
 from her2.core.tables import read_result
 from her2.encoders.card import WEIGHTS_NAME, EncoderCard
-from her2.encoders.stage import load_encoder
+from her2.encoders.stage import read_encoder
 from her2.evaluation.groupings import groupings_of
 from her2.frozen.bundle.asked import Wanted, check_unchanged, read_spec, spec_of, spec_of_buckets
 from her2.frozen.bundle.figures import figures_of
@@ -233,7 +233,7 @@ def _encoder(
     row = section.model if section.source == "catalogue" else None
     found = permission(cards, row, permitted)
     if found.allowed:
-        load_encoder(folder)  # its weights are those of its card
+        read_encoder(folder)  # its weights are those of its card
     own = {name: getattr(card, name) for name in EncoderCard.__dataclass_fields__}
     encoder = Encoder(
         **{**own, "provenance": _provenance(card.provenance)},

@@ -79,7 +79,7 @@ def shown_slides(results: Results) -> frozenset[str]:
 
 def _ordered(results: Results) -> list[dict[str, Any]]:
     """Return the slides of the first grid: unusable ones, brown ones, then by the tiles lost."""
-    table = results.cohort.filter(pl.col("grid") == min(results.config.grids))
+    table = results.cohort.filter(pl.col("grid") == min(results.config.all_grids))
     return sorted(
         table.to_dicts(),
         key=lambda row: (
@@ -91,7 +91,7 @@ def _ordered(results: Results) -> list[dict[str, Any]]:
 
 def gallery(results: Results) -> Gallery:
     """Return the slides of the first grid, worst first."""
-    grid = min(results.config.grids)
+    grid = min(results.config.all_grids)
     rows = _ordered(results)
     shown = rows[:SHOWN]
     side, quality = next((s, q) for limit, s, q in _SIZES if len(shown) <= limit)

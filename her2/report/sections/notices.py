@@ -9,6 +9,7 @@ import polars as pl
 from her2.cohort.audit import table_cautions
 from her2.cohort.fixed_split import SPLITS
 from her2.cohort.similar import SUSPICIOUS
+from her2.config import EncoderSection
 from her2.config.catalogue import row as catalogue_row
 from her2.config.catalogue import scale_warning
 from her2.metrics import headline_metrics
@@ -120,7 +121,7 @@ def _scales(results: Results) -> list[Notice]:
     """Return notices on published encoders used at another um/px than in their training."""
     found = []
     for name, encoder in results.config.encoders.items():
-        if encoder.source == "catalogue":
+        if isinstance(encoder, EncoderSection) and encoder.source == "catalogue":
             text = scale_warning(catalogue_row(encoder.model), encoder.mpp)
             if text is not None:
                 found.append(Notice(f"{name}: {text}", "provenance"))

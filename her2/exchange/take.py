@@ -24,7 +24,7 @@ from her2.core.errors import SlideError, SlideUnfit, blamed_on, problem_list
 from her2.core.events import write_event
 from her2.core.files import digest, file_digest, link
 from her2.encoders.card import GIVEN, EncoderCard, read_card, write_card
-from her2.exchange.checks import check_given, finite_blocks
+from her2.exchange.checks import check_given, finite_blocks, mixed_dimensions
 from her2.exchange.given import Given, read_given
 from her2.exchange.matching import MatchedFiles
 from her2.exchange.placing import Known, Placed, place
@@ -64,24 +64,31 @@ def describe_features(
         UserError: no file of a slide can be read.
     """
     matched = match_slides(cohort, _folders(folders), spec.format)
-    found: list[Given] = []
+    found: dict[str, Given] = {}
     problems: list[str] = []
     for slide_id, path in sorted(matched.files.items()):
         try:
             with reading(slide_id):
                 given = read_given(path, spec.format)
         except SlideError as error:
-            problems.append(f"{slide_id}: {path.name}: {error}")
+            problems.append(f"{slide_id}: {error}")
             continue
-        found += [given] if given.rows and given.dimension else []
+        if given.rows:
+            found[slide_id] = given
     if not found:
         raise problem_list(
             f"{output.name}: none of its feature files can be used; correct its `path` or `format`",
             problems or [f"{len(matched.files)} file(s) of slides, all without features"],
         )
-    (level, dimension), _ = Counter((one.level, one.dimension) for one in found).most_common(1)[0]
-    alike = [one for one in found if (one.level, one.dimension) == (level, dimension)]
+    mixed = mixed_dimensions({name: (one.level, one.dimension) for name, one in found.items()})
+    alike = [one for name, one in found.items() if name not in mixed]
+    if not alike:
+        raise problem_list(
+            f"{output.name}: its feature files are of several encoders; name one folder in `path`",
+            [f"{name}: {problem}" for name, problem in mixed.items()],
+        )
     first = alike[0]
+    level, dimension = first.level, first.dimension
     size, mpp = spec.size, spec.mpp
     if level == "tile":
         size = size or first.tile_px

@@ -45,6 +45,7 @@ def notices(
     ]
     found += [Notice(text, "quality") for text in table_cautions(results.cohort)]
     found += [*_columns(results), *_slides(results, excluded), *_encoders(results)]
+    found += _given(results)
     for model in results.models:
         found += [*_figures(model), *_folds(results, model), *_predictions(results, model)]
     found += [
@@ -172,6 +173,20 @@ def _encoders(results: Results) -> list[Notice]:
                 )
             )
     return found
+
+
+def _given(results: Results) -> list[Notice]:
+    """Return notices on features that another program computed."""
+    return [
+        Notice(
+            f"{name}: its features were not computed here. They are {card.architecture}, as the "
+            f"config says (form {card.provenance.get('form')}); which encoder and tiles they "
+            "really have is not known here.",
+            "provenance",
+        )
+        for name, card in results.cards.items()
+        if not card.computed_here
+    ]
 
 
 def _figures(model: EvaluatedModel) -> list[Notice]:

@@ -75,7 +75,7 @@ class Embedder:
         encoder, self.card = read_encoder(folder)
         self.device, self.precision = device, precision
         self.threads, self.compiling, self.publish = threads, compiling, publish
-        self.batch_size = batch_limit(self.card.size, batch_size, device)
+        self.batch_size = batch_limit(self.card.patch_px, batch_size, device)
         self.encoder = prepare(encoder, device, precision)
         self.compiled: Forward | None = None
         self._stop = threading.Event()

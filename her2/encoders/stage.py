@@ -136,6 +136,11 @@ def read_encoder(folder: Path) -> tuple[Encoder, EncoderCard]:
         UserError: the weights are not those of the card.
     """
     card = read_card(folder)
+    if card.mean is None or card.std is None:
+        raise UserError(
+            f"{folder}: its features were computed elsewhere ({card.architecture}), so there are "
+            "no weights to run."
+        )
     path = folder / WEIGHTS_NAME
     check_readable(path)
     if problem := path_problem(path, limit_bytes=WEIGHTS_BYTES):

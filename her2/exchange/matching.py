@@ -69,11 +69,12 @@ def match_given(slides: Mapping[str, Path | None], files: Iterable[Path]) -> Mat
                 ambiguous[slide_id] = _refusal(paths, rivals, way.words)
                 disputed.update(paths)
         taken.update(meant)
+    used = disputed | set(found.values())
     return MatchedFiles(
         files={slide_id: found[slide_id] for slide_id in slides if slide_id in found},
         without=tuple(one for one in slides if one not in found and one not in ambiguous),
         ambiguous={one: ambiguous[one] for one in slides if one in ambiguous},
-        unused=tuple(path for path in listed if path not in disputed | set(found.values())),
+        unused=tuple(path for path in listed if path not in used),
     )
 
 

@@ -52,7 +52,8 @@ _NO_ROWS: NDArray[Any] = np.empty((0, 0))
 class FeatureStore:
     """The features of a slide, memory-mapped: `chunks` (rows of the chunk, d) in row order.
 
-    `attributes` contain the identity, the provenance and the throughput.
+    `attributes` contain the identity, the provenance and the throughput. Of features that another
+    program computed they have `given`, which says so, and None in `slide` where a fact is unknown.
 
     >>> import her2
     >>> store = her2.open_store("results/features/tiny/demo-004-a.zarr.zip")
@@ -370,6 +371,20 @@ def read_attributes(path: Path, key: str | None = None) -> dict[str, Any]:
     """
     with store_archive(path) as archive:
         return _attributes(archive, key)
+
+
+def computed_here(attributes: Mapping[str, Any]) -> bool:
+    """Return whether a store's features were computed by this project, from their slide."""
+    return "given" not in attributes
+
+
+def places_known(attributes: Mapping[str, Any]) -> bool:
+    """Return whether a store tells where on the slide its tiles are, and how large.
+
+    Other programs' features need not; coordinates are then zeros, or of tiles of unknown size.
+    """
+    slide, px = attributes["slide"], attributes["target"]["px"]
+    return None not in (slide["level0_tile"], slide["mpp"], slide["size_px"], px)
 
 
 def _attributes(archive: zipfile.ZipFile, key: str | None) -> dict[str, Any]:

@@ -86,4 +86,4 @@ def _blocks(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterato
         raise ValueError(f"its tensor has shape {shape}, not (rows, values)")
     for start, stop in row_blocks(len(table), table.shape[1], dtype.itemsize):
         block = table[start:stop]
-        yield np.array(block.float() if block.dtype is torch.bfloat16 else block)
+        yield (block.float() if block.dtype is torch.bfloat16 else block).numpy().copy()

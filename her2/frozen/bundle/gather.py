@@ -223,6 +223,13 @@ def _encoder(
     folder = wanted.results / "encoders" / wanted.encoder
     cards = lineage(folder)
     card = cards[0]
+    if not card.computed_here:
+        raise UserError(
+            f"{wanted.encoder}: its features were computed elsewhere ({card.architecture}), so "
+            "there are no weights that a bundle could run on slides. Predict features of the same "
+            "program with `her2 predict MODEL --features`, or train with an encoder that is run "
+            "here."
+        )
     if (trained := model.first.card["encoder_digest"]) != card.digest:
         raise UserError(
             f"{folder}: is the encoder {card.digest}, but the models were trained on features of "

@@ -87,7 +87,7 @@ def make_h5(folder: Path, bags: list[Bag], kind: str) -> list[Path]:
     """Write the features as h5: `rows` (float32, one chunk per row) or `contiguous` (float16)."""
     paths = []
     for bag in bags:
-        values = bag.store.all()
+        values = bag.store.features
         paths.append(folder / f"{bag.slide_id}.{kind}.h5")
         with h5py.File(paths[-1], "w") as file:
             if kind == "rows":

@@ -1,24 +1,13 @@
 """HER2 scores from H&E whole-slide images: feature cache, attention-MIL, honest evaluation.
 
-The names below are the package's own door for scripts and notebooks; each is imported when it is
-first used, so that `import her2` costs nothing.
+The names below are the package's door for scripts and notebooks (docs/python.md). Each is imported
+when it is first used, so that `import her2` costs nothing. They are stable: a test pins them and
+their signatures. Their types are in `__init__.pyi`: imports of them here, even for type checkers
+alone, would make every module that asks for the version depend on all others.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from her2.cohort.manifest import Cohort
-    from her2.cohort.reading import read_cohort
-    from her2.config import Config, load_config
-    from her2.core.errors import SlideError, TileError, UserError
-    from her2.encoders.stage import load_encoder
-    from her2.frozen.predict import predict_slides
-    from her2.slides.slide import Slide
-    from her2.storage.cache import Cache
-    from her2.storage.features import FeatureStore, open_store
-    from her2.storage.tiles import TileTable, read_table
-    from her2.tiling.grid import tile_slide
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -27,33 +16,43 @@ _HOMES = {
     "her2.cohort.reading": ("read_cohort",),
     "her2.config": ("Config", "load_config"),
     "her2.core.errors": ("SlideError", "TileError", "UserError"),
-    "her2.encoders.stage": ("load_encoder",),
-    "her2.frozen.predict": ("predict_slides",),
-    "her2.slides.slide": ("Slide",),
-    "her2.storage.cache": ("Cache",),
+    "her2.embedding.encoder": ("FrozenEncoder", "load_encoder"),
+    "her2.embedding.one_slide": ("embed",),
+    "her2.evaluation.given": ("Evaluation", "evaluate"),
+    "her2.explanation.one_slide": ("draw_heatmap",),
+    "her2.frozen.loading": ("load_model",),
+    "her2.frozen.model": ("FrozenModel", "FrozenPrediction"),
+    "her2.report.finished": ("Results",),
+    "her2.slides.slide": ("Slide", "open_slide"),
     "her2.storage.features": ("FeatureStore", "open_store"),
-    "her2.storage.tiles": ("TileTable", "read_table"),
-    "her2.tiling.grid": ("tile_slide",),
+    "her2.tiling.one_slide": ("Tiles", "tile"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "Cache",
     "Cohort",
     "Config",
+    "Evaluation",
     "FeatureStore",
+    "FrozenEncoder",
+    "FrozenModel",
+    "FrozenPrediction",
+    "Results",
     "Slide",
     "SlideError",
     "TileError",
-    "TileTable",
+    "Tiles",
     "UserError",
+    "draw_heatmap",
+    "embed",
+    "evaluate",
     "load_config",
     "load_encoder",
+    "load_model",
+    "open_slide",
     "open_store",
-    "predict_slides",
     "read_cohort",
-    "read_table",
-    "tile_slide",
+    "tile",
 ]
 
 

@@ -150,7 +150,7 @@ def _slide_lines(settings: Config) -> list[str]:
     entries: list[tuple[str, str, TileEntry | FeatureEntry]] = []
     try:
         for own in configured_plan(settings).cohorts:
-            for path in _entries_files(own.folder / "tiles", settings.grids, own.buckets):
+            for path in _entries_files(own.folder / "tiles", settings.all_grids, own.buckets):
                 found = read_entries(path, TileEntry)
                 entries += [("tiles", f"{own.part}{name}", one) for name, one in found.items()]
             for path in _entries_files(own.folder / "features", settings.encoders, own.buckets):

@@ -8,9 +8,7 @@ import typer
 
 from her2.cli.shared import filled_in_cache
 from her2.core.errors import UserError, problem_list
-
-CACHE = "her2-cache"
-"""Folder beside the table that is the cache where none is given."""
+from her2.storage.cache import DEFAULT
 
 
 def predict(
@@ -44,7 +42,7 @@ def predict(
         typer.Option(
             envvar="HER2_CACHE",
             callback=filled_in_cache,
-            help=f"the content-addressed cache; default: {CACHE} beside --out",
+            help=f"the content-addressed cache; default: {DEFAULT} beside --out",
         ),
     ] = None,
     root: Annotated[
@@ -89,7 +87,7 @@ def predict(
     from her2.prediction.options import Options, check_options, check_pictures
 
     options = Options(out, heatmaps, threads, scratch, form, grouping)
-    place = cache or out.parent / CACHE
+    place = cache or out.parent / DEFAULT
     check_options(options, place, given)
 
     from her2.prediction.inputs import find_slides

@@ -59,6 +59,14 @@ STAGES = {
         "her2.embedding.stage:embed_bucket",
         "Stage 1: embed the tiles of a bucket of slides.",
     ),
+    "describe": (
+        "her2.exchange.take:describe_features",
+        "Stage 1: write the card of features that another program computed.",
+    ),
+    "take": (
+        "her2.exchange.take:take_features",
+        "Stage 1: take in the features of a bucket of slides that another program computed.",
+    ),
     "folds": (
         "her2.cohort.folds:make_folds",
         "Stage 2: make patient-grouped, stratified folds for a task.",

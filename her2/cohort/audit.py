@@ -25,6 +25,13 @@ log = logging.getLogger(__name__)
 
 TABLE_NAME = "slides.parquet"
 
+FACT_TYPES = {
+    **dict.fromkeys(("mpp_x", "mpp_y", "tissue_mm2"), pl.Float64),
+    **dict.fromkeys(("width_px", "height_px"), pl.Int64),
+    **dict.fromkeys(("vendor", "mpp_source", "key"), pl.String),
+}
+"""Columns of facts that may be unknown for all slides."""
+
 Entries = Mapping[str, Mapping[str, TileEntry]]
 """Grid -> slide -> entry."""
 
@@ -115,12 +122,18 @@ def tabulate_cohort(spec: CohortSpec, cohort: Cohort, tiles: Path, output: Path)
         for row in cohort.rows
         for grid in spec.grids
     ]
-    table = pl.DataFrame(records, infer_schema_length=None)
+    table = _typed(pl.DataFrame(records, infer_schema_length=None))
     for caution in table_cautions(table):
         log.warning(caution)
     output.mkdir(parents=True, exist_ok=True)
     write_table(table, output / "slides")
     return table
+
+
+def _typed(table: pl.DataFrame) -> pl.DataFrame:
+    """Give the columns of facts their type where no slide has a value, as with given features."""
+    empty = {name: kind for name, kind in FACT_TYPES.items() if table.schema.get(name) == pl.Null}
+    return table.cast(empty) if empty else table  # type: ignore[arg-type]
 
 
 def table_cautions(table: pl.DataFrame) -> tuple[str, ...]:
@@ -132,7 +145,7 @@ def table_cautions(table: pl.DataFrame) -> tuple[str, ...]:
     slides = [
         Seen(
             slide_id=row["slide_id"],
-            mpp=(row["mpp_x"], row["mpp_y"]),
+            mpp=_pair(row["mpp_x"], row["mpp_y"]),
             file_mpp=_pair(row.get("file_mpp_x"), row.get("file_mpp_y")),
             brown=row.get("brown"),
         )

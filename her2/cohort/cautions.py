@@ -39,8 +39,7 @@ class Seen:
 
 def seen(slide_id: str, facts: SlideFacts) -> Seen:
     """Return what tiling found of a slide."""
-    mpp = (facts.mpp_x, facts.mpp_y)
-    return Seen(slide_id=slide_id, mpp=mpp, file_mpp=facts.file_mpp, brown=facts.brown)
+    return Seen(slide_id=slide_id, mpp=facts.mpp, file_mpp=facts.file_mpp, brown=facts.brown)
 
 
 def mpp_differs(mpp: Mpp, file_mpp: Mpp) -> bool:
@@ -94,9 +93,9 @@ def cautions(slides: Sequence[Seen]) -> Iterator[str]:
 
 def sentences(facts: SlideFacts) -> Iterator[str]:
     """Yield what may be wrong with a slide that is predicted, in sentences of its own."""
-    mpp = (facts.mpp_x, facts.mpp_y)
-    if facts.file_mpp and mpp_differs(mpp, facts.file_mpp):
-        yield f"Its um/px is doubtful: {mpp_words(mpp, facts.file_mpp)}; the manifest's counts."
+    if facts.mpp and facts.file_mpp and mpp_differs(facts.mpp, facts.file_mpp):
+        words = mpp_words(facts.mpp, facts.file_mpp)
+        yield f"Its um/px is doubtful: {words}; the manifest's counts."
     if facts.brown is not None and is_brown(facts.brown):
         yield (
             f"{facts.brown:.0%} of its tissue has the brown of immunohistochemistry, and no eosin "

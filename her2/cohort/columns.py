@@ -20,7 +20,7 @@ from her2.core.spelling import has_controls, is_dash, is_missing, is_unknown
 from her2.core.types import MPP_RANGE
 
 Value = str | float | None
-Job = Literal["tile", "embed", "audit", "cohort", "folds"]
+Job = Literal["tile", "embed", "take", "audit", "cohort", "folds"]
 """Jobs whose specs digest rows of the manifest. `cohort` writes the table of all slides for the
 controls and the report."""
 
@@ -118,6 +118,11 @@ def slide_file(cell: str) -> str:
     return cell
 
 
+def slide_file_if_any(cell: str) -> str:
+    """Parse the path of a slide that may be absent: then it is empty."""
+    return "" if is_unknown(cell) else slide_file(cell)
+
+
 def further_file(cell: str) -> str | None:
     """Parse the path of a file that a slide may have. The cell is kept as it is written."""
     if is_unknown(cell):
@@ -170,14 +175,16 @@ COLUMNS = (
     Column(
         name="slide_id",
         parse=identifier,
-        read_by=("tile", "embed", "audit", "cohort", "folds"),
+        read_by=("tile", "embed", "take", "audit", "cohort", "folds"),
         required=True,
     ),
-    Column(name="path", parse=slide_file, read_by=("tile", "embed", "cohort"), required=True),
+    Column(
+        name="path", parse=slide_file, read_by=("tile", "embed", "take", "cohort"), required=True
+    ),
     Column(
         name="patient_id", parse=identifier, read_by=("audit", "cohort", "folds"), required=True
     ),
-    Column(name="mpp", parse=scale, read_by=("tile", "embed", "cohort")),
+    Column(name="mpp", parse=scale, read_by=("tile", "embed", "take", "cohort")),
     # The folds also read the site or the split, depending on the config: `Plan.folds_spec`.
     Column(
         name="site",

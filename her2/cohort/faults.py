@@ -251,7 +251,7 @@ def _repeated(
     sheet: Sheet, column: str, key: Callable[[str], str]
 ) -> Iterator[tuple[list[int], list[str]]]:
     """Yield the rows' numbers and the different spellings of a value that several rows have."""
-    keys = list(map(key, sheet.cells[column]))
+    keys = list(map(key, sheet.cells.get(column, [])))
     if len(set(keys)) == len(keys):
         return
     found: dict[str, list[int]] = defaultdict(list)

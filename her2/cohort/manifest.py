@@ -29,7 +29,8 @@ TRUTH_SUFFIXES = (*MASK_SUFFIXES, ".geojson", ".xml")
 class SlideRow:
     """A row of the manifest; optional values are None if the cell is empty.
 
-    The fields are the columns that code reads by name. `other` has the values of all further
+    The fields are the columns that code reads by name. `path` is empty for an absent slide, of
+    which there are only features (`source: features`). `other` has the values of all further
     columns that `her2.cohort.columns` declares or the config names, without missing ones. `number`
     is the row in the file, where the header is row 1; it does not make two slides differ.
     """
@@ -71,8 +72,18 @@ class Cohort:
     remarks: tuple[str, ...] = field(default=(), compare=False)
 
     def file(self, row: SlideRow) -> Path:
-        """Return the slide's path; a relative one starts at the cohort's root."""
+        """Return the slide's path; a relative one starts at the cohort's root.
+
+        Raises:
+            UserError: the slide is absent: its cell is empty.
+        """
+        if not row.path:
+            raise UserError(f"slide {row.slide_id!r}, column 'path': is empty; there is no slide.")
         return self._place(row, "path", row.path)
+
+    def present_file(self, row: SlideRow) -> Path | None:
+        """Return the slide's path, or None if the slide is absent: there are only features."""
+        return self.file(row) if row.path else None
 
     def annotation_file(self, row: SlideRow) -> Path | None:
         """Return the file of regions that the slide's tiles are restricted to, or None."""

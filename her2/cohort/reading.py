@@ -7,6 +7,7 @@ equal cells once, and imports nothing heavy.
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from her2.cohort import columns, faults
@@ -19,7 +20,7 @@ from her2.core.errors import UserError, problem_list
 from her2.core.sheets import Sheet, read_sheet, rows_in_words
 from her2.core.spelling import printable
 
-PATIENT = "patient_id"
+PATIENT, SLIDE = "patient_id", "path"
 _ROW = tuple(one.name for one in fields(SlideRow))
 
 
@@ -37,9 +38,11 @@ def configured_cohort(
     For an external cohort, `tasks` has its own label columns and `where` its section. Columns of
     labels, subgroups and covariates may then be absent, but for the label columns in `asked`.
     """
+    computing = [name for name in config.encoders if name not in config.given]
     return read_cohort(
         slides,
         root=root,
+        slides_for=computing if config.given else None,
         tasks=config.tasks if tasks is None else tasks,
         patient_label=config.cohort.patient_label,
         named=config.evaluation.columns,
@@ -51,15 +54,16 @@ def configured_cohort(
 
 
 def read_cohort(
-    slides: Path,
+    slides: Path | str,
     *,
     root: Path | None = None,
-    tasks: Mapping[str, Task],
+    tasks: Mapping[str, Task] = MappingProxyType({}),
     patient_label: PatientLabel = "refuse",
     named: Mapping[str, str] | None = None,
     rules: faults.LabelRules = faults.STRICT,
     fixed_split: bool = False,
     asked: Mapping[str, str] | None = None,
+    slides_for: Collection[str] | None = None,
     where: str = "cohort",
 ) -> Cohort:
     """Read and check a manifest.
@@ -67,22 +71,39 @@ def read_cohort(
     Args:
         slides: .csv (UTF-8, one header row) or .parquet.
         root: folder where relative paths start; default: the manifest's folder.
-        tasks: tasks whose label columns and classes the manifest must fit.
+        tasks: tasks whose label columns and classes the manifest must fit; default: none, and
+            labels are not read.
         patient_label: the config's `cohort.patient_label`.
         named: further columns to read as text -> the config's key that names each.
         rules: what becomes of labels that no task has.
         fixed_split: whether the column `split`, where it has a value, must fit `folds.split: use`.
         asked: label columns that the manifest must have wherever it is named -> the config's key
             that names each.
+        slides_for: the encoders that read slides, where others do not: only if there are none may
+            slides be absent (`path` empty, or no such column). None: all do.
         where: section of the config; a cohort other than `cohort` may lack the other label columns
             of `tasks`, and `named` ones.
 
     Raises:
         UserError: the manifest has problems; the message lists all of them with row, column, value
             and fix. Whether the files exist is checked in `her2.pipeline.inputs`.
+
+    >>> import her2
+    >>> cohort = her2.read_cohort("slides.csv", tasks=her2.load_config("config.yaml").tasks)
+    >>> row = cohort.rows[0]
+    >>> len(cohort.rows), row.slide_id, row.labels, cohort.file(row).name
+    (12, 'demo-001-a', {'her2': '3+'}, 'demo-001-a.svs')
     """
+    slides = Path(slides)
     labels, named = {task.label for task in tasks.values()}, named or {}
-    sheet, rows, problems = _read_rows(slides, labels, named, where=where)
+    absent = slides_for is not None
+    sheet, rows, problems = _read_rows(slides, labels, named, where=where, absent=absent)
+    if slides_for and (lacking := [row.slide_id for row in rows if not row.path]):
+        problems.append(
+            f"column 'path': is empty for {len(lacking)} slide(s) ({', '.join(lacking[:5])}"
+            f"{', ...' if len(lacking) > 5 else ''}), but the encoders {', '.join(slides_for)} "
+            "read slides; enter the paths, or keep only encoders with `source: features`"
+        )
     if where != "cohort":
         tasks = {name: task for name, task in tasks.items() if task.label in sheet.header}
         labels &= set(sheet.header)
@@ -113,6 +134,7 @@ def read_cohort(
             *faults.overlooked_columns(sheet.header, known),
             *faults.doubtful_values(sheet, named),
             *faults.left_out_labels(sheet, tasks, rules),
+            *_absent(rows),
         ),
         remarks=(*sheet.remarks, *faults.missing_labels(sheet, labels, tasks, rules)),
     )
@@ -130,7 +152,8 @@ def read_labels(
     Raises:
         UserError: ids, paths or um/px have problems; the message lists all of them.
     """
-    _, rows, problems = _read_rows(slides, labels, dict.fromkeys(named, "evaluation"))
+    names = dict.fromkeys(named, "evaluation")
+    _, rows, problems = _read_rows(slides, labels, names, absent=True)
     return _cohort(slides, root, rows, problems)
 
 
@@ -152,6 +175,17 @@ def read_slides(slides: Path, *, root: Path | None = None) -> Cohort:
         cautions=faults.overlooked_columns(sheet.header, known),
         remarks=sheet.remarks,
     )
+
+
+def _absent(rows: Sequence[SlideRow]) -> list[str]:
+    """Return a sentence on slides of which there are only features, if there are any."""
+    number = sum(not row.path for row in rows)
+    if not number:
+        return []
+    return [
+        f"{number} of {len(rows)} slides are absent (column 'path' is empty): their features are "
+        "used, and no pictures of them are drawn."
+    ]
 
 
 def _identified(row: SlideRow) -> bool:
@@ -184,11 +218,12 @@ def _read_rows(
     *,
     where: str = "cohort",
     own_patients: bool = False,
+    absent: bool = False,
 ) -> tuple[Sheet, list[SlideRow], list[str]]:
     """Return the manifest's sheet, its rows, and their problems but for those of labels.
 
     Columns of `labels` and `named` may be absent from an external cohort. With `own_patients`, a
-    slide without a patient is its own.
+    slide without a patient is its own. With `absent`, slides need no file.
 
     Raises:
         UserError: columns are missing or cannot be read, or there is no row.
@@ -201,10 +236,12 @@ def _read_rows(
         labels = [name for name in labels if name in sheet.header]
         named = {name: key for name, key in named.items() if name in sheet.header}
     required = [
-        name for name in columns.required_columns() if not (own_patients and name == PATIENT)
+        name
+        for name in columns.required_columns()
+        if not (own_patients and name == PATIENT) and not (absent and name == SLIDE)
     ]
-    absent = faults.column_problems(sheet, labels, named, required)
-    if wrong := [*sheet.wrong_columns, *absent]:
+    lacking = faults.column_problems(sheet, labels, named, required)
+    if wrong := [*sheet.wrong_columns, *lacking]:
         found = printable(", ".join(filter(None, sheet.header))) or "(none)"
         raise problem_list(f"{slides}: found columns {found}", wrong)
     if not sheet.numbers and not sheet.wrong_rows:
@@ -216,6 +253,8 @@ def _read_rows(
         parse: Callable[[str], Value] = column.parse
         if own_patients and column.name == PATIENT:
             parse = columns.if_given(parse)
+        if absent and column.name == SLIDE:
+            parse = columns.slide_file_if_any
         values[column.name] = _parsed(
             sheet, column.name, parse, problems, keep=column.name in required
         )

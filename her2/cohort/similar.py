@@ -64,19 +64,19 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Tissue:
-    """A slide's features, and the positions of its tiles (n, 2) in tile sides."""
+    """A slide's features, and the positions of its tiles (n, 2) in tile sides, None if unknown."""
 
     slide_id: str
     patient_id: str
     store: FeatureStore
-    places: Floats
+    places: Floats | None
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
     """Two slides of different patients: `cosine` of mean embeddings, `shared` in [0, 1].
 
-    `shared` is None if a slide is too small to tell.
+    `shared` is None if a slide is too small to tell, or does not tell where its tiles are.
     """
 
     slide_a: str
@@ -204,6 +204,8 @@ def similar_pairs(slides: Sequence[Tissue], others: Sequence[Tissue] | None = No
 def shared_tiles(a: Tissue, b: Tissue, mean: Floats, std: Floats) -> float | None:
     """Return the chance-corrected share of the smaller slide's probes that match the other."""
     small, large = (a, b) if len(a.store) <= len(b.store) else (b, a)
+    if small.places is None or large.places is None:
+        return None
     rows = spaced(len(small.store), PROBES)
     if len(rows) < LEAST_PROBES:
         return None
@@ -306,7 +308,20 @@ def _slides(
             continue
         path = find_product(cache, "features", entry.key, features / f"{name}.zarr.zip")
         store = open_store(path)
-        side = np.array(store.attributes["slide"]["level0_tile"], np.float32)
-        places = (read_coords(path) / side).astype(np.float32)
-        found.append(Tissue(name, patients[name], store, places))
+        found.append(Tissue(name, patients[name], store, _places(store)))
     return found
+
+
+def _places(store: FeatureStore) -> Floats | None:
+    """Return the positions of a slide's tiles in tile sides, None where they are not known.
+
+    Of tiles that another program cut without telling their size, the side is the step of its grid.
+    """
+    coords = read_coords(store.path)
+    tile = store.attributes["slide"]["level0_tile"]
+    if tile is None:
+        steps = [np.diff(np.unique(coords[:, axis])) for axis in (0, 1)]
+        if not all(len(one) for one in steps):
+            return None
+        tile = [float(np.min(one)) for one in steps]
+    return (coords / np.array(tile, np.float32)).astype(np.float32)

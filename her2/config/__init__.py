@@ -5,7 +5,7 @@ wrong key gives the same error everywhere. `her2 config schema` prints the JSON 
 of these models for editors.
 """
 
-from her2.config.check import Config, load_config, parse_config
+from her2.config.check import Config, load_config, parse_config, parse_section
 from her2.config.data import (
     CohortSection,
     PatchesSection,
@@ -21,6 +21,7 @@ from her2.config.encoders import (
     Precision,
     PretrainingSection,
 )
+from her2.config.given import AnyEncoder, GivenSection
 from her2.config.heads import HeadSection
 from her2.config.learning import (
     Balance,
@@ -52,6 +53,7 @@ from her2.core.types import Domain, Feature
 __all__ = [
     "KEEP_ORDER",
     "NAME_PATTERN",
+    "AnyEncoder",
     "Balance",
     "ClassName",
     "CohortSection",
@@ -64,6 +66,7 @@ __all__ = [
     "ExternalTaskSection",
     "Feature",
     "FoldsSection",
+    "GivenSection",
     "GroupingSection",
     "HeadSection",
     "HeatmapFormat",
@@ -89,4 +92,5 @@ __all__ = [
     "ValidationSection",
     "load_config",
     "parse_config",
+    "parse_section",
 ]

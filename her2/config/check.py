@@ -5,12 +5,13 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from her2.config.data import CohortSection, PatchesSection, Task, TilingSection
 from her2.config.encoders import EmbeddingSection, EncoderSection, PretrainingSection
+from her2.config.given import AnyEncoder, GivenSection, name_given
 from her2.config.heads import HEADS, HeadSection
 from her2.config.learning import (
     EvaluationSection,
@@ -22,9 +23,10 @@ from her2.config.learning import (
     her2_groupings,
     own_grouping,
 )
+from her2.config.problems import Problems
 from her2.config.reserved import name_problems
 from her2.config.validation import ExternalTaskSection, ValidationSection
-from her2.config.wording import Problems, problems
+from her2.config.wording import problems
 from her2.core.errors import UserError, problem_list
 from her2.core.paths import BY_USER, UserPath, user_path
 from her2.core.section import Name, Ordered, Section, Seed
@@ -64,7 +66,7 @@ class Config(Section):
         description="labelled patch sets, for encoders with `source: pretrain`",
     )
     pretraining: PretrainingSection = PretrainingSection()
-    encoders: Annotated[dict[Name, EncoderSection], *Ordered] = Field(min_length=1)
+    encoders: Annotated[dict[Name, AnyEncoder], *Ordered] = Field(min_length=1)
     embedding: EmbeddingSection = EmbeddingSection()
     heads: Annotated[dict[Name, HeadSection], BeforeValidator(_head_named_by_key), *Ordered] = (
         Field(min_length=1, description="MIL heads, one section for each kind")
@@ -98,7 +100,9 @@ class Config(Section):
                     f"encoders.{name}.data: there is no patch set {encoder.data!r}; `patches` "
                     f"defines {known}"
                 )
-            self._check_init(name, encoder)
+            if isinstance(encoder, EncoderSection):
+                self._check_init(name, encoder)
+        name_given(self.encoders)
         return self
 
     def _check_init(self, name: str, encoder: EncoderSection) -> None:
@@ -106,7 +110,7 @@ class Config(Section):
         seen = [name]
         while encoder.init not in (None, "random", "published"):
             other = self.encoders.get(encoder.init or "")
-            if other is None or encoder.init in seen:
+            if not isinstance(other, EncoderSection) or encoder.init in seen:
                 raise ValueError(
                     f"encoders.{seen[-1]}.init: {encoder.init!r} is neither random, published nor "
                     "an encoder that does not itself start from this one"
@@ -236,9 +240,26 @@ class Config(Section):
             raise UserError(f"the environment variable HER2_CACHE: {problem}") from None
 
     @property
+    def all_grids(self) -> tuple[str, ...]:
+        """Return the names of the grids of all encoders, those of given features among them."""
+        return tuple(dict.fromkeys(encoder.grid for encoder in self.encoders.values()))
+
+    @property
     def grids(self) -> dict[str, tuple[float, int]]:
-        """Return grid name -> (um/px, px per side), for all grids that the encoders use."""
-        return {e.grid: (e.mpp, e.size) for e in self.encoders.values()}
+        """Return grid name -> (um/px, px per side), for all grids that slides are cut on."""
+        return {
+            e.grid: (e.mpp, e.size) for e in self.encoders.values() if isinstance(e, EncoderSection)
+        }
+
+    @property
+    def given(self) -> dict[str, GivenSection]:
+        """Return the encoders whose features another program computed, by name."""
+        return {n: e for n, e in self.encoders.items() if isinstance(e, GivenSection)}
+
+    @property
+    def needs_slides(self) -> bool:
+        """Return whether any encoder reads slides."""
+        return len(self.given) < len(self.encoders)
 
 
 def parse_config(values: Mapping[str, Any], *, source: str = "config") -> Config:
@@ -261,6 +282,28 @@ def parse_config(values: Mapping[str, Any], *, source: str = "config") -> Config
         raise problem_list(f"{source}: {len(found)} problem(s)", found) from None
 
 
+_Section = TypeVar("_Section", bound=Section)
+
+
+def parse_section(
+    kind: type[_Section], given: _Section | Mapping[str, Any] | None, *, name: str
+) -> _Section:
+    """Check one section of a config, as scripts give it: None stands for its defaults.
+
+    `name` is what errors call it.
+
+    Raises:
+        UserError: the section has problems; the message lists them all, with the legal values.
+    """
+    if isinstance(given, kind):
+        return given
+    try:
+        return kind.model_validate(given or {}, context=BY_USER)
+    except ValidationError as error:
+        found = problems([dict(item) for item in error.errors()], kind)
+        raise problem_list(f"{name}: {len(found)} problem(s)", found) from None
+
+
 def _texts_that_no_file_can_hold(value: Any, above: str = "") -> Iterator[str]:
     """Yield a problem for each text with half a character, as `"\\ud800"` is in YAML, or a NUL."""
     if isinstance(value, str) and re.search(r"[\x00\ud800-\udfff]", value):
@@ -271,13 +314,18 @@ def _texts_that_no_file_can_hold(value: Any, above: str = "") -> Iterator[str]:
         yield from bad or _texts_that_no_file_can_hold(item, f"{above}.{key}".lstrip("."))
 
 
-def load_config(path: Path) -> Config:
+def load_config(path: Path | str) -> Config:
     """Read and check a file, YAML or JSON.
 
     Raises:
         UserError: the file cannot be read, holds a key twice, is not YAML, or is not a valid
             config.
+
+    >>> import her2
+    >>> list(her2.load_config("config.yaml").tasks)
+    ['score']
     """
+    path = Path(path)
     values = read_config(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: has no settings. Start from the project's config.yaml.")

@@ -61,6 +61,8 @@ VERSIONS = {
     "validate": 1,
     "external": 1,
     "report": 6,
+    "describe": 1,
+    "take": 1,
 }
 """Version of each stage. Raise it if the output changes for the same input; only then are existing
 products made again. A golden test fails if an output changes without its version."""
@@ -190,6 +192,36 @@ class FoldsSpec(Section):
     split: bool = False
     patient_label: PatientLabel = Field("refuse", exclude_if=lambda value: value == "refuse")
     seed: int
+
+
+class DescribeSpec(Section):
+    """The card of an encoder whose features another program computed.
+
+    `files` are those of the development cohort. Where they lie is not part of it.
+    """
+
+    version: int = VERSIONS["describe"]
+    identity: str
+    format: str | None = None
+    mpp: float | None = None
+    size: int | None = None
+    files: FilesState = ""
+
+
+class TakeSpec(Section):
+    """A bucket of slides whose features another program computed; their card comes as a file.
+
+    `rows` digests the ids, paths and um/px of its slides, `files` are the feature files and slides.
+    """
+
+    version: int = VERSIONS["take"]
+    bucket: str
+    rows: str
+    format: str | None = None
+    mpp: float | None = None
+    size: int | None = None
+    min_tiles: int
+    files: FilesState = ""
 
 
 class SimilarSpec(Section):

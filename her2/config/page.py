@@ -37,10 +37,8 @@ def page() -> str:
         for title in titles:
             section = sections[title]
             heading = f"`{name}`"
-            if len(titles) > 1:  # heads have several sections
-                kind = section["properties"]["head"]
-                kinds = kind.get("enum", [kind.get("const")])
-                heading += ": " + ", ".join(f"`{item}`" for item in kinds)
+            if len(titles) > 1:  # heads have several sections, and encoders two
+                heading += f": {_kinds(section['properties'])}"
             parts.append(_section(heading, section, section.get("description", "")))
             for key, item in section["properties"].items():
                 inner |= dict.fromkeys(_sections_of(item), key)
@@ -48,6 +46,15 @@ def page() -> str:
             section = sections[title]
             parts.append(_section(f"`{key}` of `{name}`", section, section.get("description", "")))
     return "\n".join(parts)
+
+
+def _kinds(properties: Mapping[str, Any]) -> str:
+    """Return which heads or encoders a section is for, in words."""
+    if "head" in properties:
+        kind = properties["head"]
+        return ", ".join(f"`{item}`" for item in kind.get("enum", [kind.get("const")]))
+    only = properties["source"].get("const")
+    return f"`source: {only}`" if only else "run here"
 
 
 def _sections_of(value: dict[str, Any]) -> list[str]:

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from datetime import date
 from typing import Any, get_args
 
+from her2.config.given import ENCODERS
 from her2.config.heads import HEADS
+from her2.config.problems import Problems
 from her2.core.section import NAME_PATTERN, Section
 from her2.heads import SearchSection
 
@@ -29,18 +31,6 @@ _MARKS = ("[key]", "constrained-str", "constrained-int", "constrained-float")
 
 _MOST, _LONGEST = 500, 1000
 """Errors that are put into words, of a file of nothing else; and characters of each."""
-
-
-class Problems(ValueError):
-    """Several problems that one check of a section finds, each with its key below the section's.
-
-    Args:
-        found: pairs of a key ("" for the section itself) and the problem.
-    """
-
-    def __init__(self, found: list[tuple[str, str]]) -> None:
-        super().__init__("; ".join(f"{key}: {problem}" for key, problem in found))
-        self.found = found
 
 
 def problems(items: list[dict[str, Any]], root: type[Section]) -> list[str]:
@@ -72,20 +62,30 @@ def _keyed(item: dict[str, Any], root: type[Section]) -> list[tuple[str, str]]:
     if "search" in location[:-1] and location[-1] == "bool":  # a branch of a searched value's kinds
         location.pop()
     head = location.pop(2) if location[:1] == ["heads"] and len(location) > 2 else ""
+    of_kind = location[:1] == ["encoders"] and len(location) > 2
+    encoder = location.pop(2) if of_kind and location[2] in ENCODERS else ""
     key = ".".join(part if len(part) <= 130 else f"{part[:40]}..." for part in location)
     error = item.get("ctx", {}).get("error")
     if isinstance(error, Problems):
         return [(".".join(filter(None, (key, below))), said) for below, said in error.found]
     if item["type"] == "value_error":
         return [(key, str(error))]
-    return [(key or "the config", _said(item, location, head, root))]
+    chosen: type[Section] | None = ENCODERS[encoder] if encoder else None
+    if head:
+        chosen = HEADS[head]
+    return [(key or "the config", _said(item, location, chosen, root))]
 
 
-def _said(item: dict[str, Any], location: list[str], head: str, root: type[Section]) -> str:
+def _said(
+    item: dict[str, Any],
+    location: list[str],
+    chosen: type[Section] | None,
+    root: type[Section],
+) -> str:
     value, kind = item["input"], item["type"]
     match kind:
         case "extra_forbidden":
-            legal = _legal_keys(location[:-1], head, root)
+            legal = _legal_keys(location[:-1], chosen, root)
             return f"unknown key; {_near(location[-1], legal)}the legal keys are {', '.join(legal)}"
         case "union_tag_invalid" | "union_tag_not_found":
             named = value.get("head") if isinstance(value, Mapping) else value
@@ -108,6 +108,11 @@ def _said(item: dict[str, Any], location: list[str], head: str, root: type[Secti
             return "is empty (YAML reads a bare ~ so, too); name a file or folder, in quotes"
         case "string_type" if value is not None and not isinstance(value, Mapping | list | tuple):
             return f"YAML does not read {shown(value)} as text; put it in quotes"
+        case "literal_error" if location[:1] == ["encoders"] and location[-1] == "source":
+            return (
+                f"{shown(value)}: must be {item['ctx']['expected'].replace(' or ', ', ')} or "
+                "'features'"
+            )
     words = _NOT_OF_THE_KIND.get(_kind(item))
     if words and kind.endswith(("_type", "_parsing", "_size", "_from_float")):
         return f"{shown(value)} {words.format(value=shown(value).strip(chr(39)))}"
@@ -131,10 +136,13 @@ def _near(name: str, legal: Any) -> str:
     return f"did you mean {found[0]!r}? " if found else ""
 
 
-def _legal_keys(parents: list[str], head: str, root: type[Section]) -> list[str]:
-    """Return the legal keys of the section at `parents` (names in a mapping are skipped)."""
-    if head:
-        return sorted((SearchSection if "search" in parents else HEADS[head]).model_fields)
+def _legal_keys(parents: list[str], chosen: type[Section] | None, root: type[Section]) -> list[str]:
+    """Return the legal keys of the section at `parents` (names in a mapping are skipped).
+
+    `chosen` is the kind of head or encoder that the section is.
+    """
+    if chosen is not None:
+        return sorted((SearchSection if "search" in parents else chosen).model_fields)
     model = root
     for part in parents:
         field = model.model_fields.get(part)

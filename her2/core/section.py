@@ -1,5 +1,6 @@
 """Every stage: the base class of config sections, and the value types that they share."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Annotated, Any, get_args, get_origin
@@ -18,6 +19,12 @@ from pydantic import (
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 """Pattern of ids and names, which become parts of paths: no separator, space or leading dot."""
+
+
+def is_name(text: str) -> bool:
+    """Return whether a text may be a part of a path, as ids and names are."""
+    return re.fullmatch(NAME_PATTERN, text) is not None and len(text) <= 128
+
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN, max_length=128)]
 ClassName = Name | Annotated[str, StringConstraints(pattern=r"^[0-9]\+$")]

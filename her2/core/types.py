@@ -21,8 +21,8 @@ Mask = NDArray[np.bool_]
 Feature = Literal["pooled", "class_token", "class_and_mean", "flattened"]
 """The part of an encoder's output that is kept as features."""
 
-Domain = Literal["he", "ihc", "he_ihc", "natural", "none"]
-"""An encoder's training images: H&E, IHC, H&E with some IHC, photographs, none."""
+Domain = Literal["he", "ihc", "he_ihc", "natural", "none", "unknown"]
+"""An encoder's training images: H&E, IHC, H&E with some IHC, photographs, none, not known."""
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of RGB in [0, 1], three values each."""

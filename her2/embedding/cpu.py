@@ -33,7 +33,7 @@ def run_on_cpu(embedder: Embedder, queue: TileQueue) -> None:
 
 
 def _work(embedder: Embedder, queue: TileQueue) -> None:
-    size = embedder.card.size
+    size = embedder.card.patch_px
     images = np.empty((embedder.batch_size, size, size, 3), np.uint8)
     try:
         torch.set_num_threads(1)  # applies to the calling thread only

@@ -69,7 +69,7 @@ class CudaPass:
                     continue
 
     def _read(self) -> None:
-        size = self.owner.card.size
+        size = self.owner.card.patch_px
         try:
             while not self.owner.stopped:
                 parts = self.tiles.take(READ_GROUP, across=False)
@@ -109,7 +109,7 @@ class CudaPass:
 
     def _pinned(self) -> Tensor:
         """Allocate a pinned batch; torch reuses the memory once its copy has finished."""
-        size = self.owner.card.size
+        size = self.owner.card.patch_px
         shape = (self.owner.batch_size, size, size, 3)
         return torch.empty(shape, dtype=torch.uint8, pin_memory=self.pinned)
 

@@ -27,7 +27,7 @@ from her2.embedding.inference import (
 )
 from her2.embedding.reading import Part, PendingSlide, TileGroup
 from her2.encoders.device import DTYPES
-from her2.encoders.stage import load_encoder
+from her2.encoders.stage import read_encoder
 
 log = logging.getLogger(__name__)
 
@@ -72,10 +72,10 @@ class Embedder:
         compiling: Compile,
         publish: Publish,
     ) -> None:
-        encoder, self.card = load_encoder(folder)
+        encoder, self.card = read_encoder(folder)
         self.device, self.precision = device, precision
         self.threads, self.compiling, self.publish = threads, compiling, publish
-        self.batch_size = batch_limit(self.card.size, batch_size, device)
+        self.batch_size = batch_limit(self.card.patch_px, batch_size, device)
         self.encoder = prepare(encoder, device, precision)
         self.compiled: Forward | None = None
         self._stop = threading.Event()

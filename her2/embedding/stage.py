@@ -6,6 +6,7 @@ The cache is searched without loading torch; slides that it lacks go through
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -74,7 +75,6 @@ def embed_bucket(
         UserError: a store cannot be written, or values do not fit the storage type.
     """
     found = read_entries(tiles, TileEntry)
-    card = read_card(encoder)
     tables: dict[str, tuple[Path, TileTable]] = {}
     entries: dict[str, FeatureEntry] = {}
     for row in cohort.bucket(spec.bucket):
@@ -85,6 +85,46 @@ def embed_bucket(
             continue
         path = find_product(cache, "tiles", entry.key, tiles.parent / f"{row.slide_id}.parquet")
         tables[row.slide_id] = cohort.file(row), read_table(path, entry.key)
+    entries |= embed_tables(
+        spec,
+        cache,
+        tables,
+        encoder=encoder,
+        batch_size=batch_size,
+        threads=threads,
+        compiling=compiling,
+        scratch=scratch,
+    )
+    _name_stores(cache, entries, output.parent)
+    write_entries(output, entries)
+    return entries
+
+
+def embed_tables(
+    spec: EmbedSpec,
+    cache: Cache,
+    tables: Mapping[str, tuple[Path, TileTable]],
+    *,
+    encoder: Path,
+    batch_size: int = 64,
+    threads: int = 1,
+    compiling: Literal["auto", "never", "always"] = "auto",
+    scratch: str | None = None,
+) -> dict[str, FeatureEntry]:
+    """Embed tiled slides that the cache does not hold yet.
+
+    Args:
+        spec: the job's spec.
+        cache: receives the stores.
+        tables: slide -> its file and its tiles, of which there is at least one.
+        encoder: the encoder's folder.
+        batch_size, threads, compiling, scratch: see `embed_bucket`.
+
+    Raises:
+        UserError: a store cannot be written, or values do not fit the storage type.
+    """
+    card = read_card(encoder)
+    entries: dict[str, FeatureEntry] = {}
     threads = min(threads, allowed_cpus())
     device = None
     precision = card.precision if card.precision != "auto" else auto_precision()
@@ -113,8 +153,6 @@ def embed_bucket(
             publish=publish,
         )
         embed_slides(embedder, todo, scratch)
-    _name_stores(cache, entries, output.parent)
-    write_entries(output, entries)
     return entries
 
 
@@ -130,7 +168,7 @@ def _look_up(
     cache: Cache,
     card: EncoderCard,
     precision: str,
-    tables: dict[str, tuple[Path, TileTable]],
+    tables: Mapping[str, tuple[Path, TileTable]],
     entries: dict[str, FeatureEntry],
 ) -> list[PendingSlide]:
     """Add an entry for each slide in the cache, and return the slides still to embed."""

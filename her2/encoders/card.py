@@ -16,6 +16,8 @@ from her2.core.reading import read_json
 from her2.core.stamps import noted
 
 CARD_NAME = "card.json"
+GIVEN = "features"
+"""The source of an encoder whose features another program computed."""
 WEIGHTS_NAME = "weights.safetensors"
 IDENTITY_NAME = "identity.json"
 """In the cache beside a pre-trained encoder; older ones have no such file."""
@@ -26,7 +28,9 @@ class EncoderCard:
     """Everything that is known about an encoder.
 
     `size` is in px per side, `mpp` in um/px, `mean` and `std` refer to RGB in [0, 1].
-    `weights_sha256` covers names, types, shapes and values, not the bytes of the file.
+    `weights_sha256` covers names, types, shapes and values, not the bytes of the file. Of features
+    that another program computed (source `features`) there are no weights and no normalisation,
+    and um/px and size are None where nobody told them; `computed_here` is false.
     """
 
     source: str
@@ -35,15 +39,31 @@ class EncoderCard:
     arguments: dict[str, Any]
     feature: str
     dimension: int
-    size: int
-    mpp: float
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    size: int | None
+    mpp: float | None
+    mean: tuple[float, float, float] | None
+    std: tuple[float, float, float] | None
     precision: str
     storage: str
     licence: str
     weights_sha256: str
     provenance: dict[str, Any]
+
+    @property
+    def computed_here(self) -> bool:
+        """Return whether this project runs the encoder, or another program has computed it."""
+        return self.source != GIVEN
+
+    @property
+    def patch_px(self) -> int:
+        """Return the px per side of its input.
+
+        Raises:
+            UserError: nobody told, and it cannot be run here.
+        """
+        if self.size is None:
+            raise UserError(f"{self.architecture}: was computed elsewhere and cannot be run here.")
+        return self.size
 
     @property
     def digest(self) -> str:
@@ -55,7 +75,7 @@ class EncoderCard:
                 "arguments": self.arguments,
                 "feature": self.feature,
                 "size": self.size,
-                "normalisation": [list(self.mean), list(self.std)],
+                "normalisation": [list(self.mean or ()), list(self.std or ())],
                 "weights": self.weights_sha256,
             }
         )
@@ -86,7 +106,7 @@ def read_card(folder: Path) -> EncoderCard:
         values = read_json(noted(path))
         stated = values.pop("digest")
         for name in ("mean", "std"):
-            values[name] = tuple(values[name])
+            values[name] = None if values[name] is None else tuple(values[name])
         _CARD.validate_python(values)  # checked, not converted: the digest is over what is written
         card = EncoderCard(**values)
         own = card.digest

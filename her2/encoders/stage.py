@@ -129,13 +129,18 @@ def materialise_encoder(spec: EncoderSpec, output: Path) -> EncoderCard:
     return card
 
 
-def load_encoder(folder: Path) -> tuple[Encoder, EncoderCard]:
+def read_encoder(folder: Path) -> tuple[Encoder, EncoderCard]:
     """Read an encoder's folder: the module in evaluation mode, on the CPU, and its card.
 
     Raises:
         UserError: the weights are not those of the card.
     """
     card = read_card(folder)
+    if card.mean is None or card.std is None:
+        raise UserError(
+            f"{folder}: its features were computed elsewhere ({card.architecture}), so there are "
+            "no weights to run."
+        )
     path = folder / WEIGHTS_NAME
     check_readable(path)
     if problem := path_problem(path, limit_bytes=WEIGHTS_BYTES):

@@ -46,7 +46,13 @@ from her2.explanation.truth import REGION_SUFFIXES, find_truth, truth_mask
 from her2.mil.bags import Bag
 from her2.mil.fold import SavedModel, load_model
 from her2.storage.cache import Cache
-from her2.storage.features import open_store, read_attributes, read_coords
+from her2.storage.features import (
+    computed_here,
+    open_store,
+    places_known,
+    read_attributes,
+    read_coords,
+)
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +173,10 @@ def _inside(
             "(tiling.annotation_origin: bounds), whose position the features do not record; "
             "export it with level-0 coordinates or as a picture"
         )
-    facts = read_attributes(store)["slide"]
+    attributes = read_attributes(store)
+    if not computed_here(attributes) and not places_known(attributes):
+        raise SlideError("its features do not tell where on the slide they are")
+    facts = attributes["slide"]
     size_px, tile = tuple(facts["size_px"]), tuple(facts["level0_tile"])
     shape = mask_shape(size_px, tile)
     mask = truth_mask(truth, shape, size_px=size_px, classes=spec.mask_classes)

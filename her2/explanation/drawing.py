@@ -41,7 +41,7 @@ SUFFIXES: dict[HeatmapFormat, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """What is drawn of a slide: files in `formats` beside the picture, which is always made.
+    """What is drawn of a slide: files in `formats`; with `png` a picture, and one of its tiles.
 
     `masks` is the folder of ground truths, if any; of their regions, those of `mask_classes` count
     (all, if empty), in coordinates relative to `annotation_origin`.
@@ -71,14 +71,61 @@ def draw_slide(tiles: SlideTiles, file: Path, drawing: Drawing, folder: Path) ->
     notes = [UNIFORM] if tiles.uniform else []
     try:
         with reading(slide_id), Slide(file) as slide:
-            thumbnail = _thumbnail(slide, tiles, SIDE_PX)
+            pictured = "png" in drawing.formats
+            thumbnail = _thumbnail(slide, tiles, SIDE_PX) if pictured else None
             if "ome_tiff" in drawing.formats:
                 large = _thumbnail(slide, tiles, exports.OME_SIDE_PX)
-            images = None if tiles.uniform else strips.slide_tile_images(slide, tiles)
+            images = None
+            if pictured and not tiles.uniform:
+                images = strips.slide_tile_images(slide, tiles)
             origin_px = slide.bounds_corner_px
     except (SlideError, TileError) as error:
         log.warning("%s: no heatmap: %s", slide_id, error)
         return {"slide_id": slide_id, "reason": str(error)}
+    found = _Pictures()
+    if thumbnail is not None:
+        found = _pictures(tiles, thumbnail, images, drawing, folder, origin_px)
+        notes += found.notes
+    files = _export(drawing, tiles, folder, large, origin_px)
+    log.info("%s: heatmap drawn", slide_id)
+    return {
+        "slide_id": slide_id,
+        "patient_id": tiles.of.patient_id,
+        "label": tiles.of.label,
+        "predicted": tiles.predicted,
+        **tiles.of.models,
+        "picture": found.picture,
+        "panels": list(found.panels),
+        "tiles": len(tiles),
+        "um_per_px": found.um_per_px,
+        "files": files,
+        "tile_strip": found.strip,
+        **({"note": "; ".join(notes)} if notes else {}),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Pictures:
+    """The pictures of a slide that were written, by their paths below the folder."""
+
+    picture: str | None = None
+    panels: tuple[str, ...] = ()
+    um_per_px: float | None = None
+    strip: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def _pictures(
+    tiles: SlideTiles,
+    thumbnail: RGB,
+    images: dict[str, list[strips.TileImage]] | None,
+    drawing: Drawing,
+    folder: Path,
+    origin_px: tuple[int, int],
+) -> _Pictures:
+    """Write the picture of a slide and, where they were read, that of its tiles."""
+    slide_id = tiles.of.slide_id
+    notes: list[str] = []
     truth = None
     try:
         with reading(slide_id):
@@ -103,26 +150,15 @@ def draw_slide(tiles: SlideTiles, file: Path, drawing: Drawing, folder: Path) ->
                 tile_um=tiles.slide.level0_tile[0] * tiles.scale.mpp_x,
                 path=path,
             )
-    files = _export(drawing, tiles, folder, large, origin_px)
-    log.info("%s: heatmap drawn", slide_id)
-    return {
-        "slide_id": slide_id,
-        "patient_id": tiles.of.patient_id,
-        "label": tiles.of.label,
-        "predicted": tiles.predicted,
-        **tiles.of.models,
-        "picture": picture,
-        "panels": [part.name for part in parts],
-        "tiles": len(tiles),
-        "um_per_px": round(scale.mpp_x, 3),
-        "files": files,
-        "tile_strip": strip,
-        **({"note": "; ".join(notes)} if notes else {}),
-    }
+    return _Pictures(
+        picture, tuple(part.name for part in parts), round(scale.mpp_x, 3), strip, tuple(notes)
+    )
 
 
 def headline(tiles: SlideTiles) -> list[str]:
     """Return the lines above a slide's pictures: its name, and what was predicted by whom."""
+    if tiles.predicted is None:
+        return [tiles.of.slide_id, tiles.of.by]
     scored = UNKNOWN if tiles.of.label is None else f"scored {tiles.of.label}"
     said = f"{scored}, predicted {tiles.predicted} (P = {max(tiles.probabilities):.2f})"
     return [tiles.of.slide_id, *f"{said} {tiles.of.by}".split("\n")]

@@ -4,7 +4,9 @@ Each held-out slide is shown by the one model of the first repeat and the first 
 never saw its patient.
 """
 
+import logging
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from her2.cohort.manifest import Cohort
@@ -15,6 +17,9 @@ from her2.explanation.drawing import SLIDES, STRIPS, Drawing, draw_slide
 from her2.explanation.held_out import find_held_out
 from her2.explanation.sources import Source, spread
 from her2.storage.cache import Cache
+from her2.storage.features import computed_here, places_known, read_attributes
+
+log = logging.getLogger(__name__)
 
 
 def draw_heatmaps(
@@ -59,13 +64,14 @@ def draw_source(
     `output` is `heatmaps.json`, see `draw_heatmaps`; files of an earlier run go away.
     """
     drawing = Drawing(
-        formats=spec.formats,
+        formats=("png", *spec.formats),  # the report shows the picture
         synthetic=spec.synthetic,
         masks=masks,
         mask_classes=spec.mask_classes,
         annotation_origin=spec.annotation_origin,
     )
     classes = [*source.class_names, None]
+    source = drawable(source, cohort)
     chosen = sorted(
         spread(source.slides, spec.slides, seed=spec.seed),
         key=lambda slide: (classes.index(slide.label), slide.slide_id),
@@ -78,12 +84,34 @@ def draw_source(
         for one in chosen
     ]
     scores: list[dict[str, object]] = []
-    if spec.slides:
+    if spec.slides and source.slides:
         scores = strips.draw_scores(source, cohort, output.parent, drawing.context)
     _remove_others(output.parent, drawn, scores)
     write_json(output.with_name("tiles.json"), scores)
     write_json(output, drawn)
     return drawn
+
+
+def drawable(source: Source, cohort: Cohort) -> Source:
+    """Return a source of the slides that can be drawn: those that are there, with known tiles.
+
+    Of slides without either, another program's features are all that there is. The log says once
+    how many these are.
+    """
+    present = {row.slide_id for row in cohort.rows if row.path}
+    there = [one for one in source.slides if one.slide_id in present]
+    if there and not computed_here(read_attributes(source.store(there[0].slide_id))):
+        attributes = ((one, read_attributes(source.store(one.slide_id))) for one in there)
+        placed = [one for one, found in attributes if places_known(found)]
+    else:
+        placed = there
+    for number, why in (
+        (len(source.slides) - len(there), "there is no slide (column 'path')"),
+        (len(there) - len(placed), "their features do not tell where on the slide they are"),
+    ):
+        if number:
+            log.info("%d of %d %ss are not drawn: %s", number, len(source.slides), source.kind, why)
+    return source if len(placed) == len(source.slides) else replace(source, slides=placed)
 
 
 def _remove_others(

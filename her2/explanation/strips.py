@@ -239,7 +239,7 @@ class _OpenSlides:
 
     def __init__(self, source: Source, cohort: Cohort, stack: ExitStack) -> None:
         self._source, self._stack = source, stack
-        self._files = {row.slide_id: cohort.file(row) for row in cohort.rows}
+        self._files = {row.slide_id: cohort.file(row) for row in cohort.rows if row.path}
         self._open: dict[str, tuple[Slide, SlideTiles]] = {}
         self.reasons: dict[str, str] = {}
 

@@ -49,7 +49,8 @@ class SlideTiles:
     """The tiles (n) of a slide that models read, in the order of its feature store.
 
     `coords` int32 (n, 2) are x and y of the top left corner in level-0 px. `attention` (n,) sums to
-    one, and `probabilities` are those of `class_names`. `maps` has more columns (n,):
+    one, and `probabilities` are those of `class_names`, both empty where only attention is known.
+    `maps` has more columns (n,):
     `attention_<output>` for a head with one map per output, and `contribution_<output>` for an
     additive head. `shown` names the contribution to the predicted class. `encoder_px` is the side
     of a tile as the encoder saw it. `model` says in the metadata of files which models these are.
@@ -74,8 +75,9 @@ class SlideTiles:
         return Scale(*self.slide.mpp, self.slide.mpp_source)
 
     @property
-    def predicted(self) -> str:
-        return self.class_names[int(np.argmax(self.probabilities))]
+    def predicted(self) -> str | None:
+        """Return the most probable class, None where nobody predicted the slide."""
+        return self.class_names[int(np.argmax(self.probabilities))] if self.probabilities else None
 
     @property
     def uniform(self) -> bool:

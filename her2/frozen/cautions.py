@@ -52,9 +52,11 @@ class Described:
         scanner: str | None = None,
         distance: float | None = None,
     ) -> "Described":
-        """Return it from the facts that tiling found."""
+        """Return it from the facts that tiling found, which knows them all."""
+        assert facts.mpp is not None
+        assert facts.tissue_mm2 is not None
         return cls(
-            mpp=(facts.mpp_x * facts.mpp_y) ** 0.5,
+            mpp=(facts.mpp[0] * facts.mpp[1]) ** 0.5,
             vendor=facts.vendor,
             tissue_mm2=facts.tissue_mm2,
             tiles=tiles,

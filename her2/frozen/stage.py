@@ -8,7 +8,6 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from her2.config.jobs import ApplySpec
@@ -20,7 +19,6 @@ from her2.frozen.results import read_frozen
 from her2.frozen.stores import bucket_names, development_slides, stores_of
 from her2.mil.apply import mismatches
 from her2.mil.bags import Bag
-from her2.mil.room import check_room
 from her2.mil.stage import repeatable
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, check_excluded, read_all_entries
@@ -128,8 +126,7 @@ def check_rooms(model: FrozenModel, bags: Sequence[Bag]) -> None:
     Raises:
         UserError: slides do not fit into memory.
     """
-    for head in {str(fold.saved.head): fold.saved.head for fold in model.folds}.values():
-        check_room(bags, head, model.first.model.mean.device)
+    model.check_rooms(bags)
 
 
 def predict_bag(model: FrozenModel, bag: Bag) -> FrozenPrediction:
@@ -139,13 +136,7 @@ def predict_bag(model: FrozenModel, bag: Bag) -> FrozenPrediction:
         UserError: a probability is not finite.
     """
     with blamed_on(bag.slide_id):
-        found = model.predict(bag)
-    if not np.isfinite(found.each).all():
-        raise UserError(
-            f"{bag.slide_id}: its probabilities are not finite. Find its damaged features with "
-            "`her2 cache verify`, remove them and run snakemake again."
-        )
-    return found
+        return model.predict(bag)
 
 
 def prediction_tables(

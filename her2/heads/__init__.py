@@ -70,6 +70,7 @@ class HeadOptions(Section):
         trained_by_gradient: whether it has epochs, and so can be trained without a tuning set.
         reads_order: whether the order of the tiles changes its logits.
         even: whether every tile of a slide has the same attention.
+        takes_vectors: whether it can take one vector of the whole slide in place of its tiles.
     """
 
     label: ClassVar[str]
@@ -77,6 +78,7 @@ class HeadOptions(Section):
     trained_by_gradient: ClassVar[bool] = True
     reads_order: ClassVar[bool] = False
     even: ClassVar[bool] = False
+    takes_vectors: ClassVar[bool] = False
 
     if TYPE_CHECKING:
         head: str
@@ -181,6 +183,7 @@ class Fitted(HeadOptions):
 
     trained_by_gradient: ClassVar[bool] = False
     even: ClassVar[bool] = True
+    takes_vectors: ClassVar[bool] = True
     method: ClassVar[str]
     picked: ClassVar[str]
 

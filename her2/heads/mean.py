@@ -25,6 +25,7 @@ class MeanSection(Projected):
     label = "mean pooling"
     citations: ClassVar = {}
     even = True
+    takes_vectors = True
 
 
 def network(options: MeanSection, dimension: int, outputs: int) -> "Head":

@@ -171,7 +171,7 @@ def _fit_baseline(
     """Fit a classifier of mean embeddings; each estimator counts as an epoch of the history."""
 
     def part(bags: Sequence[Bag]) -> tuple[np.ndarray, np.ndarray]:
-        means = [bag.store.all().mean(axis=0, dtype=np.float64) for bag in bags]
+        means = [bag.store.features.mean(axis=0, dtype=np.float64) for bag in bags]
         return np.array(means), np.array([bag.label for bag in bags])
 
     fit = fit_baseline(

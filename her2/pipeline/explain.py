@@ -22,13 +22,15 @@ from snakemake.settings.types import (
 )
 
 from her2.cohort.manifest import SlideRow
-from her2.config.jobs import EmbedSpec, TileSpec, load
+from her2.config import GivenSection
+from her2.config.jobs import EmbedSpec, TakeSpec, TileSpec, load
 from her2.config.names import DEVELOPMENT
 from her2.core.errors import SlideError, UserError
 from her2.core.files import digest
 from her2.core.hardware import auto_precision
 from her2.embedding.identity import feature_key, find_features
 from her2.encoders.card import CARD_NAME, read_card
+from her2.exchange.take import key_now
 from her2.pipeline.current import Currency, Outdated
 from her2.pipeline.job_table import COHORT, RULES, planned_job
 from her2.pipeline.plan import Plan
@@ -71,13 +73,19 @@ def explain(
         raise UserError(f"{slide_id}: is not in {own.config.cohort.slides}.")
     row = own.slides[slide_id]
     bucket = next(name for name, rows in own.by_bucket.items() if row in rows)
-    yield f"{slide_id}: patient {row.patient_id}, bucket {bucket}, {own.cohort.file(row)}"
+    yield (
+        f"{slide_id}: patient {row.patient_id}, bucket {bucket}, "
+        f"{own.cohort.present_file(row) or 'no slide, only features'}"
+    )
     keys = {}
     for grid in plan.config.grids:
         yield f"tiles {grid}"
         keys[grid] = yield from _tiles(own, row, bucket, grid)
     for encoder, section in plan.config.encoders.items():
         yield f"features {encoder}"
+        if isinstance(section, GivenSection):
+            yield from _taken(own, row, bucket, encoder, section)
+            continue
         yield from _features(own, row, bucket, encoder, keys[section.grid])
     mine: dict[str, list[Planned]] = {}
     for job in jobs:
@@ -159,7 +167,8 @@ def _tiles(plan: Plan, row: SlideRow, bucket: str, grid: str) -> Generator[str, 
     if entry is not None and entry.facts is not None:
         facts = entry.facts
         content = facts.fingerprint[:_SHOWN]
-        yield f"          of {facts.mpp_x:g} um/px ({facts.mpp_source}), content {content}"
+        if facts.mpp is not None:
+            yield f"          of {facts.mpp[0]:g} um/px ({facts.mpp_source}), content {content}"
     spec, masks = load(TileSpec, plan.tile_spec(grid, bucket)), plan.config.cohort.tissue_masks
     try:
         content = fingerprint(plan.cohort.file(row))
@@ -196,6 +205,31 @@ def _features(
     asked, found = find_features(spec, cache, read_table(table), card, precision, intact)
     key = feature_key(spec, asked, card, precision)
     yield f"    now   {_now(key, made, found is not None, 'embedded')}"
+
+
+def _taken(
+    plan: Plan, row: SlideRow, bucket: str, encoder: str, section: GivenSection
+) -> Iterator[str]:
+    """Yield lines on features that another program computed."""
+    entry = _recorded(plan, "features", encoder, bucket, row, FeatureEntry)
+    yield from _made(entry)
+    path = plan.matched[encoder].files.get(row.slide_id)
+    if path is not None:
+        yield f"          of {path}, {section.identity}, not computed here"
+    folder = plan.config.results / "encoders" / encoder
+    if not (folder / CARD_NAME).exists():
+        yield "    now   not known until the encoder's card is there"
+        return
+    cache = Cache(plan.config.cache_folder)
+    spec = load(TakeSpec, plan.take_spec(encoder, bucket))
+    folders = list(section.path)
+    try:
+        key = key_now(spec, plan.cohort, cache, row, folders=folders, card=folder)
+    except SlideError as error:
+        yield f"    now   {error}"
+        return
+    there = intact(cache, "features", key) is not None
+    yield f"    now   {_now(key, entry.key if entry else None, there, 'taken in')}"
 
 
 def _recorded(

@@ -79,12 +79,17 @@ RULES = {
     "check_apart": Rule((COHORT,), external.apart_spec, external=True),
     "materialise_encoder": Rule(("encoder",), Plan.encoder_spec),
     "pretrain_encoder": Rule(("encoder",), Plan.encoder_spec),
+    "describe_features": Rule(("encoder",), Plan.describe_spec),
     "audit_overlap": Rule(
         (COHORT, "encoder"), lambda plan, part, encoder: plan.of(part).overlap_spec(encoder)
     ),
     "embed_bucket": Rule(
         (COHORT, "encoder", "bucket"),
         lambda plan, part, _, bucket: plan.of(part).embed_spec(bucket),
+    ),
+    "take_features": Rule(
+        (COHORT, "encoder", "bucket"),
+        lambda plan, part, encoder, bucket: plan.of(part).take_spec(encoder, bucket),
     ),
     "find_similar_slides": Rule(("encoder",), lambda plan, _: plan.similar_spec()),
     "find_similar_across": Rule(
@@ -167,7 +172,11 @@ def _values(plan: Plan, own: Plan, rule: str, wildcard: str) -> Iterable[str]:
         case "pretrain_encoder", _:
             return trained
         case "materialise_encoder", _:
-            return [name for name in config.encoders if name not in trained]
+            return [name for name in config.encoders if name not in {*trained, *config.given}]
+        case (("describe_features" | "take_features"), "encoder"):
+            return config.given
+        case "embed_bucket", "encoder":
+            return [name for name in config.encoders if name not in config.given]
         case "make_folds", _:
             return sorted({folds_name(task, head) for task in config.tasks for head in plan.models})
         case (("train_folds" | "evaluate"), "head"):

@@ -13,6 +13,8 @@ from her2.config import Config, FoldsSection
 from her2.config.names import DEVELOPMENT, PUBLISHED, Run, chunks
 from her2.core.errors import UserError
 from her2.core.stamps import files_state
+from her2.exchange.matching import MatchedFiles
+from her2.exchange.slides import match_slides
 from her2.pretraining.formats import patch_files
 from her2.slides.backends import planned_files
 
@@ -112,11 +114,41 @@ class Layout:
         found = []
         for row in self.by_bucket[bucket]:
             found += [
-                *planned_files(self.cohort.file(row)),
+                *self.slide_files(row),
                 self.cohort.annotation_file(row),
                 self.cohort.mask_file(row, masks),
             ]
         return list(dict.fromkeys(str(path) for path in found if path is not None))
+
+    def slide_files(self, row: SlideRow) -> list[Path]:
+        """Return the files of a slide; none if it is absent."""
+        slide = self.cohort.present_file(row)
+        return [] if slide is None else list(planned_files(slide))
+
+    @cached_property
+    def matched(self) -> dict[str, MatchedFiles]:
+        """Return encoder -> the feature files of the slides, of those computed elsewhere.
+
+        Raises:
+            UserError: a folder cannot be read.
+        """
+        return {
+            name: match_slides(self.cohort, section.path, section.format)
+            for name, section in self.config.given.items()
+        }
+
+    def given_files(self, name: str) -> list[str]:
+        """Return the feature files of all slides for an encoder computed elsewhere."""
+        return sorted(map(str, self.matched[name].files.values()))
+
+    def taken_files(self, name: str, bucket: str) -> list[str]:
+        """Return what taking a bucket in reads: feature files, and slides that are there."""
+        files = self.matched[name].files
+        found: list[Path] = []
+        for row in self.by_bucket[bucket]:
+            found += [files[row.slide_id]] if row.slide_id in files else []
+            found += self.slide_files(row)
+        return list(dict.fromkeys(map(str, found)))
 
     @cached_property
     def local_weights(self) -> dict[str, list[str]]:
@@ -134,6 +166,8 @@ class Layout:
 
     def encoder_files(self, name: str) -> list[str]:
         """Return the files that an encoder is made from: local weights, or labelled patches."""
+        if name in self.config.given:
+            return []
         if self.config.encoders[name].source != "pretrain":
             return self.local_weights[name]
         if self.config.cohort.synthetic:

@@ -10,10 +10,11 @@ from functools import cached_property
 from pathlib import Path
 
 from her2.cohort.columns import columns_read_by, further_columns
-from her2.config import EvaluationSection, jobs
+from her2.config import EncoderSection, EvaluationSection, jobs
 from her2.config.names import DEVELOPMENT, split_protocol
 from her2.core.errors import UserError
 from her2.core.files import digest
+from her2.core.stamps import files_state
 from her2.pipeline.layout import Layout
 
 DEMO_SIDE_PX = 2496
@@ -100,7 +101,7 @@ class Plan(Layout):
             jobs.AuditSpec(
                 rows=self.cohort.digest(self.cohort.rows, columns),
                 buckets=self.buckets,
-                grids=tuple(sorted(self.config.grids)),
+                grids=tuple(sorted(self.config.all_grids)),
                 labels=labels,
                 max_excluded=self.config.cohort.max_excluded,
             )
@@ -114,7 +115,7 @@ class Plan(Layout):
             jobs.CohortSpec(
                 rows=self.cohort.digest(self.cohort.rows, {*columns, *further}),
                 buckets=self.buckets,
-                grids=tuple(sorted(self.config.grids)),
+                grids=tuple(sorted(self.config.all_grids)),
                 labels=self.labels,
                 columns=further,
             )
@@ -123,6 +124,7 @@ class Plan(Layout):
     def encoder_spec(self, name: str) -> str:
         """Return the spec of materialising one encoder."""
         encoder = self.config.encoders[name]
+        assert isinstance(encoder, EncoderSection)
         trained = encoder.source == "pretrain"
         return jobs.dump(
             jobs.EncoderSpec(
@@ -167,6 +169,34 @@ class Plan(Layout):
                 bucket=bucket,
                 rows=self._rows(bucket),
                 max_failed_tiles=self.config.embedding.max_failed_tiles,
+            )
+        )
+
+    def describe_spec(self, name: str) -> str:
+        """Return the spec of the card of features that another program computed."""
+        section = self.config.given[name]
+        return jobs.dump(
+            jobs.DescribeSpec(
+                identity=section.identity,
+                format=section.format,
+                mpp=section.mpp,
+                size=section.size,
+                files=files_state(map(Path, self.given_files(name)), self.cohort.root),
+            )
+        )
+
+    def take_spec(self, name: str, bucket: str) -> str:
+        """Return the spec of taking one bucket's features; their card comes as a file."""
+        section = self.config.given[name]
+        return jobs.dump(
+            jobs.TakeSpec(
+                bucket=bucket,
+                rows=self.cohort.digest(self.by_bucket[bucket], columns_read_by("take")),
+                format=section.format,
+                mpp=section.mpp,
+                size=section.size,
+                min_tiles=self.config.tiling.min_tiles,
+                files=files_state(map(Path, self.taken_files(name, bucket)), self.cohort.root),
             )
         )
 

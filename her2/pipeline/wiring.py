@@ -4,6 +4,7 @@
 Snakemake calls the functions that are returned here and passes their arguments by name.
 """
 
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -166,7 +167,7 @@ class ResultFiles:
 
         def found(wildcards: Wildcards) -> list[str]:
             own = self._own(wildcards)
-            grids = self._plan.config.grids if "{grid}" in pattern else ("",)
+            grids = self._plan.config.all_grids if "{grid}" in pattern else ("",)
             return [
                 f"{self.root}/{own.part}"
                 + pattern.format(**{**wildcards, "grid": grid, "bucket": bucket})
@@ -239,6 +240,11 @@ class ResultFiles:
                 head=self._plan.config.heads,
             )
         )
+
+    def given_folders(self, wildcards: Wildcards, input: object) -> str:
+        """Return an untracked parameter: the folders of an encoder's feature files, as JSON."""
+        folders = self._plan.config.given[wildcards["encoder"]].path
+        return json.dumps([str(folder) for folder in folders])
 
     def tile_entries(self, wildcards: Wildcards) -> str:
         """Return the entries file of the tiles that a job embeds, on its encoder's grid."""

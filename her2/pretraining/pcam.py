@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from her2.config import PatchesSection
 from her2.core.errors import UserError, first_line, problem_list
 from her2.core.files import digest, file_digest
+from her2.core.hdf5 import FILE_BYTES, dataset, unpack, whole_numbers
 from her2.core.reading import path_problem
 from her2.core.spelling import folded_id
 from her2.pretraining.formats import Part, look_alikes_in, read_csv
-from her2.pretraining.hdf5 import FILE_BYTES, dataset, unpack, whole_numbers
 from her2.pretraining.patch_set import PatchSet, RgbPatch, class_table
 
 log = logging.getLogger(__name__)

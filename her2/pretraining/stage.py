@@ -26,7 +26,7 @@ from her2.encoders.card import (
     write_encoder_identity,
 )
 from her2.encoders.device import pick_device
-from her2.encoders.stage import feature_dimension, load_encoder, weights_digest
+from her2.encoders.stage import feature_dimension, read_encoder, weights_digest
 from her2.pretraining.formats import read_csv
 from her2.pretraining.patch_set import PatchSet
 from her2.pretraining.patches import read_patch_set
@@ -147,7 +147,7 @@ def _starting_weights(
         library, architecture, feature=encoder.feature, size_px=encoder.size
     )
     if init is not None:
-        loaded, card = load_encoder(init)
+        loaded, card = read_encoder(init)
         if card.feature != encoder.feature or card.arguments != arguments:
             raise UserError(
                 f"encoders: {init.name} was built for another `feature` or `size` "

@@ -63,3 +63,11 @@ def tables(run: Results) -> dict[str, pl.DataFrame | None]:
         for section in find_sections().values()
         for name, make in section.tables.items()
     }
+
+
+def table_of(run: Results, name: str) -> pl.DataFrame | None:
+    """Return one of these tables; None where the run, or the page, has none of this name."""
+    from her2.report.page import find_sections
+
+    makers = {key: make for one in find_sections().values() for key, make in one.tables.items()}
+    return makers[name](run) if name in makers else None

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from her2.core.errors import SlideError, SlideUnfit, TileError
+from her2.core.crashes import reading
+from her2.core.errors import SlideError, SlideUnfit, TileError, UserError
 from her2.core.types import MPP_RANGE, RGB
-from her2.slides.backends import TileDecoder, open_slide
+from her2.slides import backends
 
 log = logging.getLogger(__name__)
 
@@ -58,17 +59,55 @@ def find_scale(file_mpp: tuple[float, float] | None, manifest_mpp: float | None 
     return Scale(x, y, "metadata")
 
 
+def open_slide(path: Path | str, mpp: float | None = None) -> "Slide":
+    """Open a slide of any format that is known here, whose um/px are known.
+
+    Args:
+        path: the slide's file; of several files the one that OpenSlide opens.
+        mpp: um/px at full resolution; default: those of the file.
+
+    Raises:
+        UserError: `mpp` is outside the possible.
+        SlideError: the file cannot be opened, or does not tell its um/px and `mpp` is not given.
+
+    >>> import her2
+    >>> with her2.open_slide("slides/demo-004-a.svs") as slide:
+    ...     slide.width_px, slide.height_px, slide.scale().mpp_x
+    ...     slide.thumbnail(mpp=8.0).shape  # uint8 (h, w, 3)
+    (768, 768, 0.5)
+    (48, 48, 3)
+    """
+    path = Path(path)
+    if mpp is not None and not MPP_RANGE[0] <= mpp <= MPP_RANGE[1]:
+        raise UserError(f"{path}: mpp {mpp:g} is outside {MPP_RANGE[0]}-{MPP_RANGE[1]} um/px.")
+    try:
+        with reading(str(path)):
+            slide = Slide(path, mpp)
+            try:
+                slide.scale()
+            except SlideError:
+                slide.close()
+                raise
+    except SlideUnfit as error:
+        raise SlideUnfit(f"{path}: {error}, or give them as open_slide(path, mpp=...)") from None
+    except SlideError as error:
+        raise SlideError(f"{path}: {error}") from None
+    return slide
+
+
 class Slide:
     """An open slide. All coordinates are px in the level 0 reference frame. Reads are thread-safe.
+
+    `mpp` are the um/px at full resolution, where they are known better than by the file.
 
     Raises:
         SlideError: the file cannot be opened, or is too damaged to tell the slide's size.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._opened = open_slide(path)
-        self._decoder: TileDecoder | None = None
+    def __init__(self, path: Path, mpp: float | None = None) -> None:
+        self.path, self._mpp = path, mpp
+        self._opened = backends.open_slide(path)
+        self._decoder: backends.TileDecoder | None = None
         self._level_sizes = tuple(self._opened.level_sizes)
         self.width_px, self.height_px = self._level_sizes[0]
         if self.width_px < 1 or self.height_px < 1:
@@ -94,15 +133,27 @@ class Slide:
         """Return the name of the current decoder, see `decode_directly`."""
         return self._opened.reader if self._decoder is None else self._decoder.reader
 
+    def __repr__(self) -> str:
+        """Return what it is: its file, size, um/px and reader."""
+        try:
+            scale = f"{self.scale().mpp_x:.4g} um/px"
+        except SlideUnfit:
+            scale = "um/px not known"
+        return (
+            f"<Slide {self.path.name}: {self.width_px:,} x {self.height_px:,} px, {scale}, "
+            f"read by {self.reader}>"
+        )
+
     def scale(self, manifest_mpp: float | None = None) -> Scale:
-        """Return the slide's um/px: the manifest's if given, else that of the file's metadata.
+        """Return the slide's um/px: the given ones, else those of the file's metadata.
 
         The nominal magnification is never converted to um/px: 20x means anything from 0.4 to 0.55.
 
         Raises:
             SlideUnfit: neither gives a scale, or the metadata's is out of range.
         """
-        return find_scale(self._opened.mpp, manifest_mpp)
+        given = self._mpp if manifest_mpp is None else manifest_mpp
+        return find_scale(self._opened.mpp, given)
 
     def region(
         self,
@@ -177,14 +228,16 @@ class Slide:
                     self.path.name, self.reader, self.reader)  # fmt: skip
         return False
 
-    def thumbnail(self, mpp: float, scale: Scale) -> RGB:
+    def thumbnail(self, mpp: float, scale: Scale | None = None) -> RGB:
         """Read the whole slide at `mpp` um/px: uint8 (h, w, 3), each side at least one px.
+
+        `scale` are the slide's um/px, by default its own.
 
         Raises:
             SlideUnfit: it would be too large for any piece of glass.
             TileError: a part of the level that it is read from is damaged.
         """
-        width, height = thumbnail_size((self.width_px, self.height_px), mpp, scale)
+        width, height = thumbnail_size((self.width_px, self.height_px), mpp, scale or self.scale())
         step_x, step_y = self.width_px / width, self.height_px / height
         reduction = min(step_x, step_y) / self.downsamples[self._level(min(step_x, step_y))]
         side = max(16, int(_STRIP_PX / max(1.0, reduction)))

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Literal
 
 from her2.core import checksums
+from her2.core.errors import UserError
 from her2.core.files import atomic_folder, atomic_path
+from her2.core.paths import user_path
 from her2.core.sharing import check_readable, denied, make_folder
 
 Kind = Literal["tiles", "qc", "encoders", "features", "models"]
@@ -29,6 +31,8 @@ SUFFIXES: dict[Kind, str] = {
 }
 QUARANTINE = "quarantine"
 """Folder of broken products, which no key refers to."""
+DEFAULT = "her2-cache"
+"""Folder that is the cache where none is given."""
 STALE_SECONDS = 7 * 24 * 3600
 """A temporary file older than this belongs to no running job."""
 
@@ -48,6 +52,23 @@ class Cache:
     """A folder of products: `{kind}/{first two digits}/{key}{suffix}`."""
 
     root: Path
+
+    @classmethod
+    def given(cls, root: "Cache | Path | str | None" = None) -> "Cache":
+        """Return a cache; None is that of HER2_CACHE, else `her2-cache` in the working folder.
+
+        Raises:
+            UserError: HER2_CACHE is not a usable path.
+        """
+        if isinstance(root, Cache):
+            return root
+        if root is not None:
+            return cls(Path(root))
+        shared = os.environ.get("HER2_CACHE", "")
+        try:
+            return cls(user_path(shared) if shared.strip() else Path(DEFAULT))
+        except ValueError as problem:
+            raise UserError(f"the environment variable HER2_CACHE: {problem}") from None
 
     @property
     def checksums(self) -> Path:

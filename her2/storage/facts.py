@@ -24,18 +24,19 @@ class SlideFacts:
     that of the whole files (`her2.slides.fingerprint`), a proof that only products record: None in
     older ones, and in entries. `brown` is the share of the tissue that is brown by DAB
     (`her2.tiling.brown`), None in older ones. `file_mpp` is the um/px (x, y) of the file where the
-    manifest's counts, None where the file has none; only entries have it.
+    manifest's counts, None where the file has none; only entries have it. Where the features came
+    from another program, what neither it nor a slide tells is None (`her2.exchange.take`).
     """
 
     fingerprint: str
     checksum: str | None = None
-    vendor: str
-    width_px: int
-    height_px: int
-    mpp_x: float
-    mpp_y: float
-    mpp_source: str
-    tissue_mm2: float
+    vendor: str | None
+    width_px: int | None
+    height_px: int | None
+    mpp_x: float | None
+    mpp_y: float | None
+    mpp_source: str | None
+    tissue_mm2: float | None
     tissue_source: str = "detected"
     regions: int | None = None
     shares: Mapping[str, float] = field(default_factory=dict)
@@ -43,6 +44,17 @@ class SlideFacts:
     not_drawn: int = 0
     brown: float | None = None
     file_mpp: tuple[float, float] | None = None
+
+    @property
+    def mpp(self) -> tuple[float, float] | None:
+        """Return its um/px (x, y), None where it is not known."""
+        return None if self.mpp_x is None or self.mpp_y is None else (self.mpp_x, self.mpp_y)
+
+    @property
+    def size_px(self) -> tuple[int, int] | None:
+        """Return its (width, height), None where it is not known."""
+        known = self.width_px is not None and self.height_px is not None
+        return (self.width_px, self.height_px) if known else None  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,13 +85,19 @@ class StoredSlide:
 
     @classmethod
     def of(cls, facts: SlideFacts, grid: TileGrid) -> "StoredSlide":
-        """Return the facts of a tile table that a feature store needs."""
+        """Return the facts of a tile table that a feature store needs.
+
+        Raises:
+            ValueError: the table is of features from elsewhere, which do not tell all of them.
+        """
+        if facts.mpp is None or facts.size_px is None or facts.mpp_source is None:
+            raise ValueError("the slide's um/px or size is not known")
         return cls(
             fingerprint=facts.fingerprint,
-            mpp=(facts.mpp_x, facts.mpp_y),
+            mpp=facts.mpp,
             mpp_source=facts.mpp_source,
             level0_tile=(grid.level0_width, grid.level0_height),
-            size_px=(facts.width_px, facts.height_px),
+            size_px=facts.size_px,
             checksum=facts.checksum,
         )
 

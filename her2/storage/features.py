@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,9 @@ from her2.storage.archive import (
     map_member,
     store_archive,
 )
+
+if TYPE_CHECKING:
+    from anndata import AnnData  # type: ignore[import-untyped]
 
 CHUNK_BYTES = 1 << 30
 """Up to this size, the features of a slide are one chunk."""
@@ -45,11 +48,19 @@ _TYPES = ("float16", "float32", "float64")
 _NO_ROWS: NDArray[Any] = np.empty((0, 0))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class FeatureStore:
     """The features of a slide, memory-mapped: `chunks` (rows of the chunk, d) in row order.
 
-    `attributes` contain the identity, the provenance and the throughput.
+    `attributes` contain the identity, the provenance and the throughput. Of features that another
+    program computed they have `given`, which says so, and None in `slide` where a fact is unknown.
+
+    >>> import her2
+    >>> store = her2.open_store("results/features/tiny/demo-004-a.zarr.zip")
+    >>> len(store), store.features.shape, store.coords.shape
+    (18, (18, 512), (18, 2))
+    >>> store.mpp
+    1.0
     """
 
     path: Path
@@ -59,13 +70,63 @@ class FeatureStore:
     def __len__(self) -> int:
         return sum(len(chunk) for chunk in self.chunks)
 
+    def __repr__(self) -> str:
+        """Return what it is: tiles, features, encoder and grid, as far as it says so."""
+        encoder, target = self.attributes.get("encoder"), self.attributes.get("target")
+        words = [
+            f"{len(self):,} tiles x {self.dimension:,} features ({self.chunks[0].dtype.name})",
+            str(encoder["architecture"]) if encoder else "",
+            f"{target['px']} px at {target['mpp']:g} um/px" if target else "",
+        ]
+        return f"<FeatureStore {self.path.name}: {', '.join(filter(None, words))}>"
+
     @property
     def dimension(self) -> int:
+        """Return the number of features of a tile, d."""
         return int(self.chunks[0].shape[1])
 
-    def all(self) -> NDArray[Any]:
-        """Return all rows (n, d), without a copy if the store is one chunk."""
+    @property
+    def features(self) -> NDArray[Any]:
+        """Return all rows (n, d), without a copy if the store is one chunk; they are read-only."""
         return self.chunks[0] if len(self.chunks) == 1 else np.concatenate(self.chunks)
+
+    @property
+    def coords(self) -> NDArray[np.int32]:
+        """Return the top left corners of the tiles, int32 (n, 2): x and y in level-0 px.
+
+        Raises:
+            UserError: the file cannot be read any more.
+        """
+        return read_coords(self.path)
+
+    @property
+    def mpp(self) -> float | None:
+        """Return the um/px that tiles were encoded at; None where the store does not say."""
+        target = self.attributes.get("target")
+        return None if target is None else float(target["mpp"])
+
+    @property
+    def identity(self) -> Mapping[str, Any] | None:
+        """Return everything that determines the features; the oldest stores have None.
+
+        `attributes["key"]` is its digest.
+        """
+        return self.attributes.get("identity")
+
+    def to_anndata(self) -> "AnnData":
+        """Return the store in memory as AnnData, see `her2.storage.as_anndata`.
+
+        Raises:
+            UserError: anndata is not installed.
+
+        >>> import her2
+        >>> store = her2.open_store("results/features/tiny/demo-004-a.zarr.zip")
+        >>> store.to_anndata().shape
+        (18, 512)
+        """
+        from her2.storage.as_anndata import to_anndata  # imports pandas
+
+        return to_anndata(self.features, self.coords, self.attributes)
 
     def gather(self, rows: NDArray[np.integer[Any]]) -> NDArray[Any]:
         """Return some rows (len(rows), d) in the requested order; no others are read."""
@@ -265,12 +326,18 @@ def seal_holds(store: FeatureStore) -> bool:
     return bool(store.attributes.get(_SEAL) == found)
 
 
-def open_store(path: Path, key: str | None = None) -> FeatureStore:
+def open_store(path: Path | str, key: str | None = None) -> FeatureStore:
     """Open a store, that of a key if one is given: read its small members and map the features.
 
     Raises:
         UserError: it is no store, or contains the features of another key.
+
+    >>> import her2
+    >>> her2.open_store("results/features/tiny/demo-004-a.zarr.zip")
+    <FeatureStore demo-004-a.zarr.zip: 18 tiles x 512 features (float16), timm/resnet10t, 64 px at \
+1 um/px>
     """
+    path = Path(path)
     with store_archive(path) as archive:
         attributes = _attributes(archive, key)
         shape, (size, width), kind = layout(archive, "features")
@@ -304,6 +371,20 @@ def read_attributes(path: Path, key: str | None = None) -> dict[str, Any]:
     """
     with store_archive(path) as archive:
         return _attributes(archive, key)
+
+
+def computed_here(attributes: Mapping[str, Any]) -> bool:
+    """Return whether a store's features were computed by this project, from their slide."""
+    return "given" not in attributes
+
+
+def places_known(attributes: Mapping[str, Any]) -> bool:
+    """Return whether a store tells where on the slide its tiles are, and how large.
+
+    Other programs' features need not; coordinates are then zeros, or of tiles of unknown size.
+    """
+    slide, px = attributes["slide"], attributes["target"]["px"]
+    return None not in (slide["level0_tile"], slide["mpp"], slide["size_px"], px)
 
 
 def _attributes(archive: zipfile.ZipFile, key: str | None) -> dict[str, Any]:

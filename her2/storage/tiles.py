@@ -53,10 +53,13 @@ class TileTable:
         return coords_digest(self.coords, (self.grid.level0_width, self.grid.level0_height))
 
 
-def coords_digest(coords: NDArray[np.int32], level0_tile: Sequence[float]) -> str:
-    """Return the digest of tiles' positions (n, 2) and size (width, height), in level-0 px."""
+def coords_digest(coords: NDArray[np.int32], level0_tile: Sequence[float] | None) -> str:
+    """Return the digest of tiles' positions (n, 2) and size (width, height), in level-0 px.
+
+    The size is None where it is not known.
+    """
     content = hashlib.sha256(coords.astype("<i4").tobytes()).hexdigest()
-    return digest([content, list(level0_tile)])
+    return digest([content, list(level0_tile or ())])
 
 
 def rows_digest(store: FeatureStore) -> str:

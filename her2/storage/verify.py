@@ -110,9 +110,9 @@ def _store_problems(product: Product) -> list[str]:
 
 
 def _encoder_problem(product: Product) -> str | None:
-    from her2.encoders.stage import load_encoder  # imports torch
+    from her2.encoders.stage import read_encoder  # imports torch
 
-    _, card = load_encoder(product.path)
+    _, card = read_encoder(product.path)
     if card.provenance.get("key") != product.key:
         return "contains the encoder of another key"
     if not (product.path / IDENTITY_NAME).exists():

@@ -52,7 +52,7 @@ def first(cache: Cache, kind: str):
 
 def read_store(path: Path) -> None:
     store = open_store(path)
-    store.all().max()
+    store.features.max()
     read_attributes(path)
     read_coords(path)
 

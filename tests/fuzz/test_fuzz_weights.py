@@ -13,7 +13,7 @@ from torch import nn
 from her2.core.errors import UserError
 from her2.encoders.card import CARD_NAME, WEIGHTS_NAME
 from her2.encoders.loading import load_weights
-from her2.encoders.stage import load_encoder
+from her2.encoders.stage import read_encoder
 from tests.fuzz.faults import campaign, damaged, read_or_refused
 from tests.unit.products import materialise
 from tests.unit.test_encoders import section
@@ -174,7 +174,7 @@ def test_any_damaged_encoder_is_loaded_or_refused_by_name(tmp_path, encoder, see
         broken = [CARD_NAME, WEIGHTS_NAME][seed % 2]
         for name, content in encoder.items():
             (folder / name).write_bytes(damaged(content, seed) if name == broken else content)
-        read = lambda path: load_encoder(path)  # noqa: E731
+        read = lambda path: read_encoder(path)  # noqa: E731
         read_or_refused(read, folder, f"seed {seed} ({broken})")
 
 

@@ -17,7 +17,7 @@ from her2.config.catalogue import row
 from her2.core.errors import UserError
 from her2.core.files import digest
 from her2.encoders.card import CARD_NAME, WEIGHTS_NAME, read_card
-from her2.encoders.stage import load_encoder
+from her2.encoders.stage import read_encoder
 from her2.evaluation.temperature import scale
 from her2.frozen.bundle.read import Bundle, check_encoder, read_bundle
 from her2.frozen.bundle.schema import ENCODER_NAME
@@ -117,7 +117,7 @@ def test_the_encoder_in_a_bundle_is_a_folder_that_can_embed(
     found = read_bundle(path)
     into = tmp_path / "encoders"
     folder = found.encoder_folder(into)
-    assert load_encoder(folder)[1] == read_card(made.encoder)
+    assert read_encoder(folder)[1] == read_card(made.encoder)
     times = {item: item.stat().st_mtime_ns for item in folder.iterdir()}
     assert found.encoder_folder(into) == folder
     assert {item: item.stat().st_mtime_ns for item in folder.iterdir()} == times
@@ -137,7 +137,7 @@ def test_the_encoder_in_a_bundle_has_the_stated_weights(
         check_encoder(found)
     folder = found.encoder_folder(tmp_path / "into")
     with pytest.raises(UserError, match="other weights than its card says"):
-        load_encoder(folder)
+        read_encoder(folder)
 
 
 def test_two_uses_of_the_same_weights_have_folders_of_their_own(
@@ -158,7 +158,7 @@ def test_an_encoder_that_is_given_serves_if_it_is_the_same(
         given = tmp_path / "mine.safetensors"
         shutil.copyfile(made.encoder / WEIGHTS_NAME, given)
     folder = without.encoder_folder(tmp_path / "into", given=given)
-    _, card = load_encoder(folder)
+    _, card = read_encoder(folder)
     assert card.digest == without.schema.encoder.digest
     assert card.source == "checkpoint"
 
@@ -264,7 +264,7 @@ def test_fetched_weights_with_the_same_bits_serve(
 
     monkeypatch.setattr("her2.frozen.bundle.read.materialise_encoder", published)
     folder = found.encoder_folder(tmp_path / "into")
-    assert load_encoder(folder)[1].source == "timm"
+    assert read_encoder(folder)[1].source == "timm"
     (asked,) = specs
     assert isinstance(asked, EncoderSection)
     assert (asked.source, asked.model, asked.size) == ("timm", "timm/test_vit", 160)
@@ -291,7 +291,7 @@ def test_an_encoder_that_no_library_has_is_refused(
 ) -> None:
     found = read_bundle(made.with_encoder(**changed).write(tmp_path / "a.bundle"))
     with pytest.raises(UserError, match=words):
-        load_encoder(found.encoder_folder(tmp_path / "into"))
+        read_encoder(found.encoder_folder(tmp_path / "into"))
 
 
 def test_a_card_that_is_edited_in_the_folder_is_refused(bundle: Bundle, tmp_path: Path) -> None:

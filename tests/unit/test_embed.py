@@ -25,7 +25,7 @@ from her2.embedding.identity import feature_key
 from her2.embedding.stage import embed_bucket
 from her2.encoders.backbones import Encoder
 from her2.encoders.card import read_card
-from her2.encoders.stage import load_encoder
+from her2.encoders.stage import read_encoder
 from her2.slides import fingerprint as fingerprint_module
 from her2.slides.fingerprint import fingerprint
 from her2.slides.slide import Slide
@@ -135,7 +135,7 @@ class Job:
         return read_table(self.cache.path("tiles", entry.key))
 
     def features(self, entry: FeatureEntry) -> np.ndarray:
-        return np.array(open_store(self.cache.path("features", entry.key)).all())
+        return np.array(open_store(self.cache.path("features", entry.key)).features)
 
     def coords(self, entry: FeatureEntry) -> np.ndarray:
         return read_coords(self.cache.path("features", entry.key))
@@ -144,7 +144,7 @@ class Job:
         """Return the features of each tile, read and encoded one by one."""
         table = self.table(slide_id)
         coords = table.coords if rows is None else table.coords[rows]
-        encoder, _ = load_encoder(self.encoder)
+        encoder, _ = read_encoder(self.encoder)
         found = []
         with Slide(self.cohort.root / f"{slide_id}.svs") as slide, torch.inference_mode():
             for x, y in coords:
@@ -280,7 +280,7 @@ def test_the_second_call_embeds_nothing_and_writes_the_same_bytes(
     job.embed()
     before = job.output.read_bytes()
     job.output.unlink()
-    monkeypatch.setattr(embedder_module, "load_encoder", refuse)
+    monkeypatch.setattr(embedder_module, "read_encoder", refuse)
     job.embed()
     assert job.output.read_bytes() == before
 
@@ -311,7 +311,7 @@ def test_a_file_under_another_id_in_another_bucket_reuses_the_store(
         for bucket in (0, 1)
     )
     made = first.embed()
-    monkeypatch.setattr(embedder_module, "load_encoder", refuse)
+    monkeypatch.setattr(embedder_module, "read_encoder", refuse)
     again = second.embed()
     assert (list(made), list(again)) == ([names[0]], [names[1]])
     assert made[names[0]] == again[names[1]]
@@ -337,7 +337,7 @@ def test_a_renamed_encoder_is_the_same_encoder(
 ) -> None:
     before = job.embed()
     shutil.copytree(job.encoder, tmp_path / "another-name")
-    monkeypatch.setattr(embedder_module, "load_encoder", refuse)
+    monkeypatch.setattr(embedder_module, "read_encoder", refuse)
     assert replace(job, encoder=tmp_path / "another-name").embed() == before
 
 
@@ -413,7 +413,7 @@ def test_a_copy_damaged_between_the_samples_and_then_replaced_gets_all_its_tiles
     assert {name for name in IDS if first[name].key != second[name].key} == {IDS[1]}
     assert broken_products(own_slides.cache)[1] == []
     path.write_bytes(bad)
-    monkeypatch.setattr(embedder_module, "load_encoder", refuse)
+    monkeypatch.setattr(embedder_module, "read_encoder", refuse)
     assert own_slides.tile().embed(max_failed_tiles=0.9) == first
 
 
@@ -653,7 +653,7 @@ def test_names_places_times_orders_and_sizes_of_a_job_are_not_identity(
     own_slides: Job, embedded: Job, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     """The stores of `embedded` are used, so the encoder is not even loaded."""
-    monkeypatch.setattr(embedder_module, "load_encoder", refuse)
+    monkeypatch.setattr(embedder_module, "read_encoder", refuse)
     folder, options = own_slides.cohort.root, {}
     ordered = rows()
     if change == "renamed":

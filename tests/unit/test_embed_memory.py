@@ -54,7 +54,7 @@ class Rows(torch.nn.Module):
 def load(folder):
     return Encoder(Rows(), feature="pooled", mean=card.mean, std=card.std), card
 
-reading.Slide, session.load_encoder = Slide, load
+reading.Slide, session.read_encoder = Slide, load
 cache = Cache(folder)
 spec = EmbedSpec(bucket="0000-of-0001", rows="", max_failed_tiles=0.0)
 key = identity.feature_key(spec, table, card, "float32")

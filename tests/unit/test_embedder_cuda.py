@@ -75,7 +75,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "run_on_cpu", run_on_cuda)
     monkeypatch.setattr(
         session,
-        "load_encoder",
+        "read_encoder",
         lambda _: (encoder(), SimpleNamespace(size=SIZE, storage="float32")),
     )
     monkeypatch.setattr(session, "prepare", lambda made, *_: made)

@@ -19,7 +19,7 @@ from her2.core.errors import UserError
 from her2.encoders.backbones import Encoder, build_backbone, normalisation
 from her2.encoders.card import CARD_NAME, WEIGHTS_NAME, read_card
 from her2.encoders.loading import load_weights
-from her2.encoders.stage import load_encoder, weights_digest
+from her2.encoders.stage import read_encoder, weights_digest
 from her2.libraries import library
 from tests.unit.products import materialise
 
@@ -148,7 +148,7 @@ class TestLoading:
     def test_a_loaded_encoder_computes_what_the_backbone_computes(self, made: Path) -> None:
         torch.manual_seed(1)
         backbone = timm.create_model("test_resnet", num_classes=0).eval()
-        encoder, card = load_encoder(made)
+        encoder, card = read_encoder(made)
         config = resolve_data_config({}, model=backbone)
         x = patches().permute(0, 3, 1, 2).float() / 255
         x = (x - torch.tensor(config["mean"])[:, None, None]) / torch.tensor(config["std"])[
@@ -160,12 +160,12 @@ class TestLoading:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
     def test_a_loaded_encoder_is_frozen_and_in_evaluation_mode(self, made: Path) -> None:
-        encoder, _ = load_encoder(made)
+        encoder, _ = read_encoder(made)
         assert not any(part.training for part in encoder.modules())
         assert not any(parameter.requires_grad for parameter in encoder.parameters())
 
     def test_a_patch_is_encoded_the_same_alone_and_in_a_batch(self, made: Path) -> None:
-        encoder, _ = load_encoder(made)
+        encoder, _ = read_encoder(made)
         batch = encoder(patches(5))
         alone = torch.cat([encoder(patch[None]) for patch in patches(5)])
         torch.testing.assert_close(batch, alone, rtol=1e-4, atol=1e-5)
@@ -176,13 +176,13 @@ class TestLoading:
         state[name].view(-1)[0] += 1
         safetensors.torch.save_file(state, made / WEIGHTS_NAME)
         with pytest.raises(UserError, match="holds other weights than its card says"):
-            load_encoder(made)
+            read_encoder(made)
 
     def test_weights_of_another_encoder_are_refused(self, made: Path, tmp_path: Path) -> None:
         materialise(section(), 2, tmp_path / "other")
         shutil.copyfile(tmp_path / "other" / WEIGHTS_NAME, made / WEIGHTS_NAME)
         with pytest.raises(UserError, match="other weights"):
-            load_encoder(made)
+            read_encoder(made)
 
     @pytest.mark.parametrize("content", [None, b"", b"text, not tensors"])
     def test_unreadable_weights_are_a_user_error(self, made: Path, content: bytes | None) -> None:
@@ -190,7 +190,7 @@ class TestLoading:
         if content is not None:
             (made / WEIGHTS_NAME).write_bytes(content)
         with pytest.raises(UserError, match=r"safetensors: (cannot be read|does not exist)"):
-            load_encoder(made)
+            read_encoder(made)
 
 
 class TestNormalisation:
@@ -257,7 +257,7 @@ class TestFeature:
     def features(self, folder: Path, **changed: object) -> tuple[torch.Tensor, nn.Module]:
         """Return our features, and those of timm's own model with the same weights."""
         materialise(section(VIT, **changed), 1, folder)
-        encoder, _ = load_encoder(folder)
+        encoder, _ = read_encoder(folder)
         model = timm.create_model("test_vit", num_classes=0, img_size=32).eval()
         model.load_state_dict(state_of(folder))
         return encoder(patches()), model
@@ -301,7 +301,7 @@ class TestFeature:
             section("torchvision/alexnet", size=96, feature="flattened"), 1, tmp_path
         )
         assert card.dimension == 1024
-        encoder, _ = load_encoder(tmp_path)
+        encoder, _ = read_encoder(tmp_path)
         alexnet = torchvision.models.alexnet(weights=None).features.eval()
         alexnet.load_state_dict(state_of(tmp_path))
         x = patches(2, 96).permute(0, 3, 1, 2).float() / 255
@@ -317,7 +317,7 @@ class TestFeature:
         pooled = materialise(section(size=64), 1, tmp_path / "pooled")
         flat = materialise(section(size=64, feature="flattened"), 1, tmp_path / "flat")
         assert flat.dimension == 4 * pooled.dimension  # 64 px / 32 = 2 x 2 positions
-        (one, _), (many, _) = (load_encoder(tmp_path / name) for name in ("pooled", "flat"))
+        (one, _), (many, _) = (read_encoder(tmp_path / name) for name in ("pooled", "flat"))
         maps = many(patches(2, 64)).reshape(2, -1, 4)  # NCHW: the positions of a channel together
         torch.testing.assert_close(maps.mean(2), one(patches(2, 64)), rtol=1e-4, atol=1e-5)
 

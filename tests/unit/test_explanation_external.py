@@ -281,7 +281,7 @@ def test_a_point_of_a_curve_is_what_the_frozen_model_predicts_of_the_remaining_t
     world: ExternalWorld, frozen: FrozenModel
 ) -> None:
     whole = world.bag("q0-a")
-    features = whole.store.all()
+    features = whole.store.features
     subsets = [np.arange(len(whole)), np.arange(0, len(whole), 3), np.array([5])]
     found = frozen_subsets(frozen, TWO_SIDES, whole, subsets)
     for rows, own in zip(subsets, found, strict=True):

@@ -88,7 +88,7 @@ path = cache.path("features", entry.key)
 tiles = [pixels[y : y + 64, x : x + 64].tolist() for x, y in read_coords(path).tolist()]
 print(json.dumps({
     "domain": section.domain, "licence": card.licence, "tiles": tiles,
-    "features": open_store(path).all().tolist(),
+    "features": open_store(path).features.tolist(),
 }))
 """
 

@@ -46,13 +46,13 @@ def store(features: np.ndarray) -> FeatureStore:
 
 def copied(of: Tissue, name: str, *, change: float = 0.0, drop: slice = slice(None)) -> Tissue:
     """Return the same tiles with features as after another compression, or fewer tiles."""
-    features = of.store.all().astype(np.float32)
+    features = of.store.features.astype(np.float32)
     other = features + change * np.random.default_rng(5).normal(size=features.shape)
     return Tissue(name, f"p-{name}", store(other[drop]), of.places[drop])
 
 
 def scale(slides: list[Tissue]) -> tuple[np.ndarray, np.ndarray]:
-    rows = np.concatenate([s.store.all().astype(np.float32) for s in slides])
+    rows = np.concatenate([s.store.features.astype(np.float32) for s in slides])
     return rows.mean(axis=0), rows.std(axis=0)
 
 
@@ -118,7 +118,7 @@ def fill(folder: Path, slides: list[Tissue], encoder: str = "e") -> Cache:
         with cache.publish("features", key) as path:
             write_store(
                 path,
-                slide.store.all(),
+                slide.store.features,
                 (slide.places * 224).astype(np.int32),
                 {
                     "key": key,

@@ -65,8 +65,8 @@ def test_the_mapped_rows_are_the_written_ones(tmp_path: Path, n: int, dtype: str
     assert isinstance(opened.chunks[0], np.memmap)
     assert len(opened) == n
     assert opened.dimension == values.shape[1]
-    assert opened.all().dtype == values.dtype
-    np.testing.assert_array_equal(opened.all(), values)
+    assert opened.features.dtype == values.dtype
+    np.testing.assert_array_equal(opened.features, values)
     assert opened.attributes == ATTRIBUTES | {"seal": opened.attributes["seal"]}
     np.testing.assert_array_equal(read_coords(opened.path), coords(n))
     assert read_attributes(opened.path) == opened.attributes
@@ -75,7 +75,7 @@ def test_the_mapped_rows_are_the_written_ones(tmp_path: Path, n: int, dtype: str
 def test_a_mapped_store_cannot_be_written_to(tmp_path: Path) -> None:
     opened = open_store(written(tmp_path, features()))
     with pytest.raises(ValueError, match="read-only"):
-        opened.all()[0, 0] = 1
+        opened.features[0, 0] = 1
 
 
 @pytest.mark.parametrize("n", [8, 9, 11])
@@ -89,7 +89,7 @@ def test_several_chunks_gather_in_the_order_asked_for(
     assert [len(chunk) for chunk in opened.chunks] == {8: [4, 4], 9: [4, 4, 1], 11: [4, 4, 3]}[n]
     rows = np.array([n - 1, 0, 4, 3, 7, 0])
     np.testing.assert_array_equal(opened.gather(rows), values[rows])
-    np.testing.assert_array_equal(opened.all(), values)
+    np.testing.assert_array_equal(opened.features, values)
     np.testing.assert_array_equal(read_with_zarr(path)[0], values)
     assert store_problems(path) == []
 
@@ -117,14 +117,14 @@ def test_any_finite_matrix_survives_the_store(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store_module, "CHUNK_BYTES", chunk_bytes)
         write_store(path, values, coords(len(values)), {})
-    np.testing.assert_array_equal(open_store(path).all(), values)
+    np.testing.assert_array_equal(open_store(path).features, values)
     np.testing.assert_array_equal(read_with_zarr(path)[0], values)
 
 
 def test_features_that_are_all_zero_can_be_mapped(tmp_path: Path) -> None:
     # zarr leaves out chunks that hold the fill value alone, unless told otherwise.
     opened = open_store(written(tmp_path, np.zeros((3, 4), np.float16)))
-    np.testing.assert_array_equal(opened.all(), np.zeros((3, 4)))
+    np.testing.assert_array_equal(opened.features, np.zeros((3, 4)))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -102,9 +102,9 @@ def test_what_ran_before_does_not_change_a_model() -> None:
 
 def test_standardisation_knows_the_training_set_alone() -> None:
     train, tune = noise(12, seed=0), noise(6, seed=1)
-    shifted = [bag(b.slide_id, b.store.all() + 100, b.label) for b in tune]
+    shifted = [bag(b.slide_id, b.store.features + 100, b.label) for b in tune]
     trained = fit(train, shifted, epochs=1)
-    rows = np.concatenate([b.store.all() for b in train]).astype(float)
+    rows = np.concatenate([b.store.features for b in train]).astype(float)
     np.testing.assert_allclose(trained.model.mean, rows.mean(0), atol=1e-5)
     np.testing.assert_allclose(trained.model.std, rows.std(0), rtol=1e-5)
 
@@ -117,14 +117,14 @@ def test_slides_smaller_than_the_bag_are_trained_on(tiles: int) -> None:
 
 
 def test_float16_features_train_a_float32_model() -> None:
-    half = [bag(b.slide_id, b.store.all().astype(np.float16), b.label) for b in noise(8, seed=0)]
+    half = [bag(b.slide_id, b.store.features.astype(np.float16), b.label) for b in noise(8, seed=0)]
     trained = fit(half, half, epochs=1)
     assert {tensor.dtype for tensor in weights(trained).values()} == {torch.float32}
 
 
 def test_nan_features_stop_training_naming_epoch_and_slides() -> None:
     train = noise(4, seed=0)
-    train[2].store.all()[3, 1] = np.nan
+    train[2].store.features[3, 1] = np.nan
     with pytest.raises(UserError, match="n0-2: its features contain values that are not finite"):
         fit(train, noise(4, seed=1), balance="none")
     with pytest.raises(UserError, match="the loss is nan in epoch 0 for the slides n0-2; lower"):

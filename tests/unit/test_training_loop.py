@@ -426,7 +426,7 @@ def test_a_loss_that_explodes_keeps_the_last_good_epoch_and_says_where(tmp_path:
     assert not path.exists()  # there was no good epoch
 
     fit(train, tune, checkpoint=path, epochs=2)
-    train[3].store.all()[:, 1] = np.nan  # damage that comes later
+    train[3].store.features[:, 1] = np.nan  # damage that comes later
     with pytest.raises(UserError) as caught:
         fit(train, tune, checkpoint=path, epochs=4, standardise=False, balance="none")
     assert "the loss is nan in epoch 2 for the slides n0-3;" in str(caught.value)

@@ -22,7 +22,7 @@ from her2.core.files import write_json
 from her2.core.stamps import read_stamp
 from her2.core.tables import write_parquet
 from her2.encoders.card import read_card, write_card
-from her2.encoders.stage import load_encoder
+from her2.encoders.stage import read_encoder
 from her2.frozen.bundle.asked import find_model
 from her2.frozen.bundle.hashes import COST
 from her2.frozen.bundle.read import read_bundle
@@ -92,7 +92,7 @@ def test_it_predicts_in_an_empty_folder_as_the_results_do(
     np.testing.assert_array_equal(own.attention, expected.attention)
     assert not (found.model.first.card.keys() - model.first.card.keys())
     folder = found.encoder_folder(tmp_path / "encoders")
-    assert load_encoder(folder)[1].digest == model.first.card["encoder_digest"]
+    assert read_encoder(folder)[1].digest == model.first.card["encoder_digest"]
 
 
 def test_it_says_what_the_run_was(finished: Project, bundle: Path) -> None:

@@ -53,6 +53,7 @@ SLIDES = FILES.of_cohort(
 # take seconds, less than a wait in the queue.
 localrules:
     materialise_encoder,
+    describe_features,
     audit_cohort,
     tabulate_cohort,
     audit_overlap,
@@ -66,7 +67,7 @@ localrules:
 wildcard_constraints:
     cohort=f"(?:{EXTERNAL})?",
     slide=r"[A-Za-z0-9][A-Za-z0-9._-]*",
-    grid=r"[0-9]+px-[0-9.e+-]+mpp",
+    grid=r"[0-9]+px-[0-9.e+-]+mpp|given-[A-Za-z0-9][A-Za-z0-9._-]*",
     bucket=r"[0-9]+-of-[0-9]+",
     task=r"[A-Za-z0-9][A-Za-z0-9._-]*",
     encoder=r"[A-Za-z0-9][A-Za-z0-9._-]*",

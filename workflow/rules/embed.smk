@@ -20,6 +20,8 @@ rule embed_bucket:
         f"{RESULTS}/logs/{{cohort}}embed_bucket/{{encoder}}/{{bucket}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{cohort}}embed_bucket/{{encoder}}/{{bucket}}.tsv"
+    wildcard_constraints:
+        encoder=one_of(n for n in CONFIG.encoders if n not in CONFIG.given),
     conda:
         "../../envs/her2.yaml"
     threads: 8

@@ -19,7 +19,9 @@ rule materialise_encoder:
     benchmark:
         f"{RESULTS}/benchmarks/materialise_encoder/{{encoder}}.tsv"
     wildcard_constraints:
-        encoder=one_of(n for n, e in CONFIG.encoders.items() if e.source != "pretrain"),
+        encoder=one_of(
+            n for n, e in CONFIG.encoders.items() if e.source not in ("pretrain", "features")
+        ),
     conda:
         "../../envs/her2.yaml"
     threads: 1

@@ -18,6 +18,8 @@ rule tile_bucket:
         f"{RESULTS}/logs/{{cohort}}tile_bucket/{{grid}}/{{bucket}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/{{cohort}}tile_bucket/{{grid}}/{{bucket}}.tsv"
+    wildcard_constraints:
+        grid=one_of(CONFIG.grids),
     conda:
         "../../envs/her2.yaml"
     threads: 2

@@ -12,7 +12,7 @@ from her2.config import Section
 from her2.core.errors import UserError, problem_list
 from her2.core.stamps import FOLDER, file_size, read_stamp, short_digest
 
-AGAIN = "Run snakemake to its end, then make the bundle."
+AGAIN = "Run snakemake to its end, then try again."
 
 _OWN = {"bucket", "rows", "files"}
 """What the specs of a bucket have of its own slides."""

@@ -29,7 +29,7 @@ from her2.core.files import file_digest
 from her2.core.stamps import FOLDER
 from her2.core.tables import read_result
 from her2.encoders.card import WEIGHTS_NAME, EncoderCard
-from her2.encoders.stage import load_encoder
+from her2.encoders.stage import read_encoder
 from her2.evaluation.groupings import groupings_of
 from her2.frozen.bundle.asked import Wanted, check_unchanged, read_spec, spec_of, spec_of_buckets
 from her2.frozen.bundle.figures import figures_of
@@ -223,6 +223,13 @@ def _encoder(
     folder = wanted.results / "encoders" / wanted.encoder
     cards = lineage(folder)
     card = cards[0]
+    if not card.computed_here:
+        raise UserError(
+            f"{wanted.encoder}: its features were computed elsewhere ({card.architecture}), so "
+            "there are no weights that a bundle could run on slides. Predict features of the same "
+            "program with `her2 predict MODEL --features`, or train with an encoder that is run "
+            "here."
+        )
     if (trained := model.first.card["encoder_digest"]) != card.digest:
         raise UserError(
             f"{folder}: is the encoder {card.digest}, but the models were trained on features of "
@@ -233,7 +240,7 @@ def _encoder(
     row = section.model if section.source == "catalogue" else None
     found = permission(cards, row, permitted)
     if found.allowed:
-        load_encoder(folder)  # its weights are those of its card
+        read_encoder(folder)  # its weights are those of its card
     own = {name: getattr(card, name) for name in EncoderCard.__dataclass_fields__}
     encoder = Encoder(
         **{**own, "provenance": _provenance(card.provenance)},

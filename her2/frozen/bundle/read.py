@@ -26,7 +26,7 @@ from her2.core.files import atomic_folder, digest
 from her2.encoders.card import CARD_NAME, WEIGHTS_NAME, EncoderCard, read_card, write_card
 from her2.encoders.device import pick_device
 from her2.encoders.loading import WEIGHTS_BYTES
-from her2.encoders.stage import fetch, load_encoder, materialise_encoder, weights_digest
+from her2.encoders.stage import fetch, materialise_encoder, read_encoder, weights_digest
 from her2.frozen.bundle.files import Files, list_files, problems_of, read_bytes
 from her2.frozen.bundle.hashes import Seen, seen
 from her2.frozen.bundle.schema import (
@@ -141,7 +141,7 @@ class Bundle:
             if card.digest == encoder.digest:
                 shutil.copyfile(given / WEIGHTS_NAME, folder / WEIGHTS_NAME)
                 write_card(folder, card)
-                load_encoder(folder)
+                read_encoder(folder)
             return card
         path = given or self._fetched()
         try:

@@ -9,6 +9,7 @@ import polars as pl
 
 from her2.cohort.faults import LabelRules
 from her2.config import Config
+from her2.config.given import GRID
 from her2.report.format import count, percent, span, without_folders
 from her2.report.results import Results, one_row_per_slide
 from her2.report.section import Section
@@ -133,7 +134,7 @@ def composition(results: Results, task_name: str) -> Composition:
 def grid_rows(results: Results) -> list[GridRow]:
     """Return one row per grid, in the order of their names."""
     found = []
-    for grid in sorted(results.config.grids):
+    for grid in sorted(results.config.all_grids):
         table = results.cohort.filter(pl.col("grid") == grid)
         usable = table.filter(pl.col("status") == "ok")
         by_status = dict(table.group_by("status").len().iter_rows())
@@ -201,7 +202,7 @@ def lost_slides(
     """Return slide, stage, grid, encoder, status and reason of slides lost in stage 1."""
     unusable = cohort.filter(pl.col("status") != "ok").sort("slide_id", "grid")
     found: list[Lost] = [
-        (slide_id, "tile", grid, "", status, reason)
+        (slide_id, "take" if grid.startswith(GRID) else "tile", grid, "", status, reason)
         for slide_id, grid, status, reason in unusable.select(
             "slide_id", "grid", "status", "reason"
         ).iter_rows()

@@ -63,7 +63,7 @@ def cautions(results: Results, cohort: ExternalCohort) -> tuple[Caution, ...]:
                 .select("slide_id", value=pl.col("tiles").cast(pl.Float64))
                 for table in (results.cohort, cohort.slides)
             ))
-            for grid in sorted(results.config.grids)
+            for grid in sorted(results.config.all_grids)
         ),
         *(_names(name, *tables) for name in ("vendor", "scanner")),
         *(_distances(cohort, encoder) for encoder in results.config.encoders),

@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from her2.cohort.cautions import is_brown
+from her2.config.given import GRID
 from her2.filters.base import Filter
 from her2.filters.registry import LISTED
 from her2.report.figures.base import Picture, jpeg
@@ -61,6 +62,8 @@ class Gallery:
     left_out: int
     unusable: int
     marked: int
+    given: bool
+    """True where the tiles are those of another program, whose choice of tissue is not known."""
     regions: bool
     """True where some slides were tiled in annotated regions only."""
     marked_from: float = MARKED_FROM
@@ -74,12 +77,19 @@ def card_anchor(slide_id: str) -> str:
 
 def shown_slides(results: Results) -> frozenset[str]:
     """Return the slides that have a card on the page."""
+    if _is_given(results):
+        return frozenset()
     return frozenset(row["slide_id"] for row in _ordered(results)[:SHOWN])
+
+
+def _is_given(results: Results) -> bool:
+    """Return whether no slide was cut here, so that there is nothing to check."""
+    return min(results.config.all_grids).startswith(GRID)
 
 
 def _ordered(results: Results) -> list[dict[str, Any]]:
     """Return the slides of the first grid: unusable ones, brown ones, then by the tiles lost."""
-    table = results.cohort.filter(pl.col("grid") == min(results.config.grids))
+    table = results.cohort.filter(pl.col("grid") == min(results.config.all_grids))
     return sorted(
         table.to_dicts(),
         key=lambda row: (
@@ -90,9 +100,10 @@ def _ordered(results: Results) -> list[dict[str, Any]]:
 
 
 def gallery(results: Results) -> Gallery:
-    """Return the slides of the first grid, worst first."""
-    grid = min(results.config.grids)
-    rows = _ordered(results)
+    """Return the slides of the first grid, worst first; no cards where none was cut here."""
+    grid = min(results.config.all_grids)
+    given = _is_given(results)
+    rows = [] if given else _ordered(results)
     shown = rows[:SHOWN]
     side, quality = next((s, q) for limit, s, q in _SIZES if len(shown) <= limit)
     folder = results.folder / "tiles" / grid
@@ -103,6 +114,7 @@ def gallery(results: Results) -> Gallery:
         left_out=len(rows) - len(shown),
         unusable=sum(card.status != "ok" for card in cards),
         marked=sum(card.marked for card in cards),
+        given=given,
         regions=any(row.get("regions") is not None for row in rows),
     )
 

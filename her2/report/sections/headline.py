@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from her2.config import EncoderSection
+from her2.config import AnyEncoder
 from her2.libraries import NAMES
 from her2.metrics import headline_metrics
 from her2.metrics.base import Metric
@@ -70,6 +70,7 @@ SOURCES = {
     "checkpoint": "weights from a local file",
     "catalogue": "published weights (catalogue)",
     "pretrain": "pre-trained here",
+    "features": "features computed elsewhere",
 }
 DOMAINS = {
     "he": "H&E",
@@ -77,6 +78,7 @@ DOMAINS = {
     "he_ihc": "H&E + IHC",
     "natural": "non-medical",
     "none": "none (random)",
+    "unknown": "not stated",
 }
 """Domain in the config -> its name on the page."""
 
@@ -160,7 +162,7 @@ def domain(results: Results, encoder: str) -> str:
     return DOMAINS[results.config.encoders[encoder].domain or "none"]
 
 
-def source(encoder: EncoderSection) -> str:
+def source(encoder: AnyEncoder) -> str:
     """Return the source of an encoder's weights, in words."""
     if encoder.source == "pretrain":
         return f"{SOURCES['pretrain']} on {encoder.data}, from {encoder.init}"

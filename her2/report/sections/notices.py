@@ -9,6 +9,7 @@ import polars as pl
 from her2.cohort.audit import table_cautions
 from her2.cohort.fixed_split import SPLITS
 from her2.cohort.similar import SUSPICIOUS
+from her2.config import EncoderSection
 from her2.config.catalogue import row as catalogue_row
 from her2.config.catalogue import scale_warning
 from her2.metrics import headline_metrics
@@ -44,6 +45,7 @@ def notices(
     ]
     found += [Notice(text, "quality") for text in table_cautions(results.cohort)]
     found += [*_columns(results), *_slides(results, excluded), *_encoders(results)]
+    found += _given(results)
     for model in results.models:
         found += [*_figures(model), *_folds(results, model), *_predictions(results, model)]
     found += [
@@ -120,7 +122,7 @@ def _scales(results: Results) -> list[Notice]:
     """Return notices on published encoders used at another um/px than in their training."""
     found = []
     for name, encoder in results.config.encoders.items():
-        if encoder.source == "catalogue":
+        if isinstance(encoder, EncoderSection) and encoder.source == "catalogue":
             text = scale_warning(catalogue_row(encoder.model), encoder.mpp)
             if text is not None:
                 found.append(Notice(f"{name}: {text}", "provenance"))
@@ -171,6 +173,20 @@ def _encoders(results: Results) -> list[Notice]:
                 )
             )
     return found
+
+
+def _given(results: Results) -> list[Notice]:
+    """Return notices on features that another program computed."""
+    return [
+        Notice(
+            f"{name}: its features were not computed here. They are {card.architecture}, as the "
+            f"config says (form {card.provenance.get('form')}); which encoder and tiles they "
+            "really have is not known here.",
+            "provenance",
+        )
+        for name, card in results.cards.items()
+        if not card.computed_here
+    ]
 
 
 def _figures(model: EvaluatedModel) -> list[Notice]:

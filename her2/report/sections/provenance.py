@@ -105,7 +105,9 @@ def encoders_table(results: Results) -> pl.DataFrame:
     return pl.DataFrame(
         {
             "name": name,
-            "architecture": f"{card.library}/{card.architecture}",
+            "architecture": f"{card.library}/{card.architecture}"
+            if card.computed_here
+            else f"{card.architecture} (not computed here)",
             "source": card.source,
             "provenance": without_folders(
                 ", ".join(f"{key} {_shown(of)}" for key, of in sorted(card.provenance.items()))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from her2.config import PatientLabel, PretrainingSection, TilingSection
+from her2.config import EncoderSection, PatientLabel, PretrainingSection, TilingSection
 from her2.filters.base import AreaFilter, TileFilter
 from her2.filters.registry import LISTED
 from her2.report.format import count, listed, percent, plural
@@ -18,7 +18,12 @@ from her2.report.sections import cohort as cohort_section
 from her2.report.sections import flow, provenance
 from her2.report.sections.headline import domain
 from her2.report.sections.overlap import overlap_of
-from her2.report.sections.paper import methods_external, methods_figures, methods_models
+from her2.report.sections.paper import (
+    methods_external,
+    methods_figures,
+    methods_given,
+    methods_models,
+)
 from her2.report.sections.paper.prose import paragraph
 from her2.report.sections.paper.references import references
 from her2.report.sections.paper.sample_size import sample_size
@@ -44,6 +49,7 @@ def methods(results: Results) -> list[str]:
         sample_size(results),
         tiles(results),
         encoders(results),
+        methods_given.given(results),
         methods_models.models(results),
         methods_models.folds(results),
         methods_figures.statistics(results),
@@ -172,8 +178,11 @@ class _Tiles:
 
 
 def tiles(results: Results) -> str:
-    """Describe the tiling of slides."""
-    tiling, table = results.config.tiling, results.cohort
+    """Describe the tiling of slides; empty where no encoder reads slides."""
+    if not results.config.needs_slides:
+        return ""
+    cut = results.config.grids
+    tiling, table = results.config.tiling, results.cohort.filter(pl.col("grid").is_in(list(cut)))
     known = "tissue_source" in table.columns
     sources = set(table["tissue_source"].drop_nulls()) if known else set()
     annotated = 0
@@ -183,6 +192,7 @@ def tiles(results: Results) -> str:
     sizes = dict.fromkeys(
         f"{encoder.size} x {encoder.size} px at {encoder.mpp:g} um/px"
         for encoder in results.config.encoders.values()
+        if isinstance(encoder, EncoderSection)
     )
     return paragraph(
         "tiles",
@@ -200,7 +210,7 @@ def tiles(results: Results) -> str:
             tile_clauses=[
                 one.methods(one.chosen(tiling)) for one, _ in used if isinstance(one, TileFilter)
             ],
-            grids=cohort_section.grid_rows(results),
+            grids=[row for row in cohort_section.grid_rows(results) if row.grid in cut],
         ),
     )
 
@@ -245,11 +255,15 @@ class _Encoders:
 
 
 def encoders(results: Results) -> str:
-    """Describe the encoders, and the training of those pre-trained here."""
+    """Describe the encoders that were run, and the training of those pre-trained here."""
+    if not results.config.needs_slides:
+        return ""
     return paragraph(
         "encoders",
         _Encoders(
-            encoders=[_encoder(results, name) for name in results.cards],
+            encoders=[
+                _encoder(results, n) for n, card in results.cards.items() if card.computed_here
+            ],
             pretrained=[
                 _pretrained(results, name)
                 for name, card in results.cards.items()

@@ -1,4 +1,4 @@
-"""Stage 1, pre-training data: HDF5 files of somebody else, which are not trusted.
+"""Patches and features of others: HDF5 files of somebody else, which are not trusted.
 
 A file of a few bytes may declare a billion rows, lead to files elsewhere or to itself, or unpack
 to a full disk. What it declares is compared with what it holds before it is read.
@@ -30,8 +30,12 @@ _GZIPPED_DENSEST = 100
 _SMALL = 64 << 20
 
 
-def dataset(file: h5py.File, name: str) -> h5py.Dataset:
+def dataset(
+    file: h5py.File, name: str, *, rows: int = ROWS, densest: float = _DENSEST
+) -> h5py.Dataset:
     """Return a dataset of a file, with at least one axis, whose values are in the file.
+
+    `rows` is the most that it may have, `densest` the most bytes that a stored byte may become.
 
     Raises:
         ValueError: there is none, or reading it would cost more than the file can hold.
@@ -46,15 +50,20 @@ def dataset(file: h5py.File, name: str) -> h5py.Dataset:
         raise ValueError(f"{name} is no array with rows")
     if found.external or found.is_virtual:
         raise ValueError(f"the values of {name} are in other files")
-    if len(found) > ROWS:
-        raise ValueError(f"{name} declares {len(found):,} rows, more than {ROWS:,}")
+    if len(found) > rows:
+        raise ValueError(f"{name} declares {len(found):,} rows, more than {rows:,}")
     held = found.id.get_storage_size()
-    if found.nbytes > held * (1 if found.chunks is None else _DENSEST):
+    if found.nbytes > held * (densest if is_filtered(found) else 1):
         raise ValueError(f"{name} declares {found.nbytes:,} bytes and holds {held:,}")
     chunk = int(np.prod(found.chunks or (0,), dtype=object)) * found.dtype.itemsize
     if chunk > CHUNK_BYTES:
         raise ValueError(f"{name} has chunks of {chunk:,} bytes, more than {CHUNK_BYTES:,}")
     return found
+
+
+def is_filtered(found: h5py.Dataset) -> bool:
+    """Return whether a dataset's chunks are compressed, or otherwise not stored as they are."""
+    return bool(found.id.get_create_plist().get_nfilters())
 
 
 def whole_numbers(found: h5py.Dataset) -> NDArray[np.int64]:

@@ -1,0 +1,23 @@
+"""Features of other programs: the files that belong to the slides of a cohort."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from her2.cohort.manifest import Cohort
+from her2.exchange.given import given_files
+from her2.exchange.matching import MatchedFiles, match_given
+
+
+def match_slides(cohort: Cohort, folders: Iterable[Path], form: str | None) -> MatchedFiles:
+    """Return which feature file belongs to which slide of a whole cohort.
+
+    Args:
+        cohort: the manifest.
+        folders: folders of feature files.
+        form: name of the form of the files; None: each is found by content.
+
+    Raises:
+        UserError: a folder cannot be read, or there is no such form.
+    """
+    slides = {row.slide_id: cohort.present_file(row) for row in cohort.rows}
+    return match_given(slides, given_files(folders, form))

@@ -1,0 +1,69 @@
+"""Features out: the elements of an AnnData on disk, in HDF5 or Zarr, with the features in blocks.
+
+`AnnData.write_h5ad` needs all features in memory; by the published format, `X` is an array like any
+other, with the two attributes below (https://anndata.readthedocs.io/en/stable/fileformat-prose.html).
+"""
+
+from typing import Any
+
+import numpy as np
+
+from her2.core.files import canonical_json
+from her2.exchange.outgoing import Outgoing, SlideFeatures
+
+AT_ROOT = {"encoding-type": "anndata", "encoding-version": "0.1.0"}
+X_ATTRIBUTES = {"encoding-type": "array", "encoding-version": "0.2.0"}
+
+
+def write_elements(
+    group: Any,
+    outgoing: Outgoing,
+    slide: SlideFeatures,
+    *,
+    obs: dict[str, Any],
+    uns: dict[str, Any],
+) -> None:
+    """Write everything of an AnnData but `X` into a group of h5py or zarr.
+
+    Args:
+        group: an empty group.
+        outgoing, slide: what is written.
+        obs, uns: what the form has besides.
+    """
+    import pandas as pd
+    from anndata.io import write_elem
+
+    group.attrs.update(AT_ROOT)
+    count, width = slide.shape
+    # As objects: anndata does not write the text type of pandas 3.
+    names = pd.Index([f"{slide.slide_id}-{row}" for row in range(count)], dtype=object)
+    side = np.array(slide.slide.level0_tile, np.float64)
+    tiles = {
+        "slide_id": one_category(slide.slide_id, count),
+        "x_level0_px": slide.coords[:, 0],
+        "y_level0_px": slide.coords[:, 1],
+    }
+    about = {
+        "key": slide.store.attributes["key"],
+        "encoder": outgoing.card.digest,
+        "mpp": slide.mpp,
+        "tile_px": slide.tile_px,
+        "tile_level0_px": side,
+        "attributes": canonical_json({**outgoing.provenance(), **slide.provenance()}),
+    }
+    features = pd.Index([f"feature-{column}" for column in range(width)], dtype=object)
+    write_elem(group, "obs", pd.DataFrame({**tiles, **obs}, index=names))
+    write_elem(group, "var", pd.DataFrame(index=features))
+    write_elem(group, "obsm", {"spatial": slide.coords + side / 2})
+    write_elem(group, "uns", {"her2": about, **uns})
+    for name in ("varm", "obsp", "varp", "layers"):
+        write_elem(group, name, {})
+
+
+def one_category(text: str, count: int) -> Any:
+    """Return a categorical column (count,) of one text."""
+    import pandas as pd
+
+    return pd.Categorical.from_codes(
+        np.zeros(count, np.int8), categories=pd.Index([text], dtype=object)
+    )

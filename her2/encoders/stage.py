@@ -89,8 +89,8 @@ def materialise_encoder(spec: EncoderSpec, output: Path) -> EncoderCard:
             path = fetch(known)
             provenance["revision"] = path.parent.name
     if path is not None:
-        load_weights(backbone, path, known)
-        provenance |= {"file": path.name, "sha256": file_digest(path)}
+        done = load_weights(backbone, path, known)
+        provenance |= {"file": path.name, "sha256": file_digest(path), **done}
     elif encoder.source == "random":
         provenance = {"seed": spec.seed}
     mean, std = normalisation(encoder)

@@ -61,6 +61,12 @@ class EncoderSection(Section):
         description="source checkpoint: .safetensors, or .pt/.pth/.bin with tensors only; source "
         "catalogue: the row's weights file, if already downloaded",
     )
+    sha256: Annotated[str, Field(pattern=r"^[0-9A-Fa-f]{64}$")] | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="SHA-256 of the file of `checkpoint`, which is refused if it has another; for "
+        "source catalogue only needed to use, on purpose, another file than the row's",
+    )
     data: Name | None = Field(None, description="source pretrain: a patch set of `patches`")
     init: Name | None = Field(
         None,
@@ -129,6 +135,8 @@ class EncoderSection(Section):
 
     @model_validator(mode="after")
     def _library_and_checkpoint(self) -> "EncoderSection":
+        if self.sha256 is not None and self.checkpoint is None:
+            raise ValueError("`sha256` is that of the file of `checkpoint`, which is not given")
         if self.source == "catalogue":
             if self.checkpoint is not None and catalogue.row(self.model).hub is None:
                 raise ValueError(f"{self.model} is loaded by its library; leave out `checkpoint`")
@@ -176,11 +184,13 @@ class EncoderSection(Section):
             return path
         if not path.is_dir():
             raise UserError(f"encoders: checkpoint {str(path)!r} does not exist. Check the path.")
-        found = [path / name for name in WEIGHTS_FILES if (path / name).is_file()]
+        published = catalogue.row(self.model).file if self.source == "catalogue" else None
+        names = dict.fromkeys((*([published] if published else []), *WEIGHTS_FILES))
+        found = [path / name for name in names if (path / name).is_file()]
         if not found:
             raise UserError(
-                f"encoders: checkpoint {str(path)!r} is a folder without "
-                f"{' or '.join(WEIGHTS_FILES)}. Set it to the weights file."
+                f"encoders: checkpoint {str(path)!r} is a folder without {' or '.join(names)}. "
+                "Set it to the weights file."
             )
         return found[0]
 

@@ -5,14 +5,11 @@ This is the only stage that may need a network. Later stages see only the folder
 
 import hashlib
 import logging
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import huggingface_hub
-import huggingface_hub.errors
 import safetensors
 import safetensors.torch
 import torch
@@ -22,19 +19,17 @@ from her2.config import EncoderSection, Feature
 from her2.config.catalogue import CatalogueRow, row, scale_warning
 from her2.config.jobs import EncoderSpec
 from her2.core.errors import UserError, first_line
-from her2.core.files import atomic_path, file_digest
+from her2.core.files import atomic_path
 from her2.core.reading import path_problem
 from her2.core.sharing import check_readable
 from her2.encoders.backbones import Encoder, build_backbone, default_arguments, normalisation
 from her2.encoders.card import CARD_NAME, WEIGHTS_NAME, EncoderCard, read_card, write_card
+from her2.encoders.fetching import checked_digest, fetch, retried
 from her2.encoders.loading import WEIGHTS_BYTES, load_weights
 from her2.libraries import NAMES
 from her2.libraries import library as library_of
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-_ATTEMPTS = 3
 
 
 def materialise_encoder(spec: EncoderSpec, output: Path) -> EncoderCard:
@@ -59,40 +54,32 @@ def materialise_encoder(spec: EncoderSpec, output: Path) -> EncoderCard:
         arguments = default_arguments(
             library, architecture, feature=encoder.feature, size_px=encoder.size
         )
-    torch.manual_seed(spec.seed)
-    published = known.hub is None if known else encoder.source in NAMES
-    try:
-        build = partial(
-            build_backbone,
-            library,
-            architecture,
-            feature=encoder.feature,
-            arguments=arguments,
-            pretrained=published,
-        )
-        backbone = _retried(build) if published else build()
-    except UserError:
-        raise
-    except Exception as error:  # a damaged download raises any type of error
-        if not published:
-            raise
-        raise UserError(
-            f"encoders: the weights of {library}/{architecture} could not be fetched "
-            f"({first_line(error)}). This step needs a network; on a machine without one use "
-            "`source: checkpoint` with a downloaded file."
-        ) from None
     provenance: dict[str, Any] = {}
     path = encoder.local_weights()
-    if known is not None and known.hub is not None:
-        provenance = {"catalogue": known.name, "hub": known.hub}
-        if path is None:
-            path = fetch(known)
-            provenance["revision"] = path.parent.name
-    if path is not None:
-        done = load_weights(backbone, path, known)
-        provenance |= {"file": path.name, "sha256": file_digest(path), **done}
+    if known is not None:
+        provenance = {"catalogue": known.name}
+        if known.hub is not None:
+            provenance["hub"] = known.hub
+            if path is None:
+                path = fetch(known)
+                provenance["revision"] = path.parent.name
     elif encoder.source == "random":
         provenance = {"seed": spec.seed}
+    if path is not None:
+        provenance |= {"file": path.name, "sha256": checked_digest(path, known, encoder.sha256)}
+    torch.manual_seed(spec.seed)
+    published = known.by_library if known else encoder.source in NAMES
+    build = partial(
+        build_backbone, library, architecture, feature=encoder.feature, pretrained=published
+    )
+    if published:
+        backbone = _published(build, library, architecture, arguments, path)
+        if known is not None and path is None:
+            provenance |= _library_pin(known)
+    else:
+        backbone = build(arguments=arguments)
+        if path is not None:
+            provenance |= load_weights(backbone, path, known)
     mean, std = normalisation(encoder)
     if encoder.source == "checkpoint" and encoder.mean is None:
         log.info(
@@ -127,6 +114,51 @@ def materialise_encoder(spec: EncoderSpec, output: Path) -> EncoderCard:
     if known is not None and (warning := scale_warning(known, encoder.mpp)):
         log.warning("%s", warning)
     return card
+
+
+def _published(
+    build: Callable[..., nn.Module],
+    library: str,
+    architecture: str,
+    arguments: dict[str, Any],
+    path: Path | None,
+) -> nn.Module:
+    """Build an architecture with the weights that its library publishes, from `path` if given.
+
+    Raises:
+        UserError: they could not be fetched or loaded.
+    """
+    if path is not None:
+        arguments = {**arguments, **library_of(library).loaded_from(path)}
+    try:
+        return retried(partial(build, arguments=arguments))
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file raises any type of error
+        if path is not None:
+            raise UserError(
+                f"{path}: {library} cannot load it as {architecture} ({first_line(error)}). "
+                "Download it again."
+            ) from None
+        raise UserError(
+            f"encoders: the weights of {library}/{architecture} could not be fetched "
+            f"({first_line(error)}). This step needs a network; on a machine without one use "
+            "`source: checkpoint` with a downloaded file."
+        ) from None
+
+
+def _library_pin(known: CatalogueRow) -> dict[str, str]:
+    """Return file and digest of the weights that a library fetched, which are those of the row.
+
+    Raises:
+        UserError: they are others.
+    """
+    path = library_of(known.library).fetched(known.architecture)
+    if path is None or not path.is_file():  # kept elsewhere, by a later version of the library
+        log.warning("%s: the file of its weights was not found, so its SHA-256 was not compared",
+                    known.name)  # fmt: skip
+        return {}
+    return {"file": path.name, "sha256": checked_digest(path, known, None)}
 
 
 def load_encoder(folder: Path) -> tuple[Encoder, EncoderCard]:
@@ -172,47 +204,6 @@ def weights_digest(state: dict[str, Tensor]) -> str:
         if tensor.numel():
             result.update(tensor.view(-1).view(torch.uint8).numpy().data)
     return result.hexdigest()
-
-
-def fetch(row: CatalogueRow, *, revision: str | None = None) -> Path:
-    """Return a row's weights file, from the Hugging Face hub or its cache on this machine.
-
-    `revision` is that of the repository, by default the present one.
-
-    Raises:
-        UserError: access has not been granted, or there is no network.
-    """
-    assert row.hub is not None
-    assert row.file is not None
-    try:
-        hub, file = row.hub, row.file
-        download = partial(huggingface_hub.hf_hub_download, hub, file, revision=revision)
-        return Path(_retried(download))
-    except huggingface_hub.errors.GatedRepoError:
-        raise UserError(
-            f"encoders: {row.name}: access to the weights must be requested. Request it at "
-            f"{row.ask_at or row.card}, run `hf auth login` (or set HF_TOKEN), then rerun the same "
-            "command."
-        ) from None
-    except OSError as error:
-        raise UserError(
-            f"encoders: {row.name}: {row.hub}/{row.file} could not be fetched "
-            f"({first_line(error)}). This step needs a network; on a machine without one set "
-            f"`checkpoint: PATH` to a downloaded {row.file}."
-        ) from None
-
-
-def _retried(call: Callable[[], T]) -> T:
-    """Call up to three times, a few seconds apart, because networks fail for moments."""
-    for attempt in range(1, _ATTEMPTS):
-        try:
-            return call()
-        except huggingface_hub.errors.GatedRepoError:
-            raise
-        except OSError as error:
-            log.warning("attempt %d of %d failed: %s", attempt, _ATTEMPTS, first_line(error))
-            time.sleep(2**attempt)
-    return call()
 
 
 def feature_dimension(

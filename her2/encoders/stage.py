@@ -5,7 +5,7 @@ This is the only stage that may need a network. Later stages see only the folder
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,17 @@ from her2.core.errors import UserError, first_line
 from her2.core.files import atomic_path
 from her2.core.reading import path_problem
 from her2.core.sharing import check_readable
+from her2.core.types import Normalisation
 from her2.encoders.backbones import Encoder, build_backbone, default_arguments, normalisation
-from her2.encoders.card import CARD_NAME, WEIGHTS_NAME, EncoderCard, read_card, write_card
+from her2.encoders.card import CARD_NAME, CODE, WEIGHTS_NAME, EncoderCard, read_card, write_card
+from her2.encoders.code import (
+    built,
+    checked_dimension,
+    code_place,
+    own_tensors,
+    read_code,
+    rebuilt,
+)
 from her2.encoders.fetching import checked_digest, fetch, retried
 from her2.encoders.loading import WEIGHTS_BYTES, load_weights
 from her2.libraries import NAMES
@@ -44,6 +53,8 @@ def materialise_encoder(spec: EncoderSpec, output: Path) -> EncoderCard:
             or their file is not safe to read.
     """
     encoder = spec.encoder
+    if encoder.source == "python":
+        return _materialise_code(spec, output)
     library, architecture = encoder.library, encoder.architecture
     known = row(encoder.model) if encoder.source == "catalogue" else None
     if known is not None:
@@ -86,17 +97,68 @@ def materialise_encoder(spec: EncoderSpec, output: Path) -> EncoderCard:
             "%s: `mean` and `std` are not set, so patches are normalised with those of the weights "
             "that %s publishes: %s, %s", path, library, mean, std,
         )  # fmt: skip
-    state = {name: tensor.contiguous() for name, tensor in backbone.state_dict().items()}
     licence = known.licence if known is not None else ""
     if encoder.source in NAMES:  # the weights come from the library
         licence = library_of(library).licence(architecture)
+    card = _write(
+        output,
+        encoder,
+        backbone.state_dict(),
+        arguments=arguments,
+        dimension=feature_dimension(backbone, encoder, mean, std),
+        normalised_by=(mean, std),
+        licence=licence,
+        provenance=provenance,
+    )
+    if known is not None and (warning := scale_warning(known, encoder.mpp)):
+        log.warning("%s", warning)
+    return card
+
+
+def _materialise_code(spec: EncoderSpec, output: Path) -> EncoderCard:
+    """Write the folder of an encoder that a function of the user builds."""
+    encoder = spec.encoder
+    path = encoder.local_weights()
+    assert path is not None
+    assert encoder.mean is not None
+    assert encoder.std is not None
+    code = read_code(path, encoder.architecture)
+    torch.manual_seed(spec.seed)
+    backbone = built(code)
+    state = own_tensors(code, backbone)
+    return _write(
+        output,
+        encoder,
+        state,
+        arguments={"code_sha256": code.sha256},
+        dimension=checked_dimension(code, backbone, encoder),
+        normalised_by=(encoder.mean, encoder.std),
+        licence="",
+        provenance={"code": code_place(path, output)},
+    )
+
+
+def _write(
+    output: Path,
+    encoder: EncoderSection,
+    state: Mapping[str, Tensor],
+    *,
+    arguments: dict[str, Any],
+    dimension: int,
+    normalised_by: Normalisation,
+    licence: str,
+    provenance: dict[str, Any],
+) -> EncoderCard:
+    """Write an encoder's weights and card."""
+    state = {name: tensor.contiguous() for name, tensor in state.items()}
+    mean, std = normalised_by
     card = EncoderCard(
         source=encoder.source,
-        library=library,
-        architecture=architecture,
+        library=encoder.library,
+        architecture=encoder.architecture,
         arguments=arguments,
         feature=encoder.feature,
-        dimension=feature_dimension(backbone, encoder, mean, std),
+        dimension=dimension,
         size=encoder.size,
         mpp=encoder.mpp,
         mean=(mean[0], mean[1], mean[2]),
@@ -110,9 +172,7 @@ def materialise_encoder(spec: EncoderSpec, output: Path) -> EncoderCard:
     with atomic_path(output / WEIGHTS_NAME) as temporary:
         safetensors.torch.save_file({k: v.clone() for k, v in state.items()}, temporary)
     write_card(output, card)
-    log.info("encoder %s/%s: %d features", library, architecture, card.dimension)
-    if known is not None and (warning := scale_warning(known, encoder.mpp)):
-        log.warning("%s", warning)
+    log.info("encoder %s/%s: %d features", card.library, card.architecture, card.dimension)
     return card
 
 
@@ -180,10 +240,13 @@ def load_encoder(folder: Path) -> tuple[Encoder, EncoderCard]:
         raise UserError(f"{path}: holds other weights than its card says; make the encoder again.")
     feature: Feature = card.feature  # type: ignore[assignment]
     try:
-        backbone = build_backbone(
-            card.library, card.architecture, feature=feature, arguments=card.arguments
-        )
-        backbone.load_state_dict(state)
+        if card.library == CODE:
+            backbone = rebuilt(folder, card, state)
+        else:
+            backbone = build_backbone(
+                card.library, card.architecture, feature=feature, arguments=card.arguments
+            )
+            backbone.load_state_dict(state)
     except UserError:
         raise
     except Exception as error:  # of an architecture with arguments of somebody else

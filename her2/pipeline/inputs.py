@@ -11,6 +11,7 @@ from pathlib import Path
 from her2.cohort.manifest import Cohort
 from her2.config import CohortSection, Config, EncoderSection, PatchesSection
 from her2.config.encoders import WEIGHTS_FILES
+from her2.core.consent import consent_problem
 from her2.core.errors import UserError, problem_list
 from her2.core.paths import check_name
 from her2.core.reading import Kind, path_problem, write_problem
@@ -186,7 +187,8 @@ def _config_problems(config: Config) -> Iterator[str]:
     for name, encoder in config.encoders.items():
         problem = _weights_problem(encoder)
         if problem:
-            yield f"encoders.{name}.checkpoint: {problem}"
+            key = "checkpoint" if encoder.module is None else "module"
+            yield f"encoders.{name}.{key}: {problem}"
     cache = "cache" if config.cache_folder == config.cache else "HER2_CACHE"
     for key, folder in (("results", config.results), (cache, config.cache_folder)):
         problem = write_problem(folder)
@@ -195,7 +197,12 @@ def _config_problems(config: Config) -> Iterator[str]:
 
 
 def _weights_problem(encoder: EncoderSection) -> str | None:
-    """Return what is wrong with the local weights of an encoder, if it has any."""
+    """Return what is wrong with the local weights or the code of an encoder, if it has any."""
+    if encoder.module is not None:
+        path = encoder.local_weights()
+        assert path is not None
+        problem = path_problem(path) or consent_problem()
+        return f"{str(path)!r} {problem}" if problem else None
     path = encoder.checkpoint
     if path is None:
         return None

@@ -70,6 +70,7 @@ SOURCES = {
     "checkpoint": "weights from a local file",
     "catalogue": "published weights (catalogue)",
     "pretrain": "pre-trained here",
+    "python": "a network of the user's own code",
 }
 DOMAINS = {
     "he": "H&E",

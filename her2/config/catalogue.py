@@ -31,8 +31,10 @@ Channels = tuple[
 ]
 Mpp = Annotated[float, Field(ge=0.05, le=20)]
 Url = Annotated[str, Field(pattern=r"^https://\S+$")]
-
-DOMAINS = {"he": "H&E", "he_ihc": "H&E + IHC", "ihc": "IHC", "natural": "natural", "none": "none"}
+Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{10,40}$")]
+FileDigest = Annotated[str, Field(pattern=r"^([0-9a-f]{12}|[0-9a-f]{64})$")]
+WHOLE_REVISION = 40
+"""Digits of a whole revision; the hub finds no file by a shorter one."""
 
 
 class CatalogueRow(BaseModel):
@@ -51,6 +53,22 @@ class CatalogueRow(BaseModel):
         description="Hugging Face repository of the weights; default: the library fetches them",
     )
     file: str | None = Field(None, description="weights file in the repository")
+    revision: Revision | None = Field(
+        None,
+        description="commit of the repository from which the file is fetched; of one with fewer "
+        "than 40 digits only the beginning is known, and the present commit serves",
+    )
+    sha256: FileDigest | None = Field(
+        None,
+        description="digest of the file, 64 digits or, where no more is known, the first 12; other "
+        "bits are refused",
+    )
+    also_sha256: dict[str, FileDigest] = Field(
+        default_factory=dict,
+        description="digests of the authors' other files with the same weights, by name; they "
+        "serve as `checkpoint`",
+    )
+    unpinned: str | None = Field(None, description="why `sha256` is not known")
     layout: Literal["timm", "transformers_vit", "transformers_dinov2"] = Field(
         "timm", description="naming scheme of the file's tensors"
     )
@@ -64,6 +82,11 @@ class CatalogueRow(BaseModel):
         None, description="um/px of the training patches; null: not trained on microscope images"
     )
     also_mpp: tuple[Mpp, ...] = Field((), description="further um/px of training patches")
+    mpp_basis: Literal["stated", "from_magnification", "convention"] | None = Field(
+        None,
+        description="where `mpp` comes from: its authors state it; they state a magnification "
+        "(20x is taken for 0.5); or neither, and 0.5 is what others use",
+    )
     feature: Feature = Field(description="part of the output that its authors use")
     dimension: Annotated[int, Field(ge=1)] = Field(description="features per patch, with `feature`")
     mean: Channels = Field(description="mean of RGB in [0, 1], subtracted")
@@ -78,6 +101,10 @@ class CatalogueRow(BaseModel):
         description="training images: H&E, H&E with some IHC, IHC, photographs, none"
     )
     licence: str = Field(min_length=1, description="licence of the weights")
+    commercial: Literal["yes", "no", "conditions"] = Field(
+        description="whether the licence allows commercial use of the weights"
+    )
+    terms: str | None = Field(None, description="the conditions, for `commercial: conditions`")
     gated: bool = Field(False, description="True if access to the weights must be requested")
     ask_at: Url | None = Field(None, description="page to request access")
     paper: Url | None = Field(None, description="publication")
@@ -91,8 +118,16 @@ class CatalogueRow(BaseModel):
             raise ValueError("`hub` and `file` must be given together")
         if self.hub is None and self.layout != "timm":
             raise ValueError("`layout` needs `hub` and `file`")
+        if self.hub is not None and self.revision is None and self.sha256 is not None:
+            raise ValueError("`sha256` of a file in a hub needs its `revision`")
+        if (self.sha256 is None) != (self.unpinned is not None):
+            raise ValueError("either `sha256` or `unpinned` must be given")
         if self.gated and self.ask_at is None:
             raise ValueError("`gated` needs `ask_at`")
+        if (self.mpp is None) != (self.mpp_basis is None):
+            raise ValueError("`mpp` and `mpp_basis` must be given together")
+        if (self.commercial == "conditions") != (self.terms is not None):
+            raise ValueError("`commercial: conditions` needs `terms`, and nothing else has them")
         if self.domain in ("he", "he_ihc", "ihc") and self.mpp is None:
             raise ValueError("an encoder trained on slides needs `mpp`")
         if self.arguments.get("img_size", self.size) != self.size:
@@ -103,6 +138,16 @@ class CatalogueRow(BaseModel):
                 f"{', '.join(sorted(taken))}: not allowed in `arguments`, set by the code"
             )
         return self
+
+    @property
+    def by_library(self) -> bool:
+        """Return True if the library itself loads the file: it knows these weights by a tag."""
+        return self.hub is None or "." in self.architecture
+
+    def pins(self, digest: str) -> bool:
+        """Tell whether a file with this SHA-256 (hex) holds the row's weights, as far as known."""
+        known = [one for one in (self.sha256, *self.also_sha256.values()) if one is not None]
+        return not known or any(digest.startswith(one) for one in known)
 
     def defaults(self) -> dict[str, Any]:
         """Return the row's values for keys that a config section leaves out."""
@@ -138,40 +183,6 @@ def row(name: str) -> CatalogueRow:
     hint = f"; did you mean {' or '.join(names)}?" if names else "."
     raise UserError(
         f"encoders: the catalogue has no {name!r}{hint} `her2 encoders` lists all {len(rows)}."
-    )
-
-
-def table() -> str:
-    """Return the catalogue as plain text, one line per encoder."""
-    head = (
-        "name", "trained on", "architecture", "feature", "dimension", "px", "um/px", "precision",
-        "licence", "access",
-    )  # fmt: skip
-    lines = [head]
-    for item in catalogue().values():
-        scales = sorted({item.mpp, *item.also_mpp}) if item.mpp is not None else []
-        lines.append(
-            (
-                item.name,
-                DOMAINS[item.domain],
-                f"{item.library}/{item.architecture}",
-                item.feature,
-                str(item.dimension),
-                str(item.size),
-                ", ".join(f"{scale:g}" for scale in scales) or "-",
-                item.precision,
-                item.licence,
-                f"ask: {item.ask_at}" if item.gated else "open",
-            )
-        )
-    numbers = {"dimension", "px"}
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if title in numbers else cell.ljust(width)
-            for cell, width, title in zip(line, widths, head, strict=True)
-        ).rstrip()
-        for line in lines
     )
 
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from her2.config import catalogue
 from her2.core.errors import UserError
-from her2.core.paths import NodePath, UserPath
+from her2.core.paths import BY_USER, NodePath, UserPath, user_path
 from her2.core.section import Batch, Epochs, Mpp, Name, NotNegative, Positive, Section, Share
 from her2.core.types import Domain, Feature
 from her2.libraries import NAMES, library
@@ -16,23 +16,40 @@ from her2.libraries import NAMES, library
 if TYPE_CHECKING:
     Source = str
 else:
-    Source = Literal[(*NAMES, "catalogue", "random", "checkpoint", "pretrain")]
+    Source = Literal[(*NAMES, "catalogue", "random", "checkpoint", "pretrain", "python")]
 WEIGHTS_FILES = ("weights.safetensors", "model.safetensors", "pytorch_model.bin")
 """Weights files in a folder: of this project, or downloaded from a hub."""
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
+def _code_as_user_means(value: Any, info: ValidationInfo) -> Any:
+    if info.context != BY_USER or not isinstance(value, str) or ":" not in value:
+        return value
+    path, _, function = value.rpartition(":")
+    return f"{user_path(path)}:{function}"
+
+
+Module = Annotated[
+    str,
+    BeforeValidator(_code_as_user_means),
+    Field(pattern=r"^[^:]+\.py:[A-Za-z][A-Za-z0-9_]*$"),
+]
 Means = Annotated[float, Field(ge=0, le=1)]
 Deviations = Annotated[float, Field(gt=0, le=1)]
 
 
 def _filled_by_the_catalogue(schema: dict[str, Any]) -> None:
-    """Require of an encoder of the catalogue only what its row cannot give."""
-    own = ["source", "model"]
-    rest = [name for name in schema["required"] if name not in own]
-    schema["required"] = own
+    """Require of an encoder of the catalogue only what its row cannot give, of code no model."""
+    rest = [name for name in schema["required"] if name not in ("source", "model")]
+    schema["required"] = ["source"]
     schema["if"] = {"properties": {"source": {"const": "catalogue"}}}
-    schema["else"] = {"required": rest}
+    schema["then"] = {"required": ["model"]}
+    schema["else"] = {
+        "required": rest,
+        "if": {"properties": {"source": {"const": "python"}}},
+        "then": {"required": ["module"]},
+        "else": {"required": ["model"]},
+    }
 
 
 class EncoderSection(Section):
@@ -43,12 +60,12 @@ class EncoderSection(Section):
     source: Source = Field(
         description=f"{' or '.join(NAMES)}: published weights; "
         "catalogue: a row of `her2 encoders`; random: seeded initialisation; "
-        "checkpoint: a local file; pretrain: trained here on `data`"
+        "checkpoint: a local file; pretrain: trained here on `data`; python: a function of yours"
     )
     model: str = Field(
         pattern=rf"^(({'|'.join(NAMES)})/)?[A-Za-z0-9][A-Za-z0-9._-]*$",
         description=f"architecture: {' or '.join(f'{name}/NAME' for name in NAMES)}; catalogue: "
-        "the row's name",
+        "the row's name; python: leave it out",
     )
     mpp: Mpp = Field(
         description="um/px of the patches; catalogue: default that of the row, if it has one"
@@ -60,6 +77,18 @@ class EncoderSection(Section):
         None,
         description="source checkpoint: .safetensors, or .pt/.pth/.bin with tensors only; source "
         "catalogue: the row's weights file, if already downloaded",
+    )
+    sha256: Annotated[str, Field(pattern=r"^[0-9A-Fa-f]{64}$")] | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="SHA-256 of the file of `checkpoint`, which is refused if it has another; for "
+        "source catalogue only needed to use, on purpose, another file than the row's",
+    )
+    module: Module | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="source python: `FILE.py:FUNCTION`, a function without arguments that returns "
+        "the network (docs/weights.md); run only with HER2_ALLOW_CODE=1 in the environment",
     )
     data: Name | None = Field(None, description="source pretrain: a patch set of `patches`")
     init: Name | None = Field(
@@ -107,6 +136,8 @@ class EncoderSection(Section):
         source = values.get("source")
         if source == "random":
             return {"domain": "none", **values}
+        if source == "python" and "model" not in values and isinstance(values.get("module"), str):
+            return {"model": values["module"].rpartition(":")[2], **values}
         if source in NAMES:
             return {"domain": library(source).domain, **values}
         if source != "catalogue":
@@ -129,6 +160,8 @@ class EncoderSection(Section):
 
     @model_validator(mode="after")
     def _library_and_checkpoint(self) -> "EncoderSection":
+        if self.sha256 is not None and self.checkpoint is None:
+            raise ValueError("`sha256` is that of the file of `checkpoint`, which is not given")
         if self.source == "catalogue":
             if self.checkpoint is not None and catalogue.row(self.model).hub is None:
                 raise ValueError(f"{self.model} is loaded by its library; leave out `checkpoint`")
@@ -138,18 +171,36 @@ class EncoderSection(Section):
                 "`source: checkpoint` needs `checkpoint: PATH`, which only it and `source: "
                 "catalogue` allow"
             )
+        if self.module is not None and self.source != "python":
+            raise ValueError("`module` is for `source: python` alone")
         if (self.source == "pretrain") != (self.data is not None and self.init is not None):
             raise ValueError("`source: pretrain` needs `data` and `init`, which only it allows")
         if self.domain is None:
             raise ValueError(
                 "state which images it was trained on: `domain: he`, ihc, he_ihc, natural or none"
             )
+        if self.source == "python":
+            self._check_code()
         if "/" not in self.model and self.source in ("random", "checkpoint", "pretrain"):
             named = " or ".join(f"{name}/{self.model}" for name in NAMES)
             raise ValueError(f"`model` {self.model!r} does not name the library; write {named}")
         if self.source in NAMES and self.library != self.source:
             raise ValueError(f"source {self.source} cannot load {self.model}, of another library")
         return self
+
+    def _check_code(self) -> None:
+        """Raise ValueError if the keys do not fit `source: python`."""
+        if self.module is None or self.model != self.module.rpartition(":")[2]:
+            raise ValueError("`source: python` needs `module: FILE.py:FUNCTION`, and no `model`")
+        if self.mean is None:
+            raise ValueError(
+                "`source: python` needs `mean` and `std` of R, G, B in [0, 1]: [0, 0, 0] and "
+                "[1, 1, 1] if the network normalises patches itself"
+            )
+        if self.feature != "pooled":
+            raise ValueError(
+                "`source: python` has no `feature`; the network gives the features themselves"
+            )
 
     @property
     def library(self) -> str:
@@ -168,19 +219,25 @@ class EncoderSection(Section):
     def local_weights(self) -> Path | None:
         """Return the weights file: `checkpoint`, or the weights in that folder; None without it.
 
+        For `source: python` it is the file of the code.
+
         Raises:
             UserError: the file does not exist.
         """
+        if self.module is not None:
+            return Path(self.module.rpartition(":")[0])
         path = self.checkpoint
         if path is None or path.is_file():
             return path
         if not path.is_dir():
             raise UserError(f"encoders: checkpoint {str(path)!r} does not exist. Check the path.")
-        found = [path / name for name in WEIGHTS_FILES if (path / name).is_file()]
+        published = catalogue.row(self.model).file if self.source == "catalogue" else None
+        names = dict.fromkeys((*([published] if published else []), *WEIGHTS_FILES))
+        found = [path / name for name in names if (path / name).is_file()]
         if not found:
             raise UserError(
-                f"encoders: checkpoint {str(path)!r} is a folder without "
-                f"{' or '.join(WEIGHTS_FILES)}. Set it to the weights file."
+                f"encoders: checkpoint {str(path)!r} is a folder without {' or '.join(names)}. "
+                "Set it to the weights file."
             )
         return found[0]
 

@@ -73,6 +73,7 @@ class GivenSection(Section):
     init: ClassVar[None] = None
     allow_overlap: ClassVar[bool] = False
     model: ClassVar[None] = None
+    module: ClassVar[None] = None
     _name: str = PrivateAttr("")
 
     @model_validator(mode="before")

@@ -132,7 +132,9 @@ def shown(value: Any) -> str:
 
 
 def _near(name: str, legal: Any) -> str:
-    found = difflib.get_close_matches(name[:100], legal, n=1)
+    # Letters in another order are the likeliest mistake: `modle` is `model`, not `module`.
+    found = [key for key in legal if len(key) == len(name) and sorted(key) == sorted(name)]
+    found = found or difflib.get_close_matches(name[:100], legal, n=1)
     return f"did you mean {found[0]!r}? " if found else ""
 
 

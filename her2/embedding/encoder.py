@@ -14,7 +14,7 @@ from her2.config.jobs import EncoderSpec
 from her2.core.errors import UserError
 from her2.core.files import atomic_folder, digest
 from her2.core.stamps import files_state
-from her2.encoders.card import CARD_NAME, EncoderCard, read_card
+from her2.encoders.card import CARD_NAME, GIVEN, EncoderCard, read_card
 from her2.storage.cache import Cache
 
 if TYPE_CHECKING:
@@ -44,11 +44,13 @@ class FrozenEncoder:
     @property
     def mpp(self) -> float:
         """Return the um/px of its patches."""
+        assert self.card.mpp is not None  # only unknown of features from elsewhere
         return self.card.mpp
 
     @property
     def size(self) -> int:
         """Return the px per side of its patches."""
+        assert self.card.size is not None
         return self.card.size
 
     @property
@@ -104,7 +106,13 @@ def load_encoder(
                 f"{given}: is the folder of a finished encoder, which takes no options "
                 f"({', '.join(options)})."
             )
-        return FrozenEncoder(Path(given), read_card(Path(given)))
+        card = read_card(Path(given))
+        if card.source == GIVEN:
+            raise UserError(
+                f"{given}: is of features that another program computed, so there is no network to "
+                "load. Read its stores with `open_store`."
+            )
+        return FrozenEncoder(Path(given), card)
     if isinstance(given, Path) or (isinstance(given, str) and "/" in given):
         raise UserError(
             f"{given}: is no folder with {CARD_NAME}. Give the folder of a run's encoder "

@@ -32,10 +32,14 @@ class Encoder(nn.Module):
         self.register_buffer("gain", 1 / (255 * torch.tensor(std)), persistent=False)
         self.register_buffer("bias", -torch.tensor(mean) / torch.tensor(std), persistent=False)
 
+    def normalised(self, patches: Tensor) -> Tensor:
+        """Return patches, uint8 (b, h, w, 3), as the backbone takes them: float (b, 3, h, w)."""
+        x = patches * self.gain + self.bias
+        return x.permute(0, 3, 1, 2)  # channels-last in memory
+
     def forward(self, patches: Tensor) -> Tensor:
         """Embed RGB patches, uint8 (b, h, w, 3): float (b, d)."""
-        x = patches * self.gain + self.bias  # (b, h, w, 3)
-        x = x.permute(0, 3, 1, 2)  # (b, 3, h, w), channels-last in memory
+        x = self.normalised(patches)
         if self.feature in ("pooled", "flattened"):
             return self.backbone(x).flatten(1)
         tokens = self.backbone.forward_features(x)  # type: ignore[operator]  # (b, t, d)

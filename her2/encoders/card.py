@@ -18,6 +18,8 @@ from her2.core.stamps import noted
 CARD_NAME = "card.json"
 GIVEN = "features"
 """The source of an encoder whose features another program computed."""
+CODE = "python"
+"""The library of an encoder that a function of the user builds."""
 WEIGHTS_NAME = "weights.safetensors"
 IDENTITY_NAME = "identity.json"
 """In the cache beside a pre-trained encoder; older ones have no such file."""

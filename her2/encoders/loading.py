@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from her2.config.catalogue import CatalogueRow
 from her2.core.errors import UserError, first_line, problem_list
 from her2.core.reading import path_problem
+from her2.encoders.naming import Prefixed, by_name, by_order
 from her2.encoders.untrusted import (
     inflated,
     more_than_tensors,
@@ -30,25 +31,54 @@ log = logging.getLogger(__name__)
 WEIGHTS_BYTES = 64 << 30
 """Largest weights file that is read; the largest of the catalogue has 5 GB."""
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "student", "encoder")
+_WRAPPERS = (
+    "state_dict", "model_state_dict", "model", "teacher", "student", "encoder", "module",
+    "backbone",
+)  # fmt: skip
 _DEEPEST = 8
 """Wrappers that are looked into, one inside the other; a dict may also contain itself."""
-_PREFIXES = ("module.", "backbone.", "model.", "encoder.", "_orig_mod.")
+_NAMED = 8
+"""Tensors that an error names."""
 
 
-def load_weights(backbone: nn.Module, path: Path, row: CatalogueRow | None = None) -> None:
+def load_weights(
+    backbone: nn.Module, path: Path, row: CatalogueRow | None = None
+) -> dict[str, Any]:
     """Load a backbone's weights from a local file; a classifier's weights in it are left out.
 
     The file is .safetensors, or a torch file that holds only tensors. The catalogue `row` of these
-    weights tells how the file names its tensors.
+    weights tells how the file names its tensors. Otherwise the names are the architecture's, maybe
+    after wrappers and prefixes of training code; or none is, and the order decides
+    (`her2.encoders.naming` says when).
+
+    Returns:
+        What was done to find the tensors, for the card; empty if they were there by their names.
 
     Raises:
         UserError: the file is unreadable, holds more than tensors, belongs to another architecture
             or has values that no network can have (the first of them are named).
     """
-    state = _read_tensors(path)
+    state, inside = _read_tensors(path)
+    expected = backbone.state_dict()
+    done: dict[str, Any] = {"inside": ".".join(inside)} if inside else {}
+    headline = f"{path}: does not fit the architecture"
     if row is None or row.layout == "timm":
-        state = _strip_prefixes(state, backbone)
+        named, rivals = by_name(state, expected)
+        if rivals:
+            log.warning(
+                "%s: the tensors under %r are taken; there are others of the same names under %s",
+                path, named.prefix, ", ".join(map(repr, rivals)),
+            )  # fmt: skip
+        if row is None and not set(expected) & set(named.state):
+            named, why = by_order(state, expected, path)
+            if why is None:
+                done["order"] = _said_of_order(state, expected, named)
+                log.warning("%s: %s", path, done["order"])
+            else:
+                headline += f": its names are others, and its tensors' order does not help: {why}"
+        state = named.state
+        if named.prefix:
+            done["prefix"] = named.prefix
     if row is not None:
         try:
             state = weights_for(row, state, backbone)
@@ -56,15 +86,16 @@ def load_weights(backbone: nn.Module, path: Path, row: CatalogueRow | None = Non
             raise UserError(
                 f"{path}: does not hold the weights of {row.name} ({first_line(error)})."
             ) from None
-    expected = backbone.state_dict()
-    problems = [f"{name}: missing" for name in expected if name not in state]
     given = {name: (state[name], own) for name, own in expected.items() if name in state}
-    problems += [f"{name}: {why}" for name, pair in given.items() if (why := _misfit(*pair))]
-    if problems:
+    missing = [f"{name}: missing" for name in expected if name not in state]
+    misfits = [f"{name}: {why}" for name, pair in given.items() if (why := _misfit(*pair))]
+    unused = [name for name in state if name not in expected]
+    if missing or misfits:
+        strange = [f"{name}: unexpected, of shape {tuple(state[name].shape)}" for name in unused]
         raise problem_list(
-            f"{path}: does not fit the architecture ({len(problems)} of {len(expected)} tensors)",
-            problems,
-            limit=8,
+            f"{headline} ({len(missing) + len(misfits)} of {len(expected)} tensors)",
+            _mixed(missing, misfits, strange),
+            limit=_NAMED,
         )
     lost = {name: count for name, pair in given.items() if (count := _not_finite(*pair))}
     if lost:
@@ -75,12 +106,33 @@ def load_weights(backbone: nn.Module, path: Path, row: CatalogueRow | None = Non
                 f"{name}: {count:,} of {state[name].numel():,} values"
                 for name, count in lost.items()
             ],
-            limit=8,
+            limit=_NAMED,
         )
-    unused = sorted(set(state) - set(expected))
     if unused:
-        log.warning("%s: %d tensors not used: %s", path, len(unused), ", ".join(unused[:8]))
+        log.warning(
+            "%s: %d tensors not used: %s", path, len(unused), ", ".join(sorted(unused)[:_NAMED])
+        )
     backbone.load_state_dict({name: state[name] for name in expected})
+    return done
+
+
+def _said_of_order(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], named: Prefixed
+) -> str:
+    given = [name for name in state if name.startswith(named.prefix)]
+    first, last = (f"{given[n]} as {list(expected)[n]}" for n in (0, len(expected) - 1))
+    return (
+        f"none of its names is the architecture's, so the {len(expected)} tensors were taken in "
+        f"their order, of which the shapes fit: {first}, ..., {last}"
+    )
+
+
+def _mixed(*kinds: list[str]) -> list[str]:
+    """Return the problems so that the first of each kind are among the first."""
+    first = _NAMED // len(kinds) + 1
+    return [one for kind in kinds for one in kind[:first]][:_NAMED] + [
+        one for kind in kinds for one in kind[first:]
+    ]
 
 
 def _misfit(found: Tensor, expected: Tensor) -> str | None:
@@ -99,7 +151,8 @@ def _not_finite(found: Tensor, expected: Tensor) -> int:
     return int((~torch.isfinite(found.to(expected.dtype)) & torch.isfinite(expected)).sum())
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the tensors of a file by name, and the names of the dicts they were in."""
     problem = path_problem(path, limit_bytes=WEIGHTS_BYTES) or inflated(path)
     if problem is not None:
         raise UserError(f"{path}: {problem}.")
@@ -110,13 +163,13 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             values = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises any type of error on bytes that are no weights
         raise UserError(_refusal(path, error)) from None
-    for _ in range(_DEEPEST):
-        if not isinstance(values, dict):
+    inside: list[str] = []
+    while isinstance(values, dict) and len(inside) < _DEEPEST:
+        wrapper = next((n for n in _WRAPPERS if isinstance(values.get(n), dict)), None)
+        if wrapper is None:
             break
-        inner = next((values[n] for n in _WRAPPERS if isinstance(values.get(n), dict)), None)
-        if inner is None:
-            break
-        values = inner
+        values = values[wrapper]
+        inside.append(wrapper)
     found = values if isinstance(values, dict) else {}
     tensors = {
         name: value
@@ -133,7 +186,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             problems,
             limit=8,
         )
-    return tensors
+    return tensors, inside
 
 
 def _refusal(path: Path, error: Exception) -> str:
@@ -147,15 +200,3 @@ def _refusal(path: Path, error: Exception) -> str:
         f"{path}: is not a weights file ({torch_reason(path, error)}). Download it again, or give "
         "its state_dict."
     )
-
-
-def _strip_prefixes(state: Mapping[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
-    """Remove the prefixes, such as `module.`, that training wrappers put before every name."""
-    expected = set(backbone.state_dict())
-    found = dict(state)
-    while not expected & set(found):
-        prefix = next((p for p in _PREFIXES if any(name.startswith(p) for name in found)), None)
-        if prefix is None:
-            break
-        found = {n.removeprefix(prefix): t for n, t in found.items() if n.startswith(prefix)}
-    return found

@@ -5,14 +5,11 @@ This is the only stage that may need a network. Later stages see only the folder
 
 import hashlib
 import logging
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import huggingface_hub
-import huggingface_hub.errors
 import safetensors
 import safetensors.torch
 import torch
@@ -22,19 +19,26 @@ from her2.config import EncoderSection, Feature
 from her2.config.catalogue import CatalogueRow, row, scale_warning
 from her2.config.jobs import EncoderSpec
 from her2.core.errors import UserError, first_line
-from her2.core.files import atomic_path, file_digest
+from her2.core.files import atomic_path
 from her2.core.reading import path_problem
 from her2.core.sharing import check_readable
+from her2.core.types import Normalisation
 from her2.encoders.backbones import Encoder, build_backbone, default_arguments, normalisation
-from her2.encoders.card import CARD_NAME, WEIGHTS_NAME, EncoderCard, read_card, write_card
+from her2.encoders.card import CARD_NAME, CODE, WEIGHTS_NAME, EncoderCard, read_card, write_card
+from her2.encoders.code import (
+    built,
+    checked_dimension,
+    code_place,
+    own_tensors,
+    read_code,
+    rebuilt,
+)
+from her2.encoders.fetching import checked_digest, fetch, retried
 from her2.encoders.loading import WEIGHTS_BYTES, load_weights
 from her2.libraries import NAMES
 from her2.libraries import library as library_of
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-_ATTEMPTS = 3
 
 
 def materialise_encoder(spec: EncoderSpec, output: Path) -> EncoderCard:
@@ -49,6 +53,8 @@ def materialise_encoder(spec: EncoderSpec, output: Path) -> EncoderCard:
             or their file is not safe to read.
     """
     encoder = spec.encoder
+    if encoder.source == "python":
+        return _materialise_code(spec, output)
     library, architecture = encoder.library, encoder.architecture
     known = row(encoder.model) if encoder.source == "catalogue" else None
     if known is not None:
@@ -59,57 +65,100 @@ def materialise_encoder(spec: EncoderSpec, output: Path) -> EncoderCard:
         arguments = default_arguments(
             library, architecture, feature=encoder.feature, size_px=encoder.size
         )
-    torch.manual_seed(spec.seed)
-    published = known.hub is None if known else encoder.source in NAMES
-    try:
-        build = partial(
-            build_backbone,
-            library,
-            architecture,
-            feature=encoder.feature,
-            arguments=arguments,
-            pretrained=published,
-        )
-        backbone = _retried(build) if published else build()
-    except UserError:
-        raise
-    except Exception as error:  # a damaged download raises any type of error
-        if not published:
-            raise
-        raise UserError(
-            f"encoders: the weights of {library}/{architecture} could not be fetched "
-            f"({first_line(error)}). This step needs a network; on a machine without one use "
-            "`source: checkpoint` with a downloaded file."
-        ) from None
     provenance: dict[str, Any] = {}
     path = encoder.local_weights()
-    if known is not None and known.hub is not None:
-        provenance = {"catalogue": known.name, "hub": known.hub}
-        if path is None:
-            path = fetch(known)
-            provenance["revision"] = path.parent.name
-    if path is not None:
-        load_weights(backbone, path, known)
-        provenance |= {"file": path.name, "sha256": file_digest(path)}
+    if known is not None:
+        provenance = {"catalogue": known.name}
+        if known.hub is not None:
+            provenance["hub"] = known.hub
+            if path is None:
+                path = fetch(known)
+                provenance["revision"] = path.parent.name
     elif encoder.source == "random":
         provenance = {"seed": spec.seed}
+    if path is not None:
+        provenance |= {"file": path.name, "sha256": checked_digest(path, known, encoder.sha256)}
+    torch.manual_seed(spec.seed)
+    published = known.by_library if known else encoder.source in NAMES
+    build = partial(
+        build_backbone, library, architecture, feature=encoder.feature, pretrained=published
+    )
+    if published:
+        backbone = _published(build, library, architecture, arguments, path)
+        if known is not None and path is None:
+            provenance |= _library_pin(known)
+    else:
+        backbone = build(arguments=arguments)
+        if path is not None:
+            provenance |= load_weights(backbone, path, known)
     mean, std = normalisation(encoder)
     if encoder.source == "checkpoint" and encoder.mean is None:
         log.info(
             "%s: `mean` and `std` are not set, so patches are normalised with those of the weights "
             "that %s publishes: %s, %s", path, library, mean, std,
         )  # fmt: skip
-    state = {name: tensor.contiguous() for name, tensor in backbone.state_dict().items()}
     licence = known.licence if known is not None else ""
     if encoder.source in NAMES:  # the weights come from the library
         licence = library_of(library).licence(architecture)
+    card = _write(
+        output,
+        encoder,
+        backbone.state_dict(),
+        arguments=arguments,
+        dimension=feature_dimension(backbone, encoder, mean, std),
+        normalised_by=(mean, std),
+        licence=licence,
+        provenance=provenance,
+    )
+    if known is not None and (warning := scale_warning(known, encoder.mpp)):
+        log.warning("%s", warning)
+    return card
+
+
+def _materialise_code(spec: EncoderSpec, output: Path) -> EncoderCard:
+    """Write the folder of an encoder that a function of the user builds."""
+    encoder = spec.encoder
+    path = encoder.local_weights()
+    assert path is not None
+    assert encoder.mean is not None
+    assert encoder.std is not None
+    code = read_code(path, encoder.architecture)
+    torch.manual_seed(spec.seed)
+    backbone = built(code)
+    state = own_tensors(code, backbone)
+    return _write(
+        output,
+        encoder,
+        state,
+        arguments={"code_sha256": code.sha256},
+        dimension=checked_dimension(code, backbone, encoder),
+        normalised_by=(encoder.mean, encoder.std),
+        licence="",
+        provenance={"code": code_place(path, output)},
+    )
+
+
+def _write(
+    output: Path,
+    encoder: EncoderSection,
+    state: Mapping[str, Tensor],
+    *,
+    arguments: dict[str, Any],
+    dimension: int,
+    normalised_by: Normalisation,
+    licence: str,
+    provenance: dict[str, Any],
+) -> EncoderCard:
+    """Write an encoder's weights and card."""
+    state = {name: tensor.contiguous() for name, tensor in state.items()}
+    mean, std = normalised_by
     card = EncoderCard(
         source=encoder.source,
-        library=library,
-        architecture=architecture,
+        library=encoder.library,
+        architecture=encoder.architecture,
         arguments=arguments,
         feature=encoder.feature,
-        dimension=feature_dimension(backbone, encoder, mean, std),
+        dimension=dimension,
         size=encoder.size,
         mpp=encoder.mpp,
         mean=(mean[0], mean[1], mean[2]),
@@ -123,10 +172,53 @@ def materialise_encoder(spec: EncoderSpec, output: Path) -> EncoderCard:
     with atomic_path(output / WEIGHTS_NAME) as temporary:
         safetensors.torch.save_file({k: v.clone() for k, v in state.items()}, temporary)
     write_card(output, card)
-    log.info("encoder %s/%s: %d features", library, architecture, card.dimension)
-    if known is not None and (warning := scale_warning(known, encoder.mpp)):
-        log.warning("%s", warning)
+    log.info("encoder %s/%s: %d features", card.library, card.architecture, card.dimension)
     return card
+
+
+def _published(
+    build: Callable[..., nn.Module],
+    library: str,
+    architecture: str,
+    arguments: dict[str, Any],
+    path: Path | None,
+) -> nn.Module:
+    """Build an architecture with the weights that its library publishes, from `path` if given.
+
+    Raises:
+        UserError: they could not be fetched or loaded.
+    """
+    if path is not None:
+        arguments = {**arguments, **library_of(library).loaded_from(path)}
+    try:
+        return retried(partial(build, arguments=arguments))
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file raises any type of error
+        if path is not None:
+            raise UserError(
+                f"{path}: {library} cannot load it as {architecture} ({first_line(error)}). "
+                "Download it again."
+            ) from None
+        raise UserError(
+            f"encoders: the weights of {library}/{architecture} could not be fetched "
+            f"({first_line(error)}). This step needs a network; on a machine without one use "
+            "`source: checkpoint` with a downloaded file."
+        ) from None
+
+
+def _library_pin(known: CatalogueRow) -> dict[str, str]:
+    """Return file and digest of the weights that a library fetched, which are those of the row.
+
+    Raises:
+        UserError: they are others.
+    """
+    path = library_of(known.library).fetched(known.architecture)
+    if path is None or not path.is_file():  # kept elsewhere, by a later version of the library
+        log.warning("%s: the file of its weights was not found, so its SHA-256 was not compared",
+                    known.name)  # fmt: skip
+        return {}
+    return {"file": path.name, "sha256": checked_digest(path, known, None)}
 
 
 def read_encoder(folder: Path) -> tuple[Encoder, EncoderCard]:
@@ -153,10 +245,13 @@ def read_encoder(folder: Path) -> tuple[Encoder, EncoderCard]:
         raise UserError(f"{path}: holds other weights than its card says; make the encoder again.")
     feature: Feature = card.feature  # type: ignore[assignment]
     try:
-        backbone = build_backbone(
-            card.library, card.architecture, feature=feature, arguments=card.arguments
-        )
-        backbone.load_state_dict(state)
+        if card.library == CODE:
+            backbone = rebuilt(folder, card, state)
+        else:
+            backbone = build_backbone(
+                card.library, card.architecture, feature=feature, arguments=card.arguments
+            )
+            backbone.load_state_dict(state)
     except UserError:
         raise
     except Exception as error:  # of an architecture with arguments of somebody else
@@ -177,47 +272,6 @@ def weights_digest(state: dict[str, Tensor]) -> str:
         if tensor.numel():
             result.update(tensor.view(-1).view(torch.uint8).numpy().data)
     return result.hexdigest()
-
-
-def fetch(row: CatalogueRow, *, revision: str | None = None) -> Path:
-    """Return a row's weights file, from the Hugging Face hub or its cache on this machine.
-
-    `revision` is that of the repository, by default the present one.
-
-    Raises:
-        UserError: access has not been granted, or there is no network.
-    """
-    assert row.hub is not None
-    assert row.file is not None
-    try:
-        hub, file = row.hub, row.file
-        download = partial(huggingface_hub.hf_hub_download, hub, file, revision=revision)
-        return Path(_retried(download))
-    except huggingface_hub.errors.GatedRepoError:
-        raise UserError(
-            f"encoders: {row.name}: access to the weights must be requested. Request it at "
-            f"{row.ask_at or row.card}, run `hf auth login` (or set HF_TOKEN), then rerun the same "
-            "command."
-        ) from None
-    except OSError as error:
-        raise UserError(
-            f"encoders: {row.name}: {row.hub}/{row.file} could not be fetched "
-            f"({first_line(error)}). This step needs a network; on a machine without one set "
-            f"`checkpoint: PATH` to a downloaded {row.file}."
-        ) from None
-
-
-def _retried(call: Callable[[], T]) -> T:
-    """Call up to three times, a few seconds apart, because networks fail for moments."""
-    for attempt in range(1, _ATTEMPTS):
-        try:
-            return call()
-        except huggingface_hub.errors.GatedRepoError:
-            raise
-        except OSError as error:
-            log.warning("attempt %d of %d failed: %s", attempt, _ATTEMPTS, first_line(error))
-            time.sleep(2**attempt)
-    return call()
 
 
 def feature_dimension(

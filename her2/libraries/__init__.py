@@ -16,6 +16,8 @@ from her2.core.errors import UserError
 from her2.core.types import Domain, Feature, Normalisation
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
 
 NAMES: tuple[str, ...] = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
@@ -68,6 +70,18 @@ class Library(ABC):
     def licence(self, architecture: str) -> str:
         """Return the licence of the published weights; "" where the library states none."""
         return ""
+
+    def loaded_from(self, path: "Path") -> dict[str, Any]:
+        """Return the arguments with which `build` reads its published weights from this file.
+
+        Raises:
+            UserError: the library cannot; it fetches its weights itself.
+        """
+        raise UserError(f"{path}: this library reads no local file; leave out `checkpoint`.")
+
+    def fetched(self, architecture: str) -> "Path | None":
+        """Return where `build` has left the file of the published weights; None if not known."""
+        return None
 
 
 @cache

@@ -13,6 +13,8 @@ from her2.core.types import Feature, Normalisation
 from her2.libraries import Library
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from timm.models import PretrainedCfg
     from torch import nn
 
@@ -58,6 +60,10 @@ class Timm(Library):
         if feature == "flattened":
             found["global_pool"] = ""
         return found
+
+    def loaded_from(self, path: "Path") -> dict[str, Any]:
+        """Point timm's own loader, which also resamples and converts, to the file."""
+        return {"pretrained_cfg_overlay": {"file": str(path), "custom_load": False}}
 
     def normalisation(self, architecture: str) -> Normalisation | None:
         config = _published(architecture)

@@ -1,6 +1,7 @@
 """torchvision's classification models (https://docs.pytorch.org/vision/stable/models.html)."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from her2.core.errors import UserError
@@ -49,6 +50,14 @@ class Torchvision(Library):
                 setattr(model, name, nn.Identity())
                 return model
         raise UserError(f"encoders: torchvision/{architecture} has no classifier to remove.")
+
+    def fetched(self, architecture: str) -> Path:
+        """Return the file in the folder of torch.hub, which is named by its address."""
+        import torch
+        from torchvision import models
+
+        url = models.get_model_weights(architecture).DEFAULT.url
+        return Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
 
     def normalisation(self, architecture: str) -> Normalisation | None:
         from torchvision import models

@@ -21,6 +21,7 @@ from her2.config import (
 )
 from her2.config.encoders import WEIGHTS_FILES
 from her2.config.heads import HEADS
+from her2.core.consent import consent_problem
 from her2.core.crashes import reading
 from her2.core.errors import SlideError, UserError, problem_list
 from her2.core.paths import check_name
@@ -262,7 +263,8 @@ def _config_problems(config: Config) -> Iterator[str]:
     for name, encoder in config.encoders.items():
         problem = _weights_problem(encoder)
         if problem:
-            yield f"encoders.{name}.checkpoint: {problem}"
+            key = "checkpoint" if encoder.module is None else "module"
+            yield f"encoders.{name}.{key}: {problem}"
     yield from _place_problems(
         (f"encoders.{name}.path", folder, "folder")
         for name, section in config.given.items()
@@ -276,8 +278,15 @@ def _config_problems(config: Config) -> Iterator[str]:
 
 
 def _weights_problem(encoder: AnyEncoder) -> str | None:
-    """Return what is wrong with the local weights of an encoder, if it has any."""
-    path = encoder.checkpoint if isinstance(encoder, EncoderSection) else None
+    """Return what is wrong with the local weights or the code of an encoder, if it has any."""
+    if not isinstance(encoder, EncoderSection):
+        return None
+    if encoder.module is not None:
+        path = encoder.local_weights()
+        assert path is not None
+        problem = path_problem(path) or consent_problem()
+        return f"{str(path)!r} {problem}" if problem else None
+    path = encoder.checkpoint
     if path is None:
         return None
     problem = path_problem(path, "file or folder")

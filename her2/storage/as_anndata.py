@@ -11,7 +11,7 @@ import numpy as np
 from her2.core.errors import UserError
 
 if TYPE_CHECKING:
-    from anndata import AnnData  # type: ignore[import-untyped]
+    from anndata import AnnData
     from numpy.typing import NDArray
 
 
@@ -42,7 +42,7 @@ def to_anndata(
         raise UserError(
             "to_anndata: needs the package anndata; install it with `pip install 'her2[exchange]'`."
         ) from None
-    import pandas as pd  # type: ignore[import-untyped]  # anndata brings it
+    import pandas as pd  # anndata brings it
 
     found = attributes
     side = found.get("slide", {}).get("level0_tile")

@@ -15,7 +15,7 @@ import torch
 from her2.config import EncoderSection, TilingSection
 from her2.config.catalogue import row
 from her2.core.errors import UserError
-from her2.core.files import digest
+from her2.core.files import digest, file_digest
 from her2.encoders.card import CARD_NAME, WEIGHTS_NAME, read_card
 from her2.encoders.stage import read_encoder
 from her2.evaluation.temperature import scale
@@ -239,12 +239,21 @@ def test_fetched_weights_with_other_bits_are_refused_with_both_digests(
     """As where the authors have replaced their file."""
     found = read_bundle(_of_row(made, "lunit-vits16").write(tmp_path / "a.bundle"))
     other = materialise(RANDOM, 4, _folder(tmp_path / "other"))
+    (tmp_path / "file").write_bytes(b"a later file than that which the catalogue pins")
+    sections = []
+
+    def made_of(spec: Any, output: Path) -> Any:
+        sections.append(spec.encoder)
+        return other
+
     monkeypatch.setattr("her2.frozen.bundle.read.fetch", lambda *_, **__: tmp_path / "file")
-    monkeypatch.setattr("her2.frozen.bundle.read.materialise_encoder", lambda *_: other)
+    monkeypatch.setattr("her2.frozen.bundle.read.materialise_encoder", made_of)
     with pytest.raises(UserError) as caught:
         found.encoder_folder(tmp_path / "into")
     assert other.digest in str(caught.value)
     assert found.schema.encoder.digest in str(caught.value)
+    # The bundle's digest decides, not the pin of this version's row.
+    assert sections[0].sha256 == file_digest(tmp_path / "file")
 
 
 def test_fetched_weights_with_the_same_bits_serve(

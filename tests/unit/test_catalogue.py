@@ -4,18 +4,22 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import timm
 import torch
 import torchvision
+import yaml
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional
+from typer.testing import CliRunner
 
 from her2 import config
-from her2.config.catalogue import CatalogueRow, catalogue, row, scale_warning, table
+from her2.cli.main import app
+from her2.config.catalogue import CatalogueRow, catalogue, row, scale_warning
+from her2.config.encoder_page import chosen, explained, table, with_table
 from her2.core.errors import UserError
 from her2.encoders import backbones
 from her2.encoders.weights import weights_for
@@ -23,7 +27,7 @@ from her2.libraries.timm import with_layers
 
 ROWS = catalogue()
 NAMES = list(ROWS)
-FROM_TIMM = [n for n, r in ROWS.items() if r.library == "timm" and r.hub is None]
+FROM_TIMM = [n for n, r in ROWS.items() if r.library == "timm" and r.by_library]
 WITH_SCALE = [n for n, r in ROWS.items() if r.mpp is not None]
 
 
@@ -140,7 +144,8 @@ def test_a_row_is_complete(name: str) -> None:
         assert item.arguments["img_size"] == item.size
     if item.hub:
         assert item.file
-        assert "." not in item.architecture  # a tag would fetch other weights
+        # A tag fetches the library's own weights, and they are what the row is about.
+        assert not item.by_library or item.hub == f"timm/{item.architecture}"
         assert Path(item.file).suffix in (".bin", ".safetensors")
 
 
@@ -173,9 +178,68 @@ def test_the_table_prints_every_row() -> None:
         assert item.ask_at is None or line.endswith(item.ask_at)
 
 
+def test_the_committed_table_is_that_of_the_rows() -> None:
+    """`python -m her2.config.encoder_page docs/encoders.md` renews it."""
+    page = (Path(__file__).parents[2] / "docs/encoders.md").read_text()
+    assert with_table(page) == page
+    assert all(f"[`{name}`](" in page for name in NAMES)
+
+
+def test_rows_are_chosen_by_what_a_user_may_do_and_needs() -> None:
+    def names(**wanted: Any) -> set[str]:
+        return {item.name for item in chosen(**wanted)}
+
+    assert names() == set(NAMES)
+    ihc = names(domain="ihc")
+    assert {"uni2-h", "virchow2"} <= ihc < names(domain="he")
+    assert "resnet50" in names(domain="natural") - names(domain="he")
+    assert "uni" not in names(ungated=True)
+    assert "phikon" in names(ungated=True)
+    assert {"virchow", "h-optimus-0", "resnet50"} <= names(commercial=True)
+    assert not {"uni", "phikon", "gigapath"} & names(commercial=True)
+    both = names(ungated=True, commercial=True)
+    assert both == names(ungated=True) & names(commercial=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_is_explained_with_its_pin_its_licence_and_a_config(name: str) -> None:
+    item, said = ROWS[name], explained(ROWS[name])
+    facts = [item.sha256 or item.unpinned, item.licence, item.card, item.note, item.ask_at,
+             item.terms, item.revision, f"model: {name}"]  # fmt: skip
+    assert all(fact in said for fact in facts if fact)
+    values = yaml.safe_load(said.partition("encoders: ")[2])["mine"]
+    assert config.EncoderSection(**values).size == item.size
+
+
+def test_the_command_lists_chooses_and_explains() -> None:
+    def said(*options: str) -> str:
+        result = CliRunner().invoke(app, ["encoders", *options])
+        assert result.exit_code == 0, result.output
+        return str(result.output)
+
+    assert said() == f"{table()}\n"
+    assert "phikon-v2" in said("--open")
+    assert "uni2-h" not in said("--open")
+    assert "uni2-h" in said("--domain", "ihc")
+    assert "MahmoodLab/UNI" in said("uni")
+
+
+def test_papers_are_missing_only_where_there_is_none() -> None:
+    assert {name for name, item in ROWS.items() if item.paper is None} == set()
+
+
+def test_encoders_of_several_scales_are_not_warned_of_at_them() -> None:
+    for name in ("lunit-vits16", "lunit-vits8"):
+        assert scale_warning(row(name), 0.25) is None
+    for name in (n for n in NAMES if n.startswith("kaiko")):
+        for mpp in (0.25, 0.5, 1.0, 2.0):
+            assert scale_warning(row(name), mpp) is None
+        assert scale_warning(row(name), 4.0) is not None
+
+
 def test_reading_the_catalogue_imports_no_torch() -> None:
     code = (
-        "import sys; from her2.config import catalogue; catalogue.table(); "
+        "import sys; from her2.config import encoder_page; encoder_page.table(); "
         "assert not {'torch', 'timm', 'torchvision'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -256,7 +320,15 @@ def test_layers_are_named_and_only_named() -> None:
         ({"gated": True, "ask_at": None}, "needs `ask_at`"),
         ({"file": None}, "must be given together"),
         ({"hub": None, "file": None, "layout": "transformers_vit"}, "needs `hub` and `file`"),
-        ({"mpp": None}, "needs `mpp`"),
+        ({"mpp": None, "mpp_basis": None}, "needs `mpp`"),
+        ({"mpp_basis": None}, "given together"),
+        ({"sha256": None}, "either `sha256` or `unpinned`"),
+        ({"unpinned": "not known"}, "either `sha256` or `unpinned`"),
+        ({"revision": None}, "needs its `revision`"),
+        ({"sha256": "56ef09b"}, "should match pattern"),
+        ({"revision": "main"}, "should match pattern"),
+        ({"commercial": "conditions"}, "needs `terms`"),
+        ({"terms": "ask"}, "needs `terms`"),
         ({"size": 256}, "must equal `size`"),
         ({"arguments": {"num_classes": 0}}, "set by the code"),
         ({"mean": (123.7, 116.3, 103.5)}, "less than 1"),

@@ -369,7 +369,7 @@ class TestRefusals:
 
     @pytest.fixture(autouse=True)
     def _no_pause_before_another_try(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("her2.encoders.stage.time.sleep", lambda _: None)
+        monkeypatch.setattr("her2.encoders.fetching.time.sleep", lambda _: None)
 
     def test_published_weights_without_a_network_say_what_to_do(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

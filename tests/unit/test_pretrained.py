@@ -14,6 +14,7 @@ from her2.config.catalogue import row
 from her2.core.errors import UserError
 from her2.encoders import stage
 from her2.encoders.backbones import build_backbone
+from her2.encoders.fetching import fetch
 from her2.pretraining.stage import slide_fingerprints
 from her2.slides.fingerprint import fingerprint
 from tests.unit.products import materialise
@@ -85,7 +86,7 @@ def test_a_download_that_breaks_off_is_tried_again(
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", flaky)
     uni = row("uni")
-    assert stage.fetch(uni) == tmp_path / str(uni.file)
+    assert fetch(uni) == tmp_path / str(uni.file)
     assert calls == [(uni.hub, uni.file)] * 3
 
 
@@ -96,7 +97,7 @@ def test_no_network_names_the_way_round(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", down)
     with pytest.raises(UserError, match="`checkpoint: PATH` to a downloaded"):
-        stage.fetch(row("uni"))
+        fetch(row("uni"))
 
 
 def test_a_gated_model_names_the_page_to_ask_at(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,6 +110,6 @@ def test_a_gated_model_names_the_page_to_ask_at(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", gated)
     uni = row("uni")
     with pytest.raises(UserError, match=str(uni.ask_at)) as caught:
-        stage.fetch(uni)
+        fetch(uni)
     assert "HF_TOKEN" in str(caught.value)
     assert len(calls) == 1  # asking again would not open it

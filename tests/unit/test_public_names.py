@@ -27,8 +27,8 @@ CALLS = {
     "load_model": "path, *, task=None, encoder=None, head=None, threads=None",
     "open_slide": "path, mpp=None",
     "open_store": "path, key=None",
-    "read_cohort": "slides, *, root=None, tasks=mappingproxy({}), patient_label='refuse', named=None, "
-    "rules=LabelRules(missing=(), unmapped='error'), fixed_split=False, asked=None, "
+    "read_cohort": "slides, *, root=None, tasks=mappingproxy({}), patient_label='refuse', "
+    "named=None, rules=LabelRules(missing=(), unmapped='error'), fixed_split=False, asked=None, "
     "where='cohort'",
     "tile": "slide, mpp, size, *, tiling=None, annotation=None, mask=None, seed=None, cache=None",
     "FeatureStore.to_anndata": "self",

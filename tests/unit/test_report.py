@@ -23,7 +23,15 @@ from her2.report import format
 from her2.report.build import build_report
 from her2.report.page import script
 from her2.report.results import read_results
-from her2.report.sections import comparison, headline, models, notices, overlap, pretraining
+from her2.report.sections import (
+    comparison,
+    headline,
+    licences,
+    models,
+    notices,
+    overlap,
+    pretraining,
+)
 from her2.report.sections.leakage import shared_tissue
 from tests.unit.report_maker import HOSTILE, PRETRAINED, Cohort, build_page
 
@@ -365,6 +373,52 @@ def test_published_encoders_at_another_scale_are_warned_of(tmp_path, mpp, warned
     found = [n.text for n in notices.notices(results, [], []) if "trained at" in n.text]
     assert bool(found) is warned
     assert all(words.startswith("plain: uni was trained at 0.5 um/px") for words in found)
+
+
+def licence_cautions(tmp_path, encoders, licence="", **values):
+    cohort = Cohort()
+    cohort.write(tmp_path)
+    results = read_results(cohort.spec(), tmp_path)
+    config = Cohort(values={"encoders": encoders, **values}).config()
+    cards = {"plain": replace(results.cards["plain"], licence=licence)}
+    return licences.cautions(replace(results, config=config, cards=cards))
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("uni", "the licence of its weights (CC-BY-NC-ND-4.0) allows no commercial use"),
+        ("virchow", "commercial use of its weights (Apache-2.0) has conditions: attribution"),
+        ("h-optimus-0", ""),
+    ],
+)
+def test_the_page_says_what_a_licence_does_not_allow(tmp_path, model, said):
+    values = {"plain": {"source": "catalogue", "model": model}}
+    found = licence_cautions(tmp_path, values)
+    assert len(found) == bool(said)
+    assert all(text.startswith(f"plain: {said}") for text in found)
+
+
+@pytest.mark.parametrize("licence", ["cc-by-nc-4.0", "cc-by-nc-nd-4.0", "apache-2.0"])
+def test_a_licence_follows_the_weights_into_what_was_trained_from_them(tmp_path, licence):
+    """Of weights that a library publishes, or that a file holds, only the licence is known."""
+    own = {"model": "timm/test_vit", "mpp": 0.5, "size": 32, "domain": "he"}
+    tuned = {**own, "source": "pretrain", "data": "own", "init": "plain"}
+    encoders = {
+        "plain": {**own, "source": "timm"},
+        "tuned": tuned,
+        "second": tuned | {"init": "tuned"},
+        "apart": tuned | {"init": "published"},
+    }
+    patches = {"own": {"format": "folders", "path": "own"}}
+    found = licence_cautions(tmp_path, encoders, licence, patches=patches)
+    from_plain = " (its first weights were those of plain)"
+    named = ["plain", f"tuned{from_plain}", f"second{from_plain}"]
+    assert [text.partition(":")[0] for text in found] == (named if "nc" in licence else [])
+    passed_on = ["may not be passed on" in text for text in found]
+    assert passed_on == {"cc-by-nc-4.0": [False] * 3, "cc-by-nc-nd-4.0": [False, True, True]}.get(
+        licence, []
+    )
 
 
 def test_auc_of_the_page_agrees_with_scikit_learn(tmp_path):

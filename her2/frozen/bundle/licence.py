@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from her2.config.catalogue import catalogue
 from her2.core.errors import UserError
-from her2.encoders.card import EncoderCard
+from her2.encoders.card import CODE, EncoderCard
 from her2.libraries import library
 
 PERMISSIVE = frozenset(
@@ -60,8 +60,15 @@ def permission(lineage: Sequence[EncoderCard], row: str | None, word: str | None
         word: the licence or permission that somebody has for weights without a stated one.
 
     Raises:
-        UserError: a licence is stated that does not allow it, which no word can change.
+        UserError: a licence is stated that does not allow it, which no word can change; or the
+            encoder is code, of which there is no bundle at all.
     """
+    if lineage[0].library == CODE:
+        raise UserError(
+            "the encoder is of `source: python`, and a bundle holds no code: who gets it would "
+            "have to run it unread. Predict other slides as an external cohort (`validation` in "
+            "the config), or their features with `her2 predict --features`."
+        )
     found = may_be_passed_on(lineage, row)
     if word is None or found.allowed:
         return found

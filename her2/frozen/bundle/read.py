@@ -22,11 +22,12 @@ from her2.config import KEEP_ORDER, TilingSection
 from her2.config.catalogue import row
 from her2.config.jobs import EncoderSpec
 from her2.core.errors import UserError, first_line, problem_list
-from her2.core.files import atomic_folder, digest
+from her2.core.files import atomic_folder, digest, file_digest
 from her2.encoders.card import CARD_NAME, WEIGHTS_NAME, EncoderCard, read_card, write_card
 from her2.encoders.device import pick_device
+from her2.encoders.fetching import fetch
 from her2.encoders.loading import WEIGHTS_BYTES
-from her2.encoders.stage import fetch, materialise_encoder, read_encoder, weights_digest
+from her2.encoders.stage import materialise_encoder, read_encoder, weights_digest
 from her2.frozen.bundle.files import Files, list_files, problems_of, read_bytes
 from her2.frozen.bundle.hashes import Seen, seen
 from her2.frozen.bundle.schema import (
@@ -152,6 +153,9 @@ class Bundle:
                 f"{self._how()}",
                 problems_in(error),
             ) from None
+        if section.source == "catalogue" and (weights := section.local_weights()) is not None:
+            # The bundle's digest of the weights decides, not the file that this version's row pins.
+            section = section.model_copy(update={"sha256": file_digest(weights)})
         return materialise_encoder(EncoderSpec(encoder=section, seed=self.schema.seed), folder)
 
     def _fetched(self) -> Path | None:

@@ -24,7 +24,7 @@ from her2.config.learning import GroupingName
 from her2.config.names import Protocol
 from her2.config.validation import Final
 from her2.core.section import Count, Mpp, Name, Ordered, Section, Share
-from her2.encoders.card import EncoderCard
+from her2.encoders.card import CODE, EncoderCard
 from her2.frozen.development import Development
 
 SCHEMA_VERSION = 1
@@ -149,6 +149,8 @@ class Encoder(Section):
         """Refuse arguments by which a library would read a file or fetch one."""
         if found := [name for name in self.arguments if any(word in name for word in _FILES)]:
             raise ValueError(f"arguments: {', '.join(found)} may not be set")
+        if self.library == CODE:
+            raise ValueError("library 'python': a bundle may not name code")
         return self
 
     @model_validator(mode="after")

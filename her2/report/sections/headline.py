@@ -71,6 +71,7 @@ SOURCES = {
     "catalogue": "published weights (catalogue)",
     "pretrain": "pre-trained here",
     "features": "features computed elsewhere",
+    "python": "a network of the user's own code",
 }
 DOMAINS = {
     "he": "H&E",

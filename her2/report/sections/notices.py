@@ -16,7 +16,7 @@ from her2.metrics import headline_metrics
 from her2.report.format import plural
 from her2.report.results import EvaluatedModel, Results, one_row_per_slide
 from her2.report.section import Link, Section
-from her2.report.sections import external_words, overlap
+from her2.report.sections import external_words, licences, overlap
 from her2.report.sections.cohort import Excluded, excluded_slides
 from her2.report.sections.patient_labels import decided_words, left_out
 from her2.report.sections.pictures import ModelPictures, all_pictures
@@ -46,6 +46,7 @@ def notices(
     found += [Notice(text, "quality") for text in table_cautions(results.cohort)]
     found += [*_columns(results), *_slides(results, excluded), *_encoders(results)]
     found += _given(results)
+    found += [Notice(text, "provenance") for text in licences.cautions(results)]
     for model in results.models:
         found += [*_figures(model), *_folds(results, model), *_predictions(results, model)]
     found += [

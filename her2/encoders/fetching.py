@@ -1,0 +1,142 @@
+"""Stage 1, encoder: a row's weights file from the Hugging Face hub, compared with its pin."""
+
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import huggingface_hub
+import huggingface_hub.errors as hub_errors
+
+from her2.config.catalogue import WHOLE_REVISION, CatalogueRow
+from her2.core.errors import UserError, first_line
+from her2.core.files import file_digest
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+_ATTEMPTS = 3
+_FINAL = (
+    hub_errors.GatedRepoError,
+    hub_errors.RepositoryNotFoundError,
+    hub_errors.RevisionNotFoundError,
+    hub_errors.RemoteEntryNotFoundError,
+)
+"""Answers of the hub that another attempt does not change."""
+
+
+def fetch(row: CatalogueRow, *, revision: str | None = None) -> Path:
+    """Return a row's weights file, from the Hugging Face hub or its cache on this machine.
+
+    `revision` is that of the repository, by default the row's.
+
+    Raises:
+        UserError: access has not been granted, the file, revision or repository is gone, or there
+            is no network; with what to do.
+    """
+    assert row.hub is not None
+    assert row.file is not None
+    if revision is None and row.revision is not None and len(row.revision) == WHOLE_REVISION:
+        revision = row.revision
+    download = partial(huggingface_hub.hf_hub_download, row.hub, row.file, revision=revision)
+    try:
+        return Path(retried(download))
+    except hub_errors.GatedRepoError:
+        raise UserError(_not_granted(row)) from None
+    except hub_errors.RepositoryNotFoundError:
+        raise UserError(
+            f"encoders: {row.name}: the hub has no repository {row.hub} (renamed, removed or made "
+            f"private). Look for it at {row.card}. {_by_hand(row)}"
+        ) from None
+    except hub_errors.RevisionNotFoundError:
+        raise UserError(
+            f"encoders: {row.name}: {row.hub} no longer has the revision {revision}, at which its "
+            f"weights were checked. {_by_hand(row)}"
+        ) from None
+    except hub_errors.RemoteEntryNotFoundError:
+        raise UserError(
+            f"encoders: {row.name}: {row.hub} has no file {row.file} at revision "
+            f"{revision or 'main'} (renamed or removed). {_by_hand(row)}"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"encoders: {row.name}: {row.hub}/{row.file} could not be fetched "
+            f"({first_line(error)}). This step needs a network; on a machine without one set "
+            f"`checkpoint: PATH` to a downloaded {row.file}{_at(row)}."
+        ) from None
+
+
+def checked_digest(path: Path, row: CatalogueRow | None, stated: str | None) -> str:
+    """Return the SHA-256 (hex) of a weights file, which is that of its row or the stated one.
+
+    Args:
+        path: the file.
+        row: the row of the catalogue whose weights it is to hold, if any.
+        stated: the digest that the config states for this file; the row's then does not count.
+
+    Raises:
+        UserError: it is another file; with both digests, and what to do with other bits on purpose.
+    """
+    digest = file_digest(path)
+    if stated is not None:
+        if digest != stated.lower():
+            raise UserError(
+                f"{path}: has the SHA-256 {digest}, but the config's `sha256` is {stated}. Copy "
+                "the file again, or correct the key."
+            )
+        return digest
+    if row is None or row.pins(digest):
+        return digest
+    known = " or ".join(
+        f"{one}{'...' if len(one) < len(digest) else ''}"
+        for one in (row.sha256, *row.also_sha256.values())
+        if one is not None
+    )
+    raise UserError(
+        f"{path}: is not the published {row.file} of {row.name}: its SHA-256 is {digest}, and the "
+        f"catalogue has {known}. If its copying broke off, fetch it again; if its authors have "
+        f"replaced it, fetch it{_at(row)}. If these other weights are meant, say so with "
+        f"`checkpoint: {path}` and `sha256: {digest}` in the encoder's section."
+    )
+
+
+def retried(call: Callable[[], T]) -> T:
+    """Call up to three times, a few seconds apart, because networks fail for moments."""
+    for attempt in range(1, _ATTEMPTS):
+        try:
+            return call()
+        except _FINAL:
+            raise
+        except OSError as error:
+            log.warning("attempt %d of %d failed: %s", attempt, _ATTEMPTS, first_line(error))
+            time.sleep(2**attempt)
+    return call()
+
+
+def _not_granted(row: CatalogueRow) -> str:
+    if huggingface_hub.get_token() is None:
+        then = "then run `hf auth login` (or set HF_TOKEN) and rerun the same command."
+    else:
+        then = (
+            "and rerun the same command when it is granted. There is a token here already: it must "
+            "be of the account that asks (`hf auth whoami`), and may read gated repositories; "
+            "otherwise run `hf auth login` again (or set HF_TOKEN)."
+        )
+    return (
+        f"encoders: {row.name}: access to the weights must be requested. Request it at "
+        f"{row.ask_at or row.card}, {then}"
+    )
+
+
+def _by_hand(row: CatalogueRow) -> str:
+    digest = f" with the SHA-256 {row.sha256}" if row.sha256 else ""
+    return (
+        f"If you have its {row.file}{digest}, set `checkpoint: PATH` to it; a later version of "
+        "her2 may know where it is now."
+    )
+
+
+def _at(row: CatalogueRow) -> str:
+    return f" at revision {row.revision} of {row.hub}" if row.revision else ""

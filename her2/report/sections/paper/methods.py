@@ -18,7 +18,12 @@ from her2.report.sections import cohort as cohort_section
 from her2.report.sections import flow, provenance
 from her2.report.sections.headline import domain
 from her2.report.sections.overlap import overlap_of
-from her2.report.sections.paper import methods_external, methods_figures, methods_models
+from her2.report.sections.paper import (
+    methods_external,
+    methods_figures,
+    methods_models,
+    methods_robustness,
+)
 from her2.report.sections.paper.prose import paragraph
 from her2.report.sections.paper.references import references
 from her2.report.sections.paper.sample_size import sample_size
@@ -49,6 +54,7 @@ def methods(results: Results) -> list[str]:
         methods_figures.statistics(results),
         methods_figures.comparison(results),
         methods_figures.controls(results),
+        methods_robustness.robustness(results),
         methods_external.external(results),
         methods_figures.explanation(results),
         software(results),

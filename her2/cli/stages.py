@@ -87,6 +87,10 @@ STAGES = {
         "her2.evaluation.compare:compare",
         "Stage 2: compare encoders, and heads, on identical patients.",
     ),
+    "robustness": (
+        "her2.evaluation.robustness.stage:measure_robustness",
+        "Stage 2: measure what the features of each encoder know beside the label.",
+    ),
     "control": (
         "her2.evaluation.controls.stage:control",
         "Stage 2: compare a model with covariates alone and chance, within sites and by subgroup.",

@@ -52,6 +52,7 @@ VERSIONS = {
     "train": 3,
     "evaluate": 7,
     "compare": 7,
+    "robustness": 1,
     "control": 8,
     "heatmap": 2,
     "attention": 4,
@@ -291,6 +292,20 @@ class CompareSpec(Section):
     domains: dict[str, Domain]
     heads: tuple[str, ...]
     evaluation: EvaluationSection
+    seed: int
+
+
+class RobustnessSpec(Section):
+    """What the features of all encoders know beside the label; these, and labels, come as files.
+
+    `encoders` has the grid of each.
+    """
+
+    version: int = VERSIONS["robustness"]
+    tasks: tuple[str, ...]
+    encoders: dict[str, str]
+    buckets: Buckets
+    confidence: float
     seed: int
 
 

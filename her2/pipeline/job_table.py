@@ -102,6 +102,7 @@ RULES = {
     "refit_model": Rule(MODEL, lambda plan, task, _, head: external.refit_spec(plan, task, head)),
     "evaluate": Rule(MODEL, lambda plan, task, _, head: plan.evaluate_spec(task, head)),
     "compare_encoders": Rule((), Plan.compare_spec),
+    "measure_robustness": Rule((), Plan.robustness_spec),
     "control": Rule(MODEL, lambda plan, task, encoder, _: plan.control_spec(task, encoder)),
     "draw_heatmaps": Rule(MODEL, lambda plan, task, *_: plan.heatmap_spec(task)),
     "measure_attention": Rule(MODEL, lambda plan, task, *_: plan.attention_spec(task)),

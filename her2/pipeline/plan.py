@@ -289,6 +289,18 @@ class Plan(Layout):
             )
         )
 
+    def robustness_spec(self) -> str:
+        """Return the spec of what the features of all encoders know beside the label."""
+        return jobs.dump(
+            jobs.RobustnessSpec(
+                tasks=tuple(sorted(self.config.tasks)),
+                encoders={name: encoder.grid for name, encoder in self.config.encoders.items()},
+                buckets=self.buckets,
+                confidence=self.config.evaluation.confidence,
+                seed=self.config.seed,
+            )
+        )
+
     def control_spec(self, task: str, encoder: str) -> str:
         """Return the spec of the controls of one encoder and head on a task."""
         return jobs.dump(

@@ -28,6 +28,7 @@ Wildcards = Mapping[str, str]
 CATEGORIES = {
     "evaluation": "Performance",
     "controls": "Controls",
+    "robustness": "Robustness",
     "attention": "Explanation",
     "heatmaps": "Explanation",
     "validation": "External validation",
@@ -272,6 +273,12 @@ class ResultFiles:
         """Return a table over all tasks and models, marked for Snakemake's own report."""
         path = f"{self.root}/evaluation/{name}.csv"
         return _shown(path, "evaluation", name, task="all", encoder="all", head="all", table=name)
+
+    def robustness_table(self, name: str) -> Any:
+        """Return a table of what all encoders know, marked for Snakemake's own report."""
+        path = f"{self.root}/robustness/{name}.csv"
+        caption = f"robustness_{name}"
+        return _shown(path, "robustness", caption, task="all", encoder="all", table=name)
 
     def external_table(self, name: str) -> Any:
         """Return a table of one model on an external cohort, marked likewise."""

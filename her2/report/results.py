@@ -58,6 +58,8 @@ CONTROLS = (
     "within",
 )
 """Tables of the controls of one model."""
+ROBUSTNESS = ("encoders", "probes", "neighbours", "similarity")
+"""Tables of what the features of all encoders know."""
 RECEIPTS = 200
 """Approximate number of stores per encoder whose receipts are read."""
 
@@ -123,8 +125,9 @@ class Results:
     for those that have them. `comparisons`, `statements`, `selections` and `picks` are by task; a
     task with one encoder and head has no comparison. `receipts` are by encoder and describe how the
     features of some slides were made, see `her2.embedding.stage.receipt`. `similar` are pairs of
-    slides by encoder, and `folds` are by task. `split` is true where the manifest's fixed split was
-    used. `cautions` say what may be a mistake in the manifest. `external` are the external cohorts.
+    slides by encoder, `folds` are by task, and `robustness` are tables by name. `split` is true
+    where the manifest's fixed split was used. `cautions` say what may be a mistake in the manifest.
+    `external` are the external cohorts.
     """
 
     config: Config
@@ -145,6 +148,7 @@ class Results:
     receipts: Mapping[str, tuple[Mapping[str, Any], ...]]
     similar: Mapping[str, pl.DataFrame]
     folds: Mapping[str, pl.DataFrame]
+    robustness: Mapping[str, pl.DataFrame]
     split: bool
     cautions: tuple[str, ...]
     external: tuple[ExternalCohort, ...] = ()
@@ -214,6 +218,9 @@ def read_results(spec: ReportSpec, folder: Path) -> Results:
         picks=by_task(folder / "evaluation" / "picks.parquet"),
         similar=present({n: folder / "features" / n / "similar.parquet" for n in config.encoders}),
         folds=present({task: folder / "folds" / f"{task}.parquet" for task in config.tasks}),
+        robustness={
+            name: read_result(folder / "robustness" / f"{name}.parquet") for name in ROBUSTNESS
+        },
         split=spec.split,
         cautions=spec.cautions,
         external=read_external(spec, folder),

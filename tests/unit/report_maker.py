@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 import json
 import shutil
 import tempfile
@@ -23,6 +24,7 @@ from her2.encoders.card import EncoderCard, write_card
 from her2.evaluation.compare import compare
 from her2.evaluation.controls import covariate_models
 from her2.evaluation.controls.stage import control_tables
+from her2.evaluation.robustness import stage as robustness
 from her2.evaluation.stage import evaluation_tables
 from her2.explanation.agreement import AGREEMENT
 from her2.explanation.faithfulness import FAITHFULNESS, FAITHFULNESS_SUMMARY
@@ -179,6 +181,8 @@ class Cohort:
             write_json(folder / "encoders" / encoder / "overlap.json", asdict(found))
         if self.compared:
             self._write_comparison(folder, config)
+        for name, table in robustness_tables(self.encoders, self.sites).items():
+            write_table(table, folder / "robustness" / name)
         columns = ["slide_a", "slide_b", "patient_a", "patient_b", "cosine", "shared"]
         for encoder, rows in self.similar.items():
             pl.DataFrame(rows, schema=columns, orient="row").write_parquet(
@@ -323,6 +327,48 @@ def build_page(spec: ReportSpec, results: Path, output: Path) -> None:
     """Build the report, all of it but the drawing of its figures."""
     with mock.patch("her2.report.figures.base.draw_figure", blank):
         build_report(spec, results, output)
+
+
+def robustness_tables(
+    encoders: tuple[str, ...], sites: tuple[str | None, ...]
+) -> dict[str, pl.DataFrame]:
+    """Made-up figures: each encoder tells the sites, if there are two, as well as the label."""
+    told = len({site for site in sites if site}) > 1
+    chances = {
+        f"{figure}{part}": value
+        for figure in ("auc", "balanced_accuracy")
+        for part, value in zip(("", "_chance", "_chance_low", "_chance_high", "_p"),
+                               (0.75, 0.5, 0.4, 0.6, 0.005), strict=True)
+    }  # fmt: skip
+    probed = {"groups": 2, "patients": 18, "left_out": 0, "low": 0.6, "high": 0.9, "note": ""}
+    absent = {"groups": 0, "patients": 0, "left_out": 0, "note": "not in the manifest"}
+    probes: list[dict[str, Any]] = []
+    near: list[dict[str, Any]] = []
+    for name in encoders:
+        site = {"encoder": name, "target": "site", "kind": "site"}
+        probes += [
+            site | (probed | chances if told else absent),
+            {"encoder": name, "target": "scanner", "kind": "scanner", **absent},
+            {"encoder": name, "target": "score", "kind": "label", **probed, **chances},
+        ]
+        found = {"value": 0.25, "low": 0.125, "high": 0.375, "plain": 0.125, "plain_chance": 0.25,
+                 "same_class": 0.0625, "same_site": 0.4375, "tiles": 90, "note": ""}  # fmt: skip
+        row = {"encoder": name, "task": "score"}
+        near += [row | {"source": "site", "k": k, **found} for k in (5, 15)] if told else []
+        near.append(row | {"source": "scanner", "note": "not in the manifest"})
+    sizes = (512, 18, 18, 90, 12.5)
+    return {
+        "encoders": pl.DataFrame(
+            [(name, *sizes) for name in encoders], schema=robustness.ENCODERS, orient="row"
+        ),
+        "probes": pl.DataFrame(probes, schema=robustness.PROBES),
+        "neighbours": pl.DataFrame(near, schema=robustness.NEIGHBOURS),
+        "similarity": pl.DataFrame(
+            [(a, b, "tiles", 90, 0.5, "") for a, b in itertools.combinations(encoders, 2)],
+            schema=robustness.SIMILARITY,
+            orient="row",
+        ),
+    }
 
 
 def attention_tables(task: Task) -> dict[str, pl.DataFrame]:

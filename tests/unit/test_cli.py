@@ -67,7 +67,7 @@ MAY_LOAD = {
     "matplotlib": {"heatmap", "external-heatmap"},
     "sklearn": set(),
     "scipy": {
-        *("evaluate", "compare", "control", "heatmap", "attention"),
+        *("evaluate", "compare", "robustness", "control", "heatmap", "attention"),
         *("apply", "validate", "external", "external-heatmap", "external-attention"),
     },
     "statsmodels": set(),

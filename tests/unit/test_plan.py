@@ -56,6 +56,7 @@ def all_specs(of: Plan) -> dict[str, str]:
     found["report"] = of.report_spec("her2 0.1.0")
     found["similar"] = of.similar_spec()
     found["compare"] = of.compare_spec()
+    found["robustness"] = of.robustness_spec()
     for grid in config.grids:
         found |= {f"tile {grid} {bucket}": of.tile_spec(grid, bucket) for bucket in of.buckets}
     found |= {f"embed {bucket}": of.embed_spec(bucket) for bucket in of.buckets}
@@ -98,6 +99,7 @@ KINDS: dict[str, type] = {
     "folds": jobs.FoldsSpec,
     "evaluate": jobs.EvaluateSpec,
     "compare": jobs.CompareSpec,
+    "robustness": jobs.RobustnessSpec,
     "heatmap": jobs.HeatmapSpec,
     "attention": jobs.AttentionSpec,
     "train": jobs.TrainSpec,
@@ -164,7 +166,17 @@ def test_the_order_of_classes_survives_the_spec_and_is_part_of_it():
         ({"cohort/max_excluded": 0.5}, {"audit", "train", "report"}),
         (
             {"seed": 1},
-            {"encoder", "folds", "train", "evaluate", "compare", "heatmap", "attention", "report"},
+            {
+                "encoder",
+                "folds",
+                "train",
+                "evaluate",
+                "compare",
+                "robustness",
+                "heatmap",
+                "attention",
+                "report",
+            },
         ),
     ],
 )
@@ -183,7 +195,7 @@ def test_a_new_encoder_leaves_the_others_alone():
     added = {"source": "random", "model": "timm/vit_tiny_patch16_224", "mpp": 0.5, "size": 224}
     before, after = all_specs(plan()), all_specs(plan({"encoders/new": added}))
     changed = {name for name in after if before.get(name) != after[name]}
-    assert {name.split()[0] for name in changed} == {"encoder", "compare", "report"}
+    assert {name.split()[0] for name in changed} == {"encoder", "compare", "robustness", "report"}
     assert [name for name in changed if name.startswith("encoder")] == ["encoder new"]
 
 

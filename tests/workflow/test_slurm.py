@@ -350,8 +350,8 @@ def test_feature_stores_hold_what_a_local_run_stores(ran: Ran) -> None:
 
 def test_what_the_cluster_began_one_machine_finishes(ran: Ran) -> None:
     assert set(ran.rest.rules) == {
-        "tabulate_cohort", "evaluate", "compare_encoders", "control", "draw_heatmaps",
-        "measure_attention", "build_report",
+        "tabulate_cohort", "evaluate", "compare_encoders", "measure_robustness", "control",
+        "draw_heatmaps", "measure_attention", "build_report",
     }  # fmt: skip
     assert (ran.slurm.folder / "results/report/report.html").stat().st_size > 10_000
 

@@ -13,6 +13,7 @@ rule build_report:
         ),
         overlap=expand(f"{RESULTS}/encoders/{{encoder}}/overlap.json", encoder=CONFIG.encoders),
         comparison=f"{RESULTS}/evaluation/comparison.parquet",
+        robustness=f"{RESULTS}/robustness/encoders.parquet",
         controls=FILES.each_model(
             f"{RESULTS}/controls/{{task}}/{{encoder}}/{{head}}/covariates.parquet",
             heads=CONFIG.heads,

@@ -16,7 +16,7 @@ from her2.metrics import headline_metrics
 from her2.report.format import plural
 from her2.report.results import EvaluatedModel, Results, one_row_per_slide
 from her2.report.section import Link, Section
-from her2.report.sections import external_words, licences, overlap
+from her2.report.sections import external_words, licences, overlap, robustness
 from her2.report.sections.cohort import Excluded, excluded_slides
 from her2.report.sections.patient_labels import decided_words, left_out
 from her2.report.sections.pictures import ModelPictures, all_pictures
@@ -38,6 +38,7 @@ def notices(
 ) -> list[Notice]:
     """Return reasons for optimistic results first, then warnings in the order of the pipeline."""
     found = [*_overlaps(results), *_similar(results), *_scales(results)]
+    found += [Notice(text, "robustness") for text in robustness.cautions(results)]
     found += [
         Notice(text, "cohort")
         for name in results.config.tasks

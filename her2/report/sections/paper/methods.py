@@ -23,6 +23,7 @@ from her2.report.sections.paper import (
     methods_figures,
     methods_given,
     methods_models,
+    methods_robustness,
 )
 from her2.report.sections.paper.prose import paragraph
 from her2.report.sections.paper.references import references
@@ -55,6 +56,7 @@ def methods(results: Results) -> list[str]:
         methods_figures.statistics(results),
         methods_figures.comparison(results),
         methods_figures.controls(results),
+        methods_robustness.robustness(results),
         methods_external.external(results),
         methods_figures.explanation(results),
         software(results),

@@ -1,6 +1,7 @@
 """An import, from the source's folder to files that are complete, checked and ready for a run."""
 
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -103,6 +104,8 @@ def import_cohort(
     if preset is not None:
         texts[starter], dropped = _config_text(source, preset, out, root, found)
         config, mends = _parsed(texts[starter], dropped)
+    if config is not None:
+        mends += _too_many_excluded(found, opened, config)
     mends += _manifest_problems(texts[MANIFEST], found, root, out / MANIFEST, config)
     record |= opened_record(found, opened) | {"tasks_without_labels": dropped, "mends": mends}
     publish(out, texts, record, found, force=force)
@@ -110,6 +113,7 @@ def import_cohort(
         *words.summary(source.name, found, opened),
         *(f"task {name!r} is a comment in the config: no slide has its label" for name in dropped),
         f"written: {_names(out, [*texts, RECORD])}",
+        *([f"run it: {_command(out / starter)}"] if preset is not None and not mends else ()),
         *(_external_section(source, out, root, found) if external else ()),
     ]
     return Imported(tuple(lines), tuple(mends))
@@ -185,6 +189,10 @@ def _config_text(
     return with_values(text, {**places, **found.config}), dropped
 
 
+def _command(config: Path) -> str:
+    return f"snakemake --cores all --configfile={shlex.quote(str(config))}"
+
+
 def _external_section(source: Source, out: Path, root: Path, found: Found) -> list[str]:
     """Return what the config has to say whose models are tested on this cohort."""
     own = out.resolve().name
@@ -210,6 +218,20 @@ def _parsed(text: str, dropped: Sequence[str]) -> tuple[Config | None, list[str]
     except UserError as error:
         more = f" (no slide has a label for the tasks {', '.join(dropped)})" if dropped else ""
         return None, [f"{error}{more}"]
+
+
+def _too_many_excluded(found: Found, opened: Sequence[Opening], config: Config) -> list[str]:
+    """Return that a run would stop since it cannot use too many of the slides, if it would."""
+    kept = {one.slide_id for one in found.slides}
+    excluded = [one for one in opened if one.slide_id in kept and one.excluded]
+    if len(excluded) <= config.cohort.max_excluded * len(kept):
+        return []
+    first = excluded[0]
+    return [
+        f"{len(excluded):,} of {len(kept):,} slides would be left out, more than "
+        f"cohort.max_excluded {config.cohort.max_excluded:g}; such as {first.slide_id}: "
+        f"{first.excluded[0]}"
+    ]
 
 
 def _manifest_problems(

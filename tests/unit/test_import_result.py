@@ -419,6 +419,17 @@ def test_folds_that_cannot_be_drawn_are_told(folder):
     assert any("the folds of task 'score' cannot be drawn" in one for one in done.mends)
 
 
+@pytest.mark.parametrize("n_small", [4, 5])
+def test_more_slides_than_a_run_may_leave_out_are_told(n_small, folder, write_slide):
+    for number in range(n_small):  # of 20; cohort.max_excluded is 0.2
+        image = np.full((50, 50, 3), number, np.uint8)
+        write_slide(folder / f"{number:02}.tif", image, mpp=(0.5, 0.5))
+    done = run(Found(slides=tuple(slides_of(folder))))
+    told = [one for one in done.mends if "more than cohort.max_excluded 0.2; such as s-00" in one]
+    assert len(told) == (n_small > 4)
+    assert any(line.startswith("run it: snakemake ") for line in done.lines) is not bool(done.mends)
+
+
 def test_files_and_folders_that_the_config_names_and_are_not_there_are_told(folder):
     (folder / "bci/IHC").rmdir()
     done = run(Found(slides=tuple(slides_of(folder))))

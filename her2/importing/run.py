@@ -12,8 +12,10 @@ from typing import Any
 from her2.cohort.reading import configured_cohort, read_labels
 from her2.config import NAME_PATTERN, Config, parse_config
 from her2.core.errors import UserError, problem_list
+from her2.core.paths import check_name, check_text
 from her2.core.reading import path_problem, write_problem
 from her2.core.settings import parse_yaml
+from her2.core.spelling import printable
 from her2.importing import words
 from her2.importing.found import Found, ImportedSlide, LeftOut, Source
 from her2.importing.opening import Opening, SlideToOpen, open_slides
@@ -78,14 +80,14 @@ def import_cohort(
     if found.stops:
         publish(out, found.sheets, {**record, "stops": found.stops}, found, force=force)
         raise UserError(f"{found.stops}\nWritten: {_names(out, found.sheets)}")
-    if problems := slide_problems(found.slides):
+    root = found.root or _root(folder, out, found.slides)
+    if problems := slide_problems(found.slides, root):
         raise problem_list(f"{folder}: {len(problems)} problem(s)", problems)
     if not found.slides:
         raise _nothing_left(folder, found)
     written = [MANIFEST] if external else [MANIFEST, starter]
     if not force:
         check_free(out, dict.fromkeys((*found.sheets, *written), ""), found.inputs)
-    root = found.root or _root(folder, out, found.slides)
     preset = None if external else read_preset(source.preset)
     config = None
     if preset is not None:
@@ -124,6 +126,12 @@ def _check_places(folder: Path, out: Path) -> None:
         raise UserError(f"{folder}: {problem}. Name the folder that the data are in.")
     if problem := write_problem(out):
         raise UserError(f"--out {out}: {problem}. Name another folder.")
+    for what, place in {"--out ": out, "": folder if folder.is_dir() else out}.items():
+        try:  # it becomes a path of the config
+            check_text(str(place))
+            check_name(str(place))
+        except ValueError as error:
+            raise UserError(f"{what}{printable(str(place))}: {error}.") from None
     if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
         raise UserError(
             f"--out {out}: lies in {folder}, whose files are only read. Name a folder elsewhere."

@@ -371,6 +371,37 @@ def test_all_that_no_manifest_can_hold_is_named_at_once(folder):
     assert not Path("mine").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("a{1}.tif", "contains { }"), ("a<1>.tif", "contains < >"), ("a\nb.tif", "U+000A"),
+     ("a\udce4.tif", "U+DCE4")],
+)  # fmt: skip
+def test_names_that_no_manifest_can_hold_are_told_before_any_slide_is_opened(
+    name, words, folder, monkeypatch
+):
+    monkeypatch.setattr("her2.importing.run.open_slides", None)
+    slides = slides_of(folder)
+    slides[0] = replace(slides[0], path=slides[0].path.rename(folder / name))
+    slides[1] = replace(slides[1], annotation=slides[0].path)
+    with pytest.raises(UserError, match="data: 2 problem") as told:
+        run(Found(slides=tuple(slides)))
+    assert str(told.value).count(words) == 2
+    str(told.value).encode()
+
+
+@pytest.mark.parametrize("odd", ["{x}", "a<b", "a\tb", "a\udce4"])
+@pytest.mark.parametrize("is_out", [True, False])
+def test_folders_that_no_config_can_hold_are_told_before_anything_is_read(odd, is_out, folder):
+    def read(folder: Path, *, out: Path) -> Found:
+        raise AssertionError("it was read")
+
+    data, out = (folder, Path(odd)) if is_out else (folder.rename(odd), Path("mine"))
+    with pytest.raises(UserError, match="contains") as told:
+        import_cohort(source_of(read), data, out, {})
+    assert not out.exists()
+    str(told.value).encode()
+
+
 def test_sites_that_differ_in_spelling_alone_are_refused_before_anything_is_written(folder):
     slides = slides_of(folder, site="Nord")
     slides[0] = replace(slides[0], site="nord")

@@ -21,7 +21,7 @@ from her2.cli.signatures import (
 )
 from her2.core.errors import UserError
 
-_COMMON = ("out", "threads", "force")
+_COMMON = ("out", "threads", "force", "external")
 
 
 class SourceGroup(TyperGroup):
@@ -69,18 +69,17 @@ def as_import(source: Any) -> Callable[..., None]:
         from her2.importing.run import import_cohort
 
         folder, out = given.pop(place.name), given.pop("out")
-        threads, force = given.pop("threads"), given.pop("force")
+        common = {name: given.pop(name) for name in ("threads", "force", "external")}
         if takes_threads:
-            given["threads"] = threads
-        done = import_cohort(
-            source, folder, out or Path(source.name), given, threads=threads, force=force
-        )
+            given["threads"] = common["threads"]
+        done = import_cohort(source, folder, out or Path(source.name), given, **common)
         for line in done.lines:
             typer.echo(line)
         if done.mends:
             raise UserError(
                 "everything is written, but a run would stop; mend this in the config or the data "
-                "first:\n" + "\n".join(f"  - {one}" for one in done.mends)
+                "first, or add --external if models of another cohort are to be tested on this "
+                "one and none is trained on it:\n" + "\n".join(f"  - {one}" for one in done.mends)
             )
 
     return with_signature(
@@ -108,6 +107,16 @@ def as_import(source: Any) -> Callable[..., None]:
                 "force",
                 bool,
                 typer.Option("--force", help="write over files that others made or changed"),
+                False,
+            ),
+            option(
+                "external",
+                bool,
+                typer.Option(
+                    "--external",
+                    help="models of another cohort are to be tested on this one: no config and no "
+                    "folds are made, and the lines for the config of the models are printed",
+                ),
                 False,
             ),
         ],

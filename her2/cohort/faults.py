@@ -14,6 +14,7 @@ from her2.core.spelling import (
     folded,
     folded_id,
     is_dash,
+    is_failed,
     is_missing,
     is_spelling_of,
     is_unknown,
@@ -29,8 +30,6 @@ _APART = (
 
 _COLUMN = re.compile(r"column '[^']*'")
 _VALUES = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\d+(?:, \d+)*| and (?= more)")
-_FAILED = ("#N/A", "#NA", "#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NUM!", "#NULL!")
-"""What spreadsheets show for a formula that failed."""
 
 
 def places(numbers: Sequence[int], cells: Sequence[str]) -> dict[str, list[int]]:
@@ -111,7 +110,7 @@ def doubtful_values(sheet: Sheet, further: Collection[str]) -> Iterator[str]:
     grouping = (column.name for column in columns.COLUMNS if _groups(column))
     for name in dict.fromkeys((*grouping, *further)):
         for cell, number in Counter(sheet.cells.get(name, ())).items():
-            if cell.startswith(_FAILED) or (is_unknown(cell) and not is_missing(cell)):
+            if is_failed(cell) or (is_unknown(cell) and not is_missing(cell)):
                 yield (
                     f"The manifest's column {name!r} has {cell!r} {number} times, which counts as "
                     "a value. If it means that the value is missing, leave the cells empty."

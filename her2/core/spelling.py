@@ -11,6 +11,9 @@ _WORDS = ("unknown", "missing", "not available", "not evaluated", "not applicabl
 _UNKNOWN = MISSING | {*_WORDS, *(f"[{word}]" for word in _WORDS)}
 
 _NUMBER = re.compile(r"0*([0-9]+)(?:\.0*)?")
+_FAILED = re.compile(
+    r"#(?:¡?[^\W\d_]{2,10}[!?]|N/?[ADV]|DIV/0!?|ÜBERLAUF!|#+)|Err:\d{3}", re.IGNORECASE
+)
 _DASHES_OF_OTHER_CATEGORIES = frozenset("\u02d7\u2043\u2212")
 """Modifier letter minus, hyphen bullet and minus sign: dashes that Unicode files elsewhere."""
 _LETTERS = str.maketrans(
@@ -32,6 +35,15 @@ def is_dash(cell: str) -> bool:
 def is_unknown(cell: str) -> bool:
     """Return whether a stripped cell is missing or says so in words, as clinical tables do."""
     return _word(cell) in _UNKNOWN
+
+
+def is_failed(cell: str) -> bool:
+    """Return whether a cell is what spreadsheets show for a formula that failed, in any language.
+
+    `#N/A`, `#NV`, `#REF!`, `#BEZUG!`, `#NAME?`, `Err:502`, and `####` for a number in too narrow a
+    column.
+    """
+    return _FAILED.fullmatch(cell) is not None
 
 
 def _word(cell: str) -> str:

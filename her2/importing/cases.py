@@ -82,12 +82,14 @@ def read_cases(table: SheetTable, columns: Mapping[str, str]) -> tuple[list[Case
     """Return the cases in the order of the sheet, and the rows that name none.
 
     Raises:
-        UserError: a column is not there, or a um/px is no number.
+        UserError: a column is not there, ids were rounded, or a um/px is no number.
     """
     key = "slide" if "slide" in columns else "patient"
     cells = {
-        name: table.column(column)
-        if name in ("patient", "slide", *LABEL_COLUMNS)
+        name: table.identifiers(column)
+        if name in ("patient", "slide")
+        else table.column(column)
+        if name in LABEL_COLUMNS
         else table.decimals(column)
         for name, column in columns.items()
     }

@@ -40,7 +40,7 @@ def with_values(text: str, values: Mapping[str, Any]) -> str:
         KeyError: there is no such section.
     """
     for key, value in values.items():
-        text = _with_value(text, key.split("."), _written(value))
+        text = _with_value(text, key.split("."), written_value(value))
     return text
 
 
@@ -93,7 +93,7 @@ def _with_value(text: str, names: list[str], written: str) -> str:
     return f"{text[: first.index]}{names[-1]}: {written}{between}{text[first.index :]}"
 
 
-def _written(value: Any) -> str:
+def written_value(value: Any) -> str:
     """Return a value as YAML in one line."""
     if isinstance(value, Path):
         value = as_user_path(value)

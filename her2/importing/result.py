@@ -14,6 +14,7 @@ from typing import Any
 from her2.cohort.columns import COLUMNS
 from her2.core.errors import UserError, problem_list
 from her2.core.files import file_digest, write_json, write_text
+from her2.core.paths import user_path
 from her2.core.reading import path_problem, read_json
 from her2.core.spelling import has_controls, printable
 from her2.importing.found import Found, ImportedSlide
@@ -42,8 +43,11 @@ def manifest_text(slides: Sequence[ImportedSlide], root: Path) -> str:
     return stream.getvalue()
 
 
-def slide_problems(slides: Sequence[ImportedSlide]) -> list[str]:
-    """Return what no manifest can hold: ids, files that are there twice, odd names and cells."""
+def slide_problems(slides: Sequence[ImportedSlide], root: Path) -> list[str]:
+    """Return what no manifest can hold: ids, files that are there twice, odd names and cells.
+
+    `root` is where its relative paths start.
+    """
     declared = {column.name: column for column in COLUMNS}
     found = []
     files: dict[Path, list[str]] = {}
@@ -53,6 +57,12 @@ def slide_problems(slides: Sequence[ImportedSlide]) -> list[str]:
         for name in ("slide_id", "patient_id"):
             try:
                 declared[name].parse(getattr(one, name))
+            except ValueError as error:
+                found.append(f"{where}: {name} {error}")
+        for name, path in (("path", one.path), ("annotation", one.annotation)):
+            try:
+                if path is not None:
+                    user_path(_cell(path, root))
             except ValueError as error:
                 found.append(f"{where}: {name} {error}")
         if taken := sorted({*one.labels, *one.further} & declared.keys()):

@@ -1,23 +1,26 @@
 """An import, from the source's folder to files that are complete, checked and ready for a run."""
 
+import re
+import shlex
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import her2
 from her2.cohort.reading import configured_cohort, read_labels
-from her2.config import Config, parse_config
+from her2.config import NAME_PATTERN, Config, parse_config
 from her2.core.errors import UserError, problem_list
-from her2.core.files import file_digest
+from her2.core.paths import check_name, check_text
 from her2.core.reading import path_problem, write_problem
 from her2.core.settings import parse_yaml
+from her2.core.spelling import printable
 from her2.importing import words
 from her2.importing.found import Found, ImportedSlide, LeftOut, Source
 from her2.importing.opening import Opening, SlideToOpen, open_slides
-from her2.importing.preset import read_preset, with_values, without_tasks
+from her2.importing.preset import read_preset, with_values, without_tasks, written_value
+from her2.importing.record import asked_record, opened_record
 from her2.importing.result import (
     MANIFEST,
     RECORD,
@@ -49,6 +52,7 @@ def import_cohort(
     *,
     threads: int = 4,
     force: bool = False,
+    external: bool = False,
 ) -> Imported:
     """Import a cohort: read it, open its slides, and write the manifest and what belongs to it.
 
@@ -59,6 +63,8 @@ def import_cohort(
         options: further arguments of `read`.
         threads: slides that are opened at the same time.
         force: write over files in `out` that others made or changed.
+        external: models of another cohort are to be tested on it, so that it needs no folds and
+            has no config of its own.
 
     Raises:
         UserError: the folder cannot be read, the source found mistakes or waits for a person, or
@@ -66,23 +72,26 @@ def import_cohort(
     """
     _check_places(folder, out)
     found = source.read(folder, out=out, **options)
-    taken = {MANIFEST, RECORD, f"{source.name}.yaml"}
+    starter = f"{source.name}.yaml"
+    taken = {MANIFEST, RECORD, starter}
     if wrong := [name for name in found.sheets if name in taken or Path(name).name != name]:
         raise ValueError(f"source {source.name!r}: no sheet can be called {', '.join(wrong)}")
-    record = _record(source, folder, options, found)
+    record = asked_record(source, folder, options, found) | {"external": external}
     if found.stops:
         publish(out, found.sheets, {**record, "stops": found.stops}, found, force=force)
         raise UserError(f"{found.stops}\nWritten: {_names(out, found.sheets)}")
-    if problems := slide_problems(found.slides):
+    root = found.root or _root(folder, out, found.slides)
+    if problems := slide_problems(found.slides, root):
         raise problem_list(f"{folder}: {len(problems)} problem(s)", problems)
     if not found.slides:
         raise _nothing_left(folder, found)
+    written = [MANIFEST] if external else [MANIFEST, starter]
     if not force:
-        places = dict.fromkeys((*found.sheets, MANIFEST, f"{source.name}.yaml"), "")
-        check_free(out, places, found.inputs)
-    root = found.root or _root(folder, out, found.slides)
-    preset = read_preset(source.preset)
-    config, _ = _parsed(*_config_text(source, preset, out, root, found))
+        check_free(out, dict.fromkeys((*found.sheets, *written), ""), found.inputs)
+    preset = None if external else read_preset(source.preset)
+    config = None
+    if preset is not None:
+        config, _ = _parsed(*_config_text(source, preset, out, root, found))
     opened = open_slides(
         [SlideToOpen(slide_id=one.slide_id, path=one.path, mpp=one.mpp) for one in found.slides],
         threads=threads,
@@ -91,17 +100,23 @@ def import_cohort(
     found = _usable(found, opened)
     if not found.slides:
         raise _nothing_left(folder, found)
-    text, dropped = _config_text(source, preset, out, root, found)
-    config, mends = _parsed(text, dropped)
-    manifest = manifest_text(found.slides, root)
-    mends += _manifest_problems(manifest, found, root, out / MANIFEST, config)
-    texts = {**found.sheets, MANIFEST: manifest, f"{source.name}.yaml": text}
-    record |= _numbers(found, opened) | {"tasks_without_labels": dropped, "mends": mends}
+    texts = {**found.sheets, MANIFEST: manifest_text(found.slides, root)}
+    dropped: list[str] = []
+    mends: list[str] = []
+    if preset is not None:
+        texts[starter], dropped = _config_text(source, preset, out, root, found)
+        config, mends = _parsed(texts[starter], dropped)
+    if config is not None:
+        mends += _too_many_excluded(found, opened, config)
+    mends += _manifest_problems(texts[MANIFEST], found, root, out / MANIFEST, config)
+    record |= opened_record(found, opened) | {"tasks_without_labels": dropped, "mends": mends}
     publish(out, texts, record, found, force=force)
     lines = [
         *words.summary(source.name, found, opened),
         *(f"task {name!r} is a comment in the config: no slide has its label" for name in dropped),
         f"written: {_names(out, [*texts, RECORD])}",
+        *([f"run it: {_command(out / starter)}"] if preset is not None and not mends else ()),
+        *(_external_section(source, out, root, found) if external else ()),
     ]
     return Imported(tuple(lines), tuple(mends))
 
@@ -111,6 +126,12 @@ def _check_places(folder: Path, out: Path) -> None:
         raise UserError(f"{folder}: {problem}. Name the folder that the data are in.")
     if problem := write_problem(out):
         raise UserError(f"--out {out}: {problem}. Name another folder.")
+    for what, place in {"--out ": out, "": folder if folder.is_dir() else out}.items():
+        try:  # it becomes a path of the config
+            check_text(str(place))
+            check_name(str(place))
+        except ValueError as error:
+            raise UserError(f"{what}{printable(str(place))}: {error}.") from None
     if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
         raise UserError(
             f"--out {out}: lies in {folder}, whose files are only read. Name a folder elsewhere."
@@ -176,6 +197,28 @@ def _config_text(
     return with_values(text, {**places, **found.config}), dropped
 
 
+def _command(config: Path) -> str:
+    return f"snakemake --cores all --configfile={shlex.quote(str(config))}"
+
+
+def _external_section(source: Source, out: Path, root: Path, found: Found) -> list[str]:
+    """Return what the config has to say whose models are tested on this cohort."""
+    own = out.resolve().name
+    name = own if re.fullmatch(NAME_PATTERN, own) else source.name
+    keys: dict[str, object] = {"slides": out / MANIFEST, "root": root}
+    keys |= {
+        key: found.config[f"cohort.{key}"]
+        for key in ("masks", "tissue_masks")
+        if found.config.get(f"cohort.{key}")
+    }
+    return [
+        "for the config whose models are to be tested on this cohort (docs/validation.md):",
+        "validation:",
+        f"  {name}:",
+        *(f"    {key}: {written_value(value)}" for key, value in keys.items()),
+    ]
+
+
 def _parsed(text: str, dropped: Sequence[str]) -> tuple[Config | None, list[str]]:
     """Return the config, or what is wrong with it for this cohort."""
     try:
@@ -183,6 +226,20 @@ def _parsed(text: str, dropped: Sequence[str]) -> tuple[Config | None, list[str]
     except UserError as error:
         more = f" (no slide has a label for the tasks {', '.join(dropped)})" if dropped else ""
         return None, [f"{error}{more}"]
+
+
+def _too_many_excluded(found: Found, opened: Sequence[Opening], config: Config) -> list[str]:
+    """Return that a run would stop since it cannot use too many of the slides, if it would."""
+    kept = {one.slide_id for one in found.slides}
+    excluded = [one for one in opened if one.slide_id in kept and one.excluded]
+    if len(excluded) <= config.cohort.max_excluded * len(kept):
+        return []
+    first = excluded[0]
+    return [
+        f"{len(excluded):,} of {len(kept):,} slides would be left out, more than "
+        f"cohort.max_excluded {config.cohort.max_excluded:g}; such as {first.slide_id}: "
+        f"{first.excluded[0]}"
+    ]
 
 
 def _manifest_problems(
@@ -193,11 +250,12 @@ def _manifest_problems(
     Raises:
         UserError: cells are not legal.
     """
+    from her2.pipeline.inputs import setup_problems
     from her2.pipeline.plan import Plan
     from her2.pipeline.trial import plan_problems
 
     labels = {label for one in found.slides for label in one.labels}
-    further = {column for one in found.slides for column in one.further}
+    further = {column for one in found.slides for column, cell in one.further.items() if cell}
     with TemporaryDirectory() as folder:
         path = Path(folder, MANIFEST)
         path.write_text(text, encoding="utf-8")
@@ -210,68 +268,8 @@ def _manifest_problems(
             ) from None
         if config is None:
             return []
+        problems = setup_problems(config, {"cohort": config.cohort})
         try:
-            return plan_problems(Plan(config, configured_cohort(config, path, root)))
+            return problems + plan_problems(Plan(config, configured_cohort(config, path, root)))
         except UserError as error:
-            return [str(error).replace(str(path), str(name))]
-
-
-def _record(
-    source: Source, folder: Path, options: Mapping[str, Any], found: Found
-) -> dict[str, Any]:
-    """Return what `import.json` says of what was asked for, read and decided."""
-    return {
-        "her2": her2.__version__,
-        "source": source.name,
-        "folder": str(folder),
-        # The number of threads changes nothing of what is written.
-        "options": {name: _plain(one) for name, one in options.items() if name != "threads"},
-        "inputs": [*_inputs(found.inputs, folder)],
-        "rules": list(found.rules),
-        "conflicts": list(found.conflicts),
-        "left_out": [asdict(one) for one in found.left_out],
-    }
-
-
-def _numbers(found: Found, opened: Sequence[Opening]) -> dict[str, Any]:
-    """Return what `import.json` says of the slides once they have been opened."""
-    kept = {one.slide_id for one in found.slides}
-    return {
-        "conflicts": list(found.conflicts),
-        "left_out": [asdict(one) for one in found.left_out],
-        "n_slides": len(found.slides),
-        "n_patients": len({one.patient_id for one in found.slides}),
-        "labels": words.label_counts(found.slides),
-        "slides": {
-            one.slide_id: {
-                "vendor": one.vendor,
-                "reader": one.reader,
-                "size_px": [one.width_px, one.height_px],
-                "levels": one.levels,
-                "mpp": one.mpp,
-                "mpp_source": one.mpp_source,
-                "file_mpp": one.file_mpp,
-                "bytes": one.size_bytes,
-                "excluded": one.excluded,
-                "brown": one.brown,
-            }
-            for one in opened
-            if one.slide_id in kept
-        },
-    }
-
-
-def _inputs(paths: Sequence[Path], folder: Path) -> Iterator[dict[str, Any]]:
-    for path in dict.fromkeys(paths):
-        inside = path.is_relative_to(folder) and path != folder
-        yield {
-            "path": str(path.relative_to(folder) if inside else path),
-            "bytes": path.stat().st_size,
-            "sha256": file_digest(path),
-        }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return str(value) if isinstance(value, Path) else value
+            return [*problems, str(error).replace(str(path), str(name))]

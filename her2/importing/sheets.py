@@ -2,23 +2,23 @@
 
 The manifest is read strictly (`her2.core.sheets`). What is read here was written by others and
 cannot be changed: a title above the header, a sum below the rows, a code page, decimal commas. What
-was found out about a sheet is said, so that a person can disagree. Workbooks are read by calamine,
-through `fastexcel`: XLSX (also strict Office Open XML), XLS, XLSB and ODS.
+was found out about a sheet is said, so that a person can disagree.
 """
 
 import codecs
 import csv
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from her2.core.errors import UserError, first_line
+from her2.core.errors import UserError
 from her2.core.reading import path_problem
 from her2.core.sheets import MAX_BYTES, rows_in_words
-from her2.core.spelling import folded, nearest, printable
+from her2.core.spelling import folded, printable
+from her2.importing.cells import Cells, of_text, read_workbook
+from her2.importing.header import SEARCHED, header_row, known_names, listed, meant, no_header
 
 _WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
 _MARKS = {
@@ -32,11 +32,9 @@ _SUMS = re.compile(
     r"mittelwert|durchschnitt|moyenne|media|average)(?:[\s:=(].*)?"
 )
 """First cells of rows about all rows above, in five languages. An id such as `sum-3` is none."""
-_MIDNIGHT = re.compile(r"^(\d{4}-\d\d-\d\d)[ T]00:00:00(?:\.0+)?Z?$")
 _FOREIGN = {b"%PDF": "a PDF", b"\x1f\x8b": "compressed by gzip", b"PAR1": "a Parquet"}
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
-_SEARCHED = 30
-"""Rows among which the header is looked for."""
+_ROUNDED = "numbers of so many digits that a spreadsheet has rounded them (it keeps 15)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +47,8 @@ class SheetTable:
         rows: stripped cells of each row, as many as the header has.
         numbers: number of each row in the sheet, of which the first is 1.
         said: how it was read, as sentences.
+        rounded: place of a column -> numbers of the rows in which a spreadsheet has rounded a long
+            whole number.
     """
 
     path: Path
@@ -56,6 +56,7 @@ class SheetTable:
     rows: tuple[tuple[str, ...], ...]
     numbers: tuple[int, ...]
     said: tuple[str, ...]
+    rounded: Mapping[int, Sequence[int]] = field(default_factory=dict)
 
     def find(self, *names: str) -> int | None:
         """Return the place of the first of some columns, whatever its case and spaces, or None.
@@ -81,9 +82,26 @@ class SheetTable:
         if place is None:
             raise UserError(
                 f"{self.path}: has no column {' or '.join(map(repr, names))}"
-                f"{_meant(names[0], self.header)}; its columns are {_listed(self.header)}."
+                f"{meant(names[0], self.header)}; its columns are {listed(self.header)}."
             )
         return [row[place] for row in self.rows]
+
+    def identifiers(self, *names: str) -> list[str]:
+        """Return the cells of a column by any of its names, where they tell cases apart.
+
+        Raises:
+            UserError: as `column`, or a spreadsheet has rounded some of them.
+        """
+        cells = self.column(*names)
+        place = self.find(*names)
+        if place is not None and (numbers := self.rounded.get(place)):
+            shown = cells[self.numbers.index(numbers[0])]
+            raise UserError(
+                f"{self.path}: {rows_in_words(numbers)}, {self.header[place]!r}, such as "
+                f"{printable(shown)}: {_ROUNDED}, so it is not clear whose they are. Export the "
+                "column as text from where it comes from."
+            )
+        return cells
 
     def decimals(self, *names: str) -> list[str]:
         """Return the cells of a column with a decimal point, where they have a decimal comma."""
@@ -99,6 +117,7 @@ def read_sheet_file(
     wanted: Sequence[str] = (),
     sheet: str | None = None,
     header: int | None = None,
+    choosable: bool = False,
 ) -> SheetTable:
     """Read a sheet of a workbook, or a text with delimiters.
 
@@ -108,6 +127,7 @@ def read_sheet_file(
             the rows where there are none.
         sheet: name of the workbook's sheet; default: the only one with rows, or with `wanted`.
         header: number of the header's row, from 1; default: found.
+        choosable: errors offer `--sheet` and `--header`, which the command has.
 
     Raises:
         UserError: the file cannot be read, it is not clear which sheet is meant, a wanted column is
@@ -120,77 +140,59 @@ def read_sheet_file(
     with path.open("rb") as stream:
         start = stream.read(4)
     if start in _WORKBOOKS:
-        rows, said = _of_workbook(path, wanted, sheet, header)
+        cells, said = _of_workbook(path, wanted, sheet, header, choosable=choosable)
     else:
         if sheet is not None:
             raise UserError(f"{path}: is a text without sheets; leave out the sheet {sheet!r}.")
         if start in _FOREIGN or start[:2] in _FOREIGN:
             what = _FOREIGN.get(start) or _FOREIGN[start[:2]]
             raise UserError(f"{path}: is {what}, no sheet; save it as XLSX or CSV.")
-        rows, said = _of_text(path, wanted)
-    return _below_header(path, rows, wanted, header, said)
+        cells, said = _of_text(path, wanted)
+    return _below_header(path, cells, wanted, header, said, choosable=choosable)
 
 
 def _of_workbook(
-    path: Path, wanted: Sequence[str], sheet: str | None, header: int | None
-) -> tuple[list[list[str]], list[str]]:
-    import fastexcel
-
-    try:
-        book = fastexcel.read_excel(path)
-        names = [sheet] if sheet in book.sheet_names else book.sheet_names
-        found = {name: _cells(book.load_sheet(name, header_row=None, skip_rows=0, dtypes="string"))
-                 for name in names}  # fmt: skip
-    except BaseException as error:
-        # A damaged XLS makes the library panic, with an exception that has no public type.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise UserError(
-            f"{path}: is not a readable workbook ({printable(first_line(error))}); open it in a "
-            "spreadsheet and save it as XLSX."
-        ) from None
+    path: Path,
+    wanted: Sequence[str],
+    sheet: str | None,
+    header: int | None,
+    *,
+    choosable: bool,
+) -> tuple[Cells, list[str]]:
+    found, names = read_workbook(path, sheet)
     if sheet is not None and sheet not in found:
-        raise UserError(f"{path}: has no sheet {sheet!r}; its sheets are {_listed(names)}.")
-    filled = {name: rows for name, rows in found.items() if any(any(row) for row in rows)}
+        raise UserError(f"{path}: has no sheet {sheet!r}; its sheets are {listed(names)}.")
+    filled = {name: one for name, one in found.items() if any(map(any, one.rows))}
     fitting = {
-        name: rows
-        for name, rows in filled.items()
-        if wanted and _header_row(rows, wanted, header) is not None
+        name: one
+        for name, one in filled.items()
+        if wanted and header_row(one.rows, wanted, header) is not None
     }
     chosen = fitting or _likest(filled, wanted)
     if not chosen:
         raise UserError(f"{path}: has no cell with a value.")
     if len(chosen) > 1:
         what = "with these columns" if fitting else "with rows"
+        say = "say with --sheet which one is meant, or " if choosable else ""
         raise UserError(
-            f"{path}: has {len(chosen)} sheets {what} ({_listed(chosen)}); say with --sheet which "
-            "one is meant, or delete the others in a copy of the file."
+            f"{path}: has {len(chosen)} sheets {what} ({listed(chosen)}); {say}delete the others "
+            "in a copy of the file."
         )
-    name, rows = next(iter(chosen.items()))
+    name, one = next(iter(chosen.items()))
     said = [f"sheet {name!r} of {len(found)}"] if len(found) > 1 else []
-    return rows, said
+    return one, said
 
 
-def _likest(
-    sheets: dict[str, list[list[str]]], wanted: Sequence[str]
-) -> dict[str, list[list[str]]]:
+def _likest(sheets: dict[str, Cells], wanted: Sequence[str]) -> dict[str, Cells]:
     """Return the sheets with the most of the wanted columns, so that the others can be named."""
     known = {
-        name: max((len(_known(row, wanted)) for row in rows[:_SEARCHED]), default=0)
-        for name, rows in sheets.items()
+        name: max((len(known_names(row, wanted)) for row in one.rows[:SEARCHED]), default=0)
+        for name, one in sheets.items()
     }
     return {name: sheets[name] for name in sheets if known[name] == max(known.values())}
 
 
-def _cells(sheet: Any) -> list[list[str]]:
-    """Return the cells of a workbook's sheet as text; a day without a time is a date."""
-    return [
-        ["" if cell is None else _MIDNIGHT.sub(r"\1", str(cell).strip()) for cell in row]
-        for row in sheet.to_polars().iter_rows()
-    ]
-
-
-def _of_text(path: Path, wanted: Sequence[str]) -> tuple[list[list[str]], list[str]]:
+def _of_text(path: Path, wanted: Sequence[str]) -> tuple[Cells, list[str]]:
     content = path.read_bytes()
     encoding = _encoding(content)
     try:
@@ -202,8 +204,8 @@ def _of_text(path: Path, wanted: Sequence[str]) -> tuple[list[list[str]], list[s
     parsed = {delimiter: _parsed(text, delimiter) for delimiter in _DELIMITERS}
 
     def fit(delimiter: str) -> tuple[int, int]:
-        rows = parsed[delimiter][0][:_SEARCHED]
-        names = max((len(_known(row, wanted)) for row in rows), default=0)
+        rows = parsed[delimiter][0][:SEARCHED]
+        names = max((len(known_names(row, wanted)) for row in rows), default=0)
         widths = [len(row) for row in rows if any(row)]
         return names, max((widths.count(n) * (n > 1) for n in set(widths)), default=0)
 
@@ -216,7 +218,7 @@ def _of_text(path: Path, wanted: Sequence[str]) -> tuple[list[list[str]], list[s
     rows, quoted = parsed[chosen]
     if not quoted:
         said.append("quotes were read as letters, since they do not come in pairs")
-    return rows, said
+    return of_text(rows), said
 
 
 def _encoding(content: bytes) -> str:
@@ -255,14 +257,17 @@ def _stripped(rows: Iterable[list[str]]) -> list[list[str]]:
 
 def _below_header(
     path: Path,
-    rows: list[list[str]],
+    cells: Cells,
     wanted: Sequence[str],
     header: int | None,
     said: list[str],
+    *,
+    choosable: bool,
 ) -> SheetTable:
-    at = _header_row(rows, wanted, header)
+    rows = cells.rows
+    at = header_row(rows, wanted, header)
     if at is None:
-        raise UserError(f"{path}: {_no_header(rows, wanted, header)}.")
+        raise UserError(f"{path}: {no_header(rows, wanted, header, choosable=choosable)}.")
     names = tuple(rows[at])
     while names and not names[-1]:
         names = names[:-1]
@@ -278,16 +283,16 @@ def _below_header(
         )
     kept, numbers, sums, headers = [], [], [], []
     for number, row in enumerate(rows[at + 1 :], start=at + 2):
-        cells = tuple((row + [""] * len(names))[: len(names)])
-        if not any(cells):
+        texts = tuple(([*row] + [""] * len(names))[: len(names)])
+        if not any(texts):
             continue
-        if _SUMS.fullmatch(folded(next(filter(None, cells)))):
+        if _SUMS.fullmatch(folded(next(filter(None, texts)))):
             sums.append(number)
             continue
-        if cells == names:
+        if texts == names:
             headers.append(number)
             continue
-        kept.append(cells)
+        kept.append(texts)
         numbers.append(number)
     if sums:
         said.append(f"{rows_in_words(sums)}: left out, as sums of others")
@@ -298,51 +303,30 @@ def _below_header(
         said.append(f"decimal commas in {', '.join(map(repr, commas))}")
     if not kept:
         raise UserError(f"{path}: has no row below the header (row {at + 1}).")
-    return SheetTable(path, names, tuple(kept), tuple(numbers), tuple(said))
+    failed = _rows_of(cells.failed, names, numbers)
+    rounded = _rows_of(cells.rounded, names, numbers)
+    said += [
+        f"{rows_in_words(found)}, {names[column]!r}: an error of the spreadsheet, such as #N/A; "
+        "read as empty"
+        for column, found in failed.items()
+    ]
+    said += [
+        f"{rows_in_words(found)}, {names[column]!r}: {_ROUNDED}"
+        for column, found in rounded.items()
+    ]
+    return SheetTable(path, names, tuple(kept), tuple(numbers), tuple(said), rounded)
 
 
-def _header_row(
-    rows: Sequence[Sequence[str]], wanted: Sequence[str], header: int | None
-) -> int | None:
-    """Return the place of the header: as given, with all wanted names, or by the shape of rows."""
-    if header is not None:
-        return header - 1 if 0 < header <= len(rows) else None
-    first = rows[:_SEARCHED]
-    if wanted:
-        return next((at for at, row in enumerate(first) if len(_known(row, wanted)) == len(wanted)),
-                    None)  # fmt: skip
-    filled = [sum(map(bool, row)) for row in first]
-    most = max(filled, default=0)
-    # The first row that is about as wide as the widest: a title fills one cell.
-    return next((at for at, count in enumerate(filled) if count and count >= 0.75 * most), None)
-
-
-def _no_header(rows: Sequence[Sequence[str]], wanted: Sequence[str], header: int | None) -> str:
-    """Say why there is no header."""
-    if header is not None:
-        return f"has {len(rows)} rows, so row {header} cannot be the header"
-    if not any(any(row) for row in rows):
-        return "has no cell with a value"
-    best = max(rows[:_SEARCHED], key=lambda row: (len(_known(row, wanted)), sum(map(bool, row))))
-    lacking = [name for name in wanted if folded(name) not in set(map(folded, best))]
-    said = ", ".join(f"{name!r}{_meant(name, best)}" for name in lacking)
-    return (
-        f"has no column {said}; the row that is most like a header has {_listed(best)}. Correct "
-        "the names, or say with --header which row has the names of the columns"
-    )
-
-
-def _meant(name: str, header: Iterable[str]) -> str:
-    found = nearest(name, [one for one in header if one])
-    return f" (did you mean {found!r}?)" if found else ""
-
-
-def _listed(names: Iterable[str]) -> str:
-    return printable(", ".join(filter(None, names)))
-
-
-def _known(row: Sequence[str], wanted: Sequence[str]) -> set[str]:
-    return {folded(name) for name in wanted} & {folded(cell) for cell in row}
+def _rows_of(
+    places: Iterable[tuple[int, int]], names: Sequence[str], numbers: Sequence[int]
+) -> dict[int, list[int]]:
+    """Return column -> the numbers of those of its rows that are in some places."""
+    kept = {*numbers}
+    found: dict[int, list[int]] = {}
+    for at, column in sorted(places, key=lambda place: (place[1], place[0])):
+        if column < len(names) and at + 1 in kept:
+            found.setdefault(column, []).append(at + 1)
+    return found
 
 
 def _with_decimal_commas(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -28,9 +28,9 @@ CLINICAL = "nationwidechildrens.org_clinical_patient_brca.txt"
 
 
 def plain(name: str, score: str) -> NDArray[np.uint8]:
-    """Draw 128 px whose colour is the name's."""
+    """Draw 512 px whose colour is the name's: the least that holds four tiles of each preset."""
     colour = np.frombuffer(uuid5(NAMESPACE_DNS, name).bytes[:3], np.uint8)
-    return np.broadcast_to(colour, (128, 128, 3)).copy()
+    return np.broadcast_to(colour, (512, 512, 3)).copy()
 
 
 def tissue(name: str, score: str) -> NDArray[np.uint8]:

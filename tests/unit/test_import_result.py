@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 import yaml
 from PIL import Image
+from typer.testing import CliRunner
 
+from her2.cli.imports import as_import
 from her2.cohort.reading import configured_cohort
 from her2.config import load_config
 from her2.core.errors import UserError
@@ -27,9 +30,10 @@ SCORES = ("0", "1+", "2+", "3+")
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch, write_slide) -> Path:
-    """A folder of 20 slides of 0.5 um/px; the working folder is the one above."""
+    """A folder of 20 slides of 0.5 um/px and the preset's patches, below the working folder."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "data").mkdir()
+    for patches in ("pcam", "bci/IHC"):
+        (tmp_path / "data" / patches).mkdir(parents=True)
     for number in range(20):
         image = np.full((400, 400, 3), 10 * number, np.uint8)
         write_slide(tmp_path / "data" / f"{number:02}.tif", image, mpp=(0.5, 0.5))
@@ -45,7 +49,7 @@ def slides_of(folder: Path, **changed: Any) -> list[ImportedSlide]:
             labels={"her2": SCORES[number % 4]},
             **changed,
         )
-        for number, path in enumerate(sorted(folder.iterdir()))
+        for number, path in enumerate(sorted(folder.glob("*.*")))
     ]
 
 
@@ -54,8 +58,16 @@ def source_of(found: Found | Callable[..., Found], preset: str = "paper.yaml") -
     return Source(name="mine", title="Mine", preset=preset, read=read)
 
 
-def run(found: Found | Callable[..., Found], *, force: bool = False, **options: Any) -> Imported:
-    return import_cohort(source_of(found), Path("data"), Path("mine"), options, force=force)
+def run(
+    found: Found | Callable[..., Found],
+    *,
+    force: bool = False,
+    external: bool = False,
+    **options: Any,
+) -> Imported:
+    return import_cohort(
+        source_of(found), Path("data"), Path("mine"), options, force=force, external=external
+    )
 
 
 def rows_of(path: Path = Path("mine/slides.csv")) -> list[dict[str, str]]:
@@ -78,8 +90,6 @@ def test_what_is_written_is_a_manifest_and_config_that_pass_the_check(folder):
     assert config.results == Path("mine/results")
     cohort = configured_cohort(config, config.cohort.slides, config.cohort.root)
     assert [cohort.file(row).name for row in cohort.rows] == [f"{n:02}.tif" for n in range(20)]
-    for patches in ("data/bci/IHC", "data/pcam"):  # of the preset
-        Path(patches).mkdir(parents=True)
     result = command("cohort", "check", "mine/slides.csv", "--config", "mine/mine.yaml")
     assert "20 slides of 20 patients, no problems found" in result.output
 
@@ -225,6 +235,8 @@ def test_the_root_may_be_another_folder_than_what_was_imported(folder):
 
 def test_dollars_and_tildes_in_names_stay_what_they_are(folder):
     odd = folder.rename("~da$ta")
+    for patches in ("pcam", "bci/IHC"):
+        (folder / patches).mkdir(parents=True)
     slides = slides_of(odd)
     slides[0] = replace(slides[0], path=slides[0].path.rename(odd / "~$00.tif"))
     done = import_cohort(source_of(Found(slides=tuple(slides))), odd, Path("~o$ut"), {})
@@ -359,6 +371,37 @@ def test_all_that_no_manifest_can_hold_is_named_at_once(folder):
     assert not Path("mine").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("a{1}.tif", "contains { }"), ("a<1>.tif", "contains < >"), ("a\nb.tif", "U+000A"),
+     ("a\udce4.tif", "U+DCE4")],
+)  # fmt: skip
+def test_names_that_no_manifest_can_hold_are_told_before_any_slide_is_opened(
+    name, words, folder, monkeypatch
+):
+    monkeypatch.setattr("her2.importing.run.open_slides", None)
+    slides = slides_of(folder)
+    slides[0] = replace(slides[0], path=slides[0].path.rename(folder / name))
+    slides[1] = replace(slides[1], annotation=slides[0].path)
+    with pytest.raises(UserError, match="data: 2 problem") as told:
+        run(Found(slides=tuple(slides)))
+    assert str(told.value).count(words) == 2
+    str(told.value).encode()
+
+
+@pytest.mark.parametrize("odd", ["{x}", "a<b", "a\tb", "a\udce4"])
+@pytest.mark.parametrize("is_out", [True, False])
+def test_folders_that_no_config_can_hold_are_told_before_anything_is_read(odd, is_out, folder):
+    def read(folder: Path, *, out: Path) -> Found:
+        raise AssertionError("it was read")
+
+    data, out = (folder, Path(odd)) if is_out else (folder.rename(odd), Path("mine"))
+    with pytest.raises(UserError, match="contains") as told:
+        import_cohort(source_of(read), data, out, {})
+    assert not out.exists()
+    str(told.value).encode()
+
+
 def test_sites_that_differ_in_spelling_alone_are_refused_before_anything_is_written(folder):
     slides = slides_of(folder, site="Nord")
     slides[0] = replace(slides[0], site="nord")
@@ -405,6 +448,59 @@ def test_what_a_run_would_refuse_is_told_after_writing_since_the_config_can_mend
 def test_folds_that_cannot_be_drawn_are_told(folder):
     done = run(Found(slides=tuple(slides_of(folder)[:8])))
     assert any("the folds of task 'score' cannot be drawn" in one for one in done.mends)
+
+
+@pytest.mark.parametrize("n_small", [4, 5])
+def test_more_slides_than_a_run_may_leave_out_are_told(n_small, folder, write_slide):
+    for number in range(n_small):  # of 20; cohort.max_excluded is 0.2
+        image = np.full((50, 50, 3), number, np.uint8)
+        write_slide(folder / f"{number:02}.tif", image, mpp=(0.5, 0.5))
+    done = run(Found(slides=tuple(slides_of(folder))))
+    told = [one for one in done.mends if "more than cohort.max_excluded 0.2; such as s-00" in one]
+    assert len(told) == (n_small > 4)
+    assert any(line.startswith("run it: snakemake ") for line in done.lines) is not bool(done.mends)
+
+
+def test_files_and_folders_that_the_config_names_and_are_not_there_are_told(folder):
+    (folder / "bci/IHC").rmdir()
+    done = run(Found(slides=tuple(slides_of(folder))))
+    assert done.mends == ("patches.ihc.path: 'data/bci/IHC' does not exist",)
+
+
+@pytest.mark.parametrize("scores", [("3+",), ("",)])
+def test_a_cohort_to_test_models_on_may_have_few_patients_and_no_labels(scores, folder):
+    slides = [replace(one, labels={"her2": scores[0]}) for one in slides_of(folder)[:2]]
+    done = run(Found(slides=tuple(slides)), external=True)
+    assert done.mends == ()
+    assert len(rows_of()) == 2
+    assert not Path("mine/mine.yaml").exists()
+    assert record()["external"] is True
+    section = "\n".join(done.lines[done.lines.index("validation:") :])
+    assert yaml.safe_load(section) == {
+        "validation": {"mine": {"slides": "mine/slides.csv", "root": "data"}}
+    }
+
+
+def test_too_few_patients_for_folds_may_still_test_models_of_others(folder):
+    source = source_of(Found(slides=tuple(slides_of(folder)[:3])))
+    app = typer.Typer()
+    app.command()(as_import(source))
+    done = CliRunner().invoke(app, ["data"])
+    assert done.exit_code == 1
+    assert "add --external if models of another cohort" in str(done.exception)
+    done = CliRunner().invoke(app, ["data", "--external"])
+    assert done.exit_code == 0, done.exception
+
+
+@pytest.mark.parametrize(
+    ("further", "columns"),
+    [({}, []), ({"age": ""}, []), ({"age": "", "er": "pos"}, ["er"])],
+)
+def test_a_further_column_is_there_if_any_slide_has_a_value(further, columns, folder):
+    slides = slides_of(folder, further={})
+    slides[0] = replace(slides[0], further=further)
+    assert run(Found(slides=tuple(slides))).mends == ()
+    assert [*rows_of()[0]] == ["slide_id", "path", "patient_id", "her2", *columns]
 
 
 def test_tasks_without_a_label_become_comments(folder):

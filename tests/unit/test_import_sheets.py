@@ -1,6 +1,7 @@
 """Sheets of other people are read as they mean them, and what was made of them is said."""
 
 import base64
+import zipfile
 import zlib
 from datetime import date
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from her2.core.errors import UserError
+from her2.core.spelling import is_failed
 from her2.importing.sheets import read_sheet_file
 from tests.unit.sheet_makers import Rows, write_ods, write_xlsx
 
@@ -122,7 +124,7 @@ def test_the_only_sheet_with_rows_is_taken(tmp_path):
 
 def test_several_sheets_with_rows_are_asked_for(tmp_path):
     path = write_xlsx(tmp_path / "a.xlsx", SHEETS)
-    with pytest.raises(UserError, match=r"has 2 sheets with rows \(Legende, Fälle\); say with --s"):
+    with pytest.raises(UserError, match=r"2 sheets with rows \(Legende, Fälle\); delete"):
         read_sheet_file(path)
     assert read_sheet_file(path, sheet="Fälle").rows == (("1", "0"),)
     with pytest.raises(
@@ -141,6 +143,118 @@ def test_several_sheets_with_the_wanted_columns_are_named_without_the_others(tmp
     path = write_xlsx(tmp_path / "a.xlsx", {**SHEETS, "2024": SHEETS["Fälle"]})
     with pytest.raises(UserError, match=r"2 sheets with these columns \(Fälle, 2024\)"):
         read_sheet_file(path, wanted=("HER2",))
+
+
+@pytest.mark.parametrize("wanted", [(), ("HER2",), ("HER2 IHC",)])
+@pytest.mark.parametrize("choosable", [True, False])
+def test_options_are_offered_only_where_the_command_has_them(wanted, choosable, tmp_path):
+    path = write_xlsx(tmp_path / "a.xlsx", {**SHEETS, "2024": SHEETS["Fälle"]})
+    with pytest.raises(UserError) as error:
+        read_sheet_file(path, wanted=wanted, choosable=choosable)
+    assert ("--sheet" in str(error.value) or "--header" in str(error.value)) is choosable
+    assert "in a copy of the file" in str(error.value) or choosable
+
+
+# What a spreadsheet has spoilt
+
+
+@pytest.mark.parametrize("kind", ["xlsx", "csv"])
+def test_errors_of_formulas_are_empty_and_said_by_column_and_row(kind, tmp_path):
+    errors = [("1", "#N/A", "3"), ("#REF!", "3+", "#DIV/0!"), ("#NAME?", "0", "x"), ("9", "1+", "")]
+    rows = [("title #REF!",), (), ("Fall", "HER2", "n"), *errors, ("Summe", "#VALUE!", None)]
+    path = tmp_path / f"a.{kind}"
+    if kind == "xlsx":
+        write_xlsx(path, {"A": rows})
+    else:
+        path.write_text("\n".join(";".join(one or "" for one in row) for row in rows))
+    read = read_sheet_file(path, wanted=("Fall", "HER2"))
+    assert read.rows == (("1", "", "3"), ("", "3+", ""), ("", "0", "x"), ("9", "1+", ""))
+    failed = "an error of the spreadsheet, such as #N/A; read as empty"
+    for said in (
+        f"rows 5, 6, 'Fall': {failed}",
+        f"row 4, 'HER2': {failed}",
+        f"row 5, 'n': {failed}",
+    ):
+        assert said in read.said
+    assert sum(failed in one for one in read.said) == 3
+
+
+@pytest.mark.parametrize(
+    "cell", ["#N/A", "#n/a", "#NV", "#N/D", "#BEZUG!", "#¡REF!", "#VALEUR!", "#NOM?", "#DIV/0!",
+             "####", "Err:502"]
+)  # fmt: skip
+def test_an_error_is_known_in_every_language(cell):
+    assert is_failed(cell)
+
+
+@pytest.mark.parametrize("cell", ["#1", "#12-A", "# 3", "#N", "Error", "Err:5", "N/A", "E502", ""])
+def test_an_id_with_a_hash_is_no_error(cell):
+    assert not is_failed(cell)
+
+
+@pytest.mark.parametrize(
+    ("cells", "rounded"),
+    [
+        ([12345678901234567], [2]),  # numbers
+        ([123456789012345], []),
+        (["12345678901234567", 1234567890123456], [3]),  # the first is a text
+        ([2.5, "12345678901234500"], []),
+    ],
+)
+def test_long_numbers_of_a_workbook_are_rounded_and_texts_are_not(cells, rounded, tmp_path):
+    rows = [("Fall", "HER2"), *((cell, "3+") for cell in cells)]
+    read = read_sheet_file(write_xlsx(tmp_path / "a.xlsx", {"A": rows}))
+    assert read.rounded == ({0: rounded} if rounded else {})
+    assert any("a spreadsheet has rounded them" in one for one in read.said) is bool(rounded)
+    if rounded:
+        with pytest.raises(UserError, match=rf"row {rounded[0]}, 'Fall', such as .* as text"):
+            read.identifiers("fall")
+        assert read.identifiers("HER2") == read.column("HER2")
+    else:
+        assert read.identifiers("Fall") == read.column("Fall")
+
+
+@pytest.mark.parametrize(
+    ("cells", "rounded"),
+    [
+        (["1.23457E+17"], [2]),
+        (["7", "1,23457E+11"], [3]),
+        (["12345678901234500"], [2]),
+        (["12345678901234500", "12345678901234501"], []),
+        (["1234567890123450"], []),  # one in ten
+        (["12E5", "1E5", "1.5E+05", "H1E+11"], []),
+    ],
+)
+def test_long_numbers_of_a_text_are_rounded_where_they_look_so(cells, rounded, tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("\n".join(["Fall;HER2", *(f"{cell};3+" for cell in cells)]))
+    assert read_sheet_file(path).rounded == ({0: rounded} if rounded else {})
+
+
+def with_cell(path: Path, place: str, value: str) -> Path:
+    """Add a cell far below to the only sheet of a workbook."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    name = "xl/worksheets/sheet1.xml"
+    number = place.lstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    row = f'<row r="{number}"><c r="{place}">{value}</c></row></sheetData>'
+    parts[name] = parts[name].replace(b"</sheetData>", row.encode())
+    with zipfile.ZipFile(path, "w") as archive:
+        for one, content in parts.items():
+            archive.writestr(one, content)
+    return path
+
+
+@pytest.mark.parametrize("place", ["XFD1048576", "ZZ900000", "AAA80000"])
+def test_a_cell_far_from_the_table_is_named_before_it_takes_the_memory(place, tmp_path):
+    path = with_cell(workbook("xlsx", tmp_path), place, "<v>1</v>")
+    with pytest.raises(UserError, match=f"as far as the cell {place} .* delete the cells"):
+        read_sheet_file(path)
+
+
+def test_a_cell_somewhat_away_from_the_table_is_of_no_matter(tmp_path):
+    path = with_cell(workbook("xlsx", tmp_path), "AAA70", "")
+    assert read_sheet_file(path).rows == READ
 
 
 # Texts
@@ -264,6 +378,7 @@ def test_the_header_may_be_said(tmp_path):
         (b"case,her2\n1,0\0\n", "null characters"),
         (b"PK\x03\x04 cut off", "is not a readable workbook .* save it as XLSX"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 600, "is not a readable workbook"),
+        (b"\xd0\xcf\x11\xe0" + "EncryptedPackage".encode("utf-16-le"), "by a password; save it"),
     ],
 )
 def test_what_is_no_sheet_is_said_to_be_none(content, words, tmp_path):

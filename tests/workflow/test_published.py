@@ -1,7 +1,11 @@
-"""Two presets from the download to the report, on drawn slides and with a tiny encoder."""
+"""Every source from the download to features, two of them to the report.
+
+Slides are drawn, and the encoder is tiny.
+"""
 
 import html
 import json
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +15,13 @@ import yaml
 
 from her2.importing.preset import FOLDER
 from tests.unit import published
+from tests.unit.test_cli import command
+from tests.unit.test_presets import confirm
 from tests.workflow.project import Project, Run
 
 CASES = 5
-TINY = {"source": "random", "model": "timm/resnet10t", "mpp": 0.5, "size": 64}
+TABLE_LABEL = "her2=Score HER2"
+TINY = {"source": "random", "model": "timm/resnet10t", "mpp": 1.0, "size": 32}
 
 
 def small(config: dict[str, Any], **folds: int) -> dict[str, Any]:
@@ -28,14 +35,23 @@ def small(config: dict[str, Any], **folds: int) -> dict[str, Any]:
 
 
 def imported(project: Project, *arguments: str) -> None:
-    done = project.her2("import", *arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
+    with chdir(project.folder):
+        done = command("import", *arguments)
+    assert done.exit_code == 0, f"{done.output}{done.exception}"
 
 
-def run(project: Project, preset: Path, **folds: int) -> Run:
+def run(
+    project: Project,
+    preset: Path,
+    *targets: str,
+    validation: dict[str, Any] | None = None,
+    **folds: int,
+) -> Run:
     config = small(yaml.safe_load(preset.read_text()), **folds)
+    if validation:
+        config["validation"] = validation
     (project.folder / "small.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    return project.snakemake(config="small.yaml")
+    return project.snakemake(*targets, config="small.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +72,48 @@ def yale(warm: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project,
     imported(project, "tcga-brca", "data/tcga-brca", "--clinical", str(clinical))
     imported(project, "yale", "data/yale")
     return project, run(project, FOLDER / "tcga-to-yale.yaml", number=2, repeats=1)
+
+
+@pytest.fixture(scope="module")
+def features(warm: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Run]:
+    """One run to the features: BCNB's own config, and two cohorts to test its models on."""
+    project = Project(tmp_path_factory.mktemp("features"), warm)
+    data = project.folder / "data"
+    published.bcnb(data / "BCNB", published.tissue, 12)
+    published.warwick(data / "warwick", published.tissue, cases=3)
+    published.export(data / "export.xlsx", data / "scans", published.tissue, cases=3)
+    imported(project, "bcnb", "data/BCNB", "--mpp", "0.5")
+    imported(project, "warwick", "data/warwick", "--external")
+    table = ["table", "data/export.xlsx", "--slides", "data/scans", "--column", TABLE_LABEL]
+    table += ["--column", "patient=Fallnummer", "--external"]
+    with chdir(project.folder):
+        assert "labels.csv" in str(command("import", *table).exception)
+        confirm(Path("table/labels.csv"))
+    imported(project, *table)
+    external = {
+        "warwick": {"slides": "warwick/slides.csv", "root": "data/warwick"},
+        "table": {"slides": "table/slides.csv", "root": "data/scans"},
+    }
+    return project, run(project, project.folder / "bcnb/bcnb.yaml", "features", validation=external)
+
+
+@pytest.mark.parametrize(
+    ("cohort", "place", "n_slides"),
+    [("bcnb", "", 12), ("warwick", "validation/warwick", 3), ("table", "validation/table", 3)],
+)
+def test_every_imported_slide_has_features(
+    cohort: str, place: str, n_slides: int, features: tuple[Project, Run]
+) -> None:
+    project, done = features
+    assert done.code == 0, done.output
+    rows = pl.read_csv(project.folder / cohort / "slides.csv")
+    assert len(rows) == n_slides
+    entries: dict[str, Any] = {}
+    for path in (project.folder / "bcnb/results" / place / "features/tiny").glob("*-of-*.json"):
+        entries |= json.loads(path.read_text())
+    assert sorted(entries) == sorted(rows["slide_id"])
+    assert {one["status"] for one in entries.values()} == {"ok"}
+    assert all(one["tiles"] >= 4 for one in entries.values())
 
 
 def test_herohe_is_tested_on_its_official_test_set_alone(herohe: tuple[Project, Run]) -> None:

@@ -73,7 +73,7 @@ def read(
     _check_folders(out, slides)
     columns = parse_columns(column or ())
     wanted = tuple({folded(name): name for name in columns.values()}.values())
-    table = read_sheet_file(file, wanted=wanted, sheet=sheet, header=header)
+    table = read_sheet_file(file, wanted=wanted, sheet=sheet, header=header, choosable=True)
     _check_columns(table, columns)
     cases, left_out = read_cases(table, columns)
     key = "slide" if "slide" in columns else "patient"

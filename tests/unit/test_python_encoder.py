@@ -123,7 +123,7 @@ def test_slides_are_embedded_with_it(tmp_path: Path) -> None:
         threads=1,
     )["one"]  # fmt: skip
     assert (entry.status, entry.dimension) == ("ok", 5)
-    assert np.isfinite(np.array(open_store(cache.path("features", entry.key)).all())).all()
+    assert np.isfinite(np.array(open_store(cache.path("features", entry.key)).features)).all()
 
 
 class TestConsent:

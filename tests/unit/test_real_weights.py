@@ -100,7 +100,7 @@ def test_a_slide_is_embedded_with_them(folder: Path, tmp_path: Path) -> None:
         output=tmp_path / f"features/{BUCKET}.json", batch_size=8, threads=1,
     )["one"]  # fmt: skip
     assert (entry.status, entry.dimension) == ("ok", 1280)
-    found = np.array(open_store(cache.path("features", entry.key)).all())
+    found = np.array(open_store(cache.path("features", entry.key)).features)
     table = read_table(cache.path("tiles", read_entries(tiles, TileEntry)["one"].key))
     assert len(found) == len(table) > 2
     assert np.isfinite(found).all()

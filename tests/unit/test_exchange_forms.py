@@ -418,6 +418,30 @@ def test_attributes_that_are_no_single_value_say_nothing(tmp_path):
     assert not {"patch_size_level0", "long", "several", "overlap", "pair"} & set(given.stated)
 
 
+def test_a_heap_of_texts_that_hdf5_would_walk_through_for_ever_is_refused(tmp_path):
+    path = write_stamp(tmp_path / "A.h5", features_of(6, 4))
+    heap = path.read_bytes().find(b"GCOL") + 16
+    for place, value in ((8, bytes(8)), (8, b"\xff" * 8), (0, bytes(2)), (9, b"\xf0")):
+        content = bytearray(write_stamp(path, features_of(6, 4)).read_bytes())
+        content[heap + place : heap + place + len(value)] = value
+        path.write_bytes(content)
+        with pytest.raises(SlideError, match=r"A\.h5: .*the sizes of its texts are damaged"):
+            read_given(path)
+
+
+def test_many_and_long_texts_are_no_damage(tmp_path):
+    path = write_stamp(tmp_path / "A.h5", features_of(6, 4))
+    with h5py.File(path, "a") as file:
+        for number in range(60):
+            file["feats"].attrs[f"text {number}"] = "x" * (number * 97 % 900)
+        for number in range(0, 60, 3):
+            del file["feats"].attrs[f"text {number}"]
+            file["feats"].attrs[f"GCOL {number}"] = "GCOL" * number
+    given = read_given(path)
+    assert given.stated["extractor"] == "uni2"
+    assert np.array_equal(all_rows(given), features_of(6, 4))
+
+
 def test_chunks_of_a_whole_slide_are_unpacked_once_and_not_in_one_piece(tmp_path, monkeypatch):
     """Compressed chunks are unpacked whole; those of many rows and few columns have a limit."""
     from her2.exchange.content import hdf5_file

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2.core.errors import first_line
-from her2.core.hdf5 import dataset, is_filtered
+from her2.core.hdf5 import dataset, is_filtered, open_checked
 from her2.exchange.content import ROWS, Array, Content, Stated, row_blocks
 
 _NAMES = 64
@@ -32,7 +32,7 @@ def read_hdf5(path: Path) -> Content:
         OSError: it cannot be opened; h5py raises other types as well on a damaged file.
     """
     arrays, refused = {}, {}
-    with h5py.File(path, "r", locking="best-effort") as file:
+    with open_checked(path) as file:
         for name in islice(file, _NAMES):
             try:
                 found = _dataset(file, name)

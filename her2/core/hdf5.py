@@ -124,8 +124,9 @@ def dataset(
     if len(found) > rows:
         raise ValueError(f"{name} declares {len(found):,} rows, more than {rows:,}")
     held = found.id.get_storage_size()
-    if found.nbytes > held * (densest if is_filtered(found) else 1):
-        raise ValueError(f"{name} declares {found.nbytes:,} bytes and holds {held:,}")
+    declared = found.size * found.id.get_type().get_size()  # bfloat16 is read as float32
+    if declared > held * (densest if is_filtered(found) else 1):
+        raise ValueError(f"{name} declares {declared:,} bytes and holds {held:,}")
     chunk = int(np.prod(found.chunks or (0,), dtype=object)) * found.dtype.itemsize
     if chunk > CHUNK_BYTES:
         raise ValueError(f"{name} has chunks of {chunk:,} bytes, more than {CHUNK_BYTES:,}")

@@ -225,7 +225,7 @@ class TestPlan:
             (jobs.DescribeSpec, plan.describe_spec("uni")),
             (jobs.TakeSpec, plan.take_spec("uni", plan.buckets[0])),
         ):
-            assert jobs.dump(jobs.load(kind, text)) == text  # type: ignore[type-var]
+            assert jobs.dump(jobs.load(kind, text)) == text
             assert str(tmp_path) not in text
             assert json.loads(text)["version"] == 1
 

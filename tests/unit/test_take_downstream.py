@@ -11,6 +11,7 @@ from her2.cohort.manifest import Cohort
 from her2.cohort.similar import _places, shared_tiles
 from her2.explanation.attention_stage import _inside
 from her2.explanation.heatmap_stage import drawable
+from her2.explanation.held_out import find_held_out
 from her2.explanation.sources import Source
 from tests.unit.exchange_makers import corners, features_of, write_clam_h5, write_torch
 from tests.unit.heatmap_makers import World, make_world
@@ -35,7 +36,10 @@ class TestPictures:
     ) -> None:
         caplog.set_level(logging.INFO)
         self.remove(world, "n0-a", "p0-a")
-        drawn = {str(one["slide_id"]) for one in world.draw(slides=99)}
+        places = {name: world.root / name for name in ("models", "features")}
+        folds = world.root / "folds.parquet"
+        found = find_held_out(world.spec(), world.cache, folds=folds, **places).source()
+        drawn = {one.slide_id for one in drawable(found, world.cohort).slides}
         assert drawn == set(world.entries) - {"n0-a", "p0-a", "u0-a"}
         assert caplog.text.count("2 of 8 held-out slides are not drawn: there is no slide") == 1
 

@@ -30,7 +30,7 @@ from her2.storage.archive import (
 )
 
 if TYPE_CHECKING:
-    from anndata import AnnData  # type: ignore[import-untyped]
+    from anndata import AnnData
 
 CHUNK_BYTES = 1 << 30
 """Up to this size, the features of a slide are one chunk."""

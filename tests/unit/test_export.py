@@ -91,7 +91,7 @@ def test_two_exports_are_the_same_bytes_and_name_no_place(tmp_path: Path, form: 
     assert JOURNAL_NAME not in first
 
 
-@every_form
+@pytest.mark.parametrize("form", ["clam", "spatialdata"])  # files, and a folder
 @pytest.mark.parametrize("change", ["missing", "damaged", "other features"])
 def test_only_what_is_not_as_it_was_made_is_written_again(
     made: Made, out: Path, form: str, change: str
@@ -182,7 +182,7 @@ def test_a_folder_that_no_export_wrote_is_refused_and_stays(made: Made, out: Pat
     assert state(out).keys() == {"thesis.doc"}
 
 
-@every_form
+@pytest.mark.parametrize("form", ["clam", "spatialdata"])
 def test_a_file_that_no_export_wrote_is_never_replaced(made: Made, out: Path, form: str) -> None:
     export_features(made.root, out, form, slides=["A-1"])
     name = next(iter(record(out)["slides"]["A-1"]["files"])).replace("A-1", "B-1")

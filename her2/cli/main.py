@@ -14,6 +14,7 @@ from her2 import __version__
 from her2.cli.admin import cache_app, config_app, synthetic_app
 from her2.cli.bundle import bundle_app
 from her2.cli.cohort import cohort_app
+from her2.cli.heatmaps import heatmaps
 from her2.cli.imports import import_app
 from her2.cli.inspect import explain_slide, show_status
 from her2.cli.power import show_power
@@ -41,6 +42,7 @@ app.command("status")(show_status)
 app.command("explain")(explain_slide)
 app.command("power")(show_power)
 app.command("predict")(predict)
+app.command("heatmaps")(heatmaps)
 
 
 def main() -> None:

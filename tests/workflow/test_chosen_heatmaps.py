@@ -10,7 +10,7 @@ import pytest
 import shapely
 
 from her2.core.errors import UserError
-from her2.explanation import listed
+from her2.explanation import drawing, listed
 from her2.explanation.chosen import Wish, draw_chosen
 from tests.workflow.conftest import copy
 from tests.workflow.project import Project
@@ -73,7 +73,7 @@ def test_a_stopped_command_goes_on_where_it_was(
     own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[str] = []
-    real = listed.draw_slide
+    real = drawing.draw_slide
 
     def count(tiles: Any, *arguments: Any) -> Any:
         drawn.append(tiles.of.slide_id)

@@ -15,6 +15,7 @@ from her2.cli.admin import cache_app, config_app, synthetic_app
 from her2.cli.bundle import bundle_app
 from her2.cli.cohort import cohort_app
 from her2.cli.export import export
+from her2.cli.heatmaps import heatmaps
 from her2.cli.imports import import_app
 from her2.cli.inspect import explain_slide, show_status
 from her2.cli.power import show_power
@@ -43,6 +44,7 @@ app.command("explain")(explain_slide)
 app.command("power")(show_power)
 app.command("predict")(predict)
 app.command("export")(export)
+app.command("heatmaps")(heatmaps)
 
 
 def main() -> None:

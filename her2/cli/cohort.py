@@ -136,11 +136,17 @@ def _without_labels(slides: Path, root: Path | None, error: UserError) -> "Cohor
 
 def _setup_problems(plans: "dict[str, Plan]", *, folds: bool) -> Iterator[str]:
     """Yield what the first process of a run, and its folds, would refuse."""
+    from her2.pipeline.given import file_problems, given_problems
     from her2.pipeline.inputs import setup_problems
     from her2.pipeline.trial import plan_problems
 
     own = plans["cohort"]
-    yield from setup_problems(own.config, {name: p.config.cohort for name, p in plans.items()})
+    setup = setup_problems(own.config, {name: p.config.cohort for name, p in plans.items()})
+    yield from setup
+    if not setup:
+        for where, plan in plans.items():
+            given = [*given_problems(own.config, plan.cohort, where)]
+            yield from given or file_problems(own.config, plan.cohort)
     checks: tuple[Callable[[], object], ...] = (lambda: own.local_weights, lambda: own.chunks)
     for check in checks:
         try:

@@ -96,7 +96,7 @@ def place(given: Given, known: Known, *, mpp: float | None, size: int | None) ->
         if scale is not None and given.tile is not None:
             tile = given.tile / scale[0], given.tile / scale[1]
     elif given.tile is not None:
-        tile = given.tile, given.tile
+        tile = float(given.tile), float(given.tile)
         if scale is not None:
             cautions += _compared(given.tile, scale, target_mpp, px)
         elif target_mpp is not None and px is not None:

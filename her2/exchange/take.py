@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 JSON = dict[str, Any]
 NOT_RECORDED = "not recorded"
 """The precision in which another program computed."""
+_OF_ONE_FILE = frozenset({"name", "savetodir"})
+"""What TRIDENT says of one slide, or of folders on the machine that it ran on."""
 ELSEWHERE = "another program"
 """Where the tissue of such a slide was found."""
 
@@ -435,7 +437,7 @@ def _stated_by_all(files: list[Given]) -> JSON:
     return {
         name: value
         for name, value in sorted(first.items())
-        if len(files) > 1 and all(one.stated.get(name) == value for one in files)
+        if name not in _OF_ONE_FILE and all(one.stated.get(name) == value for one in files)
     }
 
 

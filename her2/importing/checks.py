@@ -72,6 +72,8 @@ def check_files(
     rows, lost = [], defaultdict(list)
     for part in parts:
         for row in part.cohort.rows:
+            if not row.path:  # there are only features
+                continue
             try:
                 rows.append((part, row, part.cohort.file(row)))
             except UserError as error:  # a variable in its path that this machine lacks

@@ -16,6 +16,7 @@ from her2.config import (
     EncoderSection,
     EvaluationSection,
     FoldsSection,
+    GivenSection,
     Section,
     TilingSection,
     load_config,
@@ -342,13 +343,20 @@ def test_every_number_of_the_config_has_limits():
         assert (schema.get("default") or 0) <= most, way
 
 
+def parts_of(annotation: object) -> list[object]:
+    """All types in an annotation, at any depth."""
+    return [annotation] + [part for one in get_args(annotation) for part in parts_of(one)]
+
+
 def test_no_section_has_a_number_without_limits():
     sections = {*HEADS.values(), SearchSection}
     for field in Config.model_fields.values():
-        sections |= {part for part in get_args(field.annotation) if isinstance(part, type)}
+        sections |= {part for part in parts_of(field.annotation) if isinstance(part, type)}
         sections |= {field.annotation} if isinstance(field.annotation, type) else set()
     sections = {part for part in sections if issubclass(part, Section)}
-    assert {TilingSection, FoldsSection, EncoderSection, EvaluationSection} < sections
+    assert {
+        TilingSection, FoldsSection, EncoderSection, GivenSection, EvaluationSection
+    } < sections  # fmt: skip
     assert {section: found for section in sections if (found := unbounded(section))} == {}
 
 

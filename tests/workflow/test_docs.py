@@ -37,6 +37,7 @@ ELSEWHERE = {
     r".*\b(tcga-brca|bcnb|herohe|yale|warwick|table)/": "tests/unit/test_presets.py imports these",
     r".*workflow/presets/": "tests/unit/test_presets.py; test_published.py runs two of them",
     r".*\bcount\b": "tests/unit/test_cli.py, with a stage that it adds",
+    r".*\bfeatures\.yaml": "tests/workflow/test_features.py, with features it draws",
     r"her2 import \S+ \S": "tests/unit/test_import_*.py, with a cohort of each source",
 }
 ASKED = {
@@ -155,6 +156,6 @@ def test_every_command_that_a_sentence_names_exists(clone: Path, warm: Path) -> 
 def test_what_is_left_to_other_tests_is_nothing_else() -> None:
     left = [command for command in blocks() if as_run(command, mentioned=False) is None]
     known = (
-        r"squeue|scancel|sinfo|sacctmgr|scontrol|snakemake|pip|her2 (import|cohort check table/)"
+        r"squeue|scancel|sinfo|sacctmgr|scontrol|snakemake|pip|her2 (import|cohort check (table/|.*features\.yaml))"
     )
     assert all(re.match(known, command) for command in left)

@@ -16,6 +16,7 @@ from her2.cli.bundle import bundle_app
 from her2.cli.cohort import cohort_app
 from her2.cli.encoders import encoders
 from her2.cli.export import export
+from her2.cli.heatmaps import heatmaps
 from her2.cli.imports import import_app
 from her2.cli.inspect import explain_slide, show_status
 from her2.cli.power import show_power
@@ -45,6 +46,7 @@ app.command("encoders")(encoders)
 app.command("power")(show_power)
 app.command("predict")(predict)
 app.command("export")(export)
+app.command("heatmaps")(heatmaps)
 
 
 def main() -> None:

@@ -297,14 +297,14 @@ def _problems(
             f"column 'target', row {row + 1}: {_value(given, 'target', row)} is none of the "
             f"classes {', '.join(classes)}"
         )
-    names = [f"{PROBABILITY}{name}" for name in classes]
+    names = [name for one in classes if (name := f"{PROBABILITY}{one}") in given]
     values = table.select(names).to_numpy()
     for own, name in zip(values.T, names, strict=True):
         bad = ~(np.isfinite(own) & (own >= 0) & (own <= 1))
         for row in _first(pl.Series(bad)):
             shown = _value(given, name, row)
             yield f"column {name!r}, row {row + 1}: {shown} is no probability from 0 to 1"
-    sums = values.sum(axis=1)
+    sums = values.sum(axis=1) if len(names) == len(classes) else np.ones(len(values))
     for row in _first(pl.Series(np.abs(sums - 1) > _SUM_TOLERANCE)):
         yield f"columns {', '.join(names)}, row {row + 1}: sum to {sums[row]:.4g}, not to 1"
     tested = table.with_row_index("row")

@@ -9,7 +9,7 @@ from typing import Any
 
 from her2.core.errors import SlideError, UserError, blamed_on, first_line, problem_list
 from her2.core.files import atomic_path
-from her2.exchange.outgoing import Outgoing, SlideFeatures, open_slide_features, read_outgoing
+from her2.exchange.outgoing import Outgoing, open_slide_features, read_outgoing
 from her2.exchange.record import (
     SCHEMA_VERSION,
     Done,
@@ -18,6 +18,7 @@ from her2.exchange.record import (
     open_record,
     publishing,
 )
+from her2.exchange.slide_features import SlideFeatures
 from her2.exchange.writers import Writer, find_writer
 from her2.storage.entries import FeatureEntry
 from her2.storage.features import is_sealed, seal_holds
@@ -114,6 +115,8 @@ def _export(
             continue
         try:
             features = open_slide_features(outgoing, slide_id, entry.key)
+            for fact in writer.needs:
+                getattr(features, fact)
             names = writer.files(outgoing, features)
             current = record.current(slide_id, entry.key, features.seal, writer.version)
             if not current and is_sealed(features.store) and not seal_holds(features.store):

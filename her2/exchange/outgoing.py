@@ -1,27 +1,22 @@
 """Features out: what a results folder has to export, slide by slide, and what is said of it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from her2 import __version__
 from her2.config.names import cohort_folder
 from her2.core.errors import UserError
-from her2.core.files import file_digest
 from her2.core.stamps import FOLDER, read_stamp
 from her2.core.tables import read_result
-from her2.encoders.card import EncoderCard
+from her2.encoders.card import GIVEN, EncoderCard
+from her2.exchange.slide_features import SlideFeatures
 from her2.frozen.bundle.licence import may_be_passed_on
 from her2.frozen.stores import bucket_names
 from her2.pretraining.overlap import lineage
 from her2.storage.entries import FeatureEntry, read_all_entries
-from her2.storage.facts import StoredSlide
-from her2.storage.features import BLOCK_BYTES, FeatureStore, open_store, read_coords
+from her2.storage.features import open_store, read_coords
 
 LABEL = "label_"
 """What the cohort's table has before the names of label columns."""
@@ -67,6 +62,7 @@ class Outgoing:
                 "name": self.encoder,
                 "digest": self.card.digest,
                 "source": self.card.source,
+                "computed": "elsewhere" if self.card.source == GIVEN else "here",
                 "architecture": f"{self.card.library}/{self.card.architecture}",
                 "feature": self.card.feature,
                 "dimension": self.card.dimension,
@@ -74,79 +70,6 @@ class Outgoing:
                 "licence": self.card.licence or "not stated",
             },
             **({"licence_caution": self.caution} if self.caution else {}),
-        }
-
-
-@dataclass(frozen=True)
-class SlideFeatures:
-    """The features of a slide, mapped, and where its tiles lie.
-
-    Attributes:
-        slide_id: the slide.
-        store: features (n, d).
-        slide: um/px, size, and side of a tile (width, height) in level-0 px.
-        mpp: um/px of a tile as the encoder saw it.
-        tile_px: its side in px.
-    """
-
-    slide_id: str
-    store: FeatureStore
-    slide: StoredSlide
-    mpp: float
-    tile_px: int
-
-    @cached_property
-    def coords(self) -> NDArray[np.int32]:
-        """Top left corners of the tiles, int32 (n, 2), level-0 px."""
-        return read_coords(self.store.path)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of the features, in the byte order of this machine."""
-        return self.store.chunks[0].dtype.newbyteorder("=")
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(n, d)."""
-        return len(self.store), self.store.dimension
-
-    @cached_property
-    def seal(self) -> str:
-        """The digest of the store's content, that of its file where it is older than seals."""
-        found = self.store.attributes.get("seal")
-        return str(found) if found else f"file {file_digest(self.store.path)}"
-
-    @property
-    def block_rows(self) -> int:
-        """Number of rows in a block; the last one of a chunk has fewer."""
-        return max(1, BLOCK_BYTES // (self.store.dimension * self.dtype.itemsize))
-
-    def blocks(self) -> Iterator[NDArray[Any]]:
-        """Yield the features in order, in blocks of a few MiB (k, d)."""
-        for chunk in self.store.chunks:
-            for start in range(0, len(chunk), self.block_rows):
-                yield chunk[start : start + self.block_rows]
-
-    def provenance(self) -> dict[str, Any]:
-        """Return what an export says of this slide's features, as JSON values."""
-        found = self.store.attributes
-        names = ("key", "failed_tiles", "precision", "software")
-        return {
-            "slide_id": self.slide_id,
-            "seal": self.seal,
-            **{name: found[name] for name in names if name in found},
-            "slide": {
-                "fingerprint": self.slide.fingerprint,
-                "um_per_px": list(self.slide.mpp),
-                "um_per_px_from": self.slide.mpp_source,
-                "size_px": list(self.slide.size_px),
-            },
-            "tile": {
-                "um_per_px": self.mpp,
-                "px": self.tile_px,
-                "level0_px": list(self.slide.level0_tile),
-            },
-            "coordinates": "top left corners of the tiles, level-0 px",
         }
 
 
@@ -190,8 +113,8 @@ def open_slide_features(outgoing: Outgoing, slide_id: str, key: str) -> SlideFea
     """Open the features of a slide.
 
     Raises:
-        UserError: the store is absent or damaged, contains the features of another slide or
-            encoder, or does not say where its tiles are.
+        UserError: the store is absent or damaged, or contains the features of another slide or
+            encoder.
     """
     path = outgoing.features / f"{slide_id}.zarr.zip"
     store = open_store(path, key)
@@ -201,17 +124,11 @@ def open_slide_features(outgoing: Outgoing, slide_id: str, key: str) -> SlideFea
             f"{path}: is of the encoder {of[:12]}, but {outgoing.encoder} is now "
             f"{outgoing.card.digest[:12]}. Run snakemake again."
         )
-    try:
-        target = store.attributes["target"]
-        found = SlideFeatures(
-            slide_id, store, StoredSlide.read(store.attributes), target["mpp"], target["px"]
-        )
-    except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: does not say where its tiles are ({error}).") from None
-    if len(found.coords) != len(store):
+    found = SlideFeatures(slide_id, store)
+    if (rows := len(read_coords(path))) != len(store):
         raise UserError(
-            f"{path}: has {len(store)} rows of features for {len(found.coords)} tiles. Delete it "
-            "and run snakemake again."
+            f"{path}: has {len(store)} rows of features for {rows} tiles. Delete it and run "
+            "snakemake again."
         )
     return found
 
@@ -253,6 +170,15 @@ def _rows(table: Path) -> dict[str, Row] | None:
 
 def _caution(results: Path, encoder: str, cards: list[EncoderCard]) -> str | None:
     """Return what the licence of the weights may mean for features that were made with them."""
+    advice = (
+        "Some licences count features among what is derived from the weights, and forbid "
+        "commercial use of them or passing them on: read it before you do either."
+    )
+    if cards[0].source == GIVEN:
+        return (
+            f"the features of {encoder!r} were not computed here, and the licence of the weights "
+            f"is not known. {advice}"
+        )
     stamp = read_stamp(results / FOLDER / "materialise_encoder" / f"{encoder}.json")
     row = None
     if stamp is not None and cards[0].source == "catalogue":
@@ -260,15 +186,13 @@ def _caution(results: Path, encoder: str, cards: list[EncoderCard]) -> str | Non
     found = may_be_passed_on(cards, row)
     if found.allowed:
         return None
-    return (
-        f"the weights of the encoder {encoder!r} may not be passed on ({found.why}). Some licences "
-        "count features among what is derived from the weights, and forbid commercial use of them "
-        "or passing them on: read that of these weights before you do either."
-    )
+    return f"the weights of the encoder {encoder!r} may not be passed on ({found.why}). {advice}"
 
 
 def _overlap(results: Path, cohort: str, card: EncoderCard) -> float | None:
     """Return the overlap of tiles, which the stamp of any tiling job of the grid has."""
+    if card.source == GIVEN or card.mpp is None:
+        return None
     folder = results / FOLDER / (cohort_folder(cohort) if cohort else "") / "tile_bucket"
     grid = folder / f"{card.size}px-{card.mpp:.10g}mpp"
     stamp = next(filter(None, map(read_stamp, sorted(grid.glob("*.json")))), None)

@@ -4,13 +4,14 @@ Whatever model and cohort a slide is of: what is drawn is a `SlideTiles`.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from her2.config import HeatmapFormat
 from her2.core.crashes import reading
-from her2.core.errors import SlideError, TileError
+from her2.core.errors import SlideError, TileError, UserError
 from her2.core.files import atomic_path
 from her2.core.plot_style import FigureContext
 from her2.core.types import RGB, Mask
@@ -37,6 +38,22 @@ SUFFIXES: dict[HeatmapFormat, str] = {
     "ome_tiff": ".ome.tiff",
 }
 """Format -> suffix of the file that is written beside the picture."""
+
+FORMATS: tuple[HeatmapFormat, ...] = ("png", *SUFFIXES)
+
+
+def chosen_formats(words: Sequence[str]) -> tuple[HeatmapFormat, ...]:
+    """Return formats from words; `ome-tiff` is `ome_tiff`.
+
+    Raises:
+        UserError: a word is none, or there are none.
+    """
+    known: dict[str, HeatmapFormat] = {name: name for name in FORMATS} | {"ome-tiff": "ome_tiff"}
+    wrong = [one for one in words if one not in known]
+    if wrong or not words:
+        said = ", ".join(map(repr, wrong)) or "none"
+        raise UserError(f"formats: {said}; give some of {', '.join(FORMATS)}.")
+    return tuple(dict.fromkeys(known[one] for one in words))
 
 
 @dataclass(frozen=True, slots=True)

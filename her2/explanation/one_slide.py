@@ -12,14 +12,13 @@ from PIL import Image
 from her2.config import HeatmapFormat
 from her2.core.errors import SlideError, UserError
 from her2.core.section import NAME_PATTERN, is_name
-from her2.explanation.drawing import SUFFIXES, Drawing, draw_slide
+from her2.explanation.drawing import Drawing, chosen_formats, draw_slide
 from her2.explanation.tiles import SlideTiles, tiles_of_store
 from her2.frozen.model import FrozenPrediction
 from her2.slides.fingerprint import fingerprint
 from her2.slides.slide import Slide
 from her2.storage.features import FeatureStore
 
-FORMATS: tuple[HeatmapFormat, ...] = ("png", *SUFFIXES)
 _SUM_TOLERANCE = 1e-3
 
 
@@ -81,10 +80,11 @@ def draw_heatmap(
     """
     file = slide.path if isinstance(slide, Slide) else Path(slide)
     tiles = _tiles(store, attention, name or file.stem, label)
-    _check(tiles, store, file, formats)
+    chosen = chosen_formats(formats)
+    _check(tiles, store, file)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if out is None else Path(out)
-        wanted = ("png",) if out is None else tuple(formats)
+        wanted = ("png",) if out is None else chosen
         row = draw_slide(tiles, file, Drawing(wanted, synthetic=synthetic), folder)
         if out is not None and "png" not in wanted and "reason" not in row:
             picture = draw_slide(tiles, file, Drawing(("png",), synthetic=synthetic),
@@ -122,17 +122,13 @@ def _tiles(
     )
 
 
-def _check(
-    tiles: SlideTiles, store: FeatureStore, file: Path, formats: Sequence[HeatmapFormat]
-) -> None:
+def _check(tiles: SlideTiles, store: FeatureStore, file: Path) -> None:
     """Raise a UserError where slide, tiles, weights and options do not go together."""
     if not is_name(tiles.of.slide_id):
         raise UserError(
             f"name {tiles.of.slide_id!r}: files are named by it, so it has to match "
             f"{NAME_PATTERN}; give another with `name`."
         )
-    if wrong := [one for one in formats if one not in FORMATS]:
-        raise UserError(f"formats {wrong}: give some of {', '.join(FORMATS)}.")
     values = tiles.attention
     if values.shape != (len(store),):
         raise UserError(

@@ -42,13 +42,20 @@ def to_anndata(
         raise UserError(
             "to_anndata: needs the package anndata; install it with `pip install 'her2[exchange]'`."
         ) from None
+    return AnnData(X=np.array(features), **described(features.shape, coords, attributes))
+
+
+def described(
+    shape: tuple[int, ...], coords: NDArray[np.int32], attributes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return `obs`, `var`, `obsm` and `uns` of a store, see `to_anndata`; `shape` is (n, d)."""
     import pandas as pd  # anndata brings it
 
     found = attributes
     side = found.get("slide", {}).get("level0_tile")
     # Of type object: what pandas 3 makes of texts, anndata 0.12 cannot write.
-    names = pd.Index([f"tile-{row}" for row in range(len(features))], dtype=object)
-    columns = pd.Index([f"feature-{column}" for column in range(features.shape[1])], dtype=object)
+    names = pd.Index([f"tile-{row}" for row in range(shape[0])], dtype=object)
+    columns = pd.Index([f"feature-{column}" for column in range(shape[1])], dtype=object)
     target = found.get("target") or {}
     facts: dict[str, Any] = {
         "key": found.get("key"),
@@ -58,10 +65,11 @@ def to_anndata(
         "tile_level0_px": None if side is None else np.asarray(side, np.float64),
         "attributes": json.dumps(dict(found), sort_keys=True),
     }
-    return AnnData(
-        X=np.array(features),
-        obs=pd.DataFrame({"x_level0_px": coords[:, 0], "y_level0_px": coords[:, 1]}, index=names),
-        var=pd.DataFrame(index=columns),
-        obsm={"spatial": coords + (np.zeros(2) if side is None else np.asarray(side) / 2)},
-        uns={"her2": {name: value for name, value in facts.items() if value is not None}},
-    )
+    return {
+        "obs": pd.DataFrame(
+            {"x_level0_px": coords[:, 0], "y_level0_px": coords[:, 1]}, index=names
+        ),
+        "var": pd.DataFrame(index=columns),
+        "obsm": {"spatial": coords + (np.zeros(2) if side is None else np.asarray(side) / 2)},
+        "uns": {"her2": {name: value for name, value in facts.items() if value is not None}},
+    }

@@ -84,6 +84,26 @@ class Made:
         self.features[slide_id], self.coords[slide_id] = values, coords
         self.enter(slide_id, FeatureEntry("ok", None, digest(identity), len(values), 0, 6))
 
+    def take(self, slide_id: str, values: NDArray[Any], **facts: Any) -> None:
+        """Give a slide features that another program computed, of which only these facts are known.
+
+        `facts` are parts of the attribute `slide`, and of `target` and `given` under these names.
+        """
+        target, given = facts.pop("target", {}), facts.pop("given", {})
+        unknown = dict.fromkeys(("mpp", "mpp_source", "level0_tile", "size_px"))
+        attributes = {
+            "key": digest([slide_id, facts, target, given]),
+            "encoder": {"digest": CARD.digest},
+            "target": {"mpp": None, "px": None} | target,
+            "slide": {"fingerprint": digest(slide_id)} | unknown | facts,
+            "given": {"computed": "elsewhere", "level": "tile", "positions": True} | given,
+        }
+        coords = np.zeros((len(values), 2), np.int32)
+        write_store(self.store(slide_id), values, coords, attributes)
+        self.features[slide_id], self.coords[slide_id] = values, coords
+        entry = FeatureEntry("ok", None, attributes["key"], len(values), 0, 6)
+        self.enter(slide_id, entry)
+
     def enter(self, slide_id: str, entry: FeatureEntry) -> None:
         self.entries[slide_id] = entry
         write_entries(self.folder / "0000-of-0001.json", self.entries)

@@ -26,8 +26,8 @@ from her2.storage.entries import FeatureEntry, TileEntry, read_entries, write_en
 from tests.unit.products import write_store
 
 ROOT = Path(__file__).parents[2]
-QUESTIONS = ["status", "explain", "power", "predict", "export", "cohort", "import", "config",
-             "cache", "synthetic", "bundle"]  # fmt: skip
+QUESTIONS = ["status", "explain", "power", "predict", "export", "heatmaps", "cohort", "import",
+             "config", "cache", "synthetic", "bundle"]  # fmt: skip
 HEAVY = {"torch", "torchvision", "timm", "polars", "zarr", "sklearn", "matplotlib", "pyarrow"}
 
 

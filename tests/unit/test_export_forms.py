@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torchmil.datasets import ProcessedMILDataset, TridentWSIDataset
 
-import her2.exchange.outgoing
+import her2.exchange.slide_features
 import her2.exchange.writers._hdf5
 import her2.storage.features
 from her2.exchange.checks import check_given, finite_blocks
@@ -29,7 +29,6 @@ from her2.exchange.given import read_given
 from her2.exchange.matching import match_given
 from her2.exchange.writers.stamp import coords_um
 from her2.exchange.writers.trident import magnification
-from her2.storage.facts import StoredSlide
 from tests.unit.export_makers import CARD, SIZE, Made, make, matrix
 
 EXTRACTOR = f"her2-mine-{CARD.digest[:8]}"
@@ -69,9 +68,9 @@ READERS = {
 CLAM = {"h5": hdf5("features", "h5_files/{}.h5"), "pt": tensor}
 
 
-def export(made: Made, form: str) -> tuple[Path, Exported]:
+def export(made: Made, form: str, *slides: str) -> tuple[Path, Exported]:
     out = made.root.parent / form
-    return out, export_features(made.root, out, form)
+    return out, export_features(made.root, out, form, slides=slides or None)
 
 
 # The same bits
@@ -81,11 +80,10 @@ def export(made: Made, form: str) -> tuple[Path, Exported]:
 @pytest.mark.parametrize("form", READERS)
 def test_features_keep_every_bit_and_their_type(tmp_path: Path, form: str, kind: str) -> None:
     made = make(tmp_path, kind)
-    out, _ = export(made, form)
-    for slide_id, values in made.features.items():
-        found = READERS[form](out, slide_id)
-        assert (found.dtype, found.shape) == (values.dtype, values.shape)
-        assert found.tobytes() == values.tobytes()
+    out, _ = export(made, form, "A-1")
+    found, values = READERS[form](out, "A-1"), made.features["A-1"]
+    assert (found.dtype, found.shape) == (values.dtype, values.shape)
+    assert found.tobytes() == values.tobytes()
 
 
 @every_kind
@@ -109,22 +107,22 @@ def test_clam_has_float32_and_what_that_rounds_is_said(
 def test_a_store_of_several_chunks_is_written_in_blocks(
     tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (her2.storage.features, her2.exchange.outgoing):
+    for module in (her2.storage.features, her2.exchange.slide_features):
         monkeypatch.setattr(module, "BLOCK_BYTES", 60)  # five rows
     monkeypatch.setattr(her2.exchange.writers._hdf5, "_CHUNK_BYTES", 40)
     monkeypatch.setattr(her2.storage.features, "CHUNK_BYTES", 12 * 8)  # eight rows
     made = make(tmp_path)
     made.embed("A-1", matrix(3, 21))
-    out, _ = export(made, form)
+    out, _ = export(made, form, "A-1")
     found = (READERS | {"clam": tensor})[form](out, "A-1")
     np.testing.assert_array_equal(found, made.features["A-1"])
 
 
-@pytest.mark.parametrize("form", ["trident", "clam", "stamp", "anndata", "spatialdata"])
+@pytest.mark.parametrize("form", ["clam", "anndata", "spatialdata"])
 def test_memory_does_not_grow_with_the_slide(
     tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (her2.storage.features, her2.exchange.outgoing):
+    for module in (her2.storage.features, her2.exchange.slide_features):
         monkeypatch.setattr(module, "BLOCK_BYTES", 1 << 18)
     made = make(tmp_path)
     wide = np.ones((1_000, 6_000), np.float16)  # 12 MB
@@ -261,9 +259,9 @@ def test_stamp_has_um_and_its_file_attributes_and_claims_no_stamp(tmp_path: Path
 def test_px_come_back_exactly_from_stamps_um_on_any_slide_that_there_is() -> None:
     class Slide:
         coords = np.array([[0, 1], [999_983, 1_048_575], [3, 777_777]], np.int32)
-        slide = StoredSlide("f", (0.1213, 0.2527), "metadata", (1, 1), SIZE)
+        slide_mpp = (0.1213, 0.2527)
 
-    back = np.rint(coords_um(Slide).astype(np.float64) / Slide.slide.mpp)
+    back = np.rint(coords_um(Slide).astype(np.float64) / Slide.slide_mpp)
     np.testing.assert_array_equal(back, Slide.coords)
 
 
@@ -320,7 +318,7 @@ def test_anndata_has_tiles_as_observations_with_centres_and_provenance(tmp_path:
     assert list(found.obs["slide_id"].unique()) == ["A-1"]
     about = found.uns["her2"]
     assert (about["mpp"], about["tile_px"], about["encoder"]) == (0.5, 256, CARD.digest)
-    stated = json.loads(about["attributes"])
+    stated = json.loads(about["export"])
     assert stated["slide"]["um_per_px"] == [0.25, 0.25]
     assert stated["encoder"]["name"] == "mine"
     found.file.close()
@@ -387,3 +385,57 @@ def test_what_is_exported_comes_back(
         scale = 0.25 if given.unit == "um" else 1
         np.testing.assert_array_equal(np.rint(given.coords / scale), made.coords[slide_id])
         assert given.tile in (None, 512 * scale)
+
+
+# Features that were not computed here
+
+WHERE = {"level0_tile": (512, 512)}
+SIZED = {"size_px": SIZE}
+SCALED = {"mpp": (0.25, 0.25), "mpp_source": "manifest"}
+AS_SEEN = {"target": {"mpp": 0.5, "px": 256}}
+NEEDS: dict[str, dict[str, Any]] = {
+    "trident": WHERE | SIZED | SCALED | AS_SEEN,
+    "clam": WHERE | SIZED,
+    "stamp": SCALED | AS_SEEN,
+    "spatialdata": WHERE | SCALED,
+    "anndata": {},
+    "parquet": {},
+}
+WORDS = {
+    "level0_tile": "the side of its tiles in level-0 px",
+    "size_px": "its width and height",
+    "mpp": "the um/px of its level-0 px",
+    "target": "the um/px of its tiles",
+}
+
+
+@pytest.mark.parametrize("form", NEEDS)
+def test_features_from_elsewhere_need_what_the_form_has_and_no_more(
+    tmp_path: Path, form: str
+) -> None:
+    made = make(tmp_path)
+    made.take("A-1", matrix(1, 4), **NEEDS[form])
+    for number, (missing, words) in enumerate(WORDS.items()):
+        if missing in NEEDS[form]:
+            facts = {name: value for name, value in NEEDS[form].items() if name != missing}
+            made.take(f"lacks-{number}", matrix(1, 4), **facts)
+            _, done = export(made, form, "A-1", f"lacks-{number}")
+            assert done.failed == {f"lacks-{number}": f"{words} is not known"}
+    _, done = export(made, form, "A-1")
+    assert {*done.written, *done.kept} == {"A-1"}
+
+
+def test_features_without_positions_have_none_in_any_form(tmp_path: Path) -> None:
+    made = make(tmp_path)
+    vector = {"given": {"level": "slide", "positions": False}, **NEEDS["trident"]}
+    made.take("A-1", matrix(1, 1), **vector)
+    for form in ("trident", "clam", "stamp", "spatialdata"):
+        done = export(made, form, "A-1", "B-1")[1]
+        assert "where its tiles are is not known" in done.failed["A-1"]
+    out, _ = export(made, "anndata")
+    found = anndata.read_h5ad(out / "A-1.h5ad")
+    assert (list(found.obs.columns), list(found.obsm)) == (["slide_id"], [])
+    out, _ = export(made, "parquet")
+    assert pl.read_parquet(out / "features" / "A-1.parquet").select("x", "y").rows() == [
+        (None, None)
+    ]

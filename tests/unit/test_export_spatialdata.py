@@ -91,4 +91,4 @@ def test_the_table_annotates_each_shape_by_its_position(exported: tuple[Made, Pa
     assert dict(found.uns["spatialdata_attrs"]) == {
         "region": "tiles", "region_key": "region", "instance_key": "tile",
     }  # fmt: skip
-    assert json.loads(found.uns["her2"]["attributes"])["slide_id"] == "A-1"
+    assert json.loads(found.uns["her2"]["export"])["slide_id"] == "A-1"

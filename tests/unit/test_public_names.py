@@ -112,7 +112,7 @@ def test_type_checkers_see_the_names_where_they_are_defined() -> None:
     told: dict[str, set[str]] = {}
     for one in imports:
         told.setdefault(one.module or "", set()).update(name.name for name in one.names)
-    assert told == {home: set(names) for home, names in her2._HOMES.items()}
+    assert told == {home: set(names) for home, names in vars(her2)["_HOMES"].items()}
 
 
 def test_importing_the_package_takes_under_50_ms_of_cpu_time() -> None:
@@ -130,7 +130,7 @@ def test_every_public_name_is_there_and_says_what_it_is(name: str) -> None:
 
 def test_another_name_is_refused_as_python_does() -> None:
     with pytest.raises(AttributeError, match="module 'her2' has no attribute 'slide_opener'"):
-        her2.slide_opener  # noqa: B018
+        her2.slide_opener  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_type_checkers_are_told_that_the_package_is_typed() -> None:

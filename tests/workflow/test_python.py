@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import anndata
+import anndata  # type: ignore[import-untyped]
 import numpy as np
 import polars as pl
 import pytest

@@ -13,7 +13,8 @@ from pathlib import Path
 import polars as pl
 
 from her2.core.errors import UserError
-from her2.exchange.outgoing import Outgoing, SlideFeatures
+from her2.exchange.outgoing import Outgoing
+from her2.exchange.slide_features import SlideFeatures
 
 
 def no_tables(outgoing: Outgoing, slides: Sequence[str]) -> Mapping[str, pl.DataFrame]:
@@ -40,6 +41,8 @@ class Writer:
             sentences that hold for other slides too.
         tables: file name -> table that is written after the slides of an export; slide ids sorted.
         advice: lines that tell what the other program then needs, for the folder of the export.
+        needs: properties of `SlideFeatures` without which a slide cannot be written. Features that
+            another program computed may lack them.
         package: a package that `write` needs and her2 does not.
         version: raised when the files change for the same store; those of older versions are
             written again.
@@ -52,6 +55,7 @@ class Writer:
     losses: Callable[[Outgoing, SlideFeatures], Sequence[str]]
     tables: Callable[[Outgoing, Sequence[str]], Mapping[str, pl.DataFrame]] = no_tables
     advice: Callable[[Outgoing, Path], Sequence[str]] = no_advice
+    needs: Sequence[str] = ()
     package: str | None = None
     version: int = 1
 

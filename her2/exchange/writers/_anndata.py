@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from her2.core.files import canonical_json
-from her2.exchange.outgoing import Outgoing, SlideFeatures
+from her2.exchange.outgoing import Outgoing
+from her2.exchange.slide_features import SlideFeatures
+from her2.storage.as_anndata import described
 
 AT_ROOT = {"encoding-type": "anndata", "encoding-version": "0.1.0"}
 X_ATTRIBUTES = {"encoding-type": "array", "encoding-version": "0.2.0"}
@@ -33,28 +35,20 @@ def write_elements(
     import pandas as pd
     from anndata.io import write_elem
 
+    known = slide.knows("coords")
+    places = slide.coords if known else np.zeros((slide.shape[0], 2), np.int32)
+    parts = described(slide.shape, places, slide.store.attributes)
+    tiles, about = parts["obs"], parts["uns"]["her2"]
+    if not known:
+        tiles, parts["obsm"] = tiles[[]], {}
+    # Unique among slides; as objects, since anndata does not write the text type of pandas 3.
+    tiles.index = pd.Index([f"{slide.slide_id}-{row}" for row in range(len(tiles))], dtype=object)
+    tiles = tiles.assign(slide_id=one_category(slide.slide_id, len(tiles)), **obs)
+    about["export"] = canonical_json({**outgoing.provenance(), **slide.provenance()})
     group.attrs.update(AT_ROOT)
-    count, width = slide.shape
-    # As objects: anndata does not write the text type of pandas 3.
-    names = pd.Index([f"{slide.slide_id}-{row}" for row in range(count)], dtype=object)
-    side = np.array(slide.slide.level0_tile, np.float64)
-    tiles = {
-        "slide_id": one_category(slide.slide_id, count),
-        "x_level0_px": slide.coords[:, 0],
-        "y_level0_px": slide.coords[:, 1],
-    }
-    about = {
-        "key": slide.store.attributes["key"],
-        "encoder": outgoing.card.digest,
-        "mpp": slide.mpp,
-        "tile_px": slide.tile_px,
-        "tile_level0_px": side,
-        "attributes": canonical_json({**outgoing.provenance(), **slide.provenance()}),
-    }
-    features = pd.Index([f"feature-{column}" for column in range(width)], dtype=object)
-    write_elem(group, "obs", pd.DataFrame({**tiles, **obs}, index=names))
-    write_elem(group, "var", pd.DataFrame(index=features))
-    write_elem(group, "obsm", {"spatial": slide.coords + side / 2})
+    write_elem(group, "obs", tiles)
+    write_elem(group, "var", parts["var"])
+    write_elem(group, "obsm", parts["obsm"])
     write_elem(group, "uns", {"her2": about, **uns})
     for name in ("varm", "obsp", "varp", "layers"):
         write_elem(group, name, {})

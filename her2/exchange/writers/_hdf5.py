@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2.core.files import canonical_json
-from her2.exchange.outgoing import Outgoing, SlideFeatures
+from her2.exchange.outgoing import Outgoing
+from her2.exchange.slide_features import SlideFeatures
 
 _CHUNK_BYTES = 1 << 20
 

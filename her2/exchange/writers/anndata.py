@@ -8,7 +8,8 @@ from pathlib import Path
 
 import h5py
 
-from her2.exchange.outgoing import Outgoing, SlideFeatures
+from her2.exchange.outgoing import Outgoing
+from her2.exchange.slide_features import SlideFeatures
 from her2.exchange.writers import Writer
 from her2.exchange.writers._anndata import X_ATTRIBUTES, write_elements
 from her2.exchange.writers._hdf5 import write_features

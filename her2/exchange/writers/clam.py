@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from her2.exchange.outgoing import Outgoing, SlideFeatures
+from her2.exchange.outgoing import Outgoing
+from her2.exchange.slide_features import SlideFeatures
 from her2.exchange.writers import Writer
 from her2.exchange.writers._hdf5 import write_hdf5
 
@@ -37,11 +38,11 @@ def _write(outgoing: Outgoing, slide: SlideFeatures, paths: Mapping[str, Path]) 
         features=None,
         coords=slide.coords,
         of_coords={
-            "patch_size": round(slide.slide.level0_tile[0]),
+            "patch_size": round(slide.level0_tile[0]),
             "patch_level": 0,
             "downsample": np.ones(2),
-            "downsampled_level_dim": np.array(slide.slide.size_px),
-            "level_dim": np.array(slide.slide.size_px),
+            "downsampled_level_dim": np.array(slide.size_px),
+            "level_dim": np.array(slide.size_px),
             "name": slide.slide_id,
             "save_path": "patches",
         },
@@ -85,7 +86,7 @@ def _losses(outgoing: Outgoing, slide: SlideFeatures) -> list[str]:
     ]
     if slide.dtype.itemsize > _TYPE.itemsize:
         found.append(f"features are rounded from {slide.dtype} to the float32 that CLAM takes")
-    if not all(round(side) == side for side in slide.slide.level0_tile):
+    if not all(round(side) == side for side in slide.level0_tile):
         found.append("patch_size is rounded: the side of a tile is no whole number of level-0 px")
     if _is_number(slide.slide_id):
         found.append(
@@ -121,4 +122,5 @@ WRITER = Writer(
     losses=_losses,
     tables=_tables,
     advice=_advice,
+    needs=("coords", "level0_tile", "size_px"),
 )

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from her2.core.files import canonical_json
-from her2.exchange.outgoing import LABEL, Outgoing, SlideFeatures
+from her2.exchange.outgoing import LABEL, Outgoing
+from her2.exchange.slide_features import SlideFeatures
 from her2.exchange.writers import Writer
 
 
@@ -26,8 +27,8 @@ def _write(outgoing: Outgoing, slide: SlideFeatures, paths: Mapping[str, Path]) 
     schema = pa.schema(
         [
             pa.field("slide_id", pa.string(), nullable=False),
-            pa.field("x", pa.int32(), nullable=False),
-            pa.field("y", pa.int32(), nullable=False),
+            pa.field("x", pa.int32()),
+            pa.field("y", pa.int32()),
             pa.field("features", pa.list_(pa.from_numpy_dtype(slide.dtype), width), nullable=False),
         ],
         metadata={"her2": canonical_json({**outgoing.provenance(), **slide.provenance()})},
@@ -35,15 +36,21 @@ def _write(outgoing: Outgoing, slide: SlideFeatures, paths: Mapping[str, Path]) 
     start = 0
     with pq.ParquetWriter(paths["features"], schema, write_page_checksum=True) as file:
         for block in slide.blocks():
-            places = slide.coords[start : start + len(block)]
             values = pa.array(np.ascontiguousarray(block, slide.dtype).reshape(-1))
             columns = [
                 pa.array([slide.slide_id] * len(block), pa.string()),
-                *(pa.array(np.ascontiguousarray(places[:, axis])) for axis in (0, 1)),
+                *(_places(slide, axis, start, len(block)) for axis in (0, 1)),
                 pa.FixedSizeListArray.from_arrays(values, width),
             ]
             file.write_table(pa.Table.from_arrays(columns, schema=schema))
             start += len(block)
+
+
+def _places(slide: SlideFeatures, axis: int, start: int, count: int) -> pa.Array:
+    """Return the x or y of some tiles; null where it is not known."""
+    if not slide.knows("coords"):
+        return pa.nulls(count, pa.int32())
+    return pa.array(np.ascontiguousarray(slide.coords[start : start + count, axis]))
 
 
 def _tables(outgoing: Outgoing, slides: Sequence[str]) -> dict[str, pl.DataFrame]:

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from her2 import __version__
-from her2.exchange.outgoing import Outgoing, SlideFeatures
+from her2.exchange.outgoing import Outgoing
+from her2.exchange.slide_features import SlideFeatures
 from her2.exchange.writers import Writer
 from her2.exchange.writers._anndata import X_ATTRIBUTES, one_category, write_elements
 
@@ -74,7 +75,7 @@ def _write_features(table: Any, slide: SlideFeatures) -> None:
 
 def _shape_attributes(slide: SlideFeatures) -> dict[str, Any]:
     """Return the attributes of the shapes, in level-0 px, which um/px turns into um."""
-    scale = {"type": "scale", "scale": list(slide.slide.mpp)}
+    scale = {"type": "scale", "scale": list(slide.slide_mpp)}
     return {
         "encoding-type": "ngff:shapes",
         "axes": ["x", "y"],
@@ -94,7 +95,7 @@ def _axes(name: str) -> dict[str, Any]:
 def _write_squares(slide: SlideFeatures, path: Path) -> None:
     """Write the tiles as polygons in level-0 px, in the order of the features."""
     start = slide.coords.astype(np.float64)
-    end = start + np.array(slide.slide.level0_tile)
+    end = start + np.array(slide.level0_tile)
     (left, top), (right, bottom) = start.T, end.T
     squares = np.zeros(len(start), _POLYGON)
     squares["order"], squares["kind"], squares["rings"], squares["points"] = 1, 3, 1, 5
@@ -136,5 +137,6 @@ WRITER = Writer(
     write=_write,
     losses=_losses,
     advice=_advice,
+    needs=("coords", "level0_tile", "slide_mpp"),
     package="anndata",
 )

@@ -14,7 +14,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from her2.core.errors import UserError
-from her2.exchange.outgoing import Outgoing, Row, SlideFeatures
+from her2.exchange.outgoing import Outgoing, Row
+from her2.exchange.slide_features import SlideFeatures
 from her2.exchange.writers import Writer
 from her2.exchange.writers._hdf5 import write_hdf5
 
@@ -32,7 +33,7 @@ def _files(outgoing: Outgoing, slide: SlideFeatures) -> dict[str, str]:
 
 def coords_um(slide: SlideFeatures) -> NDArray[np.float32]:
     """Return the top left corners (n, 2) in um, as STAMP has them."""
-    return (slide.coords * np.array(slide.slide.mpp)).astype(np.float32)
+    return (slide.coords * np.array(slide.slide_mpp)).astype(np.float32)
 
 
 def _write(outgoing: Outgoing, slide: SlideFeatures, paths: Mapping[str, Path]) -> None:
@@ -90,12 +91,12 @@ def _losses(outgoing: Outgoing, slide: SlideFeatures) -> list[str]:
         "STAMP's coordinates are um; level-0 px follow with the slide's um/px, which is only in "
         "the attribute 'her2' of each file"
     ]
-    back = np.rint(coords_um(slide) / np.array(slide.slide.mpp))
+    back = np.rint(coords_um(slide) / np.array(slide.slide_mpp))
     if not np.array_equal(back, slide.coords):
         found.append("the px of far tiles are not exact, as STAMP's coordinates are float32")
     if slide.dtype.itemsize > _LARGEST.itemsize:
         found.append(f"STAMP rounds {slide.dtype} to float32 when it reads the features")
-    if slide.slide.mpp_source == "manifest":
+    if slide.mpp_source == "manifest":
         found.append(
             "um/px of the slide is the manifest's; for heatmaps STAMP reads that of the slide, "
             "unless default_slide_mpp is set"
@@ -139,4 +140,5 @@ WRITER = Writer(
     losses=_losses,
     tables=_tables,
     advice=_advice,
+    needs=("coords", "slide_mpp", "mpp_source", "mpp", "tile_px"),
 )

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from her2.exchange.outgoing import Outgoing, SlideFeatures
+from her2.exchange.outgoing import Outgoing
+from her2.exchange.slide_features import SlideFeatures
 from her2.exchange.writers import Writer
 from her2.exchange.writers._hdf5 import write_hdf5
 
@@ -43,16 +44,16 @@ def _files(outgoing: Outgoing, slide: SlideFeatures) -> dict[str, str]:
 
 
 def _side(slide: SlideFeatures) -> int:
-    return round(slide.slide.level0_tile[0])
+    return round(slide.level0_tile[0])
 
 
 def _of_coords(outgoing: Outgoing, slide: SlideFeatures) -> dict[str, Any]:
     target = magnification(slide.mpp)
-    scan = magnification(slide.slide.mpp[0])
+    scan = magnification(slide.slide_mpp[0])
     if round(slide.tile_px * scan / target) != _side(slide):
         # TRIDENT cuts patch_size * level0 / target px: with this, the squares that these tiles are.
-        scan = target * slide.slide.level0_tile[0] / slide.tile_px
-    width, height = slide.slide.size_px
+        scan = target * slide.level0_tile[0] / slide.tile_px
+    width, height = slide.size_px
     return {
         "patch_size": slide.tile_px,
         "patch_size_level0": _side(slide),
@@ -94,7 +95,7 @@ def _losses(outgoing: Outgoing, slide: SlideFeatures) -> list[str]:
         "TRIDENT has magnifications in place of um/px, which is only in the attribute 'her2' of "
         "each file"
     ]
-    if slide.slide.level0_tile != (_side(slide), _side(slide)):
+    if slide.level0_tile != (_side(slide), _side(slide)):
         found.append(
             "patch_size_level0 is rounded: the side of a tile is no whole number of level-0 px (it "
             "is exact in the attribute 'her2')"
@@ -122,4 +123,5 @@ WRITER = Writer(
     write=_write,
     losses=_losses,
     advice=_advice,
+    needs=("coords", "level0_tile", "size_px", "slide_mpp", "mpp", "tile_px"),
 )

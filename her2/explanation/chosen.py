@@ -1,0 +1,231 @@
+"""After a run: attention to chosen slides as pictures and files (`her2 heatmaps`).
+
+A slide of the development is explained by the model that never saw its patient, an external one by
+the frozen model, both as the run stored it: nothing is predicted here. What was drawn is listed in
+`heatmaps.json` after every few slides, so that a stopped command goes on where it was.
+"""
+
+import difflib
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from her2.cohort.reading import read_slides
+from her2.config import Config, HeatmapFormat
+from her2.config.jobs import ExternalHeatmapSpec, HeatmapSpec, ReportSpec
+from her2.config.names import cohort_folder
+from her2.core.errors import UserError, problem_list
+from her2.core.files import file_digest
+from her2.core.scratch import swept_folder
+from her2.core.section import is_name
+from her2.core.sharing import make_folder
+from her2.core.stamps import FOLDER as STAMPS
+from her2.explanation.drawing import Drawing
+from her2.explanation.external_slides import find_external
+from her2.explanation.held_out import find_held_out
+from her2.explanation.listed import LIST, Drawable, Say, draw_listed
+from her2.frozen.bundle.asked import Wanted, find_model, read_spec
+from her2.storage.cache import Cache
+
+log = logging.getLogger(__name__)
+
+ALL = "all"
+_FOLDER = ".her2-heatmaps-"
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is drawn: slides by id, or all; `cohort` is the name of an external one, if any."""
+
+    slides: tuple[str, ...]
+    formats: tuple[HeatmapFormat, ...]
+    cohort: str | None = None
+
+
+def draw_chosen(
+    results: Path,
+    wish: Wish,
+    output: Path,
+    *,
+    task: str | None = None,
+    encoder: str | None = None,
+    head: str | None = None,
+    config: Config | None = None,
+    say: Say = lambda text: None,
+) -> list[dict[str, object]]:
+    """Draw chosen slides of a finished run into a folder: `slides`, `strips` and `heatmaps.json`.
+
+    A slide that was drawn before, from the same features and models in the same formats, is kept.
+
+    Args:
+        results: the results folder.
+        wish: which slides, and in which formats.
+        output: the folder; not in that of the results.
+        task, encoder, head: the model; one may be left out where there is only one.
+        config: says where slides and cache are; default: the config of the report, whose relative
+            paths start where the results folder was.
+        say: told how far it is, in lines.
+
+    Returns:
+        A row per slide: those of `her2.explanation.listing`. A slide that cannot be drawn has the
+        reason, and stops no other.
+
+    Raises:
+        UserError: the run or model is not finished, a slide is not one of it (all are named), or
+            no slide could be drawn.
+    """
+    if output.absolute().resolve().is_relative_to(results.absolute().resolve()):
+        raise UserError(f"--out {output}: is in the results, whose files the run owns.")
+    wanted = find_model(results, task, encoder, head)
+    where = _Places.of(results, config)
+    with ExitStack() as stack:
+        cache = stack.enter_context(where.cache(output))
+        found = (
+            _held_out(wanted, where, cache, wish)
+            if wish.cohort is None
+            else _external(wanted, where, cache, wish, wish.cohort)
+        )
+        chosen = _chosen(found, wish.slides)
+        rows = draw_listed(found, chosen, output, say)
+    drawn = [row for row in rows if "reason" not in row]
+    if not drawn:
+        raise problem_list(
+            "no slide could be drawn", [f"{row['slide_id']}: {row['reason']}" for row in rows]
+        )
+    say(f"slides drawn: {len(drawn):,} of {len(rows):,}; list: {output / LIST}")
+    for row in rows:
+        if "reason" in row:
+            say(f"{row['slide_id']}: not drawn: {row['reason']}")
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """The config of a run, and the folder that its relative paths start in."""
+
+    config: Config
+    root: Path
+
+    @classmethod
+    def of(cls, results: Path, config: Config | None) -> "_Places":
+        if config is not None:
+            return cls(config, Path.cwd())
+        stamp = results / STAMPS / "build_report.json"
+        if not stamp.is_file():
+            raise UserError(
+                f"{results}: has no report yet, which knows where the slides are; run snakemake to "
+                "its end, or name the run's config with --config."
+            )
+        own = read_spec(ReportSpec, stamp).config
+        place = results.absolute().resolve()
+        parts = own.results.parts
+        beside = not own.results.is_absolute() and place.parts[-len(parts) :] == parts
+        return cls(own, Path(*place.parts[: -len(parts)]) if beside else Path.cwd())
+
+    def path(self, path: Path | None) -> Path | None:
+        return None if path is None else self.root / path
+
+    @contextmanager
+    def cache(self, output: Path) -> Iterator[Cache]:
+        """Yield the run's cache or, where it is not on this machine, an empty one."""
+        folder = self.root / self.config.cache_folder
+        if folder.is_dir():
+            yield Cache(folder)
+            return
+        log.info("the cache %s is not here; the files in the results are read", folder)
+        make_folder(output)
+        with swept_folder(output, _FOLDER) as temporary:
+            yield Cache(temporary)
+
+
+def _held_out(wanted: Wanted, where: _Places, cache: Cache, wish: Wish) -> Drawable:
+    stamp = wanted.results.joinpath(STAMPS, "draw_heatmaps", *wanted.names)
+    spec = read_spec(HeatmapSpec, stamp.with_name(f"{stamp.name}.json"))
+    held_out = find_held_out(
+        spec,
+        cache,
+        folds=wanted.results / "folds" / f"{wanted.task}.parquet",
+        models=wanted.folder("models"),
+        features=wanted.results / "features" / wanted.encoder,
+    )
+    section = where.config.cohort
+    return Drawable(
+        held_out.source(),
+        held_out.entries,
+        read_slides(where.root / section.slides, root=where.path(section.root)),
+        _drawing(spec, wish, where.path(section.masks)),
+        {one.slide_id: held_out.models[one.run][1] for one in held_out.slides},
+    )
+
+
+def _external(wanted: Wanted, where: _Places, cache: Cache, wish: Wish, name: str) -> Drawable:
+    if name not in where.config.validation:
+        known = ", ".join(where.config.validation) or "none"
+        raise UserError(f"--cohort {name}: the external cohorts of this run are {known}.")
+    part = wanted.results / cohort_folder(name)
+    stamps = wanted.results / STAMPS / cohort_folder(name) / "draw_external_heatmaps"
+    truths = where.config.truths(name)
+    truth = next((one for one, (of, _) in truths.items() if of == wanted.task), None)
+    if truth is None:
+        raise UserError(f"--cohort {name}: the cohort has no truth of the task {wanted.task}.")
+    spec = read_spec(ExternalHeatmapSpec, stamps / truth / wanted.encoder / f"{wanted.head}.json")
+    predictions = part.joinpath("predictions", *wanted.names)
+    found = find_external(
+        spec,
+        cache,
+        predictions=predictions,
+        table=part / "cohort" / "slides.parquet",
+        features=part / "features" / wanted.encoder,
+    )
+    section = where.config.validation[name]
+    state = file_digest(predictions / "attention.parquet")
+    return Drawable(
+        found.source(),
+        found.entries,
+        read_slides(where.root / section.slides, root=where.path(section.root)),
+        _drawing(spec, wish, where.path(section.masks)),
+        dict.fromkeys((one.slide_id for one in found.slides), state),
+    )
+
+
+def _drawing(spec: HeatmapSpec | ExternalHeatmapSpec, wish: Wish, masks: Path | None) -> Drawing:
+    return Drawing(
+        formats=wish.formats,
+        synthetic=spec.synthetic,
+        masks=masks if masks is not None and masks.is_dir() else None,
+        mask_classes=spec.mask_classes,
+        annotation_origin=spec.annotation_origin,
+    )
+
+
+def _chosen(found: Drawable, asked: Sequence[str]) -> dict[str, str | None]:
+    """Return slide -> None, or the reason why it cannot be explained.
+
+    Raises:
+        UserError: there is no slide of some name; all of them are named.
+    """
+    held = {one.slide_id for one in found.source.slides}
+    known = held | found.entries.keys()
+    names = sorted(known) if tuple(asked) == (ALL,) else list(dict.fromkeys(asked))
+    problems = []
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            problems.append(f"{name}{f': do you mean {near[0]}' if near else ''}")
+        elif not is_name(name):
+            problems.append(f"{name!r}: is no id, and files are named by it")
+    if problems:
+        raise problem_list(
+            f"--slides: {len(problems)} of these are no slides of the run; `all` draws every one",
+            problems,
+        )
+    return {name: None if name in held else _reason(found, name) for name in names}
+
+
+def _reason(found: Drawable, name: str) -> str:
+    entry = found.entries[name]
+    if entry.status != "ok":
+        return entry.reason or f"its features are {entry.status}"
+    return "no model that never saw it was evaluated on it: it has no label of the task, or no fold"

@@ -1,5 +1,6 @@
 """The catalogue: every row can be loaded and agrees with the libraries."""
 
+import json
 import re
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from her2.cli.main import app
 from her2.config.catalogue import CatalogueRow, catalogue, row, scale_warning
 from her2.config.encoder_page import chosen, explained, table, with_table
 from her2.core.errors import UserError
+from her2.core.types import Feature
 from her2.encoders import backbones
 from her2.libraries.timm import with_layers
 
@@ -30,13 +32,17 @@ FROM_TIMM = [n for n, r in ROWS.items() if r.library == "timm" and r.by_library]
 WITH_SCALE = [n for n, r in ROWS.items() if r.mpp is not None]
 
 
-@cache
 def _backbone(name: str) -> nn.Module:
-    """Build a row without memory for its weights."""
+    """Build a row without memory for its weights; those of one architecture, once."""
     item = ROWS[name]
+    return _built(item.library, item.architecture, item.feature, json.dumps(item.arguments))
+
+
+@cache
+def _built(library: str, architecture: str, feature: Feature, arguments: str) -> nn.Module:
     with torch.device("meta"):
         return backbones.build_backbone(
-            item.library, item.architecture, feature=item.feature, arguments=item.arguments
+            library, architecture, feature=feature, arguments=json.loads(arguments)
         )
 
 

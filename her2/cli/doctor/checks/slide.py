@@ -23,7 +23,9 @@ def find(situation: Situation) -> Iterator[Finding]:
         return
     try:
         cohort = situation.plan.cohort
-        row = cohort.rows[0]
+        row = next((row for row in cohort.rows if row.path), None)
+        if row is None:  # of these slides there are only features
+            return
         path = cohort.file(row)
     except UserError:  # said by the check of the files
         return

@@ -81,6 +81,7 @@ class Cohort:
     split: str | None = None
     similar: dict[str, list[tuple[object, ...]]] = field(default_factory=dict)
     trials: int = 1
+    site_bound: bool = False
 
     def config(self) -> Config:
         return parse_config(
@@ -181,7 +182,7 @@ class Cohort:
             write_json(folder / "encoders" / encoder / "overlap.json", asdict(found))
         if self.compared:
             self._write_comparison(folder, config)
-        for name, table in robustness_tables(self.encoders, self.sites).items():
+        for name, table in self._robustness().items():
             write_table(table, folder / "robustness" / name)
         columns = ["slide_a", "slide_b", "patient_a", "patient_b", "cosine", "shared"]
         for encoder, rows in self.similar.items():
@@ -200,6 +201,10 @@ class Cohort:
             seed=1,
         )
         compare(spec, evaluation, evaluation)
+
+    def _robustness(self) -> dict[str, pl.DataFrame]:
+        told = len({site for site in self.sites if site}) > 1
+        return robustness_tables(self.encoders, told=told, site_bound=self.site_bound)
 
     @property
     def names(self) -> list[str]:
@@ -330,36 +335,40 @@ def build_page(spec: ReportSpec, results: Path, output: Path) -> None:
 
 
 def robustness_tables(
-    encoders: tuple[str, ...], sites: tuple[str | None, ...]
+    encoders: tuple[str, ...], *, told: bool, site_bound: bool
 ) -> dict[str, pl.DataFrame]:
-    """Made-up figures: each encoder tells the sites, if there are two, as well as the label."""
-    told = len({site for site in sites if site}) > 1
-    chances = {
-        f"{figure}{part}": value
-        for figure in ("auc", "balanced_accuracy")
-        for part, value in zip(("", "_chance", "_chance_low", "_chance_high", "_p"),
-                               (0.75, 0.5, 0.4, 0.6, 0.005), strict=True)
-    }  # fmt: skip
-    probed = {"groups": 2, "patients": 18, "left_out": 0, "low": 0.6, "high": 0.9, "note": ""}
+    """Made-up figures; `told` with more than one site, `site_bound` for features that tell it."""
+    chances, less = (
+        {
+            f"{figure}{part}": value
+            for figure in ("auc", "balanced_accuracy")
+            for part, value in zip(("", "_chance", "_chance_low", "_chance_high", "_p"),
+                                   (own, 0.5, 0.375, 0.625, p), strict=True)
+        }
+        for own, p in ((0.75, 0.005), (0.5625, 0.25))
+    )  # fmt: skip
+    probed = {"groups": 2, "patients": 18, "left_out": 0, "low": 0.5, "high": 0.875, "note": ""}
     absent = {"groups": 0, "patients": 0, "left_out": 0, "note": "not in the manifest"}
     probes: list[dict[str, Any]] = []
     near: list[dict[str, Any]] = []
     for name in encoders:
         site = {"encoder": name, "target": "site", "kind": "site"}
         probes += [
-            site | (probed | chances if told else absent),
+            site | (probed | (chances if site_bound else less) if told else absent),
             {"encoder": name, "target": "scanner", "kind": "scanner", **absent},
             {"encoder": name, "target": "score", "kind": "label", **probed, **chances},
         ]
-        found = {"value": 0.25, "low": 0.125, "high": 0.375, "plain": 0.125, "plain_chance": 0.25,
-                 "same_class": 0.0625, "same_site": 0.4375, "tiles": 90, "note": ""}  # fmt: skip
+        found = {"value": 0.3125, "low": 0.125, "high": 0.375, "plain": 0.125,
+                 "plain_chance": 0.25, "same_class": 0.0625, "same_site": 0.4375, "tiles": 90,
+                 "note": ""}  # fmt: skip
         row = {"encoder": name, "task": "score"}
         near += [row | {"source": "site", "k": k, **found} for k in (5, 15)] if told else []
         near.append(row | {"source": "scanner", "note": "not in the manifest"})
-    sizes = (512, 18, 18, 90, 12.5)
     return {
         "encoders": pl.DataFrame(
-            [(name, *sizes) for name in encoders], schema=robustness.ENCODERS, orient="row"
+            [(name, 512, 18, 18, 90, 12.5) for name in encoders],
+            schema=robustness.ENCODERS,
+            orient="row",
         ),
         "probes": pl.DataFrame(probes, schema=robustness.PROBES),
         "neighbours": pl.DataFrame(near, schema=robustness.NEIGHBOURS),

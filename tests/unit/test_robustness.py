@@ -13,7 +13,7 @@ from her2.core.types import Floats, Ints
 from her2.evaluation.robustness import probe as probing
 from her2.evaluation.robustness import sample as sampling
 from her2.evaluation.robustness.neighbours import Index, nearest, robustness_index
-from her2.evaluation.robustness.probe import _discriminant, _rotated, probe
+from her2.evaluation.robustness.probe import discriminant, probe, rotated
 from her2.evaluation.robustness.similarity import (
     covariance_length,
     linear_cka,
@@ -39,16 +39,16 @@ def test_the_shrinkage_is_scikit_learn_s() -> None:
     for n, d in ((60, 20), (30, 100)):
         means = generator(n).normal(size=(n, d)) @ generator(d).normal(size=(d, d))
         standard = (means - means.mean(axis=0)) / means.std(axis=0)
-        assert _rotated(means)[1] == pytest.approx(ledoit_wolf_shrinkage(standard), rel=1e-9)
+        assert rotated(means)[1] == pytest.approx(ledoit_wolf_shrinkage(standard), rel=1e-9)
 
 
-def test_probabilities_are_those_of_scikit_learn_s_discriminant() -> None:
+def test_probabilities_are_those_of_scikit_learn_sdiscriminant() -> None:
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
     labels = np.arange(60) % 3
     means = generator().normal(size=(60, 25)) @ generator(1).normal(size=(25, 25))
     means += 0.5 * labels[:, None]
-    rows, shrinkage = _rotated(means)
+    rows, shrinkage = rotated(means)
     standard = (means - means.mean(axis=0)) / means.std(axis=0)
 
     class Shrunk:
@@ -60,7 +60,7 @@ def test_probabilities_are_those_of_scikit_learn_s_discriminant() -> None:
     other = LinearDiscriminantAnalysis(
         solver="lsqr", covariance_estimator=Shrunk(), priors=[1 / 3] * 3
     ).fit(standard[:45], labels[:45])
-    found = _discriminant(rows[:45], rows[45:], labels[None, :45], 3, shrinkage)[0]
+    found = discriminant(rows[:45], rows[45:], labels[None, :45], 3, shrinkage)[0]
     np.testing.assert_allclose(found, other.predict_proba(standard[45:]), atol=1e-10)
 
 

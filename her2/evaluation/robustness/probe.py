@@ -67,24 +67,23 @@ def probe(means: Floats, groups: Ints, *, confidence: float, seed: int) -> Probe
     folds = np.stack(
         [generator.permutation(np.arange(len(groups)) % FOLDS) for _ in range(REPEATS)]
     )
-    rows, shrinkage = _rotated(means)
-    areas, accuracies = [], []
-    for start in range(0, len(labels), _AT_ONCE):
-        part = labels[start : start + _AT_ONCE]
-        probabilities = np.stack([_held_out(rows, part, one, shrinkage) for one in folds])
-        if start == 0:
-            held = _rows(groups, probabilities[:, 0], folds)
-        areas.append(_areas(part, probabilities, folds))
-        accuracies.append(_accuracies(part, probabilities))
+    rows, shrinkage = rotated(means)
+    areas, right, observed = [], np.zeros(labels.shape), []
+    for one in folds:
+        probabilities = _held_out(rows, labels, one, shrinkage)
+        areas.append(_areas(labels, probabilities, one))
+        right += probabilities.argmax(axis=2) == labels
+        observed.append(probabilities[0])
+    held = _rows(groups, np.stack(observed), folds)
     own = class_areas(held)
     return Probe(
         mean_estimate(macro_area(held, own), own, confidence),
-        _chance(np.concatenate(areas), confidence),
-        _chance(np.concatenate(accuracies), confidence),
+        _chance(np.mean(areas, axis=0), confidence),
+        _chance(_accuracies(labels, right / REPEATS), confidence),
     )
 
 
-def _rotated(means: Floats) -> tuple[Floats, float]:
+def rotated(means: Floats) -> tuple[Floats, float]:
     """Return standardised embeddings in their principal axes (n, r), and the shrinkage.
 
     The rotation changes no score, and leaves at most n columns.
@@ -115,15 +114,13 @@ def _held_out(rows: Floats, labels: Ints, folds: Ints, shrinkage: float) -> Floa
     for fold in range(FOLDS):
         test = folds == fold
         if test.any():
-            found[:, test] = _discriminant(
+            found[:, test] = discriminant(
                 rows[~test], rows[test], labels[:, ~test], count, shrinkage
             )
     return found
 
 
-def _discriminant(
-    train: Floats, test: Floats, labels: Ints, count: int, shrinkage: float
-) -> Floats:
+def discriminant(train: Floats, test: Floats, labels: Ints, count: int, shrinkage: float) -> Floats:
     """Return probabilities of test rows (b, m, c) by discriminants for b labellings (b, n).
 
     S^-1 is that of (1 - g) T + g I, which no label changes, and a correction of rank c - 1.
@@ -132,19 +129,23 @@ def _discriminant(
     train, test = train - middle, test - middle
     total = (1 - shrinkage) * (train.T @ train) / n + shrinkage * np.eye(train.shape[1])
     solved = np.linalg.solve(total, train.T)  # (r, n)
-    members = (labels[:, None] == np.arange(count)[:, None]).astype(float)  # (b, c, n)
-    sizes = members.sum(axis=2)  # (b, c)
-    members /= np.maximum(sizes, 1)[..., None]
-    between = members @ (train @ solved) @ members.transpose(0, 2, 1)  # (b, c, c)
-    towards = np.einsum("mn,bcn->bmc", test @ solved, members, optimize=True)
-    weights = n / np.maximum(sizes, 1) / (1 - min(shrinkage, 1 - 1e-9))
-    inner = np.eye(count) * weights[:, None] - between
-    correction = np.linalg.solve(inner, between)  # (b, c, c)
-    scores = towards + towards @ correction
-    own = np.diagonal(between + between @ correction, axis1=1, axis2=2)
-    scores = np.where(sizes[:, None] > 0, scores - own[:, None] / 2, -np.inf)
-    scores = np.exp(scores - scores.max(axis=2, keepdims=True))
-    found: Floats = scores / scores.sum(axis=2, keepdims=True)
+    within, across = train @ solved, test @ solved  # (n, n), (m, n)
+    found = np.empty((len(labels), len(test), count))
+    for start in range(0, len(labels), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        members = (labels[part, None] == np.arange(count)[:, None]).astype(float)  # (b, c, n)
+        sizes = members.sum(axis=2)  # (b, c)
+        members /= np.maximum(sizes, 1)[..., None]
+        between = (members @ within) @ members.transpose(0, 2, 1)  # (b, c, c)
+        towards = (members @ across.T).transpose(0, 2, 1)  # (b, m, c)
+        weights = n / np.maximum(sizes, 1) / (1 - min(shrinkage, 1 - 1e-9))
+        inner = np.eye(count) * weights[:, None] - between
+        correction = np.linalg.solve(inner, between)  # (b, c, c)
+        scores = towards + towards @ correction
+        own = np.diagonal(between + between @ correction, axis1=1, axis2=2)
+        scores = np.where(sizes[:, None] > 0, scores - own[:, None] / 2, -np.inf)
+        scores = np.exp(scores - scores.max(axis=2, keepdims=True))
+        found[part] = scores / scores.sum(axis=2, keepdims=True)
     return found
 
 
@@ -164,19 +165,17 @@ def _rows(groups: Ints, probabilities: Floats, folds: Ints) -> HeldOut:
 
 
 def _areas(labels: Ints, probabilities: Floats, folds: Ints) -> Floats:
-    """Return the macro AUC within test sets of each labelling (b,), from (r, b, n, c)."""
-    values = []
-    for own, one in zip(probabilities, folds, strict=True):
-        won, pairs = 0.0, 0.0
-        for fold in range(FOLDS):
-            test = one == fold
-            ranks = _ranks(own[:, test])  # (b, m, c)
-            positive = labels[:, test, None] == np.arange(own.shape[2])
-            up = positive.sum(axis=1)
-            won = won + (ranks * positive).sum(axis=1) - up * (up + 1) / 2
-            pairs = pairs + up * (test.sum() - up)
-        values.append(np.mean(np.divide(won, pairs), axis=1))
-    return np.mean(values, axis=0)
+    """Return the macro AUC within test sets of each labelling (b,), from (b, n, c)."""
+    won = np.zeros((len(labels), probabilities.shape[2]))
+    pairs = np.zeros(won.shape)
+    for fold in range(FOLDS):
+        test = folds == fold
+        positive = labels[:, test, None] == np.arange(won.shape[1])
+        up = positive.sum(axis=1)
+        won += (_ranks(probabilities[:, test]) * positive).sum(axis=1) - up * (up + 1) / 2
+        pairs += up * (test.sum() - up)
+    found: Floats = (won / pairs).mean(axis=1)
+    return found
 
 
 def _ranks(scores: Floats) -> Floats:
@@ -197,11 +196,9 @@ def _ranks(scores: Floats) -> Floats:
     return found
 
 
-def _accuracies(labels: Ints, probabilities: Floats) -> Floats:
-    """Return the balanced accuracy of each labelling (b,), the mean over the repeats."""
-    count = probabilities.shape[3]
-    right = (probabilities.argmax(axis=3) == labels).mean(axis=0)  # (b, n)
-    members = labels[..., None] == np.arange(count)
+def _accuracies(labels: Ints, right: Floats) -> Floats:
+    """Return the balanced accuracy of each labelling (b,), from how often each row is right."""
+    members = labels[..., None] == np.arange(int(labels.max()) + 1)
     recall = (right[..., None] * members).sum(axis=1) / members.sum(axis=1)
     found: Floats = recall.mean(axis=1)
     return found
@@ -212,5 +209,5 @@ def _chance(values: Floats, confidence: float) -> Chance:
     drawn = values[1:]
     low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
     better = np.count_nonzero(drawn >= values[0] - 1e-12)
-    p = (1 + better) / (1 + len(drawn))
+    p = float((1 + better) / (1 + len(drawn)))
     return Chance(float(values[0]), float(drawn.mean()), float(low), float(high), p)

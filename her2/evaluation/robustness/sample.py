@@ -20,8 +20,8 @@ from her2.storage.entries import FeatureEntry
 from her2.storage.features import open_store, read_coords
 from her2.storage.products import find_product
 
-PATIENTS = 2000
-"""Most patients. More make the probes dearer (by their square) and hardly more precise."""
+PATIENTS = 1000
+"""Most patients. More make the probes dearer (by their cube) and hardly more precise."""
 READ = 64
 """Tiles of a patient that their slides' mean embeddings are computed from."""
 KEPT = 32

@@ -61,6 +61,8 @@ def slide_problems(slides: Sequence[ImportedSlide], root: Path) -> list[str]:
                 found.append(f"{where}: {name} {error}")
         for name, path in (("path", one.path), ("annotation", one.annotation)):
             try:
+                if path is not None and path != path.with_name(path.name.rstrip()):
+                    raise ValueError(f"{path.name!r} ends with a space; rename it")
                 if path is not None:
                     user_path(_cell(path, root))
             except ValueError as error:

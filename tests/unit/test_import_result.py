@@ -247,6 +247,20 @@ def test_dollars_and_tildes_in_names_stay_what_they_are(folder):
     assert all(cohort.file(row).is_file() for row in cohort.rows)
 
 
+ODD = (" a.tif", "\u00a0a.tif", "a .tif", "~a.tif", "$HOME.tif", "=1+1.tif", "'a\".tif", "a,b;c.tif",
+       "#a.tif", "-a.tif", " /a.tif", "a /b.tif", "日本.tif", "NA.tif")  # fmt: skip
+
+
+def test_a_manifest_leads_to_every_file_whatever_its_name(folder):
+    slides = slides_of(folder)
+    for number, name in enumerate(ODD):
+        (folder / name).parent.mkdir(exist_ok=True)
+        slides[number] = replace(slides[number], path=slides[number].path.rename(folder / name))
+    run(Found(slides=tuple(slides)))
+    cohort = configured_cohort(load_config(Path("mine/mine.yaml")), Path("mine/slides.csv"), folder)
+    assert [cohort.file(row) for row in cohort.rows] == [one.path for one in slides]
+
+
 @pytest.mark.parametrize("out", ["data", "data/mine", "link/mine"])
 def test_nothing_is_written_into_the_data(out, folder):
     Path("link").symlink_to("data")
@@ -374,7 +388,7 @@ def test_all_that_no_manifest_can_hold_is_named_at_once(folder):
 @pytest.mark.parametrize(
     ("name", "words"),
     [("a{1}.tif", "contains { }"), ("a<1>.tif", "contains < >"), ("a\nb.tif", "U+000A"),
-     ("a\udce4.tif", "U+DCE4")],
+     ("a\udce4.tif", "U+DCE4"), ("a.tif ", "ends with a space")],
 )  # fmt: skip
 def test_names_that_no_manifest_can_hold_are_told_before_any_slide_is_opened(
     name, words, folder, monkeypatch

@@ -70,9 +70,12 @@ def task_note(label: str) -> str:
 
 
 def as_user_path(path: Path) -> str:
-    """Return a path as it has to be written in a config or manifest, where $ and ~ mean more."""
+    """Return a path as it has to be written in a config or manifest.
+
+    $ and ~ mean more there, and spaces around a cell nothing.
+    """
     text = str(path).replace("$", "$$")
-    return f"./{text}" if text.startswith("~") else text
+    return f"./{text}" if text.startswith("~") or text != text.lstrip() else text
 
 
 def _with_value(text: str, names: list[str], written: str) -> str:

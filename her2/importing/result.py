@@ -61,6 +61,8 @@ def slide_problems(slides: Sequence[ImportedSlide], root: Path) -> list[str]:
                 found.append(f"{where}: {name} {error}")
         for name, path in (("path", one.path), ("annotation", one.annotation)):
             try:
+                if path is not None and path != path.with_name(path.name.rstrip()):
+                    raise ValueError(f"{path.name!r} ends with a space; rename it")
                 if path is not None:
                     user_path(_cell(path, root))
             except ValueError as error:
@@ -106,6 +108,8 @@ def publish(
     Raises:
         UserError: files would be written over; nothing has been written then.
     """
+    texts = {name: _in_utf8(text) for name, text in texts.items()}
+    record = {name: _in_utf8(value) for name, value in record.items()}
     digests = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
     if not force:
         check_free(out, digests, found.inputs)
@@ -116,6 +120,15 @@ def publish(
     for name, text in texts.items():
         write_text(out / name, text)
     write_json(out / RECORD, {**record, "files": kept | {k: [v] for k, v in digests.items()}})
+
+
+def _in_utf8(value: Any) -> Any:
+    """Return a value whose texts are UTF-8, as the names of files need not be."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, Mapping):
+        return {_in_utf8(name): _in_utf8(one) for name, one in value.items()}
+    return [_in_utf8(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def check_free(out: Path, digests: Mapping[str, str], inputs: Sequence[Path] = ()) -> None:

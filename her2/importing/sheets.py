@@ -195,6 +195,11 @@ def _likest(sheets: dict[str, Cells], wanted: Sequence[str]) -> dict[str, Cells]
 def _of_text(path: Path, wanted: Sequence[str]) -> tuple[Cells, list[str]]:
     content = path.read_bytes()
     encoding = _encoding(content)
+    if encoding == "cp1252" and (row := _mixed(content)):
+        raise UserError(
+            f"{path}: is UTF-8, but for row {row} and maybe others, which were written in another "
+            "encoding; correct them, and save the file as UTF-8."
+        )
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
@@ -233,6 +238,20 @@ def _encoding(content: bytes) -> str:
     except UnicodeDecodeError:
         return "cp1252"
     return "utf-8"
+
+
+def _mixed(content: bytes) -> int | None:
+    """Return the first row that is no UTF-8 where most of what is beyond ASCII is, else None."""
+    text = content.decode("utf-8", errors="surrogateescape")
+    others = [one for one in text if not one.isascii()]
+    odd = sum("\udc80" <= one <= "\udcff" for one in others)
+    if odd * 2 > len(others):
+        return None
+    return next(
+        number
+        for number, line in enumerate(text.splitlines(), start=1)
+        if any("\udc80" <= one <= "\udcff" for one in line)
+    )
 
 
 def _parsed(text: str, delimiter: str) -> tuple[list[list[str]], bool]:

@@ -54,7 +54,7 @@ def slides_of(folder: Path, **changed: Any) -> list[ImportedSlide]:
 
 
 def source_of(found: Found | Callable[..., Found], preset: str = "paper.yaml") -> Source:
-    read = (lambda folder, *, out: found) if isinstance(found, Found) else found
+    read = (lambda folder, *, out, option=None: found) if isinstance(found, Found) else found
     return Source(name="mine", title="Mine", preset=preset, read=read)
 
 
@@ -247,6 +247,20 @@ def test_dollars_and_tildes_in_names_stay_what_they_are(folder):
     assert all(cohort.file(row).is_file() for row in cohort.rows)
 
 
+ODD = (" a.tif", "\u00a0a.tif", "a .tif", "~a.tif", "$HOME.tif", "=1+1.tif", "'a\".tif", "a,;b.tif",
+       "#a.tif", "-a.tif", " /a.tif", "a /b.tif", "日本.tif", "NA.tif")  # fmt: skip
+
+
+def test_a_manifest_leads_to_every_file_whatever_its_name(folder):
+    slides = slides_of(folder)
+    for number, name in enumerate(ODD):
+        (folder / name).parent.mkdir(exist_ok=True)
+        slides[number] = replace(slides[number], path=slides[number].path.rename(folder / name))
+    run(Found(slides=tuple(slides)))
+    cohort = configured_cohort(load_config(Path("mine/mine.yaml")), Path("mine/slides.csv"), folder)
+    assert [cohort.file(row) for row in cohort.rows] == [one.path for one in slides]
+
+
 @pytest.mark.parametrize("out", ["data", "data/mine", "link/mine"])
 def test_nothing_is_written_into_the_data(out, folder):
     Path("link").symlink_to("data")
@@ -374,7 +388,7 @@ def test_all_that_no_manifest_can_hold_is_named_at_once(folder):
 @pytest.mark.parametrize(
     ("name", "words"),
     [("a{1}.tif", "contains { }"), ("a<1>.tif", "contains < >"), ("a\nb.tif", "U+000A"),
-     ("a\udce4.tif", "U+DCE4")],
+     ("a\udce4.tif", "U+DCE4"), ("a.tif ", "ends with a space")],
 )  # fmt: skip
 def test_names_that_no_manifest_can_hold_are_told_before_any_slide_is_opened(
     name, words, folder, monkeypatch
@@ -400,6 +414,23 @@ def test_folders_that_no_config_can_hold_are_told_before_anything_is_read(odd, i
         import_cohort(source_of(read), data, out, {})
     assert not out.exists()
     str(told.value).encode()
+
+
+def test_names_that_are_no_utf8_are_told_as_the_shell_shows_them(folder):
+    odd = "uml\udce4ut"
+    found = Found(
+        slides=tuple(slides_of(folder)),
+        left_out=(LeftOut(odd, f"is {odd}"),),
+        conflicts=(odd,),
+        rules=(odd,),
+        sheets={"ids.csv": odd},
+    )
+    done = run(found, option=[odd])
+    "\n".join(done.lines).encode()
+    shown = r"uml\udce4ut"
+    assert record()["left_out"] == [{"name": shown, "reason": f"is {shown}"}]
+    assert record()["options"] == {"option": [shown]}
+    assert Path("mine/ids.csv").read_text() == shown
 
 
 def test_sites_that_differ_in_spelling_alone_are_refused_before_anything_is_written(folder):

@@ -280,6 +280,15 @@ def test_the_encoding_of_a_text_is_found_and_said(encoding, said, tmp_path):
     assert read.said == ((said, *semicolons) if said else semicolons)
 
 
+def test_rows_of_another_encoding_in_a_text_are_named_before_umlauts_become_others(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(GERMAN.encode() + "Köhl;7;1\r\n".encode("cp1252"))
+    with pytest.raises(UserError, match="is UTF-8, but for row 4 and maybe others"):
+        read_sheet_file(path)
+    path.write_bytes(GERMAN.encode("cp1252") + "AÃ¶;7;1\r\n".encode("cp1252"))
+    assert read_sheet_file(path).rows[-1] == ("AÃ¶", "7", "1")
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 def test_the_delimiter_is_that_which_gives_rows_of_one_width(delimiter, tmp_path):
     path = tmp_path / "a.txt"

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from her2.cli.doctor.base import Check, Finding, Situation, within
-from her2.config import EncoderSection
+from her2.config import EncoderSection, GivenSection
 from her2.config.catalogue import WHOLE_REVISION, CatalogueRow, row, scale_warning
 from her2.core.errors import UserError, first_line
 from her2.encoders.card import CARD_NAME, read_card
@@ -23,6 +23,9 @@ def find(situation: Situation) -> Iterator[Finding]:
         return
     left = ACCESS_SECONDS
     for name, encoder in situation.config.encoders.items():
+        if isinstance(encoder, GivenSection):
+            yield from _given(name, encoder)
+            continue
         found = _of(situation, name, encoder)
         if found is None:
             assert encoder.source == "catalogue"
@@ -32,6 +35,15 @@ def find(situation: Situation) -> Iterator[Finding]:
             warning = scale_warning(row(encoder.model), encoder.mpp)
             if warning is not None:
                 yield Finding("note", f"{name}: {warning}", "set `mpp` nearer to a trained one")
+
+
+def _given(name: str, encoder: GivenSection) -> Iterator[Finding]:
+    """Yield whether the folders of features that another program computed are here."""
+    for folder in encoder.path:
+        if folder.is_dir():
+            yield Finding("ok", f"{name}: features of {encoder.identity} are read from {folder}")
+        else:
+            yield Finding("bad", f"{name}: {folder} is no folder", f"correct encoders.{name}.path")
 
 
 def _of(situation: Situation, name: str, encoder: EncoderSection) -> Finding | None:

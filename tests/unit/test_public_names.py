@@ -29,7 +29,7 @@ CALLS = {
     "open_store": "path, key=None",
     "read_cohort": "slides, *, root=None, tasks=mappingproxy({}), patient_label='refuse', "
     "named=None, rules=LabelRules(missing=(), unmapped='error'), fixed_split=False, asked=None, "
-    "where='cohort'",
+    "slides_for=None, where='cohort'",
     "tile": "slide, mpp, size, *, tiling=None, annotation=None, mask=None, seed=None, cache=None",
     "FeatureStore.to_anndata": "self",
     "FrozenEncoder.module": "self",

@@ -263,7 +263,8 @@ def test_pairs_say_whether_they_read_the_same_tiles(tmp_path):
     results = read_results(cohort.spec(), tmp_path)
     six = results.config.encoders["six"].model_copy(update={"mpp": 1.0})
     config = results.config.model_copy(update={"encoders": results.config.encoders | {"six": six}})
-    found = comparison.shared_tiles(replace(results, config=config))
+    cards = {**results.cards, "six": replace(results.cards["six"], mpp=1.0)}
+    found = comparison.shared_tiles(replace(results, config=config, cards=cards))
     assert [(row.encoder, row.other, row.same) for row in found] == [
         ("one", "two", True), ("one", "six", False), ("two", "six", False),
     ]  # fmt: skip

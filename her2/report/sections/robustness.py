@@ -47,7 +47,7 @@ def cautions(results: Results) -> list[str]:
         for task in results.config.tasks:
             known = [
                 (name, by[name, source]["auc"], by[name, task]["auc"])
-                for name in results.config.encoders
+                for name in probes["encoder"].unique(maintain_order=True)
                 if (by[name, source]["auc_p"] or 1) < SEEN
                 and by[name, source]["auc"] > CHANCE_AUC
                 and by[name, source]["auc"] >= (by[name, task]["auc"] or CHANCE_AUC)

@@ -31,6 +31,7 @@ _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _DENSEST = 1100
 """Bytes that one stored byte can stand for: deflate's limit is 1,032."""
 _GZIPPED_DENSEST = 100
+_FEW_BYTES = 32 << 20
 _SMALL = 64 << 20
 
 _HEAP = b"GCOL"
@@ -106,7 +107,8 @@ def dataset(
 ) -> h5py.Dataset:
     """Return a dataset of a file, with at least one axis, whose values are in the file.
 
-    `rows` is the most that it may have, `densest` the most bytes that a stored byte may become.
+    `rows` is the most that it may have, `densest` the most bytes that a stored byte may become
+    where they are many; a few, as of the corners of a grid, may shrink as far as they can.
 
     Raises:
         ValueError: there is none, or reading it would cost more than the file can hold.
@@ -125,7 +127,8 @@ def dataset(
         raise ValueError(f"{name} declares {len(found):,} rows, more than {rows:,}")
     held = found.id.get_storage_size()
     declared = found.size * found.id.get_type().get_size()  # bfloat16 is read as float32
-    if declared > held * (densest if is_filtered(found) else 1):
+    most = _DENSEST if declared <= _FEW_BYTES else densest
+    if declared > held * (most if is_filtered(found) else 1):
         raise ValueError(f"{name} declares {declared:,} bytes and holds {held:,}")
     chunk = int(np.prod(found.chunks or (0,), dtype=object)) * found.dtype.itemsize
     if chunk > CHUNK_BYTES:

@@ -458,6 +458,18 @@ def test_a_heap_of_texts_that_hdf5_would_walk_through_for_ever_is_refused(tmp_pa
             read_given(path)
 
 
+def test_corners_of_a_grid_may_shrink_as_far_as_they_can(tmp_path):
+    rows = 60_000
+    with h5py.File(tmp_path / "A.h5", "w") as file:
+        file["features"] = features_of(rows, 2)
+        grid = np.stack([np.arange(rows) // 16, np.arange(rows) % 16], axis=1) * 512
+        made = file.create_dataset("coords", data=grid, compression="gzip", shuffle=True,
+                                   compression_opts=9, chunks=(rows, 2))  # fmt: skip
+        file.flush()
+        assert made.nbytes > 100 * made.id.get_storage_size()
+    assert np.array_equal(read_given(tmp_path / "A.h5").coords, grid)
+
+
 def test_many_and_long_texts_are_no_damage(tmp_path):
     path = write_stamp(tmp_path / "A.h5", features_of(6, 4))
     with h5py.File(path, "a") as file:

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable
 
 DASHES = frozenset({"-", "--", "---"})
 MISSING = frozenset({"", "na", "n/a", "nan", "none", "null"}) | DASHES
@@ -13,6 +13,10 @@ _UNKNOWN = MISSING | {*_WORDS, *(f"[{word}]" for word in _WORDS)}
 _NUMBER = re.compile(r"0*([0-9]+)(?:\.0*)?")
 _DASHES_OF_OTHER_CATEGORIES = frozenset("\u02d7\u2043\u2212")
 """Modifier letter minus, hyphen bullet and minus sign: dashes that Unicode files elsewhere."""
+_LETTERS = str.maketrans(
+    {"ä": "ae", "ö": "oe", "ü": "ue", "Ä": "Ae", "Ö": "Oe", "Ü": "Ue", "ß": "ss", "æ": "ae",
+     "ø": "oe", "å": "aa", "Æ": "Ae", "Ø": "Oe", "Å": "Aa", "ł": "l", "Ł": "L"}
+)  # fmt: skip
 
 
 def is_missing(cell: str) -> bool:
@@ -50,6 +54,24 @@ def folded_id(text: str) -> str:
     plain = folded(text)
     number = _NUMBER.fullmatch(plain) if plain[:1].isdigit() else None
     return number[1] if number else plain
+
+
+def without_accents(text: str) -> str:
+    """Return a text whose umlauts are spelt out, without other marks of letters."""
+    # Names of files on a Mac have letters and marks apart, which must become the same id.
+    spelt = unicodedata.normalize("NFC", text).translate(_LETTERS)
+    plain = unicodedata.normalize("NFKD", spelt)
+    return "".join(one for one in plain if not unicodedata.combining(one))
+
+
+def words_of(name: str) -> tuple[str, ...]:
+    """Return the words of a name, as compared with others: `H23-007 Ä1` is h23, 7, ae1."""
+    words = re.split(r"[\W_]+", folded(without_accents(name)))
+    return tuple(folded_id(word) for word in words if word)
+
+
+SPELLINGS: tuple[Callable[[str], Hashable], ...] = (str, folded, folded_id, words_of)
+"""How far two spellings of a name may differ, the strictest first."""
 
 
 def look_alikes(values: Iterable[str], key: Callable[[str], str]) -> list[list[str]]:

@@ -5,8 +5,6 @@ spent on it.
 """
 
 import logging
-import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,13 @@ from torch import Tensor, nn
 from her2.config.catalogue import CatalogueRow
 from her2.core.errors import UserError, first_line, problem_list
 from her2.core.reading import path_problem
+from her2.encoders.untrusted import (
+    inflated,
+    more_than_tensors,
+    torch_reason,
+    type_name,
+    valueless,
+)
 from her2.encoders.weights import weights_for
 
 log = logging.getLogger(__name__)
@@ -28,13 +33,7 @@ WEIGHTS_BYTES = 64 << 30
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "teacher", "student", "encoder")
 _DEEPEST = 8
 """Wrappers that are looked into, one inside the other; a dict may also contain itself."""
-_EXPANDED_BYTES = 1 << 30
-"""Largest tensor whose rows may share their values, as those of `Tensor.expand` do."""
 _PREFIXES = ("module.", "backbone.", "model.", "encoder.", "_orig_mod.")
-_FORBIDDEN = re.compile(
-    r"unsupported (?:global|class)\W+(?:global )?([\w.]*\.[\w.]*\w)", re.IGNORECASE
-)
-"""torch's words about code in a file; it then advises to load the file all the same."""
 
 
 def load_weights(backbone: nn.Module, path: Path, row: CatalogueRow | None = None) -> None:
@@ -89,7 +88,7 @@ def _misfit(found: Tensor, expected: Tensor) -> str | None:
     if found.shape != expected.shape:
         return f"shape {tuple(found.shape)}, the architecture has {tuple(expected.shape)}"
     if found.is_complex() or (expected.is_floating_point() and not found.is_floating_point()):
-        return f"type {_name(found.dtype)}, the architecture has {_name(expected.dtype)}"
+        return f"type {type_name(found.dtype)}, the architecture has {type_name(expected.dtype)}"
     return None
 
 
@@ -100,12 +99,8 @@ def _not_finite(found: Tensor, expected: Tensor) -> int:
     return int((~torch.isfinite(found.to(expected.dtype)) & torch.isfinite(expected)).sum())
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    problem = path_problem(path, limit_bytes=WEIGHTS_BYTES) or _inflated(path)
+    problem = path_problem(path, limit_bytes=WEIGHTS_BYTES) or inflated(path)
     if problem is not None:
         raise UserError(f"{path}: {problem}.")
     try:
@@ -130,7 +125,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     }
     if not tensors:
         raise UserError(f"{path}: holds no named tensors; save a state_dict.")
-    problems = [f"{name}: {why}" for name, one in tensors.items() if (why := _valueless(one))]
+    problems = [f"{name}: {why}" for name, one in tensors.items() if (why := valueless(one))]
     if problems:
         raise problem_list(
             f"{path}: holds tensors that are no plain arrays of numbers; save the state_dict of "
@@ -143,45 +138,15 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _refusal(path: Path, error: Exception) -> str:
     """Return why torch or safetensors refused a file, without their advice to load it unsafely."""
-    with path.open("rb") as stream:
-        begin = stream.read(16)
-    advised = "weights_only" in str(error)
-    if advised and begin.startswith((b"PK", b"\x80")):
-        found = _FORBIDDEN.search(str(error))
+    if (code := more_than_tensors(path, error)) is not None:
         return (
-            f"{path}: holds more than tensors{f' ({found[1]})' if found else ''}, and code in a "
-            "weights file is never run. Save its state_dict as .safetensors."
+            f"{path}: {code}, and code in a weights file is never run. Save its state_dict as "
+            ".safetensors."
         )
-    why = f"it begins with {begin!r}" if advised else first_line(error)
-    return f"{path}: is not a weights file ({why}). Download it again, or give its state_dict."
-
-
-def _inflated(path: Path) -> str | None:
-    """Return the problem of a zip whose content is larger than the file; torch compresses none."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            content = sum(member.file_size for member in archive.infolist())
-    except Exception:  # no zip, or a damaged one: torch says which
-        return None
-    if content <= path.stat().st_size:
-        return None
-    return f"unpacks to {content / 1e6:,.0f} MB, more than its own size, as no weights file does"
-
-
-def _valueless(tensor: Tensor) -> str | None:
-    """Return why a tensor has no dense values of its own, or None."""
-    if tensor.is_meta:
-        return "has a shape but no values (meta)"
-    if tensor.layout is not torch.strided:
-        return f"is sparse ({_name(tensor.layout)})"  # type: ignore[arg-type]
-    if tensor.is_nested:
-        return "is nested"
-    if tensor.is_quantized:
-        return f"is quantized ({_name(tensor.dtype)})"
-    declared = tensor.numel() * tensor.element_size()
-    if declared > max(_EXPANDED_BYTES, tensor.untyped_storage().nbytes()):
-        return f"declares {tensor.numel():,} values and holds fewer"
-    return None
+    return (
+        f"{path}: is not a weights file ({torch_reason(path, error)}). Download it again, or give "
+        "its state_dict."
+    )
 
 
 def _strip_prefixes(state: Mapping[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from her2.core.errors import UserError
-from her2.core.spelling import folded_id, look_alikes, printable
+from her2.core.spelling import folded_id, look_alikes, printable, words_of
 from her2.importing.cases import Case
 from her2.importing.found import LeftOut
 from her2.importing.labels import legal_ids
@@ -19,7 +19,6 @@ from her2.importing.matching import (
     scan_group,
     slide_files,
     unfinished_files,
-    words_of,
 )
 from her2.importing.rescans import Choice, ScanGroup, copies_of
 

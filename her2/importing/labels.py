@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-from her2.core.spelling import folded, is_unknown
+from her2.core.spelling import folded, is_unknown, without_accents
 
 _SCORE = re.compile(r"(?<![\w.,])([0-3])\s*\+?(?![\w%]|[.,]\d)")
 _PLUSES = re.compile(r"(?<![\w+])(\+{2,3})(?![\w+])")
@@ -31,10 +31,6 @@ _NEGATIVE = frozenset(
 _POSITIVE = frozenset(
     ("positive", "positiv", "positif", "positivo", "positiva", "pos", "amplified", "amplifiziert",
      "amplifie", "amplificado")
-)  # fmt: skip
-_LETTERS = str.maketrans(
-    {"ä": "ae", "ö": "oe", "ü": "ue", "Ä": "Ae", "Ö": "Oe", "Ü": "Ue", "ß": "ss", "æ": "ae",
-     "ø": "oe", "å": "aa", "Æ": "Ae", "Ø": "Oe", "Å": "Aa", "ł": "l", "Ł": "L"}
 )  # fmt: skip
 
 
@@ -104,14 +100,6 @@ def legal_id(text: str) -> str:
     """
     plain = without_accents(text)
     return re.sub(r"[^A-Za-z0-9._]+", "-", plain).strip("-._")[:128].strip("-._")
-
-
-def without_accents(text: str) -> str:
-    """Return a text whose umlauts are spelt out, without other marks of letters."""
-    # Names of files on a Mac have letters and marks apart, which must become the same id.
-    spelt = unicodedata.normalize("NFC", text).translate(_LETTERS)
-    plain = unicodedata.normalize("NFKD", spelt)
-    return "".join(one for one in plain if not unicodedata.combining(one))
 
 
 def legal_ids(texts: Iterable[str]) -> tuple[dict[str, str], dict[str, list[str]]]:

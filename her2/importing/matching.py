@@ -1,14 +1,12 @@
 """Names in a sheet and files in a folder: which slide is meant."""
 
-import os
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from her2.core.errors import UserError
-from her2.core.spelling import folded, folded_id
-from her2.importing.labels import without_accents
+from her2.core.listing import files_below
+from her2.core.spelling import SPELLINGS, words_of
 
 SLIDE_SUFFIXES = frozenset(
     (".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".ndpis", ".mrxs", ".scn", ".svslide",
@@ -48,12 +46,14 @@ def slide_files(folder: Path, suffixes: Iterable[str] = SLIDE_SUFFIXES) -> list[
     followed, and a folder that several lead to is looked through once.
     """
     wanted = frozenset(suffixes)
-    return sorted(path for path in _files(folder) if path.suffix.lower() in wanted)
+    return sorted(path for path in files_below(folder, "slides") if path.suffix.lower() in wanted)
 
 
 def unfinished_files(folder: Path) -> list[Path]:
     """Return the files below a folder that a download has not finished, sorted."""
-    return sorted(path for path in _files(folder) if path.name.lower().endswith(UNFINISHED))
+    return sorted(
+        path for path in files_below(folder, "slides") if path.name.lower().endswith(UNFINISHED)
+    )
 
 
 def scan_group(path: Path) -> str:
@@ -62,12 +62,6 @@ def scan_group(path: Path) -> str:
     while before != name and name:
         before, name = name, RESCAN.sub("", name).strip()
     return name or path.stem
-
-
-def words_of(name: str) -> tuple[str, ...]:
-    """Return the words of a name, as compared with others: `H23-007 Ä1` is h23, 7, ae1."""
-    words = re.split(r"[\W_]+", folded(without_accents(name)))
-    return tuple(folded_id(word) for word in words if word)
 
 
 def match_by_name(names: Iterable[str], files: Iterable[Path]) -> Matched:
@@ -79,7 +73,7 @@ def match_by_name(names: Iterable[str], files: Iterable[Path]) -> Matched:
     `H2301234 A1 HE.svs` to `H2301234 A1` rather than `H2301234`.
     """
     listed = list(dict.fromkeys(names))
-    spelt = [_by_key(listed, key) for key in _SPELLINGS]
+    spelt = [_by_key(listed, key) for key in SPELLINGS]
     found: dict[str, list[Path]] = {name: [] for name in listed}
     unnamed, ambiguous = [], {}
     for path in files:
@@ -98,10 +92,6 @@ def match_by_name(names: Iterable[str], files: Iterable[Path]) -> Matched:
     )
 
 
-_SPELLINGS: tuple[Callable[[str], Hashable], ...] = (str, folded, folded_id, words_of)
-"""How far two spellings of a name may differ, the strictest first."""
-
-
 def _by_key(names: Iterable[str], key: Callable[[str], Hashable]) -> dict[Hashable, list[str]]:
     found: dict[Hashable, list[str]] = {}
     for name in names:
@@ -114,7 +104,7 @@ def _owners(path: Path, spelt: Sequence[dict[Hashable, list[str]]]) -> list[str]
     """Return the names that a file spells best; several if it spells them equally well."""
     stems = dict.fromkeys((path.stem, scan_group(path)))
     for stem in stems:
-        for key, names in zip(_SPELLINGS, spelt, strict=True):
+        for key, names in zip(SPELLINGS, spelt, strict=True):
             if owners := names.get(key(stem)):
                 return owners
     for words in map(words_of, stems):
@@ -122,29 +112,3 @@ def _owners(path: Path, spelt: Sequence[dict[Hashable, list[str]]]) -> list[str]
             if owners := spelt[-1].get(words[:count]):
                 return owners
     return []
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder; not hidden ones, nor those that a MIRAX slide consists of.
-
-    Raises:
-        UserError: a folder cannot be read, so that slides would be missed.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise UserError(
-            f"{error.filename}: cannot be read ({error.strerror}), so its slides would be missed; "
-            "change its permissions or move it elsewhere."
-        ) from None
-
-    seen = set()
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        status = Path(parent).stat()
-        if (place := (status.st_dev, status.st_ino)) in seen:
-            folders.clear()
-            continue
-        seen.add(place)
-        mirax = {Path(name).stem for name in names if name.lower().endswith(".mrxs")}
-        kept = (one for one in folders if one not in mirax and not one.startswith("."))
-        folders[:] = sorted(kept, key=lambda name: (Path(parent, name).is_symlink(), name))
-        yield from (Path(parent, name) for name in names if not name.startswith("."))

@@ -1,15 +1,14 @@
-"""TCGA: what the barcode of a slide says, and the HER2 labels of its patients.
+"""TCGA: the HER2 labels of its patients.
 
-Sources: https://docs.gdc.cancer.gov/Encyclopedia/pages/TCGA_Barcode (barcodes); Wolff et al.,
-ASCO/CAP guideline, Journal of Clinical Oncology 36(20), 2018 (status).
+Source: Wolff et al., ASCO/CAP guideline, Journal of Clinical Oncology 36(20), 2018 (status).
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from her2.core.barcodes import PATIENT
 from her2.core.errors import UserError
 from her2.core.reading import path_problem
 from her2.core.spelling import folded, is_unknown, printable
@@ -19,12 +18,6 @@ from her2.importing.sheets import SheetTable, read_sheet_file
 Trust = Literal["unlabelled", "ihc", "fish"]
 """What counts where sources contradict each other; `unlabelled`: none of them."""
 
-_SLIDE = re.compile(
-    r"(?P<patient>TCGA-(?P<site>[A-Z0-9]{2})-[A-Z0-9]{4})-(?P<sample>\d\d)[A-Z]-[A-Z0-9]{2}-"
-    r"(?P<kind>DX|TS|BS|MS)[A-Z0-9]{1,2}(?![A-Z0-9])",
-    re.IGNORECASE,
-)
-_PATIENT = re.compile(r"(?<![A-Z0-9])TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?![A-Z0-9])", re.IGNORECASE)
 _KEYS = ("bcr_patient_barcode", "Patient ID", "PATIENT_ID")
 _SCORE = ("her2_ihc_score", "HER2 ihc score", "her2_immunohistochemistry_level_result")
 _STATED = ("her2_status_by_ihc", "IHC-HER2", "IHC_HER2",
@@ -34,45 +27,6 @@ _FISH = ("her2_fish_status", "HER2 fish status",
 _SIDES = ("negative", "positive", "equivocal")
 _OPEN = ("indeterminate", "[discrepancy]", "[completed]", "[unknown]")
 """Words of TCGA for a result that is none."""
-
-
-@dataclass(frozen=True, slots=True)
-class SlideName:
-    """What the barcode of a slide says.
-
-    Attributes:
-        slide: the barcode up to the slide, `TCGA-A1-A0SB-01Z-00-DX1`.
-        patient: its first 12 characters.
-        site: the tissue source site, `A1`.
-        sample_type: 1 is a primary tumour, 6 a metastasis, 10 to 19 are normal tissue.
-        kind: `diagnostic` (fixed in formalin) or `frozen`.
-    """
-
-    slide: str
-    patient: str
-    site: str
-    sample_type: int
-    kind: Literal["diagnostic", "frozen"]
-
-
-def slide_name(name: str) -> SlideName | None:
-    """Return what a file's name says, None if it does not begin with the barcode of a slide."""
-    found = _SLIDE.match(name)
-    if found is None:
-        return None
-    return SlideName(
-        slide=found[0].upper(),
-        patient=found["patient"].upper(),
-        site=found["site"].upper(),
-        sample_type=int(found["sample"]),
-        kind="diagnostic" if found["kind"].upper() == "DX" else "frozen",
-    )
-
-
-def patient_of(text: str) -> str:
-    """Return the patient's barcode that a text has anywhere, "" if it has none."""
-    found = _PATIENT.search(text)
-    return found[0].upper() if found else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +107,7 @@ def read_clinical(path: Path, trust: Trust) -> Clinical:
     rows: dict[str, set[tuple[str, str, str]]] = {}
     others = 0
     for cell, *cells in zip(table.column(*_KEYS), scores, stated, fish, strict=True):
-        found = _PATIENT.match(cell)
+        found = PATIENT.match(cell)
         if found is None:
             others += 1  # the further headers of Biotab are among these
         else:

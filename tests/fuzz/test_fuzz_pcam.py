@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from her2.config import PatchesSection
+from her2.core import hdf5
 from her2.core.errors import UserError
-from her2.pretraining import hdf5
 from her2.pretraining.patches import read_patch_set
 from tests.fuzz.faults import campaign, damaged, read_or_refused
 

@@ -8,9 +8,10 @@ from uuid import UUID
 
 import pytest
 
+from her2.core.barcodes import slide_name
 from her2.core.errors import UserError
 from her2.importing.sources.tcga_brca import read
-from her2.importing.tcga import Results, her2_labels, read_clinical, slide_name
+from her2.importing.tcga import Results, her2_labels, read_clinical
 from tests.unit.cohort_makers import assert_checked, manifest_rows, put_slide
 from tests.unit.sheet_makers import write_xlsx
 from tests.unit.test_cli import command

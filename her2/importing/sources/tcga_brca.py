@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
+from her2.core.barcodes import SlideName, slide_name
 from her2.core.errors import UserError
 from her2.core.reading import path_problem
 from her2.importing.copies import repeated
@@ -18,7 +19,7 @@ from her2.importing.gdc import (
     read_sample_sheet,
 )
 from her2.importing.matching import slide_files, unfinished_files
-from her2.importing.tcga import SlideName, Trust, label_rules, read_clinical, slide_name
+from her2.importing.tcga import Trust, label_rules, read_clinical
 
 PROJECT = "TCGA-BRCA"
 Kinds = Literal["diagnostic", "frozen", "all"]

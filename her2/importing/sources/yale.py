@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from her2.core.barcodes import patient_of
 from her2.core.errors import SlideError, UserError, problem_list
 from her2.core.files import file_digest
 from her2.core.reading import path_problem
@@ -20,7 +21,6 @@ from her2.importing.found import Found, ImportedSlide, LeftOut, Source
 from her2.importing.labels import legal_id, legal_ids
 from her2.importing.matching import match_by_name, slide_files, unfinished_files
 from her2.importing.sheets import SheetTable, read_sheet_file
-from her2.importing.tcga import patient_of
 
 _NAMED = re.compile(
     r"her2[ _-]?(pos|neg)(?:itive|ative)?[ _-]*case[ _-]*(\d+)(?!\d)", re.IGNORECASE

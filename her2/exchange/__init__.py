@@ -1,0 +1,1 @@
+"""Feature files of other programs: read, matched with slides, checked, taken in and written."""

@@ -51,7 +51,7 @@ from her2.core.hardware import allowed_cpus  # noqa: E402
 from her2.embedding.inference import batch_limit, prepare  # noqa: E402
 from her2.embedding.reading import PendingSlide, TileQueue, read_part  # noqa: E402
 from her2.encoders.device import DTYPES, pick_device, resolve_precision  # noqa: E402
-from her2.encoders.stage import read_encoder, materialise_encoder  # noqa: E402
+from her2.encoders.stage import materialise_encoder, read_encoder  # noqa: E402
 from her2.slides.slide import Slide  # noqa: E402
 from her2.storage.cache import Cache  # noqa: E402 the project of this folder, installed or not
 from her2.storage.entries import TileEntry, read_entries  # noqa: E402

@@ -128,7 +128,7 @@ def _listed(path: Path) -> dict[str, dict[str, object]]:
     if not path.exists():
         return {}
     found = read_json(path)
-    rows: list[dict[str, object]] = found if isinstance(found, list) else [{}]
+    rows: list[Any] = found if isinstance(found, list) else [None]
     if not all(isinstance(row, dict) and "slide_id" in row for row in rows):
         raise UserError(f"{path}: is no list of `her2 heatmaps`; name another folder with --out.")
     return {str(row["slide_id"]): row for row in rows}

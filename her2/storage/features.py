@@ -45,6 +45,7 @@ _SEAL = "seal"
 _TYPES = ("float16", "float32", "float64")
 """Types of features; her2 writes the first two."""
 
+_LONG_NAME = 64
 _NO_ROWS: NDArray[Any] = np.empty((0, 0))
 
 
@@ -78,7 +79,10 @@ class FeatureStore:
             str(encoder["architecture"]) if encoder else "",
             f"{target['px']} px at {target['mpp']:g} um/px" if target else "",
         ]
-        return f"<FeatureStore {self.path.name}: {', '.join(filter(None, words))}>"
+        name = self.path.name
+        if len(name) > _LONG_NAME:  # in the cache, where it is the key
+            name = f"{name[:12]}\u2026"
+        return f"<FeatureStore {name}: {', '.join(filter(None, words))}>"
 
     @property
     def dimension(self) -> int:

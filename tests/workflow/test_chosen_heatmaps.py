@@ -8,7 +8,9 @@ from typing import Any
 import polars as pl
 import pytest
 import shapely
+from typer.testing import CliRunner
 
+from her2.cli.main import app
 from her2.core.errors import UserError
 from her2.explanation import drawing, listed
 from her2.explanation.chosen import Wish, draw_chosen
@@ -153,12 +155,16 @@ def test_a_list_of_another_program_is_not_written_over(own: Path, tmp_path: Path
     assert (tmp_path / "heatmaps.json").read_text() == '{"mine": 1}'
 
 
-def test_the_command_draws_what_its_options_say(own: Path, tmp_path: Path) -> None:
-    done = Project(own).her2(
-        "heatmaps", "results", "--slides", "demo-004-a,demo-001-a", "--formats", "ome-tiff",
-        "--out", str(tmp_path / "out"),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+def test_the_command_draws_what_its_options_say(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(own)
+    options = ["--slides", "demo-004-a,demo-001-a", "--formats", "ome-tiff", "--out"]
+    done = CliRunner().invoke(app, ["heatmaps", "results", *options, str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
     files = {path.name for path in (tmp_path / "out" / "slides").iterdir()}
     assert files == {"demo-001-a.ome.tiff", "demo-004-a.ome.tiff"}
     assert "slides drawn: 2 of 2" in done.stderr
+    with pytest.raises(UserError, match="formats: 'pgn'; give some of png, parquet"):
+        CliRunner().invoke(app, ["heatmaps", "results", "--formats", "pgn", "--out", "out"],
+                           catch_exceptions=False)  # fmt: skip

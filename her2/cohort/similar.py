@@ -321,7 +321,7 @@ def _places(store: FeatureStore) -> Floats | None:
     tile = store.attributes["slide"]["level0_tile"]
     if tile is None:
         steps = [np.diff(np.unique(coords[:, axis])) for axis in (0, 1)]
-        if not all(len(one) for one in steps):
+        if not any(len(one) for one in steps):  # one tile, or no positions
             return None
-        tile = [float(np.min(one)) for one in steps]
+        tile = float(min(one.min() for one in steps if len(one)))
     return (coords / np.array(tile, np.float32)).astype(np.float32)

@@ -317,6 +317,16 @@ def test_mean_pooling_is_the_equation() -> None:
     check(model(features, mask), logits, np.full(5, 0.2))
 
 
+def test_the_perceptron_is_the_equation() -> None:
+    model, (features, mask, x) = build("mlp", layers=(5, 3)), one_bag()
+    p = numbers(model)
+    hidden = x.mean(axis=0)
+    for layer in ("hidden.0", "hidden.3"):
+        hidden = np.maximum(p[f"{layer}.weight"] @ hidden + p[f"{layer}.bias"], 0)
+    logits = p["classifier.weight"] @ hidden + p["classifier.bias"]
+    check(model(features, mask), logits, np.full(5, 0.2))
+
+
 def test_max_pooling_is_the_equation() -> None:
     model, (features, mask, x) = build("max"), one_bag()
     p = numbers(model)

@@ -114,5 +114,6 @@ def test_the_questions_about_a_run_know_features_from_elsewhere(project: Project
     explained = project.her2(*asked)
     assert "features_uni/A-001.h5, UNI, TRIDENT 0.3.1, not computed here" in explained.stdout
     assert explained.stdout.count("the same key, in the cache") == 2
-    bundle = project.her2("bundle", "results/models/score/uni/mlp", "--out", "bundle")
+    model = ("--encoder", "uni", "--head", "mlp")
+    bundle = project.her2("bundle", "results", *model, "--out", "bundle")
     assert "its features were computed elsewhere (UNI, TRIDENT 0.3.1)" in bundle.stderr

@@ -19,6 +19,8 @@ _HOMES = {
     "her2.embedding.encoder": ("FrozenEncoder", "load_encoder"),
     "her2.embedding.one_slide": ("embed",),
     "her2.evaluation.given": ("Evaluation", "evaluate"),
+    "her2.exchange.form": ("Given",),
+    "her2.exchange.given": ("read_given",),
     "her2.explanation.one_slide": ("draw_heatmap",),
     "her2.frozen.loading": ("load_model",),
     "her2.frozen.model": ("FrozenModel", "FrozenPrediction"),
@@ -37,6 +39,7 @@ __all__ = [
     "FrozenEncoder",
     "FrozenModel",
     "FrozenPrediction",
+    "Given",
     "Results",
     "Slide",
     "SlideError",
@@ -52,6 +55,7 @@ __all__ = [
     "open_slide",
     "open_store",
     "read_cohort",
+    "read_given",
     "tile",
 ]
 

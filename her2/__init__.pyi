@@ -12,6 +12,8 @@ from her2.embedding.encoder import load_encoder as load_encoder
 from her2.embedding.one_slide import embed as embed
 from her2.evaluation.given import Evaluation as Evaluation
 from her2.evaluation.given import evaluate as evaluate
+from her2.exchange.form import Given as Given
+from her2.exchange.given import read_given as read_given
 from her2.explanation.one_slide import draw_heatmap as draw_heatmap
 from her2.frozen.loading import load_model as load_model
 from her2.frozen.model import FrozenModel as FrozenModel

@@ -19,17 +19,12 @@ from her2.exchange.form import Unit as Unit
 from her2.exchange.registry import form_of, installed_forms
 
 
-def read_given(path: Path, form: str | None = None) -> Given:
+def read_given(path: Path | str, form: str | None = None) -> Given:
     """Open a feature file of another program: what it says of itself, and a way to its rows.
 
     The form is found by content, whatever the file is called. Nothing in it is run, no other file
     is opened for it, and features are read in blocks of about 16 MB. Coordinates are in level-0 px
     or, by STAMP, in um, as `Given.unit` says.
-
-        >>> given = read_given(Path("features_uni_v1/A-001.h5"))
-        >>> given.form, given.rows, given.dimension, given.unit
-        ('trident', 2310, 1024, 'level0_px')
-        >>> mean = sum(block.sum(axis=0) for block in given.blocks()) / given.rows
 
     Args:
         path: the file.
@@ -42,6 +37,16 @@ def read_given(path: Path, form: str | None = None) -> Given:
         UserError: there is no form of this name.
         SlideError: the file is of no form that is known, is damaged, or is not what it declares.
             The message begins with the file's name and says what was found, and the fix.
+
+    >>> import h5py, her2, numpy
+    >>> with h5py.File("A-001.h5", "w") as file:  # as CLAM writes one
+    ...     file["features"] = numpy.ones((3, 4), numpy.float32)
+    ...     file["coords"] = numpy.array([[0, 0], [0, 256], [256, 0]], numpy.int32)
+    >>> given = her2.read_given("A-001.h5")
+    >>> given.form, given.rows, given.dimension, given.unit
+    ('clam-h5', 3, 4, 'level0_px')
+    >>> sum(block.sum(axis=0) for block in given.blocks()) / given.rows
+    array([1., 1., 1., 1.], dtype=float32)
     """
     asked = None if form is None else form_of(form)
     path = Path(path)

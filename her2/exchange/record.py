@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,7 +27,11 @@ from her2.core.reading import read_json
 RECORD_NAME = "export.json"
 JOURNAL_NAME = "export.unfinished.jsonl"
 SCHEMA_VERSION = 1
+ROWS_SUFFIX = ".rows"
+"""What a writer's own temporary file has after the name of the file that it writes."""
 _FOLDER = ".zarr"
+_TEMPORARY = re.compile(rf"\.[0-9a-f]{{12}}\.(?:tmp|old)\.(.+?)(?:{re.escape(ROWS_SUFFIX)})?")
+"""Names that `publishing` gives, and those of `her2.core.files.atomic_path`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +151,7 @@ def open_record(out: Path, about: Mapping[str, Any]) -> Iterator[Record]:
             _read(record, path, about)
         if journal.exists():
             _replay(record, journal, about)
+            _sweep(record)
         else:
             record._note({"about": dict(about)})
         yield record
@@ -247,6 +253,16 @@ def _replay(record: Record, journal: Path, about: Mapping[str, Any]) -> None:
         else:
             record.slides[line["slide"]] = _DONE.validate_python(line["done"])
     record.ours |= _names(record)
+
+
+def _sweep(record: Record) -> None:
+    """Delete the temporary files of an export that was killed; readers take them for slides."""
+    for folder in sorted({(record.out / name).parent for name in record.ours}):
+        mine = {Path(name).name for name in record.ours if (record.out / name).parent == folder}
+        for item in folder.iterdir() if folder.is_dir() else ():
+            left = _TEMPORARY.fullmatch(item.name)
+            if left and left[1] in mine:
+                shutil.rmtree(item) if item.is_dir() else item.unlink()
 
 
 def _names(record: Record) -> set[str]:

@@ -40,7 +40,8 @@ def to_anndata(
         from anndata import AnnData
     except ImportError:
         raise UserError(
-            "to_anndata: needs the package anndata; install it with `pip install 'her2[exchange]'`."
+            "to_anndata: needs the package anndata; install it with `pip install '.[exchange]'` in "
+            "her2's folder."
         ) from None
     return AnnData(X=np.array(features), **described(features.shape, coords, attributes))
 

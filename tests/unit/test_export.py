@@ -1,6 +1,7 @@
 """The folder of an export: what is written, kept, refused and left out."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,7 @@ from her2.config import EncoderSection
 from her2.config.jobs import EncoderSpec
 from her2.core.errors import UserError
 from her2.core.files import write_json
-from her2.encoders.card import write_card
+from her2.encoders.card import GIVEN, write_card
 from her2.exchange.export import export_features
 from her2.exchange.record import JOURNAL_NAME, RECORD_NAME
 from her2.exchange.writers import find_writer, writer_names
@@ -24,6 +25,7 @@ from her2.storage.entries import FeatureEntry
 from tests.unit.export_makers import CARD, Made, make, matrix
 
 FORMS = writer_names()
+REPOSITORY = Path(__file__).parents[2]
 every_form = pytest.mark.parametrize("form", FORMS)
 
 
@@ -151,6 +153,42 @@ def test_an_export_that_was_stopped_goes_on(
     assert not [
         path for path in out.rglob("*") if ".tmp." in path.name or path.name == JOURNAL_NAME
     ]
+
+
+KILLED = """
+import os, sys
+from dataclasses import replace
+from pathlib import Path
+import her2.exchange.export as module
+
+results, out, form = sys.argv[1:]
+writer = module.find_writer(form)
+begun = []
+
+def write(outgoing, slide, paths):
+    writer.write(outgoing, slide, paths)
+    begun.append(slide)
+    if len(begun) == 2:
+        os._exit(9)
+
+module.find_writer = lambda name: replace(writer, write=write)
+module.export_features(Path(results), Path(out), form)
+"""
+
+
+@pytest.mark.parametrize("form", ["trident", "spatialdata"])
+def test_what_a_killed_export_leaves_half_written_is_no_slide_for_a_reader(
+    made: Made, out: Path, form: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, made.root, out, form], cwd=REPOSITORY, check=False
+    )
+    assert done.returncode == 9
+    temporary = [path for path in out.rglob(".*") if ".tmp." in path.name]
+    assert temporary
+    (stays := temporary[0].with_name(".0123456789ab.tmp.theirs")).write_text("not ours")
+    assert export_features(made.root, out, form).kept == ("A-1",)
+    assert [path for path in out.rglob(".*") if ".tmp." in path.name] == [stays]
 
 
 def test_slides_of_another_call_stay_and_are_in_the_tables(made: Made, out: Path) -> None:
@@ -356,6 +394,16 @@ def test_a_licence_that_may_bind_features_is_a_caution(made: Made, out: Path) ->
     assert record(out)["encoder"]["licence"] == "CC-BY-NC-ND-4.0"
 
 
+def test_features_that_were_not_computed_here_are_marked(made: Made, out: Path) -> None:
+    elsewhere = replace(CARD, source=GIVEN, size=None, mpp=None, mean=None, std=None)
+    write_card(made.root / "encoders" / "mine", elsewhere)
+    for slide_id, values in made.features.items():
+        made.embed(slide_id, values, encoder=elsewhere.digest)
+    done = export_features(made.root, out, "parquet")
+    assert record(out)["encoder"]["computed"] == "elsewhere"
+    assert "were not computed here" in (done.caution or "")
+
+
 # The command
 
 
@@ -431,6 +479,6 @@ def test_a_form_whose_package_is_absent_says_how_to_install_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "anndata", None)
     for form in ("anndata", "spatialdata"):
-        with pytest.raises(UserError, match=r"pip install 'her2\[exchange\]'"):
+        with pytest.raises(UserError, match=r"pip install '.\[exchange\]'"):
             export_features(made.root, out, form)
     assert not out.exists()

@@ -33,7 +33,7 @@ def test_the_page_runs_from_its_first_block_to_its_last(
     space: dict[str, object] = {}
     for number, block in enumerate(blocks()):
         exec(compile(block, f"docs/python.md, block {number + 1}", "exec"), space)
-    assert len(blocks()) == 10
+    assert len(blocks()) == 11
     assert "row 1: 1.7 is no probability from 0 to 1" in capsys.readouterr().out
 
 

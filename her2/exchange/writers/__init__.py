@@ -84,6 +84,6 @@ def find_writer(name: str) -> Writer:
         except ImportError:
             raise UserError(
                 f"--to {name}: needs the package {writer.package}; install it with "
-                "`pip install 'her2[exchange]'`."
+                "`pip install '.[exchange]'` in her2's folder."
             ) from None
     return writer

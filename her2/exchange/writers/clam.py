@@ -5,7 +5,6 @@ The layout is that of `extract_features_fp.py` (mahmoodlab/CLAM, commit 14fbcc4b
 `patches` are those that `Whole_Slide_Bag_FP` in `dataset_modules/dataset_h5.py` reads.
 """
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from her2.exchange.outgoing import Outgoing
+from her2.exchange.record import ROWS_SUFFIX
 from her2.exchange.slide_features import SlideFeatures
 from her2.exchange.writers import Writer
 from her2.exchange.writers._hdf5 import write_hdf5
@@ -54,14 +54,17 @@ def _write_tensor(slide: SlideFeatures, path: Path) -> None:
     """Write a tensor (n, d) of float32 that is never all in memory."""
     import torch
 
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".tmp") as rows:
-        for block in slide.blocks():
-            rows.write(np.ascontiguousarray(block, _TYPE).tobytes())
-        rows.flush()
+    rows = path.with_name(f"{path.name}{ROWS_SUFFIX}")
+    try:
+        with rows.open("wb") as stream:
+            for block in slide.blocks():
+                stream.write(np.ascontiguousarray(block, _TYPE).tobytes())
         count = slide.shape[0] * slide.shape[1]
-        mapped = torch.from_file(rows.name, shared=False, size=count, dtype=torch.float32)
+        mapped = torch.from_file(str(rows), shared=False, size=count, dtype=torch.float32)
         with path.open("wb") as stream:  # by a path, torch would put the temporary name into it
             torch.save(mapped.reshape(slide.shape), stream)
+    finally:
+        rows.unlink(missing_ok=True)
 
 
 def _tables(outgoing: Outgoing, slides: Sequence[str]) -> dict[str, pl.DataFrame]:

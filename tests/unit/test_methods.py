@@ -212,7 +212,9 @@ def test_the_published_protocol_is_named_only_where_it_ran(
 ) -> None:
     assert "as published" not in text(results)
     monkeypatch.setattr(methods_models, "protocols", lambda _: [object()])
-    assert "trained and evaluated as published (Abdulsadig et al. 2024)" in text(results)
+    words = text(results)
+    assert "trained and evaluated as published (Abdulsadig et al. 2024)" in words
+    assert "tiles were embedded once and not changed at random in training" in words
     assert published_protocol.protocols(results) == []
 
 

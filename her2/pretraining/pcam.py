@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from her2.config import PatchesSection
 from her2.core.errors import UserError, first_line, problem_list
 from her2.core.files import digest, file_digest
-from her2.core.hdf5 import FILE_BYTES, dataset, unpack, whole_numbers
+from her2.core.hdf5 import FILE_BYTES, dataset, open_checked, unpack, whole_numbers
 from her2.core.reading import path_problem
 from her2.core.spelling import folded_id
 from her2.pretraining.formats import Part, look_alikes_in, read_csv
@@ -105,10 +105,10 @@ def _pcam_pair(root: Path, part: Part, scratch: Path, problems: list[str]) -> _P
     try:
         for reading, path in paths.items():
             files[reading] = _unpacked(path, scratch)
-        with h5py.File(files["y"][0]) as y:
+        with open_checked(files["y"][0]) as y:
             labels = whole_numbers(dataset(y, "y"))
         reading = "x"
-        with h5py.File(files["x"][0]) as x:
+        with open_checked(files["x"][0]) as x:
             images = dataset(x, "x")
             if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
                 problems.append(

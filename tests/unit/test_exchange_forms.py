@@ -14,6 +14,7 @@ from hypothesis import given as hypothesis_given
 from hypothesis import settings
 
 from her2.core.errors import SlideError, UserError
+from her2.core.files import canonical_json
 from her2.exchange import content as content_module
 from her2.exchange.checks import check_given, finite_blocks, mixed_dimensions
 from her2.exchange.content.opening import open_content
@@ -179,6 +180,36 @@ def test_bfloat16_becomes_float32_without_a_change(tmp_path):
     assert np.array_equal(all_rows(given), values.float().numpy())
 
 
+def test_bfloat16_in_hdf5_is_read_as_float32(tmp_path):
+    kind = h5py.h5t.IEEE_F32LE.copy()
+    kind.set_fields(15, 7, 8, 0, 7)
+    kind.set_size(2)
+    kind.set_ebias(127)
+    values = torch.randn(70, 8).to(torch.bfloat16).float().numpy()
+    with h5py.File(tmp_path / "A.h5", "w") as file:
+        file["coords"] = corners(70)
+        space = h5py.h5s.create_simple(values.shape)
+        made = h5py.h5d.create(file.id, b"features", kind, space)
+        made.write(h5py.h5s.ALL, h5py.h5s.ALL, values)
+    given = read_given(tmp_path / "A.h5")
+    assert given.dtype == np.float32
+    assert np.array_equal(all_rows(given), values)
+
+
+def test_names_and_texts_that_cannot_be_shown_do_no_harm(tmp_path):
+    path = write_stamp(tmp_path / "A.h5", features_of(6, 4), extractor=b"\xff\x1b[2J uni")
+    with h5py.File(path, "a") as file:
+        file["\x1b[2J"] = file["x" * 5000] = np.ones(3)
+        file.attrs["\x1b]0;x\x07"] = "x"
+        file.attrs.create("broken", b"\xff", dtype=h5py.string_dtype())
+    given = read_given(path)
+    assert canonical_json(dict(given.stated)).encode()
+    assert all(name.isprintable() for name in given.stated)
+    with pytest.raises(SlideError) as caught:
+        read_given(path, "trident")
+    assert str(caught.value).isprintable()
+
+
 @pytest.mark.parametrize("old", [True, False])
 def test_torch_files_of_both_containers_are_read(tmp_path, old):
     features = features_of(70, 8)
@@ -245,12 +276,10 @@ def test_files_are_listed_by_suffix_in_folders_below_and_not_twice(tmp_path):
         given_files([tmp_path / "absent"])
 
 
-class Ran(Exception):
-    pass
-
-
 class Bomb:
     """A pickle that runs code when it is read."""
+
+    place = ""
 
     def __reduce__(self):
         return (os.mkdir, (f"{Bomb.place}/it-ran",))
@@ -383,7 +412,7 @@ HOSTILE = {
 def test_a_hostile_file_is_refused_by_name_and_neither_run_nor_followed(
     tmp_path, monkeypatch, name
 ):
-    monkeypatch.setattr(Bomb, "place", str(tmp_path), raising=False)
+    monkeypatch.setattr(Bomb, "place", str(tmp_path))
     write_clam_h5(tmp_path / "secret.h5", features_of(6, 4))
     file_name, make, said = HOSTILE[name]
     make(tmp_path / file_name)
@@ -416,6 +445,42 @@ def test_attributes_that_are_no_single_value_say_nothing(tmp_path):
     assert given.size_px is None
     assert given.tile == 512
     assert not {"patch_size_level0", "long", "several", "overlap", "pair"} & set(given.stated)
+
+
+def test_a_heap_of_texts_that_hdf5_would_walk_through_for_ever_is_refused(tmp_path):
+    path = write_stamp(tmp_path / "A.h5", features_of(6, 4))
+    heap = path.read_bytes().find(b"GCOL") + 16
+    for place, value in ((8, bytes(8)), (8, b"\xff" * 8), (0, bytes(2)), (9, b"\xf0")):
+        content = bytearray(write_stamp(path, features_of(6, 4)).read_bytes())
+        content[heap + place : heap + place + len(value)] = value
+        path.write_bytes(content)
+        with pytest.raises(SlideError, match=r"A\.h5: .*the sizes of its texts are damaged"):
+            read_given(path)
+
+
+def test_corners_of_a_grid_may_shrink_as_far_as_they_can(tmp_path):
+    rows = 60_000
+    with h5py.File(tmp_path / "A.h5", "w") as file:
+        file["features"] = features_of(rows, 2)
+        grid = np.stack([np.arange(rows) // 16, np.arange(rows) % 16], axis=1) * 512
+        made = file.create_dataset("coords", data=grid, compression="gzip", shuffle=True,
+                                   compression_opts=9, chunks=(rows, 2))  # fmt: skip
+        file.flush()
+        assert made.nbytes > 100 * made.id.get_storage_size()
+    assert np.array_equal(read_given(tmp_path / "A.h5").coords, grid)
+
+
+def test_many_and_long_texts_are_no_damage(tmp_path):
+    path = write_stamp(tmp_path / "A.h5", features_of(6, 4))
+    with h5py.File(path, "a") as file:
+        for number in range(60):
+            file["feats"].attrs[f"text {number}"] = "x" * (number * 97 % 900)
+        for number in range(0, 60, 3):
+            del file["feats"].attrs[f"text {number}"]
+            file["feats"].attrs[f"GCOL {number}"] = "GCOL" * number
+    given = read_given(path)
+    assert given.stated["extractor"] == "uni2"
+    assert np.array_equal(all_rows(given), features_of(6, 4))
 
 
 def test_chunks_of_a_whole_slide_are_unpacked_once_and_not_in_one_piece(tmp_path, monkeypatch):

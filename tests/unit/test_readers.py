@@ -31,6 +31,8 @@ GUARDED_BY_ITS_CALLER = {
     ("pipeline/status.py", "_tiles_in"),  # `_tiles_of` counts none
     ("training/checkpoint.py", "_restore"),  # `load` starts over
     ("core/hdf5.py", "unpack"),  # says what it raises; read_pcam names the file
+    ("core/hdf5.py", "open_checked"),  # says what it raises; read_given names the file
+    ("exchange/content/hdf5_file.py", "blocks"),  # read_given names the file
     ("pretraining/pcam.py", "sets"),  # read in the `try` of __call__
 }
 OURS = {("report/sections/paper/references.py", "known_works")}

@@ -11,15 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2.core.errors import first_line
-from her2.core.hdf5 import dataset, is_filtered
+from her2.core.hdf5 import dataset, is_filtered, open_checked
 from her2.exchange.content import ROWS, Array, Content, Stated, row_blocks
 
 _NAMES = 64
 """Arrays, and attributes of each, that are looked at; the programs write fewer than twenty."""
 _DENSEST = 100
 """Bytes that a stored byte may become. Features hardly shrink; zeros of a short file may."""
-_TEXT = 1000
-"""Longest text of an attribute that is kept."""
+_TEXT, _NAME = 1000, 100
+"""Longest text of an attribute that is kept, and longest name that is looked at."""
 _ATTRIBUTE_BYTES = 1 << 16
 _UNPACKED_BYTES = 256 << 20
 """Rows of compressed chunks that are unpacked at once, so that no chunk is unpacked twice."""
@@ -32,8 +32,8 @@ def read_hdf5(path: Path) -> Content:
         OSError: it cannot be opened; h5py raises other types as well on a damaged file.
     """
     arrays, refused = {}, {}
-    with h5py.File(path, "r", locking="best-effort") as file:
-        for name in islice(file, _NAMES):
+    with open_checked(path) as file:
+        for name in filter(_is_name, islice(file, _NAMES)):
             try:
                 found = _dataset(file, name)
                 arrays[name] = Array(
@@ -49,6 +49,11 @@ def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
     if found.dtype.kind not in "biuf" or found.dtype.itemsize > 8:
         raise ValueError(f"it is {found.dtype}, not plain numbers")
     return found
+
+
+def _is_name(name: str) -> bool:
+    """Return whether a name can be shown, in an error as in a report."""
+    return len(name) <= _NAME and name.isprintable()
 
 
 def _native(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -88,7 +93,7 @@ def _rows_of_chunks(found: h5py.Dataset, columns: int) -> int:
 
 def _stated(owner: h5py.Dataset | h5py.File) -> dict[str, Stated]:
     found: dict[str, Stated] = {}
-    for name in islice(owner.attrs, _NAMES):
+    for name in filter(_is_name, islice(owner.attrs, _NAMES)):
         try:
             value = _value(owner, name)
         except Exception:  # a type that h5py does not know, or a damaged attribute, says nothing
@@ -110,6 +115,6 @@ def _value(owner: h5py.Dataset | h5py.File, name: str) -> Stated | None:
     if isinstance(value, bytes):
         value = value.decode(errors="replace")
     if isinstance(value, str):
-        return str(value) if len(value) <= _TEXT else None
+        return value.encode(errors="replace").decode() if len(value) <= _TEXT else None
     plain: int | float | bool = value.item()
     return plain if math.isfinite(plain) else None

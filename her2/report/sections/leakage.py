@@ -64,7 +64,7 @@ def shared_tissue(similar: pl.DataFrame, limit: float) -> str:
     """
     shared = similar["shared"].cast(pl.Float64)
     if len(shared) and shared.is_null().all():
-        return f"not known: the slides have fewer than {LEAST_PROBES} tiles"
+        return f"not known: the slides have fewer than {LEAST_PROBES} tiles with known places"
     top = similar.select(pl.col("shared").cast(pl.Float64).max()).item()
     return f"{int((shared.fill_null(0) > limit).sum())} (most tiles shared: {number(top, 2)})"
 

@@ -43,8 +43,8 @@ log = logging.getLogger(__name__)
 JSON = dict[str, Any]
 NOT_RECORDED = "not recorded"
 """The precision in which another program computed."""
-_OF_ONE_FILE = frozenset({"name", "savetodir"})
-"""What TRIDENT says of one slide, or of folders on the machine that it ran on."""
+_OF_ONE_FILE = frozenset({"name", "level0_width", "level0_height"})
+"""What a file says of its slide alone."""
 ELSEWHERE = "another program"
 """Where the tissue of such a slide was found."""
 

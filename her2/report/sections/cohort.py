@@ -139,7 +139,8 @@ def grid_rows(results: Results) -> list[GridRow]:
         usable = table.filter(pl.col("status") == "ok")
         by_status = dict(table.group_by("status").len().iter_rows())
         scales = [scale for axis in ("mpp_x", "mpp_y") for scale in table[axis].drop_nulls()]
-        rejected, causes = _rejected(table)
+        given = grid.startswith(GRID)
+        rejected, causes = ("not known", "") if given else _rejected(table)
         sources = Counter(table["mpp_source"].drop_nulls().to_list())
         found.append(
             GridRow(

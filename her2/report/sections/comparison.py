@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from her2.encoders.card import EncoderCard
+from her2.config import EncoderSection
 from her2.report.format import interval, number, p_value, signed
 from her2.report.results import Results
 from her2.report.section import Link, Section
@@ -150,19 +150,22 @@ def shared_tiles(results: Results) -> list[Shared]:
     encoders = results.config.encoders
     found = []
     for first, second in pl.concat(tables).unique(maintain_order=True).iter_rows():
-        grids = [_patches(results.cards[name]) for name in (first, second)]
+        grids = [_patches(results, name) for name in (first, second)]
         same = encoders[first].grid == encoders[second].grid
         tiles = grids[0] if same else f"{grids[0]}; {grids[1]}"
         found.append(Shared(first, second, same, tiles))
     return found
 
 
-def _patches(card: EncoderCard) -> str:
+def _patches(results: Results, encoder: str) -> str:
     """Return an encoder's patches in words, of features from elsewhere what is known of them."""
+    section = results.config.encoders[encoder]
+    if isinstance(section, EncoderSection):
+        return f"{section.size} px at {section.mpp:g} um/px"
+    card = results.cards[encoder]
     if card.size is None or card.mpp is None:
         return "patches of another program, not stated"
-    words = f"{card.size} px at {card.mpp:g} um/px"
-    return words if card.computed_here else f"{words} of another program"
+    return f"{card.size} px at {card.mpp:g} um/px of another program"
 
 
 def comparison_table(results: Results) -> pl.DataFrame | None:

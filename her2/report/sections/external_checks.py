@@ -175,7 +175,7 @@ def leak_checks(results: Results, cohort: ExternalCohort) -> tuple[Check, ...]:
             Check(
                 "Slides with the tissue of one of development",
                 f"features of {encoder}",
-                shared_tissue(table, limit),
+                shared_tissue(table, limit, given=encoder in results.config.given),
                 f"above {limit:g} of the tiles" if limit < 1 else "never (max_shared_tiles)",
             )
         )

@@ -39,7 +39,7 @@ def checks(results: Results) -> tuple[Check, ...]:
     rows.append(
         Check(
             "Slides with the same content as another",
-            plural(len(prints), "slide"),
+            plural(prints["slide_id"].n_unique(), "slide"),
             str(len(prints) - prints["fingerprint"].n_unique()),
             "always",
         )
@@ -50,21 +50,23 @@ def checks(results: Results) -> tuple[Check, ...]:
             Check(
                 "Slides of two patients with the same tissue",
                 f"features of {encoder}",
-                shared_tissue(table, limit),
+                shared_tissue(table, limit, given=encoder in results.config.given),
                 f"above {limit:g} of the tiles" if limit < 1 else "never (max_shared_tiles)",
             )
         )
     return tuple(rows)
 
 
-def shared_tissue(similar: pl.DataFrame, limit: float) -> str:
+def shared_tissue(similar: pl.DataFrame, limit: float, *, given: bool = False) -> str:
     """Return how many pairs share more tiles than allowed, and the most that a pair shares.
 
     Where no pair has enough tiles to be compared, nothing was found because nothing was looked at.
+    Features that are `given` need not tell where their tiles are.
     """
     shared = similar["shared"].cast(pl.Float64)
     if len(shared) and shared.is_null().all():
-        return f"not known: the slides have fewer than {LEAST_PROBES} tiles"
+        unplaced = ", or their features do not tell where they are" if given else ""
+        return f"not known: the slides have fewer than {LEAST_PROBES} tiles{unplaced}"
     top = similar.select(pl.col("shared").cast(pl.Float64).max()).item()
     return f"{int((shared.fill_null(0) > limit).sum())} (most tiles shared: {number(top, 2)})"
 

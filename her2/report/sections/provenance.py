@@ -118,7 +118,7 @@ def encoders_table(results: Results) -> pl.DataFrame:
             "size": card.size,
             "precision_asked": card.precision,
             "precision_used": ", ".join(results.precisions[name]) or "no features",
-            "devices": ", ".join(results.devices[name]),
+            "devices": ", ".join(results.devices[name]) if card.computed_here else "",
             "storage": card.storage,
             "licence": card.licence,
             "weights_sha256": card.weights_sha256,

@@ -103,6 +103,8 @@ def _limits(row: dict[str, Any] | None, low: str, high: str) -> tuple[float, flo
 def _pretraining(results: Results, encoder: str) -> str:
     if results.config.encoders[encoder].domain in (None, "none"):
         return "no pre-training"
+    if results.config.encoders[encoder].domain == "unknown":
+        return "its pre-training not stated"
     return f"pre-trained on {domain(results, encoder)} images"
 
 

@@ -50,6 +50,11 @@ def embed(
     >>> store.features.shape
     (18, 512)
     """
+    if encoder.card.source == "features":
+        raise UserError(
+            f"{encoder.folder}: its features were computed by another program, so that there are "
+            "no weights to embed a slide with."
+        )
     where = Cache.given(cache)
     if isinstance(given, Slide):
         given = tile(given, encoder.mpp, encoder.size, cache=where)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from her2.config import HeatmapFormat
 from her2.core.crashes import reading
-from her2.core.errors import SlideError, UserError
+from her2.core.errors import SlideError, UserError, check_kind
 from her2.core.section import NAME_PATTERN, is_name
 from her2.explanation.drawing import Drawing, chosen_formats, draw_slide
 from her2.explanation.listed import NOWHERE
@@ -80,6 +80,7 @@ def draw_heatmap(
     >>> sorted(path.name for path in Path("pictures/slides").iterdir())
     ['demo-004-a.geojson', 'demo-004-a.png']
     """
+    check_kind("store", store, FeatureStore, fix="open it with open_store(path)")
     file = slide.path if isinstance(slide, Slide) else Path(slide)
     try:
         tiles = _tiles(store, attention, name or file.stem, label)
@@ -115,7 +116,7 @@ def _tiles(
         values, classes = attention.attention, attention.class_names
         probabilities = tuple(attention.probabilities.tolist())
     else:
-        values, classes, probabilities, models = np.asarray(attention), (), (), {}
+        values, classes, probabilities, models = _numbers(attention), (), (), {}
         by = "weights of tiles, of which no model is known"
     return tiles_of_store(
         store.path,
@@ -125,6 +126,15 @@ def _tiles(
         probabilities=probabilities,
         model=models,
     )
+
+
+def _numbers(attention: object) -> NDArray[np.float32]:
+    try:
+        return np.asarray(attention, np.float32)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"attention {attention!r:.200}: give what a model predicted, or a weight for each tile."
+        ) from None
 
 
 def _check(tiles: SlideTiles, store: FeatureStore, file: Path) -> None:

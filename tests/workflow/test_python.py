@@ -152,6 +152,10 @@ def test_an_unfinished_run_has_its_tables_and_says_what_is_missing(tmp_path: Pat
          "is no results folder"),
         (lambda: her2.load_model("slides"), "holds no trained model"),
         (lambda: her2.Results("slides"), "is no results folder"),
+        (lambda: her2.tile("slides/demo-004-a.svs", **GRID), "is a str, no Slide; open it with open_"),
+        (lambda: her2.embed("slides/demo-004-a.svs", "uni"), "is a str, no Slide or Tiles"),
+        (lambda: her2.load_model("results").predict("a"), "is a str, no FeatureStore"),
+        (lambda: her2.draw_heatmap("a", [1.0], "slides/demo-004-a.svs"), "no FeatureStore"),
         (lambda: her2.open_store("slides/demo-004-a.svs"), "is not a feature store"),
     ],
 )  # fmt: skip
@@ -176,6 +180,7 @@ def test_tiles_of_another_grid_are_refused() -> None:
     ("weights", "slide", "words"),
     [
         (np.full(3, 1 / 3), "demo-004-a", "has 18 tiles"),
+        (np.array("none"), "demo-004-a", "give what a model predicted, or a weight"),
         (np.full(18, np.nan), "demo-004-a", "not finite"),
         (np.full(18, 1.0), "demo-004-a", "sums to 18, not to one"),
         (np.full(18, 1 / 18), "demo-001-a", "is not the slide"),

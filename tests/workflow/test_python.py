@@ -152,7 +152,7 @@ def test_an_unfinished_run_has_its_tables_and_says_what_is_missing(tmp_path: Pat
          "is no results folder"),
         (lambda: her2.load_model("slides"), "holds no trained model"),
         (lambda: her2.Results("slides"), "is no results folder"),
-        (lambda: her2.tile("slides/demo-004-a.svs", **GRID), "is a str, no Slide; open it with open_"),
+        (lambda: her2.tile("slides/demo-004-a.svs", **GRID), "is a str, no Slide; open it with"),
         (lambda: her2.embed("slides/demo-004-a.svs", "uni"), "is a str, no Slide or Tiles"),
         (lambda: her2.load_model("results").predict("a"), "is a str, no FeatureStore"),
         (lambda: her2.draw_heatmap("a", [1.0], "slides/demo-004-a.svs"), "no FeatureStore"),

@@ -23,6 +23,17 @@ def blamed_on(name: str) -> Iterator[None]:
         raise
 
 
+def check_kind(what: str, given: object, *kinds: type, fix: str) -> None:
+    """Check that a script gives what a function takes.
+
+    Raises:
+        UserError: it is of none of the kinds; with the fix.
+    """
+    if not isinstance(given, kinds):
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise UserError(f"{what} {given!r:.200}: is a {type(given).__name__}, no {names}; {fix}.")
+
+
 def problem_list(headline: str, problems: Iterable[str], *, limit: int = 50) -> UserError:
     """Join many problems into one error, so that a user can fix all of them in one pass."""
     found = list(problems)

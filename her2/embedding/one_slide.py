@@ -4,7 +4,7 @@ from pathlib import Path
 
 from her2.config import EmbeddingSection
 from her2.config.jobs import EmbedSpec
-from her2.core.errors import SlideError, UserError
+from her2.core.errors import SlideError, UserError, check_kind
 from her2.core.hardware import allowed_cpus
 from her2.embedding.encoder import FrozenEncoder
 from her2.embedding.stage import embed_tables
@@ -50,6 +50,13 @@ def embed(
     >>> store.features.shape
     (18, 512)
     """
+    check_kind("slide", given, Slide, Tiles, fix="open it with open_slide(path)")
+    check_kind("encoder", encoder, FrozenEncoder, fix="load it with load_encoder(...)")
+    if encoder.card.source == "features":
+        raise UserError(
+            f"{encoder.folder}: its features were computed by another program, so that there are "
+            "no weights to embed a slide with."
+        )
     where = Cache.given(cache)
     if isinstance(given, Slide):
         given = tile(given, encoder.mpp, encoder.size, cache=where)

@@ -10,7 +10,7 @@ import polars as pl
 
 from her2.config import EvaluationSection, Task, parse_section
 from her2.config.jobs import CompareSpec, EvaluateSpec
-from her2.core.errors import UserError, problem_list
+from her2.core.errors import UserError, first_line, problem_list
 from her2.evaluation.compare import comparison_tables
 from her2.evaluation.paired import pair_models
 from her2.evaluation.stage import evaluation_tables
@@ -85,7 +85,7 @@ def evaluate(
     Columns of the table:
 
     - `patient_id`, and `slide_id` where patients have several slides; one of them may be absent.
-    - `target`: the true class by name (or by its place among the classes, from 0).
+    - `target`: the true class by name, by its place among the classes from 0, or false and true.
     - `prob_CLASS` for each class, which sum to one; for two classes one may be left out.
     - `repeat` and `fold`, from 0: the cross-validation that the predictions come from. Without
       `fold` it is one test set that no model was trained on.
@@ -125,7 +125,8 @@ def evaluate(
     given = _frame(predictions)
     section = parse_section(EvaluationSection, evaluation, name="evaluation")
     names, assumed = _classes(given, classes)
-    task = Task(label="target", classes={name: [name] for name in names}, ordinal=ordinal)
+    values = {"label": "target", "classes": {name: [name] for name in names}, "ordinal": ordinal}
+    task = parse_section(Task, values, name="predictions")
     table, more = _completed(given, names)
     levels = ("patient", "slide") if "slide_id" in given.columns else ("patient",)
     models = tuple(table["model"].unique(maintain_order=True))
@@ -169,17 +170,24 @@ def _frame(given: Any) -> pl.DataFrame:
     """Return what was given as a polars frame."""
     if isinstance(given, pl.DataFrame):
         return given
+    what = given if isinstance(given, Path | str) else type(given).__name__
     try:
         if isinstance(given, Path | str):
             path = Path(given)
             read = pl.read_parquet if path.suffix == ".parquet" else pl.read_csv
             return read(path)
         if isinstance(given, Mapping):
-            return pl.DataFrame(dict(given))
-        return pl.from_pandas(given)
+            return pl.DataFrame(dict(given), strict=False)
+        if hasattr(given, "iloc"):  # of pandas, which need not be installed
+            return pl.from_pandas(given)
     except Exception as error:  # polars raises any type on what is no table
-        what = given if isinstance(given, Path | str) else type(given).__name__
-        raise UserError(f"predictions, {what}: cannot be read as a table ({error}).") from None
+        raise UserError(
+            f"predictions, {what}: cannot be read as a table ({first_line(error)})."
+        ) from None
+    raise UserError(
+        f"predictions, {what}: is no table; give a polars or pandas frame, columns by name, or a "
+        ".csv or .parquet file."
+    )
 
 
 def _classes(given: pl.DataFrame, asked: Sequence[str] | None) -> tuple[tuple[str, ...], list[str]]:
@@ -258,6 +266,8 @@ def _completed(given: pl.DataFrame, classes: Sequence[str]) -> tuple[pl.DataFram
 
 def _targets(given: pl.Series, classes: Sequence[str]) -> pl.Series:
     """Return class indices, null for what is no class."""
+    if given.dtype == pl.Boolean and len(classes) == 2:
+        return given.cast(pl.Int64)
     places = {name: place for place, name in enumerate(classes)}
     if given.dtype.is_integer() and not {str(one) for one in given.drop_nulls()} <= places.keys():
         return pl.Series(

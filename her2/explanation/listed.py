@@ -25,6 +25,9 @@ _SAVE_SECONDS = 5.0
 """What a killed command loses of its list."""
 _SAY_SECONDS = 20.0
 
+NOWHERE = "its features do not tell where on the slide they are"
+"""Why a slide with features of another program is not drawn."""
+
 Say = Callable[[str], None]
 """Told how far it is, in lines."""
 
@@ -63,6 +66,8 @@ def draw_listed(
         for number, (name, reason) in enumerate(chosen.items()):
             if reason is None and name not in files:
                 reason = "is not in the manifest any more, which has the path of its file"
+            elif reason is None and not files[name].path:
+                reason = "there is no slide (column 'path')"
             if reason is not None:
                 rows[name] = {"slide_id": name, "reason": reason}
                 continue
@@ -92,6 +97,8 @@ def _draw_one(found: Drawable, name: str, file: Path, output: Path) -> dict[str,
     except UserError as error:
         log.warning("%s: no heatmap: %s", name, error)
         return {"slide_id": name, "reason": first_line(error)}
+    except (KeyError, ValueError):  # features of other programs may lack it
+        return {"slide_id": name, "reason": NOWHERE}
     return draw_slide(tiles, file, found.drawing, output)
 
 

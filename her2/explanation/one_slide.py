@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from her2.config import HeatmapFormat
-from her2.core.errors import SlideError, UserError
+from her2.core.crashes import reading
+from her2.core.errors import SlideError, UserError, check_kind
 from her2.core.section import NAME_PATTERN, is_name
 from her2.explanation.drawing import Drawing, chosen_formats, draw_slide
+from her2.explanation.listed import NOWHERE
 from her2.explanation.tiles import SlideTiles, tiles_of_store
 from her2.frozen.model import FrozenPrediction
 from her2.slides.fingerprint import fingerprint
@@ -78,8 +80,12 @@ def draw_heatmap(
     >>> sorted(path.name for path in Path("pictures/slides").iterdir())
     ['demo-004-a.geojson', 'demo-004-a.png']
     """
+    check_kind("store", store, FeatureStore, fix="open it with open_store(path)")
     file = slide.path if isinstance(slide, Slide) else Path(slide)
-    tiles = _tiles(store, attention, name or file.stem, label)
+    try:
+        tiles = _tiles(store, attention, name or file.stem, label)
+    except (KeyError, ValueError):  # of what another program made
+        raise UserError(f"{store.path}: {NOWHERE}, so that nothing can be drawn.") from None
     chosen = chosen_formats(formats)
     _check(tiles, store, file)
     with tempfile.TemporaryDirectory() as temporary:
@@ -110,7 +116,7 @@ def _tiles(
         values, classes = attention.attention, attention.class_names
         probabilities = tuple(attention.probabilities.tolist())
     else:
-        values, classes, probabilities, models = np.asarray(attention), (), (), {}
+        values, classes, probabilities, models = _numbers(attention), (), (), {}
         by = "weights of tiles, of which no model is known"
     return tiles_of_store(
         store.path,
@@ -120,6 +126,15 @@ def _tiles(
         probabilities=probabilities,
         model=models,
     )
+
+
+def _numbers(attention: object) -> NDArray[np.float32]:
+    try:
+        return np.asarray(attention, np.float32)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"attention {attention!r:.200}: give what a model predicted, or a weight for each tile."
+        ) from None
 
 
 def _check(tiles: SlideTiles, store: FeatureStore, file: Path) -> None:
@@ -142,10 +157,15 @@ def _check(tiles: SlideTiles, store: FeatureStore, file: Path) -> None:
             f"attention: sums to {values.sum():g}, not to one; give attention / attention.sum()."
         )
     try:
-        own = fingerprint(file)
+        with reading(str(file)):
+            if "given" in store.attributes:  # by another program, which knows no fingerprint
+                with Slide(file) as slide:
+                    same = (slide.width_px, slide.height_px) == tiles.slide.size_px
+            else:
+                same = fingerprint(file) == tiles.slide.fingerprint
     except SlideError as error:
         raise SlideError(f"{file}: {error}") from None
-    if own != tiles.slide.fingerprint:
+    if not same:
         raise UserError(
             f"{file}: is not the slide that {store.path.name} was made of (its content is another "
             "one). Give that slide, or embed this one."

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2.config import Task
-from her2.core.errors import UserError, problem_list
+from her2.core.errors import UserError, check_kind, problem_list
 from her2.core.types import Floats
 from her2.evaluation.temperature import scale
 from her2.mil.apply import mismatches
@@ -148,6 +148,7 @@ class FrozenModel:
         >>> found.probabilities.shape, found.attention.shape == (len(store),)
         ((2,), True)
         """
+        check_kind("store", given, FeatureStore, Bag, fix="open it with open_store(path)")
         bag = given if isinstance(given, Bag) else self._checked(given)
         found = self._predict(bag)
         if not np.isfinite(found.each).all():

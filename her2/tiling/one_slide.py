@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from her2.config import TilingSection, parse_section
 from her2.core.crashes import reading
-from her2.core.errors import SlideError, TileError, UserError
+from her2.core.errors import SlideError, TileError, UserError, check_kind
 from her2.core.types import RGB
 from her2.slides.annotations import chosen_regions
 from her2.slides.fingerprint import checksum, fingerprint
@@ -94,6 +94,7 @@ def tile(
     >>> tiles.coords.shape, tiles.picture.dtype
     ((18, 2), dtype('uint8'))
     """
+    check_kind("slide", slide, Slide, fix="open it with open_slide(path)")
     if not (mpp > 0 and size >= 1):
         raise UserError(f"mpp {mpp!r}, size {size!r}: give the um/px and the px per side of tiles.")
     section = parse_section(TilingSection, tiling, name="tiling")

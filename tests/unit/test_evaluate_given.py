@@ -82,13 +82,19 @@ def test_every_form_of_a_table_gives_the_same(form: str, tmp_path: Path) -> None
     assert found.assumed == expected.assumed
 
 
-@pytest.mark.parametrize("change", ["one probability", "target as number", "no patient_id"])
+@pytest.mark.parametrize(
+    "change", ["one probability", "target as number", "target as truth", "no patient_id"]
+)
 def test_a_table_may_say_less_and_the_rest_is_assumed(change: str) -> None:
     given = table()
     other, words = {
         "one probability": (given.drop("prob_low"), "prob_low is 1 - prob_high"),
         "target as number": (
             given.with_columns(target=(pl.col("target") == "high").cast(pl.Int64)),
+            "each row is a patient",
+        ),
+        "target as truth": (
+            given.with_columns(target=pl.col("target") == "high"),
             "each row is a patient",
         ),
         "no patient_id": (
@@ -175,7 +181,10 @@ def set_to(row: int, **values: Any) -> pl.DataFrame:
         (table(patients=8).drop("patient_id"), "patient_id or slide_id are missing"),
         (table(patients=8).drop("prob_low", "prob_high"), "prob_CLASS are missing"),
         (table(patients=8).clear(), "there are no rows"),
-        (3, "int: cannot be read as a table"),
+        (3, "predictions, int: is no table; give a polars or pandas frame"),
+        ([{"patient_id": 1}], "predictions, list: is no table"),
+        (table(("HER2 low", "x")), "HER2 low"),
+        (table(("macro", "x")), "class 'macro': the tables have a mean of this name"),
         ("absent.csv", "absent.csv: cannot be read as a table"),
     ],
 )

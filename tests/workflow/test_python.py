@@ -3,6 +3,7 @@
 import doctest
 import inspect
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import polars as pl
 import pytest
 
 import her2
+from her2.storage.features import write_rows
 from tests.workflow.conftest import copy
 from tests.workflow.project import Project
 
@@ -150,6 +152,10 @@ def test_an_unfinished_run_has_its_tables_and_says_what_is_missing(tmp_path: Pat
          "is no results folder"),
         (lambda: her2.load_model("slides"), "holds no trained model"),
         (lambda: her2.Results("slides"), "is no results folder"),
+        (lambda: her2.tile("slides/demo-004-a.svs", **GRID), "is a str, no Slide; open it with"),
+        (lambda: her2.embed("slides/demo-004-a.svs", "uni"), "is a str, no Slide or Tiles"),
+        (lambda: her2.load_model("results").predict("a"), "is a str, no FeatureStore"),
+        (lambda: her2.draw_heatmap("a", [1.0], "slides/demo-004-a.svs"), "no FeatureStore"),
         (lambda: her2.open_store("slides/demo-004-a.svs"), "is not a feature store"),
     ],
 )  # fmt: skip
@@ -174,6 +180,7 @@ def test_tiles_of_another_grid_are_refused() -> None:
     ("weights", "slide", "words"),
     [
         (np.full(3, 1 / 3), "demo-004-a", "has 18 tiles"),
+        (np.array("none"), "demo-004-a", "give what a model predicted, or a weight"),
         (np.full(18, np.nan), "demo-004-a", "not finite"),
         (np.full(18, 1.0), "demo-004-a", "sums to 18, not to one"),
         (np.full(18, 1 / 18), "demo-001-a", "is not the slide"),
@@ -186,3 +193,39 @@ def test_attention_that_does_not_fit_is_not_drawn(
     with pytest.raises(her2.UserError, match=words):
         her2.draw_heatmap(store, weights, f"slides/{slide}.svs", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def store_like(path: Path, **changes: Any) -> her2.FeatureStore:
+    """The store of a slide of the run, with other attributes."""
+    own = her2.open_store("results/features/tiny/demo-004-a.zarr.zip")
+    attributes = {**own.attributes, "given": {"form": "trident"}, "key": "k", "identity": None}
+    attributes |= changes
+    write_rows(
+        path, [own.features], own.features.shape, own.features.dtype, own.coords, lambda: attributes
+    )
+    return her2.open_store(path)
+
+
+def test_features_of_another_program_are_drawn_where_they_say_where_they_are(
+    tmp_path: Path,
+) -> None:
+    slide = her2.open_store("results/features/tiny/demo-004-a.zarr.zip").attributes["slide"]
+    weights = np.full(18, 1 / 18)
+    placed = store_like(tmp_path / "a.zarr.zip", slide={**slide, "fingerprint": "of the file"})
+    picture = her2.draw_heatmap(placed, weights, "slides/demo-004-a.svs")
+    assert picture.width > 500
+    for number, (key, words) in enumerate(
+        {"size_px": "is not the slide", "mpp": "do not tell where on the slide"}.items()
+    ):
+        other = {**slide, key: [9, 9] if key == "size_px" else None}
+        lacking = store_like(tmp_path / f"{number}.zarr.zip", slide=other)
+        with pytest.raises(her2.UserError, match=words):
+            her2.draw_heatmap(lacking, weights, "slides/demo-004-a.svs")
+
+
+def test_an_encoder_of_another_program_embeds_nothing() -> None:
+    made = her2.load_encoder("results/encoders/tiny")
+    elsewhere = replace(made, card=replace(made.card, source="features"))
+    slide = her2.open_slide("slides/demo-004-a.svs")
+    with slide, pytest.raises(her2.UserError, match="were computed by another program"):
+        her2.embed(slide, elsewhere)

@@ -49,7 +49,7 @@ def test_features_of_tiles_are_kept_bit_for_bit_in_their_own_type(
     for name, rows in values.items():
         store = taken.store(name)
         assert store.chunks[0].dtype == rows.dtype
-        np.testing.assert_array_equal(store.all(), rows)
+        np.testing.assert_array_equal(store.features, rows)
         entry = taken.entries[name]
         assert (entry.status, entry.tiles, entry.dimension) == ("ok", 40, 8)
         assert store.attributes["given"]["form"] == form
@@ -63,7 +63,7 @@ def test_a_vector_of_a_slide_is_a_store_of_one_row(program: str, tmp_path: Path)
     vector = features_of(1, 8)
     write(made.files / f"a{suffix}", vector)
     taken = made.take(min_tiles=20)  # which is about tiles
-    np.testing.assert_array_equal(taken.store("a").all(), vector)
+    np.testing.assert_array_equal(taken.store("a").features, vector)
     assert read_card(tmp_path / "encoders/uni").arguments["level"] == "slide"
     assert taken.tiles["a"].key is None
     assert not places_known(taken.store("a").attributes)
@@ -111,7 +111,7 @@ class TestPlaces:
         assert key is not None
         table = read_table(taken.cache.path("tiles", key), key)
         np.testing.assert_array_equal(table.coords, corners(70))
-        assert np.isnan(table.tissue).all()
+        assert np.isnan(table.tissue).features
 
     def test_um_become_px_by_the_um_px_of_the_manifest(self, tmp_path: Path) -> None:
         made = World(tmp_path, (row("a", mpp=0.5),))
@@ -306,7 +306,7 @@ class TestKeys:
         path.chmod(0o644)
         path.write_bytes(content)
         again = made.take(again=True, **SAID)
-        np.testing.assert_array_equal(again.store("a").all(), features_of(30, 8, seed=ord("a")))
+        np.testing.assert_array_equal(again.store("a").features, features_of(30, 8, seed=ord("a")))
         assert broken_products(taken.cache)[1] == []
 
 

@@ -195,9 +195,10 @@ def test_a_fitted_head_is_the_estimator_of_most_folds_fitted_to_all(tmp_path: Pa
     entries = world.entries()
     means = np.stack(
         [
-            open_store(store).features.mean(0, np.float64)
+            open_store(world.cache.path("features", entries[slide].key)).features.mean(
+                0, np.float64
+            )
             for slide in LABELLED
-            if (store := world.cache.path("features", entries[slide].key))
         ]
     )
     x = StandardScaler().fit_transform(means)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import anndata  # type: ignore[import-untyped]
+import anndata
 import numpy as np
 import polars as pl
 import pytest

@@ -14,6 +14,7 @@ from her2 import __version__
 from her2.cli.admin import cache_app, config_app, synthetic_app
 from her2.cli.bundle import bundle_app
 from her2.cli.cohort import cohort_app
+from her2.cli.doctor.command import doctor
 from her2.cli.encoders import encoders
 from her2.cli.imports import import_app
 from her2.cli.inspect import explain_slide, show_status
@@ -40,6 +41,7 @@ app.add_typer(synthetic_app, name="synthetic")
 app.add_typer(bundle_app, name="bundle")
 app.command("status")(show_status)
 app.command("explain")(explain_slide)
+app.command("doctor")(doctor)
 app.command("encoders")(encoders)
 app.command("power")(show_power)
 app.command("predict")(predict)

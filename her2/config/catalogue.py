@@ -69,9 +69,14 @@ class CatalogueRow(BaseModel):
         "serve as `checkpoint`",
     )
     unpinned: str | None = Field(None, description="why `sha256` is not known")
-    layout: Literal["timm", "transformers_vit", "transformers_dinov2"] = Field(
-        "timm", description="naming scheme of the file's tensors"
-    )
+    layout: Literal[
+        "timm",
+        "transformers_vit",
+        "transformers_dinov2",
+        "transformers_dinov2_swiglu",
+        "transformers_dinov2_registers",
+        "dinov2",
+    ] = Field("timm", description="naming scheme of the file's tensors")
     arguments: dict[str, bool | int | float | str] = Field(
         default_factory=dict,
         description="arguments of the constructor that differ from the architecture's defaults; "

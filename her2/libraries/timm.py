@@ -65,6 +65,21 @@ class Timm(Library):
         """Point timm's own loader, which also resamples and converts, to the file."""
         return {"pretrained_cfg_overlay": {"file": str(path), "custom_load": False}}
 
+    def fetched(self, architecture: str) -> "Path | None":
+        """Return the file in the cache of the Hugging Face hub, where timm has its weights from."""
+        from pathlib import Path
+
+        import huggingface_hub
+
+        config = _published(architecture)
+        if config is None or not config.hf_hub_id:
+            return None
+        for name in (config.hf_hub_filename, "model.safetensors", "pytorch_model.bin"):
+            found = name and huggingface_hub.try_to_load_from_cache(config.hf_hub_id, name)
+            if isinstance(found, str):
+                return Path(found)
+        return None
+
     def normalisation(self, architecture: str) -> Normalisation | None:
         config = _published(architecture)
         return None if config is None else (tuple(config.mean), tuple(config.std))

@@ -11,7 +11,7 @@ from her2.encoders.card import EncoderCard
 from her2.frozen.bundle.licence import may_be_passed_on, permission
 
 OPEN = {"alexnet", "resnet18", "resnet50", "vit-small", "vit-base", "dinov2-small", "dinov2-base",
-        "dinov2-large"}  # fmt: skip
+        "dinov2-large", "midnight-12k", "openpath"}  # fmt: skip
 
 
 def card(**changed: Any) -> EncoderCard:

@@ -381,7 +381,11 @@ def licence_cautions(tmp_path, encoders, licence="", **values):
     results = read_results(cohort.spec(), tmp_path)
     config = Cohort(values={"encoders": encoders, **values}).config()
     cards = {"plain": replace(results.cards["plain"], licence=licence)}
-    return licences.cautions(replace(results, config=config, cards=cards))
+    results = replace(results, config=config, cards={**results.cards, **cards})
+    found = licences.cautions(results)
+    shown = [one for one in notices.notices(results, [], []) if one.text in found]
+    assert [(one.text, one.anchor) for one in shown] == [(text, "provenance") for text in found]
+    return found
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""`her2 doctor`: one screen before a night, by checks that stand in one file each."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from her2.config.catalogue import CatalogueRow
 from her2.core.errors import UserError, first_line, problem_list
 from her2.core.reading import path_problem
-from her2.encoders.naming import Prefixed, by_name, by_order
+from her2.encoders.naming import Prefixed, by_name, by_order, shown
 from her2.encoders.untrusted import (
     inflated,
     more_than_tensors,
@@ -69,7 +69,7 @@ def load_weights(
                 "%s: the tensors under %r are taken; there are others of the same names under %s",
                 path, named.prefix, ", ".join(map(repr, rivals)),
             )  # fmt: skip
-        if row is None and not set(expected) & set(named.state):
+        if row is None and expected and not set(expected) & set(named.state):
             named, why = by_order(state, expected, path)
             if why is None:
                 done["order"] = _said_of_order(state, expected, named)
@@ -91,7 +91,9 @@ def load_weights(
     misfits = [f"{name}: {why}" for name, pair in given.items() if (why := _misfit(*pair))]
     unused = [name for name in state if name not in expected]
     if missing or misfits:
-        strange = [f"{name}: unexpected, of shape {tuple(state[name].shape)}" for name in unused]
+        strange = [
+            f"{shown(name)}: unexpected, of shape {tuple(state[name].shape)}" for name in unused
+        ]
         raise problem_list(
             f"{headline} ({len(missing) + len(misfits)} of {len(expected)} tensors)",
             _mixed(missing, misfits, strange),
@@ -110,7 +112,10 @@ def load_weights(
         )
     if unused:
         log.warning(
-            "%s: %d tensors not used: %s", path, len(unused), ", ".join(sorted(unused)[:_NAMED])
+            "%s: %d tensors not used: %s",
+            path,
+            len(unused),
+            ", ".join(map(shown, sorted(unused)[:_NAMED])),
         )
     backbone.load_state_dict({name: state[name] for name in expected})
     return done
@@ -120,7 +125,7 @@ def _said_of_order(
     state: Mapping[str, Tensor], expected: Mapping[str, Tensor], named: Prefixed
 ) -> str:
     given = [name for name in state if name.startswith(named.prefix)]
-    first, last = (f"{given[n]} as {list(expected)[n]}" for n in (0, len(expected) - 1))
+    first, last = (f"{shown(given[n])} as {list(expected)[n]}" for n in (0, len(expected) - 1))
     return (
         f"none of its names is the architecture's, so the {len(expected)} tensors were taken in "
         f"their order, of which the shapes fit: {first}, ..., {last}"

@@ -18,7 +18,10 @@ PREFIXES = ("module.", "backbone.", "model.", "encoder.", "_orig_mod.", "teacher
 A teacher comes before its student: it is their average over the steps, and what is published.
 """
 
-_NUMBERED = re.compile(r"(.*?)(\d+)")
+_NUMBERED = re.compile(r"(.*?)(\d{1,9})")
+_SHOWN = 120
+_MOST_PREFIXES = 8
+"""Prefixes in a row that are taken off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +32,15 @@ class Prefixed:
     state: dict[str, Tensor]
 
 
-def under_prefixes(state: Mapping[str, Tensor], prefix: str = "") -> Iterator[Prefixed]:
+def under_prefixes(
+    state: Mapping[str, Tensor], prefix: str = "", depth: int = 0
+) -> Iterator[Prefixed]:
     """Yield the tensors as they are, then those under each of `PREFIXES`, in all combinations."""
     yield Prefixed(prefix, dict(state))
-    for one in PREFIXES:
+    for one in PREFIXES if depth < _MOST_PREFIXES else ():
         inner = {n.removeprefix(one): t for n, t in state.items() if n.startswith(one)}
         if inner:
-            yield from under_prefixes(inner, prefix + one)
+            yield from under_prefixes(inner, prefix + one, depth + 1)
 
 
 def by_name(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[Prefixed, list[str]]:
@@ -50,9 +55,13 @@ def by_name(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[Pre
         one.prefix
         for one in found
         if one is not best and any(most) and _agreement(one.state, own) == most
-        and any(not torch.equal(one.state[n], best.state[n]) for n in set(own) & set(one.state))
+        and any(_differ(one.state[n], best.state[n]) for n in set(own) & set(one.state))
     ]  # fmt: skip
     return best, rivals
+
+
+def _differ(one: Tensor, other: Tensor) -> bool:
+    return one.dtype != other.dtype or not torch.equal(one, other)
 
 
 def _agreement(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[int, int]:
@@ -96,9 +105,9 @@ def against_order(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: 
     for n, (given, name) in enumerate(zip(theirs, ours, strict=False), 1):
         shapes = tuple(state[given].shape), tuple(own[name].shape)
         if shapes[0] != shapes[1]:
-            return f"number {n}, {given}, has shape {shapes[0]}, and {name} has {shapes[1]}"
+            return f"number {n}, {shown(given)}, has shape {shapes[0]}, and {name} has {shapes[1]}"
         if given.rpartition(".")[2] != name.rpartition(".")[2]:
-            return f"number {n} is {given}, and the architecture has {name} there"
+            return f"number {n} is {shown(given)}, and the architecture has {name} there"
     return _modules_against(theirs[: len(ours)], ours, own) or _alike(theirs, ours, own)
 
 
@@ -119,7 +128,10 @@ def _modules_against(
         if n and (_module(given) == _module(theirs[n - 1])) != (
             _module(name) == _module(ours[n - 1])
         ):
-            return f"{theirs[n - 1]} and {given} are not of one module where the architecture's are"
+            return (
+                f"{shown(theirs[n - 1])} and {shown(given)} are not of one module where the "
+                "architecture's are"
+            )
         parts = given.split(".")
         for depth, part in enumerate(parts[:-1]):
             if (numbered := _NUMBERED.fullmatch(part)) is None:
@@ -127,7 +139,7 @@ def _modules_against(
             key, number = (".".join(parts[:depth]), numbered[1]), int(numbered[2])
             before, earlier = last.get(key, (-1, ""))
             if number < before:
-                return f"{given} comes after {earlier}"
+                return f"{shown(given)} comes after {shown(earlier)}"
             last[key] = (number, given)
         shape = tuple(own[name].shape)
         kinds[_module(name)] = (*kinds.get(_module(name), ()), name.rpartition(".")[2], shape)
@@ -141,7 +153,7 @@ def _modules_against(
         kind = kinds[_module(name)]
         if differing := (_words(given) ^ _words(name)) & ours_of[kind] & theirs_of[kind]:
             word = min(differing)
-            return f"{given} would be {name}, and both programs know the word {word!r}"
+            return f"{shown(given)} would be {name}, and both programs know the word {word!r}"
     return None
 
 
@@ -161,7 +173,10 @@ def _alike(theirs: Sequence[str], ours: Sequence[str], own: Mapping[str, Tensor]
             kind = tuple((ours[n][inside:], own[ours[n]].shape) for n in places)
             first, second = theirs[seen.get(kind, places[0])], theirs[places[0]]
             if kind in seen and not _told_apart(first, second, common):
-                return f"nothing says which of {first} and {second}, of equal shapes, comes first"
+                return (
+                    f"nothing says which of {shown(first)} and {shown(second)}, of equal shapes, "
+                    "comes first"
+                )
             seen[kind] = places[0]
     return None
 
@@ -176,6 +191,11 @@ def _told_apart(first: str, second: str, common: set[str]) -> bool:
     if one is not None and other is not None and one[1] == other[1]:
         return int(one[2]) < int(other[2])
     return bool((_words(first) ^ _words(second)) & common)
+
+
+def shown(name: str) -> str:
+    """Return a name as messages show it: a stranger's may have any length."""
+    return name if len(name) <= _SHOWN else f"{name[:_SHOWN]}..."
 
 
 def _module(name: str) -> str:

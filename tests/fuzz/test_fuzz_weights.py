@@ -91,6 +91,7 @@ HOSTILE = {
     "nested": lambda: weight(torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])),
     "declared": lambda: state(other=torch.ones(1).expand(10**6, 10**6)),
     "another shape": lambda: weight(torch.ones(3, 2)),
+    "no names": lambda: {"": torch.ones(2), ".": torch.ones(SHAPE), "..": torch.ones(2)},
     "names of other types": lambda: {1: torch.ones(SHAPE), None: torch.ones(2)},
     "a dict in itself alone": itself_alone,
     "a list": lambda: [torch.ones(SHAPE)],
@@ -115,9 +116,31 @@ def test_what_is_no_weights_is_refused_by_name_without_advice_to_run_it(
             load(path)
     assert not (tmp_path / "the-code-ran").exists()
     assert "weights_only" not in str(caught.value)
-    if case not in ("names of other types", "a dict in itself alone", "a list", "a tensor"):
+    if case not in (
+        "no names",
+        "names of other types",
+        "a dict in itself alone",
+        "a list",
+        "a tensor",
+    ):
         tensor = "other" if case == "declared" else "weight"
         assert tensor in str(caught.value) or "holds more than tensors" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["module." * 3000, "blocks" + "9" * 5000 + "."])
+@pytest.mark.parametrize("count", [2, 1])
+def test_names_without_end_are_read_and_shown_in_short(tmp_path, caplog, name, count):
+    values = {name + own: tensor for own, tensor in list(state().items())[:count]}
+    torch.save(values, tmp_path / "one.pth")
+    if count == 2:  # taken in their order
+        load(tmp_path / "one.pth")
+        said = caplog.text
+    else:
+        with pytest.raises(UserError, match="weight: missing") as caught:
+            load(tmp_path / "one.pth")
+        said = str(caught.value)
+    assert name[:40] in said
+    assert len(said) < 1500
 
 
 def test_weights_in_a_dict_that_contains_itself_are_found_or_refused(tmp_path):

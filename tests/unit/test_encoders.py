@@ -514,14 +514,23 @@ class TestCheckpoint:
         with pytest.raises(UserError, match=name.replace(".", r"\.")):
             load_weights(nn.Linear(2, 2), path)
 
+    @pytest.mark.parametrize("name", ["local.pt", "older.bin", "local.safetensors"])
+    @pytest.mark.parametrize("kept", [0.001, 0.5, 0.99])
     def test_a_truncated_file_is_no_weights_file(
-        self, tmp_path: Path, state: dict[str, torch.Tensor]
+        self, tmp_path: Path, state: dict[str, torch.Tensor], name: str, kept: float
     ) -> None:
-        torch.save(state, tmp_path / "local.pt")
-        content = (tmp_path / "local.pt").read_bytes()
-        (tmp_path / "local.pt").write_bytes(content[: len(content) // 2])
-        with pytest.raises(UserError, match="is not a weights file"):
-            load_weights(nn.Linear(2, 2), tmp_path / "local.pt")
+        path = tmp_path / name
+        if name == "local.safetensors":
+            safetensors.torch.save_file(state, path)
+        else:
+            torch.save(state, path, _use_new_zipfile_serialization=name == "local.pt")
+        content = path.read_bytes()
+        path.write_bytes(content[: int(kept * len(content))])
+        with pytest.raises(
+            UserError, match=rf"{path}: is not a weights file \(.*Download it again"
+        ):
+            materialise(checkpoint(path), 1, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
 
     @pytest.mark.parametrize("values", [{"epoch": 3}, [1, 2], {"state_dict": {}}])
     def test_a_file_without_named_tensors_is_refused(self, tmp_path: Path, values: object) -> None:

@@ -116,6 +116,14 @@ class TestPrefixes:
         assert "'teacher.backbone.' are taken; there are others" in caplog.text
         assert "'student.backbone.'" in caplog.text
 
+    def test_rivals_of_another_type_are_named(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        half = {name: tensor.half() for name, tensor in state().items()}
+        found, _ = loaded(prefixed("teacher.", half) | prefixed("model."), tmp_path / "one.pt")
+        assert same(found, state())
+        assert "'teacher.'" in caplog.text
+
     def test_a_name_in_common_by_chance_does_not_hide_the_prefix(self, tmp_path: Path) -> None:
         beside = {"norm.weight": torch.zeros(9)}  # of a head that is not the backbone's
         found, done = loaded(prefixed("encoder.") | beside, tmp_path / "one.pt")

@@ -26,7 +26,7 @@ PAGES = [
 PLACEHOLDERS = {"RESULTS": "results", "FILE": "mine.yaml", "SLIDE": "A-001", "FOLDER": "results"}
 ELSEWHERE = {
     r"(squeue|scancel|sinfo|sacctmgr|scontrol)\b|.*profiles/slurm": "tests/workflow/test_slurm.py",
-    r"pip install|\. \.venv|export PATH": "the Makefile, which made the environment of this test",
+    r"pip (install|download)|\. \.venv|export PATH": "the Makefile, which made this environment",
     r".*--use-conda": "needs conda; tests/unit/test_environment.py compares its file with the lock",
     r"pre-commit": "tests/unit/test_environment.py",
     r"pytest -m slurm": "the nightly tests, which are these; collecting all others takes long",

@@ -17,6 +17,7 @@ from her2.report.sections.paper import (
     methods,
     methods_external,
     methods_figures,
+    methods_given,
     methods_models,
 )
 from her2.report.sections.paper.prose import FOLDER, sentence
@@ -141,7 +142,7 @@ def _facts(results: Results) -> _Facts:
         groupings=methods_figures.grouping_names(results),
         subgroups=methods_figures.subgroups(results),
         sample_size=_bare(sample_size(results)),
-        tiles=_bare(methods.tiles(results)),
+        tiles=_bare(methods.tiles(results) or methods_given.given(results)),
         folds=_bare(methods_models.folds(results)),
         models=_bare(methods_models.models(results)),
         parts=methods_models.parts(results),

@@ -19,6 +19,8 @@ class _External:
 
     `frozen` and `refitted` name the cohorts by what predicted them. `sides` are the two groups of
     scores that a cohort distinguishes, and `outside` the slides outside of development, in words.
+    `given` are the encoders whose features another program computed, `computed` is true where
+    there are others.
     """
 
     synthetic: bool
@@ -33,6 +35,8 @@ class _External:
     covariates: bool
     limit: float
     outside: list[str]
+    computed: bool
+    given: list[str]
 
 
 def external(results: Results) -> str:
@@ -45,6 +49,8 @@ def external(results: Results) -> str:
         "external",
         _External(
             synthetic=results.synthetic,
+            computed=results.config.needs_slides,
+            given=list(results.config.given),
             cohorts=cohorts,
             frozen=[one.name for one in frozen],
             refitted=[one.name for one in cohorts if one.refit],
@@ -99,6 +105,7 @@ class ChecklistFacts:
     external: list[CohortFacts]
     flows: list[str]
     numbers: list[str]
+    came: str
     case_mix: list[str]
 
 
@@ -113,6 +120,9 @@ def checklist_facts(results: Results) -> ChecklistFacts:
             for one in cohorts
         ],
         numbers=[f"{one.name}, {words}" for one in cohorts for words in one.truths],
+        came="were tiled and embedded"
+        if results.config.needs_slides
+        else "come as features of another program",
         case_mix=[_case_mix(cohort) for cohort in results.external],
     )
 

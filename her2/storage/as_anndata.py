@@ -42,13 +42,8 @@ def to_anndata(
         raise UserError(
             "to_anndata: needs the package anndata; install it with `pip install 'her2[exchange]'`."
         ) from None
-    import pandas as pd  # type: ignore[import-untyped]  # anndata brings it
-
     found = attributes
     side = found.get("slide", {}).get("level0_tile")
-    # Of type object: what pandas 3 makes of texts, anndata 0.12 cannot write.
-    names = pd.Index([f"tile-{row}" for row in range(len(features))], dtype=object)
-    columns = pd.Index([f"feature-{column}" for column in range(features.shape[1])], dtype=object)
     target = found.get("target") or {}
     facts: dict[str, Any] = {
         "key": found.get("key"),
@@ -58,10 +53,14 @@ def to_anndata(
         "tile_level0_px": None if side is None else np.asarray(side, np.float64),
         "attributes": json.dumps(dict(found), sort_keys=True),
     }
-    return AnnData(
+    made = AnnData(
         X=np.array(features),
-        obs=pd.DataFrame({"x_level0_px": coords[:, 0], "y_level0_px": coords[:, 1]}, index=names),
-        var=pd.DataFrame(index=columns),
+        obs={"x_level0_px": coords[:, 0], "y_level0_px": coords[:, 1]},
         obsm={"spatial": coords + (np.zeros(2) if side is None else np.asarray(side) / 2)},
         uns={"her2": {name: value for name, value in facts.items() if value is not None}},
     )
+    for table, name in ((made.obs, "tile"), (made.var, "feature")):
+        table.index = [f"{name}-{number}" for number in range(len(table))]
+        # What pandas 3 makes of texts, anndata 0.12 cannot write.
+        table.index = table.index.astype(object)
+    return made

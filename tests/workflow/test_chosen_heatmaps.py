@@ -17,6 +17,8 @@ from her2.explanation.chosen import Wish, draw_chosen
 from tests.workflow.conftest import copy
 from tests.workflow.project import Project
 
+pytestmark = pytest.mark.xdist_group("changes")
+
 ALL = ("all",)
 TEXT = ("geojson", "parquet")
 """Formats that take no time to draw."""

@@ -11,6 +11,8 @@ import shapely
 from tests.workflow.conftest import copy
 from tests.workflow.project import REPOSITORY, Project
 
+pytestmark = pytest.mark.xdist_group("workflow")
+
 NOTEBOOKS = sorted((REPOSITORY / "docs" / "notebooks").glob("*.ipynb"))
 LARGEST_BYTES = 100_000
 

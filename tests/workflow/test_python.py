@@ -17,6 +17,8 @@ from her2.storage.features import write_rows
 from tests.workflow.conftest import copy
 from tests.workflow.project import Project
 
+pytestmark = pytest.mark.xdist_group("workflow")
+
 GRID = {"mpp": 1.0, "size": 64}
 TILING = {"min_tissue": 0.3, "min_tiles": 2}
 

@@ -13,7 +13,7 @@ import pytest
 import her2
 
 CLASSES = {"Cohort", "Config", "Evaluation", "FeatureStore", "FrozenEncoder", "FrozenModel",
-           "FrozenPrediction", "Results", "Slide", "SlideError", "TileError", "Tiles",
+           "FrozenPrediction", "Given", "Results", "Slide", "SlideError", "TileError", "Tiles",
            "UserError"}  # fmt: skip
 """Public classes. Scripts make none of these themselves but `Results`, and catch the errors."""
 
@@ -30,6 +30,7 @@ CALLS = {
     "read_cohort": "slides, *, root=None, tasks=mappingproxy({}), patient_label='refuse', "
     "named=None, rules=LabelRules(missing=(), unmapped='error'), fixed_split=False, asked=None, "
     "slides_for=None, where='cohort'",
+    "read_given": "path, form=None",
     "tile": "slide, mpp, size, *, tiling=None, annotation=None, mask=None, seed=None, cache=None",
     "FeatureStore.to_anndata": "self",
     "FrozenEncoder.module": "self",
@@ -47,6 +48,7 @@ VALUES = {
     "FrozenEncoder": ("card", "dimension", "folder", "mpp", "size"),
     "FrozenPrediction": ("attention", "class_names", "each", "predicted", "probabilities",
                          "spread"),
+    "Given": ("blocks", "coords", "dimension", "form", "level", "path", "rows", "stated", "unit"),
     "Results": ("calibration", "cohort", "comparison", "config", "folds", "headline", "metrics",
                 "missing", "models", "names", "patients", "predictions", "slides"),
     "Slide": ("close", "region", "scale", "thumbnail"),

@@ -60,7 +60,7 @@ STAGES = {
         "Stage 1: embed the tiles of a bucket of slides.",
     ),
     "describe": (
-        "her2.exchange.take:describe_features",
+        "her2.exchange.describe:describe_features",
         "Stage 1: write the card of features that another program computed.",
     ),
     "take": (

@@ -1,5 +1,6 @@
 """Features of other programs: the files that belong to the slides of a cohort."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,3 +22,8 @@ def match_slides(cohort: Cohort, folders: Iterable[Path], form: str | None) -> M
     """
     slides = {row.slide_id: cohort.present_file(row) for row in cohort.rows}
     return match_given(slides, given_files(folders, form))
+
+
+def folders_in(text: str) -> list[Path]:
+    """Return the folders of a job's option, which is a JSON list."""
+    return [Path(one) for one in json.loads(text)]

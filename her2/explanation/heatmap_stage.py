@@ -71,7 +71,7 @@ def draw_source(
         annotation_origin=spec.annotation_origin,
     )
     classes = [*source.class_names, None]
-    source = drawable(source, cohort)
+    whole, source = source, drawable(source, cohort)
     chosen = sorted(
         spread(source.slides, spec.slides, seed=spec.seed),
         key=lambda slide: (classes.index(slide.label), slide.slide_id),
@@ -84,7 +84,7 @@ def draw_source(
         for one in chosen
     ]
     scores: list[dict[str, object]] = []
-    if spec.slides and source.slides:
+    if spec.slides and (source.slides or not whole.slides):
         scores = strips.draw_scores(source, cohort, output.parent, drawing.context)
     _remove_others(output.parent, drawn, scores)
     write_json(output.with_name("tiles.json"), scores)

@@ -9,7 +9,8 @@ from her2.cohort.manifest import Cohort, SlideRow
 from her2.config.jobs import DescribeSpec, TakeSpec
 from her2.config.names import bucket_name
 from her2.encoders.card import EncoderCard
-from her2.exchange.take import describe_features, take_features
+from her2.exchange.describe import describe_features
+from her2.exchange.take import take_features
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, TileEntry, read_entries
 from her2.storage.features import FeatureStore, open_store

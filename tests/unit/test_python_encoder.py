@@ -2,12 +2,16 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 
+from her2.cli.doctor.base import Situation
+from her2.cli.doctor.checks.encoders import find
 from her2.cohort.manifest import Cohort, SlideRow
 from her2.config import Config, EncoderSection, TilingSection
 from her2.config.jobs import EmbedSpec, TileSpec
@@ -178,6 +182,16 @@ class TestConsent:
         with pytest.raises(UserError, match=r"encoders\.mine\.module: .*HER2_ALLOW_CODE=1"):
             check_inputs(config, cohort)
         assert not (tmp_path / "it-ran").exists()
+
+    def test_her2_doctor_says_that_a_run_could_not_begin(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config = self.config(tmp_path)
+        situation = cast("Situation", SimpleNamespace(config=config, results=tmp_path / "results"))
+        assert [one.level for one in find(situation)] == ["ok"]
+        monkeypatch.delenv(VARIABLE)
+        (found,) = find(situation)
+        assert (found.level, found.mend) == ("bad", "export HER2_ALLOW_CODE=1")
 
     @pytest.mark.parametrize("word", [None, "MIT, written by us"])
     def test_no_bundle_is_made_of_code(self, tmp_path: Path, word: str | None) -> None:

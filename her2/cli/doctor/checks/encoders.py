@@ -6,6 +6,7 @@ from pathlib import Path
 from her2.cli.doctor.base import Check, Finding, Situation, within
 from her2.config import EncoderSection, GivenSection
 from her2.config.catalogue import WHOLE_REVISION, CatalogueRow, row, scale_warning
+from her2.core.consent import VARIABLE, consent_problem
 from her2.core.errors import UserError, first_line
 from her2.encoders.card import CARD_NAME, read_card
 from her2.libraries import NAMES, library
@@ -48,6 +49,8 @@ def _given(name: str, encoder: GivenSection) -> Iterator[Finding]:
 
 def _of(situation: Situation, name: str, encoder: EncoderSection) -> Finding | None:
     """Return what is known of an encoder here; None if the hub has to say whether it may be had."""
+    if encoder.module is not None and (problem := consent_problem()):
+        return Finding("bad", f"{name}: {encoder.module} {problem}", f"export {VARIABLE}=1")
     folder = situation.results / "encoders" / name
     if (folder / CARD_NAME).exists():
         try:

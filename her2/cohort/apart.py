@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from her2.cohort.manifest import Cohort
-from her2.config.jobs import ApartSpec
+from her2.config.external_jobs import ApartSpec
 from her2.core.errors import problem_list
 from her2.core.files import write_json
 from her2.core.reading import read_json

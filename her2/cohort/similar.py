@@ -36,7 +36,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from her2.config.jobs import ApartSpec, SimilarSpec
+from her2.config.external_jobs import ApartSpec
+from her2.config.jobs import SimilarSpec
 from her2.core.errors import UserError, problem_list
 from her2.core.tables import read_result, write_parquet
 from her2.storage.cache import Cache

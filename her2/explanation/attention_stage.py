@@ -15,7 +15,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from her2.config.jobs import AttentionSpec, ExternalAttentionSpec
+from her2.config.external_jobs import ExternalAttentionSpec
+from her2.config.jobs import AttentionSpec
 from her2.core.crashes import reading
 from her2.core.errors import SlideError, blamed_on
 from her2.core.files import digest

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from her2.cohort.reading import read_slides
 from her2.config import Config, HeatmapFormat
-from her2.config.jobs import ExternalHeatmapSpec, HeatmapSpec, ReportSpec
+from her2.config.external_jobs import ExternalHeatmapSpec
+from her2.config.jobs import HeatmapSpec, ReportSpec
 from her2.config.names import cohort_folder
 from her2.core.errors import UserError, problem_list
 from her2.core.files import file_digest

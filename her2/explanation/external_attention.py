@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from her2.config.jobs import ExternalAttentionSpec, Truth
+from her2.config.external_jobs import ExternalAttentionSpec, Truth
 from her2.core.errors import UserError, blamed_on
 from her2.core.types import Floats
 from her2.evaluation.external.truth import summed

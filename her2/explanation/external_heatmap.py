@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from her2.cohort.manifest import Cohort
-from her2.config.jobs import ExternalHeatmapSpec
+from her2.config.external_jobs import ExternalHeatmapSpec
 from her2.explanation.external_slides import find_external
 from her2.explanation.heatmap_stage import draw_source
 from her2.storage.cache import Cache

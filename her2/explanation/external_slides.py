@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from her2.config.jobs import ExternalAttentionSpec, ExternalHeatmapSpec, Truth
+from her2.config.external_jobs import ExternalAttentionSpec, ExternalHeatmapSpec, Truth
 from her2.core.errors import problem_list
 from her2.core.tables import read_result
 from her2.core.types import Floats

@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from her2.cohort.manifest import Cohort
-from her2.config.jobs import ExternalHeatmapSpec, HeatmapSpec
+from her2.config.external_jobs import ExternalHeatmapSpec
+from her2.config.jobs import HeatmapSpec
 from her2.core.files import write_json
 from her2.explanation import strips
 from her2.explanation.drawing import SLIDES, STRIPS, Drawing, draw_slide

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
-from her2.config.jobs import ApplySpec
+from her2.config.external_jobs import ApplySpec
 from her2.core.errors import UserError, blamed_on, problem_list
 from her2.core.tables import read_result, write_parquet
 from her2.frozen.distance import EmbeddingReference, embedding_reference, mean_embeddings

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from her2.config import KEEP_ORDER, HeadSection, Task
-from her2.config.jobs import RefitSpec, TrainSpec
+from her2.config.external_jobs import RefitSpec
+from her2.config.jobs import TrainSpec
 from her2.core.errors import UserError, first_line
 from her2.core.files import canonical_json, digest, file_digest
 from her2.core.reading import MAKE_AGAIN

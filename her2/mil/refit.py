@@ -28,7 +28,8 @@ import torch
 from pydantic import TypeAdapter
 
 from her2.config import HeadSection, TrainingSection
-from her2.config.jobs import ClassBalance, RefitSpec
+from her2.config.external_jobs import RefitSpec
+from her2.config.jobs import ClassBalance
 from her2.config.names import REFIT
 from her2.core.compiler import compiler_deferred
 from her2.core.errors import UserError, blamed_on

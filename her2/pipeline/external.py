@@ -10,7 +10,7 @@ from pathlib import Path
 from her2.cohort import apart
 from her2.cohort.manifest import Cohort
 from her2.cohort.reading import configured_cohort
-from her2.config import CohortSection, Config, EvaluationSection, jobs
+from her2.config import CohortSection, Config, EvaluationSection, external_jobs, jobs
 from her2.config.names import cohort_folder
 from her2.core.errors import UserError, problem_list
 from her2.pipeline.plan import Plan
@@ -70,10 +70,10 @@ def read_external(config: Config, name: str, slides: Path) -> Plan:
     return external_plan(config, name, development, slides)
 
 
-def truths(config: Config, name: str) -> dict[str, jobs.Truth]:
+def truths(config: Config, name: str) -> dict[str, external_jobs.Truth]:
     """Return how an external cohort tells the truth of each task, by the name of the truth."""
     return {
-        own: jobs.Truth(
+        own: external_jobs.Truth(
             of=of,
             task=config.tasks[of],
             truth=section.truth(config.tasks[of]),
@@ -128,13 +128,13 @@ def refitted_tasks(plan: Plan) -> tuple[str, ...]:
 
 def apart_spec(plan: Plan, part: str) -> str:
     """Return the spec of the search for patients and slides in both cohorts; tables are files."""
-    return jobs.dump(jobs.ApartSpec(cohort=Path(part).name))
+    return jobs.dump(external_jobs.ApartSpec(cohort=Path(part).name))
 
 
 def across_spec(plan: Plan, part: str) -> str:
     """Return the spec of the search for tissue that both cohorts show; the features are files."""
     return jobs.dump(
-        jobs.ApartSpec(
+        external_jobs.ApartSpec(
             cohort=Path(part).name,
             buckets=plan.of(part).buckets,
             development_buckets=plan.buckets,
@@ -146,7 +146,7 @@ def across_spec(plan: Plan, part: str) -> str:
 def refit_spec(plan: Plan, task: str, head: str) -> str:
     """Return the spec of training one model on all patients."""
     return jobs.dump(
-        jobs.RefitSpec(
+        external_jobs.RefitSpec(
             task=plan.config.tasks[task],
             head=plan.config.heads[head],
             training=plan.config.training.of_one_model,
@@ -161,7 +161,7 @@ def apply_spec(plan: Plan, part: str, task: str) -> str:
     """Return the spec of predicting an external cohort; models and features come as files."""
     name = Path(part).name
     return jobs.dump(
-        jobs.ApplySpec(
+        external_jobs.ApplySpec(
             cohort=name,
             task=plan.config.tasks[task],
             chunks=tuple(plan.chunks),
@@ -178,7 +178,7 @@ def validate_spec(plan: Plan, part: str, truth: str, encoder: str) -> str:
     """Return the spec of evaluating a model on an external cohort."""
     name = Path(part).name
     return jobs.dump(
-        jobs.ValidateSpec(
+        external_jobs.ValidateSpec(
             cohort=name,
             truth=truths(plan.config, name)[truth],
             grid=plan.config.encoders[encoder].grid,
@@ -195,7 +195,7 @@ def external_spec(plan: Plan, part: str) -> str:
     """Return the spec of comparing all models on an external cohort."""
     encoders = plan.config.encoders
     return jobs.dump(
-        jobs.ExternalSpec(
+        external_jobs.ExternalSpec(
             cohort=Path(part).name,
             truths=truths(plan.config, Path(part).name),
             encoders=tuple(encoders),
@@ -212,7 +212,7 @@ def external_heatmap_spec(plan: Plan, part: str, truth: str) -> str:
     """Return the spec of the attention pictures of a model on an external cohort."""
     name, own = Path(part).name, plan.of(part)
     return jobs.dump(
-        jobs.ExternalHeatmapSpec(
+        external_jobs.ExternalHeatmapSpec(
             cohort=name,
             truth=truths(plan.config, name)[truth],
             patient_label=plan.config.cohort.patient_label,
@@ -233,7 +233,7 @@ def external_attention_spec(plan: Plan, part: str, truth: str) -> str:
     """Return the spec of measuring the attention of a model on an external cohort."""
     name, own = Path(part).name, plan.of(part)
     return jobs.dump(
-        jobs.ExternalAttentionSpec(
+        external_jobs.ExternalAttentionSpec(
             cohort=name,
             truth=truths(plan.config, name)[truth],
             patient_label=plan.config.cohort.patient_label,

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from her2.config import EvaluationSection, Task
-from her2.config.jobs import Truth, ValidateSpec
+from her2.config.external_jobs import Truth, ValidateSpec
 from her2.evaluation.external.cohort import Evaluated, with_truth
 from her2.evaluation.external.covariates import Cohorts
 from her2.evaluation.external.stage import validation_tables

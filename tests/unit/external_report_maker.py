@@ -11,7 +11,8 @@ from PIL import Image
 
 from her2.cohort.apart import check_apart
 from her2.config import Config
-from her2.config.jobs import ApartSpec, ExternalSpec, ReportSpec, Truth, ValidateSpec
+from her2.config.external_jobs import ApartSpec, ExternalSpec, Truth, ValidateSpec
+from her2.config.jobs import ReportSpec
 from her2.core.files import write_json
 from her2.core.tables import write_table
 from her2.core.types import Floats

@@ -13,14 +13,9 @@ import polars as pl
 from her2.cohort.folds import make_folds
 from her2.cohort.manifest import Cohort, SlideRow
 from her2.config import Task, TrainingSection
+from her2.config.external_jobs import ExternalAttentionSpec, ExternalHeatmapSpec, Truth
 from her2.config.heads import HEADS
-from her2.config.jobs import (
-    ExternalAttentionSpec,
-    ExternalHeatmapSpec,
-    FoldsSpec,
-    TrainSpec,
-    Truth,
-)
+from her2.config.jobs import FoldsSpec, TrainSpec
 from her2.core.files import digest
 from her2.evaluation.temperature import TEMPERATURES
 from her2.explanation.external_attention import measure_external

@@ -8,7 +8,8 @@ import polars as pl
 
 from her2.cohort.manifest import Cohort
 from her2.config import EvaluationSection
-from her2.config.jobs import ApplySpec, ClassBalance, EvaluateSpec, RefitSpec
+from her2.config.external_jobs import ApplySpec, RefitSpec
+from her2.config.jobs import ClassBalance, EvaluateSpec
 from her2.config.names import Run
 from her2.core.files import digest
 from her2.evaluation.stage import evaluate

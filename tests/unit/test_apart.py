@@ -9,7 +9,7 @@ import pytest
 
 from her2.cohort.apart import check_apart, doubtful_ids, read_apart, shared_patients
 from her2.cohort.manifest import Cohort, SlideRow
-from her2.config.jobs import ApartSpec
+from her2.config.external_jobs import ApartSpec
 from her2.core.errors import UserError
 
 DEVELOPMENT = [("D1", "P1", "f1"), ("D2", "P1", "f2"), ("D3", "P2", "f3"), ("D4", "007", None)]

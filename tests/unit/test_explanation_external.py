@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import spearmanr
 
-from her2.config.jobs import Truth
+from her2.config.external_jobs import Truth
 from her2.core.errors import UserError
 from her2.explanation.agreement import AGREEMENT
 from her2.explanation.drawing import headline

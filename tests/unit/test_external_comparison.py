@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats.multitest import multipletests
 
-from her2.config.jobs import ExternalSpec, Truth
+from her2.config.external_jobs import ExternalSpec, Truth
 from her2.evaluation.external.case_mix import Cases, category, number
 from her2.evaluation.external.compare import compare_external, external_comparison
 from her2.evaluation.external.tables import CASE_MIX

@@ -13,7 +13,7 @@ from sklearn.metrics import brier_score_loss, log_loss, roc_auc_score, roc_curve
 from statsmodels.stats.proportion import proportion_confint
 
 from her2.config import EvaluationSection, ExternalTaskSection, Task
-from her2.config.jobs import Truth
+from her2.config.external_jobs import Truth
 from her2.core.errors import UserError
 from her2.evaluation.binary import binary_table
 from her2.evaluation.calibration import PREDICTED, SCALED

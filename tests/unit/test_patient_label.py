@@ -14,14 +14,8 @@ from her2.cohort.labels import Conflict, conflicts, patient_classes
 from her2.cohort.manifest import Cohort, SlideRow
 from her2.cohort.reading import read_cohort, read_labels
 from her2.config import Task, ValidationSection, parse_config
-from her2.config.jobs import (
-    ExternalAttentionSpec,
-    ExternalHeatmapSpec,
-    FoldsSpec,
-    ValidateSpec,
-    dump,
-    load,
-)
+from her2.config.external_jobs import ExternalAttentionSpec, ExternalHeatmapSpec, ValidateSpec
+from her2.config.jobs import FoldsSpec, dump, load
 from her2.config.validation import ExternalTaskSection
 from her2.core.errors import UserError
 from her2.evaluation.external.cohort import slide_classes

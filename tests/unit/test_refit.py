@@ -12,7 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from her2.config import HeadSection, TrainingSection
-from her2.config.jobs import ClassBalance, RefitSpec, dump, load
+from her2.config.external_jobs import RefitSpec
+from her2.config.jobs import ClassBalance, dump, load
 from her2.core.errors import UserError
 from her2.core.files import file_digest
 from her2.frozen.predict import predict_slides

@@ -14,7 +14,8 @@ from her2.cohort.similar import (
     shared_tiles,
     similar_pairs,
 )
-from her2.config.jobs import ApartSpec, SimilarSpec
+from her2.config.external_jobs import ApartSpec
+from her2.config.jobs import SimilarSpec
 from her2.core.errors import UserError
 from her2.core.files import digest
 from her2.storage.cache import Cache

@@ -16,7 +16,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from her2.cli.main import app
-from her2.config.jobs import EvaluateSpec, RefitSpec
+from her2.config.external_jobs import RefitSpec
+from her2.config.jobs import EvaluateSpec
 from her2.core.errors import UserError
 from her2.core.files import write_json
 from her2.core.stamps import read_stamp

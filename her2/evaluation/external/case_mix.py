@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from her2.cohort.columns import covariates, place_in_table
-from her2.config.jobs import ExternalSpec, Truth
+from her2.config.external_jobs import ExternalSpec, Truth
 from her2.core.tables import null
 from her2.core.types import Floats
 from her2.evaluation.controls.covariates import NUMBERS

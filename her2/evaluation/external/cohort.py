@@ -11,7 +11,12 @@ import polars as pl
 
 from her2.cohort.labels import conflicts, patient_classes, refusal
 from her2.config import Task
-from her2.config.jobs import ExternalAttentionSpec, ExternalHeatmapSpec, Truth, ValidateSpec
+from her2.config.external_jobs import (
+    ExternalAttentionSpec,
+    ExternalHeatmapSpec,
+    Truth,
+    ValidateSpec,
+)
 from her2.core.errors import UserError
 from her2.core.types import Floats
 from her2.evaluation.external.tables import (

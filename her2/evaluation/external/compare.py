@@ -10,7 +10,8 @@ from pathlib import Path
 
 import polars as pl
 
-from her2.config.jobs import CompareSpec, ExternalSpec, Truth
+from her2.config.external_jobs import ExternalSpec, Truth
+from her2.config.jobs import CompareSpec
 from her2.core.tables import read_result, write_table
 from her2.evaluation.areas import held_out
 from her2.evaluation.compare import comparison_tables

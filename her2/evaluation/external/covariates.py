@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import polars as pl
 
 from her2.cohort.columns import covariates, place_in_table
-from her2.config.jobs import ValidateSpec
+from her2.config.external_jobs import ValidateSpec
 from her2.evaluation.controls.against_model import compare_with_covariates, no_covariates
 from her2.evaluation.controls.covariate_models import FOREST, LOGISTIC, predict_by_covariates
 from her2.evaluation.controls.covariates import MISSING, WORDS, Covariates, covariates_of

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from her2.config import EvaluationSection
-from her2.config.jobs import Truth
+from her2.config.external_jobs import Truth
 from her2.evaluation.external.tables import OPERATING_GIVEN
 from her2.evaluation.external.thresholds import mean_threshold
 from her2.evaluation.groupings import Grouping, groupings_of, two_sides

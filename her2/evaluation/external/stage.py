@@ -10,7 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
-from her2.config.jobs import ValidateSpec
+from her2.config.external_jobs import ValidateSpec
 from her2.core.tables import read_result, write_table
 from her2.evaluation.binary import binary_table
 from her2.evaluation.calibration import (

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import polars as pl
 
 from her2.config import EvaluationSection, Task
-from her2.config.jobs import Truth
+from her2.config.external_jobs import Truth
 from her2.evaluation.external.tables import THRESHOLDS
 from her2.evaluation.external.truth import in_truth
 from her2.evaluation.groupings import groupings_of, side_missing, two_sides

@@ -7,7 +7,7 @@ the task's: the sum of the probabilities of the classes on it.
 import numpy as np
 import polars as pl
 
-from her2.config.jobs import Truth
+from her2.config.external_jobs import Truth
 from her2.core.types import Floats
 
 

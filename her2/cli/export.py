@@ -37,9 +37,10 @@ def export(
     ] = "",
 ) -> None:
     """Write the features of an encoder as another program reads them."""
+    from her2.cli.heatmaps import words
     from her2.exchange.export import export_features
 
-    chosen = None if slides is None else [one.strip() for one in slides.split(",") if one.strip()]
+    chosen = None if slides is None else words(slides, "--slides")
     done = export_features(results, out, form, encoder=encoder, slides=chosen, cohort=cohort)
     print(f"{out}: {len(done.written)} slides written, {len(done.kept)} were there already")
     for slide_id in done.removed:

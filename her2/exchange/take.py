@@ -18,7 +18,7 @@ import numpy as np
 import her2
 from her2.cohort.manifest import Cohort, SlideRow
 from her2.config.jobs import DescribeSpec, TakeSpec
-from her2.core.checksums import digest_of, state_of
+from her2.core.checksums import State, digest_of, state_of
 from her2.core.crashes import reading
 from her2.core.errors import SlideError, SlideUnfit, blamed_on, problem_list
 from her2.core.events import write_event
@@ -232,6 +232,7 @@ class _Asked:
     facts: SlideFacts
     table_identity: JSON
     store_identity: JSON
+    state: State
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,10 +271,12 @@ class _Take:
             SlideError: the file cannot be used.
         """
         known = _known(self.cohort, self.row, self.cache)
+        state = self._state()
         given = read_given(self.path, self.spec.format)
         self._check(given, known)
         placed = place(given, known, mpp=self.spec.mpp, size=self.spec.size)
-        content = _content(self.path, self.cache)
+        content = _content(self.path, state, self.cache)
+        self._still(state)
         facts = _facts(placed, known, content)
         table = {
             "stage": "take",
@@ -290,7 +293,21 @@ class _Take:
             "precision": NOT_RECORDED,
             "storage": given.dtype.name,
         }
-        return _Asked(given, placed, facts, table, store)
+        return _Asked(given, placed, facts, table, store, state)
+
+    def _state(self) -> State:
+        try:
+            return state_of([self.path], changes=True)
+        except OSError as error:
+            raise SlideError(f"its feature file cannot be read ({error.strerror})") from None
+
+    def _still(self, state: State) -> None:
+        """Raise a SlideError where the file is not what it was: its digest is of another content."""
+        if self._state() != state:
+            raise SlideError(
+                f"{self.path.name} was changed or replaced while it was read; run again when the "
+                "program that writes it has finished"
+            )
 
     def _check(self, given: Given, known: Known) -> None:
         stem = Path(self.row.path).stem if self.row.path else self.row.slide_id
@@ -366,6 +383,7 @@ class _Take:
             dtype = given.dtype.newbyteorder("=")
             blocks = finite_blocks(given)
             write_rows(temporary, blocks, shape, dtype, placed.coords, lambda: attributes)
+            self._still(asked.state)
         note_intact(self.cache, key)
         log.info("%s: %d features taken from %s", name, given.rows, self.path.name)
         write_event("embedded", name, tiles=given.rows)
@@ -417,10 +435,9 @@ def _folders(text: str) -> list[Path]:
     return [Path(one) for one in json.loads(text)]
 
 
-def _content(path: Path, cache: Cache) -> str:
+def _content(path: Path, state: State, cache: Cache) -> str:
     """Return the digest of a feature file, computed once for each state of it."""
     try:
-        state = state_of([path], changes=True)
         found = digest_of(cache.checksums, path, state, lambda: file_digest(path))
     except OSError as error:
         raise SlideError(f"its feature file cannot be read ({error.strerror})") from None

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from her2.cli.shared import words
 from her2.core.errors import problem_list
 
 
@@ -37,7 +38,6 @@ def export(
     ] = "",
 ) -> None:
     """Write the features of an encoder as another program reads them."""
-    from her2.cli.heatmaps import words
     from her2.exchange.export import export_features
 
     chosen = None if slides is None else words(slides, "--slides")

@@ -28,7 +28,7 @@ from her2.exchange.checks import check_given, finite_blocks, mixed_dimensions
 from her2.exchange.given import Given, read_given
 from her2.exchange.matching import MatchedFiles
 from her2.exchange.placing import Known, Placed, place
-from her2.exchange.slides import match_slides
+from her2.exchange.slides import match_slides, names_of, other_names
 from her2.slides.fingerprint import checksum, fingerprint
 from her2.slides.slide import Slide
 from her2.storage.cache import Cache
@@ -310,10 +310,10 @@ class _Take:
             )
 
     def _check(self, given: Given, known: Known) -> None:
-        stem = Path(self.row.path).stem if self.row.path else self.row.slide_id
         checked = check_given(
             given,
-            names=frozenset({self.row.slide_id, stem}),
+            names=names_of(self.row),
+            others=other_names(self.cohort, self.row),
             size_px=known.size_px,
             mpp=None if known.mpp is None else known.mpp[0],
         )

@@ -130,6 +130,23 @@ def test_a_file_that_is_replaced_while_it_is_read_gives_no_store_under_its_key(
         np.testing.assert_array_equal(made.take(again=True, **SAID).store("a").features, rows)
 
 
+def test_files_that_were_swapped_are_refused_where_they_name_their_slides(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Equal numbers of tiles, of one encoder: nothing else tells them apart."""
+    made = world(tmp_path, "a", "b", "c", "d")
+    for name, named in {"a": "b", "b": "a", "c": "c", "d": "of the scanner"}.items():
+        path = write_trident(tmp_path / f"{named}.h5", features_of(5, 8, seed=ord(name)))
+        path.rename(made.files / f"{name}.h5")
+    taken = made.take(**SAID)
+    for name, named in ("ab", "ba"):
+        assert f"is of the slide '{named}', which is another one of the cohort" in taken.reason(
+            name
+        )
+    assert [taken.entries[name].status for name in "cd"] == ["ok", "ok"]
+    assert "d: says that it is of the slide 'of the scanner'" in caplog.text
+
+
 def test_the_store_and_the_card_say_that_nothing_was_computed_here(tmp_path: Path) -> None:
     made = world(tmp_path, "a")
     write_trident(made.files / "a.h5", features_of(5, 8))

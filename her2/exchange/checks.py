@@ -66,8 +66,8 @@ def check_given(
     named = str(given.stated.get("name", ""))
     if names and named and not _is_one_of(named, names) and named in others:
         problems.append(
-            f"says that it is of the slide {named!r}, which is another one of the cohort; name each "
-            "file like its own slide, or compute it anew"
+            f"says that it is of the slide {named!r}, which is another one of the cohort; name "
+            "each file like its own slide, or compute it anew"
         )
     elif names and named and not _is_one_of(named, names):
         cautions.append(

@@ -302,7 +302,7 @@ class _Take:
             raise SlideError(f"its feature file cannot be read ({error.strerror})") from None
 
     def _still(self, state: State) -> None:
-        """Raise a SlideError where the file is not what it was: its digest is of another content."""
+        """Raise a SlideError where the file is not what it was, and its digest of other bytes."""
         if self._state() != state:
             raise SlideError(
                 f"{self.path.name} was changed or replaced while it was read; run again when the "

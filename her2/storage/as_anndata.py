@@ -29,9 +29,9 @@ def to_anndata(
         `X` (n, d), a copy of the features in their own type. `obs`: `x_level0_px` and
         `y_level0_px`, the top left corner of each tile. `obsm["spatial"]` (n, 2): its centre in
         level-0 px, which is what squidpy draws; the corner where the store does not say how large
-        tiles are. Without `coords` there are neither. `uns["her2"]`: the store's attributes as JSON under `attributes`, and of them
-        `key`, `encoder` (its digest), `mpp`, `tile_px` and `tile_level0_px` (width, height),
-        as far as they are known.
+        tiles are. Without `coords` there are neither. `uns["her2"]`: the store's attributes as JSON
+        under `attributes`, and of them `key`, `encoder` (its digest), `mpp`, `tile_px` and
+        `tile_level0_px` (width, height), as far as they are known.
 
     Raises:
         UserError: anndata is not installed.

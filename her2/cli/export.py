@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from her2.cli.shared import words
 from her2.core.errors import problem_list
 
 
@@ -39,7 +40,7 @@ def export(
     """Write the features of an encoder as another program reads them."""
     from her2.exchange.export import export_features
 
-    chosen = None if slides is None else [one.strip() for one in slides.split(",") if one.strip()]
+    chosen = None if slides is None else words(slides, "--slides")
     done = export_features(results, out, form, encoder=encoder, slides=chosen, cohort=cohort)
     print(f"{out}: {len(done.written)} slides written, {len(done.kept)} were there already")
     for slide_id in done.removed:

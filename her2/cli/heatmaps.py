@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from her2.core.errors import UserError
+from her2.cli.shared import words
 
 
 def heatmaps(
@@ -41,8 +41,8 @@ def heatmaps(
     ] = None,
 ) -> None:
     """Draw attention to chosen slides, each by models that never saw its patient."""
-    wanted = _words(formats, "--formats")
-    ids = _words(slides, "--slides")
+    wanted = words(formats, "--formats")
+    ids = words(slides, "--slides")
 
     from her2.config import load_config
     from her2.explanation.chosen import Wish, draw_chosen
@@ -58,15 +58,3 @@ def heatmaps(
         config=None if config is None else load_config(config),
         say=lambda text: print(f"her2 heatmaps: {text}", file=sys.stderr, flush=True),
     )
-
-
-def _words(text: str, option: str) -> tuple[str, ...]:
-    """Return what stands between commas.
-
-    Raises:
-        UserError: that is nothing.
-    """
-    found = tuple(word.strip() for word in text.split(",") if word.strip())
-    if not found:
-        raise UserError(f"{option} {text!r}: names nothing.")
-    return found

@@ -21,3 +21,15 @@ def filled_in_cache(context: typer.Context, parameter: typer.CallbackParam, valu
         return user_path(str(value))
     except ValueError as problem:
         raise UserError(f"the environment variable HER2_CACHE: {problem}.") from None
+
+
+def words(text: str, option: str) -> tuple[str, ...]:
+    """Return what stands between commas.
+
+    Raises:
+        UserError: that is nothing.
+    """
+    found = tuple(word.strip() for word in text.split(",") if word.strip())
+    if not found:
+        raise UserError(f"{option} {text!r}: names nothing.")
+    return found

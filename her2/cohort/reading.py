@@ -157,15 +157,15 @@ def read_labels(
     return _cohort(slides, root, rows, problems)
 
 
-def read_slides(slides: Path, *, root: Path | None = None) -> Cohort:
+def read_slides(slides: Path, *, root: Path | None = None, absent: bool = False) -> Cohort:
     """Read a manifest of slides to predict: without labels, and `patient_id` is optional.
 
-    A slide without a patient is its own.
+    A slide without a patient is its own. With `absent`, slides need no file.
 
     Raises:
         UserError: ids, paths or um/px have problems; the message lists all of them.
     """
-    sheet, rows, problems = _read_rows(slides, (), {}, own_patients=True)
+    sheet, rows, problems = _read_rows(slides, (), {}, own_patients=True, absent=absent)
     known = {column.name for column in columns.COLUMNS}
     return _cohort(
         slides,

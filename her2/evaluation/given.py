@@ -18,6 +18,7 @@ from her2.evaluation.stage import evaluation_tables
 PROBABILITY = "prob_"
 ROLES = ("test", "tune", "predict")
 _NUMBERS = ("repeat", "fold", "seed")
+_TEXTS = ("patient_id", "slide_id", "model", "role")
 _TASK, _HEAD, _ONE = "given", "given", "model"
 _SUM_TOLERANCE = 1e-3
 
@@ -174,8 +175,7 @@ def _frame(given: Any) -> pl.DataFrame:
     try:
         if isinstance(given, Path | str):
             path = Path(given)
-            read = pl.read_parquet if path.suffix == ".parquet" else pl.read_csv
-            return read(path)
+            return pl.read_parquet(path) if path.suffix == ".parquet" else _csv(path)
         if isinstance(given, Mapping):
             return pl.DataFrame(dict(given), strict=False)
         if hasattr(given, "iloc"):  # of pandas, which need not be installed
@@ -188,6 +188,13 @@ def _frame(given: Any) -> pl.DataFrame:
         f"predictions, {what}: is no table; give a polars or pandas frame, columns by name, or a "
         ".csv or .parquet file."
     )
+
+
+def _csv(path: Path) -> pl.DataFrame:
+    """Read a .csv file: names as they are written, with leading zeros, and the rest by all rows."""
+    columns = pl.read_csv(path, n_rows=0).columns
+    texts = {name: pl.String for name in _TEXTS if name in columns}
+    return pl.read_csv(path, schema_overrides=texts, infer_schema_length=None)
 
 
 def _classes(given: pl.DataFrame, asked: Sequence[str] | None) -> tuple[tuple[str, ...], list[str]]:
@@ -241,6 +248,10 @@ def _completed(given: pl.DataFrame, classes: Sequence[str]) -> tuple[pl.DataFram
         columns["patient_id"] = columns["slide_id"]
     if "fold" not in columns:
         assumed.append("no model was trained on these patients: there is no column fold")
+    if _by_place(columns["target"], classes):
+        words = ("false", "true") if columns["target"].dtype == pl.Boolean else range(len(classes))
+        pairs = ", ".join(f"{word} is {name}" for word, name in zip(words, classes, strict=True))
+        assumed.append(f"of the targets, {pairs}")
     table = pl.DataFrame(
         {
             "slide_id": columns["slide_id"].cast(pl.String),
@@ -266,16 +277,22 @@ def _completed(given: pl.DataFrame, classes: Sequence[str]) -> tuple[pl.DataFram
 
 def _targets(given: pl.Series, classes: Sequence[str]) -> pl.Series:
     """Return class indices, null for what is no class."""
-    if given.dtype == pl.Boolean and len(classes) == 2:
-        return given.cast(pl.Int64)
-    places = {name: place for place, name in enumerate(classes)}
-    if given.dtype.is_integer() and not {str(one) for one in given.drop_nulls()} <= places.keys():
+    if _by_place(given, classes):
         return pl.Series(
             [one if one is not None and 0 <= one < len(classes) else None for one in given],
             dtype=pl.Int64,
         )
-    texts = given.cast(pl.String)
-    return pl.Series([places.get(one) for one in texts], dtype=pl.Int64)
+    places = {name: place for place, name in enumerate(classes)}
+    if given.dtype == pl.Boolean:
+        places = {name.lower(): place for name, place in places.items()}
+    return pl.Series([places.get(one) for one in given.cast(pl.String)], dtype=pl.Int64)
+
+
+def _by_place(given: pl.Series, classes: Sequence[str]) -> bool:
+    """Return whether targets are the places of their classes, as none is called like them."""
+    if given.dtype == pl.Boolean:
+        return len(classes) == 2 and {name.lower() for name in classes} != {"false", "true"}
+    return given.dtype.is_integer() and not {str(one) for one in given.drop_nulls()} <= {*classes}
 
 
 def _probabilities(

@@ -1,7 +1,7 @@
 """Features of other programs: whether a file can be what it is taken for."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,7 @@ def check_given(
     given: Given,
     *,
     names: frozenset[str] = frozenset(),
+    others: Iterable[str] = (),
     size_px: tuple[int, int] | None = None,
     mpp: float | None = None,
 ) -> Checked:
@@ -46,6 +47,7 @@ def check_given(
         given: the file.
         names: the slide's id and the stem of its file, of which a file that names its slide
             should name one; empty: not checked.
+        others: ids and stems of the cohort's other slides, which it must not name.
         size_px: level-0 (width, height) of the slide it is taken for; None: not known.
         mpp: um per level-0 px of the slide, to compare coordinates in um with its size; None: not
             known.
@@ -62,7 +64,12 @@ def check_given(
             "of this one"
         )
     named = str(given.stated.get("name", ""))
-    if names and named and not _is_one_of(named, names):
+    if names and named and not _is_one_of(named, names) and named in others:
+        problems.append(
+            f"says that it is of the slide {named!r}, which is another one of the cohort; name "
+            "each file like its own slide, or compute it anew"
+        )
+    elif names and named and not _is_one_of(named, names):
         cautions.append(
             f"says that it is of the slide {named!r}; make sure that it was not taken for another"
         )

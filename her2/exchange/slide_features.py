@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from her2.core.errors import SlideError
 from her2.core.files import file_digest
-from her2.storage.features import BLOCK_BYTES, FeatureStore, read_coords
+from her2.storage.features import BLOCK_BYTES, FeatureStore, positions_known, read_coords
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class SlideFeatures:
     @cached_property
     def coords(self) -> NDArray[np.int32]:
         """Top left corners of the tiles, int32 (n, 2), level-0 px."""
-        if not self.store.attributes.get("given", {}).get("positions", True):
+        if not positions_known(self.store.attributes):
             raise SlideError("where its tiles are is not known, as its features came without")
         return read_coords(self.store.path)
 

@@ -11,7 +11,7 @@ import numpy as np
 import her2
 from her2.cohort.manifest import Cohort, SlideRow
 from her2.config.jobs import TakeSpec
-from her2.core.checksums import digest_of, state_of
+from her2.core.checksums import State, digest_of, state_of
 from her2.core.errors import SlideError, SlideUnfit
 from her2.core.events import write_event
 from her2.core.files import digest, file_digest
@@ -19,6 +19,7 @@ from her2.encoders.card import EncoderCard
 from her2.exchange.checks import check_given, finite_blocks
 from her2.exchange.given import Given, read_given
 from her2.exchange.placing import Known, Placed, place
+from her2.exchange.slides import names_of, other_names
 from her2.slides.fingerprint import checksum, fingerprint
 from her2.slides.slide import Slide
 from her2.storage.cache import Cache
@@ -46,6 +47,7 @@ class Asked:
     facts: SlideFacts
     table_identity: JSON
     store_identity: JSON
+    state: State
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +86,12 @@ class Taking:
             SlideError: the file cannot be used.
         """
         known = _known(self.cohort, self.row, self.cache)
+        state = self._state()
         given = read_given(self.path, self.spec.format)
         self._check(given, known)
         placed = place(given, known, mpp=self.spec.mpp, size=self.spec.size)
-        content = _content(self.path, self.cache)
+        content = _content(self.path, state, self.cache)
+        self._still(state)
         facts = _facts(placed, known, content)
         table = {
             "stage": "take",
@@ -104,13 +108,27 @@ class Taking:
             "precision": NOT_RECORDED,
             "storage": given.dtype.name,
         }
-        return Asked(given, placed, facts, table, store)
+        return Asked(given, placed, facts, table, store, state)
+
+    def _state(self) -> State:
+        try:
+            return state_of([self.path], changes=True)
+        except OSError as error:
+            raise SlideError(f"its feature file cannot be read ({error.strerror})") from None
+
+    def _still(self, state: State) -> None:
+        """Raise a SlideError where the file is not what it was, and its digest of other bytes."""
+        if self._state() != state:
+            raise SlideError(
+                f"{self.path.name} was changed or replaced while it was read; run again when the "
+                "program that writes it has finished"
+            )
 
     def _check(self, given: Given, known: Known) -> None:
-        stem = Path(self.row.path).stem if self.row.path else self.row.slide_id
         checked = check_given(
             given,
-            names=frozenset({self.row.slide_id, stem}),
+            names=names_of(self.row),
+            others=other_names(self.cohort, self.row),
             size_px=known.size_px,
             mpp=None if known.mpp is None else known.mpp[0],
         )
@@ -180,6 +198,7 @@ class Taking:
             dtype = given.dtype.newbyteorder("=")
             blocks = finite_blocks(given)
             write_rows(temporary, blocks, shape, dtype, placed.coords, lambda: attributes)
+            self._still(asked.state)
         note_intact(self.cache, key)
         log.info("%s: %d features taken from %s", name, given.rows, self.path.name)
         write_event("embedded", name, tiles=given.rows)
@@ -257,10 +276,9 @@ def _known(cohort: Cohort, row: SlideRow, cache: Cache) -> Known:
         ) from None
 
 
-def _content(path: Path, cache: Cache) -> str:
+def _content(path: Path, state: State, cache: Cache) -> str:
     """Return the digest of a feature file, computed once for each state of it."""
     try:
-        state = state_of([path], changes=True)
         found = digest_of(cache.checksums, path, state, lambda: file_digest(path))
     except OSError as error:
         raise SlideError(f"its feature file cannot be read ({error.strerror})") from None

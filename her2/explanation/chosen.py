@@ -155,7 +155,7 @@ def _held_out(wanted: Wanted, where: _Places, cache: Cache, wish: Wish) -> Drawa
     return Drawable(
         held_out.source(),
         held_out.entries,
-        read_slides(where.root / section.slides, root=where.path(section.root)),
+        read_slides(where.root / section.slides, root=where.path(section.root), absent=True),
         _drawing(spec, wish, where.path(section.masks)),
         {one.slide_id: held_out.models[one.run][1] for one in held_out.slides},
     )
@@ -185,7 +185,7 @@ def _external(wanted: Wanted, where: _Places, cache: Cache, wish: Wish, name: st
     return Drawable(
         found.source(),
         found.entries,
-        read_slides(where.root / section.slides, root=where.path(section.root)),
+        read_slides(where.root / section.slides, root=where.path(section.root), absent=True),
         _drawing(spec, wish, where.path(section.masks)),
         dict.fromkeys((one.slide_id for one in found.slides), state),
     )

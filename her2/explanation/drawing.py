@@ -42,13 +42,14 @@ SUFFIXES: dict[HeatmapFormat, str] = {
 FORMATS: tuple[HeatmapFormat, ...] = ("png", *SUFFIXES)
 
 
-def chosen_formats(words: Sequence[str]) -> tuple[HeatmapFormat, ...]:
-    """Return formats from words; `ome-tiff` is `ome_tiff`.
+def chosen_formats(words: Sequence[str] | str) -> tuple[HeatmapFormat, ...]:
+    """Return formats from words, or from one; `ome-tiff` is `ome_tiff`.
 
     Raises:
         UserError: a word is none, or there are none.
     """
     known: dict[str, HeatmapFormat] = {name: name for name in FORMATS} | {"ome-tiff": "ome_tiff"}
+    words = (words,) if isinstance(words, str) else words
     wrong = [one for one in words if one not in known]
     if wrong or not words:
         said = ", ".join(map(repr, wrong)) or "none"

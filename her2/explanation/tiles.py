@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from her2.explanation.localisation import is_uniform
 from her2.slides.slide import Scale
 from her2.storage.facts import StoredSlide
-from her2.storage.features import read_attributes, read_coords
+from her2.storage.features import places_known, read_attributes, read_coords
 
 UNIFORM = "this head has no attention of its own: all tiles weigh the same"
 """The note beside pictures of heads without attention."""
@@ -127,8 +127,13 @@ def tiles_of_store(
         model: which models these are, for the metadata of files.
         maps: further columns (n,), if the head has any.
         shown: the column of `maps` that is the contribution to the predicted class.
+
+    Raises:
+        ValueError: another program computed the features, and did not tell where the tiles are.
     """
     attributes = read_attributes(store)
+    if not places_known(attributes):
+        raise ValueError(f"{store}: does not tell where on the slide its tiles are")
     return SlideTiles(
         of=of,
         class_names=tuple(class_names),

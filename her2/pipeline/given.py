@@ -13,7 +13,7 @@ from her2.core.errors import SlideError
 from her2.exchange.checks import check_given, mixed_dimensions
 from her2.exchange.given import Given, form_names, read_given
 from her2.exchange.matching import MatchedFiles
-from her2.exchange.slides import match_slides
+from her2.exchange.slides import match_slides, names_of, other_names
 
 _EXAMPLES = 3
 
@@ -90,7 +90,8 @@ def file_problems(config: Config, cohort: Cohort) -> Iterator[str]:
             except SlideError as error:
                 yield f"{slide}: {error}"
                 continue
-            yield from (f"{slide}: {path.name}: {why}" for why in check_given(given).problems)
+            checked = check_given(given, names=names_of(row), others=other_names(cohort, row))
+            yield from (f"{slide}: {path.name}: {why}" for why in checked.problems)
             if given.rows:
                 found[row.slide_id] = given
         kinds = {slide_id: (one.level, one.dimension) for slide_id, one in found.items()}

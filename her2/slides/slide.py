@@ -106,6 +106,7 @@ class Slide:
 
     def __init__(self, path: Path, mpp: float | None = None) -> None:
         self.path, self._mpp = path, mpp
+        self._closed = False
         self._opened = backends.open_slide(path)
         self._decoder: backends.TileDecoder | None = None
         self._level_sizes = tuple(self._opened.level_sizes)
@@ -123,6 +124,7 @@ class Slide:
         self.close()
 
     def close(self) -> None:
+        self._closed = True
         self._opened.close()
         if self._decoder is not None:
             self._decoder.close()
@@ -175,8 +177,13 @@ class Slide:
             uint8 (out height, out width, 3), white outside the scanned area.
 
         Raises:
+            UserError: the slide is closed.
             TileError: the file is damaged in this region or, with `scanned`, empty.
         """
+        if self._closed:
+            raise UserError(
+                f"{self.path}: is closed; read it inside `with open_slide(...)`, or open it again."
+            )
         level = self._level(min(width / out[0], height / out[1]))
         factor = self.downsamples[level]
         # Read whole px of the level around the rectangle. OpenSlide takes their corner in level-0

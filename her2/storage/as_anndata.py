@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 
 
 def to_anndata(
-    features: NDArray[Any], coords: NDArray[np.int32], attributes: Mapping[str, Any]
+    features: NDArray[Any], coords: NDArray[np.int32] | None, attributes: Mapping[str, Any]
 ) -> AnnData:
     """Return a feature store as AnnData, all of it in memory.
 
     Args:
         features: (n, d).
-        coords: (n, 2), top left corners of the tiles in level-0 px.
+        coords: (n, 2), top left corners of the tiles in level-0 px; None: not known.
         attributes: those of the store.
 
     Returns:
         `X` (n, d), a copy of the features in their own type. `obs`: `x_level0_px` and
         `y_level0_px`, the top left corner of each tile. `obsm["spatial"]` (n, 2): its centre in
         level-0 px, which is what squidpy draws; the corner where the store does not say how large
-        tiles are. `uns["her2"]`: the store's attributes as JSON under `attributes`, and of them
-        `key`, `encoder` (its digest), `mpp`, `tile_px` and `tile_level0_px` (width, height),
-        as far as they are known.
+        tiles are. Without `coords` there are neither. `uns["her2"]`: the store's attributes as JSON
+        under `attributes`, and of them `key`, `encoder` (its digest), `mpp`, `tile_px` and
+        `tile_level0_px` (width, height), as far as they are known.
 
     Raises:
         UserError: anndata is not installed.
@@ -47,7 +47,7 @@ def to_anndata(
 
 
 def described(
-    shape: tuple[int, ...], coords: NDArray[np.int32], attributes: Mapping[str, Any]
+    shape: tuple[int, ...], coords: NDArray[np.int32] | None, attributes: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return `obs`, `var`, `obsm` and `uns` of a store, see `to_anndata`; `shape` is (n, d)."""
     import pandas as pd  # anndata brings it
@@ -66,11 +66,13 @@ def described(
         "tile_level0_px": None if side is None else np.asarray(side, np.float64),
         "attributes": json.dumps(dict(found), sort_keys=True),
     }
+    places, spatial = {}, {}
+    if coords is not None:
+        places = {"x_level0_px": coords[:, 0], "y_level0_px": coords[:, 1]}
+        spatial = {"spatial": coords + (np.zeros(2) if side is None else np.asarray(side) / 2)}
     return {
-        "obs": pd.DataFrame(
-            {"x_level0_px": coords[:, 0], "y_level0_px": coords[:, 1]}, index=names
-        ),
+        "obs": pd.DataFrame(places, index=names),
         "var": pd.DataFrame(index=columns),
-        "obsm": {"spatial": coords + (np.zeros(2) if side is None else np.asarray(side) / 2)},
+        "obsm": spatial,
         "uns": {"her2": {name: value for name, value in facts.items() if value is not None}},
     }

@@ -77,7 +77,7 @@ class FeatureStore:
         words = [
             f"{len(self):,} tiles x {self.dimension:,} features ({self.chunks[0].dtype.name})",
             str(encoder["architecture"]) if encoder else "",
-            f"{target['px']} px at {target['mpp']:g} um/px" if target else "",
+            _grid(target or {}),
         ]
         name = self.path.name
         if len(name) > _LONG_NAME:  # in the cache, where it is the key
@@ -99,15 +99,18 @@ class FeatureStore:
         """Return the top left corners of the tiles, int32 (n, 2): x and y in level-0 px.
 
         Raises:
-            UserError: the file cannot be read any more.
+            UserError: the file cannot be read any more, or another program computed the features
+                and did not tell where the tiles are.
         """
+        if not positions_known(self.attributes):
+            raise UserError(f"{self.path}: its features do not tell where on the slide they are.")
         return read_coords(self.path)
 
     @property
     def mpp(self) -> float | None:
         """Return the um/px that tiles were encoded at; None where the store does not say."""
-        target = self.attributes.get("target")
-        return None if target is None else float(target["mpp"])
+        found = (self.attributes.get("target") or {}).get("mpp")
+        return None if found is None else float(found)
 
     @property
     def identity(self) -> Mapping[str, Any] | None:
@@ -130,7 +133,8 @@ class FeatureStore:
         """
         from her2.storage.as_anndata import to_anndata  # imports pandas
 
-        return to_anndata(self.features, self.coords, self.attributes)
+        coords = self.coords if positions_known(self.attributes) else None
+        return to_anndata(self.features, coords, self.attributes)
 
     def gather(self, rows: NDArray[np.integer[Any]]) -> NDArray[Any]:
         """Return some rows (len(rows), d) in the requested order; no others are read."""
@@ -138,6 +142,13 @@ class FeatureStore:
             return self.chunks[0][rows]
         size = len(self.chunks[0])
         return np.stack([self.chunks[row // size][row % size] for row in rows])
+
+
+def _grid(target: Mapping[str, Any]) -> str:
+    """Return the grid of a store in words, as far as it says so."""
+    px, mpp = target.get("px"), target.get("mpp")
+    parts = f"{px} px" if px is not None else "", f"{mpp:g} um/px" if mpp is not None else ""
+    return " at ".join(filter(None, parts))
 
 
 class RowSpool:
@@ -382,13 +393,19 @@ def computed_here(attributes: Mapping[str, Any]) -> bool:
     return "given" not in attributes
 
 
+def positions_known(attributes: Mapping[str, Any]) -> bool:
+    """Return whether the coordinates of a store are those of its tiles, and not zeros."""
+    return bool(attributes.get("given", {}).get("positions", True))
+
+
 def places_known(attributes: Mapping[str, Any]) -> bool:
     """Return whether a store tells where on the slide its tiles are, and how large.
 
     Other programs' features need not; coordinates are then zeros, or of tiles of unknown size.
     """
     slide, px = attributes["slide"], attributes["target"]["px"]
-    return None not in (slide["level0_tile"], slide["mpp"], slide["size_px"], px)
+    facts = slide["level0_tile"], slide["mpp"], slide["size_px"], px
+    return positions_known(attributes) and None not in facts
 
 
 def _attributes(archive: zipfile.ZipFile, key: str | None) -> dict[str, Any]:

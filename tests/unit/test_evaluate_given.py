@@ -109,6 +109,51 @@ def test_a_table_may_say_less_and_the_rest_is_assumed(change: str) -> None:
     assert any(one.startswith(words) for one in found.assumed)
 
 
+@pytest.mark.parametrize("names", [("low", "high"), ("false", "true"), ("False", "True")])
+@pytest.mark.parametrize("turned", [False, True])
+def test_targets_that_are_true_or_false_are_never_turned_round_in_silence(
+    names: tuple[str, str], turned: bool
+) -> None:
+    """By name where a class has it, whatever the order of the columns; else the order is said."""
+    given = table()
+    low, high = names
+    columns = {f"prob_{low}": given["prob_low"], f"prob_{high}": given["prob_high"]}
+    found = her2.evaluate(
+        {
+            "patient_id": given["patient_id"],
+            "target": given["target"] == "high",
+            **dict(sorted(columns.items(), reverse=list(columns) == sorted(columns)) if turned
+                   else columns.items()),
+        },
+        evaluation=FEW,
+    )  # fmt: skip
+    right = value(her2.evaluate(given, evaluation=FEW), "auc", "macro")
+    said = [one for one in found.assumed if one.startswith("of the targets, ")]
+    if low == "low":
+        first, second = found.classes
+        assert said == [f"of the targets, false is {first}, true is {second}"]
+        assert value(found, "auc", "macro") == pytest.approx(1 - right if turned else right)
+    else:
+        assert found.classes == (names[::-1] if turned else names)
+        assert not said
+        assert value(found, "auc", "macro") == pytest.approx(right)
+
+
+def test_ids_in_a_csv_are_names_and_numbers_are_known_by_all_rows(tmp_path: Path) -> None:
+    """`007` is not `7`, and whole numbers in the first rows say nothing of later ones."""
+    count = 240
+    given = pl.DataFrame(
+        {
+            "patient_id": [f"{'00' if i % 2 else ''}{i // 2}" for i in range(count - 1)] + ["P-1"],
+            "target": ["low", "high"] * (count // 2),
+            "prob_low": [str(i % 3 % 2) if i < 200 else "0.5" for i in range(count)],
+        }
+    )
+    given.write_csv(tmp_path / "a.csv")
+    found = her2.evaluate(tmp_path / "a.csv", evaluation=FEW)
+    assert found.metrics.filter(metric="auc")["n"].to_list() == [count] * 4
+
+
 def test_without_folds_the_patients_are_one_test_set() -> None:
     """Those of a cross-validation rest on one another, so that their interval is wider."""
     given = table(patients=60)

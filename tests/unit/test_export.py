@@ -438,6 +438,15 @@ def test_the_command_fails_after_the_good_slides(
     assert "  - A-1: " in errors
 
 
+def test_an_option_without_any_slide_is_no_export(
+    made: Made, out: Path, monkeypatch, capsys
+) -> None:
+    code, _, errors = command(
+        monkeypatch, capsys, made.root, "--to", "stamp", "--out", out, "--slides", " ,"
+    )
+    assert (code, "--slides ' ,': names nothing" in errors, out.exists()) == (1, True, False)
+
+
 def test_the_help_names_every_form() -> None:
     from typer.testing import CliRunner
 

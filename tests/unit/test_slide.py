@@ -11,12 +11,13 @@ import pytest
 import tifffile
 from PIL import ExifTags, Image
 
-from her2.core.errors import SlideError, SlideUnfit, TileError
+from her2.core.errors import SlideError, SlideUnfit, TileError, UserError
 from her2.core.images import open_image
 from her2.slides.backends import flat, read_header
 from her2.slides.fingerprint import fingerprint
-from her2.slides.slide import Scale, Slide
+from her2.slides.slide import Scale, Slide, open_slide
 from her2.synthetic.svs import svs_bytes
+from her2.tiling.one_slide import tile
 
 SIDE = 240
 PERIOD = 24
@@ -165,6 +166,19 @@ def test_a_reduction_is_antialiased(tmp_path, write_slide, factor):
         out = int(200 / factor)
         region = slide.region(8, 8, out * factor, out * factor, (out, out))
     assert np.abs(region[2:-2, 2:-2] - 127.5).max() < 6
+
+
+def test_a_slide_that_was_closed_says_so(ramp_slide):
+    """As in the next cell of a notebook, after the `with` block."""
+    with open_slide(ramp_slide) as slide:
+        scale = slide.scale()
+    for read in (
+        lambda: slide.region(0, 0, 8, 8, (8, 8)),
+        lambda: slide.thumbnail(1.0, scale),
+        lambda: tile(slide, 1.0, 16),
+    ):
+        with pytest.raises(UserError, match=r"is closed; read it inside `with open_slide"):
+            read()
 
 
 def test_a_thumbnail_is_the_whole_slide_at_the_asked_scale(ramp_slide):

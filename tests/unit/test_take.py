@@ -2,12 +2,14 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from her2.core.errors import UserError
 from her2.encoders.card import read_card
+from her2.exchange import take
 from her2.mil.bags import Bag, check_dimensions
 from her2.storage.features import places_known, read_coords
 from her2.storage.tiles import read_table
@@ -67,6 +69,82 @@ def test_a_vector_of_a_slide_is_a_store_of_one_row(program: str, tmp_path: Path)
     assert read_card(tmp_path / "encoders/uni").arguments["level"] == "slide"
     assert taken.tiles["a"].key is None
     assert not places_known(taken.store("a").attributes)
+
+
+@pytest.mark.parametrize("form", [*TILES, *VECTORS])
+@pytest.mark.parametrize("said", [{}, {"mpp": 0.5}, {"size": 256}, SAID])
+def test_what_is_not_known_of_a_store_is_said_to_be_unknown_and_is_no_zero(
+    form: str, said: dict[str, Any], tmp_path: Path
+) -> None:
+    suffix, write = (TILES | VECTORS)[form]
+    made = world(tmp_path, "a")
+    write(made.files / f"a{suffix}", features_of(5 if form in TILES else 1, 8))
+    if form in ("trident", "stamp"):
+        said = {}  # these files tell it themselves
+    store = made.take(**said).store("a")
+    assert f"{len(store)} tiles" in repr(store)
+    assert (store.mpp is None) == (form != "stamp" and "mpp" not in said)
+    if not store.attributes["given"]["positions"]:
+        assert not places_known(store.attributes)
+        with pytest.raises(UserError, match="do not tell where on the slide"):
+            _ = store.coords
+        table = store.to_anndata()
+        assert not len(table.obs.columns)
+        assert not len(table.obsm)
+    else:
+        np.testing.assert_array_equal(store.coords, read_coords(store.path))
+        assert store.to_anndata().obsm["spatial"].shape == (len(store), 2)
+
+
+@pytest.mark.parametrize("when", ["before its digest", "after its digest", "never"])
+def test_a_file_that_is_replaced_while_it_is_read_gives_no_store_under_its_key(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = world(tmp_path, "a")
+    path = made.files / "a.h5"
+    first, second = (features_of(5, 8, "float32", seed) for seed in (0, 1))
+    write_clam_h5(path, first)
+    made.describe(**SAID)
+
+    def replaced() -> None:
+        write_clam_h5(tmp_path / "new", second)
+        (tmp_path / "new").replace(path)
+
+    if when != "never":
+        name = "_content" if when == "before its digest" else "finite_blocks"
+        own = getattr(take, name)
+
+        def swapped(*given: Any) -> Any:
+            replaced()
+            return own(*given)
+
+        monkeypatch.setattr(take, name, swapped)
+    taken = made.take(again=True, **SAID)
+    monkeypatch.undo()
+    if when == "never":
+        np.testing.assert_array_equal(taken.store("a").features, first)
+        return
+    assert "a.h5 was changed or replaced while it was read" in taken.reason("a")
+    for rows in (first, second):
+        write_clam_h5(path, rows)
+        np.testing.assert_array_equal(made.take(again=True, **SAID).store("a").features, rows)
+
+
+def test_files_that_were_swapped_are_refused_where_they_name_their_slides(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Equal numbers of tiles, of one encoder: nothing else tells them apart."""
+    made = world(tmp_path, "a", "b", "c", "d")
+    for name, named in {"a": "b", "b": "a", "c": "c", "d": "of the scanner"}.items():
+        path = write_trident(tmp_path / f"{named}.h5", features_of(5, 8, seed=ord(name)))
+        path.rename(made.files / f"{name}.h5")
+    taken = made.take(**SAID)
+    for name, named in ("ab", "ba"):
+        assert f"is of the slide '{named}', which is another one of the cohort" in taken.reason(
+            name
+        )
+    assert [taken.entries[name].status for name in "cd"] == ["ok", "ok"]
+    assert "d: says that it is of the slide 'of the scanner'" in caplog.text
 
 
 def test_the_store_and_the_card_say_that_nothing_was_computed_here(tmp_path: Path) -> None:

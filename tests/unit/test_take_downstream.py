@@ -3,17 +3,27 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from her2.cohort.manifest import Cohort
 from her2.cohort.similar import _places, shared_tiles
+from her2.core.errors import UserError
 from her2.explanation.attention_stage import _inside
 from her2.explanation.heatmap_stage import drawable
 from her2.explanation.held_out import find_held_out
+from her2.explanation.one_slide import draw_heatmap
 from her2.explanation.sources import Source
-from tests.unit.exchange_makers import corners, features_of, write_clam_h5, write_torch
+from tests.unit.exchange_makers import (
+    corners,
+    features_of,
+    write_clam_h5,
+    write_torch,
+    write_trident,
+)
 from tests.unit.heatmap_makers import World, make_world
 from tests.unit.take_makers import World as Given
 from tests.unit.take_makers import row
@@ -60,6 +70,32 @@ def taken(tmp_path: Path, suffix: str) -> tuple[Given, Source]:
         tiles=lambda name: pytest.fail(name), store=lambda _: store, masks_key="",
     )  # fmt: skip
     return made, source
+
+
+@pytest.mark.parametrize(
+    ("untold", "mpp"),
+    [
+        ({"patch_size": 0}, 0.25),
+        ({"patch_size_level0": 0, "level0_magnification": 0}, 0.25),
+        ({"level0_width": 0}, 0.25),
+        ({}, None),
+        ({"told": "all"}, 0.25),
+    ],
+)
+def test_one_unknown_fact_is_enough_to_draw_nothing(
+    untold: dict[str, Any], mpp: float | None, tmp_path: Path
+) -> None:
+    made = Given(tmp_path, (row("a", mpp=mpp),))
+    told = {"level0_width": 4000, "level0_height": 2000} | untold
+    write_trident(made.files / "a.h5", features_of(6, 8), **told)
+    store = made.take().store("a")
+    Image.new("RGB", (4000, 2000)).save(tmp_path / "a.png")
+    weights = np.full(6, 1 / 6)
+    if "told" in untold:
+        assert draw_heatmap(store, weights, tmp_path / "a.png").width > 100
+        return
+    with pytest.raises(UserError, match="do not tell where on the slide they are"):
+        draw_heatmap(store, weights, tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".h5"])

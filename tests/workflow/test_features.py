@@ -115,5 +115,7 @@ def test_the_questions_about_a_run_know_features_from_elsewhere(project: Project
     assert "features_uni/A-001.h5, UNI, TRIDENT 0.3.1, not computed here" in explained.stdout
     assert explained.stdout.count("the same key, in the cache") == 2
     model = ("--encoder", "uni", "--head", "mlp")
+    heatmaps = project.her2("heatmaps", "results", *model, "--out", "pictures", "--slides", "A-001")
+    assert "A-001: there is no slide (column 'path')" in heatmaps.stderr
     bundle = project.her2("bundle", "results", *model, "--out", "bundle")
     assert "its features were computed elsewhere (UNI, TRIDENT 0.3.1)" in bundle.stderr

@@ -35,12 +35,9 @@ def write_elements(
     import pandas as pd
     from anndata.io import write_elem
 
-    known = slide.knows("coords")
-    places = slide.coords if known else np.zeros((slide.shape[0], 2), np.int32)
+    places = slide.coords if slide.knows("coords") else None
     parts = described(slide.shape, places, slide.store.attributes)
     tiles, about = parts["obs"], parts["uns"]["her2"]
-    if not known:
-        tiles, parts["obsm"] = tiles[[]], {}
     # Unique among slides; as objects, since anndata does not write the text type of pandas 3.
     tiles.index = pd.Index([f"{slide.slide_id}-{row}" for row in range(len(tiles))], dtype=object)
     tiles = tiles.assign(slide_id=one_category(slide.slide_id, len(tiles)), **obs)

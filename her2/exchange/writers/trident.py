@@ -7,6 +7,7 @@ The layout is that of `save_h5` and `coords_to_h5` in `trident/IO.py` (mahmoodla
 
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -109,7 +110,7 @@ def _advice(outgoing: Outgoing, out: Path) -> tuple[str, ...]:
     (folder,) = sorted({path.parent.parent.name for path in out.glob("*/*/*.h5")})[:1]
     return (
         "TRIDENT: give this folder as --job_dir, and the next as --coords_dir:",
-        f"  --job_dir {out} --coords_dir {folder}",
+        f"  --job_dir {quote(str(out))} --coords_dir {folder}",
         "torchmil:",
         f"  TridentWSIDataset(base_path='{out}/{folder}/', feature_extractor='{outgoing.encoder}', "
         "...)",

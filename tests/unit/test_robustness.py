@@ -61,7 +61,7 @@ def test_probabilities_are_those_of_scikit_learn_sdiscriminant() -> None:
         solver="lsqr", covariance_estimator=Shrunk(), priors=[1 / 3] * 3
     ).fit(standard[:45], labels[:45])
     found = discriminant(rows[:45], rows[45:], labels[None, :45], 3, shrinkage)[0]
-    np.testing.assert_allclose(found, other.predict_proba(standard[45:]), atol=1e-10)
+    np.testing.assert_allclose(np.exp(found), other.predict_proba(standard[45:]), atol=1e-10)
 
 
 def test_random_embeddings_predict_nothing_on_average() -> None:
@@ -87,6 +87,44 @@ def test_a_planted_site_is_found_and_the_figure_is_that_of_the_evaluation() -> N
     assert found.balanced_accuracy.value > found.balanced_accuracy.high
     assert found.area.value == pytest.approx(found.auc.value, abs=1e-12)
     assert found.area.low > 0.5
+
+
+@pytest.mark.parametrize("sizes", [(24, 24), (40, 8), (24, 12, 8, 6)])
+def test_a_site_is_found_however_few_patients_and_many_features_there_are(
+    sizes: tuple[int, ...],
+) -> None:
+    """scikit-learn's discriminant tells these sites apart by its decision function."""
+    sites = np.repeat(np.arange(len(sizes)), sizes)
+    means = generator().normal(size=(len(sites), 1024))
+    means += 0.3 * generator(1).normal(size=(len(sizes), 1024))[sites]
+    found = probe(means, sites, confidence=0.95, seed=0)
+    assert found.auc.value > 0.99
+    assert found.balanced_accuracy.value > 0.9
+    assert found.balanced_accuracy.value > found.balanced_accuracy.high
+    assert found.area.value == pytest.approx(found.auc.value, abs=1e-12)
+
+
+def test_scores_order_patients_where_probabilities_are_0_and_1_within_rounding() -> None:
+    logs = np.array([[[-800.0, 0.0], [-700.0, 0.0], [0.0, -900.0], [-np.inf, 0.0]]])
+    scores = probing._ranking(logs)
+    assert scores[0, :, 0].argsort().tolist() == [3, 0, 1, 2]
+    assert scores.argmax(axis=2).tolist() == [[1, 1, 0, 1]]
+    assert ((scores >= 0) & (scores <= 1)).all()
+
+
+def test_a_repeat_without_pairs_of_patients_does_not_count() -> None:
+    """Test sets of 3, 3, 2, 2 and 2 patients can each be of one group."""
+    folds = np.repeat(np.arange(5), (3, 3, 2, 2, 2))
+    labels = np.stack([(folds > 1).astype(np.int64), np.arange(12) % 2])
+    scores = generator().random((2, 12, 2))
+    undefined, defined = probing._areas(labels, scores, folds)
+    assert np.isnan(undefined)
+    assert 0 <= defined <= 1
+    assert probing._mean(np.array([[0.5, np.nan], [np.nan, np.nan]])) == pytest.approx(
+        [0.5, np.nan], nan_ok=True
+    )
+    assert np.isnan(probing._chance(np.array([np.nan, 0.4, 0.5]), 0.95).p)
+    assert probing._chance(np.array([0.6, 0.4, np.nan]), 0.95).p == pytest.approx(1 / 2)
 
 
 def test_embeddings_that_do_not_vary_are_chance() -> None:

@@ -12,8 +12,10 @@ from her2.core.errors import UserError
 from her2.core.types import Floats, Ints
 from her2.evaluation.robustness import probe as probing
 from her2.evaluation.robustness import sample as sampling
+from her2.evaluation.robustness import stage
 from her2.evaluation.robustness.neighbours import Index, nearest, robustness_index
 from her2.evaluation.robustness.probe import discriminant, probe, rotated
+from her2.evaluation.robustness.sample import Sampled
 from her2.evaluation.robustness.similarity import (
     covariance_length,
     linear_cka,
@@ -261,6 +263,16 @@ def test_the_participation_ratio_is_that_of_the_covariance_also_with_few_rows() 
         for seed in range(20)
     ]
     assert np.mean(found) == pytest.approx(expected, rel=0.03)
+
+
+def test_tiles_that_encoders_are_compared_by_are_from_all_over_a_cohort_of_many_slides() -> None:
+    slides = 3 * stage.COMPARED
+    owner = np.repeat(np.arange(slides), 2)
+    places = np.zeros((len(owner), 2), np.int32)
+    tiles = np.zeros((len(owner), 1), np.float32)
+    kept = stage._fewer(Sampled(np.zeros((slides, 1)), tiles, owner, places)).owner
+    assert len(kept) == stage.COMPARED
+    assert np.histogram(kept, bins=4, range=(0, slides))[0].min() >= stage.COMPARED // 4 - 1
 
 
 def test_features_that_do_not_vary_have_no_ratio_and_no_similarity() -> None:

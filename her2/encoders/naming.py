@@ -18,6 +18,9 @@ PREFIXES = ("module.", "backbone.", "model.", "encoder.", "_orig_mod.", "teacher
 A teacher comes before its student: it is their average over the steps, and what is published.
 """
 
+_DEEPEST = 32
+"""Prefixes in a row that are taken off."""
+
 _NUMBERED = re.compile(r"(.*?)(\d+)")
 
 
@@ -32,6 +35,8 @@ class Prefixed:
 def under_prefixes(state: Mapping[str, Tensor], prefix: str = "") -> Iterator[Prefixed]:
     """Yield the tensors as they are, then those under each of `PREFIXES`, in all combinations."""
     yield Prefixed(prefix, dict(state))
+    if prefix.count(".") >= _DEEPEST:
+        return
     for one in PREFIXES:
         inner = {n.removeprefix(one): t for n, t in state.items() if n.startswith(one)}
         if inner:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import huggingface_hub
+import huggingface_hub.constants
 import huggingface_hub.errors as hub_errors
 
 from her2.config.catalogue import WHOLE_REVISION, CatalogueRow
@@ -23,8 +24,9 @@ _FINAL = (
     hub_errors.RepositoryNotFoundError,
     hub_errors.RevisionNotFoundError,
     hub_errors.RemoteEntryNotFoundError,
+    hub_errors.LocalEntryNotFoundError,
 )
-"""Answers of the hub that another attempt does not change."""
+"""What another attempt does not change: answers of the hub, and none after its own attempts."""
 
 
 def fetch(row: CatalogueRow, *, revision: str | None = None) -> Path:
@@ -61,9 +63,12 @@ def fetch(row: CatalogueRow, *, revision: str | None = None) -> Path:
             f"{revision or 'main'} (renamed or removed). {_by_hand(row)}"
         ) from None
     except OSError as error:
+        why, mend = first_line(error), ""
+        if huggingface_hub.constants.HF_HUB_OFFLINE:
+            why, mend = "HF_HUB_OFFLINE is set, and it is not on this machine", "Unset it. "
         raise UserError(
-            f"encoders: {row.name}: {row.hub}/{row.file} could not be fetched "
-            f"({first_line(error)}). This step needs a network; on a machine without one set "
+            f"encoders: {row.name}: {row.hub}/{row.file} could not be fetched ({why}). {mend}"
+            "This step needs a network; on a machine without one set "
             f"`checkpoint: PATH` to a downloaded {row.file}{_at(row)}."
         ) from None
 

@@ -35,6 +35,11 @@ _WRAPPERS = (
     "state_dict", "model_state_dict", "model", "teacher", "student", "encoder", "module",
     "backbone",
 )  # fmt: skip
+_CLASSIFIERS = frozenset({
+    "classifier", "decoder", "fc", "head", "head_dist", "heads", "last_linear", "linear", "logits",
+})  # fmt: skip
+_TOKENS = frozenset({"cls_token", "dist_token", "pos_embed", "reg_token", "register_tokens"})
+"""Tensors of no module that change what a transformer computes."""
 _DEEPEST = 8
 """Wrappers that are looked into, one inside the other; a dict may also contain itself."""
 _NAMED = 8
@@ -90,13 +95,19 @@ def load_weights(
     missing = [f"{name}: missing" for name in expected if name not in state]
     misfits = [f"{name}: {why}" for name, pair in given.items() if (why := _misfit(*pair))]
     unused = [name for name in state if name not in expected]
+    strange = [f"{shown(name)}: unexpected, of shape {tuple(state[name].shape)}" for name in unused]
     if missing or misfits:
-        strange = [
-            f"{shown(name)}: unexpected, of shape {tuple(state[name].shape)}" for name in unused
-        ]
         raise problem_list(
             f"{headline} ({len(missing) + len(misfits)} of {len(expected)} tensors)",
             _mixed(missing, misfits, strange),
+            limit=_NAMED,
+        )
+    if larger := _beyond({name: state[name] for name in unused}, expected):
+        raise problem_list(
+            f"{headline}: it is of a larger network, of which this architecture would leave out "
+            f"{len(larger)} tensors. Choose the architecture that has them, or take them out of "
+            "the file if they are not needed",
+            [f"{name}: unexpected, of shape {tuple(state[name].shape)}" for name in larger],
             limit=_NAMED,
         )
     lost = {name: count for name, pair in given.items() if (count := _not_finite(*pair))}
@@ -137,6 +148,23 @@ def _mixed(*kinds: list[str]) -> list[str]:
     first = _NAMED // len(kinds) + 1
     return [one for kind in kinds for one in kind[:first]][:_NAMED] + [
         one for kind in kinds for one in kind[first:]
+    ]
+
+
+def _beyond(unused: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """Return the tensors that stand in modules of the architecture, and not in a classifier.
+
+    They are further layers, as of ResNet-34 for ResNet-18: without them the network computes
+    something else. Indices and masks, which older programs saved, are recomputed.
+    """
+    modules = {name.split(".")[0] for name in expected if "." in name}
+    return [
+        name
+        for name, tensor in unused.items()
+        if tensor.is_floating_point()
+        and not _CLASSIFIERS & set(parts := name.split("."))
+        and parts[-1] != "attn_mask"
+        and (name in _TOKENS if len(parts) == 1 else parts[0] in modules)
     ]
 
 

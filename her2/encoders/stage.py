@@ -76,10 +76,14 @@ def materialise_encoder(spec: EncoderSpec, output: Path) -> EncoderCard:
                 provenance["revision"] = path.parent.name
     elif encoder.source == "random":
         provenance = {"seed": spec.seed}
-    if path is not None:
-        provenance |= {"file": path.name, "sha256": checked_digest(path, known, encoder.sha256)}
-    torch.manual_seed(spec.seed)
     published = known.by_library if known else encoder.source in NAMES
+    if path is not None:
+        digest = checked_digest(path, known, encoder.sha256)
+        provenance |= {"file": path.name, "sha256": digest}
+        # The library's loader passes over tensors that are missing or have other names. That is
+        # right for the file that it publishes, and for no other that the config states.
+        published = published and known is not None and known.pins(digest)
+    torch.manual_seed(spec.seed)
     build = partial(
         build_backbone, library, architecture, feature=encoder.feature, pretrained=published
     )

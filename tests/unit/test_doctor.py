@@ -397,3 +397,45 @@ def test_a_slide_that_cannot_be_read_is_noted_since_a_run_leaves_it_out(tmp_path
     (one,) = found("slide", of(config))
     assert one.level == "note"
     assert one.text.startswith("s0: ")
+
+
+@pytest.mark.parametrize(
+    ("there", "consent", "level", "words"),
+    [
+        (False, "1", "bad", "is no file"),
+        (True, "", "bad", "HER2_ALLOW_CODE=1"),
+        (True, "1", "ok", "is run when it is made"),
+    ],
+)
+def test_code_of_the_user_is_there_and_consented_to(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    there: bool,
+    consent: str,
+    level: str,
+    words: str,
+) -> None:
+    monkeypatch.setenv("HER2_ALLOW_CODE", consent)
+    if there:
+        (tmp_path / "mine.py").write_text("raise SystemExit('run')")
+    mine = {
+        "source": "python", "module": "mine.py:build", "mpp": 0.5, "size": 32, "domain": "he",
+        "mean": [0, 0, 0], "std": [1, 1, 1],
+    }  # fmt: skip
+    path = write_config(tmp_path, {"mine": mine})
+    (found,) = findings(encoders_check.CHECK, Situation(path, load_config(path)))
+    assert found.level == level
+    assert words in found.text
+
+
+def test_a_command_names_no_revision_by_which_the_hub_finds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    down(monkeypatch)
+    rows = {"short": "gigapath-flash", "whole": "phikon"}
+    path = write_config(
+        tmp_path, {name: {"source": "catalogue", "model": model} for name, model in rows.items()}
+    )
+    mends = [one.mend for one in findings(encoders_check.CHECK, Situation(path, load_config(path)))]
+    assert "--revision" not in mends[0]
+    assert f"--revision {row('phikon').revision}" in mends[1]

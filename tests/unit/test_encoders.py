@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from torch import nn
 
 from her2.config import EncoderSection
 from her2.core.errors import UserError
+from her2.core.files import file_digest
 from her2.encoders.backbones import Encoder, build_backbone, normalisation
 from her2.encoders.card import CARD_NAME, WEIGHTS_NAME, read_card
 from her2.encoders.loading import load_weights
+from her2.encoders.naming import by_name
 from her2.encoders.stage import read_encoder, weights_digest
 from her2.libraries import library
 from tests.unit.products import materialise
@@ -455,6 +458,57 @@ class TestCheckpoint:
         card = materialise(checkpoint(tmp_path / "local.pt"), 1, tmp_path / "out")
         assert card.weights_sha256 == weights_digest(state)
         assert "1 tensors not used: fc.weight" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("extra", "taken"),
+        [
+            ({"layer1.9.conv1.weight": torch.ones(2)}, False),  # as of a deeper network
+            ({"reg_token": torch.ones(1, 4, 8)}, False),
+            ({"mask_token": torch.ones(1, 8), "decoder.layer1.weight": torch.ones(2)}, True),
+            ({"layer1.0.fc.weight": torch.ones(2)}, True),
+            ({"layer1.0.index": torch.arange(2), "layer1.0.attn_mask": torch.ones(2)}, True),
+        ],
+    )
+    def test_a_larger_network_is_not_cut_down_to_the_architecture(
+        self, tmp_path: Path, state: dict[str, torch.Tensor], extra, taken: bool
+    ) -> None:
+        torch.save(state | extra, tmp_path / "local.pt")
+        section = checkpoint(tmp_path / "local.pt")
+        if taken:
+            assert materialise(section, 1, tmp_path / "out").weights_sha256 == weights_digest(state)
+            return
+        name = next(iter(extra))
+        with pytest.raises(UserError, match=f"larger network[^$]*{re.escape(name)}: unexpected"):
+            materialise(section, 1, tmp_path / "out")
+
+    @pytest.mark.parametrize("change", ["", "prefix", "missing", "not finite"])
+    def test_other_weights_for_a_row_that_its_library_loads_are_all_there_or_refused(
+        self, tmp_path: Path, change: str
+    ) -> None:
+        """timm's loader leaves random what it does not find, e.g. all of it under a prefix."""
+        state = build_backbone("timm", "resnet18", feature="pooled", arguments={}).state_dict()
+        path = tmp_path / "other.safetensors"
+        given = {f"module.{n}" if change == "prefix" else n: t for n, t in state.items()}
+        if change == "missing":
+            del given["layer4.1.conv1.weight"]
+        if change == "not finite":
+            given["layer4.1.conv1.weight"] = torch.full((512, 512, 3, 3), float("nan"))
+        safetensors.torch.save_file(given, path)
+        section = EncoderSection(
+            source="catalogue", model="resnet18", mpp=0.5, size=32, checkpoint=path,
+            sha256=file_digest(path),
+        )  # fmt: skip
+        if change in ("missing", "not finite"):
+            with pytest.raises(UserError, match=r"layer4\.1\.conv1\.weight"):
+                materialise(section, 1, tmp_path / "out")
+            return
+        assert materialise(section, 1, tmp_path / "out").weights_sha256 == weights_digest(state)
+
+    def test_a_name_of_thousands_of_prefixes_is_no_endless_recursion(self) -> None:
+        one = torch.ones(2)
+        found, rivals = by_name({"module." * 5000 + "weight": one}, {"weight": one})
+        assert "weight" not in found.state
+        assert not rivals
 
     @pytest.mark.parametrize("name", ["local.pt", "local.pth", "local.safetensors", "local.bin"])
     def test_code_in_a_weights_file_is_refused_and_not_run(

@@ -85,7 +85,7 @@ class TestSection:
             config(uni={key: value for key, value in UNI.items() if key != name})
 
     def test_an_unknown_source_is_told_with_features_among_the_others(self) -> None:
-        with pytest.raises(UserError, match="'pretrain' or 'features'"):
+        with pytest.raises(UserError, match="'python' or 'features'"):
             config(uni={**COMPUTED, "source": "elsewhere"})
 
 

@@ -12,8 +12,10 @@ from her2.core.errors import UserError
 from her2.core.types import Floats, Ints
 from her2.evaluation.robustness import probe as probing
 from her2.evaluation.robustness import sample as sampling
+from her2.evaluation.robustness import stage
 from her2.evaluation.robustness.neighbours import Index, nearest, robustness_index
 from her2.evaluation.robustness.probe import discriminant, probe, rotated
+from her2.evaluation.robustness.sample import Sampled
 from her2.evaluation.robustness.similarity import (
     covariance_length,
     linear_cka,
@@ -61,7 +63,7 @@ def test_probabilities_are_those_of_scikit_learn_sdiscriminant() -> None:
         solver="lsqr", covariance_estimator=Shrunk(), priors=[1 / 3] * 3
     ).fit(standard[:45], labels[:45])
     found = discriminant(rows[:45], rows[45:], labels[None, :45], 3, shrinkage)[0]
-    np.testing.assert_allclose(found, other.predict_proba(standard[45:]), atol=1e-10)
+    np.testing.assert_allclose(np.exp(found), other.predict_proba(standard[45:]), atol=1e-10)
 
 
 def test_random_embeddings_predict_nothing_on_average() -> None:
@@ -87,6 +89,44 @@ def test_a_planted_site_is_found_and_the_figure_is_that_of_the_evaluation() -> N
     assert found.balanced_accuracy.value > found.balanced_accuracy.high
     assert found.area.value == pytest.approx(found.auc.value, abs=1e-12)
     assert found.area.low > 0.5
+
+
+@pytest.mark.parametrize("sizes", [(24, 24), (40, 8), (24, 12, 8, 6)])
+def test_a_site_is_found_however_few_patients_and_many_features_there_are(
+    sizes: tuple[int, ...],
+) -> None:
+    """scikit-learn's discriminant tells these sites apart by its decision function."""
+    sites = np.repeat(np.arange(len(sizes)), sizes)
+    means = generator().normal(size=(len(sites), 1024))
+    means += 0.3 * generator(1).normal(size=(len(sizes), 1024))[sites]
+    found = probe(means, sites, confidence=0.95, seed=0)
+    assert found.auc.value > 0.99
+    assert found.balanced_accuracy.value > 0.9
+    assert found.balanced_accuracy.value > found.balanced_accuracy.high
+    assert found.area.value == pytest.approx(found.auc.value, abs=1e-12)
+
+
+def test_scores_order_patients_where_probabilities_are_0_and_1_within_rounding() -> None:
+    logs = np.array([[[-800.0, 0.0], [-700.0, 0.0], [0.0, -900.0], [-np.inf, 0.0]]])
+    scores = probing._ranking(logs)
+    assert scores[0, :, 0].argsort().tolist() == [3, 0, 1, 2]
+    assert scores.argmax(axis=2).tolist() == [[1, 1, 0, 1]]
+    assert ((scores >= 0) & (scores <= 1)).all()
+
+
+def test_a_repeat_without_pairs_of_patients_does_not_count() -> None:
+    """Test sets of 3, 3, 2, 2 and 2 patients can each be of one group."""
+    folds = np.repeat(np.arange(5), (3, 3, 2, 2, 2))
+    labels = np.stack([(folds > 1).astype(np.int64), np.arange(12) % 2])
+    scores = generator().random((2, 12, 2))
+    undefined, defined = probing._areas(labels, scores, folds)
+    assert np.isnan(undefined)
+    assert 0 <= defined <= 1
+    assert probing._mean(np.array([[0.5, np.nan], [np.nan, np.nan]])) == pytest.approx(
+        [0.5, np.nan], nan_ok=True
+    )
+    assert np.isnan(probing._chance(np.array([np.nan, 0.4, 0.5]), 0.95).p)
+    assert probing._chance(np.array([0.6, 0.4, np.nan]), 0.95).p == pytest.approx(1 / 2)
 
 
 def test_embeddings_that_do_not_vary_are_chance() -> None:
@@ -223,6 +263,16 @@ def test_the_participation_ratio_is_that_of_the_covariance_also_with_few_rows() 
         for seed in range(20)
     ]
     assert np.mean(found) == pytest.approx(expected, rel=0.03)
+
+
+def test_tiles_that_encoders_are_compared_by_are_from_all_over_a_cohort_of_many_slides() -> None:
+    slides = 3 * stage.COMPARED
+    owner = np.repeat(np.arange(slides), 2)
+    places = np.zeros((len(owner), 2), np.int32)
+    tiles = np.zeros((len(owner), 1), np.float32)
+    kept = stage._fewer(Sampled(np.zeros((slides, 1)), tiles, owner, places)).owner
+    assert len(kept) == stage.COMPARED
+    assert np.histogram(kept, bins=4, range=(0, slides))[0].min() >= stage.COMPARED // 4 - 1
 
 
 def test_features_that_do_not_vary_have_no_ratio_and_no_similarity() -> None:

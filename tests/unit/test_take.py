@@ -9,7 +9,7 @@ import pytest
 
 from her2.core.errors import UserError
 from her2.encoders.card import read_card
-from her2.exchange import take
+from her2.exchange import taking
 from her2.mil.bags import Bag, check_dimensions
 from her2.storage.features import places_known, read_coords
 from her2.storage.tiles import read_table
@@ -112,13 +112,13 @@ def test_a_file_that_is_replaced_while_it_is_read_gives_no_store_under_its_key(
 
     if when != "never":
         name = "_content" if when == "before its digest" else "finite_blocks"
-        own = getattr(take, name)
+        own = getattr(taking, name)
 
         def swapped(*given: Any) -> Any:
             replaced()
             return own(*given)
 
-        monkeypatch.setattr(take, name, swapped)
+        monkeypatch.setattr(taking, name, swapped)
     taken = made.take(again=True, **SAID)
     monkeypatch.undo()
     if when == "never":

@@ -62,14 +62,25 @@ def _of(situation: Situation, name: str, encoder: EncoderSection) -> Finding | N
         weights = encoder.local_weights()
     except UserError as error:
         return Finding("bad", f"{name}: {error}", "correct `checkpoint`")
+    if encoder.source == "python":
+        assert weights is not None
+        return _of_code(name, weights)
     if weights is not None:
-        return Finding("ok", f"{name}: from {weights}, compared with its digest when it is made")
+        pinned = encoder.source == "catalogue" or encoder.sha256 is not None
+        then = ", compared with its digest when it is made" if pinned else ""
+        return Finding("ok", f"{name}: from {weights}{then}")
     if encoder.source == "catalogue":
         return _of_row(situation, name, row(encoder.model))
     if encoder.source in NAMES or encoder.init == "published":
         path = library(encoder.library).fetched(encoder.architecture)
         return _fetched(situation, name, path, f"{encoder.library}/{encoder.architecture}")
     return Finding("ok", f"{name}: source {encoder.source}, which needs no download")
+
+
+def _of_code(name: str, path: Path) -> Finding:
+    if not path.is_file():
+        return Finding("bad", f"{name}: {path} is no file", f"correct encoders.{name}.module")
+    return Finding("ok", f"{name}: from {path}, which is run when it is made")
 
 
 def _of_row(situation: Situation, name: str, known: CatalogueRow) -> Finding | None:
@@ -79,7 +90,8 @@ def _of_row(situation: Situation, name: str, known: CatalogueRow) -> Finding | N
         return None
     found = _fetched(situation, name, path, what)
     if found.level == "bad" and known.hub:
-        at = f" --revision {known.revision}" if known.revision else ""
+        whole = len(known.revision or "") == WHOLE_REVISION  # the hub finds none by its beginning
+        at = f" --revision {known.revision}" if whole else ""
         mend = (
             f"on a machine with a network: hf download {known.hub} {known.file}{at}; here set "
             "`checkpoint` to the file"

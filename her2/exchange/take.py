@@ -80,7 +80,9 @@ def describe_features(
     if not found:
         raise problem_list(
             f"{output.name}: none of its feature files can be used; correct its `path` or `format`",
-            problems or [f"{len(matched.files)} file(s) of slides, all without features"],
+            problems
+            or [f"{name}: {why}" for name, why in matched.ambiguous.items()]
+            or [f"{len(matched.files)} file(s) of slides, all without features"],
         )
     mixed = mixed_dimensions({name: (one.level, one.dimension) for name, one in found.items()})
     alike = [one for name, one in found.items() if name not in mixed]
@@ -323,7 +325,9 @@ class _Take:
         level = self.card.arguments["level"]
         if given.rows and given.level != level:
             problems.append(
-                f"its file holds features of a {given.level}, those of the encoder are of a {level}"
+                f"its file holds features of a {given.level}, those of the encoder are of a "
+                f"{level}; give each encoder a folder of its own, or, if it is the only tile of its "
+                "slide, name the form with `format`"
             )
         elif given.rows and given.dimension != self.card.dimension:
             problems.append(

@@ -77,7 +77,8 @@ class Tissue:
 class Pair:
     """Two slides of different patients: `cosine` of mean embeddings, `shared` in [0, 1].
 
-    `shared` is None if a slide is too small to tell, or does not tell where its tiles are.
+    `shared` is None if a slide is too small to tell; or if one does not tell where its tiles are,
+    and their features are not the same.
     """
 
     slide_a: str
@@ -203,10 +204,13 @@ def similar_pairs(slides: Sequence[Tissue], others: Sequence[Tissue] | None = No
 
 
 def shared_tiles(a: Tissue, b: Tissue, mean: Floats, std: Floats) -> float | None:
-    """Return the chance-corrected share of the smaller slide's probes that match the other."""
+    """Return the chance-corrected share of the smaller slide's probes that match the other.
+
+    Without places of tiles, only equal features are told: one file under two names.
+    """
     small, large = (a, b) if len(a.store) <= len(b.store) else (b, a)
     if small.places is None or large.places is None:
-        return None
+        return 1.0 if _are_equal(small.store, large.store) else None
     rows = spaced(len(small.store), PROBES)
     if len(rows) < LEAST_PROBES:
         return None
@@ -228,6 +232,16 @@ def shared_tiles(a: Tissue, b: Tissue, mean: Floats, std: Floats) -> float | Non
     every = large.places[None] - small.places[rows][:, None]  # (probes, tiles, 2)
     chance = float((np.abs(every - mode) <= 1).all(axis=2).mean())
     return round(max(0.0, (share - chance) / (1 - chance)), 4) if chance < 1 else None
+
+
+def _are_equal(a: FeatureStore, b: FeatureStore) -> bool:
+    """Return whether two stores have the same features, tile by tile; few of most are read."""
+    if len(a) != len(b):
+        return False
+    rows = spaced(len(a), PROBES)
+    return np.array_equal(a.gather(rows), b.gather(rows)) and all(
+        np.array_equal(one, other) for one, other in zip(a.chunks, b.chunks, strict=False)
+    )
 
 
 def _mean_embeddings(stores: Sequence[FeatureStore]) -> tuple[Floats, Floats, Floats]:

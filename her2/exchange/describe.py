@@ -52,7 +52,9 @@ def describe_features(
     if not found:
         raise problem_list(
             f"{output.name}: none of its feature files can be used; correct its `path` or `format`",
-            problems or [f"{len(matched.files)} file(s) of slides, all without features"],
+            problems
+            or [f"{name}: {why}" for name, why in matched.ambiguous.items()]
+            or [f"{len(matched.files)} file(s) of slides, all without features"],
         )
     mixed = mixed_dimensions({name: (one.level, one.dimension) for name, one in found.items()})
     alike = [one for name, one in found.items() if name not in mixed]

@@ -31,6 +31,8 @@ class SlideFeatures:
     @cached_property
     def coords(self) -> NDArray[np.int32]:
         """Top left corners of the tiles, int32 (n, 2), level-0 px."""
+        if self.store.attributes.get("given", {}).get("level") == "slide":
+            raise SlideError("its features are one vector of the whole slide, which has no tiles")
         if not positions_known(self.store.attributes):
             raise SlideError("where its tiles are is not known, as its features came without")
         return read_coords(self.store.path)

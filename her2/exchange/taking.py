@@ -138,7 +138,9 @@ class Taking:
         level = self.card.arguments["level"]
         if given.rows and given.level != level:
             problems.append(
-                f"its file holds features of a {given.level}, those of the encoder are of a {level}"
+                f"its file holds features of a {given.level}, those of the encoder are of a "
+                f"{level}; give each encoder a folder of its own, or, if it is the only tile of its "
+                "slide, name the form with `format`"
             )
         elif given.rows and given.dimension != self.card.dimension:
             problems.append(

@@ -12,6 +12,7 @@ from PIL import Image
 from her2.config import HeatmapFormat
 from her2.core.crashes import reading
 from her2.core.errors import SlideError, UserError, check_kind
+from her2.core.images import open_image
 from her2.core.section import NAME_PATTERN, is_name
 from her2.explanation.drawing import Drawing, chosen_formats, draw_slide
 from her2.explanation.listed import NOWHERE
@@ -98,7 +99,7 @@ def draw_heatmap(
             folder, row = Path(temporary), picture
         if "reason" in row:
             raise SlideError(f"{file}: {row['reason']}")
-        with Image.open(folder / str(row["picture"])) as image:
+        with open_image(folder / str(row["picture"])) as image:
             return image.convert("RGB")
 
 

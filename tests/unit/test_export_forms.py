@@ -428,10 +428,13 @@ def test_features_from_elsewhere_need_what_the_form_has_and_no_more(
 def test_features_without_positions_have_none_in_any_form(tmp_path: Path) -> None:
     made = make(tmp_path)
     vector = {"given": {"level": "slide", "positions": False}, **NEEDS["trident"]}
+    nowhere = {"given": {"level": "tile", "positions": False}, **NEEDS["trident"]}
     made.take("A-1", matrix(1, 1), **vector)
+    made.take("A-2", matrix(1, 1), **nowhere)
     for form in ("trident", "clam", "stamp", "spatialdata"):
-        done = export(made, form, "A-1", "B-1")[1]
-        assert "where its tiles are is not known" in done.failed["A-1"]
+        done = export(made, form, "A-1", "A-2", "B-1")[1]
+        assert "one vector of the whole slide" in done.failed["A-1"]
+        assert "where its tiles are is not known" in done.failed["A-2"]
     out, _ = export(made, "anndata")
     found = anndata.read_h5ad(out / "A-1.h5ad")
     assert (list(found.obs.columns), list(found.obsm)) == (["slide_id"], [])

@@ -132,7 +132,7 @@ class TestSimilarSlides:
         assert places is not None
         np.testing.assert_array_equal(places[:, 0], corners(60)[:, 0] / 512)
 
-    def test_without_places_a_pair_is_not_judged(self, tmp_path: Path) -> None:
+    def test_without_places_only_equal_features_are_told(self, tmp_path: Path) -> None:
         from her2.cohort.similar import Tissue
 
         made, _ = taken(tmp_path, ".pt")
@@ -140,4 +140,7 @@ class TestSimilarSlides:
         assert _places(store) is None
         one, other = (Tissue(name, name, store, None) for name in "ab")
         zero, unit = np.zeros(8, np.float32), np.ones(8, np.float32)
-        assert shared_tiles(one, other, zero, unit) is None
+        assert shared_tiles(one, other, zero, unit) == 1.0  # one file under two names
+        write_torch(made.files / "a.pt", features_of(60, 8, seed=7))
+        another = Tissue("b", "b", made.take(again=True).store("a"), None)
+        assert shared_tiles(one, another, zero, unit) is None

@@ -265,6 +265,12 @@ def test_the_participation_ratio_is_that_of_the_covariance_also_with_few_rows() 
     assert np.mean(found) == pytest.approx(expected, rel=0.03)
 
 
+def test_tiles_that_do_not_say_where_they_are_are_drawn_from_the_whole_slide() -> None:
+    order = sampling._order(np.zeros((4000, 2), np.int32), 7)
+    assert sorted(order) == list(range(4000))
+    assert order[:64].min() < 1000 < 3000 < order[:64].max()
+
+
 def test_tiles_that_encoders_are_compared_by_are_from_all_over_a_cohort_of_many_slides() -> None:
     slides = 3 * stage.COMPARED
     owner = np.repeat(np.arange(slides), 2)

@@ -95,7 +95,7 @@ def read_sample(
         assert key is not None
         path = find_product(cache, "features", key, features / f"{slide_id}.zarr.zip")
         store, coords = open_store(path), read_coords(path)
-        order = np.argsort(_lots(coords, int(digest([seed, slide_id])[:15], 16)), kind="stable")
+        order = _order(coords, int(digest([seed, slide_id])[:15], 16))
         read, keep = (-(-number // sizes[patient_id]) for number in (READ, kept))
         rows = order[: max(read, keep)]
         values = store.gather(rows).astype(np.float32)
@@ -109,6 +109,16 @@ def read_sample(
         np.concatenate(owner),
         np.concatenate(places),
     )
+
+
+def _order(coords: NDArray[np.int32], seed: int) -> Ints:
+    """Return the tiles of a slide in the order in which they are drawn (n,).
+
+    Features of another program may not say where they are; their rows are then drawn.
+    """
+    if not coords.any():
+        coords = np.stack([np.arange(len(coords), dtype=np.int32)] * 2, axis=1)
+    return np.argsort(_lots(coords, seed), kind="stable")
 
 
 def _lots(coords: NDArray[np.int32], seed: int) -> NDArray[np.uint64]:

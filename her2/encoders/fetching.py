@@ -99,9 +99,12 @@ def checked_digest(path: Path, row: CatalogueRow | None, stated: str | None) -> 
         for one in (row.sha256, *row.also_sha256.values())
         if one is not None
     )
+    again, kept = "fetch it again", path.resolve()
+    if kept.parent.name == "blobs":  # in the hub's cache, from which it would come again
+        again = f"delete {kept} and rerun the same command"
     raise UserError(
         f"{path}: is not the published {row.file} of {row.name}: its SHA-256 is {digest}, and the "
-        f"catalogue has {known}. If its copying broke off, fetch it again; if its authors have "
+        f"catalogue has {known}. If its copying broke off, {again}; if its authors have "
         f"replaced it, fetch it{_at(row)}. If these other weights are meant, say so with "
         f"`checkpoint: {path}` and `sha256: {digest}` in the encoder's section."
     )

@@ -1,5 +1,8 @@
 """The benchmark of a GPU runs to its end in small on a CPU, so that one at hand is not wasted."""
 
+import ast
+import importlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -19,6 +22,34 @@ def run(*options: str, folder: Path, **variables: str) -> subprocess.CompletedPr
         [*SCRIPT, *options], cwd=folder, capture_output=True, text=True, timeout=900, check=False,
         env={**os.environ, "PYTHONPATH": "", "CUDA_VISIBLE_DEVICES": "", **variables},
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "script", sorted((REPOSITORY / "benchmarks").glob("*.py")), ids=lambda one: one.name
+)
+def test_benchmarks_import_names_that_the_project_has(script: Path) -> None:
+    """They import inside of functions, so that a renamed one shows only when they are run."""
+    for node in ast.walk(ast.parse(script.read_text())):
+        if not isinstance(node, ast.ImportFrom) or (node.module or "").split(".")[0] != "her2":
+            continue
+        module = importlib.import_module(str(node.module))
+        for name in (alias.name for alias in node.names):
+            inside = importlib.util.find_spec(str(node.module)).submodule_search_locations
+            there = hasattr(module, name) or (
+                inside and importlib.util.find_spec(f"{node.module}.{name}")
+            )
+            assert there, f"{node.module} has no {name}, line {node.lineno}"
+
+
+@pytest.mark.parametrize(
+    ("what", "small", "status"),
+    [("failed", True, 1), ("stopped", True, 1), ("cosine", True, 0), ("cosine", False, 1)],
+)
+def test_the_exit_status_is_of_figures_and_in_small_of_sections(
+    what: str, small: bool, status: int
+) -> None:
+    gpu = importlib.import_module("benchmarks.gpu")
+    assert gpu.status([gpu.Row("alone", what, 0.1, met=False)], small=small) == status
 
 
 @pytest.mark.nightly

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args, get_origin
 import pytest
 
 from her2.cohort.reading import read_cohort
-from her2.config import Config, Section, parse_config
+from her2.config import Config, GivenSection, Section, parse_config
 from her2.core.errors import UserError
 from her2.core.paths import NodePath, UserPath, user_path
 from her2.core.reading import path_problem, write_problem
@@ -88,7 +88,7 @@ def path_keys(section: type[Section] = Config, above: str = "") -> Iterator[str]
             if part is Path or part is UserPath or part is NodePath:
                 yield above + name
             elif isinstance(part, type) and issubclass(part, Section):
-                inner = NAMED.get(name, "")
+                inner = "theirs/" if part is GivenSection else NAMED.get(name, "")
                 yield from path_keys(part, f"{above}{name}/{inner}")
 
 
@@ -109,6 +109,7 @@ PATHS = sorted(set(path_keys()))
 def config_of(values: dict[str, Any]) -> dict[str, Any]:
     encoder = {"source": "checkpoint", "model": "timm/resnet18", "domain": "he"}
     values["encoders"]["own"] = encoder | {"mpp": 0.5, "size": 224, "checkpoint": "w.pt"}
+    values["encoders"]["theirs"] = {"source": "features", "path": "f", "identity": "UNI"}
     values["patches"] = {"set": {"format": "ihc4bc", "path": "p"}}
     values["validation"] = {"yale": {"slides": "yale.csv"}}
     return values
@@ -117,6 +118,7 @@ def config_of(values: dict[str, Any]) -> dict[str, Any]:
 def test_every_path_of_the_config_is_found() -> None:
     assert {"results", "cache", "cohort/slides", "cohort/root", "cohort/masks"} < set(PATHS)
     assert {"cohort/tissue_masks", "encoders/own/checkpoint", "embedding/scratch"} < set(PATHS)
+    assert "encoders/theirs/path" in PATHS
     assert {"patches/set/path", "patches/set/labels", "patches/set/slides"} < set(PATHS)
 
 
@@ -139,7 +141,7 @@ def test_variables_are_filled_in_under_every_key(
         found = found[name] if isinstance(found, dict) else getattr(found, name)
     if key == "embedding/scratch":  # on the machine that embeds
         found = scratch_folder(found)
-    assert found == tmp_path / "x"
+    assert found == ((tmp_path / "x",) if key == "encoders/theirs/path" else tmp_path / "x")
 
 
 def test_a_path_that_was_read_once_is_not_filled_in_again(config_values: dict[str, Any]) -> None:

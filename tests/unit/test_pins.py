@@ -1,11 +1,13 @@
 """The catalogue's pins: the bits of a row are those of its digest, wherever they come from."""
 
 import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import huggingface_hub.constants
 import huggingface_hub.errors as hub_errors
 import pytest
 import safetensors.torch
@@ -330,3 +332,33 @@ def test_moments_without_a_network_are_waited_for(monkeypatch: pytest.MonkeyPatc
 
     assert fetching.retried(flaky) == "file"
     assert pauses == [2, 4]
+
+
+def test_a_damaged_file_in_the_hub_s_cache_is_named_where_it_lies(tmp_path: Path) -> None:
+    """Fetched again it would come from there: the name in `snapshots` is a link to it."""
+    kept = tmp_path / "blobs" / ("0" * 64)
+    kept.parent.mkdir()
+    kept.write_bytes(b"half of it")
+    (tmp_path / "model.safetensors").symlink_to(kept)
+    with pytest.raises(UserError, match=f"delete {kept} and rerun"):
+        checked_digest(tmp_path / "model.safetensors", ROWS["phikon"], None)
+    with pytest.raises(UserError, match="broke off, fetch it again"):
+        checked_digest(Path(shutil.copy(kept, tmp_path / "copy.bin")), ROWS["phikon"], None)
+
+
+def test_a_hub_that_is_switched_off_is_named_and_asked_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def offline(*_: object, **__: object) -> str:
+        asked.append(1)
+        raise hub_errors.LocalEntryNotFoundError("check your connection")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
+    for switched_off in (True, False):
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", switched_off)
+        with pytest.raises(UserError, match="could not be fetched") as caught:
+            fetch(ROWS["phikon"])
+        assert ("HF_HUB_OFFLINE is set" in str(caught.value)) == switched_off
+    assert len(asked) == 2

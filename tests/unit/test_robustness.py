@@ -265,6 +265,25 @@ def test_the_participation_ratio_is_that_of_the_covariance_also_with_few_rows() 
     assert np.mean(found) == pytest.approx(expected, rel=0.03)
 
 
+def test_a_patient_of_many_slides_has_no_more_of_them_than_the_sample_has_room_for() -> None:
+    names = [f"p{n % 3}-{n:03}" for n in range(120)] + ["q-0"]
+    cohort = pl.DataFrame(
+        {"slide_id": names, "patient_id": [name.split("-")[0] for name in names], "site": "a"}
+    )
+    drawn = sampling.draw_slides(cohort, names, seed=1)
+    counts = dict(drawn.group_by("patient_id").len().iter_rows())
+    assert counts == {"p0": 16, "p1": 16, "p2": 16, "q": 1}
+    assert drawn["slide_id"].is_sorted()
+    assert drawn.columns == cohort.columns
+    assert sampling.PATIENTS * sampling.SLIDES <= sampling.TILES
+
+
+def test_tiles_that_do_not_say_where_they_are_are_drawn_from_the_whole_slide() -> None:
+    order = sampling._order(np.zeros((4000, 2), np.int32), 7)
+    assert sorted(order) == list(range(4000))
+    assert order[:64].min() < 1000 < 3000 < order[:64].max()
+
+
 def test_tiles_that_encoders_are_compared_by_are_from_all_over_a_cohort_of_many_slides() -> None:
     slides = 3 * stage.COMPARED
     owner = np.repeat(np.arange(slides), 2)

@@ -1,8 +1,9 @@
 """Stage 2, robustness: a sample of tiles of the cohort, the same for every encoder.
 
 At most `PATIENTS` patients, evenly from the sites, and of each the same number of tiles, evenly
-from their slides. Which tiles of a slide is decided by a hash of their position, so encoders of one
-grid have the same tiles, also where some could not be read for one of them.
+from at most `SLIDES` of their slides. Which tiles of a slide is decided by a hash of their
+position, so encoders of one grid have the same tiles, also where some could not be read for one of
+them.
 """
 
 from collections.abc import Collection, Mapping
@@ -17,11 +18,13 @@ from her2.core.files import digest
 from her2.core.types import Floats, Ints
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry
-from her2.storage.features import open_store, positions_known, read_coords
+from her2.storage.features import open_store, read_coords
 from her2.storage.products import find_product
 
 PATIENTS = 1000
 """Most patients. More make the probes dearer (by their cube) and hardly more precise."""
+SLIDES = 16
+"""Most slides of a patient, so that a cohort of many slides a patient costs no more either."""
 READ = 64
 """Tiles of a patient that their slides' mean embeddings are computed from."""
 KEPT = 32
@@ -50,6 +53,8 @@ class Sampled:
 def draw_slides(cohort: pl.DataFrame, usable: Collection[str], *, seed: int) -> pl.DataFrame:
     """Return the slides of the sample, sorted, with the patients drawn evenly from the sites.
 
+    Of a patient with more than `SLIDES` slides, so many are drawn.
+
     Args:
         cohort: one row per slide, with `slide_id, patient_id, site`.
         usable: the slides that have features by every encoder.
@@ -62,7 +67,10 @@ def draw_slides(cohort: pl.DataFrame, usable: Collection[str], *, seed: int) -> 
     )
     turns = patients.with_columns(turn=pl.col("lot").rank("ordinal").over("site"))
     drawn = turns.sort("turn", "lot").head(PATIENTS)["patient_id"]
-    return table.filter(pl.col("patient_id").is_in(drawn.implode()))
+    table = table.filter(pl.col("patient_id").is_in(drawn.implode()))
+    lots = pl.Series("lot", [digest([seed, name]) for name in table["slide_id"]], dtype=pl.String)
+    kept = pl.col("lot").rank("ordinal").over("patient_id") <= SLIDES
+    return table.with_columns(lots).filter(kept).drop("lot")
 
 
 def read_sample(
@@ -95,9 +103,7 @@ def read_sample(
         assert key is not None
         path = find_product(cache, "features", key, features / f"{slide_id}.zarr.zip")
         store, coords = open_store(path), read_coords(path)
-        if not positions_known(store.attributes):  # zeros, by which no tile differs from another
-            coords = np.stack([np.arange(len(store), dtype=np.int32)] * 2, axis=1)
-        order = np.argsort(_lots(coords, int(digest([seed, slide_id])[:15], 16)), kind="stable")
+        order = _order(coords, int(digest([seed, slide_id])[:15], 16))
         read, keep = (-(-number // sizes[patient_id]) for number in (READ, kept))
         rows = order[: max(read, keep)]
         values = store.gather(rows).astype(np.float32)
@@ -111,6 +117,16 @@ def read_sample(
         np.concatenate(owner),
         np.concatenate(places),
     )
+
+
+def _order(coords: NDArray[np.int32], seed: int) -> Ints:
+    """Return the tiles of a slide in the order in which they are drawn (n,).
+
+    Features of another program may not say where they are; their rows are then drawn.
+    """
+    if not coords.any():
+        coords = np.stack([np.arange(len(coords), dtype=np.int32)] * 2, axis=1)
+    return np.argsort(_lots(coords, seed), kind="stable")
 
 
 def _lots(coords: NDArray[np.int32], seed: int) -> NDArray[np.uint64]:

@@ -326,8 +326,8 @@ class _Take:
         if given.rows and given.level != level:
             problems.append(
                 f"its file holds features of a {given.level}, those of the encoder are of a "
-                f"{level}; give each encoder a folder of its own, or, if it is the only tile of its "
-                "slide, name the form with `format`"
+                f"{level}; give each encoder a folder of its own, or, if it is the only tile of "
+                "its slide, name the form with `format`"
             )
         elif given.rows and given.dimension != self.card.dimension:
             problems.append(

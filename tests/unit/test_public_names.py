@@ -13,7 +13,7 @@ import pytest
 import her2
 
 CLASSES = {"Cohort", "Config", "Evaluation", "FeatureStore", "FrozenEncoder", "FrozenModel",
-           "FrozenPrediction", "Results", "Slide", "SlideError", "TileError", "Tiles",
+           "FrozenPrediction", "Given", "Results", "Slide", "SlideError", "TileError", "Tiles",
            "UserError"}  # fmt: skip
 """Public classes. Scripts make none of these themselves but `Results`, and catch the errors."""
 
@@ -30,6 +30,7 @@ CALLS = {
     "read_cohort": "slides, *, root=None, tasks=mappingproxy({}), patient_label='refuse', "
     "named=None, rules=LabelRules(missing=(), unmapped='error'), fixed_split=False, asked=None, "
     "slides_for=None, where='cohort'",
+    "read_given": "path, form=None",
     "tile": "slide, mpp, size, *, tiling=None, annotation=None, mask=None, seed=None, cache=None",
     "FeatureStore.to_anndata": "self",
     "FrozenEncoder.module": "self",

@@ -76,11 +76,13 @@ def export_features(
         cohort: name of an external cohort; empty: the development cohort.
 
     Raises:
-        UserError: there is nothing to export, `out` is not a folder of such an export, a slide is
-            in no entries file, or the disk is full.
+        UserError: there is nothing to export, `out` is in the results or is not a folder of such an
+            export, a slide is in no entries file, or the disk is full.
     """
     writer = find_writer(form)
     outgoing = read_outgoing(results, encoder, cohort)
+    if out.absolute().resolve().is_relative_to(results.absolute().resolve()):
+        raise UserError(f"--out {out}: is in the results, whose files the run owns.")
     if slides is not None and (unknown := sorted(set(slides) - set(outgoing.entries))):
         raise problem_list(
             f"--slides: {outgoing.features} has no such slide; ids are those of the manifest",

@@ -353,6 +353,9 @@ def test_what_is_not_there_is_refused_with_what_is(made: Made, out: Path, tmp_pa
         options = {"form": "trident", **given}
         with pytest.raises(UserError, match=words):
             export_features(made.root, out, options.pop("form"), **options)
+    with pytest.raises(UserError, match="is in the results, whose files the run owns"):
+        export_features(made.root, made.root / "exports", "trident")
+    assert not (made.root / "exports").exists()
     with pytest.raises(UserError, match="is no folder; give the results"):
         export_features(tmp_path / "nowhere", out, "trident")
     with pytest.raises(UserError, match="no encoder has features"):

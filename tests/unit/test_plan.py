@@ -59,7 +59,11 @@ def all_specs(of: Plan) -> dict[str, str]:
     found["robustness"] = of.robustness_spec()
     for grid in config.grids:
         found |= {f"tile {grid} {bucket}": of.tile_spec(grid, bucket) for bucket in of.buckets}
-    found |= {f"embed {bucket}": of.embed_spec(bucket) for bucket in of.buckets}
+    found |= {
+        f"embed {name}/{bucket}": of.embed_spec(name, bucket)
+        for name in of.config.encoders
+        for bucket in of.buckets
+    }
     found |= {f"encoder {name}": of.encoder_spec(name) for name in config.encoders}
     for task in config.tasks:
         found[f"folds {task}"] = of.folds_spec(task)

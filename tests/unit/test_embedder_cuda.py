@@ -76,7 +76,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         session,
         "read_encoder",
-        lambda _: (encoder(), SimpleNamespace(size=SIZE, storage="float32")),
+        lambda _: (encoder(), SimpleNamespace(patch_px=SIZE, storage="float32")),
     )
     monkeypatch.setattr(session, "prepare", lambda made, *_: made)
 

@@ -209,10 +209,15 @@ def _features(
     if spec.views:
         keys = view_keys(spec, asked, card, precision)
         lacking = list(keys) if found is None else lacking_views(cache, keys, key, found, intact)
-        yield (
-            f"          and {spec.views} augmented views for training, of which "
-            f"{len(lacking) or 'none'} would be embedded; each costs as much as the features"
-        )
+        yield f"          {views_now(len(keys), len(lacking))}"
+
+
+def views_now(wanted: int, lacking: int) -> str:
+    """Return the words on the augmented views of a slide, and on their cost."""
+    views = f"{wanted} augmented view{'' if wanted == 1 else 's'} for training"
+    if not lacking:
+        return f"and {views}, in the cache"
+    return f"and {views}: {lacking} would be embedded, each at the cost of the features"
 
 
 def _taken(

@@ -158,7 +158,12 @@ def test_a_further_view_is_all_that_is_made(job: Job, monkeypatch: pytest.Monkey
 
 def test_each_tile_is_decoded_once_for_all_views(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[float] = []
-    failing_at(monkeypatch, IDS[0], lambda x: bool(read.append(x)))
+
+    def note(x: float) -> bool:
+        read.append(x)
+        return False
+
+    failing_at(monkeypatch, IDS[0], note)
     job.embed()
     plain = len(read)  # with the tiles that are read to find out how
     shutil.rmtree(job.cache.root / "features")

@@ -50,6 +50,16 @@ def test_patches_of_augmented_views_count_like_those_of_plain_features() -> None
     assert row.patches_per_second == pytest.approx(3 * plain.patches_per_second)
 
 
+@pytest.mark.parametrize(
+    "slow", [receipt(seconds_reading=20.0), cuda(seconds_waiting=9.0)], ids=["cpu", "gpu"]
+)
+def test_where_reading_limits_the_changes_of_views_are_named(slow: dict[str, Any]) -> None:
+    (plain,), (row,) = rows(slow), rows({**slow, "views": 3})
+    assert plain.bottleneck == row.bottleneck == "reading"
+    assert "augment" not in plain.advice
+    assert "lower `augmentations`" in row.advice
+
+
 def test_views_that_were_embedded_later_count_in_the_hours_of_all_slides() -> None:
     """The receipts are of plain stores, and say nothing of them."""
     features = {"uni": {"s": SimpleNamespace(tiles=400, views=("a", "b"))}}

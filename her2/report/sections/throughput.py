@@ -119,6 +119,12 @@ def _advice(shares: Mapping[str, float], receipts: list[Receipt]) -> tuple[str, 
     first = receipts[0]
     cold = 2 * sum(r["cold"] is True for r in receipts) > len(receipts)
     plain = 2 * sum(r["reader"] == "jpeg" for r in receipts) > len(receipts)
+    changed = any(r.get("views", 1) > 1 for r in receipts)
+    if changed and max(shares["waiting"], shares["reading"]) >= LIMITING:
+        return "reading", (
+            "Reading includes the random changes of augmented views, which the CPU makes. Give the "
+            "job more threads, or lower `augmentations`."
+        )
     if shares["waiting"] >= LIMITING:
         return "reading", (
             "The device waits for tiles. Give the job more threads"

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from her2.cohort.manifest import Cohort
-from her2.config import EncoderSection
+from her2.config import EncoderSection, TrainingSection
 from her2.config.heads import HEADS
 from her2.core.errors import TileError, UserError
 from her2.core.files import digest
@@ -21,7 +21,10 @@ from her2.embedding.augment import augmented, tile_generator
 from her2.embedding.reading import PendingSlide, read_part
 from her2.encoders.card import read_card
 from her2.frozen.predict import predict_slides
+from her2.heads.abmil import AttentionSection
 from her2.mil.bags import Bag, sample_batch, statistics
+from her2.mil.batches import bag_batches
+from her2.mil.model import Model, predict, predict_bags
 from her2.slides.slide import Slide
 from her2.storage.entries import FeatureEntry, FoldEntry, read_entries, write_entries
 from her2.storage.features import FeatureStore, open_store, read_attributes
@@ -464,3 +467,27 @@ def test_only_training_bags_draw_from_views() -> None:
             strict=True,
         )
     )  # fmt: skip
+
+
+def test_whole_slides_and_random_test_bags_are_predicted_from_plain_features() -> None:
+    plain = Bag("s", "p", "k", numbered(8, 0.0), 0)
+    viewed = replace(plain, views=(numbered(8, 5.0),))
+    network = AttentionSection(head="abmil", attention=4).build(2, 2)
+    model = Model(network, torch.zeros(2), torch.ones(2))
+    found = [predict(model, bag) for bag in (plain, viewed)]
+    np.testing.assert_array_equal(found[0].probabilities, found[1].probabilities)
+    np.testing.assert_array_equal(found[0].attention, found[1].attention)
+    bags = [predict_bags(model, [bag], count=9, bag_size=4, seed=1)[1] for bag in (plain, viewed)]
+    np.testing.assert_array_equal(*bags)
+
+
+def test_the_batches_that_a_head_is_trained_on_draw_from_views() -> None:
+    bag = Bag("s", "p", "k", numbered(8, 0.0), 0, (numbered(8, 5.0),))
+    training = TrainingSection(bag_size=8, bags_per_batch=1)
+    seen = [
+        tuple(batch.features[0, :, 1].tolist())
+        for epoch in range(4)
+        for batch in bag_batches([bag], training, seed=1, epoch=epoch)
+    ]
+    assert {value for row in seen for value in row} == {0.0, 5.0}
+    assert len(set(seen)) > 1  # drawn anew in every epoch

@@ -1,5 +1,6 @@
 """Config: encoders, their pre-training, and embedding."""
 
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -126,6 +127,12 @@ class EncoderSection(Section):
     storage: Literal["float16", "float32"] = Field(
         "float16", description="type of the stored features; float32 for values beyond 65,504"
     )
+    augmentations: Annotated[int, Field(ge=0, le=16)] = Field(
+        0,
+        exclude_if=operator.not_,  # or every existing encoder would be made again
+        description="number of augmented views of each tile that are embedded beside it, and from "
+        "which training draws too; embedding takes 1 + this number times as long and as much room",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -215,6 +222,13 @@ class EncoderSection(Section):
         if self.source == "catalogue":
             return catalogue.row(self.model).architecture
         return self.model.split("/")[-1]
+
+    @property
+    def alone(self) -> "EncoderSection":
+        """Return what determines the encoder: without statements about it, and its views."""
+        return self.model_copy(
+            update={"domain": "none", "allow_overlap": False, "augmentations": 0}
+        )
 
     def local_weights(self) -> Path | None:
         """Return the weights file: `checkpoint`, or the weights in that folder; None without it.

@@ -32,6 +32,7 @@ _COMPUTING = {
         ("data", "init", "mean", "std", "feature", "precision", "allow_overlap"),
         "leave it out, since nothing is computed here",
     ),
+    "augmentations": "augmented views need the encoder itself, which is not here; leave it out",
     "storage": "leave it out: features keep the type that their files have",
 }
 """Keys of encoders that are run here -> what to do about them."""
@@ -72,6 +73,7 @@ class GivenSection(Section):
     data: ClassVar[None] = None
     init: ClassVar[None] = None
     allow_overlap: ClassVar[bool] = False
+    augmentations: ClassVar[int] = 0
     model: ClassVar[None] = None
     module: ClassVar[None] = None
     _name: str = PrivateAttr("")

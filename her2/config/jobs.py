@@ -163,12 +163,17 @@ class OverlapSpec(Section):
 
 
 class EmbedSpec(Section):
-    """The embedding of a bucket of slides."""
+    """The embedding of a bucket of slides.
+
+    `views` is the number of augmented views, and `seed` theirs, which is 0 where there are none.
+    """
 
     version: int = VERSIONS["embed"]
     bucket: str
     rows: str
     max_failed_tiles: float
+    views: int = Field(0, exclude_if=operator.not_)
+    seed: int = Field(0, exclude_if=operator.not_)
 
 
 Sites = Literal["ignored", "stratified", "preserved", "leave_one_out"]

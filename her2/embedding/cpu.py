@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from her2.embedding.augment import Landing, by_view
 from her2.embedding.reading import Part, TileQueue, read_part
 from her2.embedding.session import Embedder
 
@@ -46,20 +47,20 @@ def _work(embedder: Embedder, queue: TileQueue) -> None:
                     filled += len(group.rows)
                     if len(group.rows):
                         read.append((slide, group.rows))
-                if filled:
-                    _encode(embedder, images[:filled], read, queue)
+                for batch, landings in by_view(images[:filled], read):
+                    _encode(embedder, batch, landings, queue)
     except BaseException as error:
         embedder.fail(error)
 
 
 def _encode(
-    embedder: Embedder, images: NDArray[np.uint8], parts: list[Part], queue: TileQueue
+    embedder: Embedder, images: NDArray[np.uint8], parts: list[Landing], queue: TileQueue
 ) -> None:
     patches = torch.from_numpy(images)
     begin = time.perf_counter()
     values = embedder.encode(patches).numpy()
     seconds = time.perf_counter() - begin
-    for slide, rows in parts:
+    for slide, rows, _ in parts:
         slide.add("encoding", seconds * len(rows) / len(images))
     embedder.land(values, parts)
     embedder.consider_compiling(patches, seconds, queue.left, embedder.threads)

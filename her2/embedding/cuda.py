@@ -8,13 +8,14 @@ readers work at the same time.
 import queue
 import threading
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from her2.embedding.reading import Part, TileGroup, TileQueue, read_part
+from her2.embedding.augment import Landing, view_images
+from her2.embedding.reading import TileGroup, TileQueue, read_part
 from her2.embedding.session import Embedder
 
 READ_GROUP = 16
@@ -28,7 +29,7 @@ class _Flight:
     landed: Tensor
     started: torch.cuda.Event
     done: torch.cuda.Event
-    parts: list[Part]
+    parts: list[Landing]
 
 
 def run_on_cuda(embedder: Embedder, tiles: TileQueue) -> None:
@@ -71,21 +72,29 @@ class CudaPass:
     def _read(self) -> None:
         size = self.owner.card.patch_px
         try:
+            torch.set_num_threads(1)  # of augmentation; applies to the calling thread only
             while not self.owner.stopped:
                 parts = self.tiles.take(READ_GROUP, across=False)
                 if not parts:
                     break
                 ((slide, rows),) = parts
                 images = np.empty((len(rows), size, size, 3), np.uint8)
-                self.groups.put(read_part(slide, rows, images))
+                self._hand_over(read_part(slide, rows, images))
         except BaseException as error:
             self.owner.fail(error)
         finally:
             self.groups.put(None)
 
+    def _hand_over(self, group: TileGroup) -> None:
+        """Hand over cut tiles in each view that their slide needs; the first counts the failed."""
+        for number, view in enumerate(group.slide.spools):
+            images = view_images(group.slide, group.rows, group.images, view)
+            failed = group.failed[:0] if number else group.failed
+            self.groups.put(replace(group, images=images, failed=failed, view=view))
+
     def _encode_all(self, readers: int) -> None:
         owner = self.owner
-        batch, parts, filled = self._pinned(), list[Part](), 0
+        batch, parts, filled = self._pinned(), list[Landing](), 0
         while readers and not owner.stopped:
             group = self.groups.get()
             if group is None:
@@ -97,7 +106,7 @@ class CudaPass:
                 count = min(owner.batch_size - filled, len(group.rows) - start)
                 part = slice(start, start + count)
                 batch[filled : filled + count] = torch.from_numpy(group.images[part])
-                parts.append((group.slide, group.rows[part]))
+                parts.append(Landing(group.slide, group.rows[part], group.view))
                 filled, start = filled + count, start + count
                 if filled == owner.batch_size:
                     self._start(batch, parts)
@@ -113,7 +122,7 @@ class CudaPass:
         shape = (self.owner.batch_size, size, size, 3)
         return torch.empty(shape, dtype=torch.uint8, pin_memory=self.pinned)
 
-    def _start(self, batch: Tensor, parts: list[Part]) -> None:
+    def _start(self, batch: Tensor, parts: list[Landing]) -> None:
         """Start copies and kernels of a batch, and return while they run."""
         owner = self.owner
         computing = torch.cuda.current_stream(owner.device)
@@ -139,7 +148,7 @@ class CudaPass:
         seconds = flight.started.elapsed_time(flight.done) / 1000
         idle = self.last.elapsed_time(flight.started) / 1000 if self.last else 0.0
         self.last = flight.done
-        for slide, rows in flight.parts:
+        for slide, rows, _ in flight.parts:
             share = len(rows) / len(flight.landed)
             slide.add("encoding", seconds * share)
             slide.add("waiting", max(0.0, idle) * share)

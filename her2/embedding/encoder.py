@@ -128,6 +128,7 @@ def load_encoder(
             "load_encoder: `source: pretrain` is trained by a run; give the folder that the run "
             "made (results/encoders/NAME)."
         )
+    section = section.model_copy(update={"augmentations": 0})  # they are of the features
     spec = EncoderSpec(encoder=section, seed=seed)
     local = section.local_weights()
     state = files_state([] if local is None else [local.absolute()], Path("/"))

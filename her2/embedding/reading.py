@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,18 +32,25 @@ _COLD_SHARE = 0.02
 class PendingSlide:
     """A slide in the embedder, whose rows fill as they come back from the device.
 
-    `seconds` are summed over threads. `order` (n,) holds the rows in the order of cutting.
+    `seconds` are summed over threads. `order` (n,) holds the rows in the order of cutting. `key` is
+    that of the plain store, and `seed` that of the augmented views.
     """
 
     slide_id: str
     path: Path
     table: TileTable
     key: str
-    spool: RowSpool
+    spool: RowSpool | None
+    """Receives the rows of the plain store; None if the cache has it."""
+    views: Mapping[int, RowSpool] = field(default_factory=dict)
+    """Receive the rows of the augmented views that the cache lacks, by their numbers from 1."""
+    seed: int = 0
+    before: NDArray[np.bool_] | None = None
+    """Which tiles (n,) the plain store in the cache has; views have the same."""
     readable: NDArray[np.bool_] = field(init=False)
     order: NDArray[np.int64] = field(init=False)
     waiting: int = field(init=False)
-    """Number of tiles that are neither encoded nor given up yet."""
+    """Number of rows that are neither encoded nor given up yet, in all spools."""
     unread: int = field(init=False)
     """Number of tiles that are not cut yet."""
     stager: Stager | None = None
@@ -58,9 +65,18 @@ class PendingSlide:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
+        order = band_order(self.table.coords, self.table.grid.level0_height)
         self.readable = np.ones(len(self.table), bool)
-        self.order = band_order(self.table.coords, self.table.grid.level0_height)
-        self.waiting = self.unread = len(self.table)
+        if self.before is not None:
+            self.readable[:] = self.before
+        self.order = order[self.readable[order]]
+        self.unread = len(self.order)
+        self.waiting = self.unread * len(self.spools)
+
+    @property
+    def spools(self) -> dict[int, RowSpool]:
+        """Return all spools: that of the plain store as 0, and of views by their numbers."""
+        return {**({} if self.spool is None else {0: self.spool}), **self.views}
 
     def add(self, what: str, seconds: float) -> None:
         """Add time spent on this slide, from any thread."""
@@ -103,7 +119,8 @@ class TileQueue:
         self._lock = threading.Lock()
         self._next = 0  # index of the current slide
         self._row = 0  # position in its order
-        self.left = sum(len(slide.table) for slide in slides)
+        self.left = sum(len(slide.order) * len(slide.spools) for slide in slides)
+        """Number of patches still to encode: tiles, in each view that is needed."""
 
     @property
     def paths(self) -> list[Path]:
@@ -121,7 +138,7 @@ class TileQueue:
                     found.append((slide, rows))
                 count -= len(rows)
                 self._row += len(rows)
-                self.left -= len(rows)
+                self.left -= len(rows) * len(slide.spools)
                 if self._row == len(slide.order):
                     self._next, self._row = self._next + 1, 0
                 if len(rows) and not across:
@@ -131,12 +148,13 @@ class TileQueue:
 
 @dataclass(frozen=True, slots=True)
 class TileGroup:
-    """Cut tiles: `images` uint8 (k, size, size, 3) of the rows `rows` (k,)."""
+    """Cut tiles: `images` uint8 (k, size, size, 3) of the rows `rows` (k,), as in a view."""
 
     slide: PendingSlide
     rows: NDArray[np.int64]
     images: NDArray[np.uint8]
     failed: NDArray[np.int64]
+    view: int = 0
 
 
 def read_part(slide: PendingSlide, rows: NDArray[np.int64], images: NDArray[np.uint8]) -> TileGroup:

@@ -34,5 +34,5 @@ def embed_slides(
             slide.stager = stager
         run(embedder, queue)
     seconds = time.perf_counter() - begin
-    count = sum(len(slide.table) for slide in slides)
+    count = sum(len(slide.order) * len(slide.spools) for slide in slides)
     log.info("embedding: %d patches in %.1f s, %.1f patches/s", count, seconds, count / seconds)

@@ -1,6 +1,7 @@
 """Stage 1, embed: an encoder on a device, and the storing and publishing of its features."""
 
 import logging
+import math
 import os
 import threading
 import time
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from her2.core.errors import UserError
 from her2.core.events import count_encoded
+from her2.embedding.augment import Landing
 from her2.embedding.inference import (
     Compile,
     Forward,
@@ -25,7 +27,7 @@ from her2.embedding.inference import (
     compiling_pays,
     prepare,
 )
-from her2.embedding.reading import Part, PendingSlide, TileGroup
+from her2.embedding.reading import PendingSlide, TileGroup
 from her2.encoders.device import DTYPES
 from her2.encoders.stage import read_encoder
 
@@ -135,14 +137,14 @@ class Embedder:
     def stopped(self) -> bool:
         return self._stop.is_set()
 
-    def land(self, values: NDArray[np.float32], parts: list[Part]) -> None:
+    def land(self, values: NDArray[np.float32], parts: list[Landing]) -> None:
         """Store the rows of each slide: `values` (b, d), in the order of the parts.
 
         Raises:
             UserError: a value is not finite, or the rows cannot be written.
         """
         start = 0
-        for slide, rows in parts:
+        for slide, rows, view in parts:
             begin = time.perf_counter()
             part = values[start : start + len(rows)]
             start += len(rows)
@@ -151,21 +153,23 @@ class Embedder:
             if not np.isfinite(stored).all():
                 raise UserError(self._not_finite(slide.slide_id, part))
             try:
-                slide.spool.put(rows, stored)
+                slide.spools[view].put(rows, stored)
             except OSError as error:
-                raise UserError(no_space(slide.spool.folder, slide, error)) from error
+                raise UserError(no_space(slide.spools[view].folder, slide, error)) from error
             slide.add("writing", time.perf_counter() - begin)
+            if view == min(slide.spools):
+                count_encoded(slide.slide_id, len(rows))
             self.advance(slide, len(rows))
 
     def give_up(self, group: TileGroup) -> None:
         """Count the unreadable tiles of a group as done."""
         if len(group.failed):
             group.slide.readable[group.failed] = False
-            self.advance(group.slide, len(group.failed))
+            count_encoded(group.slide.slide_id, len(group.failed))
+            self.advance(group.slide, len(group.failed) * len(group.slide.spools))
 
     def advance(self, slide: PendingSlide, rows: int) -> None:
         """Count rows of a slide as done, and publish the slide after the last of them."""
-        count_encoded(slide.slide_id, rows)
         with slide.lock:
             slide.waiting -= rows
             done = slide.waiting == 0
@@ -194,7 +198,8 @@ class Embedder:
         try:
             self.publish(slide, facts)
         finally:
-            slide.spool.close()
+            for spool in slide.spools.values():
+                spool.close()
 
     def _published(self, future: Future[None]) -> None:
         self._room.release()
@@ -221,8 +226,8 @@ class Embedder:
 
 def no_space(path: Path, slide: PendingSlide, error: OSError) -> str:
     """Return the message for features that the disk does not take."""
-    rows, dimension = slide.spool.shape
-    megabytes = 2 * rows * dimension * slide.spool.dtype.itemsize / 1e6
+    spools = slide.spools.values()
+    megabytes = sum(2 * math.prod(one.shape) * one.dtype.itemsize for one in spools) / 1e6
     return (
         f"{slide.slide_id}: its features cannot be written to {path} ({error.strerror}). About "
         f"{megabytes:,.1f} MB are needed there. Free space (`df -h`, `her2 cache prune`) or set "

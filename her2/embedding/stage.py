@@ -5,6 +5,7 @@ The cache is searched without loading torch; slides that it lacks go through
 """
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -18,23 +19,24 @@ import her2
 from her2.cohort.manifest import Cohort
 from her2.config.jobs import EmbedSpec
 from her2.core.events import write_event
-from her2.core.files import link
+from her2.core.files import digest, link
 from her2.core.hardware import allowed_cpus, auto_precision
 from her2.embedding.identity import (
     JSON,
     changed_since_tiling,
     feature_key,
     find_features,
-    identity,
 )
 from her2.embedding.reading import PendingSlide
+from her2.embedding.views import lacking_views, rows_before, view_identity, view_keys
 from her2.encoders.card import EncoderCard, read_card
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, TileEntry, read_entries, write_entries
 from her2.storage.facts import StoredSlide
-from her2.storage.features import RowSpool, write_rows
+from her2.storage.features import RowSpool, read_attributes, write_rows
 from her2.storage.products import find_product, note_intact
 from her2.storage.tiles import TileTable, read_table
+from her2.storage.views import view_links, view_path
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +44,9 @@ if TYPE_CHECKING:
     from her2.embedding.session import ComputeFacts
 
 log = logging.getLogger(__name__)
+
+NO_VIEWS = "its augmented views cannot be made"
+"""How the reason of a slide begins that has a plain store, and lacks views."""
 
 
 def embed_bucket(
@@ -171,23 +176,46 @@ def _look_up(
     tables: Mapping[str, tuple[Path, TileTable]],
     entries: dict[str, FeatureEntry],
 ) -> list[PendingSlide]:
-    """Add an entry for each slide in the cache, and return the slides still to embed."""
+    """Add an entry for each slide in the cache, and return the slides still to embed.
+
+    A slide is also embedded for the views that the cache lacks alone.
+    """
     todo = []
     for slide_id, (slide, own) in tables.items():
         table, attributes = find_features(spec, cache, own, card, precision)
         key = feature_key(spec, table, card, precision)
+        keys = view_keys(spec, table, card, precision)
+        entry, lacking = None, list(keys)
         if attributes is not None:
-            entries[slide_id] = _entry(spec, key, attributes)
-            log.info("%s: %d features from the cache", slide_id, entries[slide_id].tiles)
-            write_event("embedded", slide_id, tiles=entries[slide_id].tiles, cached=True)
+            entry = _entry(spec, key, attributes, keys)
+            usable = entry.status == "ok"
+            lacking = lacking_views(cache, keys, key, attributes) if usable else []
+        if entry is not None and not lacking:
+            entries[slide_id] = entry
+            log.info("%s: %d features from the cache", slide_id, entry.tiles)
+            write_event("embedded", slide_id, tiles=entry.tiles, cached=True)
         elif (reason := changed_since_tiling(slide, table, cache)) is not None:
+            reason = reason if entry is None else f"{NO_VIEWS}: {reason}"
             log.warning("%s: failed: %s", slide_id, reason)
             entries[slide_id] = FeatureEntry(status="failed", reason=reason)
             write_event("left_out", slide_id, reason=reason)
         else:
             folder = cache.path("features", key).parent
-            spool = RowSpool(len(table), card.dimension, card.storage, folder)
-            todo.append(PendingSlide(slide_id, slide, table, key, spool))
+            shape, beside = (len(table), card.dimension), len(lacking) - (attributes is not None)
+            spools = {
+                view: RowSpool(*shape, card.storage, folder, beside=beside)
+                for view in ([] if attributes is not None else [0]) + lacking
+            }
+            todo.append(
+                PendingSlide(
+                    *(slide_id, slide, table, key, spools.pop(0, None)),
+                    views=spools,
+                    seed=spec.seed,
+                    before=None
+                    if attributes is None
+                    else rows_before(cache, table, key, attributes),
+                )
+            )
     return todo
 
 
@@ -196,43 +224,69 @@ def _publish(
 ) -> FeatureEntry:
     kept = slide.readable
     failed = int(np.count_nonzero(~kept))
-    if slide.error is not None:
-        write_event("left_out", slide.slide_id, reason=slide.error)
-        return FeatureEntry(status="failed", reason=slide.error)
-    if failed > spec.max_failed_tiles * len(kept) or not kept.any():
+    reason = slide.error
+    if slide.before is not None:
+        lost = int(np.count_nonzero(slide.before & ~kept))
+        if reason is None and lost:
+            reason = (
+                f"{lost} of its tiles were embedded before and cannot be read any more; see its "
+                f"file, then run `her2 cache forget {slide.slide_id}` and snakemake again"
+            )
+        if reason is not None:
+            reason = f"{NO_VIEWS}: {reason}"
+    if reason is not None:
+        log.warning("%s: failed: %s", slide.slide_id, reason)
+        write_event("left_out", slide.slide_id, reason=reason)
+        return FeatureEntry(status="failed", reason=reason)
+    if slide.before is None and (failed > spec.max_failed_tiles * len(kept) or not kept.any()):
         entry = _excluded(spec, failed, len(kept))
         log.warning("%s: excluded: %s", slide.slide_id, entry.reason)
         write_event("left_out", slide.slide_id, reason=entry.reason or "")
         return entry
-    begin = time.perf_counter()
-    attributes: JSON = {}
+    for view in sorted(slide.spools):  # the plain store first, as views are nothing without it
+        _write_store(spec, cache, card, slide, view, compute)
+    tiles, views = len(kept) - failed, len(slide.views)
+    log.info(
+        "%s: %d tiles embedded%s, %d failed",
+        *(slide.slide_id, tiles, f" in {len(slide.spools)} views" if views else "", failed),
+    )
+    write_event("embedded", slide.slide_id, tiles=tiles)
+    keys = view_keys(spec, slide.table, card, compute.precision)
+    attributes = read_attributes(cache.path("features", slide.key), slide.key)
+    return _entry(spec, slide.key, attributes, keys)
+
+
+def _write_store(
+    spec: EmbedSpec,
+    cache: Cache,
+    card: EncoderCard,
+    slide: PendingSlide,
+    view: int,
+    compute: "ComputeFacts",
+) -> None:
+    """Publish the plain store of a slide (0), or one of its views."""
+    begin, spool, kept = time.perf_counter(), slide.spools[view], slide.readable
+    stated = view_identity(spec, slide.table, card, compute.precision, view)
+    key = digest(stated)
 
     def finished() -> JSON:
         slide.add("writing", time.perf_counter() - begin)
-        attributes.update(_attributes(spec, card, slide, failed, compute))
-        return attributes
+        return {"key": key, "identity": stated, **_attributes(card, slide, compute)}
 
-    megabytes = slide.spool.shape[0] * slide.spool.shape[1] * slide.spool.dtype.itemsize / 1e6
-    with cache.publish("features", slide.key, megabytes=megabytes) as path:
-        shape = (len(kept) - failed, card.dimension)
-        blocks = slide.spool.blocks(kept)
-        write_rows(path, blocks, shape, slide.spool.dtype, slide.table.coords[kept], finished)
-    note_intact(cache, slide.key)
-    log.info("%s: %d patches embedded, %d failed", slide.slide_id, shape[0], failed)
-    write_event("embedded", slide.slide_id, tiles=shape[0])
-    return _entry(spec, slide.key, attributes)
+    with cache.publish(
+        "features", key, megabytes=math.prod(spool.shape) * spool.dtype.itemsize / 1e6
+    ) as path:
+        shape = (int(np.count_nonzero(kept)), card.dimension)
+        write_rows(path, spool.blocks(kept), shape, spool.dtype, slide.table.coords[kept], finished)
+    note_intact(cache, key)
 
 
-def _attributes(
-    spec: EmbedSpec, card: EncoderCard, slide: PendingSlide, failed: int, compute: "ComputeFacts"
-) -> JSON:
+def _attributes(card: EncoderCard, slide: PendingSlide, compute: "ComputeFacts") -> JSON:
     grid = slide.table.grid
     tiles = int(slide.readable.sum())
     return {
-        "key": slide.key,
-        "identity": identity(spec, slide.table, card, compute.precision),
         "tiles": tiles,
-        "failed_tiles": failed,
+        "failed_tiles": len(slide.table) - tiles,
         "dimension": card.dimension,
         "slide": asdict(StoredSlide.of(slide.table.facts, grid)),
         "target": {"mpp": grid.target_mpp, "px": grid.tile_px},
@@ -252,8 +306,11 @@ def receipt(slide: PendingSlide, tiles: int, compute: "ComputeFacts") -> JSON:
     """Return a record of how a slide's features were computed.
 
     On a CPU all `seconds_` are summed over the threads. On CUDA only `seconds_reading` is, and it
-    overlaps with the others. `patches_per_second` is the job's pace during this slide.
+    overlaps with the others. `patches_per_second` is the job's pace during this slide. Where a
+    slide was embedded in several views, all of this is of all of them together, and `views` says
+    how many these are.
     """
+    views = len(slide.spools)
     spent = {name: round(value, 3) for name, value in slide.seconds.items()}
     busy = spent["waiting"] + spent["encoding"]
     if compute.on_cpu:
@@ -263,7 +320,8 @@ def receipt(slide: PendingSlide, tiles: int, compute: "ComputeFacts") -> JSON:
         "reader": slide.reader,
         "cold": slide.cold,
         **{f"seconds_{name}": value for name, value in spent.items()},
-        "patches_per_second": round(tiles * compute.workers / busy, 2) if busy else None,
+        "patches_per_second": round(tiles * views * compute.workers / busy, 2) if busy else None,
+        **({"views": views} if views > 1 else {}),
     }
 
 
@@ -274,13 +332,20 @@ def _name_stores(cache: Cache, entries: dict[str, FeatureEntry], folder: Path) -
             link(cache.path("features", made.key), name)
         else:
             name.unlink(missing_ok=True)
+        wanted = {view_path(folder, slide_id, v): key for v, key in enumerate(made.views, 1)}
+        for old in view_links(folder, slide_id):
+            if old not in wanted:
+                old.unlink()
+        for link_name, key in wanted.items():
+            link(cache.path("features", key), link_name)
 
 
-def _entry(spec: EmbedSpec, key: str, attributes: JSON) -> FeatureEntry:
+def _entry(spec: EmbedSpec, key: str, attributes: JSON, views: Mapping[int, str]) -> FeatureEntry:
     tiles, failed = attributes["tiles"], attributes["failed_tiles"]
     if failed > spec.max_failed_tiles * (tiles + failed):
         return _excluded(spec, failed, tiles + failed)
-    return FeatureEntry("ok", None, key, tiles, failed, attributes["dimension"])
+    dimension = attributes["dimension"]
+    return FeatureEntry("ok", None, key, tiles, failed, dimension, tuple(views.values()))
 
 
 def _excluded(spec: EmbedSpec, failed: int, tiles: int) -> FeatureEntry:

@@ -10,6 +10,7 @@ from her2.mil.fold import SavedModel
 from her2.storage.entries import FoldEntry, read_entries
 from her2.storage.features import FeatureStore
 from her2.storage.fold_files import CARD_NAME
+from her2.storage.views import is_view
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +18,8 @@ log = logging.getLogger(__name__)
 def mismatches(store: FeatureStore, saved: SavedModel) -> list[str]:
     """Return the reasons why a model cannot predict a store; empty if it can."""
     card, found = saved.card, store.attributes
+    if is_view(found):
+        return ["is an augmented view of a slide, which only training reads"]
     problems = []
     encoder = found.get("encoder")
     digest = encoder.get("digest") if isinstance(encoder, dict) else None

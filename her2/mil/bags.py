@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,13 +22,18 @@ with warnings.catch_warnings():
 
 @dataclass(frozen=True, slots=True)
 class Bag:
-    """A slide of a fold; `label` is its class index, None for an unlabelled slide."""
+    """A slide of a fold; `label` is its class index, None for an unlabelled slide.
+
+    `store` has the plain features. `views` have augmented ones of the same tiles, in the same
+    order; only the batches that a head is trained on draw from them.
+    """
 
     slide_id: str
     patient_id: str
     key: str
     store: FeatureStore
     label: int | None
+    views: tuple[FeatureStore, ...] = ()
 
     def __len__(self) -> int:
         return len(self.store)
@@ -41,6 +47,12 @@ class Bag:
         whole = not found["failed_tiles"]
         rows = found["identity"]["tiles"] if whole else rows_digest(self.store)
         return [rows, found["slide"].get("checksum")]
+
+
+def views_read(bags: Sequence[Bag]) -> dict[str, dict[str, list[str]]]:
+    """Return the part of an identity on the views that bags are trained on; {} without views."""
+    keys = {bag.slide_id: [view.attributes["key"] for view in bag.views] for bag in bags}
+    return {"views": keys} if any(keys.values()) else {}
 
 
 def check_dimensions(bags: Sequence[Bag]) -> int:
@@ -93,20 +105,26 @@ def statistics(bags: Sequence[Bag], *, per_bag: int, seed: int) -> tuple[Tensor,
 
 
 def sample_batch(
-    bags: Sequence[Bag], *, bag_size: int, generator: np.random.Generator
+    bags: Sequence[Bag],
+    *,
+    bag_size: int,
+    generator: np.random.Generator,
+    augmented: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw sub-bags without replacement: features (b, n, d), mask (b, n), labels (b,).
 
     n is `bag_size`; a smaller slide gives all its tiles, and the rest of its row is masked.
     Features keep the type of the stores, which takes half of the bytes of float32; converting them
-    where they are used is cheap.
+    where they are used is cheap. With `augmented`, each row is drawn from the plain store or one of
+    the bag's views, all of them alike; otherwise it is the plain one.
     """
     kind = np.result_type(*(bag.store.chunks[0].dtype for bag in bags))
     features = np.zeros((len(bags), bag_size, bags[0].store.dimension), kind)
     mask = np.zeros((len(bags), bag_size), bool)
     for index, bag in enumerate(bags):
         rows = _draw(generator, len(bag), bag_size)
-        features[index, : len(rows)] = bag.store.gather(rows)
+        stores = (bag.store, *bag.views) if augmented else (bag.store,)
+        features[index, : len(rows)] = _gather(stores, rows, generator)
         mask[index, : len(rows)] = True
     labels = torch.tensor([-1 if bag.label is None else bag.label for bag in bags])
     return torch.from_numpy(features), torch.from_numpy(mask), labels
@@ -117,6 +135,21 @@ def pieces(bag: Bag, rows: int) -> Iterator[Tensor]:
     for chunk in bag.store.chunks:
         for start in range(0, len(chunk), rows):
             yield torch.from_numpy(chunk[start : start + rows])
+
+
+def _gather(
+    stores: Sequence[FeatureStore], rows: NDArray[np.int64], generator: np.random.Generator
+) -> NDArray[Any]:
+    """Return rows (n, d), each from a store that is drawn for it; one store needs no draw."""
+    if len(stores) == 1:
+        return stores[0].gather(rows)
+    drawn = generator.integers(len(stores), size=len(rows))
+    found = np.empty((len(rows), stores[0].dimension), stores[0].chunks[0].dtype)
+    for number, store in enumerate(stores):
+        chosen = drawn == number
+        if chosen.any():
+            found[chosen] = store.gather(rows[chosen])
+    return found
 
 
 def _draw(generator: np.random.Generator, n: int, count: int) -> NDArray[np.int64]:

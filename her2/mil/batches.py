@@ -37,7 +37,10 @@ def bag_batches(
     def load(number: int) -> Batch:
         generator = np.random.default_rng((seed, epoch, number))
         chosen = batches[number]
-        return Batch(chosen, *sample_batch(chosen, bag_size=training.bag_size, generator=generator))
+        drawn = sample_batch(
+            chosen, bag_size=training.bag_size, generator=generator, augmented=True
+        )
+        return Batch(chosen, *drawn)
 
     return Prefetch(load, len(batches), ahead=AHEAD)
 

@@ -129,6 +129,7 @@ def _card(spec: TrainSpec | RefitSpec, fold: Fold) -> dict[str, Any]:
         "tiles": store.attributes.get("target"),
         "folds_digest": folds_digest(parts),
         "seed": fold.seed,
+        **({"augmentations": views} if (views := len(parts["train"][0].views)) else {}),
         "slides": {role: len(bags) for role, bags in parts.items()},
         "best_epoch": trained.best_epoch,
         "epochs": len(trained.history),

@@ -40,12 +40,13 @@ from her2.core.tables import read_result
 from her2.core.types import Floats
 from her2.encoders.device import pick_device
 from her2.heads import Fitted, Projected
-from her2.mil.bags import Bag, check_dimensions
+from her2.mil.bags import Bag, check_dimensions, views_read
 from her2.mil.fold import Fold, read_entry, write_fold
 from her2.mil.priors import seen_shares
 from her2.mil.room import check_room
 from her2.mil.stage import (
     checkpoint_path,
+    draws_views,
     link_all,
     look_up,
     open_bags,
@@ -114,7 +115,8 @@ def refit_model(
     table = read_result(folds)
     choice = chosen(spec.head, read_folds(models, spec.chunks))
     entries = read_all_entries(features, spec.buckets, FeatureEntry)
-    learn = list(open_bags(to_learn(table), entries, cache, features).values())
+    views = draws_views(choice.head, entries)
+    learn = list(open_bags(to_learn(table), entries, cache, features, views=views).values())
     if problem := parts_problem(learn, [], spec.task.class_names, spec.training, keep_last=True):
         raise UserError(f"{REFIT}: {problem}.")
     check_dimensions(learn)
@@ -184,6 +186,7 @@ def refit_identity(spec: RefitSpec, choice: Choice, learn: list[Bag]) -> dict[st
         "classes": spec.task.class_names,
         "seed": [spec.seed, REFIT],
         "learn": [(bag.slide_id, bag.patient_id, bag.key, bag.label) for bag in learn],
+        **views_read(learn),
     }
 
 

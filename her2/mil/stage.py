@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from her2.core.events import write_event
 from her2.core.files import digest, link
 from her2.core.tables import read_result
 from her2.encoders.device import pick_device
-from her2.mil.bags import Bag, check_dimensions
+from her2.mil.bags import Bag, check_dimensions, views_read
 from her2.mil.fold import Fold, read_entry, write_fold
 from her2.mil.room import check_room
 from her2.mil.search import search
@@ -32,9 +33,10 @@ from her2.storage.entries import (
     read_all_entries,
     write_entries,
 )
-from her2.storage.features import allow_open_files, open_store
+from her2.storage.features import FeatureStore, allow_open_files, open_store
 from her2.storage.fold_files import ReadRows, rows_read, same_rows
 from her2.storage.products import find_product, trusted
+from her2.storage.views import same_tiles, view_path
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ def train_folds(
         limit=spec.max_excluded,
         where=f"features in {features}",
     )
-    bags = open_bags(table, entries, cache, features)
+    bags = open_bags(table, entries, cache, features, views=draws_views(spec.head, entries))
     check_dimensions(list(bags.values()))  # with the held-out slides, which training would not read
     device = pick_device(threads)
     check_room(list(bags.values()), spec.head, device)
@@ -214,6 +216,7 @@ def fold_identity(spec: TrainSpec, parts: dict[str, list[Bag]], run: Run) -> dic
             role: [(bag.slide_id, bag.key, bag.label) for bag in parts[role]]
             for role in ("train", "tune")
         },
+        **views_read(parts["train"]),
         "predict": [(bag.slide_id, bag.key) for bag in parts["test"] + parts["predict"]],
     }
 
@@ -243,12 +246,22 @@ def look_up(
 
 
 def open_bags(
-    table: pl.DataFrame, entries: dict[str, FeatureEntry], cache: Cache, features: Path
+    table: pl.DataFrame,
+    entries: dict[str, FeatureEntry],
+    cache: Cache,
+    features: Path,
+    *,
+    views: bool = False,
 ) -> dict[str, Bag]:
-    """Return the bags of the slides that have features, by slide id."""
+    """Return the bags of the slides that have features, by slide id; with `views` also these.
+
+    Raises:
+        UserError: a slide has no entry, or a store is in no place, damaged, or of other tiles.
+    """
     bags = {}
     slides = table.select("slide_id", "patient_id", "label").unique().sort("slide_id")
-    allow_open_files(2 * len(slides))
+    most = max((len(entry.views) for entry in entries.values()), default=0) if views else 0
+    allow_open_files((2 + most) * len(slides))
     for slide_id, patient_id, label in slides.iter_rows():
         entry = entries.get(slide_id)
         if entry is None:
@@ -259,8 +272,41 @@ def open_bags(
         if entry.status != "ok" or entry.key is None:
             continue
         path = find_product(cache, "features", entry.key, features / f"{slide_id}.zarr.zip")
-        bags[slide_id] = Bag(slide_id, patient_id, entry.key, open_store(path, entry.key), label)
+        store = open_store(path, entry.key)
+        drawn = open_views(slide_id, entry, store, cache, features) if views else ()
+        bags[slide_id] = Bag(slide_id, patient_id, entry.key, store, label, drawn)
     return bags
+
+
+def open_views(
+    slide_id: str, entry: FeatureEntry, plain: FeatureStore, cache: Cache, features: Path
+) -> tuple[FeatureStore, ...]:
+    """Return the augmented views of a slide.
+
+    Raises:
+        UserError: a view is in neither place, damaged, or has other tiles than the plain store.
+    """
+    found = []
+    for view, key in enumerate(entry.views, 1):
+        path = find_product(cache, "features", key, view_path(features, slide_id, view))
+        store = open_store(path, key)
+        if not same_tiles((path, store.attributes), (plain.path, plain.attributes)):
+            raise UserError(
+                f"{slide_id}: its augmented view {view} has other tiles than its features. Delete "
+                f"the entries files (.json) in {features} and run snakemake again."
+            )
+        found.append(store)
+    return tuple(found)
+
+
+def draws_views(head: HeadSection, entries: Mapping[str, FeatureEntry]) -> bool:
+    """Tell whether a head is trained on augmented views, and say so where it leaves them out."""
+    there = any(entry.views for entry in entries.values())
+    if there and not head.trained_by_gradient:
+        log.info(
+            "%s: is fitted to mean features of each slide, without the augmented views", head.head
+        )
+    return there and head.trained_by_gradient
 
 
 def _rows(table: pl.DataFrame, run: Run) -> pl.DataFrame:

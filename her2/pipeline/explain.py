@@ -29,6 +29,7 @@ from her2.core.errors import SlideError, UserError
 from her2.core.files import digest
 from her2.core.hardware import auto_precision
 from her2.embedding.identity import feature_key, find_features
+from her2.embedding.views import lacking_views, view_keys
 from her2.encoders.card import CARD_NAME, read_card
 from her2.exchange.take import key_now
 from her2.pipeline.current import Currency, Outdated
@@ -201,10 +202,22 @@ def _features(
     precision = card.precision if card.precision != "auto" else auto_precision() or "float32"
     if store is not None and card.precision == "auto":
         precision = read_attributes(store)["precision"]
-    spec = load(EmbedSpec, plan.embed_spec(bucket))
+    spec = load(EmbedSpec, plan.embed_spec(encoder, bucket))
     asked, found = find_features(spec, cache, read_table(table), card, precision, intact)
     key = feature_key(spec, asked, card, precision)
     yield f"    now   {_now(key, made, found is not None, 'embedded')}"
+    if spec.views:
+        keys = view_keys(spec, asked, card, precision)
+        lacking = list(keys) if found is None else lacking_views(cache, keys, key, found, intact)
+        yield f"          {views_now(len(keys), len(lacking))}"
+
+
+def views_now(wanted: int, lacking: int) -> str:
+    """Return the words on the augmented views of a slide, and on their cost."""
+    views = f"{wanted} augmented view{'' if wanted == 1 else 's'} for training"
+    if not lacking:
+        return f"and {views}, in the cache"
+    return f"and {views}: {lacking} would be embedded, each at the cost of the features"
 
 
 def _taken(

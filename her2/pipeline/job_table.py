@@ -85,7 +85,7 @@ RULES = {
     ),
     "embed_bucket": Rule(
         (COHORT, "encoder", "bucket"),
-        lambda plan, part, _, bucket: plan.of(part).embed_spec(bucket),
+        lambda plan, part, encoder, bucket: plan.of(part).embed_spec(encoder, bucket),
     ),
     "take_features": Rule(
         (COHORT, "encoder", "bucket"),

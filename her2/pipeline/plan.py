@@ -128,8 +128,7 @@ class Plan(Layout):
         trained = encoder.source == "pretrain"
         return jobs.dump(
             jobs.EncoderSpec(
-                # Statements about an encoder do not change what it computes.
-                encoder=encoder.model_copy(update={"domain": "none", "allow_overlap": False}),
+                encoder=encoder.alone,
                 patches=self.config.patches[encoder.data] if trained and encoder.data else None,
                 pretraining=self.config.pretraining if trained else None,
                 seed=self.config.seed,
@@ -162,13 +161,19 @@ class Plan(Layout):
             )
         )
 
-    def embed_spec(self, bucket: str) -> str:
-        """Return the spec of embedding one bucket; the encoder itself comes as a file."""
+    def embed_spec(self, encoder: str, bucket: str) -> str:
+        """Return the spec of embedding one bucket; the encoder itself comes as a file.
+
+        Augmented views are for training, so external cohorts have none.
+        """
+        views = self.config.encoders[encoder].augmentations if self.part == DEVELOPMENT else 0
         return jobs.dump(
             jobs.EmbedSpec(
                 bucket=bucket,
                 rows=self._rows(bucket),
                 max_failed_tiles=self.config.embedding.max_failed_tiles,
+                views=views,
+                seed=self.config.seed if views else 0,
             )
         )
 

@@ -50,7 +50,10 @@ class TileEntry:
 
 @dataclass(frozen=True, slots=True)
 class FeatureEntry:
-    """The result of embedding a slide."""
+    """The result of embedding a slide.
+
+    `views` has the keys of its augmented views, from the first on.
+    """
 
     status: Status
     reason: str | None = None
@@ -58,6 +61,20 @@ class FeatureEntry:
     tiles: int = 0
     failed_tiles: int = 0
     dimension: int | None = None
+    views: tuple[str, ...] = ()
+
+    def columns(self) -> dict[str, Any]:
+        """Return the entry for the entries file, of a slide without views as before there were."""
+        return {name: value for name, value in asdict(self).items() if name != "views" or value}
+
+    @classmethod
+    def of_columns(cls, columns: Mapping[str, Any]) -> "FeatureEntry":
+        """Return the entry with these columns.
+
+        Raises:
+            TypeError: the columns are not those of an entry.
+        """
+        return cls(**{**columns, "views": tuple(columns.get("views", ()))})
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +107,7 @@ Entry = TypeVar("Entry", TileEntry, FeatureEntry, FoldEntry)
 
 def write_entries(path: Path, entries: Mapping[str, TileEntry | FeatureEntry | FoldEntry]) -> None:
     """Write the entries file of a job, one entry per slide (or fold)."""
-    values = {
-        name: asdict(entry) if isinstance(entry, FeatureEntry) else entry.columns()
-        for name, entry in entries.items()
-    }
-    write_json(path, values)
+    write_json(path, {name: entry.columns() for name, entry in entries.items()})
 
 
 def read_entries(path: Path, entry: type[Entry]) -> dict[str, Entry]:

@@ -159,12 +159,15 @@ class RowSpool:
     rows at the same time.
     """
 
-    def __init__(self, rows: int, dimension: int, dtype: str, folder: Path) -> None:
+    def __init__(
+        self, rows: int, dimension: int, dtype: str, folder: Path, *, beside: int = 0
+    ) -> None:
+        """Make room for the rows; `beside` further spools share the memory of one."""
         self.shape, self.dtype, self.folder = (rows, dimension), np.dtype(dtype), folder
         self._row_bytes = dimension * self.dtype.itemsize
         self._memory: NDArray[Any] | None = None
         self._file: IO[bytes] | None = None
-        if rows * self._row_bytes <= SPOOL_BYTES:
+        if rows * self._row_bytes * (1 + beside) <= SPOOL_BYTES:
             self._memory = np.zeros(self.shape, self.dtype)
         else:
             make_folder(folder)

@@ -22,6 +22,7 @@ from her2.storage.cache import Cache, Kind, Product
 from her2.storage.features import is_sealed, open_store, seal_holds
 from her2.storage.fold_files import fold_problem
 from her2.storage.verify import product_problem
+from her2.storage.views import FOLDER as VIEWS
 
 log = logging.getLogger(__name__)
 
@@ -81,9 +82,10 @@ def find_product(cache: Cache, kind: Kind, key: str, name: Path) -> Path:
     if name.exists():
         problem = product_problem(Product(kind, key, name, 0)) or ""
     if problem:
+        entries = name.parent.parent if name.parent.name == VIEWS else name.parent
         raise UserError(
             f"{name.name}: its product ({kind}, {key[:12]}) {place}, and "
-            f"{name} {problem}. Delete the entries files (.json) in {name.parent} and run "
+            f"{name} {problem}. Delete the entries files (.json) in {entries} and run "
             "snakemake again."
         )
     with cache.publish(kind, key) as temporary:

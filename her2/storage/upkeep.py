@@ -13,12 +13,17 @@ from her2.storage.cache import SUFFIXES, Cache, Kind, Product, remove
 from her2.storage.features import read_attributes
 from her2.storage.fold_files import CARD_NAME, rows_read
 from her2.storage.tiles import read_key
+from her2.storage.views import FOLDER as VIEWS
+from her2.storage.views import view_links
 
 _NAMES: dict[str, dict[Kind, str]] = {
     "tiles": {"tiles": ".parquet", "qc": ".qc.jpg"},
     "features": {"features": ".zarr.zip"},
 }
 """Folder of the results -> kinds of a slide's products, and how their names there end."""
+
+
+_STORE = SUFFIXES["features"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +63,9 @@ def forget_slides(cache: Cache, slides: Collection[str], results: Collection[Pat
                 content = _read(path)
                 mine = [name for name in slides if name in content]
                 for name in mine:
-                    key = content[name].get("key")
-                    products |= {cache.path(kind, key) for kind in kinds if key}
+                    for key in _keys(content[name]):
+                        products |= {cache.path(kind, key) for kind in kinds}
+                    names += view_links(path.parent, name)
                     names += [path.parent / f"{name}{suffix}" for suffix in kinds.values()]
                 entries += [path] if mine else []
                 found.update(mine)
@@ -104,7 +110,8 @@ def _linked(folder: Path) -> Iterator[str]:
     """Yield the keys inside the products under their names in a results folder."""
     for path in (folder / "tiles").glob(f"*/*{SUFFIXES['tiles']}"):
         yield from filter(None, [read_key(path)])
-    for path in (folder / "features").glob(f"*/*{SUFFIXES['features']}"):
+    stores = folder / "features"
+    for path in (*stores.glob(f"*/*{_STORE}"), *stores.glob(f"*/{VIEWS}/*{_STORE}")):
         try:
             yield read_attributes(path)["key"]
         except (UserError, KeyError):  # broken, so no product to keep
@@ -157,6 +164,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _named(content: dict[str, Any]) -> set[str]:
     """Return the keys in the content of an entries file or a card."""
-    return {
-        entry["key"] for entry in content.values() if isinstance(entry, dict) and entry.get("key")
-    }
+    return {key for entry in content.values() for key in _keys(entry)}
+
+
+def _keys(entry: Any) -> Iterator[str]:
+    """Yield the keys in an entry or a card: that of the product, and of a slide's views."""
+    if isinstance(entry, dict):
+        yield from filter(None, [entry.get("key"), *entry.get("views", ())])

@@ -118,9 +118,16 @@ class Job:
         tile_bucket(spec, self.cohort, self.cache, self.tiles)
         return self
 
-    def embed(self, *, batch_size: int = 16, threads: int = 1, max_failed_tiles: float = 0.05):
+    def embed(
+        self,
+        *,
+        batch_size: int = 16,
+        threads: int = 1,
+        max_failed_tiles: float = 0.05,
+        **views: int,
+    ):
         return embed_bucket(
-            EmbedSpec(bucket=self.bucket, rows="", max_failed_tiles=max_failed_tiles),
+            EmbedSpec(bucket=self.bucket, rows="", max_failed_tiles=max_failed_tiles, **views),
             self.cohort,
             self.cache,
             tiles=self.tiles,

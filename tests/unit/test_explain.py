@@ -11,7 +11,7 @@ import yaml
 
 from her2.core.errors import UserError
 from her2.pipeline.current import spec_changes
-from her2.pipeline.explain import planned_jobs
+from her2.pipeline.explain import planned_jobs, views_now
 
 SNAKEFILE = """\
 rule all:
@@ -121,3 +121,11 @@ def test_what_cannot_be_planned_is_said_in_snakemake_s_words(workflow: Path) -> 
     Path("b.txt").unlink()
     with pytest.raises(UserError, match=r"cannot plan:[\s\S]*upper[\s\S]*a.txt"):
         planned_jobs(workflow, Path("config.yaml"))
+
+
+def test_views_that_a_slide_lacks_are_told_with_their_cost() -> None:
+    assert views_now(1, 0) == "and 1 augmented view for training, in the cache"
+    words = (
+        "and 4 augmented views for training: 3 would be embedded, each at the cost of the features"
+    )
+    assert views_now(4, 3) == words

@@ -61,6 +61,7 @@ class TestSection:
             ("checkpoint", "no weights are used here; name the folder"),
             ("init", "leave it out, since nothing is computed here"),
             ("precision", "leave it out, since nothing is computed here"),
+            ("augmentations", "augmented views need the encoder itself"),
             ("storage", "leave it out: features keep the type that their files have"),
         ],
     )
@@ -76,7 +77,7 @@ class TestSection:
 
     def test_a_mistyped_key_is_told_with_those_of_its_kind(self) -> None:
         assert "did you mean 'path'? the legal keys are domain, format" in error_of(pth=1)
-        with pytest.raises(UserError, match="the legal keys are allow_overlap, checkpoint"):
+        with pytest.raises(UserError, match="the legal keys are allow_overlap, augmentations"):
             config(fine={**COMPUTED, "identity": "x"})
 
     @pytest.mark.parametrize("name", ["path", "identity"])

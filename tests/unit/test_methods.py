@@ -218,6 +218,19 @@ def test_the_published_protocol_is_named_only_where_it_ran(
     assert published_protocol.protocols(results) == []
 
 
+def test_augmented_views_are_described_only_where_there_are_some(
+    results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "augmented" not in text(results)
+    monkeypatch.setattr(methods_models, "protocols", lambda _: [object()])
+    name, section = next(iter(results.config.encoders.items()))
+    viewed = {**results.config.encoders, name: section.model_copy(update={"augmentations": 3})}
+    words = text(configured(results, encoders=viewed))
+    assert f"By {name}, every tile was also embedded in 3 augmented views: brightness" in words
+    assert "all predictions are of plain features" in words
+    assert "tiles were not changed at random whenever they were drawn" in words
+
+
 def test_tissue_of_mask_files_is_not_called_detected(results: Results) -> None:
     cohort = results.cohort.with_columns(tissue_source=pl.lit("mask file"), regions=pl.lit(2))
     words = methods.tiles(replace(results, cohort=cohort))

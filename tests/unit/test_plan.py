@@ -59,7 +59,11 @@ def all_specs(of: Plan) -> dict[str, str]:
     found["robustness"] = of.robustness_spec()
     for grid in config.grids:
         found |= {f"tile {grid} {bucket}": of.tile_spec(grid, bucket) for bucket in of.buckets}
-    found |= {f"embed {bucket}": of.embed_spec(bucket) for bucket in of.buckets}
+    found |= {
+        f"embed {name}/{bucket}": of.embed_spec(name, bucket)
+        for name in of.config.encoders
+        for bucket in of.buckets
+    }
     found |= {f"encoder {name}": of.encoder_spec(name) for name in config.encoders}
     for task in config.tasks:
         found[f"folds {task}"] = of.folds_spec(task)
@@ -195,8 +199,24 @@ def test_a_new_encoder_leaves_the_others_alone():
     added = {"source": "random", "model": "timm/vit_tiny_patch16_224", "mpp": 0.5, "size": 224}
     before, after = all_specs(plan()), all_specs(plan({"encoders/new": added}))
     changed = {name for name in after if before.get(name) != after[name]}
-    assert {name.split()[0] for name in changed} == {"encoder", "compare", "robustness", "report"}
-    assert [name for name in changed if name.startswith("encoder")] == ["encoder new"]
+    stages = {name.split()[0] for name in changed}
+    assert stages == {"encoder", "embed", "compare", "robustness", "report"}
+    own = {name.split("/")[0] for name in changed if name.startswith(("encoder", "embed"))}
+    assert own == {"encoder new", "embed new"}
+
+
+def test_augmented_views_are_embedded_for_one_encoder_and_are_no_part_of_it():
+    added = {"source": "random", "model": "timm/vit_tiny_patch16_224", "mpp": 0.5, "size": 224}
+    none = plan({"encoders/new": added})
+    zero = plan({"encoders/new": {**added, "augmentations": 0}})
+    two = plan({"encoders/new": {**added, "augmentations": 2}})
+    assert all_specs(zero) == all_specs(none)
+    before, after = all_specs(none), all_specs(two)
+    changed = {name for name in after if before[name] != after[name]}
+    assert changed == {"report", *(f"embed new/{bucket}" for bucket in two.buckets)}
+    assert "views" not in before[f"embed new/{two.buckets[0]}"]
+    spec = jobs.load(jobs.EmbedSpec, after[f"embed new/{two.buckets[0]}"])
+    assert (spec.views, spec.seed) == (2, two.config.seed)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,8 @@ def cuda(**changes: Any) -> dict[str, Any]:
 def rows(*receipts: dict[str, Any]) -> list[ThroughputRow]:
     # Twice the tiles that the receipts tell of.
     tiles = 2 * sum(found["tiles"] for found in receipts)
-    features = {"uni": {"s": SimpleNamespace(tiles=tiles)}}
+    views = ("key",) * (receipts[0].get("views", 1) - 1)
+    features = {"uni": {"s": SimpleNamespace(tiles=tiles, views=views)}}
     return throughput(SimpleNamespace(receipts={"uni": receipts}, features=features))
 
 
@@ -41,6 +42,29 @@ def test_the_pace_of_a_cpu_is_that_of_all_its_cores() -> None:
     assert (row.slides, row.patches, row.threads) == (2, 800, "2")
     assert (row.encoding, row.reading, row.writing) == pytest.approx((0.9, 0.075, 0.025))
     assert row.share_text == "encoding 90%, reading 8%, writing 2%"
+
+
+def test_patches_of_augmented_views_count_like_those_of_plain_features() -> None:
+    (plain,), (row,) = rows(receipt()), rows(receipt(views=3))
+    assert (row.patches, row.hours) == (3 * 400, plain.hours)
+    assert row.patches_per_second == pytest.approx(3 * plain.patches_per_second)
+
+
+@pytest.mark.parametrize(
+    "slow", [receipt(seconds_reading=20.0), cuda(seconds_waiting=9.0)], ids=["cpu", "gpu"]
+)
+def test_where_reading_limits_the_changes_of_views_are_named(slow: dict[str, Any]) -> None:
+    (plain,), (row,) = rows(slow), rows({**slow, "views": 3})
+    assert plain.bottleneck == row.bottleneck == "reading"
+    assert "augment" not in plain.advice
+    assert "lower `augmentations`" in row.advice
+
+
+def test_views_that_were_embedded_later_count_in_the_hours_of_all_slides() -> None:
+    """The receipts are of plain stores, and say nothing of them."""
+    features = {"uni": {"s": SimpleNamespace(tiles=400, views=("a", "b"))}}
+    (row,) = throughput(SimpleNamespace(receipts={"uni": [receipt()]}, features=features))
+    assert row.hours == pytest.approx(3 * 10 / 3600)
 
 
 def test_reading_beside_a_gpu_is_not_counted_against_it() -> None:

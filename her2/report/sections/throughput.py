@@ -64,8 +64,8 @@ def throughput(results: Results) -> list[ThroughputRow]:
         groups: dict[tuple[str, str], list[Receipt]] = {}
         for receipt in receipts:
             groups.setdefault((receipt["device"], receipt["precision"]), []).append(receipt)
-        looked_at = sum(receipt["tiles"] for receipt in receipts)
-        tiles = sum(entry.tiles for entry in results.features[name].values())
+        looked_at = sum(_patches(receipt) for receipt in receipts)
+        tiles = sum(e.tiles * (1 + len(e.views)) for e in results.features[name].values())
         share = tiles / looked_at if looked_at else 0.0
         found += [_row(name, group, share) for _, group in sorted(groups.items())]
     return found
@@ -80,7 +80,7 @@ def throughput_table(results: Results) -> pl.DataFrame | None:
 def _row(encoder: str, receipts: list[Receipt], scale: float) -> ThroughputRow:
     """Return the row of one encoder and device.
 
-    `scale` is the number of tiles of all slides of the encoder over those of its receipts.
+    `scale` is the number of patches of all slides of the encoder over those of its receipts.
     """
     on_cpu = receipts[0]["on_cpu"]
     spent = {part: sum(r[f"seconds_{part}"] for r in receipts) for part in PARTS}
@@ -90,7 +90,7 @@ def _row(encoder: str, receipts: list[Receipt], scale: float) -> ThroughputRow:
     busy_seconds = sum(
         sum(r[f"seconds_{part}"] for part in PARTS if spent[part]) / r["workers"] for r in receipts
     )
-    patches = sum(r["tiles"] for r in receipts)
+    patches = sum(map(_patches, receipts))
     shares = {part: seconds / total if total else 0.0 for part, seconds in spent.items()}
     limit, advice = _advice(shares, receipts)
     return ThroughputRow(
@@ -109,11 +109,22 @@ def _row(encoder: str, receipts: list[Receipt], scale: float) -> ThroughputRow:
     )
 
 
+def _patches(receipt: Receipt) -> int:
+    """Return how many patches a receipt is of: the slide's tiles, in each view made with them."""
+    return int(receipt["tiles"] * receipt.get("views", 1))
+
+
 def _advice(shares: Mapping[str, float], receipts: list[Receipt]) -> tuple[str, str]:
     """Return the bottleneck and what to change about it."""
     first = receipts[0]
     cold = 2 * sum(r["cold"] is True for r in receipts) > len(receipts)
     plain = 2 * sum(r["reader"] == "jpeg" for r in receipts) > len(receipts)
+    changed = any(r.get("views", 1) > 1 for r in receipts)
+    if changed and max(shares["waiting"], shares["reading"]) >= LIMITING:
+        return "reading", (
+            "Reading includes the random changes of augmented views, which the CPU makes. Give the "
+            "job more threads, or lower `augmentations`."
+        )
     if shares["waiting"] >= LIMITING:
         return "reading", (
             "The device waits for tiles. Give the job more threads"

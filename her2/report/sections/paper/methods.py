@@ -236,6 +236,7 @@ class _Encoder:
     overlap_unknown: bool
     precisions: list[str]
     weights_sha256: str
+    augmentations: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +297,7 @@ def _encoder(results: Results, name: str) -> _Encoder:
         overlap_unknown=overlap is not None and not overlap.known,
         precisions=[value for value in results.precisions[name] if value != "not recorded"],
         weights_sha256=card.weights_sha256,
+        augmentations=section.augmentations,
     )
 
 

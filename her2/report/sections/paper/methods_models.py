@@ -171,6 +171,7 @@ class _Folds:
     parts: str
     picked: list[str]
     as_published: bool
+    augmented: bool
 
 
 def folds(results: Results) -> str:
@@ -187,6 +188,7 @@ def folds(results: Results) -> str:
             parts=parts(results),
             picked=_picked(results),
             as_published=bool(protocols(results)),
+            augmented=any(e.augmentations for e in results.config.encoders.values()),
         ),
     )
 

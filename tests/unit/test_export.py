@@ -1,6 +1,7 @@
 """The folder of an export: what is written, kept, refused and left out."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -427,6 +428,10 @@ def test_the_command_says_what_was_written_left_out_lost_and_comes_next(
     assert "C-1: left out, it has no features: too little tissue" in shown
     assert "Note, for 3 of 3 slides: STAMP's coordinates are um" in shown
     assert f'feature_dir: "{out}/her2-mine-{CARD.digest[:8]}"' in shown
+    labels = pl.read_csv(out / "clini.csv", infer_schema=False)
+    (label,) = re.findall(r'ground_truth_label: "(.*?)"', shown)
+    (classes,) = re.findall(r"categories: (.*)", shown)
+    assert set(json.loads(classes)) >= {*labels[label].drop_nulls()} != set()
 
 
 def test_the_command_fails_after_the_good_slides(

@@ -6,6 +6,7 @@ The layout is that of `extract_` in `src/stamp/preprocessing/__init__.py` (Kathe
 `stamp_version`, as no STAMP wrote the files: its readers compare it only where it is there.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -121,6 +122,8 @@ def _differing(outgoing: Outgoing, slide_id: str) -> bool:
 
 def _advice(outgoing: Outgoing, out: Path) -> tuple[str, ...]:
     labels = sorted({name for row in (outgoing.rows or {}).values() for name in row.labels})
+    own = {row.labels.get(labels[0]) for row in (outgoing.rows or {}).values()} if labels else ()
+    classes = sorted(one for one in own if one is not None)
     return (
         "STAMP: in its config.yaml, under crossval or training:",
         f'  clini_table: "{out.absolute()}/clini.csv"',
@@ -128,7 +131,7 @@ def _advice(outgoing: Outgoing, out: Path) -> tuple[str, ...]:
         f'  feature_dir: "{out.absolute()}/{_extractor(outgoing)}"',
         f'  ground_truth_label: "{labels[0] if labels else "LABEL"}"'
         + (f"  # or {', '.join(labels[1:])}" if labels[1:] else ""),
-        "  categories: [the classes]",
+        f"  categories: {json.dumps(classes, ensure_ascii=False)}",
     )
 
 

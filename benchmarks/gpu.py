@@ -50,8 +50,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]  # of this folder, whether the proj
 
 if TYPE_CHECKING:
     import torch
-    from embed import Material, Run
 
+    from benchmarks.embed import Material, Run
     from her2.encoders.backbones import Encoder
 
 NEEDED = (
@@ -213,7 +213,8 @@ def ready(task: Task, name: str, device: "torch.device", precision: str) -> "Cal
 def patches(count: int, size: int) -> "torch.Tensor":
     """Return drawn tissue, uint8 (count, size, size, 3), in pinned memory where there is a GPU."""
     import torch
-    from embed import drawn
+
+    from benchmarks.embed import drawn
 
     image = drawn(1024)
     spots = torch.randint(0, 1024 - size, (count, 2), generator=torch.Generator().manual_seed(0))
@@ -388,7 +389,8 @@ def memory(task: Task) -> None:
 def pyramid(task: Task, name: str, height: int, shift: int = 0) -> "Material":
     """Write and tile a pyramid, once."""
     import numpy as np
-    from embed import drawn, tiled, write_pyramid
+
+    from benchmarks.embed import drawn, tiled, write_pyramid
 
     folder = task.folder / "slides"
     folder.mkdir(exist_ok=True)
@@ -401,8 +403,7 @@ def pyramid(task: Task, name: str, height: int, shift: int = 0) -> "Material":
 
 def embed(task: Task) -> None:
     """Run `her2 embed` and compare it with the encoder alone."""
-    from embed import whole_command
-
+    from benchmarks.embed import whole_command
     from her2.core.hardware import allowed_cpus
 
     cores = allowed_cpus()
@@ -429,8 +430,7 @@ def embed(task: Task) -> None:
 
 def two(task: Task) -> None:
     """Run one job, then two at once on the same card."""
-    from embed import whole_command
-
+    from benchmarks.embed import whole_command
     from her2.core.hardware import allowed_cpus
 
     name = task.scale.encoders[0]

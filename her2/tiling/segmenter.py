@@ -75,10 +75,10 @@ def _load(name: str, path: Path | None, stated: str | None) -> tuple[nn.Module, 
     """Build a segmenter with weights from a local file, or from where they are published."""
     published = segmenter(name)
     network = published.build()  # first, because its library may be missing
-    provenance: dict[str, Any] = {"hub": published.hub}
+    provenance: dict[str, Any] = {}
     if path is None:
         path = fetch(published)
-        provenance["revision"] = path.parent.name
+        provenance = {"hub": published.hub, "revision": path.parent.name}
     elif problem := path_problem(path, limit_bytes=WEIGHTS_BYTES):
         raise UserError(f"tiling.segmenter_weights: {str(path)!r} {problem}.")
     provenance |= {"file": path.name, "sha256": checked_digest(path, published, stated)}

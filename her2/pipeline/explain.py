@@ -193,7 +193,10 @@ def _segmenter(plan: Plan) -> dict[str, Any] | None:
         UserError: its weights are not there (yet).
     """
     for name in plan.segmenters:
-        return read_segmenter_card(plan.config.results / "segmenters" / name, name).identity
+        folder = plan.config.results / "segmenters" / name
+        if not (folder / CARD_NAME).is_file():
+            raise UserError(f"not known until the weights of the segmenter {name} are there")
+        return read_segmenter_card(folder, name).identity
     return None
 
 

@@ -19,6 +19,7 @@ import safetensors.torch
 import tifffile
 import torch
 from torch import nn
+from torchvision.transforms.functional import normalize, to_tensor
 
 import her2.segmenters
 import her2.tiling.segmenter as stage
@@ -89,6 +90,36 @@ def test_hest_is_the_deeplabv3_of_torchvision_with_the_last_layer_replaced() -> 
         assert shapes(own) == shapes(theirs)
         own.eval()
         assert segmenter("hest").logits(own, torch.zeros(2, 3, 512, 512)).shape == (2, 2, 512, 512)
+
+
+@pytest.mark.parametrize(
+    ("name", "last", "output"),
+    [
+        ("hest", "classifier.4", lambda found: found["out"]),
+        ("grandqc", "segmentation_head.0", lambda found: found),
+    ],
+)
+def test_a_window_is_seen_as_the_published_inference_code_sees_it(
+    name: str, last: str, output: Callable[[object], torch.Tensor]
+) -> None:
+    """With drawn weights, shifted so that both classes are found."""
+    torch.manual_seed(0)
+    network = segmenter(name).build().eval()
+    window = picture(128, 128)
+    seen = window
+    if name == "grandqc":
+        jpeg = cv2.imencode(".jpg", window, [cv2.IMWRITE_JPEG_QUALITY, 80])[1]
+        seen = np.asarray(cv2.imdecode(jpeg, cv2.IMREAD_COLOR))
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    batch = normalize(to_tensor(seen), mean, std)[None]
+    with torch.no_grad():
+        first = output(network(batch))[0]
+        network.get_submodule(last).bias[0] -= (first[0] - first[1]).median()
+        probability = output(network(batch)).softmax(dim=1)[0]
+    expected = (probability[1] > 0.5 if name == "hest" else probability.argmax(dim=0) == 0).numpy()
+    assert 0.3 < expected.mean() < 0.7
+    found = TissueNetwork(segmenter(name), network, "f" * 64, CPU).classify([window])[0]
+    assert (found == expected).mean() > 0.999
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -489,6 +520,7 @@ from her2.segmenters import Segmenter
 def build():
     import torch
     from torch import nn
+from torchvision.transforms.functional import normalize, to_tensor
 
     layer = nn.Conv2d(3, 2, 1)
     layer.load_state_dict({

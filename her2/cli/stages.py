@@ -35,6 +35,10 @@ STAGES = {
         "her2.tiling.stage:tile_bucket",
         "Stage 1: find the tiles of a bucket of slides.",
     ),
+    "segmenter": (
+        "her2.tiling.segmenter:fetch_segmenter",
+        "Stage 1: write the weights of a tissue segmenter to a folder.",
+    ),
     "audit": (
         "her2.cohort.audit:audit_cohort",
         "After tile: stop on duplicates, or when too many slides cannot be used.",

@@ -149,6 +149,26 @@ class CatalogueRow(BaseModel):
         """Return True if the library itself loads the file: it knows these weights by a tag."""
         return self.hub is None or "." in self.architecture
 
+    @property
+    def place(self) -> str:
+        """Return what errors about the weights begin with."""
+        return f"encoders: {self.name}"
+
+    @property
+    def path_key(self) -> str:
+        """Return the key of a local file of the weights."""
+        return "checkpoint"
+
+    @property
+    def digest_key(self) -> str:
+        """Return the key that states the digest of other weights."""
+        return "sha256"
+
+    @property
+    def section(self) -> str:
+        """Return where these keys are."""
+        return "in the encoder's section"
+
     def pins(self, digest: str) -> bool:
         """Tell whether a file with this SHA-256 (hex) holds the row's weights, as far as known."""
         known = [one for one in (self.sha256, *self.also_sha256.values()) if one is not None]

@@ -1,13 +1,19 @@
 """Config: slides, labels, tiles and labelled patches."""
 
 import operator
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, create_model, model_validator
 
 from her2.core.paths import UserPath
 from her2.core.section import ClassName, Count, Mpp, Name, Ordered, Positive, Section, Share
 from her2.filters.registry import LISTED
+from her2.segmenters import NAMES as SEGMENTERS
+
+if TYPE_CHECKING:
+    SegmenterName = str
+else:
+    SegmenterName = Literal[SEGMENTERS]
 
 PatientLabel = Literal["refuse", "worst", "first", "exclude"]
 UnmappedLabels = Literal["error", "leave_out"]
@@ -136,6 +142,10 @@ def _with_filter_options(section: type[_AnySection]) -> type[_AnySection]:
     )
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 @_with_filter_options
 class TilingSection(Section):
     """Tissue detection, the grid of tiles, and which tiles are kept."""
@@ -167,10 +177,40 @@ class TilingSection(Section):
         description="origin of the annotations: the slide's corner, or the corner of its scanned "
         "area (QuPath's origin for MIRAX and Leica SCN, unless opened with --no-crop)",
     )
+    segmenter: SegmenterName | None = Field(
+        None,
+        exclude_if=_is_none,  # or every slide would be tiled again
+        description="a published network that finds the tissue in place of its colour, on a GPU "
+        "where there is one (licences: docs/tiles.md); default: tissue is found by its colour",
+    )
+    segmenter_weights: UserPath | None = Field(
+        None,
+        exclude_if=_is_none,
+        description="local file of the segmenter's weights; default: fetched from where they are "
+        "published",
+    )
+    segmenter_sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")] | None = Field(
+        None,
+        exclude_if=_is_none,
+        description="SHA-256 of `segmenter_weights`; only needed to use, on purpose, another file "
+        "than the published one",
+    )
 
+    @model_validator(mode="after")
+    def _weights_of_a_segmenter(self) -> "TilingSection":
+        if self.segmenter_weights is not None and self.segmenter is None:
+            raise ValueError("`segmenter_weights` needs `segmenter`")
+        if self.segmenter_sha256 is not None and self.segmenter_weights is None:
+            raise ValueError("`segmenter_sha256` needs `segmenter_weights`")
+        return self
 
-def _is_none(value: object) -> bool:
-    return value is None
+    @property
+    def as_tiled(self) -> "TilingSection":
+        """Return the section without where a segmenter's weights come from.
+
+        Tiles and bundles depend on the weights themselves, which a card identifies.
+        """
+        return self.model_copy(update={"segmenter_weights": None, "segmenter_sha256": None})
 
 
 PatchFormat = Literal["folders", "csv", "bci", "pcam", "ihc4bc"]

@@ -33,6 +33,7 @@ from her2.config import (
 from her2.config.names import Buckets, Protocol, Run
 from her2.core.errors import UserError
 from her2.core.files import canonical_json
+from her2.core.paths import UserPath
 
 FilesState = Annotated[str, Field(exclude_if=operator.not_)]
 """State of the users' files that a job reads (`her2.core.stamps.files_state`): if it changes, the
@@ -51,6 +52,7 @@ VERSIONS = {
     "train": 3,
     "evaluate": 7,
     "compare": 7,
+    "segmenter": 1,
     "robustness": 1,
     "control": 8,
     "heatmap": 2,
@@ -111,6 +113,16 @@ class TileSpec(Section):
     size: int
     tiling: TilingSection
     seed: int | None = None
+    files: FilesState = ""
+
+
+class SegmenterSpec(Section):
+    """The weights of a tissue segmenter; `files` is the state of a local file of them."""
+
+    version: int = VERSIONS["segmenter"]
+    segmenter: str
+    weights: UserPath | None = None
+    sha256: str | None = None
     files: FilesState = ""
 
 

@@ -41,6 +41,7 @@ from her2.storage.entries import Entry, FeatureEntry, TileEntry, read_entries
 from her2.storage.features import read_attributes
 from her2.storage.products import intact
 from her2.storage.tiles import read_table
+from her2.tiling.segmenter_card import read_segmenter_card
 from her2.tiling.stage import find_tiles, tile_identity
 
 _SHOWN = 12
@@ -173,15 +174,31 @@ def _tiles(plan: Plan, row: SlideRow, bucket: str, grid: str) -> Generator[str, 
     spec, masks = load(TileSpec, plan.tile_spec(grid, bucket)), plan.config.cohort.tissue_masks
     try:
         content = fingerprint(plan.cohort.file(row))
-        identity = tile_identity(spec, plan.cohort, row, masks, content=content)
+        identity = tile_identity(
+            spec, plan.cohort, row, masks, content=content, segmenter=_segmenter(plan)
+        )
         cache = Cache(plan.config.cache_folder)
         identity, table = find_tiles(cache, plan.cohort.file(row), identity, intact)
-    except SlideError as error:
+    except (SlideError, UserError) as error:
         yield f"    now   {error}"
         return None
     key, made = digest(identity), entry.key if entry else None
     yield f"    now   {_now(key, made, table is not None, 'cut')}"
     return key
+
+
+def _segmenter(plan: Plan) -> dict[str, Any] | None:
+    """Return the identity of the tissue segmenter, if the config names one.
+
+    Raises:
+        UserError: its weights are not there (yet).
+    """
+    for name in plan.segmenters:
+        folder = plan.config.results / "segmenters" / name
+        if not (folder / CARD_NAME).is_file():
+            raise UserError(f"not known until the weights of the segmenter {name} are there")
+        return read_segmenter_card(folder, name).identity
+    return None
 
 
 def _features(

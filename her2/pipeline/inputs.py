@@ -203,6 +203,8 @@ def _config_problems(config: Config) -> Iterator[str]:
         if problem:
             key = "checkpoint" if encoder.module is None else "module"
             yield f"encoders.{name}.{key}: {problem}"
+    weights = config.tiling.segmenter_weights
+    yield from _place_problems([("tiling.segmenter_weights", weights, "file")])
     yield from _place_problems(
         (f"encoders.{name}.path", folder, "folder")
         for name, section in config.given.items()

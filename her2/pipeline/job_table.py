@@ -74,6 +74,7 @@ RULES = {
         (COHORT, "grid", "bucket"),
         lambda plan, part, grid, bucket: plan.of(part).tile_spec(grid, bucket),
     ),
+    "fetch_segmenter": Rule(("segmenter",), Plan.segmenter_spec),
     "audit_cohort": Rule((COHORT,), lambda plan, part: plan.of(part).audit_spec()),
     "tabulate_cohort": Rule((COHORT,), lambda plan, part: plan.of(part).cohort_spec()),
     "check_apart": Rule((COHORT,), external.apart_spec, external=True),
@@ -191,6 +192,7 @@ def _values(plan: Plan, own: Plan, rule: str, wildcard: str) -> Iterable[str]:
     domains: dict[str, Iterable[str]] = {
         "grid": config.grids,
         "bucket": own.buckets,
+        "segmenter": plan.segmenters,
         "task": config.tasks,
         "encoder": config.encoders,
         "head": config.heads,

@@ -160,6 +160,12 @@ class Layout:
         found = {name: e.local_weights() for name, e in self.config.encoders.items()}
         return {name: [str(path)] if path else [] for name, path in found.items()}
 
+    @property
+    def segmenters(self) -> tuple[str, ...]:
+        """Return the name of the tissue segmenter; none if tissue is found by its colour."""
+        name = self.config.tiling.segmenter
+        return () if name is None or not self.config.grids else (name,)
+
     def patch_source(self, name: str) -> str:
         """Return the table or folder of the patch set that an encoder is pre-trained on."""
         return str(self.config.patches[self.config.encoders[name].data or ""].path)

@@ -86,9 +86,22 @@ class Plan(Layout):
                 rows=self.cohort.digest(self.by_bucket[bucket], columns_read_by("tile")),
                 mpp=mpp,
                 size=size,
-                tiling=self.config.tiling,
+                tiling=self.config.tiling.as_tiled,
                 seed=None if self.config.tiling.max_tiles is None else self.config.seed,
                 files=self.state(self.tile_files(bucket)),
+            )
+        )
+
+    def segmenter_spec(self, name: str) -> str:
+        """Return the spec of fetching the weights of the tissue segmenter."""
+        tiling = self.config.tiling
+        weights = tiling.segmenter_weights
+        return jobs.dump(
+            jobs.SegmenterSpec(
+                segmenter=name,
+                weights=weights,
+                sha256=tiling.segmenter_sha256,
+                files="" if weights is None else files_state([weights], self.cohort.root),
             )
         )
 

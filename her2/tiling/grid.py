@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,10 @@ from her2.storage.tiles import TileTable
 from her2.tiling.artefacts import KEPT, area_shares, find_areas, judge, union
 from her2.tiling.brown import brown_share
 from her2.tiling.picture import BROWN_WORDS, Layers, draw, with_words
-from her2.tiling.tissue import optical_density, tissue_mask
+from her2.tiling.tissue import cleaned, optical_density, tissue_mask
+
+if TYPE_CHECKING:
+    from her2.tiling.segmentation import TissueNetwork
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,8 @@ class Sources:
     """Tissue mask from another program."""
     seed: int | None = None
     """Random seed for drawing tiles if there are more than `max_tiles`."""
+    segmenter: "TissueNetwork | None" = None
+    """Network that finds the tissue where there is no mask; None: it is found by its colour."""
 
 
 def grid_axis(length_px: int, tile: float, overlap: float) -> NDArray[np.int32]:
@@ -110,7 +116,7 @@ def tile_slide(
     thumbnail_mpp = _thumbnail_mpp(mpp, size, tiling)
     thumbnail = slide.thumbnail(thumbnail_mpp, scale)
     density = optical_density(thumbnail, mpp=thumbnail_mpp)
-    layers = _layers(slide, thumbnail, density, thumbnail_mpp, tiling, sources)
+    layers = _layers(slide, scale, thumbnail, density, thumbnail_mpp, tiling, sources)
     grid = TileGrid(
         target_mpp=mpp,
         tile_px=size,
@@ -137,7 +143,7 @@ def tile_slide(
         mpp_y=scale.mpp_y,
         mpp_source=scale.source,
         tissue_mm2=round(float(layers.tissue.mean()) * area_mm2, 4),
-        tissue_source="detected" if sources.mask is None else "mask file",
+        tissue_source=_tissue_source(sources),
         regions=None if sources.regions is None else len(sources.regions),
         shares=area_shares(layers.artefacts, layers.tissue, layers.region),
         rejected=found.rejected,
@@ -163,8 +169,15 @@ def tile_slide(
     return table, with_words(picture, BROWN_WORDS) if is_brown(facts.brown) else picture
 
 
+def _tissue_source(sources: Sources) -> str:
+    if sources.mask is not None:
+        return "mask file"
+    return "detected" if sources.segmenter is None else sources.segmenter.source
+
+
 def _layers(
     slide: Slide,
+    scale: Scale,
     thumbnail: RGB,
     density: Density,
     mpp: float,
@@ -182,11 +195,14 @@ def _layers(
     covered = union(over.values(), nowhere)
     size_px = (slide.width_px, slide.height_px)
     shape = (thumbnail.shape[0], thumbnail.shape[1])
-    if sources.mask is None:
-        exclude = covered | view.outside
-        tissue = tissue_mask(density, mpp=mpp, min_tissue_um=tiling.min_tissue_um, exclude=exclude)
-    else:
+    exclude = covered | view.outside
+    if sources.mask is not None:
         tissue = read_mask(sources.mask, shape, size_px=size_px)
+    elif sources.segmenter is not None:
+        found = sources.segmenter.find(slide, scale, shape)
+        tissue = cleaned(found, mpp=mpp, min_tissue_um=tiling.min_tissue_um, exclude=exclude)
+    else:
+        tissue = tissue_mask(density, mpp=mpp, min_tissue_um=tiling.min_tissue_um, exclude=exclude)
     within = find_areas(Where.WITHIN, replace(view, tissue=tissue & ~covered), tiling)
     region: Mask | None = None
     if sources.regions is not None:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 
@@ -32,6 +32,9 @@ from her2.storage.products import LookUp, trusted
 from her2.storage.tiles import TileTable, read_table, write_table
 from her2.tiling.grid import Sources, tile_slide
 
+if TYPE_CHECKING:
+    from her2.tiling.segmentation import TissueNetwork
+
 log = logging.getLogger(__name__)
 
 
@@ -42,6 +45,7 @@ def tile_bucket(
     output: Path,
     *,
     tissue_masks: Path | None = None,
+    segmenter: Path | None = None,
     threads: int = 1,
 ) -> dict[str, TileEntry]:
     """Tile the slides of a bucket; a slide that fails becomes an entry with its reason.
@@ -52,15 +56,21 @@ def tile_bucket(
         cache: cache for tile tables and QC pictures.
         output: the entries file to write; links with the slides' names are put beside it.
         tissue_masks: folder of masks that replace the tissue detection.
+        segmenter: folder of the tissue segmenter's weights; default: from where they are published.
         threads: number of slides tiled at the same time.
     """
     cv2.setNumThreads(1)  # the pool uses all of the job's threads
+    network: TissueNetwork | None = None
+    if spec.tiling.segmenter is not None:
+        from her2.tiling.segmenter import network_of  # torch, which no other tiling needs
+
+        network = network_of(spec.tiling, segmenter, threads=threads)
 
     def tile(row: SlideRow) -> TileEntry:
         with blamed_on(row.slide_id):
             try:
                 with reading(row.slide_id):
-                    return _tile_row(spec, cohort, row, cache, tissue_masks)
+                    return _tile_row(spec, cohort, row, cache, tissue_masks, network)
             except (SlideError, TileError) as error:
                 return _left_out(row, error)
 
@@ -74,26 +84,38 @@ def tile_bucket(
 
 
 def tile_identity(
-    spec: TileSpec, cohort: Cohort, row: SlideRow, tissue_masks: Path | None, *, content: str
+    spec: TileSpec,
+    cohort: Cohort,
+    row: SlideRow,
+    tissue_masks: Path | None,
+    *,
+    content: str,
+    segmenter: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return everything that determines a slide's tile table; its digest is the table's key.
 
     `tissue_masks` is the folder of masks that replace the tissue detection, `content` the slide's
-    fingerprint.
+    fingerprint, `segmenter` the identity of the network that finds the tissue of slides without a
+    mask.
 
     Raises:
         SlideError: the annotation or mask cannot be read.
     """
+    annotation = _content(cohort.annotation_file(row), "annotation")
+    mask = _content(cohort.mask_file(row, tissue_masks), "tissue mask")
+    network = {"segmenter": segmenter} if segmenter is not None and mask is None else {}
+    not_of_tiles = {"min_tiles", "segmenter", "segmenter_weights", "segmenter_sha256"}
     return {
         "stage": "tile",
         "version": spec.version,
         "fingerprint": content,
         "manifest_mpp": row.mpp,
         "target": [spec.mpp, spec.size],
-        "tiling": spec.tiling.model_dump(exclude={"min_tiles"}),
+        "tiling": spec.tiling.model_dump(exclude=not_of_tiles),
         "seed": spec.seed,
-        "annotation": _content(cohort.annotation_file(row), "annotation"),
-        "mask": _content(cohort.mask_file(row, tissue_masks), "tissue mask"),
+        "annotation": annotation,
+        "mask": mask,
+        **network,
     }
 
 
@@ -126,12 +148,20 @@ def _cached(cache: Cache, identity: dict[str, Any], look_up: LookUp) -> TileTabl
 
 
 def _tile_row(
-    spec: TileSpec, cohort: Cohort, row: SlideRow, cache: Cache, tissue_masks: Path | None
+    spec: TileSpec,
+    cohort: Cohort,
+    row: SlideRow,
+    cache: Cache,
+    tissue_masks: Path | None,
+    network: "TissueNetwork | None",
 ) -> TileEntry:
     try:
         slide_file = cohort.file(row)
         content = fingerprint(slide_file)
-        identity = tile_identity(spec, cohort, row, tissue_masks, content=content)
+        segmenter = None if network is None else network.identity
+        identity = tile_identity(
+            spec, cohort, row, tissue_masks, content=content, segmenter=segmenter
+        )
         identity, cached = find_tiles(cache, slide_file, identity)
         key = digest(identity)
         if cached is None:
@@ -149,7 +179,9 @@ def _tile_row(
                     size=spec.size,
                     tiling=spec.tiling,
                     fingerprint=content,
-                    sources=Sources(regions, cohort.mask_file(row, tissue_masks), spec.seed),
+                    sources=Sources(
+                        regions, cohort.mask_file(row, tissue_masks), spec.seed, network
+                    ),
                 )
                 facts = replace(table.facts, checksum=proof.result())
             _publish(cache, key, replace(table, facts=facts, identity=identity), picture)

@@ -79,9 +79,7 @@ def tissue_mask(
     reach = 2 * round(EDGE_UM / mpp) + 1
     nearby = cv2.dilate(amount, np.ones((reach, reach), np.uint8))
     mask &= (amount > STAIN_RANGE[1]) | (amount > EDGE_SHARE * nearby)
-    if exclude is None:
-        return _clean(mask, min_px=min_tissue_um / mpp)
-    return _clean(mask & ~exclude, min_px=min_tissue_um / mpp) & ~exclude
+    return cleaned(mask, mpp=mpp, min_tissue_um=min_tissue_um, exclude=exclude)
 
 
 def _threshold(density: Density, amount: NDArray[np.float32]) -> float:
@@ -93,6 +91,19 @@ def _threshold(density: Density, amount: NDArray[np.float32]) -> float:
     middle = float(np.median(glass))
     spread = 1.4826 * float(np.median(np.abs(glass - middle)))
     return float(np.clip(middle + 6 * spread, *STAIN_RANGE))
+
+
+def cleaned(mask: Mask, *, mpp: float, min_tissue_um: float, exclude: Mask | None = None) -> Mask:
+    """Return a mask of tissue without specks, small holes, small pieces and what is excluded.
+
+    Arguments are those of `tissue_mask`.
+    """
+    min_px = min_tissue_um / mpp
+    return (
+        _clean(mask, min_px=min_px)
+        if exclude is None
+        else _clean(mask & ~exclude, min_px=min_px) & ~exclude
+    )
 
 
 def _clean(mask: Mask, *, min_px: float) -> Mask:

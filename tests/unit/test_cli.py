@@ -60,7 +60,10 @@ def test_importing_is_light(module):
 
 
 MAY_LOAD = {
-    "torch": {"encoder", "pretrain", "train", "attention", "refit", "apply", "external-attention"},
+    "torch": {
+        *("segmenter", "encoder", "pretrain", "train", "attention", "refit", "apply"),
+        "external-attention",
+    },
     "torch._dynamo": set(),
     "timm": set(),
     "torchvision": set(),

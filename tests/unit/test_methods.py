@@ -238,6 +238,25 @@ def test_tissue_of_mask_files_is_not_called_detected(results: Results) -> None:
     assert "only annotated regions were used" in words
 
 
+@pytest.mark.parametrize(
+    ("name", "said", "where"),
+    [
+        ("hest", "DeepLabV3 with a ResNet-50, of HEST-1k (Jaume et al. 2024)", "HEST-1k: a"),
+        ("grandqc", "UNet++ with an EfficientNet-B0, of GrandQC (Weng et al. 2024)", "GrandQC: a"),
+    ],
+)
+def test_tissue_of_a_segmenter_is_cited(results: Results, name: str, said: str, where: str) -> None:
+    source = pl.lit(f"segmenter {name}, weights 0123456789ab")
+    own = replace(results, cohort=results.cohort.with_columns(tissue_source=source))
+    words = methods.tiles(own)
+    assert f"Tissue was found by {said} without further training." in words
+    assert where in text(own)
+    masked = pl.when(pl.int_range(pl.len()) == 0).then(pl.lit("mask file")).otherwise(source)
+    mixed = replace(results, cohort=results.cohort.with_columns(tissue_source=masked))
+    expected = "without further training or taken from mask files made by another program."
+    assert expected in methods.tiles(mixed)
+
+
 def test_two_tasks_have_their_own_numbers(results: Results) -> None:
     whole = results.config.model_dump(mode="json")["tasks"]
     low = {"label": "her2", "classes": {"low": ["0", "1"], "high": ["2"]}}

@@ -31,9 +31,11 @@ def test_rules_that_can_use_a_gpu_are_those_of_the_profile() -> None:
     text = "\n".join(
         path.read_text() for path in (PROFILES.parent / "workflow" / "rules").glob("*.smk")
     )
-    asking = {
-        name
-        for name, body in re.findall(r"(?ms)^ *rule (\w+):\n(.*?)(?=^ *rule |\Z)", text)
-        if "gpu=1" in body
-    }
+    bodies = re.findall(r"(?ms)^ *rule (\w+):\n(.*?)(?=^ *rule |\Z)", text)
+    asking = {name for name, body in bodies if "gpu=1," in body}
     assert asking == set(profile("slurm")["set-resources"])
+    on_request = {name for name, body in bodies if "gpu=1 if" in body}
+    lines = (PROFILES / "slurm/config.yaml").read_text()
+    named = set(re.findall(r"(?m)^  # (\w+): \{ slurm_partition: gpu, gpu: 1 \}$", lines))
+    assert on_request == {"tile_bucket"}
+    assert on_request < named

@@ -404,6 +404,16 @@ def test_the_page_says_what_a_licence_does_not_allow(tmp_path, model, said):
     assert all(text.startswith(f"plain: {said}") for text in found)
 
 
+@pytest.mark.parametrize("segmenter", ["hest", "grandqc"])
+def test_the_page_says_what_the_licence_of_a_segmenter_does_not_allow(tmp_path, segmenter):
+    values = {"plain": {"source": "catalogue", "model": "h-optimus-0"}}
+    (said,) = licence_cautions(tmp_path, values, tiling={"segmenter": segmenter})
+    assert said.startswith(
+        f"tiling.segmenter: {segmenter}: the licence of its weights (CC-BY-NC-SA-4.0) allows no "
+        "commercial use"
+    )
+
+
 @pytest.mark.parametrize("licence", ["cc-by-nc-4.0", "cc-by-nc-nd-4.0", "apache-2.0"])
 def test_a_licence_follows_the_weights_into_what_was_trained_from_them(tmp_path, licence):
     """Of weights that a library publishes, or that a file holds, only the licence is known."""

@@ -53,6 +53,7 @@ SLIDES = FILES.of_cohort(
 # take seconds, less than a wait in the queue.
 localrules:
     materialise_encoder,
+    fetch_segmenter,
     describe_features,
     audit_cohort,
     tabulate_cohort,

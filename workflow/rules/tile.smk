@@ -1,15 +1,45 @@
 """Stage 1, tile: find the tissue tiles of every cohort on each grid that an encoder asks for.
 
-in:  the slides of a bucket, their annotations and tissue masks where they have any
-out: tiles/{grid}/{bucket}.json   slide -> key, tiles, um/px, status, reason
+in:  the slides of a bucket, their annotations and tissue masks where they have any; the weights of
+     a tissue segmenter, where the config names one
+out: segmenters/{segmenter}/card.json, weights.safetensors
+     tiles/{grid}/{bucket}.json   slide -> key, tiles, um/px, status, reason
      cohort/audited.parquet    the slides; stops on duplicates and mass failure
      cohort/slides.parquet, .csv  one row per slide and grid, for people and the report
 """
 
 
+rule fetch_segmenter:
+    input:
+        outdated=FILES.outdated("fetch_segmenter"),
+    output:
+        card=f"{RESULTS}/segmenters/{{segmenter}}/card.json",
+        weights=f"{RESULTS}/segmenters/{{segmenter}}/weights.safetensors",
+        stamp=FILES.stamp("fetch_segmenter"),
+    log:
+        f"{RESULTS}/logs/fetch_segmenter/{{segmenter}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/fetch_segmenter/{{segmenter}}.tsv"
+    wildcard_constraints:
+        segmenter=one_of(PLAN.segmenters),
+    conda:
+        "../../envs/her2.yaml"
+    threads: 1
+    resources:
+        mem_mb=growing(4000),
+        runtime=growing(60),
+    params:
+        spec=FILES.spec("fetch_segmenter"),
+        out=FILES.folder("segmenters/{segmenter}"),
+    shell:
+        "python -m her2 segmenter --spec {params.spec:q} --out {params.out:q}"
+        " --stamp {output.stamp:q} 2> {log:q}"
+
+
 rule tile_bucket:
     input:
         FILES.files_of_cohort(lambda own, wildcards: own.drawn(own.tile_files(wildcards.bucket))),
+        segmenter=[f"{RESULTS}/segmenters/{name}/card.json" for name in PLAN.segmenters],
         outdated=FILES.outdated("tile_bucket"),
     output:
         entries=f"{RESULTS}/{{cohort}}tiles/{{grid}}/{{bucket}}.json",
@@ -24,15 +54,21 @@ rule tile_bucket:
         "../../envs/her2.yaml"
     threads: 2
     resources:
-        mem_mb=growing(4000),
-        runtime=growing(60),
+        mem_mb=growing(12000 if PLAN.segmenters else 4000),
+        runtime=growing(480 if PLAN.segmenters else 60),
+        # Of use to a segmenter alone; it only counts as in embed.smk.
+        gpu=1 if PLAN.segmenters else 0,
     params:
         spec=FILES.spec("tile_bucket"),
         slides=SLIDES,
         cache=CACHE,
         masks=FILES.cohort_option("--tissue-masks", lambda own: own.config.cohort.tissue_masks),
+        segmenter=option(
+            "--segmenter", "".join(f"{RESULTS}/segmenters/{n}" for n in PLAN.segmenters)
+        ),
     shell:
         "python -m her2 tile --spec {params.spec:q} {params.slides:q} {params.masks:q}"
+        " {params.segmenter:q}"
         " --cache {params.cache:q} --threads {threads} --out {output.entries:q}"
         " --stamp {output.stamp:q} 2> {log:q}"
 

@@ -1,4 +1,4 @@
-"""Stage 2, report: what the licences of the encoders' weights do not allow, one sentence each."""
+"""Stage 2, report: what the licences of published weights do not allow, one sentence each."""
 
 import re
 from collections.abc import Iterator
@@ -7,13 +7,17 @@ from her2.config import EncoderSection, GivenSection
 from her2.config.catalogue import row as catalogue_row
 from her2.libraries import library
 from her2.report.results import Results
+from her2.segmenters import segmenter
 
 _NOT_COMMERCIAL = re.compile(r"\bnc\b|non-?commercial|research", re.IGNORECASE)
 _NO_DERIVATIVES = re.compile(r"\bnd\b|no-?derivatives", re.IGNORECASE)
 
 
 def cautions(results: Results) -> list[str]:
-    """Return the restrictions of each encoder's weights, and of those it was trained from."""
+    """Return the restrictions of each encoder's weights and of those it was trained from.
+
+    Those of the tissue segmenter follow, where one has chosen the tiles.
+    """
     found = []
     for name, encoder in results.config.encoders.items():
         if isinstance(encoder, GivenSection):  # whose weights is known to who computed them
@@ -26,6 +30,10 @@ def cautions(results: Results) -> list[str]:
             if origin != name and _NO_DERIVATIVES.search(licence):
                 text += " Weights that were trained from them may not be passed on."
             found.append(f"{name}{via}: {text}")
+    chosen = results.config.tiling.segmenter
+    if chosen is not None and results.config.needs_slides:
+        one = segmenter(chosen)
+        found += [] if one.commercial else [f"{one.place}: {_not_commercial(one.licence)}"]
     return found
 
 
@@ -70,7 +78,11 @@ def _restriction(results: Results, name: str, encoder: EncoderSection) -> tuple[
         commercial = "no" if _NOT_COMMERCIAL.search(licence) else "yes"
     if commercial == "yes":
         return licence, ""
-    return licence, (
+    return licence, _not_commercial(licence)
+
+
+def _not_commercial(licence: str) -> str:
+    return (
         f"the licence of its weights ({licence}) allows no commercial use. Read in its text what "
         "that means for models and figures made with them."
     )

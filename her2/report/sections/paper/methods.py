@@ -5,6 +5,7 @@ escapes it. Works are cited by authors and year, and listed at the end.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import polars as pl
@@ -30,6 +31,8 @@ from her2.report.sections.paper.references import references
 from her2.report.sections.paper.sample_size import sample_size
 from her2.report.sections.patient_labels import decided
 from her2.report.sections.pretraining import split_words
+from her2.segmenters import NAMES as SEGMENTERS
+from her2.segmenters import segmenter
 
 CITED = {
     "snakemake": "M\N{LATIN SMALL LETTER O WITH DIAERESIS}lder et al. 2021",
@@ -173,6 +176,7 @@ class _Tiles:
     sizes: list[str]
     tissue_detected: bool
     tissue_from_masks: bool
+    segmenters: list[str]
     annotated_slides: int
     artefact_limits: list[str]
     tile_clauses: list[str]
@@ -187,6 +191,7 @@ def tiles(results: Results) -> str:
     tiling, table = results.config.tiling, results.cohort.filter(pl.col("grid").is_in(list(cut)))
     known = "tissue_source" in table.columns
     sources = set(table["tissue_source"].drop_nulls()) if known else set()
+    segmented = {source for source in sources if source.startswith("segmenter ")}
     annotated = 0
     if "regions" in table.columns:
         annotated = table.filter(pl.col("regions").is_not_null())["slide_id"].n_unique()
@@ -201,8 +206,9 @@ def tiles(results: Results) -> str:
         _Tiles(
             tiling=tiling,
             sizes=list(sizes),
-            tissue_detected=not sources or bool(sources - {"mask file"}),
+            tissue_detected=not sources or bool(sources - segmented - {"mask file"}),
             tissue_from_masks="mask file" in sources,
+            segmenters=_segmenters(segmented),
             annotated_slides=annotated,
             artefact_limits=[
                 f"{percent(limit)} {one.methods}"
@@ -215,6 +221,16 @@ def tiles(results: Results) -> str:
             grids=[row for row in cohort_section.grid_rows(results) if row.grid in cut],
         ),
     )
+
+
+def _segmenters(sources: Iterable[str]) -> list[str]:
+    """Return the title and citation of each network that has found tissue."""
+    by_source = ((f"segmenter {name},", segmenter(name)) for name in SEGMENTERS)
+    return [
+        f"{one.title} ({one.reference[0]})"
+        for begin, one in by_source
+        if any(source.startswith(begin) for source in sources)
+    ]
 
 
 @dataclass(frozen=True, slots=True)

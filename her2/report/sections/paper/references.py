@@ -9,12 +9,15 @@ from her2.explanation.citations import REFERENCES
 from her2.filters.registry import LISTED
 from her2.metrics import all_metrics
 from her2.report.sections.paper.prose import FOLDER
+from her2.segmenters import NAMES as SEGMENTERS
+from her2.segmenters import segmenter
 
 
 def known_works() -> Mapping[str, str]:
     """Return authors and year -> where the work appeared.
 
-    The prose has its own list; heads, filters, metrics and explanation measures declare theirs.
+    The prose has its own list; heads, filters, segmenters, metrics and explanation measures
+    declare theirs.
     """
     listed: dict[str, str] = yaml.safe_load(
         (FOLDER / "references.yaml").read_text(encoding="utf-8")
@@ -23,6 +26,7 @@ def known_works() -> Mapping[str, str]:
         REFERENCES,
         *(head.citations for head in HEADS.values()),
         *(one.references for one in LISTED),
+        *(dict([segmenter(name).reference]) for name in SEGMENTERS),
         *(metric.references for metric in all_metrics()),
     ]
     return listed | {work: where for works in owned for work, where in works.items()}

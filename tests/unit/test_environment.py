@@ -155,8 +155,8 @@ def imported_packages() -> dict[str, Path]:
 
 
 def test_every_package_that_her2_imports_is_a_declared_dependency():
-    # What the extra `exchange` brings is imported by functions that say how to install it.
-    wanted = [*PROJECT["dependencies"], *EXTRAS["exchange"]]
+    # What these extras bring is imported by functions that say how to install it.
+    wanted = [*PROJECT["dependencies"], *EXTRAS["exchange"], *EXTRAS["segmenter"]]
     declared = {canonicalize_name(Requirement(d).name) for d in wanted}
     providers = metadata.packages_distributions()
     for module, path in imported_packages().items():

@@ -520,7 +520,6 @@ from her2.segmenters import Segmenter
 def build():
     import torch
     from torch import nn
-from torchvision.transforms.functional import normalize, to_tensor
 
     layer = nn.Conv2d(3, 2, 1)
     layer.load_state_dict({

@@ -145,7 +145,7 @@ def _export(
         left_out=left_out,
         failed=failed,
         losses=dict(losses),
-        advice=tuple(writer.advice(outgoing, record.out)),
+        advice=tuple(writer.advice(outgoing, sorted(record.slides), record.out)),
         caution=outgoing.caution,
     )
     tables = _write_tables(writer, outgoing, record)

@@ -431,7 +431,21 @@ def test_the_command_says_what_was_written_left_out_lost_and_comes_next(
     labels = pl.read_csv(out / "clini.csv", infer_schema=False)
     (label,) = re.findall(r'ground_truth_label: "(.*?)"', shown)
     (classes,) = re.findall(r"categories: (.*)", shown)
-    assert set(json.loads(classes)) >= {*labels[label].drop_nulls()} != set()
+    assert json.loads(classes) == sorted(set(labels[label].drop_nulls())) != []
+
+
+def test_the_categories_are_those_of_the_patients_that_go_out(
+    made: Made, out: Path, monkeypatch, capsys
+) -> None:
+    """STAMP divides by the patients of each category, and its loss is NaN where there is none."""
+    _, shown, _ = command(
+        monkeypatch, capsys, made.root, "--to", "stamp", "--out", out, "--slides", "B-1"
+    )
+    (classes,) = re.findall(r"categories: (\[.*?\])", shown)
+    assert (
+        json.loads(classes) == pl.read_csv(out / "clini.csv", infer_schema=False)["her2"].to_list()
+    )
+    assert "STAMP needs patients of two" in shown
 
 
 def test_the_command_fails_after_the_good_slides(

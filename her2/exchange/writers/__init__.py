@@ -22,7 +22,7 @@ def no_tables(outgoing: Outgoing, slides: Sequence[str]) -> Mapping[str, pl.Data
     return {}
 
 
-def no_advice(outgoing: Outgoing, out: Path) -> tuple[str, ...]:
+def no_advice(outgoing: Outgoing, slides: Sequence[str], out: Path) -> tuple[str, ...]:
     """Return no lines, for a form that needs no configuration."""
     return ()
 
@@ -40,7 +40,8 @@ class Writer:
         losses: what the other program does not get, or less exactly than the store has it, as
             sentences that hold for other slides too.
         tables: file name -> table that is written after the slides of an export; slide ids sorted.
-        advice: lines that tell what the other program then needs, for the folder of the export.
+        advice: lines that tell what the other program then needs, for the slides and the folder of
+            the export.
         needs: properties of `SlideFeatures` without which a slide cannot be written. Features that
             another program computed may lack them.
         package: a package that `write` needs and her2 does not.
@@ -54,7 +55,7 @@ class Writer:
     write: Callable[[Outgoing, SlideFeatures, Mapping[str, Path]], None]
     losses: Callable[[Outgoing, SlideFeatures], Sequence[str]]
     tables: Callable[[Outgoing, Sequence[str]], Mapping[str, pl.DataFrame]] = no_tables
-    advice: Callable[[Outgoing, Path], Sequence[str]] = no_advice
+    advice: Callable[[Outgoing, Sequence[str], Path], Sequence[str]] = no_advice
     needs: Sequence[str] = ()
     package: str | None = None
     version: int = 1

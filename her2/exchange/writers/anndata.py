@@ -3,7 +3,7 @@
 The layout is that of anndata's published on-disk format, see `_anndata.py`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import h5py
@@ -29,7 +29,7 @@ def _losses(outgoing: Outgoing, slide: SlideFeatures) -> list[str]:
     return []
 
 
-def _advice(outgoing: Outgoing, out: Path) -> tuple[str, ...]:
+def _advice(outgoing: Outgoing, slides: Sequence[str], out: Path) -> tuple[str, ...]:
     return (f"anndata: anndata.read_h5ad('{out}/SLIDE.h5ad', backed='r')",)
 
 

@@ -107,7 +107,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _advice(outgoing: Outgoing, out: Path) -> tuple[str, ...]:
+def _advice(outgoing: Outgoing, slides: Sequence[str], out: Path) -> tuple[str, ...]:
     tables = list(_tables(outgoing, ())) or ["dataset.csv"]
     return (
         f"CLAM: in main.py, a task whose dataset has csv_path='{out}/{tables[0]}'"

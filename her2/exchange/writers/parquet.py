@@ -72,7 +72,7 @@ def _losses(outgoing: Outgoing, slide: SlideFeatures) -> list[str]:
     return []
 
 
-def _advice(outgoing: Outgoing, out: Path) -> tuple[str, ...]:
+def _advice(outgoing: Outgoing, slides: Sequence[str], out: Path) -> tuple[str, ...]:
     return (f"Polars: pl.read_parquet('{out}/features/*.parquet')",)
 
 

@@ -8,7 +8,7 @@ spatialdata itself was asked to read it.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ def _losses(outgoing: Outgoing, slide: SlideFeatures) -> list[str]:
     return []
 
 
-def _advice(outgoing: Outgoing, out: Path) -> tuple[str, ...]:
+def _advice(outgoing: Outgoing, slides: Sequence[str], out: Path) -> tuple[str, ...]:
     return (
         f"spatialdata 0.7 or later: spatialdata.read_zarr('{out}/SLIDE.zarr')",
         "  coordinate systems: 'global' (level-0 px) and 'um'",

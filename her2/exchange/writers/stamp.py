@@ -60,7 +60,7 @@ def _tables(outgoing: Outgoing, slides: Sequence[str]) -> dict[str, pl.DataFrame
             f"{outgoing.features}: the results have no table of the cohort (cohort/slides.parquet) "
             "from which STAMP's tables are made. Run snakemake to its end."
         )
-    rows = {slide: outgoing.rows[slide] for slide in slides if slide in outgoing.rows}
+    rows = _rows(outgoing, slides)
     # STAMP takes only the last run of equal patients, so those of a patient stand together.
     ordered = sorted(rows, key=lambda slide: (rows[slide].patient_id, slide))
     files = {
@@ -69,6 +69,11 @@ def _tables(outgoing: Outgoing, slides: Sequence[str]) -> dict[str, pl.DataFrame
     }
     schema = dict.fromkeys(files, pl.String)
     return {"slide.csv": pl.DataFrame(files, schema=schema), "clini.csv": _clini(rows)}
+
+
+def _rows(outgoing: Outgoing, slides: Sequence[str]) -> dict[str, Row]:
+    rows = outgoing.rows or {}
+    return {slide: rows[slide] for slide in slides if slide in rows}
 
 
 def _clini(rows: Mapping[str, Row]) -> pl.DataFrame:
@@ -120,10 +125,11 @@ def _differing(outgoing: Outgoing, slide_id: str) -> bool:
     return any(len({labels[name] for labels in own} - {None}) > 1 for name in names)
 
 
-def _advice(outgoing: Outgoing, out: Path) -> tuple[str, ...]:
-    labels = sorted({name for row in (outgoing.rows or {}).values() for name in row.labels})
-    own = {row.labels.get(labels[0]) for row in (outgoing.rows or {}).values()} if labels else ()
-    classes = sorted(one for one in own if one is not None)
+def _advice(outgoing: Outgoing, slides: Sequence[str], out: Path) -> tuple[str, ...]:
+    patients = _clini(_rows(outgoing, slides))
+    labels = patients.columns[1:]
+    # Of patients alone: with a category of none, STAMP's weight of it is infinite and its loss NaN.
+    classes = patients[labels[0]].drop_nulls().unique().sort().to_list() if labels else []
     return (
         "STAMP: in its config.yaml, under crossval or training:",
         f'  clini_table: "{out.absolute()}/clini.csv"',
@@ -131,7 +137,8 @@ def _advice(outgoing: Outgoing, out: Path) -> tuple[str, ...]:
         f'  feature_dir: "{out.absolute()}/{_extractor(outgoing)}"',
         f'  ground_truth_label: "{labels[0] if labels else "LABEL"}"'
         + (f"  # or {', '.join(labels[1:])}" if labels[1:] else ""),
-        f"  categories: {json.dumps(classes, ensure_ascii=False)}",
+        f"  categories: {json.dumps(classes, ensure_ascii=False)}"
+        + ("" if len(classes) > 1 else "  # STAMP needs patients of two"),
     )
 
 

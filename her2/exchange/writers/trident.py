@@ -5,7 +5,7 @@ The layout is that of `save_h5` and `coords_to_h5` in `trident/IO.py` (mahmoodla
 `extract_slide_features` there and by `torchmil.datasets.TridentWSIDataset`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -106,7 +106,7 @@ def _losses(outgoing: Outgoing, slide: SlideFeatures) -> list[str]:
     return found
 
 
-def _advice(outgoing: Outgoing, out: Path) -> tuple[str, ...]:
+def _advice(outgoing: Outgoing, slides: Sequence[str], out: Path) -> tuple[str, ...]:
     (folder,) = sorted({path.parent.parent.name for path in out.glob("*/*/*.h5")})[:1]
     return (
         "TRIDENT: give this folder as --job_dir, and the next as --coords_dir:",

@@ -29,12 +29,13 @@ OPENERS = {
     "Image.open": "core/images.py",
     "tifffile.TiffFile": {"slides/masks.py", "slides/jpeg.py"},
     "openslide.OpenSlide": "slides/backends/openslide.py",
+    "cv2.imdecode": "tiling/segmentation.py",  # of what it has encoded itself
     "np.load": "exchange/content/npy_file.py",  # without pickles
     "subprocess.run": {"cli/doctor/checks/gpu.py", "cli/doctor/checks/slurm.py"},
     "urllib.request.urlopen": "cli/doctor/base.py",  # is the hub there?
 }
 NEVER = {
-    "cv2.imread", "cv2.imdecode", "cv2.VideoCapture", "tifffile.imread", "tifffile.TiffSequence",
+    "cv2.imread", "cv2.VideoCapture", "tifffile.imread", "tifffile.TiffSequence",
     "openslide.open_slide", "plt.imread", "mpl.image.imread", "pickle.load", "pickle.loads",
     "os.system", "os.popen", "subprocess.Popen", "subprocess.call",
     "subprocess.check_output", "numpy.load",

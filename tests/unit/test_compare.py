@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats.multitest import multipletests
@@ -272,6 +272,7 @@ def test_a_class_that_a_grouping_sets_against_all_others_counts_once() -> None:
     }  # fmt: skip
 
 
+@settings(max_examples=25)  # each call of statsmodels collects all garbage
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
 def test_holms_correction_is_that_of_statsmodels(p: list[float]) -> None:
     expected = multipletests(p, method="holm")[1]

@@ -105,7 +105,7 @@ def test_shuffled_labels_do_not(demo: tuple[Project, Run]) -> None:
     del config["validation"]  # its labels are those of the scores
     config["results"] = "shuffled"
     (project.folder / "shuffled.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    run = project.snakemake(config="shuffled.yaml")
+    run = project.snakemake("compare_encoders", config="shuffled.yaml")
     assert run.code == 0, run.output
     logs = "".join(p.read_text() for p in Path(project.folder / "shuffled/logs").rglob("*.log"))
     assert "patches embedded" not in logs

@@ -247,7 +247,7 @@ def _publish(
         _write_store(spec, cache, card, slide, view, compute)
     tiles, views = len(kept) - failed, len(slide.views)
     log.info(
-        "%s: %d tiles embedded%s, %d failed",
+        "%s: %d patches embedded%s, %d failed",
         *(slide.slide_id, tiles, f" in {len(slide.spools)} views" if views else "", failed),
     )
     write_event("embedded", slide.slide_id, tiles=tiles)

@@ -33,7 +33,7 @@ COMPILE = $(BIN)/uv --no-config pip compile --quiet pyproject.toml --universal -
 
 help:
 	@echo "make demo    install the pinned environment into $(VENV), run the demo cohort, print the report's path"
-	@echo "make test    install the test tools as well; run linters, type checks and tests (10 minutes)"
+	@echo "make test    install the test tools as well; run linters, type checks and tests (15 minutes)"
 	@echo "make test-all    make test, then the nightly tests: demo, SLURM, kills, simulations, campaigns (hours)"
 	@echo "make env     install the environment only"
 	@echo "make lock    update the pins in envs/ after dependencies change (UPGRADE=1: newest versions)"

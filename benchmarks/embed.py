@@ -55,7 +55,8 @@ from her2.encoders.stage import materialise_encoder, read_encoder  # noqa: E402
 from her2.slides.slide import Slide  # noqa: E402
 from her2.storage.cache import Cache  # noqa: E402 the project of this folder, installed or not
 from her2.storage.entries import TileEntry, read_entries  # noqa: E402
-from her2.storage.features import RowSpool, read_attributes  # noqa: E402
+from her2.storage.features import read_attributes  # noqa: E402
+from her2.storage.spool import RowSpool  # noqa: E402
 from her2.storage.tiles import TileTable, read_table  # noqa: E402
 from her2.synthetic import slide_generator, slide_params  # noqa: E402
 from her2.synthetic.tissue import draw_region  # noqa: E402

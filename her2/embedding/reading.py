@@ -16,7 +16,7 @@ from her2.core.errors import SlideError, TileError, blamed_on
 from her2.slides.backends import slide_files
 from her2.slides.slide import Slide
 from her2.slides.staging import Stager
-from her2.storage.features import RowSpool
+from her2.storage.spool import RowSpool
 from her2.storage.tiles import TileTable
 
 log = logging.getLogger(__name__)

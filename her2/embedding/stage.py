@@ -33,8 +33,9 @@ from her2.encoders.card import EncoderCard, read_card
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, TileEntry, read_entries, write_entries
 from her2.storage.facts import StoredSlide
-from her2.storage.features import RowSpool, read_attributes, write_rows
+from her2.storage.features import read_attributes, write_rows
 from her2.storage.products import find_product, note_intact
+from her2.storage.spool import RowSpool
 from her2.storage.tiles import TileTable, read_table
 from her2.storage.views import view_links, view_path
 

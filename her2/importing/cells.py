@@ -154,6 +154,8 @@ def _closed(path: Path) -> str | None:
                     with archive.open(part) as stream:
                         if problem := _too_wide(stream.read()):
                             return problem
+    # What zipfile raises for a zip that it cannot read: NotImplementedError is one in several parts
+    # or of a later version, RuntimeError one with a password.
     except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, EOFError, ValueError):
         return None  # the library says what is wrong with it
     return None

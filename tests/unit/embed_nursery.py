@@ -27,7 +27,7 @@ import torch
 import zarr.storage  # noqa: F401 loaded before the first fork, as her2.embedding
 
 import her2.embedding.session
-import her2.storage.features
+import her2.storage.spool
 from her2.cohort.manifest import Cohort, SlideRow
 from her2.config import EncoderSection
 from her2.config.jobs import EmbedSpec
@@ -212,7 +212,7 @@ def starved(material: Material, *, spooled: bool) -> dict[str, object]:
 
     def work() -> None:
         if spooled:
-            her2.storage.features.SPOOL_BYTES = 0
+            her2.storage.spool.SPOOL_BYTES = 0
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
         material.embed(cache, "starved-out")
 

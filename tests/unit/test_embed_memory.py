@@ -16,7 +16,8 @@ from her2.storage.cache import Cache
 from her2.encoders.backbones import Encoder
 from her2.encoders.card import EncoderCard
 from her2.config.jobs import EmbedSpec
-from her2.storage.features import RowSpool, open_store, store_problems
+from her2.storage.features import open_store, store_problems
+from her2.storage.spool import RowSpool
 from her2.storage.tiles import TileTable
 from tests.peak import peak_megabytes
 from tests.unit.tile_makers import slide_facts, tile_grid

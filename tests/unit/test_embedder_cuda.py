@@ -16,7 +16,7 @@ from her2.embedding import reading, run, session
 from her2.embedding.cuda import READ_GROUP, run_on_cuda
 from her2.embedding.reading import PendingSlide, TileQueue
 from her2.embedding.session import Embedder
-from her2.storage.features import RowSpool
+from her2.storage.spool import RowSpool
 from her2.storage.tiles import TileTable
 from tests.unit.tile_makers import slide_facts, tile_grid
 

@@ -13,7 +13,7 @@ from her2.core.errors import SlideUnfit, TileError
 from her2.embedding.reading import PendingSlide, read_part
 from her2.slides.fingerprint import fingerprint
 from her2.slides.slide import Slide
-from her2.storage.features import RowSpool
+from her2.storage.spool import RowSpool
 from her2.synthetic.svs import svs_bytes
 from her2.tiling.grid import tile_slide
 from tests.dicom import write_dicom

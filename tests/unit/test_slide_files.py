@@ -17,7 +17,7 @@ from her2.pipeline.plan import Plan
 from her2.slides.backends import planned_files, slide_files
 from her2.slides.fingerprint import fingerprint
 from her2.slides.slide import Slide
-from her2.storage.features import RowSpool
+from her2.storage.spool import RowSpool
 from her2.storage.tiles import TileTable
 from tests.dicom import write_dicom
 from tests.mirax import write_mirax

@@ -17,7 +17,7 @@ from her2.slides import staging
 from her2.slides.backends import slide_files
 from her2.slides.slide import Slide
 from her2.slides.staging import PREFIX, scratch_folder, staged
-from her2.storage.features import RowSpool
+from her2.storage.spool import RowSpool
 from her2.storage.tiles import TileTable
 from tests.dicom import write_dicom
 from tests.mirax import write_mirax

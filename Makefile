@@ -68,8 +68,8 @@ env: $(VENV)/installed-lock.txt
 
 lock: | $(BIN)/pip
 	$(PIP) install --quiet "uv>=0.9,<1"
-	$(COMPILE) --extra slurm --output-file envs/lock.txt
-	$(COMPILE) --extra slurm --extra test --constraint envs/lock.txt --output-file envs/lock-test.txt
+	$(COMPILE) --extra slurm --extra view --output-file envs/lock.txt
+	$(COMPILE) --extra slurm --extra view --extra test --constraint envs/lock.txt --output-file envs/lock-test.txt
 	$(BIN)/python envs/make_conda_env.py
 	@echo "Updated envs/lock.txt, envs/lock-test.txt and envs/her2.yaml; 'make test' installs and tests them."
 

@@ -7,33 +7,31 @@ the frozen model, both as the run stored it: nothing is predicted here. What was
 
 import difflib
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from her2.cohort.reading import read_slides
 from her2.config import Config, HeatmapFormat
 from her2.config.external_jobs import ExternalHeatmapSpec
-from her2.config.jobs import HeatmapSpec, ReportSpec
+from her2.config.jobs import HeatmapSpec
 from her2.config.names import cohort_folder
 from her2.core.errors import UserError, problem_list
 from her2.core.files import file_digest
-from her2.core.scratch import swept_folder
 from her2.core.section import is_name
-from her2.core.sharing import make_folder
 from her2.core.stamps import FOLDER as STAMPS
 from her2.explanation.drawing import Drawing
 from her2.explanation.external_slides import find_external
 from her2.explanation.held_out import find_held_out
 from her2.explanation.listed import LIST, Drawable, Say, draw_listed
+from her2.explanation.places import RunPlaces
 from her2.frozen.bundle.asked import Wanted, find_model, read_spec
 from her2.storage.cache import Cache
 
 log = logging.getLogger(__name__)
 
 ALL = "all"
-_FOLDER = ".her2-heatmaps-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +78,7 @@ def draw_chosen(
     if output.absolute().resolve().is_relative_to(results.absolute().resolve()):
         raise UserError(f"--out {output}: is in the results, whose files the run owns.")
     wanted = find_model(results, task, encoder, head)
-    where = _Places.of(results, config)
+    where = RunPlaces.of(results, config)
     with ExitStack() as stack:
         cache = stack.enter_context(where.cache(output))
         found = (
@@ -102,46 +100,7 @@ def draw_chosen(
     return rows
 
 
-@dataclass(frozen=True, slots=True)
-class _Places:
-    """The config of a run, and the folder that its relative paths start in."""
-
-    config: Config
-    root: Path
-
-    @classmethod
-    def of(cls, results: Path, config: Config | None) -> "_Places":
-        if config is not None:
-            return cls(config, Path.cwd())
-        stamp = results / STAMPS / "build_report.json"
-        if not stamp.is_file():
-            raise UserError(
-                f"{results}: has no report yet, which knows where the slides are; run snakemake to "
-                "its end, or name the run's config with --config."
-            )
-        own = read_spec(ReportSpec, stamp).config
-        place = results.absolute().resolve()
-        parts = own.results.parts
-        beside = not own.results.is_absolute() and place.parts[-len(parts) :] == parts
-        return cls(own, Path(*place.parts[: -len(parts)]) if beside else Path.cwd())
-
-    def path(self, path: Path | None) -> Path | None:
-        return None if path is None else self.root / path
-
-    @contextmanager
-    def cache(self, output: Path) -> Iterator[Cache]:
-        """Yield the run's cache or, where it is not on this machine, an empty one."""
-        folder = self.root / self.config.cache_folder
-        if folder.is_dir():
-            yield Cache(folder)
-            return
-        log.info("the cache %s is not here; the files in the results are read", folder)
-        make_folder(output)
-        with swept_folder(output, _FOLDER) as temporary:
-            yield Cache(temporary)
-
-
-def _held_out(wanted: Wanted, where: _Places, cache: Cache, wish: Wish) -> Drawable:
+def _held_out(wanted: Wanted, where: RunPlaces, cache: Cache, wish: Wish) -> Drawable:
     stamp = wanted.results.joinpath(STAMPS, "draw_heatmaps", *wanted.names)
     spec = read_spec(HeatmapSpec, stamp.with_name(f"{stamp.name}.json"))
     held_out = find_held_out(
@@ -161,7 +120,7 @@ def _held_out(wanted: Wanted, where: _Places, cache: Cache, wish: Wish) -> Drawa
     )
 
 
-def _external(wanted: Wanted, where: _Places, cache: Cache, wish: Wish, name: str) -> Drawable:
+def _external(wanted: Wanted, where: RunPlaces, cache: Cache, wish: Wish, name: str) -> Drawable:
     if name not in where.config.validation:
         known = ", ".join(where.config.validation) or "none"
         raise UserError(f"--cohort {name}: the external cohorts of this run are {known}.")

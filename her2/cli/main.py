@@ -23,6 +23,7 @@ from her2.cli.inspect import explain_slide, show_status
 from her2.cli.power import show_power
 from her2.cli.predict import predict
 from her2.cli.stages import StageGroup
+from her2.cli.view import view
 from her2.core.errors import UserError
 from her2.core.events import begin_events, write_event
 from her2.core.hardware import bound_busy_waiting
@@ -49,6 +50,7 @@ app.command("power")(show_power)
 app.command("predict")(predict)
 app.command("export")(export)
 app.command("heatmaps")(heatmaps)
+app.command("view")(view)
 
 
 def main() -> None:

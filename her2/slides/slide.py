@@ -109,8 +109,8 @@ class Slide:
         self._closed = False
         self._opened = backends.open_slide(path)
         self._decoder: backends.TileDecoder | None = None
-        self._level_sizes = tuple(self._opened.level_sizes)
-        self.width_px, self.height_px = self._level_sizes[0]
+        self.level_sizes = tuple(self._opened.level_sizes)
+        self.width_px, self.height_px = self.level_sizes[0]
         if self.width_px < 1 or self.height_px < 1:
             raise SlideError(f"has {self.width_px} x {self.height_px} px; copy it again")
         self.downsamples = tuple(self._opened.downsamples)
@@ -184,7 +184,7 @@ class Slide:
             raise UserError(
                 f"{self.path}: is closed; read it inside `with open_slide(...)`, or open it again."
             )
-        level = self._level(min(width / out[0], height / out[1]))
+        level = self.level_for(min(width / out[0], height / out[1]))
         factor = self.downsamples[level]
         # Read whole px of the level around the rectangle. OpenSlide takes their corner in level-0
         # px. It is rounded down, so that the rectangle does not begin before it and the read does
@@ -194,8 +194,8 @@ class Slide:
         box_left, box_top = (x - corner[0]) / factor, (y - corner[1]) / factor
         box_right, box_bottom = box_left + width / factor, box_top + height / factor
         size = (
-            _extent(box_right, self._level_sizes[level][0] - left),
-            _extent(box_bottom, self._level_sizes[level][1] - top),
+            _extent(box_right, self.level_sizes[level][0] - left),
+            _extent(box_bottom, self.level_sizes[level][1] - top),
         )
         pixels = None if self._decoder is None else self._decoder.read(level, left, top, size)
         box = (
@@ -212,6 +212,16 @@ class Slide:
         else:
             image = _on_white(self._opened.read_region(corner, level, size), scanned)
         return np.asarray(image if as_it_is else image.resize(out, RESAMPLING, box=box))
+
+    def level_px(self, corner: tuple[int, int], level: int, size: tuple[int, int]) -> Image.Image:
+        """Read px of a level as they are: RGB, or RGBA, transparent where nothing was scanned.
+
+        The top left `corner` is in level-0 px, `size` (width, height) in px of the level.
+
+        Raises:
+            TileError: the file is damaged in this region.
+        """
+        return self._opened.read_region(corner, level, size)
 
     def decode_directly(self, x: float, y: float, width: float, height: float) -> bool:
         """Use the backend's faster decoder from now on, if it has one; return whether it is used.
@@ -246,7 +256,7 @@ class Slide:
         """
         width, height = thumbnail_size((self.width_px, self.height_px), mpp, scale or self.scale())
         step_x, step_y = self.width_px / width, self.height_px / height
-        reduction = min(step_x, step_y) / self.downsamples[self._level(min(step_x, step_y))]
+        reduction = min(step_x, step_y) / self.downsamples[self.level_for(min(step_x, step_y))]
         side = max(16, int(_STRIP_PX / max(1.0, reduction)))
         result = np.empty((height, width, 3), np.uint8)
         for top in range(0, height, side):
@@ -259,9 +269,9 @@ class Slide:
 
     def read_level(self, target_mpp: float, scale: Scale) -> int:
         """Return the pyramid level that tiles at `target_mpp` um/px are read from."""
-        return self._level(min(target_mpp / scale.mpp_x, target_mpp / scale.mpp_y))
+        return self.level_for(min(target_mpp / scale.mpp_x, target_mpp / scale.mpp_y))
 
-    def _level(self, downsample: float) -> int:
+    def level_for(self, downsample: float) -> int:
         """Return the coarsest level that needs no enlargement (with 1 % tolerance)."""
         fitting = [i for i, d in enumerate(self.downsamples) if d <= downsample * 1.01]
         return max(fitting, default=0)

@@ -78,7 +78,7 @@ def test_a_level_that_is_not_a_whole_number_of_times_smaller_is_left_to_openslid
     levels = [np.zeros((side, side, 3), np.uint8) for side in (513, 128)]
     path = write_slide(tmp_path / "slide.tif", *levels, compression="jpeg")
     with Slide(path) as slide:
-        tiles = JpegTiles(path, slide._level_sizes, slide.downsamples)
+        tiles = JpegTiles(path, slide.level_sizes, slide.downsamples)
         assert tiles.read(0, 0, 0, (64, 64)) is not None
         assert tiles.read(1, 0, 0, (64, 64)) is None
 

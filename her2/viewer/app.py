@@ -1,0 +1,85 @@
+"""`her2 view`: the application: the routes of all modules, and errors as answers."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jinja2
+import xstatic.pkg.leaflet
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
+from starlette.templating import Jinja2Templates
+from starlette.types import Receive, Scope, Send
+
+from her2.core.errors import SlideError, TileError, UserError
+from her2.viewer import slide_page
+from her2.viewer.run import NotThereError
+from her2.viewer.state import Viewer, page
+
+_FOLDER = Path(__file__).parent
+_PARTS = (slide_page,)
+"""The modules with `ROUTES`."""
+
+
+def make_app(viewer: Viewer) -> Starlette:
+    """Return the application for a run, without the guard, see `her2.viewer.guard`."""
+    app = Starlette(
+        routes=[
+            *(route for part in _PARTS for route in part.ROUTES),
+            Mount("/static", StaticFiles(directory=_FOLDER / "static")),
+            Mount("/leaflet", StaticFiles(directory=xstatic.pkg.leaflet.BASE_DIR)),
+        ],
+        middleware=[Middleware(_Compressed, minimum_size=4096, compresslevel=4)],
+        exception_handlers={
+            HTTPException: _http_problem,
+            NotThereError: _problem(404),
+            SlideError: _problem(409),
+            TileError: _problem(409),
+            UserError: _problem(409),
+        },
+    )
+    app.state.viewer = viewer
+    app.state.templates = Jinja2Templates(
+        env=jinja2.Environment(
+            loader=jinja2.FileSystemLoader(_FOLDER / "templates"),
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+    )
+    return app
+
+
+class _Compressed(GZipMiddleware):
+    """Compress tables and scripts; pictures are compressed already."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith(("/api/", "/static/", "/leaflet/")):
+            await super().__call__(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+
+def _problem(status: int) -> Callable[[Request, Exception], Response]:
+    def answer(request: Request, error: Exception) -> Response:
+        return _answer(request, status, str(error))
+
+    return answer
+
+
+def _http_problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _answer(request, error.status_code, error.detail)
+
+
+def _answer(request: Request, status: int, words: str) -> Response:
+    """Return an error as JSON to scripts, and as a page to people."""
+    if request.url.path.startswith("/api/"):
+        return JSONResponse({"error": words}, status_code=status)
+    return page(request, "error.html.j2", status_code=status, title=str(status), words=words)

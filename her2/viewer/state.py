@@ -1,0 +1,74 @@
+"""`her2 view`: what the modules of the viewer share while it runs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.templating import Jinja2Templates
+
+from her2.storage.cache import Cache
+from her2.viewer.run import ViewedCohort, ViewedRun
+from her2.viewer.zoom import OpenSlide, Slides
+
+
+@dataclass(frozen=True, slots=True)
+class Viewer:
+    """A run that is looked at: its cache, the slides that are open, and the folder of notes."""
+
+    run: ViewedRun
+    cache: Cache
+    slides: Slides
+    notes: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The slide that a request names in its path, as `/.../{cohort}/{slide}/...`."""
+
+    viewer: Viewer
+    cohort: ViewedCohort
+    slide_id: str
+
+    @property
+    def file(self) -> Path:
+        """Return the path of its file, see `ViewedCohort.file`."""
+        return self.cohort.file(self.slide_id)
+
+    def open(self) -> OpenSlide:
+        """Return the open slide.
+
+        Raises:
+            NotThereError: there is none of that name, or no file.
+            SlideError: its file cannot be opened.
+        """
+        return self.viewer.slides.open(self.file, self.cohort.row(self.slide_id).mpp)
+
+
+def viewer_of(request: Request) -> Viewer:
+    """Return the viewer that answers a request."""
+    found = request.app.state.viewer
+    assert isinstance(found, Viewer)
+    return found
+
+
+def page(request: Request, template: str, *, status_code: int = 200, **data: object) -> Response:
+    """Return a page of `templates`; everything in `data` is escaped."""
+    templates = request.app.state.templates
+    assert isinstance(templates, Jinja2Templates)
+    run = viewer_of(request).run
+    context = {"heading": run.config.report.title, "synthetic": run.config.cohort.synthetic, **data}
+    return templates.TemplateResponse(request, template, context, status_code=status_code)
+
+
+def asked(request: Request) -> Asked:
+    """Return the slide that a request names.
+
+    Raises:
+        NotThereError: there is no such cohort, or no such slide in it.
+    """
+    viewer = viewer_of(request)
+    cohort = viewer.run.cohort(request.path_params["cohort"])
+    slide_id = request.path_params["slide"]
+    cohort.row(slide_id)
+    return Asked(viewer, cohort, slide_id)

@@ -1,7 +1,7 @@
 // A slide on the page: a Leaflet map in level-0 px, and the panel of sections beside it.
 import { element, getJSON, slideURL, state } from "./common.js";
 import { Readout } from "./readout.js";
-import { Squares } from "./squares.js";
+import { SlideMap, Squares } from "./squares.js";
 import { tools } from "./tools.js";
 
 const L = window.L;
@@ -60,9 +60,9 @@ export class Pane extends EventTarget {
     const [width, height] = facts.extent_px;
     this.stage.append(tools(this), this.alert, this.canvas);
     const lowest = -Math.ceil(Math.log2(Math.max(width, height))) - 1;
-    this.map = L.map(this.canvas, {
+    this.map = new SlideMap(this.canvas, {
       crs: L.CRS.Simple, minZoom: lowest, maxZoom: MOST, zoomSnap: 0, attributionControl: false,
-      zoomControl: false, keyboard: false, zoomAnimation: false, fadeAnimation: false,
+      zoomControl: false, keyboard: false, zoomAnimation: false, fadeAnimation: false, trackResize: false,
       inertia: !matchMedia("(prefers-reduced-motion: reduce)").matches,
     });
     this.canvas.setAttribute("tabindex", "0");
@@ -79,12 +79,12 @@ export class Pane extends EventTarget {
     this.#restore();
     this.readout = new Readout(this);
     this.map.on("click", (event) => this.pick(this.toLevel0(event.latlng)));
-    let settled = 0;
+    this.map.on("move zoom", () => { this.fitted &&= this.fitting; });
     this.map.on("moveend", () => {
-      clearTimeout(settled);
-      settled = setTimeout(() => this.keepPlace(), SETTLED_MS);
+      clearTimeout(this.settled);
+      this.settled = setTimeout(() => this.keepPlace(), SETTLED_MS);
     });
-    new ResizeObserver(() => this.map.invalidateSize({ animate: false })).observe(this.canvas);
+    new ResizeObserver(() => this.#resize()).observe(this.canvas);
   }
 
   /** Level-0 px to Leaflet: y goes down on a slide and up on a map. */
@@ -102,11 +102,15 @@ export class Pane extends EventTarget {
 
   /** Show a place, in level-0 px; `zoom` as in Leaflet, and as it is where it is left out. */
   show({ x, y }, zoom = this.map.getZoom()) {
-    this.map.setView(this.toLatLng(x, y), zoom, { animate: false });
+    this.map.setView(this.toLatLng(x, y), zoom);
   }
 
   /** Show the whole slide. */
-  fit() { this.map.fitBounds(this.bounds, { animate: false }); }
+  fit() {
+    this.fitting = this.fitted = true;
+    this.map.fitBounds(this.bounds);
+    this.fitting = false;
+  }
 
   /** Somebody picked a place, in level-0 px. */
   pick({ x, y }) { this.emit("pick", { x, y }); }
@@ -136,10 +140,20 @@ export class Pane extends EventTarget {
       : `This slide cannot be read: ${error}`;
   }
 
-  /** Write what is seen into the address. */
+  /** Write what is seen into the address; nothing for the whole slide. */
   keepPlace() {
     const { x, y } = this.centre;
-    this.state.set({ x: x.toFixed(1), y: y.toFixed(1), z: this.map.getZoom().toFixed(3) });
+    const z = this.map.getZoom();
+    this.state.set(this.fitted ? { x: null, y: null, z: null }
+      : { x: x.toFixed(1), y: y.toFixed(1), z: z.toFixed(3) });
+  }
+
+  /** The same place in the middle, without the rounding of Leaflet's own way. */
+  #resize() {
+    const centre = this.centre, { fitted } = this;
+    this.map.invalidateSize({ pan: false });
+    if (fitted) this.fit();
+    else this.show(centre);
   }
 
   #restore() {

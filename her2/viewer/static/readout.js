@@ -33,11 +33,13 @@ export class Readout {
     this.pane = pane;
     this.across = element("div", { class: "bar-across" });
     this.down = element("div", { class: "bar-down" });
-    this.scale = element("div", { class: "readout-scale" });
+    this.scale = element("span");
+    this.share = element("span", { class: "readout-share" });
     this.place = element("div", { class: "readout-place" });
     this.live = element("div", { class: "visually-hidden", role: "status", "aria-live": "polite" });
     pane.canvas.append(element("div", { class: "readout", "aria-hidden": "true" },
-      element("div", { class: "bars" }, this.down, this.across), this.scale, this.place));
+      element("div", { class: "bars" }, this.down, this.across),
+      element("div", {}, this.scale, this.share), this.place));
     pane.stage.append(this.live);
     pane.map.on("move zoom resize", () => this.update());
     pane.map.on("moveend", () => this.#announce());
@@ -49,7 +51,7 @@ export class Readout {
   update() {
     const { pane } = this;
     const { mpp } = pane.facts;
-    this.scale.textContent = this.#words();
+    [this.scale.textContent, this.share.textContent] = this.#words();
     this.across.hidden = !mpp;
     this.down.hidden = !mpp || isotropic(mpp);
     if (mpp) {
@@ -63,18 +65,18 @@ export class Readout {
     this.#at(pane.centre, "centre");
   }
 
-  /** Magnification in words, also for those who listen. */
+  /** Magnification in words, and compared with full resolution. */
   #words() {
     const { mpp } = this.pane.facts;
     const zoom = this.pane.map.getZoom();
-    const share = zoom > 0 ? `each px ${parseFloat((2 ** zoom).toPrecision(2))} px wide`
-      : `${parseFloat((100 * 2 ** zoom).toPrecision(3))} % of full resolution`;
-    if (!mpp) return `um/px not known, so no scale bar; ${share}`;
-    const perPx = mpp.map((um) => um / 2 ** zoom);
-    const digits = (um) => parseFloat(um.toPrecision(3));
-    const both = isotropic(mpp) ? `${digits(perPx[0])}`
-      : `${digits(perPx[0])} across, ${digits(perPx[1])} down,`;
-    return `${both} \u00b5m/px, as ${magnification(perPx[0])}; ${share}`;
+    const digits = (value) => parseFloat(value.toPrecision(3));
+    const share = Math.abs(zoom) < 1e-3 ? "full resolution"
+      : zoom > 0 ? `full resolution ${digits(2 ** zoom)} times enlarged`
+        : `${digits(100 * 2 ** zoom)} % of full resolution`;
+    if (!mpp) return ["\u00b5m/px not known, so no scale bar", `; ${share}`];
+    const [x, y] = mpp.map((um) => digits(um / 2 ** zoom));
+    const both = isotropic(mpp) ? x : `${x} across, ${y} down,`;
+    return [`${both} \u00b5m/px, as ${magnification(mpp[0] / 2 ** zoom)}`, `; ${share}`];
   }
 
   #at({ x, y }, what = "") {
@@ -87,7 +89,7 @@ export class Readout {
     clearTimeout(this.timer);
     this.timer = setTimeout(() => {
       const { x, y } = this.pane.centre;
-      this.live.textContent = `${this.#words()}; centre at x ${number.format(x)}, y ${number.format(y)} px`;
+      this.live.textContent = `${this.#words().join("")}; centre at x ${number.format(x)}, y ${number.format(y)} px`;
     }, QUIET_MS);
   }
 }

@@ -5,15 +5,32 @@ const L = window.L;
 const DAMAGED = "/static/damaged.svg";
 
 /**
- * Level-0 px per px of a level, and the part of a square that lies on the slide, in px of the level.
- * A square ends where the slide does, which may be within its last px.
+ * Width and height of a square in px of its level. It ends where the slide does, which may be within
+ * its last px, and elsewhere goes on into its neighbours, or scaled squares would have seams.
  */
-export function part(facts, level, x, y) {
-  const step = 2 ** (facts.zoom.levels - 1 - level);
-  const side = facts.zoom.tile_px * step;
-  const along = (at, whole) => Math.min(side, whole - at * side) / step;
-  return { step, width: along(x, facts.size_px[0]), height: along(y, facts.size_px[1]) };
+export function part({ zoom, size_px }, level, x, y) {
+  const step = 2 ** (zoom.levels - 1 - level);
+  const along = (at, whole) =>
+    Math.min(zoom.tile_px + zoom.overlap_px, whole / step - at * zoom.tile_px);
+  return { width: along(x, size_px[0]), height: along(y, size_px[1]) };
 }
+
+/**
+ * A map that goes where it is told at once. Leaflet's own, without animation, takes all squares away
+ * before it asks for others, and rounds a centre to whole px of the screen, so that it would drift.
+ */
+export const SlideMap = L.Map.extend({
+  setView(centre, zoom, options) {
+    if (!this._loaded) return L.Map.prototype.setView.call(this, centre, zoom, options);
+    const to = this._limitZoom(zoom === undefined ? this._zoom : zoom);
+    this._stop();
+    L.DomUtil.setPosition(this._mapPane, L.point(0, 0));
+    this._moveStart(true);
+    // As when fingers zoom: layers are put in their place even if the zoom is as it was.
+    this._move(L.latLng(centre), to, { pinch: true });
+    return this._moveEnd(true);
+  },
+});
 
 /** Options: `bounds`, and `onproblem`, told the answer for a square that did not come. */
 export const Squares = L.GridLayer.extend({

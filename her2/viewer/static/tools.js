@@ -1,5 +1,5 @@
 // Buttons and keys of a pane: zoom, and moving without a mouse.
-import { element } from "./common.js";
+import { element, state } from "./common.js";
 
 const POWERS = [5, 10, 20, 40];
 /** Share of the view that an arrow key moves by. */
@@ -16,35 +16,38 @@ function stepped(zoom, by) {
 export function zoomBy(pane, by) {
   const { map } = pane;
   const next = Math.min(map.getMaxZoom(), Math.max(map.getMinZoom(), stepped(map.getZoom(), by)));
-  map.setView(map.getCenter(), next, { animate: false });
+  map.setZoom(next);
 }
 
-function full(pane) { pane.map.setView(pane.map.getCenter(), 0, { animate: false }); }
+function full(pane) { pane.map.setZoom(0); }
 
 /** The row of buttons above the slide. */
 export function tools(pane) {
   const { mpp, objective } = pane.facts;
   const button = (words, label, act, more = {}) => element("button",
     { type: "button", title: label, "aria-label": label, onclick: act, ...more }, words);
-  const unknown = "um/px of this slide are not known";
+  const unknown = "\u00b5m/px of this slide are not known";
   const row = element("div", { class: "tools", role: "toolbar", "aria-label": "Zoom" },
+    element("b", { class: "of" }, pane.slideId),
     button("\u2212", "Zoom out (-)", () => zoomBy(pane, -1)),
     button("+", "Zoom in (+)", () => zoomBy(pane, 1)),
     button("Fit", "The whole slide (0)", () => pane.fit()),
     button("1:1", "Full resolution (1)", () => full(pane)),
     ...POWERS.map((power) => button(`${power}x`,
-      mpp ? `${10 / power} um per px, as ${power}x` : `${power}x: ${unknown}`,
-      () => pane.map.setView(pane.map.getCenter(), Math.min(pane.map.getMaxZoom(), zoomOf(power, mpp)),
-        { animate: false }), { disabled: !mpp })),
-    objective ? element("span", { class: "muted", title: "As the file says; um/px count, not this" },
+      mpp ? `${10 / power} \u00b5m/px, as ${power}x` : `${power}x: ${unknown}`,
+      () => pane.map.setZoom(Math.min(pane.map.getMaxZoom(), zoomOf(power, mpp))),
+      { disabled: !mpp })),
+    objective ? element("span", { class: "muted", title: "As the file says; \u00b5m/px count, not this" },
       `scanned with ${objective}x`) : null);
   const toggle = button("Panel", "Show or hide the panel", () => {
     const shown = pane.panel.hidden;
     pane.panel.hidden = !shown;
     toggle.setAttribute("aria-expanded", String(shown));
-    pane.state.set({ panel: shown ? null : "0" });
+    pane.state.set({ panel: shown ? "1" : "0" });
   }, { class: "at-end", "aria-controls": pane.panel.id });
-  pane.panel.hidden = pane.state.get("panel") === "0";
+  // Two slides on a telephone leave no room for it.
+  const crowded = state.get("with") && window.innerWidth < 600 ? "0" : "1";
+  pane.panel.hidden = pane.state.get("panel", crowded) === "0";
   toggle.setAttribute("aria-expanded", String(!pane.panel.hidden));
   row.append(toggle);
   return row;

@@ -28,7 +28,7 @@ TEXTS = ("patient_id", "site", "scanner", "status", "reason")
 """Columns of text that a cohort's table has of each slide."""
 
 
-def slide_facts(
+def cohort_facts(
     run: ViewedRun, cohort: ViewedCohort, encoder: str | None
 ) -> tuple[pl.DataFrame, dict[str, list[str]]]:
     """Return what tiling found of each slide, on the grid of an encoder, and what may be wrong.

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from her2.config import Config, Task
-from her2.viewer.cohort_facts import CAUSES, MARKS, TEXTS, slide_facts
+from her2.viewer.cohort_facts import CAUSES, MARKS, TEXTS, cohort_facts
 from her2.viewer.cohort_numbers import PROBABILITY, Numbers, numbers_of
 from her2.viewer.run import ViewedCohort, ViewedRun
 
@@ -49,7 +49,7 @@ def cohort_table(run: ViewedRun, key: str | None) -> dict[str, Any]:
     parts = []
     cautions: dict[tuple[str, str], list[str]] = {}
     for cohort, own in zip(run.cohorts.values(), numbers, strict=True):
-        facts, sentences = slide_facts(run, cohort, encoder)
+        facts, sentences = cohort_facts(run, cohort, encoder)
         parts.append(_joined(cohort, own, facts, classes))
         cautions |= {(cohort.key, slide): words for slide, words in sentences.items()}
     table = pl.concat(parts)

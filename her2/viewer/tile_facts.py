@@ -188,10 +188,10 @@ def _quality(seen: Seen, placed: PlacedTiles, index: int) -> dict[str, object]:
         table = one.viewer.part(Stored).table(one.viewer, one.cohort, one.slide_id, seen.grid)
     except UserError as error:
         return {"tissue": None, "quality": [], "quality_note": str(error)}
-    same = (
-        [] if table is None else np.flatnonzero((table.coords == placed.coords[index]).all(axis=1))
-    )
-    if table is None or not len(same):
+    same: list[int] = []
+    if table is not None:
+        same = np.flatnonzero((table.coords == placed.coords[index]).all(axis=1)).tolist()
+    if table is None or not same:
         note = "another program laid the tiles, without a table of their quality"
         return {"tissue": None, "quality": [], "quality_note": note}
     row, tiling = same[0], one.viewer.run.config.tiling

@@ -12,9 +12,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from her2.cohort.manifest import buckets_of
 from her2.config.external_jobs import ExternalAttentionSpec, ExternalHeatmapSpec, Truth
 from her2.core.errors import problem_list
-from her2.core.tables import read_result
+from her2.core.tables import read_result, read_row
 from her2.core.types import Floats
 from her2.evaluation.external.cohort import slide_classes
 from her2.evaluation.external.truth import summed
@@ -99,6 +100,7 @@ def find_external(
     predictions: Path,
     table: Path,
     features: Path,
+    only: str | None = None,
 ) -> External:
     """Find all slides of an external cohort that were predicted, with or without a label.
 
@@ -108,15 +110,24 @@ def find_external(
         predictions: the folder that `her2 apply` wrote.
         table: the cohort's table of slides.
         features: the encoder's folder of feature entries of the cohort.
+        only: id of a slide; no entry or attention of others is then read.
 
     Raises:
         UserError: predictions and features do not go together, or patients have labels of
             different classes that the rule does not settle.
     """
-    given = read_result(predictions / "predictions.parquet").sort("slide_id")
-    stored = read_result(predictions / "attention.parquet")
-    entries = read_all_entries(features, spec.buckets, FeatureEntry)
+
+    def read(name: str) -> pl.DataFrame:
+        path = predictions / f"{name}.parquet"
+        return read_result(path) if only is None else read_row(path, "slide_id", only)
+
+    given, stored = read("predictions").sort("slide_id"), read("attention")
+    buckets = spec.buckets if only is None else buckets_of(only, spec.buckets)
+    entries = read_all_entries(features, buckets, FeatureEntry)
     listed = read_result(table).unique("slide_id", keep="first", maintain_order=True)
+    if only is not None:  # with the others of its patient, whose labels may decide about it
+        owner = listed.filter(pl.col("slide_id") == only)["patient_id"]
+        listed = listed.filter(pl.col("patient_id").is_in(owner.to_list()))
     known = slide_classes(listed, spec)
     owners = dict(known.select("slide_id", "patient_id").iter_rows())
     classes = dict(known.select("slide_id", "target").iter_rows())

@@ -169,6 +169,11 @@ def bucket_of(slide_id: str, count: int) -> str:
     return bucket_name(index, count)
 
 
+def buckets_of(slide_id: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Return the bucket of a slide, of those with these names; none if it is in none of them."""
+    return tuple(n for n in names if n == bucket_of(slide_id, int(n.rsplit("-", 1)[1])))
+
+
 def find_mask(folder: Path, slide_id: str) -> Path:
     """Return `{slide_id}.png`, `.tif` or `.tiff` in a folder; the first if none exists."""
     names = [folder / f"{slide_id}{suffix}" for suffix in MASK_SUFFIXES]

@@ -1,7 +1,7 @@
 """Output tables: Parquet for programs, CSV for people and spreadsheets."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +25,31 @@ def read_result(path: Path, columns: list[str] | None = None) -> pl.DataFrame:
         UserError: the file is absent, damaged, another kind of file, may not be read, or lacks the
             columns.
     """
+    return _read(path, lambda: pl.read_parquet(noted(path), columns=columns))
+
+
+def read_row(path: Path, column: str, value: str) -> pl.DataFrame:
+    """Read the first row of such a table with a value in a column; no row where there is none.
+
+    Rows behind it are not read, so that one of a large table costs little memory.
+
+    Raises:
+        UserError: as `read_result`.
+    """
+
+    def found() -> pl.DataFrame:
+        index = pl.read_parquet(noted(path), columns=[column])[column].index_of(value)
+        return pl.scan_parquet(path).slice(index or 0, 0 if index is None else 1).collect()
+
+    return _read(path, found)
+
+
+def _read(path: Path, read: Callable[[], pl.DataFrame]) -> pl.DataFrame:
     check_readable(path)
     problem = path_problem(path)
     if problem is None:
         try:
-            return pl.read_parquet(noted(path), columns=columns)
+            return read()
         except (Exception, pl.exceptions.PanicException) as error:  # of bytes that are no Parquet
             problem = f"cannot be read as a table ({first_line(error)})"
     again = "Run snakemake again." if problem == ABSENT else MAKE_AGAIN

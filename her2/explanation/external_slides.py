@@ -12,9 +12,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from her2.cohort.manifest import buckets_of
 from her2.config.external_jobs import ExternalAttentionSpec, ExternalHeatmapSpec, Truth
 from her2.core.errors import problem_list
-from her2.core.tables import read_result
+from her2.core.tables import read_result, read_row
 from her2.core.types import Floats
 from her2.evaluation.external.cohort import slide_classes
 from her2.evaluation.external.truth import summed
@@ -22,7 +23,7 @@ from her2.explanation.sources import Source
 from her2.explanation.tiles import SlideTiles, tiles_of_store
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, read_all_entries
-from her2.storage.products import find_product
+from her2.storage.products import FindProduct, find_product
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +63,12 @@ class External:
     cache: Cache
     features: Path
     entries: Mapping[str, FeatureEntry]
+    find: FindProduct = find_product
 
     def store(self, slide_id: str) -> Path:
         """Return the feature store of a slide; a missing one is a UserError."""
         name = self.features / f"{slide_id}.zarr.zip"
-        return find_product(self.cache, "features", self.entries[slide_id].key or "", name)
+        return self.find(self.cache, "features", self.entries[slide_id].key or "", name)
 
     def source(self) -> Source:
         """Return the slides and their attention, to be drawn or measured."""
@@ -99,6 +101,8 @@ def find_external(
     predictions: Path,
     table: Path,
     features: Path,
+    only: str | None = None,
+    find: FindProduct = find_product,
 ) -> External:
     """Find all slides of an external cohort that were predicted, with or without a label.
 
@@ -108,15 +112,25 @@ def find_external(
         predictions: the folder that `her2 apply` wrote.
         table: the cohort's table of slides.
         features: the encoder's folder of feature entries of the cohort.
+        only: id of a slide; no entry or attention of others is then read.
+        find: finds products.
 
     Raises:
         UserError: predictions and features do not go together, or patients have labels of
             different classes that the rule does not settle.
     """
-    given = read_result(predictions / "predictions.parquet").sort("slide_id")
-    stored = read_result(predictions / "attention.parquet")
-    entries = read_all_entries(features, spec.buckets, FeatureEntry)
+
+    def read(name: str) -> pl.DataFrame:
+        path = predictions / f"{name}.parquet"
+        return read_result(path) if only is None else read_row(path, "slide_id", only)
+
+    given, stored = read("predictions").sort("slide_id"), read("attention")
+    buckets = spec.buckets if only is None else buckets_of(only, spec.buckets)
+    entries = read_all_entries(features, buckets, FeatureEntry)
     listed = read_result(table).unique("slide_id", keep="first", maintain_order=True)
+    if only is not None:  # with the others of its patient, whose labels may decide about it
+        owner = listed.filter(pl.col("slide_id") == only)["patient_id"]
+        listed = listed.filter(pl.col("patient_id").is_in(owner.to_list()))
     known = slide_classes(listed, spec)
     owners = dict(known.select("slide_id", "patient_id").iter_rows())
     classes = dict(known.select("slide_id", "target").iter_rows())
@@ -150,6 +164,7 @@ def find_external(
         cache=cache,
         features=features,
         entries=entries,
+        find=find,
     )
 
 

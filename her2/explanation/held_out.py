@@ -3,7 +3,7 @@
 Of several training seeds, these are the models of the first.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,18 +12,19 @@ import polars as pl
 from numpy.typing import NDArray
 
 from her2.cohort.folds import check_disjoint
+from her2.cohort.manifest import buckets_of
 from her2.config import Task
 from her2.config.jobs import AttentionSpec, HeatmapSpec
 from her2.config.names import run_name
 from her2.core.errors import UserError
-from her2.core.tables import read_result
+from her2.core.tables import read_result, read_row
 from her2.explanation.sources import Source
 from her2.explanation.tiles import SlideTiles, tiles_of_store
 from her2.mil.maps import MAPS_NAME, read_maps
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, read_all_entries, read_folds
 from her2.storage.fold_files import check_fold, read_fold_card
-from her2.storage.products import find_product
+from her2.storage.products import FindProduct, find_product
 
 _READ = ("attention.parquet", "predictions.parquet", MAPS_NAME)
 """The files of a fold that explanations read."""
@@ -71,11 +72,12 @@ class HeldOut:
     cache: Cache
     features: Path
     entries: Mapping[str, FeatureEntry]
+    find: FindProduct = find_product
 
     def store(self, slide_id: str) -> Path:
         """Return the feature store of a slide; a missing one is a UserError."""
         name = self.features / f"{slide_id}.zarr.zip"
-        return find_product(self.cache, "features", self.entries[slide_id].key or "", name)
+        return self.find(self.cache, "features", self.entries[slide_id].key or "", name)
 
     def source(self) -> Source:
         """Return the slides and attention of the first repeat, to be drawn or measured."""
@@ -98,11 +100,25 @@ def find_held_out(
     folds: Path,
     models: Path,
     features: Path,
-    every_repeat: bool = False,
+    repeat: int | None = 0,
+    only: str | None = None,
+    check: Callable[[Path, Iterable[str]], None] = check_fold,
+    find: FindProduct = find_product,
 ) -> HeldOut:
-    """Find all slides with features that a fold tested, of the first repeat or of every one.
+    """Find all slides with features that a fold tested, of the first repeat or of others.
 
     Slides of a fold without a model are left out.
+
+    Args:
+        spec: the job.
+        cache: holds the models and features.
+        folds: the task's folds table.
+        models: the folder of the chunks' entries.
+        features: the encoder's folder of feature entries.
+        repeat: the repeat that slides are found for; None: every one.
+        only: id of a slide; no entry or attention of others is then read.
+        check: checks some files of a fold as `check_fold` does, for one who remembers them.
+        find: finds products.
 
     Raises:
         UserError: a model is missing or was changed, or a slide's attention is absent, not finite
@@ -110,31 +126,49 @@ def find_held_out(
     """
     table = read_result(folds)
     check_disjoint(table)
-    entries = read_all_entries(features, spec.buckets, FeatureEntry)
+    buckets = spec.buckets if only is None else buckets_of(only, spec.buckets)
+    entries = read_all_entries(features, buckets, FeatureEntry)
     trained = read_folds(models, spec.chunks)
-    usable = [name for name, entry in entries.items() if entry.status == "ok"]
+    usable = [name for name, one in entries.items() if one.status == "ok" and only in (None, name)]
     tested = table.filter((pl.col("role") == "test") & pl.col("slide_id").is_in(usable))
     rows = tested.select("slide_id", "patient_id", "label", "repeat", "fold")
     slides = tuple(
-        HeldOutSlide(slide_id, patient_id, spec.task.class_names[label], repeat, fold)
-        for slide_id, patient_id, label, repeat, fold in rows.sort("slide_id", "repeat").iter_rows()
-        if (every_repeat or repeat == 0) and run_name(repeat, fold) in trained
+        HeldOutSlide(slide_id, patient_id, spec.task.class_names[label], number, fold)
+        for slide_id, patient_id, label, number, fold in rows.sort("slide_id", "repeat").iter_rows()
+        if repeat in (None, number) and run_name(number, fold) in trained
     )
     found = {}
     for run in sorted({slide.run for slide in slides}):
         key = trained[run].key
-        found[run] = find_product(cache, "models", key, models / run), key
-        check_fold(found[run][0], _READ)
+        found[run] = find(cache, "models", key, models / run), key
+        check(found[run][0], _READ)
     return HeldOut(
         task=spec.task,
         repeats=table["repeat"].n_unique(),
         slides=slides,
-        attention=_attention(slides, found, entries),
+        attention=_attention(slides, found, entries, only),
         models=found,
         cache=cache,
         features=features,
         entries=entries,
+        find=find,
     )
+
+
+def runs_of(
+    spec: AttentionSpec | HeatmapSpec, slide_id: str, *, folds: Path, models: Path
+) -> dict[str, tuple[int, int]]:
+    """Return the runs that tested a slide, each as its repeat and fold.
+
+    Raises:
+        UserError: the folds cannot be read, or no fold could be trained.
+    """
+    trained = read_folds(models, spec.chunks)
+    tested = read_result(folds).filter(
+        (pl.col("role") == "test") & (pl.col("slide_id") == slide_id)
+    )
+    rows = tested.select("repeat", "fold").sort("repeat").iter_rows()
+    return {run_name(*row): row for row in rows if run_name(*row) in trained}
 
 
 def read_tiles(held_out: HeldOut, held: HeldOutSlide) -> SlideTiles:
@@ -146,10 +180,8 @@ def read_tiles(held_out: HeldOut, held: HeldOutSlide) -> SlideTiles:
     """
     task, (model, key) = held_out.task, held_out.models[held.run]
     attention = held_out.attention[held.slide_id, held.repeat]
-    table = read_result(model / "predictions.parquet")
-    probabilities = table.filter(pl.col("slide_id") == held.slide_id).select(
-        f"prob_{name}" for name in task.class_names
-    )
+    table = read_row(model / "predictions.parquet", "slide_id", held.slide_id)
+    probabilities = table.select(f"prob_{name}" for name in task.class_names)
     if len(probabilities) != 1:
         raise unusable(held, f"has no prediction in {model}")
     try:
@@ -177,7 +209,7 @@ def read_tiles(held_out: HeldOut, held: HeldOutSlide) -> SlideTiles:
         class_names=task.class_names,
         attention=attention,
         probabilities=found,
-        model={"model": key, "repeat": 0, "fold": held.fold},
+        model={"model": key, "repeat": held.repeat, "fold": held.fold},
         maps=maps,
         shown=shown if shown in maps else None,
     )
@@ -193,10 +225,12 @@ def _attention(
     slides: Sequence[HeldOutSlide],
     models: Mapping[str, tuple[Path, str]],
     entries: Mapping[str, FeatureEntry],
+    only: str | None,
 ) -> dict[tuple[str, int], NDArray[np.float32]]:
     found = {}
     for run, (folder, _) in models.items():
-        table = read_result(folder / "attention.parquet")
+        path = folder / "attention.parquet"
+        table = read_result(path) if only is None else read_row(path, "slide_id", only)
         rows = {name: index for index, name in enumerate(table["slide_id"])}
         for slide in (slide for slide in slides if slide.run == run):
             index, tiles = rows.get(slide.slide_id), entries[slide.slide_id].tiles

@@ -114,7 +114,8 @@ class Slide:
         if self.width_px < 1 or self.height_px < 1:
             raise SlideError(f"has {self.width_px} x {self.height_px} px; copy it again")
         self.downsamples = tuple(self._opened.downsamples)
-        self.vendor = self._opened.vendor
+        self.vendor, self.objective = self._opened.vendor, self._opened.objective
+        self.file_mpp = self._opened.mpp
         self.bounds_corner_px = self._opened.bounds_corner_px
 
     def __enter__(self) -> "Slide":

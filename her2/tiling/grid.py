@@ -20,7 +20,7 @@ from her2.slides.masks import read_mask
 from her2.slides.slide import Scale, Slide, thumbnail_size
 from her2.storage.facts import SlideFacts, TileGrid
 from her2.storage.tiles import TileTable
-from her2.tiling.artefacts import KEPT, area_shares, find_areas, judge, union
+from her2.tiling.artefacts import KEPT, Judgement, area_shares, find_areas, judge, union
 from her2.tiling.brown import brown_share
 from her2.tiling.picture import BROWN_WORDS, Layers, draw, with_words
 from her2.tiling.tissue import cleaned, optical_density, tissue_mask
@@ -92,7 +92,28 @@ def _thumbnail_mpp(mpp: float, size: int, tiling: TilingSection) -> float:
     return min(tiling.thumbnail_mpp, mpp * size / 8)
 
 
-def tile_slide(
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What tiling finds on a slide, from which its tile table and its QC picture are made.
+
+    `density` is that of the `thumbnail`, (h, w, 3), and `layers` are its masks. `coords` (n, 2),
+    `tissue` (n,) and `boxes` (n, 4), in px of the thumbnail, are of the tiles with enough tissue,
+    row by row from the top, as is the filters' judgement `found`. `drawn` are the rows of those
+    that are in the table.
+    """
+
+    thumbnail: RGB
+    density: Density
+    layers: Layers
+    grid: TileGrid
+    coords: NDArray[np.int32]
+    tissue: NDArray[np.float32]
+    boxes: NDArray[np.float64]
+    found: Judgement
+    drawn: NDArray[np.int64]
+
+
+def examine_slide(
     slide: Slide,
     scale: Scale,
     *,
@@ -101,15 +122,10 @@ def tile_slide(
     tiling: TilingSection,
     fingerprint: str,
     sources: Sources = Sources(),
-) -> tuple[TileTable, RGB]:
-    """Find the tiles of a slide at `mpp` um/px with `size` px per side, row by row from the top.
+) -> Examined:
+    """Find tissue and artefacts of a slide, and its tiles at `mpp` um/px of `size` px per side.
 
-    `fingerprint` is that of the slide's content. The second result is the QC picture (h, w, 3).
-
-    Raises:
-        SlideUnfit: the slide is too coarse for the target.
-        SlideError: the mask cannot be used.
-        TileError: the thumbnail cannot be read.
+    Arguments and errors are those of `tile_slide`.
     """
     check_scale(scale, mpp, tiling)
     width, height = size * mpp / scale.mpp_x, size * mpp / scale.mpp_y
@@ -133,6 +149,32 @@ def tile_slide(
     coords, tissue, boxes = coords[enough], tissue[enough], boxes[enough]
     found = judge(slide, scale, grid, coords, boxes, layers.artefacts, tiling)
     drawn = _draw(found.kept, tiling.max_tiles, fingerprint, sources.seed)
+    return Examined(thumbnail, density, layers, grid, coords, tissue, boxes, found, drawn)
+
+
+def tile_slide(
+    slide: Slide,
+    scale: Scale,
+    *,
+    mpp: float,
+    size: int,
+    tiling: TilingSection,
+    fingerprint: str,
+    sources: Sources = Sources(),
+) -> tuple[TileTable, RGB]:
+    """Find the tiles of a slide at `mpp` um/px with `size` px per side, row by row from the top.
+
+    `fingerprint` is that of the slide's content. The second result is the QC picture (h, w, 3).
+
+    Raises:
+        SlideUnfit: the slide is too coarse for the target.
+        SlideError: the mask cannot be used.
+        TileError: the thumbnail cannot be read.
+    """
+    seen = examine_slide(
+        slide, scale, mpp=mpp, size=size, tiling=tiling, fingerprint=fingerprint, sources=sources
+    )
+    layers, found, boxes, drawn = seen.layers, seen.found, seen.boxes, seen.drawn
     area_mm2 = slide.width_px * scale.mpp_x * slide.height_px * scale.mpp_y / 1e6
     facts = SlideFacts(
         fingerprint=fingerprint,
@@ -148,7 +190,7 @@ def tile_slide(
         shares=area_shares(layers.artefacts, layers.tissue, layers.region),
         rejected=found.rejected,
         not_drawn=len(found.kept) - len(drawn),
-        brown=brown_share(density, layers.tissue),
+        brown=brown_share(seen.density, layers.tissue),
     )
     region = np.ones_like(layers.tissue) if layers.region is None else layers.region
     quality = {
@@ -157,15 +199,15 @@ def tile_slide(
         **{f"{name}_read": read.astype(np.float32) for name, read in found.read.items()},
     }
     table = TileTable(
-        coords[drawn].astype(np.int32),
-        tissue[drawn],
+        seen.coords[drawn].astype(np.int32),
+        seen.tissue[drawn],
         facts,
-        grid,
+        seen.grid,
         {name: values[drawn] for name, values in quality.items()},
         {name: int(read.sum()) for name, read in found.read.items()},
     )
     rejected = [(FILTERS[v], box) for v, box in zip(found.verdict, boxes, strict=True) if v != KEPT]
-    picture = draw(thumbnail, layers, boxes[drawn], rejected)
+    picture = draw(seen.thumbnail, layers, boxes[drawn], rejected)
     return table, with_words(picture, BROWN_WORDS) if is_brown(facts.brown) else picture
 
 

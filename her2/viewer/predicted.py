@@ -185,7 +185,7 @@ def _stand_in(path: Path, table: pl.DataFrame) -> Config:
     except ValidationError:
         said = ", ".join(classes) or "none"
         raise UserError(
-            f"--bundle-predictions {path}: the columns `prob_...`, or the record beside it, are not "
+            f"--bundle-predictions {path}: the columns `prob_...`, or its record, are not "
             f"those of `her2 predict`; the classes are {said}."
         ) from None
 

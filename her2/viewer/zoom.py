@@ -1,98 +1,220 @@
-"""`her2 view`: slides at every magnification, as square JPEGs that a page asks for.
+"""`her2 view`: slides at every magnification, in squares that a page asks for.
 
-OpenSlide's Deep Zoom generator divides them, for every format that a run reads. Slides stay open
-while they are looked at, and the JPEGs in memory up to a limit, so that memory stays flat however
-many slides are looked at.
+Level 0 of the zoom is the coarsest, one square; each further one has twice the px, and the last is
+full resolution. A square is the part of the slide that it says it is, to a fraction of a px, and is
+read as tiles are (`her2.slides.slide.Slide.region`), whatever levels the file has. Squares of full
+resolution lose nothing. The latest slides stay open, and squares stay in memory up to a limit, so
+that memory stays flat however many slides are looked at.
 """
 
 import io
-import itertools
+import math
+import os
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import openslide
-from openslide.deepzoom import DeepZoomGenerator
+import numpy as np
 from PIL import Image
 
 from her2.core.crashes import reading
 from her2.core.errors import SlideError
-from her2.slides.slide import Slide
+from her2.core.files import digest
+from her2.core.types import RGB
+from her2.slides.backends import planned_files
+from her2.slides.backends.flat import FlatImage
+from her2.slides.slide import RESAMPLING, Slide
 
 TILE_PX = 256
-_QUALITY = 90
-_OPEN_SLIDES = 8
+OVERLAP_PX = 1
+FULL, REDUCED = "webp", "jpg"
+"""Endings of squares: of full resolution, without loss, and of the other levels."""
 CACHE_BYTES = 256 << 20
-"""Memory of the JPEGs that are kept."""
+"""Memory of the squares that are kept."""
+OPEN_SLIDES = 8
+OPEN_BYTES = 2 << 30
+"""Memory of the slides that are open; a flat image is in memory whole."""
+_OPENSLIDE_BYTES = 32 << 20
+"""What OpenSlide keeps of each slide."""
+_QUALITY = 90
+_READ_PX = 2048
+"""Px per side that are read of a file at once."""
+_OVERVIEW_PX = 4096
+_COARSEST_READ = 8
+_THUMBNAIL_READ_PX = 1 << 26
 
 
-class _Reader(openslide.AbstractSlide):
-    """A slide of any backend, as the Deep Zoom generator wants one."""
+@dataclass(frozen=True, slots=True)
+class Square:
+    """A part of a slide, left, top, width and height in level-0 px, and its (width, height) in px.
 
-    def __init__(self, slide: Slide) -> None:
-        super().__init__()
-        self.slide = slide
+    It has `OVERLAP_PX` of its right and lower neighbours, so that no seam shows between squares that
+    a page scales. At the right and lower border it ends where the slide ends, so its last px may be
+    narrower than the others.
+    """
 
-    @classmethod
-    def detect_format(cls, filename: Path | str) -> str | None:  # type: ignore[override]
-        return None
+    left: int
+    top: int
+    width: int
+    height: int
+    out: tuple[int, int]
 
-    def close(self) -> None:
-        self.slide.close()
 
-    @property
-    def level_count(self) -> int:
-        return len(self.slide.downsamples)
+def level_count(size_px: tuple[int, int]) -> int:
+    """Return how many levels a slide has, of which the first fits into one square."""
+    return 1 + max(0, math.ceil(math.log2(max(size_px) / TILE_PX)))
 
-    @property
-    def level_dimensions(self) -> tuple[tuple[int, int], ...]:
-        return self.slide.level_sizes
 
-    @property
-    def level_downsamples(self) -> tuple[float, ...]:
-        return self.slide.downsamples
+def square_at(size_px: tuple[int, int], level: int, column: int, row: int) -> Square:
+    """Return a square of a level.
 
-    @property
-    def properties(self) -> Mapping[str, str]:
-        return {}
-
-    @property
-    def associated_images(self) -> Mapping[str, Image.Image]:
-        return {}
-
-    def get_best_level_for_downsample(self, downsample: float) -> int:
-        return self.slide.level_for(downsample)
-
-    def read_region(
-        self, location: tuple[int, int], level: int, size: tuple[int, int]
-    ) -> Image.Image:
-        return self.slide.level_px(location, level, size).convert("RGBA")
+    Raises:
+        IndexError: there is no such level, column or row.
+    """
+    levels = level_count(size_px)
+    if not 0 <= level < levels:
+        raise IndexError(f"level {level}")
+    step = 1 << (levels - 1 - level)
+    side = TILE_PX * step
+    for name, at, whole in (("column", column, size_px[0]), ("row", row, size_px[1])):
+        if not 0 <= at * side < whole:
+            raise IndexError(f"{name} {at} on level {level}")
+    left, top = column * side, row * side
+    longest = side + OVERLAP_PX * step
+    width, height = min(longest, size_px[0] - left), min(longest, size_px[1] - top)
+    return Square(left, top, width, height, (math.ceil(width / step), math.ceil(height / step)))
 
 
 @dataclass(frozen=True, slots=True)
 class OpenSlide:
-    """A slide that is open, and its Deep Zoom levels; level 0 is one px, the last full resolution.
+    """A slide that is open; `version` tells it from another file under the same path."""
 
-    `number` tells it from what was opened before, also under the same path.
-    """
-
-    number: int
+    version: str
     slide: Slide
-    zoom: DeepZoomGenerator
+    _overview: list[Image.Image] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """Return width and height of full resolution."""
+        return self.slide.width_px, self.slide.height_px
+
+    @property
+    def held_bytes(self) -> int:
+        """Return about how much memory it takes while it is open."""
+        width, height = self.size_px
+        own = 4 * width * height if self.slide.vendor == FlatImage.vendor else _OPENSLIDE_BYTES
+        return own + sum(3 * one.width * one.height for one in self._overview)
+
+    def px(self, square: Square) -> RGB:
+        """Return the px of a square, uint8 (h, w, 3), white where nothing was scanned.
+
+        Raises:
+            TileError: the file is damaged there.
+        """
+        step = square.width / square.out[0], square.height / square.out[1]
+        if self._reduction(min(step)) > _COARSEST_READ and max(self.size_px) > 2 * _OVERVIEW_PX:
+            overview = self._reduced()
+            scale = overview.width / self.size_px[0], overview.height / self.size_px[1]
+            if scale[0] * step[0] >= 1 and scale[1] * step[1] >= 1:
+                box = (
+                    square.left * scale[0],
+                    square.top * scale[1],
+                    min(overview.width, (square.left + square.width) * scale[0]),
+                    min(overview.height, (square.top + square.height) * scale[1]),
+                )
+                return np.asarray(overview.resize(square.out, RESAMPLING, box=box))
+        return self._in_parts(square)
+
+    def _reduction(self, downsample: float) -> float:
+        return downsample / self.slide.downsamples[self.slide.level_for(downsample)]
+
+    def _in_parts(self, square: Square) -> RGB:
+        """Read a square in parts, so that the memory for it does not grow with what is reduced."""
+        (width, height), step_x = square.out, square.width / square.out[0]
+        step_y = square.height / square.out[1]
+        side = max(16, int(_READ_PX / max(1.0, self._reduction(min(step_x, step_y)))))
+        if side >= max(width, height):
+            region = square.left, square.top, square.width, square.height
+            return self.slide.region(*region, square.out)
+        result = np.empty((height, width, 3), np.uint8)
+        for top in range(0, height, side):
+            for left in range(0, width, side):
+                w, h = min(side, width - left), min(side, height - top)
+                result[top : top + h, left : left + w] = self.slide.region(
+                    square.left + left * step_x, square.top + top * step_y, w * step_x, h * step_y,
+                    (w, h),
+                )  # fmt: skip
+        return result
+
+    def _reduced(self) -> Image.Image:
+        """Return the slide at up to `_OVERVIEW_PX`, where the file has no coarse level; read once.
+
+        Otherwise each coarse square would read all that lies under it again.
+        """
+        with self._lock:
+            if not self._overview:
+                self._overview.append(Image.fromarray(self._whole(_OVERVIEW_PX)))
+            return self._overview[0]
+
+    def _whole(self, longest_px: int) -> RGB:
+        width, height = self.size_px
+        step = max(1.0, max(width, height) / longest_px)
+        out = max(1, round(width / step)), max(1, round(height / step))
+        return self._in_parts(Square(0, 0, width, height, out))
+
+    def thumbnail(self, longest_px: int) -> RGB:
+        """Return the whole slide, whose longer side has `longest_px` or, of a smaller one, its own.
+
+        Raises:
+            TileError: the file is damaged where it is read.
+        """
+        return self._whole(longest_px)
+
+    def reads_for(self, longest_px: int) -> float:
+        """Return how many px a thumbnail has to read of the file."""
+        step = max(1.0, max(self.size_px) / longest_px)
+        width, height = self.slide.level_sizes[self.slide.level_for(step)]
+        return float(width * height)
+
+
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """A slide that is open, or that a thread is opening."""
+
+    version: str
+    found: "Future[OpenSlide]" = field(default_factory=Future)
 
 
 class Slides:
-    """The slides that are open, the latest few, and the JPEGs cut of them. Thread-safe."""
+    """The slides that are open, the latest few, and the squares cut of them. Thread-safe.
 
-    def __init__(self, *, cache_bytes: int = CACHE_BYTES) -> None:
+    A slide that is no longer among the latest is closed when the last thread has read from it.
+    """
+
+    def __init__(
+        self,
+        *,
+        cache_bytes: int = CACHE_BYTES,
+        open_slides: int = OPEN_SLIDES,
+        open_bytes: int = OPEN_BYTES,
+    ) -> None:
         self._lock = threading.Lock()
-        self._numbers = itertools.count()
-        self._open: OrderedDict[Path, tuple[tuple[int, int], OpenSlide]] = OrderedDict()
-        self._jpegs: OrderedDict[tuple[Any, ...], bytes] = OrderedDict()
+        self._open: OrderedDict[tuple[Path, float | None], _Opening] = OrderedDict()
+        self._most_open, self._most_open_bytes = open_slides, open_bytes
+        self._pictures: OrderedDict[tuple[Any, ...], bytes] = OrderedDict()
         self._bytes, self._limit = 0, cache_bytes
+        # Decoding is work for processors, so more threads than these only take memory.
+        self._turns = threading.BoundedSemaphore(max(2, os.cpu_count() or 2))
+
+    @property
+    def held_bytes(self) -> int:
+        """Return the memory of the squares that are kept."""
+        return self._bytes
 
     def open(self, path: Path, mpp: float | None) -> OpenSlide:
         """Return a slide, opened now or before.
@@ -100,61 +222,143 @@ class Slides:
         Raises:
             SlideError: it cannot be opened, or was deleted.
         """
-        try:
-            stat = path.stat()
-        except OSError as error:
-            raise SlideError(f"its file {path.name} cannot be read ({error.strerror})") from None
-        state = stat.st_size, stat.st_mtime_ns
+        version = version_of(path)
+        key = path, mpp
         with self._lock:
-            if path in self._open and self._open[path][0] == state:
-                self._open.move_to_end(path)
-                return self._open[path][1]
-        with reading(str(path)):
-            slide = Slide(path, mpp)
-            zoom = DeepZoomGenerator(_Reader(slide), TILE_PX, overlap=0)
-            found = OpenSlide(next(self._numbers), slide, zoom)
-        with self._lock:
-            self._open[path] = state, found
-            while len(self._open) > _OPEN_SLIDES:
-                # Not closed: another thread may be reading it. Its handle goes with the last use.
-                self._open.popitem(last=False)
-        return found
+            opening = self._open.get(key)
+            mine = opening is None or opening.version != version
+            if opening is None or mine:
+                opening = self._open[key] = _Opening(version)
+            self._open.move_to_end(key)
+        if mine:  # others who ask meanwhile wait for it
+            try:
+                opening.found.set_result(_opened(path, mpp, version))
+            except BaseException as error:
+                with self._lock:
+                    if self._open.get(key) is opening:
+                        del self._open[key]
+                opening.found.set_exception(error)
+            self._close_some()
+        return opening.found.result()
 
-    def jpeg(self, path: Path, mpp: float | None, level: int, column: int, row: int) -> bytes:
-        """Return a square of a Deep Zoom level as JPEG.
+    def square(
+        self,
+        path: Path,
+        mpp: float | None,
+        level: int,
+        column: int,
+        row: int,
+        *,
+        version: str | None = None,
+    ) -> bytes:
+        """Return a square of a level: WebP without loss at full resolution, else JPEG.
 
         Raises:
-            SlideError: the slide cannot be opened.
+            SlideError: the slide cannot be opened, or is no longer the `version` that is asked for.
             TileError: the file is damaged there.
             IndexError: there is no such level, column or row.
         """
         opened = self.open(path, mpp)
-        key = (opened.number, level, column, row)
-        with self._lock:
-            if key in self._jpegs:
-                self._jpegs.move_to_end(key)
-                return self._jpegs[key]
-        if not 0 <= level < opened.zoom.level_count:
-            raise IndexError(f"level {level}")
-        columns, rows = opened.zoom.level_tiles[level]
-        if not (0 <= column < columns and 0 <= row < rows):
-            raise IndexError(f"column {column}, row {row}")
-        with reading(str(path)):
-            found = to_jpeg(opened.zoom.get_tile(level, (column, row)))
-        self._keep(key, found)
-        return found
+        if version not in (None, opened.version):
+            raise SlideError("its file has changed since this page was opened; load the page again")
+        square = square_at(opened.size_px, level, column, row)
+        encode = to_webp if level == level_count(opened.size_px) - 1 else to_jpeg
 
-    def _keep(self, key: tuple[Any, ...], found: bytes) -> None:
+        def cut() -> bytes:
+            with self._turns, reading(str(path)):
+                return encode(Image.fromarray(opened.px(square)))
+
+        return self.kept((path, opened.version, level, column, row), cut)
+
+    def thumbnail(self, path: Path, mpp: float | None, size_px: int) -> bytes | None:
+        """Return a slide with `size_px` on its longer side, a JPEG of its coarsest fitting level.
+
+        None for a slide without a coarse level, of which everything would have to be read.
+
+        Raises:
+            SlideError: the slide cannot be opened.
+            TileError: the file is damaged.
+        """
+        key = (path, version_of(path), "thumbnail", size_px)
+
+        def draw() -> bytes:
+            with self._turns, reading(str(path)), Slide(path, mpp) as slide:
+                opened = OpenSlide("", slide)
+                if opened.reads_for(size_px) > _THUMBNAIL_READ_PX:
+                    return b""
+                return to_jpeg(Image.fromarray(opened.thumbnail(size_px)))
+
+        return self.kept(key, draw) or None
+
+    def kept(self, key: tuple[Any, ...], make: Callable[[], bytes]) -> bytes:
+        """Return bytes that were made before, or make them; the latest stay, up to the limit."""
         with self._lock:
-            if key not in self._jpegs:
-                self._jpegs[key] = found
+            if key in self._pictures:
+                self._pictures.move_to_end(key)
+                return self._pictures[key]
+        found = make()
+        with self._lock:
+            if key not in self._pictures:
+                self._pictures[key] = found
                 self._bytes += len(found)
             while self._bytes > self._limit:
-                self._bytes -= len(self._jpegs.popitem(last=False)[1])
+                self._bytes -= len(self._pictures.popitem(last=False)[1])
+        return found
+
+    def _close_some(self) -> None:
+        """Let go of the slides that were not asked for lately.
+
+        They are not closed here, since a thread may be reading them: the file is closed with the
+        last reference to it.
+        """
+        with self._lock:
+            ready = [
+                (key, one.found.result().held_bytes)
+                for key, one in self._open.items()
+                if one.found.done() and one.found.exception() is None
+            ]
+            held = sum(size for _, size in ready)
+            for key, size in ready[:-1]:
+                if len(self._open) <= self._most_open and held <= self._most_open_bytes:
+                    break
+                del self._open[key]
+                held -= size
+
+
+def version_of(path: Path) -> str:
+    """Return what tells the state of a slide's files from a later one.
+
+    Raises:
+        SlideError: a file is absent or cannot be read.
+    """
+    state = []
+    for file in planned_files(path):
+        try:
+            stat = file.stat()
+        except FileNotFoundError:
+            raise SlideError(
+                f"its file {file.name} is not there; was it moved or deleted since the run?"
+            ) from None
+        except OSError as error:
+            raise SlideError(f"its file {file.name} cannot be read ({error.strerror})") from None
+        state.append([stat.st_size, stat.st_mtime_ns])
+    return digest(state)[:16]
+
+
+def _opened(path: Path, mpp: float | None, version: str) -> OpenSlide:
+    with reading(str(path)):
+        return OpenSlide(version, Slide(path, mpp))
 
 
 def to_jpeg(image: Image.Image, quality: int = _QUALITY) -> bytes:
     """Return an RGB image as JPEG without subsampled colours."""
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=quality, subsampling=0)
+    return stream.getvalue()
+
+
+def to_webp(image: Image.Image) -> bytes:
+    """Return an RGB image as WebP without any loss, the quickest way."""
+    stream = io.BytesIO()
+    image.save(stream, "WEBP", lossless=True, quality=0, method=0)
     return stream.getvalue()

@@ -78,6 +78,8 @@ class OpenedSlide(ABC):
     """Level-0 px per px of each level; the first is 1."""
     mpp: tuple[float, float] | None = None
     """um per level-0 px, (x, y), from the file's metadata; None if absent."""
+    objective: float | None = None
+    """Nominal magnification of the objective that the file names, which no um/px follow from."""
     bounds_corner_px: tuple[int, int] = (0, 0)
     """Top left corner of the scanned area, level-0 px."""
 

@@ -61,6 +61,8 @@ class OpenSlideFile(OpenedSlide):
             self.mpp = _number(x), _number(y)
         else:
             self.mpp = _ome_mpp(properties.get("tiff.ImageDescription", ""))
+        objective = _number(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER, ""))
+        self.objective = objective if 0 < objective < math.inf else None
         self.bounds_corner_px = (
             int(properties.get(openslide.PROPERTY_NAME_BOUNDS_X, 0)),
             int(properties.get(openslide.PROPERTY_NAME_BOUNDS_Y, 0)),

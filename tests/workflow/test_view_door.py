@@ -85,12 +85,29 @@ def test_a_page_opens_without_errors_and_asks_nobody_else(view: Viewing) -> None
 def test_the_token_stays_nowhere_in_the_browser(view: Viewing) -> None:
     tab = view.tab
     tab.open(view.url(f"{SLIDE}?token={view.token}&x=1"))
-    tab.wait_for(f"location.pathname === '{SLIDE}' && document.readyState === 'complete'")
     entries = tab.call("Page.getNavigationHistory")["entries"]
     assert not [one["url"] for one in entries if view.token in one["url"]]
     assert tab.run("location.href").startswith(view.url(f"{SLIDE}?x=1"))
     assert tab.run("document.referrer + document.cookie") == ""
     assert tab.run("localStorage.length + sessionStorage.length") == 0
+
+
+def test_a_link_on_another_site_lets_in_too(view: Viewing, tmp_path: Path) -> None:
+    """And one without the token leads to a page that says what to do."""
+    tab = view.tab
+    page = tmp_path / "mail.html"
+    for address, words in (
+        (view.address, "document.title.length > 0 && document.getElementById('status')"),
+        (view.url(SLIDE), "document.querySelector('h1').textContent === '403'"),
+    ):
+        page.write_text(f'<a href="{address}">see</a>')
+        tab.open(page)
+        tab.click_on("a")
+        tab.wait_for(f"location.protocol === 'http:' && ({words})")
+        entries = tab.call("Page.getNavigationHistory")["entries"]
+        assert not [one["url"] for one in entries if view.token in one["url"]]
+    tab.click_on("a")
+    tab.wait_for("document.querySelector('.map') !== null")
 
 
 def test_the_browser_that_tests_use_sees_what_a_page_does_wrong(view: Viewing) -> None:

@@ -149,7 +149,9 @@ def _facts(run: ViewedRun, cohort: ViewedCohort, encoder: str | None) -> pl.Data
 
     tiles = own("tiles", pl.Int64).fill_null(0)
     counts = {name: own(f"rejected_{name}", pl.Int64).fill_null(0) for name in CAUSES}
-    candidates = tiles + own("not_drawn", pl.Int64).fill_null(0) + pl.sum_horizontal(counts.values())
+    candidates = (
+        tiles + own("not_drawn", pl.Int64).fill_null(0) + pl.sum_horizontal(counts.values())
+    )
     table = table.select(
         "slide_id",
         *(own(name, pl.String) for name in _TEXTS if name != "label"),

@@ -3,6 +3,7 @@ import { element, say, slideURL, state } from "./common.js";
 import * as compare from "./compare.js";
 import { neighbours } from "./neighbours.js";
 import { Pane } from "./pane.js";
+import * as similar from "./similar.js";
 import * as slideFacts from "./slide_facts.js";
 import { Together } from "./together.js";
 import { anywhere, onSlide } from "./tools.js";
@@ -10,6 +11,7 @@ import { anywhere, onSlide } from "./tools.js";
 /** What a pane has beside the slide; each is a function of a pane. */
 const PANELS = [
   slideFacts.attach,
+  similar.attach,
 ];
 
 const root = document.getElementById("panes");

@@ -18,6 +18,7 @@ const root = document.getElementById("panes");
 const bar = document.getElementById("slide-bar");
 const { cohort, slide } = root.dataset;
 const panes = [];
+root.panes = panes; // for the console, and tests
 let active = 0, beside = null;
 
 function button(words, title, act, more = {}) {

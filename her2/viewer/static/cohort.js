@@ -147,7 +147,9 @@ async function read(key) {
       answer = await ask(null);
     }
     slides = new Slides(answer);
-    root.style.setProperty("--classes", Math.max(1, ...slides.table.cohorts.map(() => slides.classes.length)));
+    const longest = Math.max(2, ...slides.classes.map((name) => name.length));
+    root.style.setProperty("--classes", Math.max(1, slides.classes.length));
+    root.style.setProperty("--name", `${Math.min(9, longest + 1)}ch`);
     options();
     said();
     filters.build(slides, view);

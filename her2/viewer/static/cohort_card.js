@@ -84,23 +84,24 @@ export function card(slides, row, thumbnails) {
 /** Columns of the table: [heading, what it sorts by or null, width, class]. */
 export function columnsOf(slides) {
   return [
-    ["Slide", "id", "14rem", ""], ["Patient", null, "9rem", ""], ["Cohort", null, "8rem", ""],
-    ["Truth", "truth", "8rem", ""], ["Predicted", null, "6rem", ""], ["Result", null, "8rem", ""],
-    ["Confidence", "confidence", "7rem", "number"],
-    ...slides.classes.map((name) => [`P(${name})`, `p:${name}`, "6rem", "number"]),
-    ["Tiles", "tiles", "6rem", "number"], ["Rejected", "rejected", "6.5rem", "number"],
-    ["Site", "site", "8rem", ""], ["Scanner", null, "8rem", ""], ["Quality", null, "24rem", ""],
+    ["Slide", "id", "11rem", ""], ["Patient", null, "8rem", ""], ["Truth", "truth", "6rem", ""],
+    ["Predicted", null, "5.5rem", ""], ["Result", null, "7rem", ""],
+    ...slides.classes.map((name) => [`P(${name})`, `p:${name}`, "5.5rem", "number"]),
+    ["Confidence", "confidence", "7.5rem", "number"], ["Tiles", "tiles", "5rem", "number"],
+    ["Rejected", "rejected", "6.5rem", "number"], ["Cohort", null, "8rem", ""],
+    ["Site", "site", "7rem", ""], ["Scanner", null, "8rem", ""], ["Quality", null, "26rem", ""],
   ];
 }
 
 export function line(slides, row) {
   const texts = [
     element("a", { href: linkTo(slides, row), tabindex: "-1" }, slides.ids[row]),
-    slides.text("patient_id", row) ?? "", slides.cohort(row), truthOf(slides, row),
-    slides.text("predicted", row) ?? "", verdict(slides, row), figure(slides.confidence[row]),
-    ...slides.probabilities.map((values) => figure(values[row])),
+    slides.text("patient_id", row) ?? "", truthOf(slides, row), slides.text("predicted", row) ?? "",
+    verdict(slides, row), ...slides.probabilities.map((values) => figure(values[row])),
+    figure(slides.confidence[row]),
     Number.isNaN(slides.tiles[row]) ? "" : slides.tiles[row].toLocaleString("en"),
-    percent(slides.lost[row]), slides.text("site", row) ?? "", slides.text("scanner", row) ?? "",
+    percent(slides.lost[row]), slides.cohort(row), slides.text("site", row) ?? "",
+    slides.text("scanner", row) ?? "",
     remarks(slides, row).map(([words, more]) => (more ? `${words}: ${more}` : words)).join("; "),
   ];
   return columnsOf(slides).map(([, , , kind], index) => element("div", {

@@ -16,9 +16,9 @@ from her2.explanation.places import RunPlaces
 from her2.frozen.bundle.asked import Wanted
 from her2.report.results import read_results
 from her2.report.sections.gallery import gallery
-from her2.viewer.cohort_facts import BROWN, CAUTION, DIFFERS, MARKS, REJECTED, SCALE
+from her2.viewer.cohort_facts import BROWN, CAUSES, CAUTION, DIFFERS, MARKS, REJECTED, SCALE
 from her2.viewer.cohort_page import Tables, as_json
-from her2.viewer.cohort_table import CAUSES, USABLE, cohort_table, kind_of, natural
+from her2.viewer.cohort_table import USABLE, cohort_table, kind_of, natural
 from her2.viewer.run import DEVELOPMENT, EXTERNAL, NotThereError, ViewedCohort, ViewedRun
 from tests.unit.external_report_maker import Outside, Validated
 

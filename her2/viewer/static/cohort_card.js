@@ -85,7 +85,7 @@ export function card(slides, row, thumbnails) {
 export function columnsOf(slides) {
   return [
     ["Slide", "id", "11rem", ""], ["Patient", null, "8rem", ""], ["Truth", "truth", "6rem", ""],
-    ["Predicted", null, "5.5rem", ""], ["Result", null, "7rem", ""],
+    ["Predicted", null, "6.3rem", ""], ["Result", null, "7rem", ""],
     ...slides.classes.map((name) => [`P(${name})`, `p:${name}`, "5.5rem", "number"]),
     ["Confidence", "confidence", "7.5rem", "number"], ["Tiles", "tiles", "5rem", "number"],
     ["Rejected", "rejected", "6.5rem", "number"], ["Cohort", null, "8rem", ""],

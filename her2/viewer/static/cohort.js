@@ -111,7 +111,11 @@ function makeListIfOther() {
 }
 
 function said() {
-  numbers.replaceChildren(...slides.table.cohorts.flatMap((one) => [
+  numbers.replaceChildren(
+    element("dt", {}, "A card"),
+    element("dd", {}, "has a bar for the probability of each class, from 0 to 1; the bold one is predicted, and "
+      + "its probability is the confidence. A share of tiles rejected is of those with enough tissue."),
+    ...slides.table.cohorts.flatMap((one) => [
     element("dt", {}, `${one.title} (${one.slides.toLocaleString("en")} slides)`), element("dd", {}, one.numbers)]));
 }
 

@@ -60,6 +60,16 @@ export function remarks(slides, row) {
   return found;
 }
 
+/** A card in one sentence. */
+function spoken(slides, row) {
+  const predicted = slides.text("predicted", row);
+  return [
+    slides.ids[row], `patient ${slides.text("patient_id", row) ?? "not known"}`, `truth ${truthOf(slides, row)}`,
+    predicted && `predicted ${predicted} with ${figure(slides.confidence[row])}`, slides.result(row),
+    ...remarks(slides, row).map(([words, more]) => (more ? `${words}: ${more}` : words)),
+  ].filter(Boolean).join(", ");
+}
+
 export function card(slides, row, thumbnails) {
   const id = slides.ids[row], status = slides.text("status", row);
   const picture = element("span", { class: "picture" }, element("img", { alt: "" }));
@@ -68,7 +78,7 @@ export function card(slides, row, thumbnails) {
   const tiles = slides.tiles[row];
   const about = [slides.cohort(row), Number.isNaN(tiles) ? null : `${tiles.toLocaleString("en")} tiles`, ...where]
     .filter(Boolean).join(" \u00b7 ");
-  return element("div", { class: `card ${slides.result(row).replace(" ", "-")} ${status === "ok" ? "" : "unusable"}` },
+  return element("div", { "aria-label": spoken(slides, row), class: `card ${slides.result(row).replace(" ", "-")} ${status === "ok" ? "" : "unusable"}` },
     element("a", { href: linkTo(slides, row), tabindex: "-1", class: "open" }, picture,
       element("span", { class: "id", title: id }, id)),
     element("div", { class: "line", title: `patient ${slides.text("patient_id", row) ?? ""}` },

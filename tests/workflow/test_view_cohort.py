@@ -268,3 +268,77 @@ def test_it_fits_every_width_and_is_heard_in_full(view: Viewing, width_px: int, 
                 if role in ("button", "combobox", "searchbox", "checkbox", "link", "spinbutton")
                 and not name]  # fmt: skip
     assert nameless == []
+
+
+def test_of_many_slides_only_those_in_sight_are_elements_and_keys_reach_all(view: Viewing) -> None:
+    tab = opened(view)
+    tab.run("""(async () => {
+        const { List } = await import('/static/cohort_list.js');
+        const root = document.querySelector('#slides');
+        const make = (item) => {
+            const one = document.createElement('div');
+            one.textContent = item;
+            return [one];
+        };
+        window.list = new List(root, { label: 'Many', least_px: 200, make, drop: () => {} });
+        window.list.show(Uint32Array.from({ length: 20000 }, (_, index) => index), 10000);
+        window.list.go(10000);
+    })()""")
+    here, rows = "document.activeElement.textContent", "document.querySelectorAll('.row').length"
+    columns = tab.run("Number(document.querySelector('.grid').getAttribute('aria-colcount'))")
+    seen = []
+    for key in ("Enter", "End", "ArrowRight", "Home", "ArrowLeft", "PageDown", "ArrowDown"):
+        tab.press(key)
+        seen.append(int(tab.run(here)))
+        assert tab.run(rows) < 14
+    screen = seen[5]
+    assert seen == [10000, 19999, 19999, 0, 0, screen, screen + columns]
+    assert screen % columns == 0
+    assert tab.run("document.activeElement.parentElement.getAttribute('aria-rowindex')") == str(
+        (screen + columns) // columns + 1
+    )
+    # The window changes and the place stays.
+    tab.look(size_px=(800, 700))
+    tab.wait_for("document.querySelector('.grid').getAttribute('aria-colcount') === '2'")
+    assert int(tab.run(here)) == screen + columns
+    # Who scrolls away with the mouse comes back with a key.
+    tab.run("document.querySelector('#slides').scrollTop = 1e6")
+    tab.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    assert int(tab.run(here)) == screen + columns
+    assert tab.run(rows) < 14
+    tab.press("ArrowRight")
+    assert int(tab.run(here)) == screen + columns + 1
+
+
+def test_pictures_are_asked_for_few_at_a_time_and_not_once_they_are_past(view: Viewing) -> None:
+    tab = opened(view)
+    asked, running, stopped = tab.run("""(async () => {
+        const { Thumbnails } = await import('/static/cohort_thumbnails.js');
+        const asked = [], stopped = [], real = window.fetch;
+        window.fetch = (address, { signal }) => new Promise((_, fail) => {
+            if (address.startsWith('/')) return; // the page's own
+            asked.push(address);
+            signal.addEventListener('abort', () => {
+                stopped.push(address);
+                fail(new DOMException('stopped', 'AbortError'));
+            });
+        });
+        const rows = Array.from({ length: 8 }, () => {
+            const row = document.createElement('div');
+            row.innerHTML = '<span class="picture"><img alt=""></span>';
+            return row;
+        });
+        const thumbnails = new Thumbnails();
+        rows.forEach((row, index) => thumbnails.want(row.firstChild, `x${index}`));
+        const pause = () => new Promise((done) => setTimeout(done, 150));
+        await pause();
+        const running = asked.length;
+        thumbnails.drop(rows[3]);
+        thumbnails.drop(rows[7]);
+        await pause();
+        window.fetch = real;
+        return [asked, running, stopped];
+    })()""")
+    assert running == 4
+    assert asked == ["x7", "x6", "x5", "x4", "x2"]
+    assert stopped == ["x7"]

@@ -94,6 +94,8 @@ function update() {
   count.textContent = order.length === slides.rows
     ? `${all} slides` : `${order.length.toLocaleString("en")} of ${all} slides`;
   clear.hidden = !isFiltered(view);
+  if (order.length) delete root.dataset.empty;
+  else root.dataset.empty = slides.rows ? "No slide fits the filters." : "There are no slides.";
   sort.value = view.sort;
   direction.textContent = view.down ? "\u2193 descending" : "\u2191 ascending";
   table.setAttribute("aria-pressed", view.table);

@@ -50,13 +50,13 @@ function bars(slides, row) {
 export function remarks(slides, row) {
   const status = slides.text("status", row), found = [];
   if (status !== "ok") found.push([status, slides.text("reason", row) ?? "", "unusable"]);
+  for (const words of slides.cautions[row] ?? []) found.push(["caution", words, "marked"]);
   if (slides.lost[row] > 0) {
     const causes = slides.causes.map((name, index) => [name, slides.rejected[index][row]])
       .filter(([, part]) => part > 0).map(([name, part]) => `${name} ${percent(part)}`);
     const many = slides.marks(row).includes(slides.table.marks[0]);
     found.push([`${percent(slides.lost[row])} rejected`, causes.join(", "), many ? "marked" : "plain"]);
   }
-  for (const words of slides.cautions[row] ?? []) found.push(["caution", words, "marked"]);
   return found;
 }
 
@@ -95,7 +95,7 @@ export function card(slides, row, thumbnails) {
 export function columnsOf(slides) {
   return [
     ["Slide", "id", "11rem", ""], ["Patient", null, "8rem", ""], ["Truth", "truth", "6rem", ""],
-    ["Predicted", null, "6.3rem", ""], ["Result", null, "7rem", ""],
+    ["Predicted", null, "6.3rem", ""], ["Result", null, "8rem", ""],
     ...slides.classes.map((name) => [`P(${name})`, `p:${name}`, "5.5rem", "number"]),
     ["Confidence", "confidence", "7.5rem", "number"], ["Tiles", "tiles", "5rem", "number"],
     ["Rejected", "rejected", "6.5rem", "number"], ["Cohort", null, "8rem", ""],

@@ -16,7 +16,7 @@ from her2.viewer.run import ViewedCohort, ViewedRun
 CAUSES = tuple(one.name for one in LISTED)
 """Why tiles are rejected."""
 REJECTED, DIFFERS, SCALE, BROWN, CAUTION = (
-    f"{MARKED_FROM:.0%} of the tiles rejected, or more",
+    f"{100 * MARKED_FROM:.0f} % of tiles rejected, or more",
     "um/px not that of the file",
     "um/px unlike most slides",
     "brown: may be IHC",
@@ -98,7 +98,7 @@ def _not_embedded(
     cohort: ViewedCohort, encoder: str | None
 ) -> Mapping[str, tuple[str, str | None]]:
     """Return the slides that were tiled and not embedded, each with status and reason."""
-    if encoder is None:
+    if encoder is None or "grid" not in cohort.table.columns:
         return {}
     found: dict[str, tuple[str, str | None]] = {}
     for path in sorted((cohort.folder / "features" / encoder).glob("*-of-*.json")):

@@ -27,10 +27,10 @@ READY = "document.documentElement.dataset.ready === 'yes'"
 
 
 @pytest.fixture(scope="module")
-def project(  # pytest: this module changes it
+def project(
     validated: Project, tmp_path_factory: pytest.TempPathFactory, write_slide: WriteSlide
 ) -> Project:
-    """A copy with slides that the run did not see: um/px unknown, or of two kinds, and a torn one."""
+    """A copy with slides that no run saw: um/px not known, or of two kinds, and a torn one."""
     project = copy(validated, tmp_path_factory.mktemp("view") / "project")
     slides = project.folder / "slides"
     image = np.asarray(Image.effect_noise((500, 300), 90).convert("RGB"))
@@ -67,8 +67,10 @@ def loaded(tab: Tab) -> None:
 
 def place(tab: Tab, number: int = 0) -> tuple[float, float, float]:
     """The centre in level-0 px and the zoom of a pane."""
-    found = tab.run(f"(({{centre, map}}) => [centre.x, centre.y, map.getZoom()])({PANE}[{number}])")
-    return tuple(found)  # type: ignore[return-value]
+    x, y, zoom = tab.run(
+        f"(({{centre, map}}) => [centre.x, centre.y, map.getZoom()])({PANE}[{number}])"
+    )
+    return x, y, zoom
 
 
 def middle(tab: Tab, number: int = 0) -> tuple[float, float]:

@@ -112,6 +112,7 @@ class Row {
         await new Promise((go) => setTimeout(go, AGAIN_MS[Math.min(tried, AGAIN_MS.length - 1)]));
         if (turn !== this.turn) return;
       }
+      if (made.absent) throw new Error(made.absent);
       const renderer = facts.kind === "outline" ? L.canvas({ pane: this.place, padding: 0.3 }) : null;
       const layer = await MAKERS[facts.kind](pane, made, { pane: this.place, renderer });
       if (turn !== this.turn) return;
@@ -146,6 +147,12 @@ function restore(rows, text) {
     if (opacity >= 0 && opacity <= 1) row.fade(opacity);
     row.set(asked ? asked.has(name) : shown);
   }
+}
+
+/** Pictures first, which people come for; of a kind, the upper ones first. */
+function byUse(one, other) {
+  const rank = ({ facts }) => (facts.kind === "image" ? 1000 : 0) + facts.order;
+  return rank(other) - rank(one);
 }
 
 /** A labelled list of choices, hidden where there is nothing to choose. */
@@ -218,7 +225,7 @@ export async function attach(pane) {
   }
 
   body.append(models.row, runs.row, classes.row, scales.row, words,
-    ...rows.map((row) => row.element).reverse());
+    ...[...rows].sort(byUse).map((row) => row.element));
   pane.choice = list;
   show();
   restore(rows, pane.state.get("layers"));

@@ -11,23 +11,25 @@ const px = (value) => (Math.round(value * 100) / 100).toLocaleString("en");
 const percent = (value) => `${short(100 * value)} %`;
 const signed = (value) => (value > 0 ? "+" : "") + short(value);
 
-/** Terms and their values as a list; an empty value leaves its term out. */
+/** Terms and their values as a list, with the exact ones to point at; without a value, no term. */
 function terms(rows) {
   return element("dl", { class: "facts" }, ...rows.filter(([, value]) => value).flatMap(
-    ([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
+    ([name, value, exact]) => [element("dt", {}, name),
+      element("dd", exact === undefined ? {} : { title: String(exact), "data-value": exact }, value)]));
 }
 
 function attended(tile) {
   if (tile.attention === null) return [["Attention", `none: ${tile.note}`]];
   const { classes } = tile;
   return [
-    ["Attention", `${tile.attention} (\u00d7${short(tile.times_uniform)} of even attention)`],
+    ["Attention", `${short(tile.attention, 5)}, \u00d7${short(tile.times_uniform)} of even attention`,
+      tile.attention],
     ["Rank", `${tile.rank.toLocaleString("en")} of ${tile.tiles.toLocaleString("en")}, `
       + `percentile ${short(tile.percentile)}`],
     ...Object.entries(classes.attention ?? {}).map(([name, value]) =>
-      [`Attention, ${name}`, `${value} (\u00d7${short(value * tile.tiles)})`]),
+      [`Attention, ${name}`, `${short(value, 5)}, \u00d7${short(value * tile.tiles)}`, value]),
     ...Object.entries(classes.contribution ?? {}).map(([name, value]) =>
-      [`Contribution to ${name}`, signed(value)]),
+      [`Contribution to ${name}`, signed(value), value]),
     ["Note", tile.note],
   ];
 }
@@ -170,6 +172,7 @@ function ends(pane, go) {
     try {
       const found = await getJSON(`${slideURL("/api", pane.cohort, pane.slideId, "tiles")}?${query}`);
       if (mine !== turn) return;
+      if (found.absent) throw new Error(found.absent);
       lists.replaceChildren(
         ...list(`Most (${found.words})`, found.most), ...list("Least", found.least));
     } catch (error) {

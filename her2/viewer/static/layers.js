@@ -192,7 +192,7 @@ export async function attach(pane) {
     }
     pane.emit("choice");
   };
-  const runs = choice(pane, "Trained fold", (run) => {
+  const runs = choice(pane, "Fold", (run) => {
     pane.state.set({ run });
     refresh();
   });

@@ -6,7 +6,11 @@ const L = window.L;
 const SIDES = { ArrowLeft: "left", ArrowRight: "right", ArrowUp: "up", ArrowDown: "down" };
 const ENDS = 10;
 
-const short = (value, digits = 3) => String(+value.toPrecision(digits));
+/** A number with a few digits, as 1e-6 where it would be a row of zeros. */
+function short(value, digits = 3) {
+  const small = value !== 0 && Math.abs(value) < 1e-3;
+  return small ? value.toExponential(digits - 1) : String(+value.toPrecision(digits));
+}
 const px = (value) => (Math.round(value * 100) / 100).toLocaleString("en");
 const percent = (value) => `${short(100 * value)} %`;
 const signed = (value) => (value > 0 ? "+" : "") + short(value);
@@ -173,19 +177,22 @@ function ends(pane, go) {
       const found = await getJSON(`${slideURL("/api", pane.cohort, pane.slideId, "tiles")}?${query}`);
       if (mine !== turn) return;
       if (found.absent) throw new Error(found.absent);
-      lists.replaceChildren(
-        ...list(`Most (${found.words})`, found.most), ...list("Least", found.least));
+      // Attention as a multiple of even attention, as everywhere.
+      const value = (tile) => (by.value === "attention" ? `\u00d7${short(tile.value * pane.choice.tiles, 2)}`
+        : signed(tile.value));
+      lists.replaceChildren(...list(`Most (${found.words})`, found.most, value),
+        ...list("Least", found.least, value));
     } catch (error) {
       if (mine === turn) lists.replaceChildren(element("p", { class: "muted" }, error.message));
     }
   }
 
-  function list(title, tiles) {
+  function list(title, tiles, value) {
     return [element("h3", {}, title), element("div", { class: "tile-list" }, ...tiles.map((tile) =>
       element("button", { type: "button", title: `Tile ${tile.index}: ${tile.value}`,
         onclick: () => go(tile) },
       element("img", { src: tile.seen, alt: `Tile ${tile.index}`, loading: "lazy" }),
-      element("span", {}, short(tile.value)))))];
+      element("span", {}, value(tile)))))];
   }
 
   details.addEventListener("toggle", () => { if (details.open) load(); });

@@ -58,13 +58,17 @@ def show_tile(request: Request) -> Response:
 def list_extremes(request: Request) -> Response:
     """Return the `count` tiles with the most and the least attention, or contribution.
 
-    `by` says which; `class` the map, where there are several.
+    `by` says which; `class` the map, where there are several. Where there is nothing to list, the
+    answer is `absent`, the reason.
     """
     seen, query = seen_of(request), request.query_params
     count = _number(query.get("count", "10"), "count", int)
     if not 1 <= count <= _MOST:
         raise NotThereError(f"count {count}: is not from 1 to {_MOST}.")
-    values, words = _ranked(seen, query.get("by", "attention"))
+    try:
+        values, words = _ranked(seen, query.get("by", "attention"))
+    except UserError as error:
+        return JSONResponse({"absent": str(error)})
     order = np.argsort(-values, kind="stable")
     most, least = order[:count], order[::-1][: min(count, len(order) - len(order[:count]))]
     placed = seen.placed

@@ -47,7 +47,7 @@ def make(seen: Seen) -> Painted:
 
 LAYER = Layer(
     name="rejected",
-    title="Rejected tiles, by reason",
+    title="Rejected tiles",
     kind="image",
     order=20,
     make=make,

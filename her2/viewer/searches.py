@@ -32,7 +32,7 @@ from her2.viewer.similar import (
     open_checked,
     scaled,
 )
-from her2.viewer.stores import StoredSlide
+from her2.viewer.stores import EmbeddedSlide
 
 SAMPLE_BYTES = 512 << 20
 """Memory of the samples of all encoders together."""
@@ -59,7 +59,7 @@ def rows_per_slide(tiles: Sequence[int], dimension: int, limit_bytes: int) -> in
     return low
 
 
-def draw(slide: StoredSlide, tiles: int, count: int, *, seed: int = SEED) -> NDArray[np.int64]:
+def draw(slide: EmbeddedSlide, tiles: int, count: int, *, seed: int = SEED) -> NDArray[np.int64]:
     """Draw `count` of the tiles of a slide, sorted; the same ones each time."""
     if tiles <= count:
         return np.arange(tiles)
@@ -77,7 +77,7 @@ class Sample:
         limit_bytes: memory that the sample may take.
     """
 
-    def __init__(self, slides: Sequence[StoredSlide], dimension: int, limit_bytes: int) -> None:
+    def __init__(self, slides: Sequence[EmbeddedSlide], dimension: int, limit_bytes: int) -> None:
         self.slides, self.dimension = slides, dimension
         count = rows_per_slide([one.tiles for one in slides], dimension, limit_bytes)
         self.per_slide = max(1, count)
@@ -185,7 +185,7 @@ class Search:
         query: the tile.
     """
 
-    def __init__(self, slides: Sequence[StoredSlide], query: Query) -> None:
+    def __init__(self, slides: Sequence[EmbeddedSlide], query: Query) -> None:
         self.slides, self.query = slides, query
         self.cancelled = threading.Event()
         self.asked_at = time.monotonic()
@@ -237,7 +237,7 @@ class Search:
 
 
 def _exact(
-    slides: Sequence[StoredSlide], query: Query, hits: Sequence[Hit], searched: Searched
+    slides: Sequence[EmbeddedSlide], query: Query, hits: Sequence[Hit], searched: Searched
 ) -> list[Hit]:
     """Return hits with the cosine of the features as stored, best first."""
     found = []

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from her2.core.errors import UserError
 from her2.storage.features import BLOCK_BYTES, FeatureStore
-from her2.viewer.stores import StoredSlide
+from her2.viewer.stores import EmbeddedSlide
 
 MOST = 24
 """Tiles in a list of hits."""
@@ -79,7 +79,7 @@ class Found:
     searched: Searched
 
 
-def read_query(slides: Sequence[StoredSlide], slide: int, tile: int) -> Query:
+def read_query(slides: Sequence[EmbeddedSlide], slide: int, tile: int) -> Query:
     """Read the tile that others are compared with.
 
     Raises:
@@ -141,7 +141,7 @@ def best_of(
     return rows, values, undefined
 
 
-def open_checked(slide: StoredSlide, dimension: int) -> FeatureStore:
+def open_checked(slide: EmbeddedSlide, dimension: int) -> FeatureStore:
     """Open a slide's store, whose features must be as many as those they are compared with.
 
     Raises:
@@ -157,7 +157,7 @@ def open_checked(slide: StoredSlide, dimension: int) -> FeatureStore:
 
 
 def choose(
-    slides: Sequence[StoredSlide],
+    slides: Sequence[EmbeddedSlide],
     query: Query,
     slide: NDArray[np.int32],
     tile: NDArray[np.int32],

@@ -23,7 +23,7 @@ from her2.viewer.run import NotThereError
 from her2.viewer.similar import PER_PATIENT, Found, Hit, Query, read_query
 from her2.viewer.similar_jobs import Known, Running, SimilarTiles
 from her2.viewer.state import Asked, Viewer, asked, viewer_of
-from her2.viewer.stores import StoredSlide
+from her2.viewer.stores import EmbeddedSlide
 
 SIMILARITY = "cosine of the embeddings"
 _FIRST = threading.Lock()
@@ -183,14 +183,14 @@ def _answer(
 
 
 def _scores(
-    slides: tuple[StoredSlide, ...], query: Query, found: Found, known: Known
+    slides: tuple[EmbeddedSlide, ...], query: Query, found: Found, known: Known
 ) -> list[dict[str, Any]]:
     """Return of each score: hits and their patients, and the other patients that were searched.
 
     A patient whose slides have different scores counts under each of them.
     """
 
-    def score(slide: StoredSlide) -> str | None:
+    def score(slide: EmbeddedSlide) -> str | None:
         return known.slides.get((slide.cohort, slide.slide_id), (None, None, None))[0]
 
     own = slides[query.slide].patient_id
@@ -216,7 +216,7 @@ def _scores(
 
 
 def _hit(
-    viewer: Viewer, slide: StoredSlide, hit: Hit, encoder: str, model: str | None, known: Known
+    viewer: Viewer, slide: EmbeddedSlide, hit: Hit, encoder: str, model: str | None, known: Known
 ) -> dict[str, Any]:
     """Return a hit: whose it is, its score, and where it is, if its features say so."""
     score, truth, predicted = known.slides.get((slide.cohort, slide.slide_id), (None, None, None))
@@ -245,7 +245,7 @@ def _hit(
     }
 
 
-def _box(slide: StoredSlide, tile: int) -> list[float] | None:
+def _box(slide: EmbeddedSlide, tile: int) -> list[float] | None:
     """Return left, top, right and bottom of a tile, level-0 px; None where that is not known."""
     try:
         store = slide.open()

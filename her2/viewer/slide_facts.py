@@ -14,7 +14,7 @@ from her2.core.errors import SlideError, SlideUnfit
 from her2.slides.fingerprint import fingerprint
 from her2.viewer.run import NotThereError, ViewedCohort, ViewedRun
 from her2.viewer.state import Asked
-from her2.viewer.zoom import TILE_PX, OpenSlide, level_count
+from her2.viewer.zoom import OVERLAP_PX, TILE_PX, OpenSlide, level_count
 
 Facts = dict[str, Any]
 
@@ -54,6 +54,7 @@ def facts(one: Asked) -> Facts:
         if found is None
         else {
             "tile_px": TILE_PX,
+            "overlap_px": OVERLAP_PX,
             "levels": level_count(found.size_px),
             "version": found.version,
         },

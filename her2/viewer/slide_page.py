@@ -7,7 +7,7 @@ from starlette.routing import Route
 
 from her2.core.errors import SlideError, TileError
 from her2.viewer.run import NotThereError, ViewedRun
-from her2.viewer.slide_facts import facts, is_of_run
+from her2.viewer.slide_facts import facts, is_of_run, truths
 from her2.viewer.state import Asked, asked, page, viewer_of
 from her2.viewer.zoom import FULL, REDUCED, TILE_PX, level_count, to_jpeg
 
@@ -26,6 +26,7 @@ def show_slide(request: Request) -> Response:
         cohort=one.cohort.key,
         cohort_title=one.cohort.title,
         slide_id=one.slide_id,
+        truths=list(truths(one.viewer.run, one.cohort, one.slide_id)),
     )
 
 

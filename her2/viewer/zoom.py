@@ -30,6 +30,7 @@ from her2.slides.backends.flat import FlatImage
 from her2.slides.slide import RESAMPLING, Slide
 
 TILE_PX = 256
+OVERLAP_PX = 1
 FULL, REDUCED = "webp", "jpg"
 """Endings of squares: of full resolution, without loss, and of the other levels."""
 CACHE_BYTES = 256 << 20
@@ -51,8 +52,9 @@ _THUMBNAIL_READ_PX = 1 << 26
 class Square:
     """A part of a slide, left, top, width and height in level-0 px, and its (width, height) in px.
 
-    At the right and lower border it ends where the slide ends, so its last px may be narrower than
-    the others.
+    It has `OVERLAP_PX` of its right and lower neighbours, so that no seam shows between squares that
+    a page scales. At the right and lower border it ends where the slide ends, so its last px may be
+    narrower than the others.
     """
 
     left: int
@@ -82,7 +84,8 @@ def square_at(size_px: tuple[int, int], level: int, column: int, row: int) -> Sq
         if not 0 <= at * side < whole:
             raise IndexError(f"{name} {at} on level {level}")
     left, top = column * side, row * side
-    width, height = min(side, size_px[0] - left), min(side, size_px[1] - top)
+    longest = side + OVERLAP_PX * step
+    width, height = min(longest, size_px[0] - left), min(longest, size_px[1] - top)
     return Square(left, top, width, height, (math.ceil(width / step), math.ceil(height / step)))
 
 

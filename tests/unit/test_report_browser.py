@@ -169,13 +169,10 @@ def test_on_a_phone_the_first_column_leaves_room_for_figures(tab: Tab, page: Pat
 
 
 def test_no_table_is_cut_on_paper(tab: Tab, page: Path) -> None:
-    tab.call("Emulation.setEmulatedMedia", media="print")
-    try:
-        tab.open(page, size_px=(718, 1040))  # A4 without its margins, at 96 px an inch
-        tab.run("for (const part of document.querySelectorAll('details')) part.open = true")
-        ends = tab.run(
-            "[...document.querySelectorAll('table')].map((t) => t.getBoundingClientRect().right)"
-        )
-    finally:
-        tab.call("Emulation.setEmulatedMedia", media="")
+    # A4 without its margins, at 96 px an inch
+    tab.open(page, size_px=(718, 1040), media="print")
+    tab.run("for (const part of document.querySelectorAll('details')) part.open = true")
+    ends = tab.run(
+        "[...document.querySelectorAll('table')].map((t) => t.getBoundingClientRect().right)"
+    )
     assert 0 < max(ends) <= 718

@@ -89,7 +89,7 @@ def measure_attention(
             absent, not finite or does not match its tiles.
     """
     held_out = find_held_out(
-        spec, cache, folds=folds, models=models, features=features, every_repeat=True
+        spec, cache, folds=folds, models=models, features=features, repeat=None
     )
     first = [slide for slide in held_out.slides if slide.repeat == 0]
     chosen = spread(first, spec.faithfulness_slides, seed=spec.seed)

@@ -16,17 +16,20 @@ from her2.cohort.reading import read_slides
 from her2.config import Config, HeatmapFormat
 from her2.config.external_jobs import ExternalHeatmapSpec
 from her2.config.jobs import HeatmapSpec
-from her2.config.names import cohort_folder
 from her2.core.errors import UserError, problem_list
 from her2.core.files import file_digest
 from her2.core.section import is_name
-from her2.core.stamps import FOLDER as STAMPS
 from her2.explanation.drawing import Drawing
-from her2.explanation.external_slides import find_external
-from her2.explanation.held_out import find_held_out
 from her2.explanation.listed import LIST, Drawable, Say, draw_listed
+from her2.explanation.of_run import (
+    external_of_run,
+    external_predictions,
+    external_spec,
+    heatmap_spec,
+    held_out_of_run,
+)
 from her2.explanation.places import RunPlaces
-from her2.frozen.bundle.asked import Wanted, find_model, read_spec
+from her2.frozen.bundle.asked import Wanted, find_model
 from her2.storage.cache import Cache
 
 log = logging.getLogger(__name__)
@@ -81,11 +84,7 @@ def draw_chosen(
     where = RunPlaces.of(results, config)
     with ExitStack() as stack:
         cache = stack.enter_context(where.cache(output))
-        found = (
-            _held_out(wanted, where, cache, wish)
-            if wish.cohort is None
-            else _external(wanted, where, cache, wish, wish.cohort)
-        )
+        found = _find(wanted, where, cache, wish)
         chosen = _chosen(found, wish.slides)
         rows = draw_listed(found, chosen, output, say)
     drawn = [row for row in rows if "reason" not in row]
@@ -100,16 +99,21 @@ def draw_chosen(
     return rows
 
 
-def _held_out(wanted: Wanted, where: RunPlaces, cache: Cache, wish: Wish) -> Drawable:
-    stamp = wanted.results.joinpath(STAMPS, "draw_heatmaps", *wanted.names)
-    spec = read_spec(HeatmapSpec, stamp.with_name(f"{stamp.name}.json"))
-    held_out = find_held_out(
-        spec,
-        cache,
-        folds=wanted.results / "folds" / f"{wanted.task}.parquet",
-        models=wanted.folder("models"),
-        features=wanted.results / "features" / wanted.encoder,
-    )
+def _find(wanted: Wanted, where: RunPlaces, cache: Cache, wish: Wish) -> Drawable:
+    """Find the slides; if one is asked for, nothing of the others unless it is not there."""
+    find = _held_out if wish.cohort is None else _external
+    if len(wish.slides) == 1 and wish.slides != (ALL,):
+        found = find(wanted, where, cache, wish, wish.slides[0])
+        if wish.slides[0] in found.entries:
+            return found
+    return find(wanted, where, cache, wish, None)
+
+
+def _held_out(
+    wanted: Wanted, where: RunPlaces, cache: Cache, wish: Wish, only: str | None
+) -> Drawable:
+    spec = heatmap_spec(wanted)
+    held_out = held_out_of_run(spec, wanted, cache, only=only)
     section = where.config.cohort
     return Drawable(
         held_out.source(),
@@ -120,27 +124,14 @@ def _held_out(wanted: Wanted, where: RunPlaces, cache: Cache, wish: Wish) -> Dra
     )
 
 
-def _external(wanted: Wanted, where: RunPlaces, cache: Cache, wish: Wish, name: str) -> Drawable:
-    if name not in where.config.validation:
-        known = ", ".join(where.config.validation) or "none"
-        raise UserError(f"--cohort {name}: the external cohorts of this run are {known}.")
-    part = wanted.results / cohort_folder(name)
-    stamps = wanted.results / STAMPS / cohort_folder(name) / "draw_external_heatmaps"
-    truths = where.config.truths(name)
-    truth = next((one for one, (of, _) in truths.items() if of == wanted.task), None)
-    if truth is None:
-        raise UserError(f"--cohort {name}: the cohort has no truth of the task {wanted.task}.")
-    spec = read_spec(ExternalHeatmapSpec, stamps / truth / wanted.encoder / f"{wanted.head}.json")
-    predictions = part.joinpath("predictions", *wanted.names)
-    found = find_external(
-        spec,
-        cache,
-        predictions=predictions,
-        table=part / "cohort" / "slides.parquet",
-        features=part / "features" / wanted.encoder,
-    )
+def _external(
+    wanted: Wanted, where: RunPlaces, cache: Cache, wish: Wish, only: str | None
+) -> Drawable:
+    name = wish.cohort or ""
+    spec = external_spec(wanted, where, name)
+    found = external_of_run(spec, wanted, cache, only=only)
     section = where.config.validation[name]
-    state = file_digest(predictions / "attention.parquet")
+    state = file_digest(external_predictions(spec, wanted) / "attention.parquet")
     return Drawable(
         found.source(),
         found.entries,

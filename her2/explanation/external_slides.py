@@ -23,7 +23,7 @@ from her2.explanation.sources import Source
 from her2.explanation.tiles import SlideTiles, tiles_of_store
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, read_all_entries
-from her2.storage.products import find_product
+from her2.storage.products import FindProduct, find_product
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +63,12 @@ class External:
     cache: Cache
     features: Path
     entries: Mapping[str, FeatureEntry]
+    find: FindProduct = find_product
 
     def store(self, slide_id: str) -> Path:
         """Return the feature store of a slide; a missing one is a UserError."""
         name = self.features / f"{slide_id}.zarr.zip"
-        return find_product(self.cache, "features", self.entries[slide_id].key or "", name)
+        return self.find(self.cache, "features", self.entries[slide_id].key or "", name)
 
     def source(self) -> Source:
         """Return the slides and their attention, to be drawn or measured."""
@@ -101,6 +102,7 @@ def find_external(
     table: Path,
     features: Path,
     only: str | None = None,
+    find: FindProduct = find_product,
 ) -> External:
     """Find all slides of an external cohort that were predicted, with or without a label.
 
@@ -111,6 +113,7 @@ def find_external(
         table: the cohort's table of slides.
         features: the encoder's folder of feature entries of the cohort.
         only: id of a slide; no entry or attention of others is then read.
+        find: finds products.
 
     Raises:
         UserError: predictions and features do not go together, or patients have labels of
@@ -161,6 +164,7 @@ def find_external(
         cache=cache,
         features=features,
         entries=entries,
+        find=find,
     )
 
 

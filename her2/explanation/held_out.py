@@ -24,7 +24,7 @@ from her2.mil.maps import MAPS_NAME, read_maps
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, read_all_entries, read_folds
 from her2.storage.fold_files import check_fold, read_fold_card
-from her2.storage.products import find_product
+from her2.storage.products import FindProduct, find_product
 
 _READ = ("attention.parquet", "predictions.parquet", MAPS_NAME)
 """The files of a fold that explanations read."""
@@ -72,11 +72,12 @@ class HeldOut:
     cache: Cache
     features: Path
     entries: Mapping[str, FeatureEntry]
+    find: FindProduct = find_product
 
     def store(self, slide_id: str) -> Path:
         """Return the feature store of a slide; a missing one is a UserError."""
         name = self.features / f"{slide_id}.zarr.zip"
-        return find_product(self.cache, "features", self.entries[slide_id].key or "", name)
+        return self.find(self.cache, "features", self.entries[slide_id].key or "", name)
 
     def source(self) -> Source:
         """Return the slides and attention of the first repeat, to be drawn or measured."""
@@ -99,11 +100,12 @@ def find_held_out(
     folds: Path,
     models: Path,
     features: Path,
-    every_repeat: bool = False,
+    repeat: int | None = 0,
     only: str | None = None,
     check: Callable[[Path, Iterable[str]], None] = check_fold,
+    find: FindProduct = find_product,
 ) -> HeldOut:
-    """Find all slides with features that a fold tested, of the first repeat or of every one.
+    """Find all slides with features that a fold tested, of the first repeat or of others.
 
     Slides of a fold without a model are left out.
 
@@ -113,9 +115,10 @@ def find_held_out(
         folds: the task's folds table.
         models: the folder of the chunks' entries.
         features: the encoder's folder of feature entries.
-        every_repeat: whether slides are found for every repeat, or for the first.
+        repeat: the repeat that slides are found for; None: every one.
         only: id of a slide; no entry or attention of others is then read.
         check: checks some files of a fold as `check_fold` does, for one who remembers them.
+        find: finds products.
 
     Raises:
         UserError: a model is missing or was changed, or a slide's attention is absent, not finite
@@ -130,14 +133,14 @@ def find_held_out(
     tested = table.filter((pl.col("role") == "test") & pl.col("slide_id").is_in(usable))
     rows = tested.select("slide_id", "patient_id", "label", "repeat", "fold")
     slides = tuple(
-        HeldOutSlide(slide_id, patient_id, spec.task.class_names[label], repeat, fold)
-        for slide_id, patient_id, label, repeat, fold in rows.sort("slide_id", "repeat").iter_rows()
-        if (every_repeat or repeat == 0) and run_name(repeat, fold) in trained
+        HeldOutSlide(slide_id, patient_id, spec.task.class_names[label], number, fold)
+        for slide_id, patient_id, label, number, fold in rows.sort("slide_id", "repeat").iter_rows()
+        if repeat in (None, number) and run_name(number, fold) in trained
     )
     found = {}
     for run in sorted({slide.run for slide in slides}):
         key = trained[run].key
-        found[run] = find_product(cache, "models", key, models / run), key
+        found[run] = find(cache, "models", key, models / run), key
         check(found[run][0], _READ)
     return HeldOut(
         task=spec.task,
@@ -148,7 +151,24 @@ def find_held_out(
         cache=cache,
         features=features,
         entries=entries,
+        find=find,
     )
+
+
+def runs_of(
+    spec: AttentionSpec | HeatmapSpec, slide_id: str, *, folds: Path, models: Path
+) -> dict[str, tuple[int, int]]:
+    """Return the runs that tested a slide, each as its repeat and fold.
+
+    Raises:
+        UserError: the folds cannot be read, or no fold could be trained.
+    """
+    trained = read_folds(models, spec.chunks)
+    tested = read_result(folds).filter(
+        (pl.col("role") == "test") & (pl.col("slide_id") == slide_id)
+    )
+    rows = tested.select("repeat", "fold").sort("repeat").iter_rows()
+    return {run_name(*row): row for row in rows if run_name(*row) in trained}
 
 
 def read_tiles(held_out: HeldOut, held: HeldOutSlide) -> SlideTiles:

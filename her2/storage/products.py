@@ -19,7 +19,7 @@ from her2.core.errors import UserError
 from her2.core.files import link
 from her2.core.reading import MAKE_AGAIN
 from her2.storage.cache import Cache, Kind, Product
-from her2.storage.features import is_sealed, open_store, seal_holds
+from her2.storage.features import is_sealed, open_store, read_attributes, seal_holds
 from her2.storage.fold_files import fold_problem
 from her2.storage.verify import product_problem
 from her2.storage.views import FOLDER as VIEWS
@@ -55,6 +55,32 @@ def intact(cache: Cache, kind: Kind, key: str) -> Path | None:
     path = cache.find(kind, key)
     if path is None or _problem(cache, Product(kind, key, path, 0), whole=True) is not None:
         return None
+    return path
+
+
+FindProduct = Callable[[Cache, Kind, str, Path], Path]
+"""Returns the product of a key, or raises; see `find_product`."""
+
+
+def present_product(cache: Cache, kind: Kind, key: str, name: Path) -> Path:
+    """Return the product of a key in the cache or the results, for one who changes neither.
+
+    Of a store or fold, only what says which it is is read; whoever reads more of it checks that.
+
+    Raises:
+        UserError: it is in neither place, or is another one.
+    """
+    found = cache.find(kind, key)
+    path = name if found is None and name.exists() else found
+    if path is None:
+        raise UserError(
+            f"{name.name}: is neither in the cache {cache.root} nor in {name.parent}; run "
+            "snakemake again."
+        )
+    if kind == "features":
+        read_attributes(path, key)
+    elif problem := _problem(cache, Product(kind, key, path, 0), whole=False):
+        raise UserError(f"{path}: {problem}. {MAKE_AGAIN}")
     return path
 
 

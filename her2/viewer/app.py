@@ -17,12 +17,19 @@ from starlette.templating import Jinja2Templates
 from starlette.types import Receive, Scope, Send
 
 from her2.core.errors import SlideError, TileError, UserError
-from her2.viewer import cohort_page, note_routes, similar_routes, slide_page
+from her2.viewer import (
+    cohort_page,
+    layer_routes,
+    note_routes,
+    similar_routes,
+    slide_page,
+    tile_facts,
+)
 from her2.viewer.run import NotThereError
 from her2.viewer.state import Viewer, page
 
 _FOLDER = Path(__file__).parent
-_PARTS = (cohort_page, slide_page, similar_routes, note_routes)
+_PARTS = (cohort_page, slide_page, layer_routes, tile_facts, similar_routes, note_routes)
 """The modules with `ROUTES`."""
 
 

@@ -1,7 +1,8 @@
 """`her2 view`: what the modules of the viewer share while it runs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -11,15 +12,28 @@ from her2.storage.cache import Cache
 from her2.viewer.run import ViewedCohort, ViewedRun
 from her2.viewer.zoom import OpenSlide, Slides
 
+_Part = TypeVar("_Part")
+
 
 @dataclass(frozen=True, slots=True)
 class Viewer:
-    """A run that is looked at: its cache, the slides that are open, and the folder of notes."""
+    """A run that is looked at: its cache, the slides that are open, and the folder of notes.
+
+    `parts` is what modules keep in memory while it runs, see `part`.
+    """
 
     run: ViewedRun
     cache: Cache
     slides: Slides
     notes: Path
+    parts: dict[type, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def part(self, kind: type[_Part]) -> _Part:
+        """Return the one `kind()` of this viewer, made when it is first asked for."""
+        if kind not in self.parts:
+            self.parts.setdefault(kind, kind())  # one wins, whichever thread asks
+        found: _Part = self.parts[kind]
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ const SIGNS = { correct: "\u2713", wrong: "\u2717", "no truth": "", "no predicti
 const PICTURE_PX = 256;
 
 export function percent(share) {
-  if (share > 0 && share < 0.005) return "< 1 %";
-  return `${(100 * share).toFixed(0)} %`;
+  if (share > 0 && share < 0.005) return "<\u00a01\u00a0%";
+  return `${(100 * share).toFixed(0)}\u00a0%`;
 }
 
 function figure(value) { return Number.isNaN(value) ? "" : value.toFixed(3); }
@@ -64,18 +64,16 @@ export function card(slides, row, thumbnails) {
   const id = slides.ids[row], status = slides.text("status", row);
   const picture = element("span", { class: "picture" }, element("img", { alt: "" }));
   thumbnails.want(picture, `${slideURL("", slides.cohort(row), id, "thumbnail.jpg")}?size=${PICTURE_PX}`);
-  const where = [["site", "site"], ["scanner", "scanner"]]
-    .map(([column, words]) => [words, slides.text(column, row)]).filter(([, value]) => value !== null)
-    .map(([, value]) => value);
+  const where = [slides.text("site", row), slides.text("scanner", row)];
   const tiles = slides.tiles[row];
+  const about = [slides.cohort(row), Number.isNaN(tiles) ? null : `${tiles.toLocaleString("en")} tiles`, ...where]
+    .filter(Boolean).join(" \u00b7 ");
   return element("div", { class: `card ${slides.result(row).replace(" ", "-")} ${status === "ok" ? "" : "unusable"}` },
     element("a", { href: linkTo(slides, row), tabindex: "-1", class: "open" }, picture,
       element("span", { class: "id", title: id }, id)),
     element("div", { class: "line", title: `patient ${slides.text("patient_id", row) ?? ""}` },
       `patient ${slides.text("patient_id", row) ?? "not known"}`),
-    element("div", { class: "line quiet" },
-      [slides.cohort(row), ...where, Number.isNaN(tiles) ? null : `${tiles.toLocaleString("en")} tiles`]
-        .filter(Boolean).join(" \u00b7 ")),
+    element("div", { class: "line quiet", title: about }, about),
     element("div", { class: "line said" }, element("span", { class: "truth" }, `truth ${truthOf(slides, row)}`),
       verdict(slides, row)),
     bars(slides, row),

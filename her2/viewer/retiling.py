@@ -1,0 +1,250 @@
+"""`her2 view`: a slide tiled again, to show what a run does not store: tissue and rejected tiles.
+
+The run's own code does it with the settings of the run's own job, and what it finds is compared
+with the tiles that the run kept. It takes as long as in the run, so it happens in a thread, one
+slide at a time, and pages ask again until it is done.
+"""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from her2.config import TilingSection
+from her2.config.jobs import TileSpec
+from her2.core.crashes import reading
+from her2.core.errors import UserError
+from her2.core.hardware import allowed_cpus
+from her2.core.masks import share_inside
+from her2.core.stamps import FOLDER as STAMPS
+from her2.core.types import Mask
+from her2.frozen.bundle.asked import read_spec
+from her2.slides.annotations import chosen_regions
+from her2.slides.fingerprint import fingerprint
+from her2.slides.slide import Slide
+from her2.storage.facts import TileGrid
+from her2.storage.tiles import TileTable
+from her2.tiling.artefacts import Judgement
+from her2.tiling.grid import Examined, Sources, examine_slide
+from her2.viewer.run import ViewedCohort
+from her2.viewer.state import Viewer
+from her2.viewer.stored import Stored
+
+_SLIDES = 4
+"""Slides in memory; a mask of tissue has a byte per px of 8 um."""
+_FIRST_WAIT_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Retiled:
+    """What tiling finds on a slide now.
+
+    Attributes:
+        grid: the tiles' size.
+        tissue: mask (h, w) of the whole slide.
+        coords: int32 (n, 2), top left corners of the tiles with enough tissue, level-0 px.
+        found: the filters' judgement of these.
+        drawn: rows of those that a run keeps.
+        tiling: the settings.
+        size_px: width and height of the slide.
+        differs: how the tiles differ from those that the run kept, in words; None: they are equal.
+    """
+
+    grid: TileGrid
+    tissue: Mask
+    coords: NDArray[np.int32]
+    found: Judgement
+    drawn: NDArray[np.int64]
+    tiling: TilingSection
+    size_px: tuple[int, int]
+    differs: str | None
+
+    def tissue_of(self, box: tuple[float, float, float, float]) -> float:
+        """Return the share of tissue in a box (left, top, right, bottom) in level-0 px."""
+        to_mask = np.array(
+            [s / px for s, px in zip(self.tissue.shape[::-1], self.size_px, strict=True)] * 2
+        )
+        return float(share_inside(self.tissue, np.array([box]) * to_mask)[0])
+
+
+class ComputingError(Exception):
+    """It is being computed; `seconds` since it began. The message is for people."""
+
+    def __init__(self, words: str, seconds: float) -> None:
+        super().__init__(words)
+        self.seconds = seconds
+
+
+class _Job:
+    """A slide that is tiled in a thread, or was."""
+
+    def __init__(self) -> None:
+        self.asked = time.monotonic()
+        self.began: float | None = None
+        self.done = threading.Event()
+        self.found: Retiled | None = None
+        self.error: Exception | None = None
+
+
+class Retiling:
+    """The slides that were tiled again last, and those that are being tiled. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock, self._alone = threading.Lock(), threading.Lock()
+        self._jobs: OrderedDict[tuple[str, str, str], _Job] = OrderedDict()
+
+    def known(self, cohort: ViewedCohort, slide_id: str, grid: str) -> Retiled | None:
+        """Return what is known already, and begin nothing."""
+        with self._lock:
+            job = self._jobs.get((cohort.key, slide_id, grid))
+        return None if job is None else job.found
+
+    def find(self, viewer: Viewer, cohort: ViewedCohort, slide_id: str, grid: str) -> Retiled:
+        """Return what tiling finds on a slide; where it is not known, begin to compute it.
+
+        Raises:
+            ComputingError: it is being computed.
+            UserError, SlideError, TileError: it cannot be.
+        """
+        key = (cohort.key, slide_id, grid)
+        with self._lock:
+            job = self._jobs.get(key)
+            if job is None:
+                work = _prepare(viewer, cohort, slide_id, grid)
+                job = self._jobs[key] = _Job()
+                # Ends with the process: nobody waits for it after Ctrl-C.
+                threading.Thread(target=self._run, args=(job, work), daemon=True).start()
+            self._jobs.move_to_end(key)
+            finished = [name for name, one in self._jobs.items() if one.done.is_set()]
+            for name in finished[:-_SLIDES]:
+                del self._jobs[name]
+        job.done.wait(_FIRST_WAIT_SECONDS)
+        if job.error is not None:
+            with self._lock:  # so that it is tried again, once a file is there
+                self._jobs.pop(key, None)
+            raise job.error
+        if job.found is None:
+            if job.began is None:
+                raise ComputingError("waits for another slide to be tiled", _since(job.asked))
+            raise ComputingError(
+                "the slide is being tiled again, as the run did it", _since(job.began)
+            )
+        return job.found
+
+    def _run(self, job: _Job, work: Callable[[], Retiled]) -> None:
+        with self._alone:
+            job.began = time.monotonic()
+            try:
+                job.found = work()
+            except Exception as error:  # whatever it is, whoever asks is told
+                job.error = error
+            finally:
+                job.done.set()
+
+
+def _since(moment: float) -> float:
+    return time.monotonic() - moment
+
+
+def _prepare(
+    viewer: Viewer, cohort: ViewedCohort, slide_id: str, grid: str
+) -> Callable[[], Retiled]:
+    """Return the work of tiling a slide as its job in the run did.
+
+    Raises:
+        UserError: nothing of this run cut tiles on the grid.
+    """
+    config = viewer.run.config
+    if grid not in config.grids:
+        raise UserError("another program laid these tiles, and does not tell which it rejected.")
+    stored = viewer.part(Stored)
+    bucket = stored.bucket(viewer, cohort, slide_id)
+    if bucket is None:
+        raise UserError("the run had no such slide.")
+    part = cohort.folder.relative_to(viewer.run.folder)
+    stamp = viewer.run.folder / STAMPS / part / "tile_bucket" / grid / f"{bucket}.json"
+    spec = read_spec(TileSpec, stamp)
+    section = config.cohort if cohort.external is None else config.validation[cohort.external]
+    masks = viewer.run.places.path(section.tissue_masks)
+    file = cohort.file(slide_id)
+    weights = None
+    if (name := spec.tiling.segmenter) is not None:
+        weights = viewer.run.folder / "segmenters" / name
+
+    def work() -> Retiled:
+        with reading(str(file)):
+            seen, content, size_px = _examine(spec, cohort, slide_id, file, masks, weights)
+        table = stored.table(viewer, cohort, slide_id, grid)
+        return Retiled(
+            grid=seen.grid,
+            tissue=seen.layers.tissue,
+            coords=seen.coords.astype(np.int32),
+            found=seen.found,
+            drawn=seen.drawn,
+            tiling=spec.tiling,
+            size_px=size_px,
+            differs=_difference(seen, content, table),
+        )
+
+    return work
+
+
+def _examine(
+    spec: TileSpec,
+    cohort: ViewedCohort,
+    slide_id: str,
+    file: Path,
+    tissue_masks: Path | None,
+    weights: Path | None,
+) -> tuple[Examined, str, tuple[int, int]]:
+    """Return what tiling finds, the slide's fingerprint, and its (width, height)."""
+    row, manifest = cohort.row(slide_id), cohort.cohort
+    annotation, mask = manifest.annotation_file(row), manifest.mask_file(row, tissue_masks)
+    network = None
+    if weights is not None and mask is None:
+        if not weights.is_dir():
+            raise UserError(
+                f"the weights of the segmenter that found its tissue are not in {weights}."
+            )
+        from her2.tiling.segmenter import network_of  # torch, which no other tiling needs
+
+        network = network_of(spec.tiling, weights, threads=allowed_cpus())
+    classes = spec.tiling.annotation_classes
+    regions = None if annotation is None else chosen_regions(annotation, classes)
+    content = fingerprint(file)
+    with Slide(file) as slide:
+        seen = examine_slide(
+            slide,
+            slide.scale(row.mpp),
+            mpp=spec.mpp,
+            size=spec.size,
+            tiling=spec.tiling,
+            fingerprint=content,
+            sources=Sources(regions, mask, spec.seed, network),
+        )
+        return seen, content, (slide.width_px, slide.height_px)
+
+
+def _difference(seen: Examined, content: str, table: TileTable | None) -> str | None:
+    """Return in words how the tiles differ from those that the run kept, None if they do not."""
+    if table is None:
+        return None  # the run kept none, as the slide's reason says
+    found = seen.coords[seen.drawn]
+    if np.array_equal(found, table.coords):
+        return None
+    both = len(set(map(tuple, found.tolist())) & set(map(tuple, table.coords.tolist())))
+    why = (
+        "the slide's file is another one than the run read"
+        if content != table.facts.fingerprint
+        else "the slide's row in the manifest, its annotation or its mask was changed since, or "
+        "another version of her2 or of a library tiled it"
+    )
+    return (
+        f"differs from the run, which kept {len(table):,} tiles: of the {len(found):,} found now, "
+        f"{both:,} are among them; {why}"
+    )

@@ -4,7 +4,6 @@ What is asked of a search of all tiles: it is begun (POST), asked how far it is 
 (DELETE).
 """
 
-import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -26,7 +25,6 @@ from her2.viewer.state import Asked, Viewer, asked, viewer_of
 from her2.viewer.stores import EmbeddedSlide
 
 SIMILARITY = "cosine of the embeddings"
-_FIRST = threading.Lock()
 _MOST_BYTES = 4096
 _WAIT_SECONDS = 0.5
 """For a sample that is nearly read, before the page is told to ask again."""
@@ -90,11 +88,10 @@ def cancel_search(request: Request) -> Response:
 
 def _similar(request: Request) -> SimilarTiles:
     """Return the searches of this viewer, which begin with the first question."""
-    state = request.app.state
-    with _FIRST:
-        if not hasattr(state, "similar"):
-            state.similar = SimilarTiles(viewer_of(request))
-        found = state.similar
+    viewer = viewer_of(request)
+    if SimilarTiles not in viewer.parts:
+        viewer.parts.setdefault(SimilarTiles, SimilarTiles(viewer))
+    found = viewer.parts[SimilarTiles]
     assert isinstance(found, SimilarTiles)
     return found
 

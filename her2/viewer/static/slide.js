@@ -12,8 +12,8 @@ import { anywhere, onSlide } from "./tools.js";
 /** What a pane has beside the slide; each is a function of a pane. */
 const PANELS = [
   slideFacts.attach,
-  similar.attach,
   notes.attach,
+  similar.attach,
 ];
 
 const root = document.getElementById("panes");

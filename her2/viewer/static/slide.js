@@ -3,6 +3,7 @@ import { element, say, slideURL, state } from "./common.js";
 import * as compare from "./compare.js";
 import * as layers from "./layers.js";
 import { neighbours } from "./neighbours.js";
+import * as notes from "./notes.js";
 import { Pane } from "./pane.js";
 import * as similar from "./similar.js";
 import * as slideFacts from "./slide_facts.js";
@@ -16,6 +17,7 @@ const PANELS = [
   layers.attach,
   tile.attach,
   similar.attach,
+  notes.attach,
 ];
 
 const root = document.getElementById("panes");

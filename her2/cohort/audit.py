@@ -19,7 +19,7 @@ from her2.config.jobs import AuditSpec, CohortSpec
 from her2.core.errors import UserError, problem_list
 from her2.core.tables import read_result, write_parquet, write_table
 from her2.storage.entries import TileEntry, check_excluded, read_all_entries
-from her2.storage.facts import LATER
+from her2.storage.facts import LATER, is_of_network
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,8 @@ def tabulate_cohort(spec: CohortSpec, cohort: Cohort, tiles: Path, output: Path)
         for grid, own in entries.items()
         for slide_id, entry in own.items()
     }
-    later = [name for name in LATER if any(name in values for values in found.values())]
+    known = dict.fromkeys(name for values in found.values() for name in values)
+    later = [*(name for name in LATER if name in known), *filter(is_of_network, known)]
     records = [
         {
             "slide_id": row.slide_id,

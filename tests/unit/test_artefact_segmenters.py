@@ -303,8 +303,8 @@ def test_tiles_are_rejected_for_each_artefact_and_counted_everywhere(
 
     written = json.loads(output.read_text())["a"]
     seen = 32 * 32 * plain.tiles
-    assert written["artefact_pen"] == pytest.approx(96 * 64 / seen, rel=0.02)
-    assert written["artefact_out_of_focus"] == pytest.approx(96 * 64 / seen, rel=0.02)
+    assert written["artefact_pen"] == pytest.approx(96 * 64 / seen, rel=0.15)
+    assert written["artefact_out_of_focus"] == pytest.approx(96 * 64 / seen, rel=0.15)
     assert written["rejected_artefact_pen"] == written["rejected_artefact_out_of_focus"] == 6
     weights = read_segmenter_card(folder, small()).weights_sha256
     assert written["artefact_source"] == f"segmenter grandqc, weights {weights[:12]}"

@@ -537,6 +537,36 @@ SEGMENTER = TissueSegmenter(
     build=build, logits=lambda network, windows: network(windows),
 )
 '''
+ARTEFACTS = '''
+"""Artefact segmenter: everything that is more green than red."""
+
+from her2.filters.base import ClassFilter
+from her2.segmenters.base import ArtefactSegmenter
+
+
+def build():
+    import torch
+    from torch import nn
+
+    layer = nn.Conv2d(3, 2, 1)
+    layer.load_state_dict({
+        "weight": torch.tensor([[0.0] * 3, [-1.0, 1.0, 0.0]]).reshape(2, 3, 1, 1),
+        "bias": torch.zeros(2),
+    })
+    return layer
+
+
+GREEN = ClassFilter(
+    name="artefact_moss", channel=1, limit=0.3, colour=(1, 200, 1), legend="moss", methods="moss"
+)
+SEGMENTER = ArtefactSegmenter(
+    name="greener", title="greenness", architecture="greener", hub="a/b", file="g.pth",
+    revision=None, sha256=None, unpinned="drawn", card="https://example.org", licence="MIT",
+    commercial=True, mpp=2.0, window_px=64, margin_px=16, kept_px=2, artefacts=(GREEN,),
+    mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), reference=("Nobody 2020", "Nowhere 1"),
+    build=build, logits=lambda network, windows: network(windows),
+)
+'''
 TILES = """
 import json, sys
 from pathlib import Path
@@ -544,7 +574,7 @@ import torch
 from her2.cohort.manifest import Cohort, SlideRow
 from her2.config import TilingSection
 from her2.config.jobs import SegmenterSpec, TileSpec
-from her2.segmenters import segmenter
+from her2.segmenters import artefact_segmenter, segmenter
 from her2.storage.cache import Cache
 from her2.tiling.segmenter import fetch_segmenter
 from her2.tiling.stage import tile_bucket
@@ -552,26 +582,41 @@ from her2.tiling.stage import tile_bucket
 root = Path(sys.argv[1])
 torch.save(segmenter("darker").build().state_dict(), root / "c.pth")
 fetch_segmenter(SegmenterSpec(segmenter="darker", weights=root / "c.pth"), root / "segmenter")
-tiling = TilingSection(segmenter="darker", min_tiles=1, min_tissue_um=10)
+torch.save(artefact_segmenter("greener").build().state_dict(), root / "g.pth")
+spec = SegmenterSpec(segmenter="greener", artefacts=True, weights=root / "g.pth")
+fetch_segmenter(spec, root / "greener")
+tiling = TilingSection(
+    segmenter="darker", artefact_segmenter="greener", artefact_limits={"moss": 0.4},
+    min_tiles=1, min_tissue_um=10, max_pen=1, max_blur=1, max_fold=1,
+)
 spec = TileSpec(bucket="0000-of-0001", rows="", mpp=1.0, size=32, tiling=tiling)
 cohort = Cohort((SlideRow("a", "a.tif", "a", {}, 1.0),), root)
 cache = Cache(root / "cache")
-entry = tile_bucket(spec, cohort, cache, root / "t.json", segmenter=root / "segmenter")["a"]
-print(json.dumps([entry.status, entry.tiles, entry.facts.tissue_source]))
+folders = {"segmenter": root / "segmenter", "artefact_segmenter": root / "greener"}
+entry = tile_bucket(spec, cohort, cache, root / "t.json", **folders)["a"]
+print(json.dumps({**entry.columns(), "rejected": entry.facts.rejected}))
 """
 
 
-def test_a_further_segmenter_is_one_file(slide_file: Path, tmp_path: Path) -> None:
+def test_a_further_segmenter_of_either_kind_is_one_file(slide_file: Path, tmp_path: Path) -> None:
+    pixels = picture(470, 390)
+    pixels[64:192, 64:160] = (180, 186, 60)  # no filter takes it for ink
+    tifffile.imwrite(slide_file, pixels, tile=(64, 64), photometric="rgb")
     package = tmp_path / "package"
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(Path(her2.__file__).parent, package / "her2", ignore=ignored)
-    (package / "her2" / "segmenters" / "tissue" / "darker.py").write_text(FURTHER, encoding="utf-8")
+    own = package / "her2" / "segmenters"
+    (own / "tissue" / "darker.py").write_text(FURTHER, encoding="utf-8")
+    (own / "artefacts" / "greener.py").write_text(ARTEFACTS, encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-c", TILES, str(tmp_path)], capture_output=True, text=True, check=False,
         env={**os.environ, "PYTHONPATH": str(package)}, cwd=package,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    status, tiles, source = json.loads(done.stdout)
-    assert status == "ok"
-    assert tiles > 10
-    assert source.startswith("segmenter darker, weights ")
+    found = json.loads(done.stdout)
+    assert found["status"] == "ok"
+    assert found["tiles"] > 10
+    assert found["tissue_source"].startswith("segmenter darker, weights ")
+    assert found["artefact_source"].startswith("segmenter greener, weights ")
+    assert found["rejected"]["artefact_moss"] == found["rejected_artefact_moss"] == 12
+    assert 0 < found["artefact_moss"] < 0.3

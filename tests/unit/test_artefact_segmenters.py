@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -26,6 +27,7 @@ from her2.core.errors import TileError, UserError
 from her2.core.files import canonical_json, digest
 from her2.filters.base import CLASS_PREFIX
 from her2.filters.registry import LISTED
+from her2.frozen.bundle.gather import _tissue
 from her2.pipeline.job_table import planned_jobs
 from her2.report.results import read_results
 from her2.report.sections import gallery, licences
@@ -439,6 +441,18 @@ def test_the_table_of_the_cohort_has_the_columns_of_the_network(tmp_path: Path) 
     share, causes = _rejected(table)
     assert causes.endswith("artefact_pen 5\N{NO-BREAK SPACE}%")  # 7 of 79 + 3 + 41 + 7
     assert share.startswith("37")
+
+
+def test_a_bundle_counts_the_slides_that_the_network_saw(tmp_path: Path) -> None:
+    table = {"grid": ["g", "g", "h"], "tissue_source": ["detected"] * 3, "regions": [None] * 3}
+    wanted = SimpleNamespace(results=tmp_path)
+    (tmp_path / "cohort").mkdir()
+    for source in (None, ["w", "w", "w"]):
+        own = {"artefact_source": source} if source else {}
+        pl.DataFrame({**table, **own}).write_parquet(tmp_path / "cohort" / "slides.parquet")
+        found = _tissue(wanted, "g")
+        assert found["artefacts"] == ({"w": 2} if source else {})
+        assert found["tissue"] == {"detected": 2}
 
 
 def test_the_report_has_the_network_s_artefacts(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
-from her2.cohort.cautions import Seen, cautions
+from her2.cohort.cautions import Seen, by_network, cautions
 from her2.cohort.columns import FURTHER
 from her2.cohort.manifest import Cohort
 from her2.cohort.usable import EXCLUDED
@@ -140,17 +140,24 @@ def _typed(table: pl.DataFrame) -> pl.DataFrame:
 def table_cautions(table: pl.DataFrame) -> tuple[str, ...]:
     """Return what the cohort's table says may be wrong with slides, see `her2.cohort.cautions`.
 
-    A slide that no grid could use is not among them.
+    A slide that no grid could use is not among them, unless a network may be why.
     """
+    shares = [n for n in table.columns if is_of_network(n) and not n.startswith("rejected_")]
     usable = table.filter(pl.col("status") == "ok").unique("slide_id", keep="first")
+    others = table.filter(~pl.col("slide_id").is_in(usable["slide_id"].to_list()))
     slides = [
         Seen(
             slide_id=row["slide_id"],
             mpp=_pair(row["mpp_x"], row["mpp_y"]),
             file_mpp=_pair(row.get("file_mpp_x"), row.get("file_mpp_y")),
             brown=row.get("brown"),
+            artefacts=by_network({name: row[name] for name in shares}),
         )
         for row in usable.sort("slide_id").iter_rows(named=True)
+    ]
+    slides += [
+        Seen(slide_id=row["slide_id"], artefacts=by_network({name: row[name] for name in shares}))
+        for row in others.unique("slide_id", keep="first").sort("slide_id").iter_rows(named=True)
     ]
     return tuple(cautions(slides))
 

@@ -5,6 +5,7 @@ window inside (pooling of DeepLabV3, squeeze and excitation of EfficientNet), so
 would give another mask. They overlap, and only the middle of each counts.
 """
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,9 +20,13 @@ from her2.core.types import NOTHING, RGB, Labels, Mask
 from her2.segmenters.base import Segmenter
 from her2.slides.slide import Scale, Slide
 
+log = logging.getLogger(__name__)
+
 _BATCH = {"cuda": 8, "cpu": 1}
 _WHITE = 255
 _SHOWN_DIGITS = 12
+_MOST_ENLARGED = 1.25
+"""A slide coarser than a network's um/px by a larger factor is told."""
 
 
 class SegmenterNetwork:
@@ -78,6 +83,12 @@ class SegmenterNetwork:
             TileError: the file is damaged in a window, and `tiles` is not given.
         """
         one = self._segmenter
+        if max(scale.mpp_x, scale.mpp_y) > _MOST_ENLARGED * one.mpp:
+            log.warning(
+                "%s: %s reads slides at %g um/px, and this one has %.3g: it is enlarged, which "
+                "the network has not seen in training",
+                slide.path.name, one.place, one.mpp, max(scale.mpp_x, scale.mpp_y),
+            )  # fmt: skip
         sides = ((slide.width_px, scale.mpp_x), (slide.height_px, scale.mpp_y))
         width, height = (max(1, round(px * mpp / one.mpp)) for px, mpp in sides)
         step_x, step_y = slide.width_px / width, slide.height_px / height

@@ -19,7 +19,8 @@ import torch
 from torch import nn
 from torchvision.transforms.functional import normalize, to_tensor
 
-from her2.cohort.audit import tabulate_cohort
+from her2.cohort.audit import table_cautions, tabulate_cohort
+from her2.cohort.cautions import sentences
 from her2.cohort.manifest import Cohort, SlideRow
 from her2.config import TilingSection, parse_section
 from her2.config.jobs import CohortSpec, SegmenterSpec, TileSpec
@@ -46,6 +47,7 @@ from her2.tiling.segmenter_card import read_segmenter_card
 from her2.tiling.stage import tile_bucket, tile_identity
 from tests.unit.report_maker import Cohort as Made
 from tests.unit.test_plan import plan
+from tests.unit.tile_makers import slide_facts
 
 BUCKET = "0000-of-0001"
 CPU = torch.device("cpu")
@@ -365,6 +367,17 @@ def test_only_windows_with_tiles_are_read(
     assert reads == []
 
 
+def test_a_slide_that_is_coarser_than_the_network_s_windows_is_told(
+    slide_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = running(small(), colours())
+    for mpp, said in ((1.1, 0), (2.0, 1)):
+        caplog.clear()
+        with Slide(slide_file, mpp=mpp) as slide:
+            network.find(slide, slide.scale(), (10, 10))
+        assert caplog.text.count("at 1 um/px, and this one has 2") == said
+
+
 def test_what_is_found_does_not_depend_on_which_windows_are_read(slide_file: Path) -> None:
     network = running(small(), colours())
     with Slide(slide_file, mpp=1.0) as slide:
@@ -438,9 +451,34 @@ def test_the_table_of_the_cohort_has_the_columns_of_the_network(tmp_path: Path) 
     assert table.columns[-3:] == last
     assert table.filter(slide_id="a").select(last).row(0) == tuple(own[name] for name in last)
     assert table.filter(slide_id="b").select(last).row(0) == (None, None, None)
+    assert not [text for text in table_cautions(table) if "network" in text]
     share, causes = _rejected(table)
     assert causes.endswith("artefact_pen 5\N{NO-BREAK SPACE}%")  # 7 of 79 + 3 + 41 + 7
     assert share.startswith("37")
+
+
+def test_slides_that_are_mostly_called_an_artefact_are_told() -> None:
+    """Also those that are excluded for it, on which the network may be wrong."""
+    from tests.unit.test_slide_facts import FAILED, TILED
+
+    own = [
+        TILED | {"artefact_fold": 0.1, "artefact_out_of_focus": 0.4, "rejected_artefact_fold": 9},
+        TILED | {"artefact_fold": 0.6, "artefact_out_of_focus": 0.97, "status": "excluded"},
+        TILED | {"artefact_fold": 0.0, "artefact_out_of_focus": 0.5},
+        FAILED,
+    ]
+    table = pl.DataFrame([{"slide_id": f"s{i}", "grid": "g"} | row for i, row in enumerate(own)],
+                         infer_schema_length=None)  # fmt: skip
+    (said,) = (text for text in table_cautions(table) if "network" in text)
+    assert said.startswith(
+        "2 slides of which the artefact network takes half of the tiles or more for one artefact: "
+    )
+    assert "s1 (fold 60%, out_of_focus 97%)" in said
+    assert "s2 (out_of_focus 50%)" in said
+    assert "'tiling.artefact_limits'" in said
+    (one,) = sentences(slide_facts(shares={"fold": 0.9, "artefact_fold": 0.6}))
+    assert one.endswith("for one artefact: fold 60%.")
+    assert not list(sentences(slide_facts(shares={"fold": 0.9, "artefact_fold": 0.4})))
 
 
 def test_a_bundle_counts_the_slides_that_the_network_saw(tmp_path: Path) -> None:

@@ -479,6 +479,18 @@ def test_the_key_changes_with_the_weights_and_only_where_they_are_used(
     assert key(spec, masked, "a" * 64) == key(plain, masked, None)
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("hest", "9b52861bdb040e24b6a6763054d4abcfd318250fde336568a13d9cb77ef202b8"),
+        ("grandqc", "5334f13b725c24ca5502b74cf23bded0fc3c9a4a3a6840023c034a804b829e2b"),
+    ],
+)
+def test_the_identity_of_a_tissue_network_is_what_it_was(name: str, expected: str) -> None:
+    """As of before there were artefact segmenters; otherwise slides would be tiled again."""
+    assert digest(segmenter(name).identity("a" * 64)) == expected
+
+
 def test_a_mask_of_another_program_counts_before_the_network(
     slide_file: Path, folder: Path
 ) -> None:

@@ -169,4 +169,4 @@ def _coded(values: pl.Series, names: Sequence[str] | None = None) -> dict[str, A
 
 
 def _rounded(values: pl.Series) -> list[float | None]:
-    return values.round(_DIGITS).to_list()
+    return values.fill_nan(None).round(_DIGITS).to_list()

@@ -49,7 +49,7 @@ async function add(ofCohort, id) {
 /** The address of another slide, with what is looked at but not where. */
 function addressOf([ofCohort, id]) {
   const query = new URLSearchParams();
-  for (const name of ["model", "class", "layers", "panel"]) {
+  for (const name of ["model", "class", "scale", "layers", "panel"]) {
     if (state.get(name) !== null) query.set(name, state.get(name));
   }
   const text = query.toString();

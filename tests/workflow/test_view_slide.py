@@ -158,6 +158,27 @@ def test_what_lies_on_a_slide_lies_exactly_there_at_every_zoom(view: Viewing, zo
         assert abs(square_top - (top + row * side * scale)) <= 1
 
 
+def test_a_screen_of_finer_px_shows_the_next_level(view: Viewing) -> None:
+    """Twice as many px as CSS px: at half of full resolution it shows full resolution."""
+    tab = view.tab
+    tab.call("Emulation.setDeviceMetricsOverride", width=900, height=700, deviceScaleFactor=2,
+             mobile=False)  # fmt: skip
+    tab.call("Page.navigate", url=view.url(f"{DEMO}?x=384&y=384&z=-1&panel=0"))
+    tab.wait_for(f"location.search.includes('z=-1') && {READY}")
+    loaded(tab)
+    levels, left, right, centre = tab.run(
+        f"""(() => {{
+            const squares = [...document.querySelectorAll('.leaflet-tile')];
+            const one = squares.find((one) => one.src.includes('/1_1.'));
+            const box = one.getBoundingClientRect(), all = {PANE}[0].canvas.getBoundingClientRect();
+            return [[...new Set(squares.map((one) => one.src.split('/zoom/')[1][0]))],
+                box.left, box.right, all.left + all.width / 2];
+        }})()"""
+    )
+    assert levels == ["2"]
+    assert (left, right) == pytest.approx((centre - 64, centre + 64.5), abs=1)
+
+
 # Numbers
 
 
@@ -244,6 +265,11 @@ def test_all_is_done_by_keys(view: Viewing) -> None:
     tab.press("Enter")
     x, y, _ = place(tab)
     assert tab.run("window.picked") == {"x": x, "y": y}
+    tab.press("?")
+    assert tab.run("document.getElementById('help').open")
+    tab.press("n")
+    assert tab.run("location.pathname") == DEMO, "keys of the page rest while a dialog is open"
+    tab.press("Escape")
     tab.press("n")
     tab.wait_for(f"location.pathname.endsWith('demo-002-a') && {READY}")
     tab.press("p")

@@ -101,9 +101,12 @@ async function addSecond([ofCohort, id]) {
   bar.append(link, button("Close the second", "One slide again", () => compare.open(null)));
 }
 
+const help = document.getElementById("help");
+
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
   if (event.target.closest("input, select, textarea, dialog, [contenteditable]")) return;
+  if (event.key === "?") help.showModal();
   const pane = panes[active];
   if (!pane) return;
   let done = event.target === pane.canvas && onSlide(pane, event.key);
@@ -113,7 +116,8 @@ document.addEventListener("keydown", (event) => {
   if (done || to) event.preventDefault();
 });
 
-bar.append(button("Copy link", "The address of what is shown now", copyLink));
+bar.append(button("?", "Keys", () => help.showModal(), { "aria-label": "Keys" }),
+  button("Copy link", "The address of what is shown now", copyLink));
 try {
   const [pane, list] = await Promise.all([add(cohort, slide), neighbours(cohort, slide)]);
   beside = list;

@@ -30,7 +30,8 @@ from her2.slides.backends.flat import FlatImage
 from her2.slides.slide import RESAMPLING, Slide
 
 TILE_PX = 256
-OVERLAP_PX = 1
+OVERLAP_PX = 2
+"""At least one px of the screen, as a page reduces squares by less than half."""
 FULL, REDUCED = "webp", "jpg"
 """Endings of squares: of full resolution, without loss, and of the other levels."""
 CACHE_BYTES = 256 << 20

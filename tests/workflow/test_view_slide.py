@@ -176,7 +176,7 @@ def test_a_screen_of_finer_px_shows_the_next_level(view: Viewing) -> None:
         }})()"""
     )
     assert levels == ["2"]
-    assert (left, right) == pytest.approx((centre - 64, centre + 64.5), abs=1)
+    assert (left, right) == pytest.approx((centre - 64, centre + 65), abs=1)
 
 
 # Numbers

@@ -43,7 +43,9 @@ def cohort_facts(
         return (pl.col(name) if name in here else pl.lit(None)).cast(kind).alias(name)
 
     tiles = own("tiles", pl.Int64).fill_null(0)
-    counts = {name: own(f"rejected_{name}", pl.Int64).fill_null(0) for name in CAUSES}
+    rejected = {name: own(f"rejected_{name}", pl.Int64) for name in CAUSES}
+    counts = {name: number.fill_null(0) for name, number in rejected.items()}
+    tiled = pl.any_horizontal(number.is_not_null() for number in rejected.values())
     candidates = pl.sum_horizontal(tiles, own("not_drawn", pl.Int64), *counts.values())
     table = table.select(
         "slide_id",
@@ -55,7 +57,7 @@ def cohort_facts(
         own("cautions", pl.String),
         # As in the report's gallery: of the tiles with enough tissue.
         *(
-            (number / pl.max_horizontal(candidates, 1)).alias(name)
+            pl.when(tiled).then(number / pl.max_horizontal(candidates, 1)).alias(name)
             for name, number in counts.items()
         ),
     ).with_columns(
@@ -152,7 +154,7 @@ def _sentences(table: pl.DataFrame, usual: str) -> dict[str, list[str]]:
         pair = (row["mpp_x"], row["mpp_y"]), (row["file_mpp_x"], row["file_mpp_y"])
         own = [
             mpp_words(*pair) if DIFFERS in has else "",
-            f"{row['mpp']:.4g} um/px, where most slides have about {usual}" if SCALE in has else "",
+            f"{row['mpp']:.4g} um/px, most slides {usual}" if SCALE in has else "",
             f"{row['brown']:.0%} of the tissue is brown, without eosin: IHC?"
             if BROWN in has
             else "",

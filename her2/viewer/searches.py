@@ -45,7 +45,7 @@ _ROW_BYTES = 8
 """Of a sampled tile, beside its features: which slide and tile it is."""
 _MOST_WORKERS = 8
 _NICE = 10
-_SAMPLE_BLOCK = 4096
+_SAMPLE_BLOCK = 1024
 _NONE: NDArray[Any] = np.empty(0, np.int32)
 
 

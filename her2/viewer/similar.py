@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2.core.errors import UserError, first_line
-from her2.storage.features import BLOCK_BYTES, FeatureStore
+from her2.storage.features import FeatureStore
 from her2.viewer.stores import EmbeddedSlide
 
 MOST = 24
@@ -27,6 +27,8 @@ MOST = 24
 PER_PATIENT = 3
 """Most tiles of one patient among the hits; one slide with much of a look would fill the list."""
 SPARE = 2
+BLOCK_BYTES = 1 << 20
+"""Of a store that are compared at once: with their float32, what a core keeps near."""
 
 
 @dataclass(frozen=True, slots=True)

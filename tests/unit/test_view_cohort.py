@@ -12,6 +12,7 @@ import pytest
 
 from her2.cohort.audit import read_cohort_table
 from her2.cohort.manifest import Cohort as Manifest
+from her2.config import Task
 from her2.explanation.places import RunPlaces
 from her2.frozen.bundle.asked import Wanted
 from her2.report.results import read_results
@@ -198,7 +199,7 @@ def test_rejected_shares_and_marks_are_those_of_the_reports_gallery(tmp_path: Pa
     for slide, mark, words in (
         ("slide-05", BROWN, "40% of the tissue is brown, without eosin: IHC?"),
         ("slide-06", DIFFERS, "0.25 um/px in the manifest, 0.5 in its file"),
-        ("slide-08", SCALE, "0.5 um/px, where most slides have about 0.25"),
+        ("slide-08", SCALE, "0.5 um/px, most slides 0.25"),
     ):
         assert mark in rows[DEVELOPMENT, slide]["marks"]
         assert rows[DEVELOPMENT, slide]["cautions"] == [words]
@@ -210,6 +211,33 @@ def test_without_a_model_there_are_slides_and_truths_alone(run: ViewedRun) -> No
     found = rows_of(table)
     assert found[DEVELOPMENT, "slide-00"]["truth"] == "0"
     assert all(one["predicted"] is None for one in found.values())
+
+
+def test_a_model_of_another_task_tells_its_own_truth(run: ViewedRun) -> None:
+    status = Task(label="her2", classes={"low": ["0", "1"], "high": ["2"]})
+    config = run.config.model_copy(update={"tasks": {**run.config.tasks, "status": status}})
+    models = {"status/plain/abmil": Wanted(run.folder, "status", "plain", "abmil")}
+    both = replace(run, places=replace(run.places, config=config), models=models)
+    answer = cohort_table(both, "status/plain/abmil")
+    rows = rows_of(answer)
+    assert rows[DEVELOPMENT, "slide-02"]["truth"] == "high"
+    assert {one["predicted"] for one in rows.values()} == {None}
+    assert [one["numbers"] for one in answer["cohorts"]] == [
+        "not predicted by this model",
+        "not predicted by this model",
+        "not predicted: the cohort has no truth for this task",
+    ]
+
+
+def test_what_tiling_does_not_know_is_not_none_rejected(run: ViewedRun) -> None:
+    own = run.cohorts[DEVELOPMENT]
+    table = own.table.drop(pl.selectors.starts_with("rejected_")).with_columns(
+        tiles=pl.lit(None, pl.Int64), mpp_x=pl.lit(None, pl.Float64)
+    )
+    answer = cohort_table(replace(run, cohorts={DEVELOPMENT: replace(own, table=table)}), MODEL)
+    for found in rows_of(answer).values():
+        assert set(found["rejected"].values()) == {None}
+        assert (found["tiles"], found["marks"]) == (None, set())
 
 
 def test_a_model_that_does_not_exist_is_not_there(run: ViewedRun) -> None:

@@ -5,6 +5,7 @@ const SIGNS = { correct: "\u2713", wrong: "\u2717", "no truth": "", "no predicti
 const PICTURE_PX = 256;
 
 export function percent(share) {
+  if (Number.isNaN(share)) return "";
   if (share > 0 && share < 0.005) return "<\u00a01\u00a0%";
   return `${(100 * share).toFixed(0)}\u00a0%`;
 }

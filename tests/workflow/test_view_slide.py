@@ -317,6 +317,29 @@ def test_a_view_is_in_the_address_and_comes_back(view: Viewing) -> None:
     assert tab.run("document.documentElement.scrollWidth") <= 390
 
 
+def test_wheel_and_fingers_zoom_and_squares_stay_in_their_place(view: Viewing) -> None:
+    tab = opened(view, f"{DEMO}?x=384&y=384&z=-1&panel=0")
+    loaded(tab)
+    x, y = middle(tab)
+    tab.call("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=-240)
+    tab.wait_for(f"{PANE}[0].map.getZoom() > -1")
+    wheeled = place(tab)
+    assert wheeled[:2] == pytest.approx((384, 384), abs=1), "about the pointer"
+    tab.call("Input.synthesizePinchGesture", x=x + 40, y=y, scaleFactor=2.2)
+    tab.wait_for(f"{PANE}[0].map.getZoom() > {wheeled[2] + 0.5}")
+    loaded(tab)
+    off = tab.run(
+        f"""(() => {{
+            const [pane] = {PANE};
+            const one = document.querySelector('.leaflet-tile[src*="/zoom/2/1_1"]');
+            const box = one.getBoundingClientRect(), all = pane.canvas.getBoundingClientRect();
+            const at = pane.map.latLngToContainerPoint(pane.toLatLng(256, 256));
+            return [box.left - all.left - at.x, box.top - all.top - at.y];
+        }})()"""
+    )
+    assert off == pytest.approx([0, 0], abs=1.5)
+
+
 @pytest.mark.parametrize("hostile", ["x=1e999&y=0&z=0", "x=a&y=b&z=c", "x=1&y=1&z=99", "z=NaN"])
 def test_nonsense_in_the_address_still_shows_the_slide(view: Viewing, hostile: str) -> None:
     tab = opened(view, f"{DEMO}?{hostile}")

@@ -20,6 +20,8 @@ const PANELS = [
   notes.attach,
 ];
 
+const MENTION_MS = 6000;
+
 const root = document.getElementById("panes");
 const bar = document.getElementById("slide-bar");
 const { cohort, slide } = root.dataset;
@@ -68,13 +70,20 @@ function addNeighbours() {
   if (query) document.getElementById("to-cohort").href = `/?${query}`;
 }
 
+/** Words that are of no use for long. */
+function mention(words) {
+  say(words);
+  clearTimeout(mention.timer);
+  mention.timer = setTimeout(() => say(""), MENTION_MS);
+}
+
 async function copyLink() {
   panes.forEach((pane) => pane.keepPlace());
   try {
     await navigator.clipboard.writeText(location.href);
-    say("The link is copied. It opens where the address that her2 view printed was opened before.");
+    mention("The link is copied. It opens where the address that her2 view printed was opened before.");
   } catch {
-    say("This browser does not let the page copy; the link is in its address bar.");
+    mention("This browser does not let the page copy; the link is in its address bar.");
   }
 }
 

@@ -17,6 +17,7 @@ from starlette.templating import Jinja2Templates
 from starlette.types import Receive, Scope, Send
 
 from her2.core.errors import SlideError, TileError, UserError
+from her2.report.format import without_folders
 from her2.viewer import (
     cohort_page,
     layer_routes,
@@ -48,6 +49,7 @@ def make_app(viewer: Viewer) -> Starlette:
             SlideError: _problem(409),
             TileError: _problem(409),
             UserError: _problem(409),
+            Exception: _our_problem,
         },
     )
     app.state.viewer = viewer
@@ -85,8 +87,18 @@ def _http_problem(request: Request, error: Exception) -> Response:
     return _answer(request, error.status_code, error.detail)
 
 
+def _our_problem(request: Request, error: Exception) -> Response:
+    """Say that the server has an error; starlette passes it on to the log."""
+    del error
+    return _answer(request, 500, "The program has an error; its terminal shows where.")
+
+
 def _answer(request: Request, status: int, words: str) -> Response:
-    """Return an error as JSON to scripts, and as a page to people."""
+    """Return an error as JSON to scripts, and as a page to people; without folders of the machine.
+
+    A message for the terminal names files by their paths.
+    """
+    words = without_folders(words)
     if request.url.path.startswith("/api/"):
         return JSONResponse({"error": words}, status_code=status)
     return page(request, "error.html.j2", status_code=status, title=str(status), words=words)

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from her2.core.errors import SlideError, UserError
+from her2.core.errors import SlideError, TileError, UserError
 from her2.viewer.kept import Kept
 from her2.viewer.layer import SCALES, Gridded, Layer, Made, Outlined, Painted, Seen
 from her2.viewer.layers import all_layers
@@ -71,6 +71,7 @@ def list_layers(request: Request) -> Response:
                     "name": one.name,
                     "title": one.title,
                     "kind": one.kind,
+                    "order": one.order,
                     "opacity": one.opacity,
                     "shown": one.shown,
                     "options": sorted(one.options),
@@ -109,12 +110,17 @@ def _choices(seen: Seen) -> dict[str, object]:
 
 
 def show_layer(request: Request) -> Response:
-    """Return a layer's legend and where its content is; 202 while it is being computed."""
+    """Return a layer's legend and where its content is, or `absent`, the reason why there is none.
+
+    While it is being computed, the answer is 202 and says so.
+    """
     seen, name = seen_of(request), request.path_params["name"]
     try:
         made = seen.asked.viewer.part(_Layers).make(name, seen)
     except ComputingError as error:
         return JSONResponse({"computing": str(error), "seconds": error.seconds}, status_code=202)
+    except (UserError, SlideError, TileError) as error:  # of this slide and model; no mistake
+        return JSONResponse({"absent": str(error)})
     answer: dict[str, object] = {"legend": _legend(made), "note": made.note}
     match made:
         case Painted():

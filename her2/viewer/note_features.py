@@ -20,6 +20,7 @@ from her2.core.plot_style import PALETTE
 REMARK, DESCRIPTION, TILE, ENCODER = "remark", "ANNOTATION_DESCRIPTION", "tile", "encoder"
 """Keys of a note's `metadata`."""
 _NAME_LENGTH = 80
+_PLACED = "at-"
 _OBJECTS = {"detection", "cell", "tile", "tmacore", "tma_core", "root"}
 """Types of QuPath's objects that nobody drew."""
 _COLOURS = [[int(hexed[i : i + 2], 16) for i in (1, 3, 5)] for hexed in PALETTE[:-1]]
@@ -107,7 +108,12 @@ def revision_of(feature: Feature) -> str:
 def id_of(feature: Feature, number: int) -> str:
     """Return the id of a feature; those of other programs may have none, and count by place."""
     found = feature.get("id")
-    return found if isinstance(found, str) and found else f"at-{number}"
+    return found if isinstance(found, str) and found else f"{_PLACED}{number}"
+
+
+def is_placed(note_id: str) -> bool:
+    """Return whether an id is that of a feature without one."""
+    return note_id.startswith(_PLACED)
 
 
 def _properties(feature: Feature) -> Mapping[str, Any]:

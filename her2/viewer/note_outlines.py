@@ -38,7 +38,7 @@ def check_outline(points: Any, size_px: Sequence[int] | None) -> list[list[float
     if size_px is not None:
         _check_place(ring, size_px)
     exact = np.rint(ring * _STEPS).astype(np.int64)
-    exact = exact[(exact != np.roll(exact, 1, axis=0)).any(axis=1)]
+    exact = exact[(exact != np.roll(exact, -1, axis=0)).any(axis=1)]
     if len(exact) < 3:
         raise OutlineRefusedError(
             "The outline has fewer than 3 different corners; draw a larger one."

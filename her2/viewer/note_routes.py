@@ -1,7 +1,6 @@
 """`her2 view`: notes as JSON, what is sent to change them, and the files as downloads."""
 
 import tempfile
-import threading
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -18,15 +17,14 @@ from her2.core.errors import SlideError, UserError
 from her2.core.spelling import has_controls
 from her2.viewer.bodies import read_object
 from her2.viewer.note_features import Draft, NotedSlide
-from her2.viewer.notes import ChangedNoteError, Notes
 from her2.viewer.note_outlines import OutlineRefusedError, check_outline
+from her2.viewer.notes import ChangedNoteError, Notes
 from her2.viewer.run import NotThereError
 from her2.viewer.state import Asked, asked, viewer_of
 
 _MOST_BYTES = 256 << 10
 _CLASS_LENGTH, _REMARK_LENGTH = 100, 4000
 _PIECE = 1 << 20
-_FIRST = threading.Lock()
 
 
 def show_notes(request: Request) -> Response:
@@ -140,12 +138,10 @@ def _saved_as(name: str) -> dict[str, str]:
 
 def _notes(request: Request) -> Notes:
     """Return the notes of this viewer."""
-    state = request.app.state
-    with _FIRST:
-        if not hasattr(state, "notes"):
-            viewer = viewer_of(request)
-            state.notes = Notes(viewer.notes, viewer.run.folder)
-        found = state.notes
+    viewer = viewer_of(request)
+    if Notes not in viewer.parts:
+        viewer.parts.setdefault(Notes, Notes(viewer.notes, viewer.run.folder))
+    found = viewer.parts[Notes]
     assert isinstance(found, Notes)
     return found
 

@@ -29,6 +29,7 @@ from her2.viewer.note_features import (
     fill,
     id_of,
     is_object,
+    is_placed,
     new_feature,
     read_note,
     revision_of,
@@ -206,8 +207,15 @@ def _document(path: Path) -> dict[str, Any]:
 
 
 def _find(features: Sequence[Feature], note_id: str, revision: str, slide: NotedSlide) -> int:
+    """Return the number of the feature that a page knows.
+
+    Raises:
+        ChangedNoteError: it is gone, or is another one now.
+    """
     same = [i for i, one in enumerate(features) if id_of(one, i) == note_id]
-    for number in same:
+    # Features without an id count by place, which changes when one before them is deleted.
+    moved = [i for i, one in enumerate(features) if is_placed(note_id) and is_placed(id_of(one, i))]
+    for number in (*same, *moved):
         if revision_of(features[number]) == revision:
             return number
     if not same:

@@ -114,7 +114,9 @@ def to_png(cells: Cells, levels: NDArray[np.uint8], colours: RGB) -> bytes:
     """
     table = np.append(levels, np.uint8(LEVELS))  # the index -1 is its last
     image = Image.fromarray(table[cells.index], "P")
-    image.putpalette(np.ascontiguousarray(colours, np.uint8).tobytes(), "RGB")
+    palette = np.zeros((LEVELS + 1, 3), np.uint8)  # with fewer colours, none is transparent
+    palette[: len(colours)] = colours
+    image.putpalette(palette.tobytes(), "RGB")
     stream = io.BytesIO()
     image.save(stream, "PNG", transparency=LEVELS, compress_level=1)
     return stream.getvalue()

@@ -1,8 +1,8 @@
 """`her2 view`: the two searches for similar tiles: of a sample in memory, and of all stores.
 
-The sample is a fixed draw from each slide's tiles, as many as fit into the memory, in float16. What
-it finds is compared again by the features as they are stored, so that its cosines are exact. All
-tiles are read from the stores, a block of rows at a time, so that memory stays flat.
+The sample is a fixed draw from each slide's tiles, as many as fit into the memory, in float16: the
+features as they are stored, or unit vectors where they are stored in more digits. All tiles are
+read from the stores, a block of rows at a time, so that memory stays flat.
 """
 
 import hashlib
@@ -22,8 +22,8 @@ from her2.core.hardware import allowed_cpus
 from her2.viewer.similar import (
     MOST,
     PER_PATIENT,
+    SPARE,
     Found,
-    Hit,
     Query,
     Searched,
     best_of,
@@ -31,8 +31,9 @@ from her2.viewer.similar import (
     cosines,
     open_checked,
     scaled,
+    settle,
 )
-from her2.viewer.stores import StoredSlide
+from her2.viewer.stores import EmbeddedSlide
 
 SAMPLE_BYTES = 512 << 20
 """Memory of the samples of all encoders together."""
@@ -59,7 +60,7 @@ def rows_per_slide(tiles: Sequence[int], dimension: int, limit_bytes: int) -> in
     return low
 
 
-def draw(slide: StoredSlide, tiles: int, count: int, *, seed: int = SEED) -> NDArray[np.int64]:
+def draw(slide: EmbeddedSlide, tiles: int, count: int, *, seed: int = SEED) -> NDArray[np.int64]:
     """Draw `count` of the tiles of a slide, sorted; the same ones each time."""
     if tiles <= count:
         return np.arange(tiles)
@@ -68,8 +69,17 @@ def draw(slide: StoredSlide, tiles: int, count: int, *, seed: int = SEED) -> NDA
     return np.sort(generator.choice(tiles, count, replace=False))
 
 
+def _as_float16(rows: NDArray[Any]) -> NDArray[np.float16]:
+    """Return rows of the same directions; float32 ones could be too large or too small."""
+    if rows.dtype == np.float16:
+        return rows
+    values = scaled(rows)
+    lengths = np.sqrt(np.einsum("ij,ij->i", values, values))
+    return (values / lengths[:, None]).astype(np.float16)
+
+
 class Sample:
-    """The sampled tiles of all slides by one encoder: unit rows as float16, which slide, which row.
+    """The sampled tiles of all slides by one encoder: features as float16, which slide, which row.
 
     Args:
         slides: the slides with features by the encoder.
@@ -77,7 +87,7 @@ class Sample:
         limit_bytes: memory that the sample may take.
     """
 
-    def __init__(self, slides: Sequence[StoredSlide], dimension: int, limit_bytes: int) -> None:
+    def __init__(self, slides: Sequence[EmbeddedSlide], dimension: int, limit_bytes: int) -> None:
         self.slides, self.dimension = slides, dimension
         count = rows_per_slide([one.tiles for one in slides], dimension, limit_bytes)
         self.per_slide = max(1, count)
@@ -123,18 +133,15 @@ class Sample:
         try:
             store = open_checked(self.slides[number], self.dimension)
             drawn = draw(self.slides[number], len(store), self._planned[number])
-            values = scaled(store.gather(drawn))
+            values = store.gather(drawn)
         except (OSError, UserError) as error:
             with self._lock:
                 self.skipped[number] = first_line(error)
                 self.done += 1
             return
-        with np.errstate(all="ignore"):
-            lengths = np.sqrt(np.einsum("ij,ij->i", values, values))
-        good = np.isfinite(lengths) & (lengths > 0)
-        kept = np.flatnonzero(good)
+        kept = np.flatnonzero(~np.isnan(cosines(values, np.ones(self.dimension, np.float32))))
         part = slice(self._first[number], self._first[number] + len(kept))
-        self.rows[part] = values[kept] / lengths[kept, None]
+        self.rows[part] = _as_float16(values[kept])
         self.tile[part] = drawn[kept]
         self.slide[part] = number
         with self._lock:
@@ -161,20 +168,8 @@ class Sample:
             undefined=self.undefined,
             skipped=dict(self.skipped),
         )
-        # Rounded to float16, near ties may be swapped: twice as many are compared in full.
-        rough = choose(
-            self.slides, query, self.slide[there], self.tile[there], similarity[there], spare=2
-        )
-        others, *own = (_exact(self.slides, query, hits, searched) for hits in rough)
-        seen: dict[str, int] = {}
-        kept = []
-        for hit in others:
-            patient = self.slides[hit.slide].patient_id
-            seen[patient] = seen.get(patient, 0) + 1
-            if seen[patient] <= PER_PATIENT:
-                kept.append(hit)
-        patient_hits, slide_hits = (tuple(hits[:MOST]) for hits in own)
-        return Found(tuple(kept[:MOST]), patient_hits, slide_hits, searched)
+        rough = choose(self.slides, query, self.slide[there], self.tile[there], similarity[there])
+        return settle(self.slides, query, rough, searched)
 
 
 class Search:
@@ -185,7 +180,7 @@ class Search:
         query: the tile.
     """
 
-    def __init__(self, slides: Sequence[StoredSlide], query: Query) -> None:
+    def __init__(self, slides: Sequence[EmbeddedSlide], query: Query) -> None:
         self.slides, self.query = slides, query
         self.cancelled = threading.Event()
         self.asked_at = time.monotonic()
@@ -201,7 +196,7 @@ class Search:
         if self.cancelled.is_set():
             return None
         parts = [np.concatenate(one) for one in zip(*self._best, strict=True)] or [_NONE] * 3
-        found = choose(self.slides, self.query, *parts)
+        rough = choose(self.slides, self.query, *parts)
         searched = Searched(
             slides=len(self._searched),
             patients=len({self.slides[i].patient_id for i in self._searched}),
@@ -209,7 +204,7 @@ class Search:
             undefined=self.undefined,
             skipped=self.skipped,
         )
-        return Found(*found, searched)
+        return settle(self.slides, self.query, rough, searched)
 
     def _read(self, number: int) -> None:
         if time.monotonic() - self.asked_at > ABANDONED_SECONDS:
@@ -217,7 +212,7 @@ class Search:
             return
         asked = self.slides[self.query.slide]
         own = self.slides[number].patient_id == asked.patient_id
-        most = MOST + 1 if own else PER_PATIENT
+        most = SPARE * (MOST + 1 if own else PER_PATIENT)
         try:
             store = open_checked(self.slides[number], len(self.query.features))
             best = best_of(store, self.query.features, most, self.cancelled)
@@ -234,23 +229,6 @@ class Search:
             self.tiles += len(store) - undefined
             self.undefined += undefined
             self.done += 1
-
-
-def _exact(
-    slides: Sequence[StoredSlide], query: Query, hits: Sequence[Hit], searched: Searched
-) -> list[Hit]:
-    """Return hits with the cosine of the features as stored, best first."""
-    found = []
-    for number in sorted({hit.slide for hit in hits}):
-        tiles = np.array([hit.tile for hit in hits if hit.slide == number])
-        try:
-            store = open_checked(slides[number], len(query.features))
-            values = cosines(store.gather(tiles), query.features)
-        except (OSError, UserError, IndexError) as error:  # replaced since the sample was made
-            searched.skipped[number] = first_line(error)
-            continue
-        found += [Hit(number, int(i), float(v)) for i, v in zip(tiles, values, strict=True)]
-    return sorted(found, key=lambda hit: (-hit.similarity, hit.slide, hit.tile))
 
 
 def workers() -> int:

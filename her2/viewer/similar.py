@@ -10,6 +10,7 @@ What is searched, a sample in memory or all stores, is in `her2.viewer.searches`
 """
 
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,14 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from her2.core.errors import UserError
+from her2.core.errors import UserError, first_line
 from her2.storage.features import BLOCK_BYTES, FeatureStore
-from her2.viewer.stores import StoredSlide
+from her2.viewer.stores import EmbeddedSlide
 
 MOST = 24
 """Tiles in a list of hits."""
 PER_PATIENT = 3
 """Most tiles of one patient among the hits; one slide with much of a look would fill the list."""
+SPARE = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ class Found:
     searched: Searched
 
 
-def read_query(slides: Sequence[StoredSlide], slide: int, tile: int) -> Query:
+def read_query(slides: Sequence[EmbeddedSlide], slide: int, tile: int) -> Query:
     """Read the tile that others are compared with.
 
     Raises:
@@ -98,13 +100,20 @@ def read_query(slides: Sequence[StoredSlide], slide: int, tile: int) -> Query:
     return Query(slide, tile, scaled(row)[0])
 
 
-def cosines(rows: NDArray[Any], query: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the cosine of each row (n, d) with a query (d,); NaN for rows without a direction."""
+def cosines(
+    rows: NDArray[Any], query: NDArray[np.float32], *, precise: bool = False
+) -> NDArray[Any]:
+    """Return the cosine of each row (n, d) with a query (d,); NaN for rows without a direction.
+
+    In float32, or float64 if `precise`.
+    """
     values, asked = scaled(rows), scaled(query[None])[0]
+    if precise:
+        values, asked = values.astype(np.float64), asked.astype(np.float64)
     with np.errstate(all="ignore"):
         lengths = np.sqrt(np.einsum("ij,ij->i", values, values) * np.dot(asked, asked))
         found = np.where(lengths > 0, values @ asked / lengths, np.nan)
-    return np.clip(np.where(np.isfinite(found), found, np.nan), -1, 1).astype(np.float32)
+    return np.clip(np.where(np.isfinite(found), found, np.nan), -1, 1)
 
 
 def scaled(rows: NDArray[Any]) -> NDArray[np.float32]:
@@ -141,7 +150,7 @@ def best_of(
     return rows, values, undefined
 
 
-def open_checked(slide: StoredSlide, dimension: int) -> FeatureStore:
+def open_checked(slide: EmbeddedSlide, dimension: int) -> FeatureStore:
     """Open a slide's store, whose features must be as many as those they are compared with.
 
     Raises:
@@ -157,21 +166,20 @@ def open_checked(slide: StoredSlide, dimension: int) -> FeatureStore:
 
 
 def choose(
-    slides: Sequence[StoredSlide],
+    slides: Sequence[EmbeddedSlide],
     query: Query,
     slide: NDArray[np.int32],
     tile: NDArray[np.int32],
-    similarity: NDArray[np.float32],
-    *,
-    spare: int = 1,
+    similarity: NDArray[Any],
 ) -> Groups:
     """Return the best tiles of others, of the patient's other slides and of the slide itself.
+
+    They are `SPARE` times as many as are shown, since rounding may swap near ties: see `settle`.
 
     Args:
         slides: all slides.
         query: the tile that is compared.
         slide, tile, similarity: the tiles to choose from (n,).
-        spare: how many times as many are returned.
     """
     patients, numbers = np.unique([one.patient_id for one in slides], return_inverse=True)
     own = np.searchsorted(patients, slides[query.slide].patient_id)
@@ -182,10 +190,10 @@ def choose(
     here = slide[order] == query.slide
 
     def hits(rows: NDArray[np.int64]) -> tuple[Hit, ...]:
-        best = rows[: spare * MOST]
+        best = rows[: SPARE * MOST]
         return tuple(Hit(int(slide[i]), int(tile[i]), float(similarity[i])) for i in best)
 
-    others = _at_most(order[~mine], patient, spare * PER_PATIENT)
+    others = _at_most(order[~mine], patient, SPARE * PER_PATIENT)
     return hits(others), hits(order[mine & ~here]), hits(order[here])
 
 
@@ -197,3 +205,38 @@ def _at_most(order: NDArray[np.int64], patient: NDArray[np.int64], most: int) ->
     rank = np.empty(len(order), np.int64)
     rank[by_patient] = np.arange(len(order)) - begins
     return order[rank < most]
+
+
+def settle(
+    slides: Sequence[EmbeddedSlide], query: Query, rough: Groups, searched: Searched
+) -> Found:
+    """Return the best of what `choose` returned, by the features as stored and in float64.
+
+    Slides that cannot be read any more are added to those that were skipped.
+    """
+    others, *own = (_exact(slides, query, hits, searched) for hits in rough)
+    seen: Counter[str] = Counter()
+    kept = []
+    for hit in others:
+        patient = slides[hit.slide].patient_id
+        seen[patient] += 1
+        if seen[patient] <= PER_PATIENT:
+            kept.append(hit)
+    same_patient, same_slide = (tuple(hits[:MOST]) for hits in own)
+    return Found(tuple(kept[:MOST]), same_patient, same_slide, searched)
+
+
+def _exact(
+    slides: Sequence[EmbeddedSlide], query: Query, hits: Sequence[Hit], searched: Searched
+) -> list[Hit]:
+    found = []
+    for number in sorted({hit.slide for hit in hits}):
+        tiles = np.array([hit.tile for hit in hits if hit.slide == number])
+        try:
+            store = open_checked(slides[number], len(query.features))
+            values = cosines(store.gather(tiles), query.features, precise=True)
+        except (OSError, UserError, IndexError) as error:  # replaced since it was searched
+            searched.skipped[number] = first_line(error)
+            continue
+        found += [Hit(number, int(i), float(v)) for i, v in zip(tiles, values, strict=True)]
+    return sorted(found, key=lambda hit: (-hit.similarity, hit.slide, hit.tile))

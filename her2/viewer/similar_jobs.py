@@ -15,7 +15,7 @@ from her2.viewer.run import NotThereError
 from her2.viewer.searches import SAMPLE_BYTES, Sample, Search
 from her2.viewer.similar import Found, Query
 from her2.viewer.state import Viewer
-from her2.viewer.stores import StoredSlides, stored_slides
+from her2.viewer.stores import EmbeddedSlides, stored_slides
 
 _MOST_RUNNING = 2
 _MOST_KEPT = 16
@@ -70,13 +70,13 @@ class SimilarTiles:
     def __init__(self, viewer: Viewer, *, limit_bytes: int = SAMPLE_BYTES) -> None:
         self._viewer, self._limit = viewer, limit_bytes
         self._lock = threading.Lock()
-        self._slides: dict[str, StoredSlides] = {}
+        self._slides: dict[str, EmbeddedSlides] = {}
         self._samples: OrderedDict[str, Building] = OrderedDict()
         self._searches: OrderedDict[str, Running] = OrderedDict()
         self._numbers = itertools.count(1)
         self._known: dict[str | None, Known] = {}
 
-    def slides(self, encoder: str) -> StoredSlides:
+    def slides(self, encoder: str) -> EmbeddedSlides:
         """Return the slides with features by an encoder, found once.
 
         Raises:

@@ -4,7 +4,6 @@ What is asked of a search of all tiles: it is begun (POST), asked how far it is 
 (DELETE).
 """
 
-import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -23,10 +22,9 @@ from her2.viewer.run import NotThereError
 from her2.viewer.similar import PER_PATIENT, Found, Hit, Query, read_query
 from her2.viewer.similar_jobs import Known, Running, SimilarTiles
 from her2.viewer.state import Asked, Viewer, asked, viewer_of
-from her2.viewer.stores import StoredSlide
+from her2.viewer.stores import EmbeddedSlide
 
 SIMILARITY = "cosine of the embeddings"
-_FIRST = threading.Lock()
 _MOST_BYTES = 4096
 _WAIT_SECONDS = 0.5
 """For a sample that is nearly read, before the page is told to ask again."""
@@ -90,11 +88,10 @@ def cancel_search(request: Request) -> Response:
 
 def _similar(request: Request) -> SimilarTiles:
     """Return the searches of this viewer, which begin with the first question."""
-    state = request.app.state
-    with _FIRST:
-        if not hasattr(state, "similar"):
-            state.similar = SimilarTiles(viewer_of(request))
-        found = state.similar
+    viewer = viewer_of(request)
+    if SimilarTiles not in viewer.parts:
+        viewer.parts.setdefault(SimilarTiles, SimilarTiles(viewer))
+    found = viewer.parts[SimilarTiles]
     assert isinstance(found, SimilarTiles)
     return found
 
@@ -183,14 +180,14 @@ def _answer(
 
 
 def _scores(
-    slides: tuple[StoredSlide, ...], query: Query, found: Found, known: Known
+    slides: tuple[EmbeddedSlide, ...], query: Query, found: Found, known: Known
 ) -> list[dict[str, Any]]:
     """Return of each score: hits and their patients, and the other patients that were searched.
 
     A patient whose slides have different scores counts under each of them.
     """
 
-    def score(slide: StoredSlide) -> str | None:
+    def score(slide: EmbeddedSlide) -> str | None:
         return known.slides.get((slide.cohort, slide.slide_id), (None, None, None))[0]
 
     own = slides[query.slide].patient_id
@@ -216,7 +213,7 @@ def _scores(
 
 
 def _hit(
-    viewer: Viewer, slide: StoredSlide, hit: Hit, encoder: str, model: str | None, known: Known
+    viewer: Viewer, slide: EmbeddedSlide, hit: Hit, encoder: str, model: str | None, known: Known
 ) -> dict[str, Any]:
     """Return a hit: whose it is, its score, and where it is, if its features say so."""
     score, truth, predicted = known.slides.get((slide.cohort, slide.slide_id), (None, None, None))
@@ -245,7 +242,7 @@ def _hit(
     }
 
 
-def _box(slide: StoredSlide, tile: int) -> list[float] | None:
+def _box(slide: EmbeddedSlide, tile: int) -> list[float] | None:
     """Return left, top, right and bottom of a tile, level-0 px; None where that is not known."""
     try:
         store = slide.open()

@@ -20,7 +20,7 @@ _SUFFIX = ".zarr.zip"
 
 
 @dataclass(frozen=True, slots=True)
-class StoredSlide:
+class EmbeddedSlide:
     """A slide with features by an encoder, which are the tiles of its plain store.
 
     Attributes:
@@ -55,10 +55,10 @@ class StoredSlide:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredSlides:
+class EmbeddedSlides:
     """All slides of a run with features by an encoder, and what could not be read of the lists."""
 
-    slides: tuple[StoredSlide, ...]
+    slides: tuple[EmbeddedSlide, ...]
     problems: tuple[str, ...]
 
     def find(self, cohort: str, slide_id: str) -> int:
@@ -73,7 +73,7 @@ class StoredSlides:
         raise NotThereError(f"{slide_id}: has no features by this encoder.")
 
 
-def stored_slides(viewer: Viewer, encoder: str) -> StoredSlides:
+def stored_slides(viewer: Viewer, encoder: str) -> EmbeddedSlides:
     """Find the slides of all cohorts with features by an encoder, by cohort and id.
 
     Raises:
@@ -88,12 +88,12 @@ def stored_slides(viewer: Viewer, encoder: str) -> StoredSlides:
         for cohort in viewer.run.cohorts.values()
         for slide in _of_cohort(viewer, cohort, encoder, problems)
     ]
-    return StoredSlides(tuple(found), tuple(problems))
+    return EmbeddedSlides(tuple(found), tuple(problems))
 
 
 def _of_cohort(
     viewer: Viewer, cohort: ViewedCohort, encoder: str, problems: list[str]
-) -> Iterator[StoredSlide]:
+) -> Iterator[EmbeddedSlide]:
     folder = cohort.folder / "features" / encoder
     if not folder.is_dir():
         return
@@ -108,7 +108,7 @@ def _of_cohort(
         if entry.status != "ok" or entry.key is None or slide_id not in patients:
             continue
         paths = viewer.cache.path("features", entry.key), folder / f"{slide_id}{_SUFFIX}"
-        yield StoredSlide(cohort.key, slide_id, patients[slide_id], entry.tiles, entry.key, paths)
+        yield EmbeddedSlide(cohort.key, slide_id, patients[slide_id], entry.tiles, entry.key, paths)
 
 
 def _bucket_names(results: Path, cohort: ViewedCohort, folder: Path) -> tuple[str, ...]:

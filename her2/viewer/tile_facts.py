@@ -16,6 +16,7 @@ from her2.core.errors import SlideError, UserError
 from her2.core.types import RGB
 from her2.explanation.tiles import UNIFORM, SlideTiles
 from her2.filters.registry import LISTED
+from her2.segmenters import class_filters
 from her2.viewer.layer import Seen
 from her2.viewer.layer_routes import seen_of, slide_address
 from her2.viewer.nowhere import why_no_tile
@@ -58,13 +59,17 @@ def show_tile(request: Request) -> Response:
 def list_extremes(request: Request) -> Response:
     """Return the `count` tiles with the most and the least attention, or contribution.
 
-    `by` says which; `class` the map, where there are several.
+    `by` says which; `class` the map, where there are several. Where there is nothing to list, the
+    answer is `absent`, the reason.
     """
     seen, query = seen_of(request), request.query_params
     count = _number(query.get("count", "10"), "count", int)
     if not 1 <= count <= _MOST:
         raise NotThereError(f"count {count}: is not from 1 to {_MOST}.")
-    values, words = _ranked(seen, query.get("by", "attention"))
+    try:
+        values, words = _ranked(seen, query.get("by", "attention"))
+    except UserError as error:
+        return JSONResponse({"absent": str(error)})
     order = np.argsort(-values, kind="stable")
     most, least = order[:count], order[::-1][: min(count, len(order) - len(order[:count]))]
     placed = seen.placed
@@ -196,7 +201,7 @@ def _quality(seen: Seen, placed: PlacedTiles, index: int) -> dict[str, object]:
         return {"tissue": None, "quality": [], "quality_note": note}
     row, tiling = same[0], one.viewer.run.config.tiling
     quality = []
-    for filter_ in LISTED:
+    for filter_ in (*LISTED, *class_filters(tiling)):
         if filter_.name not in table.quality:
             continue
         read = table.quality.get(f"{filter_.name}_read")
@@ -205,7 +210,7 @@ def _quality(seen: Seen, placed: PlacedTiles, index: int) -> dict[str, object]:
                 "name": filter_.name,
                 "title": filter_.legend,
                 "value": _finite(table.quality[filter_.name][row]),
-                "limit": getattr(tiling, filter_.limit_key),
+                "limit": filter_.limit_in(tiling),
                 "measured": None if read is None else bool(read[row]),
             }
         )

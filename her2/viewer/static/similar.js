@@ -161,7 +161,7 @@ export function attach(pane) {
     return element("table", {},
       element("caption", {}, `Scores (${found.label ?? "label"}) of the ${
         plural(found.others.length, "tile")} below, at most ${found.per_patient} of a patient`),
-      element("thead", {}, element("tr", {}, ...["Score", "Tiles", "Patients with the look",
+      element("thead", {}, element("tr", {}, ...["Score", "Tiles", "Their patients",
         "Patients searched"].map((title) => element("th", { scope: "col" }, title)))),
       element("tbody", {}, ...found.scores.map((row) => element("tr", {},
         element("th", { scope: "row" }, row.score ?? "unknown"),

@@ -131,7 +131,8 @@ def test_a_tile_is_shown_as_it_is_and_as_the_encoder_saw_it(
     small = picture(view, tile["seen"])[:, :, :3]
     assert small.shape == (64, 64, 3)
     with open_slide(validated.folder / "slides" / "demo-004-a.svs") as slide:
-        assert (small == slide.region(*corner, 128.0, 128.0, (64, 64), scanned=True)).all()
+        x, y = corner
+        assert (small == slide.region(x, y, 128.0, 128.0, (64, 64), scanned=True)).all()
 
 
 def test_the_tiles_at_both_ends_are_those_with_the_most_and_the_least(

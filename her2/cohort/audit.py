@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
-from her2.cohort.cautions import Seen, cautions
+from her2.cohort.cautions import Seen, by_network, cautions
 from her2.cohort.columns import FURTHER
 from her2.cohort.manifest import Cohort
 from her2.cohort.usable import EXCLUDED
@@ -19,7 +19,7 @@ from her2.config.jobs import AuditSpec, CohortSpec
 from her2.core.errors import UserError, problem_list
 from her2.core.tables import read_result, write_parquet, write_table
 from her2.storage.entries import TileEntry, check_excluded, read_all_entries
-from her2.storage.facts import LATER
+from her2.storage.facts import LATER, is_of_network
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,8 @@ def tabulate_cohort(spec: CohortSpec, cohort: Cohort, tiles: Path, output: Path)
         for grid, own in entries.items()
         for slide_id, entry in own.items()
     }
-    later = [name for name in LATER if any(name in values for values in found.values())]
+    known = dict.fromkeys(name for values in found.values() for name in values)
+    later = [*(name for name in LATER if name in known), *filter(is_of_network, known)]
     records = [
         {
             "slide_id": row.slide_id,
@@ -139,17 +140,24 @@ def _typed(table: pl.DataFrame) -> pl.DataFrame:
 def table_cautions(table: pl.DataFrame) -> tuple[str, ...]:
     """Return what the cohort's table says may be wrong with slides, see `her2.cohort.cautions`.
 
-    A slide that no grid could use is not among them.
+    A slide that no grid could use is not among them, unless a network may be why.
     """
+    shares = [n for n in table.columns if is_of_network(n) and not n.startswith("rejected_")]
     usable = table.filter(pl.col("status") == "ok").unique("slide_id", keep="first")
+    others = table.filter(~pl.col("slide_id").is_in(usable["slide_id"].to_list()))
     slides = [
         Seen(
             slide_id=row["slide_id"],
             mpp=_pair(row["mpp_x"], row["mpp_y"]),
             file_mpp=_pair(row.get("file_mpp_x"), row.get("file_mpp_y")),
             brown=row.get("brown"),
+            artefacts=by_network({name: row[name] for name in shares}),
         )
         for row in usable.sort("slide_id").iter_rows(named=True)
+    ]
+    slides += [
+        Seen(slide_id=row["slide_id"], artefacts=by_network({name: row[name] for name in shares}))
+        for row in others.unique("slide_id", keep="first").sort("slide_id").iter_rows(named=True)
     ]
     return tuple(cautions(slides))
 

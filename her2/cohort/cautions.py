@@ -1,13 +1,14 @@
-"""What may be wrong with slides that can be used: their um/px, and their stain.
+"""What may be wrong with slides: their um/px, their stain, and what a network says of them.
 
 `her2 cohort check --open`, the log of tiling, the report and `her2 predict` say it; none of it
 stops a run.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
+from her2.filters.base import CLASS_PREFIX
 from her2.storage.facts import SlideFacts
 
 MPP_DIFFERENCE = 0.05
@@ -19,6 +20,8 @@ magnification differ by less, 20x and 40x by 2."""
 BROWN_LEAST = 0.05
 """Share of brown tissue (`her2.tiling.brown`) from which a slide may be IHC. Drawn H&E has 0, also
 with a fifth of its tissue under brown pigment or bile; drawn IHC of score 2+ has 0.6 and more."""
+FLAGGED_LEAST = 0.5
+"""Share of a slide's tiles that a network calls one artefact, from which either is doubtful."""
 _NAMED = 8
 
 Mpp = tuple[float, float]
@@ -28,18 +31,42 @@ Mpp = tuple[float, float]
 class Seen:
     """What is known of a slide: um/px (x, y) that counts and of its file, share of brown tissue.
 
-    None where not known. `file_mpp` matters where the manifest's um/px counts.
+    None where not known. `file_mpp` matters where the manifest's um/px counts. `artefacts` has the
+    share of its tiles that a network takes for each artefact, by the name of the column.
     """
 
     slide_id: str
     mpp: Mpp | None = None
     file_mpp: Mpp | None = None
     brown: float | None = None
+    artefacts: Mapping[str, float] = field(default_factory=dict)
 
 
 def seen(slide_id: str, facts: SlideFacts) -> Seen:
     """Return what tiling found of a slide."""
-    return Seen(slide_id=slide_id, mpp=facts.mpp, file_mpp=facts.file_mpp, brown=facts.brown)
+    return Seen(
+        slide_id=slide_id,
+        mpp=facts.mpp,
+        file_mpp=facts.file_mpp,
+        brown=facts.brown,
+        artefacts=by_network(facts.shares),
+    )
+
+
+def by_network(shares: Mapping[str, float | None]) -> dict[str, float]:
+    """Return those of a slide's shares that a network found, by the names of their columns."""
+    return {
+        name: share
+        for name, share in shares.items()
+        if name.startswith(CLASS_PREFIX) and share is not None
+    }
+
+
+def flagged(shares: Mapping[str, float]) -> str:
+    """Return what a network takes most of a slide's tiles for, as `fold 60%`; empty if nothing."""
+    found = {name: share for name, share in shares.items() if share >= FLAGGED_LEAST}
+    words = (f"{name.removeprefix(CLASS_PREFIX)} {share:.0%}" for name, share in found.items())
+    return ", ".join(words)
 
 
 def mpp_differs(mpp: Mpp, file_mpp: Mpp) -> bool:
@@ -89,6 +116,14 @@ def cautions(slides: Sequence[Seen]) -> Iterator[str]:
             f"{_named(brown)}. A HER2 stain shows the score itself. Look at the slides, and leave "
             "out what is not H&E."
         )
+    doubtful = [f"{one.slide_id} ({words})" for one in slides if (words := flagged(one.artefacts))]
+    if doubtful:
+        yield (
+            f"{_slides(len(doubtful))} of which the artefact network takes half of the tiles or "
+            f"more for one artefact: {_named(doubtful)}. Such networks have called sharp slides "
+            "out of focus. Look at their QC pictures; where it is wrong, set that limit of "
+            "'tiling.artefact_limits' to 1."
+        )
 
 
 def sentences(facts: SlideFacts) -> Iterator[str]:
@@ -101,6 +136,8 @@ def sentences(facts: SlideFacts) -> Iterator[str]:
             f"{facts.brown:.0%} of its tissue has the brown of immunohistochemistry, and no eosin "
             "is found: it may not be H&E."
         )
+    if words := flagged(by_network(facts.shares)):
+        yield f"The artefact network takes half of its tiles or more for one artefact: {words}."
 
 
 def scale_groups(slides: Iterable[Seen]) -> list[list[tuple[float, str]]]:

@@ -8,12 +8,17 @@ from pydantic import Field, create_model, model_validator
 from her2.core.paths import UserPath
 from her2.core.section import ClassName, Count, Mpp, Name, Ordered, Positive, Section, Share
 from her2.filters.registry import LISTED
+from her2.segmenters import ARTEFACT_NAMES, artefact_segmenter
 from her2.segmenters import NAMES as SEGMENTERS
 
 if TYPE_CHECKING:
     SegmenterName = str
+    ArtefactSegmenterName = str
 else:
     SegmenterName = Literal[SEGMENTERS]
+    ArtefactSegmenterName = Literal[ARTEFACT_NAMES]
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")]
 
 PatientLabel = Literal["refuse", "worst", "first", "exclude"]
 UnmappedLabels = Literal["error", "leave_out"]
@@ -189,28 +194,72 @@ class TilingSection(Section):
         description="local file of the segmenter's weights; default: fetched from where they are "
         "published",
     )
-    segmenter_sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")] | None = Field(
+    segmenter_sha256: Sha256 | None = Field(
         None,
         exclude_if=_is_none,
         description="SHA-256 of `segmenter_weights`; only needed to use, on purpose, another file "
         "than the published one",
     )
 
+    artefact_segmenter: ArtefactSegmenterName | None = Field(
+        None,
+        exclude_if=_is_none,
+        description="a published network that finds artefacts on the tiles that all filters keep, "
+        "on a GPU where there is one (licences, and how far it can be trusted: docs/tiles.md); "
+        "default: none",
+    )
+    artefact_limits: dict[str, Share] | None = Field(
+        None,
+        exclude_if=_is_none,
+        description="artefact of that network -> maximum share of a tile; 1: no tile is rejected. "
+        "Those that are not named have the default limit of docs/tiles.md",
+    )
+    artefact_segmenter_weights: UserPath | None = Field(
+        None,
+        exclude_if=_is_none,
+        description="local file of the artefact segmenter's weights; default: fetched from where "
+        "they are published",
+    )
+    artefact_segmenter_sha256: Sha256 | None = Field(
+        None,
+        exclude_if=_is_none,
+        description="SHA-256 of `artefact_segmenter_weights`; only needed to use, on purpose, "
+        "another file than the published one",
+    )
+
     @model_validator(mode="after")
     def _weights_of_a_segmenter(self) -> "TilingSection":
-        if self.segmenter_weights is not None and self.segmenter is None:
-            raise ValueError("`segmenter_weights` needs `segmenter`")
-        if self.segmenter_sha256 is not None and self.segmenter_weights is None:
-            raise ValueError("`segmenter_sha256` needs `segmenter_weights`")
+        for key in ("segmenter", "artefact_segmenter"):
+            for given, needed in ((f"{key}_weights", key), (f"{key}_sha256", f"{key}_weights")):
+                if getattr(self, given) is not None and getattr(self, needed) is None:
+                    raise ValueError(f"`{given}` needs `{needed}`")
+        return self
+
+    @model_validator(mode="after")
+    def _limits_of_known_artefacts(self) -> "TilingSection":
+        if self.artefact_limits is None:
+            return self
+        if self.artefact_segmenter is None:
+            raise ValueError("`artefact_limits` needs `artefact_segmenter`")
+        known = [one.short for one in artefact_segmenter(self.artefact_segmenter).artefacts]
+        unknown = [name for name in self.artefact_limits if name not in known]
+        if unknown:
+            raise ValueError(
+                f"`artefact_limits`: {self.artefact_segmenter} tells {', '.join(known)} apart, and "
+                f"no {', '.join(map(repr, unknown))}"
+            )
         return self
 
     @property
     def as_tiled(self) -> "TilingSection":
-        """Return the section without where a segmenter's weights come from.
+        """Return the section without where the segmenters' weights come from.
 
         Tiles and bundles depend on the weights themselves, which a card identifies.
         """
-        return self.model_copy(update={"segmenter_weights": None, "segmenter_sha256": None})
+        keys = ("segmenter", "artefact_segmenter")
+        return self.model_copy(
+            update={f"{key}_{what}": None for key in keys for what in ("weights", "sha256")}
+        )
 
 
 PatchFormat = Literal["folders", "csv", "bci", "pcam", "ihc4bc"]

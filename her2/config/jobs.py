@@ -117,10 +117,14 @@ class TileSpec(Section):
 
 
 class SegmenterSpec(Section):
-    """The weights of a tissue segmenter; `files` is the state of a local file of them."""
+    """The weights of a segmenter, of tissue or `artefacts`.
+
+    `files` is the state of a local file of them.
+    """
 
     version: int = VERSIONS["segmenter"]
     segmenter: str
+    artefacts: bool = Field(False, exclude_if=operator.not_)
     weights: UserPath | None = None
     sha256: str | None = None
     files: FilesState = ""

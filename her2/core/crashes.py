@@ -10,6 +10,9 @@ and the others go on. What earlier attempts finished is in the cache.
 Only what a library does counts: a fault signal, or an end of the process in the middle of Python.
 SIGKILL (memory, time) and SIGTERM end the job as they would without a parent; they blame no slide.
 
+A server goes on where it was: what it gives to `keep` is there in the next attempt (`kept`), and it
+reads slides at the same time again after a while (`read_together_after`).
+
 This module is imported, and forks, before anything else is imported: the parent stays small, and
 no thread exists that a fork would lose.
 """
@@ -58,14 +61,19 @@ _PR_SET_PDEATHSIG = 1
 _SLOTS = 512
 _SLOT_BYTES = 1024
 
+_LENGTH = struct.Struct("=I")
 _HEAD = struct.Struct("=Qh")
 """Of a slot: the thread, and the number of bytes of the name that follows; 0 if it is empty."""
 _CRASHED_THREAD = re.compile(r"^Current thread 0x([0-9a-f]+)", re.MULTILINE)
 """In what faulthandler writes."""
 
+_ENDED, _TOGETHER, _KEPT_AT = 0, 1, 2
+_KEPT_BYTES = 1024
+_SLOTS_AT = _KEPT_AT + _KEPT_BYTES
 _board: mmap.mmap | None = None
-"""Shared with the parent: a byte that is 1 once the child has ended in Python, then slots, each
-with the name of a slide that a thread is reading."""
+"""Shared with the parent: a byte that is 1 once the child has ended in Python, one that is 1 once
+it reads slides at the same time again, what is kept for the next attempt, then slots, each with the
+name of a slide that a thread is reading."""
 _free: "queue.SimpleQueue[int]" = queue.SimpleQueue()
 _one_at_a_time: AbstractContextManager[object] = nullcontext()
 """Held while a slide is read: a lock in an attempt in which slides are read one at a time."""
@@ -110,7 +118,7 @@ def _noted(key: bytes) -> Iterator[None]:
         yield
         return
     slot = _free.get()
-    start = 1 + slot * _SLOT_BYTES
+    start = _SLOTS_AT + slot * _SLOT_BYTES
     _board[start + _HEAD.size : start + _HEAD.size + len(key)] = key
     _HEAD.pack_into(_board, start, threading.get_ident(), len(key))
     try:
@@ -118,6 +126,41 @@ def _noted(key: bytes) -> Iterator[None]:
     finally:
         _HEAD.pack_into(_board, start, 0, 0)
         _free.put(slot)
+
+
+def keep(data: bytes) -> None:
+    """Keep a few bytes (at most 1,000) for the next attempt, should this one crash."""
+    assert len(data) <= _KEPT_BYTES - _LENGTH.size
+    if _board is not None:
+        _board[_KEPT_AT + _LENGTH.size : _KEPT_AT + _LENGTH.size + len(data)] = data
+        _LENGTH.pack_into(_board, _KEPT_AT, len(data))
+
+
+def kept() -> bytes:
+    """Return what an attempt that crashed has kept; nothing in the first."""
+    if _board is None:
+        return b""
+    (length,) = _LENGTH.unpack_from(_board, _KEPT_AT)
+    return _board[_KEPT_AT + _LENGTH.size : _KEPT_AT + _LENGTH.size + length]
+
+
+def read_together_after(seconds: float) -> None:
+    """End, after some time, an attempt's reading of one slide at a time; for a server.
+
+    Its work has no end, and a slide that crashed once may never be asked for again. A crash after
+    that time is judged as the first one was.
+    """
+
+    def together() -> None:
+        global _one_at_a_time
+        assert _board is not None
+        _board[_TOGETHER] = 1  # first: a crash from here on may be that of any slide
+        _one_at_a_time = nullcontext()
+
+    if _board is not None and not isinstance(_one_at_a_time, nullcontext):
+        timer = threading.Timer(seconds, together)
+        timer.daemon = True
+        timer.start()
 
 
 def survive(work: Callable[[], object]) -> None:
@@ -128,11 +171,12 @@ def survive(work: Callable[[], object]) -> None:
     if sys.platform != "linux":  # no other system kills a child together with its parent
         work()
         return
-    board = mmap.mmap(-1, 1 + _SLOTS * _SLOT_BYTES)
+    board = mmap.mmap(-1, _SLOTS_AT + _SLOTS * _SLOT_BYTES)
     refused: dict[bytes, str] = {}
     alone, parent = False, os.getpid()
     while True:
-        board[:] = bytes(len(board))
+        board[:_KEPT_AT] = bytes(_KEPT_AT)
+        board[_SLOTS_AT:] = bytes(len(board) - _SLOTS_AT)
         stack = os.memfd_create("stack")
         child = _fork()
         if child == 0:
@@ -140,10 +184,10 @@ def survive(work: Callable[[], object]) -> None:
             try:
                 work()
             finally:
-                board[0] = 1
+                board[_ENDED] = 1
             return
         code = os.waitstatus_to_exitcode(_wait(child))
-        if code >= 0 and board[0]:
+        if code >= 0 and board[_ENDED]:
             sys.exit(code)
         how = _words(code)
         if -code in {int(number) for number in _FAULTS} or code >= 0:
@@ -151,6 +195,7 @@ def survive(work: Callable[[], object]) -> None:
             if not names or names & refused.keys():
                 _fail(f"a library ended the process ({how}); the log has the stack", code)
             shown = ", ".join(sorted(os.fsdecode(name) for name in names))
+            alone = alone and not board[_TOGETHER]
             if alone:
                 refused |= dict.fromkeys(
                     names,
@@ -249,7 +294,7 @@ def _suspects(board: mmap.mmap, stack: str) -> set[bytes]:
     Without a stack (a library called `exit`), all slides that were being read are suspects.
     """
     being_read: dict[int, bytes] = {}
-    for start in range(1, len(board), _SLOT_BYTES):
+    for start in range(_SLOTS_AT, len(board), _SLOT_BYTES):
         thread, length = _HEAD.unpack_from(board, start)
         if length:
             being_read[thread] = board[start + _HEAD.size : start + _HEAD.size + length]

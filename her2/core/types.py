@@ -18,6 +18,12 @@ Density = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 """(height, width), True on tissue."""
 
+Labels = NDArray[np.uint8]
+"""(height, width) or more of them: what a segmenter takes each px for."""
+
+NOTHING = 0
+"""Label of a px in which a segmenter finds nothing that it is asked for."""
+
 Feature = Literal["pooled", "class_token", "class_and_mean", "flattened"]
 """The part of an encoder's output that is kept as features."""
 

@@ -116,6 +116,11 @@ class Filter:
         limit = Option(self.limit, self.description, at_most=1)
         return {self.limit_key: limit, **self.options}
 
+    def limit_in(self, tiling: object) -> float:
+        """Return the limit that a config's `tiling:` sets."""
+        limit: float = getattr(tiling, self.limit_key)
+        return limit
+
     def chosen(self, tiling: object) -> dict[str, float]:
         """Return the values of the filter's keys in a config's `tiling:`."""
         return {key: getattr(tiling, key) for key in self.keys}
@@ -144,3 +149,36 @@ class TileFilter(Filter):
 
     measure: Callable[[Tiles, Options], Measured]
     methods: Callable[[Options], str]
+
+
+CLASS_PREFIX = "artefact_"
+"""What the names of class filters begin with, and those of no other filter."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassFilter(Filter):
+    """A class of px that an artefact segmenter (`her2.segmenters`) tells apart.
+
+    A tile's value is the share of its px in that class, and its limit is in
+    `tiling.artefact_limits`. It runs after all other filters, where a config names its segmenter.
+    `channel` is the class of the logits, and `methods` completes "at most 5 % of a kept tile was
+    ..." in the methods text.
+    """
+
+    channel: int
+    description: str = ""
+    methods: str
+
+    @property
+    def short(self) -> str:
+        """Return the name in `tiling.artefact_limits`."""
+        return self.name.removeprefix(CLASS_PREFIX)
+
+    @property
+    def limit_key(self) -> str:
+        return f"{CLASS_PREFIX}limits.{self.short}"
+
+    def limit_in(self, tiling: object) -> float:
+        """Return the limit that a config's `tiling:` sets."""
+        limits: Mapping[str, float] = getattr(tiling, f"{CLASS_PREFIX}limits") or {}
+        return limits.get(self.short, self.limit)

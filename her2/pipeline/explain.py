@@ -175,7 +175,7 @@ def _tiles(plan: Plan, row: SlideRow, bucket: str, grid: str) -> Generator[str, 
     try:
         content = fingerprint(plan.cohort.file(row))
         identity = tile_identity(
-            spec, plan.cohort, row, masks, content=content, segmenter=_segmenter(plan)
+            spec, plan.cohort, row, masks, content=content, networks=_segmenters(plan)
         )
         cache = Cache(plan.config.cache_folder)
         identity, table = find_tiles(cache, plan.cohort.file(row), identity, intact)
@@ -187,18 +187,19 @@ def _tiles(plan: Plan, row: SlideRow, bucket: str, grid: str) -> Generator[str, 
     return key
 
 
-def _segmenter(plan: Plan) -> dict[str, Any] | None:
-    """Return the identity of the tissue segmenter, if the config names one.
+def _segmenters(plan: Plan) -> dict[str, dict[str, Any]]:
+    """Return the identities of the segmenters that the config names, by their keys.
 
     Raises:
-        UserError: its weights are not there (yet).
+        UserError: the weights of one are not there (yet).
     """
-    for name in plan.segmenters:
+    found = {}
+    for name, one in plan.segmenters.items():
         folder = plan.config.results / "segmenters" / name
         if not (folder / CARD_NAME).is_file():
             raise UserError(f"not known until the weights of the segmenter {name} are there")
-        return read_segmenter_card(folder, name).identity
-    return None
+        found[one.key] = one.identity(read_segmenter_card(folder, one).weights_sha256)
+    return found
 
 
 def _features(

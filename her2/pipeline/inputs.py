@@ -23,6 +23,7 @@ from her2.core.paths import check_name
 from her2.core.reading import Kind, path_problem, write_problem
 from her2.core.settings import parse_yaml, read_config
 from her2.pipeline.given import given_problems
+from her2.segmenters import chosen
 from her2.slides.backends import planned_files
 
 TARGETS = frozenset({"all", "features", "train", "report"})
@@ -203,8 +204,10 @@ def _config_problems(config: Config) -> Iterator[str]:
         if problem:
             key = "checkpoint" if encoder.module is None else "module"
             yield f"encoders.{name}.{key}: {problem}"
-    weights = config.tiling.segmenter_weights
-    yield from _place_problems([("tiling.segmenter_weights", weights, "file")])
+    yield from _place_problems(
+        (f"tiling.{one.path_key}", getattr(config.tiling, one.path_key), "file")
+        for one in chosen(config.tiling)
+    )
     yield from _place_problems(
         (f"encoders.{name}.path", folder, "folder")
         for name, section in config.given.items()

@@ -16,6 +16,8 @@ from her2.core.stamps import files_state
 from her2.exchange.matching import MatchedFiles
 from her2.exchange.slides import match_slides
 from her2.pretraining.formats import patch_files
+from her2.segmenters import chosen
+from her2.segmenters.base import Segmenter
 from her2.slides.backends import planned_files
 
 
@@ -161,10 +163,9 @@ class Layout:
         return {name: [str(path)] if path else [] for name, path in found.items()}
 
     @property
-    def segmenters(self) -> tuple[str, ...]:
-        """Return the name of the tissue segmenter; none if tissue is found by its colour."""
-        name = self.config.tiling.segmenter
-        return () if name is None or not self.config.grids else (name,)
+    def segmenters(self) -> dict[str, Segmenter]:
+        """Return folder of the weights -> segmenter, of those that the config names."""
+        return {one.folder: one for one in chosen(self.config.tiling) if self.config.grids}
 
     def patch_source(self, name: str) -> str:
         """Return the table or folder of the patch set that an encoder is pre-trained on."""

@@ -16,6 +16,7 @@ from her2.core.errors import UserError
 from her2.core.files import digest
 from her2.core.stamps import files_state
 from her2.pipeline.layout import Layout
+from her2.segmenters.base import ArtefactSegmenter
 
 DEMO_SIDE_PX = 2496
 """Width and height of the demo's slides at 0.5 um/px: 13 tiles of 96 um, half of them tissue. A
@@ -92,15 +93,16 @@ class Plan(Layout):
             )
         )
 
-    def segmenter_spec(self, name: str) -> str:
-        """Return the spec of fetching the weights of the tissue segmenter."""
-        tiling = self.config.tiling
-        weights = tiling.segmenter_weights
+    def segmenter_spec(self, folder: str) -> str:
+        """Return the spec of fetching the weights of a segmenter into a folder of that name."""
+        one, tiling = self.segmenters[folder], self.config.tiling
+        weights: Path | None = getattr(tiling, one.path_key)
         return jobs.dump(
             jobs.SegmenterSpec(
-                segmenter=name,
+                segmenter=one.name,
+                artefacts=isinstance(one, ArtefactSegmenter),
                 weights=weights,
-                sha256=tiling.segmenter_sha256,
+                sha256=getattr(tiling, one.digest_key),
                 files="" if weights is None else files_state([weights], self.cohort.root),
             )
         )

@@ -8,8 +8,8 @@ import polars as pl
 
 from her2.core.errors import UserError
 from her2.evaluation.groupings import Grouping
+from her2.prediction.options import PATIENT
 from her2.prediction.predictor import Predictor
-from her2.prediction.results import PATIENT
 
 
 def chosen_grouping(predictor: Predictor, name: str | None) -> Grouping:

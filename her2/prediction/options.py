@@ -16,6 +16,8 @@ from her2.core.tables import write_csv
 from her2.slides.staging import scratch_folder
 
 Format = Literal["table", "herohe"]
+SLIDE, PATIENT = "slide", "patient"
+"""Values of the column `level` of the table."""
 FIRST_COLUMNS = ("level", "slide_id", "patient_id", "status", "reason")
 """First columns of the table, whatever the model."""
 HEROHE_COLUMNS = ("caseID", "soft_prediction", "hard_prediction")

@@ -7,9 +7,8 @@ import polars as pl
 
 import her2
 from her2.core.files import file_digest
-from her2.prediction.options import Options
+from her2.prediction.options import SLIDE, Options
 from her2.prediction.predictor import Predictor
-from her2.prediction.results import SLIDE
 
 
 def record_of(

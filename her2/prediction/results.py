@@ -11,10 +11,9 @@ import polars as pl
 from her2.core.types import Floats
 from her2.evaluation.groupings import Grouping
 from her2.frozen.model import Threshold
+from her2.prediction.options import PATIENT, SLIDE
 from her2.prediction.predictor import Predictor
 
-SLIDE, PATIENT = "slide", "patient"
-"""Values of the column `level`."""
 POSITIVE, NEGATIVE = "positive", "negative"
 
 

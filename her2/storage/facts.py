@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from her2.filters.base import AreaFilter
+from her2.filters.base import CLASS_PREFIX, AreaFilter
 from her2.filters.registry import FILTERS, LISTED
 
 
@@ -24,7 +24,9 @@ class SlideFacts:
     that of the whole files (`her2.slides.fingerprint`), a proof that only products record: None in
     older ones, and in entries. `brown` is the share of the tissue that is brown by DAB
     (`her2.tiling.brown`), None in older ones. `file_mpp` is the um/px (x, y) of the file where the
-    manifest's counts, None where the file has none; only entries have it. Where the features came
+    manifest's counts, None where the file has none; only entries have it. `artefact_source` names
+    the network that found artefacts, None without one; then `shares` and `rejected` have its
+    artefacts as well, with their shares of the tiles that it saw. Where the features came
     from another program, what neither it nor a slide tells is None (`her2.exchange.take`).
     """
 
@@ -44,6 +46,7 @@ class SlideFacts:
     not_drawn: int = 0
     brown: float | None = None
     file_mpp: tuple[float, float] | None = None
+    artefact_source: str | None = None
 
     @property
     def mpp(self) -> tuple[float, float] | None:
@@ -113,12 +116,21 @@ class StoredSlide:
 
 _SHARES = tuple(one.name for one in LISTED if isinstance(one, AreaFilter))
 _REJECTED = {f"rejected_{one.name}": one.name for one in FILTERS}
-_APART = ("checksum", "shares", "rejected", "not_drawn", "brown", "file_mpp")
+_APART = (
+    "checksum", "shares", "rejected", "not_drawn", "brown", "file_mpp", "artefact_source",
+)  # fmt: skip
 _PLAIN = tuple(item.name for item in fields(SlideFacts) if item.name not in _APART)
 _GRID = tuple(item.name for item in fields(TileGrid))
 _READS = "_reads"
-LATER = ("brown", "file_mpp_x", "file_mpp_y")
-"""Columns that an entry has only where they are known, so that older ones stay as they are."""
+LATER = ("brown", "file_mpp_x", "file_mpp_y", "artefact_source")
+"""Columns that an entry has only where they are known, so that older ones stay as they are. Those
+of a network's artefacts (`is_of_network`) are such as well, and follow."""
+_REJECTED_PREFIX = f"rejected_{CLASS_PREFIX}"
+
+
+def is_of_network(column: str) -> bool:
+    """Tell whether a column is of an artefact that a network found."""
+    return column not in LATER and column.startswith((CLASS_PREFIX, _REJECTED_PREFIX))
 
 
 def fact_columns(facts: SlideFacts | None) -> dict[str, Any]:
@@ -133,9 +145,14 @@ def fact_columns(facts: SlideFacts | None) -> dict[str, Any]:
     }
 
 
-def _later_columns(facts: SlideFacts) -> dict[str, float]:
-    values = (facts.brown, *(facts.file_mpp or (None, None)))
-    return {name: v for name, v in zip(LATER, values, strict=True) if v is not None}
+def _later_columns(facts: SlideFacts) -> dict[str, Any]:
+    values = (facts.brown, *(facts.file_mpp or (None, None)), facts.artefact_source)
+    rejected = {f"rejected_{name}": number for name, number in facts.rejected.items()}
+    return {
+        **{name: v for name, v in zip(LATER, values, strict=True) if v is not None},
+        **{name: value for name, value in facts.shares.items() if is_of_network(name)},
+        **{name: value for name, value in rejected.items() if is_of_network(name)},
+    }
 
 
 def facts_of_columns(columns: Mapping[str, Any]) -> SlideFacts | None:
@@ -147,11 +164,17 @@ def facts_of_columns(columns: Mapping[str, Any]) -> SlideFacts | None:
     plain: dict[str, Any] = dict(columns)
     shares = {name: plain.pop(name, None) for name in _SHARES}
     rejected = {name: plain.pop(column, 0) for column, name in _REJECTED.items()}
-    brown, *scale = (plain.pop(name, None) for name in LATER)
+    brown, *scale, artefact_source = (plain.pop(name, None) for name in LATER)
     file_mpp = None if None in scale else (scale[0], scale[1])
+    for name in [name for name in plain if is_of_network(name)]:
+        own = rejected if name.startswith(_REJECTED_PREFIX) else shares
+        own[name.removeprefix("rejected_")] = plain.pop(name)
     known = {name: share for name, share in shares.items() if share is not None}
     tiled = plain.get("fingerprint") is not None
-    facts = SlideFacts(shares=known, rejected=rejected, brown=brown, file_mpp=file_mpp, **plain)
+    facts = SlideFacts(
+        shares=known, rejected=rejected, brown=brown, file_mpp=file_mpp,
+        artefact_source=artefact_source, **plain,
+    )  # fmt: skip
     return facts if tiled else None
 
 
@@ -164,6 +187,7 @@ def table_metadata(facts: SlideFacts, grid: TileGrid, reads: Mapping[str, int]) 
         "not_drawn": facts.not_drawn,
         **({"checksum": facts.checksum} if facts.checksum else {}),
         **({} if facts.brown is None else {"brown": facts.brown}),
+        **({} if facts.artefact_source is None else {"artefact_source": facts.artefact_source}),
         **asdict(grid),
         **{f"{name}{_READS}": number for name, number in reads.items()},
     }
@@ -188,6 +212,7 @@ def of_table_metadata(values: Mapping[str, Any]) -> tuple[SlideFacts, TileGrid, 
         not_drawn=values.get("not_drawn", 0),
         checksum=values.get("checksum"),
         brown=values.get("brown"),
+        artefact_source=values.get("artefact_source"),
         **plain,
     )
     return facts, grid, reads

@@ -1,9 +1,10 @@
-"""Stage 1, tile: running the artefact filters of `her2.filters` on a slide."""
+"""Stage 1, tile: running the artefact filters of `her2.filters`, and a network, on a slide."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +12,15 @@ from numpy.typing import NDArray
 from her2.config import TilingSection
 from her2.core.errors import TileError
 from her2.core.masks import share_inside
-from her2.core.types import RGB, Mask
-from her2.filters.base import AreaFilter, Measured, Thumbnail, TileFilter, Tiles, Where
+from her2.core.types import NOTHING, RGB, Mask
+from her2.filters.base import AreaFilter, Filter, Measured, Thumbnail, TileFilter, Tiles, Where
 from her2.filters.registry import AREA_FILTERS, FILTERS, TILE_FILTERS
+from her2.segmenters import class_filters
 from her2.slides.slide import Scale, Slide
 from her2.storage.facts import TileGrid
+
+if TYPE_CHECKING:
+    from her2.tiling.segmentation import SegmenterNetwork
 
 _MANY = 100
 """From this number of tiles, it is worth checking if they can be decoded without OpenSlide."""
@@ -59,13 +64,18 @@ def union(masks: Iterable[Mask], start: Mask) -> Mask:
 class Judgement:
     """The filters' judgement of n tiles.
 
-    `verdict` is the index in `FILTERS` of the filter that rejected a tile, or `KEPT`. `values` has
-    an array per filter, `read` one per filter that reads tiles, see `her2.filters.base.Measured`.
+    `filters` are all that were asked, in that order, and `verdict` is the index of the one that
+    rejected a tile, or `KEPT`. `values` has an array per filter, `read` one per filter that reads
+    tiles, see `her2.filters.base.Measured`. `masks` has the mask (h, w) of each artefact that a
+    network told apart, and `shares` how much of the tiles that it saw is that artefact.
     """
 
+    filters: tuple[Filter, ...]
     verdict: NDArray[np.int64]
     values: dict[str, NDArray[np.float32]]
     read: dict[str, NDArray[np.bool_]]
+    masks: dict[str, Mask] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
 
     @property
     def kept(self) -> NDArray[np.int64]:
@@ -75,7 +85,12 @@ class Judgement:
     @property
     def rejected(self) -> dict[str, int]:
         """Return the number of tiles each filter rejected, in the order in which filters run."""
-        return {one.name: int((self.verdict == i).sum()) for i, one in enumerate(FILTERS)}
+        return {one.name: int((self.verdict == i).sum()) for i, one in enumerate(self.filters)}
+
+    def reject(self, one: Filter, tiling: TilingSection) -> None:
+        """Reject the tiles that no earlier filter did and whose value is above the limit."""
+        above = self.values[one.name] > one.limit_in(tiling)
+        self.verdict[(self.verdict == KEPT) & above] = self.filters.index(one)
 
 
 def judge(
@@ -86,15 +101,18 @@ def judge(
     boxes: NDArray[np.float64],
     masks: Mapping[str, Mask],
     tiling: TilingSection,
+    network: "SegmenterNetwork | None" = None,
 ) -> Judgement:
-    """Run every filter on tiles; a filter that reads tiles gets only those not yet rejected.
+    """Run every filter on tiles; one that reads tiles, and a network, get those not yet rejected.
 
     `coords` (n, 2) are top left corners in level-0 px, `boxes` (n, 4) left, top, right, bottom in
-    px of the area filters' `masks`.
+    px of the area filters' `masks`. `network` is that of `tiling.artefact_segmenter`.
     """
-    made = Judgement(np.full(len(coords), KEPT), {}, {})
-    active = [one for one in TILE_FILTERS if getattr(tiling, one.limit_key) < 1]
-    for number, one in enumerate(FILTERS):
+    learned = class_filters(tiling)
+    assert (network is None) == (not learned), "tiling.artefact_segmenter without its network"
+    made = Judgement((*FILTERS, *learned), np.full(len(coords), KEPT), {}, {})
+    active = [one for one in TILE_FILTERS if one.limit_in(tiling) < 1]
+    for one in FILTERS:
         if isinstance(one, AreaFilter):
             values = share_inside(masks[one.name], boxes)
         elif isinstance(one, TileFilter):
@@ -105,9 +123,41 @@ def judge(
                     slide.decode_directly(float(x), float(y), grid.level0_width, grid.level0_height)
             values, made.read[one.name] = _measure(one, slide, scale, grid, coords, rows, tiling)
         made.values[one.name] = values
-        limit = getattr(tiling, one.limit_key)
-        made.verdict[(made.verdict == KEPT) & (values > limit)] = number
+        made.reject(one, tiling)
+    if network is not None:
+        shape = next(iter(masks.values())).shape
+        _judge_by_network(made, network, slide, scale, boxes, (shape[0], shape[1]), tiling)
     return made
+
+
+def _judge_by_network(
+    made: Judgement,
+    network: "SegmenterNetwork",
+    slide: Slide,
+    scale: Scale,
+    boxes: NDArray[np.float64],
+    shape: tuple[int, int],
+    tiling: TilingSection,
+) -> None:
+    """Add what a network finds on the tiles that are kept so far; boxes are in px of `shape`."""
+    seen = _covered(boxes[made.kept], shape)
+    labels = network.find(slide, scale, shape, seen)
+    for label, name in enumerate(network.finds, start=NOTHING + 1):
+        made.masks[name] = labels == label
+        made.values[name] = share_inside(made.masks[name], boxes)
+        found_px = int((made.masks[name] & seen).sum())
+        made.shares[name] = round(found_px / max(1, int(seen.sum())), 4)
+    for one in class_filters(tiling):
+        made.reject(one, tiling)
+
+
+def _covered(boxes: NDArray[np.float64], shape: tuple[int, int]) -> Mask:
+    """Return the px (h, w) that boxes (n, 4) touch."""
+    result = np.zeros(shape, bool)
+    begin, end = np.floor(boxes[:, :2]).astype(int), np.ceil(boxes[:, 2:]).astype(int)
+    for (left, top), (right, bottom) in zip(begin, end, strict=True):
+        result[top:bottom, left:right] = True
+    return result
 
 
 def _measure(

@@ -1,7 +1,8 @@
 """Stage 1, tile: the tile table of a slide, on a grid at an exact um/px, and its QC picture."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +13,10 @@ from her2.cohort.cautions import is_brown
 from her2.config import TilingSection
 from her2.core.errors import SlideUnfit
 from her2.core.masks import share_inside
-from her2.core.types import RGB, Density, Mask
+from her2.core.types import NOTHING, RGB, Density, Mask
 from her2.filters.base import Thumbnail, Where
-from her2.filters.registry import FILTERS
+from her2.filters.registry import LISTED
+from her2.segmenters import class_filters
 from her2.slides.annotations import Region, region_mask
 from her2.slides.masks import read_mask
 from her2.slides.slide import Scale, Slide, thumbnail_size
@@ -26,7 +28,7 @@ from her2.tiling.picture import BROWN_WORDS, Layers, draw, with_words
 from her2.tiling.tissue import cleaned, optical_density, tissue_mask
 
 if TYPE_CHECKING:
-    from her2.tiling.segmentation import TissueNetwork
+    from her2.tiling.segmentation import SegmenterNetwork
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +41,9 @@ class Sources:
     """Tissue mask from another program."""
     seed: int | None = None
     """Random seed for drawing tiles if there are more than `max_tiles`."""
-    segmenter: "TissueNetwork | None" = None
-    """Network that finds the tissue where there is no mask; None: it is found by its colour."""
+    networks: "Mapping[str, SegmenterNetwork]" = field(default_factory=dict)
+    """Networks by the key of `tiling:` that names them: `segmenter` finds the tissue where there is
+    no mask (without it, its colour does), `artefact_segmenter` finds artefacts."""
 
 
 def grid_axis(length_px: int, tile: float, overlap: float) -> NDArray[np.int32]:
@@ -121,13 +124,14 @@ def examine_slide(
     size: int,
     tiling: TilingSection,
     fingerprint: str,
-    sources: Sources = Sources(),
+    sources: Sources | None = None,
 ) -> Examined:
     """Find tissue and artefacts of a slide, and its tiles at `mpp` um/px of `size` px per side.
 
     Arguments and errors are those of `tile_slide`.
     """
     check_scale(scale, mpp, tiling)
+    sources = sources or Sources()
     width, height = size * mpp / scale.mpp_x, size * mpp / scale.mpp_y
     thumbnail_mpp = _thumbnail_mpp(mpp, size, tiling)
     thumbnail = slide.thumbnail(thumbnail_mpp, scale)
@@ -147,7 +151,8 @@ def examine_slide(
     tissue = share_inside(layers.tissue, boxes)
     enough = tissue >= tiling.min_tissue
     coords, tissue, boxes = coords[enough], tissue[enough], boxes[enough]
-    found = judge(slide, scale, grid, coords, boxes, layers.artefacts, tiling)
+    network = sources.networks.get("artefact_segmenter")
+    found = judge(slide, scale, grid, coords, boxes, layers.artefacts, tiling, network)
     drawn = _draw(found.kept, tiling.max_tiles, fingerprint, sources.seed)
     return Examined(thumbnail, density, layers, grid, coords, tissue, boxes, found, drawn)
 
@@ -160,7 +165,7 @@ def tile_slide(
     size: int,
     tiling: TilingSection,
     fingerprint: str,
-    sources: Sources = Sources(),
+    sources: Sources | None = None,
 ) -> tuple[TileTable, RGB]:
     """Find the tiles of a slide at `mpp` um/px with `size` px per side, row by row from the top.
 
@@ -171,9 +176,11 @@ def tile_slide(
         SlideError: the mask cannot be used.
         TileError: the thumbnail cannot be read.
     """
+    sources = sources or Sources()
     seen = examine_slide(
         slide, scale, mpp=mpp, size=size, tiling=tiling, fingerprint=fingerprint, sources=sources
     )
+    network = sources.networks.get("artefact_segmenter")
     layers, found, boxes, drawn = seen.layers, seen.found, seen.boxes, seen.drawn
     area_mm2 = slide.width_px * scale.mpp_x * slide.height_px * scale.mpp_y / 1e6
     facts = SlideFacts(
@@ -187,7 +194,8 @@ def tile_slide(
         tissue_mm2=round(float(layers.tissue.mean()) * area_mm2, 4),
         tissue_source=_tissue_source(sources),
         regions=None if sources.regions is None else len(sources.regions),
-        shares=area_shares(layers.artefacts, layers.tissue, layers.region),
+        artefact_source=None if network is None else network.source,
+        shares=area_shares(layers.artefacts, layers.tissue, layers.region) | found.shares,
         rejected=found.rejected,
         not_drawn=len(found.kept) - len(drawn),
         brown=brown_share(seen.density, layers.tissue),
@@ -206,15 +214,19 @@ def tile_slide(
         {name: values[drawn] for name, values in quality.items()},
         {name: int(read.sum()) for name, read in found.read.items()},
     )
-    rejected = [(FILTERS[v], box) for v, box in zip(found.verdict, boxes, strict=True) if v != KEPT]
-    picture = draw(seen.thumbnail, layers, boxes[drawn], rejected)
+    verdicts = zip(found.verdict, boxes, strict=True)
+    rejected = [(found.filters[v], box) for v, box in verdicts if v != KEPT]
+    shown = replace(layers, artefacts={**layers.artefacts, **found.masks})
+    outlined = (*LISTED, *class_filters(tiling))
+    picture = draw(seen.thumbnail, shown, boxes[drawn], rejected, outlined)
     return table, with_words(picture, BROWN_WORDS) if is_brown(facts.brown) else picture
 
 
 def _tissue_source(sources: Sources) -> str:
     if sources.mask is not None:
         return "mask file"
-    return "detected" if sources.segmenter is None else sources.segmenter.source
+    network = sources.networks.get("segmenter")
+    return "detected" if network is None else network.source
 
 
 def _layers(
@@ -240,8 +252,8 @@ def _layers(
     exclude = covered | view.outside
     if sources.mask is not None:
         tissue = read_mask(sources.mask, shape, size_px=size_px)
-    elif sources.segmenter is not None:
-        found = sources.segmenter.find(slide, scale, shape)
+    elif (network := sources.networks.get("segmenter")) is not None:
+        found = network.find(slide, scale, shape) != NOTHING
         tissue = cleaned(found, mpp=mpp, min_tissue_um=tiling.min_tissue_um, exclude=exclude)
     else:
         tissue = tissue_mask(density, mpp=mpp, min_tissue_um=tiling.min_tissue_um, exclude=exclude)

@@ -13,6 +13,7 @@ from her2.core.crashes import reading
 from her2.core.errors import SlideError, TileError, UserError, check_kind
 from her2.core.hardware import allowed_cpus
 from her2.core.types import RGB
+from her2.segmenters import chosen
 from her2.slides.annotations import chosen_regions
 from her2.slides.fingerprint import checksum, fingerprint
 from her2.slides.slide import Slide
@@ -99,11 +100,11 @@ def tile(
     if not (mpp > 0 and size >= 1):
         raise UserError(f"mpp {mpp!r}, size {size!r}: give the um/px and the px per side of tiles.")
     section = parse_section(TilingSection, tiling, name="tiling")
-    network = None
-    if section.segmenter is not None:
-        from her2.tiling.segmenter import network_of  # torch, which no other tiling needs
+    networks = {}
+    if chosen(section):
+        from her2.tiling.segmenter import networks_of  # torch, which no other tiling needs
 
-        network = network_of(section, None, threads=allowed_cpus())
+        networks = networks_of(section, {}, threads=allowed_cpus())
     try:
         with reading(str(slide.path)):
             regions = None
@@ -116,7 +117,7 @@ def tile(
                 size=size,
                 tiling=section,
                 fingerprint=fingerprint(slide.path),
-                sources=Sources(regions, None if mask is None else Path(mask), seed, network),
+                sources=Sources(regions, None if mask is None else Path(mask), seed, networks),
             )
             proof = checksum(slide.path, Cache.given(cache).checksums)
     except (SlideError, TileError) as error:

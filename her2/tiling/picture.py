@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from her2.core.types import RGB, Mask
 from her2.filters.base import Filter
-from her2.filters.registry import LISTED
 
 SIDE_PX = 1024
 TISSUE, TILE, REGION = (0, 150, 90), (40, 90, 200), (0, 0, 0)
@@ -20,7 +19,7 @@ _WARNING = (200, 0, 0)
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """Masks (h, w) of a thumbnail: tissue, artefacts by area filter, and annotated regions.
+    """Masks (h, w) of a thumbnail: tissue, artefacts by filter, and annotated regions.
 
     `region` is None if the slide has no annotation.
     """
@@ -35,11 +34,13 @@ def draw(
     layers: Layers,
     tiles: NDArray[np.float64],
     rejected: Sequence[tuple[Filter, NDArray[np.float64]]],
+    outlined: Sequence[Filter],
 ) -> RGB:
     """Draw the outlines of tissue, regions and artefacts, and all tiles with enough tissue.
 
     `thumbnail` (h, w, 3) and the masks of `layers` have one shape. Kept `tiles` are (n, 4) left,
-    top, right, bottom in its px; `rejected` has the filter and box of each rejected tile.
+    top, right, bottom in its px; `rejected` has the filter and box of each rejected tile. The
+    artefacts of `outlined` filters are drawn in that order.
     """
     height, width = layers.tissue.shape
     factor = min(4.0, SIDE_PX / max(height, width))
@@ -55,7 +56,9 @@ def draw(
         cv2.line(picture, corner, opposite, one.colour, 1)
         cv2.line(picture, (corner[0], opposite[1]), (opposite[0], corner[1]), one.colour, 1)
     outlines = [(layers.tissue, TISSUE)]
-    outlines += [(layers.artefacts[o.name], o.colour) for o in LISTED if o.name in layers.artefacts]
+    outlines += [
+        (layers.artefacts[o.name], o.colour) for o in outlined if o.name in layers.artefacts
+    ]
     outlines += [(layers.region, REGION)] if layers.region is not None else []
     for mask, colour in outlines:
         large = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)

@@ -1,4 +1,4 @@
-"""Stage 1, tile: the card of a tissue segmenter's weights; reading it needs no torch."""
+"""Stage 1, tile: the card of a segmenter's weights; reading it needs no torch."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from her2.core.errors import UserError
 from her2.core.files import write_json
 from her2.core.reading import read_json
 from her2.core.stamps import noted
-from her2.segmenters import segmenter
+from her2.segmenters.base import Segmenter
 
 CARD_NAME = "card.json"
 WEIGHTS_NAME = "weights.safetensors"
@@ -30,11 +30,6 @@ class SegmenterCard:
     weights_sha256: str
     provenance: dict[str, Any]
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Return all that determines the mask of a slide, for keys."""
-        return segmenter(self.segmenter).identity(self.weights_sha256)
-
 
 _CARD = TypeAdapter(SegmenterCard)
 
@@ -44,8 +39,8 @@ def write_segmenter_card(folder: Path, card: SegmenterCard) -> None:
     write_json(folder / CARD_NAME, asdict(card))
 
 
-def read_segmenter_card(folder: Path, name: str) -> SegmenterCard:
-    """Read the card of a folder, which has the weights of the segmenter `name`.
+def read_segmenter_card(folder: Path, published: Segmenter) -> SegmenterCard:
+    """Read the card of a folder, which has the weights of a published segmenter.
 
     Raises:
         UserError: there is no card, it is of another segmenter or architecture, or not valid.
@@ -59,9 +54,10 @@ def read_segmenter_card(folder: Path, name: str) -> SegmenterCard:
             f"{path}: is not a valid card of a segmenter ({why}); delete its folder and fetch the "
             "segmenter again."
         ) from None
-    if (card.segmenter, card.architecture) != (name, segmenter(name).architecture):
+    if (card.segmenter, card.architecture) != (published.name, published.architecture):
         raise UserError(
-            f"{path}: is of {card.segmenter} ({card.architecture}), and tiling.segmenter is {name} "
-            f"({segmenter(name).architecture}); delete its folder and fetch the segmenter again."
+            f"{path}: is of {card.segmenter} ({card.architecture}), and tiling.{published.key} is "
+            f"{published.name} ({published.architecture}); delete its folder and fetch the "
+            "segmenter again."
         )
     return card

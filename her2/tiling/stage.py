@@ -13,6 +13,7 @@ import cv2
 
 from her2.cohort.cautions import cautions, seen
 from her2.cohort.manifest import Cohort, SlideRow
+from her2.config import TilingSection
 from her2.config.jobs import TileSpec
 from her2.core.crashes import reading
 from her2.core.errors import SlideError, SlideUnfit, TileError, blamed_on
@@ -21,6 +22,7 @@ from her2.core.files import digest, file_digest, link
 from her2.core.reading import check_regular
 from her2.core.types import RGB
 from her2.filters.registry import FILTERS
+from her2.segmenters import chosen, class_filters
 from her2.slides.annotations import chosen_regions
 from her2.slides.backends import read_header
 from her2.slides.fingerprint import checksum, fingerprint
@@ -33,9 +35,17 @@ from her2.storage.tiles import TileTable, read_table, write_table
 from her2.tiling.grid import Sources, tile_slide
 
 if TYPE_CHECKING:
-    from her2.tiling.segmentation import TissueNetwork
+    from her2.tiling.segmentation import SegmenterNetwork
 
 log = logging.getLogger(__name__)
+
+_NOT_OF_TILES = {
+    "min_tiles",
+    "segmenter", "segmenter_weights", "segmenter_sha256",
+    "artefact_segmenter", "artefact_segmenter_weights", "artefact_segmenter_sha256",
+    "artefact_limits",
+}  # fmt: skip
+"""Keys of `tiling:` that are no part of a table's identity, or are there in another form."""
 
 
 def tile_bucket(
@@ -46,6 +56,7 @@ def tile_bucket(
     *,
     tissue_masks: Path | None = None,
     segmenter: Path | None = None,
+    artefact_segmenter: Path | None = None,
     threads: int = 1,
 ) -> dict[str, TileEntry]:
     """Tile the slides of a bucket; a slide that fails becomes an entry with its reason.
@@ -57,20 +68,22 @@ def tile_bucket(
         output: the entries file to write; links with the slides' names are put beside it.
         tissue_masks: folder of masks that replace the tissue detection.
         segmenter: folder of the tissue segmenter's weights; default: from where they are published.
+        artefact_segmenter: the same of the artefact segmenter.
         threads: number of slides tiled at the same time.
     """
     cv2.setNumThreads(1)  # the pool uses all of the job's threads
-    network: TissueNetwork | None = None
-    if spec.tiling.segmenter is not None:
-        from her2.tiling.segmenter import network_of  # torch, which no other tiling needs
+    networks: dict[str, SegmenterNetwork] = {}
+    if chosen(spec.tiling):
+        from her2.tiling.segmenter import networks_of  # torch, which no other tiling needs
 
-        network = network_of(spec.tiling, segmenter, threads=threads)
+        folders = {"segmenter": segmenter, "artefact_segmenter": artefact_segmenter}
+        networks = networks_of(spec.tiling, folders, threads=threads)
 
     def tile(row: SlideRow) -> TileEntry:
         with blamed_on(row.slide_id):
             try:
                 with reading(row.slide_id):
-                    return _tile_row(spec, cohort, row, cache, tissue_masks, network)
+                    return _tile_row(spec, cohort, row, cache, tissue_masks, networks)
             except (SlideError, TileError) as error:
                 return _left_out(row, error)
 
@@ -90,32 +103,37 @@ def tile_identity(
     tissue_masks: Path | None,
     *,
     content: str,
-    segmenter: Mapping[str, Any] | None = None,
+    networks: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Return everything that determines a slide's tile table; its digest is the table's key.
 
     `tissue_masks` is the folder of masks that replace the tissue detection, `content` the slide's
-    fingerprint, `segmenter` the identity of the network that finds the tissue of slides without a
-    mask.
+    fingerprint, `networks` the identities of the segmenters by the keys that name them. That of
+    tissue only counts for slides without a mask.
 
     Raises:
         SlideError: the annotation or mask cannot be read.
     """
     annotation = _content(cohort.annotation_file(row), "annotation")
     mask = _content(cohort.mask_file(row, tissue_masks), "tissue mask")
-    network = {"segmenter": segmenter} if segmenter is not None and mask is None else {}
-    not_of_tiles = {"min_tiles", "segmenter", "segmenter_weights", "segmenter_sha256"}
+    found = dict(networks or {})
+    tissue, artefacts = found.pop("segmenter", None), found.pop("artefact_segmenter", None)
+    if tissue is not None and mask is None:
+        found["segmenter"] = tissue
+    if artefacts is not None:
+        limits = {one.short: one.limit_in(spec.tiling) for one in class_filters(spec.tiling)}
+        found["artefacts"] = {**artefacts, "limits": limits}
     return {
         "stage": "tile",
         "version": spec.version,
         "fingerprint": content,
         "manifest_mpp": row.mpp,
         "target": [spec.mpp, spec.size],
-        "tiling": spec.tiling.model_dump(exclude=not_of_tiles),
+        "tiling": spec.tiling.model_dump(exclude=_NOT_OF_TILES),
         "seed": spec.seed,
         "annotation": annotation,
         "mask": mask,
-        **network,
+        **found,
     }
 
 
@@ -153,14 +171,14 @@ def _tile_row(
     row: SlideRow,
     cache: Cache,
     tissue_masks: Path | None,
-    network: "TissueNetwork | None",
+    networks: "Mapping[str, SegmenterNetwork]",
 ) -> TileEntry:
     try:
         slide_file = cohort.file(row)
         content = fingerprint(slide_file)
-        segmenter = None if network is None else network.identity
+        identities = {key: network.identity for key, network in networks.items()}
         identity = tile_identity(
-            spec, cohort, row, tissue_masks, content=content, segmenter=segmenter
+            spec, cohort, row, tissue_masks, content=content, networks=identities
         )
         identity, cached = find_tiles(cache, slide_file, identity)
         key = digest(identity)
@@ -180,12 +198,12 @@ def _tile_row(
                     tiling=spec.tiling,
                     fingerprint=content,
                     sources=Sources(
-                        regions, cohort.mask_file(row, tissue_masks), spec.seed, network
+                        regions, cohort.mask_file(row, tissue_masks), spec.seed, networks
                     ),
                 )
                 facts = replace(table.facts, checksum=proof.result())
             _publish(cache, key, replace(table, facts=facts, identity=identity), picture)
-            if words := _words(table.facts.rejected):
+            if words := _words(table.facts.rejected, spec.tiling):
                 log.info("%s: tiles rejected: %s", row.slide_id, words)
             log.info("%s: %d tiles cut", row.slide_id, len(table))
             write_event("tiled", row.slide_id, tiles=len(table))
@@ -198,7 +216,7 @@ def _tile_row(
     table = replace(table, facts=replace(table.facts, file_mpp=_file_mpp(slide_file, row)))
     for caution in cautions([seen(row.slide_id, table.facts)]):
         log.warning(caution)
-    return _entry(key, table, spec.tiling.min_tiles)
+    return _entry(key, table, spec.tiling)
 
 
 def _file_mpp(slide_file: Path, row: SlideRow) -> tuple[float, float] | None:
@@ -249,28 +267,29 @@ def _content(path: Path | None, what: str) -> str | None:
         raise SlideError(f"its {what} {path.name} cannot be read ({error.strerror})") from None
 
 
-def _entry(key: str, table: TileTable, min_tiles: int) -> TileEntry:
+def _entry(key: str, table: TileTable, tiling: TilingSection) -> TileEntry:
     facts, reason = table.facts, None
-    words = _words(facts.rejected)
+    words = _words(facts.rejected, tiling)
     if facts.tissue_mm2 == 0:
         reason = (
             "no tissue found"
             if facts.regions is None
             else "no tissue found in its annotated regions"
         )
-    elif len(table) < min_tiles:
+    elif len(table) < tiling.min_tiles:
         found = f"{len(table)} tile(s) with tissue"
         if words:
             total = len(table) + sum(facts.rejected.values())
             found = f"{len(table)} of {total} tiles with tissue kept (rejected: {words})"
-        reason = f"{found}, fewer than tiling.min_tiles {min_tiles}"
+        reason = f"{found}, fewer than tiling.min_tiles {tiling.min_tiles}"
     facts = replace(facts, checksum=None)  # entries name the product, which has it
     return TileEntry("excluded" if reason else "ok", reason, key, len(table), facts)
 
 
-def _words(rejected: Mapping[str, int]) -> str:
+def _words(rejected: Mapping[str, int], tiling: TilingSection) -> str:
     """Return e.g. `12 for pen, 3 for blur`, in the order of the filters; empty if all are kept."""
-    found = [(rejected.get(one.name, 0), one.name) for one in FILTERS]
+    filters = (*FILTERS, *class_filters(tiling))
+    found = [(rejected.get(one.name, 0), one.name) for one in filters]
     return ", ".join(f"{number} for {name}" for number, name in found if number)
 
 

@@ -17,12 +17,20 @@ from starlette.templating import Jinja2Templates
 from starlette.types import Receive, Scope, Send
 
 from her2.core.errors import SlideError, TileError, UserError
-from her2.viewer import cohort_page, layer_routes, slide_page, tile_facts
+from her2.report.format import without_folders
+from her2.viewer import (
+    cohort_page,
+    layer_routes,
+    note_routes,
+    similar_routes,
+    slide_page,
+    tile_facts,
+)
 from her2.viewer.run import NotThereError
 from her2.viewer.state import Viewer, page
 
 _FOLDER = Path(__file__).parent
-_PARTS = (cohort_page, slide_page, layer_routes, tile_facts)
+_PARTS = (cohort_page, slide_page, layer_routes, tile_facts, similar_routes, note_routes)
 """The modules with `ROUTES`."""
 
 
@@ -41,8 +49,10 @@ def make_app(viewer: Viewer) -> Starlette:
             SlideError: _problem(409),
             TileError: _problem(409),
             UserError: _problem(409),
+            Exception: _our_problem,
         },
     )
+    app.router.redirect_slashes = False
     app.state.viewer = viewer
     app.state.templates = Jinja2Templates(
         env=jinja2.Environment(
@@ -78,8 +88,18 @@ def _http_problem(request: Request, error: Exception) -> Response:
     return _answer(request, error.status_code, error.detail)
 
 
+def _our_problem(request: Request, error: Exception) -> Response:
+    """Say that the server has an error; starlette passes it on to the log."""
+    del error
+    return _answer(request, 500, "The program has an error; its terminal shows where.")
+
+
 def _answer(request: Request, status: int, words: str) -> Response:
-    """Return an error as JSON to scripts, and as a page to people."""
+    """Return an error as JSON to scripts, and as a page to people; without folders of the machine.
+
+    A message for the terminal names files by their paths.
+    """
+    words = without_folders(words)
     if request.url.path.startswith("/api/"):
         return JSONResponse({"error": words}, status_code=status)
     return page(request, "error.html.j2", status_code=status, title=str(status), words=words)

@@ -1,4 +1,4 @@
-"""`her2 view`: the predictions of a model for every slide of a cohort, as the evaluation wrote them.
+"""`her2 view`: the predictions of a model for a cohort's slides, as the evaluation wrote them.
 
 Nothing is computed anew here but the mean, by the evaluation's own function, for slides without a
 label, which are in no table of figures.
@@ -122,9 +122,9 @@ def _evaluated(folder: Path, task: Task | None, words: str) -> Numbers:
     return Numbers(
         table=table.select(
             "slide_id",
+            *(f"{PROBABILITY}{name}" for name in classes),
             truth=pl.col("target").replace_strict(names, return_dtype=pl.String),
             predicted=pl.col("predicted").replace_strict(names, return_dtype=pl.String),
-            *(f"{PROBABILITY}{name}" for name in classes),
         ),
         classes=classes,
         task=task,

@@ -1,76 +1,74 @@
 """`her2 view`: the page of all slides, and their table."""
 
+import contextlib
 import gzip
 import json
-import threading
-from collections import OrderedDict
 
+from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from her2.core.errors import UserError
 from her2.viewer.cohort_table import cohort_table
+from her2.viewer.kept import Kept
 from her2.viewer.run import ViewedRun
-from her2.viewer.state import page, viewer_of
+from her2.viewer.state import Viewer, page, viewer_of
 
-_KEPT = 8
-"""Number of tables in memory, each for a model; one of 20,000 slides has 2 MB."""
-_FIRST = threading.Lock()
-
-
-def show_cohort(request: Request) -> Response:
-    """Return the page, whose script asks for the slides."""
-    return page(request, "cohort.html.j2", title="Cohort")
-
-
-def cohort_answer(request: Request) -> Response:
-    """Return all slides with the predictions of a model, by default the first, as JSON.
-
-    Raises:
-        NotThereError: there is no such model.
-    """
-    run = viewer_of(request).run
-    key = request.query_params.get("model") or next(iter(run.models), None)
-    content = _tables(request).of(run, key)
-    headers = {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
-    if "gzip" not in request.headers.get("accept-encoding", ""):
-        content, headers = gzip.decompress(content), {}
-    return Response(content, media_type="application/json", headers=headers)
-
-
-def _tables(request: Request) -> "Tables":
-    """Return the tables of the application, which begins without any."""
-    state = request.app.state
-    with _FIRST:
-        if not hasattr(state, "cohort_tables"):
-            state.cohort_tables = Tables()
-    tables = state.cohort_tables
-    assert isinstance(tables, Tables)
-    return tables
+_TABLES = 8
+"""Number of tables in memory, each of a model; one of 20,000 slides has 1 MB."""
+_GZIP = {"Content-Encoding": "gzip"}
 
 
 class Tables:
     """The latest tables of slides as compressed JSON, one for each model. Thread-safe."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[str | None, bytes] = OrderedDict()
+        self._made: Kept[bytes] = Kept(_TABLES)
 
     def of(self, run: ViewedRun, key: str | None) -> bytes:
         """Return the table of a model, made now or before; see `cohort_table`."""
-        with self._lock:  # two pages that ask at once cost one table
-            if key not in self._kept:
-                self._kept[key] = as_json(cohort_table(run, key))
-            self._kept.move_to_end(key)
-            while len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
-            return self._kept[key]
+        return self._made.get(key, lambda: as_json(cohort_table(run, key)))
 
 
 def as_json(table: object) -> bytes:
     """Return compressed JSON; a number that is none is an error, as JSON has no word for it."""
     text = json.dumps(table, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return gzip.compress(text.encode("utf-8", "surrogatepass"), compresslevel=4)
+    return gzip.compress(text.encode(), compresslevel=4)
 
 
-ROUTES = (Route("/", show_cohort), Route("/api/cohort", cohort_answer))
+def show_cohort(request: Request) -> Response:
+    """Return the page, whose script asks for the slides; they are read while the page loads."""
+    answer = page(request, "cohort.html.j2", title="All slides")
+    viewer, key = viewer_of(request), _wanted(request)
+    if key is None or key in viewer.run.models:
+        answer.background = BackgroundTask(_read_ahead, viewer, key)
+    return answer
+
+
+def slides(request: Request) -> Response:
+    """Return all slides with the predictions of a model, by default the first, as JSON.
+
+    Raises:
+        NotThereError: there is no such model.
+        UserError: a table is damaged.
+    """
+    viewer = viewer_of(request)
+    content, headers = viewer.part(Tables).of(viewer.run, _wanted(request)), _GZIP
+    if "gzip" not in request.headers.get("accept-encoding", ""):
+        content, headers = gzip.decompress(content), {}
+    return Response(content, media_type="application/json", headers=headers)
+
+
+def _wanted(request: Request) -> str | None:
+    """Return the key of the model that a request asks for; None where there is no model yet."""
+    first = next(iter(viewer_of(request).run.models), None)
+    return request.query_params.get("model") or first
+
+
+def _read_ahead(viewer: Viewer, key: str | None) -> None:
+    with contextlib.suppress(UserError):  # the page is told when it asks
+        viewer.part(Tables).of(viewer.run, key)
+
+
+ROUTES = (Route("/", show_cohort), Route("/api/cohort", slides))

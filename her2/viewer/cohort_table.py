@@ -1,39 +1,24 @@
-"""`her2 view`: all slides of all cohorts as columns, for the page that lists, sorts and filters them.
+"""`her2 view`: all slides of all cohorts as columns, for the page that lists and filters them.
 
 Text that repeats comes as codes into a list of names, so that 20,000 slides are a small answer. The
 page derives what follows from these columns (confidence, correct or wrong, counts).
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
 
-from her2.cohort.cautions import Seen, is_brown, mpp_differs, mpp_words, scale_groups
 from her2.config import Config, Task
-from her2.core.errors import UserError
-from her2.filters.registry import LISTED
-from her2.report.format import without_folders
-from her2.report.sections.gallery import MARKED_FROM
-from her2.storage.entries import FeatureEntry, read_entries
+from her2.viewer.cohort_facts import CAUSES, MARKS, TEXTS, cohort_facts
 from her2.viewer.cohort_numbers import PROBABILITY, Numbers, numbers_of
 from her2.viewer.run import ViewedCohort, ViewedRun
 
-CAUSES = tuple(one.name for one in LISTED)
-"""Why tiles are rejected."""
-REJECTED, DIFFERS, SCALE, BROWN, CAUTION = (
-    f"{MARKED_FROM:.0%} of the tiles rejected, or more",
-    "um/px not that of the file",
-    "um/px unlike most slides",
-    "brown: may be IHC",
-    "caution of the prediction",
-)
-MARKS = (REJECTED, DIFFERS, SCALE, BROWN, CAUTION)
-"""What may be wrong with a slide, which the page marks; a row has a bit for each."""
 USABLE = "usable"
-_TEXTS = ("patient_id", "site", "scanner", "status", "reason", "label")
-_FACTS = ("slide_id", *_TEXTS, "tiles", "tissue_mm2", "mpp", *CAUSES, "marks", "cautions")
+_TEXTS = (*TEXTS, "label")
+_FACTS = ("slide_id", *_TEXTS, "tiles", "tissue_mm2", "mpp", *CAUSES, "marks")
+_NUMBERS = re.compile(r"([0-9]+)")
 _DIGITS = 5
 """Of shares and sizes; probabilities are exact."""
 
@@ -59,18 +44,25 @@ def cohort_table(run: ViewedRun, key: str | None) -> dict[str, Any]:
     """
     model = None if key is None else run.model(key)
     encoder = None if model is None else model.encoder
-    found = [
-        (cohort, numbers_of(run, cohort, model), _facts(run, cohort, encoder))
-        for cohort in run.cohorts.values()
-    ]
-    classes = tuple(dict.fromkeys(name for _, numbers, _ in found for name in numbers.classes))
-    parts = [_joined(*one, classes) for one in found]
+    numbers = [numbers_of(run, cohort, model) for cohort in run.cohorts.values()]
+    classes = tuple(dict.fromkeys(name for own in numbers for name in own.classes))
+    parts = []
+    cautions: dict[tuple[str, str], list[str]] = {}
+    for cohort, own in zip(run.cohorts.values(), numbers, strict=True):
+        facts, sentences = cohort_facts(run, cohort, encoder)
+        parts.append(_joined(cohort, own, facts, classes))
+        cautions |= {(cohort.key, slide): words for slide, words in sentences.items()}
     table = pl.concat(parts)
-    # Not tables of one cohort after the other: a list to be read has one order of ids in each.
-    codes = [index for index, part in enumerate(parts) for _ in range(len(part))]
+    keys = [
+        (cohort, slide)
+        for cohort, part in zip(run.cohorts, parts, strict=True)
+        for slide in part["slide_id"]
+    ]
+    # Nobody reads a list of patients, and sorting it would take longer than all the rest.
+    patients = table["patient_id"].drop_nulls().unique(maintain_order=True).to_list()
     cohorts = [
-        {"key": cohort.key, "title": cohort.title, "slides": len(part), "numbers": numbers.words}
-        for (cohort, numbers, _), part in zip(found, parts, strict=True)
+        {"key": cohort.key, "title": cohort.title, "slides": len(part), "numbers": own.words}
+        for cohort, part, own in zip(run.cohorts.values(), parts, numbers, strict=True)
     ]
     return {
         "rows": len(table),
@@ -81,9 +73,10 @@ def cohort_table(run: ViewedRun, key: str | None) -> dict[str, Any]:
         "marks": list(MARKS),
         "cohorts": cohorts,
         "columns": {
-            "slide_id": table["slide_id"].to_list(),
-            "cohort": {"names": [one["key"] for one in cohorts], "codes": codes},
-            **{name: _coded(table[name]) for name in (*_TEXTS, "standing")},
+            "slide_id": [slide for _, slide in keys],
+            "cohort": _coded(pl.Series([cohort for cohort, _ in keys]), list(run.cohorts)),
+            "patient_id": _coded(table["patient_id"], patients),
+            **{name: _coded(table[name]) for name in (*_TEXTS[1:], "standing")},
             **{name: _coded(table[name], classes) for name in ("truth", "predicted")},
             "probabilities": {name: table[f"{PROBABILITY}{name}"].to_list() for name in classes},
             **{name: _rounded(table[name]) for name in ("tissue_mm2", "mpp")},
@@ -91,7 +84,7 @@ def cohort_table(run: ViewedRun, key: str | None) -> dict[str, Any]:
             "rejected": {name: _rounded(table[name]) for name in CAUSES},
             "marks": table["marks"].to_list(),
             "cautions": {
-                str(row): words for row, words in enumerate(table["cautions"].to_list()) if words
+                str(row): cautions[one] for row, one in enumerate(keys) if one in cautions
             },
         },
     }
@@ -139,114 +132,6 @@ def _classes_of(labels: pl.Series, task: Task | None) -> pl.Series:
     return labels.replace_strict(names, default=None, return_dtype=pl.String)
 
 
-def _facts(run: ViewedRun, cohort: ViewedCohort, encoder: str | None) -> pl.DataFrame:
-    """Return what tiling found of each slide, on the grid of an encoder, and what may be wrong."""
-    table = _on_grid(run, cohort.table, encoder)
-    here = set(table.columns)
-
-    def own(name: str, kind: Any) -> pl.Expr:
-        return (pl.col(name) if name in here else pl.lit(None)).cast(kind).alias(name)
-
-    tiles = own("tiles", pl.Int64).fill_null(0)
-    counts = {name: own(f"rejected_{name}", pl.Int64).fill_null(0) for name in CAUSES}
-    candidates = tiles + own("not_drawn", pl.Int64).fill_null(0) + pl.sum_horizontal(counts.values())
-    table = table.select(
-        "slide_id",
-        *(own(name, pl.String) for name in _TEXTS if name != "label"),
-        own("tiles", pl.Int64),
-        own("tissue_mm2", pl.Float64),
-        *(own(name, pl.Float64) for name in ("mpp_x", "mpp_y", "file_mpp_x", "file_mpp_y")),
-        own("brown", pl.Float64),
-        own("cautions", pl.String),
-        # As in the report's gallery: of the tiles with enough tissue.
-        *(
-            (number / pl.max_horizontal(candidates, 1)).alias(name)
-            for name, number in counts.items()
-        ),
-    ).with_columns(
-        status=pl.col("status").fill_null("ok"),
-        mpp=(pl.col("mpp_x") * pl.col("mpp_y")).sqrt(),
-    )  # fmt: skip
-    lost = _not_embedded(cohort, encoder)
-    rows = list(table.iter_rows(named=True))
-    wrong = [_wrong(row, odd) for row, odd in zip(rows, _odd_scales(rows), strict=True)]
-    failed = [lost.get(row["slide_id"]) if row["status"] == "ok" else None for row in rows]
-    return table.with_columns(
-        pl.Series("status", [new[0] if new else row["status"]
-                             for row, new in zip(rows, failed, strict=True)], dtype=pl.String),
-        pl.Series("reason", [without_folders((new[1] if new else row["reason"]) or "") or None
-                             for row, new in zip(rows, failed, strict=True)], dtype=pl.String),
-        pl.Series("marks", [marks for marks, _ in wrong], dtype=pl.Int64),
-        pl.Series("cautions", [words for _, words in wrong], dtype=pl.List(pl.String)),
-    )  # fmt: skip
-
-
-def _on_grid(run: ViewedRun, table: pl.DataFrame, encoder: str | None) -> pl.DataFrame:
-    """Return one row per slide: on the encoder's grid or, where there is none, the first."""
-    if "grid" not in table.columns:
-        return table
-    known = run.config.encoders
-    grid = known[encoder].grid if encoder in known else min(run.config.all_grids, default="")
-    own = table.filter(pl.col("grid") == grid)
-    return own if len(own) else table.unique("slide_id", keep="first")
-
-
-def _not_embedded(
-    cohort: ViewedCohort, encoder: str | None
-) -> Mapping[str, tuple[str, str | None]]:
-    """Return the slides that were tiled and not embedded, each with status and reason."""
-    if encoder is None:
-        return {}
-    found: dict[str, tuple[str, str | None]] = {}
-    for path in sorted((cohort.folder / "features" / encoder).glob("*-of-*.json")):
-        try:
-            entries = read_entries(path, FeatureEntry)
-        except UserError:  # of a run that is going on, or that was changed; the rest can be seen
-            continue
-        for name, entry in entries.items():
-            if entry.status != "ok":
-                found[name] = entry.status, entry.reason
-    return found
-
-
-def _odd_scales(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return for each slide the um/px of most slides, where its own is of another scale."""
-    groups = scale_groups(
-        Seen(slide_id=row["slide_id"], mpp=(row["mpp_x"], row["mpp_y"]))
-        for row in rows
-        if row["status"] == "ok" and row["mpp"]
-    )
-    if len(groups) < 2:
-        return [""] * len(rows)
-    most = max(groups, key=len)
-    usual = {slide for _, slide in most}
-    return [
-        f"{most[len(most) // 2][0]:.4g}"
-        if row["status"] == "ok" and row["mpp"] and row["slide_id"] not in usual
-        else ""
-        for row in rows
-    ]
-
-
-def _wrong(row: Mapping[str, Any], usual: str) -> tuple[int, list[str]]:
-    """Return the bits of `MARKS` of a slide, and sentences."""
-    found: dict[str, str] = {}
-    if row["status"] == "ok" and sum(row[name] for name in CAUSES) >= MARKED_FROM:
-        found[REJECTED] = ""
-    if row["file_mpp_x"] and row["file_mpp_y"] and row["mpp"]:
-        pair = (row["mpp_x"], row["mpp_y"]), (row["file_mpp_x"], row["file_mpp_y"])
-        if mpp_differs(*pair):
-            found[DIFFERS] = mpp_words(*pair)
-    if usual:
-        found[SCALE] = f"{row['mpp']:.4g} um/px, where most slides have about {usual}"
-    if is_brown(row["brown"]):
-        found[BROWN] = f"{row['brown']:.0%} of the tissue is brown, without eosin: IHC?"
-    if row["cautions"]:
-        found[CAUTION] = row["cautions"]
-    bits = sum(1 << MARKS.index(name) for name in found)
-    return bits, [words for words in found.values() if words]
-
-
 def kind_of(reason: str, slide_id: str) -> str:
     """Return a reason without the slide's own id, files and numbers, so that equal ones meet."""
     words = re.sub(r"\S+\.\w{2,5}(?![\w.])|(?<![\w.])\d[\d,.]*", _unnamed,
@@ -262,16 +147,20 @@ def _unnamed(found: re.Match[str]) -> str:
     return "…" + ("," if text.endswith(",") else "")
 
 
-def natural(text: str) -> list[tuple[int, int, str]]:
+def natural(text: str) -> list[str | tuple[int, str]]:
     """Return a key that sorts numbers in text by value: `a-2` before `a-10`."""
-    parts: Iterable[str] = re.findall(r"\d+|\D+", text)
-    return [(0, int(one), one) if one.isdecimal() else (1, 0, one) for one in parts]
+    # Text and numbers alternate, so that only like is compared with like. A number is compared by
+    # its digits, however many there are.
+    parts: list[str | tuple[int, str]] = list(_NUMBERS.split(text))
+    digits = [str(one).lstrip("0") for one in parts[1::2]]
+    parts[1::2] = [(len(one), one) for one in digits]
+    return parts
 
 
 def _coded(values: pl.Series, names: Sequence[str] | None = None) -> dict[str, Any]:
     """Return text as codes into its names, which are sorted unless they are given."""
     if names is None:
-        names = sorted(values.drop_nulls().unique().to_list(), key=natural)
+        names = sorted(values.drop_nulls().unique(maintain_order=True).to_list(), key=natural)
     codes = dict(zip(names, range(len(names)), strict=True))
     return {
         "names": list(names),
@@ -280,4 +169,4 @@ def _coded(values: pl.Series, names: Sequence[str] | None = None) -> dict[str, A
 
 
 def _rounded(values: pl.Series) -> list[float | None]:
-    return values.round(_DIGITS).to_list()
+    return values.fill_nan(None).round(_DIGITS).to_list()

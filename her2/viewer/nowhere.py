@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from her2.filters.registry import FILTERS
 from her2.tiling.artefacts import KEPT
 from her2.viewer.layer import Seen
 from her2.viewer.retiling import Retiled, Retiling
@@ -38,8 +37,8 @@ def _rejected(found: Retiled, x: float, y: float) -> str | None:
             "Tiling keeps this tile, but the encoder did not see it: it was not drawn "
             "(tiling.max_tiles), or could not be read."
         )
-    one = FILTERS[verdict]
-    value, limit = float(found.found.values[one.name][row]), getattr(found.tiling, one.limit_key)
+    one = found.found.filters[verdict]
+    value, limit = float(found.found.values[one.name][row]), one.limit_in(found.tiling)
     return f"Rejected for {one.legend}: {value:.2g}, more than tiling.{one.limit_key} {limit:g}."
 
 

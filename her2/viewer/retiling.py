@@ -8,9 +8,10 @@ slide at a time, and pages ask again until it is done.
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from her2.core.masks import share_inside
 from her2.core.stamps import FOLDER as STAMPS
 from her2.core.types import Mask
 from her2.frozen.bundle.asked import read_spec
+from her2.segmenters import chosen
 from her2.slides.annotations import chosen_regions
 from her2.slides.fingerprint import fingerprint
 from her2.slides.slide import Slide
@@ -34,6 +36,9 @@ from her2.tiling.grid import Examined, Sources, examine_slide
 from her2.viewer.run import ViewedCohort
 from her2.viewer.state import Viewer
 from her2.viewer.stored import Stored
+
+if TYPE_CHECKING:
+    from her2.tiling.segmentation import SegmenterNetwork
 
 _SLIDES = 4
 """Slides in memory; a mask of tissue has a byte per px of 8 um."""
@@ -172,9 +177,9 @@ def _prepare(
     section = config.cohort if cohort.external is None else config.validation[cohort.external]
     masks = viewer.run.places.path(section.tissue_masks)
     file = cohort.file(slide_id)
-    weights = None
-    if (name := spec.tiling.segmenter) is not None:
-        weights = viewer.run.folder / "segmenters" / name
+    weights = {
+        one.key: viewer.run.folder / "segmenters" / one.folder for one in chosen(spec.tiling)
+    }
 
     def work() -> Retiled:
         with reading(str(file)):
@@ -200,20 +205,21 @@ def _examine(
     slide_id: str,
     file: Path,
     tissue_masks: Path | None,
-    weights: Path | None,
+    weights: Mapping[str, Path],
 ) -> tuple[Examined, str, tuple[int, int]]:
     """Return what tiling finds, the slide's fingerprint, and its (width, height)."""
     row, manifest = cohort.row(slide_id), cohort.cohort
     annotation, mask = manifest.annotation_file(row), manifest.mask_file(row, tissue_masks)
-    network = None
-    if weights is not None and mask is None:
-        if not weights.is_dir():
+    networks: Mapping[str, SegmenterNetwork] = {}
+    if weights:
+        if missing := [folder.name for folder in weights.values() if not folder.is_dir()]:
             raise UserError(
-                f"the weights of the segmenter that found its tissue are not in {weights}."
+                f"the weights of the segmenters that the run used are not in its folder segmenters "
+                f"any more: {', '.join(missing)}."
             )
-        from her2.tiling.segmenter import network_of  # torch, which no other tiling needs
+        from her2.tiling.segmenter import networks_of  # torch, which no other tiling needs
 
-        network = network_of(spec.tiling, weights, threads=allowed_cpus())
+        networks = networks_of(spec.tiling, weights, threads=allowed_cpus())
     classes = spec.tiling.annotation_classes
     regions = None if annotation is None else chosen_regions(annotation, classes)
     content = fingerprint(file)
@@ -225,7 +231,7 @@ def _examine(
             size=spec.size,
             tiling=spec.tiling,
             fingerprint=content,
-            sources=Sources(regions, mask, spec.seed, network),
+            sources=Sources(regions, mask, spec.seed, networks),
         )
         return seen, content, (slide.width_px, slide.height_px)
 

@@ -4,13 +4,16 @@ Nothing else can be asked for: a request names a cohort and a slide, and their f
 here. So no path ever comes from outside.
 """
 
+import difflib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import polars as pl
 
-from her2.cohort.audit import read_cohort_table
+from her2.cohort.audit import TABLE_NAME, read_cohort_table
 from her2.cohort.manifest import Cohort, SlideRow
 from her2.cohort.reading import read_slides
 from her2.config import CohortSection, Config, ValidationSection
@@ -19,8 +22,12 @@ from her2.core.errors import UserError
 from her2.explanation.places import RunPlaces
 from her2.frozen.bundle.asked import Wanted
 
+log = logging.getLogger(__name__)
+
 DEVELOPMENT = "development"
 """Key of the development cohort."""
+PREDICTED = "predicted"
+"""Key of the slides of `--bundle-predictions`."""
 EXTERNAL = "external:"
 """Begins the keys of external cohorts; no name in a config has a colon."""
 
@@ -42,6 +49,7 @@ class ViewedCohort:
         cohort: its manifest as it is now, which has the paths.
         rows: slide id -> row of that manifest.
         masks: folder of ground truths, if any.
+        drawn: folder of the slides that `her2 predict --heatmaps` has drawn, if any.
     """
 
     key: str
@@ -52,6 +60,7 @@ class ViewedCohort:
     cohort: Cohort
     rows: Mapping[str, SlideRow]
     masks: Path | None
+    drawn: Path | None = None
 
     @property
     def external(self) -> str | None:
@@ -70,7 +79,7 @@ class ViewedCohort:
             NotThereError: the cohort has no such slide, or it is absent from the manifest now.
         """
         if slide_id not in self.rows:
-            raise NotThereError(f"{self.title}: has no slide of that id in its manifest.")
+            raise NotThereError(f"{self.title}: has no slide of that id.")
         return self.rows[slide_id]
 
     def file(self, slide_id: str) -> Path:
@@ -87,7 +96,10 @@ class ViewedCohort:
 
 @dataclass(frozen=True, slots=True)
 class ViewedRun:
-    """A finished run: its config, cohorts by key, and evaluated models by key."""
+    """A run: its absolute folder, its config, cohorts by key, and evaluated models by key.
+
+    The run may be going on: it has what is there of it when it is opened.
+    """
 
     folder: Path
     places: RunPlaces
@@ -125,26 +137,30 @@ class ViewedRun:
 
 
 def open_run(results: Path, config: Config | None = None) -> ViewedRun:
-    """Open a finished run to look at it.
+    """Open a run to look at it.
 
     Args:
         results: the results folder.
-        config: says where slides and cache are; default: the config of the report.
+        config: says where slides and cache are; default: the config of the report. With it, a run
+            can be looked at that is not finished, as far as it is.
 
     Raises:
-        UserError: it is none, or is not finished.
+        UserError: it is none, or has not come to the cohort's table.
     """
     if not results.is_dir():
-        raise UserError(f"{results}: is no folder; give the results of a run.")
+        raise UserError(
+            f"{results}: is no folder; name the results of a run: her2 view path/to/results"
+        )
+    results = results.absolute()
     places = RunPlaces.of(results, config)
     own = places.config
-    cohorts = [
-        _cohort(places, DEVELOPMENT, "development", own.cohort, results),
-        *(
-            _cohort(places, EXTERNAL + name, name, section, results / cohort_folder(name))
-            for name, section in own.validation.items()
-        ),
-    ]
+    cohorts = [_cohort(places, DEVELOPMENT, "development", own.cohort, results)]
+    for name, section in own.validation.items():
+        folder = results / cohort_folder(name)
+        if (folder / "cohort" / TABLE_NAME).is_file():
+            cohorts.append(_cohort(places, EXTERNAL + name, name, section, folder))
+        else:
+            log.warning("the external cohort %s has no table yet, and is left out", name)
     found = sorted(
         path.parent.relative_to(results / "evaluation").parts
         for path in results.glob("evaluation/*/*/*/predictions.parquet")
@@ -157,6 +173,36 @@ def open_run(results: Path, config: Config | None = None) -> ViewedRun:
     )
 
 
+def page_of(run: ViewedRun, wanted: str) -> str:
+    """Return the address of a slide's page, quoted.
+
+    Args:
+        run: the run.
+        wanted: the slide's id or, where several cohorts have it, `COHORT/ID`; of an external
+            cohort the name is enough.
+
+    Raises:
+        UserError: there is no such slide, or several; with the names that are meant perhaps.
+    """
+    named = {
+        f"{name}/{slide_id}": (key, slide_id)
+        for key, cohort in run.cohorts.items()
+        for name in dict.fromkeys((key, cohort.title))
+        for slide_id in cohort.slide_ids
+    }
+    found = {where for name, where in named.items() if wanted in (name, where[1])}
+    if len(found) == 1:
+        ((key, slide_id),) = found
+        return f"/slides/{quote(key, safe=':')}/{quote(slide_id, safe='')}"
+    if found:
+        names = " or ".join(sorted(f"{key}/{slide_id}" for key, slide_id in found))
+        raise UserError(f"{wanted}: several cohorts have this slide; name {names}.")
+    known = {*named, *(slide_id for _, slide_id in named.values())}
+    near = difflib.get_close_matches(wanted, known, 3, cutoff=0.5)
+    meant = f"; do you mean {' or '.join(near)}?" if near else "."
+    raise UserError(f"{wanted}: no cohort has this slide{meant}")
+
+
 def _cohort(
     places: RunPlaces,
     key: str,
@@ -164,6 +210,7 @@ def _cohort(
     section: CohortSection | ValidationSection,
     folder: Path,
 ) -> ViewedCohort:
+    table = read_cohort_table(folder / "cohort")  # first: without it there is nothing to see
     manifest = read_slides(
         places.root / section.slides, root=places.path(section.root), absent=True
     )
@@ -172,7 +219,7 @@ def _cohort(
         title=title,
         synthetic=places.config.cohort.synthetic,
         folder=folder,
-        table=read_cohort_table(folder / "cohort"),
+        table=table,
         cohort=manifest,
         rows={row.slide_id: row for row in manifest.rows},
         masks=places.path(section.masks),

@@ -1,17 +1,22 @@
-"""`her2 view`: the server: its address, what it prints, and its end."""
+"""`her2 view`: the server: where it listens, what it prints, and its end."""
 
+import errno
+import ipaddress
+import json
 import os
 import socket
 import sys
 import tempfile
 import webbrowser
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 import uvicorn
 
+from her2.core.crashes import keep, kept, read_together_after
+from her2.core.errors import UserError
 from her2.viewer.app import make_app
 from her2.viewer.guard import TOKEN, Guard, new_token
 from her2.viewer.run import ViewedRun
@@ -19,15 +24,59 @@ from her2.viewer.state import Viewer
 from her2.viewer.zoom import Slides
 
 LOOPBACK = "127.0.0.1"
+_ALONE_SECONDS = 30.0
+"""After a crash, how long slides are read one at a time to find the cause."""
+_LAST_ANSWERS_SECONDS = 2
+"""After Ctrl-C, how long answers that have begun may take."""
+_BACKLOG = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where the server listens; port 0 is a free one."""
+    """Where the server listens; port 0 is a free one.
+
+    `names` are further ones (with a port, where it is another) under which a browser may ask;
+    `exposed` is the consent that other machines may.
+    """
 
     host: str = LOOPBACK
     port: int = 0
     open_browser: bool = True
+    names: tuple[str, ...] = ()
+    exposed: bool = False
+
+    @property
+    def addresses(self) -> list[str]:
+        """Return the IP addresses of the host.
+
+        Raises:
+            UserError: it has none.
+        """
+        try:
+            found = socket.getaddrinfo(self.host, None, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            raise UserError(f"--host {self.host}: is no address of this machine.") from None
+        return list(dict.fromkeys(str(one[4][0]).partition("%")[0] for one in found))
+
+    @property
+    def is_local(self) -> bool:
+        """Return whether only programs of this machine can ask."""
+        return all(ipaddress.ip_address(one).is_loopback for one in self.addresses)
+
+
+def check_place(place: Place) -> None:
+    """Check that a host other than this machine's own has been consented to.
+
+    Raises:
+        UserError: it has not, or there is no such host.
+    """
+    if not place.is_local and not place.exposed:
+        raise UserError(
+            f"--host {place.host}: lets other machines ask, and nothing is encrypted: whoever can "
+            "listen on the network can see the slides, and the token with which to change notes. "
+            "From another machine, an ssh tunnel to the default host is safe (docs/viewer.md). To "
+            "do it nevertheless, add --yes-expose."
+        )
 
 
 def serve(
@@ -40,30 +89,127 @@ def serve(
 ) -> None:
     """Serve a run until Ctrl-C.
 
+    A process that begins again after a library's crash (`her2.core.crashes`) is found under the
+    same address.
+
     Args:
         run: what is looked at.
         notes: folder of notes; made with the first.
         place: where to listen.
-        path: the page of the address that is printed.
+        path: the page of the address that is printed, quoted.
         say: told the address.
+
+    Raises:
+        UserError: it cannot listen there.
     """
-    listening = socket.create_server((place.host, place.port))
+    before = json.loads(kept() or b"{}")
+    listening = _listen(place, before.get("port", place.port))
     port = listening.getsockname()[1]
-    token = new_token()
+    token = before.get("token") or new_token()
+    keep(json.dumps({"port": port, "token": token}).encode())
+    read_together_after(_ALONE_SECONDS)
     with (
-        tempfile.TemporaryDirectory(prefix="her2-view-") as temporary,
+        tempfile.TemporaryDirectory(prefix="her2-view-", ignore_cleanup_errors=True) as temporary,
         run.places.cache(Path(temporary)) as cache,
     ):
         app = make_app(Viewer(run, cache, Slides(), notes))
-        guarded = Guard(app, token=token, hosts=[place.host, "localhost"], port=port)
-        address = f"http://{place.host}:{port}{quote(path)}?{TOKEN}={token}"
-        say(address)
-        if place.open_browser and _has_screen():
-            webbrowser.open(address)
+        names = browser_names(place, port)
+        guarded = Guard(app, token=token, hosts=names, port=port, any_ip=not place.is_local)
+        address = f"http://{_shown(place)}:{port}{path}?{TOKEN}={token}"
+        if before:
+            say("The server runs again, under the same address.")
+        else:
+            for line in _words(place, port, address):
+                say(line)
+            if place.open_browser and _has_screen():
+                # The arguments of a browser are seen by all users of a machine.
+                once = address.replace(token, guarded.ticket())
+                webbrowser.open(once)
         config = uvicorn.Config(
-            guarded, log_level="warning", access_log=False, server_header=False, lifespan="off"
+            guarded,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            lifespan="off",
+            ws="none",
+            http="h11",
+            timeout_graceful_shutdown=_LAST_ANSWERS_SECONDS,
         )
-        uvicorn.Server(config).run(sockets=[listening])
+        with suppress(KeyboardInterrupt):  # which uvicorn raises again after its end
+            uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listen(place: Place, port: int) -> socket.socket:
+    """Return a socket that listens.
+
+    Raises:
+        UserError: the port is taken or reserved, or the host is none of this machine.
+    """
+    address = place.addresses[0]
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        return socket.create_server((address, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        match error.errno:
+            case errno.EADDRINUSE:
+                said = f"--port {port}: another program listens there; without --port it is a free"
+                raise UserError(f"{said} one.") from None
+            case errno.EACCES:
+                raise UserError(
+                    f"--port {port}: is reserved for the system; name one above 1023."
+                ) from None
+            case errno.EADDRNOTAVAIL:
+                raise UserError(
+                    f"--host {place.host}: is the address of another machine; name one of this, or "
+                    f"leave --host out for {LOOPBACK}."
+                ) from None
+        raise
+
+
+def browser_names(place: Place, port: int) -> list[str]:
+    """Return the legal headers Host, in lower case."""
+    own = [_bracketed(one) for one in place.addresses]
+    own.append(_shown(place))
+    if place.is_local:
+        own.append("localhost")
+    else:
+        own += [socket.gethostname(), socket.getfqdn()]
+    names = [f"{name}:{port}" for name in own]
+    names += [name if _has_port(name) else f"{name}:{port}" for name in place.names]
+    return [name.lower() for name in names]
+
+
+def _has_port(name: str) -> bool:
+    return name.rpartition("]")[2].rpartition(":")[2].isdigit() and ":" in name.rpartition("]")[2]
+
+
+def _shown(place: Place) -> str:
+    """Return the host in the address that is printed."""
+    if ipaddress.ip_address(place.addresses[0]).is_unspecified:  # 0.0.0.0 is no place to go to
+        return socket.gethostname()
+    return _bracketed(place.host)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _words(place: Place, port: int, address: str) -> list[str]:
+    """Return what is printed at the beginning."""
+    lines = ["her2 view: open this address in a browser; Ctrl-C ends.", f"  {address}"]
+    if place.is_local and not _has_screen():
+        lines += [
+            "From another machine, first open a tunnel there, then the same address:",
+            f"  ssh -N -L {port}:{_bracketed(place.addresses[0])}:{port} {socket.gethostname()}",
+        ]
+    if not place.is_local:
+        lines.append(
+            f"Exposed by --yes-expose: every machine that reaches {_shown(place)}, port {port}, "
+            "can ask. Who has the address with its token sees all slides, labels, predictions and "
+            "notes of this run, and can change notes. Nothing is encrypted, so that who listens on "
+            "the network has the token too."
+        )
+    return lines
 
 
 def _has_screen() -> bool:

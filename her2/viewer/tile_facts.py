@@ -16,6 +16,7 @@ from her2.core.errors import SlideError, UserError
 from her2.core.types import RGB
 from her2.explanation.tiles import UNIFORM, SlideTiles
 from her2.filters.registry import LISTED
+from her2.segmenters import class_filters
 from her2.viewer.layer import Seen
 from her2.viewer.layer_routes import seen_of, slide_address
 from her2.viewer.nowhere import why_no_tile
@@ -200,7 +201,7 @@ def _quality(seen: Seen, placed: PlacedTiles, index: int) -> dict[str, object]:
         return {"tissue": None, "quality": [], "quality_note": note}
     row, tiling = same[0], one.viewer.run.config.tiling
     quality = []
-    for filter_ in LISTED:
+    for filter_ in (*LISTED, *class_filters(tiling)):
         if filter_.name not in table.quality:
             continue
         read = table.quality.get(f"{filter_.name}_read")
@@ -209,7 +210,7 @@ def _quality(seen: Seen, placed: PlacedTiles, index: int) -> dict[str, object]:
                 "name": filter_.name,
                 "title": filter_.legend,
                 "value": _finite(table.quality[filter_.name][row]),
-                "limit": getattr(tiling, filter_.limit_key),
+                "limit": filter_.limit_in(tiling),
                 "measured": None if read is None else bool(read[row]),
             }
         )

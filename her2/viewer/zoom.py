@@ -52,9 +52,9 @@ _THUMBNAIL_READ_PX = 1 << 26
 class Square:
     """A part of a slide, left, top, width and height in level-0 px, and its (width, height) in px.
 
-    It has `OVERLAP_PX` of its right and lower neighbours, so that no seam shows between squares that
-    a page scales. At the right and lower border it ends where the slide ends, so its last px may be
-    narrower than the others.
+    It has `OVERLAP_PX` of its right and lower neighbours, so that no seam shows between squares
+    that a page scales. At the right and lower border it ends where the slide ends, so its last px
+    may be narrower than the others.
     """
 
     left: int
@@ -215,6 +215,11 @@ class Slides:
     def held_bytes(self) -> int:
         """Return the memory of the squares that are kept."""
         return self._bytes
+
+    @property
+    def opened(self) -> list[tuple[Path, float | None]]:
+        """Return path and um/px of the slides that are open, the latest last."""
+        return list(self._open)
 
     def open(self, path: Path, mpp: float | None) -> OpenSlide:
         """Return a slide, opened now or before.

@@ -111,7 +111,7 @@ def config_of(values: dict[str, Any]) -> dict[str, Any]:
     values["encoders"]["own"] = encoder | {"mpp": 0.5, "size": 224, "checkpoint": "w.pt"}
     values["encoders"]["theirs"] = {"source": "features", "path": "f", "identity": "UNI"}
     values["patches"] = {"set": {"format": "ihc4bc", "path": "p"}}
-    values["tiling"] = {"segmenter": "hest"}
+    values["tiling"] = {"segmenter": "hest", "artefact_segmenter": "grandqc"}
     values["validation"] = {"yale": {"slides": "yale.csv"}}
     return values
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -22,19 +23,19 @@ from torch import nn
 from torchvision.transforms.functional import normalize, to_tensor
 
 import her2.segmenters
-import her2.tiling.segmenter as stage
 from her2.cohort.manifest import Cohort, SlideRow
 from her2.config import TilingSection, parse_section
 from her2.config.jobs import SegmenterSpec, TileSpec
 from her2.core.errors import UserError
 from her2.core.files import digest
 from her2.pipeline.job_table import planned_jobs
-from her2.segmenters import NAMES, Segmenter, segmenter
+from her2.segmenters import NAMES, segmenter
+from her2.segmenters.base import Segmenter, TissueSegmenter
 from her2.slides.slide import Slide
 from her2.storage.cache import Cache
 from her2.tiling.one_slide import tile
-from her2.tiling.segmentation import TissueNetwork
-from her2.tiling.segmenter import fetch_segmenter, network_of
+from her2.tiling.segmentation import SegmenterNetwork
+from her2.tiling.segmenter import fetch_segmenter, networks_of
 from her2.tiling.segmenter_card import read_segmenter_card
 from her2.tiling.stage import tile_bucket, tile_identity
 from tests.unit.test_plan import plan
@@ -118,7 +119,7 @@ def test_a_window_is_seen_as_the_published_inference_code_sees_it(
         probability = output(network(batch)).softmax(dim=1)[0]
     expected = (probability[1] > 0.5 if name == "hest" else probability.argmax(dim=0) == 0).numpy()
     assert 0.3 < expected.mean() < 0.7
-    found = TissueNetwork(segmenter(name), network, "f" * 64, CPU).classify([window])[0]
+    found = SegmenterNetwork(segmenter(name), network, "f" * 64, CPU).classify([window])[0]
     assert (found == expected).mean() > 0.999
 
 
@@ -157,20 +158,19 @@ def convolutions() -> nn.Module:
     return network
 
 
-def small(**changed: object) -> Segmenter:
-    values = {name: getattr(segmenter("hest"), name) for name in Segmenter.__slots__}
-    values |= {
+def small(**changed: object) -> TissueSegmenter:
+    values = {
         "mpp": 1.0, "window_px": 48, "margin_px": 8, "kept_px": 2, "sha256": None,
         "mean": (0.7, 0.7, 0.7), "build": convolutions, "logits": lambda net, x: net(x),
     }  # fmt: skip
-    return Segmenter(**{**values, **changed})
+    return replace(segmenter("hest"), **{**values, **changed})
 
 
 @pytest.fixture
 def small_hest(monkeypatch: pytest.MonkeyPatch) -> Segmenter:
     one = small()
-    for module in ("her2.tiling.segmenter", "her2.tiling.segmenter_card"):
-        monkeypatch.setattr(f"{module}.segmenter", lambda name: one)
+    monkeypatch.setattr("her2.tiling.segmenter.segmenter", lambda name: one)
+    monkeypatch.setattr("her2.segmenters.segmenter", lambda name: one)
     return one
 
 
@@ -191,8 +191,8 @@ def slide_file(tmp_path: Path) -> Path:
     return path
 
 
-def on_its_own(path: Path, **changed: object) -> tuple[TissueNetwork, Slide]:
-    return TissueNetwork(small(**changed), convolutions(), "f" * 64, CPU), Slide(path, mpp=1.0)
+def on_its_own(path: Path, **changed: object) -> tuple[SegmenterNetwork, Slide]:
+    return SegmenterNetwork(small(**changed), convolutions(), "f" * 64, CPU), Slide(path, mpp=1.0)
 
 
 def test_windows_give_what_the_whole_image_gives(slide_file: Path) -> None:
@@ -222,7 +222,7 @@ def test_px_of_another_size_are_put_where_they_are(tmp_path: Path) -> None:
     pixels[100:300, 150:] = (190, 90, 160)
     tifffile.imwrite(tmp_path / "b.tif", pixels, tile=(64, 64), photometric="rgb")
     for mpp in (0.5, 1.0, 2.0):
-        network = TissueNetwork(small(), convolutions(), "f" * 64, CPU)
+        network = SegmenterNetwork(small(), convolutions(), "f" * 64, CPU)
         with Slide(tmp_path / "b.tif", mpp=mpp) as slide:
             rows, columns = np.nonzero(network.find(slide, slide.scale(), (40, 30)))
         assert np.abs(np.array([rows.min(), rows.max(), columns.min()]) - (10, 29, 15)).max() <= 1
@@ -264,10 +264,10 @@ def test_a_local_file_becomes_a_folder_that_is_read_back(
     card = fetch_segmenter(SegmenterSpec(segmenter="hest", weights=path), tmp_path / "out")
     assert card.licence == "CC-BY-NC-SA-4.0"
     assert card.provenance["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert read_segmenter_card(tmp_path / "out", "hest") == card
+    assert read_segmenter_card(tmp_path / "out", small_hest) == card
     tiling = TilingSection(segmenter="hest")
-    network = network_of(tiling, tmp_path / "out", threads=1)
-    assert network.identity == card.identity
+    network = networks_of(tiling, {"segmenter": tmp_path / "out"}, threads=1)["segmenter"]
+    assert network.identity == small_hest.identity(card.weights_sha256)
     assert network.source == f"segmenter hest, weights {card.weights_sha256[:12]}"
 
 
@@ -276,7 +276,7 @@ def test_the_network_of_an_unchanged_hest_file_loads(tmp_path: Path) -> None:
     path = save_weights(tmp_path / "weights.ckpt", network=segmenter("hest").build())
     stated = hashlib.sha256(path.read_bytes()).hexdigest()
     section = TilingSection(segmenter="hest", segmenter_weights=path, segmenter_sha256=stated)
-    network = network_of(section, None, threads=1)
+    network = networks_of(section, {}, threads=1)["segmenter"]
     assert network.classify([np.zeros((64, 64, 3), np.uint8)]).shape == (1, 64, 64)
 
 
@@ -360,14 +360,14 @@ def test_a_changed_folder_is_refused(small_hest: Segmenter, tmp_path: Path) -> N
     state = {k: v + 1 for k, v in convolutions().state_dict().items()}
     safetensors.torch.save_file(state, out / "weights.safetensors")
     with pytest.raises(UserError, match="holds other weights than its card says"):
-        network_of(tiling, out, threads=1)
+        networks_of(tiling, {"segmenter": out}, threads=1)
     values = json.loads((out / "card.json").read_text())
     (out / "card.json").write_text(json.dumps(values | {"segmenter": "other"}))
     with pytest.raises(UserError, match=r"is of other .* and tiling.segmenter is hest"):
-        network_of(tiling, out, threads=1)
+        networks_of(tiling, {"segmenter": out}, threads=1)
     (out / "card.json").write_text("{}")
     with pytest.raises(UserError, match="is not a valid card"):
-        network_of(tiling, out, threads=1)
+        networks_of(tiling, {"segmenter": out}, threads=1)
 
 
 # ----- the config
@@ -445,7 +445,7 @@ def tiled(root: Path, tiling: TilingSection, mask: str | None = None, **options:
 
 def test_tiles_are_of_what_the_network_found(slide_file: Path, folder: Path) -> None:
     entry, cache = tiled(slide_file.parent, TILING, segmenter=folder)
-    card = read_segmenter_card(folder, "hest")
+    card = read_segmenter_card(folder, segmenter("hest"))
     assert entry.status == "ok"
     assert entry.facts.tissue_source == f"segmenter hest, weights {card.weights_sha256[:12]}"
     assert cache.path("qc", entry.key).is_file()
@@ -468,15 +468,27 @@ def test_the_key_changes_with_the_weights_and_only_where_they_are_used(
     )  # fmt: skip
 
     def key(spec: TileSpec, row: SlideRow, weights: str | None) -> str:
-        network = None if weights is None else small().identity(weights)
+        network = {} if weights is None else {"segmenter": small().identity(weights)}
         cohort = Cohort((row,), root)
-        return digest(tile_identity(spec, cohort, row, None, content="f", segmenter=network))
+        return digest(tile_identity(spec, cohort, row, None, content="f", networks=network))
 
     assert key(spec, row, "a" * 64) != key(spec, row, "b" * 64)
     assert key(spec, row, "a" * 64) != key(plain, row, None)
     cv2.imwrite(str(root / "m.png"), np.full((39, 47), 255, np.uint8))
     masked = SlideRow("a", "a.tif", "a", {}, 1.0, mask="m.png")
     assert key(spec, masked, "a" * 64) == key(plain, masked, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("hest", "9b52861bdb040e24b6a6763054d4abcfd318250fde336568a13d9cb77ef202b8"),
+        ("grandqc", "5334f13b725c24ca5502b74cf23bded0fc3c9a4a3a6840023c034a804b829e2b"),
+    ],
+)
+def test_the_identity_of_a_tissue_network_is_what_it_was(name: str, expected: str) -> None:
+    """As of before there were artefact segmenters; otherwise slides would be tiled again."""
+    assert digest(segmenter(name).identity("a" * 64)) == expected
 
 
 def test_a_mask_of_another_program_counts_before_the_network(
@@ -493,7 +505,7 @@ def test_a_failing_device_blames_no_slide(
     def full(network: object, windows: object) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(f"{stage.__name__}.segmenter", lambda name: small(logits=full))
+    monkeypatch.setattr("her2.segmenters.segmenter", lambda name: small(logits=full))
     with pytest.raises(UserError, match=r"cannot be run on cpu \(CUDA out of memory\)"):
         tiled(slide_file.parent, TILING, segmenter=folder)
 
@@ -514,7 +526,7 @@ def test_an_open_slide_is_tiled_with_local_weights(
 FURTHER = '''
 """Tissue segmenter: everything that is darker than glass."""
 
-from her2.segmenters import Segmenter
+from her2.segmenters.base import TissueSegmenter
 
 
 def build():
@@ -529,10 +541,40 @@ def build():
     return layer
 
 
-SEGMENTER = Segmenter(
+SEGMENTER = TissueSegmenter(
     name="darker", title="darkness", architecture="darker", hub="a/b", file="c.pth",
     revision=None, sha256=None, unpinned="drawn", card="https://example.org", licence="MIT",
     commercial=True, mpp=4.0, window_px=64, margin_px=16, kept_px=1, tissue_class=1,
+    mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), reference=("Nobody 2020", "Nowhere 1"),
+    build=build, logits=lambda network, windows: network(windows),
+)
+'''
+ARTEFACTS = '''
+"""Artefact segmenter: everything that is more green than red."""
+
+from her2.filters.base import ClassFilter
+from her2.segmenters.base import ArtefactSegmenter
+
+
+def build():
+    import torch
+    from torch import nn
+
+    layer = nn.Conv2d(3, 2, 1)
+    layer.load_state_dict({
+        "weight": torch.tensor([[0.0] * 3, [-1.0, 1.0, 0.0]]).reshape(2, 3, 1, 1),
+        "bias": torch.zeros(2),
+    })
+    return layer
+
+
+GREEN = ClassFilter(
+    name="artefact_moss", channel=1, limit=0.3, colour=(1, 200, 1), legend="moss", methods="moss"
+)
+SEGMENTER = ArtefactSegmenter(
+    name="greener", title="greenness", architecture="greener", hub="a/b", file="g.pth",
+    revision=None, sha256=None, unpinned="drawn", card="https://example.org", licence="MIT",
+    commercial=True, mpp=2.0, window_px=64, margin_px=16, kept_px=2, artefacts=(GREEN,),
     mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), reference=("Nobody 2020", "Nowhere 1"),
     build=build, logits=lambda network, windows: network(windows),
 )
@@ -544,7 +586,7 @@ import torch
 from her2.cohort.manifest import Cohort, SlideRow
 from her2.config import TilingSection
 from her2.config.jobs import SegmenterSpec, TileSpec
-from her2.segmenters import segmenter
+from her2.segmenters import artefact_segmenter, segmenter
 from her2.storage.cache import Cache
 from her2.tiling.segmenter import fetch_segmenter
 from her2.tiling.stage import tile_bucket
@@ -552,26 +594,41 @@ from her2.tiling.stage import tile_bucket
 root = Path(sys.argv[1])
 torch.save(segmenter("darker").build().state_dict(), root / "c.pth")
 fetch_segmenter(SegmenterSpec(segmenter="darker", weights=root / "c.pth"), root / "segmenter")
-tiling = TilingSection(segmenter="darker", min_tiles=1, min_tissue_um=10)
+torch.save(artefact_segmenter("greener").build().state_dict(), root / "g.pth")
+spec = SegmenterSpec(segmenter="greener", artefacts=True, weights=root / "g.pth")
+fetch_segmenter(spec, root / "greener")
+tiling = TilingSection(
+    segmenter="darker", artefact_segmenter="greener", artefact_limits={"moss": 0.4},
+    min_tiles=1, min_tissue_um=10, max_pen=1, max_blur=1, max_fold=1,
+)
 spec = TileSpec(bucket="0000-of-0001", rows="", mpp=1.0, size=32, tiling=tiling)
 cohort = Cohort((SlideRow("a", "a.tif", "a", {}, 1.0),), root)
 cache = Cache(root / "cache")
-entry = tile_bucket(spec, cohort, cache, root / "t.json", segmenter=root / "segmenter")["a"]
-print(json.dumps([entry.status, entry.tiles, entry.facts.tissue_source]))
+folders = {"segmenter": root / "segmenter", "artefact_segmenter": root / "greener"}
+entry = tile_bucket(spec, cohort, cache, root / "t.json", **folders)["a"]
+print(json.dumps({**entry.columns(), "rejected": entry.facts.rejected}))
 """
 
 
-def test_a_further_segmenter_is_one_file(slide_file: Path, tmp_path: Path) -> None:
+def test_a_further_segmenter_of_either_kind_is_one_file(slide_file: Path, tmp_path: Path) -> None:
+    pixels = picture(470, 390)
+    pixels[64:192, 64:160] = (180, 186, 60)  # no filter takes it for ink
+    tifffile.imwrite(slide_file, pixels, tile=(64, 64), photometric="rgb")
     package = tmp_path / "package"
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(Path(her2.__file__).parent, package / "her2", ignore=ignored)
-    (package / "her2" / "segmenters" / "darker.py").write_text(FURTHER, encoding="utf-8")
+    own = package / "her2" / "segmenters"
+    (own / "tissue" / "darker.py").write_text(FURTHER, encoding="utf-8")
+    (own / "artefacts" / "greener.py").write_text(ARTEFACTS, encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-c", TILES, str(tmp_path)], capture_output=True, text=True, check=False,
         env={**os.environ, "PYTHONPATH": str(package)}, cwd=package,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    status, tiles, source = json.loads(done.stdout)
-    assert status == "ok"
-    assert tiles > 10
-    assert source.startswith("segmenter darker, weights ")
+    found = json.loads(done.stdout)
+    assert found["status"] == "ok"
+    assert found["tiles"] > 10
+    assert found["tissue_source"].startswith("segmenter darker, weights ")
+    assert found["artefact_source"].startswith("segmenter greener, weights ")
+    assert found["rejected"]["artefact_moss"] == found["rejected_artefact_moss"] == 12
+    assert 0 < found["artefact_moss"] < 0.3

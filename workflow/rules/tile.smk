@@ -1,7 +1,7 @@
 """Stage 1, tile: find the tissue tiles of every cohort on each grid that an encoder asks for.
 
 in:  the slides of a bucket, their annotations and tissue masks where they have any; the weights of
-     a tissue segmenter, where the config names one
+     the segmenters that the config names
 out: segmenters/{segmenter}/card.json, weights.safetensors
      tiles/{grid}/{bucket}.json   slide -> key, tiles, um/px, status, reason
      cohort/audited.parquet    the slides; stops on duplicates and mass failure
@@ -56,19 +56,23 @@ rule tile_bucket:
     resources:
         mem_mb=growing(12000 if PLAN.segmenters else 4000),
         runtime=growing(480 if PLAN.segmenters else 60),
-        # Of use to a segmenter alone; it only counts as in embed.smk.
+        # Of use to segmenters alone; it only counts as in embed.smk.
         gpu=1 if PLAN.segmenters else 0,
     params:
         spec=FILES.spec("tile_bucket"),
         slides=SLIDES,
         cache=CACHE,
         masks=FILES.cohort_option("--tissue-masks", lambda own: own.config.cohort.tissue_masks),
-        segmenter=option(
-            "--segmenter", "".join(f"{RESULTS}/segmenters/{n}" for n in PLAN.segmenters)
+        segmenters=untracked(
+            [
+                word
+                for name, one in PLAN.segmenters.items()
+                for word in (one.flag, f"{RESULTS}/segmenters/{name}")
+            ]
         ),
     shell:
         "python -m her2 tile --spec {params.spec:q} {params.slides:q} {params.masks:q}"
-        " {params.segmenter:q}"
+        " {params.segmenters:q}"
         " --cache {params.cache:q} --threads {threads} --out {output.entries:q}"
         " --stamp {output.stamp:q} 2> {log:q}"
 

@@ -176,14 +176,21 @@ def _covariates(wanted: Wanted) -> tuple[str, ...]:
 
 
 def _tissue(wanted: Wanted, grid: str) -> dict[str, Any]:
-    """Return how the tissue of the development's slides was found."""
+    """Return how the tissue and artefacts of the development's slides were found."""
     slides = read_result(wanted.results / "cohort" / "slides.parquet")
     slides = slides.filter(pl.col("grid") == grid, pl.col("tissue_source").is_not_null())
-    counts = slides["tissue_source"].value_counts().sort("tissue_source")
+    artefacts = {}
+    if "artefact_source" in slides.columns:
+        artefacts = _counted(slides["artefact_source"].drop_nulls())
     return {
-        "tissue": dict(counts.iter_rows()),
+        "tissue": _counted(slides["tissue_source"]),
         "annotated": slides["regions"].is_not_null().sum(),
+        "artefacts": artefacts,
     }
+
+
+def _counted(values: pl.Series) -> dict[str, int]:
+    return dict(values.value_counts().sort(values.name).iter_rows())
 
 
 def _precisions(features: Path, buckets: Iterable[str]) -> tuple[str, ...]:

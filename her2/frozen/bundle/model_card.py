@@ -187,6 +187,9 @@ def _before(body: Body) -> str:
     if drawn:
         shown = ", ".join(f"{n} by {escaped(name)}" for name, n in drawn.items())
         said.append(f"The tissue of some slides was not detected here: {shown}.")
+    if body.tiling.artefacts:
+        shown = ", ".join(f"{n} by {escaped(name)}" for name, n in body.tiling.artefacts.items())
+        said.append(f"Artefacts were looked for by a published network as well: {shown}.")
     if body.tiling.annotated:
         said.append(f"{body.tiling.annotated} slides were used within drawn regions only.")
     patches = body.encoder.provenance.get("patches")

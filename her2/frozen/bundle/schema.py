@@ -4,6 +4,7 @@ A change of the form raises `SCHEMA_VERSION`; a reader refuses any other version
 it does not know could be one that decides about a prediction.
 """
 
+import operator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
@@ -86,6 +87,12 @@ class Tiling(Section):
     )
     annotated: Many = Field(
         description="slides of the development whose tiles come from drawn regions only"
+    )
+    artefacts: dict[str, Many] = Field(
+        default_factory=dict,
+        exclude_if=operator.not_,  # so that bundles without are as before
+        description="slides of the development by the network that looked for artefacts on them; "
+        "absent where none did",
     )
 
 

@@ -14,7 +14,7 @@ from her2.report.format import count, percent, span, without_folders
 from her2.report.results import Results, one_row_per_slide
 from her2.report.section import Section
 from her2.report.sections import flow, leakage
-from her2.report.sections.gallery import CAUSES
+from her2.report.sections.gallery import causes_in
 from her2.report.sections.patient_labels import decided, decided_table
 from her2.report.tables import PageTable
 from her2.storage.entries import FeatureEntry
@@ -230,7 +230,7 @@ def excluded(
 
 def _rejected(table: pl.DataFrame) -> tuple[str, str]:
     """Return the share of tiles with enough tissue that artefacts cost, in total and by cause."""
-    columns = [f"rejected_{name}" for name in CAUSES]
+    columns = [f"rejected_{name}" for name in causes_in(table.columns)]
     numbers = {name: int(table[name].sum()) for name in columns if name in table.columns}
     kept = int(table["tiles"].sum()) + (int(table["not_drawn"].sum()) if numbers else 0)
     total = sum(numbers.values())

@@ -1,6 +1,7 @@
 """Stage 2, report: the quality-control gallery of all slides of a cohort."""
 
 import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from her2.report.figures.base import Picture, jpeg
 from her2.report.format import percent, plural, without_folders
 from her2.report.results import Results
 from her2.report.section import Section
+from her2.segmenters import class_filters
+from her2.storage.facts import is_of_network
 from her2.storage.pictures import check_picture
 
 SHOWN = 500
 """Maximum number of slides on the page, worst first; the others stay files."""
-CAUSES = tuple(one.name for one in LISTED)
 MARKED_FROM = 0.1
 """Share of rejected tiles from which a slide is marked."""
 _SIZES = ((60, 480, 80), (150, 320, 75), (SHOWN, 208, 70))
@@ -66,8 +68,15 @@ class Gallery:
     """True where the tiles are those of another program, whose choice of tissue is not known."""
     regions: bool
     """True where some slides were tiled in annotated regions only."""
+    causes: tuple[Filter, ...]
+    """What tiles can be rejected for."""
     marked_from: float = MARKED_FROM
-    causes: tuple[Filter, ...] = LISTED
+
+
+def causes_in(columns: Iterable[str]) -> list[str]:
+    """Return the names of what tiles are rejected for in a cohort's table with these columns."""
+    names = [name.removeprefix("rejected_") for name in columns if is_of_network(name)]
+    return list(dict.fromkeys([*(one.name for one in LISTED), *names]))
 
 
 def card_anchor(slide_id: str) -> str:
@@ -116,11 +125,12 @@ def gallery(results: Results) -> Gallery:
         marked=sum(card.marked for card in cards),
         given=given,
         regions=any(row.get("regions") is not None for row in rows),
+        causes=(*LISTED, *class_filters(results.config.tiling)),
     )
 
 
 def _rejected(row: dict[str, Any]) -> dict[str, int]:
-    return {name: row.get(f"rejected_{name}") or 0 for name in CAUSES}
+    return {name: row.get(f"rejected_{name}") or 0 for name in causes_in(row)}
 
 
 def _candidates(row: dict[str, Any]) -> int:
@@ -173,13 +183,15 @@ def _facts(row: dict[str, Any]) -> list[tuple[str, str]]:
     found.append(("Tiles rejected", ", ".join(rejected) or "none"))
     if row.get("not_drawn"):
         found.append(("Tiles not drawn", f"{row['not_drawn']:,} (tiling.max_tiles)"))
-    areas = [f"{name} {percent(row[name])}" for name in CAUSES if row.get(name)]
+    areas = [f"{name} {percent(row[name])}" for name in causes_in(row) if row.get(name)]
     if areas:
         found.append(("Area under artefacts", ", ".join(areas)))
     if row.get("regions") is not None:
         found.append(("Annotated regions", f"{row['regions']:,}"))
     if row.get("tissue_source") not in (None, "detected"):
         found.append(("Tissue from", row["tissue_source"]))
+    if row.get("artefact_source") is not None:
+        found.append(("Artefacts also from", row["artefact_source"]))
     if row["width_px"] is not None:
         size = f"{row['width_px']:,} \N{MULTIPLICATION SIGN} {row['height_px']:,} px"
         found.append(("Slide", f"{size}, {row['mpp_x']:.4g} um/px ({row['mpp_source']})"))

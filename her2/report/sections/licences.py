@@ -7,7 +7,7 @@ from her2.config import EncoderSection, GivenSection
 from her2.config.catalogue import row as catalogue_row
 from her2.libraries import library
 from her2.report.results import Results
-from her2.segmenters import segmenter
+from her2.segmenters import chosen
 
 _NOT_COMMERCIAL = re.compile(r"\bnc\b|non-?commercial|research", re.IGNORECASE)
 _NO_DERIVATIVES = re.compile(r"\bnd\b|no-?derivatives", re.IGNORECASE)
@@ -16,7 +16,7 @@ _NO_DERIVATIVES = re.compile(r"\bnd\b|no-?derivatives", re.IGNORECASE)
 def cautions(results: Results) -> list[str]:
     """Return the restrictions of each encoder's weights and of those it was trained from.
 
-    Those of the tissue segmenter follow, where one has chosen the tiles.
+    Those of the segmenters follow, where some have chosen the tiles.
     """
     found = []
     for name, encoder in results.config.encoders.items():
@@ -30,10 +30,12 @@ def cautions(results: Results) -> list[str]:
             if origin != name and _NO_DERIVATIVES.search(licence):
                 text += " Weights that were trained from them may not be passed on."
             found.append(f"{name}{via}: {text}")
-    chosen = results.config.tiling.segmenter
-    if chosen is not None and results.config.needs_slides:
-        one = segmenter(chosen)
-        found += [] if one.commercial else [f"{one.place}: {_not_commercial(one.licence)}"]
+    if results.config.needs_slides:
+        found += [
+            f"{one.place}: {_not_commercial(one.licence)}"
+            for one in chosen(results.config.tiling)
+            if not one.commercial
+        ]
     return found
 
 

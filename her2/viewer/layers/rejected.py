@@ -3,7 +3,8 @@
 import numpy as np
 
 from her2.core.errors import UserError
-from her2.filters.registry import FILTERS, LISTED
+from her2.filters.registry import LISTED
+from her2.segmenters import class_filters
 from her2.tiling.artefacts import KEPT
 from her2.viewer.colours import hexadecimal
 from her2.viewer.layer import Categories, Category, Layer, Painted, Seen
@@ -15,8 +16,9 @@ _NOT_DRAWN = (120, 120, 120)
 def make(seen: Seen) -> Painted:
     """Return the rejected tiles in the colours of their filters."""
     found = seen.retiled()
+    filters = found.found.filters
     # Levels are the numbers of filters, and one more stands for what `max_tiles` left out.
-    levels = np.where(found.found.verdict == KEPT, len(FILTERS), found.found.verdict)
+    levels = np.where(found.found.verdict == KEPT, len(filters), found.found.verdict)
     left_out = np.ones(len(levels), bool)
     left_out[found.drawn] = False
     if not left_out.any():
@@ -26,10 +28,10 @@ def make(seen: Seen) -> Painted:
     rows = [
         Category(
             hexadecimal(one.colour),
-            f"{one.legend}, more than {one.limit_key} {getattr(found.tiling, one.limit_key):g}",
+            f"{one.legend}, more than {one.limit_key} {one.limit_in(found.tiling):g}",
             counts[one.name],
         )
-        for one in LISTED
+        for one in (*LISTED, *class_filters(found.tiling))
         if counts[one.name]
     ]
     if spared := len(found.found.kept) - len(found.drawn):
@@ -39,7 +41,7 @@ def make(seen: Seen) -> Painted:
     return Painted(
         cells_of(found.coords[rows_of], size),
         levels[rows_of].astype(np.uint8),
-        np.array([*(one.colour for one in FILTERS), _NOT_DRAWN], np.uint8),
+        np.array([*(one.colour for one in filters), _NOT_DRAWN], np.uint8),
         Categories("Rejected tiles", rows, "A tile with several faults counts under the first."),
         note=found.differs or "",
     )

@@ -94,6 +94,8 @@ function update() {
   count.textContent = order.length === slides.rows
     ? `${all} slides` : `${order.length.toLocaleString("en")} of ${all} slides`;
   clear.hidden = !isFiltered(view);
+  if (order.length) delete root.dataset.empty;
+  else root.dataset.empty = slides.rows ? "No slide fits the filters." : "There are no slides.";
   sort.value = view.sort;
   direction.textContent = view.down ? "\u2193 descending" : "\u2191 ascending";
   table.setAttribute("aria-pressed", view.table);
@@ -111,7 +113,11 @@ function makeListIfOther() {
 }
 
 function said() {
-  numbers.replaceChildren(...slides.table.cohorts.flatMap((one) => [
+  numbers.replaceChildren(
+    element("dt", {}, "A card"),
+    element("dd", {}, "has a bar for the probability of each class, from 0 to 1; the bold one is predicted, and "
+      + "its probability is the confidence. A share of tiles rejected is of those with enough tissue."),
+    ...slides.table.cohorts.flatMap((one) => [
     element("dt", {}, `${one.title} (${one.slides.toLocaleString("en")} slides)`), element("dd", {}, one.numbers)]));
 }
 
@@ -147,7 +153,9 @@ async function read(key) {
       answer = await ask(null);
     }
     slides = new Slides(answer);
-    root.style.setProperty("--classes", Math.max(1, ...slides.table.cohorts.map(() => slides.classes.length)));
+    const longest = Math.max(2, ...slides.classes.map((name) => name.length));
+    root.style.setProperty("--classes", Math.max(1, slides.classes.length));
+    root.style.setProperty("--name", `${Math.min(9, longest + 1)}ch`);
     options();
     said();
     filters.build(slides, view);

@@ -3,7 +3,9 @@
 
 export const RESULTS = ["correct", "wrong", "no truth", "no prediction"];
 const [CORRECT, WRONG, NO_TRUTH, NO_PREDICTION] = RESULTS.keys();
-export const UNKNOWN = "not known";
+/** What no value of a facet is called. */
+export const NO_VALUE = { predicted: "no prediction", mark: "nothing found", otherwise: "not known" };
+export const BINS = 10; // of confidence, for its counts
 
 /** A filter by values: what it is called here and in the address, and for people. */
 export const FACETS = [
@@ -101,9 +103,10 @@ export class Slides {
 
   /**
    * The rows of a view in its order, and for each facet the number of rows that each of its values
-   * would give together with all other filters; the last number is of rows without a value.
-   * A view has `chosen` (facet -> set of names, "" for no value), `from`, `to` (of the confidence),
-   * `search`, `sort` and `down`.
+   * would give together with all other filters; the last number is of rows without a value. So has
+   * the last of `counts`, of tenths of the confidence.
+   * A view has `chosen` (facet -> set of names, "" for no value), `from`, `to` (of the confidence,
+   * which is below `to` unless that is 1), `search`, `sort` and `down`.
    */
   select(view) {
     const { rows, facets, confidence, words } = this;
@@ -111,28 +114,41 @@ export class Slides {
     const counts = facets.map(({ names }) => new Uint32Array(names.length + 1));
     const search = view.search.trim().toLowerCase();
     const ranged = view.from > 0 || view.to < 1;
+    const tenths = new Uint32Array(BINS + 1);
+    counts.push(tenths);
+    const most = view.to < 1 ? view.to : Infinity;
     const kept = new Uint8Array(rows);
     let number = 0;
     for (let row = 0; row < rows; row += 1) {
       if (search && !words[row].includes(search)) continue;
-      if (ranged && !(confidence[row] >= view.from && confidence[row] <= view.to)) continue;
-      let failed = -1, fails = 0;
+      const sure = confidence[row];
+      let failed = ranged && !(sure >= view.from && sure < most) ? facets.length : -1;
+      let fails = failed < 0 ? 0 : 1;
       for (let index = 0; index < facets.length && fails < 2; index += 1) {
         if (wanted[index] && !fits(facets[index], wanted[index], row)) { failed = index; fails += 1; }
       }
       if (fails > 1) continue;
-      if (fails === 1) count(facets[failed], counts[failed], row);
-      else {
+      if (fails === 0) {
         kept[row] = 1;
         number += 1;
         for (let index = 0; index < facets.length; index += 1) count(facets[index], counts[index], row);
-      }
+      } else if (failed < facets.length) count(facets[failed], counts[failed], row);
+      if (fails === 0 || failed === facets.length) tenths[tenth(sure)] += 1;
     }
     const order = new Uint32Array(number);
     let place = 0;
     for (const row of this.#ordered(view.sort, view.down)) if (kept[row]) order[place++] = row;
     return { order, counts };
   }
+}
+
+/** The tenth of a confidence, `from <= value < to` as a range has it; the last is of none. */
+export function tenth(value) {
+  if (Number.isNaN(value)) return BINS;
+  let bin = Math.min(BINS - 1, Math.floor(value * BINS));
+  if (value < bin / BINS) bin -= 1; // 0.3 * 10 may be rounded to more
+  else if (bin < BINS - 1 && value >= (bin + 1) / BINS) bin += 1;
+  return bin;
 }
 
 function floats(values) {

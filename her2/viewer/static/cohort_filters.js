@@ -1,5 +1,5 @@
 // The filters beside the list: the values of each, with how many slides each of them would give.
-import { UNKNOWN } from "./cohort_data.js";
+import { BINS, NO_VALUE } from "./cohort_data.js";
 import { element } from "./common.js";
 
 const SHOWN = 8; // values of a filter at first, the most frequent
@@ -37,6 +37,17 @@ export class Filters {
     });
     this.from.value = this.view.from;
     this.to.value = this.view.to;
+    const tenths = counts.at(-1);
+    const most = Math.max(1, ...tenths.subarray(0, BINS));
+    this.bins.forEach((bin, index) => {
+      const found = tenths[index].toLocaleString("en");
+      bin.firstChild.style.height = `${(100 * tenths[index]) / most}%`;
+      const words = `${index / BINS} to ${(index + 1) / BINS}: ${found}`;
+      bin.title = words;
+      bin.setAttribute("aria-label", `Confidence ${words} slides`);
+      bin.setAttribute("aria-pressed", this.view.from <= index / BINS && this.view.to >= (index + 1) / BINS
+        && (this.view.from > 0 || this.view.to < 1));
+    });
   }
 
   #facet(facet) {
@@ -56,7 +67,10 @@ export class Filters {
     const frequent = [...names].sort((a, b) => often(b) - often(a));
     const first = new Set([...frequent.slice(0, SHOWN), ...chosen]);
     const add = (shown) => {
-      for (const name of names) if (shown(name) && !lines.has(name)) list.append(this.#value(facet, name, lines));
+      for (const name of names) { // in their order, also those that were there before
+        if (lines.has(name)) list.append(lines.get(name).line);
+        else if (shown(name)) list.append(this.#value(facet, name, lines));
+      }
     };
     if (names.length <= SHOWN + 2) add(() => true);
     else {
@@ -77,7 +91,7 @@ export class Filters {
     const number = element("span", { class: "number" });
     const input = element("input", { type: "checkbox", value: name,
       onchange: () => this.#set(facet.key, name, input.checked) });
-    const words = name !== "" ? name : facet.key === "mark" ? "nothing found" : UNKNOWN;
+    const words = name === "" ? NO_VALUE[facet.key] ?? NO_VALUE.otherwise : name;
     const line = element("label", { class: `value ${name === "" ? "unknown" : ""}` }, input,
       element("span", { class: "name", title: words }, words), number);
     lines.set(name, { number, line, input });
@@ -105,7 +119,15 @@ export class Filters {
     });
     this.from = limit("from", "at least");
     this.to = limit("to", "at most");
+    this.bins = Array.from({ length: BINS }, (_, index) => element("button", { type: "button",
+      onclick: () => {
+        const own = [index / BINS, (index + 1) / BINS];
+        const again = this.view.from === own[0] && this.view.to === own[1];
+        [this.view.from, this.view.to] = again ? [0, 1] : own;
+        this.changed();
+      } }, element("span", {})));
     return element("fieldset", { class: "facet range" }, element("legend", {}, "Confidence"),
+      element("div", { class: "tenths" }, ...this.bins),
       this.from, element("span", { "aria-hidden": "true" }, "to"), this.to);
   }
 }

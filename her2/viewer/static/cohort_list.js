@@ -64,6 +64,7 @@ export class List extends EventTarget {
     const columns = this.header ? 1 : Math.max(1, Math.floor(this.root.clientWidth / this.least_px));
     const height_px = this.#probe();
     if (columns !== this.#columns || height_px !== this.#row_px || !this.#rows.size) {
+      const focused = this.space.contains(document.activeElement);
       this.#clear();
       this.#columns = columns;
       this.#row_px = height_px;
@@ -73,8 +74,9 @@ export class List extends EventTarget {
       if (!this.header) this.grid.setAttribute("aria-colcount", columns);
       this.space.style.height = `${rows * height_px}px`;
       this.#intoSight();
-    }
-    this.#draw();
+      this.#draw();
+      if (focused) this.#cell(this.active)?.focus({ preventScroll: true });
+    } else this.#draw();
   }
 
   /** The height of a row, all of which are as high as its style says. */

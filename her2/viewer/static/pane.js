@@ -1,5 +1,6 @@
 // A slide on the page: a Leaflet map in level-0 px, and the panel of sections beside it.
 import { element, getJSON, slideURL, state } from "./common.js";
+import { Overview } from "./overview.js";
 import { Readout } from "./readout.js";
 import { SlideMap, Squares } from "./squares.js";
 import { tools } from "./tools.js";
@@ -69,15 +70,13 @@ export class Pane extends EventTarget {
     this.bounds = L.latLngBounds(this.toLatLng(0, height), this.toLatLng(width, 0));
     L.rectangle(this.bounds, { interactive: false, fill: !facts.zoom, weight: 1, color: "#888",
       className: "extent" }).addTo(this.map);
-    if (facts.zoom) {
-      new Squares(this, { bounds: this.bounds, onproblem: (answer) => this.#problem(answer) })
-        .addTo(this.map);
-    }
+    if (facts.zoom) this.#addSquares();
     if (facts.problem) this.#problem({ error: facts.problem, damaged: false });
     this.map.on("zoom viewreset", () =>
       this.canvas.classList.toggle("beyond", this.map.getZoom() > 0));
     this.#restore();
     this.readout = new Readout(this);
+    if (facts.zoom) new Overview(this);
     this.map.on("click", (event) => this.pick(this.toLevel0(event.latlng)));
     this.map.on("move zoom", () => { this.fitted &&= this.fitting; });
     this.map.on("moveend", () => {
@@ -138,6 +137,15 @@ export class Pane extends EventTarget {
     this.alert.textContent = damaged
       ? `A part of this slide cannot be read, and is hatched: ${error}.`
       : `This slide cannot be read: ${error}`;
+  }
+
+  #addSquares() {
+    const squares = new Squares(this, {
+      bounds: this.bounds, onproblem: (answer) => this.#problem(answer),
+    });
+    squares.on("loading", () => this.canvas.setAttribute("aria-busy", "true"));
+    squares.on("load", () => this.canvas.removeAttribute("aria-busy"));
+    squares.addTo(this.map);
   }
 
   /** Write what is seen into the address; nothing for the whole slide. */

@@ -3,7 +3,9 @@ import { element, say, slideURL, state } from "./common.js";
 import * as compare from "./compare.js";
 import * as layers from "./layers.js";
 import { neighbours } from "./neighbours.js";
+import * as notes from "./notes.js";
 import { Pane } from "./pane.js";
+import * as similar from "./similar.js";
 import * as slideFacts from "./slide_facts.js";
 import * as tile from "./tile.js";
 import { Together } from "./together.js";
@@ -14,12 +16,15 @@ const PANELS = [
   slideFacts.attach,
   layers.attach,
   tile.attach,
+  similar.attach,
+  notes.attach,
 ];
 
 const root = document.getElementById("panes");
 const bar = document.getElementById("slide-bar");
 const { cohort, slide } = root.dataset;
 const panes = [];
+root.panes = panes; // for the console, and tests
 let active = 0, beside = null;
 
 function button(words, title, act, more = {}) {

@@ -26,8 +26,9 @@ export const SlideMap = L.Map.extend({
     this._stop();
     L.DomUtil.setPosition(this._mapPane, L.point(0, 0));
     this._moveStart(true);
-    // As when fingers zoom: layers are put in their place even if the zoom is as it was.
-    this._move(L.latLng(centre), to, { pinch: true });
+    const stays = to === this._zoom;
+    this._move(L.latLng(centre), to);
+    if (stays) this.fire("zoom"); // or layers would stay where the map was dragged to
     return this._moveEnd(true);
   },
 });
@@ -45,6 +46,17 @@ export const Squares = L.GridLayer.extend({
       maxNativeZoom: -this._density, minZoom: -99, maxZoom: 99, noWrap: true,
       updateWhenZooming: false, keepBuffer: 2, ...options,
     });
+    this.on("tileunload", ({ tile }) => giveUp(tile));
+  },
+
+  /** Leaflet calls this when the level changes: squares on their way would keep others waiting. */
+  _abortLoading() {
+    for (const [key, { coords, loaded, el }] of Object.entries(this._tiles)) {
+      if (coords.z === this._tileZoom || loaded) continue;
+      giveUp(el);
+      el.remove();
+      delete this._tiles[key];
+    }
   },
 
   createTile(at, done) {
@@ -67,7 +79,7 @@ export const Squares = L.GridLayer.extend({
       image.src = DAMAGED;
       image.title = answer.error;
       this.options.onproblem?.(answer);
-      done(new Error(answer.error), image);
+      done(null, image); // Leaflet hides a square with an error
     };
     const ending = level === facts.zoom.levels - 1 ? "webp" : "jpg";
     image.src = `${slideURL("", cohort, slideId, "zoom", level, `${at.x}_${at.y}.${ending}`)}` +
@@ -75,6 +87,11 @@ export const Squares = L.GridLayer.extend({
     return image;
   },
 });
+
+function giveUp(image) {
+  image.onload = image.onerror = null;
+  if (!image.complete) image.removeAttribute("src");
+}
 
 /** Why a square did not come: {error, damaged}; `damaged` is true if only that part is. */
 async function reason(address) {

@@ -32,7 +32,8 @@ from her2.report.sections.paper.sample_size import sample_size
 from her2.report.sections.patient_labels import decided
 from her2.report.sections.pretraining import split_words
 from her2.segmenters import NAMES as SEGMENTERS
-from her2.segmenters import segmenter
+from her2.segmenters import artefact_segmenter, class_filters, segmenter
+from her2.segmenters.base import Segmenter
 
 CITED = {
     "snakemake": "M\N{LATIN SMALL LETTER O WITH DIAERESIS}lder et al. 2021",
@@ -179,6 +180,8 @@ class _Tiles:
     segmenters: list[str]
     annotated_slides: int
     artefact_limits: list[str]
+    class_limits: list[str]
+    class_network: str
     tile_clauses: list[str]
     grids: list[cohort_section.GridRow]
 
@@ -195,7 +198,13 @@ def tiles(results: Results) -> str:
     annotated = 0
     if "regions" in table.columns:
         annotated = table.filter(pl.col("regions").is_not_null())["slide_id"].n_unique()
-    used = [(one, limit) for one in LISTED if (limit := getattr(tiling, one.limit_key)) < 1]
+    used = [(one, limit) for one in LISTED if (limit := one.limit_in(tiling)) < 1.0]
+    learned = [
+        (one, limit) for one in class_filters(tiling) if (limit := one.limit_in(tiling)) < 1.0
+    ]
+    network = (
+        None if tiling.artefact_segmenter is None else artefact_segmenter(tiling.artefact_segmenter)
+    )
     sizes = dict.fromkeys(
         f"{encoder.size} x {encoder.size} px at {encoder.mpp:g} um/px"
         for encoder in results.config.encoders.values()
@@ -218,6 +227,8 @@ def tiles(results: Results) -> str:
             tile_clauses=[
                 one.methods(one.chosen(tiling)) for one, _ in used if isinstance(one, TileFilter)
             ],
+            class_limits=[f"{percent(limit)} {one.methods}" for one, limit in learned],
+            class_network="" if network is None else _named(network),
             grids=[row for row in cohort_section.grid_rows(results) if row.grid in cut],
         ),
     )
@@ -227,10 +238,14 @@ def _segmenters(sources: Iterable[str]) -> list[str]:
     """Return the title and citation of each network that has found tissue."""
     by_source = ((f"segmenter {name},", segmenter(name)) for name in SEGMENTERS)
     return [
-        f"{one.title} ({one.reference[0]})"
+        _named(one)
         for begin, one in by_source
         if any(source.startswith(begin) for source in sources)
     ]
+
+
+def _named(one: Segmenter) -> str:
+    return f"{one.title} ({one.reference[0]})"
 
 
 @dataclass(frozen=True, slots=True)

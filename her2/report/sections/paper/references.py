@@ -9,8 +9,7 @@ from her2.explanation.citations import REFERENCES
 from her2.filters.registry import LISTED
 from her2.metrics import all_metrics
 from her2.report.sections.paper.prose import FOLDER
-from her2.segmenters import NAMES as SEGMENTERS
-from her2.segmenters import segmenter
+from her2.segmenters import ARTEFACT_NAMES, NAMES, artefact_segmenter, segmenter
 
 
 def known_works() -> Mapping[str, str]:
@@ -26,7 +25,8 @@ def known_works() -> Mapping[str, str]:
         REFERENCES,
         *(head.citations for head in HEADS.values()),
         *(one.references for one in LISTED),
-        *(dict([segmenter(name).reference]) for name in SEGMENTERS),
+        *(dict([segmenter(name).reference]) for name in NAMES),
+        *(dict([artefact_segmenter(name).reference]) for name in ARTEFACT_NAMES),
         *(metric.references for metric in all_metrics()),
     ]
     return listed | {work: where for works in owned for work, where in works.items()}

@@ -7,12 +7,10 @@ class 0 is tissue. That code lays windows side by side, the last ones flush with
 here they overlap, with white beyond the slide.
 """
 
-import importlib.util
-import warnings
 from typing import TYPE_CHECKING
 
-from her2.core.errors import UserError
-from her2.segmenters import Segmenter
+from her2.segmenters import smp
+from her2.segmenters.base import TissueSegmenter
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -24,20 +22,12 @@ def build() -> "nn.Module":
     Raises:
         UserError: that library is not installed.
     """
-    if importlib.util.find_spec("segmentation_models_pytorch") is None:
-        raise UserError(
-            "tiling.segmenter: grandqc is built by segmentation-models-pytorch, which is not "
-            "installed. Run `pip install 'segmentation-models-pytorch>=0.5,<0.7'` in the "
-            "environment of the jobs, or set `segmenter: hest`, which needs nothing more."
-        )
-    from segmentation_models_pytorch import UnetPlusPlus
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the encoder that was trained
-        network: nn.Module = UnetPlusPlus(
-            encoder_name="timm-efficientnet-b0", encoder_weights=None, classes=2, activation=None
-        )
-    return network
+    return smp.build(
+        "tiling.segmenter: grandqc",
+        "UnetPlusPlus",
+        classes=2,
+        instead="set `segmenter: hest`, which needs nothing more",
+    )
 
 
 def logits(network: "nn.Module", windows: "Tensor") -> "Tensor":
@@ -46,7 +36,7 @@ def logits(network: "nn.Module", windows: "Tensor") -> "Tensor":
     return found
 
 
-SEGMENTER = Segmenter(
+SEGMENTER = TissueSegmenter(
     name="grandqc",
     title="UNet++ with an EfficientNet-B0, of GrandQC",
     architecture="segmentation-models-pytorch/UnetPlusPlus timm-efficientnet-b0, 2 classes",

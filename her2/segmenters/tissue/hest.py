@@ -8,7 +8,7 @@ That code lays windows side by side; here they overlap.
 
 from typing import TYPE_CHECKING
 
-from her2.segmenters import Segmenter
+from her2.segmenters.base import TissueSegmenter
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,7 +30,7 @@ def logits(network: "nn.Module", windows: "Tensor") -> "Tensor":
     return found
 
 
-SEGMENTER = Segmenter(
+SEGMENTER = TissueSegmenter(
     name="hest",
     title="DeepLabV3 with a ResNet-50, of HEST-1k",
     architecture="torchvision/deeplabv3_resnet50, 2 classes",

@@ -1,0 +1,1 @@
+"""Artefact segmenters, the choices of `tiling.artefact_segmenter`; a file defines `SEGMENTER`."""

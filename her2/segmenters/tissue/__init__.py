@@ -1,0 +1,1 @@
+"""Tissue segmenters, the choices of `tiling.segmenter`; a file defines `SEGMENTER`."""

@@ -1,0 +1,229 @@
+"""`her2 view`: notes as JSON, what is sent to change them, and the files as downloads."""
+
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import IO, Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from her2.config import Config
+from her2.core.errors import SlideError, UserError
+from her2.core.spelling import has_controls
+from her2.viewer.bodies import read_object
+from her2.viewer.note_features import Draft, NotedSlide
+from her2.viewer.note_outlines import OutlineRefusedError, check_outline
+from her2.viewer.notes import ChangedNoteError, Notes
+from her2.viewer.run import NotThereError
+from her2.viewer.state import Asked, asked, viewer_of
+
+_MOST_BYTES = 256 << 10
+_CLASS_LENGTH, _REMARK_LENGTH = 100, 4000
+_PIECE = 1 << 20
+
+
+def show_notes(request: Request) -> Response:
+    """Return the notes of a slide, or why its file cannot be read."""
+    one, notes = asked(request), _notes(request)
+    slide = _noted(one)
+    answer: dict[str, Any] = {
+        "file": str(notes.path(slide.cohort, slide.slide_id)),
+        "origin": slide.origin,
+        "corner_px": slide.corner_px,
+        "classes": list(dict.fromkeys([*_classes(one.viewer.run.config), *notes.classes()])),
+    }
+    try:
+        found, others = notes.listed(slide)
+    except UserError as error:
+        return JSONResponse({**answer, "problem": str(error), "notes": [], "others": 0})
+    return JSONResponse(
+        {**answer, "notes": [note.answer() for note in found], "others": others, "problem": None}
+    )
+
+
+async def add_note(request: Request) -> Response:
+    """Write a new note."""
+    given = await read_object(request, most_bytes=_MOST_BYTES)
+
+    def add() -> Response:
+        one = asked(request)
+        draft = _draft(given, one)
+        if draft.ring is None:
+            raise HTTPException(400, "A note needs an outline.")
+        return JSONResponse(_notes(request).add(_noted(one), draft).answer(), 201)
+
+    return await run_in_threadpool(add)
+
+
+async def change_note(request: Request) -> Response:
+    """Change a note, or bring back the one that was deleted."""
+    given = await read_object(request, most_bytes=_MOST_BYTES)
+
+    def change() -> Response:
+        one, notes, name = asked(request), _notes(request), request.path_params["note"]
+        slide = _noted(one)
+        if given.get("restore") is True:
+            return JSONResponse(notes.restore(slide, name).answer())
+        draft = _draft(given, one)
+        try:
+            return JSONResponse(notes.change(slide, name, _revision(given), draft).answer())
+        except ChangedNoteError as error:
+            return _conflict(error)
+
+    return await run_in_threadpool(change)
+
+
+async def delete_note(request: Request) -> Response:
+    """Delete a note."""
+    given = await read_object(request, most_bytes=_MOST_BYTES)
+
+    def delete() -> Response:
+        name = request.path_params["note"]
+        try:
+            _notes(request).delete(_noted(asked(request)), name, _revision(given))
+        except ChangedNoteError as error:
+            return _conflict(error)
+        return JSONResponse({"deleted": name})
+
+    return await run_in_threadpool(delete)
+
+
+def _conflict(error: ChangedNoteError) -> Response:
+    now = None if error.now is None else error.now.answer()
+    return JSONResponse({"error": str(error), "now": now}, 409)
+
+
+def download_notes(request: Request) -> Response:
+    """Return the file of a slide's notes as it is."""
+    one = asked(request)
+    path = _notes(request).path(one.cohort.key, one.slide_id)
+    try:
+        content = path.read_bytes()
+    except OSError:
+        raise NotThereError(f"{one.slide_id}: has no notes yet.") from None
+    return Response(content, media_type="application/geo+json", headers=_saved_as(path.name))
+
+
+def download_all(request: Request) -> Response:
+    """Return the notes of all slides of the run as a zip."""
+    viewer, notes = viewer_of(request), _notes(request)
+    file = tempfile.TemporaryFile()  # noqa: SIM115, the answer closes it
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for cohort in viewer.run.cohorts.values():
+            for slide_id in cohort.rows:
+                path = notes.path(cohort.key, slide_id)
+                with suppress(FileNotFoundError):
+                    archive.write(path, path.relative_to(notes.folder))
+    file.seek(0)
+    return StreamingResponse(
+        _pieces(file), media_type="application/zip", headers=_saved_as("notes.zip")
+    )
+
+
+def _pieces(file: IO[bytes]) -> Iterator[bytes]:
+    with file:
+        while piece := file.read(_PIECE):
+            yield piece
+
+
+def _saved_as(name: str) -> dict[str, str]:
+    """Return the header of a download; names of slides have nothing to escape."""
+    return {"Content-Disposition": f'attachment; filename="{name}"'}
+
+
+def _notes(request: Request) -> Notes:
+    """Return the notes of this viewer."""
+    viewer = viewer_of(request)
+    if Notes not in viewer.parts:
+        viewer.parts.setdefault(Notes, Notes(viewer.notes, viewer.run.folder))
+    found = viewer.parts[Notes]
+    assert isinstance(found, Notes)
+    return found
+
+
+def _noted(one: Asked) -> NotedSlide:
+    """Return what the notes of a slide need to know of it.
+
+    Raises:
+        SlideError: annotations count from its scanned area, and its file cannot be opened.
+    """
+    origin = one.viewer.run.config.tiling.annotation_origin
+    corner = (0, 0)
+    if origin == "bounds":
+        corner = one.open().slide.bounds_corner_px
+    return NotedSlide(one.cohort.key, one.slide_id, origin, corner)
+
+
+def _size(one: Asked) -> tuple[int, int] | None:
+    """Return width and height of a slide in level-0 px, as far as known."""
+    try:
+        return one.open().size_px
+    except (SlideError, NotThereError):
+        return None
+
+
+def _classes(config: Config) -> Iterator[str]:
+    """Yield the classes that a run knows: of regions, of tasks, and the labels of these."""
+    yield from config.tiling.annotation_classes
+    yield from config.cohort.mask_classes
+    for task in config.tasks.values():
+        yield from task.classes
+        for values in task.classes.values():
+            yield from values
+
+
+def _revision(given: Mapping[str, Any]) -> str:
+    return str(given.get("revision", ""))
+
+
+def _draft(given: Mapping[str, Any], one: Asked) -> Draft:
+    """Return what was sent as a draft.
+
+    Raises:
+        HTTPException: a part of it is not what it should be; says which, and what to do.
+    """
+    class_name = _text(given, "class", _CLASS_LENGTH).strip()
+    if not class_name or has_controls(class_name):
+        raise HTTPException(400, "Give a class, in one line, so that the note can be found by it.")
+    ring = None
+    if (outline := given.get("outline")) is not None:
+        try:
+            ring = check_outline(outline, _size(one))
+        except OutlineRefusedError as error:
+            raise HTTPException(400, str(error)) from None
+    tile = None
+    if (named := given.get("tile")) is not None:
+        if not isinstance(named, dict) or type(named.get("index")) is not int:
+            raise HTTPException(400, "A tile has an encoder and an index.")
+        if named.get("encoder") not in one.viewer.run.config.encoders:
+            raise HTTPException(400, "There is no encoder of that name.")
+        tile = named["encoder"], named["index"]
+    return Draft(class_name, _text(given, "remark", _REMARK_LENGTH).strip(), ring, tile)
+
+
+def _text(given: Mapping[str, Any], name: str, most: int) -> str:
+    found = given.get(name, "")
+    if not isinstance(found, str):
+        raise HTTPException(400, f"The {name} is no text.")
+    if len(found) > most:
+        raise HTTPException(400, f"The {name} has {len(found):,} characters, more than {most:,}.")
+    try:
+        found.encode()
+    except UnicodeEncodeError:
+        raise HTTPException(400, f"The {name} has a character that cannot be written.") from None
+    return found.replace("\r\n", "\n").replace("\0", "")
+
+
+ROUTES = (
+    Route("/api/slides/{cohort}/{slide}/notes", show_notes, methods=["GET"]),
+    Route("/api/slides/{cohort}/{slide}/notes", add_note, methods=["POST"]),
+    Route("/api/slides/{cohort}/{slide}/notes/{note:path}", change_note, methods=["PUT"]),
+    Route("/api/slides/{cohort}/{slide}/notes/{note:path}", delete_note, methods=["DELETE"]),
+    Route("/slides/{cohort}/{slide}/notes.geojson", download_notes),
+    Route("/notes.zip", download_all),
+)

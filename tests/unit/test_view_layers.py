@@ -18,7 +18,7 @@ from her2.core.tables import read_row
 from her2.explanation.held_out import HeldOut, find_held_out, read_tiles, runs_of
 from her2.explanation.listed import NOWHERE
 from her2.explanation.tiles import UNIFORM, SlideTiles
-from her2.storage.entries import FeatureEntry
+from her2.storage.entries import FeatureEntry, FoldEntry, write_entries
 from her2.storage.fold_files import check_fold
 from her2.storage.products import FindProduct, find_product, present_product
 from her2.viewer import attention, layers
@@ -29,7 +29,7 @@ from her2.viewer.layer import Bar, Gridded, Layer, Outlined, Painted, Seen
 from her2.viewer.layers import all_layers
 from her2.viewer.outlines import of_mask
 from her2.viewer.run import NotThereError
-from tests.unit.heatmap_makers import TILES, World, make_world
+from tests.unit.heatmap_makers import CHUNK, TILES, World, make_world
 
 LAYERS = ["kept", "rejected", "contribution", "attention", "tissue", "annotations", "truth", "grid"]
 
@@ -87,6 +87,34 @@ def test_one_slide_is_read_as_among_all(additive: World) -> None:
             additive.spec(), one.slide_id,
             folds=additive.root / "folds.parquet", models=additive.root / "models",
         ) == {one.run: (one.repeat, one.fold)}  # fmt: skip
+
+
+def test_of_several_repeats_the_one_that_is_asked_for_is_read(
+    tmp_path: Path, drawn_slide: Path
+) -> None:
+    world = make_world(tmp_path, drawn_slide)
+    folds = pl.read_parquet(world.root / "folds.parquet")
+    # In the second repeat, each fold tests what the one before it does in the first.
+    again = folds.with_columns(pl.lit(1, pl.Int32).alias("repeat"), (pl.col("fold") + 1) % 3)
+    pl.concat([folds, again]).write_parquet(world.root / "folds.parquet")
+    entries = {
+        f"r{repeat}f{fold}": FoldEntry(world.keys[fold], 1, 1, 1, 0, 1, 0.5)
+        for repeat in (0, 1)
+        for fold in range(3)
+    }
+    write_entries(world.root / "models" / f"{CHUNK}.json", entries)
+    places = {"folds": world.root / "folds.parquet", "models": world.root / "models"}
+    runs = runs_of(world.spec(), "p1-a", **places)
+    (first, fold), (second, other) = runs.values()
+    assert (first, second, other) == (0, 1, (fold + 1) % 3)
+    for repeat, own in ((0, fold), (1, other)):
+        found = held_out(world, "p1-a", repeat=repeat)
+        tiles = read_tiles(found, found.slides[0])
+        table = pl.read_parquet(world.cache.path("models", world.keys[own]) / "attention.parquet")
+        stored = table.filter(pl.col("slide_id") == "p1-a")["attention"][0].to_numpy()
+        assert tiles.attention.tobytes() == stored.tobytes()
+        assert tiles.model["repeat"] == repeat
+    assert len(held_out(world, "p1-a", repeat=None).slides) == 2
 
 
 @pytest.mark.parametrize("slide_id", ["u0-a", "none", ""])

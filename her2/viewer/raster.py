@@ -25,7 +25,7 @@ _OFF_PX = 1.0
 _DIGITS = 6
 """Decimals of level-0 px, so that a grid of whole px is exactly that."""
 _PARTS = 4
-_MOST_CELLS, _MOST_SIDE = 1 << 24, 1 << 12
+_MOST_CELLS, _MOST_SIDE = 1 << 22, 1 << 11
 
 
 @dataclass(frozen=True, slots=True)

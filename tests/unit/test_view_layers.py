@@ -16,8 +16,7 @@ import shapely.geometry
 from her2.core.errors import UserError
 from her2.core.tables import read_row
 from her2.explanation.held_out import HeldOut, find_held_out, read_tiles, runs_of
-from her2.explanation.listed import NOWHERE
-from her2.explanation.tiles import UNIFORM, SlideTiles
+from her2.explanation.tiles import NOWHERE, UNIFORM, SlideTiles
 from her2.storage.entries import FeatureEntry, FoldEntry, write_entries
 from her2.storage.fold_files import check_fold
 from her2.storage.products import FindProduct, find_product, present_product

@@ -3,6 +3,7 @@ import { say } from "./common.js";
 
 const L = window.L;
 const STILL_PX = 4; // less movement than this is no drag
+const LAST_CLICK_MS = 50;
 const CLOSE_PX = 10; // this near the first corner closes a polygon
 const LOOKS = [{ color: "#ffffff", weight: 5, opacity: 0.9 }, { color: "#000000", weight: 2, dashArray: "6 5" }];
 
@@ -111,6 +112,11 @@ export class Drawing {
     if (this.ended.signal.aborted) return;
     this.ended.abort();
     const { canvas, map } = this.pane;
+    // The click of the pointer that ended it is still to come, and picks no tile either.
+    const last = new AbortController();
+    canvas.addEventListener("click", (event) => event.stopImmediatePropagation(),
+      { capture: true, signal: last.signal });
+    setTimeout(() => last.abort(), LAST_CLICK_MS);
     canvas.classList.remove("marking");
     canvas.style.touchAction = this.touchAction;
     map.dragging.enable();

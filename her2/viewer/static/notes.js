@@ -39,11 +39,12 @@ export async function attach(pane) {
 
   const button = (words, act, more = {}) =>
     element("button", { type: "button", onclick: act, ...more }, words);
-  const markTile = button("Mark this tile", () => mark(cornersOf(tile.box_px), tile), { disabled: true });
-  const rectangle = button("Draw a rectangle", () => draw("rectangle"));
-  const polygon = button("Draw a polygon", () => draw("polygon"));
+  const markTile = button("Mark this tile", () => mark(cornersOf(tile.box_px), tile),
+    { class: "mark-tile", disabled: true });
+  const rectangle = button("Draw a rectangle", () => draw("rectangle"), { class: "rectangle" });
+  const polygon = button("Draw a polygon", () => draw("polygon"), { class: "polygon" });
   const starts = element("div", { class: "row", role: "group", "aria-label": "Mark a place" }, markTile,
-    button("Mark the current view", () => mark(cornersOf(view()), null)), rectangle, polygon);
+    button("Mark the current view", () => mark(cornersOf(view()), null), { class: "mark-view" }), rectangle, polygon);
 
   const help = element("p", {});
   const finish = button("Close it", () => drawing?.finish());

@@ -5,6 +5,8 @@ document.head.append(element("link", { rel: "stylesheet", href: "/static/similar
 
 const BUILDING_MS = 400;
 const SEARCHING_MS = 700;
+/** Who goes from tile to tile by keys is looking for one, and not at each. */
+const FOLLOWING_MS = 250;
 const count = (number) => number.toLocaleString("en");
 const plural = (number, one) => `${count(number)} ${one}${number === 1 ? "" : "s"}`;
 const share = (part, whole) => (whole ? `${Math.round((100 * part) / whole)} %` : "");
@@ -21,7 +23,7 @@ export function attach(pane) {
 
   const words = element("p", { class: "muted" },
     "Choose a tile on the slide to find where else its look occurs, and with which scores.");
-  const find = element("button", { type: "button", disabled: true, onclick: () => ask() },
+  const find = element("button", { type: "button", class: "find", disabled: true, onclick: () => ask() },
     "Find similar tiles");
   const bar = element("progress", { "aria-label": "Progress of the search" });
   const far = element("span", { class: "muted" });
@@ -45,7 +47,7 @@ export function attach(pane) {
     words.textContent = tile
       ? `Tile ${count(tile.index)}, compared by the embeddings of ${tile.encoder}.`
       : "There are no features here; choose another tile.";
-    if (tile && follows) ask();
+    if (tile && follows) ask(FOLLOWING_MS);
   }
 
   function show(done, of, what) {
@@ -74,11 +76,13 @@ export function attach(pane) {
     ...(pane.model ? { model: pane.model } : {}) });
 
   /** Ask the sample, which the server reads first. */
-  async function ask() {
+  async function ask(wait = 0) {
     if (!tile) return;
     stop();
     follows = true;
     const mine = turn;
+    if (wait) await later(wait);
+    if (mine !== turn) return;
     const address = `${slideURL("/api", pane.cohort, pane.slideId, "similar")}?${
       new URLSearchParams(question())}`;
     try {
@@ -136,7 +140,7 @@ export function attach(pane) {
       element("p", {}, `${searchedWords} Similarity: ${found.similarity} by ${found.encoder}. `,
         element("span", { class: "muted" },
           "What an encoder finds similar may also be stain or scanner.")),
-      searched.whole ? null : element("p", {}, element("button", { type: "button", onclick: askAll },
+      searched.whole ? null : element("p", {}, element("button", { type: "button", class: "all", onclick: askAll },
         "Search all tiles")),
       skippedList(searched),
       scoreTable(found),

@@ -1,5 +1,5 @@
 // Where else a look occurs: the tiles of all cohorts most similar to the chosen one, and their scores.
-import { element, getJSON, say, sendJSON, slideURL } from "./common.js";
+import { element, getJSON, sendJSON, slideURL } from "./common.js";
 
 document.head.append(element("link", { rel: "stylesheet", href: "/static/similar.css" }));
 
@@ -7,6 +7,7 @@ const BUILDING_MS = 400;
 const SEARCHING_MS = 700;
 /** Who goes from tile to tile by keys is looking for one, and not at each. */
 const FOLLOWING_MS = 250;
+const CHOOSE = "Choose a tile on the slide to find where else its look occurs, and with which scores.";
 const count = (number) => number.toLocaleString("en");
 const plural = (number, one) => `${count(number)} ${one}${number === 1 ? "" : "s"}`;
 const share = (part, whole) => (whole ? `${Math.round((100 * part) / whole)} %` : "");
@@ -21,8 +22,7 @@ export function attach(pane) {
   let running = null; // address of a search of all tiles
   let follows = false;
 
-  const words = element("p", { class: "muted" },
-    "Choose a tile on the slide to find where else its look occurs, and with which scores.");
+  const words = element("p", { class: "muted asked" }, CHOOSE);
   const find = element("button", { type: "button", class: "find", disabled: true, onclick: () => ask() },
     "Find similar tiles");
   const bar = element("progress", { "aria-label": "Progress of the search" });
@@ -30,8 +30,10 @@ export function attach(pane) {
   const cancel = element("button", { type: "button", onclick: () => stop("The search was cancelled.") },
     "Cancel");
   const progress = element("div", { class: "row", hidden: true }, bar, far, cancel);
+  const live = element("p", { class: "visually-hidden", role: "status" });
+  const say = (words) => { live.textContent = words; };
   const results = element("div", { role: "region", "aria-label": "Similar tiles found" });
-  section.append(words, find, progress, results);
+  section.append(words, find, live, progress, results);
 
   pane.addEventListener("tile", ({ detail }) => choose(detail));
   pane.addEventListener("model", () => { if (results.firstChild) ask(); });
@@ -44,10 +46,16 @@ export function attach(pane) {
     tile = found;
     find.disabled = !tile;
     results.replaceChildren();
-    words.textContent = tile
-      ? `Tile ${count(tile.index)}, compared by the embeddings of ${tile.encoder}.`
-      : "There are no features here; choose another tile.";
+    words.replaceChildren(...(tile ? [own(), `Tile ${tile.index}, compared by the embeddings of ${
+      tile.encoder}.`] : [CHOOSE]));
     if (tile && follows) ask(FOLLOWING_MS);
+  }
+
+  /** The chosen tile's picture, to compare the others with. */
+  function own() {
+    return element("img", { alt: "", onerror: (event) => event.target.remove(),
+      src: slideURL("", pane.cohort, pane.slideId, "tiles", encodeURIComponent(tile.encoder),
+        `${tile.index}.png`) });
   }
 
   function show(done, of, what) {

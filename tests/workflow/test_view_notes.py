@@ -170,6 +170,26 @@ def test_all_tiles_are_searched_on_request(project: Project, tab: Tab) -> None:
     assert texts(tab, f"{HITS} a") == before
 
 
+def test_what_cannot_be_asked_is_answered_in_words(view: Viewing) -> None:
+    for query, status, words in (
+        ("encoder=none&tile=0", 404, "there are tiny"),
+        ("encoder=tiny&tile=99999", 404, "has no tile 99999"),
+        ("encoder=tiny&tile=0&model=none", 404, "no model"),
+        ("encoder=tiny", 400, "a tile by its number"),
+        ("encoder=tiny&tile=-1", 400, "a tile by its number"),
+        ("encoder=../x&tile=1", 404, "no encoder"),
+    ):
+        answer = view.get(f"/api{PAGE}/similar?{query}")
+        assert (answer.status, words in answer.json()["error"]) == (status, True)
+    assert view.get("/api/similar/77").status == 404
+    assert view.send("POST", f"/api{PAGE}/similar", {"encoder": "tiny", "tile": True}).status == 400
+    assert view.send("POST", f"/api{PAGE}/similar", ["tiny", 1]).status == 400
+    assert view.send("POST", f"/api{PAGE}/similar", {"encoder": "x" * 9000}).status == 413
+    begun = view.send("POST", f"/api{PAGE}/similar", {"encoder": "tiny", "tile": 1})
+    assert begun.status == 202
+    assert view.send("DELETE", begun.json()["address"], None).json()["state"] == "cancelled"
+
+
 # Notes
 
 

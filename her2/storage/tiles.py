@@ -31,7 +31,8 @@ class TileTable:
     `tissue` (n,) is the share of a tile that is tissue. `quality` has further columns (n,) by name.
     For each artefact filter (`her2.filters`) it has the share of the tile that the artefact covers,
     or the measured value (NaN if unknown) and `<name>_read`: 1 if the value was measured on the
-    tile itself, 0 if it is a neighbour's. `annotated` is the share in annotated regions. `reads`
+    tile itself, 0 if it is a neighbour's. Artefacts that a network found are shares as well.
+    `annotated` is the share in annotated regions. `reads`
     counts the tiles that each filter read, including rejected ones. The table's key is the digest
     of its `identity`, which older tables do not have.
     """

@@ -52,6 +52,7 @@ def make_app(viewer: Viewer) -> Starlette:
             Exception: _our_problem,
         },
     )
+    app.router.redirect_slashes = False
     app.state.viewer = viewer
     app.state.templates = Jinja2Templates(
         env=jinja2.Environment(

@@ -1,19 +1,23 @@
 """`her2 view`: the page of all slides, and their table."""
 
+import contextlib
 import gzip
 import json
 
+from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from her2.core.errors import UserError
 from her2.viewer.cohort_table import cohort_table
 from her2.viewer.kept import Kept
 from her2.viewer.run import ViewedRun
-from her2.viewer.state import page, viewer_of
+from her2.viewer.state import Viewer, page, viewer_of
 
 _TABLES = 8
 """Number of tables in memory, each of a model; one of 20,000 slides has 1 MB."""
+_GZIP = {"Content-Encoding": "gzip"}
 
 
 class Tables:
@@ -34,8 +38,12 @@ def as_json(table: object) -> bytes:
 
 
 def show_cohort(request: Request) -> Response:
-    """Return the page, whose script asks for the slides."""
-    return page(request, "cohort.html.j2", title="All slides")
+    """Return the page, whose script asks for the slides; they are read while the page loads."""
+    answer = page(request, "cohort.html.j2", title="All slides")
+    viewer, key = viewer_of(request), _wanted(request)
+    if key is None or key in viewer.run.models:
+        answer.background = BackgroundTask(_read_ahead, viewer, key)
+    return answer
 
 
 def slides(request: Request) -> Response:
@@ -46,11 +54,21 @@ def slides(request: Request) -> Response:
         UserError: a table is damaged.
     """
     viewer = viewer_of(request)
-    key = request.query_params.get("model") or next(iter(viewer.run.models), None)
-    content, headers = viewer.part(Tables).of(viewer.run, key), {"Content-Encoding": "gzip"}
+    content, headers = viewer.part(Tables).of(viewer.run, _wanted(request)), _GZIP
     if "gzip" not in request.headers.get("accept-encoding", ""):
         content, headers = gzip.decompress(content), {}
     return Response(content, media_type="application/json", headers=headers)
+
+
+def _wanted(request: Request) -> str | None:
+    """Return the key of the model that a request asks for; None where there is no model yet."""
+    first = next(iter(viewer_of(request).run.models), None)
+    return request.query_params.get("model") or first
+
+
+def _read_ahead(viewer: Viewer, key: str | None) -> None:
+    with contextlib.suppress(UserError):  # the page is told when it asks
+        viewer.part(Tables).of(viewer.run, key)
 
 
 ROUTES = (Route("/", show_cohort), Route("/api/cohort", slides))

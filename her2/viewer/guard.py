@@ -8,7 +8,7 @@ checked before anything else looks at it:
   that no other site sends (SameSite=Strict); it is compared in constant time;
 - only GET and HEAD read, and whatever changes a note comes from our own page and is JSON, which no
   form of another site can send;
-- bodies are small.
+- addresses, headers and bodies are small.
 """
 
 import hmac
@@ -37,6 +37,8 @@ TOKEN = "token"
 BODY_BYTES = 1 << 20
 """Limit of a request's body; a note has a few hundred."""
 _TOO_LARGE = f"That is more than {BODY_BYTES >> 20} MiB."
+_HEADER_BYTES = 32 << 10
+_PATH_BYTES = 2048
 _HTTP = 80
 """The port that browsers leave out of the header Host."""
 _JSON = "application/json"
@@ -96,6 +98,10 @@ class Guard:
         """Return the answer to a request that is not passed on."""
         headers = Headers(scope=scope)
         method = scope["method"]
+        if sum(len(name) + len(value) for name, value in headers.raw) > _HEADER_BYTES:
+            return _said(scope, 431, "The request has too many headers, or too long ones.")
+        if len(scope.get("raw_path") or scope["path"]) > _PATH_BYTES:
+            return _said(scope, 414, "That address is too long.")
         if not self._is_ours(headers.getlist("host")):
             return _said(scope, 421, "This server does not answer to that name.")
         if method not in _READS | _CHANGES:

@@ -29,7 +29,6 @@ _ALONE_SECONDS = 30.0
 _LAST_ANSWERS_SECONDS = 2
 """After Ctrl-C, how long answers that have begun may take."""
 _BACKLOG = 128
-_HEADER_BYTES = 32 << 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +113,7 @@ def serve(
         run.places.cache(Path(temporary)) as cache,
     ):
         app = make_app(Viewer(run, cache, Slides(), notes))
-        names = _names(place, port)
+        names = browser_names(place, port)
         guarded = Guard(app, token=token, hosts=names, port=port, any_ip=not place.is_local)
         address = f"http://{_shown(place)}:{port}{path}?{TOKEN}={token}"
         if before:
@@ -134,7 +133,6 @@ def serve(
             lifespan="off",
             ws="none",
             http="h11",
-            h11_max_incomplete_event_size=_HEADER_BYTES,
             timeout_graceful_shutdown=_LAST_ANSWERS_SECONDS,
         )
         with suppress(KeyboardInterrupt):  # which uvicorn raises again after its end
@@ -168,8 +166,8 @@ def _listen(place: Place, port: int) -> socket.socket:
         raise
 
 
-def _names(place: Place, port: int) -> list[str]:
-    """Return what a browser may have in its header Host, but for IP addresses."""
+def browser_names(place: Place, port: int) -> list[str]:
+    """Return the legal headers Host, in lower case."""
     own = [_bracketed(one) for one in place.addresses]
     own.append(_shown(place))
     if place.is_local:

@@ -12,6 +12,7 @@ import pytest
 
 from her2.cohort.audit import read_cohort_table
 from her2.cohort.manifest import Cohort as Manifest
+from her2.config import Task
 from her2.explanation.places import RunPlaces
 from her2.frozen.bundle.asked import Wanted
 from her2.report.results import read_results
@@ -212,12 +213,12 @@ def test_without_a_model_there_are_slides_and_truths_alone(run: ViewedRun) -> No
     assert all(one["predicted"] is None for one in found.values())
 
 
-def test_a_model_of_another_task_tells_its_own_truth(tmp_path: Path) -> None:
-    tasks = {**MADE.config().model_dump(mode="json")["tasks"],
-             "status": {"label": "her2", "classes": {"low": ["0", "1"], "high": ["2"]}}}  # fmt: skip
-    run = viewed(replace(MADE, values={"tasks": tasks}), tmp_path / "results")
-    models = run.models | {"status/plain/abmil": Wanted(run.folder, "status", "plain", "abmil")}
-    answer = cohort_table(replace(run, models=models), "status/plain/abmil")
+def test_a_model_of_another_task_tells_its_own_truth(run: ViewedRun) -> None:
+    status = Task(label="her2", classes={"low": ["0", "1"], "high": ["2"]})
+    config = run.config.model_copy(update={"tasks": {**run.config.tasks, "status": status}})
+    models = {"status/plain/abmil": Wanted(run.folder, "status", "plain", "abmil")}
+    both = replace(run, places=replace(run.places, config=config), models=models)
+    answer = cohort_table(both, "status/plain/abmil")
     rows = rows_of(answer)
     assert rows[DEVELOPMENT, "slide-02"]["truth"] == "high"
     assert {one["predicted"] for one in rows.values()} == {None}

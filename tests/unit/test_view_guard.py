@@ -283,6 +283,13 @@ def test_a_body_without_a_length_is_refused_where_the_limit_is(known: TestClient
     assert answer.status_code == 413
 
 
+def test_long_addresses_and_headers_are_refused(known: TestClient) -> None:
+    assert known.get("/" + "9" * 1_000).status_code == 200
+    assert known.get("/" + "9" * 5_000).status_code == 414
+    assert known.get("/", headers={"X": "x" * 10_000}).status_code == 200
+    assert known.get("/", headers={"X": "x" * 40_000}).status_code == 431
+
+
 @pytest.mark.parametrize(
     "path", ["/", "/static/none", f"/?token={TOKEN}", "/?token=wrong", "/api/x?token=wrong"]
 )

@@ -1,36 +1,411 @@
-"""`her2 view` as a process: how it begins, who is let in, and how it ends."""
+"""`her2 view` as a process: how it begins, who is let in, what it survives, and how it ends."""
 
-from collections.abc import Iterator
+import http.client
+import math
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import chdir
+from pathlib import Path
 
+import polars as pl
 import pytest
+from starlette.testclient import TestClient
+from typer.testing import CliRunner
 
-from tests.viewing import Viewing, viewing
+from her2.cli.main import app
+from her2.config import load_config
+from her2.core.errors import UserError
+from her2.storage.cache import Cache
+from her2.viewer.app import make_app
+from her2.viewer.predicted import Predictions, with_predictions
+from her2.viewer.run import ViewedRun, open_run, page_of
+from her2.viewer.server import Place, browser_names
+from her2.viewer.state import Viewer
+from her2.viewer.zoom import TILE_PX, Slides, level_count
+from tests.viewing import REPOSITORY, Viewing, viewing
 from tests.workflow.project import Project
+
+SLIDE = "/slides/development/demo-001-a"
+CRASHING = """
+import ctypes, os
+from her2.core.crashes import survive
+
+def work():
+    from her2.slides.slide import Slide
+    real = Slide.region
+
+    def region(self, *arguments):
+        if self.path.name == os.environ["BAD"]:
+            ctypes.string_at(0)
+        return real(self, *arguments)
+
+    Slide.region = region
+    from her2.cli.main import main
+    main()
+
+survive(work)
+"""
+"""her2, with a library that crashes on a slide."""
 
 
 @pytest.fixture(scope="module")
 def view(validated: Project) -> Iterator[Viewing]:
-    with viewing(validated.folder) as found:
+    with viewing(validated.folder, "results") as found:
         yield found
 
 
+def refusal(folder: Path, *arguments: str) -> str:
+    """What a command that cannot begin says."""
+    with chdir(folder):
+        done = CliRunner().invoke(app, ["view", "--no-browser", *arguments])
+    assert isinstance(done.exception, UserError), done
+    return str(done.exception)
+
+
+def inside(run: ViewedRun, folder: Path) -> TestClient:
+    """The application of a run, without a server and its guard."""
+    viewer = Viewer(run, Cache(folder / "cache"), Slides(), folder / "notes")
+    return TestClient(make_app(viewer), base_url="http://127.0.0.1")
+
+
+# The page
+
+
 def test_a_page_opens_without_errors_and_asks_nobody_else(view: Viewing) -> None:
-    tab = view.open("/slides/development/demo-001-a")
+    tab = view.open(SLIDE)
     tab.wait_for("document.querySelectorAll('.leaflet-tile-loaded').length > 0")
     assert (tab.errors, tab.failures) == ([], [])
     assert {address.startswith(view.url("/")) for address in tab.requests} == {True}
 
 
+def test_the_token_stays_nowhere_in_the_browser(view: Viewing) -> None:
+    tab = view.tab
+    tab.open(view.url(f"{SLIDE}?token={view.token}&x=1"))
+    tab.wait_for(f"location.pathname === '{SLIDE}' && document.readyState === 'complete'")
+    entries = tab.call("Page.getNavigationHistory")["entries"]
+    assert not [one["url"] for one in entries if view.token in one["url"]]
+    assert tab.run("location.href").startswith(view.url(f"{SLIDE}?x=1"))
+    assert tab.run("document.referrer + document.cookie") == ""
+    assert tab.run("localStorage.length + sessionStorage.length") == 0
+
+
 def test_the_browser_that_tests_use_sees_what_a_page_does_wrong(view: Viewing) -> None:
-    tab = view.open("/slides/development/demo-001-a")
+    """And the policy lets nothing inline run, and nothing leave the machine."""
+    tab = view.open(SLIDE)
     tab.run("import('/static/none.js').catch(() => null)")
     tab.run(
         "(() => { const one = document.createElement('script'); one.textContent = 'window.x = 1';"
-        "document.body.append(one); })()"
+        "document.body.append(one); document.body.insertAdjacentHTML('beforeend',"
+        '\'<img src=x onerror="window.x = 1"><p style="color: red">\'); })()'
     )
-    tab.run("new Promise((done) => { const one = new Image(); one.onerror = () => done();"
-            "one.src = 'https://elsewhere.example/x.png'; })")  # fmt: skip
-    tab.wait_for("window.x === undefined")
-    assert any("inline script violates" in error for error in tab.errors)
+    for made in (
+        "const one = new Image(); one.onerror = () => done(); one.src = 'https://e.example/x.png';",
+        "fetch('https://e.example/x').then(done, () => done());",
+    ):
+        tab.run(f"new Promise((done) => {{ {made} }})")
+    assert tab.run("window.x") is None
+    for violated in ("inline script", "inline event handler", "inline style"):
+        assert any(f"{violated} violates" in error for error in tab.errors), violated
     assert any(found.endswith("/static/none.js: 404") for found in tab.failures)
-    assert "https://elsewhere.example/x.png: csp" in tab.failures
+    assert "https://e.example/x.png: csp" in tab.failures
+    assert any("https://e.example/x' violates" in error for error in tab.errors)
+    assert not any("e.example" in address for address in tab.requests if ".png" not in address)
+
+
+def test_leaflet_and_its_source_maps_come_from_here(view: Viewing) -> None:
+    script = view.get("/leaflet/leaflet.js")
+    assert script.status == 200
+    (name,) = re.findall(r"sourceMappingURL=(\S+)", script.text)
+    assert view.get(f"/leaflet/{name}").status in (200, 404)
+    assert "://" not in name
+
+
+# Nothing but what the results name
+
+OUTSIDE = (
+    "/static/../app.py", "/static/..%2fapp.py", "/static/%2e%2e/app.py", "/static/..%5capp.py",
+    "/static/%2e%2e%2f%2e%2e%2f%2e%2e%2fpyproject.toml", "/static//etc/passwd",
+    "/static/%2fetc%2fpasswd", "/static/base.css%00", "/static/", "/static", "/leaflet/",
+    "/leaflet/images/", "/leaflet/../__init__.py", "/leaflet/..%2f__init__.py",
+    "/slides/development/..%2f..%2fconfig.yaml", "/slides/../../etc/passwd",
+    "/slides/development/%2e%2e", "/slides/development/..\\..\\x", "/slides/%00/%00",
+    "/slides/development/demo-001-a%00", "/slides/development/demo-001-a/zoom/../../x.jpg",
+    f"{SLIDE}/zoom/99/0_0.jpg", f"{SLIDE}/zoom/0/9_9.jpg", f"{SLIDE}/zoom/-1/0_0.jpg",
+    f"{SLIDE}/zoom/0/{'9' * 400}_0.jpg", f"{SLIDE}/zoom/0/0_0.png",
+    "/slides/external:east/demo-001-a", "/slides/external:..%2f/east-0",
+    "/slides/external:/east-0", "/slides/nowhere/demo-001-a", "/slides/development/",
+    "/slides/development/d%C3%A9mo-001-a", "/slides/development/demo-001-%EF%BD%81",
+    "/slides/development/%FF%FE", f"/slides/development/{'a' * 1000}",
+    "/slides/development/slides.csv", "/slides/slides/demo-001-a.svs", "/config.yaml",
+    "/results/run.json", "//evil.example/", "/api/slides/development/none", "/api/none",
+    "/.git/config", "/docs", "/openapi.json",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", OUTSIDE, ids=lambda path: path[:60])
+def test_what_the_results_do_not_name_is_not_there(
+    view: Viewing, validated: Project, path: str
+) -> None:
+    answer = view.get(path)
+    assert answer.status == 404
+    assert str(validated.folder) not in answer.text
+    assert str(REPOSITORY) not in answer.text
+    assert "Traceback" not in answer.text
+
+
+def test_a_slide_that_cannot_be_read_says_so_without_folders(
+    view: Viewing, validated: Project
+) -> None:
+    slides = (validated.folder / "slides").resolve()
+    file = slides / "demo-002-a.svs"
+    content = file.read_bytes()
+    try:
+        for change in (file.unlink, lambda: file.write_bytes(b"no slide" * 100)):
+            change()
+            answer = view.get("/slides/development/demo-002-a/zoom/0/0_0.jpg")
+            assert answer.status == 409
+            for text in (answer.text, view.get("/api/slides/development/demo-002-a").text):
+                assert str(slides) not in text
+    finally:
+        file.write_bytes(content)
+
+
+# Requests as no browser sends them
+
+
+def raw(view: Viewing, text: str) -> bytes:
+    """The answer to bytes."""
+    with socket.create_connection((view.host, view.port), timeout=30) as one:
+        one.sendall(text.format(cookie=view.cookie, host=f"{view.host}:{view.port}").encode())
+        found = b""
+        while part := one.recv(1 << 16):
+            found += part
+        return found
+
+
+@pytest.mark.parametrize(
+    ("request_line", "statuses"),
+    [("GET / HTTP/1.1\r\nCookie: {cookie}\r\n", "400"),  # no Host
+     ("GET / HTTP/1.0\r\nCookie: {cookie}\r\n", "421"),
+     ("GET http://{host}/ HTTP/1.1\r\nHost: evil.example\r\nCookie: {cookie}\r\n", "421"),
+     ("GET / HTTP/1.1\r\nHost: {host}\r\nHost: {host}\r\nCookie: {cookie}\r\n", "400"),
+     ("CONNECT evil.example:80 HTTP/1.1\r\nHost: {host}\r\nCookie: {cookie}\r\n", "405"),
+     ("TRACE / HTTP/1.1\r\nHost: {host}\r\nCookie: {cookie}\r\n", "405"),
+     ("OPTIONS * HTTP/1.1\r\nHost: {host}\r\nCookie: {cookie}\r\n", "405"),
+     ("GET / HTTP/1.1\r\nHost: {host}\r\nX: " + "x" * 100_000 + "\r\n", "400 431"),
+     ("GET /" + "x" * 100_000 + " HTTP/1.1\r\nHost: {host}\r\n", "400 414")],
+    ids=["no-host", "http-1.0", "whole-address", "two-hosts", "connect", "trace", "options",
+         "huge-header", "huge-path"],
+)  # fmt: skip
+def test_odd_requests_are_refused(view: Viewing, request_line: str, statuses: str) -> None:
+    found = raw(view, f"{request_line}Connection: close\r\n\r\n")
+    assert found.split()[1].decode() in statuses.split()
+    assert view.token.encode() not in found
+
+
+def test_the_real_process_refuses_who_is_not_let_in(view: Viewing) -> None:
+    assert view.ask("GET", SLIDE, headers={"Cookie": None}).status == 403
+    assert view.ask("GET", f"{SLIDE}?token=wrong", headers={"Cookie": None}).status == 403
+    assert view.ask("GET", SLIDE, headers={"Host": f"evil.example:{view.port}"}).status == 421
+    assert view.ask("PUT", SLIDE, body=b"{}").status == 403
+    own = {"Origin": view.url(""), "Content-Type": "application/json"}
+    assert view.ask("PUT", SLIDE, headers=own, body=b"{}").status == 405
+    assert view.token not in view.log.replace(view.address, "")
+
+
+# Many requests, long ones, and who goes away
+
+
+def test_twenty_squares_at_once_are_those_of_one_after_the_other(view: Viewing) -> None:
+    last, side = level_count((768, 768)) - 1, math.ceil(768 / TILE_PX)
+    squares = [f"{last}/{column}_{row}.webp" for column in range(side) for row in range(side)]
+    paths = [f"{SLIDE}/zoom/{square}" for square in ("0/0_0.jpg", *squares)] * 4
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(view.get, paths))
+    assert {answer.status for answer in answers} == {200}
+    assert [one.body for one in answers] == [view.get(path).body for path in paths]
+
+
+def test_a_client_that_goes_away_disturbs_nobody(view: Viewing) -> None:
+    for _ in range(5):
+        gone = http.client.HTTPConnection(view.host, view.port)
+        gone.request("GET", f"{SLIDE}/zoom/0/0_0.jpg", headers={"Cookie": view.cookie})
+        gone.close()
+    assert view.get(f"{SLIDE}/zoom/0/0_0.jpg").status == 200
+    assert "Traceback" not in view.log
+
+
+# Its beginning and its end
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
+def test_it_listens_on_ipv6_and_ctrl_c_ends_it_without_a_word(validated: Project) -> None:
+    with viewing(validated.folder, "results", "demo-003-a", "--host", "::1") as found:
+        host = f"[::1]:{found.port}"
+        assert found.address.startswith(f"http://{host}/slides/development/demo-003-a?token=")
+        assert f"ssh -N -L {found.port}:[::1]:{found.port} {socket.gethostname()}" in found.log
+        assert found.ask("GET", SLIDE, headers={"Host": host}).status == 200
+        # One that stays open, as a browser's does
+        with socket.create_connection((found.host, found.port)):
+            assert found.end(signal.SIGINT) == 0
+        assert found.log.rstrip().splitlines()[-1].startswith("  ssh ")
+
+
+def test_a_port_that_is_taken_is_named(view: Viewing, validated: Project) -> None:
+    said = refusal(validated.folder, "--port", str(view.port))
+    assert said.startswith(f"--port {view.port}: another program listens there")
+
+
+def test_without_results_it_says_what_to_name(tmp_path: Path) -> None:
+    said = refusal(tmp_path)
+    assert said == "results: is no folder; name the results of a run: her2 view path/to/results"
+
+
+def test_a_slide_is_named_by_its_id_or_with_its_cohort(validated: Project) -> None:
+    run = open_run(validated.folder / "results")
+    page = "/slides/external:east/east-0"
+    for name in ("east-0", "east/east-0", "external:east/east-0"):
+        assert page_of(run, name) == page
+    said = refusal(validated.folder, "results", "demo-01-a")
+    assert said.startswith("demo-01-a: no cohort has this slide; do you mean demo-0")
+    for name in ("../x", "east/demo-001-a", "", "<b>"):
+        with pytest.raises(UserError, match="no cohort has this slide"):
+            page_of(run, name)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", socket.gethostbyname(socket.gethostname())])
+def test_other_machines_are_let_in_by_consent_only(validated: Project, host: str) -> None:
+    if host.startswith("127."):
+        pytest.skip("this machine has no address but the loopback one")
+    assert "add --yes-expose" in refusal(validated.folder, "--host", host)
+
+
+def test_a_browser_may_ask_under_the_names_of_the_machine_and_those_given() -> None:
+    local = Place(names=("view.example", "[fe80::1]:80", "LOCALHOST:9"))
+    assert set(browser_names(local, 7)) == {
+        "127.0.0.1:7", "localhost:7", "view.example:7", "[fe80::1]:80", "localhost:9",
+    }  # fmt: skip
+    exposed = browser_names(Place(host="0.0.0.0", exposed=True), 7)
+    assert f"{socket.gethostname()}:7".lower() in exposed
+
+
+def test_after_a_crash_it_is_under_the_same_address_without_the_slide(
+    validated: Project, tmp_path: Path
+) -> None:
+    driver = tmp_path / "crashing.py"
+    driver.write_text(CRASHING)
+    bad = f"{SLIDE}/zoom/0/0_0.jpg"
+    with viewing(
+        validated.folder, "results", program=(str(driver),), environment={"BAD": "demo-001-a.svs"}
+    ) as found:
+        for _ in range(2):
+            with pytest.raises((OSError, http.client.HTTPException)):
+                found.get(bad)
+            _wait_until_it_answers(found)
+        assert found.log.count(found.address) == 1
+        answer = found.get(bad)
+        assert answer.status == 409
+        assert "crashes the library that reads it" in answer.text
+        assert found.get("/slides/development/demo-002-a/zoom/0/0_0.jpg").status == 200
+        assert found.end() == 0
+
+
+def _wait_until_it_answers(found: Viewing) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            assert found.get("/static/base.css").status == 200  # by the cookie of before
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    raise AssertionError(found.log)
+
+
+# A run that is not finished, and predictions of a bundle
+
+
+def test_a_run_without_a_report_can_be_seen_with_its_config(
+    validated: Project, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    results = tmp_path / "results"
+    (results / "cohort").mkdir(parents=True)
+    for name in ("slides.csv", "slides", "config.yaml", "east.csv"):
+        (tmp_path / name).symlink_to(validated.folder / name)
+    assert "--config" in refusal(tmp_path)
+    assert "cohort's table" in refusal(tmp_path, "--config", "config.yaml")
+    table = validated.folder / "results/cohort/slides.parquet"
+    (results / "cohort/slides.parquet").write_bytes(table.read_bytes())
+    with chdir(tmp_path):
+        run = open_run(Path("results"), load_config(Path("config.yaml")))
+        client = inside(run, tmp_path)
+        assert "the external cohort east has no table yet" in caplog.text
+        for path in ("/", "/api/cohort", SLIDE, f"/api{SLIDE}", f"{SLIDE}/zoom/0/0_0.jpg"):
+            assert client.get(path).status_code == 200, path
+
+
+def predictions(folder: Path, ids: list[str]) -> None:
+    """Write a table as `her2 predict` does, with a patient too."""
+    number = len(ids)
+    pl.DataFrame(
+        {
+            "level": ["slide"] * number + ["patient"],
+            "slide_id": [*ids, None],
+            "patient_id": ["p"] * (number + 1),
+            "status": ["ok"] * (number - 1) + ["failed", "ok"],
+            "reason": [None] * (number - 1) + ["cannot be read", None],
+            "predicted": ["low"] * (number - 1) + [None, "low"],
+            **{f"prob_{name}": [0.5] * (number - 1) + [None, 0.5] for name in ("low", "high")},
+            "cautions": ["Its um/px is <b>outside</b>."] + [None] * number,
+        }
+    ).write_csv(folder / "predictions.csv")
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside-a-run"])
+def test_predictions_of_a_bundle_are_a_cohort(
+    validated: Project, tmp_path: Path, beside: bool
+) -> None:
+    predictions(tmp_path, ["demo-001-a", "demo-002-a", "gone"])
+    run = open_run(validated.folder / "results") if beside else None
+    given = Predictions(tmp_path / "predictions.csv", validated.folder / "slides")
+    client = inside(with_predictions(run, given), tmp_path)
+
+    def status(path: str) -> int:
+        return client.get(path).status_code
+
+    for path in ("/", "/api/cohort", "/slides/predicted/demo-001-a"):
+        assert status(path) == 200, path
+    for slide in ("demo-001-a", "gone"):
+        assert status(f"/api/slides/predicted/{slide}") == 200, slide
+    assert status("/slides/predicted/demo-001-a/zoom/0/0_0.jpg") == 200
+    assert status("/slides/predicted/gone/zoom/0/0_0.jpg") == 404
+    assert status("/slides/predicted/demo-003-a") == 404  # not in the table
+    assert status(SLIDE) == (200 if beside else 404)
+    table = client.get("/api/cohort").json()
+    assert "predicted" in [one["key"] for one in table["cohorts"]]
+    assert "Its um/px is <b>outside</b>." in str(table["columns"]["cautions"])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(lambda text: "a,b\n1,2\n", "is no table of `her2 predict --bundle`"),
+     (lambda text: "", "is no table"),
+     (lambda text: text.replace("demo-001-a", "../x"), "'../x' is no slide_id"),
+     (lambda text: text.replace("demo-002-a", "demo-001-a"), "does not have each slide once"),
+     (lambda text: text.replace("prob_low", "prob_<b>"), "are not those of `her2 predict`"),
+     (lambda text: text.replace("0.5", "half"), "is no table"),
+     (lambda text: text.replace("demo", "other"), "has none of the slides of the table")],
+    ids=["other-columns", "empty", "hostile-id", "twice", "hostile-class", "no-numbers", "others"],
+)  # fmt: skip
+def test_a_table_that_is_none_of_predictions_is_refused(
+    validated: Project, tmp_path: Path, change: Callable[[str], str], words: str
+) -> None:
+    predictions(tmp_path, ["demo-001-a", "demo-002-a", "gone"])
+    path = tmp_path / "predictions.csv"
+    path.write_text(change(path.read_text()))
+    with pytest.raises(UserError, match=re.escape(words)):
+        with_predictions(None, Predictions(path, validated.folder / "slides"))

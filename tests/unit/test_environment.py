@@ -13,6 +13,10 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from typer.testing import CliRunner
+
+from her2.cli.main import app
+from her2.core.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 ENVS = ROOT / "envs"
@@ -126,9 +130,10 @@ def test_the_test_lock_repeats_the_run_lock_and_adds_to_it():
     [
         ("lock.txt", PROJECT["dependencies"]),
         ("lock.txt", EXTRAS["slurm"]),
+        ("lock.txt", EXTRAS["view"]),
         ("lock-test.txt", EXTRAS["test"]),
     ],
-    ids=["run", "slurm", "test"],
+    ids=["run", "slurm", "view", "test"],
 )
 def test_every_direct_dependency_is_pinned_within_its_declared_range(lock, declared):
     locked = pins(lock)
@@ -156,7 +161,8 @@ def imported_packages() -> dict[str, Path]:
 
 def test_every_package_that_her2_imports_is_a_declared_dependency():
     # What these extras bring is imported by functions that say how to install it.
-    wanted = [*PROJECT["dependencies"], *EXTRAS["exchange"], *EXTRAS["segmenter"]]
+    extras = [EXTRAS[name] for name in ("exchange", "segmenter", "view")]
+    wanted = [*PROJECT["dependencies"], *(one for extra in extras for one in extra)]
     declared = {canonicalize_name(Requirement(d).name) for d in wanted}
     providers = metadata.packages_distributions()
     for module, path in imported_packages().items():
@@ -164,6 +170,26 @@ def test_every_package_that_her2_imports_is_a_declared_dependency():
         assert owners & declared, (
             f"{path.relative_to(ROOT)} imports {module}, not in pyproject.toml"
         )
+
+
+def test_only_the_viewer_imports_what_its_extra_brings():
+    of_extra = re.compile(r"^\s*(from|import) (starlette|uvicorn|xstatic)\b", re.MULTILINE)
+    users = {
+        path.relative_to(ROOT).parts[1]
+        for path in (ROOT / "her2").rglob("*.py")
+        if of_extra.search(path.read_text(encoding="utf-8"))
+    }
+    assert users == {"viewer"}
+
+
+@pytest.mark.parametrize("absent", ["starlette", "uvicorn", "xstatic.pkg.leaflet"])
+def test_without_the_extra_her2_view_says_how_to_install_it(absent, monkeypatch):
+    monkeypatch.setitem(sys.modules, absent, None)
+    done = CliRunner().invoke(app, ["view", "results"])
+    assert isinstance(done.exception, UserError)
+    assert f"needs the package {absent}; install it with `pip install '.[view]'`" in str(
+        done.exception
+    )
 
 
 def test_the_installed_versions_are_those_of_the_lock():

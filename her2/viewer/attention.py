@@ -12,7 +12,6 @@ from pathlib import Path
 from her2.core.errors import UserError
 from her2.explanation.external_slides import External
 from her2.explanation.held_out import HeldOut, read_tiles, runs_of
-from her2.explanation.listed import NOWHERE
 from her2.explanation.of_run import (
     external_of_run,
     external_spec,
@@ -20,7 +19,7 @@ from her2.explanation.of_run import (
     heatmap_spec,
     held_out_of_run,
 )
-from her2.explanation.tiles import SlideTiles
+from her2.explanation.tiles import NOWHERE, SlideTiles
 from her2.frozen.bundle.asked import Wanted
 from her2.storage.entries import FeatureEntry
 from her2.storage.fold_files import check_fold

@@ -16,8 +16,8 @@ const PANELS = [
   slideFacts.attach,
   layers.attach,
   tile.attach,
-  similar.attach,
   notes.attach,
+  similar.attach,
 ];
 
 const MENTION_MS = 6000;

@@ -52,8 +52,11 @@ function pictures(tile) {
   const [left, top, right, bottom] = tile.box_px;
   const { mpp, px: side } = tile.target;
   const at = mpp ? ` at ${short(mpp, 4)} \u00b5m/px` : "";
-  const figure = (source, words, alt) => element("figure", {},
-    element("img", { src: source, alt }), element("figcaption", {}, words));
+  const figure = (source, words, alt) => {
+    const image = element("img", { src: source, alt, onerror: () => image.replaceWith(
+      element("p", { class: "muted" }, "cannot be read from the slide's file")) });
+    return element("figure", {}, image, element("figcaption", {}, words));
+  };
   return element("div", { class: "tile-pictures" },
     figure(tile.picture, `${px(right - left)} x ${px(bottom - top)} px of the slide`,
       `Tile ${tile.index} at full resolution`),
@@ -71,12 +74,19 @@ export async function attach(pane) {
   const frame = L.layerGroup().addTo(pane.map);
   let chosen = null, turn = 0;
 
+  /** Tell the other panels; one that comes later finds the tile at the pane. */
+  function announce(tile) {
+    pane.tile = tile;
+    pane.emit("tile", tile);
+  }
+
   function empty(words) {
     chosen = null;
     frame.clearLayers();
     content.dataset.tile = "";
     content.replaceChildren(element("p", { class: "muted" }, words));
     pane.state.set({ tile: null });
+    announce(null);
   }
 
   function show(tile) {
@@ -102,7 +112,7 @@ export async function attach(pane) {
     live.textContent = tile.attention === null ? `Tile ${tile.index}`
       : `Tile ${tile.index}, attention rank ${tile.rank} of ${tile.tiles}`;
     pane.state.set({ tile: tile.index });
-    pane.emit("tile", tile);
+    announce(tile);
   }
 
   async function ask(values) {

@@ -126,6 +126,7 @@ def test_all_slides_are_there_and_nothing_of_a_manifest_is_run(
     assert tab.run("window.broken") is None
     assert tab.run("document.querySelectorAll('.card b, .card script, .filters img').length") == 0
     assert (tab.errors, tab.failures) == ([], [])
+    assert view.get("/favicon.ico").status == 204  # browsers ask for it now and then
 
 
 def test_the_numbers_on_cards_are_the_evaluations(view: Viewing, expected: pl.DataFrame) -> None:

@@ -12,6 +12,7 @@ from her2.storage.cache import Cache
 from her2.viewer.run import ViewedCohort, ViewedRun
 from her2.viewer.zoom import OpenSlide, Slides
 
+NO_FILE = "there is no slide file, only its features."
 _Part = TypeVar("_Part")
 
 

@@ -109,7 +109,7 @@ def _question(
     similar, encoder, tile = _similar(request), given.get("encoder"), given.get("tile")
     if isinstance(tile, str) and tile.isascii() and tile.isdigit():
         tile = int(tile)
-    if not isinstance(encoder, str) or not isinstance(tile, int):
+    if not isinstance(encoder, str) or type(tile) is not int:
         raise HTTPException(400, "Name an encoder, and a tile by its number.")
     model = given.get("model") or None
     if model is None:

@@ -8,6 +8,7 @@ that memory stays flat however many slides are looked at.
 """
 
 import io
+import itertools
 import math
 import os
 import threading
@@ -22,15 +23,16 @@ import numpy as np
 from PIL import Image
 
 from her2.core.crashes import reading
-from her2.core.errors import SlideError
+from her2.core.errors import SlideError, TileError
 from her2.core.files import digest
 from her2.core.types import RGB
-from her2.slides.backends import planned_files
+from her2.slides.backends import planned_files, read_header
 from her2.slides.backends.flat import FlatImage
 from her2.slides.slide import RESAMPLING, Slide
 
 TILE_PX = 256
-OVERLAP_PX = 1
+OVERLAP_PX = 2
+"""At least one px of the screen, as a page reduces squares by less than half."""
 FULL, REDUCED = "webp", "jpg"
 """Endings of squares: of full resolution, without loss, and of the other levels."""
 CACHE_BYTES = 256 << 20
@@ -134,21 +136,29 @@ class OpenSlide:
         return downsample / self.slide.downsamples[self.slide.level_for(downsample)]
 
     def _in_parts(self, square: Square) -> RGB:
-        """Read a square in parts, so that the memory for it does not grow with what is reduced."""
+        """Read a square in parts, so that the memory for it does not grow with what is reduced.
+
+        Of several parts, those that are damaged are hatched: one of them is no reason to show none.
+        """
         (width, height), step_x = square.out, square.width / square.out[0]
         step_y = square.height / square.out[1]
         side = max(16, int(_READ_PX / max(1.0, self._reduction(min(step_x, step_y)))))
         if side >= max(width, height):
             region = square.left, square.top, square.width, square.height
             return self.slide.region(*region, square.out)
-        result = np.empty((height, width, 3), np.uint8)
-        for top in range(0, height, side):
-            for left in range(0, width, side):
-                w, h = min(side, width - left), min(side, height - top)
-                result[top : top + h, left : left + w] = self.slide.region(
-                    square.left + left * step_x, square.top + top * step_y, w * step_x, h * step_y,
-                    (w, h),
-                )  # fmt: skip
+        result, errors = np.empty((height, width, 3), np.uint8), []
+        parts = list(itertools.product(range(0, height, side), range(0, width, side)))
+        for top, left in parts:
+            w, h = min(side, width - left), min(side, height - top)
+            corner = square.left + left * step_x, square.top + top * step_y
+            try:
+                part = self.slide.region(*corner, w * step_x, h * step_y, (w, h))
+            except TileError as error:
+                errors.append(error)
+                part = _hatched(w, h)
+            result[top : top + h, left : left + w] = part
+        if len(errors) == len(parts):
+            raise errors[0]
         return result
 
     def _reduced(self) -> Image.Image:
@@ -175,11 +185,15 @@ class OpenSlide:
         """
         return self._whole(longest_px)
 
-    def reads_for(self, longest_px: int) -> float:
-        """Return how many px a thumbnail has to read of the file."""
-        step = max(1.0, max(self.size_px) / longest_px)
-        width, height = self.slide.level_sizes[self.slide.level_for(step)]
-        return float(width * height)
+
+def _hatched(width: int, height: int) -> RGB:
+    """Return stripes, as the page draws over a square that cannot be read."""
+    y, x = np.mgrid[:height, :width]
+    return np.where(((x + y) % 12 < 3)[..., None], 154, [243] * 3).astype(np.uint8)
+
+
+class _NoCoarseLevelError(Exception):
+    """A slide without a level that is small enough to be read for a thumbnail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,13 +301,17 @@ class Slides:
         key = (path, version_of(path), "thumbnail", size_px)
 
         def draw() -> bytes:
+            with reading(str(path)):
+                most = _read_for(path, size_px)
+            if most > _THUMBNAIL_READ_PX:
+                raise _NoCoarseLevelError
             with self._turns, reading(str(path)), Slide(path, mpp) as slide:
-                opened = OpenSlide("", slide)
-                if opened.reads_for(size_px) > _THUMBNAIL_READ_PX:
-                    return b""
-                return to_jpeg(Image.fromarray(opened.thumbnail(size_px)))
+                return to_jpeg(Image.fromarray(OpenSlide("", slide).thumbnail(size_px)))
 
-        return self.kept(key, draw) or None
+        try:
+            return self.kept(key, draw)
+        except _NoCoarseLevelError:
+            return None
 
     def kept(self, key: tuple[Any, ...], make: Callable[[], bytes]) -> bytes:
         """Return bytes that were made before, or make them; the latest stay, up to the limit."""
@@ -348,6 +366,13 @@ def version_of(path: Path) -> str:
             raise SlideError(f"its file {file.name} cannot be read ({error.strerror})") from None
         state.append([stat.st_size, stat.st_mtime_ns])
     return digest(state)[:16]
+
+
+def _read_for(path: Path, longest_px: int) -> int:
+    """Return how many px a thumbnail has to read; a flat image is not decoded to tell."""
+    sizes = read_header(path).level_sizes
+    fitting = [size for size in sizes if max(size) >= longest_px] or [sizes[0]]
+    return min(width * height for width, height in fitting)
 
 
 def _opened(path: Path, mpp: float | None, version: str) -> OpenSlide:

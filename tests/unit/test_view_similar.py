@@ -11,9 +11,12 @@ from sklearn.metrics.pairwise import cosine_similarity
 from her2.core.errors import UserError
 from her2.storage.features import write_rows
 from her2.viewer import searches
+from her2.viewer.run import NotThereError
 from her2.viewer.searches import Sample, Search, draw, in_parallel, rows_per_slide
 from her2.viewer.similar import MOST, PER_PATIENT, Found, Hit, cosines, read_query
-from her2.viewer.stores import EmbeddedSlide
+from her2.viewer.similar_jobs import Building, SimilarTiles
+from her2.viewer.state import Viewer
+from her2.viewer.stores import EmbeddedSlide, EmbeddedSlides
 
 D = 24
 PLENTY = 1 << 30
@@ -278,3 +281,102 @@ def test_work_in_threads_stops_at_the_first_error_and_raises_it() -> None:
     with pytest.raises(ValueError, match="number 3"):
         in_parallel(range(100_000), work, threading.Event())
     assert len(done) < 100_000
+
+
+# What is kept while pages ask
+
+
+class Jobs:
+    """The searches of a viewer without a run: encoder -> its slides."""
+
+    def __init__(self, slides: dict[str, list[EmbeddedSlide]], **options: int) -> None:
+        self.slides = slides
+        self.similar = SimilarTiles(Viewer(None, None, None, None), **options)
+
+    def find(self, _: Viewer, encoder: str) -> EmbeddedSlides:
+        return EmbeddedSlides(tuple(self.slides[encoder]), ())
+
+    def sample(self, encoder: str) -> Building:
+        made = self.similar.sample(encoder, self.slides[encoder][0].open())
+        assert made.ready.wait(20)
+        return made
+
+
+def jobs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, encoders: str = "a", **options: int
+) -> Jobs:
+    made = {}
+    for encoder in encoders:
+        (folder / encoder).mkdir()
+        made[encoder] = cohort(folder / encoder, slides=8)
+    found = Jobs(made, **options)
+    monkeypatch.setattr("her2.viewer.similar_jobs.stored_slides", found.find)
+    return found
+
+
+def test_samples_of_all_encoders_share_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = jobs(tmp_path, monkeypatch, "abc", limit_bytes=100 * 56)
+    first = found.sample("a")
+    assert found.sample("a") is first
+    second = found.sample("b")
+    assert first.sample.size_bytes + second.sample.size_bytes > 100 * 56
+    assert second.problem is None
+    assert found.sample("a") is not first  # it had to make room
+
+
+def test_small_samples_are_kept_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = jobs(tmp_path, monkeypatch, "abc")
+    made = {encoder: found.sample(encoder) for encoder in "abc"}
+    assert all(found.sample(encoder) is made[encoder] for encoder in "abc")
+
+
+def test_a_sample_that_failed_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = jobs(tmp_path, monkeypatch)
+
+    def fail(*_: object) -> None:
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Sample, "build", fail)
+        assert found.sample("a").problem == "no room"
+    assert found.sample("a").problem is None
+
+
+def test_few_searches_run_at_once_and_each_can_be_cancelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, held = jobs(tmp_path, monkeypatch), threading.Event()
+    query = read_query(found.slides["a"], 0, 0)
+    with monkeypatch.context() as slow:
+        slow.setattr(searches, "best_of", lambda *_: held.wait(20) and None)
+        running = [found.similar.begin("a", query, None) for _ in range(2)]
+        with pytest.raises(UserError, match="2 searches of all tiles run already"):
+            found.similar.begin("a", query, None)
+        for one in running:
+            assert found.similar.search(one.number) is one
+            one.search.cancelled.set()
+        held.set()
+        assert all(one.ended.wait(20) for one in running)
+    assert [one.found for one in running] == [None, None]
+    again = found.similar.begin("a", query, None)
+    assert again.ended.wait(20)
+    assert again.found is not None
+    with pytest.raises(NotThereError):
+        found.similar.search("99")
+
+
+def test_only_the_latest_searches_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = jobs(tmp_path, monkeypatch)
+    query = read_query(found.slides["a"], 0, 0)
+    for _ in range(20):
+        made = found.similar.begin("a", query, None)
+        assert made.ended.wait(20)
+    assert found.similar.search(made.number) is made
+    with pytest.raises(NotThereError):
+        found.similar.search("1")

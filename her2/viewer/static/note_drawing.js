@@ -1,8 +1,8 @@
 // Draw an outline on a slide: by pointer, or by keys with a crosshair in the middle of the view.
-import { say } from "./common.js";
 
 const L = window.L;
 const STILL_PX = 4; // less movement than this is no drag
+const LAST_CLICK_MS = 50;
 const CLOSE_PX = 10; // this near the first corner closes a polygon
 const LOOKS = [{ color: "#ffffff", weight: 5, opacity: 0.9 }, { color: "#000000", weight: 2, dashArray: "6 5" }];
 
@@ -43,11 +43,11 @@ export function cornersOf([left, top, right, bottom]) {
 
 /**
  * Draws one outline and is then over. `done` gets its corners, or null where it was given up;
- * `changed` is told whenever there is another corner.
+ * `say` tells those who listen.
  */
 export class Drawing {
-  constructor(pane, kind, outline, { done, changed }) {
-    Object.assign(this, { pane, kind, outline, done, changed, corners: [], from: null });
+  constructor(pane, kind, outline, { done, say }) {
+    Object.assign(this, { pane, kind, outline, done, say, corners: [], from: null });
     this.ended = new AbortController();
     const { canvas } = pane;
     const hear = (name, act, target = canvas) =>
@@ -69,7 +69,7 @@ export class Drawing {
     }
     canvas.classList.add("marking");
     canvas.focus();
-    say(HELP[kind]);
+    this.say(HELP[kind]);
   }
 
   /** Put a corner in the middle of the view, or where the pointer is. */
@@ -83,20 +83,20 @@ export class Drawing {
     }
     this.corners.push(corner);
     this.#draw();
-    say(`Corner ${this.corners.length} at x ${Math.round(corner.x)}, y ${Math.round(corner.y)}.`);
+    this.say(`Corner ${this.corners.length} at x ${Math.round(corner.x)}, y ${Math.round(corner.y)}.`);
     if (this.kind === "rectangle" && this.corners.length === 2) this.finish();
   }
 
   back() {
     this.corners.pop();
     this.#draw();
-    say(`${this.corners.length} corners.`);
+    this.say(`${this.corners.length} corners.`);
   }
 
   finish() {
     const found = this.kind === "polygon" ? this.corners : this.#box(...this.corners);
     if (found.length < 3) {
-      say("There are too few corners to close it.");
+      this.say("There are too few corners to close it.");
       return;
     }
     this.#end(found);
@@ -111,6 +111,11 @@ export class Drawing {
     if (this.ended.signal.aborted) return;
     this.ended.abort();
     const { canvas, map } = this.pane;
+    // The click of the pointer that ended it is still to come, and picks no tile either.
+    const last = new AbortController();
+    canvas.addEventListener("click", (event) => event.stopImmediatePropagation(),
+      { capture: true, signal: last.signal });
+    setTimeout(() => last.abort(), LAST_CLICK_MS);
     canvas.classList.remove("marking");
     canvas.style.touchAction = this.touchAction;
     map.dragging.enable();
@@ -127,7 +132,6 @@ export class Drawing {
     const corners = hovered ? [...this.corners, hovered] : this.corners;
     const box = this.kind === "rectangle" && corners.length === 2;
     this.outline.show(box ? this.#box(...corners) : corners, box);
-    this.changed();
   }
 
   #apart(a, b) {

@@ -1,5 +1,5 @@
 // Notes: regions and tiles that somebody marked with a class and a remark, and their list.
-import { element, getJSON, say, slideURL } from "./common.js";
+import { element, getJSON, slideURL } from "./common.js";
 import { cornersOf, Drawing, HELP, Outline } from "./note_drawing.js";
 
 const L = window.L;
@@ -37,13 +37,16 @@ export async function attach(pane) {
   let seen = ""; // the notes as they were shown last
   let notes = [];
 
+  const live = element("p", { class: "visually-hidden", role: "status" });
+  const say = (words) => { live.textContent = words; };
   const button = (words, act, more = {}) =>
     element("button", { type: "button", onclick: act, ...more }, words);
-  const markTile = button("Mark this tile", () => mark(cornersOf(tile.box_px), tile), { disabled: true });
-  const rectangle = button("Draw a rectangle", () => draw("rectangle"));
-  const polygon = button("Draw a polygon", () => draw("polygon"));
+  const markTile = button("Mark this tile", () => mark(cornersOf(tile.box_px), tile),
+    { class: "mark-tile", disabled: true });
+  const rectangle = button("Draw a rectangle", () => draw("rectangle"), { class: "rectangle" });
+  const polygon = button("Draw a polygon", () => draw("polygon"), { class: "polygon" });
   const starts = element("div", { class: "row", role: "group", "aria-label": "Mark a place" }, markTile,
-    button("Mark the current view", () => mark(cornersOf(view()), null)), rectangle, polygon);
+    button("Mark the current view", () => mark(cornersOf(view()), null), { class: "mark-view" }), rectangle, polygon);
 
   const help = element("p", {});
   const finish = button("Close it", () => drawing?.finish());
@@ -82,7 +85,7 @@ export async function attach(pane) {
   const links = element("p", { hidden: true },
     element("a", { href: download, download: "" }, "GeoJSON of this slide, for QuPath"), " \u00b7 ",
     element("a", { href: "/notes.zip", download: "" }, "notes of all slides (zip)"));
-  section.append(starts, tools, form, undo, problem, list,
+  section.append(starts, live, tools, form, undo, problem, list,
     element("label", { for: id("shown") }, shown, " Show the notes on the slide"), links, more);
 
   pane.addEventListener("tile", ({ detail }) => choose(detail));
@@ -111,7 +114,7 @@ export async function attach(pane) {
     finish.hidden = kind === "rectangle";
     help.textContent = HELP[kind];
     outline.clear();
-    drawing = new Drawing(pane, kind, outline, { changed: () => {}, done: (corners) => {
+    drawing = new Drawing(pane, kind, outline, { say, done: (corners) => {
       drawing = null;
       tools.hidden = true;
       from.removeAttribute("aria-pressed");

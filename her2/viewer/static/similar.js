@@ -1,10 +1,13 @@
 // Where else a look occurs: the tiles of all cohorts most similar to the chosen one, and their scores.
-import { element, getJSON, say, sendJSON, slideURL } from "./common.js";
+import { element, getJSON, sendJSON, slideURL } from "./common.js";
 
 document.head.append(element("link", { rel: "stylesheet", href: "/static/similar.css" }));
 
 const BUILDING_MS = 400;
 const SEARCHING_MS = 700;
+/** Who goes from tile to tile by keys is looking for one, and not at each. */
+const FOLLOWING_MS = 250;
+const CHOOSE = "Choose a tile on the slide to find where else its look occurs, and with which scores.";
 const count = (number) => number.toLocaleString("en");
 const plural = (number, one) => `${count(number)} ${one}${number === 1 ? "" : "s"}`;
 const share = (part, whole) => (whole ? `${Math.round((100 * part) / whole)} %` : "");
@@ -19,17 +22,18 @@ export function attach(pane) {
   let running = null; // address of a search of all tiles
   let follows = false;
 
-  const words = element("p", { class: "muted" },
-    "Choose a tile on the slide to find where else its look occurs, and with which scores.");
-  const find = element("button", { type: "button", disabled: true, onclick: () => ask() },
+  const words = element("p", { class: "muted asked" }, CHOOSE);
+  const find = element("button", { type: "button", class: "find", disabled: true, onclick: () => ask() },
     "Find similar tiles");
   const bar = element("progress", { "aria-label": "Progress of the search" });
   const far = element("span", { class: "muted" });
   const cancel = element("button", { type: "button", onclick: () => stop("The search was cancelled.") },
     "Cancel");
   const progress = element("div", { class: "row", hidden: true }, bar, far, cancel);
+  const live = element("p", { class: "visually-hidden", role: "status" });
+  const say = (words) => { live.textContent = words; };
   const results = element("div", { role: "region", "aria-label": "Similar tiles found" });
-  section.append(words, find, progress, results);
+  section.append(words, find, live, progress, results);
 
   pane.addEventListener("tile", ({ detail }) => choose(detail));
   pane.addEventListener("model", () => { if (results.firstChild) ask(); });
@@ -42,10 +46,16 @@ export function attach(pane) {
     tile = found;
     find.disabled = !tile;
     results.replaceChildren();
-    words.textContent = tile
-      ? `Tile ${count(tile.index)}, compared by the embeddings of ${tile.encoder}.`
-      : "There are no features here; choose another tile.";
-    if (tile && follows) ask();
+    words.replaceChildren(...(tile ? [own(), `Tile ${tile.index}, compared by the embeddings of ${
+      tile.encoder}.`] : [CHOOSE]));
+    if (tile && follows) ask(FOLLOWING_MS);
+  }
+
+  /** The chosen tile's picture, to compare the others with. */
+  function own() {
+    return element("img", { alt: "", onerror: (event) => event.target.remove(),
+      src: slideURL("", pane.cohort, pane.slideId, "tiles", encodeURIComponent(tile.encoder),
+        `${tile.index}.png`) });
   }
 
   function show(done, of, what) {
@@ -74,11 +84,13 @@ export function attach(pane) {
     ...(pane.model ? { model: pane.model } : {}) });
 
   /** Ask the sample, which the server reads first. */
-  async function ask() {
+  async function ask(wait = 0) {
     if (!tile) return;
     stop();
     follows = true;
     const mine = turn;
+    if (wait) await later(wait);
+    if (mine !== turn) return;
     const address = `${slideURL("/api", pane.cohort, pane.slideId, "similar")}?${
       new URLSearchParams(question())}`;
     try {
@@ -136,7 +148,7 @@ export function attach(pane) {
       element("p", {}, `${searchedWords} Similarity: ${found.similarity} by ${found.encoder}. `,
         element("span", { class: "muted" },
           "What an encoder finds similar may also be stain or scanner.")),
-      searched.whole ? null : element("p", {}, element("button", { type: "button", onclick: askAll },
+      searched.whole ? null : element("p", {}, element("button", { type: "button", class: "all", onclick: askAll },
         "Search all tiles")),
       skippedList(searched),
       scoreTable(found),

@@ -74,12 +74,19 @@ export async function attach(pane) {
   const frame = L.layerGroup().addTo(pane.map);
   let chosen = null, turn = 0;
 
+  /** Tell the other panels; one that comes later finds the tile at the pane. */
+  function announce(tile) {
+    pane.tile = tile;
+    pane.emit("tile", tile);
+  }
+
   function empty(words) {
     chosen = null;
     frame.clearLayers();
     content.dataset.tile = "";
     content.replaceChildren(element("p", { class: "muted" }, words));
     pane.state.set({ tile: null });
+    announce(null);
   }
 
   function show(tile) {
@@ -105,7 +112,7 @@ export async function attach(pane) {
     live.textContent = tile.attention === null ? `Tile ${tile.index}`
       : `Tile ${tile.index}, attention rank ${tile.rank} of ${tile.tiles}`;
     pane.state.set({ tile: tile.index });
-    pane.emit("tile", tile);
+    announce(tile);
   }
 
   async function ask(values) {

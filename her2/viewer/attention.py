@@ -84,8 +84,8 @@ class Attention:
     ) -> Attended:
         if cohort.key == DEVELOPMENT:
             return self._held_out(viewer, slide_id, wanted, run)
-        if cohort.external is None:
-            raise UserError("the attention of these predictions was not stored.")
+        if cohort.external is None:  # see `her2.viewer.drawn`
+            raise NotThereError("slides that a bundle predicted are explained by the bundle.")
         if run is not None:
             raise NotThereError("external slides are explained by all folds together.")
         spec = external_spec(wanted, viewer.run.places, cohort.external)

@@ -21,8 +21,9 @@ from her2.storage.facts import StoredSlide
 from her2.storage.features import places_known, read_attributes, read_coords
 from her2.storage.products import present_product
 from her2.storage.tiles import TileTable, read_table
+from her2.viewer.drawn import DrawnSlides
 from her2.viewer.kept import Kept
-from her2.viewer.run import DEVELOPMENT, NotThereError, ViewedCohort
+from her2.viewer.run import DEVELOPMENT, PREDICTED, NotThereError, ViewedCohort
 from her2.viewer.state import Viewer
 
 _SLIDES = 16
@@ -114,6 +115,10 @@ class Stored:
         if encoder not in viewer.run.config.encoders:
             known = ", ".join(viewer.run.config.encoders)
             raise NotThereError(f"there is no encoder of that name; there are {known}.")
+
+        if cohort.key == PREDICTED:
+            tiles = viewer.part(DrawnSlides).of(cohort, slide_id)
+            return PlacedTiles(encoder, tiles.coords, tiles.slide, (None, tiles.encoder_px))
 
         def read() -> PlacedTiles:
             store = self._store(viewer, cohort, slide_id, encoder)

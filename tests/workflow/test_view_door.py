@@ -12,6 +12,7 @@ from contextlib import chdir
 from pathlib import Path
 from urllib.parse import quote
 
+import numpy as np
 import polars as pl
 import pytest
 import yaml
@@ -21,13 +22,18 @@ from typer.testing import CliRunner
 from her2.cli.main import app
 from her2.config import load_config
 from her2.core.errors import UserError
+from her2.explanation.exports import facts, write_geojson
+from her2.explanation.tiles import SlideTiles
 from her2.storage.cache import Cache
+from her2.storage.facts import StoredSlide
 from her2.viewer.app import make_app
+from her2.viewer.drawn import Predicted
+from her2.viewer.open_slides import Slides
 from her2.viewer.predicted import Predictions, with_predictions
 from her2.viewer.run import ViewedRun, open_run, page_of
 from her2.viewer.server import Place, browser_names
 from her2.viewer.state import Viewer
-from her2.viewer.zoom import TILE_PX, Slides, level_count
+from her2.viewer.zoom import TILE_PX, level_count
 from tests.viewing import REPOSITORY, Viewing, viewing
 from tests.workflow.project import Project
 
@@ -481,3 +487,39 @@ def test_hostile_words_are_shown_and_run_nothing(
             shown += tab.run("document.body.textContent")
         numbers = {int(number) for number in re.findall(r"<script>window.ran=(\d+)<", shown)}
         assert numbers >= {1, 2, 3, 4, 9, 12, 14}, numbers  # title, site, ..., note
+
+
+def test_attention_of_predictions_is_that_of_the_drawing(
+    validated: Project, tmp_path: Path
+) -> None:
+    predictions(tmp_path, ["demo-001-a", "demo-002-a", "gone"])
+    drawn = tmp_path / "heatmaps" / "slides"
+    drawn.mkdir(parents=True)
+    coords = np.array([[96, 32], [160, 32], [224, 96]], np.int32)
+    attention = np.array([0.125, 0.5, 0.375], np.float32)
+    tiles = SlideTiles(
+        of=Predicted("demo-001-a", "p"), class_names=("low", "high"), coords=coords,
+        slide=StoredSlide("f", (0.5, 0.5), "metadata", (64.0, 64.0), (768, 768)), encoder_px=32,
+        attention=attention, probabilities=(0.5, 0.5), model={},
+    )  # fmt: skip
+    write_geojson(tiles, drawn / "demo-001-a.geojson", facts(tiles, synthetic=True),
+                  origin_px=(32, 16))  # fmt: skip
+    (drawn / "demo-002-a.geojson").write_text("{}")
+    given = Predictions(
+        tmp_path / "predictions.csv", validated.folder / "slides", tmp_path / "heatmaps"
+    )
+    client = inside(with_predictions(None, given), tmp_path)
+    for index, (x, y) in enumerate(coords):
+        tile = client.get(
+            "/api/slides/predicted/demo-001-a/tile", params={"x": x + 1, "y": y + 1}
+        ).json()
+        assert tile["index"] == index
+        assert tile["attention"] == attention[index]
+        assert tile["rank"] == [3, 1, 2][index]
+        assert client.get(tile["picture"]).status_code == 200
+    layer = client.get("/api/slides/predicted/demo-001-a/layers/attention").json()
+    assert layer["bounds_px"] == [96, 32, 288, 160]
+    assert client.get(layer["url"]).headers["content-type"] == "image/png"
+    for slide, words in (("demo-002-a", "is no drawing of this slide"), ("gone", "not drawn")):
+        answer = client.get(f"/api/slides/predicted/{slide}/layers/attention").json()
+        assert words in answer["absent"]

@@ -15,7 +15,7 @@ from her2.viewer.layer import SCALES, Gridded, Layer, Made, Outlined, Painted, S
 from her2.viewer.layers import all_layers
 from her2.viewer.raster import to_png
 from her2.viewer.retiling import ComputingError
-from her2.viewer.run import NotThereError
+from her2.viewer.run import PREDICTED, NotThereError
 from her2.viewer.state import Asked, asked
 
 _LAYERS = 16
@@ -69,6 +69,7 @@ def list_layers(request: Request) -> Response:
     """Return the layers that there are, and what can be chosen for the model that is asked for."""
     seen = seen_of(request)
     layers = seen.asked.viewer.part(_Layers)
+    run = seen.asked.viewer.run
     layers.forget(seen.asked)  # a page begins with this list
     return JSONResponse(
         {
@@ -84,7 +85,8 @@ def list_layers(request: Request) -> Response:
                 }
                 for one in layers.known.values()
             ],
-            "models": list(seen.asked.viewer.run.models),
+            # Predictions are those of a bundle, whichever models the run has.
+            "models": [] if seen.asked.cohort.key == PREDICTED else list(run.models),
             "model": seen.model,
             "encoder": seen.encoder,
             **_choices(seen),

@@ -179,7 +179,7 @@ def _prepare(
     stored = viewer.part(Stored)
     bucket = stored.bucket(viewer, cohort, slide_id)
     if bucket is None:
-        raise UserError("the run had no such slide.")
+        raise UserError("no job of this run tiled the slide.")
     part = cohort.folder.relative_to(viewer.run.folder)
     stamp = viewer.run.folder / STAMPS / part / "tile_bucket" / grid / f"{bucket}.json"
     spec = read_spec(TileSpec, stamp)

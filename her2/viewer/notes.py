@@ -63,7 +63,18 @@ class Notes:
         self._deleted: dict[tuple[str, str, str], tuple[int, Feature]] = {}
 
     def path(self, cohort: str, slide_id: str) -> Path:
-        """Return the file of a slide: `COHORT/SLIDE.geojson`, `external/NAME/SLIDE.geojson`."""
+        """Return the file of a slide: `COHORT/SLIDE.geojson`, `external/NAME/SLIDE.geojson`.
+
+        Raises:
+            NotThereError: the id is no name of a file.
+        """
+        if (
+            not slide_id
+            or slide_id.startswith(".")
+            or Path(slide_id).name != slide_id
+            or "\0" in slide_id
+        ):
+            raise NotThereError("a slide of this id cannot have notes.")
         return self.folder.joinpath(*cohort.split(":"), f"{slide_id}.geojson")
 
     def listed(self, slide: NotedSlide) -> tuple[list[Note], int]:

@@ -235,7 +235,7 @@ def _hit(
         "truth": truth,
         "predicted": predicted,
         "box_px": box,
-        "address": f"/slides/{place}?{asked_for}",
+        "address": None if row is None else f"/slides/{place}?{asked_for}",
         "picture": f"/slides/{place}/tiles/{quote(encoder, safe='')}/{hit.tile}.png"
         if box is not None and row is not None and row.path
         else None,

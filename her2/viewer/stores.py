@@ -13,7 +13,7 @@ from her2.core.stamps import FOLDER as STAMPS
 from her2.frozen.bundle.asked import read_spec
 from her2.storage.entries import FeatureEntry, read_entries
 from her2.storage.features import FeatureStore, open_store
-from her2.viewer.run import NotThereError, ViewedCohort
+from her2.viewer.run import DEVELOPMENT, NotThereError, ViewedCohort
 from her2.viewer.state import Viewer
 
 _SUFFIX = ".zarr.zip"
@@ -95,7 +95,8 @@ def _of_cohort(
     viewer: Viewer, cohort: ViewedCohort, encoder: str, problems: list[str]
 ) -> Iterator[EmbeddedSlide]:
     folder = cohort.folder / "features" / encoder
-    if not folder.is_dir():
+    of_run = cohort.key == DEVELOPMENT or cohort.external is not None
+    if not of_run or not folder.is_dir():  # a bundle's predictions have no features
         return
     patients = dict(cohort.table.select("slide_id", "patient_id").iter_rows())
     entries: dict[str, FeatureEntry] = {}

@@ -91,6 +91,13 @@ def test_each_cohort_has_a_folder(notes: Notes, cohort: str, parts: tuple[str, .
     assert notes.folder.joinpath(*parts, "slide-1.geojson").is_file()
 
 
+@pytest.mark.parametrize("slide_id", ["..", "../x", "a/b", "/etc/x", ".hidden", "", "a\0b"])
+def test_an_id_that_is_no_name_of_a_file_has_no_notes(notes: Notes, slide_id: str) -> None:
+    with pytest.raises(NotThereError):
+        notes.add(NotedSlide("predicted", slide_id, "level0", (0, 0)), draft())
+    assert not notes.folder.exists()
+
+
 @pytest.mark.parametrize(
     "remark",
     [

@@ -183,7 +183,8 @@ export function attach(pane) {
 
   function hitList(hits, found, label) {
     return element("ol", { "aria-label": label }, ...hits.map((hit) => element("li", {},
-      element("a", { href: hit.address }, picture(hit), element("span", {}, hit.slide_id)),
+      hit.address ? element("a", { href: hit.address }, picture(hit), element("span", {}, hit.slide_id))
+        : element("div", {}, picture(hit), `${hit.slide_id}, not in the manifest any more`),
       element("dl", {}, ...[
         ["similarity", hit.similarity.toFixed(3)],
         ["patient", hit.patient_id],

@@ -152,6 +152,9 @@ def test_all_tiles_are_searched_on_request(project: Project, tab: Tab) -> None:
     tab.run(  # the sample of a small cohort is all of it: say that it is not
         """(() => { const ask = window.fetch; window.fetch = async (...asked) => {
             const answer = await ask(...asked);
+            if (window.held && `${asked[0]}`.includes('/api/similar/') && !asked[1]?.method) {
+                return new Response(JSON.stringify({ state: 'running', done: 3, of: 16 }));
+            }
             if (!`${asked[0]}`.includes('/similar?')) return answer;
             const found = await answer.json();
             if (found.searched) found.searched.whole = false;
@@ -168,6 +171,19 @@ def test_all_tiles_are_searched_on_request(project: Project, tab: Tab) -> None:
         "document.querySelector('.similar').textContent.includes('Searched: all 287 tiles')"
     )
     assert texts(tab, f"{HITS} a") == before
+    tab.run(f"{PANE}.setModel('score/tiny/additive')")  # which needs no other search
+    tab.wait_for("document.querySelector('.similar li a').href.includes('additive')")
+    assert "Searched: all 287 tiles" in texts(tab, ".similar")[0]
+    # One that takes long is cancelled by keys.
+    press_on(tab, ".similar .find")
+    tab.wait_for("!!document.querySelector('.similar .all')")
+    tab.run("window.held = true")
+    press_on(tab, ".similar .all")
+    tab.wait_for("document.querySelector('.similar progress').value === 3")
+    assert tab.run("document.activeElement.textContent") == "Cancel"
+    tab.press("Enter")
+    tab.wait_for("document.querySelector('.similar progress').closest('div').hidden")
+    assert texts(tab, ".similar [role=status]") == ["The search was cancelled."]
 
 
 def test_what_cannot_be_asked_is_answered_in_words(view: Viewing) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from her2.config.jobs import ReportSpec
 from her2.core.errors import UserError
+from her2.core.reading import ABSENT, path_problem
 from her2.core.stamps import FOLDER as STAMPS
 from her2.frozen.bundle.asked import read_spec
 from her2.storage.entries import FeatureEntry, read_entries
@@ -45,13 +46,13 @@ class EmbeddedSlide:
         Raises:
             UserError: it is absent, damaged or that of another key.
         """
-        there = [path for path in self.paths if path.exists()]
-        if not there:
+        there = next((path for path in self.paths if path_problem(path) != ABSENT), None)
+        if there is None:
             raise UserError(
                 f"{self.slide_id}: its features are neither in the cache nor in the results "
                 f"({self.paths[-1].name}); run snakemake again."
             )
-        return open_store(there[0], self.key)
+        return open_store(there, self.key)
 
 
 @dataclass(frozen=True, slots=True)

@@ -299,6 +299,33 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         notes.add(SLIDE, draft())
 
 
+def test_a_link_stays_one(notes: Notes, tmp_path: Path) -> None:
+    path = file_of(notes)
+    path.parent.mkdir(parents=True)
+    (tmp_path / "shared.geojson").write_text('{"type":"FeatureCollection","features":[]}')
+    path.symlink_to(tmp_path / "shared.geojson")
+    notes.add(SLIDE, draft())
+    assert path.is_symlink()
+    assert len(chosen_regions(tmp_path / "shared.geojson", [])) == 1
+
+
+def test_a_link_to_nothing_is_named(notes: Notes, tmp_path: Path) -> None:
+    path = file_of(notes)
+    path.parent.mkdir(parents=True)
+    path.symlink_to(tmp_path / "gone.geojson")
+    with pytest.raises(UserError, match=r"slide-1\.geojson"):
+        notes.listed(SLIDE)
+
+
+def test_classes_follow_the_files(notes: Notes) -> None:
+    made = notes.add(SLIDE, draft("a"))
+    assert notes.classes() == ["a"]
+    notes.change(SLIDE, made.id, made.revision, Draft("longer", ""))
+    assert notes.classes() == ["longer"]
+    file_of(notes).unlink()
+    assert notes.classes() == []
+
+
 @pytest.mark.parametrize("place", ["results", "results/notes", "link"])
 def test_nothing_is_written_into_the_results(tmp_path: Path, place: str) -> None:
     (tmp_path / "results").mkdir()

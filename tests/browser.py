@@ -115,8 +115,11 @@ class Tab:
         deadline = time.monotonic() + seconds
         last: object = None
         while time.monotonic() < deadline:
-            try:
-                if last := self.run(script):
+            try:  # what is true is for the page to say: an element comes as {}
+                true, last = self.run(
+                    f"(async () => {{ const it = await ({script}); return [Boolean(it), it]; }})()"
+                )
+                if true:
                     return last
             except BrowserError as error:  # no such element yet, or the page is changing
                 last = error

@@ -25,7 +25,7 @@ from her2.explanation.heatmap import (
     thumbnail_boxes,
 )
 from her2.explanation.tiles import UNIFORM, UNKNOWN, SlideTiles
-from her2.explanation.truth import find_truth, truth_mask
+from her2.explanation.truth import find_truth, truth_mask, truth_words
 from her2.slides.slide import Slide
 
 log = logging.getLogger(__name__)
@@ -180,11 +180,6 @@ def headline(tiles: SlideTiles) -> list[str]:
     scored = UNKNOWN if tiles.of.label is None else f"scored {tiles.of.label}"
     said = f"{scored}, predicted {tiles.predicted} (P = {max(tiles.probabilities):.2f})"
     return [tiles.of.slide_id, *f"{said} {tiles.of.by}".split("\n")]
-
-
-def truth_words(context: FigureContext) -> str:
-    """Return what the yellow tint of the ground-truth panel stands for."""
-    return "Planted HER2-positive morphology" if context.synthetic else "Annotated positive area"
 
 
 def _truth(

@@ -16,6 +16,7 @@ from her2.core.reading import read_json
 from her2.core.stamps import files_state
 from her2.explanation.drawing import Drawing, draw_slide
 from her2.explanation.sources import Source
+from her2.explanation.tiles import NOWHERE
 from her2.storage.entries import FeatureEntry
 
 log = logging.getLogger(__name__)
@@ -24,9 +25,6 @@ LIST = "heatmaps.json"
 _SAVE_SECONDS = 5.0
 """What a killed command loses of its list."""
 _SAY_SECONDS = 20.0
-
-NOWHERE = "its features do not tell where on the slide they are"
-"""Why a slide with features of another program is not drawn."""
 
 Say = Callable[[str], None]
 """Told how far it is, in lines."""

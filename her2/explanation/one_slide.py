@@ -15,8 +15,7 @@ from her2.core.errors import SlideError, UserError, check_kind
 from her2.core.images import open_image
 from her2.core.section import NAME_PATTERN, is_name
 from her2.explanation.drawing import Drawing, chosen_formats, draw_slide
-from her2.explanation.listed import NOWHERE
-from her2.explanation.tiles import SlideTiles, tiles_of_store
+from her2.explanation.tiles import NOWHERE, SlideTiles, tiles_of_store
 from her2.frozen.model import FrozenPrediction
 from her2.slides.fingerprint import fingerprint
 from her2.slides.slide import Slide

@@ -16,6 +16,8 @@ from her2.storage.features import places_known, read_attributes, read_coords
 
 UNIFORM = "this head has no attention of its own: all tiles weigh the same"
 """The note beside pictures of heads without attention."""
+NOWHERE = "its features do not tell where on the slide they are"
+"""Why a slide with features of another program is not drawn."""
 UNKNOWN = "score not known"
 """What pictures say of a slide whose class is not known or contradicts its patient's others."""
 

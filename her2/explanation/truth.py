@@ -12,12 +12,18 @@ import numpy as np
 
 from her2.cohort.manifest import TRUTH_SUFFIXES
 from her2.core.errors import SlideError
+from her2.core.plot_style import FigureContext
 from her2.core.types import Mask
 from her2.slides.annotations import chosen_regions, region_mask
 from her2.slides.masks import fitted, read_values
 
 REGION_SUFFIXES = (".geojson", ".xml")
 KEY = "cohort.mask_classes"
+
+
+def truth_words(context: FigureContext) -> str:
+    """Return what the area of a ground truth stands for, for pictures."""
+    return "Planted HER2-positive morphology" if context.synthetic else "Annotated positive area"
 
 
 def find_truth(folder: Path, slide_id: str) -> Path | None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from her2.core.errors import UserError
 from her2.explanation.external_slides import External
 from her2.explanation.held_out import HeldOut, read_tiles, runs_of
-from her2.explanation.listed import NOWHERE
 from her2.explanation.of_run import (
     external_of_run,
     external_spec,
@@ -20,7 +19,7 @@ from her2.explanation.of_run import (
     heatmap_spec,
     held_out_of_run,
 )
-from her2.explanation.tiles import SlideTiles
+from her2.explanation.tiles import NOWHERE, SlideTiles
 from her2.frozen.bundle.asked import Wanted
 from her2.storage.entries import FeatureEntry
 from her2.storage.fold_files import check_fold
@@ -85,8 +84,8 @@ class Attention:
     ) -> Attended:
         if cohort.key == DEVELOPMENT:
             return self._held_out(viewer, slide_id, wanted, run)
-        if cohort.external is None:
-            raise UserError("the attention of these predictions was not stored.")
+        if cohort.external is None:  # see `her2.viewer.drawn`
+            raise NotThereError("slides that a bundle predicted are explained by the bundle.")
         if run is not None:
             raise NotThereError("external slides are explained by all folds together.")
         spec = external_spec(wanted, viewer.run.places, cohort.external)

@@ -2,7 +2,6 @@
 
 import functools
 
-import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,6 +20,8 @@ _SATURATED = 0.99
 @functools.cache
 def colours_of(name: str) -> NDArray[np.uint8]:
     """Return the colours (255, 3) of a colour map of matplotlib, low to high."""
+    import matplotlib as mpl  # slow to import, and asked for after a slide is there
+
     return np.asarray(mpl.colormaps[name](np.linspace(0, 1, LEVELS), bytes=True)[:, :3], np.uint8)
 
 

@@ -123,20 +123,20 @@ class Guard:
         return None
 
     def _enter(self, scope: Scope, rest: list[tuple[str, str]]) -> Response:
-        """Answer the first address: a page that goes on to the same one without the token.
-
-        Not a redirect: where a link on another site led here, the browser would follow it without
-        the new cookie, as that site's.
-        """
+        """Answer the first address: lead to the same one without the token, with the cookie."""
         raw = scope.get("raw_path") or scope["path"].encode()
         # One slash in front: two would be the address of another host.
         path = "/" + quote(raw.decode("latin-1").lstrip("/\\"), safe="/%:;@&=+$,!~*'()")
         query = f"?{urlencode(rest)}" if rest else ""
-        there = html.escape(path + query, quote=True)
-        answer = HTMLResponse(
-            f'{_HEAD}<meta http-equiv="refresh" content="0;url={there}">'
-            f'<p><a href="{there}">Go on</a></p>'
-        )
+        answer = Response(status_code=303, headers={"Location": path + query})
+        if Headers(scope=scope).get("sec-fetch-site") == "cross-site":
+            # A browser that follows a link on another site sends no new cookie after a redirect,
+            # but does so from a page of ours.
+            there = html.escape(path + query, quote=True)
+            answer = HTMLResponse(
+                f'{_HEAD}<meta http-equiv="refresh" content="0;url={there}">'
+                f'<p><a href="{there}">Go on</a></p>'
+            )
         answer.set_cookie(self._cookie, self._token.decode(), httponly=True, samesite="strict")
         return answer
 

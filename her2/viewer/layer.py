@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from her2.core.errors import UserError
 from her2.viewer.attention import Attended, Attention
+from her2.viewer.drawn import DrawnSlides
 from her2.viewer.raster import Cells
 from her2.viewer.retiling import Retiled, Retiling
+from her2.viewer.run import PREDICTED
 from her2.viewer.state import Asked
 from her2.viewer.stored import PlacedTiles, Stored
 
@@ -52,9 +54,11 @@ class Seen:
         Raises:
             UserError: there is none, with the reason.
         """
+        one = self.asked
+        if one.cohort.key == PREDICTED:
+            return Attended(one.viewer.part(DrawnSlides).of(one.cohort, one.slide_id), None)
         if self.model is None:
             raise UserError("the run has no evaluated model.")
-        one = self.asked
         kept = one.viewer.part(Attention)
         return kept.of(one.viewer, one.cohort, one.slide_id, self.model, self.run)
 

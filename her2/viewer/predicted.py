@@ -67,6 +67,7 @@ def with_predictions(run: ViewedRun | None, given: Predictions) -> ViewedRun:
         rows={row.slide_id: row for row in rows.rows},
         masks=None,
         drawn=_drawn(given.heatmaps),
+        tile_px=_tile_px(given.table),
     )
     return replace(run, cohorts={**run.cohorts, PREDICTED: cohort})
 
@@ -188,6 +189,11 @@ def _stand_in(path: Path, table: pl.DataFrame) -> Config:
             f"--bundle-predictions {path}: the columns `prob_...`, or its record, are not "
             f"those of `her2 predict`; the classes are {said}."
         ) from None
+
+
+def _tile_px(path: Path) -> int | None:
+    px = _record(path).get("tiles", {}).get("px")
+    return px if isinstance(px, int) and px > 0 else None
 
 
 def _record(path: Path) -> Mapping[str, Any]:

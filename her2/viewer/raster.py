@@ -25,7 +25,7 @@ _OFF_PX = 1.0
 _DIGITS = 6
 """Decimals of level-0 px, so that a grid of whole px is exactly that."""
 _PARTS = 4
-_MOST_CELLS = 1 << 24
+_MOST_CELLS, _MOST_SIDE = 1 << 22, 1 << 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,32 +73,41 @@ def _axis(starts: NDArray[np.int32], tile: float) -> _Axis | None:
     unique, which = np.unique(starts, return_inverse=True)
     if len(unique) == 1:
         return _Axis(np.zeros(len(starts), np.int64), float(unique[0]), tile)
+    steps = np.rint((unique - unique[0]) / tile)
+    if _fits(unique, steps, float(unique[0]), tile):  # side by side, however few of them are there
+        return _Axis(steps.astype(np.int64)[which], float(unique[0]), tile)
     gaps = np.diff(unique).astype(float)
     if gaps.min() < _LEAST_SHARE * tile:
         return None
     stride = float(gaps[gaps < 1.5 * gaps.min()].mean())
     steps = np.concatenate([[0], np.cumsum(np.rint(gaps / stride))])
     stride, first = (round(float(value), _DIGITS) for value in np.polyfit(steps, unique, 1))
-    if np.abs(first + steps * stride - unique).max() > _OFF_PX:
+    if not _fits(unique, steps, first, stride):
         return None
     return _Axis(steps.astype(np.int64)[which], first, stride)
+
+
+def _fits(
+    starts: NDArray[np.int32], steps: NDArray[np.float64], first: float, stride: float
+) -> bool:
+    """Return whether starts are those of a grid, each with a step of its own."""
+    off = np.abs(first + steps * stride - starts).max()
+    return bool(off <= _OFF_PX and (np.diff(steps) > 0).all())
 
 
 def _irregular(coords: NDArray[np.int32], tile: tuple[float, float]) -> Cells:
     origin = coords.min(axis=0).astype(float)
     extent = coords.max(axis=0) + np.array(tile) - origin
-    side = np.array(tile) / _PARTS
-    parts = _PARTS
-    while np.prod(np.ceil(extent / side) + 1) > _MOST_CELLS and parts > 1:
-        parts -= 1
-        side = np.array(tile) / parts
+    # Larger cells where the picture would be too large, as that of a hostile file.
+    side = np.maximum(np.array(tile) / _PARTS, extent / _MOST_SIDE)
+    along, down = np.maximum(1, np.rint(np.array(tile) / side)).astype(int).tolist()
     corner = np.rint((coords - origin) / side).astype(np.int64)
-    columns, rows = (corner.max(axis=0) + parts).tolist()
+    columns, rows = (corner.max(axis=0) + np.array([along, down])).tolist()
     index = np.full((rows, columns), -1, np.int32)
     number = np.arange(len(coords), dtype=np.int32)
-    for down in range(parts):
-        for along in range(parts):
-            index[corner[:, 1] + down, corner[:, 0] + along] = number
+    for y in range(down):
+        for x in range(along):
+            index[corner[:, 1] + y, corner[:, 0] + x] = number
     right, bottom = origin + np.array([columns, rows]) * side
     bounds = (float(origin[0]), float(origin[1]), float(right), float(bottom))
     return Cells(index, bounds, False)

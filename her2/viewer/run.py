@@ -50,6 +50,7 @@ class ViewedCohort:
         rows: slide id -> row of that manifest.
         masks: folder of ground truths, if any.
         drawn: folder of the slides that `her2 predict --heatmaps` has drawn, if any.
+        tile_px: px per side of tiles as the encoder saw them, where no config says so.
     """
 
     key: str
@@ -61,6 +62,7 @@ class ViewedCohort:
     rows: Mapping[str, SlideRow]
     masks: Path | None
     drawn: Path | None = None
+    tile_px: int | None = None
 
     @property
     def external(self) -> str | None:

@@ -9,8 +9,9 @@ from starlette.responses import Response
 from starlette.templating import Jinja2Templates
 
 from her2.storage.cache import Cache
+from her2.viewer.open_slides import Slides
 from her2.viewer.run import ViewedCohort, ViewedRun
-from her2.viewer.zoom import OpenSlide, Slides
+from her2.viewer.zoom import OpenSlide
 
 _Part = TypeVar("_Part")
 

@@ -14,15 +14,16 @@ from her2.cohort.manifest import buckets_of
 from her2.config.jobs import ReportSpec
 from her2.core.errors import UserError
 from her2.core.stamps import FOLDER as STAMPS
-from her2.explanation.listed import NOWHERE
+from her2.explanation.tiles import NOWHERE
 from her2.frozen.bundle.asked import read_spec
 from her2.storage.entries import FeatureEntry, TileEntry, read_all_entries
 from her2.storage.facts import StoredSlide
 from her2.storage.features import places_known, read_attributes, read_coords
 from her2.storage.products import present_product
 from her2.storage.tiles import TileTable, read_table
+from her2.viewer.drawn import DrawnSlides
 from her2.viewer.kept import Kept
-from her2.viewer.run import NotThereError, ViewedCohort
+from her2.viewer.run import DEVELOPMENT, PREDICTED, NotThereError, ViewedCohort
 from her2.viewer.state import Viewer
 
 _SLIDES = 16
@@ -68,7 +69,10 @@ class Stored:
         """Return the bucket of a slide, None where the run had no such slide."""
         stamp = viewer.run.folder / STAMPS / "build_report.json"
         spec = self._spec.get(stamp, lambda: read_spec(ReportSpec, stamp))
-        names = spec.buckets if cohort.external is None else spec.external.get(cohort.external, ())
+        if cohort.external is not None:
+            names: tuple[str, ...] = spec.external.get(cohort.external, ())
+        else:  # of predictions by a bundle, nothing is in the results
+            names = spec.buckets if cohort.key == DEVELOPMENT else ()
         return next(iter(buckets_of(slide_id, names)), None)
 
     def tile_entry(
@@ -111,6 +115,10 @@ class Stored:
         if encoder not in viewer.run.config.encoders:
             known = ", ".join(viewer.run.config.encoders)
             raise NotThereError(f"there is no encoder of that name; there are {known}.")
+
+        if cohort.key == PREDICTED:
+            tiles = viewer.part(DrawnSlides).of(cohort, slide_id)
+            return PlacedTiles(encoder, tiles.coords, tiles.slide, (None, tiles.encoder_px))
 
         def read() -> PlacedTiles:
             store = self._store(viewer, cohort, slide_id, encoder)

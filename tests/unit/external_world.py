@@ -91,10 +91,10 @@ class ExternalWorld:
         }  # fmt: skip
         return ExternalHeatmapSpec(**(values | changed))
 
-    def find(self, **changed: Any) -> External:
+    def find(self, only: str | None = None, **changed: Any) -> External:
         return find_external(
-            self.heatmap_spec(**changed), self.cache,
-            predictions=self.predictions, table=self.table, features=self.root / "external",
+            self.heatmap_spec(**changed), self.cache, predictions=self.predictions,
+            table=self.table, features=self.root / "external", only=only,
         )  # fmt: skip
 
     def draw(self, output: Path, **changed: Any) -> list[dict[str, Any]]:

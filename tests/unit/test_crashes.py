@@ -290,3 +290,58 @@ def test_a_bucket_survives_slides_that_crash_tiling_and_embedding(
     }  # fmt: skip
     assert "crashes the library that reads it (SIGSEGV" in embedded["bad-2"].reason
     assert embedded["bad-1"].reason == tiled["bad-1"].reason
+
+
+# Servers
+
+
+def test_what_a_server_keeps_is_there_after_a_crash_and_nothing_before():
+    done = job(
+        "from her2.core.crashes import keep, kept\n"
+        "sys.stdout.write(f'{kept()!r}\\n'); sys.stdout.flush()\n"
+        "if not kept():\n"
+        "    keep(b'x' * 1000); keep(b'port 1')\n"
+        "    with reading('a'): os.abort()"
+    )
+    assert done.stdout.read().split("\n") == ["b''", "b'port 1'", ""]
+    assert done.returncode == 0
+
+
+TWO_AT_ONCE = """
+from her2.core.crashes import keep, kept, read_together_after
+count = int(kept() or b"0")
+keep(str(count + 1).encode())
+read_together_after({seconds})
+if count == 0:
+    with reading("a"): os.abort()
+time.sleep(0.2)
+inside = threading.Barrier(2)
+def read(name):
+    with reading(name):
+        try: inside.wait(0.3)
+        except threading.BrokenBarrierError: sys.stdout.write("alone ")
+        else: sys.stdout.write("together ")
+threads = [threading.Thread(target=read, args=(name,)) for name in "bc"]
+for one in threads: one.start()
+for one in threads: one.join()
+"""
+
+
+def test_a_server_reads_slides_at_the_same_time_again_after_a_while():
+    assert job(TWO_AT_ONCE.format(seconds=60)).stdout.read().split() == ["alone", "alone"]
+    assert job(TWO_AT_ONCE.format(seconds=0.01)).stdout.read().split() == ["together", "together"]
+
+
+def test_a_crash_after_that_while_is_again_the_first_and_costs_no_slide():
+    done = job(
+        TWO_AT_ONCE.format(seconds=0.01)
+        + """
+if count < 3:
+    with reading("d"): os.abort()
+with reading("e"): pass
+"""
+    )
+    said = done.stderr.read()
+    assert done.returncode == 0, said
+    assert said.count("reads one slide at a time, to find the cause") == 3
+    assert "is left out" not in said

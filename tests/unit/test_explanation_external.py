@@ -52,6 +52,17 @@ def world(tmp_path_factory: pytest.TempPathFactory, drawn_slide: Path) -> Extern
     return make_external_world(tmp_path_factory.mktemp("external"), drawn_slide)
 
 
+def test_one_slide_is_read_as_among_all(world: ExternalWorld) -> None:
+    every = world.find()
+    for one in every.slides:
+        alone = world.find(only=one.slide_id)
+        assert (alone.slides, set(alone.attention)) == ((one,), {one.slide_id})
+        tiles, same = (found.source().tiles(one.slide_id) for found in (alone, every))
+        assert tiles.attention.tobytes() == same.attention.tobytes()
+        assert (tiles.probabilities, tiles.slide) == (same.probabilities, same.slide)
+    assert world.find(only="none").slides == ()
+
+
 @pytest.fixture(scope="module")
 def frozen(world: ExternalWorld) -> FrozenModel:
     return world.frozen()

@@ -127,6 +127,13 @@ def test_um_per_px_size_and_levels_are_known(slide_file):
         assert (slide.vendor, len(slide.downsamples)) == FORMATS[name][1:]
 
 
+def test_the_objective_is_known_where_the_file_names_it(slide_file):
+    name, path = slide_file
+    with Slide(path) as slide:
+        assert slide.objective == {"svs": 20, "mirax": 20}.get(name)
+        assert (slide.file_mpp is None) == (name in FLAT)
+
+
 def test_flat_images_ask_for_um_per_px(slide_file):
     name, path = slide_file
     if name in FLAT:

@@ -42,7 +42,7 @@ def stranger() -> Iterator[TestClient]:
 
 @pytest.fixture
 def known(stranger: TestClient) -> TestClient:
-    assert stranger.get(f"/?token={TOKEN}").status_code == 200
+    assert stranger.get(f"/?token={TOKEN}").status_code == 303
     return stranger
 
 
@@ -81,11 +81,22 @@ def test_the_token_moves_from_the_address_to_a_cookie_that_scripts_and_sites_can
     answer = stranger.get(f"/slides/external:east/a%2Bb?model=a/b/c&token={TOKEN}&x=1%262")
     cookie = answer.headers["set-cookie"]
     assert re.match(rf"her2-view-{PORT}=\S+; HttpOnly; Path=/; SameSite=strict$", cookie)
-    assert 'content="0;url=/slides/external:east/a%2Bb?model=a%2Fb%2Fc&amp;x=1%262"' in answer.text
+    assert answer.status_code == 303
+    assert answer.headers["location"] == "/slides/external:east/a%2Bb?model=a%2Fb%2Fc&x=1%262"
     assert TOKEN not in answer.text
     assert answer.headers["referrer-policy"] == "no-referrer"
     assert answer.headers["cache-control"] == "no-store"
     assert stranger.get("/").json() == {"method": "GET", "bytes": 0}
+
+
+def test_a_link_on_another_site_leads_on_by_a_page_since_a_redirect_would_lose_the_cookie(
+    stranger: TestClient,
+) -> None:
+    answer = stranger.get(f"/a?token={TOKEN}&x=1&y=2", headers={"Sec-Fetch-Site": "cross-site"})
+    assert answer.status_code == 200
+    assert 'content="0;url=/a?x=1&amp;y=2"' in answer.text
+    assert TOKEN not in answer.text
+    assert TOKEN in answer.headers["set-cookie"]
 
 
 def test_servers_on_two_ports_of_a_machine_have_two_cookies() -> None:
@@ -96,33 +107,35 @@ def test_servers_on_two_ports_of_a_machine_have_two_cookies() -> None:
     assert len(names) == 2
 
 
+@pytest.mark.parametrize("site", ["none", "cross-site"])
 @pytest.mark.parametrize(
     "path",
     ["//evil.example/x", "/\\evil.example", "/\\/evil.example", "//evil.example:80/%2e%2e",
      "///evil.example", "/%09/evil.example", "/;url=https://evil.example",
      '/"><script>alert(1)</script>'],
 )  # fmt: skip
-def test_the_first_address_leads_to_no_other_place(path: str) -> None:
+def test_the_first_address_leads_to_no_other_place(path: str, site: str) -> None:
     sent: list[Mapping[str, Any]] = []
     scope = {
         "type": "http", "method": "GET", "path": path, "raw_path": path.encode(),
         "query_string": f"token={TOKEN}&n=%22%3E%3Cscript%3E".encode(),
-        "headers": [(b"host", f"127.0.0.1:{PORT}".encode())],
+        "headers": [(b"host", HOSTS[0].encode()), (b"sec-fetch-site", site.encode())],
     }  # fmt: skip
     _ask(scope, sent)
     body = sent[1]["body"].decode()
-    (there,) = re.findall(r'content="0;url=([^"]*)"', body)
+    where = dict(sent[0]["headers"])[b"location"].decode() if site == "none" else body
+    (there,) = re.findall(r"^.*$" if site == "none" else r'content="0;url=([^"]*)"', where)
     assert re.match(r"/(?![/\\])", there)
     assert "<script" not in body
-    assert not re.search(r"[\s<>]", there)
+    assert not re.search(r"[\s<>\"]", there)
 
 
 def test_a_ticket_lets_in_once() -> None:
     made = Guard(Starlette(), token=TOKEN, hosts=HOSTS, port=PORT)
     ticket = made.ticket()
     assert ticket != TOKEN
-    with TestClient(made, base_url=OWN) as first:
-        assert first.get(f"/none?token={ticket}").status_code == 200
+    with TestClient(made, base_url=OWN, follow_redirects=False) as first:
+        assert first.get(f"/none?token={ticket}").status_code == 303
         assert first.cookies[f"her2-view-{PORT}"] == TOKEN
     with TestClient(made, base_url=OWN) as second:
         assert second.get(f"/none?token={ticket}").status_code == 403
@@ -156,7 +169,7 @@ def test_two_tokens_are_never_the_same_and_cannot_be_guessed() -> None:
 @pytest.mark.parametrize("host", [*HOSTS, f"LOCALHOST:{PORT}"])
 def test_the_names_of_the_server_are_answered(stranger: TestClient, host: str) -> None:
     answer = stranger.get(f"/?token={TOKEN}", headers={"Host": host})
-    assert answer.status_code == 200
+    assert answer.status_code == 303
 
 
 @pytest.mark.parametrize(
@@ -187,17 +200,17 @@ def test_an_exposed_server_answers_to_addresses_and_to_names_that_were_given() -
         def status(host: str) -> int:
             return one.get(f"/?token={TOKEN}", headers={"Host": host}).status_code
 
-        assert status(f"node7:{PORT}") == 200
-        assert status(f"10.1.2.3:{PORT}") == 200
-        assert status(f"[fe80::1]:{PORT}") == 200
-        assert status("view.hospital.example:443") == 200
+        assert status(f"node7:{PORT}") == 303
+        assert status(f"10.1.2.3:{PORT}") == 303
+        assert status(f"[fe80::1]:{PORT}") == 303
+        assert status("view.hospital.example:443") == 303
         assert status("10.1.2.3:80") == 421
         assert status(f"attacker.example:{PORT}") == 421
 
 
 def test_on_port_80_browsers_name_no_port() -> None:
     with client(port=80, hosts=["localhost:80"]) as one:
-        for host, status in {"localhost": 200, "localhost:80": 200, "evil.example": 421}.items():
+        for host, status in {"localhost": 303, "localhost:80": 303, "evil.example": 421}.items():
             answer = one.get(f"/?token={TOKEN}", headers={"Host": host})
             assert answer.status_code == status
 

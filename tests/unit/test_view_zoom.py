@@ -15,8 +15,9 @@ from PIL import Image
 
 from her2.core.errors import SlideError, TileError
 from her2.slides.slide import Slide
-from her2.viewer import zoom
-from her2.viewer.zoom import OVERLAP_PX, TILE_PX, Slides, level_count, square_at
+from her2.viewer import open_slides, zoom
+from her2.viewer.open_slides import Slides
+from her2.viewer.zoom import OVERLAP_PX, TILE_PX, level_count, square_at
 from tests.peak import peak_megabytes
 from tests.unit.test_embed import damage
 from tests.unit.test_formats import FORMATS, picture, write_svs
@@ -174,6 +175,29 @@ def test_a_damaged_part_is_an_error_of_its_square_alone(tmp_path):
     assert decoded(slides.square(path, None, last, 2, 2)).any()
 
 
+def test_a_damaged_part_of_a_slide_of_one_level_leaves_the_coarse_squares(
+    tmp_path, write_slide, monkeypatch
+):
+    monkeypatch.setattr(zoom, "_READ_PX", 240)
+    image = np.full((960, 1200, 3), 200, np.uint8)
+    path = write_slide(tmp_path / "a.tif", image, compression="jpeg", tile_px=240)
+    damage(path, 1, 2)
+    slides = Slides()
+    px = decoded(slides.square(path, None, 0, 0, 0)).astype(int)  # an eighth
+    spoilt = np.abs(px - 200).max(axis=2) > 30
+    inside = np.zeros_like(spoilt)
+    inside[480 // 8 : 720 // 8, 240 // 8 : 480 // 8] = True
+    assert spoilt[inside].mean() > 0.2, "hatched"
+    rows, columns = np.nonzero(spoilt)
+    # Whole parts of 30 px are hatched, here those at the tile and none beyond its neighbours.
+    assert rows.min() >= 30
+    assert rows.max() < 120
+    assert columns.max() < 90
+    monkeypatch.undo()
+    with pytest.raises(TileError):
+        slides.square(path, None, level_count((1200, 960)) - 1, 1, 2)
+
+
 def test_a_large_slide_of_one_level_is_read_once_for_all_coarse_squares(tmp_path, monkeypatch):
     monkeypatch.setattr(zoom, "_OVERVIEW_PX", 512)
     monkeypatch.setattr(zoom, "_READ_PX", 512)
@@ -206,9 +230,11 @@ def test_a_thumbnail_has_the_size_asked_for_and_is_never_enlarged(tmp_path):
 
 
 def test_a_thumbnail_that_would_take_a_whole_slide_is_left_to_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(zoom, "_THUMBNAIL_READ_PX", 1000)
+    monkeypatch.setattr(open_slides, "_THUMBNAIL_READ_PX", 1000)
     Image.fromarray(picture()).save(tmp_path / "a.png")
+    monkeypatch.setattr(open_slides, "Slide", None)  # it is not even decoded
     assert Slides().thumbnail(tmp_path / "a.png", 0.5, 64) is None
+    assert Slides().thumbnail(write_svs(tmp_path, picture()), None, 64) is None
 
 
 # What changes meanwhile

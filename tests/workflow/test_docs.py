@@ -7,6 +7,7 @@ named in a sentence (`her2 status`) must exist.
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.viewing import viewing
 from tests.workflow.conftest import elsewhere
 from tests.workflow.project import CONFIG, REPOSITORY, Project
 
@@ -116,6 +118,9 @@ def clone(finished: Project, warm: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 def run(command: str, folder: Path, warm: Path) -> subprocess.CompletedProcess[str]:
+    if command.startswith("her2 view ") and "--help" not in command:  # which only Ctrl-C ends
+        with viewing(folder, *shlex.split(command)[2:]) as found:
+            return subprocess.CompletedProcess(command, found.end(), found.log, "")
     return subprocess.run(
         ["bash", "-c", command],
         cwd=folder,

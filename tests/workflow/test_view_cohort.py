@@ -15,7 +15,7 @@ from tests.workflow.conftest import copy
 from tests.workflow.project import Project
 
 SITES = ('<img src=x onerror="window.broken=1">', "=1+1", "north & south", None)
-ABMIL, ADDITIVE = "score/tiny/abmil", "score/tiny/additive"
+ABMIL, TURNED = "score/tiny/abmil", "score/tiny/turned"
 READY = "document.documentElement.dataset.ready === 'cohort'"
 SHOWN = "[...document.querySelectorAll('.card .id')].map((one) => one.textContent)"
 COUNT = "document.querySelector('#count').textContent"
@@ -24,7 +24,7 @@ HERE = "document.activeElement.querySelector('.id')?.textContent"
 
 @pytest.fixture(scope="module")
 def hostile(validated: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A run with names from anywhere, and with a slide that was excluded."""
+    """A run with names from anywhere, a slide that was excluded, and a model of the opposite."""
     project = copy(validated, tmp_path_factory.mktemp("cohort") / "project")
     path = project.folder / "results/cohort/slides.parquet"
     table = pl.read_parquet(path)
@@ -37,12 +37,18 @@ def hostile(validated: Project, tmp_path_factory: pytest.TempPathFactory) -> Pro
         reason=pl.when(last).then(pl.lit("</ul><script>window.broken=1</script> 3 tiles")),
         rejected_pen=pl.when(number == 1).then(20).otherwise(0),
     ).write_parquet(path)
-    for name in ("slides", "predictions"):
-        for model in ("abmil", "additive"):
-            own = project.folder / f"results/evaluation/score/tiny/{model}/{name}.parquet"
-            pl.read_parquet(own).filter(pl.col("slide_id") != table["slide_id"][-1]).write_parquet(
-                own
-            )
+    last_id = table["slide_id"][-1]
+    for folder in ("results", "results/validation/east"):
+        own = project.folder / folder / "evaluation/score/tiny"
+        (own / "turned").mkdir()
+        for name in ("slides", "predictions"):
+            rows = pl.read_parquet(own / f"abmil/{name}.parquet")
+            rows = rows.filter(pl.col("slide_id") != last_id)
+            rows.write_parquet(own / f"abmil/{name}.parquet")
+            turned = {"prob_low": "prob_high", "prob_high": "prob_low"}
+            rows.rename(turned).with_columns(
+                **({"predicted": 1 - pl.col("predicted")} if name == "slides" else {})
+            ).select(rows.columns).write_parquet(own / f"turned/{name}.parquet")
     return project
 
 
@@ -120,6 +126,7 @@ def test_all_slides_are_there_and_nothing_of_a_manifest_is_run(
     assert tab.run("window.broken") is None
     assert tab.run("document.querySelectorAll('.card b, .card script, .filters img').length") == 0
     assert (tab.errors, tab.failures) == ([], [])
+    assert view.get("/favicon.ico").status == 204  # browsers ask for it now and then
 
 
 def test_the_numbers_on_cards_are_the_evaluations(view: Viewing, expected: pl.DataFrame) -> None:
@@ -199,8 +206,8 @@ def test_keys_search_filter_and_walk_and_enter_opens_the_slide(
 def test_an_address_says_the_order_and_the_model(
     view: Viewing, hostile: Project, expected: pl.DataFrame
 ) -> None:
-    other = expectation(hostile, "additive")
-    for model, table in ((ABMIL, expected), (ADDITIVE, other)):
+    other = expectation(hostile, "turned")
+    for model, table in ((ABMIL, expected), (TURNED, other)):
         tab = opened(view, f"/?model={model}&sort=-confidence", size_px=(1280, 3000))
         order = table.sort("confidence", descending=True, nulls_last=True)["slide_id"].to_list()
         assert tab.run(SHOWN) == order
@@ -208,6 +215,9 @@ def test_an_address_says_the_order_and_the_model(
         tab.run("document.querySelector('#direction').click()")
         up = table.sort("confidence", nulls_last=True)["slide_id"].to_list()
         assert tab.run(SHOWN) == up
+    tab = opened(view, "/?site=north %26 south&at=development/demo-007-a")
+    assert tab.run(HERE) == "demo-007-a"
+    assert tab.run("document.querySelector('[value=\"north & south\"]').checked") is True
     tab = opened(view, "/?model=score/none/none&sort=p:none&site=gone&at=development/none")
     assert tab.run(COUNT) == f"0 of {len(expected)} slides"
     assert counts(tab, "site")["gone"] == 0

@@ -10,22 +10,30 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir
 from pathlib import Path
+from urllib.parse import quote
 
+import numpy as np
 import polars as pl
 import pytest
+import yaml
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from her2.cli.main import app
 from her2.config import load_config
 from her2.core.errors import UserError
+from her2.explanation.exports import facts, write_geojson
+from her2.explanation.tiles import SlideTiles
 from her2.storage.cache import Cache
+from her2.storage.facts import StoredSlide
 from her2.viewer.app import make_app
+from her2.viewer.drawn import Predicted
+from her2.viewer.open_slides import Slides
 from her2.viewer.predicted import Predictions, with_predictions
 from her2.viewer.run import ViewedRun, open_run, page_of
 from her2.viewer.server import Place, browser_names
 from her2.viewer.state import Viewer
-from her2.viewer.zoom import TILE_PX, Slides, level_count
+from her2.viewer.zoom import TILE_PX, level_count
 from tests.viewing import REPOSITORY, Viewing, viewing
 from tests.workflow.project import Project
 
@@ -85,12 +93,29 @@ def test_a_page_opens_without_errors_and_asks_nobody_else(view: Viewing) -> None
 def test_the_token_stays_nowhere_in_the_browser(view: Viewing) -> None:
     tab = view.tab
     tab.open(view.url(f"{SLIDE}?token={view.token}&x=1"))
-    tab.wait_for(f"location.pathname === '{SLIDE}' && document.readyState === 'complete'")
     entries = tab.call("Page.getNavigationHistory")["entries"]
     assert not [one["url"] for one in entries if view.token in one["url"]]
     assert tab.run("location.href").startswith(view.url(f"{SLIDE}?x=1"))
     assert tab.run("document.referrer + document.cookie") == ""
     assert tab.run("localStorage.length + sessionStorage.length") == 0
+
+
+def test_a_link_on_another_site_lets_in_too(view: Viewing, tmp_path: Path) -> None:
+    """And one without the token leads to a page that says what to do."""
+    tab = view.tab
+    page = tmp_path / "mail.html"
+    for address, words in (
+        (view.address, "document.title.length > 0 && document.getElementById('status')"),
+        (view.url(SLIDE), "document.querySelector('h1').textContent === '403'"),
+    ):
+        page.write_text(f'<a href="{address}">see</a>')
+        tab.open(page)
+        tab.click_on("a")
+        tab.wait_for(f"location.protocol === 'http:' && ({words})")
+        entries = tab.call("Page.getNavigationHistory")["entries"]
+        assert not [one["url"] for one in entries if view.token in one["url"]]
+    tab.click_on("a")
+    tab.wait_for("document.querySelector('.map') !== null")
 
 
 def test_the_browser_that_tests_use_sees_what_a_page_does_wrong(view: Viewing) -> None:
@@ -348,7 +373,9 @@ def test_a_run_without_a_report_can_be_seen_with_its_config(
             assert client.get(path).status_code == 200, path
 
 
-def predictions(folder: Path, ids: list[str]) -> None:
+def predictions(
+    folder: Path, ids: list[str], *, caution: str = "Its um/px is <b>outside</b>."
+) -> None:
     """Write a table as `her2 predict` does, with a patient too."""
     number = len(ids)
     pl.DataFrame(
@@ -360,7 +387,7 @@ def predictions(folder: Path, ids: list[str]) -> None:
             "reason": [None] * (number - 1) + ["cannot be read", None],
             "predicted": ["low"] * (number - 1) + [None, "low"],
             **{f"prob_{name}": [0.5] * (number - 1) + [None, 0.5] for name in ("low", "high")},
-            "cautions": ["Its um/px is <b>outside</b>."] + [None] * number,
+            "cautions": [caution] + [None] * number,
         }
     ).write_csv(folder / "predictions.csv")
 
@@ -409,3 +436,90 @@ def test_a_table_that_is_none_of_predictions_is_refused(
     path.write_text(change(path.read_text()))
     with pytest.raises(UserError, match=re.escape(words)):
         with_predictions(None, Predictions(path, validated.folder / "slides"))
+
+
+# What others have written
+
+
+def hostile(number: int) -> str:
+    """Words that run if they are taken for markup, for a script or for an address."""
+    return (
+        f"</script><script>window.ran={number}</script><img src=x onerror='window.ran={number}'>"
+        f"\"'><svg onload=window.ran={number}>{{{{ 7*7 }}}}${{window.ran={number}}}"
+    )
+
+
+def test_hostile_words_are_shown_and_run_nothing(
+    view: Viewing, validated: Project, tmp_path: Path
+) -> None:
+    config = yaml.safe_load((validated.folder / "config.yaml").read_text())
+    config["report"] = {"title": hostile(1)}
+    config["validation"] = {}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "slides").symlink_to(validated.folder / "slides")
+    rows = pl.read_csv(validated.folder / "slides.csv", infer_schema=False)
+    rows = rows.with_columns(site=pl.lit(hostile(2)), scanner=pl.lit(hostile(3)))
+    rows.write_csv(tmp_path / "slides.csv")
+    table = pl.read_parquet(validated.folder / "results/cohort/slides.parquet").with_columns(
+        *(pl.lit(hostile(number)).alias(name) for number, name in enumerate(
+            ("patient_id", "label_her2", "site", "scanner", "vendor", "reason"), 4)),
+        status=pl.when(pl.int_range(pl.len()) == 1).then(pl.lit("excluded")).otherwise("status"),
+    )  # fmt: skip
+    (tmp_path / "results/cohort").mkdir(parents=True)
+    table.write_parquet(tmp_path / "results/cohort/slides.parquet")
+    predictions(tmp_path, ["demo-001-a", "demo-002-a"], caution=hostile(12))
+    arguments = ["--config", "config.yaml", "--bundle-predictions", "predictions.csv"]
+    with viewing(tmp_path, "results", *arguments, "--slides", "slides") as found:
+        outline = [[0, 0], [100, 0], [100, 100], [0, 100]]
+        note = {"class": "<b>tumour</b>", "remark": hostile(14), "outline": outline}
+        assert found.send("POST", f"/api{SLIDE}/notes", note).status == 201
+        tab, shown = view.tab, ""
+        tab.open(found.address)
+        for path in ("/", "/?q=%3Cimg%20src=x%20onerror=window.ran=15%3E", SLIDE,
+                     "/slides/development/demo-002-a", "/slides/predicted/demo-001-a",
+                     f"{SLIDE}?model={quote(hostile(16))}&layers={quote(hostile(17))}",
+                     f"/slides/{quote(hostile(18), safe='')}/x"):  # fmt: skip
+            tab.open(found.url(path))
+            tab.wait_for("document.readyState === 'complete'")
+            tab.wait_for("new Promise((done) => setTimeout(() => done(true), 200))")
+            assert tab.run("window.ran") is None, path
+            assert not [error for error in tab.errors if "violates" in error], path
+            shown += tab.run("document.body.textContent")
+        numbers = {int(number) for number in re.findall(r"<script>window.ran=(\d+)<", shown)}
+        assert numbers >= {1, 2, 3, 4, 9, 12, 14}, numbers  # title, site, ..., note
+
+
+def test_attention_of_predictions_is_that_of_the_drawing(
+    validated: Project, tmp_path: Path
+) -> None:
+    predictions(tmp_path, ["demo-001-a", "demo-002-a", "gone"])
+    drawn = tmp_path / "heatmaps" / "slides"
+    drawn.mkdir(parents=True)
+    coords = np.array([[96, 32], [160, 32], [224, 96]], np.int32)
+    attention = np.array([0.125, 0.5, 0.375], np.float32)
+    tiles = SlideTiles(
+        of=Predicted("demo-001-a", "p"), class_names=("low", "high"), coords=coords,
+        slide=StoredSlide("f", (0.5, 0.5), "metadata", (64.0, 64.0), (768, 768)), encoder_px=32,
+        attention=attention, probabilities=(0.5, 0.5), model={},
+    )  # fmt: skip
+    write_geojson(tiles, drawn / "demo-001-a.geojson", facts(tiles, synthetic=True),
+                  origin_px=(32, 16))  # fmt: skip
+    (drawn / "demo-002-a.geojson").write_text("{}")
+    given = Predictions(
+        tmp_path / "predictions.csv", validated.folder / "slides", tmp_path / "heatmaps"
+    )
+    client = inside(with_predictions(None, given), tmp_path)
+    for index, (x, y) in enumerate(coords):
+        tile = client.get(
+            "/api/slides/predicted/demo-001-a/tile", params={"x": x + 1, "y": y + 1}
+        ).json()
+        assert tile["index"] == index
+        assert tile["attention"] == attention[index]
+        assert tile["rank"] == [3, 1, 2][index]
+        assert client.get(tile["picture"]).status_code == 200
+    layer = client.get("/api/slides/predicted/demo-001-a/layers/attention").json()
+    assert layer["bounds_px"] == [96, 32, 288, 160]
+    assert client.get(layer["url"]).headers["content-type"] == "image/png"
+    for slide, words in (("demo-002-a", "is no drawing of this slide"), ("gone", "not drawn")):
+        answer = client.get(f"/api/slides/predicted/{slide}/layers/attention").json()
+        assert words in answer["absent"]

@@ -111,7 +111,8 @@ def test_full_resolution_has_the_px_of_the_file(view: Viewing, project: Project)
     )
     expected = [whole[256 + i, 256 + i * 37 % 257].tolist() for i in range(257)]
     assert drawn == expected
-    # And they are where they should be on the screen.
+    # And they are where they should be on the screen, without what lies on them.
+    tab.press("l")
     x, y = (round(one) for one in middle(tab))
     shot = tab.call(
         "Page.captureScreenshot",
@@ -155,6 +156,27 @@ def test_what_lies_on_a_slide_lies_exactly_there_at_every_zoom(view: Viewing, zo
         side = 256 * 2 ** (2 - level)
         assert abs(square_left - (left + (column * side - 256) * scale)) <= 1
         assert abs(square_top - (top + row * side * scale)) <= 1
+
+
+def test_a_screen_of_finer_px_shows_the_next_level(view: Viewing) -> None:
+    """Twice as many px as CSS px: at half of full resolution it shows full resolution."""
+    tab = view.tab
+    tab.call("Emulation.setDeviceMetricsOverride", width=900, height=700, deviceScaleFactor=2,
+             mobile=False)  # fmt: skip
+    tab.call("Page.navigate", url=view.url(f"{DEMO}?x=384&y=384&z=-1&panel=0"))
+    tab.wait_for(f"location.search.includes('z=-1') && {READY}")
+    loaded(tab)
+    levels, left, right, centre = tab.run(
+        f"""(() => {{
+            const squares = [...document.querySelectorAll('.leaflet-tile')];
+            const one = squares.find((one) => one.src.includes('/1_1.'));
+            const box = one.getBoundingClientRect(), all = {PANE}[0].canvas.getBoundingClientRect();
+            return [[...new Set(squares.map((one) => one.src.split('/zoom/')[1][0]))],
+                box.left, box.right, all.left + all.width / 2];
+        }})()"""
+    )
+    assert levels == ["2"]
+    assert (left, right) == pytest.approx((centre - 64, centre + 65), abs=1)
 
 
 # Numbers
@@ -243,8 +265,16 @@ def test_all_is_done_by_keys(view: Viewing) -> None:
     tab.press("Enter")
     x, y, _ = place(tab)
     assert tab.run("window.picked") == {"x": x, "y": y}
+    tab.press("?")
+    assert tab.run("document.getElementById('help').open")
+    tab.press("n")
+    assert tab.run("location.pathname") == DEMO, "keys of the page rest while a dialog is open"
+    tab.press("Escape")
     tab.press("n")
     tab.wait_for(f"location.pathname.endsWith('demo-002-a') && {READY}")
+    before = place(tab)
+    tab.press("ArrowDown")
+    assert place(tab)[1] > before[1] + 50, "without a click on the slide"
     tab.press("p")
     tab.wait_for(f"location.pathname.endsWith('demo-001-a') && {READY}")
 
@@ -265,9 +295,9 @@ def test_next_and_back_follow_the_list_that_the_slide_was_opened_from(view: View
 
 
 def test_a_view_is_in_the_address_and_comes_back(view: Viewing) -> None:
-    tab = opened(view, f"{DEMO}?layers=a:0.5")
+    tab = opened(view, f"{DEMO}?panel=1")
     loaded(tab)
-    assert query(tab) == {"layers": "a:0.5"}, "the whole slide needs no place"
+    assert query(tab).keys().isdisjoint("xyz"), "the whole slide needs no place"
     entries = tab.run("history.length")
     tab.run("document.querySelector(\"[aria-label^='0.5']\").click()")
     x, y = middle(tab)
@@ -277,7 +307,7 @@ def test_a_view_is_in_the_address_and_comes_back(view: Viewing) -> None:
     tab.wait_for(
         f"Math.abs({PANE}[0].centre.x - new URLSearchParams(location.search).get('x')) < 0.1"
     )
-    assert query(tab)["layers"] == "a:0.5"
+    assert query(tab)["panel"] == "1"
     assert tab.run("history.length") == entries
     before = place(tab)
     assert before[:2] != pytest.approx((384, 384), abs=20)
@@ -288,6 +318,29 @@ def test_a_view_is_in_the_address_and_comes_back(view: Viewing) -> None:
     tab.wait_for(READY)
     assert place(tab) == pytest.approx(before, abs=0.1), "also in another window"
     assert tab.run("document.documentElement.scrollWidth") <= 390
+
+
+def test_wheel_and_fingers_zoom_and_squares_stay_in_their_place(view: Viewing) -> None:
+    tab = opened(view, f"{DEMO}?x=384&y=384&z=-1&panel=0")
+    loaded(tab)
+    x, y = middle(tab)
+    tab.call("Input.dispatchMouseEvent", type="mouseWheel", x=x, y=y, deltaX=0, deltaY=-240)
+    tab.wait_for(f"{PANE}[0].map.getZoom() > -1")
+    wheeled = place(tab)
+    assert wheeled[:2] == pytest.approx((384, 384), abs=1), "about the pointer"
+    tab.call("Input.synthesizePinchGesture", x=x + 40, y=y, scaleFactor=2.2)
+    tab.wait_for(f"{PANE}[0].map.getZoom() > {wheeled[2] + 0.5}")
+    loaded(tab)
+    off = tab.run(
+        f"""(() => {{
+            const [pane] = {PANE};
+            const one = document.querySelector('.leaflet-tile[src*="/zoom/2/1_1"]');
+            const box = one.getBoundingClientRect(), all = pane.canvas.getBoundingClientRect();
+            const at = pane.map.latLngToContainerPoint(pane.toLatLng(256, 256));
+            return [box.left - all.left - at.x, box.top - all.top - at.y];
+        }})()"""
+    )
+    assert off == pytest.approx([0, 0], abs=1.5)
 
 
 @pytest.mark.parametrize("hostile", ["x=1e999&y=0&z=0", "x=a&y=b&z=c", "x=1&y=1&z=99", "z=NaN"])

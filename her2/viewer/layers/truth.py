@@ -2,8 +2,7 @@
 
 from her2.core.errors import UserError
 from her2.core.plot_style import FigureContext
-from her2.explanation.drawing import truth_words
-from her2.explanation.truth import REGION_SUFFIXES, find_truth, truth_mask
+from her2.explanation.truth import REGION_SUFFIXES, find_truth, truth_mask, truth_words
 from her2.slides.annotations import read_regions
 from her2.viewer import colours
 from her2.viewer.layer import Categories, Category, Layer, Outlined, Seen

@@ -129,7 +129,8 @@ function options() {
     if (!tasks.has(task)) tasks.set(task, element("optgroup", { label: task }));
     tasks.get(task).append(element("option", { value: key }, `${task} / ${rest.join(" / ")}`));
   }
-  model.replaceChildren(...(models.length ? tasks.values() : [element("option", { value: "" }, "none yet")]));
+  const none = slides.table.cohorts.every((one) => one.key === "predicted") ? "of the bundle" : "none yet";
+  model.replaceChildren(...(models.length ? tasks.values() : [element("option", { value: "" }, none)]));
   model.value = slides.table.model ?? "";
   model.disabled = models.length < 2;
   sort.replaceChildren(...slides.sorts.map(([key, words]) => element("option", { value: key }, words)));
@@ -182,6 +183,11 @@ filter.addEventListener("click", () => {
   filter.setAttribute("aria-expanded", open);
   if (open) panel.querySelector("input")?.focus();
 });
+panel.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && panel.classList.contains("open")) filter.click();
+  else return;
+  filter.focus();
+});
 clear.addEventListener("click", () => {
   Object.assign(view, withoutFilters(view));
   filters.build(slides, view);
@@ -210,7 +216,9 @@ document.addEventListener("keydown", (event) => {
 });
 addEventListener("pagehide", keep);
 
-const back = performance.getEntriesByType("navigation")[0]?.type === "back_forward";
+const place = view.at?.join("/");
 await read(view.model);
-if (back && view.at && order.length) slidesFocus();
+// Whoever comes back from a slide, or was sent here, goes on from its card.
+const first = order[list?.active];
+if (first !== undefined && `${slides.cohort(first)}/${slides.ids[first]}` === place) slidesFocus();
 document.documentElement.dataset.ready = "cohort";

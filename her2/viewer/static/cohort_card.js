@@ -86,7 +86,7 @@ export function card(slides, row, thumbnails) {
       `patient ${slides.text("patient_id", row) ?? "not known"}`),
     element("div", { class: "line quiet", title: about }, about),
     element("div", { class: "line said" }, element("span", { class: "truth" }, `truth ${truthOf(slides, row)}`),
-      verdict(slides, row)),
+      slides.result(row) === "no truth" ? null : verdict(slides, row)),
     bars(slides, row),
     element("ul", { class: "remarks" }, ...remarks(slides, row).map(([words, more, kind]) =>
       element("li", { class: kind, title: more }, element("strong", {}, words), more && `: ${more}`))));

@@ -7,11 +7,15 @@ export function asked() {
   return cut > 0 ? [text.slice(0, cut), text.slice(cut + 1)] : null;
 }
 
-const OF_SECOND = ["x2", "y2", "z2", "model2", "class2", "layers2", "tile2", "panel2", "link"];
+/** What the address says of a second pane, see `Pane.state`. */
+function ofSecond() {
+  const names = [...new URLSearchParams(location.search).keys()];
+  return [...names.filter((name) => name.endsWith("2")), "link"];
+}
 
 /** Open a second pane, or close it with null; what was of an earlier one goes. */
 export function open(slide, more = {}) {
-  state.set({ ...Object.fromEntries(OF_SECOND.map((name) => [name, null])),
+  state.set({ ...Object.fromEntries(ofSecond().map((name) => [name, null])),
     with: slide && slide.join("/"), ...more });
   location.reload();
 }

@@ -20,6 +20,8 @@ const PANELS = [
   similar.attach,
 ];
 
+const MENTION_MS = 6000;
+
 const root = document.getElementById("panes");
 const bar = document.getElementById("slide-bar");
 const { cohort, slide } = root.dataset;
@@ -49,7 +51,7 @@ async function add(ofCohort, id) {
 /** The address of another slide, with what is looked at but not where. */
 function addressOf([ofCohort, id]) {
   const query = new URLSearchParams();
-  for (const name of ["model", "class", "layers", "panel"]) {
+  for (const name of ["model", "class", "scale", "layers", "panel"]) {
     if (state.get(name) !== null) query.set(name, state.get(name));
   }
   const text = query.toString();
@@ -68,21 +70,31 @@ function addNeighbours() {
   if (query) document.getElementById("to-cohort").href = `/?${query}`;
 }
 
+/** Words that are of no use for long. */
+function mention(words) {
+  say(words);
+  clearTimeout(mention.timer);
+  mention.timer = setTimeout(() => say(""), MENTION_MS);
+}
+
 async function copyLink() {
   panes.forEach((pane) => pane.keepPlace());
   try {
     await navigator.clipboard.writeText(location.href);
-    say("The link is copied. It opens where the address that her2 view printed was opened before.");
+    mention("The link is copied. It opens where the address that her2 view printed was opened before.");
   } catch {
-    say("This browser does not let the page copy; the link is in its address bar.");
+    mention("This browser does not let the page copy; the link is in its address bar.");
   }
 }
 
 function addCompare(pane) {
-  const shown = compare.dialog(pane, beside.slides);
-  document.body.append(shown);
-  bar.append(button("Side by side", "Another slide or model beside this one",
-    () => shown.showModal()));
+  let shown = null; // made when it is asked for, as there may be 20,000 slides to choose from
+  bar.append(button("Side by side", "Another slide or model beside this one", () => {
+    shown?.remove();
+    shown = compare.dialog(pane, beside.slides);
+    document.body.append(shown);
+    shown.showModal();
+  }));
 }
 
 async function addSecond([ofCohort, id]) {
@@ -101,19 +113,25 @@ async function addSecond([ofCohort, id]) {
   bar.append(link, button("Close the second", "One slide again", () => compare.open(null)));
 }
 
+const help = document.getElementById("help");
+
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
   if (event.target.closest("input, select, textarea, dialog, [contenteditable]")) return;
+  if (event.key === "?") help.showModal();
   const pane = panes[active];
   if (!pane) return;
-  let done = event.target === pane.canvas && onSlide(pane, event.key);
+  // Nothing else has the focus on a page that was just opened, as by N.
+  const free = event.target === pane.canvas || event.target === document.body;
+  let done = free && onSlide(pane, event.key);
   done ||= anywhere(pane, event.key);
   const to = { n: beside?.next, p: beside?.previous }[event.key.toLowerCase()];
   if (to) location.assign(addressOf(to));
   if (done || to) event.preventDefault();
 });
 
-bar.append(button("Copy link", "The address of what is shown now", copyLink));
+bar.append(button("?", "Keys", () => help.showModal(), { "aria-label": "Keys" }),
+  button("Copy link", "The address of what is shown now", copyLink));
 try {
   const [pane, list] = await Promise.all([add(cohort, slide), neighbours(cohort, slide)]);
   beside = list;

@@ -1,5 +1,5 @@
 // Panel "Slide": what its file, its row of the manifest and the run's tables say.
-import { element, getJSON, slideURL } from "./common.js";
+import { element, getJSON, slideURL, state } from "./common.js";
 import { isotropic, length } from "./readout.js";
 
 const px = (value) => value.toLocaleString("en");
@@ -33,7 +33,7 @@ function use({ grid, status, reason, tiles }) {
 
 export async function attach(pane) {
   const { facts, cohort, slideId } = pane;
-  const body = pane.addSection("Slide");
+  const body = pane.addSection("Slide", { open: !state.get("with") });
   const list = element("dl", { class: "facts" });
   const add = (name, value) => {
     if (value !== null && value !== undefined && value !== "")

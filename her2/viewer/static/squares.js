@@ -22,12 +22,17 @@ export function part({ zoom, size_px }, level, x, y) {
 export const SlideMap = L.Map.extend({
   setView(centre, zoom, options) {
     if (!this._loaded) return L.Map.prototype.setView.call(this, centre, zoom, options);
-    const to = this._limitZoom(zoom === undefined ? this._zoom : zoom);
     this._stop();
+    return this._resetView(L.latLng(centre), this._limitZoom(zoom ?? this._zoom));
+  },
+
+  /** Also the end of a pinch. */
+  _resetView(centre, zoom, ...rest) {
+    if (!this._loaded) return L.Map.prototype._resetView.call(this, centre, zoom, ...rest);
     L.DomUtil.setPosition(this._mapPane, L.point(0, 0));
     this._moveStart(true);
-    const stays = to === this._zoom;
-    this._move(L.latLng(centre), to);
+    const stays = zoom === this._zoom;
+    this._move(centre, zoom);
     if (stays) this.fire("zoom"); // or layers would stay where the map was dragged to
     return this._moveEnd(true);
   },

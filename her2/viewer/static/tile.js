@@ -52,8 +52,11 @@ function pictures(tile) {
   const [left, top, right, bottom] = tile.box_px;
   const { mpp, px: side } = tile.target;
   const at = mpp ? ` at ${short(mpp, 4)} \u00b5m/px` : "";
-  const figure = (source, words, alt) => element("figure", {},
-    element("img", { src: source, alt }), element("figcaption", {}, words));
+  const figure = (source, words, alt) => {
+    const image = element("img", { src: source, alt, onerror: () => image.replaceWith(
+      element("p", { class: "muted" }, "cannot be read from the slide's file")) });
+    return element("figure", {}, image, element("figcaption", {}, words));
+  };
   return element("div", { class: "tile-pictures" },
     figure(tile.picture, `${px(right - left)} x ${px(bottom - top)} px of the slide`,
       `Tile ${tile.index} at full resolution`),

@@ -21,6 +21,12 @@ export function zoomBy(pane, by) {
 
 function full(pane) { pane.map.setZoom(0); }
 
+/** Hide all that lies on the slide, or show it again. */
+function toggleLayers(pane) {
+  const bare = pane.canvas.classList.toggle("bare");
+  pane.stage.querySelector(".layers-toggle").setAttribute("aria-pressed", String(!bare));
+}
+
 /** The row of buttons above the slide. */
 export function tools(pane) {
   const { mpp, objective } = pane.facts;
@@ -39,17 +45,19 @@ export function tools(pane) {
       { disabled: !mpp })),
     objective ? element("span", { class: "muted", title: "As the file says; \u00b5m/px count, not this" },
       `scanned with ${objective}x`) : null);
+  const layers = button("Layers", "What lies on the slide, or the slide alone (L)",
+    () => toggleLayers(pane), { class: "layers-toggle", "aria-pressed": "true" });
   const toggle = button("Panel", "Show or hide the panel", () => {
     const shown = pane.panel.hidden;
     pane.panel.hidden = !shown;
     toggle.setAttribute("aria-expanded", String(shown));
     pane.state.set({ panel: shown ? "1" : "0" });
-  }, { class: "at-end", "aria-controls": pane.panel.id });
+  }, { "aria-controls": pane.panel.id });
   // Two slides on a telephone leave no room for it.
   const crowded = state.get("with") && window.innerWidth < 600 ? "0" : "1";
   pane.panel.hidden = pane.state.get("panel", crowded) === "0";
   toggle.setAttribute("aria-expanded", String(!pane.panel.hidden));
-  row.append(toggle);
+  row.append(element("span", { class: "at-end" }, layers, toggle));
   return row;
 }
 
@@ -72,6 +80,7 @@ export function anywhere(pane, key) {
   else if (key === "-" || key === "_") zoomBy(pane, -1);
   else if (key === "0") pane.fit();
   else if (key === "1") full(pane);
+  else if (key === "l" || key === "L") toggleLayers(pane);
   else if (key === "Escape") pane.emit("escape");
   else return false;
   return true;

@@ -208,7 +208,7 @@ export function attach(pane) {
         ["similarity", hit.similarity.toFixed(3)],
         ["patient", hit.patient_id],
         ["score", hit.score ?? "unknown"],
-        ["class", hit.truth ?? "unknown"],
+        hit.truth === hit.score ? null : ["class", hit.truth ?? "unknown"],
         ["predicted", hit.predicted ?? "not"],
         hit.cohort === pane.cohort ? null : ["cohort", hit.cohort.replace("external:", "")],
       ].filter(Boolean).flatMap(([name, value]) => [

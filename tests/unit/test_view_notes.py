@@ -233,6 +233,38 @@ def test_what_qupath_wrote_is_shown_and_kept(notes: Notes) -> None:
     assert [note.id for note in notes.listed(SLIDE)[0]][:2] == ["at-0", "at-2"]
 
 
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        None,
+        7,
+        {"type": "Polygon"},
+        {"type": ["Polygon"], "coordinates": [BOX]},
+        {"type": "Polygon", "coordinates": []},
+        {"type": "Polygon", "coordinates": [[]]},
+        {"type": "Polygon", "coordinates": [1, 2]},
+        {"type": "Polygon", "coordinates": BOX},
+        {"type": "Polygon", "coordinates": [[["x", "y"]] * 3]},
+        {"type": "Polygon", "coordinates": [[[1]] * 3]},
+        {"type": "Polygon", "coordinates": [[[1, 1e99]] * 3]},
+        {"type": "Point", "coordinates": [BOX]},
+        {"type": "Circle", "coordinates": [1, 2]},
+        {"type": "GeometryCollection", "geometries": []},
+    ],
+    ids=range(14),
+)
+def test_a_place_that_no_map_can_show_is_listed_and_kept(notes: Notes, geometry: Any) -> None:
+    path = file_of(notes)
+    path.parent.mkdir(parents=True)
+    feature = {"type": "Feature", "id": "a", "geometry": geometry, "properties": {}}
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    ((note,), _) = notes.listed(SLIDE)
+    assert note.geometry is None
+    changed = notes.change(SLIDE, note.id, note.revision, Draft("a", "b"))
+    assert (changed.class_name, changed.remark) == ("a", "b")
+    assert written(notes)["features"][0]["geometry"] == geometry
+
+
 @pytest.mark.parametrize("form", ["list", "feature"])
 def test_other_forms_of_geojson_are_read_and_become_a_collection(notes: Notes, form: str) -> None:
     path = file_of(notes)

@@ -328,12 +328,16 @@ def test_what_qupath_wrote_meanwhile_is_shown(tab: Tab, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     feature = {
         "type": "Feature",
+        "id": "an id/of? another #1",
         "geometry": {"type": "Polygon", "coordinates": [[[0, 0], [90, 0], [90, 90], [0, 0]]]},
         "properties": {"objectType": "annotation", "classification": {"name": "From QuPath"}},
     }
     file.write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
     tab.run("dispatchEvent(new Event('focus'))")
     tab.wait_for("document.querySelector('.notes .class')?.textContent === 'From QuPath'")
+    press_on(tab, ".notes [data-key^=delete]")
+    tab.wait_for("document.activeElement?.textContent === 'Undo'")
+    assert features(file) == []
 
 
 def test_a_remark_stays_in_the_form_when_it_cannot_be_saved(tab: Tab, file: Path) -> None:

@@ -265,6 +265,30 @@ def test_a_view_a_rectangle_and_a_polygon_are_marked(tab: Tab, file: Path) -> No
     assert shapely.box(*wanted.bounds).centroid.distance(shapely.Point(centre)) < 2
 
 
+@pytest.mark.parametrize("closed_by", ["double click", "first corner"])
+def test_a_polygon_is_drawn_by_clicks(tab: Tab, file: Path, closed_by: str) -> None:
+    zoom = tab.run(f"{PANE}.map.getZoom()")
+    press_on(tab, ".notes .polygon")
+    left, top = tab.run(f"(b => [b.x, b.y])({PANE}.canvas.getBoundingClientRect())")
+    corners = [(250, 150), (500, 170), (450, 420)]
+    for x, y in corners:
+        tab.click(left + x, top + y)
+    if closed_by == "double click":
+        tab.click(left + 300, top + 400, times=2)
+        corners.append((300, 400))
+    else:
+        tab.click(left + 252, top + 149)
+    wanted = tab.run(
+        f"{json.dumps(corners)}.map(p => {PANE}.toLevel0({PANE}.map.containerPointToLatLng(p)))"
+        ".map(p => [p.x, p.y])"
+    )
+    saved(tab, "Shape")
+    shape = shapely.geometry.shape(features(file)[0]["geometry"])
+    assert shape.symmetric_difference(shapely.Polygon(wanted)).area < 0.02 * shape.area
+    assert tab.run(f"{PANE}.map.getZoom()") == zoom
+    assert tab.run("document.querySelector('.tile').dataset.tile") == ""
+
+
 def test_drawing_can_be_given_up(tab: Tab, file: Path) -> None:
     press_on(tab, ".notes .polygon")
     tab.press(" ")

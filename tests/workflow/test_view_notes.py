@@ -171,8 +171,11 @@ def test_all_tiles_are_searched_on_request(project: Project, tab: Tab) -> None:
         "document.querySelector('.similar').textContent.includes('Searched: all 287 tiles')"
     )
     assert texts(tab, f"{HITS} a") == before
-    tab.run(f"{PANE}.setModel('score/tiny/additive')")  # which needs no other search
-    tab.wait_for("document.querySelector('.similar li a').href.includes('additive')")
+    tab.run(f"{PANE}.setModel('score/tiny/abmil')")  # which needs no other search
+    tab.wait_for(
+        "performance.getEntriesByType('resource').some(({ name }) => "
+        "name.includes('/api/similar/') && name.endsWith('?model=score%2Ftiny%2Fabmil'))"
+    )
     assert "Searched: all 287 tiles" in texts(tab, ".similar")[0]
     # One that takes long is cancelled by keys.
     press_on(tab, ".similar .find")

@@ -59,7 +59,7 @@ PACKAGES = ("numpy", "safetensors", "scikit-learn", "timm", "torch", "torchvisio
 PROVENANCE = (
     "catalogue", "hub", "revision", "sha256", "seed", "format", "data_digest", "classes",
     "split_by", "patches", "chosen_by", "epochs", "best", "settings", "precision", "init",
-    "inside", "prefix", "order",
+    "inside", "prefix", "order", "left_out",
 )  # fmt: skip
 """Parts of an encoder's provenance that name no file and no case."""
 

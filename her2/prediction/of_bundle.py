@@ -11,10 +11,19 @@ from her2.storage.cache import Cache
 
 ENCODERS = "bundled-encoders"
 """Folder in the cache for encoders of bundles."""
+SEGMENTERS = "bundled-segmenters"
+"""Folder in the cache for tissue segmenters of bundles."""
 
 
-def open_predictor(bundle: Path, encoder: Path | None, cache: Cache, *, threads: int) -> Predictor:
-    """Read a bundle and put its encoder in a folder of the cache.
+def open_predictor(
+    bundle: Path,
+    encoder: Path | None,
+    cache: Cache,
+    *,
+    threads: int,
+    segmenter: Path | None = None,
+) -> Predictor:
+    """Read a bundle and put its encoder, and its tissue segmenter if any, in folders of the cache.
 
     Args:
         bundle: a folder or .zip.
@@ -36,6 +45,7 @@ def open_predictor(bundle: Path, encoder: Path | None, cache: Cache, *, threads:
         seed=found.tile_seed,
         max_failed_tiles=found.max_failed_tiles,
         encoder=found.encoder_folder(cache.root / ENCODERS, given=encoder),
+        segmenter=found.segmenter_folder(cache.root / SEGMENTERS, given=segmenter),
         judge=judge_of(found.schema),
         trained_on=found.trained_on,
         ran_in=found.schema.encoder.ran_in,

@@ -47,6 +47,7 @@ from her2.frozen.bundle.schema import (
     Software,
     Tiling,
 )
+from her2.frozen.bundle.tissue import tissue_segmenter
 from her2.frozen.development import read_development
 from her2.frozen.model import FrozenFold, FrozenModel
 from her2.frozen.results import read_frozen
@@ -141,6 +142,7 @@ def gather(
             options=tiling.tiling,
             seed=tiling.seed,
             max_failed_tiles=embedding.max_failed_tiles,
+            segmenter=tissue_segmenter(wanted.results, tiling.tiling),
             **_tissue(wanted, grid),
         ),
         encoder=encoder,

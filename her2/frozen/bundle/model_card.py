@@ -183,10 +183,20 @@ that `her2 predict` can say which of somebody's own patients are among them.{_be
 def _before(body: Body) -> str:
     """Return where the tissue and the encoder come from, if that is not the usual."""
     said = []
-    drawn = {name: n for name, n in body.tiling.tissue.items() if name != "detected"}
+    network = body.tiling.segmenter
+    drawn = {
+        name: n
+        for name, n in body.tiling.tissue.items()
+        if name != "detected" and not (network and name.startswith("segmenter "))
+    }
     if drawn:
         shown = ", ".join(f"{n} by {escaped(name)}" for name, n in drawn.items())
         said.append(f"The tissue of some slides was not detected here: {shown}.")
+    if network is not None:
+        said.append(
+            f"The network {network.name} found the tissue. Its weights ({network.licence}) are not "
+            f"here: `her2 predict` fetches them, or takes them from `--segmenter PATH`."
+        )
     if body.tiling.annotated:
         said.append(f"{body.tiling.annotated} slides were used within drawn regions only.")
     patches = body.encoder.provenance.get("patches")

@@ -38,6 +38,7 @@ from her2.frozen.bundle.schema import (
     Fold,
 )
 from her2.frozen.bundle.seal import parse_contents, problems_in
+from her2.frozen.bundle.tissue import segmenter_folder
 from her2.frozen.development import Development
 from her2.frozen.model import FrozenFold, FrozenModel, Threshold
 from her2.mil.fold import SavedModel, build_model
@@ -133,6 +134,23 @@ class Bundle:
                     )
             write_card(temporary, card)
         return folder
+
+    def segmenter_folder(self, into: Path, *, given: Path | None = None) -> Path | None:
+        """Return a folder with the tissue segmenter's weights; None if the bundle names none.
+
+        Args and errors are those of `her2.frozen.bundle.tissue.segmenter_folder`.
+
+        Raises:
+            UserError: weights are given, and the bundle names no segmenter.
+        """
+        wanted = self.schema.tiling.segmenter
+        if wanted is not None:
+            return segmenter_folder(wanted, self.path, into, given=given)
+        if given is not None:
+            raise UserError(
+                f"--segmenter {given}: {self.path} finds tissue by its colour; leave it out."
+            )
+        return None
 
     def _materialise(self, folder: Path, given: Path | None) -> EncoderCard:
         """Write the encoder's folder from weights that were given or are fetched."""

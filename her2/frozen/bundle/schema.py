@@ -25,6 +25,7 @@ from her2.config.names import Protocol
 from her2.config.validation import Final
 from her2.core.section import Count, Mpp, Name, Ordered, Section, Share
 from her2.encoders.card import CODE, EncoderCard
+from her2.frozen.bundle.tissue import TissueSegmenter
 from her2.frozen.development import Development
 
 SCHEMA_VERSION = 1
@@ -87,6 +88,21 @@ class Tiling(Section):
     annotated: Many = Field(
         description="slides of the development whose tiles come from drawn regions only"
     )
+    segmenter: TissueSegmenter | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="the network that found the tissue; absent where its colour did",
+    )
+
+    @model_validator(mode="after")
+    def _segmenter_is_known(self) -> "Tiling":
+        named = None if self.segmenter is None else self.segmenter.name
+        if named != self.options.segmenter:
+            raise ValueError(
+                f"options: name the segmenter {self.options.segmenter}, and the weights are those "
+                f"of {named}"
+            )
+        return self
 
 
 class Encoder(Section):

@@ -1,0 +1,111 @@
+"""Bundles: the tissue segmenter that chose the tiles. Its weights are named, not passed on.
+
+No licence of a segmenter allows it so far (`her2.frozen.bundle.licence` has those of encoders).
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from her2.config import TilingSection
+from her2.config.jobs import SegmenterSpec
+from her2.core.errors import UserError
+from her2.core.files import atomic_folder, digest, file_digest
+from her2.core.section import Name, Section
+from her2.segmenters import NAMES, segmenter
+from her2.tiling.segmenter import fetch_segmenter
+from her2.tiling.segmenter_card import CARD_NAME, SegmenterCard, read_segmenter_card
+
+_Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+_Line = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$", max_length=2000)]
+
+
+class TissueSegmenter(Section):
+    """The network that found the tissue of the slides. Its weights are not in the bundle."""
+
+    name: Name = Field(description="its name, as in `options`")
+    architecture: _Line = Field(description="what its library builds")
+    licence: _Line = Field(description="licence of the weights")
+    weights_sha256: _Sha256 = Field(description="digest of names, types, shapes and values")
+    digest: _Sha256 = Field(
+        description="digest of the weights, the network and how it is run; another is refused"
+    )
+
+
+def tissue_segmenter(results: Path, tiling: TilingSection) -> TissueSegmenter | None:
+    """Return what a bundle says of the segmenter of its results; None without one.
+
+    Raises:
+        UserError: its card is not there, or of another segmenter.
+    """
+    if tiling.segmenter is None:
+        return None
+    return _facts(read_segmenter_card(results / "segmenters" / tiling.segmenter, tiling.segmenter))
+
+
+def segmenter_folder(
+    wanted: TissueSegmenter, bundle: Path, into: Path, *, given: Path | None = None
+) -> Path:
+    """Return a folder with the segmenter's `weights.safetensors` and `card.json`.
+
+    Args:
+        wanted: the segmenter.
+        bundle: the bundle that needs it, for errors.
+        into: where the folder is made, named by what the segmenter is; one that is there is taken.
+        given: a folder as `fetch_segmenter` writes it, or a file of the weights; None: they are
+            fetched from where they are published.
+
+    Raises:
+        UserError: they are other weights (with both digests), this version of her2 runs them
+            otherwise, or they can be had in no way, with what to do.
+    """
+    needs = f"{bundle}: needs the tissue segmenter {wanted.name}"
+    how = (
+        "Ask who made the bundle for the folder results/segmenters/"
+        f"{wanted.name}, or name a file of the weights, with --segmenter PATH. The digest of the "
+        f"weights must be {wanted.weights_sha256}."
+    )
+    if wanted.name not in NAMES:
+        raise UserError(f"{needs}, which this version of her2 does not have.")
+    folder = into / wanted.digest[:32]
+    if (folder / CARD_NAME).exists():
+        _check(read_segmenter_card(folder, wanted.name), wanted, needs, folder)
+        return folder
+    if given is not None and (given / CARD_NAME).exists():
+        _check(read_segmenter_card(given, wanted.name), wanted, needs, given)
+        return given
+    stated = file_digest(given) if given is not None and given.is_file() else None
+    spec = SegmenterSpec(segmenter=wanted.name, weights=given, sha256=stated)
+    with atomic_folder(folder) as temporary:
+        try:
+            card = fetch_segmenter(spec, temporary)
+        except UserError as error:
+            raise UserError(f"{needs}, and its weights cannot be had: {error} {how}") from None
+        _check(card, wanted, needs, given)
+    return folder
+
+
+def _facts(card: SegmenterCard) -> TissueSegmenter:
+    return TissueSegmenter(
+        name=card.segmenter,
+        architecture=card.architecture,
+        licence=card.licence,
+        weights_sha256=card.weights_sha256,
+        digest=digest(card.identity),
+    )
+
+
+def _check(card: SegmenterCard, wanted: TissueSegmenter, needs: str, given: Path | None) -> None:
+    if card.weights_sha256 != wanted.weights_sha256:
+        raise UserError(
+            f"{needs} with the weights {wanted.weights_sha256}, but "
+            f"{given or 'what is published today'} has {card.weights_sha256}. Tissue that other "
+            "weights find would be scored as if these had found it. Name the right ones with "
+            "--segmenter PATH."
+        )
+    if _facts(card).digest != wanted.digest:
+        raise UserError(
+            f"{needs} as another version of her2 runs it ({segmenter(wanted.name).version} here); "
+            "predict with the version that made the bundle."
+        )

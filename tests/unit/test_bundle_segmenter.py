@@ -18,7 +18,8 @@ from her2.config.jobs import SegmenterSpec
 from her2.core.errors import UserError
 from her2.frozen.bundle import tissue
 from her2.frozen.bundle.read import Bundle, read_bundle
-from her2.frozen.bundle.tissue import TissueSegmenter, segmenter_folder, tissue_segmenter
+from her2.frozen.bundle.schema import TissueSegmenter
+from her2.frozen.bundle.tissue import segmenter_folder, tissue_segmenter
 from her2.prediction.of_bundle import SEGMENTERS
 from her2.segmenters import Segmenter
 from her2.tiling.segmenter import fetch_segmenter

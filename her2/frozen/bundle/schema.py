@@ -25,7 +25,6 @@ from her2.config.names import Protocol
 from her2.config.validation import Final
 from her2.core.section import Count, Mpp, Name, Ordered, Section, Share
 from her2.encoders.card import CODE, EncoderCard
-from her2.frozen.bundle.tissue import TissueSegmenter
 from her2.frozen.development import Development
 
 SCHEMA_VERSION = 1
@@ -70,6 +69,18 @@ class Grid(Section):
 
     mpp: Mpp = Field(description="um/px of the tiles")
     size_px: Annotated[int, Field(ge=16, le=2048)] = Field(description="px per side of the tiles")
+
+
+class TissueSegmenter(Section):
+    """The network that found the tissue of the slides. Its weights are not in the bundle."""
+
+    name: Name = Field(description="its name, as in `options`")
+    architecture: Line = Field(description="what its library builds")
+    licence: Line = Field(description="licence of the weights")
+    weights_sha256: Sha256 = Field(description="digest of names, types, shapes and values")
+    digest: Sha256 = Field(
+        description="digest of the weights, the network and how it is run; another is refused"
+    )
 
 
 class Tiling(Section):

@@ -4,33 +4,15 @@ No licence of a segmenter allows it so far (`her2.frozen.bundle.licence` has tho
 """
 
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import Field, StringConstraints
 
 from her2.config import TilingSection
 from her2.config.jobs import SegmenterSpec
 from her2.core.errors import UserError
 from her2.core.files import atomic_folder, digest, file_digest
-from her2.core.section import Name, Section
+from her2.frozen.bundle.schema import TissueSegmenter
 from her2.segmenters import NAMES, segmenter
 from her2.tiling.segmenter import fetch_segmenter
 from her2.tiling.segmenter_card import CARD_NAME, SegmenterCard, read_segmenter_card
-
-_Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-_Line = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$", max_length=2000)]
-
-
-class TissueSegmenter(Section):
-    """The network that found the tissue of the slides. Its weights are not in the bundle."""
-
-    name: Name = Field(description="its name, as in `options`")
-    architecture: _Line = Field(description="what its library builds")
-    licence: _Line = Field(description="licence of the weights")
-    weights_sha256: _Sha256 = Field(description="digest of names, types, shapes and values")
-    digest: _Sha256 = Field(
-        description="digest of the weights, the network and how it is run; another is refused"
-    )
 
 
 def tissue_segmenter(results: Path, tiling: TilingSection) -> TissueSegmenter | None:

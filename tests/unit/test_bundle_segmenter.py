@@ -16,10 +16,10 @@ from her2.cli.main import app
 from her2.config import TilingSection
 from her2.config.jobs import SegmenterSpec
 from her2.core.errors import UserError
-from her2.frozen.bundle import tissue
+from her2.frozen.bundle import segmenters
 from her2.frozen.bundle.read import Bundle, read_bundle
-from her2.frozen.bundle.schema import TissueSegmenter
-from her2.frozen.bundle.tissue import segmenter_folder, tissue_segmenter
+from her2.frozen.bundle.schema import SegmenterFacts
+from her2.frozen.bundle.segmenters import segmenter_folder, tissue_segmenter
 from her2.prediction.of_bundle import SEGMENTERS
 from her2.segmenters import Segmenter
 from her2.tiling.segmenter import fetch_segmenter
@@ -109,7 +109,7 @@ def test_a_bundle_of_tissue_by_colour_says_nothing_of_a_segmenter(
 
 @pytest.mark.parametrize("known", [True, False])
 def test_a_segmenter_and_its_weights_are_named_together(made: Parts, known: bool) -> None:
-    facts = TissueSegmenter(
+    facts = SegmenterFacts(
         name="hest", architecture="", licence="", weights_sha256="0" * 64, digest="1" * 64
     )
     tiling = made.body.tiling.model_dump()
@@ -206,4 +206,4 @@ def test_a_folder_in_the_cache_with_swapped_weights_is_refused(
 
 def test_results_without_the_card_make_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a valid card of a segmenter"):
-        tissue.tissue_segmenter(tmp_path, TilingSection(segmenter="hest"))
+        segmenters.tissue_segmenter(tmp_path, TilingSection(segmenter="hest"))

@@ -47,7 +47,7 @@ from her2.frozen.bundle.schema import (
     Software,
     Tiling,
 )
-from her2.frozen.bundle.tissue import tissue_segmenter
+from her2.frozen.bundle.segmenters import tissue_segmenter
 from her2.frozen.development import read_development
 from her2.frozen.model import FrozenFold, FrozenModel
 from her2.frozen.results import read_frozen

@@ -38,7 +38,7 @@ from her2.frozen.bundle.schema import (
     Fold,
 )
 from her2.frozen.bundle.seal import parse_contents, problems_in
-from her2.frozen.bundle.tissue import segmenter_folder
+from her2.frozen.bundle.segmenters import segmenter_folder
 from her2.frozen.development import Development
 from her2.frozen.model import FrozenFold, FrozenModel, Threshold
 from her2.mil.fold import SavedModel, build_model
@@ -138,7 +138,7 @@ class Bundle:
     def segmenter_folder(self, into: Path, *, given: Path | None = None) -> Path | None:
         """Return a folder with the tissue segmenter's weights; None if the bundle names none.
 
-        Args and errors are those of `her2.frozen.bundle.tissue.segmenter_folder`.
+        Args and errors are those of `her2.frozen.bundle.segmenters.segmenter_folder`.
 
         Raises:
             UserError: weights are given, and the bundle names no segmenter.

@@ -71,7 +71,7 @@ class Grid(Section):
     size_px: Annotated[int, Field(ge=16, le=2048)] = Field(description="px per side of the tiles")
 
 
-class TissueSegmenter(Section):
+class SegmenterFacts(Section):
     """The network that found the tissue of the slides. Its weights are not in the bundle."""
 
     name: Name = Field(description="its name, as in `options`")
@@ -99,7 +99,7 @@ class Tiling(Section):
     annotated: Many = Field(
         description="slides of the development whose tiles come from drawn regions only"
     )
-    segmenter: TissueSegmenter | None = Field(
+    segmenter: SegmenterFacts | None = Field(
         None,
         exclude_if=lambda value: value is None,
         description="the network that found the tissue; absent where its colour did",

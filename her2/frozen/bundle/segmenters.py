@@ -9,13 +9,13 @@ from her2.config import TilingSection
 from her2.config.jobs import SegmenterSpec
 from her2.core.errors import UserError
 from her2.core.files import atomic_folder, digest, file_digest
-from her2.frozen.bundle.schema import TissueSegmenter
+from her2.frozen.bundle.schema import SegmenterFacts
 from her2.segmenters import NAMES, segmenter
 from her2.tiling.segmenter import fetch_segmenter
 from her2.tiling.segmenter_card import CARD_NAME, SegmenterCard, read_segmenter_card
 
 
-def tissue_segmenter(results: Path, tiling: TilingSection) -> TissueSegmenter | None:
+def tissue_segmenter(results: Path, tiling: TilingSection) -> SegmenterFacts | None:
     """Return what a bundle says of the segmenter of its results; None without one.
 
     Raises:
@@ -27,7 +27,7 @@ def tissue_segmenter(results: Path, tiling: TilingSection) -> TissueSegmenter | 
 
 
 def segmenter_folder(
-    wanted: TissueSegmenter, bundle: Path, into: Path, *, given: Path | None = None
+    wanted: SegmenterFacts, bundle: Path, into: Path, *, given: Path | None = None
 ) -> Path:
     """Return a folder with the segmenter's `weights.safetensors` and `card.json`.
 
@@ -68,8 +68,8 @@ def segmenter_folder(
     return folder
 
 
-def _facts(card: SegmenterCard) -> TissueSegmenter:
-    return TissueSegmenter(
+def _facts(card: SegmenterCard) -> SegmenterFacts:
+    return SegmenterFacts(
         name=card.segmenter,
         architecture=card.architecture,
         licence=card.licence,
@@ -78,7 +78,7 @@ def _facts(card: SegmenterCard) -> TissueSegmenter:
     )
 
 
-def _check(card: SegmenterCard, wanted: TissueSegmenter, needs: str, given: Path | None) -> None:
+def _check(card: SegmenterCard, wanted: SegmenterFacts, needs: str, given: Path | None) -> None:
     if card.weights_sha256 != wanted.weights_sha256:
         raise UserError(
             f"{needs} with the weights {wanted.weights_sha256}, but "

@@ -63,6 +63,8 @@ def segmenter_folder(
         try:
             card = fetch_segmenter(spec, temporary)
         except UserError as error:
+            if given is not None:  # which says what is wrong with the file
+                raise UserError(f"{needs}, and --segmenter is of no use: {error}") from None
             raise UserError(f"{needs}, and its weights cannot be had: {error} {how}") from None
         _check(card, wanted, needs, given)
     return folder

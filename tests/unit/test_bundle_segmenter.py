@@ -19,7 +19,7 @@ from her2.core.errors import UserError
 from her2.frozen.bundle import segmenters
 from her2.frozen.bundle.read import Bundle, read_bundle
 from her2.frozen.bundle.schema import SegmenterFacts
-from her2.frozen.bundle.segmenters import segmenter_folder, tissue_segmenter
+from her2.frozen.bundle.segmenters import check_tiled_with, segmenter_folder, tissue_segmenter
 from her2.prediction.of_bundle import SEGMENTERS
 from her2.segmenters import Segmenter
 from her2.tiling.segmenter import fetch_segmenter
@@ -207,3 +207,15 @@ def test_a_folder_in_the_cache_with_swapped_weights_is_refused(
 def test_results_without_the_card_make_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a valid card of a segmenter"):
         segmenters.tissue_segmenter(tmp_path, TilingSection(segmenter="hest"))
+
+
+def test_weights_that_were_fetched_after_the_slides_were_tiled_make_no_bundle(
+    results: Path,
+) -> None:
+    facts = tissue_segmenter(results, TilingSection(segmenter="hest"))
+    assert facts is not None
+    own = f"segmenter hest, weights {facts.weights_sha256[:12]}"
+    check_tiled_with(facts, ["detected", "mask file", own])
+    for other in ("segmenter hest, weights 000000000000", own.replace("hest", "grandqc")):
+        with pytest.raises(UserError, match=f"tiled by the {other}.*run snakemake again"):
+            check_tiled_with(facts, [own, other])

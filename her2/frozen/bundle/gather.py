@@ -47,7 +47,7 @@ from her2.frozen.bundle.schema import (
     Software,
     Tiling,
 )
-from her2.frozen.bundle.segmenters import tissue_segmenter
+from her2.frozen.bundle.segmenters import check_tiled_with, tissue_segmenter
 from her2.frozen.development import read_development
 from her2.frozen.model import FrozenFold, FrozenModel
 from her2.frozen.results import read_frozen
@@ -127,6 +127,9 @@ def gather(
     )
     names = {fold.run: f"{fold.run}.safetensors" for fold in model.folds}
     weights |= {names[fold.run]: fold.saved.folder / MODEL_NAME for fold in model.folds}
+    tissue, network = _tissue(wanted, grid), tissue_segmenter(wanted.results, tiling.tiling)
+    if network is not None:
+        check_tiled_with(network, tissue["tissue"])
     body = Body(
         schema_version=SCHEMA_VERSION,
         software=_software(),
@@ -142,8 +145,8 @@ def gather(
             options=tiling.tiling,
             seed=tiling.seed,
             max_failed_tiles=embedding.max_failed_tiles,
-            segmenter=tissue_segmenter(wanted.results, tiling.tiling),
-            **_tissue(wanted, grid),
+            segmenter=network,
+            **tissue,
         ),
         encoder=encoder,
         final=final,

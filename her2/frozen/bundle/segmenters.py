@@ -3,6 +3,7 @@
 No licence of a segmenter allows it so far (`her2.frozen.bundle.licence` has those of encoders).
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from her2.config import TilingSection
@@ -24,6 +25,27 @@ def tissue_segmenter(results: Path, tiling: TilingSection) -> SegmenterFacts | N
     if tiling.segmenter is None:
         return None
     return _facts(read_segmenter_card(results / "segmenters" / tiling.segmenter, tiling.segmenter))
+
+
+def check_tiled_with(facts: SegmenterFacts, sources: Iterable[str]) -> None:
+    """Check that slides were tiled with these weights, and not with earlier ones.
+
+    Args:
+        facts: what the results' folder has now.
+        sources: what tables of slides say of their tissue (`SlideFacts.tissue_source`).
+
+    Raises:
+        UserError: a slide was tiled with others.
+    """
+    start = f"segmenter {facts.name}, weights "
+    for source in sources:
+        if source.startswith("segmenter ") and not (
+            source.startswith(start) and facts.weights_sha256.startswith(source[len(start) :])
+        ):
+            raise UserError(
+                f"slides were tiled by the {source}, and the results have the weights "
+                f"{facts.weights_sha256[:12]} of {facts.name} now; run snakemake again."
+            )
 
 
 def segmenter_folder(

@@ -3,6 +3,7 @@
 `resnet18` is an architecture, `resnet18.a1_in1k` an architecture with published weights.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from timm.models import PretrainedCfg
     from torch import Tensor, nn
     from torch.nn.modules.module import _IncompatibleKeys
+
+log = logging.getLogger(__name__)
 
 
 class Timm(Library):
@@ -57,13 +60,7 @@ class Timm(Library):
             return create()
         with _loads() as loads:
             model = create(pretrained=True)
-        # Without a classifier timm's loader passes over whatever is missing.
-        if missing := [name for found in loads for name in found.missing_keys]:
-            raise UserError(
-                f"encoders: timm {timm.__version__} has no published weights for {len(missing)} "
-                f"tensors of {architecture}, such as {', '.join(missing[:4])}: this version of "
-                "timm names them otherwise than the file. Install another version of timm."
-            )
+        _check_filled(model, architecture, [n for found in loads for n in found.missing_keys])
         return model
 
     def arguments(self, architecture: str, *, feature: Feature, size_px: int) -> dict[str, Any]:
@@ -127,6 +124,27 @@ def _loads() -> "Iterator[list[_IncompatibleKeys]]":
 
     with patch.object(nn.Module, "load_state_dict", noting):
         yield found
+
+
+def _check_filled(model: "nn.Module", architecture: str, missing: list[str]) -> None:
+    """Refuse a model with tensors that its file lacks and that begin with random values.
+
+    Without a classifier timm's loader passes over whatever is missing. A few of its files lack
+    layers that begin as constants, such as the last normalisation of masked autoencoders.
+    """
+    own = model.state_dict()
+    drawn = [name for name in missing if name not in own or own[name].unique().numel() > 1]
+    if drawn:
+        raise UserError(
+            f"encoders: timm {_timm().__version__} has no published weights for {len(drawn)} "
+            f"tensors of {architecture}, such as {', '.join(drawn[:4])}: this version of timm "
+            "names them otherwise than the file. Install another version of timm."
+        )
+    if missing:
+        log.warning(
+            "%s: its file has no values for %s, which stay as timm begins them: all alike",
+            architecture, ", ".join(missing[:8]),
+        )  # fmt: skip
 
 
 def _timm() -> ModuleType:

@@ -172,10 +172,22 @@ def test_weights_that_timm_fetches_leave_no_hole_either(monkeypatch: pytest.Monk
     state = timm.create_model("test_vit", num_classes=1000).state_dict()
     built = published_by_timm(monkeypatch, dict(state))().state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in built.items())
-    holed = renamed(state, "blocks.1.norm2.bias")
-    with pytest.raises(UserError, match=r"no published weights for 1 .* blocks\.1\.norm2\.bias:"):
+    holed = renamed(state, "blocks.1.attn.qkv.weight")
+    with pytest.raises(UserError, match=r"no published weights for 1 .* blocks\.1\.attn\.qkv"):
         published_by_timm(monkeypatch, holed)()
     assert torch.nn.Module.load_state_dict.__module__ == "torch.nn.modules.module"
+
+
+def test_a_layer_that_a_file_of_timm_lacks_and_that_begins_alike_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As the last normalisation of ConvNeXt-V2's masked autoencoders, with timm's blessing."""
+    state = timm.create_model("test_vit", num_classes=0).state_dict()
+    for name in ("norm.weight", "norm.bias"):
+        del state[name]
+    built = published_by_timm(monkeypatch, state)()
+    assert built.norm.weight.eq(1).all()
+    assert "its file has no values for norm.weight, norm.bias" in caplog.text
 
 
 # ----------------------------------------------------------------------------- torchvision

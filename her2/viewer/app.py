@@ -11,7 +11,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Mount
+from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.templating import Jinja2Templates
 from starlette.types import Receive, Scope, Send
@@ -39,6 +39,7 @@ def make_app(viewer: Viewer) -> Starlette:
     app = Starlette(
         routes=[
             *(route for part in _PARTS for route in part.ROUTES),
+            Route("/favicon.ico", _no_icon),  # asked for while a page has not said that it has none
             Mount("/static", StaticFiles(directory=_FOLDER / "static")),
             Mount("/leaflet", StaticFiles(directory=xstatic.pkg.leaflet.BASE_DIR)),
         ],
@@ -74,6 +75,10 @@ class _Compressed(GZipMiddleware):
             await super().__call__(scope, receive, send)
         else:
             await self.app(scope, receive, send)
+
+
+def _no_icon(request: Request) -> Response:
+    return Response(status_code=204)
 
 
 def _problem(status: int) -> Callable[[Request, Exception], Response]:

@@ -19,6 +19,14 @@ from her2.core.plot_style import PALETTE
 
 REMARK, DESCRIPTION, TILE, ENCODER = "remark", "ANNOTATION_DESCRIPTION", "tile", "encoder"
 """Keys of a note's `metadata`."""
+_DEPTHS = {
+    "Point": 0,
+    **dict.fromkeys(("MultiPoint", "LineString"), 1),
+    **dict.fromkeys(("MultiLineString", "Polygon"), 2),
+    "MultiPolygon": 3,
+}
+"""Geometries that are shown: how deep a point is in the lists of their coordinates."""
+_FARTHEST_PX = 1e9
 _NAME_LENGTH = 80
 _PLACED = "at-"
 _OBJECTS = {"detection", "cell", "tile", "tmacore", "tma_core", "root"}
@@ -168,23 +176,24 @@ def read_note(feature: Feature, number: int, slide: NotedSlide) -> Note:
 
 
 def _placed(geometry: Any, corner_px: tuple[int, int]) -> dict[str, Any] | None:
-    """Return a geometry in level-0 px; None if it has a place that is no number."""
-    if not isinstance(geometry, dict) or not isinstance(geometry.get("type"), str):
+    """Return a geometry in level-0 px; None for one that no map can show."""
+    if not isinstance(geometry, dict) or str(geometry.get("type")) not in _DEPTHS:
         return None
 
     def moved(value: Any, depth: int) -> Any:
-        if not isinstance(value, list) or depth > 4:
+        if not isinstance(value, list) or not value:
             raise TypeError
-        if value and all(isinstance(one, int | float) for one in value):
-            x, y = float(value[0]) + corner_px[0], float(value[1]) + corner_px[1]
-            if not (abs(x) < 1e9 and abs(y) < 1e9):  # which NaN is not either
-                raise ValueError
-            return [x, y]
-        return [moved(one, depth + 1) for one in value]
+        if depth:
+            return [moved(one, depth - 1) for one in value]
+        x, y = (float(one) + corner for one, corner in zip(value[:2], corner_px, strict=True))
+        if not (abs(x) < _FARTHEST_PX and abs(y) < _FARTHEST_PX):  # which NaN is not either
+            raise ValueError
+        return [x, y]
 
+    kind = geometry["type"]
     try:
-        return {"type": geometry["type"], "coordinates": moved(geometry.get("coordinates"), 0)}
-    except (TypeError, ValueError, IndexError, OverflowError):
+        return {"type": kind, "coordinates": moved(geometry.get("coordinates"), _DEPTHS[kind])}
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import IO, Any
+from urllib.parse import quote
 
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -14,6 +15,7 @@ from starlette.routing import Route
 
 from her2.config import Config
 from her2.core.errors import SlideError, UserError
+from her2.core.section import is_name
 from her2.core.spelling import has_controls
 from her2.viewer.bodies import read_object
 from her2.viewer.note_features import Draft, NotedSlide
@@ -116,8 +118,8 @@ def download_all(request: Request) -> Response:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for cohort in viewer.run.cohorts.values():
             for slide_id in cohort.rows:
-                path = notes.path(cohort.key, slide_id)
-                with suppress(FileNotFoundError):
+                with suppress(FileNotFoundError, NotThereError):
+                    path = notes.path(cohort.key, slide_id)
                     archive.write(path, path.relative_to(notes.folder))
     file.seek(0)
     return StreamingResponse(
@@ -132,8 +134,9 @@ def _pieces(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _saved_as(name: str) -> dict[str, str]:
-    """Return the header of a download; names of slides have nothing to escape."""
-    return {"Content-Disposition": f'attachment; filename="{name}"'}
+    """Return the header of a download (RFC 6266)."""
+    given = f'filename="{name}"' if is_name(name) else f"filename*=UTF-8''{quote(name)}"
+    return {"Content-Disposition": f"attachment; {given}"}
 
 
 def _notes(request: Request) -> Notes:

@@ -9,6 +9,7 @@ if it is another one now, nothing is written.
 """
 
 import fcntl
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,7 +18,7 @@ from typing import Any
 
 from her2.core.errors import UserError
 from her2.core.files import parse_json, write_text
-from her2.core.reading import path_problem
+from her2.core.reading import ABSENT, path_problem
 from her2.core.sharing import make_folder
 from her2.viewer.note_features import (
     Draft,
@@ -60,10 +61,22 @@ class Notes:
     def __init__(self, folder: Path, results: Path) -> None:
         self.folder, self._results = folder, results
         self._lock = threading.Lock()
+        self._classes: dict[Path, tuple[tuple[int, int], set[str]]] = {}
         self._deleted: dict[tuple[str, str, str], tuple[int, Feature]] = {}
 
     def path(self, cohort: str, slide_id: str) -> Path:
-        """Return the file of a slide: `COHORT/SLIDE.geojson`, `external/NAME/SLIDE.geojson`."""
+        """Return the file of a slide: `COHORT/SLIDE.geojson`, `external/NAME/SLIDE.geojson`.
+
+        Raises:
+            NotThereError: the id is no name of a file.
+        """
+        if (
+            not slide_id
+            or slide_id.startswith(".")
+            or Path(slide_id).name != slide_id
+            or "\0" in slide_id
+        ):
+            raise NotThereError("a slide of this id cannot have notes.")
         return self.folder.joinpath(*cohort.split(":"), f"{slide_id}.geojson")
 
     def listed(self, slide: NotedSlide) -> tuple[list[Note], int]:
@@ -139,15 +152,21 @@ class Notes:
 
     def classes(self) -> list[str]:
         """Return the classes of all notes, sorted; damaged files have none."""
-        found: set[str] = set()
-        for path in sorted(self.folder.glob("**/*.geojson")):
-            with suppress(UserError):
-                found |= {class_of(one) for one in _document(path)["features"]}
-        return sorted(found - {""})
+        found: dict[Path, tuple[tuple[int, int], set[str]]] = {}
+        for path in self.folder.glob("**/*.geojson"):
+            with suppress(UserError, OSError):
+                status = path.stat()
+                state = status.st_mtime_ns, status.st_size
+                if (known := self._classes.get(path)) and known[0] == state:
+                    found[path] = known
+                else:
+                    found[path] = state, {class_of(one) for one in _document(path)["features"]}
+        self._classes = found
+        return sorted(set().union(*(names for _, names in found.values())) - {""})
 
     def _read(self, slide: NotedSlide) -> dict[str, Any]:
         path = self.path(slide.cohort, slide.slide_id)
-        if not path.exists() and not path.is_symlink():
+        if path_problem(path) == ABSENT:
             head = {"slide_id": slide.slide_id, "cohort": slide.cohort, "origin": slide.origin}
             return {"type": "FeatureCollection", "her2": head, "features": []}
         return _document(path)
@@ -155,8 +174,9 @@ class Notes:
     @contextmanager
     def _changed(self, slide: NotedSlide) -> Iterator[list[Feature]]:
         """Yield the features of a file as they are now, and write them if the block succeeds."""
-        path = self.path(slide.cohort, slide.slide_id)
-        if path.resolve().is_relative_to(self._results.resolve()):
+        # Of a link, the file: else the link would become one.
+        path = self.path(slide.cohort, slide.slide_id).resolve()
+        if path.is_relative_to(self._results.resolve()):
             raise UserError(f"{path}: is in the results, whose files the run owns.")
         with self._alone():
             document = self._read(slide)
@@ -174,8 +194,10 @@ class Notes:
         with self._lock, ExitStack() as stack:
             with suppress(OSError, UserError):  # who cannot write here is told by the writing
                 make_folder(self.folder)
-                lock = stack.enter_context((self.folder / ".lock").open("a"))
-                fcntl.flock(lock, fcntl.LOCK_EX)  # released with the file
+                # Open to read: it may be another user's, and a lock needs no more.
+                lock = os.open(self.folder / ".lock", os.O_RDONLY | os.O_CREAT, 0o666)
+                stack.callback(os.close, lock)  # which releases it
+                fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
 

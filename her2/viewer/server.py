@@ -20,9 +20,9 @@ from her2.core.crashes import end_now, keep, kept, read_together_after
 from her2.core.errors import UserError
 from her2.viewer.app import make_app
 from her2.viewer.guard import TOKEN, Guard, new_token
+from her2.viewer.open_slides import Slides
 from her2.viewer.run import ViewedRun
 from her2.viewer.state import Viewer
-from her2.viewer.zoom import Slides
 
 LOOPBACK = "127.0.0.1"
 _ALONE_SECONDS = 30.0

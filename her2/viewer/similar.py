@@ -240,5 +240,9 @@ def _exact(
         except (OSError, UserError, IndexError) as error:  # replaced since it was searched
             searched.skipped[number] = first_line(error)
             continue
-        found += [Hit(number, int(i), float(v)) for i, v in zip(tiles, values, strict=True)]
+        found += [
+            Hit(number, int(tile), float(value))
+            for tile, value in zip(tiles, values, strict=True)
+            if not np.isnan(value)  # another store by now
+        ]
     return sorted(found, key=lambda hit: (-hit.similarity, hit.slide, hit.tile))

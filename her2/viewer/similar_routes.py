@@ -64,7 +64,7 @@ async def begin_search(request: Request) -> Response:
 
 
 def show_search(request: Request) -> Response:
-    """Return how far a search of all tiles is, or what it found."""
+    """Return how far a search of all tiles is, or what it found; `model` is whose predictions."""
     similar = _similar(request)
     made = similar.search(request.path_params["number"])
     if not made.ended.is_set():
@@ -73,8 +73,9 @@ def show_search(request: Request) -> Response:
         raise UserError(f"the search ended: {made.problem}.")
     if made.found is None:
         return JSONResponse({**_progress(made), "state": "cancelled"})
+    model = request.query_params.get("model") or made.model
     answer = _answer(
-        viewer_of(request), similar, made.encoder, made.search.query, made.model, made.found
+        viewer_of(request), similar, made.encoder, made.search.query, model, made.found
     )
     return JSONResponse({"state": "done", "seconds": made.seconds, **answer})
 
@@ -235,7 +236,7 @@ def _hit(
         "truth": truth,
         "predicted": predicted,
         "box_px": box,
-        "address": f"/slides/{place}?{asked_for}",
+        "address": None if row is None else f"/slides/{place}?{asked_for}",
         "picture": f"/slides/{place}/tiles/{quote(encoder, safe='')}/{hit.tile}.png"
         if box is not None and row is not None and row.path
         else None,

@@ -9,9 +9,11 @@ from starlette.responses import Response
 from starlette.templating import Jinja2Templates
 
 from her2.storage.cache import Cache
+from her2.viewer.open_slides import Slides
 from her2.viewer.run import ViewedCohort, ViewedRun
-from her2.viewer.zoom import OpenSlide, Slides
+from her2.viewer.zoom import OpenSlide
 
+NO_FILE = "there is no slide file, only its features."
 _Part = TypeVar("_Part")
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from her2.config.jobs import ReportSpec
 from her2.core.errors import UserError
+from her2.core.reading import ABSENT, path_problem
 from her2.core.stamps import FOLDER as STAMPS
 from her2.frozen.bundle.asked import read_spec
 from her2.storage.entries import FeatureEntry, read_entries
 from her2.storage.features import FeatureStore, open_store
-from her2.viewer.run import NotThereError, ViewedCohort
+from her2.viewer.run import DEVELOPMENT, NotThereError, ViewedCohort
 from her2.viewer.state import Viewer
 
 _SUFFIX = ".zarr.zip"
@@ -45,13 +46,13 @@ class EmbeddedSlide:
         Raises:
             UserError: it is absent, damaged or that of another key.
         """
-        there = [path for path in self.paths if path.exists()]
-        if not there:
+        there = next((path for path in self.paths if path_problem(path) != ABSENT), None)
+        if there is None:
             raise UserError(
                 f"{self.slide_id}: its features are neither in the cache nor in the results "
                 f"({self.paths[-1].name}); run snakemake again."
             )
-        return open_store(there[0], self.key)
+        return open_store(there, self.key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,8 @@ def _of_cohort(
     viewer: Viewer, cohort: ViewedCohort, encoder: str, problems: list[str]
 ) -> Iterator[EmbeddedSlide]:
     folder = cohort.folder / "features" / encoder
-    if not folder.is_dir():
+    of_run = cohort.key == DEVELOPMENT or cohort.external is not None
+    if not of_run or not folder.is_dir():  # a bundle's predictions have no features
         return
     patients = dict(cohort.table.select("slide_id", "patient_id").iter_rows())
     entries: dict[str, FeatureEntry] = {}

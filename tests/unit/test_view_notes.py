@@ -91,6 +91,13 @@ def test_each_cohort_has_a_folder(notes: Notes, cohort: str, parts: tuple[str, .
     assert notes.folder.joinpath(*parts, "slide-1.geojson").is_file()
 
 
+@pytest.mark.parametrize("slide_id", ["..", "../x", "a/b", "/etc/x", ".hidden", "", "a\0b"])
+def test_an_id_that_is_no_name_of_a_file_has_no_notes(notes: Notes, slide_id: str) -> None:
+    with pytest.raises(NotThereError):
+        notes.add(NotedSlide("predicted", slide_id, "level0", (0, 0)), draft())
+    assert not notes.folder.exists()
+
+
 @pytest.mark.parametrize(
     "remark",
     [
@@ -226,6 +233,38 @@ def test_what_qupath_wrote_is_shown_and_kept(notes: Notes) -> None:
     assert [note.id for note in notes.listed(SLIDE)[0]][:2] == ["at-0", "at-2"]
 
 
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        None,
+        7,
+        {"type": "Polygon"},
+        {"type": ["Polygon"], "coordinates": [BOX]},
+        {"type": "Polygon", "coordinates": []},
+        {"type": "Polygon", "coordinates": [[]]},
+        {"type": "Polygon", "coordinates": [1, 2]},
+        {"type": "Polygon", "coordinates": BOX},
+        {"type": "Polygon", "coordinates": [[["x", "y"]] * 3]},
+        {"type": "Polygon", "coordinates": [[[1]] * 3]},
+        {"type": "Polygon", "coordinates": [[[1, 1e99]] * 3]},
+        {"type": "Point", "coordinates": [BOX]},
+        {"type": "Circle", "coordinates": [1, 2]},
+        {"type": "GeometryCollection", "geometries": []},
+    ],
+    ids=range(14),
+)
+def test_a_place_that_no_map_can_show_is_listed_and_kept(notes: Notes, geometry: Any) -> None:
+    path = file_of(notes)
+    path.parent.mkdir(parents=True)
+    feature = {"type": "Feature", "id": "a", "geometry": geometry, "properties": {}}
+    path.write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
+    ((note,), _) = notes.listed(SLIDE)
+    assert note.geometry is None
+    changed = notes.change(SLIDE, note.id, note.revision, Draft("a", "b"))
+    assert (changed.class_name, changed.remark) == ("a", "b")
+    assert written(notes)["features"][0]["geometry"] == geometry
+
+
 @pytest.mark.parametrize("form", ["list", "feature"])
 def test_other_forms_of_geojson_are_read_and_become_a_collection(notes: Notes, form: str) -> None:
     path = file_of(notes)
@@ -290,6 +329,33 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     notes = Notes(tmp_path / "notes", tmp_path / "results")
     with pytest.raises(UserError, match=r"slide-1\.geojson: cannot be written"):
         notes.add(SLIDE, draft())
+
+
+def test_a_link_stays_one(notes: Notes, tmp_path: Path) -> None:
+    path = file_of(notes)
+    path.parent.mkdir(parents=True)
+    (tmp_path / "shared.geojson").write_text('{"type":"FeatureCollection","features":[]}')
+    path.symlink_to(tmp_path / "shared.geojson")
+    notes.add(SLIDE, draft())
+    assert path.is_symlink()
+    assert len(chosen_regions(tmp_path / "shared.geojson", [])) == 1
+
+
+def test_a_link_to_nothing_is_named(notes: Notes, tmp_path: Path) -> None:
+    path = file_of(notes)
+    path.parent.mkdir(parents=True)
+    path.symlink_to(tmp_path / "gone.geojson")
+    with pytest.raises(UserError, match=r"slide-1\.geojson"):
+        notes.listed(SLIDE)
+
+
+def test_classes_follow_the_files(notes: Notes) -> None:
+    made = notes.add(SLIDE, draft("a"))
+    assert notes.classes() == ["a"]
+    notes.change(SLIDE, made.id, made.revision, Draft("longer", ""))
+    assert notes.classes() == ["longer"]
+    file_of(notes).unlink()
+    assert notes.classes() == []
 
 
 @pytest.mark.parametrize("place", ["results", "results/notes", "link"])

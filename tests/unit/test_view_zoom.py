@@ -15,8 +15,9 @@ from PIL import Image
 
 from her2.core.errors import SlideError, TileError
 from her2.slides.slide import Slide
-from her2.viewer import zoom
-from her2.viewer.zoom import OVERLAP_PX, TILE_PX, Slides, level_count, square_at
+from her2.viewer import open_slides, zoom
+from her2.viewer.open_slides import Slides
+from her2.viewer.zoom import OVERLAP_PX, TILE_PX, level_count, square_at
 from tests.peak import peak_megabytes
 from tests.unit.test_embed import damage
 from tests.unit.test_formats import FORMATS, picture, write_svs
@@ -229,9 +230,9 @@ def test_a_thumbnail_has_the_size_asked_for_and_is_never_enlarged(tmp_path):
 
 
 def test_a_thumbnail_that_would_take_a_whole_slide_is_left_to_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(zoom, "_THUMBNAIL_READ_PX", 1000)
+    monkeypatch.setattr(open_slides, "_THUMBNAIL_READ_PX", 1000)
     Image.fromarray(picture()).save(tmp_path / "a.png")
-    monkeypatch.setattr(zoom, "Slide", None)  # it is not even decoded
+    monkeypatch.setattr(open_slides, "Slide", None)  # it is not even decoded
     assert Slides().thumbnail(tmp_path / "a.png", 0.5, 64) is None
     assert Slides().thumbnail(write_svs(tmp_path, picture()), None, 64) is None
 

@@ -126,6 +126,7 @@ def test_all_slides_are_there_and_nothing_of_a_manifest_is_run(
     assert tab.run("window.broken") is None
     assert tab.run("document.querySelectorAll('.card b, .card script, .filters img').length") == 0
     assert (tab.errors, tab.failures) == ([], [])
+    assert view.get("/favicon.ico").status == 204  # browsers ask for it now and then
 
 
 def test_the_numbers_on_cards_are_the_evaluations(view: Viewing, expected: pl.DataFrame) -> None:
@@ -214,6 +215,9 @@ def test_an_address_says_the_order_and_the_model(
         tab.run("document.querySelector('#direction').click()")
         up = table.sort("confidence", nulls_last=True)["slide_id"].to_list()
         assert tab.run(SHOWN) == up
+    tab = opened(view, "/?site=north %26 south&at=development/demo-007-a")
+    assert tab.run(HERE) == "demo-007-a"
+    assert tab.run("document.querySelector('[value=\"north & south\"]').checked") is True
     tab = opened(view, "/?model=score/none/none&sort=p:none&site=gone&at=development/none")
     assert tab.run(COUNT) == f"0 of {len(expected)} slides"
     assert counts(tab, "site")["gone"] == 0

@@ -28,11 +28,12 @@ from her2.storage.cache import Cache
 from her2.storage.facts import StoredSlide
 from her2.viewer.app import make_app
 from her2.viewer.drawn import Predicted
+from her2.viewer.open_slides import Slides
 from her2.viewer.predicted import Predictions, with_predictions
 from her2.viewer.run import ViewedRun, open_run, page_of
 from her2.viewer.server import Place, browser_names
 from her2.viewer.state import Viewer
-from her2.viewer.zoom import TILE_PX, Slides, level_count
+from her2.viewer.zoom import TILE_PX, level_count
 from tests.viewing import REPOSITORY, Viewing, viewing
 from tests.workflow.project import Project
 

@@ -152,6 +152,9 @@ def test_all_tiles_are_searched_on_request(project: Project, tab: Tab) -> None:
     tab.run(  # the sample of a small cohort is all of it: say that it is not
         """(() => { const ask = window.fetch; window.fetch = async (...asked) => {
             const answer = await ask(...asked);
+            if (window.held && `${asked[0]}`.includes('/api/similar/') && !asked[1]?.method) {
+                return new Response(JSON.stringify({ state: 'running', done: 3, of: 16 }));
+            }
             if (!`${asked[0]}`.includes('/similar?')) return answer;
             const found = await answer.json();
             if (found.searched) found.searched.whole = false;
@@ -168,6 +171,22 @@ def test_all_tiles_are_searched_on_request(project: Project, tab: Tab) -> None:
         "document.querySelector('.similar').textContent.includes('Searched: all 287 tiles')"
     )
     assert texts(tab, f"{HITS} a") == before
+    tab.run(f"{PANE}.setModel('score/tiny/abmil')")  # which needs no other search
+    tab.wait_for(
+        "performance.getEntriesByType('resource').some(({ name }) => "
+        "name.includes('/api/similar/') && name.endsWith('?model=score%2Ftiny%2Fabmil'))"
+    )
+    assert "Searched: all 287 tiles" in texts(tab, ".similar")[0]
+    # One that takes long is cancelled by keys.
+    press_on(tab, ".similar .find")
+    tab.wait_for("!!document.querySelector('.similar .all')")
+    tab.run("window.held = true")
+    press_on(tab, ".similar .all")
+    tab.wait_for("document.querySelector('.similar progress').value === 3")
+    assert tab.run("document.activeElement.textContent") == "Cancel"
+    tab.press("Enter")
+    tab.wait_for("document.querySelector('.similar progress').closest('div').hidden")
+    assert texts(tab, ".similar [role=status]") == ["The search was cancelled."]
 
 
 def test_what_cannot_be_asked_is_answered_in_words(view: Viewing) -> None:
@@ -249,6 +268,30 @@ def test_a_view_a_rectangle_and_a_polygon_are_marked(tab: Tab, file: Path) -> No
     assert shapely.box(*wanted.bounds).centroid.distance(shapely.Point(centre)) < 2
 
 
+@pytest.mark.parametrize("closed_by", ["double click", "first corner"])
+def test_a_polygon_is_drawn_by_clicks(tab: Tab, file: Path, closed_by: str) -> None:
+    zoom = tab.run(f"{PANE}.map.getZoom()")
+    press_on(tab, ".notes .polygon")
+    left, top = tab.run(f"(b => [b.x, b.y])({PANE}.canvas.getBoundingClientRect())")
+    corners = [(250, 150), (500, 170), (450, 420)]
+    for x, y in corners:
+        tab.click(left + x, top + y)
+    if closed_by == "double click":
+        tab.click(left + 300, top + 400, times=2)
+        corners.append((300, 400))
+    else:
+        tab.click(left + 252, top + 149)
+    wanted = tab.run(
+        f"{json.dumps(corners)}.map(p => {PANE}.toLevel0({PANE}.map.containerPointToLatLng(p)))"
+        ".map(p => [p.x, p.y])"
+    )
+    saved(tab, "Shape")
+    shape = shapely.geometry.shape(features(file)[0]["geometry"])
+    assert shape.symmetric_difference(shapely.Polygon(wanted)).area < 0.02 * shape.area
+    assert tab.run(f"{PANE}.map.getZoom()") == zoom
+    assert tab.run("document.querySelector('.tile').dataset.tile") == ""
+
+
 def test_drawing_can_be_given_up(tab: Tab, file: Path) -> None:
     press_on(tab, ".notes .polygon")
     tab.press(" ")
@@ -312,12 +355,16 @@ def test_what_qupath_wrote_meanwhile_is_shown(tab: Tab, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     feature = {
         "type": "Feature",
+        "id": "an id/of? another #1",
         "geometry": {"type": "Polygon", "coordinates": [[[0, 0], [90, 0], [90, 90], [0, 0]]]},
         "properties": {"objectType": "annotation", "classification": {"name": "From QuPath"}},
     }
     file.write_text(json.dumps({"type": "FeatureCollection", "features": [feature]}))
     tab.run("dispatchEvent(new Event('focus'))")
     tab.wait_for("document.querySelector('.notes .class')?.textContent === 'From QuPath'")
+    press_on(tab, ".notes [data-key^=delete]")
+    tab.wait_for("document.activeElement?.textContent === 'Undo'")
+    assert features(file) == []
 
 
 def test_a_remark_stays_in_the_form_when_it_cannot_be_saved(tab: Tab, file: Path) -> None:

@@ -272,6 +272,9 @@ def test_all_is_done_by_keys(view: Viewing) -> None:
     tab.press("Escape")
     tab.press("n")
     tab.wait_for(f"location.pathname.endsWith('demo-002-a') && {READY}")
+    before = place(tab)
+    tab.press("ArrowDown")
+    assert place(tab)[1] > before[1] + 50, "without a click on the slide"
     tab.press("p")
     tab.wait_for(f"location.pathname.endsWith('demo-001-a') && {READY}")
 

@@ -216,7 +216,9 @@ document.addEventListener("keydown", (event) => {
 });
 addEventListener("pagehide", keep);
 
-const back = performance.getEntriesByType("navigation")[0]?.type === "back_forward";
+const place = view.at?.join("/");
 await read(view.model);
-if (back && view.at && order.length) slidesFocus();
+// Whoever comes back from a slide, or was sent here, goes on from its card.
+const first = order[list?.active];
+if (first !== undefined && `${slides.cohort(first)}/${slides.ids[first]}` === place) slidesFocus();
 document.documentElement.dataset.ready = "cohort";

@@ -58,10 +58,13 @@ export class Drawing {
     hear("pointerup", (event) => this.#up(event));
     hear("pointercancel", () => { this.from = null; });
     // Neither picks a tile nor zooms; a rectangle does not move the map either.
-    for (const name of ["click", "dblclick", ...(kind === "rectangle" ? ["mousedown", "touchstart"] : [])]) {
+    for (const name of ["click", ...(kind === "rectangle" ? ["mousedown", "touchstart"] : [])]) {
       hear(name, (event) => event.stopImmediatePropagation());
     }
-    hear("dblclick", () => this.finish());
+    hear("dblclick", (event) => {
+      event.stopImmediatePropagation(); // here: what is heard ends with the drawing
+      if (kind === "polygon") this.finish();
+    });
     this.touchAction = canvas.style.touchAction;
     if (kind === "rectangle") {
       pane.map.dragging.disable();

@@ -100,10 +100,15 @@ export async function attach(pane) {
 
   /** What is seen of the slide, as a box in level-0 px. */
   function view() {
-    const [width, height] = pane.facts.extent_px ?? pane.facts.size_px;
     const bounds = pane.map.getBounds();
     const [a, b] = [bounds.getNorthWest(), bounds.getSouthEast()].map((one) => pane.toLevel0(one));
-    return [Math.max(0, a.x), Math.max(0, a.y), Math.min(width, b.x), Math.min(height, b.y)];
+    return onSlide([a.x, a.y, b.x, b.y]);
+  }
+
+  /** The part of a box that is on the slide. */
+  function onSlide([left, top, right, bottom]) {
+    const [width, height] = pane.facts.extent_px;
+    return [Math.max(0, left), Math.max(0, top), Math.min(width, right), Math.min(height, bottom)];
   }
 
   function draw(kind) {
@@ -118,7 +123,10 @@ export async function attach(pane) {
       drawing = null;
       tools.hidden = true;
       from.removeAttribute("aria-pressed");
-      if (corners) mark(corners, null);
+      if (corners && kind === "rectangle") {
+        const [a, , b] = corners;
+        mark(cornersOf(onSlide([a.x, a.y, b.x, b.y])), null);
+      } else if (corners) mark(corners, null);
       else {
         from.focus();
         if (marked) outline.show(marked.corners, true);
@@ -131,7 +139,8 @@ export async function attach(pane) {
     const [left, right] = [Math.min, Math.max].map((most) => most(...corners.map(({ x }) => x)));
     const [top, bottom] = [Math.min, Math.max].map((most) => most(...corners.map(({ y }) => y)));
     if (!(right > left && bottom > top)) {
-      say("Nothing of the slide is seen, so there is nothing to mark.");
+      outline.clear();
+      say("Nothing of the slide is there, so there is nothing to mark.");
       return;
     }
     if (edited) closeForm();

@@ -20,6 +20,7 @@ export function attach(pane) {
   let tile = null; // the chosen one
   let turn = 0; // answers to earlier questions are dropped
   let running = null; // address of a search of all tiles
+  let finished = null; // address of one whose results are shown
   let follows = false;
 
   const words = element("p", { class: "muted asked" }, CHOOSE);
@@ -36,7 +37,7 @@ export function attach(pane) {
   section.append(words, find, live, progress, results);
 
   pane.addEventListener("tile", ({ detail }) => choose(detail));
-  pane.addEventListener("model", () => { if (results.firstChild) ask(); });
+  pane.addEventListener("model", () => { if (results.firstChild) again(); });
   if (pane.tile) choose(pane.tile);
 
   function choose(detail) {
@@ -65,17 +66,22 @@ export function attach(pane) {
     far.textContent = `${what}: ${count(done)} of ${plural(of, "slide")}`;
   }
 
+  function hide() {
+    if (document.activeElement === cancel) find.focus();
+    progress.hidden = true;
+  }
+
   /** End what is going on: later answers of it are dropped. */
   function stop(said = null) {
     turn += 1;
-    progress.hidden = true;
+    hide();
     if (running) sendJSON(running, "DELETE").catch(() => {});
-    running = null;
+    running = finished = null;
     if (said) say(said);
   }
 
   function fail(error) {
-    progress.hidden = true;
+    hide();
     running = null;
     results.replaceChildren(element("p", { role: "alert" }, error.message));
   }
@@ -107,10 +113,23 @@ export function attach(pane) {
     }
   }
 
+  /** The same tiles with the predictions of another model. */
+  async function again() {
+    if (!finished || !pane.model) return ask();
+    const mine = turn;
+    try {
+      const found = await getJSON(`${finished}?${new URLSearchParams({ model: pane.model })}`);
+      if (mine === turn) present(found);
+    } catch { // the server has forgotten it
+      if (mine === turn) ask();
+    }
+  }
+
   /** Search all tiles; what is found replaces what the sample had. */
   async function askAll() {
     stop();
     const mine = turn;
+    show(0, 0, "Searching all tiles");
     cancel.focus();
     try {
       const begun = await sendJSON(
@@ -124,12 +143,12 @@ export function attach(pane) {
         if (mine !== turn) return;
         if (found.state !== "running") {
           running = null;
+          finished = begun.address;
           if (found.state === "done") present(found);
-          else { progress.hidden = true; say("The search was ended; begin it again."); }
+          else { hide(); say("The search was ended; begin it again."); }
           return;
         }
         show(found.done, found.of, "Searching all tiles");
-        if (document.activeElement === document.body) cancel.focus();
         await later(SEARCHING_MS);
       }
     } catch (error) {
@@ -138,7 +157,7 @@ export function attach(pane) {
   }
 
   function present(found) {
-    progress.hidden = true;
+    hide();
     const { searched } = found;
     const what = `${plural(searched.tiles, "tile")} of ${plural(searched.slides, "slide")} of ${
       plural(searched.patients, "patient")}`;
@@ -183,12 +202,13 @@ export function attach(pane) {
 
   function hitList(hits, found, label) {
     return element("ol", { "aria-label": label }, ...hits.map((hit) => element("li", {},
-      element("a", { href: hit.address }, picture(hit), element("span", {}, hit.slide_id)),
+      hit.address ? element("a", { href: hit.address }, picture(hit), element("span", {}, hit.slide_id))
+        : element("div", {}, picture(hit), `${hit.slide_id}, not in the manifest any more`),
       element("dl", {}, ...[
         ["similarity", hit.similarity.toFixed(3)],
         ["patient", hit.patient_id],
         ["score", hit.score ?? "unknown"],
-        ["class", hit.truth ?? "unknown"],
+        hit.truth === hit.score ? null : ["class", hit.truth ?? "unknown"],
         ["predicted", hit.predicted ?? "not"],
         hit.cohort === pane.cohort ? null : ["cohort", hit.cohort.replace("external:", "")],
       ].filter(Boolean).flatMap(([name, value]) => [

@@ -88,10 +88,13 @@ async function copyLink() {
 }
 
 function addCompare(pane) {
-  const shown = compare.dialog(pane, beside.slides);
-  document.body.append(shown);
-  bar.append(button("Side by side", "Another slide or model beside this one",
-    () => shown.showModal()));
+  let shown = null; // made when it is asked for, as there may be 20,000 slides to choose from
+  bar.append(button("Side by side", "Another slide or model beside this one", () => {
+    shown?.remove();
+    shown = compare.dialog(pane, beside.slides);
+    document.body.append(shown);
+    shown.showModal();
+  }));
 }
 
 async function addSecond([ofCohort, id]) {
@@ -118,7 +121,9 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "?") help.showModal();
   const pane = panes[active];
   if (!pane) return;
-  let done = event.target === pane.canvas && onSlide(pane, event.key);
+  // Nothing else has the focus on a page that was just opened, as by N.
+  const free = event.target === pane.canvas || event.target === document.body;
+  let done = free && onSlide(pane, event.key);
   done ||= anywhere(pane, event.key);
   const to = { n: beside?.next, p: beside?.previous }[event.key.toLowerCase()];
   if (to) location.assign(addressOf(to));

@@ -52,7 +52,7 @@ def view(
     ] = None,
     notes: Annotated[
         Path | None,
-        typer.Option(help="folder of notes; default: beside the results, as RESULTS-notes"),
+        typer.Option(help="folder of notes; default: RESULTS-notes, beside the results"),
     ] = None,
     allow_host: Annotated[
         list[str] | None,
@@ -94,9 +94,10 @@ def view(
 
         run = with_predictions(run, Predictions(predictions, slides, heatmaps))
     assert run is not None
+    named = run.folder.name if results is not None else run.folder.stem
     serve(
         run,
-        notes or run.folder.with_name(f"{run.folder.name}-notes"),
+        notes or run.folder.with_name(f"{named}-notes"),
         place,
         path="/" if slide is None else page_of(run, slide),
         say=lambda text: print(text, flush=True),

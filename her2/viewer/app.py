@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import xstatic.pkg.leaflet
@@ -40,8 +41,8 @@ def make_app(viewer: Viewer) -> Starlette:
         routes=[
             *(route for part in _PARTS for route in part.ROUTES),
             Route("/favicon.ico", _no_icon),  # asked for while a page has not said that it has none
-            Mount("/static", StaticFiles(directory=_FOLDER / "static")),
-            Mount("/leaflet", StaticFiles(directory=xstatic.pkg.leaflet.BASE_DIR)),
+            Mount("/static", _Files(directory=_FOLDER / "static")),
+            Mount("/leaflet", _Files(directory=xstatic.pkg.leaflet.BASE_DIR)),
         ],
         middleware=[Middleware(_Compressed, minimum_size=4096, compresslevel=4)],
         exception_handlers={
@@ -65,6 +66,18 @@ def make_app(viewer: Viewer) -> Starlette:
         )
     )
     return app
+
+
+class _Files(StaticFiles):
+    """Scripts and styles: a browser keeps them and asks whether they are still the same.
+
+    Another version may listen on the same port tomorrow.
+    """
+
+    def file_response(self, *arguments: Any, **options: Any) -> Response:
+        answer = super().file_response(*arguments, **options)
+        answer.headers["Cache-Control"] = "private, no-cache"
+        return answer
 
 
 class _Compressed(GZipMiddleware):

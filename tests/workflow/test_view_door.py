@@ -149,6 +149,16 @@ def test_leaflet_and_its_source_maps_come_from_here(view: Viewing) -> None:
     assert "://" not in name
 
 
+def test_scripts_are_kept_by_a_browser_that_asks_and_pages_are_not_kept(view: Viewing) -> None:
+    for path in ("/static/base.css", "/leaflet/leaflet.js"):
+        first = view.get(path)
+        assert first.headers["cache-control"] == "private, no-cache"
+        again = view.get(path, **{"If-None-Match": first.headers["etag"]})
+        assert (again.status, again.body) == (304, b"")
+    for path in ("/", SLIDE, f"/api{SLIDE}"):
+        assert view.get(path).headers["cache-control"] == "no-store"
+
+
 # Nothing but what the results name
 
 OUTSIDE = (

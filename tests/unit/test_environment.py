@@ -98,9 +98,13 @@ def test_without_a_gpu_only_pytorch_is_installed_without_hashes(tmp_path, cpu):
     """Run make with a pip that only shows what it is asked for."""
     fake = tmp_path / "bin/python"
     fake.parent.mkdir()
-    fake.write_text(
-        '#!/bin/sh\nshift\ncase "$*" in\npip*stdin*) echo "# $*"; cat;;\ncompileall*) echo "# $*";;\nesac\n'
-    )
+    fake.write_text("""#!/bin/sh
+shift
+case "$*" in
+pip*stdin*) echo "# $*"; cat;;
+compileall*) echo "# $*";;
+esac
+""")
     fake.chmod(0o755)
     (tmp_path / "bin/pip").touch()
     done = subprocess.run(

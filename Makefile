@@ -67,7 +67,7 @@ test: $(VENV)/installed-lock-test.txt
 test-all: test
 	$(ON_PATH) $(BIN)/pytest -m '($(NIGHTLY)) and not alone' $(SIDE_BY_SIDE) $(PYTEST_ARGS) || [ $$? = 5 ]
 	$(ON_PATH) $(BIN)/pytest -m '($(NIGHTLY)) and alone' $(PYTEST_ARGS) \
-		$$(grep -rlw mark.alone tests --include='test_*.py') || [ $$? = 5 ]
+		$$(grep -rl mark.alone tests --include='test_*.py') || [ $$? = 5 ]
 
 env: $(VENV)/installed-lock.txt
 	@$(VERSIONS)

@@ -18,12 +18,15 @@ VERSIONS := $(BIN)/python -c 'import sys; from importlib.metadata import version
 	"openslide-bin", "zarr")))'
 # A file whose hash is not in the lock is not installed. CPU=1 leaves out the CUDA libraries, which are
 # useless without a GPU (5 GB), and PyTorch's CPU builds are other files of the same versions, from an
-# index of its own (docs/install.md): these two are installed apart, without hashes.
+# index of its own (docs/install.md): these two are installed apart, without hashes. pip would compile
+# 20,000 modules on one core, so that all cores do it afterwards.
 define install_locked
 awk '/^[^ ]/ {apart = $(if $(CPU),/^(nvidia-|cuda-|triton=|torch=|torchvision=)/,0)} !apart' $(1) | \
-	$(PIP) install --no-deps --require-hashes --requirement /dev/stdin
-$(if $(CPU),grep -oE '^(torch|torchvision)==[^ ]+' $(1) | $(PIP) install --no-deps --requirement /dev/stdin)
+	$(PIP) install --no-compile --no-deps --require-hashes --requirement /dev/stdin
+$(if $(CPU),grep -oE '^(torch|torchvision)==[^ ]+' $(1) | $(PIP) install --no-compile --no-deps --requirement /dev/stdin)
+-$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib
 endef
+SIDE_BY_SIDE = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 COMPILE = $(BIN)/uv --no-config pip compile --quiet pyproject.toml --universal --python-version 3.11 \
 	--fork-strategy fewest --no-annotate --generate-hashes --custom-compile-command "make lock" \
 	$(if $(UPGRADE),--upgrade)
@@ -57,11 +60,14 @@ test: $(VENV)/installed-lock-test.txt
 	{ $(BIN)/ruff check . && $(BIN)/ruff format --check . && \
 	$(BIN)/snakefmt --check Snakefile workflow && $(BIN)/lint-imports --no-logo; } || linted=1; \
 	wait $$types && exit $$linted
-	$(ON_PATH) $(BIN)/pytest -m 'not nightly' -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(ON_PATH) $(BIN)/pytest -m 'not nightly' $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
-# Run one at a time, since each of these uses every core.
+# These mostly wait: for a cluster, for a process to be killed, for the demo's longest job. Those that measure
+# moments then run one at a time, and of their files alone, since reading all others takes as long.
 test-all: test
-	$(ON_PATH) $(BIN)/pytest -m '$(NIGHTLY)' $(PYTEST_ARGS) || [ $$? = 5 ]
+	$(ON_PATH) $(BIN)/pytest -m '($(NIGHTLY)) and not alone' $(SIDE_BY_SIDE) $(PYTEST_ARGS) || [ $$? = 5 ]
+	$(ON_PATH) $(BIN)/pytest -m '($(NIGHTLY)) and alone' $(PYTEST_ARGS) \
+		$$(grep -rl mark.alone tests --include='test_*.py') || [ $$? = 5 ]
 
 env: $(VENV)/installed-lock.txt
 	@$(VERSIONS)

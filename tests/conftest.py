@@ -3,6 +3,7 @@
 import copy
 import csv
 import gc
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,13 @@ settings.register_profile("her2", deadline=None)
 settings.load_profile("her2")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse what `make test-all` would not find: it runs the files that say `mark.alone`."""
+    for item in items:
+        if item.get_closest_marker("alone") and "mark.alone" not in item.path.read_text():
+            raise pytest.UsageError(f"{item.nodeid}: write `pytest.mark.alone` into its file")
+
+
 def pytest_collection_finish() -> None:
     """Take what the imports have made out of garbage collection, which visits it at every pass.
 
@@ -27,6 +35,14 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unsynced() -> Iterator[None]:
+    """Do not wait for the disk: no test cuts the power, and they write thousands of small files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
 
 
 @pytest.fixture

@@ -116,7 +116,7 @@ class Viewing:
         body: bytes | None = None,
     ) -> Answer:
         """Send a request as it is, with the cookie unless `headers` has another, or None."""
-        sent = {"Host": f"{self.host}:{self.port}", "Cookie": self.cookie, **(headers or {})}
+        sent = {"Host": urlsplit(self.address).netloc, "Cookie": self.cookie, **(headers or {})}
         connection = http.client.HTTPConnection(self.host, self.port, timeout=60)
         try:
             connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)

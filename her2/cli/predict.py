@@ -59,6 +59,16 @@ def predict(
         Path | None,
         typer.Option(help="the encoder's folder, for a bundle that does not have its weights"),
     ] = None,
+    segmenter: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder or weights file of the bundle's tissue segmenter, if it has one; "
+            "default: fetched from where it is published"
+        ),
+    ] = None,
+    artefact_segmenter: Annotated[
+        Path | None, typer.Option(help="the same of the bundle's artefact segmenter")
+    ] = None,
     features: Annotated[
         Path | None,
         typer.Option("--features", help="instead of slides: a folder of {slide_id}.zarr.zip"),
@@ -76,6 +86,7 @@ def predict(
     threads = threads or allowed_cpus()
     of_slides = {"--heatmaps": heatmaps, "--scratch": scratch, "--root": root,
                  "--grouping": grouping, "--encoder": encoder,
+                 "--segmenter": segmenter, "--artefact-segmenter": artefact_segmenter,
                  "--format": None if form == "table" else form}  # fmt: skip
     _check_way(bundle, features, of_slides, {"--priors": priors})
     if bundle is None:
@@ -101,7 +112,11 @@ def predict(
     progress = Progress()
     for remark in (*cohort.remarks, *cohort.cautions):
         progress.say(remark)
-    predictor = open_predictor(bundle, encoder, Cache(place), threads=threads)
+    segmenters = {"segmenter": segmenter, "artefact_segmenter": artefact_segmenter}
+    predictor = open_predictor(
+        bundle, encoder, Cache(place), threads=threads,
+        segmenters={key: path for key, path in segmenters.items() if path is not None},
+    )  # fmt: skip
     progress.say(f"slides: {len(cohort.rows):,}; model: {predictor.model.name}; cache: {place}")
     predict_raw_slides(predictor, cohort, Cache(place), options, progress)
 

@@ -37,7 +37,7 @@ STAGES = {
     ),
     "segmenter": (
         "her2.tiling.segmenter:fetch_segmenter",
-        "Stage 1: write the weights of a tissue segmenter to a folder.",
+        "Stage 1: write the weights of a segmenter to a folder.",
     ),
     "audit": (
         "her2.cohort.audit:audit_cohort",

@@ -170,8 +170,6 @@ class EncoderSection(Section):
         if self.sha256 is not None and self.checkpoint is None:
             raise ValueError("`sha256` is that of the file of `checkpoint`, which is not given")
         if self.source == "catalogue":
-            if self.checkpoint is not None and catalogue.row(self.model).hub is None:
-                raise ValueError(f"{self.model} is loaded by its library; leave out `checkpoint`")
             return self
         if (self.source == "checkpoint") != (self.checkpoint is not None):
             raise ValueError(

@@ -163,6 +163,15 @@ def read_together_after(seconds: float) -> None:
         timer.start()
 
 
+def end_now(code: int) -> NoReturn:
+    """End the process, though threads are at work; for a server, whose user waits for none."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if _board is not None:
+        _board[_ENDED] = 1
+    os._exit(code)
+
+
 def survive(work: Callable[[], object]) -> None:
     """Run `work` in a child process and exit as it does; run it again after a slide's crash.
 

@@ -1,11 +1,15 @@
 """Stage 1, embed: the random changes of a tile in an augmented view.
 
 They are those that the published code of arXiv 2411.05028 applies to a patch each time it is drawn
-in training: colour jitter of 0.1 (brightness, contrast and saturation by up to 10 %, hue by up to
-0.1 of the circle, in random order), an affine map (rotation and shear by up to 10 degrees, shift by
-up to 0.1 of the side, scale 0.8 to 1.2; black outside of the tile), and in half of the patches
-Gaussian noise with a standard deviation of 0.1 of the range. They happen before normalisation, on
-uint8 pixels.
+in training (RawanAbdulsadig/HER2-Scoring_MIL-Attention-Model, the training script): colour jitter
+of 0.1 (brightness, contrast and saturation by up to 10 %, hue by up to 0.1 of the circle, in random
+order), an affine map (rotation and shear along x by up to 10 degrees, shift by up to 0.1 of the
+side, scale 0.8 to 1.2; nearest px, light grey of 245 outside of the tile), and in half of the
+patches Gaussian noise with a standard deviation of 0.1 in the encoder's normalised units.
+
+That code adds the noise after normalisation. Here all happens before it, on uint8 pixels, where the
+same noise is 0.1 times the normalisation's standard deviation; it is rounded, and cut off at black
+and white.
 """
 
 import time
@@ -23,6 +27,8 @@ from her2.embedding.reading import Part, PendingSlide
 
 JITTER = 0.1
 DEGREES, SHIFT, SCALE, SHEAR = 10.0, 0.1, (0.8, 1.2), 10.0
+FILL = 245.0
+"""Grey value outside of the tile: that of glass."""
 NOISE, NOISE_SHARE = 0.1, 0.5
 
 
@@ -46,8 +52,13 @@ def tile_generator(seed: int, key: str, view: int, x: int, y: int) -> np.random.
     return np.random.default_rng(int(digest([seed, key, view, x, y])[:16], 16))
 
 
-def augmented(tile: NDArray[np.uint8], generator: np.random.Generator) -> NDArray[np.uint8]:
-    """Return a changed copy of a tile, uint8 (size, size, 3)."""
+def augmented(
+    tile: NDArray[np.uint8], generator: np.random.Generator, std: tuple[float, ...]
+) -> NDArray[np.uint8]:
+    """Return a changed copy of a tile, uint8 (size, size, 3).
+
+    `std` (3,) is the standard deviation of RGB in [0, 1] by which the encoder divides.
+    """
     side = tile.shape[0]
     bright, contrast, colour = generator.uniform(1 - JITTER, 1 + JITTER, 3).tolist()
     hue = float(generator.uniform(-JITTER, JITTER))
@@ -65,11 +76,15 @@ def augmented(tile: NDArray[np.uint8], generator: np.random.Generator) -> NDArra
     )
     for index in order:
         image = changes[index](image)
-    image = tv.affine(image, angle=angle, translate=shift, scale=scale, shear=[shear, 0.0])
+    image = tv.affine(
+        image, angle=angle, translate=shift, scale=scale, shear=[shear, 0.0], fill=[FILL] * 3
+    )
     found: NDArray[np.uint8] = image.permute(1, 2, 0).numpy()
     if not noisy:
         return found
-    noise = generator.standard_normal(found.shape, np.float32) * np.float32(255 * NOISE)
+    noise = generator.standard_normal(found.shape, np.float32) * (
+        255 * NOISE * np.array(std, np.float32)
+    )
     return np.clip(np.rint(found + noise), 0, 255).astype(np.uint8)
 
 
@@ -85,7 +100,8 @@ def view_images(
     begin = time.perf_counter()
     found = np.empty_like(images)
     for index, (x, y) in enumerate(slide.table.coords[rows].tolist()):
-        found[index] = augmented(images[index], tile_generator(slide.seed, slide.key, view, x, y))
+        generator = tile_generator(slide.seed, slide.key, view, x, y)
+        found[index] = augmented(images[index], generator, slide.std)
     slide.add("reading", time.perf_counter() - begin)
     return found
 

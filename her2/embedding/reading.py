@@ -33,7 +33,7 @@ class PendingSlide:
     """A slide in the embedder, whose rows fill as they come back from the device.
 
     `seconds` are summed over threads. `order` (n,) holds the rows in the order of cutting. `key` is
-    that of the plain store, and `seed` that of the augmented views.
+    that of the plain store, `seed` that of the augmented views, and `std` the encoder's.
     """
 
     slide_id: str
@@ -45,6 +45,7 @@ class PendingSlide:
     views: Mapping[int, RowSpool] = field(default_factory=dict)
     """Receive the rows of the augmented views that the cache lacks, by their numbers from 1."""
     seed: int = 0
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
     before: NDArray[np.bool_] | None = None
     """Which tiles (n,) the plain store in the cache has; views have the same."""
     readable: NDArray[np.bool_] = field(init=False)

@@ -212,6 +212,7 @@ def _look_up(
                     *(slide_id, slide, table, key, spools.pop(0, None)),
                     views=spools,
                     seed=spec.seed,
+                    std=card.std or (1.0, 1.0, 1.0),
                     before=None
                     if attributes is None
                     else rows_before(cache, table, key, attributes),

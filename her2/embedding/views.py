@@ -18,7 +18,7 @@ from her2.storage.products import LookUp, trusted
 from her2.storage.tiles import TileTable
 from her2.storage.views import same_tiles
 
-AUGMENTATION = "paper-1"
+AUGMENTATION = "paper-2"
 """Name of the augmentation, part of the identity of views; another one needs another name."""
 
 

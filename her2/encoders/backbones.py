@@ -1,6 +1,7 @@
 """Stage 1, encoder and embed: a library's architecture as a module that embeds patches."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -8,8 +9,10 @@ from torch import Tensor, nn
 
 from her2 import libraries
 from her2.config import EncoderSection, Feature, catalogue
-from her2.core.errors import UserError
+from her2.core.downloads import damage
+from her2.core.errors import UserError, first_line
 from her2.core.types import Normalisation
+from her2.encoders.fetching import retried
 
 
 class Encoder(nn.Module):
@@ -71,6 +74,39 @@ def build_backbone(
             f"encoders: {library}/{architecture} has no class token; use `feature: pooled`."
         )
     return model
+
+
+def with_published(
+    build: Callable[[], nn.Module], library: str, architecture: str, *, otherwise: str
+) -> nn.Module:
+    """Build an architecture with the weights that its library fetches and publishes.
+
+    `otherwise` is what an error without a network says to do.
+
+    Raises:
+        UserError: they could not be fetched or loaded.
+    """
+    try:
+        return retried(build)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file raises any type of error
+        path = libraries.library(library).fetched(architecture)
+        if path is not None and path.is_file():
+            raise UserError(
+                f"{path}: {damage(path) or _not_loaded(library, architecture, error)}."
+            ) from None
+        raise UserError(
+            f"encoders: the weights of {library}/{architecture} could not be fetched "
+            f"({first_line(error)}). {otherwise}"
+        ) from None
+
+
+def _not_loaded(library: str, architecture: str, error: Exception) -> str:
+    return (
+        f"{library} {version(library)} cannot load it as {architecture} ({first_line(error)}). "
+        f"Delete it to fetch it again, or install another version of {library}"
+    )
 
 
 def default_arguments(

@@ -12,6 +12,7 @@ import huggingface_hub.constants
 import huggingface_hub.errors as hub_errors
 
 from her2.config.catalogue import WHOLE_REVISION
+from her2.core.downloads import kept_at
 from her2.core.errors import UserError, first_line
 from her2.core.files import file_digest
 
@@ -140,8 +141,8 @@ def checked_digest(path: Path, row: Published | None, stated: str | None) -> str
         for one in (row.sha256, *row.also_sha256.values())
         if one is not None
     )
-    again, kept = "fetch it again", path.resolve()
-    if kept.parent.name == "blobs":  # in the hub's cache, from which it would come again
+    again = "fetch it again"
+    if (kept := kept_at(path)) is not None:  # in a cache, from which it would come again
         again = f"delete {kept} and rerun the same command"
     raise UserError(
         f"{path}: is not the published {row.file} of {row.name}: its SHA-256 is {digest}, and "

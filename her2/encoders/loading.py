@@ -6,8 +6,9 @@ spent on it.
 
 import logging
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import safetensors.torch
 import torch
@@ -46,8 +47,20 @@ _NAMED = 8
 """Tensors that an error names."""
 
 
+class Converted(Protocol):
+    """What a library does with the file that it publishes (`her2.libraries.Library.converted`)."""
+
+    def __call__(
+        self, state: Mapping[str, Tensor], architecture: str, backbone: nn.Module
+    ) -> tuple[dict[str, Tensor], list[str]]: ...
+
+
 def load_weights(
-    backbone: nn.Module, path: Path, row: CatalogueRow | None = None
+    backbone: nn.Module,
+    path: Path,
+    row: CatalogueRow | None = None,
+    *,
+    converted: Converted | None = None,
 ) -> dict[str, Any]:
     """Load a backbone's weights from a local file; a classifier's weights in it are left out.
 
@@ -67,7 +80,11 @@ def load_weights(
     expected = backbone.state_dict()
     done: dict[str, Any] = {"inside": ".".join(inside)} if inside else {}
     headline = f"{path}: does not fit the architecture"
-    if row is None or row.layout == "timm":
+    head: list[str] = []
+    if converted is not None:
+        assert row is not None
+        state, head, headline = _as_published(converted, row, state, backbone, path)
+    elif row is None or row.layout == "timm":
         named, rivals = by_name(state, expected)
         if rivals:
             log.warning(
@@ -84,7 +101,7 @@ def load_weights(
         state = named.state
         if named.prefix:
             done["prefix"] = named.prefix
-    if row is not None:
+    if row is not None and converted is None:
         try:
             state = weights_for(row, state, backbone)
         except (RuntimeError, TypeError, ValueError, IndexError) as error:  # of other shapes
@@ -96,9 +113,12 @@ def load_weights(
     misfits = [f"{name}: {why}" for name, pair in given.items() if (why := _misfit(*pair))]
     unused = [name for name in state if name not in expected]
     strange = [f"{shown(name)}: unexpected, of shape {tuple(state[name].shape)}" for name in unused]
-    if missing or misfits:
+    strict = [] if converted is None else strange
+    if missing or misfits or strict:
+        wrong = len(missing) + len(misfits)
+        counted = f"{wrong} of" if wrong else f"{len(strict)} beside"
         raise problem_list(
-            f"{headline} ({len(missing) + len(misfits)} of {len(expected)} tensors)",
+            f"{headline} ({counted} {len(expected)} tensors)",
             _mixed(missing, misfits, strange),
             limit=_NAMED,
         )
@@ -128,8 +148,40 @@ def load_weights(
             len(unused),
             ", ".join(map(shown, sorted(unused)[:_NAMED])),
         )
+    if left_out := sorted([*unused, *head]):
+        more = [f"and {len(left_out) - _NAMED} more"] if len(left_out) > _NAMED else []
+        done["left_out"] = [*map(shown, left_out[:_NAMED]), *more]
     backbone.load_state_dict({name: state[name] for name in expected})
     return done
+
+
+def _as_published(
+    converted: Converted,
+    row: CatalogueRow,
+    state: Mapping[str, Tensor],
+    backbone: nn.Module,
+    path: Path,
+) -> tuple[dict[str, Tensor], list[str], str]:
+    """Return a library's own file as its architecture has it, without the classifier's tensors.
+
+    Also return the names of these, and what an error about the rest begins with.
+
+    Raises:
+        UserError: the library fails with it.
+    """
+    installed = f"{row.library} {version(row.library)}"
+    other = f"Install another version of {row.library}, such as that of the lock file"
+    try:
+        found, head = converted(state, row.architecture, backbone)
+    except Exception as error:  # code of the library, on tensors that it does not expect
+        raise UserError(
+            f"{path}: {installed} cannot take it as {row.architecture} ({first_line(error)}). "
+            f"{other}."
+        ) from None
+    return found, head, (
+        f"{path}: holds the published weights of {row.name}, which are not what {installed} builds "
+        f"as {row.architecture}. {other}"
+    )  # fmt: skip
 
 
 def _said_of_order(

@@ -12,8 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-PREFIXES = ("module.", "backbone.", "model.", "encoder.", "_orig_mod.", "teacher.", "student.")
+PREFIXES = (
+    "module.", "backbone.", "model.", "encoder.", "_orig_mod.", "teacher.", "student.", "features.",
+)  # fmt: skip
 """What training code puts before every name, also several in a row; the first that fits is taken.
+
+`features.` is before the part of a whole network that `feature: flattened` takes.
 
 A teacher comes before its student: it is their average over the steps, and what is published.
 """

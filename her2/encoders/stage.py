@@ -5,7 +5,7 @@ This is the only stage that may need a network. Later stages see only the folder
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,13 @@ from her2.core.files import atomic_path
 from her2.core.reading import path_problem
 from her2.core.sharing import check_readable
 from her2.core.types import Normalisation
-from her2.encoders.backbones import Encoder, build_backbone, default_arguments, normalisation
+from her2.encoders.backbones import (
+    Encoder,
+    build_backbone,
+    default_arguments,
+    normalisation,
+    with_published,
+)
 from her2.encoders.card import CARD_NAME, CODE, WEIGHTS_NAME, EncoderCard, read_card, write_card
 from her2.encoders.code import (
     built,
@@ -76,25 +82,28 @@ def materialise_encoder(spec: EncoderSpec, output: Path) -> EncoderCard:
                 provenance["revision"] = path.parent.name
     elif encoder.source == "random":
         provenance = {"seed": spec.seed}
-    published = known.by_library if known else encoder.source in NAMES
+    converted = None
+    if path is None and known is not None:
+        path = _fetched_by_library(known)
     if path is not None:
         digest = checked_digest(path, known, encoder.sha256)
         provenance |= {"file": path.name, "sha256": digest}
-        # The library's loader passes over tensors that are missing or have other names. That is
-        # right for the file that it publishes, and for no other that the config states.
-        published = published and known is not None and known.pins(digest)
+        if known is not None and known.by_library and known.pins(digest):
+            converted = library_of(library).converted
     torch.manual_seed(spec.seed)
     build = partial(
-        build_backbone, library, architecture, feature=encoder.feature, pretrained=published
+        build_backbone, library, architecture, feature=encoder.feature, arguments=arguments
     )
-    if published:
-        backbone = _published(build, library, architecture, arguments, path)
-        if known is not None and path is None:
-            provenance |= _library_pin(known)
+    if encoder.source in NAMES:
+        backbone = with_published(
+            partial(build, pretrained=True), library, architecture,
+            otherwise="This step needs a network; on a machine without one use `source: "
+            "checkpoint` with a downloaded file.",
+        )  # fmt: skip
     else:
-        backbone = build(arguments=arguments)
+        backbone = build()
         if path is not None:
-            provenance |= load_weights(backbone, path, known)
+            provenance |= load_weights(backbone, path, known, converted=converted)
     mean, std = normalisation(encoder)
     if encoder.source == "checkpoint" and encoder.mean is None:
         log.info(
@@ -180,49 +189,23 @@ def _write(
     return card
 
 
-def _published(
-    build: Callable[..., nn.Module],
-    library: str,
-    architecture: str,
-    arguments: dict[str, Any],
-    path: Path | None,
-) -> nn.Module:
-    """Build an architecture with the weights that its library publishes, from `path` if given.
+def _fetched_by_library(known: CatalogueRow) -> Path:
+    """Return the file of a row that is in no hub.
 
     Raises:
-        UserError: they could not be fetched or loaded.
+        UserError: it could not be fetched.
     """
-    if path is not None:
-        arguments = {**arguments, **library_of(library).loaded_from(path)}
+    found = library_of(known.library)
     try:
-        return retried(partial(build, arguments=arguments))
-    except UserError:
-        raise
-    except Exception as error:  # a damaged file raises any type of error
-        if path is not None:
-            raise UserError(
-                f"{path}: {library} cannot load it as {architecture} ({first_line(error)}). "
-                "Download it again."
-            ) from None
+        path = retried(partial(found.fetch, known.architecture))
+    except (OSError, RuntimeError) as error:
         raise UserError(
-            f"encoders: the weights of {library}/{architecture} could not be fetched "
-            f"({first_line(error)}). This step needs a network; on a machine without one use "
-            "`source: checkpoint` with a downloaded file."
+            f"{known.place}: the weights of {known.library}/{known.architecture} could not be "
+            f"fetched ({first_line(error)}). This step needs a network; on a machine without one "
+            f"set `{known.path_key}: PATH` to the downloaded file {known.section}."
         ) from None
-
-
-def _library_pin(known: CatalogueRow) -> dict[str, str]:
-    """Return file and digest of the weights that a library fetched, which are those of the row.
-
-    Raises:
-        UserError: they are others.
-    """
-    path = library_of(known.library).fetched(known.architecture)
-    if path is None or not path.is_file():  # kept elsewhere, by a later version of the library
-        log.warning("%s: the file of its weights was not found, so its SHA-256 was not compared",
-                    known.name)  # fmt: skip
-        return {}
-    return {"file": path.name, "sha256": checked_digest(path, known, None)}
+    assert path is not None, f"{known.library} names no file of {known.architecture}"
+    return path
 
 
 def read_encoder(folder: Path) -> tuple[Encoder, EncoderCard]:

@@ -18,7 +18,7 @@ from her2.core.types import Domain, Feature, Normalisation
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch import nn
+    from torch import Tensor, nn
 
 NAMES: tuple[str, ...] = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
 """The legal names of libraries."""
@@ -56,7 +56,8 @@ class Library(ABC):
 
         Raises:
             UserError: the architecture does not have this feature.
-            OSError, RuntimeError: the published weights could not be fetched.
+            OSError, RuntimeError: the published weights could not be fetched, or do not fill the
+                architecture.
         """
 
     def arguments(self, architecture: str, *, feature: Feature, size_px: int) -> dict[str, Any]:
@@ -71,13 +72,22 @@ class Library(ABC):
         """Return the licence of the published weights; "" where the library states none."""
         return ""
 
-    def loaded_from(self, path: "Path") -> dict[str, Any]:
-        """Return the arguments with which `build` reads its published weights from this file.
+    def converted(
+        self, state: "Mapping[str, Tensor]", architecture: str, backbone: "nn.Module"
+    ) -> "tuple[dict[str, Tensor], list[str]]":
+        """Return the tensors of the file that it publishes, as `backbone` names and shapes them.
+
+        Also return the names of those that belong to the classifier, which `build` leaves out.
+        """
+        return dict(state), []
+
+    def fetch(self, architecture: str) -> "Path | None":
+        """Return the file of the published weights, fetched if it is not here; None: unknown.
 
         Raises:
-            UserError: the library cannot; it fetches its weights itself.
+            OSError, RuntimeError: it could not be fetched.
         """
-        raise UserError(f"{path}: this library reads no local file; leave out `checkpoint`.")
+        return None
 
     def fetched(self, architecture: str) -> "Path | None":
         """Return where `build` has left the file of the published weights; None if not known."""

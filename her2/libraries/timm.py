@@ -3,9 +3,14 @@
 `resnet18` is an architecture, `resnet18.a1_in1k` an architecture with published weights.
 """
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from her2.core.compiler import compiler_deferred
 from her2.core.errors import UserError
@@ -16,7 +21,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from timm.models import PretrainedCfg
-    from torch import nn
+    from torch import Tensor, nn
+    from torch.nn.modules.module import _IncompatibleKeys
+
+log = logging.getLogger(__name__)
 
 
 class Timm(Library):
@@ -47,9 +55,13 @@ class Timm(Library):
         pretrained: bool,
     ) -> "nn.Module":
         timm = _timm()
-        return timm.create_model(
-            architecture, pretrained=pretrained, num_classes=0, **with_layers(arguments)
-        )
+        create = partial(timm.create_model, architecture, num_classes=0, **with_layers(arguments))
+        if not pretrained:
+            return create()
+        with _loads() as loads:
+            model = create(pretrained=True)
+        _check_filled(model, architecture, [n for found in loads for n in found.missing_keys])
+        return model
 
     def arguments(self, architecture: str, *, feature: Feature, size_px: int) -> dict[str, Any]:
         """Return `img_size` for models of a fixed size, and `global_pool` for `flattened`."""
@@ -61,9 +73,17 @@ class Timm(Library):
             found["global_pool"] = ""
         return found
 
-    def loaded_from(self, path: "Path") -> dict[str, Any]:
-        """Point timm's own loader, which also resamples and converts, to the file."""
-        return {"pretrained_cfg_overlay": {"file": str(path), "custom_load": False}}
+    def converted(
+        self, state: "Mapping[str, Tensor]", architecture: str, backbone: "nn.Module"
+    ) -> "tuple[dict[str, Tensor], list[str]]":
+        """Convert as timm's own loader does: names of older files, positions of another size."""
+        convert = getattr(import_module(type(backbone).__module__), "checkpoint_filter_fn", None)
+        found = dict(state) if convert is None else dict(convert(dict(state), backbone))
+        config = _published(architecture)
+        modules = (config.classifier if config is not None else None) or ()
+        heads = {modules} if isinstance(modules, str) else set(modules)
+        head = [name for name in found if name.rpartition(".")[0] in heads]
+        return {name: tensor for name, tensor in found.items() if name not in head}, head
 
     def fetched(self, architecture: str) -> "Path | None":
         """Return the file in the cache of the Hugging Face hub, where timm has its weights from."""
@@ -87,6 +107,44 @@ class Timm(Library):
     def licence(self, architecture: str) -> str:
         config = _published(architecture)
         return "" if config is None else str(config.license or "")
+
+
+@contextmanager
+def _loads() -> "Iterator[list[_IncompatibleKeys]]":
+    """Collect what torch finds missing and unexpected when modules load their state inside."""
+    from torch import nn
+
+    found: list[_IncompatibleKeys] = []
+    own = nn.Module.load_state_dict
+
+    def noting(module: nn.Module, *given: Any, **more: Any) -> "_IncompatibleKeys":
+        result = own(module, *given, **more)
+        found.append(result)
+        return result
+
+    with patch.object(nn.Module, "load_state_dict", noting):
+        yield found
+
+
+def _check_filled(model: "nn.Module", architecture: str, missing: list[str]) -> None:
+    """Refuse a model with tensors that its file lacks and that begin with random values.
+
+    Without a classifier timm's loader passes over whatever is missing. A few of its files lack
+    layers that begin as constants, such as the last normalisation of masked autoencoders.
+    """
+    own = model.state_dict()
+    drawn = [name for name in missing if name not in own or own[name].unique().numel() > 1]
+    if drawn:
+        raise UserError(
+            f"encoders: timm {_timm().__version__} has no published weights for {len(drawn)} "
+            f"tensors of {architecture}, such as {', '.join(drawn[:4])}: this version of timm "
+            "names them otherwise than the file. Install another version of timm."
+        )
+    if missing:
+        log.warning(
+            "%s: its file has no values for %s, which stay as timm begins them: all alike",
+            architecture, ", ".join(missing[:8]),
+        )  # fmt: skip
 
 
 def _timm() -> ModuleType:

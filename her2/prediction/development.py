@@ -40,18 +40,12 @@ def judge_of(contents: Contents) -> Judge:
 
 
 def tissue_cautions(tiling: Tiling, facts: SlideFacts) -> Iterator[str]:
-    """Yield in what the choice of a slide's tiles differs from that of all development slides."""
+    """Yield in what the choice of a slide's tissue differs from that of all development slides."""
     sources = [source for source, slides in tiling.tissue.items() if slides]
     if sources and facts.tissue_source not in sources:
         yield (
             f"Its tissue comes from another source ({facts.tissue_source}) than that of all "
             f"development slides ({', '.join(sources)})."
-        )
-    networks = [source for source, slides in tiling.artefacts.items() if slides]
-    if facts.artefact_source is not None and networks and facts.artefact_source not in networks:
-        yield (
-            f"Its artefacts were found by another network ({facts.artefact_source}) than those of "
-            f"all development slides ({', '.join(networks)})."
         )
     total = sum(tiling.tissue.values())
     if facts.regions is None and 0 < tiling.annotated == total:

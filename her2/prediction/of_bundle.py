@@ -1,5 +1,6 @@
 """Raw slides to scores: the predictor that a bundle holds."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from her2.config import EvaluationSection
@@ -11,19 +12,30 @@ from her2.storage.cache import Cache
 
 ENCODERS = "bundled-encoders"
 """Folder in the cache for encoders of bundles."""
+SEGMENTERS = "bundled-segmenters"
+"""Folder in the cache for segmenters of bundles."""
 
 
-def open_predictor(bundle: Path, encoder: Path | None, cache: Cache, *, threads: int) -> Predictor:
-    """Read a bundle and put its encoder in a folder of the cache.
+def open_predictor(
+    bundle: Path,
+    encoder: Path | None,
+    cache: Cache,
+    *,
+    threads: int,
+    segmenters: Mapping[str, Path] | None = None,
+) -> Predictor:
+    """Read a bundle, and put its encoder and segmenters, if any, in folders of the cache.
 
     Args:
         bundle: a folder or .zip.
         encoder: the encoder's folder or weights file, where the bundle does not have its weights.
         cache: where the encoder's folder is made.
         threads: number of CPU threads for torch.
+        segmenters: key of `tiling:` -> folder or weights file of that segmenter; those that are
+            not there are fetched.
 
     Raises:
-        UserError: it is no bundle, was changed, or its encoder cannot be had.
+        UserError: it is no bundle, was changed, or its encoder or a segmenter cannot be had.
     """
     found = read_bundle(bundle, threads=threads)
     section = EvaluationSection(groupings=found.schema.groupings)
@@ -36,6 +48,7 @@ def open_predictor(bundle: Path, encoder: Path | None, cache: Cache, *, threads:
         seed=found.tile_seed,
         max_failed_tiles=found.max_failed_tiles,
         encoder=found.encoder_folder(cache.root / ENCODERS, given=encoder),
+        segmenters=found.segmenter_folders(cache.root / SEGMENTERS, given=segmenters),
         judge=judge_of(found.schema),
         trained_on=found.trained_on,
         ran_in=found.schema.encoder.ran_in,

@@ -54,6 +54,7 @@ class Predictor:
         seed: seed of drawing `tiling.max_tiles` tiles, None if all are kept.
         max_failed_tiles: share of a slide's tiles that may be unreadable.
         encoder: folder of the encoder.
+        segmenters: key -> folder of the weights, of each segmenter that `tiling` names.
         judge: how far a slide lies within the development cohort.
         trained_on: (patients, fingerprints) -> those that the model was trained on; None where
             that is not known.
@@ -70,6 +71,7 @@ class Predictor:
     seed: int | None
     max_failed_tiles: float
     encoder: Path
+    segmenters: Mapping[str, Path] = field(default_factory=dict)
     judge: Judge = nothing_to_compare
     trained_on: "Callable[[Iterable[str], Iterable[str]], Seen] | None" = None
     ran_in: tuple[str, ...] = ()

@@ -67,7 +67,7 @@ def prepare_slides(
     )
     entries = folder / "tiles" / f"{bucket}.json"
     with progress.stage("tiling", len(cohort.rows)):
-        tiled = tile_bucket(tile, cohort, cache, entries, threads=threads)
+        tiled = tile_bucket(tile, cohort, cache, entries, threads=threads, **predictor.segmenters)
     usable = [entry for entry in tiled.values() if entry.status == "ok"]
     tiles = sum(entry.tiles for entry in usable)
     progress.say(f"slides with tissue: {len(usable):,} of {len(tiled):,}; tiles: {tiles:,}")

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from torch import nn
 from her2.config import EncoderSection, PatchesSection, PretrainingSection
 from her2.config.jobs import EncoderSpec
 from her2.core.crashes import reading
-from her2.core.errors import SlideError, UserError, first_line, problem_list
+from her2.core.errors import SlideError, UserError, problem_list
 from her2.core.files import WRITTEN, copy, digest
-from her2.encoders.backbones import build_backbone, default_arguments
+from her2.encoders.backbones import build_backbone, default_arguments, with_published
 from her2.encoders.card import (
     CARD_NAME,
     WEIGHTS_NAME,
@@ -157,24 +158,17 @@ def _starting_weights(
         start = {"from": init.name}
     else:
         torch.manual_seed(seed)
-        try:
-            backbone = build_backbone(
-                library,
-                architecture,
-                feature=encoder.feature,
-                arguments=arguments,
-                pretrained=encoder.init == "published",
-            )
-        except UserError:
-            raise
-        except Exception as error:  # a damaged download raises any type of error
-            if encoder.init != "published":
-                raise
-            raise UserError(
-                f"encoders: the published weights of {encoder.model} could not be fetched "
-                f"({first_line(error)}). Set `init` to an encoder with `source: timm` or "
-                "`checkpoint`, which can be made once on a machine with a network."
-            ) from None
+        build = partial(
+            build_backbone, library, architecture, feature=encoder.feature, arguments=arguments
+        )
+        if encoder.init == "published":
+            backbone = with_published(
+                partial(build, pretrained=True), library, architecture,
+                otherwise="Set `init` to an encoder with `source: timm` or `checkpoint`, which can "
+                "be made once on a machine with a network.",
+            )  # fmt: skip
+        else:
+            backbone = build()
         start = {"from": encoder.init or "random"}
     return backbone, arguments, {**start, "weights_sha256": weights_digest(backbone.state_dict())}
 

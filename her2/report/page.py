@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from jinja2.bccache import Bucket, BytecodeCache
 
 from her2.config import Config
 from her2.report import format, sections
@@ -24,6 +25,23 @@ from her2.report.section import Link, Section
 from her2.report.sections import headline, overlap
 
 _FOLDER = Path(__file__).parent
+
+
+class _Compiled(BytecodeCache):
+    """Templates that this process has compiled, since that takes longer than to fill them in."""
+
+    def __init__(self) -> None:
+        self._codes: dict[tuple[str, str], bytes] = {}
+
+    def load_bytecode(self, bucket: Bucket) -> None:
+        if code := self._codes.get((bucket.key, bucket.checksum)):
+            bucket.bytecode_from_string(code)
+
+    def dump_bytecode(self, bucket: Bucket) -> None:
+        self._codes[bucket.key, bucket.checksum] = bucket.bytecode_to_string()
+
+
+_COMPILED = _Compiled()
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +149,24 @@ def script() -> str:
     return "".join((_FOLDER / name).read_text(encoding="utf-8") for name in parts)
 
 
+def template_environment(figure_uris: Mapping[str, str]) -> jinja2.Environment:
+    """Return what the page's templates are rendered in; `figure_uris` as in `render`."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_FOLDER / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        bytecode_cache=_COMPILED,
+    )
+
+    def uri(picture: Figure | Picture) -> str:
+        return picture.uri if isinstance(picture, Picture) else figure_uris[picture.name]
+
+    environment.filters |= {"count": format.count, "plural": format.plural, "uri": uri}
+    return environment
+
+
 def render(
     context: PageContext, shown: Sequence[ShownSection], figure_uris: Mapping[str, str]
 ) -> str:
@@ -138,19 +174,8 @@ def render(
 
     `figure_uris` is name of a figure -> its picture as a data URI.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-    def uri(picture: Figure | Picture) -> str:
-        return picture.uri if isinstance(picture, Picture) else figure_uris[picture.name]
-
+    environment = template_environment(figure_uris)
     digest = hashlib.sha256(script().encode()).digest()  # the policy allows no other script
-    environment.filters |= {"count": format.count, "plural": format.plural, "uri": uri}
     environment.globals["page"] = context
     return environment.get_template("page.html.j2").render(
         style=(_FOLDER / "style.css").read_text(encoding="utf-8"),

@@ -20,6 +20,8 @@ class Segmenter:
 
     key: ClassVar[str]
     """The key of `tiling:` that names it."""
+    kind: ClassVar[str]
+    """What people call it."""
 
     name: str
     """That of the module."""
@@ -72,8 +74,8 @@ class Segmenter:
 
     @property
     def flag(self) -> str:
-        """Return the option of `her2 tile` for that folder."""
-        return f"--{self.key.replace('_', '-')}"
+        """Return the option of `her2 tile` and `her2 predict` for its weights."""
+        return flag_of(self.key)
 
     @property
     def place(self) -> str:
@@ -119,11 +121,17 @@ class Segmenter:
         raise NotImplementedError
 
 
+def flag_of(key: str) -> str:
+    """Return the option for the weights of the segmenter that a key of `tiling:` names."""
+    return f"--{key.replace('_', '-')}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TissueSegmenter(Segmenter):
     """A network whose class `tissue_class` is tissue."""
 
     key: ClassVar[str] = "segmenter"
+    kind: ClassVar[str] = "tissue segmenter"
     tissue_class: int
 
     @property
@@ -145,6 +153,7 @@ class ArtefactSegmenter(Segmenter):
     """A network that tells artefacts apart; each of them is a filter with a limit of its own."""
 
     key: ClassVar[str] = "artefact_segmenter"
+    kind: ClassVar[str] = "artefact segmenter"
     artefacts: "tuple[ClassFilter, ...]"
     """Those that a tile can be rejected for, in the order in which they are looked at."""
 

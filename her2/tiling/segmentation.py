@@ -167,6 +167,7 @@ class SegmenterNetwork:
                 batch: Tensor = torch.from_numpy(np.stack(windows)).to(self._device)
                 batch = batch.permute(0, 3, 1, 2).float() / 255
                 logits = one.logits(self._network, (batch - self._mean) / self._std)
+                finite = bool(torch.isfinite(logits).all())
                 classes = logits.argmax(dim=1).to(torch.uint8).cpu().numpy()
         except RuntimeError as error:  # of the device, so that no slide is blamed
             raise UserError(
@@ -174,6 +175,12 @@ class SegmenterNetwork:
                 "program uses it, wait for its end; on a machine without a usable GPU, set "
                 "CUDA_VISIBLE_DEVICES to nothing."
             ) from None
+        if not finite:  # of which the most probable class is the first, whatever the picture shows
+            raise UserError(
+                f"{one.place}: finds values that are not finite on {self._device}. Its weights are "
+                f"damaged, or of a training that failed (`{one.path_key}` {one.section}): fetch "
+                "them again, or take others."
+            )
         return np.asarray(self._labels[classes])
 
 

@@ -37,3 +37,9 @@ class Kept(Generic[Value]):
                 while len(self._values) > self._limit:
                     self._values.popitem(last=False)
             return value
+
+    def forget(self, which: Callable[[Hashable], bool]) -> None:
+        """Forget the values of some keys, so that they are made again."""
+        with self._lock:
+            for key in [key for key in self._values if which(key)]:
+                del self._values[key]

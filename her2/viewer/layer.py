@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2.core.errors import UserError
+from her2.slides.slide import Slide
 from her2.viewer.attention import Attended, Attention
 from her2.viewer.drawn import DrawnSlides
 from her2.viewer.raster import Cells
 from her2.viewer.retiling import Retiled, Retiling
 from her2.viewer.run import PREDICTED
-from her2.viewer.state import Asked
+from her2.viewer.state import NO_FILE, Asked
 from her2.viewer.stored import PlacedTiles, Stored
 
 Kind = Literal["image", "outline", "grid"]
@@ -82,6 +83,16 @@ class Seen:
         """
         one = self.asked
         return one.viewer.part(Stored).placed(one.viewer, one.cohort, one.slide_id, self.encoder)
+
+    def slide(self) -> Slide:
+        """Return the slide's file, open.
+
+        Raises:
+            UserError, SlideError: there is none, or it cannot be read.
+        """
+        if not self.asked.cohort.row(self.asked.slide_id).path:
+            raise UserError(NO_FILE)
+        return self.asked.open().slide
 
     def retiled(self) -> Retiled:
         """Return what tiling finds on the slide.

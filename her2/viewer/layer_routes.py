@@ -15,7 +15,7 @@ from her2.viewer.layer import SCALES, Gridded, Layer, Made, Outlined, Painted, S
 from her2.viewer.layers import all_layers
 from her2.viewer.raster import to_png
 from her2.viewer.retiling import ComputingError
-from her2.viewer.run import NotThereError
+from her2.viewer.run import PREDICTED, NotThereError
 from her2.viewer.state import Asked, asked
 
 _LAYERS = 16
@@ -42,6 +42,11 @@ class _Layers:
         key: Hashable = (name, seen.key)
         return self._made.get(key, lambda: layer.make(seen))
 
+    def forget(self, slide: Asked) -> None:
+        """Make the layers of a slide again when they are asked for: its files may have changed."""
+        own = (slide.cohort.key, slide.slide_id)
+        self._made.forget(lambda key: isinstance(key, tuple) and key[1][:2] == own)
+
 
 def seen_of(request: Request) -> Seen:
     """Return what a request asks to see: `model`, `run`, `class` and `scale` in its address.
@@ -63,7 +68,9 @@ def seen_of(request: Request) -> Seen:
 def list_layers(request: Request) -> Response:
     """Return the layers that there are, and what can be chosen for the model that is asked for."""
     seen = seen_of(request)
-    layers = seen.asked.viewer.part(_Layers).known.values()
+    layers = seen.asked.viewer.part(_Layers)
+    run = seen.asked.viewer.run
+    layers.forget(seen.asked)  # a page begins with this list
     return JSONResponse(
         {
             "layers": [
@@ -76,9 +83,10 @@ def list_layers(request: Request) -> Response:
                     "shown": one.shown,
                     "options": sorted(one.options),
                 }
-                for one in layers
+                for one in layers.known.values()
             ],
-            "models": list(seen.asked.viewer.run.models),
+            # Predictions are those of a bundle, whichever models the run has.
+            "models": [] if seen.asked.cohort.key == PREDICTED else list(run.models),
             "model": seen.model,
             "encoder": seen.encoder,
             **_choices(seen),

@@ -62,7 +62,7 @@ def with_predictions(run: ViewedRun | None, given: Predictions) -> ViewedRun:
         title="predicted",
         synthetic=run.config.cohort.synthetic,
         folder=given.table.absolute().parent,
-        table=_with_places(table, rows),
+        table=_with_places(table, rows).with_columns(grid=pl.lit(_grid(given.table, table))),
         cohort=rows,
         rows={row.slide_id: row for row in rows.rows},
         masks=None,
@@ -189,6 +189,13 @@ def _stand_in(path: Path, table: pl.DataFrame) -> Config:
             f"--bundle-predictions {path}: the columns `prob_...`, or its record, are not "
             f"those of `her2 predict`; the classes are {said}."
         ) from None
+
+
+def _grid(path: Path, table: pl.DataFrame) -> str:
+    """Return the name of the grid that the slides were tiled on."""
+    if "tiles" not in _record(path):
+        return "grid not known"
+    return _stand_in(path, table).encoders["bundle"].grid
 
 
 def _tile_px(path: Path) -> int | None:

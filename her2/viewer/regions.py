@@ -31,7 +31,7 @@ def outlined(
         raise UserError("its file has no region with an area.")
     origin = (0, 0)
     if seen.asked.viewer.run.config.tiling.annotation_origin == "bounds":
-        origin = seen.asked.open().slide.bounds_corner_px
+        origin = seen.slide().bounds_corner_px
     names = [_SUBTRACTED if one.negative else one.name or _WITHOUT for one in regions]
     counts = Counter(names)
     colour = {name: colours.of_class(number) for number, name in enumerate(sorted(counts))}

@@ -33,8 +33,8 @@ from her2.storage.facts import TileGrid
 from her2.storage.tiles import TileTable
 from her2.tiling.artefacts import Judgement
 from her2.tiling.grid import Examined, Sources, examine_slide
-from her2.viewer.run import ViewedCohort
-from her2.viewer.state import Viewer
+from her2.viewer.run import NotThereError, ViewedCohort
+from her2.viewer.state import NO_FILE, Viewer
 from her2.viewer.stored import Stored
 
 if TYPE_CHECKING:
@@ -101,12 +101,12 @@ class Retiling:
 
     def __init__(self) -> None:
         self._lock, self._alone = threading.Lock(), threading.Lock()
-        self._jobs: OrderedDict[tuple[str, str, str], _Job] = OrderedDict()
+        self._jobs: OrderedDict[tuple[object, ...], _Job] = OrderedDict()
 
     def known(self, cohort: ViewedCohort, slide_id: str, grid: str) -> Retiled | None:
         """Return what is known already, and begin nothing."""
         with self._lock:
-            job = self._jobs.get((cohort.key, slide_id, grid))
+            job = self._jobs.get(_key(cohort, slide_id, grid))
         return None if job is None else job.found
 
     def find(self, viewer: Viewer, cohort: ViewedCohort, slide_id: str, grid: str) -> Retiled:
@@ -116,7 +116,7 @@ class Retiling:
             ComputingError: it is being computed.
             UserError, SlideError, TileError: it cannot be.
         """
-        key = (cohort.key, slide_id, grid)
+        key = _key(cohort, slide_id, grid)
         with self._lock:
             job = self._jobs.get(key)
             if job is None:
@@ -152,6 +152,15 @@ class Retiling:
                 job.done.set()
 
 
+def _key(cohort: ViewedCohort, slide_id: str, grid: str) -> tuple[object, ...]:
+    """Return what tells a slide on a grid from others, and from another file under its path."""
+    try:
+        stat = cohort.file(slide_id).stat()
+    except (OSError, NotThereError):
+        return cohort.key, slide_id, grid, None
+    return cohort.key, slide_id, grid, (stat.st_size, stat.st_mtime_ns)
+
+
 def _since(moment: float) -> float:
     return time.monotonic() - moment
 
@@ -170,12 +179,14 @@ def _prepare(
     stored = viewer.part(Stored)
     bucket = stored.bucket(viewer, cohort, slide_id)
     if bucket is None:
-        raise UserError("the run had no such slide.")
+        raise UserError("no job of this run tiled the slide.")
     part = cohort.folder.relative_to(viewer.run.folder)
     stamp = viewer.run.folder / STAMPS / part / "tile_bucket" / grid / f"{bucket}.json"
     spec = read_spec(TileSpec, stamp)
     section = config.cohort if cohort.external is None else config.validation[cohort.external]
     masks = viewer.run.places.path(section.tissue_masks)
+    if not cohort.row(slide_id).path:
+        raise UserError(NO_FILE)
     file = cohort.file(slide_id)
     weights = {
         one.key: viewer.run.folder / "segmenters" / one.folder for one in chosen(spec.tiling)

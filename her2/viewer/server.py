@@ -4,6 +4,7 @@ import errno
 import ipaddress
 import json
 import os
+import shutil
 import socket
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import uvicorn
 
-from her2.core.crashes import keep, kept, read_together_after
+from her2.core.crashes import end_now, keep, kept, read_together_after
 from her2.core.errors import UserError
 from her2.viewer.app import make_app
 from her2.viewer.guard import TOKEN, Guard, new_token
@@ -136,7 +137,21 @@ def serve(
             timeout_graceful_shutdown=_LAST_ANSWERS_SECONDS,
         )
         with suppress(KeyboardInterrupt):  # which uvicorn raises again after its end
-            uvicorn.Server(config).run(sockets=[listening])
+            _Server(config, Path(temporary)).run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    """A server whose end waits for no thread, as a read from a slow disk may take minutes."""
+
+    def __init__(self, config: uvicorn.Config, temporary: Path) -> None:
+        super().__init__(config)
+        self._temporary = temporary
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.server_state.tasks:  # cancelled, but a thread ends only by itself
+            shutil.rmtree(self._temporary, ignore_errors=True)
+            end_now(0)
 
 
 def _listen(place: Place, port: int) -> socket.socket:

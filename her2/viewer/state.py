@@ -13,6 +13,7 @@ from her2.viewer.open_slides import Slides
 from her2.viewer.run import ViewedCohort, ViewedRun
 from her2.viewer.zoom import OpenSlide
 
+NO_FILE = "there is no slide file, only its features."
 _Part = TypeVar("_Part")
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -28,7 +27,6 @@ from her2.core.errors import TileError, UserError
 from her2.core.files import canonical_json, digest
 from her2.filters.base import CLASS_PREFIX
 from her2.filters.registry import LISTED
-from her2.frozen.bundle.gather import _tissue
 from her2.pipeline.job_table import planned_jobs
 from her2.report.results import read_results
 from her2.report.sections import gallery, licences
@@ -46,6 +44,7 @@ from her2.tiling.segmenter import fetch_segmenter
 from her2.tiling.segmenter_card import read_segmenter_card
 from her2.tiling.stage import tile_bucket, tile_identity
 from tests.unit.report_maker import Cohort as Made
+from tests.unit.segmenter_makers import offline, put
 from tests.unit.test_plan import plan
 from tests.unit.tile_makers import slide_facts
 
@@ -202,8 +201,7 @@ def small(**changed: object) -> ArtefactSegmenter:
 @pytest.fixture
 def small_one(monkeypatch: pytest.MonkeyPatch) -> ArtefactSegmenter:
     one = small()
-    for module in ("her2.segmenters", "her2.tiling.segmenter", "her2.config.data"):
-        monkeypatch.setattr(f"{module}.artefact_segmenter", lambda name: one)
+    put(monkeypatch, one)
     return one
 
 
@@ -481,18 +479,6 @@ def test_slides_that_are_mostly_called_an_artefact_are_told() -> None:
     assert not list(sentences(slide_facts(shares={"fold": 0.9, "artefact_fold": 0.4})))
 
 
-def test_a_bundle_counts_the_slides_that_the_network_saw(tmp_path: Path) -> None:
-    table = {"grid": ["g", "g", "h"], "tissue_source": ["detected"] * 3, "regions": [None] * 3}
-    wanted = SimpleNamespace(results=tmp_path)
-    (tmp_path / "cohort").mkdir()
-    for source in (None, ["w", "w", "w"]):
-        own = {"artefact_source": source} if source else {}
-        pl.DataFrame({**table, **own}).write_parquet(tmp_path / "cohort" / "slides.parquet")
-        found = _tissue(wanted, "g")
-        assert found["artefacts"] == ({"w": 2} if source else {})
-        assert found["tissue"] == {"detected": 2}
-
-
 def test_the_report_has_the_network_s_artefacts(tmp_path: Path) -> None:
     """On a slide's card, in the legend, in the methods with the citation, and under licences."""
     made = Made(values={"tiling": {"artefact_segmenter": "grandqc"}})
@@ -623,11 +609,7 @@ def refused(tmp_path: Path, **spec: object) -> str:
 def test_no_weights_and_no_network_says_what_to_set(
     small_one: ArtefactSegmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def offline(*_: object, **__: object) -> str:
-        raise OSError("Name or service not known")
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    offline(monkeypatch)
     said = refused(tmp_path)
     assert said.startswith("tiling.artefact_segmenter: grandqc: MahmoodLab/hest-tissue-seg/GrandQC")
     assert "`artefact_segmenter_weights: PATH` to a downloaded GrandQC_MPP1_state_dict.pth" in said
@@ -645,7 +627,7 @@ def test_other_bits_than_pinned_ones_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pinned = small(sha256="12ab", unpinned=None)
-    monkeypatch.setattr("her2.tiling.segmenter.artefact_segmenter", lambda name: pinned)
+    put(monkeypatch, pinned)
     torch.save(colours().state_dict(), tmp_path / "w.pth")
     said = refused(tmp_path, weights=tmp_path / "w.pth")
     assert "is not the published GrandQC_MPP1_state_dict.pth of grandqc" in said

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 # Moments are what this is about: beside other tests a job is done before the kill reaches it.
-pytestmark = pytest.mark.nightly
+pytestmark = [pytest.mark.nightly, pytest.mark.alone]
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -98,7 +98,13 @@ def test_without_a_gpu_only_pytorch_is_installed_without_hashes(tmp_path, cpu):
     """Run make with a pip that only shows what it is asked for."""
     fake = tmp_path / "bin/python"
     fake.parent.mkdir()
-    fake.write_text('#!/bin/sh\nshift 2\ncase "$*" in *stdin*) echo "# $*"; cat;; esac\n')
+    fake.write_text("""#!/bin/sh
+shift
+case "$*" in
+pip*stdin*) echo "# $*"; cat;;
+compileall*) echo "# $*";;
+esac
+""")
     fake.chmod(0o755)
     (tmp_path / "bin/pip").touch()
     done = subprocess.run(
@@ -106,8 +112,10 @@ def test_without_a_gpu_only_pytorch_is_installed_without_hashes(tmp_path, cpu):
          *(["CPU=1"] if cpu else [])],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    hashed, _, apart = done.stdout.partition("# install --no-deps --requirement")
-    assert "# install --no-deps --require-hashes" in hashed
+    installed, _, compiled = done.stdout.partition("# compileall ")
+    assert compiled.split() == ["-qq", "-j", "0", f"{tmp_path}/lib"]
+    hashed, _, apart = installed.partition("# pip install --no-compile --no-deps --requirement")
+    assert "# pip install --no-compile --no-deps --require-hashes" in hashed
     asked = {line.split("==")[0] for line in re.findall(r"^[a-z].*==", hashed, re.MULTILINE)}
     every = {canonicalize_name(Requirement(line).name) for line in lines("lock.txt")}
     cuda = {name for name in every if re.match("nvidia-|cuda-|triton$", name)}

@@ -19,10 +19,9 @@ from pydantic import ValidationError
 from her2.config import EncoderSection
 from her2.config.catalogue import CatalogueRow, catalogue, row
 from her2.core.errors import UserError
-from her2.encoders import fetching, stage
+from her2.encoders import fetching
 from her2.encoders.fetching import checked_digest, fetch
 from her2.encoders.stage import weights_digest
-from her2.libraries import library
 from tests.unit.products import materialise
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -221,33 +220,6 @@ def test_weights_that_timm_publishes_are_read_by_timm_from_the_pinned_file(
     assert card.weights_sha256 == weights_digest(expected)
     assert card.arguments == {"img_size": 32}  # and no file's name, which is in no identity
     assert card.provenance["sha256"] == made.sha256
-
-
-def test_a_file_that_timm_cannot_read_is_named(published: Publish, tmp_path: Path) -> None:
-    published({"strange": torch.zeros(2)}, architecture="test_vit.r160_in1k",
-              sha256=None, unpinned="a test", revision=None)  # fmt: skip
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(b"no tensors")
-    with pytest.raises(UserError, match="timm cannot load it as test_vit"):
-        materialise(section(checkpoint=path), 0, tmp_path / "out")
-
-
-def test_weights_that_torchvision_fetches_are_checked_after_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """torch.hub leaves them in a folder of its own, where they are looked up."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    path = library("torchvision").fetched("alexnet")
-    assert path == tmp_path / "hub" / "checkpoints" / "alexnet-owt-7be5be79.pth"
-    path.parent.mkdir(parents=True)
-    torch.save(torchvision.models.alexnet().state_dict(), path)
-    own = hashlib.sha256(path.read_bytes()).hexdigest()
-    with pytest.raises(UserError, match=own):
-        materialise(section(model="alexnet", mpp=1.0), 0, tmp_path / "out")
-    made = CatalogueRow(**(row("alexnet").model_dump() | {"sha256": own}))
-    assert stage._library_pin(made) == {"file": path.name, "sha256": own}
-    path.unlink()
-    assert stage._library_pin(made) == {}
 
 
 # ----------------------------------------------------------------------------- the hub's answers

@@ -222,21 +222,3 @@ def test_tissue_that_was_chosen_in_another_way_is_said_to_be(
     assert len(found) == len(words)
     for one, part in zip(found, words, strict=True):
         assert part in one
-
-
-@pytest.mark.parametrize(
-    ("known", "source", "said"),
-    [
-        ({}, None, 0),
-        ({"segmenter grandqc, weights a": 3}, "segmenter grandqc, weights a", 0),
-        ({"segmenter grandqc, weights a": 3}, "segmenter grandqc, weights b", 1),
-    ],
-)
-def test_artefacts_that_other_weights_found_are_said_to_be(
-    made: Parts, known: dict[str, int], source: str | None, said: int
-) -> None:
-    tiling = made.body.tiling.model_copy(update={"artefacts": known})
-    found = list(tissue_cautions(tiling, slide_facts(artefact_source=source)))
-    assert len(found) == said
-    assert all("(segmenter grandqc, weights b)" in one for one in found)
-    assert ("artefacts" in tiling.model_dump()) == bool(known)  # older bundles stay as they are

@@ -38,6 +38,7 @@ from her2.tiling.segmentation import SegmenterNetwork
 from her2.tiling.segmenter import fetch_segmenter, networks_of
 from her2.tiling.segmenter_card import read_segmenter_card
 from her2.tiling.stage import tile_bucket, tile_identity
+from tests.unit.segmenter_makers import offline, put
 from tests.unit.test_plan import plan
 
 BUCKET = "0000-of-0001"
@@ -169,8 +170,7 @@ def small(**changed: object) -> TissueSegmenter:
 @pytest.fixture
 def small_hest(monkeypatch: pytest.MonkeyPatch) -> Segmenter:
     one = small()
-    monkeypatch.setattr("her2.tiling.segmenter.segmenter", lambda name: one)
-    monkeypatch.setattr("her2.segmenters.segmenter", lambda name: one)
+    put(monkeypatch, one)
     return one
 
 
@@ -290,11 +290,7 @@ def refused(tmp_path: Path, **spec: object) -> str:
 def test_no_weights_and_no_network_says_what_to_set(
     small_hest: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def offline(*_: object, **__: object) -> str:
-        raise OSError("Name or service not known")
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    offline(monkeypatch)
     said = refused(tmp_path)
     assert said.startswith("tiling.segmenter: hest: MahmoodLab/hest-tissue-seg/deeplabv3_seg_v4")
     assert "`segmenter_weights: PATH` to a downloaded deeplabv3_seg_v4.ckpt" in said

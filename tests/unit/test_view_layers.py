@@ -376,3 +376,7 @@ def test_what_is_kept_is_made_once_and_up_to_a_limit() -> None:
     for _ in range(2):
         with pytest.raises(UserError):
             kept.get("x", fail)
+    kept.forget(lambda key: key == 1)
+    assert kept.get(2, lambda: make(2)) == 2
+    assert kept.get(1, lambda: make(1)) == 1
+    assert made == [1, 2, 3, 2, 1]

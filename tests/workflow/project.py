@@ -115,8 +115,9 @@ class Project:
 
     def her2(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run the command line here."""
+        command = [str(self.warm / "her2")] if self.warm else [sys.executable, "-m", "her2"]
         return subprocess.run(
-            [sys.executable, "-m", "her2", *arguments], cwd=self.folder, text=True,
+            [*command, *arguments], cwd=self.folder, text=True,
             env={**self._environment(), "PYTHONPATH": str(REPOSITORY)}, capture_output=True,
         )  # fmt: skip
 

@@ -1,5 +1,7 @@
 """A run with a network that finds artefacts, and back to the cache of before."""
 
+import json
+
 import polars as pl
 import torch
 
@@ -39,6 +41,11 @@ def test_a_run_fetches_the_network_and_the_cache_of_before_stays_valid(project: 
     assert found["tiles"].to_list() == before["tiles"].to_list()
     assert not set(found["key"]) & set(before["key"])
     assert project.snakemake(TABLE).idle
+    stamps = (project.folder / "results/stamps/tile_bucket").rglob("*.json")
+    written = [json.loads(path.read_text()) for path in stamps]
+    read = [one["read"] for one in written if one["spec"]["tiling"].get("artefact_segmenter")]
+    assert read
+    assert all("segmenters/artefacts-grandqc/card.json" in names for names in read)
 
     slide = project.rows()[0].split(",")[0]
     explained = project.her2("explain", slide)

@@ -325,6 +325,21 @@ def test_a_model_that_is_older_than_what_it_was_made_from_makes_no_bundle(
     assert not (tmp_path / "a.bundle").exists()
 
 
+def test_a_segmenter_that_was_replaced_since_makes_no_bundle(
+    finished: Project, tmp_path: Path
+) -> None:
+    """Its tiles are those that another network chose, and the bundle would name this one."""
+    results, name = copied(finished, tmp_path), "segmenters/hest/card.json"
+    stamp = results / "stamps/tile_bucket/64px-1mpp/0000-of-0002.json"
+    values = json.loads(stamp.read_text())
+    values["read"][name] = "0" * 16  # as `test_artefact_segmenter.py` finds it there
+    write_json(stamp, values)
+    (results / name).parent.mkdir(parents=True)
+    (results / name).write_text("{}")
+    with pytest.raises(UserError, match=f"{name} was changed after tile_bucket"):
+        make_bundle(find_model(results, None, None, None), tmp_path / "a.bundle")
+
+
 def test_an_encoder_that_was_replaced_since_makes_no_bundle(
     finished: Project, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,9 @@ from her2.storage.features import open_store, read_coords
 from her2.synthetic import demo_manifest, draw_slide
 from tests.workflow.cluster import GPUS, NODES, Cluster, NoCluster, cluster, why_not
 from tests.workflow.conftest import copy
-from tests.workflow.project import CONFIG, REPOSITORY, Project, Run, _rules
+from tests.workflow.project import CONFIG, REPOSITORY, Project, _rules
 from tests.workflow.test_endings import SNAKEFILE
 
-# Two cores are not enough for this and another worker's tests at a time.
 pytestmark = [pytest.mark.slurm, pytest.mark.nightly]
 
 PROFILE = REPOSITORY / "profiles" / "slurm"
@@ -81,7 +81,7 @@ class Ran:
     local: Project
     output: str
     code: int
-    rest: Run
+    rest: Counter[str]
     jobs: tuple[dict[str, str], ...]
     notes: dict[str, dict[str, str | None]]
 
@@ -104,7 +104,7 @@ def running() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def ran(running: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+def ran(running: Cluster, warm: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """One run through the shipped profile, with three accidents, and one without SLURM."""
     folder = tmp_path_factory.mktemp("slurm")
     local, slurm = (Project(folder / name) for name in ("local", "slurm"))
@@ -122,7 +122,7 @@ def ran(running: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     (hooks / "python").chmod(0o755)
     run = start(slurm, folder / "output.txt", hooks)
     try:
-        baseline = start(local, folder / "local.txt", None)
+        baseline = start(local, folder / "local.txt", warm, nodes=False)
         try:
             accidents(running, notes, run)
             code = run.wait(480)
@@ -133,15 +133,14 @@ def ran(running: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Ran:
             baseline.kill()
     finally:
         run.kill()
-    # The rest, without SLURM (and with a prefix: or the logs so far would be cleared away).
-    rest = slurm.snakemake(prefix=("env",))
-    assert rest.code == 0, rest.output
+    rest = start(slurm, folder / "rest.txt", warm, nodes=False)
+    assert rest.wait(480) == 0, (folder / "rest.txt").read_text()
     return Ran(
         slurm,
         local,
         (folder / "output.txt").read_text(),
         code,
-        rest,
+        _rules((folder / "rest.txt").read_text()),
         jobs,
         {path.stem: json.loads(path.read_text()) for path in notes.glob("*.json")},
     )
@@ -173,22 +172,23 @@ def other_disk(folder: Path) -> Path | None:
     return None
 
 
-def start(project: Project, output: Path, hooks: Path | None) -> subprocess.Popen[bytes]:
-    """Snakemake as docs/slurm.md calls it, as far as the models, with `hooks` first on the
-    PATH; or, without them, everything on this machine."""
+def start(
+    project: Project, output: Path, first: Path, *, nodes: bool = True
+) -> subprocess.Popen[bytes]:
+    """Snakemake as docs/slurm.md calls it, as far as the models, with `first` first on the PATH;
+    or, without `nodes`, everything on this machine."""
     binaries = Path(sys.executable).parent
-    path = f"{binaries}:/usr/local/bin:/usr/bin:/bin:/usr/sbin"
     # Only the pace is another one: a look after 2 s and then after 12, when short jobs are done.
     pace = ("init-seconds-before-status-checks", "seconds-between-status-checks")
     profile = ("--workflow-profile", str(PROFILE), f"--slurm-{pace[0]}=2", f"--{pace[1]}=2")
-    how = (*profile, "train") if hooks else ("--cores", "2")
+    how = (*profile, "train") if nodes else ("--cores", "2")
     with output.open("wb") as stream:
         return subprocess.Popen(
             [str(binaries / "snakemake"), "--snakefile", str(REPOSITORY / "Snakefile"), *how,
              "--configfile", "config.yaml"],
             cwd=project.folder, stdout=stream, stderr=stream, stdin=subprocess.DEVNULL,
             env={
-                "PATH": f"{hooks}:{path}" if hooks else path,
+                "PATH": f"{first}:{binaries}:/usr/local/bin:/usr/bin:/bin:/usr/sbin",
                 "HOME": str(project.folder),
                 "OMP_NUM_THREADS": "1",
             },
@@ -349,7 +349,7 @@ def test_feature_stores_hold_what_a_local_run_stores(ran: Ran) -> None:
 
 
 def test_what_the_cluster_began_one_machine_finishes(ran: Ran) -> None:
-    assert set(ran.rest.rules) == {
+    assert set(ran.rest) == {
         "tabulate_cohort", "evaluate", "compare_encoders", "measure_robustness", "control",
         "draw_heatmaps", "measure_attention", "build_report",
     }  # fmt: skip

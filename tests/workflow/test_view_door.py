@@ -38,8 +38,8 @@ from tests.viewing import REPOSITORY, Viewing, viewing
 from tests.workflow.project import Project
 
 SLIDE = "/slides/development/demo-001-a"
-CRASHING = """
-import ctypes, os
+PATCHED = """
+import ctypes, os, time
 from her2.core.crashes import survive
 
 def work():
@@ -48,7 +48,7 @@ def work():
 
     def region(self, *arguments):
         if self.path.name == os.environ["BAD"]:
-            ctypes.string_at(0)
+            {instead}
         return real(self, *arguments)
 
     Slide.region = region
@@ -57,7 +57,7 @@ def work():
 
 survive(work)
 """
-"""her2, with a library that crashes on a slide."""
+"""her2, with a library that does something else where it reads a slide."""
 
 
 @pytest.fixture(scope="module")
@@ -268,16 +268,33 @@ def test_a_client_that_goes_away_disturbs_nobody(view: Viewing) -> None:
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
-def test_it_listens_on_ipv6_and_ctrl_c_ends_it_without_a_word(validated: Project) -> None:
-    with viewing(validated.folder, "results", "demo-003-a", "--host", "::1") as found:
+def test_it_listens_on_ipv6_a_long_request_blocks_no_other_and_ctrl_c_ends_all(
+    validated: Project, tmp_path: Path
+) -> None:
+    driver = tmp_path / "slow.py"
+    driver.write_text(PATCHED.format(instead="time.sleep(60)"))
+    arguments = ("results", "demo-003-a", "--host", "::1")
+    with (
+        viewing(
+            validated.folder, *arguments,
+            program=(str(driver),), environment={"BAD": "demo-001-a.svs"},
+        ) as found,
+        ThreadPoolExecutor(1) as pool,
+    ):  # fmt: skip
         host = f"[::1]:{found.port}"
         assert found.address.startswith(f"http://{host}/slides/development/demo-003-a?token=")
         assert f"ssh -N -L {found.port}:[::1]:{found.port} {socket.gethostname()}" in found.log
         assert found.ask("GET", SLIDE, headers={"Host": host}).status == 200
+        long = pool.submit(found.get, f"{SLIDE}/zoom/0/0_0.jpg")
+        assert found.get("/slides/development/demo-002-a/zoom/0/0_0.jpg").status == 200
+        assert not long.done()
         # One that stays open, as a browser's does
         with socket.create_connection((found.host, found.port)):
             assert found.end(signal.SIGINT) == 0
-        assert found.log.rstrip().splitlines()[-1].startswith("  ssh ")
+        assert isinstance(long.exception(), http.client.HTTPException | OSError) or (
+            long.result().status == 500
+        )
+        assert "Traceback" not in found.log
 
 
 def test_a_port_that_is_taken_is_named(view: Viewing, validated: Project) -> None:
@@ -322,7 +339,7 @@ def test_after_a_crash_it_is_under_the_same_address_without_the_slide(
     validated: Project, tmp_path: Path
 ) -> None:
     driver = tmp_path / "crashing.py"
-    driver.write_text(CRASHING)
+    driver.write_text(PATCHED.format(instead="ctypes.string_at(0)"))
     bad = f"{SLIDE}/zoom/0/0_0.jpg"
     with viewing(
         validated.folder, "results", program=(str(driver),), environment={"BAD": "demo-001-a.svs"}

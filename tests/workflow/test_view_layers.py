@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -261,6 +262,24 @@ def test_annotations_truth_and_rejected_tiles_are_those_of_the_run_and_its_files
         tab.wait_for("document.querySelectorAll('[data-state=shown]').length === 2")
         assert "<b>tumour</b>" in tab.run("document.querySelector('.panel').innerText")
         assert tab.errors == []
+
+        (folder / "slides" / "demo-004-a.svs").unlink()
+        shutil.copy(folder / "slides" / "demo-005-a.svs", folder / "slides" / "demo-004-a.svs")
+        view.get(f"/api{SLIDE}/layers")  # as a page begins
+        other = answer(view, f"/api{SLIDE}/layers/tissue")
+        assert "the slide's file is another one than the run read" in other["note"]
+
+        (folder / "slides" / "demo-004-a.svs").unlink()
+        assert answer(view, f"/api{SLIDE}/layers")["note"] == ""
+        assert "cannot be read" in answer(view, f"/api{SLIDE}/layers/tissue")["absent"]
+        assert answer(view, f"/api{SLIDE}/layers/attention")["url"]
+        tile = answer(view, f"/api{SLIDE}/tile?index=3")
+        assert np.float32(tile["attention"]) == stored(project)[3]
+        lost = view.get(tile["picture"])
+        assert (lost.status, "is not there" in lost.text) == (409, True)
+        tab = view.open(f"{SLIDE}?tile=3")
+        tab.wait_for("document.querySelectorAll('.tile figure p').length === 2")
+        assert "cannot be read" in tab.run("document.querySelector('.tile').innerText")
 
 
 @pytest.mark.parametrize(

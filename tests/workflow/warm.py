@@ -90,6 +90,10 @@ def serve(address: Path) -> None:
             importlib.import_module(module.name)
     for name in IMPORTED_BY_FUNCTIONS:
         importlib.import_module(name)
+    _compile_templates()
+    setattr(os, "fsync", lambda handle: None)  # noqa: B010 (see tests/conftest.py)
+    # A fifth of a report's time; how sure its figures are is for tests/unit/test_power.py.
+    setattr(importlib.import_module("her2.evaluation.power"), "STUDIES", 10)  # noqa: B010
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listener:
         temporary = address.with_name("starting")
@@ -102,6 +106,20 @@ def serve(address: Path) -> None:
                 listener.close()
                 _work(connection)
             connection.close()
+
+
+def _compile_templates() -> None:
+    """Compile what every report is rendered from, or each would."""
+    from her2.report import page
+    from her2.report.sections.paper import prose
+
+    for environment, suffix in (
+        (page.template_environment({}), ".html.j2"),
+        (prose.template_environment(), ".txt.j2"),
+    ):
+        for name in environment.list_templates():
+            if name.endswith(suffix):
+                environment.get_template(name)
 
 
 def _work(connection: socket.socket) -> None:

@@ -47,6 +47,7 @@ from her2.frozen.bundle.schema import (
     Software,
     Tiling,
 )
+from her2.frozen.bundle.segmenters import segmenter_facts
 from her2.frozen.development import read_development
 from her2.frozen.model import FrozenFold, FrozenModel
 from her2.frozen.results import read_frozen
@@ -59,7 +60,7 @@ PACKAGES = ("numpy", "safetensors", "scikit-learn", "timm", "torch", "torchvisio
 PROVENANCE = (
     "catalogue", "hub", "revision", "sha256", "seed", "format", "data_digest", "classes",
     "split_by", "patches", "chosen_by", "epochs", "best", "settings", "precision", "init",
-    "inside", "prefix", "order",
+    "inside", "prefix", "order", "left_out",
 )  # fmt: skip
 """Parts of an encoder's provenance that name no file and no case."""
 
@@ -111,6 +112,8 @@ def gather(
     check_unchanged(
         wanted,
         [
+            # Beside the segmenters' cards, whose tiles are those that are embedded.
+            *(stamps / "tile_bucket" / grid / f"{name}.json" for name in buckets),
             *(stamps / "embed_bucket" / wanted.encoder / f"{name}.json" for name in buckets),
             *(
                 stamps.joinpath("train_folds", *wanted.names, f"{name}.json")
@@ -141,6 +144,7 @@ def gather(
             options=tiling.tiling,
             seed=tiling.seed,
             max_failed_tiles=embedding.max_failed_tiles,
+            segmenters=segmenter_facts(wanted.results, tiling.tiling),
             **_tissue(wanted, grid),
         ),
         encoder=encoder,
@@ -176,21 +180,14 @@ def _covariates(wanted: Wanted) -> tuple[str, ...]:
 
 
 def _tissue(wanted: Wanted, grid: str) -> dict[str, Any]:
-    """Return how the tissue and artefacts of the development's slides were found."""
+    """Return how the tissue of the development's slides was found."""
     slides = read_result(wanted.results / "cohort" / "slides.parquet")
     slides = slides.filter(pl.col("grid") == grid, pl.col("tissue_source").is_not_null())
-    artefacts = {}
-    if "artefact_source" in slides.columns:
-        artefacts = _counted(slides["artefact_source"].drop_nulls())
+    counts = slides["tissue_source"].value_counts().sort("tissue_source")
     return {
-        "tissue": _counted(slides["tissue_source"]),
+        "tissue": dict(counts.iter_rows()),
         "annotated": slides["regions"].is_not_null().sum(),
-        "artefacts": artefacts,
     }
-
-
-def _counted(values: pl.Series) -> dict[str, int]:
-    return dict(values.value_counts().sort(values.name).iter_rows())
 
 
 def _precisions(features: Path, buckets: Iterable[str]) -> tuple[str, ...]:

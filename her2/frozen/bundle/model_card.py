@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from her2.frozen.bundle.schema import SCHEMA_NAME, Body, Figure
 from her2.frozen.distribution import Distribution
 from her2.metrics import all_metrics
+from her2.segmenters import chosen
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -181,15 +182,22 @@ that `her2 predict` can say which of somebody's own patients are among them.{_be
 
 
 def _before(body: Body) -> str:
-    """Return where the tissue and the encoder come from, if that is not the usual."""
+    """Return where the tiles and the encoder come from, if that is not the usual."""
     said = []
-    drawn = {name: n for name, n in body.tiling.tissue.items() if name != "detected"}
+    drawn = {
+        name: n
+        for name, n in body.tiling.tissue.items()
+        if name != "detected" and not name.startswith("segmenter ")
+    }
     if drawn:
         shown = ", ".join(f"{n} by {escaped(name)}" for name, n in drawn.items())
         said.append(f"The tissue of some slides was not detected here: {shown}.")
-    if body.tiling.artefacts:
-        shown = ", ".join(f"{n} by {escaped(name)}" for name, n in body.tiling.artefacts.items())
-        said.append(f"Artefacts were looked for by a published network as well: {shown}.")
+    for network, facts in zip(chosen(body.tiling.options), body.tiling.segmenters, strict=True):
+        said.append(
+            f"Tiles were chosen with the {network.kind} {facts.name}. Its weights "
+            f"({escaped(facts.licence)}) are not here: `her2 predict` fetches them, or takes them "
+            f"from `{network.flag} PATH`."
+        )
     if body.tiling.annotated:
         said.append(f"{body.tiling.annotated} slides were used within drawn regions only.")
     patches = body.encoder.provenance.get("patches")

@@ -7,7 +7,7 @@ tensors of a safetensors file, and all else is JSON.
 import hashlib
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from her2.frozen.bundle.schema import (
     Fold,
 )
 from her2.frozen.bundle.seal import parse_contents, problems_in
+from her2.frozen.bundle.segmenters import segmenter_folders
 from her2.frozen.development import Development
 from her2.frozen.model import FrozenFold, FrozenModel, Threshold
 from her2.mil.fold import SavedModel, build_model
@@ -133,6 +134,15 @@ class Bundle:
                     )
             write_card(temporary, card)
         return folder
+
+    def segmenter_folders(
+        self, into: Path, *, given: Mapping[str, Path] | None = None
+    ) -> dict[str, Path]:
+        """Return key of `tiling:` -> folder of the weights, of the segmenters that it names.
+
+        Args and errors are those of `her2.frozen.bundle.segmenters.segmenter_folders`.
+        """
+        return segmenter_folders(self.schema.tiling, self.path, into, given=given or {})
 
     def _materialise(self, folder: Path, given: Path | None) -> EncoderCard:
         """Write the encoder's folder from weights that were given or are fetched."""

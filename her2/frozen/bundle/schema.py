@@ -5,6 +5,7 @@ it does not know could be one that decides about a prediction.
 """
 
 import operator
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, model_validator
@@ -27,6 +28,7 @@ from her2.config.validation import Final
 from her2.core.section import Count, Mpp, Name, Ordered, Section, Share
 from her2.encoders.card import CODE, EncoderCard
 from her2.frozen.development import Development
+from her2.segmenters import chosen
 
 SCHEMA_VERSION = 1
 SCHEMA_NAME = "bundle.json"
@@ -72,6 +74,19 @@ class Grid(Section):
     size_px: Annotated[int, Field(ge=16, le=2048)] = Field(description="px per side of the tiles")
 
 
+class SegmenterFacts(Section):
+    """A network that found the tissue or the artefacts. Its weights are not in the bundle."""
+
+    key: Name = Field(description="the key of `options` that names it")
+    name: Name = Field(description="its name, as there")
+    architecture: Line = Field(description="what its library builds")
+    licence: Line = Field(description="licence of the weights")
+    weights_sha256: Sha256 = Field(description="digest of names, types, shapes and values")
+    digest: Sha256 = Field(
+        description="digest of the weights, the network and how it is run; another is refused"
+    )
+
+
 class Tiling(Section):
     """Which tiles a slide has."""
 
@@ -88,12 +103,25 @@ class Tiling(Section):
     annotated: Many = Field(
         description="slides of the development whose tiles come from drawn regions only"
     )
-    artefacts: dict[str, Many] = Field(
-        default_factory=dict,
+    segmenters: tuple[SegmenterFacts, ...] = Field(
+        (),
         exclude_if=operator.not_,  # so that bundles without are as before
-        description="slides of the development by the network that looked for artefacts on them; "
-        "absent where none did",
+        description="the networks of `options`, that of tissue first; absent without any",
     )
+
+    @model_validator(mode="after")
+    def _segmenters_are_known(self) -> "Tiling":
+        asked = [(one.key, one.name) for one in chosen(self.options)]
+        if (named := [(one.key, one.name) for one in self.segmenters]) != asked:
+            raise ValueError(
+                f"options: name the segmenters {_listed(asked)}, and the weights are those of "
+                f"{_listed(named)}"
+            )
+        return self
+
+
+def _listed(segmenters: Iterable[tuple[str, str]]) -> str:
+    return ", ".join(f"{key} {name}" for key, name in segmenters) or "none"
 
 
 class Encoder(Section):

@@ -5,7 +5,7 @@ from her2.viewer.attention import NO_CONTRIBUTIONS
 from her2.viewer.colours import DIVERGING, colours_of, diverging
 from her2.viewer.layer import Layer, Painted, Seen
 from her2.viewer.raster import cells_of
-from her2.viewer.run import NotThereError
+from her2.viewer.run import PREDICTED, NotThereError
 
 
 def make(seen: Seen) -> Painted:
@@ -15,6 +15,8 @@ def make(seen: Seen) -> Painted:
     if not known:
         if seen.asked.cohort.external is not None:
             raise UserError(f"{NO_CONTRIBUTIONS}.")
+        if seen.asked.cohort.key == PREDICTED:
+            raise UserError("predictions by a bundle have attention, and no contributions.")
         raise UserError("this head does not divide its logits among the tiles.")
     if seen.of_class is not None and seen.of_class not in known:
         raise NotThereError(f"there is no map of {seen.of_class}; there are {', '.join(known)}.")

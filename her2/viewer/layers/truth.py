@@ -25,7 +25,7 @@ def make(seen: Seen) -> Outlined:
     if path.suffix.lower() in REGION_SUFFIXES:
         words = "Dashed: not of the positive classes (cohort.mask_classes), or subtracted."
         return outlined(seen, read_regions(path), chosen=chosen, title=title, words=words)
-    slide = one.open().slide
+    slide = seen.slide()
     size_px = (slide.width_px, slide.height_px)
     factor = min(1.0, _SIDE_PX / max(size_px))
     width, height = (max(1, round(px * factor)) for px in size_px)

@@ -118,7 +118,7 @@ class Row {
       if (turn !== this.turn) return;
       this.shown?.remove();
       this.shown = layer.addTo(pane.map);
-      this.words.replaceChildren(legend(made.legend),
+      this.words.replaceChildren(legend(made.legend, facts.title),
         ...(made.note ? [element("p", { class: "alert" }, `${made.note}.`)] : []));
       this.element.dataset.state = "shown";
     } catch (error) {

@@ -1,7 +1,7 @@
 // Legends of layers: colours with their numbers, or categories with their counts.
 import { element } from "./common.js";
 
-function bar({ title, colours, ticks, words }) {
+function bar({ colours, ticks, words }) {
   const scale = element("div", { class: "legend-bar", "aria-hidden": "true" });
   scale.style.background = `linear-gradient(to top, ${colours.join(", ")})`;
   const numbers = element("ol", { class: "legend-ticks" }, ...ticks.map(({ at, label }) => {
@@ -9,11 +9,11 @@ function bar({ title, colours, ticks, words }) {
     tick.style.bottom = `${100 * at}%`;
     return tick;
   }));
-  return [element("strong", {}, title), element("div", { class: "legend-scale" }, scale, numbers),
+  return [element("div", { class: "legend-scale" }, scale, numbers),
     words ? element("p", { class: "muted" }, words) : null];
 }
 
-function categories({ title, rows, words }) {
+function categories({ rows, words }) {
   const items = rows.map(({ colour, label, count, dashed }) => {
     const sample = element("span", { class: dashed ? "sample dashed" : "sample", "aria-hidden": "true" });
     sample.style.borderColor = colour;
@@ -21,12 +21,13 @@ function categories({ title, rows, words }) {
     const number = count === null ? "" : ` ${count.toLocaleString("en")}`;
     return element("li", {}, sample, element("span", {}, label, element("b", {}, number)));
   });
-  return [element("strong", {}, title), element("ul", { class: "legend-rows" }, ...items),
+  return [element("ul", { class: "legend-rows" }, ...items),
     words ? element("p", { class: "muted" }, words) : null];
 }
 
-/** The legend of a layer as an element. */
-export function legend(facts) {
+/** The legend of a layer as an element; its title where that is not the layer's own. */
+export function legend(facts, layer) {
   const parts = facts.ticks ? bar(facts) : categories(facts);
-  return element("div", { class: "legend" }, ...parts);
+  const title = facts.title === layer ? null : element("strong", {}, facts.title);
+  return element("div", { class: "legend" }, title, ...parts);
 }

@@ -22,12 +22,12 @@ def paragraph(template: str, facts: "DataclassInstance") -> str:
 
     Line breaks and runs of spaces become one space, so that templates can be laid out readably.
     """
-    return _fill(_environment().get_template(f"{template}.txt.j2"), facts)
+    return _fill(template_environment().get_template(f"{template}.txt.j2"), facts)
 
 
 def sentence(source: str, facts: "DataclassInstance") -> str:
     """Return the text that a template given as text makes of the fields of `facts`."""
-    return _fill(_environment().from_string(source), facts)
+    return _fill(_compiled(source), facts)
 
 
 def _fill(template: jinja2.Template, facts: "DataclassInstance") -> str:
@@ -37,7 +37,13 @@ def _fill(template: jinja2.Template, facts: "DataclassInstance") -> str:
 
 
 @cache
-def _environment() -> jinja2.Environment:
+def _compiled(source: str) -> jinja2.Template:
+    return template_environment().from_string(source)
+
+
+@cache
+def template_environment() -> jinja2.Environment:
+    """Return what all prose is rendered in; it keeps the templates that it has compiled."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER),
         autoescape=False,  # plain text; the page escapes it

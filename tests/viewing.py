@@ -149,7 +149,7 @@ def viewing(
 
     Args:
         folder: where it is started.
-        arguments: those of `her2 view`; `results` unless a path is among them.
+        arguments: those of `her2 view`, which looks at the folder `results` by default.
         environment: variables beside those of the tests.
         program: what Python runs, before `view`.
     """

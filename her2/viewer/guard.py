@@ -242,3 +242,5 @@ def _bind(headers: MutableHeaders) -> None:
     headers["Cross-Origin-Resource-Policy"] = "same-origin"
     headers["Cross-Origin-Opener-Policy"] = "same-origin"
     headers.setdefault("Cache-Control", "no-store")
+    # What a browser keeps is of this start: tomorrow, another run may be at the same port.
+    headers.add_vary_header("Cookie")

@@ -314,6 +314,7 @@ def test_every_answer_binds_the_browser(known: TestClient, path: str) -> None:
     assert headers["cross-origin-resource-policy"] == "same-origin"
     assert headers["cross-origin-opener-policy"] == "same-origin"
     assert headers["cache-control"] == "no-store"
+    assert "Cookie" in headers["vary"]  # of another start on the same port nothing is taken
 
 
 def test_the_policy_has_no_inline_script_and_no_other_host() -> None:

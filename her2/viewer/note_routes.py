@@ -32,11 +32,12 @@ _PIECE = 1 << 20
 def show_notes(request: Request) -> Response:
     """Return the notes of a slide, or why its file cannot be read."""
     one, notes = asked(request), _notes(request)
-    slide = _noted(one)
+    slide = noted(one)
     answer: dict[str, Any] = {
         "file": str(notes.path(slide.cohort, slide.slide_id)),
         "origin": slide.origin,
         "corner_px": slide.corner_px,
+        "caution": caution(one, slide),
         "classes": list(dict.fromkeys([*_classes(one.viewer.run.config), *notes.classes()])),
     }
     try:
@@ -57,7 +58,7 @@ async def add_note(request: Request) -> Response:
         draft = _draft(given, one)
         if draft.ring is None:
             raise HTTPException(400, "A note needs an outline.")
-        return JSONResponse(_notes(request).add(_noted(one), draft).answer(), 201)
+        return JSONResponse(_notes(request).add(noted(one), draft).answer(), 201)
 
     return await run_in_threadpool(add)
 
@@ -68,7 +69,7 @@ async def change_note(request: Request) -> Response:
 
     def change() -> Response:
         one, notes, name = asked(request), _notes(request), request.path_params["note"]
-        slide = _noted(one)
+        slide = noted(one)
         if given.get("restore") is True:
             return JSONResponse(notes.restore(slide, name).answer())
         draft = _draft(given, one)
@@ -87,7 +88,7 @@ async def delete_note(request: Request) -> Response:
     def delete() -> Response:
         name = request.path_params["note"]
         try:
-            _notes(request).delete(_noted(asked(request)), name, _revision(given))
+            _notes(request).delete(noted(asked(request)), name, _revision(given))
         except ChangedNoteError as error:
             return _conflict(error)
         return JSONResponse({"deleted": name})
@@ -149,7 +150,7 @@ def _notes(request: Request) -> Notes:
     return found
 
 
-def _noted(one: Asked) -> NotedSlide:
+def noted(one: Asked) -> NotedSlide:
     """Return what the notes of a slide need to know of it.
 
     Raises:
@@ -160,6 +161,20 @@ def _noted(one: Asked) -> NotedSlide:
     if origin == "bounds":
         corner = one.open().slide.bounds_corner_px
     return NotedSlide(one.cohort.key, one.slide_id, origin, corner)
+
+
+def caution(one: Asked, slide: NotedSlide) -> str | None:
+    """Return what to mind in QuPath, which crops some slides to their scanned area."""
+    try:
+        x, y = one.open().slide.bounds_corner_px
+    except (SlideError, NotThereError):
+        return None
+    if slide.origin == "bounds" or (x, y) == (0, 0):
+        return None
+    return (
+        f"QuPath shows this slide from its scanned area on, which begins at {x:,}, {y:,} px: open "
+        "it there with --no-crop, or these notes lie elsewhere."
+    )
 
 
 def _size(one: Asked) -> tuple[int, int] | None:

@@ -186,7 +186,10 @@ class Notes:
             text = f'{as_line(head)[:-1]},"features":[\n{lines}\n]}}\n'
             if len(text.encode()) > MOST_BYTES:
                 raise UserError(f"{path}: would have more than {MOST_BYTES >> 20} MiB.")
-            write_text(path, text)
+            try:
+                write_text(path, text)
+            except UserError as error:
+                raise UserError(f"{error} her2 view --notes names another folder.") from error
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -170,6 +170,7 @@ def _answer(
             "slides": searched.slides,
             "patients": searched.patients,
             "whole": searched.whole,
+            "all_tiles": sum(one.tiles for one in slides),
             "undefined": searched.undefined,
             "skipped": skipped,
         },
@@ -219,7 +220,7 @@ def _hit(
     """Return a hit: whose it is, its score, and where it is, if its features say so."""
     score, truth, predicted = known.slides.get((slide.cohort, slide.slide_id), (None, None, None))
     place = "/".join(quote(part, safe="") for part in (slide.cohort, slide.slide_id))
-    box = _box(slide, hit.tile)
+    box = box_of(slide, hit.tile)
     address = {"model": model, "tile": hit.tile}
     if box is not None:
         centre = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
@@ -243,8 +244,11 @@ def _hit(
     }
 
 
-def _box(slide: EmbeddedSlide, tile: int) -> list[float] | None:
-    """Return left, top, right and bottom of a tile, level-0 px; None where that is not known."""
+def box_of(slide: EmbeddedSlide, tile: int) -> list[float] | None:
+    """Return left, top, right and bottom of a tile, level-0 px.
+
+    None where features from elsewhere do not say so, or cannot be read any more.
+    """
     try:
         store = slide.open()
         if not places_known(store.attributes):

@@ -4,6 +4,7 @@ import json
 import threading
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from her2.core.errors import UserError
 from her2.slides.annotations import chosen_regions
 from her2.viewer.note_features import Draft, NotedSlide
 from her2.viewer.note_outlines import MOST_CORNERS, OutlineRefusedError, check_outline
+from her2.viewer.note_routes import caution, noted
 from her2.viewer.notes import ChangedNoteError, Notes
 from her2.viewer.run import NotThereError
 
@@ -327,7 +329,7 @@ def test_a_file_is_whole_or_as_before(notes: Notes, monkeypatch: pytest.MonkeyPa
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("no folder")
     notes = Notes(tmp_path / "notes", tmp_path / "results")
-    with pytest.raises(UserError, match=r"slide-1\.geojson: cannot be written"):
+    with pytest.raises(UserError, match=r"slide-1\.geojson: cannot be written.*--notes"):
         notes.add(SLIDE, draft())
 
 
@@ -365,6 +367,33 @@ def test_nothing_is_written_into_the_results(tmp_path: Path, place: str) -> None
     with pytest.raises(UserError, match="is in the results"):
         Notes(tmp_path / place, tmp_path / "results").add(SLIDE, draft())
     assert list((tmp_path / "results").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("origin", "corner", "begins", "words"),
+    [
+        ("level0", (0, 0), (0, 0), None),
+        ("level0", (500, 300), (0, 0), "begins at 500, 300 px: open it there with --no-crop"),
+        ("bounds", (500, 300), (500, 300), None),
+    ],
+)
+def test_where_notes_count_from_is_that_of_the_config(
+    origin: str, corner: tuple[int, int], begins: tuple[int, int], words: str | None
+) -> None:
+    one: Any = SimpleNamespace(
+        viewer=SimpleNamespace(
+            run=SimpleNamespace(
+                config=SimpleNamespace(tiling=SimpleNamespace(annotation_origin=origin))
+            )
+        ),
+        cohort=SimpleNamespace(key="development"),
+        slide_id="scan",
+        open=lambda: SimpleNamespace(slide=SimpleNamespace(bounds_corner_px=corner)),
+    )
+    slide = noted(one)
+    assert slide.corner_px == begins
+    found = caution(one, slide)
+    assert found is None if words is None else words in str(found)
 
 
 # Outlines

@@ -15,6 +15,7 @@ from her2.viewer.run import NotThereError
 from her2.viewer.searches import Sample, Search, draw, in_parallel, rows_per_slide
 from her2.viewer.similar import MOST, PER_PATIENT, Found, Hit, cosines, read_query
 from her2.viewer.similar_jobs import Building, SimilarTiles
+from her2.viewer.similar_routes import box_of
 from her2.viewer.state import Viewer
 from her2.viewer.stores import EmbeddedSlide, EmbeddedSlides
 
@@ -281,6 +282,37 @@ def test_work_in_threads_stops_at_the_first_error_and_raises_it() -> None:
     with pytest.raises(ValueError, match="number 3"):
         in_parallel(range(100_000), work, threading.Event())
     assert len(done) < 100_000
+
+
+KNOWN = {
+    "slide": {"level0_tile": [128.0, 96.0], "mpp": [0.5, 0.5], "size_px": [999, 999]},
+    "target": {"px": 64, "mpp": 1.0},
+}
+
+
+@pytest.mark.parametrize(
+    ("attributes", "box"),
+    [
+        (KNOWN, [10.0, 20.0, 138.0, 116.0]),
+        ({**KNOWN, "given": {"positions": True}}, [10.0, 20.0, 138.0, 116.0]),
+        ({**KNOWN, "given": {"positions": False}}, None),
+        ({**KNOWN, "slide": {**KNOWN["slide"], "level0_tile": None}}, None),
+        ({}, None),
+    ],
+)
+def test_a_tile_has_a_place_where_its_features_tell_it(
+    tmp_path: Path, attributes: dict[str, object], box: list[float] | None
+) -> None:
+    features, path = np.ones((2, D), np.float16), tmp_path / "a.zarr.zip"
+    coords = np.array([[0, 0], [10, 20]], np.int32)
+    write_rows(
+        path, [features], features.shape, features.dtype, coords, lambda: {"key": "a", **attributes}
+    )
+    slide = EmbeddedSlide("development", "a", "p", 2, "a", (path,))
+    assert box_of(slide, 1) == box
+    assert box_of(slide, 2) is None  # the store was replaced by a smaller one
+    path.unlink()
+    assert box_of(slide, 1) is None
 
 
 # What is kept while pages ask

@@ -366,7 +366,7 @@ def test_ctrl_c_cancels_what_is_in_the_queue_and_leaves_no_lock(
     try:
         wait_for(lambda: any(job["JobState"] == "RUNNING" for job in running.jobs()[before:]))
         run.send_signal(signal.SIGINT)
-        assert run.wait(60) != 0
+        assert run.wait(120) != 0
     finally:
         run.kill()
     wait_for(lambda: not running.ask("squeue", "--noheader").strip())
@@ -427,7 +427,7 @@ def test_how_a_job_on_a_node_ended_is_told(running: Cluster, tmp_path: Path) -> 
     assert (tmp_path / "results/node_behind.json").exists()
 
 
-def wait_for(happened: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(happened: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < deadline, "it did not happen"

@@ -279,7 +279,7 @@ export async function attach(pane) {
     problem.textContent = found.problem ?? "";
     links.hidden = !notes.length;
     suggestions.replaceChildren(...found.classes.map((value) => element("option", { value })));
-    more.textContent = [`Kept in ${found.file}.`,
+    more.textContent = [`Kept in ${found.file}.`, found.caution ?? "",
       found.others ? `It also has ${found.others} objects of QuPath that nobody drew.` : ""].join(" ");
     const focused = document.activeElement?.dataset?.key;
     list.replaceChildren(...notes.map(item));

@@ -21,6 +21,7 @@ export function attach(pane) {
   let turn = 0; // answers to earlier questions are dropped
   let running = null; // address of a search of all tiles
   let finished = null; // address of one whose results are shown
+  let begun = 0; // when the progress began to show
   let follows = false;
 
   const words = element("p", { class: "muted asked" }, CHOOSE);
@@ -60,10 +61,15 @@ export function attach(pane) {
   }
 
   function show(done, of, what) {
+    if (progress.hidden) begun = performance.now();
     progress.hidden = false;
     bar.max = of || 1;
     bar.value = done;
-    far.textContent = `${what}: ${count(done)} of ${plural(of, "slide")}`;
+    const seconds = (performance.now() - begun) / 1000;
+    const left = done && seconds > 5 ? (seconds * (of - done)) / done : 0;
+    const how = `: ${count(done)} of ${plural(of, "slide")}`;
+    far.textContent = what + (of ? how : "")
+      + (left > 90 ? `, about ${Math.round(left / 60)} min left` : "");
   }
 
   function hide() {
@@ -132,20 +138,21 @@ export function attach(pane) {
     show(0, 0, "Searching all tiles");
     cancel.focus();
     try {
-      const begun = await sendJSON(
+      const search = await sendJSON(
         slideURL("/api", pane.cohort, pane.slideId, "similar"), "POST", question());
       if (mine !== turn) {
-        sendJSON(begun.address, "DELETE").catch(() => {});
+        sendJSON(search.address, "DELETE").catch(() => {});
         return;
       }
-      running = begun.address;
-      for (let found = begun; ; found = await getJSON(begun.address)) {
+      running = search.address;
+      for (let found = search; ; found = await getJSON(search.address)) {
         if (mine !== turn) return;
         if (found.state !== "running") {
           running = null;
-          finished = begun.address;
-          if (found.state === "done") present(found);
-          else { hide(); say("The search was ended; begin it again."); }
+          if (found.state === "done") {
+            finished = search.address;
+            present(found);
+          } else { hide(); say("The search was ended; begin it again."); }
           return;
         }
         show(found.done, found.of, "Searching all tiles");
@@ -168,7 +175,7 @@ export function attach(pane) {
         element("span", { class: "muted" },
           "What an encoder finds similar may also be stain or scanner.")),
       searched.whole ? null : element("p", {}, element("button", { type: "button", class: "all", onclick: askAll },
-        "Search all tiles")),
+        `Search all ${count(searched.all_tiles)} tiles`)),
       skippedList(searched),
       scoreTable(found),
       found.others.length ? hitList(found.others, found, "Most similar tiles of other patients")

@@ -8,6 +8,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import threading
 import webbrowser
 from collections.abc import Callable
 from contextlib import suppress
@@ -117,15 +118,18 @@ def serve(
         names = browser_names(place, port)
         guarded = Guard(app, token=token, hosts=names, port=port, any_ip=not place.is_local)
         address = f"http://{_shown(place)}:{port}{path}?{TOKEN}={token}"
-        if before:
-            say("The server runs again, under the same address.")
-        else:
+
+        def begin() -> None:
+            if before:
+                say("The server runs again, under the same address.")
+                return
             for line in _words(place, port, address):
                 say(line)
             if place.open_browser and _has_screen():
                 # The arguments of a browser are seen by all users of a machine.
                 once = address.replace(token, guarded.ticket())
-                webbrowser.open(once)
+                threading.Thread(target=webbrowser.open, args=(once,), daemon=True).start()
+
         config = uvicorn.Config(
             guarded,
             log_level="warning",
@@ -137,15 +141,22 @@ def serve(
             timeout_graceful_shutdown=_LAST_ANSWERS_SECONDS,
         )
         with suppress(KeyboardInterrupt):  # which uvicorn raises again after its end
-            _Server(config, Path(temporary)).run(sockets=[listening])
+            _Server(config, begin, Path(temporary)).run(sockets=[listening])
 
 
 class _Server(uvicorn.Server):
-    """A server whose end waits for no thread, as a read from a slow disk may take minutes."""
+    """A server whose end waits for no thread, as a read from a slow disk may take minutes.
 
-    def __init__(self, config: uvicorn.Config, temporary: Path) -> None:
+    It says where it is (`begin`) once it answers, and ends as it should by Ctrl-C.
+    """
+
+    def __init__(self, config: uvicorn.Config, begin: Callable[[], None], temporary: Path) -> None:
         super().__init__(config)
-        self._temporary = temporary
+        self._begin, self._temporary = begin, temporary
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._begin()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)

@@ -1,6 +1,7 @@
 """What `her2 view` says and opens at its beginning, without serving anything."""
 
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,12 @@ Begin = Callable[..., tuple[list[str], list[str]]]
 def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Begin:
     """Begin to serve, and return the lines that were said and the addresses that were opened."""
     opened: list[str] = []
-    monkeypatch.setattr(server._Server, "run", lambda self, sockets: sockets[0].close())
+
+    def run_briefly(self: server._Server, sockets: list[socket.socket]) -> None:
+        self._begin()
+        sockets[0].close()
+
+    monkeypatch.setattr(server._Server, "run", run_briefly)
     monkeypatch.setattr("webbrowser.open", opened.append)
     for name in ("SSH_CONNECTION", "DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
@@ -41,6 +47,8 @@ def test_the_browser_is_opened_where_there_is_a_screen_and_with_a_ticket(begin: 
     said, opened = begin(Place(), DISPLAY=":0")
     token = said[1].partition("?token=")[2]
     assert len(token) >= 43
+    while not opened:  # in a thread
+        time.sleep(0.001)
     assert len(opened) == 1
     assert opened[0].partition("?token=")[0] == said[1].strip().partition("?token=")[0]
     assert token not in opened[0]  # arguments of programs are seen by all users

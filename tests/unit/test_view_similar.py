@@ -12,8 +12,9 @@ from her2.core.errors import UserError
 from her2.storage.features import write_rows
 from her2.viewer.pages.similar import box_of
 from her2.viewer.run import NotThereError
+from her2.viewer.similar import searches
 from her2.viewer.similar.jobs import Building, SimilarTiles
-from her2.viewer.similar.search import MOST, PER_PATIENT, Found, Hit, cosines, read_query, searches
+from her2.viewer.similar.search import MOST, PER_PATIENT, Found, Hit, cosines, read_query
 from her2.viewer.similar.searches import Sample, Search, draw, in_parallel, rows_per_slide
 from her2.viewer.similar.stores import EmbeddedSlide, EmbeddedSlides
 from her2.viewer.state import Viewer

@@ -13,7 +13,7 @@ from her2.config import Task
 from her2.core.errors import SlideError, SlideUnfit
 from her2.slides.fingerprint import fingerprint
 from her2.viewer.run import NotThereError, ViewedCohort, ViewedRun
-from her2.viewer.state import Asked
+from her2.viewer.state import Asked, words_of
 from her2.viewer.zoom import OVERLAP_PX, TILE_PX, OpenSlide, level_count
 
 Facts = dict[str, Any]
@@ -32,7 +32,7 @@ def facts(one: Asked) -> Facts:
     try:
         found = one.open()
     except (SlideError, NotThereError) as error:
-        problem = str(error)
+        problem = words_of(error)
     table = cohort.table.filter(pl.col("slide_id") == one.slide_id)
     seen = next((r for r in table.iter_rows(named=True) if r.get("width_px") is not None), {})
     size = found.size_px if found else _pair(seen, "width_px", "height_px")
@@ -59,7 +59,8 @@ def facts(one: Asked) -> Facts:
             "version": found.version,
         },
         "grids": [
-            {name: r.get(name) for name in ("grid", "status", "reason", "tiles")}
+            {name: r.get(name) for name in ("grid", "status", "tiles")}
+            | {"reason": r.get("reason") and words_of(r["reason"])}
             for r in table.iter_rows(named=True)
         ],
         "tissue_mm2": seen.get("tissue_mm2"),
@@ -108,7 +109,7 @@ def _scale(opened: OpenSlide, manifest_mpp: float | None) -> Facts:
     try:
         scale, problem = opened.slide.scale(), None
     except SlideUnfit as error:
-        scale, problem = None, str(error)
+        scale, problem = None, words_of(error)
     file_mpp = opened.slide.file_mpp
     readable = file_mpp is not None and all(map(math.isfinite, file_mpp))
     return {

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from her2.storage.features import write_rows
-from her2.viewer.searches import SAMPLE_BYTES, Sample, Search
-from her2.viewer.similar import read_query
-from her2.viewer.stores import EmbeddedSlide
+from her2.viewer.similar.search import read_query
+from her2.viewer.similar.searches import SAMPLE_BYTES, Sample, Search
+from her2.viewer.similar.stores import EmbeddedSlide
 from tests.peak import peak_megabytes
 
 

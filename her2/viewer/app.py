@@ -19,27 +19,18 @@ from starlette.types import Receive, Scope, Send
 
 from her2.core.errors import SlideError, TileError, UserError
 from her2.report.format import without_folders
-from her2.viewer import (
-    cohort_page,
-    layer_routes,
-    note_routes,
-    similar_routes,
-    slide_page,
-    tile_facts,
-)
+from her2.viewer.pages import all_routes
 from her2.viewer.run import NotThereError
 from her2.viewer.state import Viewer, page
 
 _FOLDER = Path(__file__).parent
-_PARTS = (cohort_page, slide_page, layer_routes, tile_facts, similar_routes, note_routes)
-"""The modules with `ROUTES`."""
 
 
 def make_app(viewer: Viewer) -> Starlette:
     """Return the application for a run, without the guard, see `her2.viewer.guard`."""
     app = Starlette(
         routes=[
-            *(route for part in _PARTS for route in part.ROUTES),
+            *all_routes(),
             Route("/favicon.ico", _no_icon),  # asked for while a page has not said that it has none
             Mount("/static", _Files(directory=_FOLDER / "static")),
             Mount("/leaflet", _Files(directory=xstatic.pkg.leaflet.BASE_DIR)),

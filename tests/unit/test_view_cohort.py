@@ -14,12 +14,13 @@ from her2.cohort.audit import read_cohort_table
 from her2.cohort.manifest import Cohort as Manifest
 from her2.config import Task
 from her2.explanation.places import RunPlaces
+from her2.filters.registry import LISTED
 from her2.frozen.bundle.asked import Wanted
 from her2.report.results import read_results
 from her2.report.sections.gallery import gallery
-from her2.viewer.cohort_facts import BROWN, CAUSES, CAUTION, DIFFERS, MARKS, REJECTED, SCALE
-from her2.viewer.cohort_page import Tables, as_json
-from her2.viewer.cohort_table import USABLE, cohort_table, kind_of, natural
+from her2.viewer.cohort.facts import BROWN, CAUTION, DIFFERS, MARKS, REJECTED, SCALE
+from her2.viewer.cohort.table import USABLE, cohort_table, kind_of, natural
+from her2.viewer.pages.cohort import Tables, as_json
 from her2.viewer.run import DEVELOPMENT, EXTERNAL, NotThereError, ViewedCohort, ViewedRun
 from tests.unit.external_report_maker import Outside, Validated
 
@@ -177,7 +178,10 @@ def test_rejected_shares_and_marks_are_those_of_the_reports_gallery(tmp_path: Pa
     number = pl.int_range(len(table))
     table = table.with_columns(
         tiles=pl.when(number == 2).then(0).otherwise(20),
-        **{f"rejected_{name}": (number * (i + 1) // 3) % 9 for i, name in enumerate(CAUSES)},
+        **{
+            f"rejected_{name}": (number * (i + 1) // 3) % 9
+            for i, name in enumerate(one.name for one in LISTED)
+        },
         not_drawn=pl.when(number == 3).then(30),
         brown=pl.when(number == 5).then(0.4),
         file_mpp_x=pl.when(number == 6).then(0.5),
@@ -325,7 +329,7 @@ def test_a_table_is_made_once_for_each_model(
         made.append(key)
         return {"model": key}
 
-    monkeypatch.setattr("her2.viewer.cohort_page.cohort_table", make)
+    monkeypatch.setattr("her2.viewer.pages.cohort.cohort_table", make)
     tables = Tables()
     for key in ("a", None, "a", None):
         assert json.loads(gzip.decompress(tables.of(run, key))) == {"model": key}

@@ -20,13 +20,14 @@ from her2.explanation.tiles import NOWHERE, UNIFORM, SlideTiles
 from her2.storage.entries import FeatureEntry, FoldEntry, write_entries
 from her2.storage.fold_files import check_fold
 from her2.storage.products import FindProduct, find_product, present_product
-from her2.viewer import attention, layers
-from her2.viewer.attention import Attended
-from her2.viewer.colours import DIVERGING, SEQUENTIAL, colours_of
+from her2.viewer import layers
 from her2.viewer.kept import Kept
-from her2.viewer.layer import Bar, Gridded, Layer, Outlined, Painted, Seen
 from her2.viewer.layers import all_layers
-from her2.viewer.outlines import of_mask
+from her2.viewer.overlay import attention
+from her2.viewer.overlay.attention import Attended
+from her2.viewer.overlay.colours import DIVERGING, SEQUENTIAL, colours_of
+from her2.viewer.overlay.layer import Bar, Gridded, Layer, Outlined, Painted, Seen
+from her2.viewer.overlay.outlines import of_mask
 from her2.viewer.run import NotThereError
 from tests.unit.heatmap_makers import CHUNK, TILES, World, make_world
 
@@ -313,8 +314,8 @@ MINE = '''
 
 import numpy as np
 
-from her2.viewer.layer import Categories, Category, Layer, Painted
-from her2.viewer.raster import cells_of
+from her2.viewer.overlay.layer import Categories, Category, Layer, Painted
+from her2.viewer.overlay.raster import cells_of
 
 
 def make(seen):

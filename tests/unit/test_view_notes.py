@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from her2.core.errors import UserError
 from her2.slides.annotations import chosen_regions
-from her2.viewer.note_features import Draft, NotedSlide
-from her2.viewer.note_outlines import MOST_CORNERS, OutlineRefusedError, check_outline
-from her2.viewer.note_routes import caution, noted
-from her2.viewer.notes import ChangedNoteError, Notes
+from her2.viewer.notes.features import Draft, NotedSlide
+from her2.viewer.notes.outlines import MOST_CORNERS, OutlineRefusedError, check_outline
+from her2.viewer.notes.store import ChangedNoteError, Notes
+from her2.viewer.pages.notes import caution, noted
 from her2.viewer.run import NotThereError
 
 SLIDE = NotedSlide("development", "slide-1", "level0", (0, 0))

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from her2.tiling.grid import grid_axis
-from her2.viewer.raster import LEVELS, Cells, cells_of, levels_of, to_png
+from her2.viewer.overlay.raster import LEVELS, Cells, cells_of, levels_of, to_png
 
 SIDES = [(128.0, 0.0), (223.7, 0.0), (223.7, 0.3), (96.5, 0.5), (100.0, 0.89)]
 """Side of a tile in level-0 px, and overlap."""

@@ -10,14 +10,14 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from her2.core.errors import UserError
 from her2.storage.features import write_rows
-from her2.viewer import searches
+from her2.viewer.pages.similar import box_of
 from her2.viewer.run import NotThereError
-from her2.viewer.searches import Sample, Search, draw, in_parallel, rows_per_slide
-from her2.viewer.similar import MOST, PER_PATIENT, Found, Hit, cosines, read_query
-from her2.viewer.similar_jobs import Building, SimilarTiles
-from her2.viewer.similar_routes import box_of
+from her2.viewer.similar import searches
+from her2.viewer.similar.jobs import Building, SimilarTiles
+from her2.viewer.similar.search import MOST, PER_PATIENT, Found, Hit, cosines, read_query
+from her2.viewer.similar.searches import Sample, Search, draw, in_parallel, rows_per_slide
+from her2.viewer.similar.stores import EmbeddedSlide, EmbeddedSlides
 from her2.viewer.state import Viewer
-from her2.viewer.stores import EmbeddedSlide, EmbeddedSlides
 
 D = 24
 PLENTY = 1 << 30
@@ -119,7 +119,7 @@ def test_both_searches_are_brute_force(tmp_path: Path, kind: str) -> None:
 def test_the_blocks_of_a_large_store_are_one_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("her2.viewer.similar.BLOCK_BYTES", 7 * 2 * D)
+    monkeypatch.setattr("her2.viewer.similar.search.BLOCK_BYTES", 7 * 2 * D)
     slides = cohort(tmp_path)
     same(everything(slides, 4, 1).others, brute_force(slides, 4, 1).others)
 
@@ -342,7 +342,7 @@ def jobs(
         (folder / encoder).mkdir()
         made[encoder] = cohort(folder / encoder, slides=8)
     found = Jobs(made, **options)
-    monkeypatch.setattr("her2.viewer.similar_jobs.stored_slides", found.find)
+    monkeypatch.setattr("her2.viewer.similar.jobs.stored_slides", found.find)
     return found
 
 

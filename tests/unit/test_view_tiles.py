@@ -14,13 +14,13 @@ from her2.core.errors import SlideError, UserError
 from her2.filters.registry import FILTERS
 from her2.storage.facts import StoredSlide, TileGrid
 from her2.tiling.artefacts import KEPT, Judgement
-from her2.viewer import nowhere, retiling
-from her2.viewer.layer import Categories, Painted, Seen
 from her2.viewer.layers import rejected
-from her2.viewer.retiling import ComputingError, Retiled, Retiling
+from her2.viewer.overlay import nowhere, retiling
+from her2.viewer.overlay.layer import Categories, Painted, Seen
+from her2.viewer.overlay.retiling import ComputingError, Retiled, Retiling
+from her2.viewer.pages.tile import neighbour, tile_at
 from her2.viewer.run import NotThereError, ViewedCohort
 from her2.viewer.stored import PlacedTiles
-from her2.viewer.tile_facts import neighbour, tile_at
 
 SIDE = 100.0
 

@@ -7,7 +7,7 @@ listing the package. It ends with `LAYER`. No other code, script or page names o
 import pkgutil
 from importlib import import_module
 
-from her2.viewer.layer import Layer
+from her2.viewer.overlay.layer import Layer
 
 
 def all_layers() -> tuple[Layer, ...]:

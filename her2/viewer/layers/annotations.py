@@ -2,8 +2,8 @@
 
 from her2.core.errors import UserError
 from her2.slides.annotations import read_regions
-from her2.viewer.layer import Layer, Outlined, Seen
-from her2.viewer.regions import outlined
+from her2.viewer.overlay.layer import Layer, Outlined, Seen
+from her2.viewer.overlay.regions import outlined
 
 
 def make(seen: Seen) -> Outlined:

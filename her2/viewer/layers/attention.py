@@ -3,9 +3,9 @@
 import numpy as np
 
 from her2.explanation.tiles import UNIFORM, ranks
-from her2.viewer.colours import SEQUENTIAL, colours_of, sequential
-from her2.viewer.layer import Layer, Painted, Seen
-from her2.viewer.raster import cells_of
+from her2.viewer.overlay.colours import SEQUENTIAL, colours_of, sequential
+from her2.viewer.overlay.layer import Layer, Painted, Seen
+from her2.viewer.overlay.raster import cells_of
 from her2.viewer.run import NotThereError
 
 

@@ -1,10 +1,10 @@
 """`her2 view`, layer: what each tile adds to the logit of a class, for additive heads."""
 
 from her2.core.errors import UserError
-from her2.viewer.attention import NO_CONTRIBUTIONS
-from her2.viewer.colours import DIVERGING, colours_of, diverging
-from her2.viewer.layer import Layer, Painted, Seen
-from her2.viewer.raster import cells_of
+from her2.viewer.overlay.attention import NO_CONTRIBUTIONS
+from her2.viewer.overlay.colours import DIVERGING, colours_of, diverging
+from her2.viewer.overlay.layer import Layer, Painted, Seen
+from her2.viewer.overlay.raster import cells_of
 from her2.viewer.run import PREDICTED, NotThereError
 
 

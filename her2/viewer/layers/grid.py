@@ -1,6 +1,6 @@
 """`her2 view`, layer: borders of tiles, which the page draws where they are large enough."""
 
-from her2.viewer.layer import Categories, Category, Gridded, Layer, Seen
+from her2.viewer.overlay.layer import Categories, Category, Gridded, Layer, Seen
 
 _COLOUR = "#3a3a3a"
 

@@ -3,9 +3,9 @@
 import numpy as np
 
 from her2.tiling.picture import TILE
-from her2.viewer.colours import hexadecimal
-from her2.viewer.layer import Categories, Category, Layer, Painted, Seen
-from her2.viewer.raster import cells_of
+from her2.viewer.overlay.colours import hexadecimal
+from her2.viewer.overlay.layer import Categories, Category, Layer, Painted, Seen
+from her2.viewer.overlay.raster import cells_of
 
 
 def make(seen: Seen) -> Painted:

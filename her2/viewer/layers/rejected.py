@@ -6,9 +6,9 @@ from her2.core.errors import UserError
 from her2.filters.registry import LISTED
 from her2.segmenters import class_filters
 from her2.tiling.artefacts import KEPT
-from her2.viewer.colours import hexadecimal
-from her2.viewer.layer import Categories, Category, Layer, Painted, Seen
-from her2.viewer.raster import cells_of
+from her2.viewer.overlay.colours import hexadecimal
+from her2.viewer.overlay.layer import Categories, Category, Layer, Painted, Seen
+from her2.viewer.overlay.raster import cells_of
 
 _NOT_DRAWN = (120, 120, 120)
 

@@ -2,9 +2,9 @@
 
 from her2.core.errors import UserError
 from her2.tiling.picture import TISSUE
-from her2.viewer.colours import hexadecimal
-from her2.viewer.layer import Categories, Category, Layer, Outlined, Seen
-from her2.viewer.outlines import of_mask
+from her2.viewer.overlay.colours import hexadecimal
+from her2.viewer.overlay.layer import Categories, Category, Layer, Outlined, Seen
+from her2.viewer.overlay.outlines import of_mask
 
 
 def make(seen: Seen) -> Outlined:

@@ -4,10 +4,10 @@ from her2.core.errors import UserError
 from her2.core.plot_style import FigureContext
 from her2.explanation.truth import REGION_SUFFIXES, find_truth, truth_mask, truth_words
 from her2.slides.annotations import read_regions
-from her2.viewer import colours
-from her2.viewer.layer import Categories, Category, Layer, Outlined, Seen
-from her2.viewer.outlines import of_mask
-from her2.viewer.regions import outlined
+from her2.viewer.overlay import colours
+from her2.viewer.overlay.layer import Categories, Category, Layer, Outlined, Seen
+from her2.viewer.overlay.outlines import of_mask
+from her2.viewer.overlay.regions import outlined
 
 _SIDE_PX = 4096
 _COLOUR = colours.of_class(4)

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from her2.core.errors import UserError
 from her2.slides.slide import Slide
-from her2.viewer.attention import Attended, Attention
 from her2.viewer.drawn import DrawnSlides
-from her2.viewer.raster import Cells
-from her2.viewer.retiling import Retiled, Retiling
+from her2.viewer.overlay.attention import Attended, Attention
+from her2.viewer.overlay.raster import Cells
+from her2.viewer.overlay.retiling import Retiled, Retiling
 from her2.viewer.run import PREDICTED
 from her2.viewer.state import NO_FILE, Asked
 from her2.viewer.stored import PlacedTiles, Stored

@@ -17,9 +17,9 @@ from her2.core.types import RGB
 from her2.explanation.tiles import UNIFORM, SlideTiles
 from her2.filters.registry import LISTED
 from her2.segmenters import class_filters
-from her2.viewer.layer import Seen
-from her2.viewer.layer_routes import seen_of, slide_address
-from her2.viewer.nowhere import why_no_tile
+from her2.viewer.overlay.layer import Seen
+from her2.viewer.overlay.nowhere import why_no_tile
+from her2.viewer.pages.layers import seen_of, slide_address
 from her2.viewer.run import NotThereError
 from her2.viewer.state import asked
 from her2.viewer.stored import PlacedTiles, Stored

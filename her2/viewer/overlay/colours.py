@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2.core.plot_style import PALETTE
-from her2.viewer.layer import Bar, Scale, Tick
-from her2.viewer.raster import LEVELS, levels_of
+from her2.viewer.overlay.layer import Bar, Scale, Tick
+from her2.viewer.overlay.raster import LEVELS, levels_of
 
 SEQUENTIAL, DIVERGING = "viridis", "PuOr_r"
 """Both keep their order for colour-blind readers; orange is for, purple against, the class."""

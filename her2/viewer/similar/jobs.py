@@ -10,12 +10,12 @@ import polars as pl
 
 from her2.core.errors import UserError, first_line
 from her2.storage.features import FeatureStore
-from her2.viewer.cohort_numbers import numbers_of
+from her2.viewer.cohort.numbers import numbers_of
 from her2.viewer.run import NotThereError
-from her2.viewer.searches import SAMPLE_BYTES, Sample, Search
-from her2.viewer.similar import Found, Query
+from her2.viewer.similar.search import Found, Query
+from her2.viewer.similar.searches import SAMPLE_BYTES, Sample, Search
+from her2.viewer.similar.stores import EmbeddedSlides, stored_slides
 from her2.viewer.state import Viewer
-from her2.viewer.stores import EmbeddedSlides, stored_slides
 
 _MOST_RUNNING = 2
 _MOST_KEPT = 16

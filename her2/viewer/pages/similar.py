@@ -19,10 +19,10 @@ from her2.core.errors import UserError
 from her2.storage.features import places_known, read_coords
 from her2.viewer.bodies import read_object
 from her2.viewer.run import NotThereError
-from her2.viewer.similar import PER_PATIENT, Found, Hit, Query, read_query
-from her2.viewer.similar_jobs import Known, Running, SimilarTiles
+from her2.viewer.similar.jobs import Known, Running, SimilarTiles
+from her2.viewer.similar.search import PER_PATIENT, Found, Hit, Query, read_query
+from her2.viewer.similar.stores import EmbeddedSlide
 from her2.viewer.state import Asked, Viewer, asked, viewer_of
-from her2.viewer.stores import EmbeddedSlide
 
 SIMILARITY = "cosine of the embeddings"
 _MOST_BYTES = 4096

@@ -6,7 +6,7 @@ with stain and contrast, and the robustness index and the search for slides of t
 the cosine too. The search is exact: every tile that is searched is compared, and nothing is indexed
 or approximated.
 
-What is searched, a sample in memory or all stores, is in `her2.viewer.searches`.
+What is searched, a sample in memory or all stores, is in `her2.viewer.similar.searches`.
 """
 
 import threading
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from her2.core.errors import UserError, first_line
 from her2.storage.features import FeatureStore
-from her2.viewer.stores import EmbeddedSlide
+from her2.viewer.similar.stores import EmbeddedSlide
 
 MOST = 24
 """Tiles in a list of hits."""

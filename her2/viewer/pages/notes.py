@@ -18,9 +18,9 @@ from her2.core.errors import SlideError, UserError
 from her2.core.section import is_name
 from her2.core.spelling import has_controls
 from her2.viewer.bodies import read_object
-from her2.viewer.note_features import Draft, NotedSlide
-from her2.viewer.note_outlines import OutlineRefusedError, check_outline
-from her2.viewer.notes import ChangedNoteError, Notes
+from her2.viewer.notes.features import Draft, NotedSlide
+from her2.viewer.notes.outlines import OutlineRefusedError, check_outline
+from her2.viewer.notes.store import ChangedNoteError, Notes
 from her2.viewer.run import NotThereError
 from her2.viewer.state import Asked, asked, viewer_of
 

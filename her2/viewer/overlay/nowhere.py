@@ -3,8 +3,8 @@
 import numpy as np
 
 from her2.tiling.artefacts import KEPT
-from her2.viewer.layer import Seen
-from her2.viewer.retiling import Retiled, Retiling
+from her2.viewer.overlay.layer import Seen
+from her2.viewer.overlay.retiling import Retiled, Retiling
 
 
 def why_no_tile(seen: Seen, x: float, y: float) -> str:

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from her2.core.errors import UserError
-from her2.viewer.cohort_table import cohort_table
+from her2.viewer.cohort.table import cohort_table
 from her2.viewer.kept import Kept
 from her2.viewer.run import ViewedRun
 from her2.viewer.state import Viewer, page, viewer_of

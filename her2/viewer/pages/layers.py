@@ -11,10 +11,10 @@ from starlette.routing import Route
 
 from her2.core.errors import SlideError, TileError, UserError
 from her2.viewer.kept import Kept
-from her2.viewer.layer import SCALES, Gridded, Layer, Made, Outlined, Painted, Seen
 from her2.viewer.layers import all_layers
-from her2.viewer.raster import to_png
-from her2.viewer.retiling import ComputingError
+from her2.viewer.overlay.layer import SCALES, Gridded, Layer, Made, Outlined, Painted, Seen
+from her2.viewer.overlay.raster import to_png
+from her2.viewer.overlay.retiling import ComputingError
 from her2.viewer.run import PREDICTED, NotThereError
 from her2.viewer.state import Asked, asked
 

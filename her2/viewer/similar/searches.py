@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from her2.core.errors import UserError, first_line
 from her2.core.hardware import allowed_cpus
-from her2.viewer.similar import (
+from her2.viewer.similar.search import (
     MOST,
     PER_PATIENT,
     SPARE,
@@ -33,7 +33,7 @@ from her2.viewer.similar import (
     scaled,
     settle,
 )
-from her2.viewer.stores import EmbeddedSlide
+from her2.viewer.similar.stores import EmbeddedSlide
 
 SAMPLE_BYTES = 512 << 20
 """Memory of the samples of all encoders together."""

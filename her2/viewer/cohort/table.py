@@ -11,13 +11,13 @@ from typing import Any
 import polars as pl
 
 from her2.config import Config, Task
-from her2.viewer.cohort_facts import CAUSES, MARKS, TEXTS, cohort_facts
-from her2.viewer.cohort_numbers import PROBABILITY, Numbers, numbers_of
+from her2.viewer.cohort.facts import MARKS, TEXTS, causes, cohort_facts
+from her2.viewer.cohort.numbers import PROBABILITY, Numbers, numbers_of
 from her2.viewer.run import ViewedCohort, ViewedRun
 
 USABLE = "usable"
 _TEXTS = (*TEXTS, "label")
-_FACTS = ("slide_id", *_TEXTS, "tiles", "tissue_mm2", "mpp", *CAUSES, "marks")
+_FACTS = ("slide_id", *_TEXTS, "tiles", "tissue_mm2", "mpp", "marks")
 _NUMBERS = re.compile(r"([0-9]+)")
 _DIGITS = 5
 """Of shares and sizes; probabilities are exact."""
@@ -46,11 +46,12 @@ def cohort_table(run: ViewedRun, key: str | None) -> dict[str, Any]:
     encoder = None if model is None else model.encoder
     numbers = [numbers_of(run, cohort, model) for cohort in run.cohorts.values()]
     classes = tuple(dict.fromkeys(name for own in numbers for name in own.classes))
+    reasons = causes(run)
     parts = []
     cautions: dict[tuple[str, str], list[str]] = {}
     for cohort, own in zip(run.cohorts.values(), numbers, strict=True):
         facts, sentences = cohort_facts(run, cohort, encoder)
-        parts.append(_joined(cohort, own, facts, classes))
+        parts.append(_joined(cohort, own, facts, classes, reasons))
         cautions |= {(cohort.key, slide): words for slide, words in sentences.items()}
     table = pl.concat(parts)
     keys = [
@@ -69,7 +70,7 @@ def cohort_table(run: ViewedRun, key: str | None) -> dict[str, Any]:
         "model": key,
         "models": list(run.models),
         "classes": list(classes),
-        "causes": list(CAUSES),
+        "causes": list(reasons),
         "marks": list(MARKS),
         "cohorts": cohorts,
         "columns": {
@@ -81,7 +82,7 @@ def cohort_table(run: ViewedRun, key: str | None) -> dict[str, Any]:
             "probabilities": {name: table[f"{PROBABILITY}{name}"].to_list() for name in classes},
             **{name: _rounded(table[name]) for name in ("tissue_mm2", "mpp")},
             "tiles": table["tiles"].to_list(),
-            "rejected": {name: _rounded(table[name]) for name in CAUSES},
+            "rejected": {name: _rounded(table[name]) for name in reasons},
             "marks": table["marks"].to_list(),
             "cautions": {
                 str(row): cautions[one] for row, one in enumerate(keys) if one in cautions
@@ -91,7 +92,11 @@ def cohort_table(run: ViewedRun, key: str | None) -> dict[str, Any]:
 
 
 def _joined(
-    cohort: ViewedCohort, numbers: Numbers, facts: pl.DataFrame, classes: Sequence[str]
+    cohort: ViewedCohort,
+    numbers: Numbers,
+    facts: pl.DataFrame,
+    classes: Sequence[str],
+    reasons: Sequence[str],
 ) -> pl.DataFrame:
     """Return the facts of a cohort's slides with their predictions, in order of ids."""
     label = f"label_{numbers.task.label}" if numbers.task else ""
@@ -121,7 +126,7 @@ def _joined(
     ids = table["slide_id"].to_list()
     order = sorted(range(len(ids)), key=lambda index: natural(ids[index]))
     probabilities = [f"{PROBABILITY}{name}" for name in classes]
-    return table.select(*_FACTS, "standing", "truth", "predicted", *probabilities)[order]
+    return table.select(*_FACTS, *reasons, "standing", "truth", "predicted", *probabilities)[order]
 
 
 def _classes_of(labels: pl.Series, task: Task | None) -> pl.Series:

@@ -20,7 +20,7 @@ from her2.core.errors import UserError
 from her2.core.files import parse_json, write_text
 from her2.core.reading import ABSENT, path_problem
 from her2.core.sharing import make_folder
-from her2.viewer.note_features import (
+from her2.viewer.notes.features import (
     Draft,
     Feature,
     Note,

@@ -5,9 +5,9 @@ from collections.abc import Collection, Sequence
 
 from her2.core.errors import UserError
 from her2.slides.annotations import Region
-from her2.viewer import colours
-from her2.viewer.layer import Categories, Category, Outlined, Seen
-from her2.viewer.outlines import of_regions
+from her2.viewer.overlay import colours
+from her2.viewer.overlay.layer import Categories, Category, Outlined, Seen
+from her2.viewer.overlay.outlines import of_regions
 
 _WITHOUT, _SUBTRACTED = "(no class)", "subtracted"
 

@@ -1,6 +1,6 @@
 """`her2 view`: what tiling and embedding found of each slide, and what may be wrong with it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -10,11 +10,10 @@ from her2.core.errors import UserError
 from her2.filters.registry import LISTED
 from her2.report.format import without_folders
 from her2.report.sections.gallery import MARKED_FROM
+from her2.segmenters import class_filters
 from her2.storage.entries import FeatureEntry, read_entries
 from her2.viewer.run import ViewedCohort, ViewedRun
 
-CAUSES = tuple(one.name for one in LISTED)
-"""Why tiles are rejected."""
 REJECTED, DIFFERS, SCALE, BROWN, CAUTION = (
     f"{100 * MARKED_FROM:.0f} % of tiles rejected, or more",
     "um/px not that of the file",
@@ -26,6 +25,11 @@ MARKS = (REJECTED, DIFFERS, SCALE, BROWN, CAUTION)
 """What may be wrong with a slide, which the page marks; a row has a bit for each."""
 TEXTS = ("patient_id", "site", "scanner", "status", "reason")
 """Columns of text that a cohort's table has of each slide."""
+
+
+def causes(run: ViewedRun) -> tuple[str, ...]:
+    """Return the names of what tiles of a run can be rejected for."""
+    return tuple(one.name for one in (*LISTED, *class_filters(run.config.tiling)))
 
 
 def cohort_facts(
@@ -43,7 +47,7 @@ def cohort_facts(
         return (pl.col(name) if name in here else pl.lit(None)).cast(kind).alias(name)
 
     tiles = own("tiles", pl.Int64).fill_null(0)
-    rejected = {name: own(f"rejected_{name}", pl.Int64) for name in CAUSES}
+    rejected = {name: own(f"rejected_{name}", pl.Int64) for name in causes(run)}
     counts = {name: number.fill_null(0) for name, number in rejected.items()}
     tiled = pl.any_horizontal(number.is_not_null() for number in rejected.values())
     candidates = pl.sum_horizontal(tiles, own("not_drawn", pl.Int64), *counts.values())
@@ -66,7 +70,7 @@ def cohort_facts(
     )  # fmt: skip
     table = _with_embedding(table, _not_embedded(cohort, encoder))
     odd, usual = _scales(table)
-    table = table.with_columns(marks=_marks(table, odd))
+    table = table.with_columns(marks=_marks(table, odd, tuple(counts)))
     return table, _sentences(table, usual)
 
 
@@ -126,7 +130,7 @@ def _scales(table: pl.DataFrame) -> tuple[frozenset[str], str]:
     return odd, f"{most[len(most) // 2][0]:.4g}" if most else ""
 
 
-def _marks(table: pl.DataFrame, odd: frozenset[str]) -> pl.Expr:
+def _marks(table: pl.DataFrame, odd: frozenset[str], lost_to: Sequence[str]) -> pl.Expr:
     """Return the bits of `MARKS` of each slide."""
     pair = ("mpp_x", "mpp_y", "file_mpp_x", "file_mpp_y")
     differing = [
@@ -134,7 +138,7 @@ def _marks(table: pl.DataFrame, odd: frozenset[str]) -> pl.Expr:
         for slide, *own in table.drop_nulls(pair).select("slide_id", *pair).iter_rows()
         if mpp_differs((own[0], own[1]), (own[2], own[3]))
     ]
-    lost = pl.sum_horizontal(CAUSES)
+    lost = pl.sum_horizontal(lost_to)
     found = {
         REJECTED: (pl.col("status") == "ok") & (lost >= MARKED_FROM),
         DIFFERS: pl.col("slide_id").is_in(differing),

@@ -1,0 +1,1 @@
+"""`her2 view`: the tiles that are most like another, by their features."""

@@ -443,6 +443,16 @@ def test_predictions_of_a_bundle_are_a_cohort(
     table = client.get("/api/cohort").json()
     assert "predicted" in [one["key"] for one in table["cohorts"]]
     assert "Its um/px is <b>outside</b>." in str(table["columns"]["cautions"])
+    first, none = (
+        client.get(f"/api/slides/predicted/{name}").json()["prediction"]
+        for name in ("demo-001-a", "gone")
+    )
+    assert first == {
+        "class": "low",
+        "probabilities": {"low": 0.5, "high": 0.5},
+        "cautions": "Its um/px is <b>outside</b>.",
+    }
+    assert none is None
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import tifffile
 from hypothesis import settings
 from numpy.typing import NDArray
 
+from her2.storage.cache import DEFAULT
 from her2.synthetic import draw_slide
 
 # A deadline measures the machine's other users, not the code.
@@ -26,6 +27,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("alone") and "mark.alone" not in item.path.read_text():
             raise pytest.UsageError(f"{item.nodeid}: write `pytest.mark.alone` into its file")
+
+
+_CACHE = Path.cwd() / DEFAULT
+_HAD_CACHE = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Note what was there before the first fixture, see `own_cache`."""
+    item.stash[_HAD_CACHE] = _CACHE.exists()
 
 
 def pytest_collection_finish() -> None:
@@ -43,6 +54,14 @@ def unsynced() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
         yield
+
+
+@pytest.fixture(autouse=True)
+def own_cache(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves a cache in the folder where pytest was started."""
+    yield
+    clean = request.node.stash[_HAD_CACHE] or not _CACHE.exists()
+    assert clean, f"{_CACHE}: a test wrote it; give it a cache of its own, and delete this one"
 
 
 @pytest.fixture

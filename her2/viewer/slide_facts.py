@@ -12,7 +12,8 @@ import polars as pl
 from her2.config import Task
 from her2.core.errors import SlideError, SlideUnfit
 from her2.slides.fingerprint import fingerprint
-from her2.viewer.run import NotThereError, ViewedCohort, ViewedRun
+from her2.viewer.cohort.numbers import PROBABILITY
+from her2.viewer.run import PREDICTED, NotThereError, ViewedCohort, ViewedRun
 from her2.viewer.state import Asked, words_of
 from her2.viewer.zoom import OVERLAP_PX, TILE_PX, OpenSlide, level_count
 
@@ -44,6 +45,7 @@ def facts(one: Asked) -> Facts:
         "site": row.site,
         "scanner": row.scanner,
         "truth": list(truths(one.viewer.run, cohort, one.slide_id)),
+        "prediction": _prediction(table) if cohort.key == PREDICTED else None,
         "size_px": size,
         "extent_px": size or _extent(one, table),
         **(_scale(found, row.mpp) if found else _seen_scale(seen)),
@@ -69,7 +71,10 @@ def facts(one: Asked) -> Facts:
 
 
 def truths(run: ViewedRun, cohort: ViewedCohort, slide_id: str) -> Iterator[Mapping[str, Any]]:
-    """Yield what the cohort's labels say of a slide: task, label column, value and class."""
+    """Yield what the cohort's labels say of a slide: task, label column, value and class.
+
+    Slides that were predicted with a bundle have no labels.
+    """
     table = cohort.table.filter(pl.col("slide_id") == slide_id)
     for name, task in _tasks(run, cohort):
         column = f"label_{task.label}"
@@ -81,6 +86,22 @@ def truths(run: ViewedRun, cohort: ViewedCohort, slide_id: str) -> Iterator[Mapp
             "value": value,
             "class": None if index is None else task.class_names[index],
         }
+
+
+def _prediction(table: pl.DataFrame) -> Facts | None:
+    """Return what `her2 predict` says of a slide; None of one that it could not predict."""
+    row = table.row(0, named=True)
+    if row["predicted"] is None:
+        return None
+    return {
+        "class": row["predicted"],
+        "probabilities": {
+            name.removeprefix(PROBABILITY): value
+            for name, value in row.items()
+            if name.startswith(PROBABILITY)
+        },
+        "cautions": row["cautions"],
+    }
 
 
 def is_of_run(one: Asked) -> bool | None:
@@ -97,6 +118,8 @@ def is_of_run(one: Asked) -> bool | None:
 
 def _tasks(run: ViewedRun, cohort: ViewedCohort) -> Iterator[tuple[str, Task]]:
     config = run.config
+    if cohort.key == PREDICTED:
+        return
     if cohort.external in config.validation:
         for name, (of, section) in config.truths(str(cohort.external)).items():
             yield name, section.truth(config.tasks[of])

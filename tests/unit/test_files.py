@@ -3,7 +3,9 @@ import hashlib
 import json
 import os
 import random
+import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -95,6 +97,55 @@ def test_a_file_appears_only_when_the_block_ends(tmp_path):
 def test_an_exception_leaves_neither_product_nor_leftover(tmp_path, write):
     with pytest.raises(RuntimeError, match="killed"), write(tmp_path / "out") as temporary:
         fail(temporary)
+    assert names(tmp_path) == []
+
+
+def test_what_has_its_name_is_on_the_disk_also_after_a_power_cut(tmp_path, monkeypatch):
+    """Other tests do not sync (tests/conftest.py): so this one asks what would be, and when."""
+    happened: list[tuple[str, str]] = []
+
+    def synced(handle: int) -> None:
+        path = Path(f"/proc/self/fd/{handle}").readlink()
+        happened.append(("sync", re.sub(r"^\.[0-9a-f]+\.tmp\.", "new ", path.name)))
+        assert path.is_dir() or path.read_text() == "whole"
+
+    def renamed(how: Callable[[Path, Path], object]) -> Callable[[Path, Path], object]:
+        def rename(path: Path, target: Path) -> object:
+            happened.append(("name", target.name))
+            return how(path, target)
+
+        return rename
+
+    monkeypatch.setattr(os, "fsync", synced)
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(Path, name, renamed(getattr(Path, name)))
+    place = tmp_path / "in"
+    with atomic_path(place / "a") as path:
+        path.write_text("whole")
+    assert happened == [("sync", "new a"), ("name", "a"), ("sync", "in")]
+    happened.clear()
+    with atomic_folder(place / "b") as path:
+        (path / "part").write_text("whole")
+    assert happened == [("sync", "part"), ("sync", "new b"), ("name", "b"), ("sync", "in")]
+    happened.clear()
+    with atomic_path(place / "c", sync=False) as path:
+        path.write_text("whole")
+    assert happened == [("name", "c")]
+
+
+@pytest.mark.parametrize("write", [atomic_path, atomic_folder])
+def test_a_disk_that_is_full_only_when_it_is_asked_to_keep_leaves_nothing(
+    tmp_path, monkeypatch, write
+):
+    """Network drives say so at the sync."""
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    refused = r"product: cannot be written \(No space left on device\)"
+    with pytest.raises(UserError, match=refused), write(tmp_path / "product") as path:
+        (path / "part" if path.is_dir() else path).write_text("whole")
     assert names(tmp_path) == []
 
 

@@ -228,7 +228,8 @@ def test_a_tile_is_marked_by_keys_and_is_an_annotation(
     assert len(chosen_regions(file, ["Tumour"])) == 1
     with her2.open_slide(project.folder / "slides" / f"{SLIDE}.svs") as slide:
         tiling = {"min_tissue": 0.3, "min_tiles": 1}
-        found = her2.tile(slide, mpp=1.0, size=64, tiling=tiling, annotation=file)
+        cache = project.folder / "cache"
+        found = her2.tile(slide, mpp=1.0, size=64, tiling=tiling, annotation=file, cache=cache)
     assert found.coords.tolist() == [box[:2].tolist()]
     assert tab.run("document.activeElement.className") == "fly"  # where one was before goes on
 

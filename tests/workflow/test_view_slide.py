@@ -30,8 +30,13 @@ READY = "document.documentElement.dataset.ready === 'yes'"
 def project(
     validated: Project, tmp_path_factory: pytest.TempPathFactory, write_slide: WriteSlide
 ) -> Project:
-    """A copy with slides that no run saw: um/px not known, or of two kinds, and a torn one."""
+    """A copy with slides that no run saw: um/px not known, or of two kinds, and a torn one.
+
+    It has a second model, of which there are only the predictions.
+    """
     project = copy(validated, tmp_path_factory.mktemp("view") / "project")
+    models = project.folder / "results" / "evaluation" / "score" / "tiny"
+    shutil.copytree(models / "abmil", models / "another")
     slides = project.folder / "slides"
     image = np.asarray(Image.effect_noise((500, 300), 90).convert("RGB"))
     Image.fromarray(image).save(slides / "flat.png")
@@ -388,7 +393,7 @@ def test_the_same_slide_with_another_model_is_a_button_away(view: Viewing) -> No
             ".find((one) => one.textContent === 'Side by side').click()")  # fmt: skip
     tab.run("document.querySelector('#compare-model').form.requestSubmit()")
     tab.wait_for(f"{READY} && {PANE}.length === 2")
-    assert tab.run(f"{PANE}.map((one) => one.model)") == ["score/tiny/abmil", "score/tiny/additive"]
+    assert tab.run(f"{PANE}.map((one) => one.model)") == ["score/tiny/abmil", "score/tiny/another"]
     assert place(tab, 1) == pytest.approx((300, 300, 0), abs=0.1)
     tab.run(f"{PANE}[1].setModel('score/tiny/abmil')")
     assert query(tab)["model2"] == "score/tiny/abmil"

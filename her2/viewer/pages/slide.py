@@ -1,11 +1,14 @@
 """`her2 view`: the page of a slide, its squares at every magnification, and its thumbnail."""
 
-from PIL import Image
+from functools import partial
+from pathlib import Path
+
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from her2.core.errors import SlideError, TileError
+from her2.core.images import open_image
 from her2.viewer.run import NotThereError, ViewedRun
 from her2.viewer.slide_facts import facts, is_of_run, truths
 from her2.viewer.state import Asked, asked, page, viewer_of, words_of
@@ -102,21 +105,23 @@ def thumbnail(request: Request) -> Response:
     )
 
 
+def _reduced(picture: Path, size_px: int) -> bytes:
+    with open_image(picture) as image:
+        image.draft("RGB", (size_px, size_px))
+        image.thumbnail((size_px, size_px))
+        return to_jpeg(image.convert("RGB"))
+
+
 def _qc_picture(one: Asked, size_px: int) -> bytes | None:
     """Return the run's picture of a slide, on which it has drawn what it kept and rejected."""
     for path in sorted(one.cohort.folder.glob("tiles/*")):
         picture = path / f"{one.slide_id}.qc.jpg"
-
-        def reduce(picture=picture) -> bytes:  # type: ignore[no-untyped-def]
-            with Image.open(picture) as image:
-                image.draft("RGB", (size_px, size_px))
-                image.thumbnail((size_px, size_px))
-                return to_jpeg(image.convert("RGB"))
-
         try:
             version = picture.stat().st_mtime_ns
-            return one.viewer.slides.kept((picture, version, "qc", size_px), reduce)
-        except OSError:  # absent or damaged
+            return one.viewer.slides.kept(
+                (picture, version, "qc", size_px), partial(_reduced, picture, size_px)
+            )
+        except (OSError, ValueError):  # absent, damaged, or no picture of ours
             continue
     return None
 

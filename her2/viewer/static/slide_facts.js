@@ -45,6 +45,12 @@ export async function attach(pane) {
   add("Site", facts.site);
   add("Scanner", facts.scanner);
   for (const one of facts.truth) add(`Truth, ${one.task}`, truth(one));
+  if (facts.prediction) {
+    const { class: name, probabilities, cautions } = facts.prediction;
+    const said = Object.entries(probabilities).map(([one, p]) => `${one} ${p.toFixed(3)}`);
+    add("Predicted", `${name} (${said.join(", ")})`);
+    add("Cautions", cautions);
+  }
   add("Size", size(facts));
   add("Scale", scale(facts));
   add("Objective", facts.objective && `${facts.objective}x by the file`);

@@ -5,12 +5,14 @@ A slide whose file was deleted since keeps the facts of the run, and with them i
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import polars as pl
 
 from her2.config import Task
-from her2.core.errors import SlideError, SlideUnfit
+from her2.core.errors import SlideError, SlideUnfit, UserError
+from her2.core.tables import read_result
 from her2.slides.fingerprint import fingerprint
 from her2.viewer.cohort.numbers import PROBABILITY
 from her2.viewer.run import PREDICTED, NotThereError, ViewedCohort, ViewedRun
@@ -168,8 +170,8 @@ def _extent(one: Asked, table: pl.DataFrame) -> tuple[int, int]:
     width, height = 1, 1
     for grid in table["grid"] if "grid" in table.columns else ():
         path = one.cohort.folder / "tiles" / str(grid) / f"{one.slide_id}.parquet"
-        if path.is_file():
-            tiles = pl.read_parquet(path, columns=["x", "y"])
+        with suppress(UserError):  # absent or damaged, which the layers say
+            tiles = read_result(path, columns=["x", "y"])
             if tiles.height:
                 beyond = [int(tiles[axis].max() + _step(tiles[axis])) for axis in ("x", "y")]  # type: ignore[operator]
                 width, height = max(width, beyond[0]), max(height, beyond[1])

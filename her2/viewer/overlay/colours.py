@@ -62,8 +62,8 @@ def sequential(
     ticks = [Tick(place, f"\u00d7{_short(low + place * (high - low))}") for place in _TICKS]
     words = (
         "Colour: attention as a multiple of what each tile would have if all weighed the same "
-        f"(\u00d71). The 1 % of tiles with the most, up to \u00d7{_short(float(values.max()))}, have "
-        "the colour of the upper end."
+        "(\u00d71). The 1 % of tiles with the most, up to "
+        f"\u00d7{_short(float(values.max()))}, have the colour of the upper end."
     )
     return levels_of((values - low) / (high - low)), _bar(SEQUENTIAL, title, ticks, words)
 

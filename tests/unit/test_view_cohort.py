@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -311,6 +312,18 @@ def test_any_text_comes_through_as_it_is(run: ViewedRun) -> None:
 )
 def test_reasons_of_a_kind_are_one_filter(reason: str, kind: str) -> None:
     assert kind_of(reason, "a-1") == kind
+
+
+@pytest.mark.parametrize("slide_id", ["t", "s", "tiss", "12"])
+def test_a_short_id_leaves_the_words_of_a_reason(slide_id: str) -> None:
+    assert kind_of(f"{slide_id}: no tissue was found", slide_id) == "…: no tissue was found"
+    assert kind_of(f"{slide_id}.svs: is damaged", slide_id) == "…: is damaged"
+
+
+def test_a_long_reason_takes_no_time() -> None:
+    before = time.process_time()
+    kind_of("a" * 200_000, "b")
+    assert time.process_time() - before < 1
 
 
 def test_ids_are_in_the_order_in_which_people_count() -> None:

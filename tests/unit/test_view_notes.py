@@ -526,3 +526,18 @@ def test_a_download_is_of_notes_and_of_nothing_else(
 def test_a_download_is_the_file_as_it_is(notes: Notes) -> None:
     notes.add(SLIDE, draft())
     assert notes.content(SLIDE.cohort, SLIDE.slide_id) == file_of(notes).read_bytes()
+
+
+@pytest.mark.parametrize("key", ["id", "name", "classification"])
+def test_half_of_a_character_damages_a_file_and_no_other(notes: Notes, key: str) -> None:
+    other = NotedSlide("development", "slide-2", "level0", (0, 0))
+    notes.add(SLIDE, draft("Tumour"))
+    notes.add(other, draft("Stroma", remark="whole: \U0001f600"))
+    feature = written(notes)["features"][0]
+    feature["properties"][key] = {"name": "\ud800"}
+    file_of(notes).write_text(json.dumps([{**feature, "id": "\ud800"}]))
+    with pytest.raises(UserError, match="half of a character"):
+        notes.listed(SLIDE)
+    assert notes.classes() == ["Stroma"]
+    file_of(notes, other).write_text(json.dumps(written(notes, other)))  # as two escapes
+    assert notes.listed(other)[0][0].remark == "whole: \U0001f600"

@@ -9,6 +9,7 @@ if it is another one now, nothing is written.
 """
 
 import fcntl
+import json
 import os
 import threading
 import time
@@ -44,6 +45,8 @@ _DELETED = 50
 _PATIENCE_SECONDS = 10.0
 """How long a change waits for another program that holds the lock; a change takes milliseconds."""
 _ASKED_SECONDS = 0.05
+_HALF = rb"\ud"
+"""Begins, in JSON, half of a character (a surrogate), which is legal there and alone is no text."""
 
 
 class ChangedNoteError(Exception):
@@ -281,12 +284,22 @@ def _contents(path: Path) -> tuple[bytes, dict[str, Any]]:
             raise ValueError("it has no list of features")
         if not all(isinstance(one.get("properties") or {}, dict) for one in features):
             raise ValueError("properties of a feature are no object")
+        if _HALF in content.lower() and not _is_text(found):
+            raise ValueError("it has half of a character, which cannot be written")
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path}: is no GeoJSON that can be read ({error}). Nothing is written to it: mend it, "
             "for example from a backup, or move it away to begin a new one."
         ) from None
     return content, dict(found)
+
+
+def _is_text(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _find(features: Sequence[Feature], note_id: str, revision: str, slide: NotedSlide) -> int:

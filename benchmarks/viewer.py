@@ -29,7 +29,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from her2.config import load_config
-from her2.config.jobs import HeatmapSpec, ReportSpec, dump
+from her2.config.jobs import CohortSpec, HeatmapSpec, ReportSpec, dump
 from her2.core.files import digest, write_json
 from her2.storage.cache import Cache
 from her2.storage.entries import FeatureEntry, FoldEntry, write_entries
@@ -260,7 +260,11 @@ def _draw_attention(folder: Path, size: Size) -> None:
         formats=("png",), seed=1, synthetic=True,
     )  # fmt: skip
     report = ReportSpec(config=config, software="drawn", buckets=(BUCKET,), chunks=(CHUNK,))
+    cohort = CohortSpec(
+        rows="drawn", buckets=(BUCKET,), grids=tuple(config.grids), labels=("her2",)
+    )
     for name, spec in (
+        ("tabulate_cohort", dump(cohort)),
         ("build_report", dump(report)),
         (f"draw_heatmaps/score/{ENCODER}/{HEAD}", dump(heatmaps)),
     ):

@@ -7,7 +7,7 @@ one (MIRAX, Leica SCN). Set `tiling.annotation_origin: bounds` for such files.
 import gc
 import math
 import xml.etree.ElementTree as ET
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +41,8 @@ _LARGEST_JSON, _LARGEST_XML = 512 << 20, 128 << 20
 _DEEPEST_XML = 20
 _OUTLINES = frozenset({"0", "1", "2"})
 """ImageScope's region types with an area: polygon, rectangle, ellipse (not arrow, ruler)."""
-_CELLS = frozenset({"detection", "cell", "tile", "tma_core"})
+UNDRAWN = frozenset({"detection", "cell", "tile", "tma_core"})
+"""Types of QuPath's objects that nobody drew, in lower case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,10 +172,10 @@ def _geojson_regions(content: bytes) -> Iterator[Region]:
         properties = feature.get("properties") or {}
         if not isinstance(properties, dict):
             raise _Malformed(f"feature {number}: its properties are not an object")
-        if str(properties.get("objectType", "")).lower() in _CELLS:
+        if str(properties.get("objectType", "")).lower() in UNDRAWN:
             continue
         for rings in _polygons(feature.get("geometry"), number):
-            yield Region(rings, _class_name(properties))
+            yield Region(rings, classification(properties) or str(properties.get("name") or ""))
 
 
 @contextmanager
@@ -252,14 +253,14 @@ def _ring(points: Any, where: str) -> Ring:
     return ring
 
 
-def _class_name(properties: dict[str, Any]) -> str:
-    """Return QuPath's classification, {name} or (since 0.5) {names}, else the object's name."""
+def classification(properties: Mapping[str, Any]) -> str:
+    """Return the class of an object of QuPath, {name} or (since 0.5) {names}; "" without one."""
     found = properties.get("classification")
     if isinstance(found, dict):
         names = found.get("names")
         several = ": ".join(map(str, names)) if isinstance(names, list) else names
         found = found.get("name") or several
-    return str(found or properties.get("name") or "")
+    return str(found or "")
 
 
 def _aperio_regions(content: bytes) -> Iterator[Region]:

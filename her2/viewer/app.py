@@ -19,10 +19,9 @@ from starlette.templating import Jinja2Templates
 from starlette.types import Receive, Scope, Send
 
 from her2.core.errors import SlideError, TileError, UserError, first_line
-from her2.report.format import without_folders
 from her2.viewer.pages import all_routes
 from her2.viewer.run import NotThereError
-from her2.viewer.state import Viewer, page
+from her2.viewer.state import Viewer, page, words_of
 
 _FOLDER = Path(__file__).parent
 
@@ -113,11 +112,8 @@ def _our_problem(request: Request, error: Exception) -> Response:
 
 
 def _answer(request: Request, status: int, words: str) -> Response:
-    """Return an error as JSON to scripts, and as a page to people; without folders of the machine.
-
-    A message for the terminal names files by their paths.
-    """
-    words = without_folders(words)
+    """Return an error as JSON to scripts, and as a page to people."""
+    words = words_of(words)
     if request.url.path.startswith("/api/"):
         return JSONResponse({"error": words}, status_code=status)
     return page(request, "error.html.j2", status_code=status, title=str(status), words=words)

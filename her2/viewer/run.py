@@ -30,6 +30,7 @@ PREDICTED = "predicted"
 """Key of the slides of `--bundle-predictions`."""
 EXTERNAL = "external:"
 """Begins the keys of external cohorts; no name in a config has a colon."""
+NO_FILE = "there is no slide file, only its features."
 
 
 class NotThereError(Exception):
@@ -92,7 +93,7 @@ class ViewedCohort:
         """
         row = self.row(slide_id)
         if not row.path:
-            raise NotThereError(f"{slide_id}: there is no slide file, only its features.")
+            raise NotThereError(f"{slide_id}: {NO_FILE}")
         return self.cohort.file(row)
 
 
@@ -136,6 +137,17 @@ class ViewedRun:
                 f"there is no model of that name; there are {', '.join(self.models)}."
             )
         return self.models[key]
+
+    def check_encoder(self, name: str) -> None:
+        """Check that the run has an encoder of this name.
+
+        Raises:
+            NotThereError: it has none.
+        """
+        if name not in self.config.encoders:
+            raise NotThereError(
+                f"there is no encoder of that name; there are {', '.join(self.config.encoders)}."
+            )
 
 
 def open_run(results: Path, config: Config | None = None) -> ViewedRun:

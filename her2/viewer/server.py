@@ -5,15 +5,17 @@ import ipaddress
 import json
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
 import threading
 import webbrowser
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 
@@ -111,6 +113,7 @@ def serve(
     keep(json.dumps({"port": port, "token": token}).encode())
     read_together_after(_ALONE_SECONDS)
     with (
+        _cleared_up(),
         tempfile.TemporaryDirectory(prefix="her2-view-", ignore_cleanup_errors=True) as temporary,
         run.places.cache(Path(temporary)) as cache,
     ):
@@ -143,6 +146,30 @@ def serve(
         )
         with suppress(KeyboardInterrupt):  # which uvicorn raises again after its end
             _Server(config, begin, Path(temporary)).run(sockets=[listening])
+
+
+@contextmanager
+def _cleared_up() -> Iterator[None]:
+    """Let SIGTERM, and a terminal that is closed, end the block as Ctrl-C does.
+
+    By default either ends the process at once, and its temporary folder stays. uvicorn raises a
+    SIGTERM again when it has ended.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    def hang_up(number: int, frame: FrameType | None) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, end)}
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, hang_up)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Server(uvicorn.Server):

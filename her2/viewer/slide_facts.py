@@ -5,16 +5,18 @@ A slide whose file was deleted since keeps the facts of the run, and with them i
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import polars as pl
 
 from her2.config import Task
-from her2.core.errors import SlideError, SlideUnfit
+from her2.core.errors import SlideError, SlideUnfit, UserError
+from her2.core.tables import read_result
 from her2.slides.fingerprint import fingerprint
 from her2.viewer.cohort.numbers import PROBABILITY
 from her2.viewer.run import PREDICTED, NotThereError, ViewedCohort, ViewedRun
-from her2.viewer.state import Asked
+from her2.viewer.state import Asked, words_of
 from her2.viewer.zoom import OVERLAP_PX, TILE_PX, OpenSlide, level_count
 
 Facts = dict[str, Any]
@@ -33,7 +35,7 @@ def facts(one: Asked) -> Facts:
     try:
         found = one.open()
     except (SlideError, NotThereError) as error:
-        problem = str(error)
+        problem = words_of(error)
     table = cohort.table.filter(pl.col("slide_id") == one.slide_id)
     seen = next((r for r in table.iter_rows(named=True) if r.get("width_px") is not None), {})
     size = found.size_px if found else _pair(seen, "width_px", "height_px")
@@ -61,7 +63,8 @@ def facts(one: Asked) -> Facts:
             "version": found.version,
         },
         "grids": [
-            {name: r.get(name) for name in ("grid", "status", "reason", "tiles")}
+            {name: r.get(name) for name in ("grid", "status", "tiles")}
+            | {"reason": r.get("reason") and words_of(r["reason"])}
             for r in table.iter_rows(named=True)
         ],
         "tissue_mm2": _finite(seen.get("tissue_mm2")),
@@ -131,7 +134,7 @@ def _scale(opened: OpenSlide, manifest_mpp: float | None) -> Facts:
     try:
         scale, problem = opened.slide.scale(), None
     except SlideUnfit as error:
-        scale, problem = None, str(error)
+        scale, problem = None, words_of(error)
     file_mpp = opened.slide.file_mpp
     readable = file_mpp is not None and all(map(math.isfinite, file_mpp))
     return {
@@ -172,8 +175,8 @@ def _extent(one: Asked, table: pl.DataFrame) -> tuple[int, int]:
     width, height = 1, 1
     for grid in table["grid"] if "grid" in table.columns else ():
         path = one.cohort.folder / "tiles" / str(grid) / f"{one.slide_id}.parquet"
-        if path.is_file():
-            tiles = pl.read_parquet(path, columns=["x", "y"])
+        with suppress(UserError):  # absent or damaged, which the layers say
+            tiles = read_result(path, columns=["x", "y"])
             if tiles.height:
                 beyond = [int(tiles[axis].max() + _step(tiles[axis])) for axis in ("x", "y")]  # type: ignore[operator]
                 width, height = max(width, beyond[0]), max(height, beyond[1])

@@ -1,19 +1,21 @@
 """`her2 view`: what the modules of the viewer share while it runs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.templating import Jinja2Templates
 
+from her2.report.format import without_folders
 from her2.storage.cache import Cache
 from her2.viewer.open_slides import Slides
 from her2.viewer.run import ViewedCohort, ViewedRun
 from her2.viewer.zoom import OpenSlide
 
-NO_FILE = "there is no slide file, only its features."
 _Part = TypeVar("_Part")
 
 
@@ -30,10 +32,15 @@ class Viewer:
     notes: Path
     parts: dict[type, Any] = field(default_factory=dict, compare=False, repr=False)
 
-    def part(self, kind: type[_Part]) -> _Part:
-        """Return the one `kind()` of this viewer, made when it is first asked for."""
-        if kind not in self.parts:
-            self.parts.setdefault(kind, kind())  # one wins, whichever thread asks
+    def part(self, kind: type[_Part], make: "Callable[[Viewer], _Part] | None" = None) -> _Part:
+        """Return the one `kind` of this viewer, made when it is first asked for.
+
+        Args:
+            kind: a class.
+            make: makes it of the viewer; None: `kind` takes no arguments.
+        """
+        if kind not in self.parts:  # one wins, whichever thread asks
+            self.parts.setdefault(kind, kind() if make is None else make(self))
         found: _Part = self.parts[kind]
         return found
 
@@ -59,6 +66,16 @@ class Asked:
             SlideError: its file cannot be opened.
         """
         return self.viewer.slides.open(self.file, self.cohort.row(self.slide_id).mpp)
+
+
+def slide_address(cohort: str, slide_id: str, begin: str = "") -> str:
+    """Return what the addresses of a slide begin with; `begin` is `/api` for those of JSON."""
+    return f"{begin}/slides/{quote(cohort, safe='')}/{quote(slide_id, safe='')}"
+
+
+def words_of(error: Exception | str) -> str:
+    """Return what an error says, without folders of the machine, which no answer has."""
+    return without_folders(str(error))
 
 
 def viewer_of(request: Request) -> Viewer:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from her2.cohort.manifest import buckets_of
-from her2.config.jobs import ReportSpec
+from her2.config.jobs import CohortSpec
 from her2.core.errors import UserError
 from her2.core.stamps import FOLDER as STAMPS
 from her2.explanation.tiles import NOWHERE
@@ -23,10 +23,26 @@ from her2.storage.products import present_product
 from her2.storage.tiles import TileTable, read_table
 from her2.viewer.drawn import DrawnSlides
 from her2.viewer.kept import Kept
-from her2.viewer.run import DEVELOPMENT, PREDICTED, NotThereError, ViewedCohort
+from her2.viewer.run import PREDICTED, NotThereError, ViewedCohort, ViewedRun
 from her2.viewer.state import Viewer
 
-_SLIDES = 16
+_COHORTS, _SLIDES = 16, 16
+
+
+def bucket_names(run: ViewedRun, cohort: ViewedCohort) -> tuple[str, ...]:
+    """Return the buckets of a cohort; none of predictions by a bundle, which leave no features.
+
+    They are asked of the job that made the cohort's table, which is there before anything can be
+    looked at; the report is the last job of a run. Files of other buckets may be left over from
+    another manifest.
+
+    Raises:
+        UserError: that job does not say, or is of another version.
+    """
+    if cohort.key == PREDICTED:
+        return ()
+    stamps = run.folder / STAMPS / cohort.folder.relative_to(run.folder)
+    return read_spec(CohortSpec, stamps / "tabulate_cohort.json").buckets
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,25 +77,20 @@ class Stored:
     """What was read of the slides that were looked at last. Thread-safe."""
 
     def __init__(self) -> None:
-        self._spec: Kept[ReportSpec] = Kept(1)
+        self._buckets: Kept[tuple[str, ...]] = Kept(_COHORTS)
         self._tables: Kept[TileTable | None] = Kept(_SLIDES)
         self._placed: Kept[PlacedTiles] = Kept(_SLIDES)
 
     def forget(self, cohort: ViewedCohort, slide_id: str) -> None:
         """Read a slide again when it is asked for: the run may have been made again."""
         own = cohort.key, slide_id
-        self._spec.forget(lambda _: True)
+        self._buckets.forget(lambda _: True)
         for kept in (self._tables, self._placed):
             kept.forget(lambda key: isinstance(key, tuple) and key[:2] == own)
 
     def bucket(self, viewer: Viewer, cohort: ViewedCohort, slide_id: str) -> str | None:
         """Return the bucket of a slide, None where the run had no such slide."""
-        stamp = viewer.run.folder / STAMPS / "build_report.json"
-        spec = self._spec.get(stamp, lambda: read_spec(ReportSpec, stamp))
-        if cohort.external is not None:
-            names: tuple[str, ...] = spec.external.get(cohort.external, ())
-        else:  # of predictions by a bundle, nothing is in the results
-            names = spec.buckets if cohort.key == DEVELOPMENT else ()
+        names = self._buckets.get(cohort.key, lambda: bucket_names(viewer.run, cohort))
         return next(iter(buckets_of(slide_id, names)), None)
 
     def tile_entry(
@@ -119,10 +130,7 @@ class Stored:
             NotThereError: the run has no such encoder.
             UserError: the slide has no features by it, or they do not tell where its tiles are.
         """
-        if encoder not in viewer.run.config.encoders:
-            known = ", ".join(viewer.run.config.encoders)
-            raise NotThereError(f"there is no encoder of that name; there are {known}.")
-
+        viewer.run.check_encoder(encoder)
         if cohort.key == PREDICTED:
             tiles = viewer.part(DrawnSlides).of(cohort, slide_id)
             return PlacedTiles(encoder, tiles.coords, tiles.slide, (None, tiles.encoder_px))

@@ -29,6 +29,8 @@ GUARDS = {"_damage", "store_archive"}
 """Context managers that turn any error into one about the file."""
 GUARDED_BY_ITS_CALLER = {
     ("pipeline/status.py", "_tiles_in"),  # `_tiles_of` counts none
+    ("core/tables.py", "read_result"),  # `_read` calls what it is given in a `try`
+    ("core/tables.py", "found"),
     ("training/checkpoint.py", "_restore"),  # `load` starts over
     ("core/hdf5.py", "unpack"),  # says what it raises; read_pcam names the file
     ("core/hdf5.py", "open_checked"),  # says what it raises; read_given names the file

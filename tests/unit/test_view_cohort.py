@@ -15,18 +15,22 @@ import pytest
 from her2.cohort.audit import read_cohort_table
 from her2.cohort.manifest import Cohort as Manifest
 from her2.config import Task
+from her2.config.jobs import CohortSpec
 from her2.config.names import PUBLISHED
+from her2.core.files import write_json
 from her2.explanation.places import RunPlaces
 from her2.filters.registry import LISTED
 from her2.frozen.bundle.asked import Wanted
 from her2.report.results import read_results
 from her2.report.sections.gallery import gallery
+from her2.storage.entries import FeatureEntry, write_entries
 from her2.viewer.cohort.facts import BROWN, CAUTION, DIFFERS, MARKS, REJECTED, SCALE
 from her2.viewer.cohort.numbers import numbers_of
 from her2.viewer.cohort.table import USABLE, cohort_table, kind_of, natural
 from her2.viewer.pages.cohort import Tables, as_json
 from her2.viewer.run import DEVELOPMENT, EXTERNAL, NotThereError, ViewedCohort, ViewedRun
 from tests.unit.external_report_maker import Outside, Validated
+from tests.unit.report_maker import BUCKET
 
 MODEL = "score/plain/abmil"
 SIDES = {
@@ -56,6 +60,13 @@ def viewed(made: Validated, folder: Path) -> ViewedRun:
     places = {DEVELOPMENT: folder} | {
         EXTERNAL + name: folder / "validation" / name for name in made.external
     }
+    spec = CohortSpec(rows="drawn", buckets=(BUCKET,), grids=(), labels=("her2",))
+    stamp = {"job": "", "spec": spec.model_dump(mode="json"), "read": {}, "made": {}}
+    for place in places.values():
+        write_json(folder / "stamps" / place.relative_to(folder) / "tabulate_cohort.json", stamp)
+        for encoder in made.encoders:
+            old = {"slide-00": FeatureEntry("failed", "of another manifest", None, 0, 0, 0)}
+            write_entries(place / "features" / encoder / "0000-of-0099.json", old)
     cohorts = {
         key: ViewedCohort(
             key=key, title=key.removeprefix(EXTERNAL), synthetic=False, folder=place,
@@ -150,6 +161,7 @@ def test_what_was_not_predicted_has_its_reason_and_the_class_of_its_label(
     assert excluded["standing"] == "excluded: … tiles, fewer than tiling.min_tiles …"
     assert damaged["reason"] == ".../slide-07.svs: is damaged at 1,234"
     assert (unread["status"], unread["reason"]) == ("failed", "its tiles cannot be read")
+    assert rows[DEVELOPMENT, "slide-00"]["status"] == "ok"  # whatever another manifest's job said
     for one in (excluded, damaged, unread):
         assert (one["truth"], one["predicted"]) == ("1+", None)
         assert set(one["p"].values()) == {None}

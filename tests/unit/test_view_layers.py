@@ -26,12 +26,10 @@ from her2.viewer.layers import all_layers
 from her2.viewer.overlay import attention
 from her2.viewer.overlay.attention import Attended
 from her2.viewer.overlay.colours import DIVERGING, SEQUENTIAL, colours_of
-from her2.viewer.overlay.layer import Bar, Gridded, Layer, Outlined, Painted, Seen
+from her2.viewer.overlay.layer import Bar, Layer, Painted, Seen
 from her2.viewer.overlay.outlines import of_mask
 from her2.viewer.run import NotThereError
 from tests.unit.heatmap_makers import CHUNK, TILES, World, make_world
-
-LAYERS = ["kept", "rejected", "contribution", "attention", "tissue", "annotations", "truth", "grid"]
 
 
 @pytest.fixture(scope="module")
@@ -304,12 +302,13 @@ def test_an_outline_has_the_area_of_its_mask_with_its_holes(scale: float) -> Non
 
 
 def test_layers_are_found_by_listing_their_package() -> None:
-    assert [one.name for one in all_layers()] == LAYERS
-    made = {Painted: "image", Outlined: "outline", Gridded: "grid"}
-    assert {one.kind for one in all_layers()} == set(made.values())
+    files = {file.stem for file in Path(layers.__file__).parent.glob("[a-z]*.py")}
+    assert {one.name for one in all_layers()} == files
+    assert [one.order for one in all_layers()] == sorted({one.order for one in all_layers()})
+    assert {one.kind for one in all_layers()} == {"image", "outline", "grid"}
 
 
-MINE = '''
+CHEQUERED = '''
 """`her2 view`, layer: tiles in a chequered pattern."""
 
 import numpy as np
@@ -326,18 +325,19 @@ def make(seen):
     return Painted(cells, levels, colours, Categories("Pattern", [Category("#000000", "odd", 1)]))
 
 
-LAYER = Layer(name="mine", title="Pattern", kind="image", order=ORDER, make=make)
+LAYER = Layer(name="chequered", title="Pattern", kind="image", order=ORDER, make=make)
 '''
 
 
 def test_a_layer_is_one_file(
     additive: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "mine.py").write_text(MINE.replace("ORDER", "25"))
+    lowest = min(one.order for one in all_layers())
+    (tmp_path / "chequered.py").write_text(CHEQUERED.replace("ORDER", str(lowest - 1)))
     monkeypatch.setattr(layers, "__path__", [*layers.__path__, str(tmp_path)])
-    assert [one.name for one in all_layers()][2] == "mine"
+    assert all_layers()[0].name == "chequered"
     found = held_out(additive, "n0-a")
-    made = layer("mine").make(seen(read_tiles(found, found.slides[0])))
+    made = layer("chequered").make(seen(read_tiles(found, found.slides[0])))
     assert isinstance(made, Painted)
     assert made.levels.tolist() == [0, 1] * (TILES // 2)
 
@@ -345,8 +345,12 @@ def test_a_layer_is_one_file(
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("twin", MINE.replace("ORDER", "40").replace('"mine"', '"twin"'), "attention and twin"),
-        ("other", MINE.replace("ORDER", "26"), "does not define LAYER"),
+        (
+            "twin",
+            CHEQUERED.replace("ORDER", "40").replace('"chequered"', '"twin"'),
+            "attention and twin",
+        ),
+        ("other", CHEQUERED.replace("ORDER", "1"), "does not define LAYER"),
         ("empty", "", "does not define LAYER"),
     ],
 )

@@ -6,13 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from starlette.testclient import TestClient
 
 from her2.config import load_config
 from her2.core.errors import UserError
 from her2.explanation.places import RunPlaces
-from her2.viewer import server
+from her2.storage.cache import Cache
+from her2.viewer import pages, server
+from her2.viewer.app import make_app
+from her2.viewer.open_slides import Slides
 from her2.viewer.run import ViewedRun
 from her2.viewer.server import Place, check_place, serve
+from her2.viewer.state import Viewer
 
 CONFIG = Path(__file__).parents[2] / "config.yaml"
 Begin = Callable[..., tuple[list[str], list[str]]]
@@ -105,3 +110,26 @@ def test_an_address_that_is_none_of_the_machine_is_named(
 ) -> None:
     with pytest.raises(UserError, match=words):
         begin(place)
+
+
+PAGE = """
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from her2.viewer.state import viewer_of
+
+ROUTES = (Route("/api/models", lambda request: PlainTextResponse(str(viewer_of(request).notes))),)
+"""
+
+
+def test_what_a_panel_asks_for_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models.py").write_text(PAGE)
+    monkeypatch.setattr(pages, "__path__", [*pages.__path__, str(tmp_path)])
+    run = ViewedRun(tmp_path, RunPlaces(load_config(CONFIG), tmp_path), {}, {})
+    viewer = Viewer(run, Cache(tmp_path / "cache"), Slides(), tmp_path / "notes")
+    assert TestClient(make_app(viewer)).get("/api/models").text == str(viewer.notes)
+
+
+def test_no_address_has_two_answers() -> None:
+    routes = [(one.path, method) for one in pages.all_routes() for method in one.methods or ()]
+    assert len(routes) == len(set(routes))

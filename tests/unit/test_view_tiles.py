@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
+import polars as pl
 import pytest
 
 from her2.config import TilingSection
@@ -21,7 +22,9 @@ from her2.viewer.overlay.layer import Categories, Painted, Seen
 from her2.viewer.overlay.retiling import ComputingError, Retiled, Retiling
 from her2.viewer.pages.tile import neighbour, tile_at
 from her2.viewer.run import NotThereError, ViewedCohort
+from her2.viewer.slide_facts import _extent
 from her2.viewer.stored import PlacedTiles
+from her2.viewer.zoom import TILE_PX
 
 SIDE = 100.0
 
@@ -244,3 +247,11 @@ def test_the_slide_that_was_asked_for_last_is_tiled_first_and_abandoned_ones_are
             break
         threading.Event().wait(0.02)
     assert made == ["slow", "wanted", "passed-3"]
+
+
+@pytest.mark.parametrize("content", [b"PAR1 and no more", b""])
+def test_a_damaged_tile_table_is_no_reason_to_show_nothing(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "tiles/g").mkdir(parents=True)
+    (tmp_path / "tiles/g/a.parquet").write_bytes(content)
+    one: Any = SimpleNamespace(cohort=SimpleNamespace(folder=tmp_path), slide_id="a")
+    assert _extent(one, pl.DataFrame({"grid": ["g", "absent"]})) == (TILE_PX, TILE_PX)

@@ -31,6 +31,7 @@ from her2.storage.cache import Cache
 from her2.storage.facts import StoredSlide
 from her2.viewer.app import make_app
 from her2.viewer.drawn import Predicted
+from her2.viewer.layers import all_layers
 from her2.viewer.open_slides import Slides
 from her2.viewer.predicted import Predictions, with_predictions
 from her2.viewer.run import ViewedRun, open_run, page_of
@@ -39,6 +40,7 @@ from her2.viewer.state import Viewer
 from her2.viewer.stored import PlacedTiles, Stored
 from her2.viewer.zoom import TILE_PX, level_count
 from tests.viewing import REPOSITORY, Viewing, viewing
+from tests.workflow.conftest import copy
 from tests.workflow.project import Project
 
 SLIDE = "/slides/development/demo-001-a"
@@ -312,6 +314,17 @@ def test_it_listens_on_ipv6_a_long_request_blocks_no_other_and_ctrl_c_ends_all(
         assert "Traceback" not in found.log
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda one: one.name)
+def test_however_it_is_ended_nothing_of_it_stays(
+    validated: Project, tmp_path: Path, number: signal.Signals
+) -> None:
+    with viewing(validated.folder, "results", environment={"TMPDIR": str(tmp_path)}) as found:
+        assert list(tmp_path.glob("her2-view-*"))
+        assert found.end(number) == 128 + signal.SIGTERM
+        assert "Traceback" not in found.log
+    assert list(tmp_path.glob("her2-view-*")) == []
+
+
 def test_a_port_that_is_taken_is_named(view: Viewing, validated: Project) -> None:
     said = refusal(validated.folder, "--port", str(view.port))
     assert said.startswith(f"--port {view.port}: another program listens there")
@@ -403,6 +416,50 @@ def test_a_run_without_a_report_can_be_seen_with_its_config(
         assert "the external cohort east has no table yet" in caplog.text
         for path in ("/", "/api/cohort", SLIDE, f"/api{SLIDE}", f"{SLIDE}/zoom/0/0_0.jpg"):
             assert client.get(path).status_code == 200, path
+
+
+@pytest.mark.parametrize("slide", ["development/demo-001-a", "external:east/east-0"])
+def test_before_the_report_what_the_run_has_of_a_slide_is_shown(
+    validated: Project, tmp_path: Path, slide: str
+) -> None:
+    with chdir(validated.folder):
+        finished = inside(open_run(Path("results")), validated.folder)
+    going_on = copy(validated, tmp_path / "project").folder
+    (going_on / "results/stamps/build_report.json").unlink()
+    with chdir(going_on):
+        unfinished = inside(open_run(Path("results"), load_config(Path("config.yaml"))), going_on)
+    for path in ("/layers/kept", "/layers/grid", "/tile?index=0", "/similar?encoder=tiny&tile=0"):
+        answer = unfinished.get(f"/api/slides/{slide}{path}")
+        assert answer.json() == finished.get(f"/api/slides/{slide}{path}").json(), path
+        assert not {"absent", "error"} & set(answer.json()), path
+    assert "absent" not in unfinished.get(f"/api/slides/{slide}/layers/tissue").json()
+
+
+ASKED = (
+    "", "/layers", *(f"/layers/{one.name}" for one in all_layers()), "/tile?index=0",
+    "/tile?x=1&y=1", "/tiles", "/similar?encoder=tiny&tile=0", "/file",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    ["stamps/tabulate_cohort.json", "stamps/tile_bucket/*/*.json", "stamps/draw_heatmaps/*/*/*",
+     "features/tiny/*.json", "tiles/*/*.parquet"],
+)  # fmt: skip
+def test_a_reason_names_the_file_and_no_folder_of_the_machine(
+    validated: Project, tmp_path: Path, damaged: str
+) -> None:
+    folder = copy(validated, tmp_path / "project").folder
+    shutil.rmtree(folder / "cache")
+    with chdir(folder):
+        client = inside(open_run(Path("results")), folder)
+    files = list((folder / "results").glob(damaged))
+    for file in files:
+        file.unlink()
+        file.write_text("{")
+    texts = [client.get(f"/api{SLIDE}{path}").text for path in ASKED]
+    assert any(f".../{file.name}" in text for file in files for text in texts), texts
+    assert not [text for text in texts if str(tmp_path) in text]
 
 
 def predictions(

@@ -13,6 +13,7 @@ from her2.report.sections.gallery import MARKED_FROM
 from her2.segmenters import class_filters
 from her2.storage.entries import FeatureEntry, read_entries
 from her2.viewer.run import ViewedCohort, ViewedRun
+from her2.viewer.stored import bucket_names
 
 REJECTED, DIFFERS, SCALE, BROWN, CAUTION = (
     f"{100 * MARKED_FROM:.0f} % of tiles rejected, or more",
@@ -68,7 +69,7 @@ def cohort_facts(
         status=pl.col("status").fill_null("ok"),
         mpp=(pl.col("mpp_x") * pl.col("mpp_y")).sqrt(),
     )  # fmt: skip
-    table = _with_embedding(table, _not_embedded(cohort, encoder))
+    table = _with_embedding(table, _not_embedded(run, cohort, encoder))
     odd, usual = _scales(table)
     table = table.with_columns(marks=_marks(table, odd, tuple(counts)))
     return table, _sentences(table, usual)
@@ -101,13 +102,18 @@ def _on_grid(run: ViewedRun, table: pl.DataFrame, encoder: str | None) -> pl.Dat
 
 
 def _not_embedded(
-    cohort: ViewedCohort, encoder: str | None
+    run: ViewedRun, cohort: ViewedCohort, encoder: str | None
 ) -> Mapping[str, tuple[str, str | None]]:
     """Return the slides that were tiled and not embedded, each with status and reason."""
     if encoder is None or "grid" not in cohort.table.columns:
         return {}
     found: dict[str, tuple[str, str | None]] = {}
-    for path in sorted((cohort.folder / "features" / encoder).glob("*-of-*.json")):
+    folder = cohort.folder / "features" / encoder
+    try:
+        paths = [folder / f"{name}.json" for name in bucket_names(run, cohort)]
+    except UserError:  # the layers of each slide say so
+        return {}
+    for path in paths:
         try:
             entries = read_entries(path, FeatureEntry)
         except UserError:  # of a run that is going on, or that was changed; the rest can be seen

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from her2.core.plot_style import PALETTE
+from her2.slides.annotations import UNDRAWN, classification
 
 REMARK, DESCRIPTION, TILE, ENCODER = "remark", "ANNOTATION_DESCRIPTION", "tile", "encoder"
 """Keys of a note's `metadata`."""
@@ -29,8 +30,7 @@ _DEPTHS = {
 _FARTHEST_PX = 1e9
 _NAME_LENGTH = 80
 _PLACED = "at-"
-_OBJECTS = {"detection", "cell", "tile", "tmacore", "tma_core", "root"}
-"""Types of QuPath's objects that nobody drew."""
+_OBJECTS = UNDRAWN | {"tmacore", "root"}
 _COLOURS = [[int(hexed[i : i + 2], 16) for i in (1, 3, 5)] for hexed in PALETTE[:-1]]
 
 Feature = dict[str, Any]
@@ -140,12 +140,7 @@ def _metadata(feature: Feature) -> Mapping[str, Any]:
 
 def class_of(feature: Feature) -> str:
     """Return the name of a feature's class, "" without one."""
-    found = _properties(feature).get("classification")
-    if isinstance(found, dict):
-        names = found.get("names")
-        several = ": ".join(map(str, names)) if isinstance(names, list) else ""
-        found = found.get("name") or several
-    return str(found or "")
+    return classification(_properties(feature))
 
 
 def _color(feature: Feature) -> list[int] | None:

@@ -54,15 +54,17 @@ def sequential(
         ]
         words = (
             "Colour: percentile of a tile's attention among the tiles of this slide. Beside it, "
-            "the attention there, as a multiple of what each tile had if all weighed the same."
+            "the attention there, as a multiple of what each tile would have if all weighed the "
+            "same."
         )
         return levels_of(ranks), _bar(SEQUENTIAL, title, ticks, words)
     low, high = 0.0, max(float(np.quantile(values, _SATURATED)), 1.0)
     ticks = [Tick(place, f"\u00d7{_short(low + place * (high - low))}") for place in _TICKS]
+    most = _short(float(values.max()))
     words = (
-        "Colour: attention as a multiple of what each tile had if all weighed the same (\u00d71). "
-        f"The 1 % of tiles with the most, up to \u00d7{_short(float(values.max()))}, have the "
-        "colour of the upper end."
+        "Colour: attention as a multiple of what each tile would have if all weighed the same "
+        f"(\u00d71). The 1 % of tiles with the most, up to \u00d7{most}, have the colour of the "
+        "upper end."
     )
     return levels_of((values - low) / (high - low)), _bar(SEQUENTIAL, title, ticks, words)
 

@@ -14,8 +14,8 @@ from her2.viewer.drawn import DrawnSlides
 from her2.viewer.overlay.attention import Attended, Attention
 from her2.viewer.overlay.raster import Cells
 from her2.viewer.overlay.retiling import Retiled, Retiling
-from her2.viewer.run import PREDICTED
-from her2.viewer.state import NO_FILE, Asked
+from her2.viewer.run import NO_FILE, PREDICTED
+from her2.viewer.state import Asked
 from her2.viewer.stored import PlacedTiles, Stored
 
 Kind = Literal["image", "outline", "grid"]

@@ -33,8 +33,8 @@ from her2.storage.facts import TileGrid
 from her2.storage.tiles import TileTable
 from her2.tiling.artefacts import Judgement
 from her2.tiling.grid import Examined, Sources, examine_slide
-from her2.viewer.run import NotThereError, ViewedCohort
-from her2.viewer.state import NO_FILE, Viewer
+from her2.viewer.run import NO_FILE, NotThereError, ViewedCohort
+from her2.viewer.state import Viewer
 from her2.viewer.stored import Stored
 
 if TYPE_CHECKING:

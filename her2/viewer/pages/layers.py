@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable
 from dataclasses import asdict
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 import numpy as np
 from starlette.requests import Request
@@ -18,7 +18,7 @@ from her2.viewer.overlay.layer import SCALES, Gridded, Layer, Made, Outlined, Pa
 from her2.viewer.overlay.raster import to_png
 from her2.viewer.overlay.retiling import ComputingError
 from her2.viewer.run import PREDICTED, NotThereError
-from her2.viewer.state import Asked, asked
+from her2.viewer.state import Asked, asked, slide_address, words_of
 from her2.viewer.stored import Stored
 
 _LAYERS = 16
@@ -106,7 +106,7 @@ def _choices(seen: Seen) -> dict[str, object]:
     try:
         found = seen.attended
     except (UserError, SlideError) as error:
-        return {"note": str(error), "runs": [], "run": None, "classes": [], "tiles": None}
+        return {"note": words_of(error), "runs": [], "run": None, "classes": [], "tiles": None}
     tiles = found.tiles
     classes = dict.fromkeys((*found.maps("attention"), *found.maps("contribution")))
     return {
@@ -133,10 +133,12 @@ def show_layer(request: Request) -> Response:
     try:
         made = seen.asked.viewer.part(_Layers).make(name, seen)
     except ComputingError as error:
-        return JSONResponse({"computing": str(error), "seconds": error.seconds}, status_code=202)
+        return JSONResponse(
+            {"computing": words_of(error), "seconds": error.seconds}, status_code=202
+        )
     except (UserError, SlideError, TileError) as error:  # of this slide and model; no mistake
-        return JSONResponse({"absent": str(error)})
-    answer: dict[str, object] = {"legend": _legend(made), "note": made.note}
+        return JSONResponse({"absent": words_of(error)})
+    answer: dict[str, object] = {"legend": _legend(made), "note": words_of(made.note)}
     match made:
         case Painted():
             answer |= {
@@ -165,12 +167,7 @@ def content_address(seen: Seen, begin: str, file: str) -> str:
     one = seen.asked
     asked_for = {"model": seen.model, "run": seen.run, "class": seen.of_class, "scale": seen.scale}
     query = urlencode({name: value for name, value in asked_for.items() if value is not None})
-    return f"{slide_address(one, begin)}/layers/{file}?{query}"
-
-
-def slide_address(one: Asked, begin: str = "") -> str:
-    """Return the address that those of a slide begin with."""
-    return f"{begin}/slides/{quote(one.cohort.key, safe='')}/{quote(one.slide_id, safe='')}"
+    return f"{slide_address(one.cohort.key, one.slide_id, begin)}/layers/{file}?{query}"
 
 
 def _content(request: Request) -> Made:

@@ -23,7 +23,7 @@ from her2.viewer.notes.features import Draft, NotedSlide
 from her2.viewer.notes.outlines import OutlineRefusedError, check_outline
 from her2.viewer.notes.store import ChangedNoteError, Notes
 from her2.viewer.run import NotThereError
-from her2.viewer.state import Asked, asked, viewer_of
+from her2.viewer.state import Asked, asked, viewer_of, words_of
 
 _MOST_BYTES = 256 << 10
 _CLASS_LENGTH, _REMARK_LENGTH = 100, 4000
@@ -46,7 +46,7 @@ def show_notes(request: Request) -> Response:
     try:
         found, others = notes.listed(slide)
     except UserError as error:
-        return JSONResponse({**answer, "problem": str(error), "notes": [], "others": 0})
+        return JSONResponse({**answer, "problem": words_of(error), "notes": [], "others": 0})
     return JSONResponse(
         {**answer, "notes": [note.answer() for note in found], "others": others, "problem": None}
     )
@@ -101,7 +101,7 @@ async def delete_note(request: Request) -> Response:
 
 def _conflict(error: ChangedNoteError) -> Response:
     now = None if error.now is None else error.now.answer()
-    return JSONResponse({"error": str(error), "now": now}, 409)
+    return JSONResponse({"error": words_of(error), "now": now}, 409)
 
 
 def download_notes(request: Request) -> Response:
@@ -153,12 +153,7 @@ def _saved_as(name: str) -> dict[str, str]:
 
 def _notes(request: Request) -> Notes:
     """Return the notes of this viewer."""
-    viewer = viewer_of(request)
-    if Notes not in viewer.parts:
-        viewer.parts.setdefault(Notes, Notes(viewer.notes, viewer.run.folder))
-    found = viewer.parts[Notes]
-    assert isinstance(found, Notes)
-    return found
+    return viewer_of(request).part(Notes, lambda viewer: Notes(viewer.notes, viewer.run.folder))
 
 
 def noted(one: Asked) -> NotedSlide:

@@ -22,7 +22,7 @@ from her2.viewer.run import NotThereError
 from her2.viewer.similar.jobs import Known, Running, SimilarTiles
 from her2.viewer.similar.search import PER_PATIENT, Found, Hit, Query, read_query
 from her2.viewer.similar.stores import EmbeddedSlide
-from her2.viewer.state import Asked, Viewer, asked, viewer_of
+from her2.viewer.state import Asked, Viewer, asked, slide_address, viewer_of, words_of
 
 SIMILARITY = "cosine of the embeddings"
 _MOST_BYTES = 4096
@@ -89,12 +89,7 @@ def cancel_search(request: Request) -> Response:
 
 def _similar(request: Request) -> SimilarTiles:
     """Return the searches of this viewer, which begin with the first question."""
-    viewer = viewer_of(request)
-    if SimilarTiles not in viewer.parts:
-        viewer.parts.setdefault(SimilarTiles, SimilarTiles(viewer))
-    found = viewer.parts[SimilarTiles]
-    assert isinstance(found, SimilarTiles)
-    return found
+    return viewer_of(request).part(SimilarTiles, SimilarTiles)
 
 
 def _question(
@@ -150,10 +145,10 @@ def _answer(
     stored, known = similar.slides(encoder), similar.known(model)
     slides, searched = stored.slides, found.searched
     skipped = [
-        {"slide": slides[number].slide_id, "reason": reason}
+        {"slide": slides[number].slide_id, "reason": words_of(reason)}
         for number, reason in sorted(searched.skipped.items())
     ]
-    skipped += [{"slide": "", "reason": words} for words in stored.problems]
+    skipped += [{"slide": "", "reason": words_of(words)} for words in stored.problems]
 
     def described(hits: Iterable[Hit]) -> list[dict[str, Any]]:
         return [_hit(viewer, slides[hit.slide], hit, encoder, model, known) for hit in hits]
@@ -219,7 +214,7 @@ def _hit(
 ) -> dict[str, Any]:
     """Return a hit: whose it is, its score, and where it is, if its features say so."""
     score, truth, predicted = known.slides.get((slide.cohort, slide.slide_id), (None, None, None))
-    place = "/".join(quote(part, safe="") for part in (slide.cohort, slide.slide_id))
+    own = slide_address(slide.cohort, slide.slide_id)
     box = box_of(slide, hit.tile)
     address = {"model": model, "tile": hit.tile}
     if box is not None:
@@ -237,8 +232,8 @@ def _hit(
         "truth": truth,
         "predicted": predicted,
         "box_px": box,
-        "address": None if row is None else f"/slides/{place}?{asked_for}",
-        "picture": f"/slides/{place}/tiles/{quote(encoder, safe='')}/{hit.tile}.png"
+        "address": None if row is None else f"{own}?{asked_for}",
+        "picture": f"{own}/tiles/{quote(encoder, safe='')}/{hit.tile}.png"
         if box is not None and row is not None and row.path
         else None,
     }

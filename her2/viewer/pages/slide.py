@@ -11,7 +11,7 @@ from her2.core.errors import SlideError, TileError
 from her2.core.images import open_image
 from her2.viewer.run import NotThereError, ViewedRun
 from her2.viewer.slide_facts import facts, is_of_run, truths
-from her2.viewer.state import Asked, asked, page, viewer_of
+from her2.viewer.state import Asked, asked, page, viewer_of, words_of
 from her2.viewer.zoom import FULL, REDUCED, TILE_PX, level_count, to_jpeg
 
 THUMBNAIL_PX = (64, 1024)
@@ -69,9 +69,9 @@ def square(request: Request) -> Response:
     except IndexError as error:
         raise NotThereError(f"{one.slide_id}: has no {error}.") from None
     except TileError as error:
-        return JSONResponse({"error": str(error), "damaged": True}, status_code=409)
+        return JSONResponse({"error": words_of(error), "damaged": True}, status_code=409)
     except SlideError as error:
-        return JSONResponse({"error": str(error), "damaged": False}, status_code=409)
+        return JSONResponse({"error": words_of(error), "damaged": False}, status_code=409)
     kind = "image/webp" if ending == FULL else "image/jpeg"
     return Response(found, media_type=kind, headers=_KEPT)
 

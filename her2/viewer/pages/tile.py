@@ -3,6 +3,7 @@
 import io
 import math
 from typing import TypeVar
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +21,9 @@ from her2.segmenters import class_filters
 from her2.viewer.overlay.attention import Attended
 from her2.viewer.overlay.layer import Seen
 from her2.viewer.overlay.nowhere import why_no_tile
-from her2.viewer.pages.layers import seen_of, slide_address
+from her2.viewer.pages.layers import seen_of
 from her2.viewer.run import NotThereError
-from her2.viewer.state import asked
+from her2.viewer.state import asked, slide_address, words_of
 from her2.viewer.stored import PlacedTiles, Stored
 
 _MOST = 50
@@ -72,7 +73,7 @@ def list_extremes(request: Request) -> Response:
         attended = _attended(seen, placed)
         values, words = _ranked(seen, attended, query.get("by", "attention"))
     except UserError as error:
-        return JSONResponse({"absent": str(error)})
+        return JSONResponse({"absent": words_of(error)})
     order = np.argsort(-values, kind="stable")
     most, least = order[:count], order[::-1][: min(count, len(order) - len(order[:count]))]
     return JSONResponse(
@@ -153,7 +154,8 @@ def facts(seen: Seen, placed: PlacedTiles, index: int) -> dict[str, object]:
 
 
 def _pictures(seen: Seen, placed: PlacedTiles, index: int) -> dict[str, str]:
-    address = f"{slide_address(seen.asked)}/tiles/{placed.encoder}/{index}.png"
+    begin = slide_address(seen.asked.cohort.key, seen.asked.slide_id)
+    address = f"{begin}/tiles/{quote(placed.encoder, safe='')}/{index}.png"
     return {"picture": address, "seen": f"{address}?as=encoder"}
 
 
@@ -162,7 +164,7 @@ def _attention(seen: Seen, placed: PlacedTiles, index: int) -> dict[str, object]
     try:
         attended = _attended(seen, placed)
     except (UserError, SlideError) as error:
-        return {"attention": None, "note": str(error)}
+        return {"attention": None, "note": words_of(error)}
     tiles = attended.tiles
     kinds = ("attention", "contribution")
     return {
@@ -206,7 +208,7 @@ def _quality(seen: Seen, placed: PlacedTiles, index: int) -> dict[str, object]:
     try:
         table = one.viewer.part(Stored).table(one.viewer, one.cohort, one.slide_id, seen.grid)
     except UserError as error:
-        return {"tissue": None, "quality": [], "quality_note": str(error)}
+        return {"tissue": None, "quality": [], "quality_note": words_of(error)}
     same: list[int] = []
     if table is not None:
         same = np.flatnonzero((table.coords == placed.coords[index]).all(axis=1)).tolist()

@@ -7,15 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from her2.config.jobs import ReportSpec
 from her2.core.errors import UserError
 from her2.core.reading import ABSENT, path_problem
-from her2.core.stamps import FOLDER as STAMPS
-from her2.frozen.bundle.asked import read_spec
 from her2.storage.entries import FeatureEntry, read_entries
 from her2.storage.features import FeatureStore, open_store
-from her2.viewer.run import DEVELOPMENT, NotThereError, ViewedCohort
+from her2.viewer.run import NotThereError, ViewedCohort
 from her2.viewer.state import Viewer
+from her2.viewer.stored import bucket_names
 
 _SUFFIX = ".zarr.zip"
 
@@ -80,9 +78,7 @@ def stored_slides(viewer: Viewer, encoder: str) -> EmbeddedSlides:
     Raises:
         NotThereError: the run has no encoder of that name.
     """
-    if encoder not in viewer.run.config.encoders:
-        known = ", ".join(viewer.run.config.encoders)
-        raise NotThereError(f"there is no encoder of that name; there are {known}.")
+    viewer.run.check_encoder(encoder)
     problems: list[str] = []
     found = [
         slide
@@ -96,12 +92,16 @@ def _of_cohort(
     viewer: Viewer, cohort: ViewedCohort, encoder: str, problems: list[str]
 ) -> Iterator[EmbeddedSlide]:
     folder = cohort.folder / "features" / encoder
-    of_run = cohort.key == DEVELOPMENT or cohort.external is not None
-    if not of_run or not folder.is_dir():  # a bundle's predictions have no features
+    if not folder.is_dir():  # a run that has not come to it
         return
     patients = dict(cohort.table.select("slide_id", "patient_id").iter_rows())
     entries: dict[str, FeatureEntry] = {}
-    for name in _bucket_names(viewer.run.folder, cohort, folder):
+    try:
+        names = bucket_names(viewer.run, cohort)
+    except UserError as error:
+        problems.append(str(error))
+        return
+    for name in names:
         try:
             entries |= read_entries(folder / f"{name}.json", FeatureEntry)
         except UserError as error:
@@ -111,12 +111,3 @@ def _of_cohort(
             continue
         paths = viewer.cache.path("features", entry.key), folder / f"{slide_id}{_SUFFIX}"
         yield EmbeddedSlide(cohort.key, slide_id, patients[slide_id], entry.tiles, entry.key, paths)
-
-
-def _bucket_names(results: Path, cohort: ViewedCohort, folder: Path) -> tuple[str, ...]:
-    """Return the buckets of the run; files of others are left over from other manifests."""
-    try:
-        spec = read_spec(ReportSpec, results / STAMPS / "build_report.json")
-    except UserError:  # another version made the report; its entries are read all the same
-        return tuple(sorted(path.stem for path in folder.glob("*-of-*.json")))
-    return spec.buckets if cohort.external is None else spec.external.get(cohort.external, ())

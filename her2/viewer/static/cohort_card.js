@@ -48,7 +48,7 @@ function bars(slides, row) {
 }
 
 /** Why a slide is not used, and what may be wrong with it: [words, more words, kind] of each. */
-export function remarks(slides, row) {
+function remarks(slides, row) {
   const status = slides.text("status", row), found = [];
   if (status !== "ok") found.push([status, slides.text("reason", row) ?? "", "unusable"]);
   for (const words of slides.cautions[row] ?? []) found.push(["caution", words, "marked"]);

@@ -1,7 +1,7 @@
 // The slides of all cohorts as columns: which of them a view has, in which order, and how many each
 // filter would give. Nothing here knows of the page.
 
-export const RESULTS = ["correct", "wrong", "no truth", "no prediction"];
+const RESULTS = ["correct", "wrong", "no truth", "no prediction"];
 const [CORRECT, WRONG, NO_TRUTH, NO_PREDICTION] = RESULTS.keys();
 /** What no value of a facet is called. */
 export const NO_VALUE = { predicted: "no prediction", mark: "nothing found", otherwise: "not known" };
@@ -143,7 +143,7 @@ export class Slides {
 }
 
 /** The tenth of a confidence, `from <= value < to` as a range has it; the last is of none. */
-export function tenth(value) {
+function tenth(value) {
   if (Number.isNaN(value)) return BINS;
   let bin = Math.min(BINS - 1, Math.floor(value * BINS));
   if (value < bin / BINS) bin -= 1; // 0.3 * 10 may be rounded to more

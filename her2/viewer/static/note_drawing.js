@@ -8,10 +8,10 @@ const LOOKS = [{ color: "#ffffff", weight: 5, opacity: 0.9 }, { color: "#000000"
 
 export const HELP = {
   rectangle: "Drag over the slide, or click two opposite corners. By keys: the arrows move the slide "
-    + "under the crosshair, Space puts a corner there, Backspace takes it back, Escape ends.",
+    + "under the crosshair, Space puts a corner there, Backspace removes it, Escape stops.",
   polygon: "Click the corners; Enter, a double click or a click on the first corner closes it. By keys: "
-    + "the arrows move the slide under the crosshair, Space puts a corner there, Backspace takes the "
-    + "last one back, Enter closes, Escape ends.",
+    + "the arrows move the slide under the crosshair, Space puts a corner there, Backspace removes the "
+    + "last one, Enter closes it, Escape stops.",
 };
 
 /** An outline that is shown while it is drawn and described; corners are {x, y} in level-0 px. */

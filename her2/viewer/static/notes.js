@@ -49,11 +49,11 @@ export async function attach(pane) {
     button("Mark the current view", () => mark(cornersOf(view()), null), { class: "mark-view" }), rectangle, polygon);
 
   const help = element("p", {});
-  const finish = button("Close it", () => drawing?.finish());
+  const finish = button("Close the polygon", () => drawing?.finish());
   const tools = element("div", { class: "drawing", hidden: true, role: "group", "aria-label": "Drawing" },
     help, element("div", { class: "row" },
       button("Corner at the crosshair", () => drawing?.add()),
-      button("Take the last back", () => drawing?.back()), finish,
+      button("Remove the last corner", () => drawing?.back()), finish,
       button("Cancel", () => drawing?.cancel())));
   tools.addEventListener("keydown", (event) => { if (event.key === "Escape") drawing?.cancel(); });
 
@@ -140,7 +140,7 @@ export async function attach(pane) {
     const [top, bottom] = [Math.min, Math.max].map((most) => most(...corners.map(({ y }) => y)));
     if (!(right > left && bottom > top)) {
       outline.clear();
-      say("Nothing of the slide is there, so there is nothing to mark.");
+      say("No part of the slide is there, so there is nothing to mark.");
       return;
     }
     if (edited) closeForm();
@@ -280,7 +280,7 @@ export async function attach(pane) {
     links.hidden = !notes.length;
     suggestions.replaceChildren(...found.classes.map((value) => element("option", { value })));
     more.textContent = [`Kept in ${found.file}.`, found.caution ?? "",
-      found.others ? `It also has ${found.others} objects of QuPath that nobody drew.` : ""].join(" ");
+      found.others ? `It also has ${found.others} objects that QuPath made, such as cells.` : ""].join(" ");
     const focused = document.activeElement?.dataset?.key;
     list.replaceChildren(...notes.map(item));
     if (focused) list.querySelector(`[data-key="${CSS.escape(focused)}"]`)?.focus();
@@ -299,7 +299,7 @@ export async function attach(pane) {
     return element("li", {},
       element("button", { type: "button", class: "fly", disabled: !can, onclick: () => fly(note),
         "data-key": `fly ${note.id}`, "aria-label": `Show on the slide: ${title}`,
-        title: can ? "Show on the slide" : "Its place is no number, so it cannot be shown" }, ...content),
+        title: can ? "Show on the slide" : "Its coordinates are not numbers, so it cannot be shown" }, ...content),
       button("Edit", () => edit(note), { "data-key": `edit ${note.id}`, "aria-label": `Edit ${title}` }),
       button("Delete", () => remove(note),
         { "data-key": `delete ${note.id}`, "aria-label": `Delete ${title}` }));

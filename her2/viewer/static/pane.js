@@ -26,9 +26,12 @@ function stateOf(number) {
 }
 
 /**
- * Events: "pick" with detail {x, y} in level-0 px, when somebody clicks on the slide, or presses
- * Enter for its centre; "model" with detail {model}, the key of the model whose layers are shown, or
- * null; "escape", when somebody wants back what was opened last.
+ * Events, with their detail:
+ * "pick", {x, y} in level-0 px: somebody clicks on the slide, or presses Enter for its centre;
+ * "tile", what the server says of the tile that is chosen now, or null; also in `tile` of the pane;
+ * "model", {model}: the key of the model whose layers are shown, or null;
+ * "choice": another model, fold, class or scale is shown, see `choices` of layers.js;
+ * "escape": somebody lets go of what is chosen.
  */
 export class Pane extends EventTarget {
   constructor(cohort, slideId, facts, number = 1) {

@@ -7,7 +7,7 @@ const QUIET_MS = 700;
 const number = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 
 /** The largest 1, 2 or 5 times a power of ten up to `most`. */
-export function roundLength(most) {
+function roundLength(most) {
   const power = 10 ** Math.floor(Math.log10(most));
   return Math.max(...[1, 2, 5].map((step) => step * power).filter((one) => one <= most));
 }
@@ -20,7 +20,7 @@ export function length(um) {
 }
 
 /** The magnification that so many um per px of a screen amount to: 10 um / mpp, as 20x is 0.5. */
-export function magnification(um) {
+function magnification(um) {
   const times = 10 / um;
   return `${times >= 10 ? Math.round(times) : parseFloat(times.toPrecision(2))}x`;
 }

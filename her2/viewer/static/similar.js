@@ -7,7 +7,7 @@ const BUILDING_MS = 400;
 const SEARCHING_MS = 700;
 /** Who goes from tile to tile by keys is looking for one, and not at each. */
 const FOLLOWING_MS = 250;
-const CHOOSE = "Choose a tile on the slide to find where else its look occurs, and with which scores.";
+const CHOOSE = "Choose a tile on the slide to find tiles that look like it, and their scores.";
 const count = (number) => number.toLocaleString("en");
 const plural = (number, one) => `${count(number)} ${one}${number === 1 ? "" : "s"}`;
 const share = (part, whole) => (whole ? `${Math.round((100 * part) / whole)} %` : "");
@@ -152,7 +152,7 @@ export function attach(pane) {
           if (found.state === "done") {
             finished = search.address;
             present(found);
-          } else { hide(); say("The search was ended; begin it again."); }
+          } else { hide(); say("The search was stopped; start it again."); }
           return;
         }
         show(found.done, found.of, "Searching all tiles");
@@ -173,7 +173,7 @@ export function attach(pane) {
     results.replaceChildren(...[
       element("p", {}, `${searchedWords} Similarity: ${found.similarity} by ${found.encoder}. `,
         element("span", { class: "muted" },
-          "What an encoder finds similar may also be stain or scanner.")),
+          "What an encoder finds similar may also be the stain or the scanner.")),
       searched.whole ? null : element("p", {}, element("button", { type: "button", class: "all", onclick: askAll },
         `Search all ${count(searched.all_tiles)} tiles`)),
       skippedList(searched),

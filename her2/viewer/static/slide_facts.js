@@ -7,7 +7,7 @@ const both = ([x, y]) => (isotropic([x, y]) ? `${+x.toPrecision(4)}`
   : `${+x.toPrecision(4)} across, ${+y.toPrecision(4)} down`);
 
 /** The truth of a task in words. */
-export function truth({ class: name, value, label }) {
+function truth({ class: name, value, label }) {
   if (value === null) return "not known";
   return name === null ? `none, as ${label} is ${value}` : `${name} (${label} ${value})`;
 }

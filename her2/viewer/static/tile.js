@@ -66,8 +66,8 @@ function pictures(tile) {
 
 export async function attach(pane) {
   const body = pane.addSection("Tile");
-  const hint = "Click on a tile, or press Enter on the slide for the tile in its centre. Then the "
-    + "arrow keys go from tile to tile; Escape ends that.";
+  const hint = "Click on a tile, or press Enter on the slide for the one in the centre. The arrow keys "
+    + "then go from tile to tile, until you press Escape.";
   const live = element("p", { class: "visually-hidden", role: "status" });
   const content = element("div", { class: "tile", "data-tile": "" });
   body.append(live, content);

@@ -6,14 +6,14 @@ const POWERS = [5, 10, 20, 40];
 const STEP = 0.2;
 
 /** Leaflet's zoom at which a px of the screen is 10 um / power, as an objective of that power is. */
-export function zoomOf(power, mpp) { return Math.log2((mpp[0] * power) / 10); }
+function zoomOf(power, mpp) { return Math.log2((mpp[0] * power) / 10); }
 
 /** The next zoom that halves or doubles full resolution some times. */
 function stepped(zoom, by) {
   return by > 0 ? Math.floor(zoom + 1e-6) + 1 : Math.ceil(zoom - 1e-6) - 1;
 }
 
-export function zoomBy(pane, by) {
+function zoomBy(pane, by) {
   const { map } = pane;
   const next = Math.min(map.getMaxZoom(), Math.max(map.getMinZoom(), stepped(map.getZoom(), by)));
   map.setZoom(next);

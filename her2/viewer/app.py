@@ -6,6 +6,7 @@ from typing import Any
 
 import jinja2
 import xstatic.pkg.leaflet
+from polars.exceptions import PolarsError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -17,7 +18,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.templating import Jinja2Templates
 from starlette.types import Receive, Scope, Send
 
-from her2.core.errors import SlideError, TileError, UserError
+from her2.core.errors import SlideError, TileError, UserError, first_line
 from her2.viewer.pages import all_routes
 from her2.viewer.run import NotThereError
 from her2.viewer.state import Viewer, page, words_of
@@ -41,6 +42,7 @@ def make_app(viewer: Viewer) -> Starlette:
             SlideError: _problem(409),
             TileError: _problem(409),
             UserError: _problem(409),
+            PolarsError: _strange,
             Exception: _our_problem,
         },
     )
@@ -94,6 +96,13 @@ def _problem(status: int) -> Callable[[Request, Exception], Response]:
 def _http_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return _answer(request, error.status_code, error.detail)
+
+
+def _strange(request: Request, error: Exception) -> Response:
+    """Say that a table of the results has other columns or values than a run writes."""
+    return _answer(
+        request, 409, f"A table of the results is not as a run writes it: {first_line(error)}"
+    )
 
 
 def _our_problem(request: Request, error: Exception) -> Response:

@@ -37,6 +37,10 @@ class DrawnSlides:
     def __init__(self) -> None:
         self._kept: Kept[SlideTiles] = Kept(_SLIDES)
 
+    def forget(self, cohort: ViewedCohort, slide_id: str) -> None:
+        """Read a slide again when it is asked for: it may have been drawn again."""
+        self._kept.forget(lambda key: key == (cohort.key, slide_id))
+
     def of(self, cohort: ViewedCohort, slide_id: str) -> SlideTiles:
         """Return the tiles of a slide.
 

@@ -25,6 +25,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from her2.viewer.peer import is_ours
+
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -70,7 +72,7 @@ class Guard:
         self._lock = threading.Lock()
 
     def ticket(self) -> str:
-        """Return what may stand for the token in an address, once."""
+        """Return what may stand for the token in an address, once, for programs of this user."""
         made = new_token()
         with self._lock:
             self._tickets.append(made.encode())
@@ -108,7 +110,7 @@ class Guard:
             return _said(scope, 405, "Only reading is possible here.")
         asked = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         if given := [value for name, value in asked if name == TOKEN]:
-            if method != "GET" or not self._lets_in(given[0]):
+            if method != "GET" or not self._lets_in(given[0], scope):
                 return _said(scope, 403, "The token in the address is not that of this server.")
             return self._enter(scope, [one for one in asked if one[0] != TOKEN])
         if not self._is_token(self._sent(headers)):
@@ -150,13 +152,18 @@ class Guard:
         name, _, port = asked.rpartition(":")
         return self._any_ip and port == str(self._port) and _is_ip(name.strip("[]"))
 
-    def _lets_in(self, given: str) -> bool:
-        """Return whether that is the token, or a ticket, which it then uses up."""
+    def _lets_in(self, given: str, scope: Scope) -> bool:
+        """Return whether that is the token, or a ticket, which it then uses up.
+
+        A ticket is good for programs of this user only, as all users may have seen it.
+        """
         if self._is_token(given):
             return True
         with self._lock:
             for ticket in self._tickets:
                 if hmac.compare_digest(_bytes(given), ticket):
+                    if not is_ours(scope.get("client"), scope.get("server")):
+                        return False
                     self._tickets.remove(ticket)
                     return True
         return False

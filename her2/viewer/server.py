@@ -138,6 +138,7 @@ def serve(
             log_level="warning",
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # else a header says who asks, instead of the connection
             lifespan="off",
             ws="none",
             http="h11",

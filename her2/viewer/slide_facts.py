@@ -67,7 +67,7 @@ def facts(one: Asked) -> Facts:
             | {"reason": r.get("reason") and words_of(r["reason"])}
             for r in table.iter_rows(named=True)
         ],
-        "tissue_mm2": seen.get("tissue_mm2"),
+        "tissue_mm2": _finite(seen.get("tissue_mm2")),
         "models": list(one.viewer.run.models),
     }
 
@@ -161,8 +161,13 @@ def _seen_scale(seen: Mapping[str, Any]) -> Facts:
 
 
 def _pair(seen: Mapping[str, Any], x: str, y: str) -> tuple[Any, Any] | None:
-    both = seen.get(x), seen.get(y)
+    both = _finite(seen.get(x)), _finite(seen.get(y))
     return None if None in both else both
+
+
+def _finite(value: Any) -> Any:
+    """Return a number of a table, None where there is none; JSON has no word for others."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _extent(one: Asked, table: pl.DataFrame) -> tuple[int, int]:

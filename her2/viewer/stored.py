@@ -81,6 +81,13 @@ class Stored:
         self._tables: Kept[TileTable | None] = Kept(_SLIDES)
         self._placed: Kept[PlacedTiles] = Kept(_SLIDES)
 
+    def forget(self, cohort: ViewedCohort, slide_id: str) -> None:
+        """Read a slide again when it is asked for: the run may have been made again."""
+        own = cohort.key, slide_id
+        self._buckets.forget(lambda _: True)
+        for kept in (self._tables, self._placed):
+            kept.forget(lambda key: isinstance(key, tuple) and key[:2] == own)
+
     def bucket(self, viewer: Viewer, cohort: ViewedCohort, slide_id: str) -> str | None:
         """Return the bucket of a slide, None where the run had no such slide."""
         names = self._buckets.get(cohort.key, lambda: bucket_names(viewer.run, cohort))

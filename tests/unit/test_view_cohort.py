@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from her2.cohort.audit import read_cohort_table
 from her2.cohort.manifest import Cohort as Manifest
 from her2.config import Task
 from her2.config.jobs import CohortSpec
+from her2.config.names import PUBLISHED
 from her2.core.files import write_json
 from her2.explanation.places import RunPlaces
 from her2.filters.registry import LISTED
@@ -22,6 +25,7 @@ from her2.report.results import read_results
 from her2.report.sections.gallery import gallery
 from her2.storage.entries import FeatureEntry, write_entries
 from her2.viewer.cohort.facts import BROWN, CAUTION, DIFFERS, MARKS, REJECTED, SCALE
+from her2.viewer.cohort.numbers import numbers_of
 from her2.viewer.cohort.table import USABLE, cohort_table, kind_of, natural
 from her2.viewer.pages.cohort import Tables, as_json
 from her2.viewer.run import DEVELOPMENT, EXTERNAL, NotThereError, ViewedCohort, ViewedRun
@@ -323,6 +327,33 @@ def test_any_text_comes_through_as_it_is(run: ViewedRun) -> None:
 )
 def test_reasons_of_a_kind_are_one_filter(reason: str, kind: str) -> None:
     assert kind_of(reason, "a-1") == kind
+
+
+def test_numbers_of_the_published_protocol_are_not_called_out_of_fold(
+    run: ViewedRun, tmp_path: Path
+) -> None:
+    own = run.model(MODEL)
+    twin = Wanted(tmp_path, own.task, own.encoder, f"{own.head}{PUBLISHED}")
+    shutil.copytree(own.folder("evaluation"), twin.folder("evaluation"))
+    cohort = run.cohort(DEVELOPMENT)
+    assert "not trained on the slide's patient" in numbers_of(run, cohort, own).words
+    found = numbers_of(run, cohort, twin)
+    assert "not trained on the slide's patient" not in found.words
+    assert "folds divide slides and not patients" in found.words
+    assert found.table.equals(numbers_of(run, cohort, own).table)
+    assert found.task is run.config.tasks[own.task]
+
+
+@pytest.mark.parametrize("slide_id", ["t", "s", "tiss", "12"])
+def test_a_short_id_leaves_the_words_of_a_reason(slide_id: str) -> None:
+    assert kind_of(f"{slide_id}: no tissue was found", slide_id) == "…: no tissue was found"
+    assert kind_of(f"{slide_id}.svs: is damaged", slide_id) == "…: is damaged"
+
+
+def test_a_long_reason_takes_no_time() -> None:
+    before = time.process_time()
+    kind_of("a" * 200_000, "b")
+    assert time.process_time() - before < 1
 
 
 def test_ids_are_in_the_order_in_which_people_count() -> None:

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from her2.viewer import guard
 from her2.viewer.guard import BODY_BYTES, POLICY, Guard, new_token
 
 PORT = 8765
@@ -130,7 +131,8 @@ def test_the_first_address_leads_to_no_other_place(path: str, site: str) -> None
     assert not re.search(r"[\s<>\"]", there)
 
 
-def test_a_ticket_lets_in_once() -> None:
+def test_a_ticket_lets_in_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "is_ours", lambda *_: True)
     made = Guard(Starlette(), token=TOKEN, hosts=HOSTS, port=PORT)
     ticket = made.ticket()
     assert ticket != TOKEN
@@ -139,6 +141,17 @@ def test_a_ticket_lets_in_once() -> None:
         assert first.cookies[f"her2-view-{PORT}"] == TOKEN
     with TestClient(made, base_url=OWN) as second:
         assert second.get(f"/none?token={ticket}").status_code == 403
+
+
+def test_a_ticket_that_another_user_saw_lets_nobody_in_and_stays_good(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = Guard(Starlette(), token=TOKEN, hosts=HOSTS, port=PORT)
+    ticket = made.ticket()
+    for ours, status in ((False, 403), (True, 303)):
+        monkeypatch.setattr(guard, "is_ours", lambda *_, ours=ours: ours)
+        with TestClient(made, base_url=OWN, follow_redirects=False) as one:
+            assert one.get(f"/?token={ticket}").status_code == status
 
 
 def test_every_comparison_takes_the_same_time(

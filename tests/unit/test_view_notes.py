@@ -1,6 +1,8 @@
 """`her2 view`, notes: files that QuPath and the manifest read, and in which nothing is lost."""
 
+import fcntl
 import json
+import os
 import threading
 import uuid
 from pathlib import Path
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 from her2.core.errors import UserError
 from her2.slides.annotations import chosen_regions
+from her2.viewer.notes import store
 from her2.viewer.notes.features import Draft, NotedSlide
 from her2.viewer.notes.outlines import MOST_CORNERS, OutlineRefusedError, check_outline
 from her2.viewer.notes.store import ChangedNoteError, Notes
@@ -454,3 +457,87 @@ def test_an_outline_is_taken_if_shapely_finds_it_valid(points: list[tuple[int, i
     else:
         assert polygon.is_valid
         assert polygon.equals(shapely.geometry.Polygon(ring))
+
+
+# A folder that others can write in
+
+
+def test_who_holds_the_lock_keeps_nobody_waiting_for_ever(
+    notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_PATIENCE_SECONDS", 0.1)
+    notes.add(SLIDE, draft())
+    with (notes.folder / ".lock").open() as lock:  # to read is enough
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=r"\.lock: is held by another program"):
+            notes.add(SLIDE, draft())
+        assert len(notes.listed(SLIDE)[0]) == 1
+    notes.add(SLIDE, draft())
+    assert len(notes.listed(SLIDE)[0]) == 2
+
+
+def test_a_thread_that_waits_for_the_lock_does_not_stop_the_others(
+    notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_PATIENCE_SECONDS", 0.1)
+    with notes._turn, pytest.raises(UserError, match="is held"):
+        notes.add(SLIDE, draft())
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "folder"])
+def test_a_lock_that_is_no_file_is_not_opened(
+    notes: Notes, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_PATIENCE_SECONDS", 0.1)
+    notes.folder.mkdir()
+    lock = notes.folder / ".lock"
+    match kind:
+        case "pipe":
+            os.mkfifo(lock)
+        case "link":
+            lock.symlink_to(tmp_path / "made-by-a-link")
+        case "folder":
+            lock.mkdir()
+    notes.add(SLIDE, draft())
+    assert len(notes.listed(SLIDE)[0]) == 1
+    assert not (tmp_path / "made-by-a-link").exists()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to another file", "folder"])
+def test_a_download_is_of_notes_and_of_nothing_else(
+    notes: Notes, tmp_path: Path, kind: str
+) -> None:
+    path = file_of(notes)
+    path.parent.mkdir(parents=True)
+    assert notes.content(SLIDE.cohort, SLIDE.slide_id) is None
+    (tmp_path / "key").write_text("private")
+    match kind:
+        case "pipe":  # whose reading waits
+            os.mkfifo(path)
+        case "link to another file":
+            path.symlink_to(tmp_path / "key")
+        case "folder":
+            path.mkdir()
+    with pytest.raises(UserError) as found:
+        notes.content(SLIDE.cohort, SLIDE.slide_id)
+    assert "private" not in str(found.value)
+
+
+def test_a_download_is_the_file_as_it_is(notes: Notes) -> None:
+    notes.add(SLIDE, draft())
+    assert notes.content(SLIDE.cohort, SLIDE.slide_id) == file_of(notes).read_bytes()
+
+
+@pytest.mark.parametrize("key", ["id", "name", "classification"])
+def test_half_of_a_character_damages_a_file_and_no_other(notes: Notes, key: str) -> None:
+    other = NotedSlide("development", "slide-2", "level0", (0, 0))
+    notes.add(SLIDE, draft("Tumour"))
+    notes.add(other, draft("Stroma", remark="whole: \U0001f600"))
+    feature = written(notes)["features"][0]
+    feature["properties"][key] = {"name": "\ud800"}
+    file_of(notes).write_text(json.dumps([{**feature, "id": "\ud800"}]))
+    with pytest.raises(UserError, match="half of a character"):
+        notes.listed(SLIDE)
+    assert notes.classes() == ["Stroma"]
+    file_of(notes, other).write_text(json.dumps(written(notes, other)))  # as two escapes
+    assert notes.listed(other)[0][0].remark == "whole: \U0001f600"

@@ -159,7 +159,7 @@ def no_file(slide_id: str) -> Any:
     raise NotThereError(slide_id)
 
 
-COHORT = cast(ViewedCohort, SimpleNamespace(key="development", file=no_file))
+COHORT = cast(ViewedCohort, SimpleNamespace(key="development", file=no_file, folder=Path()))
 
 
 def ask(one: Retiling, slide_id: str) -> Retiled:
@@ -216,6 +216,37 @@ def test_only_the_latest_slides_stay_in_memory(work: dict[str, Callable[[], Reti
     ask(one, "f")
     ask(one, "a")
     assert made == [*"abcdef", "a"]
+
+
+def test_the_slide_that_was_asked_for_last_is_tiled_first_and_abandoned_ones_are_not(
+    work: dict[str, Callable[[], Retiled]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, one, made = threading.Event(), Retiling(), list[str]()
+
+    def tiles(name: str) -> Retiled:
+        made.append(name)
+        if name == "slow":
+            go.wait(30)
+        return retiled()
+
+    before = threading.active_count()
+    for name in ("slow", *(f"passed-{number}" for number in range(20)), "wanted"):
+        work[name] = partial(tiles, name)
+        monkeypatch.setattr(retiling, "_FIRST_WAIT_SECONDS", 0.05 if name == "slow" else 0.0)
+        with pytest.raises(ComputingError):
+            ask(one, name)
+    assert threading.active_count() == before + 1  # not one for each slide that was passed
+    monkeypatch.setattr(retiling, "_ABANDONED_SECONDS", 0.05)
+    threading.Event().wait(0.1)
+    for name in ("passed-3", "wanted"):
+        with pytest.raises(ComputingError):
+            ask(one, name)
+    go.set()
+    for _ in range(100):
+        if one.known(COHORT, "passed-3", "g") is not None:
+            break
+        threading.Event().wait(0.02)
+    assert made == ["slow", "wanted", "passed-3"]
 
 
 @pytest.mark.parametrize("content", [b"PAR1 and no more", b""])

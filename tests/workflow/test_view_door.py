@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -35,6 +37,7 @@ from her2.viewer.predicted import Predictions, with_predictions
 from her2.viewer.run import ViewedRun, open_run, page_of
 from her2.viewer.server import Place, browser_names
 from her2.viewer.state import Viewer
+from her2.viewer.stored import PlacedTiles, Stored
 from her2.viewer.zoom import TILE_PX, level_count
 from tests.viewing import REPOSITORY, Viewing, viewing
 from tests.workflow.conftest import copy
@@ -619,3 +622,99 @@ def test_attention_of_predictions_is_that_of_the_drawing(
     for slide, words in (("demo-002-a", "is no drawing of this slide"), ("gone", "not drawn")):
         answer = client.get(f"/api/slides/predicted/{slide}/layers/attention").json()
         assert words in answer["absent"]
+
+
+# Results that no run of this version wrote, or that are written again meanwhile
+
+EVALUATED = "evaluation/score/tiny/abmil/slides.parquet"
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        (EVALUATED, lambda t: t.with_columns(pl.lit(math.nan).alias(t.columns[-1]))),
+        (EVALUATED, lambda t: t.with_columns(target=pl.lit(77, pl.Int32))),
+        (EVALUATED, lambda t: t.drop("target")),
+        (EVALUATED, lambda t: t.with_columns(pl.lit("<b>").alias(t.columns[-1]))),
+        (EVALUATED.replace("slides", "predictions"), lambda t: t.drop("role")),
+        ("cohort/slides.parquet", lambda t: t.with_columns(tiles=pl.lit("<b>"))),
+        ("cohort/slides.parquet", lambda t: t.with_columns(site=pl.lit([1, 2]))),
+    ],
+)
+def test_a_table_that_no_run_wrote_is_said_in_words(
+    project: Project, file: str, change: Callable[[pl.DataFrame], pl.DataFrame]
+) -> None:
+    path = project.folder / "results" / file
+    table = change(pl.read_parquet(path))
+    path.unlink()  # it may have more names
+    table.write_parquet(path)
+    with chdir(project.folder), inside(open_run(Path("results")), project.folder) as client:
+        answer = client.get("/api/cohort")
+        assert answer.status_code == 409
+        assert "table of the results" in answer.json()["error"]
+        assert client.get(SLIDE).status_code == 200
+
+
+def test_a_slide_whose_table_has_no_numbers_has_facts(project: Project) -> None:
+    path = project.folder / "results/cohort/slides.parquet"
+    table = pl.read_parquet(path).with_columns(
+        tissue_mm2=pl.lit(math.nan), mpp_x=pl.lit(math.inf), mpp_y=pl.lit(0.5)
+    )
+    path.unlink()
+    table.write_parquet(path)
+    (project.folder / "slides/demo-001-a.svs").unlink()
+    with chdir(project.folder), inside(open_run(Path("results")), project.folder) as client:
+        answer = client.get(f"/api{SLIDE}")
+    assert answer.status_code == 200
+    assert (answer.json()["tissue_mm2"], answer.json()["mpp"]) == (None, None)
+
+
+def test_a_model_of_an_encoder_that_the_config_has_not_any_more_says_so(project: Project) -> None:
+    evaluated = project.folder / "results/evaluation/score"
+    shutil.copytree(evaluated / "tiny", evaluated / "gone")
+    with chdir(project.folder), inside(open_run(Path("results")), project.folder) as client:
+        for layer in ("kept", "rejected", "tissue", "grid"):
+            answer = client.get(f"/api{SLIDE}/layers/{layer}?model=score/gone/abmil")
+            assert answer.status_code in (200, 404)
+            assert "encoder" in answer.text
+
+
+def test_a_run_that_was_made_again_is_read_again_with_the_page(project: Project) -> None:
+    with chdir(project.folder), inside(open_run(Path("results")), project.folder) as client:
+
+        def tile() -> dict[str, Any]:
+            found = client.get(f"/api{SLIDE}/tile?index=0").json()
+            assert isinstance(found, dict)
+            return found
+
+        assert tile()["attention"] is not None
+        shutil.rmtree(project.folder / "results/models")
+        assert client.get(f"/api{SLIDE}/layers").json()["note"] != ""
+        assert tile()["attention"] is None
+
+
+def test_attention_is_never_said_of_other_tiles(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with chdir(project.folder), inside(open_run(Path("results")), project.folder) as client:
+        assert client.get(f"/api{SLIDE}/tile?index=0").json()["attention"] is not None
+        real = Stored.placed
+
+        def other(self: Stored, *arguments: Any) -> PlacedTiles:
+            found = real(self, *arguments)
+            return replace(found, coords=found.coords[::-1])
+
+        monkeypatch.setattr(Stored, "placed", other)
+        found = client.get(f"/api{SLIDE}/tile?index=0").json()
+        assert found["attention"] is None
+        assert "made again" in found["note"]
+        assert "made again" in client.get(f"/api{SLIDE}/tiles").json()["absent"]
+
+
+@pytest.mark.parametrize("encoder", ["gone", ["tiny"], {"tiny": 1}, None, 1])
+def test_a_tile_of_no_encoder_is_refused(project: Project, encoder: object) -> None:
+    corners = [[0, 0], [100, 0], [0, 100]]
+    body = {"class": "a", "outline": corners, "tile": {"index": 0, "encoder": encoder}}
+    with chdir(project.folder), inside(open_run(Path("results")), project.folder) as client:
+        assert client.post(f"/api{SLIDE}/notes", json=body).status_code == 400
+        assert client.get(f"/api{SLIDE}/tile?index={'9' * 1000}").status_code == 404

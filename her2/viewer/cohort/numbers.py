@@ -19,10 +19,14 @@ from her2.viewer.run import DEVELOPMENT, ViewedCohort, ViewedRun
 PROBABILITY = "prob_"
 """Before a class's name in the tables."""
 
-_OUT_OF_FOLD = (
-    "out-of-fold: the mean, over the rounds, of the models that were not trained on the slide's "
-    "patient, before temperatures (the tables evaluation/{model}/slides)"
-)
+_OUT_OF_FOLD = {
+    "sound": "out-of-fold: the mean, over the rounds, of the models that were not trained on the "
+    "slide's patient, before temperatures (the tables evaluation/{model}/slides)",
+    "published": "of the published protocol, whose folds divide slides and not patients, so that a "
+    "model may know other slides of the patient, and figures are optimistic: the mean, over the "
+    "rounds, of the models that were not trained on the slide (the tables "
+    "evaluation/{model}/slides)",
+}
 _WITHOUT_LABEL = "slides without a label: the mean of all models"
 _FROZEN = (
     "of the frozen model: the mean of the calibrated probabilities of {final} "
@@ -70,9 +74,10 @@ def numbers_of(run: ViewedRun, cohort: ViewedCohort, model: Wanted | None) -> Nu
         task = next(iter(run.config.tasks.values()), None)
         return _nothing(task, "no model is evaluated yet")
     if cohort.key == DEVELOPMENT:
-        task = run.config.tasks.get(split_protocol(model.task)[0])
+        task = run.config.tasks.get(model.task)
         folder = model.folder("evaluation")
-        words = f"{_OUT_OF_FOLD.format(model='/'.join(model.names))}; {_WITHOUT_LABEL}"
+        protocol = split_protocol(model.head)[1]
+        words = f"{_OUT_OF_FOLD[protocol].format(model='/'.join(model.names))}; {_WITHOUT_LABEL}"
         return _evaluated(folder, task, words)
     return _external(run, cohort, model)
 

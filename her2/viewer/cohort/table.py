@@ -19,6 +19,8 @@ USABLE = "usable"
 _TEXTS = (*TEXTS, "label")
 _FACTS = ("slide_id", *_TEXTS, "tiles", "tissue_mm2", "mpp", "marks")
 _NUMBERS = re.compile(r"([0-9]+)")
+_LONGEST_REASON = 2000
+"""Of the reasons that are grouped, as the time for it grows with the square of the length."""
 _DIGITS = 5
 """Of shares and sizes; probabilities are exact."""
 
@@ -139,8 +141,10 @@ def _classes_of(labels: pl.Series, task: Task | None) -> pl.Series:
 
 def kind_of(reason: str, slide_id: str) -> str:
     """Return a reason without the slide's own id, files and numbers, so that equal ones meet."""
+    # A slide may be called `a`, which is no reason to take that letter out of all words.
+    own = re.compile(rf"(?<![\w.-]){re.escape(slide_id)}(?![\w-])")
     words = re.sub(r"\S+\.\w{2,5}(?![\w.])|(?<![\w.])\d[\d,.]*", _unnamed,
-                   reason.replace(slide_id, "…"))  # fmt: skip
+                   own.sub("…", reason[:_LONGEST_REASON]))  # fmt: skip
     return re.sub(r"…(?:\s*…)+", "…", words) or "no reason is known"
 
 

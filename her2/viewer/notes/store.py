@@ -9,8 +9,10 @@ if it is another one now, nothing is written.
 """
 
 import fcntl
+import json
 import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -40,6 +42,11 @@ from her2.viewer.run import NotThereError
 MOST_BYTES = 64 << 20
 """Of a file of notes."""
 _DELETED = 50
+_PATIENCE_SECONDS = 10.0
+"""How long a change waits for another program that holds the lock; a change takes milliseconds."""
+_ASKED_SECONDS = 0.05
+_HALF = rb"\ud"
+"""Begins, in JSON, half of a character (a surrogate), which is legal there and alone is no text."""
 
 
 class ChangedNoteError(Exception):
@@ -60,7 +67,7 @@ class Notes:
 
     def __init__(self, folder: Path, results: Path) -> None:
         self.folder, self._results = folder, results
-        self._lock = threading.Lock()
+        self._turn = threading.Lock()
         self._classes: dict[Path, tuple[tuple[int, int], set[str]]] = {}
         self._deleted: dict[tuple[str, str, str], tuple[int, Feature]] = {}
 
@@ -164,6 +171,18 @@ class Notes:
         self._classes = found
         return sorted(set().union(*(names for _, names in found.values())) - {""})
 
+    def content(self, cohort: str, slide_id: str) -> bytes | None:
+        """Return the file of a slide's notes as it is, None where there is none.
+
+        Raises:
+            NotThereError: the id is no name of a file.
+            UserError: it is damaged, or something else, as a link may lead anywhere.
+        """
+        path = self.path(cohort, slide_id)
+        if path_problem(path) == ABSENT:
+            return None
+        return _contents(path)[0]
+
     def _read(self, slide: NotedSlide) -> dict[str, Any]:
         path = self.path(slide.cohort, slide.slide_id)
         if path_problem(path) == ABSENT:
@@ -193,15 +212,47 @@ class Notes:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Keep other threads out, and other viewers where the file system can."""
-        with self._lock, ExitStack() as stack:
+        """Keep other threads out, and other viewers where the file system can.
+
+        Raises:
+            UserError: another program does not let go of the lock. Who may read the folder can hold
+                it, and waiting for it for ever would take one thread of the server after the other.
+        """
+        until = time.monotonic() + _PATIENCE_SECONDS
+        with ExitStack() as stack:
+            if not self._turn.acquire(timeout=_PATIENCE_SECONDS):
+                raise self._held()
+            stack.callback(self._turn.release)
+            lock = None
             with suppress(OSError, UserError):  # who cannot write here is told by the writing
                 make_folder(self.folder)
-                # Open to read: it may be another user's, and a lock needs no more.
-                lock = os.open(self.folder / ".lock", os.O_RDONLY | os.O_CREAT, 0o666)
+                # Open to read: it may be another user's, and a lock needs no more. It may be no
+                # file but a pipe, whose opening waits, or a link, which would make a file there.
+                flags = os.O_RDONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW
+                lock = os.open(self.folder / ".lock", flags, 0o666)
                 stack.callback(os.close, lock)  # which releases it
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            while lock is not None and not _locked(lock):
+                if time.monotonic() > until:
+                    raise self._held()
+                time.sleep(_ASKED_SECONDS)
             yield
+
+    def _held(self) -> UserError:
+        return UserError(
+            f"{self.folder / '.lock'}: is held by another program, so nothing was written; try "
+            "again, or end that program (`fuser` names it)."
+        )
+
+
+def _locked(lock: int) -> bool:
+    """Return whether the lock is ours now; some file systems have none, which is as good."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _document(path: Path) -> dict[str, Any]:
@@ -210,10 +261,20 @@ def _document(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is damaged.
     """
+    return _contents(path)[1]
+
+
+def _contents(path: Path) -> tuple[bytes, dict[str, Any]]:
+    """Read a file of notes as it is, and as a FeatureCollection.
+
+    Raises:
+        UserError: it is damaged.
+    """
     if problem := path_problem(path, limit_bytes=MOST_BYTES):
         raise UserError(f"{path}: {problem}; nothing is written to it.")
     try:
-        found = parse_json(path.read_bytes())
+        content = path.read_bytes()
+        found = parse_json(content)
         if isinstance(found, list):
             found = {"type": "FeatureCollection", "features": found}
         elif isinstance(found, dict) and found.get("type") == "Feature":
@@ -223,12 +284,22 @@ def _document(path: Path) -> dict[str, Any]:
             raise ValueError("it has no list of features")
         if not all(isinstance(one.get("properties") or {}, dict) for one in features):
             raise ValueError("properties of a feature are no object")
+        if _HALF in content.lower() and not _is_text(found):
+            raise ValueError("it has half of a character, which cannot be written")
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path}: is no GeoJSON that can be read ({error}). Nothing is written to it: mend it, "
             "for example from a backup, or move it away to begin a new one."
         ) from None
-    return dict(found)
+    return content, dict(found)
+
+
+def _is_text(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _find(features: Sequence[Feature], note_id: str, revision: str, slide: NotedSlide) -> int:

@@ -79,6 +79,11 @@ class Attention:
         key = (cohort.key, slide_id, model, run)
         return self._kept.get(key, lambda: self._read(viewer, cohort, slide_id, wanted, run))
 
+    def forget(self, cohort: ViewedCohort, slide_id: str) -> None:
+        """Read a slide again when it is asked for: the run may have been made again."""
+        own = cohort.key, slide_id
+        self._kept.forget(lambda key: isinstance(key, tuple) and key[:2] == own)
+
     def _read(
         self, viewer: Viewer, cohort: ViewedCohort, slide_id: str, wanted: Wanted, run: str | None
     ) -> Attended:

@@ -60,6 +60,7 @@ def sequential(
         return levels_of(ranks), _bar(SEQUENTIAL, title, ticks, words)
     low, high = 0.0, max(float(np.quantile(values, _SATURATED)), 1.0)
     ticks = [Tick(place, f"\u00d7{_short(low + place * (high - low))}") for place in _TICKS]
+    most = _short(float(values.max()))
     words = (
         "Colour: attention as a multiple of what each tile would have if all weighed the same "
         "(\u00d71). The 1 % of tiles with the most, up to "

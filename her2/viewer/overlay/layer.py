@@ -71,8 +71,18 @@ class Seen:
 
     @property
     def grid(self) -> str:
-        """Return the name of the encoder's grid."""
-        return self.asked.viewer.run.config.encoders[self.encoder].grid
+        """Return the name of the encoder's grid.
+
+        Raises:
+            UserError: the model is left over from another config, which had its encoder.
+        """
+        known = self.asked.viewer.run.config.encoders
+        if self.encoder not in known:
+            raise UserError(
+                f"the encoder {self.encoder} is not in the config of the run any more; there are "
+                f"{', '.join(known)}."
+            )
+        return known[self.encoder].grid
 
     @cached_property
     def placed(self) -> PlacedTiles:

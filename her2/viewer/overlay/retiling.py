@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 _SLIDES = 4
 """Slides in memory; a mask of tissue has a byte per px of 8 um."""
 _FIRST_WAIT_SECONDS = 0.2
+_ABANDONED_SECONDS = 120.0
+"""A slide that no page has asked about for so long is not tiled; hidden pages ask once a minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +88,11 @@ class ComputingError(Exception):
 
 
 class _Job:
-    """A slide that is tiled in a thread, or was."""
+    """A slide that is to be tiled, is being tiled, or was."""
 
-    def __init__(self) -> None:
-        self.asked = time.monotonic()
+    def __init__(self, work: Callable[[], Retiled]) -> None:
+        self.work = work
+        self.first_asked = self.last_asked = time.monotonic()
         self.began: float | None = None
         self.done = threading.Event()
         self.found: Retiled | None = None
@@ -97,10 +100,14 @@ class _Job:
 
 
 class Retiling:
-    """The slides that were tiled again last, and those that are being tiled. Thread-safe."""
+    """The slides that were tiled again last, and those that are being tiled. Thread-safe.
+
+    One is tiled at a time: of those that wait, the one that was asked for last, since its page is
+    being looked at. Those that no page asks for any more are not tiled.
+    """
 
     def __init__(self) -> None:
-        self._lock, self._alone = threading.Lock(), threading.Lock()
+        self._lock, self._working = threading.Lock(), False
         self._jobs: OrderedDict[tuple[object, ...], _Job] = OrderedDict()
 
     def known(self, cohort: ViewedCohort, slide_id: str, grid: str) -> Retiled | None:
@@ -120,10 +127,12 @@ class Retiling:
         with self._lock:
             job = self._jobs.get(key)
             if job is None:
-                work = _prepare(viewer, cohort, slide_id, grid)
-                job = self._jobs[key] = _Job()
+                job = self._jobs[key] = _Job(_prepare(viewer, cohort, slide_id, grid))
+            job.last_asked = time.monotonic()
+            if not self._working:
+                self._working = True
                 # Ends with the process: nobody waits for it after Ctrl-C.
-                threading.Thread(target=self._run, args=(job, work), daemon=True).start()
+                threading.Thread(target=self._work, daemon=True).start()
             self._jobs.move_to_end(key)
             finished = [name for name, one in self._jobs.items() if one.done.is_set()]
             for name in finished[:-_SLIDES]:
@@ -135,30 +144,49 @@ class Retiling:
             raise job.error
         if job.found is None:
             if job.began is None:
-                raise ComputingError("waits for another slide to be tiled", _since(job.asked))
+                raise ComputingError("waits for another slide to be tiled", _since(job.first_asked))
             raise ComputingError(
                 "the slide is being tiled again, as the run did it", _since(job.began)
             )
         return job.found
 
-    def _run(self, job: _Job, work: Callable[[], Retiled]) -> None:
-        with self._alone:
-            job.began = time.monotonic()
+    def _work(self) -> None:
+        while (job := self._next()) is not None:
             try:
-                job.found = work()
+                job.found = job.work()
             except Exception as error:  # whatever it is, whoever asks is told
                 job.error = error
             finally:
                 job.done.set()
 
+    def _next(self) -> _Job | None:
+        """Return the job to begin with now, and forget those that were abandoned."""
+        with self._lock:
+            waiting = [(key, job) for key, job in self._jobs.items() if job.began is None]
+            for key, job in waiting:
+                if _since(job.last_asked) > _ABANDONED_SECONDS:
+                    del self._jobs[key]
+            here = [job for key, job in waiting if key in self._jobs]
+            if not here:
+                self._working = False
+                return None
+            job = max(here, key=lambda one: one.last_asked)
+            job.began = time.monotonic()
+            return job
+
 
 def _key(cohort: ViewedCohort, slide_id: str, grid: str) -> tuple[object, ...]:
-    """Return what tells a slide on a grid from others, and from another file under its path."""
-    try:
-        stat = cohort.file(slide_id).stat()
-    except (OSError, NotThereError):
-        return cohort.key, slide_id, grid, None
-    return cohort.key, slide_id, grid, (stat.st_size, stat.st_mtime_ns)
+    """Return what tells a slide on a grid from others, from another file, and from another run."""
+
+    def state(path: Callable[[], Path]) -> tuple[int, int] | None:
+        try:
+            stat = path().stat()
+        except (OSError, NotThereError):
+            return None
+        return stat.st_size, stat.st_mtime_ns
+
+    file, tables = lambda: cohort.file(slide_id), lambda: cohort.folder / "tiles" / grid
+    return cohort.key, slide_id, grid, state(file), state(tables)
 
 
 def _since(moment: float) -> float:

@@ -32,8 +32,17 @@ class Tables:
 
 
 def as_json(table: object) -> bytes:
-    """Return compressed JSON; a number that is none is an error, as JSON has no word for it."""
-    text = json.dumps(table, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    """Return compressed JSON.
+
+    Raises:
+        UserError: a number is none, which no run writes, and for which JSON has no word.
+    """
+    try:
+        text = json.dumps(table, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except ValueError:
+        raise UserError(
+            "A table of the results has a probability that is no number; run snakemake again."
+        ) from None
     return gzip.compress(text.encode(), compresslevel=4)
 
 

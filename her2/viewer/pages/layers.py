@@ -10,13 +10,16 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from her2.core.errors import SlideError, TileError, UserError
+from her2.viewer.drawn import DrawnSlides
 from her2.viewer.kept import Kept
 from her2.viewer.layers import all_layers
+from her2.viewer.overlay.attention import Attention
 from her2.viewer.overlay.layer import SCALES, Gridded, Layer, Made, Outlined, Painted, Seen
 from her2.viewer.overlay.raster import to_png
 from her2.viewer.overlay.retiling import ComputingError
 from her2.viewer.run import PREDICTED, NotThereError
 from her2.viewer.state import Asked, asked, slide_address, words_of
+from her2.viewer.stored import Stored
 
 _LAYERS = 16
 
@@ -70,7 +73,11 @@ def list_layers(request: Request) -> Response:
     seen = seen_of(request)
     layers = seen.asked.viewer.part(_Layers)
     run = seen.asked.viewer.run
-    layers.forget(seen.asked)  # a page begins with this list
+    # A page begins with this list; it may be of a run that was made again meanwhile.
+    layers.forget(one := seen.asked)
+    one.viewer.part(Attention).forget(one.cohort, one.slide_id)
+    one.viewer.part(Stored).forget(one.cohort, one.slide_id)
+    one.viewer.part(DrawnSlides).forget(one.cohort, one.slide_id)
     return JSONResponse(
         {
             "layers": [

@@ -17,6 +17,7 @@ from her2.config import Config
 from her2.core.errors import SlideError, UserError
 from her2.core.section import is_name
 from her2.core.spelling import has_controls
+from her2.report.format import without_folders
 from her2.viewer.bodies import read_object
 from her2.viewer.notes.features import Draft, NotedSlide
 from her2.viewer.notes.outlines import OutlineRefusedError, check_outline
@@ -27,6 +28,8 @@ from her2.viewer.state import Asked, asked, viewer_of, words_of
 _MOST_BYTES = 256 << 10
 _CLASS_LENGTH, _REMARK_LENGTH = 100, 4000
 _PIECE = 1 << 20
+NOT_HERE = "not-here.txt"
+"""In the zip of all notes: which files are damaged, and why."""
 
 
 def show_notes(request: Request) -> Response:
@@ -104,24 +107,32 @@ def _conflict(error: ChangedNoteError) -> Response:
 def download_notes(request: Request) -> Response:
     """Return the file of a slide's notes as it is."""
     one = asked(request)
-    path = _notes(request).path(one.cohort.key, one.slide_id)
-    try:
-        content = path.read_bytes()
-    except OSError:
-        raise NotThereError(f"{one.slide_id}: has no notes yet.") from None
-    return Response(content, media_type="application/geo+json", headers=_saved_as(path.name))
+    content = _notes(request).content(one.cohort.key, one.slide_id)
+    if content is None:
+        raise NotThereError(f"{one.slide_id}: has no notes yet.")
+    headers = _saved_as(f"{one.slide_id}.geojson")
+    return Response(content, media_type="application/geo+json", headers=headers)
 
 
 def download_all(request: Request) -> Response:
-    """Return the notes of all slides of the run as a zip."""
+    """Return the notes of all slides of the run as a zip; a text in it names what is damaged."""
     viewer, notes = viewer_of(request), _notes(request)
     file = tempfile.TemporaryFile()  # noqa: SIM115, the answer closes it
+    problems: list[str] = []
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for cohort in viewer.run.cohorts.values():
             for slide_id in cohort.rows:
-                with suppress(FileNotFoundError, NotThereError):
+                with suppress(NotThereError):
                     path = notes.path(cohort.key, slide_id)
-                    archive.write(path, path.relative_to(notes.folder))
+                    try:
+                        content = notes.content(cohort.key, slide_id)
+                    except UserError as error:
+                        problems.append(without_folders(str(error)))
+                        continue
+                    if content is not None:
+                        archive.writestr(str(path.relative_to(notes.folder)), content)
+        if problems:
+            archive.writestr(NOT_HERE, "\n".join(problems) + "\n")
     file.seek(0)
     return StreamingResponse(
         _pieces(file), media_type="application/zip", headers=_saved_as("notes.zip")
@@ -213,7 +224,7 @@ def _draft(given: Mapping[str, Any], one: Asked) -> Draft:
     if (named := given.get("tile")) is not None:
         if not isinstance(named, dict) or type(named.get("index")) is not int:
             raise HTTPException(400, "A tile has an encoder and an index.")
-        if named.get("encoder") not in one.viewer.run.config.encoders:
+        if named.get("encoder") not in list(one.viewer.run.config.encoders):  # may be a list
             raise HTTPException(400, "There is no encoder of that name.")
         tile = named["encoder"], named["index"]
     return Draft(class_name, _text(given, "remark", _REMARK_LENGTH).strip(), ring, tile)

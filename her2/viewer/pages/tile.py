@@ -18,6 +18,7 @@ from her2.core.types import RGB
 from her2.explanation.tiles import UNIFORM, SlideTiles
 from her2.filters.registry import LISTED
 from her2.segmenters import class_filters
+from her2.viewer.overlay.attention import Attended
 from her2.viewer.overlay.layer import Seen
 from her2.viewer.overlay.nowhere import why_no_tile
 from her2.viewer.pages.layers import seen_of
@@ -67,13 +68,14 @@ def list_extremes(request: Request) -> Response:
     count = _number(query.get("count", "10"), "count", int)
     if not 1 <= count <= _MOST:
         raise NotThereError(f"count {count}: is not from 1 to {_MOST}.")
+    placed = seen.placed
     try:
-        values, words = _ranked(seen, query.get("by", "attention"))
+        attended = _attended(seen, placed)
+        values, words = _ranked(seen, attended, query.get("by", "attention"))
     except UserError as error:
         return JSONResponse({"absent": words_of(error)})
     order = np.argsort(-values, kind="stable")
     most, least = order[:count], order[::-1][: min(count, len(order) - len(order[:count]))]
-    placed = seen.placed
     return JSONResponse(
         {
             "words": words,
@@ -146,7 +148,7 @@ def facts(seen: Seen, placed: PlacedTiles, index: int) -> dict[str, object]:
         "um": um,
         "target": {"mpp": mpp, "px": px},
         **_pictures(seen, placed, index),
-        **_attention(seen, index),
+        **_attention(seen, placed, index),
         **_quality(seen, placed, index),
     }
 
@@ -157,10 +159,10 @@ def _pictures(seen: Seen, placed: PlacedTiles, index: int) -> dict[str, str]:
     return {"picture": address, "seen": f"{address}?as=encoder"}
 
 
-def _attention(seen: Seen, index: int) -> dict[str, object]:
+def _attention(seen: Seen, placed: PlacedTiles, index: int) -> dict[str, object]:
     """Return what the model stored of a tile, or why there is nothing."""
     try:
-        attended = seen.attended
+        attended = _attended(seen, placed)
     except (UserError, SlideError) as error:
         return {"attention": None, "note": words_of(error)}
     tiles = attended.tiles
@@ -176,6 +178,18 @@ def _attention(seen: Seen, index: int) -> dict[str, object]:
         },
         "note": UNIFORM if tiles.uniform else "",
     }
+
+
+def _attended(seen: Seen, placed: PlacedTiles) -> Attended:
+    """Return what the model stored, of these tiles.
+
+    Raises:
+        UserError: there is none, or it is of other tiles.
+    """
+    found = seen.attended
+    if not np.array_equal(found.tiles.coords, placed.coords):
+        raise UserError("the run was made again meanwhile; load the page again.")
+    return found
 
 
 def _place(
@@ -229,14 +243,13 @@ def _finite(value: np.float32) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _ranked(seen: Seen, by: str) -> tuple[NDArray[np.float32], str]:
+def _ranked(seen: Seen, attended: Attended, by: str) -> tuple[NDArray[np.float32], str]:
     """Return the values (n,) that tiles are listed by, and what they are in words.
 
     Raises:
         NotThereError: there is no such map.
-        UserError: there is no attention, or it is the same for all tiles.
+        UserError: attention is the same for all tiles.
     """
-    attended = seen.attended
     tiles: SlideTiles = attended.tiles
     if by not in ("attention", "contribution"):
         raise NotThereError(f"by {by}: is neither attention nor contribution.")
@@ -266,10 +279,10 @@ def _short(
 
 def _number(text: str, name: str, kind: type[Number]) -> Number:
     try:
-        found = kind(text)
-    except ValueError:
+        found, finite = kind(text), math.isfinite(float(text))
+    except (ValueError, OverflowError):
         raise NotThereError(f"{name} {text!r}: is no number.") from None
-    if not math.isfinite(found):
+    if not finite:
         raise NotThereError(f"{name} {text!r}: is not finite.")
     return found
 

@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,26 @@ def test_every_link_of_a_page_leads_somewhere(name: str) -> None:
     text = (ROOT / name).read_text()
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         assert ((ROOT / name).parent / target).exists(), target
+
+
+@pytest.mark.parametrize("name", [*PAGES, "CHANGELOG.md"])
+def test_no_page_says_a_thing_twice(name: str) -> None:
+    """As it does after two versions of a paragraph were both kept in a merge."""
+    text = re.sub(r"^ *```.*?^ *```", "", (ROOT / name).read_text(), flags=re.MULTILINE | re.DOTALL)
+    items = [
+        " ".join(item.split())
+        for item in re.split(r"\n\s*\n|^(?=- |\d+\. )", text, flags=re.MULTILINE)
+    ]
+    said = [item for item in items if len(item) > 60 and not item.startswith("|")]
+    said += re.findall(r"^(?:- )?(\*\*[^*\n]+\*\*)", text, re.MULTILINE)
+    assert [item for item, times in Counter(said).items() if times > 1] == []
+    for section in re.split(r"^#+ ", text, flags=re.MULTILINE):
+        rows = [row for row in section.splitlines() if row.startswith("|") and "---" not in row]
+        assert [row for row, times in Counter(rows).items() if times > 1] == []
+
+
+def test_a_term_has_one_meaning() -> None:
+    glossary = (ROOT / "docs/architecture.md").read_text().split("## Glossary")[1].split("\n## ")[0]
+    terms = re.findall(r"^\| ([^|]+) \|", glossary, re.MULTILINE)
+    assert len(terms) > 50
+    assert [term for term, times in Counter(terms).items() if times > 1] == []

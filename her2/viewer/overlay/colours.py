@@ -63,8 +63,8 @@ def sequential(
     most = _short(float(values.max()))
     words = (
         "Colour: attention as a multiple of what each tile would have if all weighed the same "
-        "(\u00d71). The 1 % of tiles with the most, up to "
-        f"\u00d7{_short(float(values.max()))}, have the colour of the upper end."
+        f"(\u00d71). The 1 % of tiles with the most, up to \u00d7{most}, have the colour of the "
+        "upper end."
     )
     return levels_of((values - low) / (high - low)), _bar(SEQUENTIAL, title, ticks, words)
 

@@ -5,6 +5,7 @@ import ipaddress
 import json
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -108,12 +109,15 @@ def serve(
     listening = _listen(place, before.get("port", place.port))
     port = listening.getsockname()[1]
     token = before.get("token") or new_token()
-    keep(json.dumps({"port": port, "token": token}).encode())
     read_together_after(_ALONE_SECONDS)
+    if "temporary" in before:
+        shutil.rmtree(before["temporary"], ignore_errors=True)
     with (
         tempfile.TemporaryDirectory(prefix="her2-view-", ignore_cleanup_errors=True) as temporary,
         run.places.cache(Path(temporary)) as cache,
     ):
+        left = {"port": port, "token": token, "temporary": temporary}
+        keep(json.dumps(left).encode())
         app = make_app(Viewer(run, cache, Slides(), notes))
         names = browser_names(place, port)
         guarded = Guard(app, token=token, hosts=names, port=port, any_ip=not place.is_local)
@@ -157,12 +161,15 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # of a terminal that closes
+            signal.signal(signal.SIGHUP, self.handle_exit)
         self._begin()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
+        # Here, as other signals than Ctrl-C end the process before anybody else can.
+        shutil.rmtree(self._temporary, ignore_errors=True)
         if self.server_state.tasks:  # cancelled, but a thread ends only by itself
-            shutil.rmtree(self._temporary, ignore_errors=True)
             end_now(0)
 
 

@@ -311,6 +311,15 @@ def test_it_listens_on_ipv6_a_long_request_blocks_no_other_and_ctrl_c_ends_all(
         assert "Traceback" not in found.log
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_no_end_leaves_a_folder_behind(validated: Project, tmp_path: Path, number: int) -> None:
+    with viewing(validated.folder, "results", environment={"TMPDIR": str(tmp_path)}) as view:
+        assert [path.name for path in tmp_path.glob("her2-view-*")]
+        assert view.get(SLIDE).status == 200
+        view.end(number)
+        assert [path.name for path in tmp_path.iterdir()] == []
+
+
 def test_a_port_that_is_taken_is_named(view: Viewing, validated: Project) -> None:
     said = refusal(validated.folder, "--port", str(view.port))
     assert said.startswith(f"--port {view.port}: another program listens there")
@@ -355,8 +364,10 @@ def test_after_a_crash_it_is_under_the_same_address_without_the_slide(
     driver = tmp_path / "crashing.py"
     driver.write_text(PATCHED.format(instead="ctypes.string_at(0)"))
     bad = f"{SLIDE}/zoom/0/0_0.jpg"
+    (temporary := tmp_path / "temporary").mkdir()
+    environment = {"BAD": "demo-001-a.svs", "TMPDIR": str(temporary)}
     with viewing(
-        validated.folder, "results", program=(str(driver),), environment={"BAD": "demo-001-a.svs"}
+        validated.folder, "results", program=(str(driver),), environment=environment
     ) as found:
         for _ in range(2):
             with pytest.raises((OSError, http.client.HTTPException)):
@@ -367,6 +378,7 @@ def test_after_a_crash_it_is_under_the_same_address_without_the_slide(
         assert answer.status == 409
         assert "crashes the library that reads it" in answer.text
         assert found.get("/slides/development/demo-002-a/zoom/0/0_0.jpg").status == 200
+        assert len(list(temporary.glob("her2-view-*"))) == 1  # those that crashed left none
         assert found.end() == 0
 
 

@@ -1,12 +1,14 @@
 """`her2 view` as a process: how it begins, who is let in, what it survives, and how it ends."""
 
 import http.client
+import json
 import math
 import re
 import shutil
 import signal
 import socket
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir
@@ -662,3 +664,47 @@ def test_a_tile_of_no_encoder_is_refused(project: Project, encoder: object) -> N
     with chdir(project.folder), inside(open_run(Path("results")), project.folder) as client:
         assert client.post(f"/api{SLIDE}/notes", json=body).status_code == 400
         assert client.get(f"/api{SLIDE}/tile?index={'9' * 1000}").status_code == 404
+
+
+def without(name: str) -> Callable[[dict[str, Any]], object]:
+    return lambda said: said.pop(name)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda said: said["target"].update(px=150_000),  # a picture would have 67 GB
+        lambda said: said["target"].update(px="<b>"),
+        lambda said: said["target"].update(px=0),
+        lambda said: said["slide"].update(level0_tile=[1e9, 1e9]),
+        lambda said: said["slide"].update(level0_tile=[math.nan, 1.0]),
+        lambda said: said["slide"].update(level0_tile=[0.0, 1.0]),
+        lambda said: said["slide"].update(mpp=[math.nan, 1.0]),
+        without("target"),
+        without("slide"),
+    ],
+)
+def test_features_that_say_no_sizes_of_tiles_are_refused(
+    project: Project, change: Callable[[dict[str, Any]], object]
+) -> None:
+    store = project.folder / "results/features/tiny/demo-001-a.zarr.zip"
+    with zipfile.ZipFile(store) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    said = json.loads(parts["zarr.json"])
+    change(said["attributes"])
+    parts["zarr.json"] = json.dumps(said).encode()
+    store.unlink()  # it is the cache's too
+    with zipfile.ZipFile(store, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    with (
+        chdir(project.folder),
+        inside(open_run(Path("results")), project.folder / "none") as client,
+    ):
+        for path in (f"{SLIDE}/tiles/tiny/0.png?as=encoder", f"/api{SLIDE}/tile?index=0"):
+            assert client.get(path).status_code == 409
+        for layer in ("kept", "grid"):
+            assert "absent" in client.get(f"/api{SLIDE}/layers/{layer}").json()
+        for layer in ("attention", "contribution"):
+            assert client.get(f"/api{SLIDE}/layers/{layer}").status_code == 200
+        assert client.get(f"/api{SLIDE}/similar?encoder=tiny&tile=0").status_code == 200

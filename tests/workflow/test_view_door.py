@@ -3,12 +3,15 @@
 import http.client
 import json
 import math
+import os
 import re
 import shutil
 import signal
 import socket
+import struct
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir
@@ -664,6 +667,23 @@ def test_a_tile_of_no_encoder_is_refused(project: Project, encoder: object) -> N
     with chdir(project.folder), inside(open_run(Path("results")), project.folder) as client:
         assert client.post(f"/api{SLIDE}/notes", json=body).status_code == 400
         assert client.get(f"/api{SLIDE}/tile?index={'9' * 1000}").status_code == 404
+
+
+@pytest.mark.parametrize("kind", ["pipe", "large"])
+def test_a_picture_of_the_results_that_is_none_is_not_read(project: Project, kind: str) -> None:
+    (picture,) = (project.folder / "results/tiles").glob("*/demo-001-a.qc.jpg")
+    (project.folder / "slides/demo-001-a.svs").unlink()
+    with chdir(project.folder), inside(open_run(Path("results")), project.folder) as client:
+        assert client.get(f"{SLIDE}/thumbnail.jpg").headers["x-from"] == "qc"
+        picture.unlink()
+        if kind == "pipe":  # whose reading waits
+            os.mkfifo(picture)
+        else:  # a small file that is decoded to more than there is memory
+            head = struct.pack(">2I5B", 1_000_000, 1_000_000, 8, 0, 0, 0, 0)
+            chunk = b"IHDR" + head
+            crc = struct.pack(">I", zlib.crc32(chunk))
+            picture.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + crc)
+        assert client.get(f"{SLIDE}/thumbnail.jpg").status_code == 404
 
 
 def without(name: str) -> Callable[[dict[str, Any]], object]:

@@ -6,6 +6,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from her2.core.errors import SlideError, TileError
+from her2.core.reading import path_problem
 from her2.viewer.run import NotThereError, ViewedRun
 from her2.viewer.slide_facts import facts, is_of_run, truths
 from her2.viewer.state import Asked, asked, page, viewer_of
@@ -108,11 +109,14 @@ def _qc_picture(one: Asked, size_px: int) -> bytes | None:
         picture = path / f"{one.slide_id}.qc.jpg"
 
         def reduce(picture=picture) -> bytes:  # type: ignore[no-untyped-def]
-            with Image.open(picture) as image:
+            # JPEG is decoded at an eighth; another kind might be of any size.
+            with Image.open(picture, formats=("JPEG",)) as image:
                 image.draft("RGB", (size_px, size_px))
                 image.thumbnail((size_px, size_px))
                 return to_jpeg(image.convert("RGB"))
 
+        if path_problem(picture):
+            continue
         try:
             version = picture.stat().st_mtime_ns
             return one.viewer.slides.kept((picture, version, "qc", size_px), reduce)

@@ -110,13 +110,16 @@ def serve(
     listening = _listen(place, before.get("port", place.port))
     port = listening.getsockname()[1]
     token = before.get("token") or new_token()
-    keep(json.dumps({"port": port, "token": token}).encode())
     read_together_after(_ALONE_SECONDS)
+    if "temporary" in before:
+        shutil.rmtree(before["temporary"], ignore_errors=True)
     with (
         _cleared_up(),
         tempfile.TemporaryDirectory(prefix="her2-view-", ignore_cleanup_errors=True) as temporary,
         run.places.cache(Path(temporary)) as cache,
     ):
+        left = {"port": port, "token": token, "temporary": temporary}
+        keep(json.dumps(left).encode())
         app = make_app(Viewer(run, cache, Slides(), notes))
         names = browser_names(place, port)
         guarded = Guard(app, token=token, hosts=names, port=port, any_ip=not place.is_local)

@@ -3,6 +3,7 @@
 Only the entries of the slide's bucket are read, and nothing is restored or moved.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from her2.cohort.manifest import buckets_of
 from her2.config.jobs import CohortSpec
 from her2.core.errors import UserError
+from her2.core.reading import MAKE_AGAIN
 from her2.core.stamps import FOLDER as STAMPS
 from her2.explanation.tiles import NOWHERE
 from her2.frozen.bundle.asked import read_spec
@@ -27,6 +29,8 @@ from her2.viewer.run import PREDICTED, NotThereError, ViewedCohort, ViewedRun
 from her2.viewer.state import Viewer
 
 _COHORTS, _SLIDES = 16, 16
+_LARGEST = 1e5
+"""Of the sides of tiles in px, and of um/px."""
 
 
 def bucket_names(run: ViewedRun, cohort: ViewedCohort) -> tuple[str, ...]:
@@ -43,6 +47,30 @@ def bucket_names(run: ViewedRun, cohort: ViewedCohort) -> tuple[str, ...]:
         return ()
     stamps = run.folder / STAMPS / cohort.folder.relative_to(run.folder)
     return read_spec(CohortSpec, stamps / "tabulate_cohort.json").buckets
+
+
+def _said(
+    attributes: Mapping[str, Any], store: Path
+) -> tuple[StoredSlide, tuple[float | None, int]]:
+    """Return what a feature store says of its slide and tiles.
+
+    Raises:
+        UserError: it does not say where its tiles are, or these are no sizes of tiles; results may
+            come from anywhere, and a picture of so many px would take all memory.
+    """
+    try:
+        if not places_known(attributes):
+            raise UserError(f"{NOWHERE}.")
+        slide, target = StoredSlide.read(attributes), attributes["target"]
+        mpp, px = target.get("mpp"), int(target["px"])
+        lengths = [*slide.level0_tile, *slide.mpp, px, *([] if mpp is None else [mpp])]
+        if not all(0 < length < _LARGEST for length in lengths):  # NaN is not, either
+            raise ValueError
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(
+            f"{store}: does not say of which size its tiles are. {MAKE_AGAIN}"
+        ) from None
+    return slide, (mpp, px)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,15 +166,7 @@ class Stored:
         def read() -> PlacedTiles:
             store = self._store(viewer, cohort, slide_id, encoder)
             attributes: dict[str, Any] = read_attributes(store)
-            if not places_known(attributes):
-                raise UserError(f"{NOWHERE}.")
-            target = attributes["target"]
-            return PlacedTiles(
-                encoder,
-                read_coords(store),
-                StoredSlide.read(attributes),
-                (target.get("mpp"), int(target["px"])),
-            )
+            return PlacedTiles(encoder, read_coords(store), *_said(attributes, store))
 
         return self._placed.get((cohort.key, slide_id, encoder), read)
 

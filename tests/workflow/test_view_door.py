@@ -1,12 +1,17 @@
 """`her2 view` as a process: how it begins, who is let in, what it survives, and how it ends."""
 
 import http.client
+import json
 import math
+import os
 import re
 import shutil
 import signal
 import socket
+import struct
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir
@@ -369,8 +374,10 @@ def test_after_a_crash_it_is_under_the_same_address_without_the_slide(
     driver = tmp_path / "crashing.py"
     driver.write_text(PATCHED.format(instead="ctypes.string_at(0)"))
     bad = f"{SLIDE}/zoom/0/0_0.jpg"
+    (temporary := tmp_path / "temporary").mkdir()
+    environment = {"BAD": "demo-001-a.svs", "TMPDIR": str(temporary)}
     with viewing(
-        validated.folder, "results", program=(str(driver),), environment={"BAD": "demo-001-a.svs"}
+        validated.folder, "results", program=(str(driver),), environment=environment
     ) as found:
         for _ in range(2):
             with pytest.raises((OSError, http.client.HTTPException)):
@@ -381,6 +388,7 @@ def test_after_a_crash_it_is_under_the_same_address_without_the_slide(
         assert answer.status == 409
         assert "crashes the library that reads it" in answer.text
         assert found.get("/slides/development/demo-002-a/zoom/0/0_0.jpg").status == 200
+        assert len(list(temporary.glob("her2-view-*"))) == 1  # those that crashed left none
         assert found.end() == 0
 
 
@@ -718,3 +726,64 @@ def test_a_tile_of_no_encoder_is_refused(project: Project, encoder: object) -> N
     with chdir(project.folder), inside(open_run(Path("results")), project.folder) as client:
         assert client.post(f"/api{SLIDE}/notes", json=body).status_code == 400
         assert client.get(f"/api{SLIDE}/tile?index={'9' * 1000}").status_code == 404
+
+
+@pytest.mark.parametrize("kind", ["pipe", "large"])
+def test_a_picture_of_the_results_that_is_none_is_not_read(project: Project, kind: str) -> None:
+    (picture,) = (project.folder / "results/tiles").glob("*/demo-001-a.qc.jpg")
+    (project.folder / "slides/demo-001-a.svs").unlink()
+    with chdir(project.folder), inside(open_run(Path("results")), project.folder) as client:
+        assert client.get(f"{SLIDE}/thumbnail.jpg").headers["x-from"] == "qc"
+        picture.unlink()
+        if kind == "pipe":  # whose reading waits
+            os.mkfifo(picture)
+        else:  # a small file that is decoded to more than there is memory
+            head = struct.pack(">2I5B", 1_000_000, 1_000_000, 8, 0, 0, 0, 0)
+            chunk = b"IHDR" + head
+            crc = struct.pack(">I", zlib.crc32(chunk))
+            picture.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + crc)
+        assert client.get(f"{SLIDE}/thumbnail.jpg").status_code == 404
+
+
+def without(name: str) -> Callable[[dict[str, Any]], object]:
+    return lambda said: said.pop(name)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda said: said["target"].update(px=150_000),  # a picture would have 67 GB
+        lambda said: said["target"].update(px="<b>"),
+        lambda said: said["target"].update(px=0),
+        lambda said: said["slide"].update(level0_tile=[1e9, 1e9]),
+        lambda said: said["slide"].update(level0_tile=[math.nan, 1.0]),
+        lambda said: said["slide"].update(level0_tile=[0.0, 1.0]),
+        lambda said: said["slide"].update(mpp=[math.nan, 1.0]),
+        without("target"),
+        without("slide"),
+    ],
+)
+def test_features_that_say_no_sizes_of_tiles_are_refused(
+    project: Project, change: Callable[[dict[str, Any]], object]
+) -> None:
+    store = project.folder / "results/features/tiny/demo-001-a.zarr.zip"
+    with zipfile.ZipFile(store) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    said = json.loads(parts["zarr.json"])
+    change(said["attributes"])
+    parts["zarr.json"] = json.dumps(said).encode()
+    store.unlink()  # it is the cache's too
+    with zipfile.ZipFile(store, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    with (
+        chdir(project.folder),
+        inside(open_run(Path("results")), project.folder / "none") as client,
+    ):
+        for path in (f"{SLIDE}/tiles/tiny/0.png?as=encoder", f"/api{SLIDE}/tile?index=0"):
+            assert client.get(path).status_code == 409
+        for layer in ("kept", "grid"):
+            assert "absent" in client.get(f"/api{SLIDE}/layers/{layer}").json()
+        for layer in ("attention", "contribution"):
+            assert client.get(f"/api{SLIDE}/layers/{layer}").status_code == 200
+        assert client.get(f"/api{SLIDE}/similar?encoder=tiny&tile=0").status_code == 200

@@ -4,6 +4,7 @@ A slide of the development is explained by the model that never saw its patient,
 the frozen model, as in the report. Nothing is predicted here, and nothing of other slides is read.
 """
 
+import math
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -134,9 +135,12 @@ class Attention:
 def _placed(read: Callable[[], SlideTiles]) -> SlideTiles:
     """Read tiles; features of other programs may lack where they are."""
     try:
-        return read()
+        tiles = read()
+        if not all(0 < side < math.inf for side in tiles.slide.level0_tile):
+            raise ValueError
     except (KeyError, ValueError):
         raise UserError(f"{NOWHERE}.") from None
+    return tiles
 
 
 def _reason(found: HeldOut | External, slide_id: str, otherwise: str) -> str:

@@ -4,6 +4,7 @@ What is asked of a search of all tiles: it is begun (POST), asked how far it is 
 (DELETE).
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -250,6 +251,8 @@ def box_of(slide: EmbeddedSlide, tile: int) -> list[float] | None:
             return None
         width, height = store.attributes["slide"]["level0_tile"]
         x, y = read_coords(store.path)[tile].tolist()
+        if not (0 < width < math.inf and 0 < height < math.inf):
+            return None
     except (UserError, KeyError, IndexError, TypeError, ValueError):
         return None
     return [x, y, x + width, y + height]

@@ -93,7 +93,7 @@ def picture(request: Request) -> Response:
     slide = one.open().slide
     width, height = right - left, bottom - top
     if request.query_params.get("as") == "encoder":
-        out = (placed.target[1],) * 2
+        out = (min(placed.target[1], _LARGEST_PX),) * 2
     else:
         # Whole px, so that none is resampled.
         width = min(math.ceil(right), slide.width_px) - left

@@ -1,5 +1,6 @@
 """`her2 doctor`: what it looks at, what it says, and how little it waits."""
 
+import json
 import os
 import sys
 import time
@@ -26,6 +27,7 @@ from her2.cli.doctor.checks import gpu as gpu_check
 from her2.cli.main import app
 from her2.config import load_config
 from her2.config.catalogue import row
+from her2.config.jobs import dump
 from tests.unit.products import materialise
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -300,6 +302,31 @@ def test_what_is_made_here_or_was_made_before_needs_no_hub(
     assert "made, 64 features" in answers[1].text
     given.unlink()
     assert [one.level for one in found("encoders", of(config))] == ["ok", "ok", "bad"]
+
+
+def test_an_encoder_that_was_made_as_the_config_had_it_before_is_not_made(
+    tmp_path: Path,
+) -> None:
+    """A run makes it again, so that it needs the weights of now."""
+    given = tmp_path / "uni.bin"
+    given.write_bytes(b"")
+    before = {"source": "catalogue", "model": "uni", "checkpoint": str(given)}
+    config = write_config(tmp_path, {"own": before})
+    settings = load_config(config)
+    random = load_config(write_config(tmp_path, {"own": RANDOM})).encoders["own"]
+    materialise(random, 0, settings.results / "encoders" / "own")
+    write_config(tmp_path, {"own": before})
+    spec = {"encoder": json.loads(dump(settings.encoders["own"].alone))}
+    stamp = {"job": "materialise_encoder/own", "spec": spec, "read": {}, "made": {}}
+    path = settings.results / "stamps" / "materialise_encoder" / "own.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(stamp))
+    assert "made, 64 features" in found("encoders", of(config))[0].text
+    other = tmp_path / "other.bin"
+    changed = write_config(tmp_path, {"own": {**before, "checkpoint": str(other)}})
+    assert found("encoders", of(changed))[0].level == "bad"
+    other.write_bytes(b"")
+    assert f"own: from {other}" in found("encoders", of(changed))[0].text
 
 
 def test_an_encoder_at_an_untrained_scale_is_noted(tmp_path: Path) -> None:

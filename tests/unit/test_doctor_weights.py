@@ -171,13 +171,17 @@ def test_weights_of_a_segmenter_that_are_here_need_no_hub(
     down(monkeypatch)
     given = tmp_path / "seg.ckpt"
     given.write_bytes(b"")
-    assert segmented(tmp_path, one, **{one.path_key: str(given)})[0].level == "ok"
+    digest = hashlib.sha256(b"").hexdigest()
+    own = {one.path_key: str(given), one.digest_key: digest}
+    assert segmented(tmp_path, one, **own)[0].level == "ok"
+    assert segmented(tmp_path, one, **{**own, one.digest_key: "a" * 64})[0].level == "bad"
     given.unlink()
     lost = segmented(tmp_path, one, **{one.path_key: str(given)})[0]
     assert (lost.level, lost.mend) == ("bad", f"correct tiling.{one.path_key}")
     folder = tmp_path / "results" / "segmenters" / one.folder
     folder.mkdir(parents=True)
-    write_segmenter_card(folder, SegmenterCard(one.name, one.architecture, "", "0", {}))
+    fetched = {"hub": one.hub, "sha256": digest}
+    write_segmenter_card(folder, SegmenterCard(one.name, one.architecture, "", "0", fetched))
     assert segmented(tmp_path, one)[0].level == "ok"
     (folder / "card.json").write_text("{}")
     broken = segmented(tmp_path, one)[0]
@@ -234,3 +238,28 @@ def test_no_room_is_asked_for_what_is_here_or_needs_no_download(tmp_path: Path, 
     for encoder in (ALEXNET, None):
         told = [one.text for one in found("disk", tmp_path, encoder)]
         assert not [text for text in told if text.startswith("weights")]
+
+
+@pytest.mark.parametrize("one", SEGMENTERS, ids=KEYS)
+def test_weights_that_a_run_made_of_another_file_are_not_those_of_the_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one: Segmenter
+) -> None:
+    """It would make them again, so what is said is where from."""
+    down(monkeypatch)
+    given, other = tmp_path / "a.pth", tmp_path / "b.pth"
+    given.write_bytes(b"a")
+    other.write_bytes(b"b")
+    digest, changed = (hashlib.sha256(name).hexdigest() for name in (b"a", b"b"))
+    folder = tmp_path / "results" / "segmenters" / one.folder
+    folder.mkdir(parents=True)
+    made = {"file": "a.pth", "sha256": digest}
+    write_segmenter_card(folder, SegmenterCard(one.name, one.architecture, "", "0", made))
+
+    def says(path: Path, sha256: str) -> str:
+        found = segmented(tmp_path, one, **{one.path_key: str(path), one.digest_key: sha256})[0]
+        return f"{found.level} {found.text}"
+
+    assert f"its weights are in {folder}" in says(given, digest)
+    assert says(other, changed).startswith(f"ok {one.kind} {one.name}: from {other}")
+    assert says(given, changed).startswith(f"bad {one.kind} {one.name}: {given}: has the SHA-256")
+    assert segmented(tmp_path, one)[0].level == "bad"  # the published ones, which nothing can fetch

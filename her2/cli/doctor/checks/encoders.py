@@ -1,5 +1,6 @@
 """`her2 doctor`: each configured encoder: made, or where its weights would come from."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,8 +8,11 @@ from her2.cli.doctor.base import Check, Finding, Situation
 from her2.cli.doctor.weights import ACCESS_SECONDS, access, by_hand, fetched, of_encoder
 from her2.config import EncoderSection, GivenSection
 from her2.config.catalogue import row, scale_warning
+from her2.config.jobs import dump
 from her2.core.consent import VARIABLE, consent_problem
 from her2.core.errors import UserError
+from her2.core.stamps import FOLDER as STAMPS
+from her2.core.stamps import read_stamp
 from her2.encoders.card import CARD_NAME, read_card
 
 
@@ -54,7 +58,8 @@ def _of(situation: Situation, name: str, encoder: EncoderSection) -> Finding | N
             card = read_card(folder)
         except UserError as error:
             return Finding("bad", f"{name}: {error}", f"delete {folder}")
-        return Finding("ok", f"{name}: made, {card.dimension} features")
+        if not _made_otherwise(situation, name, encoder):
+            return Finding("ok", f"{name}: made, {card.dimension} features")
     try:
         weights = encoder.local_weights()
     except UserError as error:
@@ -76,6 +81,12 @@ def _of(situation: Situation, name: str, encoder: EncoderSection) -> Finding | N
     if found.level == "bad" and not download.here and known is not None and known.hub:
         return Finding("bad", found.text, by_hand(known))
     return found
+
+
+def _made_otherwise(situation: Situation, name: str, encoder: EncoderSection) -> bool:
+    """Tell whether a run made the encoder as the config had it before, so that it makes it anew."""
+    stamp = read_stamp(situation.results / STAMPS / "materialise_encoder" / f"{name}.json")
+    return stamp is not None and stamp.spec.get("encoder") != json.loads(dump(encoder.alone))
 
 
 def _of_code(name: str, path: Path) -> Finding:

@@ -243,8 +243,8 @@ def raw(view: Viewing, text: str) -> bytes:
      ("CONNECT evil.example:80 HTTP/1.1\r\nHost: {host}\r\nCookie: {cookie}\r\n", "405"),
      ("TRACE / HTTP/1.1\r\nHost: {host}\r\nCookie: {cookie}\r\n", "405"),
      ("OPTIONS * HTTP/1.1\r\nHost: {host}\r\nCookie: {cookie}\r\n", "405"),
-     ("GET / HTTP/1.1\r\nHost: {host}\r\nX: " + "x" * 100_000 + "\r\n", "400 431"),
-     ("GET /" + "x" * 100_000 + " HTTP/1.1\r\nHost: {host}\r\n", "400 414")],
+     ("GET / HTTP/1.1\r\nHost: {host}\r\nX: " + "x" * 40_000 + "\r\n", "431"),
+     ("GET /" + "x" * 40_000 + " HTTP/1.1\r\nHost: {host}\r\n", "414")],
     ids=["no-host", "http-1.0", "whole-address", "two-hosts", "connect", "trace", "options",
          "huge-header", "huge-path"],
 )  # fmt: skip

@@ -323,7 +323,10 @@ def test_it_listens_on_ipv6_a_long_request_blocks_no_other_and_ctrl_c_ends_all(
 def test_however_it_is_ended_nothing_of_it_stays(
     validated: Project, tmp_path: Path, number: signal.Signals
 ) -> None:
+    # As from a terminal: where the tests run under nohup, the signal would stay ignored.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with viewing(validated.folder, "results", environment={"TMPDIR": str(tmp_path)}) as found:
+        signal.signal(signal.SIGHUP, before)
         assert list(tmp_path.glob("her2-view-*"))
         assert found.end(number) == 128 + signal.SIGTERM
         assert "Traceback" not in found.log

@@ -93,7 +93,7 @@ def clone(finished: Project, warm: Path, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("clone")
     for name in ("docs", "workflow"):  # the commands that renew generated files write there
         shutil.copytree(REPOSITORY / name, folder / name)
-    left_out = {"config.yaml", "results", "cache", "resources", ".snakemake", ".git"}
+    left_out = {"config.yaml", "results", "cache", "her2-cache", "resources", ".snakemake", ".git"}
     for path in REPOSITORY.iterdir():
         if path.name not in left_out and not (folder / path.name).exists():
             (folder / path.name).symlink_to(path)

@@ -1,5 +1,6 @@
 """Stage 1, tile: the declaration of a published network that finds tissue or artefacts."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Segmenter:
+class Segmenter(ABC):
     """A published network, with what its authors feed it and where they put its weights.
 
     `build` returns the network; with `logits`, windows (b, 3, window_px, window_px) give
@@ -63,14 +64,14 @@ class Segmenter:
     logits: "Callable[[nn.Module, Tensor], Tensor]"
 
     @property
+    @abstractmethod
     def finds(self) -> Mapping[str, int]:
         """Return what it finds -> the class of the logits; the other classes are of no interest."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def folder(self) -> str:
         """Return the name of the folder of its weights, which is of no other segmenter."""
-        raise NotImplementedError
 
     @property
     def flag(self) -> str:
@@ -117,8 +118,9 @@ class Segmenter:
             **self._identity_of_classes(),
         }
 
+    @abstractmethod
     def _identity_of_classes(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """Return which of its classes count, for keys."""
 
 
 def flag_of(key: str) -> str:
